@@ -1,0 +1,1 @@
+"""The experiment file: typed, checked, with errors that name the place."""

@@ -1,0 +1,1 @@
+"""Arrow record batches to model batches: validation, hashing, jagged tensors, prefetch."""

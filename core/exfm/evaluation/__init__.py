@@ -1,0 +1,1 @@
+"""NE, AUC, GAUC, calibration, gains with intervals, transfer ratio."""

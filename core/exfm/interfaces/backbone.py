@@ -1,0 +1,63 @@
+"""Backbone: tokens of features in, one representation per example out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from exfm.interfaces.component import Component, ComponentConfig
+from exfm.interfaces.jagged import JaggedSequence
+
+
+@dataclass(frozen=True)
+class SequenceShape:
+    """What is known of a sequence when a module is built."""
+
+    name: str
+    max_length: int
+
+
+@dataclass(frozen=True)
+class BackboneInputs:
+    """What is known of a backbone's input when it is built.
+
+    Attributes:
+        tokens: name of each of the N tokens, in order: a feature's name, ``dense`` for the token made of all dense
+            features, ``SEQUENCE:k`` for the k-th summary of a sequence.
+        dim: width D of every token and event.
+        sequences: the raw sequences ``forward`` gets; empty unless the class sets ``consumes_sequences``.
+    """
+
+    tokens: tuple[str, ...]
+    dim: int
+    sequences: tuple[SequenceShape, ...] = ()
+
+
+class Backbone(Component, nn.Module):
+    """The interaction architecture of a ranking model.
+
+    A subclass sets ``name``, usually a ``Config``, and ``output_dim`` in its constructor. Its output for an example
+    depends on that example alone, and is the same in training and evaluation mode: on a stream that is seen once,
+    the forward pass that trains is also the prediction that is scored.
+
+    Attributes:
+        consumes_sequences: whether ``forward`` wants the raw sequences; otherwise it gets an empty mapping.
+        output_dim: width R of the representation.
+    """
+
+    kind: ClassVar[str] = "backbone"
+    consumes_sequences: ClassVar[bool] = False
+    output_dim: int
+
+    def __init__(self, config: ComponentConfig, inputs: BackboneInputs) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.inputs = inputs
+
+    @abstractmethod
+    def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
+        """Maps tokens (B, N, D) and raw sequences by name to the representation (B, R)."""

@@ -1,0 +1,109 @@
+"""DataSource: a time-ordered stream of examples as Arrow record batches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import ClassVar, Self
+
+import pyarrow as pa
+
+from exfm.interfaces.component import Component, ComponentConfig
+from exfm.interfaces.schema import FeatureSchema
+
+
+@dataclass(frozen=True)
+class Window:
+    """One slice of the stream: events with ``start_us <= time < end_us`` (microseconds since 1970, UTC)."""
+
+    index: int
+    start_us: int
+    end_us: int
+
+    def __str__(self) -> str:
+        return datetime.fromtimestamp(self.start_us / 1e6, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of ``count`` disjoint parts of a window's rows, which together are all of them."""
+
+    index: int = 0
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class TimeRange:
+    """The part of the stream that is complete: ``start_us <= time < end_us``. It may grow between two calls."""
+
+    start_us: int
+    end_us: int
+
+
+class DataSource(Component, ABC):
+    """A time-ordered stream.
+
+    A source neither cuts windows nor hashes ids nor checks values: the core does, the same for all sources. It says
+    what a row holds, which time it covers, and yields the rows of a slice of time, in order, at constant memory.
+    Reading the same window twice gives the same rows in the same order. A batch marked with its ``Origin`` lets
+    error messages name the file and the row.
+
+    Raises (from every method):
+        ValueError: the user's input is wrong: a path that does not exist, a column that a file lacks.
+    """
+
+    kind: ClassVar[str] = "data_source"
+
+    def __init__(self, config: ComponentConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def schema(self) -> FeatureSchema:
+        """What a row holds. Must not read the stream's rows."""
+
+    @abstractmethod
+    def time_range(self) -> TimeRange:
+        """The time for which the stream is complete."""
+
+    @abstractmethod
+    def read(self, window: Window, shard: Shard = Shard(), start_row: int = 0) -> Iterator[pa.RecordBatch]:
+        """Yields a shard's rows of a window in time order, leaving out the first ``start_row`` of them."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a record batch was read: a file (or another name a user recognises) and its first row there."""
+
+    file: str
+    row: int
+
+    def mark(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch, carrying this origin in its schema's metadata (no data is copied)."""
+        return batch.replace_schema_metadata({b"exfm.file": self.file.encode(), b"exfm.row": str(self.row).encode()})
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> Self:
+        """The origin a batch carries; an unnamed one where its source gave none."""
+        metadata = batch.schema.metadata or {}
+        return cls(metadata.get(b"exfm.file", b"stream").decode(), int(metadata.get(b"exfm.row", b"0")))
+
+
+def slice_rows(batches: Iterator[pa.RecordBatch], shard: Shard, start_row: int) -> Iterator[pa.RecordBatch]:
+    """Cuts a window's batches to a shard (row i belongs to shard ``i % count``) and skips its first rows.
+
+    For sources that have no cheaper way to shard. Rows keep their order and, with a single shard, their origin.
+    """
+    position, skip = 0, start_row
+    for batch in batches:
+        kept = batch
+        if shard.count > 1:
+            first = (shard.index - position) % shard.count
+            kept = batch.take(pa.array(range(first, batch.num_rows, shard.count), pa.int64()))
+        position += batch.num_rows
+        drop = min(skip, kept.num_rows)
+        skip -= drop
+        if kept.num_rows > drop:
+            origin = Origin.of(batch)
+            yield Origin(origin.file, origin.row + drop * shard.count).mark(kept.slice(drop)) if drop else kept

@@ -1,0 +1,155 @@
+"""The feature schema: what one row of a stream holds, in the field's own terms.
+
+Column names refer to the Arrow record batches a DataSource yields. Ids are mapped to rows of embedding tables by the
+core; features that name the same ``table`` share its rows, which is how a sequence of items meets the candidate item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="What models, reports and other features call it.")
+    column: str = Field("", description="Its column in the record batches; the name itself where this is empty.")
+
+    @property
+    def source_column(self) -> str:
+        """The Arrow column it is read from."""
+        return self.column or self.name
+
+
+class _Ids(_Part):
+    rows: int = Field(gt=0, description="Rows of its embedding table.")
+    table: str = Field("", description="The table it looks up; one of its own, with its name, where this is empty.")
+    ids: Literal["hash", "row"] = Field(
+        "hash",
+        description="hash: any integer or string, hashed into the table. row: integers that already are table rows.",
+    )
+
+    @property
+    def table_name(self) -> str:
+        """The embedding table it looks up."""
+        return self.table or self.name
+
+
+class DenseFeature(_Part):
+    """A finite number per row."""
+
+    kind: Literal["dense"] = Field("dense", description="A finite number per row.")
+    transform: Literal["none", "log1p"] = Field(
+        "none", description="log1p: sign(x) * log(1 + |x|), for counts, prices and ages."
+    )
+
+
+class CategoricalFeature(_Ids):
+    """One id per row; a null is a missing id and reads as a zero vector."""
+
+    kind: Literal["categorical"] = Field("categorical", description="One id per row.")
+
+
+class MultiValuedFeature(_Ids):
+    """A list of ids per row, averaged; an empty list reads as a zero vector."""
+
+    kind: Literal["multi_valued"] = Field("multi_valued", description="A list of ids per row, averaged.")
+
+
+class SequenceField(_Part):
+    """One aspect of the events of a sequence: a list column, aligned with the other fields' lists."""
+
+    kind: Literal["categorical", "dense"] = Field("categorical", description="Ids, or finite numbers.")
+    rows: int = Field(1, gt=0, description="Rows of its embedding table (ids only).")
+    table: str = Field("", description="The table it looks up (ids only); one of its own where this is empty.")
+    ids: Literal["hash", "row"] = Field("hash", description="As for a categorical feature.")
+    transform: Literal["none", "log1p"] = Field("none", description="As for a dense feature.")
+
+
+class SequenceFeature(BaseModel):
+    """An activity history: aligned list columns, oldest event first, all events strictly before the row's own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["sequence"] = Field("sequence", description="An activity history, oldest event first.")
+    name: str = Field(description="What models and reports call it.")
+    fields: tuple[SequenceField, ...] = Field(min_length=1, description="The aspects of an event.")
+    max_length: int = Field(gt=0, description="The newest events that are kept of a longer history.")
+
+    def table_name(self, field: SequenceField) -> str:
+        """The embedding table that one of its fields looks up."""
+        return field.table or f"{self.name}.{field.name}"
+
+
+Feature = Annotated[
+    DenseFeature | CategoricalFeature | MultiValuedFeature | SequenceFeature, Field(discriminator="kind")
+]
+
+
+class Label(_Part):
+    """A binary outcome, 0 or 1."""
+
+    delay: timedelta = Field(timedelta(0), description="How long after the event its value is known.")
+    oracle: str = Field("", description="Column of the true probability, where the stream is simulated.")
+
+
+class FeatureSchema(BaseModel):
+    """One row of a stream: what identifies it, what is known of it, and what is to be predicted.
+
+    Raises:
+        ValueError: names clash, or features that share a table disagree on its rows or on how ids map to them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    example_id: str = Field("example_id", description="Column of a 64-bit integer that is unique in the stream.")
+    event_time: str = Field("event_time", description="Column of the time, a timestamp; rows are ordered by it.")
+    group: str = Field("", description="Column whose values group examples for GAUC and intervals, as a rule the user.")
+    domain: str = Field("", description="Column of the domain (surface, product), where there are several.")
+    features: tuple[Feature, ...] = Field(min_length=1, description="What a model may see.")
+    labels: tuple[Label, ...] = Field(min_length=1, description="What a model may predict: one task each.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FeatureSchema:
+        names = [feature.name for feature in self.features] + [label.name for label in self.labels]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the schema names {', '.join(twice)} twice")
+        rows: dict[str, tuple[int, str]] = {}
+        for table, of in self._table_users():
+            shape = (of.rows, of.ids)
+            if rows.setdefault(table, shape) != shape:
+                raise ValueError(
+                    f"table {table!r} is shared, but {of.name!r} gives it rows={of.rows}, ids={of.ids} "
+                    f"and another feature rows={rows[table][0]}, ids={rows[table][1]}"
+                )
+        return self
+
+    def _table_users(self) -> Iterator[tuple[str, CategoricalFeature | MultiValuedFeature | SequenceField]]:
+        for feature in self.features:
+            if isinstance(feature, CategoricalFeature | MultiValuedFeature):
+                yield feature.table_name, feature
+            elif isinstance(feature, SequenceFeature):
+                for field in feature.fields:
+                    if field.kind == "categorical":
+                        yield feature.table_name(field), field
+
+    def tables(self) -> dict[str, int]:
+        """Rows of every embedding table, by table name."""
+        return {table: of.rows for table, of in self._table_users()}
+
+    def select(self, features: tuple[str, ...] | None) -> FeatureSchema:
+        """The same schema with the named features only (all of them for None), in the schema's order."""
+        if features is None:
+            return self
+        kept = tuple(feature for feature in self.features if feature.name in features)
+        return self.model_copy(update={"features": kept})
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        return tuple(label.name for label in self.labels)

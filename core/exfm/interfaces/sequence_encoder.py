@@ -1,0 +1,55 @@
+"""SequenceEncoder: an activity history in, a few summary tokens out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from exfm.interfaces.component import Component, ComponentConfig
+from exfm.interfaces.jagged import JaggedSequence
+
+
+@dataclass(frozen=True)
+class EncoderInputs:
+    """What is known of an encoder's input when it is built.
+
+    Attributes:
+        sequence: the sequence's name.
+        dim: width D of events, context tokens and summary tokens.
+        max_length: the longest history, in events.
+        context: names of the N context tokens, the example's other features.
+        targets: indices of the context tokens that share an embedding table with the sequence: the candidate item
+            the history is compared with. May be empty.
+    """
+
+    sequence: str
+    dim: int
+    max_length: int
+    context: tuple[str, ...]
+    targets: tuple[int, ...]
+
+
+class SequenceEncoder(Component, nn.Module):
+    """Summarises one jagged sequence in K tokens.
+
+    A subclass sets ``name``, usually a ``Config``, and ``num_tokens`` in its constructor where K is not 1. An example
+    without history gives finite tokens; an example's tokens depend on that example alone.
+
+    Attributes:
+        num_tokens: K.
+    """
+
+    kind: ClassVar[str] = "sequence_encoder"
+    num_tokens: int = 1
+
+    def __init__(self, config: ComponentConfig, inputs: EncoderInputs) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.inputs = inputs
+
+    @abstractmethod
+    def forward(self, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
+        """Maps events (E, D) with offsets, and context tokens (B, N, D), to summary tokens (B, K, D)."""

@@ -1,0 +1,94 @@
+"""TransferStrategy: what a student learns from a teacher's supervision."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from exfm.interfaces.component import Component, ComponentConfig
+
+
+@dataclass(frozen=True)
+class StudentShape:
+    """What is known of the student when a strategy is built.
+
+    Attributes:
+        tasks: the student's tasks.
+        representation_dim: width R of its backbone's output.
+        new_head: makes another head of the serving head's shape, (B, R) -> logits (B,).
+    """
+
+    tasks: tuple[str, ...]
+    representation_dim: int
+    new_head: Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class TeacherShape:
+    """What is known of the teacher: its name and the tasks it writes probabilities for."""
+
+    name: str
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StudentOutput:
+    """One forward pass of the student: representation (B, R), and serving logits (B,) by task."""
+
+    representation_BR: Tensor
+    logits: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """One teacher's supervision, row by row of the student's batch.
+
+    Attributes:
+        probabilities: (B,) by task. Where ``hit`` is false the value is meaningless (and finite).
+        hit: (B,) bool, whether the teacher has supervised the example. A miss is a mask, never a zero.
+    """
+
+    probabilities: Mapping[str, Tensor]
+    hit: Tensor
+
+
+class TransferConfig(ComponentConfig):
+    """Base of a transfer strategy's Config: every transfer has a teacher."""
+
+    teacher: str = Field(description="The model, by its name under `models`, whose supervision is learned from.")
+
+
+class TransferStrategy(Component, nn.Module):
+    """Adds what a teacher knows to a student's training. Nothing of it is left in the served model.
+
+    A strategy may own parameters (heads, adapters); they are trained with the student. The default tasks are those
+    that student and teacher share.
+    """
+
+    kind: ClassVar[str] = "transfer_strategy"
+    Config: ClassVar[type[ComponentConfig]] = TransferConfig
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not issubclass(cls.Config, TransferConfig):
+            raise TypeError(f"{cls.__qualname__}.Config must be a subclass of exfm.TransferConfig")
+
+    def __init__(self, config: TransferConfig, student: StudentShape, teacher: TeacherShape) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.tasks = tuple(task for task in student.tasks if task in teacher.tasks)
+
+    @abstractmethod
+    def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
+        """The term this strategy adds to the student's loss, a scalar: the mean over the batch, a miss counting 0.
+
+        Args:
+            student: the forward pass that is being trained, with gradients.
+            supervision: the teacher's, aligned with the batch.
+            labels: (B,) of 0 and 1 by task.
+        """

@@ -1,0 +1,1 @@
+"""Hooks, discovery of plugins, and the registry of their components."""

@@ -1,0 +1,1 @@
+"""The data augmentation service: what a run stores, commits and joins."""

@@ -1,0 +1,1 @@
+"""The stream loop: predict, then train, window by window."""

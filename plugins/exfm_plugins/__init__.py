@@ -1,0 +1,1 @@
+"""The built-in plugins: each folder could be a distribution of its own."""
