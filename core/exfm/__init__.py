@@ -19,7 +19,7 @@ _HOME = {
     "ComponentConfig": "exfm.interfaces.component",
     "ComponentField": "exfm.config.component_field",
     "ComponentSpec": "exfm.config.component_field",
-    "ConfigError": "exfm.config.errors",
+    "ConfigError": "exfm.errors",
     "DataSource": "exfm.interfaces.data_source",
     "DenseFeature": "exfm.interfaces.schema",
     "EncoderInputs": "exfm.interfaces.sequence_encoder",

@@ -34,6 +34,8 @@ class ParallelPlan(Component, ABC):
     """
 
     kind: ClassVar[str] = "parallel_plan"
+    is_default: ClassVar[bool] = False
+    """Whether an experiment that names no plan gets this one."""
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config

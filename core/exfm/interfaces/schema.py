@@ -13,10 +13,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
+_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(description="What models, reports and other features call it.")
+    name: str = Field(pattern=_NAME, description="What models, reports and other features call it.")
     column: str = Field("", description="Its column in the record batches; the name itself where this is empty.")
 
     @property
@@ -76,13 +79,13 @@ class SequenceFeature(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["sequence"] = Field("sequence", description="An activity history, oldest event first.")
-    name: str = Field(description="What models and reports call it.")
+    name: str = Field(pattern=_NAME, description="What models and reports call it.")
     fields: tuple[SequenceField, ...] = Field(min_length=1, description="The aspects of an event.")
     max_length: int = Field(gt=0, description="The newest events that are kept of a longer history.")
 
     def table_name(self, field: SequenceField) -> str:
         """The embedding table that one of its fields looks up."""
-        return field.table or f"{self.name}.{field.name}"
+        return field.table or f"{self.name}_{field.name}"
 
 
 Feature = Annotated[

@@ -1,0 +1,102 @@
+"""The command `exfm`: options that all commands share, and what becomes of errors."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from exfm import __version__
+from exfm.cli.context import Session
+from exfm.errors import ConfigError, RunError
+
+_COMMANDS = {
+    "run": "The whole experiment, resuming what is already committed.",
+    "validate": "Check experiment files without running them.",
+    "report": "Write the HTML report again from results.json.",
+    "plugins": "Every plugin: distribution, version, components, status.",
+    "components": "The components that experiments can name.",
+    "show": "A component's documentation, fields, defaults and provider.",
+    "schema": "JSON Schema of the experiment file, with the installed plugins' fields.",
+    "doctor": "What of torch, fbgemm and torchrec fits together, and what to install.",
+}
+
+
+class LazyGroup(TyperGroup):
+    """Imports a command's module when the command is called, so that `exfm --help` imports none."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names, in the order of the table above."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        """The command of that name."""
+        if name not in _COMMANDS:
+            return None
+        command = typer.Typer(add_completion=False)
+        if "--help" in sys.argv[1:2]:
+            command.command(name, help=_COMMANDS[name])(lambda: None)
+        else:
+            command.command(name, help=_COMMANDS[name])(import_module(f"exfm.cli.{name}").command)
+        return typer.main.get_command(command)
+
+
+app = typer.Typer(
+    cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"exfm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    block_plugin: Annotated[
+        list[str] | None, typer.Option(help="Never import this plugin or distribution; may be repeated.")
+    ] = None,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Train a large model on a stream and let it teach the small models you serve."""
+    context.obj = Session(tuple(block_plugin or ()))
+
+
+def main() -> None:
+    """Runs the command line. Exit status: 0 done, 1 the run failed, 2 the user's input is wrong."""
+    # torchrec 1.8 warns about torch 2.13's own deprecations while it is imported; a user can do nothing about them.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except (ConfigError, RunError) as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what is committed is kept, and the same command goes on from there", err=True)
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        if debug or (error.name or "").partition(".")[0] not in ("torch", "torchrec", "fbgemm_gpu"):
+            raise
+        typer.echo(f"error: {error.name} is not installed; `exfm doctor` says what to install", err=True)
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split())
+        typer.echo(f"error: {type(error).__name__}: {text} (--debug shows the traceback)", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""`exfm report`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from exfm.errors import ConfigError
+
+
+def command(run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run's folder, any fsspec URL.")]) -> None:
+    """Writes report.html from results.json and config.yaml."""
+    from exfm.reporting.html import render_report
+    from exfm.reporting.results import CONFIG_FILE, REPORT_FILE, RESULTS_FILE
+    from exfm.supervision.workspace import Workspace
+
+    workspace = Workspace(run_dir)
+    missing = [name for name in (RESULTS_FILE, CONFIG_FILE) if not workspace.exists(name)]
+    if missing:
+        raise ConfigError(f"{run_dir}: no {' and no '.join(missing)} here; `exfm run` writes them when a run is complete")
+    config = workspace.read(CONFIG_FILE).decode()
+    workspace.write(REPORT_FILE, render_report(workspace.read_json(RESULTS_FILE), config).encode())
+    typer.echo(f"report: {run_dir.rstrip('/')}/{REPORT_FILE}")

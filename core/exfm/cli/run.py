@@ -1,0 +1,40 @@
+"""`exfm run`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from exfm.cli.context import Session
+
+
+def command(
+    context: typer.Context,
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="The experiment file, any fsspec URL.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's.")
+    ] = None,
+    print_config: Annotated[bool, typer.Option(help="Print the resolved config and exit.")] = False,
+) -> None:
+    """Runs an experiment and prints its table."""
+    from exfm.config.loading import load_experiment
+
+    session: Session = context.obj
+    experiment = load_experiment(config, overrides or [], block=session.block)
+    if print_config:
+        typer.echo(experiment.as_yaml(), nl=False)
+        return
+
+    from rich.console import Console
+
+    from exfm.cli.progress import StreamProgress
+    from exfm.reporting.results import REPORT_FILE
+    from exfm.reporting.table import result_table
+    from exfm.training.run import run
+
+    with StreamProgress(experiment.config.name) as progress:
+        results = run(experiment, progress.update)
+    console = Console(width=None if Console().is_terminal else 110)
+    console.print(result_table(results))
+    typer.echo(f"report: {experiment.run_dir.rstrip('/')}/{REPORT_FILE}")

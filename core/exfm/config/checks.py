@@ -1,0 +1,122 @@
+"""The checks that span sections: the graph of models, and models against the data's schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+
+from exfm.config.experiment import Bucket, ExperimentConfig, ModelConfig
+from exfm.errors import ConfigError, suggestion
+from exfm.interfaces.schema import FeatureSchema, SequenceFeature
+
+CONTROL_SUFFIX = ".control"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model that is trained: a model of the experiment, or the control of one.
+
+    Attributes:
+        name: the model's name, with ``.control`` for a control arm.
+        base: the model's name under ``models``: arms of one base start from equal weights.
+        teachers: the models it learns from, without repetition.
+    """
+
+    name: str
+    base: str
+    config: ModelConfig
+    tasks: tuple[str, ...]
+    teachers: tuple[str, ...]
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is trained without transfer to measure the gain of its base."""
+        return self.name != self.base
+
+
+def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str) -> tuple[Arm, ...]:
+    """Checks what no single field can, and returns the arms with teachers before students.
+
+    Raises:
+        ConfigError: a teacher that does not exist, a cycle, a feature, task or column the data does not have, a
+            student that shares no task with its teacher, a batch that no chunk can hold.
+    """
+    for name, model in config.models.items():
+        _check_model(model, config, schema, f"{file}: models.{name}")
+    graph = {name: _teachers(model) for name, model in config.models.items()}
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        raise ConfigError(f"{file}: models: teachers form a cycle: {' <- '.join(error.args[1])}") from None
+    arms: list[Arm] = []
+    for name in sorted(order, key=lambda name: (_depth(name, graph), list(config.models).index(name))):
+        model = config.models[name]
+        tasks = _tasks(model, schema)
+        arms.append(Arm(name, name, model, tasks, graph[name]))
+        if model.control:
+            untaught = model.model_copy(update={"transfer": (), "control": False})
+            arms.append(Arm(name + CONTROL_SUFFIX, name, untaught, tasks, ()))
+    return tuple(arms)
+
+
+def _depth(name: str, graph: dict[str, tuple[str, ...]]) -> int:
+    return 1 + max((_depth(teacher, graph) for teacher in graph[name]), default=0)
+
+
+def _teachers(model: ModelConfig) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(spec.config.teacher for spec in model.transfer))
+
+
+def _tasks(model: ModelConfig, schema: FeatureSchema) -> tuple[str, ...]:
+    return schema.tasks if model.tasks is None else model.tasks
+
+
+def _check_names(given: Iterable[str], allowed: Iterable[str], what: str, place: str) -> None:
+    names = list(allowed)
+    for name in given:
+        if name not in names:
+            raise ConfigError(f"{place}: the data has no {what} {name!r}.{suggestion(name, names)}")
+
+
+def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSchema, place: str) -> None:
+    _check_names(model.features or (), (feature.name for feature in schema.features), "feature", f"{place}.features")
+    _check_names(model.tasks or (), schema.tasks, "task", f"{place}.tasks")
+    for key, given in (("features", model.features), ("tasks", model.tasks)):
+        if given is not None and (not given or len(set(given)) < len(given)):
+            raise ConfigError(f"{place}.{key}: name at least one, and each once; given: {list(given)}")
+    _check_names(model.where, filter_columns(schema), "column", f"{place}.where")
+    for column, condition in model.where.items():
+        if isinstance(condition, Bucket):
+            buckets = condition.bucket if isinstance(condition.bucket, tuple) else (condition.bucket,)
+            if not buckets or not all(0 <= bucket < condition.of for bucket in buckets):
+                raise ConfigError(
+                    f"{place}.where.{column}.bucket: buckets go from 0 to {condition.of - 1}; given: {list(buckets)}"
+                )
+    if model.batch_size > config.stream.chunk_rows:
+        raise ConfigError(
+            f"{place}.batch_size: {model.batch_size} rows do not fit in a chunk; raise stream.chunk_rows, "
+            f"now {config.stream.chunk_rows}, or lower the batch"
+        )
+    for index, spec in enumerate(model.transfer):
+        _check_transfer(model, spec.config.teacher, config, schema, f"{place}.transfer.{index}.teacher")
+
+
+def _check_transfer(
+    model: ModelConfig, teacher: str, config: ExperimentConfig, schema: FeatureSchema, place: str
+) -> None:
+    if teacher not in config.models:
+        raise ConfigError(f"{place}: no model is called {teacher!r}.{suggestion(teacher, config.models)}")
+    own, taught = _tasks(model, schema), _tasks(config.models[teacher], schema)
+    if not set(own) & set(taught):
+        raise ConfigError(f"{place}: {teacher!r} predicts {', '.join(taught)}, the student {', '.join(own)}: no task in common")
+
+
+def filter_columns(schema: FeatureSchema) -> dict[str, str]:
+    """The names ``where`` may use, and the Arrow column behind each: scalar features, group, domain, example id."""
+    columns = {
+        feature.name: feature.source_column
+        for feature in schema.features
+        if not isinstance(feature, SequenceFeature) and feature.kind != "multi_valued"
+    }
+    return columns | {column: column for column in (schema.group, schema.domain, schema.example_id) if column}

@@ -1,0 +1,74 @@
+"""A field of a Config that holds another component, written ``{name: NAME, field: value}`` in YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from exfm.errors import PluginError
+from exfm.interfaces.component import ComponentConfig
+from exfm.registry.discovery import default_registry
+
+SCHEMA_MARK = "x-exfm-component"
+"""What a component field is in a raw JSON Schema, until ``json_schema`` puts the installed components in."""
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """A component that was named and configured, and can be built.
+
+    Attributes:
+        component: its class.
+        config: an instance of the class's ``Config``.
+    """
+
+    kind: str
+    name: str
+    component: type[Any]
+    config: Any
+
+    def build(self, *inputs: Any) -> Any:
+        """Makes the component from its config and what its interface's constructor takes."""
+        return self.component(self.config, *inputs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a user would write it, with every default filled in."""
+        return {"name": self.name, **self.config.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class ComponentField:
+    """Marks a Config field: ``interaction: Annotated[exfm.ComponentSpec, exfm.ComponentField("backbone")]``.
+
+    The name selects the Config class that checks the remaining keys.
+    """
+
+    kind: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_plain_validator_function(
+            self._validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(ComponentSpec.as_dict),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {SCHEMA_MARK: self.kind}
+
+    def _validate(self, value: Any, info: ValidationInfo) -> ComponentSpec:
+        if isinstance(value, ComponentSpec):
+            return value
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            raise PydanticCustomError(
+                "component", "a {kind} is written {{name: NAME, field: value}}", {"kind": self.kind.replace("_", " ")}
+            )
+        registry = (info.context or {}).get("registry") or default_registry()
+        try:
+            component = registry.resolve(self.kind, value["name"])
+        except PluginError as error:
+            raise PydanticCustomError("component_name", "{reason}", {"reason": str(error)}) from error
+        fields = {key: field for key, field in value.items() if key != "name"}
+        config: ComponentConfig = component.Config.model_validate(fields, context=info.context)
+        return ComponentSpec(self.kind, value["name"], component, config)

@@ -1,0 +1,132 @@
+"""The experiment file, typed. Components appear by name; everything else is a field with a sentence."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from exfm.config.component_field import ComponentField, ComponentSpec
+from exfm.config.duration import Duration, parse_duration
+from exfm.interfaces.parallel_plan import TableOptimizer
+
+BackboneSpec = Annotated[ComponentSpec, ComponentField("backbone")]
+EncoderSpec = Annotated[ComponentSpec, ComponentField("sequence_encoder")]
+TransferSpec = Annotated[ComponentSpec, ComponentField("transfer_strategy")]
+SourceSpec = Annotated[ComponentSpec, ComponentField("data_source")]
+PlanSpec = Annotated[ComponentSpec, ComponentField("parallel_plan")]
+
+NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*$"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, arbitrary_types_allowed=True)
+
+
+class StreamConfig(_Section):
+    """Where examples come from, and how the stream is cut."""
+
+    source: SourceSpec = Field(description="The data source.")
+    window: Duration = Field(description="Length of a window: each is predicted, trained on and committed as a whole.")
+    chunk_rows: int = Field(
+        16_384, gt=0, description="Rows decoded at once and shared by all models; no batch spans two chunks."
+    )
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="error: a row that breaks the schema stops the run. skip: it is left out and counted."
+    )
+
+
+class EvaluationConfig(_Section):
+    """What the overall figures cover."""
+
+    skip: float = Field(0.0, ge=0, lt=1, description="Fraction of the stream left out of the overall figures.")
+    replicates: int = Field(2_000, ge=100, description="Bootstrap replicates behind each interval.")
+
+
+class Bucket(_Section):
+    """Part of a column's values by their hash."""
+
+    bucket: int | tuple[int, ...] = Field(description="The bucket, or buckets, that are kept.")
+    of: int = Field(gt=1, description="How many buckets there are.")
+
+
+Scalar = bool | int | str
+Condition = Bucket | tuple[Scalar, ...] | Scalar
+
+
+class DenseOptimizer(_Section):
+    """The optimizer of everything but the embedding tables."""
+
+    name: Literal["adam", "adamw", "adagrad", "sgd"] = Field("adam", description="Which of torch's optimizers.")
+    lr: float = Field(1e-3, gt=0, description="Learning rate.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
+
+
+class OptimizerConfig(_Section):
+    """Tables and dense layers want learning rates of their own."""
+
+    dense: DenseOptimizer = Field(default_factory=DenseOptimizer, description="For the dense layers.")
+    tables: TableOptimizer = Field(default_factory=TableOptimizer, description="For the embedding tables.")
+
+
+class SupervisionConfig(_Section):
+    """What a model writes for its students."""
+
+    delay: Duration = Field(
+        parse_duration("0s"),
+        description="How much older than a window's start the snapshot is that labels it; 0s: the model's own forward.",
+    )
+
+
+class ModelConfig(_Section):
+    """One model of the experiment: an FM, a VM, or anything between."""
+
+    backbone: BackboneSpec = Field(description="The interaction architecture.")
+    sequence_encoder: EncoderSpec | None = Field(
+        None, description="Summarises each sequence; without one, a sequence is averaged like a multi-valued feature."
+    )
+    features: tuple[str, ...] | None = Field(None, description="The features it sees; all of them by default.")
+    where: dict[str, Condition] = Field(
+        default_factory=dict, description="The traffic it sees: a value, values, or {bucket, of} per column."
+    )
+    tasks: tuple[str, ...] | None = Field(None, description="The labels it predicts; all of them by default.")
+    embedding_dim: int = Field(16, gt=0, multiple_of=4, description="Width of tokens and of every table's rows.")
+    embedding_init: float = Field(0.01, gt=0, description="Standard deviation of a new table row.")
+    dense_tokens: int = Field(1, gt=0, description="Tokens made of the dense features together.")
+    head_hidden: tuple[int, ...] = Field((), description="Hidden layers of each task's head.")
+    transfer: tuple[TransferSpec, ...] = Field((), description="What it learns from which teacher.")
+    control: bool = Field(False, description="Also train it without transfer on the same batches, to measure the gain.")
+    batch_size: int = Field(512, gt=0, description="Largest batch; a chunk is cut into equal batches of at most this.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Its optimizers.")
+    supervision: SupervisionConfig = Field(default_factory=SupervisionConfig, description="As a teacher.")
+
+
+class PluginsConfig(_Section):
+    """Which plugins may be loaded."""
+
+    block: tuple[str, ...] = Field((), description="Plugins or distributions that are never imported.")
+
+
+def _named(models: Any) -> Any:
+    if isinstance(models, dict) and not models:
+        raise ValueError("an experiment needs at least one model")
+    return models
+
+
+ModelName = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+class ExperimentConfig(_Section):
+    """An experiment file."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="The experiment's name.")
+    seed: int = Field(0, ge=0, description="Seed of every initialisation.")
+    run_dir: str = Field("", description="Where the run is kept, any fsspec URL; runs/NAME where this is empty.")
+    plugins: PluginsConfig = Field(default_factory=PluginsConfig, description="Which plugins may be loaded.")
+    stream: StreamConfig = Field(description="The stream of examples.")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="What the figures cover.")
+    models: Annotated[dict[ModelName, ModelConfig], BeforeValidator(_named)] = Field(description="The models, by name.")
+    versions: dict[str, str] = Field(
+        default_factory=dict, description="Written by a run, not read: versions of exfm, torch and the plugins."
+    )
+    parallel: PlanSpec = Field(description="How each model is spread over processes.")

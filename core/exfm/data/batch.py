@@ -1,0 +1,119 @@
+"""Batch: examples as tensors, and how rows are picked from them.
+
+Legend: B examples, F dense features, E events of a sequence, C id fields and G dense fields of an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Histories of B examples: ids (E, C) that are table rows, and numbers (E, G), with offsets (B + 1,)."""
+
+    ids_EC: Tensor
+    dense_EG: Tensor
+    offsets: Tensor
+
+    def to(self, device: torch.device) -> SequenceBatch:
+        """The same histories on a device."""
+        return SequenceBatch(self.ids_EC.to(device), self.dense_EG.to(device), self.offsets.to(device))
+
+    def select(self, index: Tensor) -> SequenceBatch:
+        """The histories of some examples, in the order of ``index``."""
+        lengths = self.offsets.diff()
+        picked = lengths[index]
+        offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(picked)
+        total = int(offsets[-1])
+        starts = torch.repeat_interleave(self.offsets[:-1][index] - offsets[:-1], picked, output_size=total)
+        events = starts + torch.arange(total)
+        return SequenceBatch(self.ids_EC[events], self.dense_EG[events], offsets)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B examples.
+
+    Attributes:
+        example_id: (B,) int64.
+        event_time_us: (B,) int64, microseconds since 1970, UTC.
+        group: (B,) int64, a hash of the schema's group column (of the example id where there is none).
+        dense_BF: (B, F) float32, the dense features in the schema's order, transformed.
+        sparse: categorical and multi-valued features by name; values are table rows.
+        sequences: histories by name.
+        labels: (B,) float32 by task.
+        oracle: (B,) float32 true probability by task, on simulated streams.
+    """
+
+    example_id: Tensor
+    event_time_us: Tensor
+    group: Tensor
+    dense_BF: Tensor
+    sparse: KeyedJaggedTensor
+    sequences: Mapping[str, SequenceBatch]
+    labels: Mapping[str, Tensor]
+    oracle: Mapping[str, Tensor]
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return self.example_id.shape[0]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same examples on a device; no copy where they are there already."""
+        if self.example_id.device == device:
+            return self
+        return Batch(
+            self.example_id.to(device),
+            self.event_time_us.to(device),
+            self.group.to(device),
+            self.dense_BF.to(device),
+            self.sparse.to(device),
+            {name: sequence.to(device) for name, sequence in self.sequences.items()},
+            {task: label.to(device) for task, label in self.labels.items()},
+            {task: truth.to(device) for task, truth in self.oracle.items()},
+        )
+
+    def only(self, features: frozenset[str], dense: Tensor) -> Batch:
+        """The same examples with some features only: names of sparse ones and histories, columns of dense ones."""
+        keys = self.sparse.keys()
+        kept = [position for position, key in enumerate(keys) if key in features]
+        sparse = self.sparse if len(kept) == len(keys) else self.sparse.permute(kept)
+        sequences = {name: sequence for name, sequence in self.sequences.items() if name in features}
+        dense_BF = self.dense_BF if dense.numel() == self.dense_BF.shape[1] else self.dense_BF[:, dense]
+        return Batch(
+            self.example_id, self.event_time_us, self.group, dense_BF, sparse, sequences, self.labels, self.oracle
+        )
+
+    def select(self, index: Tensor) -> Batch:
+        """Some of the examples, in the order of ``index`` (int64)."""
+        return Batch(
+            example_id=self.example_id[index],
+            event_time_us=self.event_time_us[index],
+            group=self.group[index],
+            dense_BF=self.dense_BF[index],
+            sparse=_select_sparse(self.sparse, index),
+            sequences={name: sequence.select(index) for name, sequence in self.sequences.items()},
+            labels={task: label[index] for task, label in self.labels.items()},
+            oracle={task: truth[index] for task, truth in self.oracle.items()},
+        )
+
+
+def _select_sparse(sparse: KeyedJaggedTensor, index: Tensor) -> KeyedJaggedTensor:
+    keys = sparse.keys()
+    if not keys:
+        return KeyedJaggedTensor(keys=[], values=sparse.values(), lengths=sparse.lengths()[:0], stride=index.numel())
+    lengths = sparse.lengths().view(len(keys), -1)
+    if sparse.values().numel() == lengths.numel() and bool((lengths == 1).all()):
+        values = sparse.values().view(len(keys), -1)[:, index].flatten()
+        return KeyedJaggedTensor(keys=keys, values=values, lengths=torch.ones_like(values, dtype=lengths.dtype))
+    picked = torch.ops.fbgemm.keyed_jagged_index_select_dim1(
+        sparse.values(), sparse.lengths(), sparse.offsets(), index, lengths.shape[1]
+    )
+    return KeyedJaggedTensor(keys=keys, values=picked[0], lengths=picked[1])

@@ -1,0 +1,145 @@
+"""A window's rows as decoded chunks of equal size, read, checked and decoded ahead in a background thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from queue import Full, Queue
+
+import pyarrow as pa
+from torch import Tensor
+
+from exfm.config.checks import filter_columns
+from exfm.config.experiment import Condition, StreamConfig
+from exfm.data.batch import Batch
+from exfm.data.decode import decode
+from exfm.data.traffic import rows_where
+from exfm.data.validation import RowChecker
+from exfm.interfaces.data_source import DataSource, Shard, TimeRange, Window
+from exfm.interfaces.schema import FeatureSchema
+
+_AHEAD = 2
+_POLL_S = 0.1
+
+
+def windows_of(time_range: TimeRange, length: timedelta) -> Iterator[Window]:
+    """Cuts a time range into windows, each starting at a multiple of the length since 1970 but for the first."""
+    step = int(length.total_seconds() * 1e6)
+    start, index = time_range.start_us, 0
+    while start < time_range.end_us:
+        end = (start // step + 1) * step
+        yield Window(index, start, end)
+        start, index = end, index + 1
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Decoded rows, and which of them each model sees (None: all)."""
+
+    batch: Batch
+    rows: Mapping[str, Tensor | None]
+
+
+class ChunkReader:
+    """Reads windows of a source as chunks.
+
+    Args:
+        stream: chunk size, and what to do about bad rows.
+        where: each model's conditions, by model name.
+        shard: the part of each window's rows that is read.
+
+    Attributes:
+        skipped: bad rows left out of the window that was read last.
+    """
+
+    def __init__(
+        self,
+        source: DataSource,
+        schema: FeatureSchema,
+        stream: StreamConfig,
+        where: Mapping[str, Mapping[str, Condition]],
+        shard: Shard,
+    ) -> None:
+        self.source = source
+        self.schema = schema
+        self.stream = stream
+        self.where = where
+        self.shard = shard
+        self.skipped = 0
+
+    def read(self, window: Window) -> Iterator[Chunk]:
+        """The window's chunks, each of ``chunk_rows`` rows but for the last, decoded ahead of the caller.
+
+        Raises:
+            ConfigError: a row breaks the schema and bad rows are not to be skipped.
+        """
+        checker = RowChecker(self.schema, self.stream.on_bad_row == "skip", newest_us=window.start_us)
+        yield from _ahead(self._chunks(window, checker))
+        self.skipped = checker.skipped
+
+    def _chunks(self, window: Window, checker: RowChecker) -> Iterator[Chunk]:
+        columns = filter_columns(self.schema)
+        checked = (checker.check(batch) for batch in self.source.read(window, self.shard))
+        for rows in _regroup(checked, self.stream.chunk_rows):
+            picked = {model: rows_where(rows, where, columns) for model, where in self.where.items()}
+            yield Chunk(decode(rows, self.schema), picked)
+
+
+def _regroup(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of ``size``, the last one smaller."""
+    pending: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        pending.append(batch.replace_schema_metadata(None))
+        count += batch.num_rows
+        while count >= size:
+            table = pa.Table.from_batches(pending)
+            yield _one(table.slice(0, size))
+            pending = table.slice(size).to_batches()
+            count -= size
+    if count:
+        yield _one(pa.Table.from_batches(pending))
+
+
+def _one(table: pa.Table) -> pa.RecordBatch:
+    return table.combine_chunks().to_batches()[0]
+
+
+def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """Runs an iterator in a thread, a few items ahead; its exception is raised here."""
+    queue: Queue[Chunk | BaseException | None] = Queue(maxsize=_AHEAD)
+    closed = threading.Event()
+
+    def put(item: Chunk | BaseException | None) -> bool:
+        while not closed.is_set():
+            try:
+                queue.put(item, timeout=_POLL_S)
+            except Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for chunk in chunks:
+                if not put(chunk):
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, name="exfm-reader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = queue.get()
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        closed.set()
+        thread.join()

@@ -1,0 +1,218 @@
+"""Finds the rows of a record batch that break the schema, column by column, without a loop over rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from exfm.data.ids import id_type_ok
+from exfm.errors import ConfigError, suggestion
+from exfm.interfaces.data_source import Origin
+from exfm.interfaces.schema import (
+    CategoricalFeature,
+    DenseFeature,
+    FeatureSchema,
+    Label,
+    MultiValuedFeature,
+    SequenceFeature,
+    SequenceField,
+)
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass
+class RowChecker:
+    """Checks batches in stream order; keeps the newest time seen and the count of skipped rows.
+
+    Args:
+        schema: what the rows must be.
+        skip: whether bad rows are left out and counted, or stop the run.
+        newest_us: the time before which no row may lie, microseconds.
+    """
+
+    schema: FeatureSchema
+    skip: bool
+    newest_us: int
+    skipped: int = 0
+
+    def check(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch's good rows.
+
+        Raises:
+            ConfigError: there is a bad row and ``skip`` is off; the message names file, row, column and value.
+        """
+        bad = np.zeros(batch.num_rows, bool)
+        for mask, column, reason in self._problems(batch):
+            if not self.skip and mask.any():
+                raise ConfigError(self._message(batch, int(mask.argmax()), column, reason))
+            bad |= mask
+        if bad.any():
+            self.skipped += int(bad.sum())
+            batch = batch.filter(pa.array(~bad))
+        if batch.num_rows:
+            self.newest_us = max(self.newest_us, int(event_times(batch, self.schema).max()))
+        return batch
+
+    def _problems(self, batch: pa.RecordBatch) -> Iterator[tuple[Mask, str, str]]:
+        columns = list(_columns(self.schema))
+        for column, type_ok, wanted in columns:
+            if column not in batch.schema.names:
+                near = suggestion(column, batch.schema.names)
+                yield np.ones(batch.num_rows, bool), column, f"the column is missing.{near}"
+                return
+            kind = batch.schema.field(column).type
+            if not type_ok(kind):
+                yield np.ones(batch.num_rows, bool), column, f"the column must be {wanted}, not {kind}"
+                return
+        for column in {self.schema.example_id, self.schema.event_time}:
+            yield _mask(batch.column(column).is_null()), column, "the value is missing"
+        times = event_times(batch, self.schema)
+        before = np.maximum.accumulate(np.concatenate([[self.newest_us], times[:-1]])) if len(times) else times
+        yield times < before, self.schema.event_time, "time goes backwards"
+        for feature in self.schema.features:
+            yield from _feature_problems(batch, feature)
+        for label in self.schema.labels:
+            yield from _label_problems(batch, label)
+
+    def _message(self, batch: pa.RecordBatch, row: int, column: str, reason: str) -> str:
+        origin = Origin.of(batch)
+        given = ""
+        if column in batch.schema.names:
+            text = str(batch.column(column)[row].as_py())
+            given = f"; given: {text if len(text) <= 60 else text[:57] + '...'}"
+        return (
+            f"{origin.file}, row {origin.row + row}: {column}: {reason}{given}. "
+            "Mend the data, or set stream.on_bad_row=skip to leave such rows out."
+        )
+
+
+def event_times(batch: pa.RecordBatch, schema: FeatureSchema) -> npt.NDArray[np.int64]:
+    """Event times in microseconds since 1970, UTC; 0 where missing."""
+    column = batch.column(schema.event_time)
+    times = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
+    return np.asarray(pc.fill_null(times, 0).to_numpy(zero_copy_only=False))
+
+
+def _mask(array: pa.Array) -> Mask:
+    return np.asarray(pc.fill_null(array, True).to_numpy(zero_copy_only=False))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_id_list(kind: pa.DataType) -> bool:
+    return _is_list(kind) and id_type_ok(kind.value_type)
+
+
+def _is_number_list(kind: pa.DataType) -> bool:
+    return _is_list(kind) and _is_number(kind.value_type)
+
+
+def _columns(schema: FeatureSchema) -> Iterator[tuple[str, object, str]]:
+    yield schema.example_id, pa.types.is_integer, "a 64-bit integer"
+    yield schema.event_time, pa.types.is_timestamp, "a timestamp"
+    for column in (schema.group, schema.domain):
+        if column:
+            yield column, id_type_ok, "integers or strings"
+    for feature in schema.features:
+        if isinstance(feature, SequenceFeature):
+            for field in feature.fields:
+                if field.kind == "dense":
+                    yield field.source_column, _is_number_list, "a list of numbers"
+                else:
+                    yield field.source_column, _is_id_list, "a list of integers or strings"
+        elif isinstance(feature, DenseFeature):
+            yield feature.source_column, _is_number, "a number"
+        elif isinstance(feature, MultiValuedFeature):
+            yield feature.source_column, _is_id_list, "a list of integers or strings"
+        else:
+            yield feature.source_column, id_type_ok, "integers or strings"
+    for label in schema.labels:
+        yield label.source_column, _is_number, "0 or 1"
+        if label.oracle:
+            yield label.oracle, pa.types.is_floating, "a probability"
+
+
+def _feature_problems(batch: pa.RecordBatch, feature: object) -> Iterator[tuple[Mask, str, str]]:
+    if isinstance(feature, DenseFeature):
+        column = batch.column(feature.source_column)
+        yield ~_finite(column), feature.source_column, "the value is missing, NaN or infinite"
+    elif isinstance(feature, CategoricalFeature):
+        if feature.ids == "row":
+            yield _outside(batch.column(feature.source_column), feature.rows), *_range_words(feature)
+    elif isinstance(feature, MultiValuedFeature):
+        if feature.ids == "row":
+            values = batch.column(feature.source_column)
+            yield _any_per_row(values, _outside(values.flatten(), feature.rows)), *_range_words(feature)
+    elif isinstance(feature, SequenceFeature):
+        yield from _sequence_problems(batch, feature)
+
+
+def _sequence_problems(batch: pa.RecordBatch, feature: SequenceFeature) -> Iterator[tuple[Mask, str, str]]:
+    first = feature.fields[0].source_column
+    lengths = list_lengths(batch.column(first))
+    for field in feature.fields:
+        values = batch.column(field.source_column)
+        unaligned = list_lengths(values) != lengths
+        yield unaligned, field.source_column, f"the list is not as long as that of {first}"
+        events = values.flatten()
+        if field.kind == "dense":
+            yield _any_per_row(values, ~_finite(events)), field.source_column, "an event is missing, NaN or infinite"
+        elif field.ids == "row":
+            yield _any_per_row(values, _outside(events, field.rows)), *_range_words(field)
+        elif events.null_count:
+            yield _any_per_row(values, _mask(events.is_null())), field.source_column, "an event is missing"
+
+
+def _label_problems(batch: pa.RecordBatch, label: Label) -> Iterator[tuple[Mask, str, str]]:
+    column = batch.column(label.source_column)
+    values = _numbers(column)
+    yield ~((values == 0) | (values == 1)), label.source_column, "a label is 0 or 1"
+    if label.oracle:
+        truth = _numbers(batch.column(label.oracle))
+        yield ~((truth >= 0) & (truth <= 1)), label.oracle, "a probability lies between 0 and 1"
+
+
+def _numbers(column: pa.Array) -> npt.NDArray[np.float64]:
+    """The values as float64, NaN where null."""
+    return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
+
+
+def _finite(column: pa.Array) -> Mask:
+    if pa.types.is_floating(column.type):
+        return np.isfinite(_numbers(column))
+    return ~_mask(column.is_null())
+
+
+def _outside(column: pa.Array, rows: int) -> Mask:
+    if not pa.types.is_integer(column.type):
+        return np.ones(len(column), bool)
+    values = np.asarray(pc.fill_null(column, 0).to_numpy(zero_copy_only=False))
+    return np.asarray((values < 0) | (values >= rows))
+
+
+def _range_words(feature: CategoricalFeature | MultiValuedFeature | SequenceField) -> tuple[str, str]:
+    return feature.source_column, f"a table row is an integer from 0 to {feature.rows - 1}"
+
+
+def list_lengths(values: pa.Array) -> npt.NDArray[np.int64]:
+    """Length of every list; 0 where it is null."""
+    return np.asarray(pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)).astype(np.int64)
+
+
+def _any_per_row(values: pa.Array, bad_events: Mask) -> Mask:
+    """Whether any of a row's events is bad."""
+    ends = np.cumsum(list_lengths(values))
+    counts = np.concatenate([[0], np.cumsum(bad_events)])
+    return np.asarray(np.diff(counts[np.concatenate([[0], ends])]) > 0)

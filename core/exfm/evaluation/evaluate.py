@@ -1,0 +1,207 @@
+"""From the predictions of a run to the figures of its results.json.
+
+The predictions are read a window at a time, a few times over; nothing that is kept grows with the stream but the list
+of windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from exfm.evaluation.grouped import GroupedRows, stream_gauc
+from exfm.evaluation.intervals import PairedLosses, match, transfer_ratio
+from exfm.evaluation.metrics import AucHistogram, Moments, auc, log_losses
+from exfm.evaluation.predictions import PredictionReader, TaskRows, task_rows
+from exfm.interfaces.data_source import Window
+
+__all__ = ["Arm", "ExperimentView", "PredictionReader", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A comparison to report: a model, the control it is measured against, and the teachers it learned from."""
+
+    model: str
+    control: str
+    teachers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExperimentView:
+    """What evaluation needs to know of an experiment.
+
+    Attributes:
+        models: every model's name and tasks.
+        arms: the comparisons to report.
+        skip: fraction of the stream's time that is left out, at its beginning, of the overall figures and the gains.
+            The last window is never left out.
+        bootstrap_replicates, bootstrap_seed: of the intervals.
+    """
+
+    models: tuple[tuple[str, tuple[str, ...]], ...]
+    arms: tuple[Arm, ...] = ()
+    skip: float = 0.0
+    bootstrap_replicates: int = 2000
+    bootstrap_seed: int = 0
+
+
+def evaluate(reader: PredictionReader, view: ExperimentView) -> dict[str, Any]:
+    """Scores all models and compares the arms: the ``models`` and ``gains`` parts of results.json.
+
+    Figures without a meaning (an AUC where all labels are alike) are None; all others are finite.
+
+    Raises:
+        ValueError: a prediction is not a probability.
+    """
+    first_us = _first_scored_us(reader, view)
+    return {
+        "models": {name: _score_model(reader, name, tasks, first_us) for name, tasks in view.models},
+        "gains": [gain for arm in view.arms for gain in _compare_arm(reader, view, arm, first_us)],
+    }
+
+
+def _first_scored_us(reader: PredictionReader, view: ExperimentView) -> int:
+    """Where the overall figures begin: the same time for all models, so that they describe the same stretch."""
+    windows = [window for name, _ in view.models for window in reader.windows(name)]
+    if not windows:
+        return 0
+    start_us = min(window.start_us for window in windows)
+    end_us = max(window.end_us for window in windows)
+    return min(start_us + round(view.skip * (end_us - start_us)), max(window.start_us for window in windows))
+
+
+@dataclass
+class _TaskScores:
+    """One model's figures for one task, while the stream goes by."""
+
+    overall: Moments = field(default_factory=Moments)
+    bayes: Moments = field(default_factory=Moments)
+    histogram: AucHistogram = field(default_factory=AucHistogram)
+    windows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, window: Window, rows: TaskRows, scored: bool) -> None:
+        here = Moments.of(rows.probability, rows.label)
+        entry = {
+            "window": window.index,
+            "start": str(window),
+            "examples": here.examples,
+            "ne": here.ne,
+            "auc": auc(rows.probability, rows.label),
+        }
+        bayes = Moments() if rows.oracle is None else Moments.of(rows.oracle, rows.label)
+        if rows.oracle is not None:
+            entry["bayes_ne"] = bayes.ne
+        self.windows.append(entry)
+        if scored:
+            self.overall += here
+            self.bayes += bayes
+            self.histogram.add(rows.probability, rows.label)
+
+    def result(self, gauc: float | None) -> dict[str, Any]:
+        figures: dict[str, Any] = {
+            "examples": self.overall.examples,
+            "ne": self.overall.ne,
+            "auc": self.histogram.auc,
+            "auc_error_bound": self.histogram.error_bound,
+            "gauc": gauc,
+            "log_loss": self.overall.log_loss,
+            "calibration": self.overall.calibration,
+            "base_rate": self.overall.base_rate,
+        }
+        if self.bayes.ne is not None and self.overall.ne is not None:
+            figures["bayes_ne"] = self.bayes.ne
+            figures["ne_above_bayes"] = self.overall.ne - self.bayes.ne
+        return figures | {"windows": self.windows}
+
+
+def _score_model(reader: PredictionReader, model: str, tasks: tuple[str, ...], first_us: int) -> dict[str, Any]:
+    scores = {task: _TaskScores() for task in tasks}
+    for window in reader.windows(model):
+        for task, rows in task_rows(reader, model, window, tasks).items():
+            scores[task].add(window, rows, scored=window.start_us >= first_us)
+
+    def grouped_rows() -> Iterator[tuple[str, GroupedRows]]:
+        for window in reader.windows(model):
+            if window.start_us >= first_us:
+                for task, rows in task_rows(reader, model, window, tasks).items():
+                    yield task, GroupedRows(rows.group, rows.probability, rows.label)
+
+    gauc = stream_gauc(grouped_rows, rows=sum(score.overall.examples for score in scores.values()))
+    return {"tasks": {task: score.result(gauc.get(task)) for task, score in scores.items()}}
+
+
+@dataclass
+class _Comparison:
+    """One arm's losses on one task, over the control's examples, and again over those that a teacher has too."""
+
+    paired: PairedLosses = field(default_factory=PairedLosses)
+    shared: dict[str, tuple[PairedLosses, PairedLosses]] = field(default_factory=dict)
+
+    def add(self, model: TaskRows, control: TaskRows, teachers: dict[str, TaskRows]) -> None:
+        of_model, of_control = match(model.example_id, control.example_id)
+        model, control = model.take(of_model), control.take(of_control)
+        _add_losses(self.paired, model, control)
+        for name, teacher in teachers.items():
+            of_student, of_teacher = match(model.example_id, teacher.example_id)
+            student_losses, teacher_losses = self.shared[name]
+            _add_losses(student_losses, model.take(of_student), control.take(of_student))
+            _add_losses(teacher_losses, teacher.take(of_teacher), control.take(of_student))
+
+
+def _add_losses(losses: PairedLosses, model: TaskRows, control: TaskRows) -> None:
+    losses.add(
+        control.group,
+        control.label,
+        log_losses(model.probability, model.label),
+        log_losses(control.probability, control.label),
+    )
+
+
+def _compare_arm(reader: PredictionReader, view: ExperimentView, arm: Arm, first_us: int) -> list[dict[str, Any]]:
+    tasks_of = dict(view.models)
+    tasks = tuple(task for task in tasks_of[arm.model] if task in tasks_of[arm.control])
+    teachers = {name: tuple(task for task in tasks if task in tasks_of[name]) for name in arm.teachers}
+    comparisons = {
+        task: _Comparison(
+            shared={name: (PairedLosses(), PairedLosses()) for name, taught in teachers.items() if task in taught}
+        )
+        for task in tasks
+    }
+    has = {name: {window.index for window in reader.windows(name)} for name in (arm.control, *teachers)}
+    for window in reader.windows(arm.model):
+        if window.start_us < first_us or window.index not in has[arm.control]:
+            continue
+        rows = task_rows(reader, arm.model, window, tasks)
+        control = task_rows(reader, arm.control, window, tasks)
+        taught = {
+            name: task_rows(reader, name, window, shared)
+            for name, shared in teachers.items()
+            if window.index in has[name]
+        }
+        for task, comparison in comparisons.items():
+            of_teachers = {name: by_task[task] for name, by_task in taught.items() if task in by_task}
+            comparison.add(rows[task], control[task], of_teachers)
+    return [entry for task, comparison in comparisons.items() for entry in _gain_entries(view, arm, task, comparison)]
+
+
+def _gain_entries(view: ExperimentView, arm: Arm, task: str, comparison: _Comparison) -> Iterator[dict[str, Any]]:
+    """One entry for every teacher that has the task; a single one, without teacher, where none has."""
+    interval = comparison.paired.interval95(view.bootstrap_replicates, view.bootstrap_seed)
+    base = {
+        "model": arm.model,
+        "control": arm.control,
+        "task": task,
+        "examples": comparison.paired.examples,
+        "ne_gain_percent": comparison.paired.gain,
+        "interval95": None if interval is None else list(interval),
+    }
+    for teacher, (student_losses, teacher_losses) in comparison.shared.items():
+        yield base | {
+            "teacher": teacher,
+            "teacher_ne_gain_percent": teacher_losses.gain,
+            "transfer_ratio": transfer_ratio(student_losses, teacher_losses),
+        }
+    if not comparison.shared:
+        yield base | {"teacher": None, "teacher_ne_gain_percent": None, "transfer_ratio": None}

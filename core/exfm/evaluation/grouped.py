@@ -1,0 +1,119 @@
+"""GAUC: AUC inside each group (as a rule a user), averaged with the groups' examples as weights.
+
+Exact, and at constant memory: the groups are dealt into as many parts as it takes for one part's rows to fit, and the
+predictions are read once per part. No group is ever split, so that the parts' sums add up to the whole.
+
+Legend: E rows, R runs of equal scores inside a group, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from exfm.evaluation.metrics import Bools, Floats, Ints
+
+_ROWS_PER_PASS = 1_000_000
+
+
+class GroupedRows(NamedTuple):
+    """Rows of one task: the group (E,) int64, the predicted probability (E,) in [0, 1] and the label (E,)."""
+
+    group: Ints
+    probability: Floats
+    label: Bools
+
+
+def mix(group_E: Ints) -> npt.NDArray[np.uint64]:
+    """Spreads group ids evenly over 64 bits, whatever pattern they have (the finalizer of splitmix64)."""
+    x_E = group_E.astype(np.uint64)
+    x_E ^= x_E >> np.uint64(30)
+    x_E *= np.uint64(0xBF58476D1CE4E5B9)
+    x_E ^= x_E >> np.uint64(27)
+    x_E *= np.uint64(0x94D049BB133111EB)
+    x_E ^= x_E >> np.uint64(31)
+    return x_E
+
+
+@dataclass(frozen=True)
+class GroupedAuc:
+    """The sums behind GAUC: of AUC times examples, and of examples, over the groups that hold both classes."""
+
+    weighted_auc: float = 0.0
+    weight: int = 0
+
+    def __add__(self, other: GroupedAuc) -> GroupedAuc:
+        return GroupedAuc(self.weighted_auc + other.weighted_auc, self.weight + other.weight)
+
+    @property
+    def gauc(self) -> float | None:
+        """GAUC; None where no group holds both classes."""
+        return self.weighted_auc / self.weight if self.weight else None
+
+
+def grouped_auc(rows: GroupedRows) -> GroupedAuc:
+    """GAUC's sums over all rows of some groups, a tie counting one half."""
+    if rows.group.size == 0:
+        return GroupedAuc()
+    key_E = _sorted_keys(rows)
+    run_R = _starts(key_E >> np.uint64(1))
+    size_R = np.diff(run_R, append=key_E.size)
+    positives_R = np.add.reduceat((key_E & np.uint64(1)).astype(np.int64), run_R)
+    negatives_R = size_R - positives_R
+
+    first_G = _starts(key_E[run_R] >> np.uint64(33))
+    below_R = np.cumsum(negatives_R) - negatives_R
+    below_R -= np.repeat(below_R[first_G], np.diff(first_G, append=run_R.size))
+    ordered_G = np.add.reduceat(positives_R * (below_R + negatives_R / 2), first_G)
+    positives_G = np.add.reduceat(positives_R, first_G)
+    negatives_G = np.add.reduceat(negatives_R, first_G)
+
+    both_G = (positives_G > 0) & (negatives_G > 0)
+    size_G = (positives_G + negatives_G)[both_G]
+    auc_G = ordered_G[both_G] / (positives_G * negatives_G)[both_G]
+    return GroupedAuc(float(auc_G @ size_G), int(size_G.sum()))
+
+
+def _sorted_keys(rows: GroupedRows) -> npt.NDArray[np.uint64]:
+    """Group (31 bits), probability (32) and label (1) of each row in one integer that sorts in this order.
+
+    The bits of non-negative floats are ordered as the floats are.
+    """
+    group_E = np.unique(rows.group, return_inverse=True)[1].astype(np.uint64)
+    # Adding zero turns -0.0, whose bits sort last, into 0.0.
+    bits_E = (rows.probability.astype(np.float32) + np.float32(0)).view(np.uint32).astype(np.uint64)
+    key_E: npt.NDArray[np.uint64] = (group_E << np.uint64(33)) + (bits_E << np.uint64(1)) + rows.label.astype(np.uint64)
+    key_E.sort()
+    return key_E
+
+
+def _starts(sorted_E: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+    """Where each run of equal values begins."""
+    return np.flatnonzero(np.concatenate(([True], sorted_E[1:] != sorted_E[:-1])))
+
+
+def stream_gauc(
+    read: Callable[[], Iterable[tuple[str, GroupedRows]]], rows: int, rows_per_pass: int = _ROWS_PER_PASS
+) -> dict[str, float | None]:
+    """GAUC of every task of a stream of any length.
+
+    Args:
+        read: reads the stream from its beginning: chunks of rows, each with its task.
+        rows: how many rows that is, over all tasks; more rows are read in more passes, not in more memory.
+        rows_per_pass: rows one pass holds, give or take the size of the largest groups.
+    """
+    passes = max(1, -(-rows // rows_per_pass))
+    totals: dict[str, GroupedAuc] = {}
+    for part in range(passes):
+        held: dict[str, list[GroupedRows]] = {}
+        for task, chunk in read():
+            kept = mix(chunk.group) % np.uint64(passes) == part
+            held.setdefault(task, []).append(GroupedRows(*(column[kept] for column in chunk)))
+        for task, chunks in held.items():
+            joined = GroupedRows(*(np.concatenate(columns) for columns in zip(*chunks, strict=True)))
+            totals[task] = totals.get(task, GroupedAuc()) + grouped_auc(joined)
+    return {task: total.gauc for task, total in totals.items()}

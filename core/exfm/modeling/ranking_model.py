@@ -1,0 +1,105 @@
+"""RankingModel: features -> tokens -> (encoders) -> backbone -> representation -> one head per task.
+
+Legend: B examples, N tokens, K summary tokens, D width, R width of the representation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from exfm.config.experiment import ModelConfig
+from exfm.data.batch import Batch
+from exfm.interfaces.backbone import BackboneInputs, SequenceShape
+from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
+from exfm.interfaces.sequence_encoder import EncoderInputs
+from exfm.interfaces.transfer_strategy import StudentOutput
+from exfm.modeling.tokens import Featurizer
+
+
+class Head(nn.Sequential):
+    """An MLP from the representation (B, R) to one logit (B,)."""
+
+    def __init__(self, width: int, hidden: tuple[int, ...]) -> None:
+        layers: list[nn.Module] = []
+        for size in hidden:
+            layers += [nn.Linear(width, size), nn.SiLU()]
+            width = size
+        super().__init__(*layers, nn.Linear(width, 1), nn.Flatten(0))
+
+
+class RankingModel(nn.Module):
+    """The served part of a model, complete: nothing of a transfer is in it.
+
+    Args:
+        config: the model's section of the experiment.
+        schema: the whole stream's schema; the config picks features from it.
+        tasks: the labels it predicts.
+    """
+
+    def __init__(self, config: ModelConfig, schema: FeatureSchema, tasks: tuple[str, ...]) -> None:
+        super().__init__()
+        seen = schema.select(config.features)
+        sequences = [feature for feature in seen.features if isinstance(feature, SequenceFeature)]
+        self.reads_sequences = bool(config.backbone.component.consumes_sequences)
+        raw = config.sequence_encoder is not None or self.reads_sequences
+        self.featurizer = Featurizer(seen, config.embedding_dim, config.embedding_init, config.dense_tokens, raw)
+        context = self.featurizer.token_names
+        self.encoders = nn.ModuleDict()
+        summaries: list[str] = []
+        for sequence in sequences if config.sequence_encoder is not None else []:
+            tables = {sequence.table_name(field) for field in sequence.fields if field.kind == "categorical"}
+            targets = tuple(i for i, table in enumerate(self.featurizer.token_tables) if table in tables)
+            inputs = EncoderInputs(sequence.name, config.embedding_dim, sequence.max_length, context, targets)
+            assert config.sequence_encoder is not None
+            encoder = config.sequence_encoder.build(inputs)
+            self.encoders[sequence.name] = encoder
+            summaries += [f"{sequence.name}:{k}" for k in range(encoder.num_tokens)]
+        shapes = tuple(SequenceShape(sequence.name, sequence.max_length) for sequence in sequences)
+        self.backbone = config.backbone.build(
+            BackboneInputs((*context, *summaries), config.embedding_dim, shapes if self.reads_sequences else ())
+        )
+        self.head_hidden = config.head_hidden
+        self.heads = nn.ModuleDict({task: self.new_head() for task in tasks})
+        dense = [feature.name for feature in schema.features if isinstance(feature, DenseFeature)]
+        names = frozenset(feature.name for feature in seen.features)
+        self.feature_names = names
+        self.dense_columns = torch.tensor([i for i, name in enumerate(dense) if name in names], dtype=torch.int64)
+
+    def new_head(self) -> nn.Module:
+        """A head of the serving heads' shape: (B, R) -> logits (B,)."""
+        return Head(self.backbone.output_dim, self.head_hidden)
+
+    def forward(self, batch: Batch) -> StudentOutput:
+        """Predicts a batch that holds the model's own features (``narrow`` makes one)."""
+        tokens_BND, sequences = self.featurizer(batch)
+        summaries = [encoder(sequences[name], tokens_BND) for name, encoder in self.encoders.items()]
+        tokens_BND = torch.cat([tokens_BND, *summaries], dim=1) if summaries else tokens_BND
+        representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
+        logits = {task: head(representation_BR) for task, head in self.heads.items()}
+        return StudentOutput(representation_BR, logits)
+
+    def narrow(self, batch: Batch) -> Batch:
+        """The batch with this model's features only."""
+        return batch.only(self.feature_names, self.dense_columns)
+
+    def observe(self, batch: Batch) -> None:
+        """Learns what is not learned by gradient, after the batch has been predicted."""
+        self.featurizer.observe(batch)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Dense parameters, and those in embedding tables."""
+        tables = {id(parameter) for parameter in self.table_parameters()}
+        dense = sum(p.numel() for p in self.parameters() if id(p) not in tables)
+        return {"dense": dense, "sparse": sum(p.numel() for p in self.table_parameters())}
+
+    def table_parameters(self) -> list[nn.Parameter]:
+        """The tables' weights: a fused optimizer updates them in the backward pass."""
+        featurizer = self.featurizer
+        collections = [part for part in (featurizer.pooled, featurizer.events) if part is not None]
+        return [parameter for part in collections for parameter in part.parameters()]
+
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """Everything else: the dense optimizer updates it."""
+        tables = {id(parameter) for parameter in self.table_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in tables]

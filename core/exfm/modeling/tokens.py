@@ -1,0 +1,172 @@
+"""Features to tokens and events: what a backbone and the sequence encoders are given.
+
+Legend: B examples, N tokens, D width, F dense features, E events, G numbers per event, K summary tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from exfm.data.batch import Batch
+from exfm.interfaces.jagged import JaggedSequence
+from exfm.interfaces.schema import (
+    CategoricalFeature,
+    DenseFeature,
+    FeatureSchema,
+    MultiValuedFeature,
+    SequenceFeature,
+)
+from exfm.modeling.embeddings import EventTables, Lookup, PooledTables, TableShape
+
+DENSE_TOKEN = "dense"
+
+
+class DenseTokens(nn.Module):
+    """All dense features through one small MLP to one or more tokens.
+
+    Numbers arrive on any scale, so they are standardised by the mean and variance of the examples seen so far. The
+    statistics move after the forward pass, so an example's prediction does not depend on its own batch.
+    """
+
+    count: Tensor
+    mean_F: Tensor
+    square_F: Tensor
+
+    def __init__(self, features: int, tokens: int, dim: int) -> None:
+        super().__init__()
+        self.tokens, self.dim = tokens, dim
+        hidden = max(32, 2 * dim)
+        self.mlp = nn.Sequential(nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, tokens * dim))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean_F", torch.zeros(features, dtype=torch.float64))
+        self.register_buffer("square_F", torch.zeros(features, dtype=torch.float64))
+
+    def forward(self, dense_BF: Tensor) -> Tensor:
+        """Maps (B, F) to tokens (B, tokens, D)."""
+        variance_F = (self.square_F / self.count.clamp(min=1.0)).clamp(min=1e-6)
+        variance_F = torch.where(self.count > 0, variance_F, torch.ones_like(variance_F))
+        scale_F = variance_F.rsqrt().to(dense_BF.dtype)
+        scaled_BF = ((dense_BF - self.mean_F.to(dense_BF.dtype)) * scale_F).clamp(-10.0, 10.0)
+        tokens_BND: Tensor = self.mlp(scaled_BF).unflatten(-1, (self.tokens, self.dim))
+        return tokens_BND
+
+    @torch.no_grad()
+    def observe(self, dense_BF: Tensor) -> None:
+        """Adds a batch to the statistics (Chan et al. 1979): to be called once it has been predicted."""
+        if dense_BF.shape[0] == 0:
+            return
+        values_BF = dense_BF.to(torch.float64)
+        batch = values_BF.shape[0]
+        mean_F = values_BF.mean(dim=0)
+        delta_F = mean_F - self.mean_F
+        total = self.count + batch
+        self.square_F += ((values_BF - mean_F) ** 2).sum(dim=0) + delta_F**2 * self.count * batch / total
+        self.mean_F += delta_F * batch / total
+        self.count.copy_(total)
+
+
+class Featurizer(nn.Module):
+    """Embedding tables and projections of one model.
+
+    Args:
+        schema: the features the model sees.
+        raw_sequences: whether events are looked up one by one, for an encoder or a backbone that reads sequences;
+            otherwise each sequence is averaged to one token.
+
+    Attributes:
+        token_names: of the N tokens ``forward`` returns, in order.
+        token_tables: the table each token reads ("" for a dense one).
+    """
+
+    def __init__(
+        self, schema: FeatureSchema, dim: int, init_std: float, dense_tokens: int, raw_sequences: bool
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.sequences = [feature for feature in schema.features if isinstance(feature, SequenceFeature)]
+        self.raw_sequences = raw_sequences and bool(self.sequences)
+        bags = [
+            Lookup(feature.name, feature.table_name)
+            for feature in schema.features
+            if isinstance(feature, CategoricalFeature | MultiValuedFeature)
+        ]
+        self.fields = {sequence.name: _id_lookups(sequence) for sequence in self.sequences}
+        events = [lookup for fields in self.fields.values() for lookup in fields]
+        shape = TableShape(schema.tables(), dim, init_std)
+        event_tables = {lookup.table for lookup in events} if self.raw_sequences else set()
+        pooled = [lookup for lookup in bags if lookup.table not in event_tables]
+        pooled += [] if self.raw_sequences else events
+        self.pooled = PooledTables(pooled, shape) if pooled else None
+        shared = [lookup for lookup in bags if lookup.table in event_tables]
+        self.shared = shared
+        self.events = EventTables([*shared, *events], shape) if event_tables else None
+        self.event_dense = nn.ModuleDict(
+            {
+                sequence.name: nn.Linear(numbers, dim)
+                for sequence in self.sequences
+                if (numbers := sum(field.kind == "dense" for field in sequence.fields))
+            }
+        )
+        width = sum(isinstance(feature, DenseFeature) for feature in schema.features)
+        self.dense = DenseTokens(width, dense_tokens, dim) if width else None
+        kept = [lookup for lookup in (self.pooled.order if self.pooled else []) if lookup.field is None]
+        self.kept = [i for i, lookup in enumerate(self.pooled.order if self.pooled else []) if lookup.field is None]
+        looked_up = [*kept, *shared]
+        averaged = [] if self.raw_sequences else [sequence.name for sequence in self.sequences]
+        dense = [DENSE_TOKEN if i == 0 else f"{DENSE_TOKEN}:{i}" for i in range(dense_tokens)] if width else []
+        self.token_names = tuple([*(lookup.key for lookup in looked_up), *averaged, *dense])
+        self.token_tables = tuple([*(lookup.table for lookup in looked_up), *([""] * (len(averaged) + len(dense)))])
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, JaggedSequence]]:
+        """Returns tokens (B, N, D) and the raw sequences, events (E, D), by name."""
+        found = self.events(batch) if self.events is not None else {}
+        parts: list[Tensor] = []
+        pooled_BMD = self.pooled(batch) if self.pooled is not None else None
+        if pooled_BMD is not None:
+            parts.append(pooled_BMD if len(self.kept) == pooled_BMD.shape[1] else pooled_BMD[:, self.kept])
+        parts += [found[lookup].unsqueeze(1) for lookup in self.shared]
+        sequences: dict[str, JaggedSequence] = {}
+        for sequence in self.sequences:
+            numbers_EG = batch.sequences[sequence.name].dense_EG
+            offsets = batch.sequences[sequence.name].offsets
+            if self.raw_sequences:
+                rows = [found[lookup] for lookup in self.fields[sequence.name]]
+                events_ED = self._sum(rows, sequence.name, numbers_EG)
+                sequences[sequence.name] = JaggedSequence(events_ED, offsets, sequence.max_length)
+            else:
+                assert self.pooled is not None or not self.fields[sequence.name]
+                fields = self.fields[sequence.name]
+                tokens = [pooled_BMD[:, self.pooled.order.index(lookup)] for lookup in fields]  # type: ignore[index,union-attr]
+                mean_BG = _segment_mean(numbers_EG, offsets)
+                parts.append(self._sum(tokens, sequence.name, mean_BG).unsqueeze(1))
+        if self.dense is not None:
+            parts.append(self.dense(batch.dense_BF))
+        if not parts:
+            parts.append(batch.dense_BF.new_zeros(batch.size, 0, self.dim))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], sequences
+
+    def observe(self, batch: Batch) -> None:
+        """Moves the statistics of the dense features, after the batch has been predicted."""
+        if self.dense is not None:
+            self.dense.observe(batch.dense_BF)
+
+    def _sum(self, rows: list[Tensor], sequence: str, numbers: Tensor) -> Tensor:
+        if sequence in self.event_dense:
+            rows = [*rows, self.event_dense[sequence](numbers)]
+        total = rows[0]
+        for row in rows[1:]:
+            total = total + row
+        return total
+
+
+def _id_lookups(sequence: SequenceFeature) -> list[Lookup]:
+    ids = [field for field in sequence.fields if field.kind == "categorical"]
+    return [Lookup(sequence.name, sequence.table_name(field), index) for index, field in enumerate(ids)]
+
+
+def _segment_mean(values_EG: Tensor, offsets: Tensor) -> Tensor:
+    lengths = offsets.diff()
+    index = torch.repeat_interleave(lengths, output_size=values_EG.shape[0])
+    total_BG = values_EG.new_zeros(lengths.shape[0], values_EG.shape[1]).index_add_(0, index, values_EG)
+    return total_BG / lengths.clamp(min=1).unsqueeze(1)

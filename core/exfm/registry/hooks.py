@@ -1,0 +1,84 @@
+"""The plugin API: one hook per kind of component, in the entry-point group ``exfm``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import pluggy
+
+PROJECT = "exfm"
+API_VERSION = 1
+"""Version of the plugin API. A plugin module may declare the one it was written for as ``EXFM_API_VERSION``."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+INTERFACES = {
+    "backbone": "exfm.interfaces.backbone:Backbone",
+    "sequence_encoder": "exfm.interfaces.sequence_encoder:SequenceEncoder",
+    "transfer_strategy": "exfm.interfaces.transfer_strategy:TransferStrategy",
+    "data_source": "exfm.interfaces.data_source:DataSource",
+    "parallel_plan": "exfm.interfaces.parallel_plan:ParallelPlan",
+}
+"""The kinds of component, and the class that a component of each kind extends."""
+
+
+def import_target(target: str) -> Any:
+    """The object that ``module:attribute`` names."""
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+@dataclass(frozen=True)
+class LazyComponent:
+    """A component by name, imported when an experiment uses it.
+
+    A hook may return classes or these. With these, commands that only list components do not wait for the import of
+    torch.
+
+    Args:
+        name: the component's name, equal to the class's ``name``.
+        target: ``module:Class``.
+    """
+
+    name: str
+    target: str
+
+
+Offer = type[Any] | LazyComponent
+
+
+class HookSpecs:
+    """What a plugin module may implement, each marked with ``@exfm.hookimpl`` and taking no arguments."""
+
+    @hookspec
+    def exfm_register_backbones(self) -> Iterable[Offer]:  # type: ignore[empty-body]
+        """Classes that extend ``exfm.Backbone``."""
+
+    @hookspec
+    def exfm_register_sequence_encoders(self) -> Iterable[Offer]:  # type: ignore[empty-body]
+        """Classes that extend ``exfm.SequenceEncoder``."""
+
+    @hookspec
+    def exfm_register_transfer_strategies(self) -> Iterable[Offer]:  # type: ignore[empty-body]
+        """Classes that extend ``exfm.TransferStrategy``."""
+
+    @hookspec
+    def exfm_register_data_sources(self) -> Iterable[Offer]:  # type: ignore[empty-body]
+        """Classes that extend ``exfm.DataSource``."""
+
+    @hookspec
+    def exfm_register_parallel_plans(self) -> Iterable[Offer]:  # type: ignore[empty-body]
+        """Classes that extend ``exfm.ParallelPlan``."""
+
+
+HOOK_OF_KIND = {
+    "backbone": "exfm_register_backbones",
+    "sequence_encoder": "exfm_register_sequence_encoders",
+    "transfer_strategy": "exfm_register_transfer_strategies",
+    "data_source": "exfm_register_data_sources",
+    "parallel_plan": "exfm_register_parallel_plans",
+}

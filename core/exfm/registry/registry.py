@@ -1,0 +1,125 @@
+"""The registry: components by kind and name, and the plugins they come from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from exfm.errors import PluginError, suggestion
+from exfm.registry.hooks import INTERFACES, LazyComponent, Offer, import_target
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point of the group ``exfm``, and what became of it."""
+
+    name: str
+    module: str
+    distribution: str
+    version: str
+    status: Literal["loaded", "blocked", "broken"] = "loaded"
+    reason: str = ""
+    components: tuple[str, ...] = ()
+
+    @property
+    def provider(self) -> str:
+        """Distribution and version, as error messages name it."""
+        return f"{self.distribution} {self.version} (plugin {self.name!r})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+@dataclass
+class Registry:
+    """Every component the installed plugins offer. ``exfm.registry.discovery`` fills it."""
+
+    plugins: dict[str, Plugin] = field(default_factory=dict)
+    _offers: dict[tuple[str, str], tuple[Offer, Plugin]] = field(default_factory=dict)
+    _claims: dict[tuple[str, str], list[Plugin]] = field(default_factory=dict)
+
+    def add(self, plugin: Plugin, offers: list[tuple[str, str, Offer]]) -> None:
+        """Records a loaded plugin and its offers (kind, name, class or reference).
+
+        A name that two plugins offer belongs to neither: both are quarantined, with a reason that names both.
+        """
+        for kind, name, _ in offers:
+            self._claims.setdefault((kind, name), []).append(plugin)
+        contested = [(kind, name) for kind, name, _ in offers if len(self._claims[kind, name]) > 1]
+        if contested:
+            kind, name = contested[0]
+            parties = self._claims[kind, name]
+            who = " and by ".join(party.provider for party in parties)
+            for party in parties:
+                reason = f"{kind} {name!r} is offered by {who}; block one of them with --block-plugin"
+                self.quarantine(self.plugins.get(party.name, party), reason)
+            return
+        self.plugins[plugin.name] = replace(plugin, components=tuple(f"{kind}.{name}" for kind, name, _ in offers))
+        for kind, name, offer in offers:
+            self._offers[kind, name] = (offer, self.plugins[plugin.name])
+
+    def quarantine(self, plugin: Plugin, reason: str, status: Literal["broken", "blocked"] = "broken") -> None:
+        """Records a plugin whose components cannot be used, and why."""
+        self._offers = {key: value for key, value in self._offers.items() if value[1].name != plugin.name}
+        self.plugins[plugin.name] = replace(plugin, status=status, reason=reason)
+
+    def names(self, kind: str) -> list[str]:
+        """Names of a kind's components, in order."""
+        return sorted(name for of_kind, name in self._offers if of_kind == kind)
+
+    def provider(self, kind: str, name: str) -> Plugin:
+        """The plugin a component comes from."""
+        return self._offers[kind, name][1]
+
+    def resolve(self, kind: str, name: str) -> type[Any]:
+        """The class of a component.
+
+        Raises:
+            PluginError: no plugin offers it, or its plugin is blocked or broken (with the reason).
+        """
+        if (kind, name) not in self._offers:
+            raise PluginError(self._missing(kind, name))
+        offer, plugin = self._offers[kind, name]
+        if not isinstance(offer, LazyComponent):
+            return offer
+        try:
+            component = import_target(offer.target)
+            check_component(kind, component)
+            if component.name != name:
+                raise TypeError(f"{offer.target} is called {component.name!r}, not {name!r}")
+        except Exception as error:
+            hint = "; `exfm doctor` says what to install" if isinstance(error, ImportError) else ""
+            raise PluginError(
+                f"{kind} {name!r} of {plugin.provider} cannot be loaded: {type(error).__name__}: {error}{hint}"
+            ) from error
+        assert isinstance(component, type)
+        return component
+
+    def default_plan(self) -> str:
+        """Name of the parallel plan an experiment gets that names none.
+
+        Raises:
+            PluginError: no plan, or more than one, declares itself the default.
+        """
+        names = self.names("parallel_plan")
+        defaults = [name for name in names if self.resolve("parallel_plan", name).is_default]
+        if len(defaults) != 1:
+            raise PluginError(f"name a parallel plan: {len(defaults)} are the default.{suggestion('', names)}")
+        return defaults[0]
+
+    def _missing(self, kind: str, name: str) -> str:
+        unusable = [plugin for plugin in self.plugins.values() if plugin.status != "loaded"]
+        culprits = [p for p in unusable if f"{kind}.{name}" in p.components or p.name == name] or unusable
+        reasons = "".join(f" {p.provider} is {p.status}: {p.reason.rstrip('.')}." for p in culprits)
+        return f"no {kind} is called {name!r}.{suggestion(name, self.names(kind))}{reasons}"
+
+
+def check_component(kind: str, component: object) -> None:
+    """Raises TypeError unless ``component`` is a named class that extends its kind's interface."""
+    base = import_target(INTERFACES[kind])
+    if not (isinstance(component, type) and issubclass(component, base)):
+        raise TypeError(f"{component!r} is not a subclass of exfm.{base.__name__}")
+    name = getattr(component, "name", None)
+    if not (isinstance(name, str) and name.replace("_", "a").isalnum() and name == name.lower()):
+        raise TypeError(f"{component.__qualname__}.name must be a lower-case identifier, not {name!r}")

@@ -1,0 +1,67 @@
+"""How figures read, in the terminal and in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+MISSING = "\u2013"
+_MINUS = "\u2212"
+
+
+def fixed(value: float | None, digits: int = 4) -> str:
+    """A figure with a fixed number of digits after the point."""
+    return MISSING if value is None else f"{value:.{digits}f}".replace("-", _MINUS)
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """A difference, with its sign."""
+    return MISSING if value is None else f"{value:+.{digits}f}".replace("-", _MINUS)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share of one, in percent."""
+    return MISSING if value is None else f"{100 * value:.{digits}f}%"
+
+
+def count(value: float | None) -> str:
+    """A large number, short: 950, 12.3k, 4.56M."""
+    if value is None:
+        return MISSING
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """A length of time in the unit that suits it."""
+    if seconds is None:
+        return MISSING
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def interval(bounds: tuple[float, float] | None) -> str:
+    """Both ends of an interval of differences in percent."""
+    return MISSING if bounds is None else f"{signed(bounds[0])}% to {signed(bounds[1])}%"
+
+
+def verdict(gain: Mapping[str, Any]) -> Literal["better", "worse", "unclear"]:
+    """What an entry of results.json's gains says: unclear where its interval holds zero, or is missing."""
+    low, high = gain["interval95"] or (0, 0)
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "unclear"
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "fixed": fixed,
+    "signed": signed,
+    "percent": percent,
+    "count": count,
+    "duration": duration,
+    "interval": interval,
+}

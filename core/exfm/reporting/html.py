@@ -1,0 +1,92 @@
+"""The HTML report of a run: one page that needs nothing but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from exfm.reporting import plots
+from exfm.reporting.figures import FILTERS, verdict
+
+Json = Mapping[str, Any]
+
+_TIMES = {
+    "train_s": "training",
+    "supervise_s": "supervising",
+    "data_s": "reading data",
+    "time_to_first_batch_s": "until the first batch",
+    "total_s": "in all",
+}
+
+
+def render_report(results: Json, config_yaml: str) -> str:
+    """The page for a run's results.json and its resolved config: styles and plots inside, no script, no network.
+
+    The same arguments give the same page. Parts that the results lack (gains, costs, supervision) are left out.
+    """
+    environment = Environment(
+        loader=PackageLoader("exfm.reporting"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= FILTERS
+    models = results["models"]
+    styles = plots.series_styles(results)
+    comparisons = list(_comparisons(results.get("gains", ())))
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        config_yaml=config_yaml,
+        comparisons=comparisons,
+        tasks=_tasks(models),
+        styles=styles,
+        plots=[{"caption": caption, "svg": Markup(svg)} for caption, svg in _plots(results, comparisons, styles)],
+        has_bayes=any("bayes_ne" in figures for model in models.values() for figures in model["tasks"].values()),
+        supervision=[
+            {"student": student, "teacher": teacher, **figures}
+            for student, teachers in results.get("supervision", {}).items()
+            for teacher, figures in teachers.items()
+        ],
+    )
+
+
+def _tasks(models: Mapping[str, Json]) -> list[str]:
+    return list(dict.fromkeys(task for model in models.values() for task in model["tasks"]))
+
+
+def _comparisons(gains: Sequence[Json]) -> Iterator[dict[str, Any]]:
+    """One comparison for each model and task; results.json has one entry for each teacher, next to each other."""
+    for (model, task), entries in groupby(gains, key=lambda gain: (gain["model"], gain["task"])):
+        first, *others = entries
+        taught = [gain for gain in (first, *others) if gain["teacher"] is not None]
+        yield {**first, "teachers": taught, "verdict": verdict(first), "model": model, "task": task}
+
+
+def _plots(
+    results: Json, comparisons: Sequence[Json], styles: Mapping[str, plots.SeriesStyle]
+) -> Iterator[tuple[str, str]]:
+    """Caption and SVG of each plot that the results have figures for."""
+    models = results["models"]
+    if comparisons:
+        yield "NE gain over the control", plots.gain_plot(comparisons, styles)
+    for task in _tasks(models):
+        yield f"NE over time: {task}", plots.ne_plot(models, task, styles)
+    if any(figures["calibration"] is not None for model in models.values() for figures in model["tasks"].values()):
+        yield "Calibration", plots.calibration_plot(models, styles)
+    speeds = {
+        name: model["train_examples_per_second"]
+        for name, model in models.items()
+        if model.get("train_examples_per_second") is not None
+    }
+    if speeds:
+        yield "Training speed", plots.bars_plot(speeds, "examples per second", "Training speed of each model")
+    times = {
+        label: results["time"][key] for key, label in _TIMES.items() if results.get("time", {}).get(key) is not None
+    }
+    if times:
+        yield "Time", plots.bars_plot(times, "seconds", "Time spent")

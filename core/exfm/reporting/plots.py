@@ -1,0 +1,214 @@
+"""The report's plots: SVG to be put into a page, in the page's own colours and fonts, the same bytes every time."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from html import escape
+from typing import Any, Final
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+from matplotlib.figure import Figure
+
+from exfm.reporting.figures import count
+
+Json = Mapping[str, Any]
+
+COLORS: Final = 6
+"""How many series colours the page defines, as ``--c0``, ``--c1``, ..."""
+
+# The plots are drawn in these stand-ins; each becomes the page's own colour for it, so that one plot serves light and
+# dark mode.
+_INK: Final = "#010101"
+_GRID: Final = "#020202"
+_SERIES: Final = tuple(f"#0300{index:02x}" for index in range(COLORS))
+_PAGE_COLORS: Final = {_INK: "currentColor", _GRID: "var(--line)"} | {
+    stand_in: f"var(--c{index})" for index, stand_in in enumerate(_SERIES)
+}
+_RC: Final = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "exfm",
+    "font.size": 9,
+    "text.color": _INK,
+    "text.parse_math": False,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _GRID,
+    "ytick.color": _GRID,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+}
+# About a phone's width: text stays readable there, and on a wide screen plots stand side by side.
+_WIDTH: Final = 4.7
+_MOST_MARKERS: Final = 40
+_LONGEST_NAME: Final = 24
+
+
+@dataclass(frozen=True)
+class SeriesStyle:
+    """How a model is drawn wherever it appears: the number of its colour, and the dashes of its line (none: solid)."""
+
+    color: int
+    dashes: tuple[float, ...] = ()
+
+    @property
+    def _line(self) -> tuple[int, tuple[float, ...] | None]:
+        return 0, self.dashes or None
+
+
+def series_styles(results: Json) -> dict[str, SeriesStyle]:
+    """A style for each model: a colour for each model that is no control; a control has its model's, dashed."""
+    model_of = {gain["control"]: gain["model"] for gain in results.get("gains", ())}
+    heads = [name for name in results["models"] if name not in model_of]
+    # After all colours are used they come again, with lines of another kind.
+    kinds = ((), (8.0, 2.0), (6.0, 2.0, 1.0, 2.0))
+    solid = {name: SeriesStyle(index % COLORS, kinds[index // COLORS % len(kinds)]) for index, name in enumerate(heads)}
+    controls = {
+        control: SeriesStyle(solid[model].color if model in solid else 0, (2.5, 2.0))
+        for control, model in model_of.items()
+    }
+    styles = solid | controls
+    return {name: styles[name] for name in results["models"]}
+
+
+def gain_plot(gains: Sequence[Json], styles: Mapping[str, SeriesStyle]) -> str:
+    """NE gain over the control with its interval, a row for each model and task."""
+    labels = [f"{_short(gain['model'])}, {_short(gain['task'])}" for gain in gains]
+    with matplotlib.rc_context(_RC):
+        figure, axes = _rows_figure(labels)
+        axes.axvline(0, color=_INK, linewidth=1)
+        for row, gain in enumerate(gains):
+            color = _SERIES[styles[gain["model"]].color]
+            if gain["interval95"] is not None:
+                axes.plot(gain["interval95"], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
+            if gain["ne_gain_percent"] is not None:
+                axes.plot([gain["ne_gain_percent"]], [row], "o", color=color, markersize=6)
+        axes.set_xlabel("NE gain over the control, % (95% interval)")
+        return _svg(figure, "NE gain of each model over its control, with 95% intervals")
+
+
+def ne_plot(models: Mapping[str, Json], task: str, styles: Mapping[str, SeriesStyle]) -> str:
+    """NE of one task, window by window, a line for each model, and the Bayes limit where it is known."""
+    with_task = {name: model["tasks"][task]["windows"] for name, model in models.items() if task in model["tasks"]}
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
+        axes = figure.add_subplot()
+        for name, windows in with_task.items():
+            style = styles[name]
+            axes.plot(
+                *_points(windows, "ne"),
+                color=_SERIES[style.color],
+                linestyle=style._line,
+                linewidth=1.6,
+                marker="o" if len(windows) <= _MOST_MARKERS else "",
+                markersize=2.5,
+            )
+        for windows in _distinct_limits(list(with_task.values())):
+            axes.plot(*_points(windows, "bayes_ne"), color=_INK, linestyle=(0, (1, 1.5)), linewidth=1.4)
+        _show_settled_part(axes, list(with_task.values()))
+        locator = AutoDateLocator(maxticks=6)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.set_ylabel("NE, lower is better")
+        return _svg(figure, f"NE of {task} over the stream's windows, by model")
+
+
+def calibration_plot(models: Mapping[str, Json], styles: Mapping[str, SeriesStyle]) -> str:
+    """Predicted over real positives, a row for each model and task."""
+    rows = [
+        (name, task, figures["calibration"])
+        for name, model in models.items()
+        for task, figures in model["tasks"].items()
+        if figures["calibration"] is not None
+    ]
+    with matplotlib.rc_context(_RC):
+        figure, axes = _rows_figure([f"{_short(name)}, {_short(task)}" for name, task, _ in rows])
+        axes.axvline(1, color=_INK, linewidth=1)
+        for row, (name, _, calibration) in enumerate(rows):
+            hollow = "none" if styles[name].dashes else _SERIES[styles[name].color]
+            axes.plot([calibration], [row], "o", color=_SERIES[styles[name].color], markerfacecolor=hollow)
+        furthest = max((abs(calibration - 1) for _, _, calibration in rows), default=0)
+        axes.set_xlim(1 - 1.2 * max(furthest, 0.05), 1 + 1.2 * max(furthest, 0.05))
+        axes.set_xlabel("predicted / real positives; 1 is right")
+        return _svg(figure, "Calibration of each model")
+
+
+def bars_plot(values: Mapping[str, float], unit: str, title: str) -> str:
+    """One horizontal bar for each value, with its number."""
+    with matplotlib.rc_context(_RC):
+        figure, axes = _rows_figure([_short(name) for name in values])
+        bars = axes.barh(range(len(values)), list(values.values()), color=_SERIES[0], height=0.55)
+        axes.bar_label(bars, labels=[count(value) for value in values.values()], padding=3)
+        axes.margins(x=0.12)
+        axes.set_xlabel(unit)
+        return _svg(figure, title)
+
+
+def _rows_figure(labels: Sequence[str]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH, 0.75 + 0.3 * max(len(labels), 1)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    return figure, axes
+
+
+def _points(windows: Sequence[Json], key: str) -> tuple[list[float], list[float]]:
+    known = [window for window in windows if window.get(key) is not None]
+    days = [float(date2num(datetime.fromisoformat(window["start"]))) for window in known]
+    return days, [window[key] for window in known]
+
+
+def _distinct_limits(series: Sequence[Sequence[Json]]) -> list[Sequence[Json]]:
+    """One list of windows for each different Bayes limit: models that see other traffic have other limits."""
+    by_values = {tuple(window.get("bayes_ne") for window in windows): windows for windows in series}
+    return [windows for values, windows in by_values.items() if any(value is not None for value in values)]
+
+
+def _show_settled_part(axes: Axes, series: Sequence[Sequence[Json]]) -> None:
+    """Fits the y axis to all but the first quarter: an untrained model's NE would flatten all that follows."""
+    settled = [
+        window[key]
+        for windows in series
+        for window in windows[len(windows) // 4 :]
+        for key in ("ne", "bayes_ne")
+        if window.get(key) is not None
+    ]
+    if settled:
+        low, high = min(settled), max(settled)
+        margin = 0.08 * (high - low) or 0.01
+        axes.set_ylim(low - margin, high + margin)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The figure as one <svg> element without addresses of any kind, coloured by the page."""
+    text = io.StringIO()
+    with warnings.catch_warnings():
+        # The browser draws the letters, not matplotlib: what its font lacks does not matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(
+            text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
+    svg = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue()[text.getvalue().index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    svg = re.sub(r"#(?:010101|020202|0300[0-9a-f]{2})\b", lambda match: _PAGE_COLORS[match[0]], svg)
+    _, head, body = re.split(r"<svg([^>]*)>", svg, maxsplit=1)
+    view_box = re.search(r'viewBox="[^"]*"', head)
+    assert view_box is not None
+    return f'<svg {view_box[0]} role="img" aria-label="{escape(title)}">{body}'

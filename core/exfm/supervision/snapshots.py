@@ -1,0 +1,92 @@
+"""The snapshot registry: published, immutable versions of a model, each with the time up to which it has trained.
+
+A snapshot is part of its window's commit, so there is no moment at which a reader could find half of one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from exfm.interfaces.data_source import Window
+from exfm.supervision.commits import CommitLog
+from exfm.supervision.workspace import FileRecord, Workspace
+
+MODEL_FILE = "model"
+TRAINING_FILE = "training"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A published version. It has trained on examples before ``watermark_us`` and on no others."""
+
+    model: str
+    version: int
+    watermark_us: int
+    weights: FileRecord
+    training: FileRecord
+
+
+class SnapshotRegistry:
+    """Publishes and finds snapshots; version N is what a model was after window N."""
+
+    def __init__(self, workspace: Workspace, log: CommitLog) -> None:
+        self.workspace = workspace
+        self.log = log
+
+    def write(
+        self, model: str, window: Window, weights: dict[str, Tensor], training: dict[str, Tensor]
+    ) -> dict[str, FileRecord]:
+        """Writes a snapshot's files; committing them publishes it.
+
+        Args:
+            weights: what serving and labelling need.
+            training: what continuing the training needs besides.
+        """
+        folder = _folder(model, window.index)
+        watermark = {"watermark_us": str(window.end_us)}
+        return {
+            MODEL_FILE: self.workspace.write(f"{folder}/model.safetensors", save(weights, metadata=watermark)),
+            TRAINING_FILE: self.workspace.write(f"{folder}/training.safetensors", save(training)),
+            "snapshot": self.workspace.write_json(
+                f"{folder}/snapshot.json", {"model": model, "version": window.index, "watermark_us": window.end_us}
+            ),
+        }
+
+    def get(self, model: str, version: int) -> Snapshot:
+        """A published version."""
+        commit = self.log.load("train", model, version)
+        return Snapshot(model, version, commit.window.end_us, commit.files[MODEL_FILE], commit.files[TRAINING_FILE])
+
+    def newest(self, model: str, before_us: int, delay: timedelta) -> Snapshot | None:
+        """The newest snapshot whose watermark lies at or before ``before_us`` minus the delay, if there is one."""
+        limit = before_us - int(delay.total_seconds() * 1e6)
+        for version in reversed(self.log.windows("train", model)):
+            snapshot = self.get(model, version)
+            if snapshot.watermark_us <= limit:
+                return snapshot
+        return None
+
+    def load(self, record: FileRecord) -> dict[str, Tensor]:
+        """The tensors of one of a snapshot's files.
+
+        Raises:
+            RunError: the file is missing or corrupt.
+        """
+        tensors: dict[str, Tensor] = load(self.workspace.read_checked(record))
+        return tensors
+
+    def retire(self, model: str, window: Window, delay: timedelta) -> None:
+        """Removes the snapshots that no later window can ask for, given the delay; the newest two always stay."""
+        needed = self.newest(model, window.end_us, delay)
+        oldest = min(needed.version if needed else 0, window.index - 1)
+        for name in self.workspace.names(f"snapshots/{model}"):
+            if int(name) < oldest:
+                self.workspace.remove(f"snapshots/{model}/{name}")
+
+
+def _folder(model: str, version: int) -> str:
+    return f"snapshots/{model}/{version:06d}"

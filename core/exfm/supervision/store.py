@@ -1,0 +1,40 @@
+"""Store: the workspace with its commit log, snapshots, supervision and predictions in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from exfm.interfaces.data_source import Window
+from exfm.supervision.commits import CommitLog
+from exfm.supervision.joiner import SupervisionIndex, SupervisionRows
+from exfm.supervision.row_files import read_rows
+from exfm.supervision.snapshots import SnapshotRegistry
+from exfm.supervision.workspace import Workspace
+
+
+class Store:
+    """What stages share.
+
+    Args:
+        url: the run's folder, any fsspec URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.workspace = Workspace(url)
+        self.log = CommitLog(self.workspace)
+        self.snapshots = SnapshotRegistry(self.workspace, self.log)
+
+    def supervision(self, teacher: str, window: Window) -> SupervisionIndex:
+        """A teacher's committed supervision of a window, ready to be joined."""
+        commit = self.log.load("supervise", teacher, window.index)
+        return SupervisionRows.from_table(read_rows(self.workspace, commit.files["rows"])).index()
+
+    def windows(self, model: str) -> Sequence[Window]:
+        """The windows a model has committed, in order."""
+        return [commit.window for commit in self.log.commits("train", model)]
+
+    def predictions(self, model: str, window: Window) -> pa.Table:
+        """A model's committed predictions of a window, in stream order."""
+        return read_rows(self.workspace, self.log.load("train", model, window.index).files["rows"])

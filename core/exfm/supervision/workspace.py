@@ -1,0 +1,178 @@
+"""The run's folder on any fsspec file system: whole files appear at once or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from exfm.errors import RunError
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A written file: path relative to the workspace, size, and SHA-256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class HashingWriter:
+    """A binary file that keeps size and digest of what is written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.size = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        """Writes bytes or a buffer."""
+        view = memoryview(data)
+        self._file.write(view)
+        self._digest.update(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self.size
+
+    def flush(self) -> None:
+        """Passes data on to the file system."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Marks the writer closed; the workspace closes the file."""
+        self.closed = True
+
+    def readable(self) -> bool:
+        """Never."""
+        return False
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Never."""
+        return False
+
+    def record(self, path: str) -> FileRecord:
+        """What was written."""
+        return FileRecord(path, self.size, self._digest.hexdigest())
+
+
+class Workspace:
+    """Files under one URL.
+
+    On a local disk a file is written under a name that readers ignore and then renamed; for an object store, which
+    shows an object only when its upload is complete, it is spooled to a local file first. Either way a reader never
+    sees half a file.
+
+    Args:
+        url: the folder, any fsspec URL. It need not exist.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.fs, self.root = fsspec.core.url_to_fs(url)
+        self._local = isinstance(self.fs, LocalFileSystem)
+
+    def path(self, relative: str) -> str:
+        """The file system's own path of a file."""
+        return f"{self.root.rstrip('/')}/{relative}"
+
+    @contextmanager
+    def writing(self, relative: str) -> Iterator[HashingWriter]:
+        """A file to write; it appears, whole, when the block ends without an exception."""
+        target = self.path(relative)
+        folder, _, name = target.rpartition("/")
+        self.fs.makedirs(folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=folder if self._local else None, prefix=f".{name}.", suffix=".tmp", delete=False
+        ) as file:
+            try:
+                yield HashingWriter(file)
+                file.flush()
+                os.fsync(file.fileno())
+                if self._local:
+                    Path(file.name).replace(target)
+                else:
+                    self.fs.put_file(file.name, target)
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+
+    def write(self, relative: str, data: bytes) -> FileRecord:
+        """Writes a small file whole."""
+        with self.writing(relative) as file:
+            file.write(data)
+        return file.record(relative)
+
+    def write_json(self, relative: str, value: Any) -> FileRecord:
+        """Writes a JSON file whole; NaN is not JSON and is refused."""
+        return self.write(relative, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+    def exists(self, relative: str) -> bool:
+        """Whether the file is there."""
+        return bool(self.fs.exists(self.path(relative)))
+
+    def read(self, relative: str) -> bytes:
+        """A file's bytes.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        return bytes(self.fs.cat_file(self.path(relative)))
+
+    def read_json(self, relative: str) -> Any:
+        """A JSON file.
+
+        Raises:
+            RunError: it is not JSON.
+        """
+        try:
+            return json.loads(self.read(relative))
+        except json.JSONDecodeError as error:
+            raise RunError(f"{self.url}/{relative}: not valid JSON: {error}") from error
+
+    def read_checked(self, record: FileRecord) -> bytes:
+        """A committed file's bytes.
+
+        Raises:
+            RunError: the file is missing, or is not what was committed.
+        """
+        try:
+            data = self.read(record.path)
+        except FileNotFoundError as error:
+            raise RunError(f"{self.url}/{record.path}: a committed file is missing") from error
+        if len(data) != record.bytes or hashlib.sha256(data).hexdigest() != record.sha256:
+            raise RunError(
+                f"{self.url}/{record.path}: corrupt: {len(data)} bytes whose SHA-256 is not the committed one "
+                f"({record.bytes} bytes)"
+            )
+        return data
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder, sorted; none where there is no folder. Hidden files are left out."""
+        try:
+            found = self.fs.ls(self.path(folder), detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        names = (str(path).rstrip("/").rpartition("/")[2] for path in found)
+        return sorted(name for name in names if not name.startswith("."))
+
+    def remove(self, folder: str) -> None:
+        """Removes a folder and all that is in it, if it is there."""
+        if self.exists(folder):
+            self.fs.rm(self.path(folder), recursive=True)

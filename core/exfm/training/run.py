@@ -1,0 +1,107 @@
+"""Runs a whole experiment: the stream loop, then evaluation and report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import yaml
+
+from exfm.config.checks import CONTROL_SUFFIX
+from exfm.config.loading import Experiment
+from exfm.errors import ConfigError
+from exfm.evaluation.evaluate import Arm as Comparison
+from exfm.evaluation.evaluate import ExperimentView, evaluate
+from exfm.reporting.html import render_report
+from exfm.reporting.results import CONFIG_FILE, REPORT_FILE, RESULTS_FILE, assemble
+from exfm.supervision.store import Store
+from exfm.training.loop import Clock, Progress, StreamLoop
+
+_FREE_TO_CHANGE = ("run_dir", "evaluation", "plugins", "versions")
+
+
+def run(experiment: Experiment, on_progress: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
+    """Runs an experiment, resuming what is committed, and writes results.json and report.html to its run_dir.
+
+    Args:
+        experiment: from ``exfm.load_experiment``.
+        on_progress: called after every chunk of rows.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        ConfigError: the run_dir holds another experiment, or a row breaks the schema.
+        RunError: a committed file is missing or corrupt.
+    """
+    store = Store(experiment.run_dir)
+    config_yaml = open_run(experiment, store)
+    plan = experiment.config.parallel.build()
+    loop = StreamLoop(experiment, store, plan, on_progress)
+    loop.run()
+    return finish(experiment, store, loop.clock, config_yaml)
+
+
+def finish(experiment: Experiment, store: Store, clock: Clock, config_yaml: str) -> dict[str, Any]:
+    """Evaluates what is committed and writes results.json and report.html."""
+    figures = evaluate(store, _view(experiment))
+    results = assemble(experiment, store, figures, clock.as_dict())
+    store.workspace.write_json(RESULTS_FILE, results)
+    store.workspace.write(REPORT_FILE, render_report(results, config_yaml).encode())
+    return results
+
+
+def open_run(experiment: Experiment, store: Store) -> str:
+    """Writes config.yaml into a new run; in an old one, checks that it is the same experiment. Returns the YAML."""
+    current = experiment.as_dict() | {"versions": _versions(experiment)}
+    text: str = yaml.safe_dump(current, sort_keys=False, allow_unicode=True)
+    if store.workspace.exists(CONFIG_FILE):
+        previous = yaml.safe_load(store.workspace.read(CONFIG_FILE))
+        changed = _difference(previous, current)
+        if changed:
+            raise ConfigError(
+                f"{store.workspace.url}: this folder holds a run of another experiment: {changed}. "
+                "Give another run_dir, or remove the folder to start over."
+            )
+    store.workspace.write(CONFIG_FILE, text.encode())
+    return text
+
+
+def _difference(previous: Any, current: Any, path: str = "") -> str:
+    """The first key whose value is not what it was, or nothing."""
+    if isinstance(previous, dict) and isinstance(current, dict):
+        for key in [*current, *(key for key in previous if key not in current)]:
+            if path or key not in _FREE_TO_CHANGE:
+                found = _difference(previous.get(key), current.get(key), f"{path}.{key}" if path else str(key))
+                if found:
+                    return found
+        return ""
+    return "" if previous == current else f"{path} was {previous!r} and is now {current!r}"
+
+
+def _versions(experiment: Experiment) -> dict[str, str]:
+    found = {}
+    for package in ("exfm", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    plugins = experiment.registry.plugins.values()
+    return found | {plugin.distribution: plugin.version for plugin in plugins if plugin.status == "loaded"}
+
+
+def _view(experiment: Experiment) -> ExperimentView:
+    arms = {arm.name: arm for arm in experiment.arms}
+    comparisons = tuple(
+        Comparison(arm.base, arm.name, arms[arm.base].teachers) for arm in experiment.arms if arm.is_control
+    )
+    assert all(comparison.control == comparison.model + CONTROL_SUFFIX for comparison in comparisons)
+    evaluation = experiment.config.evaluation
+    return ExperimentView(
+        models=tuple((arm.name, arm.tasks) for arm in experiment.arms),
+        arms=comparisons,
+        skip=evaluation.skip,
+        bootstrap_replicates=evaluation.replicates,
+        bootstrap_seed=experiment.config.seed,
+    )

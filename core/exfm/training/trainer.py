@@ -1,0 +1,163 @@
+"""One model in training: its served part, what transfer adds to it, and its optimizers.
+
+Legend: B examples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from exfm.config.checks import Arm
+from exfm.config.experiment import DenseOptimizer
+from exfm.data.batch import Batch
+from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.interfaces.schema import FeatureSchema
+from exfm.interfaces.transfer_strategy import StudentShape, Supervision, TeacherShape, TransferStrategy
+from exfm.modeling.ranking_model import RankingModel
+
+_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+}
+
+
+@dataclass(frozen=True)
+class StepLabels:
+    """What a step learns from: the tasks whose labels are known, and whether transfer takes part."""
+
+    tasks: tuple[str, ...]
+    transfer: bool
+
+
+class Trainer:
+    """Trains one arm.
+
+    Arms of one base start from equal weights: their served parts are built first, from the base's seed, and what
+    transfer adds is built after it.
+
+    Args:
+        arm: which model.
+        schema: the stream's schema.
+        teachers: the tasks of each teacher, by its name.
+        plan: how it is placed.
+        seed: the experiment's seed.
+    """
+
+    def __init__(
+        self,
+        arm: Arm,
+        schema: FeatureSchema,
+        teachers: Mapping[str, tuple[str, ...]],
+        plan: ParallelPlan,
+        seed: int,
+    ) -> None:
+        self.arm = arm
+        self.plan = plan
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_seed(seed, arm.base))
+            model = RankingModel(arm.config, schema, arm.tasks)
+            placed = plan.apply(model, arm.config.optimizer.tables)
+            assert isinstance(placed, RankingModel)
+            self.model = placed
+            student = StudentShape(arm.tasks, model.backbone.output_dim, model.new_head)
+            self.strategies = nn.ModuleList(
+                spec.build(student, TeacherShape(spec.config.teacher, teachers[spec.config.teacher]))
+                for spec in arm.config.transfer
+            ).to(plan.device)
+        dense = [*self.model.dense_parameters(), *self.strategies.parameters()]
+        self.optimizer = _dense_optimizer(dense, arm.config.optimizer.dense)
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """Probabilities (B,) by task, without training."""
+        with torch.no_grad():
+            return {task: logit.sigmoid() for task, logit in self.model(batch).logits.items()}
+
+    def step(self, batch: Batch, supervision: Mapping[str, Supervision], learn: StepLabels) -> dict[str, Tensor]:
+        """Predicts a batch, then trains on it with the same forward pass.
+
+        Args:
+            batch: holds the model's own features.
+            supervision: aligned with the batch, by teacher; a teacher without any is left out.
+            learn: what is known.
+
+        Returns:
+            Probabilities (B,) by task, from before the step.
+        """
+        output = self.model(batch)
+        losses = [
+            nn.functional.binary_cross_entropy_with_logits(output.logits[task], batch.labels[task])
+            for task in learn.tasks
+        ]
+        for strategy in self._strategies() if learn.transfer else ():
+            assert isinstance(strategy.config.teacher, str)  # type: ignore[attr-defined]
+            taught = supervision.get(strategy.config.teacher)  # type: ignore[attr-defined]
+            if taught is not None:
+                labels = {task: batch.labels[task] for task in learn.tasks}
+                losses.append(strategy.loss(output, taught, labels))
+        if losses:
+            self.optimizer.zero_grad()
+            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.plan.after_step(self.model)
+        return {task: logit.detach().sigmoid() for task, logit in output.logits.items()}
+
+    def observe(self, batch: Batch) -> None:
+        """Updates what is not learned by gradient, once per example."""
+        self.model.observe(batch)
+
+    def flops_per_example(self, batch: Batch) -> float:
+        """Forward FLOPs per example, counted by torch on this batch."""
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.model(batch)
+        return counter.get_total_flops() / batch.size
+
+    def _strategies(self) -> Iterator[TransferStrategy]:
+        for strategy in self.strategies:
+            assert isinstance(strategy, TransferStrategy)
+            yield strategy
+
+    def weights(self) -> dict[str, Tensor]:
+        """The served part: what serving and labelling need."""
+        return {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Puts back what ``weights`` gave."""
+        self.model.load_state_dict(dict(weights))
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What continuing the training needs besides: optimizers and the strategies' own parameters."""
+        state = {f"table.{key}": value for key, value in self.plan.table_state(self.model).items()}
+        state |= {f"transfer.{key}": value for key, value in self.strategies.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            state |= {f"dense.{index}.{name}": value for name, value in values.items()}
+        return {key: value.detach().cpu().contiguous() for key, value in state.items()}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what ``training_state`` gave."""
+        self.plan.load_table_state(self.model, _part(state, "table."))
+        self.strategies.load_state_dict(_part(state, "transfer."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in _part(state, "dense.").items():
+            index, _, name = key.partition(".")
+            moments.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _dense_optimizer(parameters: list[nn.Parameter], config: DenseOptimizer) -> torch.optim.Optimizer:
+    return _OPTIMIZERS[config.name](parameters, lr=config.lr, weight_decay=config.weight_decay)  # type: ignore[call-arg]
+
+
+def _seed(seed: int, base: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{base}".encode()).digest()[:7], "big")

@@ -1,0 +1,86 @@
+"""One process: fused tables on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torchrec import EmbeddingBagCollection
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+import exfm
+
+_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adagrad": torch.optim.Adagrad,
+    "rowwise_adagrad": RowWiseAdagrad,
+    "sgd": torch.optim.SGD,
+}
+
+
+class Single(exfm.ParallelPlan):
+    """One process on one device: every table collection becomes one fused FBGEMM call."""
+
+    name: ClassVar[str] = "single"
+    is_default: ClassVar[bool] = True
+
+    class Config(exfm.ComponentConfig):
+        """Fields of `single`."""
+
+        device: Literal["auto", "cpu", "cuda"] = Field(
+            "auto", description="Where to compute; auto takes a GPU when there is one."
+        )
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        name = config.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device(name)
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU or the GPU."""
+        return self._device
+
+    @property
+    def shard(self) -> exfm.Shard:
+        """All rows."""
+        return exfm.Shard()
+
+    def apply(self, model: nn.Module, tables: exfm.TableOptimizer) -> nn.Module:
+        """Replaces each table collection by a fused one and moves the rest to the device."""
+        options: dict[str, Any] = {"lr": tables.lr}
+        if tables.name != "sgd":
+            options["eps"] = tables.eps
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, EmbeddingBagCollection):
+                    fused = FusedEmbeddingBagCollection(
+                        child.embedding_bag_configs(), _OPTIMIZERS[tables.name], options, device=self._device
+                    )
+                    setattr(parent, name, fused)
+        return model.to(self._device)
+
+    def after_step(self, model: nn.Module) -> None:
+        """Nothing to synchronise with one process."""
+
+    def table_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The fused optimizers' accumulators, by table."""
+        return {key: state.detach().cpu() for key, state in _accumulators(model)}
+
+    def load_table_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Copies the accumulators back in place."""
+        for key, current in _accumulators(model):
+            current.copy_(state[key])
+
+
+def _accumulators(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for path, module in model.named_modules():
+        if isinstance(module, FusedEmbeddingBagCollection):
+            for table, states in module.fused_optimizer().state_dict()["state"].items():
+                for name, value in states.items():
+                    yield f"{path}.{table}.{name}", value
