@@ -27,12 +27,8 @@ class SequenceBatch:
 
     def select(self, index: Tensor) -> SequenceBatch:
         """The histories of some examples, in the order of ``index``."""
-        lengths = self.offsets.diff()
-        picked = lengths[index]
-        offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(picked)
-        total = int(offsets[-1])
-        starts = torch.repeat_interleave(self.offsets[:-1][index] - offsets[:-1], picked, output_size=total)
-        events = starts + torch.arange(total)
+        events, lengths = _events_of(self.offsets, index)
+        offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
         return SequenceBatch(self.ids_EC[events], self.dense_EG[events], offsets)
 
 
@@ -113,7 +109,15 @@ def _select_sparse(sparse: KeyedJaggedTensor, index: Tensor) -> KeyedJaggedTenso
     if sparse.values().numel() == lengths.numel() and bool((lengths == 1).all()):
         values = sparse.values().view(len(keys), -1)[:, index].flatten()
         return KeyedJaggedTensor(keys=keys, values=values, lengths=torch.ones_like(values, dtype=lengths.dtype))
-    picked = torch.ops.fbgemm.keyed_jagged_index_select_dim1(
-        sparse.values(), sparse.lengths(), sparse.offsets(), index, lengths.shape[1]
-    )
-    return KeyedJaggedTensor(keys=keys, values=picked[0], lengths=picked[1])
+    bags = (torch.arange(len(keys)).unsqueeze(1) * lengths.shape[1] + index).flatten()
+    positions, picked = _events_of(sparse.offsets(), bags)
+    return KeyedJaggedTensor(keys=keys, values=sparse.values()[positions], lengths=picked.to(lengths.dtype))
+
+
+def _events_of(offsets: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of all values of the jagged rows ``index``, in order, and the rows' lengths."""
+    lengths = offsets.diff()[index]
+    total = int(lengths.sum())
+    ends = lengths.cumsum(0)
+    shift = torch.repeat_interleave(offsets[:-1][index] - (ends - lengths), lengths, output_size=total)
+    return shift + torch.arange(total), lengths

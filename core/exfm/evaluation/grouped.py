@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from exfm.evaluation.metrics import Bools, Floats, Ints
 
-_ROWS_PER_PASS = 1_000_000
+_ROWS_PER_PASS = 500_000
 
 
 class GroupedRows(NamedTuple):

@@ -49,8 +49,8 @@ def render_report(results: Json, config_yaml: str) -> str:
         has_bayes=any("bayes_ne" in figures for model in models.values() for figures in model["tasks"].values()),
         supervision=[
             {"student": student, "teacher": teacher, **figures}
-            for student, teachers in results.get("supervision", {}).items()
-            for teacher, figures in teachers.items()
+            for teacher, students in results.get("supervision", {}).items()
+            for student, figures in students.items()
         ],
     )
 

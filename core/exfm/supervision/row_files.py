@@ -64,6 +64,7 @@ class RowWriter:
 
     def discard(self) -> None:
         """Leaves nothing behind."""
+        self._writer.close()
         error = InterruptedError("discarded")
         with suppress(InterruptedError):
             self._stack.__exit__(type(error), error, None)

@@ -69,6 +69,10 @@ class Clock:
         }
 
 
+class _EmptyWindowError(Exception):
+    """A window without rows: nothing to learn, nothing to commit."""
+
+
 class StreamLoop:
     """Runs an experiment's stages over the windows that are not committed yet.
 
@@ -113,8 +117,9 @@ class StreamLoop:
         span = self.experiment.source.time_range()
         length = self.experiment.config.stream.window
         count = sum(1 for _ in windows_of(span, length))
+        done = {stage.name: set(self.store.log.windows("train", stage.name)) for stage in self.stages}
         for window in windows_of(span, length):
-            stages = [stage for stage in self.stages if not self.store.log.has("train", stage.name, window.index)]
+            stages = [stage for stage in self.stages if window.index not in done[stage.name]]
             if stages:
                 self._window(window, stages, span, count)
 
@@ -127,23 +132,28 @@ class StreamLoop:
             for part in [*labellers, *stages]:
                 part.begin(window)
                 begun.append(part)
+            rows = 0
             for chunk in self._timed(self.reader.read(window)):
+                rows += chunk.batch.size
                 self._chunk(chunk, labellers, stages, dict(teachers))
                 self.on_progress(
                     Progress(window, count, chunk.batch.size, {stage.name: stage.counters.ne for stage in stages})
                 )
             skipped = self.reader.skipped
-            self._late_labels(window, stages, span)
+            late = self._late_labels(window, stages, span)
+            if rows + late + skipped == 0:
+                raise _EmptyWindowError
             start = time.perf_counter()
             for labeller in labellers:
                 labeller.commit()
             for stage in stages:
                 stage.commit(skipped)
             self.clock.commit += time.perf_counter() - start
-        except BaseException:
+        except BaseException as error:
             for part in begun:
                 part.abandon()
-            raise
+            if not isinstance(error, _EmptyWindowError):
+                raise
 
     def _committed_supervision(self, window: Window, stages: list[Stage]) -> dict[str, SupervisionIndex]:
         """What was supervised before an interruption: by teachers that have done this window already."""
@@ -171,8 +181,9 @@ class StreamLoop:
         self.clock.supervise += labelled - start
         self.clock.train += time.perf_counter() - labelled
 
-    def _late_labels(self, window: Window, stages: list[Stage], span: TimeRange) -> None:
+    def _late_labels(self, window: Window, stages: list[Stage], span: TimeRange) -> int:
         """Trains on the labels that became known during the window: those of events a label's delay earlier."""
+        rows = 0
         for delay, tasks in self.late.items():
             shift = int(delay.total_seconds() * 1e6)
             earlier = Window(window.index, max(window.start_us - shift, span.start_us), window.end_us - shift)
@@ -180,9 +191,11 @@ class StreamLoop:
                 continue
             for chunk in self._timed(self.reader.read(earlier)):
                 start = time.perf_counter()
+                rows += chunk.batch.size
                 for stage in stages:
                     stage.consume_late(chunk, tasks)
                 self.clock.train += time.perf_counter() - start
+        return rows
 
     def _timed(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """The same chunks; the time spent waiting for them counts as data time."""

@@ -83,12 +83,12 @@ class Stage:
         self.supervises = supervises
         self.flops: float | None = None
         self.counters = WindowCounters()
-        self._position = 0
+        self._continues = False
 
     def begin(self, window: Window) -> None:
-        """Brings the model to the state after the previous window, and opens this one's files."""
-        if self._position != window.index:
-            self._restore(window.index - 1)
+        """Opens a window's files; the first time, brings the model to the state after the last committed window."""
+        if not self._continues:
+            self._resume()
         self.counters = WindowCounters()
         self._window = window
         self._watermark_us = window.start_us
@@ -99,13 +99,16 @@ class Stage:
             supervision = row_file("supervision", self.name, window.index)
             self._supervision = RowWriter(self.store.workspace, supervision, supervision_schema(self.tasks))
 
-    def _restore(self, version: int) -> None:
+    def _resume(self) -> None:
+        self._continues = True
+        committed = self.store.log.windows("train", self.name)
+        if not committed:
+            return
         snapshots = self.store.snapshots
-        snapshot = snapshots.get(self.name, version)
+        snapshot = snapshots.get(self.name, committed[-1])
         self.trainer.load_weights(snapshots.load(snapshot.weights))
         self.trainer.load_training_state(snapshots.load(snapshot.training))
-        self.flops = self.store.log.load("train", self.name, version).counters["flops_per_example"]
-        self._position = version + 1
+        self.flops = self.store.log.load("train", self.name, snapshot.version).counters["flops_per_example"]
 
     def consume(self, chunk: Chunk, teachers: Mapping[str, SupervisionIndex]) -> SupervisionRows:
         """Predicts the arm's rows of a chunk and trains on them, batch by batch; returns its supervision of them."""
@@ -161,7 +164,6 @@ class Stage:
         }
         log.add("train", self.name, Commit(self._window, counters, files))
         self.store.snapshots.retire(self.name, self._window, trainer.arm.config.supervision.delay)
-        self._position = self._window.index + 1
 
     def abandon(self) -> None:
         """Discards what was written of an unfinished window."""

@@ -1,0 +1,63 @@
+"""Standard knowledge distillation as an exfm transfer strategy.
+
+Legend: B examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from exfm import StudentOutput, StudentShape, Supervision, TeacherShape, TransferConfig, TransferStrategy
+
+
+class Direct(TransferStrategy):
+    """The serving heads learn the labels and the teacher's predictions at once (arXiv 2502.17494, section 2).
+
+    Adds ``weight * bce(z_S, p_F)`` to the loss, for each task that student and teacher share: ``z_S`` is the serving
+    logit, ``p_F`` the teacher's probability. The baseline that other strategies have to beat: whatever bias the
+    teacher has moves into the serving head (theorem 3.1). It has no parameters.
+
+    Args:
+        config: see ``Config``.
+        student: the student's tasks.
+        teacher: the teacher's name and tasks.
+
+    Raises:
+        ValueError: student and teacher share no task.
+    """
+
+    name: ClassVar[str] = "direct"
+
+    class Config(TransferConfig):
+        """Fields of `direct`."""
+
+        weight: float = Field(
+            1.0, ge=0, allow_inf_nan=False, description="Weight of the distillation loss beside the labels' loss."
+        )
+
+    def __init__(self, config: Config, student: StudentShape, teacher: TeacherShape) -> None:
+        super().__init__(config, student, teacher)
+        if not self.tasks:
+            raise ValueError(
+                f"direct: the student and its teacher {teacher.name!r} share no task: "
+                f"the student has {', '.join(student.tasks)}, the teacher {', '.join(teacher.tasks)}"
+            )
+        self._weight = config.weight
+
+    def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
+        """``weight * mean(bce(z_S, p_F))``, summed over the shared tasks, a scalar; a miss counts 0 in the mean."""
+        terms = [_distillation(student.logits[task], supervision, task) for task in self.tasks]
+        return self._weight * torch.stack(terms).sum()
+
+
+def _distillation(logit_B: Tensor, supervision: Supervision, task: str) -> Tensor:
+    """Mean over the batch of bce(logit, teacher's probability); a miss counts 0, and so does an empty batch."""
+    target_B = supervision.probabilities[task].detach().to(logit_B.dtype)
+    loss_B = binary_cross_entropy_with_logits(logit_B, target_B, reduction="none")
+    return torch.where(supervision.hit, loss_B, 0.0).sum() / max(loss_B.shape[0], 1)

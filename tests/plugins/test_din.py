@@ -1,0 +1,155 @@
+"""`din` against the published equations, written one event at a time, and what every sequence encoder must hold."""
+
+from __future__ import annotations
+
+from math import floor, log2
+
+import pytest
+import torch
+from checks import EncoderCase, check_encoder, check_offers, random_encoder_case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import exfm_plugins.din
+from exfm import EncoderInputs
+from exfm_plugins.din.encoder import DIN
+
+CONTEXT = ("user", "item", "genre", "hour")
+
+
+def activate(x: Tensor, module: nn.Module) -> Tensor:
+    if isinstance(module, nn.PReLU):
+        return torch.where(x > 0, x, module.weight * x)
+    return x.clamp(min=0) if isinstance(module, nn.ReLU) else x / (1 + (-x).exp())
+
+
+def weight_by_the_paper(event_D: Tensor, target_D: Tensor, position: int, module: DIN, buckets: int) -> Tensor:
+    """The activation unit: an MLP on event, target, their difference and their product."""
+    x = module.first.weight @ torch.cat([event_D, target_D, event_D - target_D, event_D * target_D])
+    x = x + module.first.bias
+    if buckets:
+        x = x + module.position_bias.weight[min(floor(log2(1 + position)), buckets - 1)]
+    for layer in module.rest:
+        x = layer.weight @ x + layer.bias if isinstance(layer, nn.Linear) else activate(x, layer)
+    return x
+
+
+def by_the_paper(module: DIN, case: EncoderCase, config: DIN.Config, targets: tuple[int, ...]) -> Tensor:
+    rows = []
+    for events_TD, context_ND in zip(case.events, case.context_BND, strict=True):
+        target_D = sum(context_ND[place] for place in targets) if targets else module.query_D
+        newest = len(events_TD) - 1
+        scores = [
+            weight_by_the_paper(event_D, target_D, newest - place, module, config.position_buckets)
+            for place, event_D in enumerate(events_TD)
+        ]
+        if not scores:
+            rows.append(context_ND.new_zeros(context_ND.shape[1]))
+            continue
+        weights_T = torch.cat(scores)
+        if config.normalise == "softmax":
+            weights_T = weights_T.softmax(0)
+        rows.append(weights_T @ events_TD)
+    return torch.stack(rows).unsqueeze(1)
+
+
+def build(config: DIN.Config, dim: int, targets: tuple[int, ...] = (1,), max_length: int = 50) -> DIN:
+    module = DIN(config, EncoderInputs("history", dim, max_length, CONTEXT, targets)).double()
+    if module.position_bias is not None:
+        nn.init.normal_(module.position_bias.weight)
+    return module
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=5),
+    dim=st.integers(1, 5),
+    hidden=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    activation=st.sampled_from(["silu", "relu", "prelu"]),
+    normalise=st.sampled_from(["none", "softmax"]),
+    buckets=st.integers(0, 5),
+    targets=st.sampled_from([(), (1,), (1, 2)]),
+)
+def test_equals_the_published_equations_and_their_gradients(
+    lengths: list[int],
+    dim: int,
+    hidden: list[int],
+    activation: str,
+    normalise: str,
+    buckets: int,
+    targets: tuple[int, ...],
+) -> None:
+    config = DIN.Config(hidden=tuple(hidden), activation=activation, normalise=normalise, position_buckets=buckets)
+    torch.manual_seed(0)
+    module = build(config, dim, targets)
+    case = random_encoder_case(lengths, len(CONTEXT), dim)
+    leaves = [case.context_BND.requires_grad_(), *(event.requires_grad_() for event in case.events)]
+    leaves += list(module.parameters())
+    actual = module(case.sequence(), case.context_BND)
+    expected = by_the_paper(module, case, config, targets)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    if sum(lengths):
+        slope = torch.randn(actual.shape, generator=torch.Generator().manual_seed(3), dtype=actual.dtype)
+        one = torch.autograd.grad(actual, leaves, slope, allow_unused=True, materialize_grads=True)
+        two = torch.autograd.grad(expected, leaves, slope, allow_unused=True, materialize_grads=True)
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("config", "targets"),
+    [
+        (DIN.Config(), (1,)),
+        (DIN.Config(hidden=(6, 5), activation="prelu", position_buckets=0), ()),
+        (DIN.Config(normalise="softmax"), (1, 2)),
+    ],
+)
+def test_holds_what_an_encoder_must(config: DIN.Config, targets: tuple[int, ...]) -> None:
+    check_encoder(lambda: build(config, 4, targets), context=len(CONTEXT), dim=4)
+
+
+def test_softmax_is_stable_however_large_the_scores() -> None:
+    module = build(DIN.Config(normalise="softmax"), 3)
+    case = random_encoder_case([4, 0, 1], len(CONTEXT), 3)
+    with torch.no_grad():
+        module.rest[-1].weight.mul_(1e6)
+        module.rest[-1].bias.fill_(1e6)
+    case.events[0].requires_grad_()
+    summary = module(case.sequence(), case.context_BND)
+    summary.sum().backward()
+    assert summary.isfinite().all() and case.events[0].grad.isfinite().all()
+    torch.testing.assert_close(summary[2, 0], case.events[2][0])
+
+
+def test_named_targets_replace_those_that_share_a_table() -> None:
+    case = random_encoder_case([4, 2], len(CONTEXT), 3)
+    torch.manual_seed(0)
+    named = build(DIN.Config(target=("genre", "user")), 3, targets=(1,))
+    torch.manual_seed(0)
+    placed = build(DIN.Config(), 3, targets=(2, 0))
+    assert torch.equal(named(case.sequence(), case.context_BND), placed(case.sequence(), case.context_BND))
+
+
+def test_only_the_target_tokens_of_the_context_matter() -> None:
+    module, case = build(DIN.Config(), 3), random_encoder_case([4, 2], len(CONTEXT), 3)
+    expected = module(case.sequence(), case.context_BND)
+    changed = case.context_BND.clone()
+    changed[:, [0, 2, 3]] += 1
+    assert torch.equal(module(case.sequence(), changed), expected)
+    changed[:, 1] += 1
+    assert not torch.allclose(module(case.sequence(), changed), expected)
+
+
+def test_an_unknown_target_is_an_error_that_names_the_nearest_token() -> None:
+    with pytest.raises(ValueError, match=r"'itme'.*'history'.*user, item, genre, hour.*did you mean 'item'"):
+        build(DIN.Config(target=("itme",)), 3)
+
+
+def test_plugin_offers_it() -> None:
+    check_offers(exfm_plugins.din, DIN)
+
+
+@pytest.mark.parametrize("wrong", [{"hidden": ()}, {"activation": "dice"}, {"position_buckets": -1}, {"heads": 2}])
+def test_wrong_configs_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DIN.Config(**wrong)

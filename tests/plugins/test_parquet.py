@@ -1,0 +1,298 @@
+"""`parquet`: the rows of a window from any files, row groups and time units, reading no more than it must."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import exfm
+from exfm_plugins.parquet.source import Parquet
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+GLOBO = Path(__file__).resolve().parents[2] / "examples" / "globo.yaml"
+FEATURES: list[dict[str, Any]] = [{"name": "item", "kind": "categorical", "rows": 100}]
+LABELS: list[dict[str, Any]] = [{"name": "click"}]
+MICROSECONDS = pa.timestamp("us")
+PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def source(path: Any, **config: Any) -> Parquet:
+    return Parquet(Parquet.Config.model_validate({"features": FEATURES, "labels": LABELS, "path": str(path)} | config))
+
+
+def table(times: Any, kind: pa.DataType = MICROSECONDS, first_id: int = 0, **columns: Any) -> pa.Table:
+    """Rows numbered from ``first_id``; the item is the number modulo 100."""
+    ids = np.arange(first_id, first_id + len(times))
+    given = {"example_id": ids, "event_time": pa.array(times, pa.int64()).cast(kind), "item": ids % 100}
+    return pa.table(given | {"click": (ids % 2).astype(np.int8), "unused": ["x" * 50] * len(ids)} | columns)
+
+
+def rows_of(batches: Iterator[pa.RecordBatch]) -> list[tuple[int, int]]:
+    """(example id, time) of every row."""
+    rows: list[tuple[int, int]] = []
+    for batch in batches:
+        assert batch.schema.field("event_time").type == pa.timestamp("us")
+        assert batch.num_rows > 0
+        rows += zip(batch["example_id"].to_pylist(), batch["event_time"].cast(pa.int64()).to_pylist(), strict=True)
+    return rows
+
+
+def everything(of: Parquet) -> list[tuple[int, int]]:
+    time = of.time_range()
+    return rows_of(of.read(exfm.Window(0, time.start_us, time.end_us)))
+
+
+settled = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+cases = st.fixed_dictionaries(
+    {
+        # Small numbers of a large unit: ties within and across row groups and files are common.
+        "times": st.lists(st.integers(-5, 40), min_size=1, max_size=60).map(sorted),
+        "cuts": st.lists(st.integers(0, 60), max_size=3).map(sorted),
+        "group_rows": st.integers(1, 9),
+        "unit": st.sampled_from(["s", "ms", "us", "ns"]),
+        "integer": st.booleans(),
+        "statistics": st.booleans(),
+        "batch_rows": st.integers(1, 7),
+    }
+)
+
+
+def write(folder: Path, case: dict[str, Any]) -> Parquet:
+    """Writes a case's rows as files cut at ``cuts``, and opens them."""
+    for old in folder.glob("*.parquet"):
+        old.unlink()
+    kind = pa.int64() if case["integer"] else pa.timestamp(case["unit"], "UTC")
+    bounds = [0, *case["cuts"], len(case["times"])]
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        part = table(case["times"][start:end], kind, first_id=start)
+        path = folder / f"{number}.parquet"
+        pq.write_table(part, path, row_group_size=case["group_rows"], write_statistics=case["statistics"])
+    unit = {"time_unit": case["unit"]} if case["integer"] else {}
+    return source(folder, batch_rows=case["batch_rows"], **unit)
+
+
+@settled
+@given(case=cases, length_us=st.integers(1, 10**7), shards=st.integers(1, 3), start=st.integers(0, 5))
+def test_rows_against_a_reference(
+    tmp_path: Path, case: dict[str, Any], length_us: int, shards: int, start: int
+) -> None:
+    case["cuts"] = [cut for cut in case["cuts"] if cut <= len(case["times"])]
+    of = write(tmp_path, case)
+    reference = [(i, time * 10**6 // PER_SECOND[case["unit"]]) for i, time in enumerate(case["times"])]
+    time = of.time_range()
+    assert time == exfm.TimeRange(reference[0][1], reference[-1][1] + 1)
+    length_us = max(length_us, (time.end_us - time.start_us) // 8)
+    for begin in range(time.start_us - 3, time.end_us + 3, length_us):
+        window = exfm.Window(0, begin, begin + length_us)
+        expected = [row for row in reference if begin <= row[1] < begin + length_us]
+        assert rows_of(of.read(window)) == expected
+        for shard in range(shards):
+            assert rows_of(of.read(window, exfm.Shard(shard, shards), start)) == expected[shard::shards][start:]
+
+
+@settled
+@given(case=cases)
+def test_origins_name_file_and_row(tmp_path: Path, case: dict[str, Any]) -> None:
+    case["cuts"] = [cut for cut in case["cuts"] if cut <= len(case["times"])]
+    of = write(tmp_path, case)
+    time = of.time_range()
+    for batch in of.read(exfm.Window(0, time.start_us + 1, time.end_us)):
+        origin = exfm.Origin.of(batch)
+        stored = pq.read_table(origin.file)["example_id"].slice(origin.row, batch.num_rows)
+        assert stored.to_pylist() == batch["example_id"].to_pylist()
+
+
+@settled
+@given(
+    times=st.lists(st.one_of(st.none(), st.integers(0, 20)), min_size=1, max_size=30),
+    group_rows=st.integers(1, 30),
+    batch_rows=st.integers(1, 5),
+    length=st.integers(1, 9),
+)
+def test_disorder_is_shown_and_loses_nothing(
+    tmp_path: Path, times: list[int | None], group_rows: int, batch_rows: int, length: int
+) -> None:
+    """Rows that go back in time, or have none, are read once, where they stand."""
+    groups = [times[i : i + group_rows] for i in range(0, len(times), group_rows)]
+    assume(all(any(time is not None for time in group) for group in groups))
+    pq.write_table(table(times), tmp_path / "a.parquet", row_group_size=group_rows)
+    of = source(tmp_path, batch_rows=batch_rows)
+    time = of.time_range()
+    read = []
+    for begin in range(time.start_us, time.end_us, length):
+        read += rows_of(of.read(exfm.Window(0, begin, begin + length)))
+    assert read == list(enumerate(times))
+
+
+def test_a_window_reads_its_row_groups_and_columns_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for day in range(4):
+        part = table(np.arange(1000) + day * 1000, first_id=day * 1000)
+        pq.write_table(part, tmp_path / f"{day}.parquet", row_group_size=100)
+    of = source(tmp_path, batch_rows=64)
+    of.time_range()
+    opened: list[str] = []
+    read: list[tuple[list[int], list[str]]] = []
+    init, iter_batches = pq.ParquetFile.__init__, pq.ParquetFile.iter_batches
+
+    def spy_init(self: Any, path: str, **options: Any) -> None:
+        opened.append(Path(path).name)
+        init(self, path, **options)
+
+    def spy(self: Any, batch_size: int, row_groups: list[int], columns: list[str]) -> Iterator[pa.RecordBatch]:
+        read.append((row_groups, columns))
+        for batch in iter_batches(self, batch_size, row_groups=row_groups, columns=columns):
+            assert batch.num_rows <= 64
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "__init__", spy_init)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
+    assert len(rows_of(of.read(exfm.Window(0, 1850, 2120)))) == 270
+    assert opened == ["1.parquet", "2.parquet"]
+    assert [groups for groups, _ in read] == [[8], [9], [0], [1]]
+    assert {name for _, columns in read for name in columns} == {"example_id", "event_time", "item", "click"}
+    opened.clear()
+    of.time_range()
+    assert opened == [], "a footer is read once"
+
+
+def test_a_growing_folder(tmp_path: Path) -> None:
+    pq.write_table(table([1, 2]), tmp_path / "0.parquet")
+    of = source(tmp_path)
+    assert of.time_range() == exfm.TimeRange(1, 3)
+    pq.write_table(table([2, 9], first_id=2), tmp_path / "1.parquet")
+    assert of.time_range() == exfm.TimeRange(1, 10)
+    assert everything(of) == [(0, 1), (1, 2), (2, 2), (3, 9)]
+
+
+def test_same_rows_wherever_the_files_are(tmp_path: Path) -> None:
+    parts = [table([1, 2]), table([3, 4], first_id=2)]
+    memory = fsspec.filesystem("memory")
+    for number, part in enumerate(parts):
+        folder = tmp_path / "stream" / f"day={number}"
+        folder.mkdir(parents=True)
+        pq.write_table(part, folder / "part.parquet")
+        buffer = io.BytesIO()
+        pq.write_table(part, buffer)
+        memory.pipe(f"/stream/{number}.parquet", buffer.getvalue())
+    (tmp_path / "stream" / "_SUCCESS").touch()
+    (tmp_path / "stream" / "_temporary").mkdir()
+    (tmp_path / "stream" / "_temporary" / "x.parquet").write_bytes(b"half written")
+    try:
+        for url in (tmp_path / "stream", f"file://{tmp_path}/stream", tmp_path / "stream" / "day=*" / "*.parquet",
+                    "memory://stream", "memory://stream/*.parquet"):  # fmt: skip
+            assert everything(source(url)) == [(0, 1), (1, 2), (2, 3), (3, 4)], url
+        assert everything(source("memory://stream/1.parquet")) == [(2, 3), (3, 4)]
+    finally:
+        memory.rm("/stream", recursive=True)
+
+
+def test_lists_and_strings_come_through(tmp_path: Path) -> None:
+    columns = {
+        "user": pa.array(["a", None]).dictionary_encode(),
+        "tags": pa.array([["x"], []], pa.large_list(pa.string())),
+        "seen": pa.array([[3, 4], None]),
+        "seen_age": pa.array([[0.5, 1.5], []]),
+    }
+    pq.write_table(table([1, 2], **columns), tmp_path / "a.parquet")
+    features = [
+        {"name": "user", "kind": "categorical", "rows": 10},
+        {"name": "tags", "kind": "multi_valued", "rows": 10},
+        {"name": "size", "kind": "dense", "column": "item"},
+        {
+            "name": "history",
+            "kind": "sequence",
+            "max_length": 5,
+            "fields": [
+                {"name": "item", "column": "seen", "rows": 10, "ids": "row"},
+                {"name": "age", "column": "seen_age", "kind": "dense"},
+            ],
+        },
+    ]
+    of = source(tmp_path, features=features, group="user")
+    assert of.schema().group == "user"
+    assert of.schema().features[3].fields[1].source_column == "seen_age"  # type: ignore[union-attr]
+    [batch] = of.read(exfm.Window(0, 0, 9))
+    assert set(batch.schema.names) == {"example_id", "event_time", "click", "item", *columns}
+    assert batch["tags"].to_pylist() == [["x"], []]
+    assert batch["seen"].to_pylist() == [[3, 4], None]
+    assert batch["user"].to_pylist() == ["a", None]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"features": [{"name": "itme", "kind": "dense"}]}, ["a.parquet", "no column 'itme'", "did you mean 'item'"]),
+        ({"features": [{"name": "unused", "kind": "dense"}]}, ["a.parquet", "'unused' is string", "a number"]),
+        ({"features": [{"name": "unused", "kind": "categorical", "rows": 9, "ids": "row"}]}, ["ids: row"]),
+        ({"features": [{"name": "item", "kind": "multi_valued", "rows": 9}]}, ["'item' is int64", "a list"]),
+        ({"labels": [{"name": "unused"}]}, ["'unused' is string", "a number"]),
+        ({"labels": [{"name": "click", "oracle": "truth"}]}, ["no column 'truth'"]),
+        ({"event_time": "item"}, ["'item' is int64", "a timestamp", "time_unit"]),
+        ({"time_unit": "ms"}, ["'event_time' is timestamp[us]", "an integer"]),
+        ({"example_id": "unused"}, ["'unused' is string", "64-bit integer"]),
+        ({"group": "usr"}, ["no column 'usr'"]),
+        ({"event_time": "huge", "time_unit": "s"}, ["'huge'", "9999", "smaller unit"]),
+        ({"event_time": "never"}, ["'never' is empty from row 0"]),
+    ],
+)
+def test_columns_that_do_not_fit_are_explained(tmp_path: Path, config: dict[str, Any], words: list[str]) -> None:
+    never = pa.nulls(2, pa.timestamp("us"))
+    pq.write_table(table([1, 2], huge=[1_500_000_000_000] * 2, never=never), tmp_path / "a.parquet")
+    with pytest.raises(ValueError) as error:
+        source(tmp_path, **config).time_range()
+    assert all(word in str(error.value) for word in ["parquet: ", *words]), str(error.value)
+
+
+def test_wrong_paths_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no file or folder '.*nowhere'"):
+        source(tmp_path / "nowhere").time_range()
+    with pytest.raises(ValueError, match="holds no Parquet file"):
+        source(tmp_path).time_range()
+    (tmp_path / "a.parquet").write_text("not Parquet at all")
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read as Parquet"):
+        source(tmp_path).time_range()
+    pq.write_table(table([]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="have no rows"):
+        source(tmp_path).time_range()
+
+
+def test_the_schema_is_checked_with_the_config() -> None:
+    twice = FEATURES * 2
+    for wrong, words in (
+        ({"features": twice}, "names item twice"),
+        ({"time_unit": "h"}, "'ns'"),
+        ({"typo": 1}, "typo"),
+    ):
+        with pytest.raises(ValidationError, match=words):
+            source("anywhere", **wrong)
+    source("anywhere").schema()
+
+
+def test_real_data() -> None:
+    if not (DATA / "globo-clicks").is_dir():
+        pytest.skip(f"needs globo-clicks in {DATA}")
+    import yaml
+
+    config = yaml.safe_load(GLOBO.read_text())["stream"]["source"]
+    assert config.pop("name") == "parquet"
+    of = source(DATA / "globo-clicks", **{key: value for key, value in config.items() if key != "path"})
+    time, hours6 = of.time_range(), 6 * 3600 * 10**6
+    rows = clicks = 0
+    for begin in range(time.start_us, time.end_us, hours6):
+        for batch in of.read(exfm.Window(0, begin, begin + hours6)):
+            assert batch["example_id"][0].as_py() == rows, "the ids count the rows of the stream"
+            rows += batch.num_rows
+            clicks += int(batch["click"].to_numpy().sum())
+    assert (rows, clicks) == (1_805_570, 361_114)

@@ -1,0 +1,152 @@
+"""The report as a page: complete, self-contained, safe."""
+
+from __future__ import annotations
+
+import copy
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from exfm.reporting.html import render_report
+
+VOID = {"meta", "link", "br", "img", "line", "path", "use", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Collects a page's tags, attributes and visible text; fails where a tag is not closed in its place."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words += data.split()
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+
+def test_first_comes_the_gain_with_its_interval_and_transfer_ratio(results: dict[str, Any]) -> None:
+    text = Page(render_report(results, "name: drifting")).text
+    first = text[: text.index("Models")]
+    for fact in ("vm on click", "+0.43 % NE gain", "better than its control", "+0.31% to +0.55%", "0.35"):
+        assert fact in first
+    assert "fm itself gains +1.25%" in first
+
+
+def test_tables_hold_quality_cost_and_supervision(results: dict[str, Any]) -> None:
+    text = Page(render_report(results, "")).text
+    assert "fm 0.81000 0.80000 0.01000 0.7500 0.7000 0.30000 1.020 12.50% 600" in text
+    assert "vm 1.23k 5.68M 2.5M 12.3k 800" in text
+    assert "vm fm 98.7% 25 h" in text
+    assert "66.7% of the wall time" in text
+
+
+def test_the_page_needs_nothing_but_itself(results: dict[str, Any]) -> None:
+    html = render_report(results, "")
+    page = Page(html)
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not re.search(r"https?:|@import|url\((?!#)", html)
+    assert all(value.startswith("#") for name, value in page.attributes if name in ("src", "href", "xlink:href"))
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+
+
+def test_plots_take_their_colours_from_the_page(results: dict[str, Any]) -> None:
+    """A colour fixed in a plot could be invisible in dark mode."""
+    html = render_report(results, "")
+    plots = re.findall(r"<figure>.*?</figure>", html, re.DOTALL)
+    assert len(plots) == 5
+    assert all("currentColor" in plot and 'role="img"' in plot for plot in plots)
+    assert not re.search(r"(fill|stroke): #", "".join(plots))
+    defined = set(re.findall(r"(--c\d+):", html))
+    assert set(re.findall(r"var\((--c\d+)\)", html)) <= defined
+
+
+def test_same_results_same_bytes(results: dict[str, Any]) -> None:
+    assert render_report(results, "a: 1") == render_report(copy.deepcopy(results), "a: 1")
+
+
+def test_names_and_config_are_text_and_not_markup(results: dict[str, Any]) -> None:
+    evil = "<script>alert('$x$')</script>&\"é漢"
+    results["experiment"] = evil
+    results["models"][evil] = results["models"].pop("vm")
+    results["gains"][0]["model"] = evil
+    results["supervision"] = {"fm": {evil: {"hit_rate": 1.0, "age_s": None}}}
+    page = Page(render_report(results, f"name: {evil}"))
+    assert "script" not in page.tags
+    assert page.text.count("<script>alert('$x$')</script>&\"é漢") >= 6
+
+
+def test_a_bare_run_has_a_report_too(results: dict[str, Any]) -> None:
+    """One model without control, oracle, cost or time, all of whose figures are missing."""
+    figures = dict.fromkeys(("ne", "auc", "gauc", "log_loss", "calibration", "base_rate"))
+    model = {"tasks": {"click": {**figures, "windows": []}}, "parameters": None, "flops_per_example": None}
+    bare = {"experiment": "bare", "seed": 0, "models": {"vm": model}}
+    text = Page(render_report(bare, "")).text
+    assert "No model of this experiment has a control" in text
+    assert "Bayes NE" not in text.split("How to read")[0]
+    assert "Supervision" not in text
+
+
+def test_skipped_rows_are_not_kept_quiet(results: dict[str, Any]) -> None:
+    assert "skipped" not in Page(render_report(results, "")).text.split("Models")[0]
+    results["data"]["skipped_rows"] = 1234
+    assert "seed 7, 1.23k rows of the data skipped" in Page(render_report(results, "")).text
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        ({"interval95": [-0.5, -0.1], "ne_gain_percent": -0.3}, "worse than its control"),
+        ({"interval95": [-0.5, 0.1], "ne_gain_percent": -0.2}, "no clear difference"),
+        ({"interval95": None, "ne_gain_percent": 0.1}, "no interval"),
+        ({"interval95": None, "ne_gain_percent": None}, "no interval"),
+        ({"transfer_ratio": None, "teacher_ne_gain_percent": -0.2}, "No transfer ratio: fm itself gains \u22120.20%"),
+    ],
+)
+def test_a_gain_is_called_what_it_is(results: dict[str, Any], gain: dict[str, Any], words: str) -> None:
+    results["gains"][0] |= gain
+    text = Page(render_report(results, "")).text
+    assert words in text
+    assert ("better than its control" in text) == ("transfer_ratio" in gain)
+
+
+def test_two_teachers_share_one_comparison(results: dict[str, Any]) -> None:
+    results["gains"].append(results["gains"][0] | {"teacher": "domain_fm", "transfer_ratio": 0.5})
+    text = Page(render_report(results, "")).text
+    assert text.count("% NE gain") == 1
+    assert "0.35 : fm" in text
+    assert "0.50 : domain_fm" in text
+
+
+def test_many_models_find_a_style(results: dict[str, Any]) -> None:
+    for index in range(20):
+        results["models"][f"vm{index}"] = results["models"]["vm"]
+    html = render_report(results, "")
+    keys = re.findall(r"<line [^>]*var\((--c\d)\)[^>]*stroke-dasharray=\"([^\"]*)\"", html)
+    assert len(keys) == 23
+    solid_or_long = [key for key in keys if key[1] != "2.5 2.0"]
+    assert len(set(solid_or_long)) == 18
