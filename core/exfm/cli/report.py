@@ -18,7 +18,9 @@ def command(run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="A ru
     workspace = Workspace(run_dir)
     missing = [name for name in (RESULTS_FILE, CONFIG_FILE) if not workspace.exists(name)]
     if missing:
-        raise ConfigError(f"{run_dir}: no {' and no '.join(missing)} here; `exfm run` writes them when a run is complete")
+        raise ConfigError(
+            f"{run_dir}: no {' and no '.join(missing)} here; `exfm run` writes them when a run is complete"
+        )
     config = workspace.read(CONFIG_FILE).decode()
     workspace.write(REPORT_FILE, render_report(workspace.read_json(RESULTS_FILE), config).encode())
     typer.echo(f"report: {run_dir.rstrip('/')}/{REPORT_FILE}")

@@ -12,7 +12,9 @@ from exfm.errors import ConfigError
 
 def command(
     context: typer.Context,
-    configs: Annotated[list[str], typer.Argument(metavar="CONFIG...", help="Experiment files; key=value overrides all.")],
+    configs: Annotated[
+        list[str], typer.Argument(metavar="CONFIG...", help="Experiment files; key=value overrides all.")
+    ],
 ) -> None:
     """Checks each file; exit status 2 when one is wrong."""
     from exfm.config.loading import load_experiment

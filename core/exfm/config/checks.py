@@ -109,7 +109,9 @@ def _check_transfer(
         raise ConfigError(f"{place}: no model is called {teacher!r}.{suggestion(teacher, config.models)}")
     own, taught = _tasks(model, schema), _tasks(config.models[teacher], schema)
     if not set(own) & set(taught):
-        raise ConfigError(f"{place}: {teacher!r} predicts {', '.join(taught)}, the student {', '.join(own)}: no task in common")
+        raise ConfigError(
+            f"{place}: {teacher!r} predicts {', '.join(taught)}, the student {', '.join(own)}: no task in common"
+        )
 
 
 def filter_columns(schema: FeatureSchema) -> dict[str, str]:

@@ -39,7 +39,9 @@ class StreamConfig(_Section):
 class EvaluationConfig(_Section):
     """What the overall figures cover."""
 
-    skip: float = Field(0.0, ge=0, lt=1, description="Fraction of the stream left out of the overall figures.")
+    skip: float = Field(
+        0.0, ge=0, lt=1, description="Fraction of the stream, in whole windows, left out of the overall figures."
+    )
     replicates: int = Field(2_000, ge=100, description="Bootstrap replicates behind each interval.")
 
 

@@ -35,8 +35,8 @@ class ExperimentView:
     Attributes:
         models: every model's name and tasks.
         arms: the comparisons to report.
-        skip: fraction of the stream's time that is left out, at its beginning, of the overall figures and the gains.
-            The last window is never left out.
+        skip: fraction of the stream's examples that is left out, at its beginning and in whole windows, of the overall
+            figures and the gains. The last window is never left out.
         bootstrap_replicates, bootstrap_seed: of the intervals.
     """
 
@@ -63,13 +63,23 @@ def evaluate(reader: PredictionReader, view: ExperimentView) -> dict[str, Any]:
 
 
 def _first_scored_us(reader: PredictionReader, view: ExperimentView) -> int:
-    """Where the overall figures begin: the same time for all models, so that they describe the same stretch."""
-    windows = [window for name, _ in view.models for window in reader.windows(name)]
-    if not windows:
-        return 0
-    start_us = min(window.start_us for window in windows)
-    end_us = max(window.end_us for window in windows)
-    return min(start_us + round(view.skip * (end_us - start_us)), max(window.start_us for window in windows))
+    """Where the overall figures begin: the same time for all models, so that they describe the same stretch.
+
+    Positions in the stream are counted by the model that saw most of it. The last window is never left out.
+    """
+    counts = {
+        name: [(window.start_us, reader.examples(name, window)) for window in reader.windows(name)]
+        for name, _ in view.models
+    }
+    widest = max(counts.values(), key=lambda windows: sum(examples for _, examples in windows), default=[])
+    total = sum(examples for _, examples in widest)
+    before = 0
+    start_us = 0
+    for start_us, examples in widest:
+        if before >= view.skip * total:
+            break
+        before += examples
+    return start_us
 
 
 @dataclass

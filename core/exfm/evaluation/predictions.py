@@ -21,6 +21,10 @@ class PredictionReader(Protocol):
         """The committed windows of a model, in order."""
         ...
 
+    def examples(self, model: str, window: Window) -> int:
+        """How many rows a model's predictions of one window have."""
+        ...
+
     def predictions(self, model: str, window: Window) -> pa.Table:
         """A model's predictions for one window, in the order of the stream.
 

@@ -39,4 +39,6 @@ class Component:
             raise TypeError(f"{cls.__qualname__}.Config must be a subclass of exfm.ComponentConfig, not {config!r}")
         silent = [name for name, field in config.model_fields.items() if not field.description]
         if silent:
-            raise TypeError(f"{cls.__qualname__}.Config: no description for {', '.join(silent)}; add Field(description=...)")
+            raise TypeError(
+                f"{cls.__qualname__}.Config: no description for {', '.join(silent)}; add Field(description=...)"
+            )

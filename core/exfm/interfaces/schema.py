@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-
 _NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 

@@ -95,7 +95,9 @@ def _describe(entry_point: EntryPoint, registry: Registry) -> Plugin:
 def _reason(error: BaseException) -> str:
     """The error in one line, with the last place in the plugin's own code where there is one."""
     frames = traceback.extract_tb(sys.exc_info()[2])
-    outside = [frame for frame in frames if "importlib" not in frame.filename and "/exfm/registry/" not in frame.filename]
+    outside = [
+        frame for frame in frames if "importlib" not in frame.filename and "/exfm/registry/" not in frame.filename
+    ]
     place = f" ({outside[-1].filename}:{outside[-1].lineno})" if outside else ""
     text = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {text}{place}"

@@ -35,6 +35,10 @@ class Store:
         """The windows a model has committed, in order."""
         return [commit.window for commit in self.log.commits("train", model)]
 
+    def examples(self, model: str, window: Window) -> int:
+        """How many examples a model has predicted in a committed window."""
+        return int(self.log.load("train", model, window.index).counters["examples"])
+
     def predictions(self, model: str, window: Window) -> pa.Table:
         """A model's committed predictions of a window, in stream order."""
         return read_rows(self.workspace, self.log.load("train", model, window.index).files["rows"])

@@ -62,9 +62,7 @@ class Labeller:
             task: torch.cat([torch.zeros(0), *(part[task].cpu() for part in predicted)]) for task in self.teacher.tasks
         }
         watermark_us = self._snapshot.watermark_us if self._snapshot is not None else 0
-        rows = SupervisionRows(
-            chunk.batch.example_id[index], probabilities, torch.full((index.numel(),), watermark_us)
-        )
+        rows = SupervisionRows(chunk.batch.example_id[index], probabilities, torch.full((index.numel(),), watermark_us))
         self._append(rows, chunk.batch.event_time_us[index].numpy())
         self.seconds += time.perf_counter() - start
         return rows
@@ -72,9 +70,7 @@ class Labeller:
     def commit(self) -> None:
         """Makes the window's supervision visible."""
         counted = {"examples": self._examples}
-        self.store.log.add(
-            "supervise", self.teacher.name, Commit(self._window, counted, {"rows": self._rows.close()})
-        )
+        self.store.log.add("supervise", self.teacher.name, Commit(self._window, counted, {"rows": self._rows.close()}))
 
     def abandon(self) -> None:
         """Discards what was written of an unfinished window."""

@@ -69,10 +69,6 @@ class Clock:
         }
 
 
-class _EmptyWindowError(Exception):
-    """A window without rows: nothing to learn, nothing to commit."""
-
-
 class StreamLoop:
     """Runs an experiment's stages over the windows that are not committed yet.
 
@@ -140,20 +136,22 @@ class StreamLoop:
                     Progress(window, count, chunk.batch.size, {stage.name: stage.counters.ne for stage in stages})
                 )
             skipped = self.reader.skipped
-            late = self._late_labels(window, stages, span)
-            if rows + late + skipped == 0:
-                raise _EmptyWindowError
-            start = time.perf_counter()
-            for labeller in labellers:
-                labeller.commit()
-            for stage in stages:
-                stage.commit(skipped)
-            self.clock.commit += time.perf_counter() - start
-        except BaseException as error:
-            for part in begun:
-                part.abandon()
-            if not isinstance(error, _EmptyWindowError):
-                raise
+            rows += skipped + self._late_labels(window, stages, span)
+        except BaseException:
+            _abandon(begun)
+            raise
+        if rows:
+            self._commit(labellers, stages, skipped)
+        else:
+            _abandon(begun)  # an empty window leaves no trace; the next one follows on the one before
+
+    def _commit(self, labellers: list[Labeller], stages: list[Stage], skipped: int) -> None:
+        start = time.perf_counter()
+        for labeller in labellers:
+            labeller.commit()
+        for stage in stages:
+            stage.commit(skipped)
+        self.clock.commit += time.perf_counter() - start
 
     def _committed_supervision(self, window: Window, stages: list[Stage]) -> dict[str, SupervisionIndex]:
         """What was supervised before an interruption: by teachers that have done this window already."""
@@ -206,6 +204,11 @@ class StreamLoop:
             if chunk is None:
                 return
             yield chunk
+
+
+def _abandon(begun: list[Stage | Labeller]) -> None:
+    for part in begun:
+        part.abandon()
 
 
 def _late_tasks(experiment: Experiment) -> dict[timedelta, tuple[str, ...]]:

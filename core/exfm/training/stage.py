@@ -194,9 +194,7 @@ class Stage:
             times = {"event_time": seen.event_time_us.numpy(), "watermark": made.watermark_us.numpy()}
             self._supervision.append({**columns, **predicted, "snapshot": snapshot, **times})
         first = self.tasks[0]
-        loss = torch.nn.functional.binary_cross_entropy(
-            made.probabilities[first], seen.labels[first], reduction="sum"
-        )
+        loss = torch.nn.functional.binary_cross_entropy(made.probabilities[first], seen.labels[first], reduction="sum")
         self.counters.examples += seen.size
         self.counters.log_loss += float(loss)
         self.counters.positives += float(seen.labels[first].sum())
