@@ -233,16 +233,12 @@ def test_lists_and_strings_come_through(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"features": [{"name": "itme", "kind": "dense"}]}, ["a.parquet", "no column 'itme'", "did you mean 'item'"]),
-        ({"features": [{"name": "unused", "kind": "dense"}]}, ["a.parquet", "'unused' is string", "a number"]),
-        ({"features": [{"name": "unused", "kind": "categorical", "rows": 9, "ids": "row"}]}, ["ids: row"]),
-        ({"features": [{"name": "item", "kind": "multi_valued", "rows": 9}]}, ["'item' is int64", "a list"]),
-        ({"labels": [{"name": "unused"}]}, ["'unused' is string", "a number"]),
-        ({"labels": [{"name": "click", "oracle": "truth"}]}, ["no column 'truth'"]),
+        ({"features": [{"name": "itme", "kind": "dense"}]}, ["no file", "a column 'itme'", "did you mean 'item'"]),
+        ({"labels": [{"name": "click", "oracle": "truth"}]}, ["a column 'truth'", "there are click, event_time"]),
+        ({"event_time": "when"}, ["a.parquet has no column 'when'"]),
         ({"event_time": "item"}, ["'item' is int64", "a timestamp", "time_unit"]),
         ({"time_unit": "ms"}, ["'event_time' is timestamp[us]", "an integer"]),
-        ({"example_id": "unused"}, ["'unused' is string", "64-bit integer"]),
-        ({"group": "usr"}, ["no column 'usr'"]),
+        ({"group": "usr"}, ["a column 'usr'"]),
         ({"event_time": "huge", "time_unit": "s"}, ["'huge'", "9999", "smaller unit"]),
         ({"event_time": "never"}, ["'never' is empty from row 0"]),
     ],
@@ -253,6 +249,17 @@ def test_columns_that_do_not_fit_are_explained(tmp_path: Path, config: dict[str,
     with pytest.raises(ValueError) as error:
         source(tmp_path, **config).time_range()
     assert all(word in str(error.value) for word in ["parquet: ", *words]), str(error.value)
+
+
+def test_a_file_may_lack_columns_for_the_core_to_find(tmp_path: Path) -> None:
+    pq.write_table(table([1, 2]).drop_columns(["item"]), tmp_path / "a.parquet")
+    pq.write_table(table([3], first_id=2), tmp_path / "b.parquet")
+    odd = pa.array([["x"]])
+    pq.write_table(table([4], first_id=3, item=odd, click=odd), tmp_path / "c.parquet")
+    of = source(tmp_path)
+    assert everything(of) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    schemas = [set(batch.schema.names) for batch in of.read(exfm.Window(0, 0, 9))]
+    assert schemas == [{"example_id", "event_time", "click"}, *[{"example_id", "event_time", "click", "item"}] * 2]
 
 
 def test_wrong_paths_are_explained(tmp_path: Path) -> None:

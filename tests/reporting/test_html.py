@@ -150,3 +150,24 @@ def test_many_models_find_a_style(results: dict[str, Any]) -> None:
     assert len(keys) == 23
     solid_or_long = [key for key in keys if key[1] != "2.5 2.0"]
     assert len(set(solid_or_long)) == 18
+
+
+def test_many_comparisons_are_a_table_and_rows_without_end_are_no_plot(results: dict[str, Any]) -> None:
+    gain = results["gains"][0]
+    for index in range(20):
+        for suffix in ("", ".control"):
+            results["models"][f"vm{index}{suffix}"] = results["models"]["vm" + suffix]
+        results["gains"].append(gain | {"model": f"vm{index}", "control": f"vm{index}.control"})
+    html = render_report(results, "")
+    text = Page(html).text
+    assert 'class="card' not in html
+    assert "vm19 click +0.43% +0.31% to +0.55% better than its control 0.35 of fm's +1.25%" in text
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html)
+    assert captions == ["NE gain over the control", "NE over time: click, without controls", "Time"]
+
+
+def test_calibration_far_off_keeps_the_axis_where_calibrations_can_be(results: dict[str, Any]) -> None:
+    results["models"]["vm"]["tasks"]["click"]["calibration"] = 6.3
+    plot = re.search(r"<figcaption>Calibration</figcaption>.*?</figure>", render_report(results, ""), re.DOTALL)
+    assert plot is not None
+    assert "\u2212" not in plot[0]

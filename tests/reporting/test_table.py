@@ -63,6 +63,7 @@ def test_missing_figures_leave_a_dash_and_a_missing_gain_nothing(results: dict[s
         (fixed(-0.02, 2), "\u22120.02"),
         (signed(0.234), "+0.23"),
         (signed(-0.236), "\u22120.24"),
+        (signed(-0.004), "+0.00"),
         (percent(0.1234), "12.3%"),
         (interval((-0.1, 0.25)), "\u22120.10% to +0.25%"),
         (count(950), "950"),

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from exfm.cli.context import Session
+from exfm.errors import ConfigError
 
 
 def command(
@@ -22,5 +23,8 @@ def command(
     text = json.dumps(experiment_schema(session.registry), indent=2, ensure_ascii=False) + "\n"
     if output is None:
         typer.echo(text, nl=False)
-    else:
+        return
+    try:
         output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{output}: the schema cannot be written: {error}") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any
+import types
+import typing
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,7 +26,8 @@ def command(
     session: Session = context.obj
     cls = session.registry.resolve(kind, name)
     plugin = session.registry.provider(kind, name)
-    fields = [_field(field, info) for field, info in cls.Config.model_fields.items()]
+    defaults = cls.Config.model_construct().model_dump(mode="json", warnings=False)
+    fields = [_field(field, info, defaults.get(field)) for field, info in cls.Config.model_fields.items()]
     if as_json:
         described = {"kind": kind, "name": name, "doc": inspect.getdoc(cls), "provider": plugin.as_dict()}
         print_json({**described, "fields": fields})
@@ -35,13 +38,27 @@ def command(
         typer.echo(f"{field['name']}: {field['type']}, {default}\n    {field['description']}")
 
 
-def _field(name: str, info: Any) -> dict[str, Any]:
-    kind = info.annotation.__name__ if isinstance(info.annotation, type) else str(info.annotation)
-    default = None if info.is_required() else info.get_default(call_default_factory=True)
+def _field(name: str, info: Any, default: Any) -> dict[str, Any]:
     return {
         "name": name,
-        "type": kind.replace("typing.", ""),
+        "type": _type(info.annotation),
         "required": info.is_required(),
-        "default": default if isinstance(default, bool | int | float | str | None) else str(default),
+        "default": default,
         "description": info.description,
     }
+
+
+def _type(annotation: Any) -> str:
+    """An annotation in a reader's words."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin is Literal:
+        return " | ".join(map(repr, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(_type(argument) for argument in arguments)
+    if origin in (tuple, list):
+        return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return f"mapping of {_type(arguments[1])}"
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

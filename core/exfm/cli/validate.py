@@ -21,8 +21,11 @@ def command(
 
     session: Session = context.obj
     overrides = [argument for argument in configs if "=" in argument.partition("/")[0]]
+    files = [argument for argument in configs if argument not in overrides]
+    if not files:
+        raise ConfigError(f"name at least one experiment file; given: {' '.join(overrides)}")
     wrong = 0
-    for path in (argument for argument in configs if argument not in overrides):
+    for path in files:
         try:
             experiment = load_experiment(path, overrides, block=session.block)
         except ConfigError as error:

@@ -48,7 +48,10 @@ def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str)
     try:
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
-        raise ConfigError(f"{file}: models: teachers form a cycle: {' <- '.join(error.args[1])}") from None
+        cycle = error.args[1]
+        raise ConfigError(
+            f"{file}: models.{cycle[1]}.transfer: teachers form a cycle: {' teaches '.join(cycle)}"
+        ) from None
     arms: list[Arm] = []
     for name in sorted(order, key=lambda name: (_depth(name, graph), list(config.models).index(name))):
         model = config.models[name]
@@ -91,8 +94,11 @@ def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSc
             buckets = condition.bucket if isinstance(condition.bucket, tuple) else (condition.bucket,)
             if not buckets or not all(0 <= bucket < condition.of for bucket in buckets):
                 raise ConfigError(
-                    f"{place}.where.{column}.bucket: buckets go from 0 to {condition.of - 1}; given: {list(buckets)}"
+                    f"{place}.where.{column}.bucket: name at least one, from 0 to {condition.of - 1}; "
+                    f"given: {list(buckets)}"
                 )
+        elif condition == ():
+            raise ConfigError(f"{place}.where.{column}: name at least one value; given: []")
     if model.batch_size > config.stream.chunk_rows:
         raise ConfigError(
             f"{place}.batch_size: {model.batch_size} rows do not fit in a chunk; raise stream.chunk_rows, "

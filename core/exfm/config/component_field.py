@@ -60,11 +60,11 @@ class ComponentField:
     def _validate(self, value: Any, info: ValidationInfo) -> ComponentSpec:
         if isinstance(value, ComponentSpec):
             return value
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            raise PydanticCustomError(
-                "component", "a {kind} is written {{name: NAME, field: value}}", {"kind": self.kind.replace("_", " ")}
-            )
         registry = (info.context or {}).get("registry") or default_registry()
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            allowed = ", ".join(registry.names(self.kind)) or "none is installed"
+            reason = f"a {self.kind} is written {{name: NAME, field: value}}, NAME one of: {allowed}"
+            raise PydanticCustomError("component", "{reason}", {"reason": reason})
         try:
             component = registry.resolve(self.kind, value["name"])
         except PluginError as error:

@@ -16,7 +16,8 @@ def parse_duration(value: Any) -> timedelta:
     """A timedelta from ``7d``, ``1d12h``, ``90s`` or a timedelta.
 
     Raises:
-        ValueError: anything else, a bare number included: its unit would be a guess.
+        ValueError: anything else, a bare number included: its unit would be a guess. Or it is longer than a
+            timedelta can be.
     """
     if isinstance(value, timedelta):
         return value
@@ -24,16 +25,19 @@ def parse_duration(value: Any) -> timedelta:
     parts = _PART.findall(text)
     if not parts or _PART.sub("", text).strip():
         raise ValueError(f"a duration is a number with a unit, such as 7d, 6h, 30m or 90s, not {value!r}")
-    return sum((timedelta(**{_UNITS[unit]: float(number)}) for number, unit in parts), timedelta())
+    try:
+        return sum((timedelta(**{_UNITS[unit]: float(number)}) for number, unit in parts), timedelta())
+    except OverflowError:
+        raise ValueError(f"a duration is at most {timedelta.max.days}d, not {value!r}") from None
 
 
 def format_duration(value: timedelta) -> str:
     """The shortest form that ``parse_duration`` reads back."""
-    seconds = value.total_seconds()
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds and seconds % size == 0:
-            return f"{int(seconds // size)}{unit}"
-    return f"{seconds:g}s"
+    for unit, size in (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("m", timedelta(minutes=1))):
+        if value and not value % size:
+            return f"{value // size}{unit}"
+    seconds, micros = divmod(value // timedelta(microseconds=1), 1_000_000)
+    return f"{seconds}.{micros:06}".rstrip("0").rstrip(".") + "s"
 
 
 Duration = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -20,14 +21,18 @@ NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*$"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
 
 
 class StreamConfig(_Section):
     """Where examples come from, and how the stream is cut."""
 
     source: SourceSpec = Field(description="The data source.")
-    window: Duration = Field(description="Length of a window: each is predicted, trained on and committed as a whole.")
+    window: Duration = Field(
+        gt=timedelta(0), description="Length of a window: each is predicted, trained on and committed as a whole."
+    )
     chunk_rows: int = Field(
         16_384, gt=0, description="Rows decoded at once and shared by all models; no batch spans two chunks."
     )
@@ -95,7 +100,7 @@ class ModelConfig(_Section):
     embedding_dim: int = Field(16, gt=0, multiple_of=4, description="Width of tokens and of every table's rows.")
     embedding_init: float = Field(0.01, gt=0, description="Standard deviation of a new table row.")
     dense_tokens: int = Field(1, gt=0, description="Tokens made of the dense features together.")
-    head_hidden: tuple[int, ...] = Field((), description="Hidden layers of each task's head.")
+    head_hidden: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="Hidden layers of each task's head.")
     transfer: tuple[TransferSpec, ...] = Field((), description="What it learns from which teacher.")
     control: bool = Field(False, description="Also train it without transfer on the same batches, to measure the gain.")
     batch_size: int = Field(512, gt=0, description="Largest batch; a chunk is cut into equal batches of at most this.")

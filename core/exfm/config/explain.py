@@ -1,109 +1,129 @@
-"""Turns pydantic's errors into one paragraph with file, key path, what was given, what is allowed and the nearest name."""
+"""Turns pydantic's errors into one paragraph: file, key path, what was given, what is allowed, the nearest name."""
 
 from __future__ import annotations
 
-import typing
+import re
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from exfm.config.component_field import ComponentField
+from exfm.config.shapes import fields_at
+from exfm.config.trails import Location, Trail, inside, same_problem
 from exfm.errors import ConfigError, suggestion
 from exfm.registry.registry import Registry
 
-Location = Sequence[int | str]
+_WANTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "date_from_datetime_parsing": "a date such as 2026-01-31",
+    "date_parsing": "a date such as 2026-01-31",
+    "date_type": "a date such as 2026-01-31",
+    "dict_type": "a mapping",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of at most 4300 digits",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+"""What a value must be, by pydantic's type of error. Where there is no entry, pydantic's own words are used."""
 
 
 def explain(
     error: ValidationError, model: type[BaseModel], raw: Any, file: str, overrides: Sequence[str], registry: Registry
 ) -> ConfigError:
-    """The first of an experiment's errors, and how many more there are."""
-    details = error.errors(include_url=False)
-    first = details[0]
-    location = _yaml_location(first["loc"], raw)
-    path = ".".join(str(part) for part in location)
-    from_override = any(path == key or path.startswith(f"{key}.") or key.startswith(f"{path}.") for key in overrides)
-    place = f"{file} (set on the command line)" if from_override else file
-    text = _sentence(first, location, model, raw, registry)
-    places = {".".join(map(str, _yaml_location(detail["loc"], raw))) for detail in details} - {path}
-    rest = f" ({len(places)} more errors in this file.)" if len(places) > 1 else ""
-    return ConfigError(f"{place}: {path or 'experiment'}: {text}{rest}")
+    """The first of an experiment's errors, and how many more there are.
+
+    Args:
+        model: the class that checked ``raw``, the content of ``file`` with ``overrides`` (their key paths) applied.
+    """
+    trails = _first([Trail.of(detail, raw) for detail in error.errors(include_url=False)])
+    chosen = same_problem(trails)
+    path = dotted(chosen[0].location) + (".name" if chosen[0].detail["type"] == "component_name" else "")
+    text = _sentence(chosen, model, raw, registry)
+    first = trails[0].anchor
+    rest = len({trail.anchor for trail in trails if trail.anchor != first[: len(trail.anchor)]})
+    more = f" ({rest} more {'error' if rest == 1 else 'errors'} in this file.)" if rest else ""
+    return ConfigError(f"{_place(file, path, overrides)}: {path or 'experiment'}: {text.rstrip('.')}.{more}")
 
 
-def _sentence(detail: Any, location: Location, model: type[BaseModel], raw: Any, registry: Registry) -> str:
-    kind, given = detail["type"], detail["input"]
+def _place(file: str, path: str, overrides: Sequence[str]) -> str:
+    """The file, and whether the key path was set by one of the overrides instead."""
+    keys = [re.sub(r"\[(\w+)\]", r".\1", key).lstrip(".") for key in overrides]
+    from_override = any(path == key or path.startswith(f"{key}.") or key.startswith(f"{path}.") for key in keys)
+    return f"{file} (set on the command line)" if from_override else file
+
+
+def dotted(location: Location) -> str:
+    """A location as an override writes it."""
+    return ".".join(str(part) for part in location)
+
+
+def _first(trails: list[Trail]) -> list[Trail]:
+    """The trails with the one to report in front: an unknown key explains a missing one beside it."""
+    first = trails[0]
+    if first.detail["type"] == "missing":
+        for trail in trails:
+            if trail.detail["type"] == "extra_forbidden" and trail.location[:-1] == first.location[:-1]:
+                return [trail, *(other for other in trails if other is not trail)]
+    return trails
+
+
+def _sentence(trails: Sequence[Trail], model: type[BaseModel], raw: Any, registry: Registry) -> str:
+    first, location = trails[0], trails[0].location
+    kind, given = first.detail["type"], _given(first, raw)
+    key = str(location[-1]) if location else ""
     if kind == "extra_forbidden":
-        allowed = _fields_at(model, location[:-1], raw, registry)
-        return f"unknown key {str(location[-1])!r}.{suggestion(str(location[-1]), allowed)}"
+        return f"unknown key {key!r}.{suggestion(key, fields_at(model, location[:-1], raw, registry))}"
     if kind == "missing":
-        return f"the required key {str(location[-1])!r} is missing."
-    text = detail["msg"].removeprefix("Value error, ").rstrip(".")
+        return f"the required key {key!r} is missing"
+    if kind == "invalid_key" or first.names_key:
+        return f"a key here must be {_wanted(first, model, raw, registry)}; given: {_short(key)}"
     if kind == "literal_error" and isinstance(given, str):
-        allowed = [part.strip("' ") for part in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"{given!r} is not allowed.{suggestion(given, allowed)}"
-    shown = "" if kind == "component_name" or isinstance(given, BaseModel) else f"; given: {_short(given)}"
-    return f"{text}{shown}."
+        return _not_one_of(given, first.detail["ctx"]["expected"])
+    if kind == "union_tag_not_found":
+        return f"the required key {first.detail['ctx']['discriminator']} is missing"
+    if kind == "union_tag_invalid":
+        return _not_one_of(first.detail["ctx"]["tag"], first.detail["ctx"]["expected_tags"])
+    if kind in ("component_name", "value_error", "assertion_error", "component"):
+        text = re.sub(r"^(Value error|Assertion failed), ", "", first.detail["msg"])
+        told = kind == "component_name" or isinstance(given, dict | BaseModel) or _short(given) in text
+        return text if told else f"{text.rstrip('.')}; given: {_short(given)}"
+    wanted = list(dict.fromkeys(_wanted(trail, model, raw, registry) for trail in trails))
+    listed = " or ".join(filter(None, [", ".join(wanted[:-1]), wanted[-1]]))
+    return f"must be {listed}; given: {_short(given)}"
+
+
+def _not_one_of(given: str, expected: str) -> str:
+    """A word that is none of those pydantic lists in quotes."""
+    allowed = re.findall(r"'([^']*)'", expected)
+    return f"{given!r} is not allowed.{suggestion(given, allowed)}"
+
+
+def _wanted(trail: Trail, model: type[BaseModel], raw: Any, registry: Registry) -> str:
+    """What the value must be, to follow "must be"."""
+    kind, context = trail.detail["type"], trail.detail.get("ctx", {})
+    if kind in ("model_type", "model_attributes_type"):
+        keys = fields_at(model, trail.location, raw, registry, only=context.get("class_name"))
+        return f"a mapping {{{', '.join(keys)}}}" if keys else "a mapping"
+    if kind == "string_pattern_mismatch" and context["pattern"].endswith("[A-Za-z0-9_-]*$"):
+        return "a name of letters, digits, _ and - that begins with a letter"
+    if kind == "invalid_key":
+        return "text"
+    return _WANTED.get(kind) or re.sub(r"^(Input|\w+) should (be )?", "", trail.detail["msg"])
+
+
+def _given(trail: Trail, raw: Any) -> Any:
+    """The value as the file has it; pydantic's may have been converted already."""
+    return reduce(inside, trail.location, raw)
 
 
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _yaml_location(location: Location, raw: Any) -> Location:
-    """The part of pydantic's location that exists in the file: unions and validators add steps of their own."""
-    kept: list[int | str] = []
-    node = raw
-    for index, part in enumerate(location):
-        if isinstance(node, dict) and part not in node and index < len(location) - 1:
-            continue
-        if not isinstance(node, dict | list):
-            break
-        kept.append(part)
-        if isinstance(node, dict):
-            node = node.get(part)
-        elif isinstance(part, int) and part < len(node):
-            node = node[part]
-    return kept
-
-
-def _fields_at(model: type[BaseModel], location: Location, raw: Any, registry: Registry) -> list[str]:
-    """The keys allowed at a place in the file."""
-    annotation: Any = model
-    node = raw
-    for part in location:
-        annotation = _step(_resolve(annotation, node, registry), part)
-        node = node[part] if isinstance(node, list | dict) else None
-    resolved = _resolve(annotation, node, registry)
-    if isinstance(resolved, type) and issubclass(resolved, BaseModel):
-        named = ["name"] if resolved is not annotation else []
-        return named + list(resolved.model_fields)
-    return []
-
-
-def _resolve(annotation: Any, node: Any, registry: Registry) -> Any:
-    """The class that checks a node: a component field is resolved by the name the node gives."""
-    for member in [annotation, *typing.get_args(annotation)]:
-        for mark in typing.get_args(member)[1:] if typing.get_origin(member) is typing.Annotated else ():
-            if isinstance(mark, ComponentField) and isinstance(node, dict):
-                return registry.resolve(mark.kind, node.get("name", "")).Config
-    candidates = [item for item in _flatten(annotation) if isinstance(item, type) and issubclass(item, BaseModel)]
-    if isinstance(node, dict) and len(candidates) > 1:
-        candidates.sort(key=lambda item: -len(node.keys() & item.model_fields.keys()))
-    return candidates[0] if candidates and typing.get_origin(annotation) not in (dict, tuple, list) else annotation
-
-
-def _flatten(annotation: Any) -> list[Any]:
-    arguments = typing.get_args(annotation)
-    return [annotation] if not arguments else [leaf for argument in arguments for leaf in _flatten(argument)]
-
-
-def _step(annotation: Any, part: int | str) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        field = annotation.model_fields[str(part)]
-        return typing.Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _step(typing.get_args(annotation)[0], part)
-    arguments = typing.get_args(annotation)
-    return arguments[1] if typing.get_origin(annotation) is dict else arguments[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from pydantic import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema
 
 from exfm.config.component_field import SCHEMA_MARK
@@ -20,17 +21,17 @@ def experiment_schema(registry: Registry) -> dict[str, Any]:
     schema["$schema"] = GenerateJsonSchema.schema_dialect
     schema["title"] = "exfm experiment"
     schema["required"] = [key for key in schema["required"] if key != "parallel"]
-    definitions = schema.setdefault("$defs", {})
+    definitions: dict[str, Any] = schema.setdefault("$defs", {})
     for kind in INTERFACES:
         choices = []
         for name in registry.names(kind):
             try:
                 component = component_schema(registry, kind, name, definitions)
-            except PluginError:
-                continue  # `exfm plugins` reports it; the schema offers what can be used
+            except (PluginError, PydanticUserError):
+                continue  # `exfm show` says why; the schema offers what can be used
             definitions[f"{kind}.{name}"] = component
             choices.append({"$ref": f"#/$defs/{kind}.{name}"})
-        definitions[kind] = {"oneOf": choices}
+        definitions[kind] = {"oneOf": choices} if choices else {"not": {}}
     linked = _link(schema)
     assert isinstance(linked, dict)
     return linked
@@ -39,7 +40,7 @@ def experiment_schema(registry: Registry) -> dict[str, Any]:
 def component_schema(registry: Registry, kind: str, name: str, definitions: dict[str, Any]) -> dict[str, Any]:
     """One component's schema; what its Config refers to is added to ``definitions`` under names of its own."""
     component = registry.resolve(kind, name)
-    schema = component.Config.model_json_schema(ref_template=f"#/$defs/{kind}.{name}.{{model}}")
+    schema: dict[str, Any] = component.Config.model_json_schema(ref_template=f"#/$defs/{kind}.{name}.{{model}}")
     for key, value in schema.pop("$defs", {}).items():
         definitions[f"{kind}.{name}.{key}"] = value
     first = (inspect.getdoc(component) or name).splitlines()[0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import fsspec
@@ -20,6 +22,8 @@ from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import FeatureSchema
 from exfm.registry.discovery import discover
 from exfm.registry.registry import Registry
+
+_SHAPE = "a mapping of keys such as name, stream and models"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Experiment:
 
     def as_yaml(self) -> str:
         """The resolved config as YAML."""
-        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+        return OmegaConf.to_yaml(OmegaConf.create(self.as_dict()))  # quotes what its own loader would misread
 
 
 def load_experiment(
@@ -79,8 +83,8 @@ def load_experiment(
     try:
         source = config.stream.source.build()
         schema = source.schema()
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{path}: stream.source: {error}") from error
+    except (ValueError, OSError, ImportError) as error:
+        raise ConfigError(f"{path}: stream.source: {_line(error)}") from error
     return Experiment(config, registry, source, schema, check_experiment(config, schema, path))
 
 
@@ -88,39 +92,54 @@ def _read(path: str) -> DictConfig:
     try:
         with fsspec.open(path, "rt", encoding="utf-8") as file:
             text = file.read()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: the experiment file cannot be read: {error}") from error
+    except (OSError, ValueError, ImportError) as error:  # ImportError: a protocol whose package is not installed
+        raise ConfigError(f"{path}: the experiment file cannot be read: {_line(error)}") from error
     try:
-        loaded = OmegaConf.create(text)
+        loaded = OmegaConf.load(StringIO(text))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: this is not valid YAML: {' '.join(str(error).split())}") from error
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, DictConfig):
-        raise ConfigError(f"{path}: an experiment file is a mapping of keys such as name, stream and models")
+        raise ConfigError(f"{path}: this is not valid YAML: {_line(error)}") from error
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        raise ConfigError(f"{path}: {_where(error)}{_line(error)}") from error
+    if not isinstance(loaded, DictConfig) or not loaded:
+        raise ConfigError(f"{path}: {'the file is empty' if not loaded else 'this is a list'}; a file is {_SHAPE}")
     return loaded
 
 
 def _merge(config: DictConfig, overrides: Sequence[str], path: str) -> dict[str, Any]:
     for override in overrides:
         key, equals, value = override.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.replace("[", ".").split(".")):
             raise ConfigError(f"override {override!r}: write key.path=value, such as models.vm.embedding_dim=8")
         try:
-            OmegaConf.update(config, key, yaml.safe_load(value) if value else "", merge=False, force_add=True)
-        except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"override {override!r}: {' '.join(str(error).split())}") from error
+            read = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))  # by the rules of the file
+            parsed = read["value"] if value and isinstance(read, dict) else ""
+            OmegaConf.update(config, key, parsed, merge=False, force_add=True)
+        except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise ConfigError(f"override {override!r}: {_where(error)}{_line(error)}") from error
     try:
-        plain = OmegaConf.to_container(config, resolve=True)
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if error.full_key else ""
-        raise ConfigError(f"{path}: {where}{str(error).splitlines()[0]}") from error
+        hint = "; a reference is written ${key.path}, from the top of the file" if "nterpolation" in str(error) else ""
+        raise ConfigError(f"{path}: {_where(error)}{_line(error)}{hint}") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _where(error: Exception) -> str:
+    """The key path that OmegaConf blames, in front of a message."""
+    path = getattr(error, "full_key", None)
+    return f"{path}: " if path else ""
+
+
+def _line(error: Exception) -> str:
+    """An error's message in one line, without the lines in which OmegaConf repeats key and type."""
+    lines = [line for line in str(error).splitlines() if not line.lstrip().startswith(("full_key:", "object_type="))]
+    text = re.sub(r' in "<(file|unicode string)>",', " at", " ".join(" ".join(lines).split()))
+    return text or type(error).__name__
 
 
 def _blocked(raw: dict[str, Any]) -> list[str]:
     """``plugins.block``, read before any plugin is imported; its type is checked with the rest of the file."""
     section = raw.get("plugins")
     block = section.get("block") if isinstance(section, dict) else None
-    return [str(name) for name in block] if isinstance(block, list) else []
+    return [str(name) for name in block] if isinstance(block, list) else [block] if isinstance(block, str) else []

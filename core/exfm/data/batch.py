@@ -105,11 +105,12 @@ def _select_sparse(sparse: KeyedJaggedTensor, index: Tensor) -> KeyedJaggedTenso
     keys = sparse.keys()
     if not keys:
         return KeyedJaggedTensor(keys=[], values=sparse.values(), lengths=sparse.lengths()[:0], stride=index.numel())
-    lengths = sparse.lengths().view(len(keys), -1)
+    lengths = sparse.lengths().view(len(keys), sparse.stride())
     if sparse.values().numel() == lengths.numel() and bool((lengths == 1).all()):
-        values = sparse.values().view(len(keys), -1)[:, index].flatten()
+        values = sparse.values().view(lengths.shape)[:, index].flatten()
         return KeyedJaggedTensor(keys=keys, values=values, lengths=torch.ones_like(values, dtype=lengths.dtype))
-    bags = (torch.arange(len(keys)).unsqueeze(1) * lengths.shape[1] + index).flatten()
+    first = torch.arange(len(keys), device=index.device) * lengths.shape[1]
+    bags = (first.unsqueeze(1) + index).flatten()
     positions, picked = _events_of(sparse.offsets(), bags)
     return KeyedJaggedTensor(keys=keys, values=sparse.values()[positions], lengths=picked.to(lengths.dtype))
 
@@ -120,4 +121,4 @@ def _events_of(offsets: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     total = int(lengths.sum())
     ends = lengths.cumsum(0)
     shift = torch.repeat_interleave(offsets[:-1][index] - (ends - lengths), lengths, output_size=total)
-    return shift + torch.arange(total), lengths
+    return shift + torch.arange(total, device=shift.device), lengths

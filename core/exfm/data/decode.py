@@ -74,8 +74,9 @@ def _sparse(rows: pa.RecordBatch, schema: FeatureSchema) -> KeyedJaggedTensor:
         if isinstance(feature, CategoricalFeature):
             column = rows.column(feature.source_column)
             ids, counts = _table_rows(column, feature), np.ones(len(column), np.int32)
-            if column.null_count:
-                present = column.is_valid().to_numpy(zero_copy_only=False)
+            # Not null_count: it overlooks a null that lies in a dictionary's values.
+            present = column.is_valid().to_numpy(zero_copy_only=False)
+            if not present.all():
                 ids, counts = ids[present], present.astype(np.int32)
         elif isinstance(feature, MultiValuedFeature):
             column = rows.column(feature.source_column)
@@ -96,7 +97,7 @@ def _sparse(rows: pa.RecordBatch, schema: FeatureSchema) -> KeyedJaggedTensor:
 def _sequence(rows: pa.RecordBatch, feature: SequenceFeature) -> SequenceBatch:
     lengths = list_lengths(rows.column(feature.fields[0].source_column))
     kept = np.minimum(lengths, feature.max_length)
-    newest = slice(None)
+    newest: slice | npt.NDArray[np.bool_] = slice(None)
     if (kept < lengths).any():
         ends = np.cumsum(lengths)
         before_end = np.repeat(ends, lengths) - np.arange(ends[-1])

@@ -42,9 +42,10 @@ def to_u64(values: pa.Array) -> U64:
     """One 64-bit key per value: the integer itself, or a string's polynomial. Nulls become 0: mask them."""
     kind = values.type
     if pa.types.is_dictionary(kind):
-        keys = to_u64(values.dictionary)
-        indices = pc.fill_null(values.indices, 0).to_numpy(zero_copy_only=False)
-        return keys[indices] if len(keys) else np.zeros(len(values), np.uint64)
+        found = np.zeros(len(values), np.uint64)
+        present = values.indices.is_valid().to_numpy(zero_copy_only=False)
+        found[present] = to_u64(values.dictionary)[values.indices.drop_null().to_numpy()]
+        return found
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _string_keys(pc.fill_null(values, ""))
     if pa.types.is_boolean(kind):

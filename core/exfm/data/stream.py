@@ -26,7 +26,7 @@ _POLL_S = 0.1
 
 def windows_of(time_range: TimeRange, length: timedelta) -> Iterator[Window]:
     """Cuts a time range into windows, each starting at a multiple of the length since 1970 but for the first."""
-    step = int(length.total_seconds() * 1e6)
+    step = length // timedelta(microseconds=1)
     start, index = time_range.start_us, 0
     while start < time_range.end_us:
         end = (start // step + 1) * step
@@ -72,6 +72,8 @@ class ChunkReader:
     def read(self, window: Window) -> Iterator[Chunk]:
         """The window's chunks, each of ``chunk_rows`` rows but for the last, decoded ahead of the caller.
 
+        Where the type of a column changes, from one file to the next, a chunk ends too.
+
         Raises:
             ConfigError: a row breaks the schema and bad rows are not to be skipped.
         """
@@ -88,10 +90,15 @@ class ChunkReader:
 
 
 def _regroup(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of ``size``, the last one smaller."""
+    """The same rows in batches of ``size``; smaller ones at the end and before a change of type."""
     pending: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:
+        if not batch.num_rows:
+            continue
+        if pending and not batch.schema.equals(pending[0].schema):
+            yield _one(pa.Table.from_batches(pending))
+            pending, count = [], 0
         pending.append(batch.replace_schema_metadata(None))
         count += batch.num_rows
         while count >= size:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exfm.config.experiment import Bucket, Condition
-from exfm.data.ids import mix, to_u64
+from exfm.data.ids import id_type_ok, mix, to_u64
 from exfm.errors import ConfigError
 
 BUCKET_SALT = 1
@@ -31,6 +31,10 @@ def rows_where(rows: pa.RecordBatch, where: Mapping[str, Condition], columns: Ma
     for name, condition in where.items():
         column = rows.column(columns[name])
         if isinstance(condition, Bucket):
+            if not id_type_ok(column.type):
+                raise ConfigError(
+                    f"where.{name}: a bucket is one of integers or strings; the column holds {column.type}"
+                )
             wanted = condition.bucket if isinstance(condition.bucket, tuple) else (condition.bucket,)
             buckets = mix(to_u64(column), BUCKET_SALT) % np.uint64(condition.of)
             kept &= np.isin(buckets, np.array(wanted, np.uint64)) & column.is_valid().to_numpy(zero_copy_only=False)

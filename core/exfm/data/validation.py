@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from exfm.interfaces.data_source import Origin
 from exfm.interfaces.schema import (
     CategoricalFeature,
     DenseFeature,
+    Feature,
     FeatureSchema,
     Label,
     MultiValuedFeature,
@@ -24,6 +26,8 @@ from exfm.interfaces.schema import (
 )
 
 Mask = npt.NDArray[np.bool_]
+Problem = tuple[Mask, str, str]
+"""Which rows are bad, in which column, and why."""
 
 
 @dataclass
@@ -42,7 +46,7 @@ class RowChecker:
     skipped: int = 0
 
     def check(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch's good rows.
+        """The batch's good rows, with the schema's columns in an order that is always the same.
 
         Raises:
             ConfigError: there is a bad row and ``skip`` is off; the message names file, row, column and value.
@@ -50,18 +54,18 @@ class RowChecker:
         bad = np.zeros(batch.num_rows, bool)
         for mask, column, reason in self._problems(batch):
             if not self.skip and mask.any():
-                raise ConfigError(self._message(batch, int(mask.argmax()), column, reason))
+                raise ConfigError(_message(batch, int(mask.argmax()), column, reason))
             bad |= mask
-        if bad.any():
-            self.skipped += int(bad.sum())
-            batch = batch.filter(pa.array(~bad))
-        if batch.num_rows:
-            self.newest_us = max(self.newest_us, int(event_times(batch, self.schema).max()))
-        return batch
+        self.skipped += int(bad.sum())
+        good = batch.filter(pa.array(~bad)) if bad.any() else batch
+        return good.select(self._names) if good.num_rows else good
 
-    def _problems(self, batch: pa.RecordBatch) -> Iterator[tuple[Mask, str, str]]:
-        columns = list(_columns(self.schema))
-        for column, type_ok, wanted in columns:
+    @cached_property
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(column for column, _, _ in _columns(self.schema)))
+
+    def _problems(self, batch: pa.RecordBatch) -> Iterator[Problem]:
+        for column, type_ok, wanted in _columns(self.schema):
             if column not in batch.schema.names:
                 near = suggestion(column, batch.schema.names)
                 yield np.ones(batch.num_rows, bool), column, f"the column is missing.{near}"
@@ -70,26 +74,29 @@ class RowChecker:
             if not type_ok(kind):
                 yield np.ones(batch.num_rows, bool), column, f"the column must be {wanted}, not {kind}"
                 return
-        for column in {self.schema.example_id, self.schema.event_time}:
-            yield _mask(batch.column(column).is_null()), column, "the value is missing"
-        times = event_times(batch, self.schema)
-        before = np.maximum.accumulate(np.concatenate([[self.newest_us], times[:-1]])) if len(times) else times
-        yield times < before, self.schema.event_time, "time goes backwards"
-        for feature in self.schema.features:
-            yield from _feature_problems(batch, feature)
-        for label in self.schema.labels:
-            yield from _label_problems(batch, label)
+        bad = np.zeros(batch.num_rows, bool)
+        for problem in _value_problems(batch, self.schema):
+            bad |= problem[0]
+            yield problem
+        # A row that is bad for another reason does not move the clock, wherever the stream is cut into batches.
+        times = np.where(bad, self.newest_us, event_times(batch, self.schema))
+        reached = np.maximum.accumulate(np.concatenate([[self.newest_us], times]))
+        yield times < reached[:-1], self.schema.event_time, "time goes backwards"
+        self.newest_us = int(reached[-1])
 
-    def _message(self, batch: pa.RecordBatch, row: int, column: str, reason: str) -> str:
-        origin = Origin.of(batch)
-        given = ""
-        if column in batch.schema.names:
-            text = str(batch.column(column)[row].as_py())
-            given = f"; given: {text if len(text) <= 60 else text[:57] + '...'}"
-        return (
-            f"{origin.file}, row {origin.row + row}: {column}: {reason}{given}. "
-            "Mend the data, or set stream.on_bad_row=skip to leave such rows out."
-        )
+
+def _message(batch: pa.RecordBatch, row: int, column: str, reason: str) -> str:
+    origin = Origin.of(batch)
+    given = ""
+    if column in batch.schema.names:
+        value = batch.column(column)[row]
+        # A time may lie where no Python datetime does.
+        text = str(value.cast(pa.string()) if pa.types.is_timestamp(value.type) else value)
+        given = f"; given: {text if len(text) <= 60 else text[:57] + '...'}"
+    return (
+        f"{origin.file}, row {origin.row + row}: {column}: {reason}{given}. "
+        "Mend the data, or set stream.on_bad_row=skip to leave such rows out."
+    )
 
 
 def event_times(batch: pa.RecordBatch, schema: FeatureSchema) -> npt.NDArray[np.int64]:
@@ -119,7 +126,7 @@ def _is_number_list(kind: pa.DataType) -> bool:
     return _is_list(kind) and _is_number(kind.value_type)
 
 
-def _columns(schema: FeatureSchema) -> Iterator[tuple[str, object, str]]:
+def _columns(schema: FeatureSchema) -> Iterator[tuple[str, Callable[[pa.DataType], bool], str]]:
     yield schema.example_id, pa.types.is_integer, "a 64-bit integer"
     yield schema.event_time, pa.types.is_timestamp, "a timestamp"
     for column in (schema.group, schema.domain):
@@ -144,38 +151,51 @@ def _columns(schema: FeatureSchema) -> Iterator[tuple[str, object, str]]:
             yield label.oracle, pa.types.is_floating, "a probability"
 
 
-def _feature_problems(batch: pa.RecordBatch, feature: object) -> Iterator[tuple[Mask, str, str]]:
-    if isinstance(feature, DenseFeature):
-        column = batch.column(feature.source_column)
-        yield ~_finite(column), feature.source_column, "the value is missing, NaN or infinite"
-    elif isinstance(feature, CategoricalFeature):
-        if feature.ids == "row":
-            yield _outside(batch.column(feature.source_column), feature.rows), *_range_words(feature)
-    elif isinstance(feature, MultiValuedFeature):
-        if feature.ids == "row":
-            values = batch.column(feature.source_column)
-            yield _any_per_row(values, _outside(values.flatten(), feature.rows)), *_range_words(feature)
-    elif isinstance(feature, SequenceFeature):
+def _value_problems(batch: pa.RecordBatch, schema: FeatureSchema) -> Iterator[Problem]:
+    for column in (schema.example_id, schema.event_time):
+        yield _mask(batch.column(column).is_null()), column, "the value is missing"
+    for feature in schema.features:
+        yield from _feature_problems(batch, feature)
+    for label in schema.labels:
+        yield from _label_problems(batch, label)
+
+
+def _feature_problems(batch: pa.RecordBatch, feature: Feature) -> Iterator[Problem]:
+    if isinstance(feature, SequenceFeature):
         yield from _sequence_problems(batch, feature)
+        return
+    values = batch.column(feature.source_column)
+    if isinstance(feature, DenseFeature):
+        yield ~_finite(values), feature.source_column, "the value is missing, NaN or infinite"
+    elif isinstance(feature, MultiValuedFeature):
+        yield from _list_problems(values, feature)
+    elif feature.ids == "row":
+        yield _outside(values, feature.rows), *_range_words(feature)
 
 
-def _sequence_problems(batch: pa.RecordBatch, feature: SequenceFeature) -> Iterator[tuple[Mask, str, str]]:
+def _list_problems(values: pa.Array, feature: MultiValuedFeature | SequenceField) -> Iterator[Problem]:
+    """What can be wrong with the ids in lists."""
+    ids = values.flatten()
+    yield _any_per_row(values, _mask(ids.is_null())), feature.source_column, "an id in the list is missing"
+    if feature.ids == "row":
+        yield _any_per_row(values, _outside(ids, feature.rows)), *_range_words(feature)
+
+
+def _sequence_problems(batch: pa.RecordBatch, feature: SequenceFeature) -> Iterator[Problem]:
     first = feature.fields[0].source_column
     lengths = list_lengths(batch.column(first))
     for field in feature.fields:
         values = batch.column(field.source_column)
         unaligned = list_lengths(values) != lengths
         yield unaligned, field.source_column, f"the list is not as long as that of {first}"
-        events = values.flatten()
         if field.kind == "dense":
-            yield _any_per_row(values, ~_finite(events)), field.source_column, "an event is missing, NaN or infinite"
-        elif field.ids == "row":
-            yield _any_per_row(values, _outside(events, field.rows)), *_range_words(field)
-        elif events.null_count:
-            yield _any_per_row(values, _mask(events.is_null())), field.source_column, "an event is missing"
+            wrong = _any_per_row(values, ~_finite(values.flatten()))
+            yield wrong, field.source_column, "a number in the list is missing, NaN or infinite"
+        else:
+            yield from _list_problems(values, field)
 
 
-def _label_problems(batch: pa.RecordBatch, label: Label) -> Iterator[tuple[Mask, str, str]]:
+def _label_problems(batch: pa.RecordBatch, label: Label) -> Iterator[Problem]:
     column = batch.column(label.source_column)
     values = _numbers(column)
     yield ~((values == 0) | (values == 1)), label.source_column, "a label is 0 or 1"
@@ -186,13 +206,13 @@ def _label_problems(batch: pa.RecordBatch, label: Label) -> Iterator[tuple[Mask,
 
 def _numbers(column: pa.Array) -> npt.NDArray[np.float64]:
     """The values as float64, NaN where null."""
-    return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
 
 
 def _finite(column: pa.Array) -> Mask:
-    if pa.types.is_floating(column.type):
-        return np.isfinite(_numbers(column))
-    return ~_mask(column.is_null())
+    """Whether each value is finite as the float32 it becomes."""
+    numbers = column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
+    return np.asarray(np.isfinite(numbers))
 
 
 def _outside(column: pa.Array, rows: int) -> Mask:

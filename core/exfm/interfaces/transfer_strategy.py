@@ -80,7 +80,7 @@ class TransferStrategy(Component, nn.Module):
 
     def __init__(self, config: TransferConfig, student: StudentShape, teacher: TeacherShape) -> None:
         nn.Module.__init__(self)
-        self.config = config
+        self.config: TransferConfig = config
         self.tasks = tuple(task for task in student.tasks if task in teacher.tasks)
 
     @abstractmethod

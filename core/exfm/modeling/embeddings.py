@@ -2,11 +2,11 @@
 
 Legend: B examples, N tokens, D width, E events of a sequence, C id fields of an event.
 
-``PooledTables`` serves tables that only bags of one batch look up: its TorchRec collection takes one key per feature
-and returns (B, N * D), which are the tokens without a copy. ``EventTables`` serves tables that events of a sequence
-look up too. Events go in as bags of one, because FBGEMM's pooled kernel is several times faster on a CPU than its
-unpooled one and gives equal values. All lookups of one table are one key, so each row is updated once per step with its whole
-gradient, and the candidate item shares rows with the history.
+``PooledTables`` serves tables that only bags of one batch look up: its TorchRec collection takes one key per feature.
+``EventTables`` serves tables that events of a sequence look up too. Events go in as bags of one, because FBGEMM's
+pooled kernel is several times faster on a CPU than its unpooled one and gives equal values. All lookups of one table
+are one key, so each row is updated once per step with its whole gradient, and the candidate item shares rows with the
+history.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Lookup:
     @property
     def name(self) -> str:
         """A name that no other lookup has."""
-        return self.key if self.field is None else f"{self.key}_{self.field}"
+        return self.key if self.field is None else f"{self.key}:{self.field}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _by_table(lookups: Iterable[Lookup]) -> dict[str, list[Lookup]]:
 
 
 class PooledTables(nn.Module):
-    """Bags of B examples to tokens (B, N, D); a sequence's field is averaged like a multi-valued feature."""
+    """Bags of B examples; a sequence's field is averaged like a multi-valued feature."""
 
     def __init__(self, lookups: Iterable[Lookup], shape: TableShape) -> None:
         super().__init__()
@@ -88,9 +88,10 @@ class PooledTables(nn.Module):
         self.dim = shape.dim
         self.bags = shape.collection({table: [lookup.name for lookup in group] for table, group in groups.items()})
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Returns (B, N, D), tokens in the order of ``self.order``."""
-        return self.bags(self._features(batch)).values().view(batch.size, len(self.order), self.dim)
+    def forward(self, batch: Batch) -> dict[Lookup, Tensor]:
+        """Returns (B, D) for every lookup."""
+        rows = self.bags(self._features(batch)).values().split(self.dim, dim=1)
+        return dict(zip(self.order, rows, strict=True))
 
     def _features(self, batch: Batch) -> KeyedJaggedTensor:
         names = [lookup.name for lookup in self.order]

@@ -83,9 +83,10 @@ class Featurizer(nn.Module):
         self, schema: FeatureSchema, dim: int, init_std: float, dense_tokens: int, raw_sequences: bool
     ) -> None:
         super().__init__()
-        self.dim = dim
         self.sequences = [feature for feature in schema.features if isinstance(feature, SequenceFeature)]
-        self.raw_sequences = raw_sequences and bool(self.sequences)
+        self.raw_sequences = raw_sequences
+        self.dim = dim
+        shape = TableShape(schema.tables(), dim, init_std)
         bags = [
             Lookup(feature.name, feature.table_name)
             for feature in schema.features
@@ -93,13 +94,10 @@ class Featurizer(nn.Module):
         ]
         self.fields = {sequence.name: _id_lookups(sequence) for sequence in self.sequences}
         events = [lookup for fields in self.fields.values() for lookup in fields]
-        shape = TableShape(schema.tables(), dim, init_std)
-        event_tables = {lookup.table for lookup in events} if self.raw_sequences else set()
-        pooled = [lookup for lookup in bags if lookup.table not in event_tables]
-        pooled += [] if self.raw_sequences else events
-        self.pooled = PooledTables(pooled, shape) if pooled else None
+        event_tables = {lookup.table for lookup in events} if raw_sequences else set()
         shared = [lookup for lookup in bags if lookup.table in event_tables]
-        self.shared = shared
+        pooled = [lookup for lookup in bags if lookup.table not in event_tables] + ([] if raw_sequences else events)
+        self.pooled = PooledTables(pooled, shape) if pooled else None
         self.events = EventTables([*shared, *events], shape) if event_tables else None
         self.event_dense = nn.ModuleDict(
             {
@@ -110,41 +108,30 @@ class Featurizer(nn.Module):
         )
         width = sum(isinstance(feature, DenseFeature) for feature in schema.features)
         self.dense = DenseTokens(width, dense_tokens, dim) if width else None
-        kept = [lookup for lookup in (self.pooled.order if self.pooled else []) if lookup.field is None]
-        self.kept = [i for i, lookup in enumerate(self.pooled.order if self.pooled else []) if lookup.field is None]
-        looked_up = [*kept, *shared]
-        averaged = [] if self.raw_sequences else [sequence.name for sequence in self.sequences]
+        in_order = self.pooled.order if self.pooled is not None else []
+        self.bags = [*(lookup for lookup in in_order if lookup.field is None), *shared]
+        averaged = [] if raw_sequences else [sequence.name for sequence in self.sequences]
         dense = [DENSE_TOKEN if i == 0 else f"{DENSE_TOKEN}:{i}" for i in range(dense_tokens)] if width else []
-        self.token_names = tuple([*(lookup.key for lookup in looked_up), *averaged, *dense])
-        self.token_tables = tuple([*(lookup.table for lookup in looked_up), *([""] * (len(averaged) + len(dense)))])
+        self.token_names = (*(lookup.key for lookup in self.bags), *averaged, *dense)
+        self.token_tables = (*(lookup.table for lookup in self.bags), *("" for _ in [*averaged, *dense]))
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, JaggedSequence]]:
         """Returns tokens (B, N, D) and the raw sequences, events (E, D), by name."""
-        found = self.events(batch) if self.events is not None else {}
-        parts: list[Tensor] = []
-        pooled_BMD = self.pooled(batch) if self.pooled is not None else None
-        if pooled_BMD is not None:
-            parts.append(pooled_BMD if len(self.kept) == pooled_BMD.shape[1] else pooled_BMD[:, self.kept])
-        parts += [found[lookup].unsqueeze(1) for lookup in self.shared]
+        found = self.pooled(batch) if self.pooled is not None else {}
+        found |= self.events(batch) if self.events is not None else {}
+        tokens = [batch.dense_BF.new_zeros(batch.size, 0), *(found[lookup] for lookup in self.bags)]
         sequences: dict[str, JaggedSequence] = {}
         for sequence in self.sequences:
-            numbers_EG = batch.sequences[sequence.name].dense_EG
-            offsets = batch.sequences[sequence.name].offsets
+            history = batch.sequences[sequence.name]
+            rows = [found[lookup] for lookup in self.fields[sequence.name]]
             if self.raw_sequences:
-                rows = [found[lookup] for lookup in self.fields[sequence.name]]
-                events_ED = self._sum(rows, sequence.name, numbers_EG)
-                sequences[sequence.name] = JaggedSequence(events_ED, offsets, sequence.max_length)
+                events_ED = self._sum(rows, sequence.name, history.dense_EG)
+                sequences[sequence.name] = JaggedSequence(events_ED, history.offsets, sequence.max_length)
             else:
-                assert self.pooled is not None or not self.fields[sequence.name]
-                fields = self.fields[sequence.name]
-                tokens = [pooled_BMD[:, self.pooled.order.index(lookup)] for lookup in fields]  # type: ignore[index,union-attr]
-                mean_BG = _segment_mean(numbers_EG, offsets)
-                parts.append(self._sum(tokens, sequence.name, mean_BG).unsqueeze(1))
+                tokens.append(self._sum(rows, sequence.name, _segment_mean(history.dense_EG, history.offsets)))
         if self.dense is not None:
-            parts.append(self.dense(batch.dense_BF))
-        if not parts:
-            parts.append(batch.dense_BF.new_zeros(batch.size, 0, self.dim))
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], sequences
+            tokens.append(self.dense(batch.dense_BF).flatten(1))
+        return torch.cat(tokens, dim=1).view(batch.size, len(self.token_names), self.dim), sequences
 
     def observe(self, batch: Batch) -> None:
         """Moves the statistics of the dense features, after the batch has been predicted."""

@@ -7,17 +7,20 @@ components and to nothing else. Nothing is remembered from one run to the next.
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Collection
+from contextlib import redirect_stdout
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
+from typing import Any
 
 import pluggy
 
 from exfm.errors import suggestion
+from exfm.registry import entry_points
+from exfm.registry.entry_points import Found
 from exfm.registry.hooks import API_VERSION, HOOK_OF_KIND, PROJECT, HookSpecs, LazyComponent, Offer
-from exfm.registry.registry import Plugin, Registry, check_component
+from exfm.registry.reasons import is_missing, reason_of
+from exfm.registry.registry import Plugin, Registry, check_component, check_name
 
 
 def discover(block: Collection[str] = ()) -> Registry:
@@ -25,20 +28,24 @@ def discover(block: Collection[str] = ()) -> Registry:
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(HookSpecs)
     registry = Registry()
-    for entry_point in sorted(entry_points(group=PROJECT), key=lambda point: (point.name, point.value)):
-        plugin = _describe(entry_point, registry)
-        if plugin.name in block or plugin.distribution in block:
-            registry.quarantine(plugin, "blocked by the user", status="blocked")
-            continue
-        try:
-            module = entry_point.load()
-            offers = register(manager, module, plugin.name)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # a plugin may even call sys.exit() when it is imported
-            registry.quarantine(plugin, _reason(error))
+    for found in entry_points.find():
+        plugin = _describe(found, registry)
+        point = found.entry_point
+        if entry_points.matches(block, plugin.name, plugin.distribution, *([point.name] if point else [])):
+            registry.quarantine(plugin, "the user said so (--block-plugin or plugins.block)", status="blocked")
+        elif point is None:
+            assert found.problem is not None
+            registry.quarantine(plugin, f"its entry_points.txt cannot be read: {reason_of(found.problem)}")
         else:
-            registry.add(plugin, offers)
+            try:
+                with redirect_stdout(sys.stderr):  # stdout belongs to the command, whatever a plugin prints
+                    offers = register(manager, point.load(), plugin.name)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a plugin may even call sys.exit() when it is imported
+                registry.quarantine(plugin, reason_of(error))
+            else:
+                registry.add(plugin, offers)
     return registry
 
 
@@ -54,50 +61,60 @@ def register(manager: pluggy.PluginManager, module: ModuleType, name: str) -> li
     Raises:
         TypeError: the module's API version, its hooks' names or signatures, or what they return do not fit.
     """
-    version = getattr(module, "EXFM_API_VERSION", API_VERSION)
-    if version != API_VERSION:
-        age = "newer" if isinstance(version, int) and version > API_VERSION else "older"
-        raise TypeError(f"it was written for plugin API {version!r}, {age} than this exfm's API {API_VERSION}")
-    unmarked = [
-        attribute
-        for attribute, value in vars(module).items()
-        if attribute.startswith("exfm_register_") and not hasattr(value, f"{PROJECT}_impl")
-    ]
-    if unmarked:
-        raise TypeError(f"{unmarked[0]} is not marked with @exfm.hookimpl")
+    _check_version(getattr(module, "EXFM_API_VERSION", API_VERSION))
+    for attribute, value in vars(module).items():
+        if attribute.startswith("exfm_register_") and not hasattr(value, f"{PROJECT}_impl"):
+            raise TypeError(f"{attribute} is not marked with @exfm.hookimpl")
     manager.register(module, name)
-    others = [plugin for plugin in manager.get_plugins() if plugin is not module]
-    unknown = [caller.name for caller in manager.get_hookcallers(module) or () if not caller.has_spec()]
+    callers = manager.get_hookcallers(module) or []
+    unknown = [caller.name for caller in callers if not caller.has_spec()]
     if unknown:
         manager.unregister(module)
         raise TypeError(f"no hook is called {unknown[0]!r}.{suggestion(unknown[0], HOOK_OF_KIND.values())}")
+    if not callers:
+        raise TypeError("it offers nothing: none of its functions is marked with @exfm.hookimpl")
+    others = [plugin for plugin in manager.get_plugins() if plugin is not module]
+    hooks = {caller.name for caller in callers}
     offers = []
     for kind, hook in HOOK_OF_KIND.items():
-        for returned in manager.subset_hook_caller(hook, others)():
-            offers += [(kind, _checked_name(kind, offer), offer) for offer in returned]
+        if hook in hooks:
+            answers = manager.subset_hook_caller(hook, others)()
+            offers += [(kind, _checked_name(kind, offer), offer) for offer in _offered(hook, answers)]
     return offers
+
+
+def _check_version(version: object) -> None:
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise TypeError(f"EXFM_API_VERSION must be a whole number, such as {API_VERSION}, not {version!r}")
+    if version != API_VERSION:
+        age = "newer" if version > API_VERSION else "older"
+        raise TypeError(f"it was written for plugin API {version}, {age} than this exfm's API {API_VERSION}")
+
+
+def _offered(hook: str, answers: list[Any]) -> list[Any]:
+    """What a hook returned, which pluggy puts in a list unless it is None."""
+    if not answers or isinstance(answers[0], str | type) or not hasattr(answers[0], "__iter__"):
+        returned = repr(answers[0]) if answers else "None"
+        raise TypeError(f"{hook} must return a list of classes or exfm.LazyComponent, not {returned}")
+    return list(answers[0])
 
 
 def _checked_name(kind: str, offer: Offer) -> str:
     if not isinstance(offer, LazyComponent):
         check_component(kind, offer)
-    return str(offer.name)
+        return str(offer.name)
+    check_name(offer.name, "exfm.LazyComponent")
+    module, _, attribute = offer.target.partition(":")
+    if not (module and attribute.isidentifier()):
+        raise TypeError(f"the target of {kind} {offer.name!r} must be written 'module:Class', not {offer.target!r}")
+    if is_missing(module):
+        raise ModuleNotFoundError(f"{kind} {offer.name!r} is said to be in {offer.target}, but there is no such module")
+    return offer.name
 
 
-def _describe(entry_point: EntryPoint, registry: Registry) -> Plugin:
-    name = entry_point.name
-    distribution = entry_point.dist.metadata["Name"] if entry_point.dist else "unknown"
+def _describe(found: Found, registry: Registry) -> Plugin:
+    point = found.entry_point
+    name = point.name if point else found.distribution
     if name in registry.plugins:
-        name = f"{distribution}:{name}"
-    return Plugin(name, entry_point.value, distribution, entry_point.dist.version if entry_point.dist else "0")
-
-
-def _reason(error: BaseException) -> str:
-    """The error in one line, with the last place in the plugin's own code where there is one."""
-    frames = traceback.extract_tb(sys.exc_info()[2])
-    outside = [
-        frame for frame in frames if "importlib" not in frame.filename and "/exfm/registry/" not in frame.filename
-    ]
-    place = f" ({outside[-1].filename}:{outside[-1].lineno})" if outside else ""
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text}{place}"
+        name = f"{found.distribution}:{name}"
+    return Plugin(name, point.value if point else "", found.distribution, found.version)

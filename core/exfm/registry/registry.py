@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from exfm.errors import PluginError, suggestion
 from exfm.registry.hooks import INTERFACES, LazyComponent, Offer, import_target
+from exfm.registry.reasons import reason_of
 
 
 @dataclass(frozen=True)
@@ -44,20 +47,23 @@ class Registry:
 
         A name that two plugins offer belongs to neither: both are quarantined, with a reason that names both.
         """
-        for kind, name, _ in offers:
-            self._claims.setdefault((kind, name), []).append(plugin)
-        contested = [(kind, name) for kind, name, _ in offers if len(self._claims[kind, name]) > 1]
-        if contested:
-            kind, name = contested[0]
+        plugin = replace(plugin, components=tuple(f"{kind}.{name}" for kind, name, _ in offers))
+        keys = [(kind, name) for kind, name, _ in offers]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            self.quarantine(plugin, f"it offers {twice[0][0]} {twice[0][1]!r} twice")
+            return
+        for key in keys:
+            self._claims.setdefault(key, []).append(plugin)
+        contested = [key for key in keys if len(self._claims[key]) > 1]
+        if not contested:
+            self.plugins[plugin.name] = plugin
+            self._offers |= {(kind, name): (offer, plugin) for kind, name, offer in offers}
+        for kind, name in contested:
             parties = self._claims[kind, name]
             who = " and by ".join(party.provider for party in parties)
             for party in parties:
-                reason = f"{kind} {name!r} is offered by {who}; block one of them with --block-plugin"
-                self.quarantine(self.plugins.get(party.name, party), reason)
-            return
-        self.plugins[plugin.name] = replace(plugin, components=tuple(f"{kind}.{name}" for kind, name, _ in offers))
-        for kind, name, offer in offers:
-            self._offers[kind, name] = (offer, self.plugins[plugin.name])
+                self.quarantine(party, f"{kind} {name!r} is offered by {who}; block all but one with --block-plugin")
 
     def quarantine(self, plugin: Plugin, reason: str, status: Literal["broken", "blocked"] = "broken") -> None:
         """Records a plugin whose components cannot be used, and why."""
@@ -84,14 +90,17 @@ class Registry:
         if not isinstance(offer, LazyComponent):
             return offer
         try:
-            component = import_target(offer.target)
-            check_component(kind, component)
-            if component.name != name:
-                raise TypeError(f"{offer.target} is called {component.name!r}, not {name!r}")
-        except Exception as error:
+            with redirect_stdout(sys.stderr):  # stdout belongs to the command, whatever a plugin prints
+                component = import_target(offer.target)
+                check_component(kind, component)
+                if component.name != name:
+                    raise TypeError(f"{offer.target} is called {component.name!r}, not {name!r}")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may even call sys.exit() when it is imported
             hint = "; `exfm doctor` says what to install" if isinstance(error, ImportError) else ""
             raise PluginError(
-                f"{kind} {name!r} of {plugin.provider} cannot be loaded: {type(error).__name__}: {error}{hint}"
+                f"{kind} {name!r} of {plugin.provider} cannot be loaded: {reason_of(error)}{hint}"
             ) from error
         assert isinstance(component, type)
         return component
@@ -111,8 +120,9 @@ class Registry:
     def _missing(self, kind: str, name: str) -> str:
         unusable = [plugin for plugin in self.plugins.values() if plugin.status != "loaded"]
         culprits = [p for p in unusable if f"{kind}.{name}" in p.components or p.name == name] or unusable
-        reasons = "".join(f" {p.provider} is {p.status}: {p.reason.rstrip('.')}." for p in culprits)
-        return f"no {kind} is called {name!r}.{suggestion(name, self.names(kind))}{reasons}"
+        reasons = dict.fromkeys(f" {p.provider} is {p.status}: {p.reason.rstrip('.')}." for p in culprits)
+        others = [f" {name!r} is a {of_kind}." for of_kind, of_name in self._offers if of_name == name]
+        return f"no {kind} is called {name!r}.{suggestion(name, self.names(kind))}{''.join([*others, *reasons])}"
 
 
 def check_component(kind: str, component: object) -> None:
@@ -120,6 +130,10 @@ def check_component(kind: str, component: object) -> None:
     base = import_target(INTERFACES[kind])
     if not (isinstance(component, type) and issubclass(component, base)):
         raise TypeError(f"{component!r} is not a subclass of exfm.{base.__name__}")
-    name = getattr(component, "name", None)
-    if not (isinstance(name, str) and name.replace("_", "a").isalnum() and name == name.lower()):
-        raise TypeError(f"{component.__qualname__}.name must be a lower-case identifier, not {name!r}")
+    check_name(getattr(component, "name", None), component.__qualname__)
+
+
+def check_name(name: object, owner: str) -> None:
+    """Raises TypeError unless ``name`` is a lower-case identifier."""
+    if not (isinstance(name, str) and name.isidentifier() and name == name.lower()):
+        raise TypeError(f"{owner}.name must be a lower-case identifier, not {name!r}")

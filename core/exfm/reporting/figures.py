@@ -11,12 +11,17 @@ _MINUS = "\u2212"
 
 def fixed(value: float | None, digits: int = 4) -> str:
     """A figure with a fixed number of digits after the point."""
-    return MISSING if value is None else f"{value:.{digits}f}".replace("-", _MINUS)
+    return MISSING if value is None else f"{_rounded(value, digits):.{digits}f}".replace("-", _MINUS)
 
 
 def signed(value: float | None, digits: int = 2) -> str:
     """A difference, with its sign."""
-    return MISSING if value is None else f"{value:+.{digits}f}".replace("-", _MINUS)
+    return MISSING if value is None else f"{_rounded(value, digits):+.{digits}f}".replace("-", _MINUS)
+
+
+def _rounded(value: float, digits: int) -> float:
+    # Adding zero turns -0.0 into 0.0: there is no minus with nothing behind it.
+    return round(value, digits) + 0.0
 
 
 def percent(value: float | None, digits: int = 1) -> str:

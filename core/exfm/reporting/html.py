@@ -15,12 +15,16 @@ from exfm.reporting.figures import FILTERS, verdict
 Json = Mapping[str, Any]
 
 _TIMES = {
-    "train_s": "training",
-    "supervise_s": "supervising",
-    "data_s": "reading data",
-    "time_to_first_batch_s": "until the first batch",
     "total_s": "in all",
+    "train_s": "training",
+    "supervise_s": "older snapshots' labels",
+    "data_s": "waiting for data",
+    "commit_s": "committing",
+    "time_to_first_batch_s": "until the first batch",
 }
+_MOST_CARDS = 6
+_MOST_ROWS = 16
+"""Past these, figures are in tables only: a screenful of cards or of rows in a plot shows nothing at a glance."""
 
 
 def render_report(results: Json, config_yaml: str) -> str:
@@ -43,6 +47,7 @@ def render_report(results: Json, config_yaml: str) -> str:
         results=results,
         config_yaml=config_yaml,
         comparisons=comparisons,
+        as_cards=len(comparisons) <= _MOST_CARDS,
         tasks=_tasks(models),
         styles=styles,
         plots=[{"caption": caption, "svg": Markup(svg)} for caption, svg in _plots(results, comparisons, styles)],
@@ -74,16 +79,21 @@ def _plots(
     models = results["models"]
     if comparisons:
         yield "NE gain over the control", plots.gain_plot(comparisons, styles)
+    drawn, note = models, ""
+    if len(models) > _MOST_ROWS:
+        controls = {gain["control"] for gain in comparisons}
+        drawn, note = {name: model for name, model in models.items() if name not in controls}, ", without controls"
     for task in _tasks(models):
-        yield f"NE over time: {task}", plots.ne_plot(models, task, styles)
-    if any(figures["calibration"] is not None for model in models.values() for figures in model["tasks"].values()):
+        yield f"NE over time: {task}{note}", plots.ne_plot(drawn, task, styles)
+    calibrations = [figures["calibration"] for model in models.values() for figures in model["tasks"].values()]
+    if any(value is not None for value in calibrations) and len(calibrations) <= _MOST_ROWS:
         yield "Calibration", plots.calibration_plot(models, styles)
     speeds = {
         name: model["train_examples_per_second"]
         for name, model in models.items()
         if model.get("train_examples_per_second") is not None
     }
-    if speeds:
+    if 0 < len(speeds) <= _MOST_ROWS:
         yield "Training speed", plots.bars_plot(speeds, "examples per second", "Training speed of each model")
     times = {
         label: results["time"][key] for key, label in _TIMES.items() if results.get("time", {}).get(key) is not None

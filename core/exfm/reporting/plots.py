@@ -7,16 +7,16 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from html import escape
 from typing import Any, Final
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from exfm.reporting.figures import count
+from exfm.reporting.timeline import Point, distinct_limits, settled_range, timelines
 
 Json = Mapping[str, Any]
 
@@ -52,7 +52,7 @@ _RC: Final = {
 }
 # About a phone's width: text stays readable there, and on a wide screen plots stand side by side.
 _WIDTH: Final = 4.7
-_MOST_MARKERS: Final = 40
+_FEW_LINES: Final = 8
 _LONGEST_NAME: Final = 24
 
 
@@ -100,29 +100,34 @@ def gain_plot(gains: Sequence[Json], styles: Mapping[str, SeriesStyle]) -> str:
 
 
 def ne_plot(models: Mapping[str, Json], task: str, styles: Mapping[str, SeriesStyle]) -> str:
-    """NE of one task, window by window, a line for each model, and the Bayes limit where it is known."""
-    with_task = {name: model["tasks"][task]["windows"] for name, model in models.items() if task in model["tasks"]}
+    """NE of one task over time, a line for each model, and the Bayes limit where it is known."""
+    lines = timelines(
+        {name: model["tasks"][task]["windows"] for name, model in models.items() if task in model["tasks"]}
+    )
+    few = len(lines) <= _FEW_LINES
     with matplotlib.rc_context(_RC):
         figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
         axes = figure.add_subplot()
-        for name, windows in with_task.items():
-            style = styles[name]
+        for name, points in lines.items():
+            known = [(point.day, point.ne) for point in points if point.ne is not None]
             axes.plot(
-                *_points(windows, "ne"),
-                color=_SERIES[style.color],
-                linestyle=style._line,
-                linewidth=1.6,
-                marker="o" if len(windows) <= _MOST_MARKERS else "",
+                *(zip(*known, strict=True) if known else ([], [])),
+                color=_SERIES[styles[name].color],
+                linestyle=styles[name]._line,
+                linewidth=1.6 if few else 1.0,
+                marker="o" if few else "",
                 markersize=2.5,
             )
-        for windows in _distinct_limits(list(with_task.values())):
-            axes.plot(*_points(windows, "bayes_ne"), color=_INK, linestyle=(0, (1, 1.5)), linewidth=1.4)
-        _show_settled_part(axes, list(with_task.values()))
-        locator = AutoDateLocator(maxticks=6)
+        for points in distinct_limits(list(lines.values())):
+            days, limits = [point.day for point in points], [point.bayes_ne for point in points]
+            axes.plot(days, limits, color=_INK, linestyle=(0, (1, 1.5)), linewidth=1.4)
+        _fit(axes, list(lines.values()))
+        # Between 3 and 7 ticks there is a step for every length of time; matplotlib's own bounds leave gaps.
+        locator = AutoDateLocator(minticks=3, maxticks=7)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         axes.set_ylabel("NE, lower is better")
-        return _svg(figure, f"NE of {task} over the stream's windows, by model")
+        return _svg(figure, f"NE of {task} over time, by model")
 
 
 def calibration_plot(models: Mapping[str, Json], styles: Mapping[str, SeriesStyle]) -> str:
@@ -139,8 +144,10 @@ def calibration_plot(models: Mapping[str, Json], styles: Mapping[str, SeriesStyl
         for row, (name, _, calibration) in enumerate(rows):
             hollow = "none" if styles[name].dashes else _SERIES[styles[name].color]
             axes.plot([calibration], [row], "o", color=_SERIES[styles[name].color], markerfacecolor=hollow)
-        furthest = max((abs(calibration - 1) for _, _, calibration in rows), default=0)
-        axes.set_xlim(1 - 1.2 * max(furthest, 0.05), 1 + 1.2 * max(furthest, 0.05))
+        values = [calibration for _, _, calibration in rows]
+        low, high = min([0.95, *values]), max([1.05, *values])
+        margin = 0.1 * (high - low)
+        axes.set_xlim(max(low - margin, 0), high + margin)
         axes.set_xlabel("predicted / real positives; 1 is right")
         return _svg(figure, "Calibration of each model")
 
@@ -165,29 +172,11 @@ def _rows_figure(labels: Sequence[str]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _points(windows: Sequence[Json], key: str) -> tuple[list[float], list[float]]:
-    known = [window for window in windows if window.get(key) is not None]
-    days = [float(date2num(datetime.fromisoformat(window["start"]))) for window in known]
-    return days, [window[key] for window in known]
-
-
-def _distinct_limits(series: Sequence[Sequence[Json]]) -> list[Sequence[Json]]:
-    """One list of windows for each different Bayes limit: models that see other traffic have other limits."""
-    by_values = {tuple(window.get("bayes_ne") for window in windows): windows for windows in series}
-    return [windows for values, windows in by_values.items() if any(value is not None for value in values)]
-
-
-def _show_settled_part(axes: Axes, series: Sequence[Sequence[Json]]) -> None:
-    """Fits the y axis to all but the first quarter: an untrained model's NE would flatten all that follows."""
-    settled = [
-        window[key]
-        for windows in series
-        for window in windows[len(windows) // 4 :]
-        for key in ("ne", "bayes_ne")
-        if window.get(key) is not None
-    ]
-    if settled:
-        low, high = min(settled), max(settled)
+def _fit(axes: Axes, series: Sequence[Sequence[Point]]) -> None:
+    """Limits the y axis to the part worth showing."""
+    shown = settled_range(series)
+    if shown is not None:
+        low, high = shown
         margin = 0.08 * (high - low) or 0.01
         axes.set_ylim(low - margin, high + margin)
 

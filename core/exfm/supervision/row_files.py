@@ -63,7 +63,7 @@ class RowWriter:
         return self._file.record(self._path)
 
     def discard(self) -> None:
-        """Leaves nothing behind."""
+        """Leaves nothing behind of a file that was not completed."""
         self._writer.close()
         error = InterruptedError("discarded")
         with suppress(InterruptedError):

@@ -72,8 +72,8 @@ class Labeller:
         counted = {"examples": self._examples}
         self.store.log.add("supervise", self.teacher.name, Commit(self._window, counted, {"rows": self._rows.close()}))
 
-    def abandon(self) -> None:
-        """Discards what was written of an unfinished window."""
+    def close(self) -> None:
+        """Discards what was written of the window and not committed."""
         self._rows.discard()
 
     def _union(self, chunk: Chunk) -> torch.Tensor:

@@ -125,9 +125,12 @@ class StreamLoop:
         labellers = [one for one in self.labellers if one.teacher.name in needed - teachers.keys()]
         begun: list[Stage | Labeller] = []
         try:
-            for part in [*labellers, *stages]:
-                part.begin(window)
-                begun.append(part)
+            for labeller in labellers:
+                labeller.begin(window)
+                begun.append(labeller)
+            for stage in stages:
+                stage.begin(window)
+                begun.append(stage)
             rows = 0
             for chunk in self._timed(self.reader.read(window)):
                 rows += chunk.batch.size
@@ -137,13 +140,11 @@ class StreamLoop:
                 )
             skipped = self.reader.skipped
             rows += skipped + self._late_labels(window, stages, span)
-        except BaseException:
-            _abandon(begun)
-            raise
-        if rows:
-            self._commit(labellers, stages, skipped)
-        else:
-            _abandon(begun)  # an empty window leaves no trace; the next one follows on the one before
+            if rows:  # an empty window leaves no trace: the next one follows on the one before
+                self._commit(labellers, stages, skipped)
+        finally:
+            for part in begun:
+                part.close()
 
     def _commit(self, labellers: list[Labeller], stages: list[Stage], skipped: int) -> None:
         start = time.perf_counter()
@@ -204,11 +205,6 @@ class StreamLoop:
             if chunk is None:
                 return
             yield chunk
-
-
-def _abandon(begun: list[Stage | Labeller]) -> None:
-    for part in begun:
-        part.abandon()
 
 
 def _late_tasks(experiment: Experiment) -> dict[timedelta, tuple[str, ...]]:

@@ -165,8 +165,8 @@ class Stage:
         log.add("train", self.name, Commit(self._window, counters, files))
         self.store.snapshots.retire(self.name, self._window, trainer.arm.config.supervision.delay)
 
-    def abandon(self) -> None:
-        """Discards what was written of an unfinished window."""
+    def close(self) -> None:
+        """Discards what was written of the window and not committed."""
         self._predictions.discard()
         if self._supervision is not None:
             self._supervision.discard()

@@ -97,8 +97,7 @@ class Trainer:
             for task in learn.tasks
         ]
         for strategy in self._strategies() if learn.transfer else ():
-            assert isinstance(strategy.config.teacher, str)  # type: ignore[attr-defined]
-            taught = supervision.get(strategy.config.teacher)  # type: ignore[attr-defined]
+            taught = supervision.get(strategy.config.teacher)
             if taught is not None:
                 labels = {task: batch.labels[task] for task in learn.tasks}
                 losses.append(strategy.loss(output, taught, labels))
@@ -117,7 +116,7 @@ class Trainer:
         """Forward FLOPs per example, counted by torch on this batch."""
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             self.model(batch)
-        return counter.get_total_flops() / batch.size
+        return float(counter.get_total_flops()) / batch.size
 
     def _strategies(self) -> Iterator[TransferStrategy]:
         for strategy in self.strategies:

@@ -1,8 +1,8 @@
-"""The files of a stream: where they are, what their row groups hold, and whether they have the schema's columns."""
+"""The files of a stream: where they are, and what their row groups hold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -11,7 +11,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exfm_plugins.parquet.columns import Requirement
+from exfm_plugins.parquet.columns import check_somewhere, check_time
 from exfm_plugins.parquet.times import YEAR_9999_US, TimeUnit, group_bounds
 
 # Reading a footer is waiting, on a remote file system.
@@ -35,28 +35,32 @@ class ParquetFiles:
 
     Args:
         url: a folder (its sub-folders included), a file, or a glob.
-        requirements: the columns every file must have.
+        columns: the columns that are read; a file may lack any but the time.
         event_time: the column of the time.
         unit: what an integer time counts.
     """
 
-    def __init__(self, url: str, requirements: Sequence[Requirement], event_time: str, unit: TimeUnit) -> None:
+    def __init__(self, url: str, columns: list[str], event_time: str, unit: TimeUnit) -> None:
         self.url = url
-        self._requirements = requirements
+        self._columns = columns
         self._event_time = event_time
         self._unit = unit
         self._examined: dict[tuple[str, int], tuple[RowGroup, ...]] = {}
+        self._names: set[str] = set()
 
     def row_groups(self) -> dict[str, tuple[RowGroup, ...]]:
         """The row groups of every file, both in order; files that have come since the last call are included.
 
         Raises:
-            ValueError: there is no file, a file cannot be read, or it lacks a column or has it with another type.
+            ValueError: there is no file, a file cannot be read or has no time, or a column is in none of them.
         """
         sizes = self._sizes()
         new = [file for file in sizes.items() if file not in self._examined]
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-            examined = self._examined | dict(zip(new, pool.map(self._examine, [path for path, _ in new]), strict=True))
+            footers = list(pool.map(self._examine, [path for path, _ in new]))
+        self._names.update(*(names for names, _ in footers))
+        check_somewhere(self.url, self._columns, self._names)
+        examined = self._examined | {file: groups for file, (_, groups) in zip(new, footers, strict=True)}
         self._examined = {file: examined[file] for file in sizes.items()}
         return {path: groups for (path, _), groups in self._examined.items()}
 
@@ -86,11 +90,11 @@ class ParquetFiles:
             raise ValueError(f"parquet: path: {self.url!r} holds no Parquet file")
         return sizes
 
-    def _examine(self, path: str) -> tuple[RowGroup, ...]:
+    def _examine(self, path: str) -> tuple[list[str], tuple[RowGroup, ...]]:
+        """Names of a file's columns, and its row groups."""
         with self.open(path) as file:
-            for requirement in self._requirements:
-                requirement.check(path, file.schema_arrow)
-            return tuple(self._groups_of(path, file))
+            check_time(path, file.schema_arrow, self._event_time, self._unit)
+            return file.schema_arrow.names, tuple(self._groups_of(path, file))
 
     def _groups_of(self, path: str, file: pq.ParquetFile) -> Iterator[RowGroup]:
         first_row = 0

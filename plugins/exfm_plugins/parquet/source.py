@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 import exfm
-from exfm_plugins.parquet.columns import Requirement, requirements
+from exfm_plugins.parquet.columns import columns_of
 from exfm_plugins.parquet.files import ParquetFiles, RowGroup
 from exfm_plugins.parquet.times import TimeUnit, column_times
 
@@ -27,10 +27,11 @@ class Parquet(exfm.DataSource):
     Files follow each other in the order of their names, and rows in a file in the order of their time. A window reads
     the row groups whose statistics overlap it, one at a time, and the schema's columns only: memory is bounded by the
     largest row group. A row that goes back in time, or has none, belongs to the window that the stream has reached
-    where it stands: it is yielded there, so that the core finds it and names its file and row.
+    where it stands: it is yielded there, so that the core finds it and names its file and row. So it does with the rows
+    of a file that lacks a column or has it with a type that cannot be.
 
     Raises:
-        ValueError: there are no files, a file is no Parquet, or it lacks a column or has it with another type.
+        ValueError: there are no files, a file is no Parquet or has no time, or a column is in none of the files.
     """
 
     name: ClassVar[str] = "parquet"
@@ -66,17 +67,13 @@ class Parquet(exfm.DataSource):
         return exfm.slice_rows(self._window(window), shard, start_row)
 
     @cached_property
-    def _requirements(self) -> tuple[Requirement, ...]:
-        return requirements(self.schema(), integer_time=self.config.time_unit != "timestamp")
-
-    @cached_property
     def _files(self) -> ParquetFiles:
         config = self.config
-        return ParquetFiles(config.path, self._requirements, config.event_time, config.time_unit)
+        return ParquetFiles(config.path, self._columns, config.event_time, config.time_unit)
 
     @cached_property
     def _columns(self) -> list[str]:
-        return sorted({requirement.column for requirement in self._requirements})
+        return columns_of(self.schema())
 
     def _window(self, window: exfm.Window) -> Iterator[pa.RecordBatch]:
         newest = _LONG_AGO

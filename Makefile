@@ -1,0 +1,47 @@
+# make demo: the main job on the embedded data.  make test: lint, types, imports, tests.
+# On Linux, give pip the CPU index of PyTorch, or it takes a CUDA build:
+#   make demo PIP_ARGS="--extra-index-url URL"        (URL: see pytorch.org/get-started, Compute Platform "CPU")
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Everything a tool caches stays in the clone; threads that wait do not spin.
+export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
+export OMP_WAIT_POLICY := PASSIVE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup demo test soak bench clean
+
+setup: $(READY)
+
+# torchrec's metadata asks for the CUDA build of fbgemm, so it goes in without its dependencies.
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) torch==2.13.0
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[cpu,dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps torchrec==1.8.0
+	touch $@
+
+demo: setup
+	rm -rf runs/quickstart
+	$(BIN)/exfm run examples/quickstart.yaml
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+# Campaigns too long for every change; docs/soak.md keeps their results.
+soak: setup
+	$(BIN)/python benchmarks/soak_kill.py
+
+bench: setup
+	$(BIN)/python benchmarks/memory.py
+
+clean:
+	rm -rf $(VENV) runs

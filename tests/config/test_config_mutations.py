@@ -1,0 +1,126 @@
+"""Whatever is done to a valid experiment file, it loads or is refused in one paragraph that names the file."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import count
+from math import inf, nan
+from typing import Any
+
+import fsspec
+import pytest
+import yaml
+from conftest import EXPERIMENT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import exfm
+from exfm.registry.discovery import default_registry
+
+VALID: dict[str, Any] = yaml.safe_load(EXPERIMENT)
+_numbers = count()
+
+
+def places(tree: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every node below the top."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        yield (*way, key)
+        yield from places(value, (*way, key))
+
+
+def node_at(tree: Any, way: tuple[Any, ...]) -> Any:
+    for part in way:
+        tree = tree[part]
+    return tree
+
+
+PLACES = list(places(VALID))
+keys = st.sampled_from([str(way[-1]) for way in PLACES] + ["nme", "fm.control", "", "1", "name "]) | st.integers(0, 2)
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 40),
+    st.sampled_from([0.5, -0.0, 1e300, nan, inf, -inf]),
+    st.sampled_from(["fm", "vm", "click", "ad_id", "wukong", "din", "direct", "3", "7d", "0s", "", "x" * 200, "é\n"]),
+    st.sampled_from(["${name}", "${", "${models}", "${models.vm}", "${..}", "???", "\\${x}", "2026-01-01", "1e3"]),
+)
+copies = st.sampled_from(PLACES).map(lambda way: node_at(VALID, way))
+values = st.one_of(
+    scalars, copies, st.lists(scalars | copies, max_size=3), st.dictionaries(keys, scalars | copies, max_size=3)
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> dict[Any, Any]:
+    """The valid experiment after a few deletions, replacements, additions and renamings of nodes."""
+    tree = copy.deepcopy(VALID)
+    for _ in range(draw(st.integers(1, 3))):
+        way = draw(st.sampled_from(list(places(tree)) or [("name",)]))
+        parent, last = node_at(tree, way[:-1]), way[-1]
+        action = draw(st.sampled_from(["delete", "replace", "rename", "add"]))
+        if action == "replace":
+            parent[last] = copy.deepcopy(draw(values))
+        elif action in ("delete", "rename") and last in (parent if isinstance(parent, dict) else range(len(parent))):
+            value = parent.pop(last)
+            if action == "rename" and isinstance(parent, dict):
+                parent[draw(keys)] = value
+        elif isinstance(parent, dict):
+            parent[draw(keys)] = copy.deepcopy(draw(values))
+        else:
+            parent.append(copy.deepcopy(draw(values)))
+    return tree
+
+
+def load(text: str, *overrides: str) -> exfm.Experiment | str:
+    """The experiment, or what is wrong with it."""
+    file = f"memory://mutations/{next(_numbers)}.yaml"
+    with fsspec.open(file, "wt", encoding="utf-8") as stream:
+        stream.write(text)
+    try:
+        return exfm.load_experiment(file, overrides, registry=default_registry())
+    except exfm.ConfigError as error:
+        text = str(error)
+        assert text.startswith((file, "override ")), text
+        assert "\n" not in text and text.count("more error") <= 1
+        assert len(text) < 1200, text
+        return text
+    finally:
+        fsspec.filesystem("memory").rm(file.removeprefix("memory:/"))
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(mutated())
+def test_a_mutated_experiment_loads_or_is_explained(tree):
+    loaded = load(yaml.safe_dump(tree, sort_keys=False))
+    if isinstance(loaded, exfm.Experiment):
+        again = load(loaded.as_yaml())
+        assert isinstance(again, exfm.Experiment), again
+        assert again.as_dict() == loaded.as_dict()
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(st.sampled_from(PLACES), values, st.sampled_from(["", ".x", ".0", "[0]", ".", "[", "${name}"]))
+def test_any_override_is_applied_or_explained(way, value, suffix):
+    written = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    load(EXPERIMENT, f"{'.'.join(map(str, way))}{suffix}={written}")
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.text(max_size=40) | st.sampled_from(["*a", "&a b", "!x y", "%YAML 9", "{", "? a", "a: b: c", "'", "<<: 3"]))
+def test_any_text_is_explained(text):
+    assert isinstance(load(text), str)
+
+
+@pytest.mark.parametrize("way", PLACES, ids=lambda way: ".".join(map(str, way)))
+def test_a_misspelt_or_missing_key_is_explained(way):
+    tree = copy.deepcopy(VALID)
+    parent = node_at(tree, way[:-1])
+    value = parent.pop(way[-1])
+    missing = load(yaml.safe_dump(tree, sort_keys=False))
+    assert isinstance(missing, exfm.Experiment) or str(way[-1]) in missing or "name: NAME" in missing
+    if isinstance(parent, dict) and way[:-1] != ("models",) and way[-1] != "name":
+        parent[f"{way[-1]}_"] = value
+        misspelt = load(yaml.safe_dump(tree, sort_keys=False))
+        assert isinstance(misspelt, str) and f"'{way[-1]}_'" in misspelt and f"'{way[-1]}'" in misspelt

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+import exfm
+from exfm.config.duration import format_duration, parse_duration
+
+durations = st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=40_000))
+
+
+@given(durations)
+@example(timedelta(seconds=1_234_567))
+@example(timedelta(microseconds=1))
+@example(timedelta(0))
+def test_what_is_written_is_read_back(value):
+    text = format_duration(value)
+    assert parse_duration(text) == value
+    assert re.search(TypeAdapter(exfm.Duration).json_schema()["pattern"], text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("7d", timedelta(days=7)),
+        ("1w", timedelta(weeks=1)),
+        ("1d12h", timedelta(hours=36)),
+        ("1d 12h", timedelta(hours=36)),
+        ("0.5h", timedelta(minutes=30)),
+        (" 90S ", timedelta(seconds=90)),
+    ],
+)
+def test_durations_as_people_write_them(text, value):
+    assert parse_duration(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "7", 7, 7.5, None, True, "d", "-7d", "7x", "7 days", "1d-2h", "1e3s", [], {}])
+def test_a_unit_is_never_guessed(text):
+    with pytest.raises(ValueError, match="a duration is a number with a unit, such as 7d"):
+        parse_duration(text)
+
+
+def test_a_duration_has_an_end():
+    with pytest.raises(ValueError, match="at most 999999999d"):
+        parse_duration("1" + "0" * 400 + "d")
+
+
+@pytest.mark.parametrize(("value", "text"), [(timedelta(days=7), "7d"), (timedelta(hours=36), "36h")])
+def test_the_shortest_form_is_written(value, text):
+    assert format_duration(value) == text

@@ -1,0 +1,127 @@
+"""Fixtures shared by all tests: experiments on disk, plugin distributions, and the command line in this process."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+EXPERIMENT = """
+name: ads
+stream:
+  source: {name: synthetic_ads, days: 2, rows_per_day: 200, users: 20, advertisers: 5}
+  window: 1d
+models:
+  fm:
+    backbone: {name: wukong, layers: 1}
+    sequence_encoder: {name: din}
+    optimizer: {dense: {name: adam, lr: 0.001}, tables: {lr: 0.05}}
+  vm:
+    backbone: {name: dlrm}
+    features: [user_id, ad_id]
+    where: {surface: {bucket: 0, of: 2}, country: [0, 1]}
+    transfer:
+      - {name: auxiliary_head, teacher: fm, weight: 0.5}
+    supervision: {delay: 1d}
+    control: true
+evaluation: {skip: 0.25}
+plugins: {block: []}
+parallel: {name: single}
+"""
+
+
+@pytest.fixture
+def experiment() -> dict[str, Any]:
+    """A valid experiment that loads fast."""
+    return copy.deepcopy(yaml.safe_load(EXPERIMENT))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    """Writes a tree, or text as it is, to a file of the test's own folder and returns its path."""
+
+    def to_file(content: Any, name: str = "experiment.yaml") -> str:
+        text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return to_file
+
+
+@dataclass
+class PluginFolder:
+    """A folder on the path of this process, and of subprocesses, that takes plugin distributions."""
+
+    path: Path
+
+    def install(self, module: str, source: str, *, distribution: str = "", plugin: str = "", target: str = "") -> None:
+        """One module and the distribution that offers it as a plugin, by default of the module's name."""
+        self.add_module(module, source)
+        name = distribution or module
+        self.add_distribution(name, f"[exfm]\n{plugin or module} = {target or module}\n")
+
+    def add_module(self, module: str, source: str) -> None:
+        (self.path / f"{module}.py").write_text(textwrap.dedent(source), encoding="utf-8")
+
+    def add_distribution(self, name: str, entry_points: str | bytes, metadata: str | None = None) -> None:
+        info = self.path / f"{name.replace('-', '_')}-1.0.dist-info"
+        info.mkdir(exist_ok=True)
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n" if metadata is None else metadata
+        (info / "METADATA").write_text(text, encoding="utf-8")
+        (info / "RECORD").write_text("", encoding="utf-8")
+        content = entry_points.encode() if isinstance(entry_points, str) else entry_points
+        (info / "entry_points.txt").write_bytes(content)
+
+    def exfm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command line in a process of its own."""
+        path = os.pathsep.join(filter(None, [str(self.path), os.environ.get("PYTHONPATH", "")]))
+        command = [sys.executable, "-m", "exfm", *arguments]
+        return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+
+
+@pytest.fixture
+def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PluginFolder]:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    before = set(sys.modules)
+    yield PluginFolder(folder)
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def exfm_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Calls the command line in this process."""
+
+    def call(*arguments: str) -> Outcome:
+        from exfm.cli.main import main
+
+        monkeypatch.setattr(sys, "argv", ["exfm", *arguments])
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else 1
+        out, err = capsys.readouterr()
+        return Outcome(status, out, err)
+
+    return call

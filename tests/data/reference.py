@@ -1,0 +1,85 @@
+"""Second formulations of the data path: one row, one value at a time, in plain Python."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+import exfm
+
+MASK = 2**64 - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def signed(value: int) -> int:
+    """The same 64 bits, read as a signed integer."""
+    return value - 2**64 if value >= 2**63 else value
+
+
+def splitmix(value: int, salt: int = 0) -> int:
+    value = (value + GOLDEN * (salt + 1)) & MASK
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        value = ((value ^ (value >> shift)) * factor) & MASK
+    return value ^ (value >> 31)
+
+
+def key(value: int | str | None) -> int:
+    """64 bits of an id; a string by Horner's rule over its UTF-8 bytes, from the last one."""
+    if isinstance(value, str):
+        total = 0
+        for octet in reversed(value.encode()):
+            total = (total + octet + 1) * GOLDEN & MASK
+        return total
+    return 0 if value is None else int(value) & MASK
+
+
+def table_row(value: int | str, of: Any) -> int:
+    """The table row of an id, for a feature or a sequence's field."""
+    assert of.ids == "hash" or isinstance(value, int)
+    return int(value) if of.ids == "row" else splitmix(key(value)) % of.rows
+
+
+def number(value: float, transform: str) -> np.float32:
+    """A dense value as a model gets it."""
+    single = np.float32(value)
+    return np.float32(math.copysign(math.log1p(abs(float(single))), single)) if transform == "log1p" else single
+
+
+def is_finite(value: float | None) -> bool:
+    """Whether a number is there, and finite in single precision."""
+    return value is not None and abs(value) <= float(np.finfo(np.float32).max)
+
+
+def is_good(row: dict[str, Any], schema: exfm.FeatureSchema, newest_us: int) -> bool:
+    """Whether a row keeps to the schema, after a row of time ``newest_us``."""
+    if row[schema.example_id] is None or row[schema.event_time] is None or row[schema.event_time] < newest_us:
+        return False
+    for label in schema.labels:
+        if row[label.source_column] not in (0, 1):
+            return False
+        if label.oracle and not (is_finite(row[label.oracle]) and 0 <= row[label.oracle] <= 1):
+            return False
+    return all(_is_good_feature(row, feature) for feature in schema.features)
+
+
+def _is_good_feature(row: dict[str, Any], feature: exfm.Feature) -> bool:
+    if isinstance(feature, exfm.DenseFeature):
+        return is_finite(row[feature.source_column])
+    if isinstance(feature, exfm.CategoricalFeature):
+        value = row[feature.source_column]
+        return value is None or _is_good_id(value, feature)
+    if isinstance(feature, exfm.MultiValuedFeature):
+        return all(_is_good_id(value, feature) for value in row[feature.source_column] or [])
+    lists = [row[field.source_column] or [] for field in feature.fields]
+    aligned = len({len(values) for values in lists}) == 1
+    return aligned and all(
+        is_finite(value) if field.kind == "dense" else _is_good_id(value, field)
+        for field, values in zip(feature.fields, lists, strict=True)
+        for value in values
+    )
+
+
+def _is_good_id(value: int | str | None, of: Any) -> bool:
+    return value is not None and (of.ids == "hash" or (isinstance(value, int) and 0 <= value < of.rows))

@@ -1,0 +1,155 @@
+"""Random schemas, and random rows that keep to them, as Python values and as Arrow batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from hypothesis import strategies as st
+
+import exfm
+
+START_US = 1_600_000_000_000_000
+ID_TYPES: tuple[pa.DataType, ...] = (
+    pa.int64(), pa.int32(), pa.uint64(), pa.int8(), pa.bool_(), pa.string(), pa.large_string(),
+    pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.int64()),
+)  # fmt: skip
+ROW_TYPES = (pa.int64(), pa.int32(), pa.uint16())
+NUMBER_TYPES = (pa.float64(), pa.float32(), pa.int32(), pa.bool_())
+TIME_TYPES = (pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("ns"), pa.timestamp("ns", "UTC"))
+_NS_PER_US = 1000
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a schema: Python values by column (times in microseconds), and the Arrow type of each column."""
+
+    schema: exfm.FeatureSchema
+    types: dict[str, pa.DataType]
+    rows: list[dict[str, Any]]
+
+    def batch(self, rows: list[dict[str, Any]] | None = None) -> pa.RecordBatch:
+        """Some rows (by default all) as one batch."""
+        rows = self.rows if rows is None else rows
+        return pa.record_batch({name: _array([row[name] for row in rows], kind) for name, kind in self.types.items()})
+
+    def sliced(self, before: int, after: int) -> pa.RecordBatch:
+        """All rows as a slice of a longer batch, so that every buffer has an offset."""
+        padded = [*self.rows[-before:], *self.rows, *self.rows[:after]] if before else [*self.rows, *self.rows[:after]]
+        return self.batch(padded).slice(len(self.rows[-before:]) if before else 0, len(self.rows))
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_timestamp(kind):
+        scale = _NS_PER_US if kind.unit == "ns" else 1
+        return pa.array([None if value is None else value * scale for value in values], pa.int64()).cast(kind)
+    return pa.array(values, kind)
+
+
+def ids_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
+    """Ids that a column of a type can hold."""
+    if pa.types.is_dictionary(kind):
+        return ids_of(kind.value_type)
+    if pa.types.is_boolean(kind):
+        return st.booleans()
+    if pa.types.is_integer(kind):
+        bits = kind.bit_width
+        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if pa.types.is_signed_integer(kind) else (0, 2**bits - 1)
+        return st.integers(0, 9) | st.integers(low, high)
+    return st.text("ab\0é日😀", max_size=5)
+
+
+def _numbers_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
+    if pa.types.is_boolean(kind):
+        return st.booleans()
+    if pa.types.is_integer(kind):
+        return st.integers(-(2**31), 2**31 - 1)
+    return st.floats(-(2.0**99), 2.0**99, width=32)
+
+
+@st.composite
+def _scalar(draw: st.DrawFn, dense: bool) -> tuple[dict[str, Any], pa.DataType, st.SearchStrategy[Any]]:
+    """The fields of a feature (or of a sequence's field), the type of one value, and its values."""
+    if dense:
+        kind = draw(st.sampled_from(NUMBER_TYPES))
+        return {"transform": draw(st.sampled_from(["none", "log1p"]))}, kind, _numbers_of(kind)
+    rows = draw(st.integers(1, 50))
+    if draw(st.booleans()):
+        return {"rows": rows, "ids": "row"}, draw(st.sampled_from(ROW_TYPES)), st.integers(0, rows - 1)
+    kind = draw(st.sampled_from(ID_TYPES))
+    return {"rows": rows}, kind, ids_of(kind)
+
+
+@st.composite
+def tables(draw: st.DrawFn, min_rows: int = 1, max_rows: int = 6) -> Table:
+    """A schema and good rows."""
+    kinds = draw(
+        st.lists(st.sampled_from(["dense", "categorical", "multi_valued", "sequence"]), min_size=1, max_size=5)
+    )
+    columns: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
+        "example_id": (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
+        "click": (draw(st.sampled_from([pa.int8(), pa.bool_(), pa.float32(), pa.int64()])), st.integers(0, 1)),
+        "truth": (pa.float64(), st.floats(0, 1)),
+    }
+    features: list[dict[str, Any]] = []
+    lists: dict[str, tuple[int, list[str]]] = {}
+    for index, kind in enumerate(kinds):
+        name = f"f{index}"
+        if kind == "sequence":
+            fields = []
+            for part in range(draw(st.integers(1, 3))):
+                dense = draw(st.booleans())
+                given, type_, values = draw(_scalar(dense))
+                fields.append({"name": f"p{part}", "column": f"{name}_{part}", **given})
+                fields[-1]["kind"] = "dense" if dense else "categorical"
+                columns[f"{name}_{part}"] = (draw(_list_type(type_)), values)
+            features.append({"kind": kind, "name": name, "fields": fields, "max_length": draw(st.integers(1, 4))})
+            lists[name] = (6, [field["column"] for field in fields])
+        else:
+            given, type_, values = draw(_scalar(kind == "dense"))
+            features.append({"kind": kind, "name": name, "column": f"{name}_column", **given})
+            if kind == "multi_valued":
+                lists[name] = (4, [f"{name}_column"])
+                type_ = draw(_list_type(type_))
+            elif kind == "categorical":
+                values = st.none() | values
+            columns[f"{name}_column"] = (type_, values)
+    group = draw(st.sampled_from(["", "user"]))
+    if group:
+        kind = draw(st.sampled_from(ID_TYPES))
+        columns[group] = (kind, ids_of(kind))
+    labels = [{"name": "click", "oracle": draw(st.sampled_from(["", "truth"]))}]
+    schema = exfm.FeatureSchema.model_validate({"features": features, "labels": labels, "group": group})
+    rows = _rows(draw, columns, lists, draw(st.integers(min_rows, max_rows)))
+    types = {name: kind for name, (kind, _) in columns.items()}
+    return Table(schema, {**types, "event_time": draw(st.sampled_from(TIME_TYPES))}, rows)
+
+
+def _list_type(kind: pa.DataType) -> st.SearchStrategy[pa.DataType]:
+    return st.sampled_from([pa.list_(kind), pa.large_list(kind)])
+
+
+def _rows(
+    draw: st.DrawFn,
+    columns: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]],
+    lists: dict[str, tuple[int, list[str]]],
+    count: int,
+) -> list[dict[str, Any]]:
+    in_lists = {column for _, names in lists.values() for column in names}
+    rows = []
+    time_us = START_US
+    for _ in range(count):
+        time_us += draw(st.integers(0, 3))
+        row: dict[str, Any] = {"event_time": time_us}
+        for name, (kind, values) in columns.items():
+            if name not in in_lists:
+                value = draw(values)
+                row[name] = bool(value) if pa.types.is_boolean(kind) and value is not None else value
+        for longest, names in lists.values():
+            length = draw(st.integers(0, longest))
+            for name in names:
+                events = draw(st.lists(columns[name][1], min_size=length, max_size=length))
+                row[name] = events if events or draw(st.booleans()) else None
+        rows.append(row)
+    return rows

@@ -1,0 +1,122 @@
+"""A small Parquet log, and experiments over it, for tests of the stream loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+import exfm
+
+DAY_US = 86_400_000_000
+START_US = 1_700_006_400_000_000  # a midnight
+DAYS = 6
+
+
+def make_log(rows: int = 1_800, seed: int = 0) -> pa.Table:
+    """Six days of impressions with a user, an item, a number, a history and two labels that depend on them."""
+    random = np.random.default_rng(seed)
+    user, item = random.integers(0, 40, rows), random.integers(0, 30, rows)
+    price = random.normal(3.0, 2.0, rows)
+    lengths = random.integers(0, 6, rows)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    history = random.integers(0, 30, int(offsets[-1]))
+    logit = np.sin(user) + np.cos(item) + 0.2 * price - 1.0
+    click = random.random(rows) < 1 / (1 + np.exp(-logit))
+    buy = click & (random.random(rows) < 0.4)
+    time = START_US + np.sort(random.integers(0, DAYS * DAY_US, rows))
+    return pa.table(
+        {
+            "example_id": pa.array(np.arange(rows) * 7 + 3),
+            "event_time": pa.array(time, pa.timestamp("us", "UTC")),
+            "user": user,
+            "item": item,
+            "price": price,
+            "history": pa.ListArray.from_arrays(pa.array(offsets), pa.array(history)),
+            "click": click.astype(np.int8),
+            "buy": buy.astype(np.int8),
+        }
+    )
+
+
+def write_log(folder: Path, table: pa.Table) -> str:
+    """One Parquet file per third of the log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    third = table.num_rows // 3 + 1
+    for part in range(3):
+        pq.write_table(table.slice(part * third, third), folder / f"part-{part}.parquet", row_group_size=250)
+    return str(folder)
+
+
+def experiment_dict(path: str, run_dir: str, *, labels: Sequence[str] = ("click",)) -> dict[str, Any]:
+    """An FM with everything, a VM with two features and its control; ``buy`` is known two days late."""
+    delays = {"buy": {"delay": "P2D"}}
+    return {
+        "name": "test",
+        "run_dir": run_dir,
+        "stream": {
+            "source": {
+                "name": "parquet",
+                "path": path,
+                "group": "user",
+                "labels": [{"name": name, **delays.get(name, {})} for name in labels],
+                "features": [
+                    {"name": "user", "kind": "categorical", "rows": 64},
+                    {"name": "item", "kind": "categorical", "rows": 64},
+                    {"name": "price", "kind": "dense"},
+                    {
+                        "name": "history",
+                        "kind": "sequence",
+                        "max_length": 4,
+                        "fields": [{"name": "item", "column": "history", "rows": 64, "table": "item"}],
+                    },
+                ],
+            },
+            "window": "1d",
+            "chunk_rows": 128,
+        },
+        "evaluation": {"skip": 0.25, "replicates": 100},
+        "models": {
+            "fm": {
+                "backbone": {"name": "wukong", "layers": 1},
+                "sequence_encoder": {"name": "din"},
+                "embedding_dim": 8,
+                "batch_size": 64,
+            },
+            "vm": {
+                "backbone": {"name": "dlrm"},
+                "features": ["user", "item"],
+                "embedding_dim": 8,
+                "batch_size": 64,
+                "transfer": [{"name": "auxiliary_head", "teacher": "fm"}],
+                "control": True,
+            },
+        },
+    }
+
+
+def load(folder: Path, config: dict[str, Any], *overrides: str) -> exfm.Experiment:
+    """Writes the experiment to a file and loads it."""
+    path = folder / f"{config['name']}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return exfm.load_experiment(str(path), overrides)
+
+
+def predictions(run_dir: str, model: str) -> dict[int, pa.Table]:
+    """A model's predictions by window."""
+    files = sorted(Path(run_dir, "predictions", model).glob("*.parquet"))
+    return {int(file.stem.removeprefix("window-")): pq.read_table(file) for file in files}
+
+
+def timeless(results: dict[str, Any]) -> dict[str, Any]:
+    """The results without what the clock decides."""
+    models = {
+        name: {key: value for key, value in model.items() if key != "train_examples_per_second"}
+        for name, model in results["models"].items()
+    }
+    return {**results, "models": models, "time": None}

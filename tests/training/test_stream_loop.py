@@ -1,0 +1,233 @@
+"""The stream loop as a user sees it: what is written, what may not leak, and what a crash may not change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import exfm
+from exfm.supervision.commits import CommitLog
+from exfm.training.loop import Progress
+
+from .logs import DAY_US, START_US, experiment_dict, load, make_log, predictions, timeless, write_log
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_log(tmp_path_factory.mktemp("log"), make_log())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(log: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run_dir = str(folder / "run")
+    return exfm.run(load(folder, experiment_dict(log, run_dir))), run_dir
+
+
+def test_every_example_is_predicted_once_per_model_and_in_order(undisturbed: tuple[dict[str, Any], str]) -> None:
+    results, run_dir = undisturbed
+    for model in ("fm", "vm", "vm.control"):
+        rows = pa.concat_tables(predictions(run_dir, model).values())
+        assert rows.column("example_id").to_pylist() == make_log().column("example_id").to_pylist()
+        assert rows.column("label_click").to_pylist() == make_log().column("click").to_pylist()
+        assert results["models"][model]["examples"] == rows.num_rows
+
+
+def test_results_hold_what_scripts_rely_on(undisturbed: tuple[dict[str, Any], str]) -> None:
+    results, run_dir = undisturbed
+    assert set(results) >= {"experiment", "seed", "models", "gains", "time"}
+    task = results["models"]["vm"]["tasks"]["click"]
+    assert set(task) >= {"ne", "auc", "gauc", "log_loss", "calibration", "base_rate", "windows"}
+    assert set(task["windows"][0]) >= {"window", "examples", "ne", "auc"}
+    assert results["models"]["fm"]["parameters"]["sparse"] == 8 * (64 + 64)
+    assert results["models"]["fm"]["flops_per_example"] > results["models"]["vm"]["flops_per_example"] > 0
+    gain = results["gains"][0]
+    assert (gain["model"], gain["control"], gain["task"], gain["teacher"]) == ("vm", "vm.control", "click", "fm")
+    assert gain["interval95"][0] <= gain["ne_gain_percent"] <= gain["interval95"][1]
+    assert Path(run_dir, "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_control_starts_from_its_models_weights(undisturbed: tuple[dict[str, Any], str]) -> None:
+    _, run_dir = undisturbed
+    vm, control = predictions(run_dir, "vm")[0], predictions(run_dir, "vm.control")[0]
+    first = slice(0, 20)  # the first batch: nothing has been learned yet
+    assert vm.column("prediction_click").to_numpy()[first].tolist() == (
+        control.column("prediction_click").to_numpy()[first].tolist()
+    )
+    assert vm.column("prediction_click") != control.column("prediction_click")
+
+
+def test_supervision_is_the_fms_own_forward(undisturbed: tuple[dict[str, Any], str]) -> None:
+    results, run_dir = undisturbed
+    for window, rows in predictions(run_dir, "fm").items():
+        supervision = pq.read_table(Path(run_dir, "supervision", "fm", f"window-{window:06d}.parquet"))
+        assert supervision.column("example_id") == rows.column("example_id")
+        assert supervision.column("prediction_click") == rows.column("prediction_click")
+        age = supervision.column("event_time").to_numpy() - supervision.column("watermark").to_numpy()
+        assert (age >= np.timedelta64(0)).all()
+    assert results["supervision"]["fm"]["vm"]["hit_rate"] == 1.0
+
+
+def test_labels_of_later_windows_change_no_earlier_prediction(
+    log: str, undisturbed: tuple[dict[str, Any], str], tmp_path: Path
+) -> None:
+    table = make_log()
+    later = table.column("event_time").cast(pa.int64()).to_numpy() >= START_US + 3 * DAY_US
+    shuffled = table.column("click").to_numpy().copy()
+    shuffled[later] = np.random.default_rng(1).permutation(1 - shuffled[later])
+    changed = table.set_column(table.column_names.index("click"), "click", pa.array(shuffled))
+    run_dir = str(tmp_path / "run")
+    exfm.run(load(tmp_path, experiment_dict(write_log(tmp_path / "log", changed), run_dir)))
+    for model in ("fm", "vm", "vm.control"):
+        before, after = predictions(undisturbed[1], model), predictions(run_dir, model)
+        for window in range(3):
+            assert before[window] == after[window]
+        assert before[4].column("prediction_click") != after[4].column("prediction_click")
+
+
+def test_an_examples_own_label_never_reaches_its_prediction(
+    undisturbed: tuple[dict[str, Any], str], tmp_path: Path
+) -> None:
+    table = make_log()
+    flipped = table.column("click").to_numpy().copy()
+    flipped[-1] = 1 - flipped[-1]
+    changed = table.set_column(table.column_names.index("click"), "click", pa.array(flipped))
+    run_dir = str(tmp_path / "run")
+    exfm.run(load(tmp_path, experiment_dict(write_log(tmp_path / "log", changed), run_dir)))
+    for model in ("fm", "vm"):
+        before, after = predictions(undisturbed[1], model)[5], predictions(run_dir, model)[5]
+        assert before.column("prediction_click") == after.column("prediction_click")
+
+
+class StoppedError(Exception):
+    """Stands for a crash between two chunks."""
+
+
+@pytest.mark.parametrize("chunks", [4, 7, 12])
+def test_a_run_that_stops_anywhere_ends_with_the_same_results(
+    log: str, undisturbed: tuple[dict[str, Any], str], tmp_path: Path, chunks: int
+) -> None:
+    config = experiment_dict(log, str(tmp_path / "run"))
+    left = chunks
+
+    def stop(progress: Progress) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            left = chunks
+            raise StoppedError
+
+    for _ in range(20):
+        try:
+            results = exfm.run(load(tmp_path, config), stop)
+        except StoppedError:
+            assert not list(tmp_path.rglob("*.tmp"))
+            continue
+        break
+    assert timeless(results) == timeless(undisturbed[0])
+
+
+@pytest.mark.parametrize("commit", range(0, 24, 3))
+def test_a_crash_between_commits_of_one_window_changes_nothing(
+    log: str,
+    undisturbed: tuple[dict[str, Any], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    commit: int,
+) -> None:
+    config = experiment_dict(log, str(tmp_path / "run"))
+    add, count = CommitLog.add, 0
+
+    def failing(self: CommitLog, *arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == commit + 1:
+            raise StoppedError
+        add(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CommitLog, "add", failing)
+        with pytest.raises(StoppedError):
+            exfm.run(load(tmp_path, config))
+    assert timeless(exfm.run(load(tmp_path, config))) == timeless(undisturbed[0])
+
+
+def test_a_finished_run_is_not_repeated(undisturbed: tuple[dict[str, Any], str], log: str, tmp_path: Path) -> None:
+    results, run_dir = undisturbed
+    seen: list[Progress] = []
+    again = exfm.run(load(tmp_path, experiment_dict(log, run_dir)), seen.append)
+    assert timeless(again) == timeless(results)
+    assert seen == []
+
+
+def test_another_experiment_in_the_same_folder_is_refused(
+    undisturbed: tuple[dict[str, Any], str], log: str, tmp_path: Path
+) -> None:
+    config = experiment_dict(log, undisturbed[1])
+    with pytest.raises(exfm.ConfigError, match=r"models\.vm\.embedding_dim was 8 and is now 16"):
+        exfm.run(load(tmp_path, config, "models.vm.embedding_dim=16"))
+    assert exfm.run(load(tmp_path, config, "evaluation.skip=0.5"))["models"]["vm"]["tasks"]["click"]["ne"]
+
+
+def test_the_same_bits_on_any_file_system(
+    undisturbed: tuple[dict[str, Any], str], log: str, tmp_path: Path
+) -> None:
+    results = exfm.run(load(tmp_path, experiment_dict(log, f"memory://{tmp_path.name}/run")))
+    assert timeless(results) == timeless(undisturbed[0])
+
+
+def test_batches_do_not_depend_on_how_files_are_cut(
+    undisturbed: tuple[dict[str, Any], str], tmp_path: Path
+) -> None:
+    (tmp_path / "log").mkdir()
+    pq.write_table(make_log(), tmp_path / "log" / "all.parquet", row_group_size=97)
+    config = experiment_dict(str(tmp_path / "log"), str(tmp_path / "run"))
+    assert timeless(exfm.run(load(tmp_path, config))) == timeless(undisturbed[0])
+
+
+def test_a_corrupt_snapshot_is_named(log: str, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    config = experiment_dict(log, str(run_dir))
+    exfm.run(load(tmp_path, config))
+    newest = sorted((run_dir / "snapshots" / "vm").iterdir())[-1]
+    (run_dir / "commits" / "train" / "vm" / f"{newest.name}.json").unlink()
+    previous = sorted((run_dir / "snapshots" / "vm").iterdir())[-2] / "model.safetensors"
+    previous.write_bytes(previous.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(exfm.RunError, match=r"snapshots/vm/0+4/model\.safetensors: corrupt"):
+        exfm.run(load(tmp_path, config))
+
+
+def test_models_on_part_of_the_traffic_see_that_part_only(log: str, tmp_path: Path) -> None:
+    config = experiment_dict(log, str(tmp_path / "run"))
+    config["models"]["vm"]["where"] = {"user": [1, 2, 3]}
+    results = exfm.run(load(tmp_path, config))
+    table = make_log()
+    wanted = table.filter(pa.compute.is_in(table.column("user"), pa.array([1, 2, 3])))
+    rows = pa.concat_tables(predictions(str(tmp_path / "run"), "vm").values())
+    assert rows.column("example_id").to_pylist() == wanted.column("example_id").to_pylist()
+    assert results["supervision"]["fm"]["vm"] == {
+        "examples": wanted.num_rows,
+        "hit_rate": 1.0,
+        "age_s": pytest.approx(results["supervision"]["fm"]["vm"]["age_s"]),
+    }
+
+
+def test_students_beyond_the_teachers_traffic_meet_misses(log: str, tmp_path: Path) -> None:
+    config = experiment_dict(log, str(tmp_path / "run"))
+    config["models"]["fm"]["where"] = {"user": {"bucket": 0, "of": 2}}
+    results = exfm.run(load(tmp_path, config))
+    fm, vm = results["models"]["fm"]["examples"], results["models"]["vm"]["examples"]
+    assert 0 < fm < vm
+    assert results["supervision"]["fm"]["vm"]["hit_rate"] == pytest.approx(fm / vm)
+
+
+def test_torch_keeps_its_random_state(log: str, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    exfm.run(load(tmp_path, experiment_dict(log, str(tmp_path / "run"))))
+    assert torch.equal(before, torch.get_rng_state())
