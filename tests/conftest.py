@@ -15,28 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-EXPERIMENT = """
-name: ads
-stream:
-  source: {name: synthetic_ads, days: 2, rows_per_day: 200, users: 20, advertisers: 5}
-  window: 1d
-models:
-  fm:
-    backbone: {name: wukong, layers: 1}
-    sequence_encoder: {name: din}
-    optimizer: {dense: {name: adam, lr: 0.001}, tables: {lr: 0.05}}
-  vm:
-    backbone: {name: dlrm}
-    features: [user_id, ad_id]
-    where: {surface: {bucket: 0, of: 2}, country: [0, 1]}
-    transfer:
-      - {name: auxiliary_head, teacher: fm, weight: 0.5}
-    supervision: {delay: 1d}
-    control: true
-evaluation: {skip: 0.25}
-plugins: {block: []}
-parallel: {name: single}
-"""
+EXPERIMENT = Path(__file__).with_name("experiment.yaml").read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -6,18 +6,19 @@ import copy
 from collections.abc import Iterator
 from itertools import count
 from math import inf, nan
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 import yaml
-from conftest import EXPERIMENT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import exfm
 from exfm.registry.discovery import default_registry
 
+EXPERIMENT = Path(__file__).parents[1].joinpath("experiment.yaml").read_text(encoding="utf-8")
 VALID: dict[str, Any] = yaml.safe_load(EXPERIMENT)
 _numbers = count()
 

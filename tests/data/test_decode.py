@@ -81,7 +81,8 @@ def check_sequence(batch: Batch, feature: exfm.SequenceFeature, rows: list[dict[
         length = len(kept[feature.fields[0].name])
         assert ids == [[table_row(kept[field.name][i], field) for field in id_fields] for i in range(length)]
         expected = [[number(kept[field.name][i], field.transform) for field in number_fields] for i in range(length)]
-        np.testing.assert_allclose(np.array(numbers).reshape(length, -1), np.array(expected).reshape(length, -1), 1e-6)
+        width = len(number_fields)
+        np.testing.assert_allclose(np.reshape(numbers, (length, width)), np.reshape(expected, (length, width)), 1e-6)
 
 
 @settled

@@ -77,7 +77,9 @@ def test_a_name_that_several_distributions_offer_belongs_to_none(plugins, count)
 def test_a_name_of_a_built_in_plugin_is_no_one_elses(plugins):
     install(plugins, "thing", "wukong")
     registry = discover()
-    with pytest.raises(PluginError, match="offered by exfm .* and by thing 1.0|offered by thing 1.0 .* and by exfm "):
+    with pytest.raises(
+        PluginError, match=r"offered by exfm .* and by thing 1\.0|offered by thing 1\.0 .* and by exfm "
+    ):
         registry.resolve("backbone", "wukong")
     assert discover(["thing"]).resolve("backbone", "wukong").name == "wukong"
 
@@ -95,7 +97,7 @@ def test_the_same_plugin_name_in_two_distributions(plugins):
 
 def test_a_misspelt_component_names_its_neighbour_or_its_kind():
     registry = discover()
-    with pytest.raises(PluginError, match="no backbone is called 'wukon'. Did you mean 'wukong'"):
+    with pytest.raises(PluginError, match=r"no backbone is called 'wukon'\. Did you mean 'wukong'"):
         registry.resolve("backbone", "wukon")
     with pytest.raises(PluginError, match="'din' is a sequence_encoder"):
         registry.resolve("backbone", "din")

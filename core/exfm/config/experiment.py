@@ -98,7 +98,7 @@ class ModelConfig(_Section):
     )
     tasks: tuple[str, ...] | None = Field(None, description="The labels it predicts; all of them by default.")
     embedding_dim: int = Field(16, gt=0, multiple_of=4, description="Width of tokens and of every table's rows.")
-    embedding_init: float = Field(0.01, gt=0, description="Standard deviation of a new table row.")
+    embedding_init: float = Field(0.05, gt=0, description="Standard deviation of a new table row.")
     dense_tokens: int = Field(1, gt=0, description="Tokens made of the dense features together.")
     head_hidden: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="Hidden layers of each task's head.")
     transfer: tuple[TransferSpec, ...] = Field((), description="What it learns from which teacher.")

@@ -22,7 +22,7 @@ class TableOptimizer(BaseModel):
     name: Literal["adagrad", "rowwise_adagrad", "sgd"] = Field(
         "adagrad", description="adagrad keeps one accumulator per weight, rowwise_adagrad one per row."
     )
-    lr: float = Field(0.05, gt=0, description="Learning rate.")
+    lr: float = Field(0.1, gt=0, description="Learning rate.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the accumulator.")
 
 

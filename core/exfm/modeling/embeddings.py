@@ -58,7 +58,7 @@ class TableShape:
             device=torch.device("meta"),
             tables=[
                 EmbeddingBagConfig(
-                    name=table,
+                    name=f"table_{table}",  # a child module's name, which must not be an attribute's
                     embedding_dim=self.dim,
                     num_embeddings=self.rows[table],
                     feature_names=names,

@@ -45,6 +45,7 @@ class RankingModel(nn.Module):
         raw = config.sequence_encoder is not None or self.reads_sequences
         self.featurizer = Featurizer(seen, config.embedding_dim, config.embedding_init, config.dense_tokens, raw)
         context = self.featurizer.token_names
+        # Prefixed: torch does not take a child that is called like one of ModuleDict's attributes, `items` or `type`.
         self.encoders = nn.ModuleDict()
         summaries: list[str] = []
         for sequence in sequences if config.sequence_encoder is not None else []:
@@ -53,14 +54,15 @@ class RankingModel(nn.Module):
             inputs = EncoderInputs(sequence.name, config.embedding_dim, sequence.max_length, context, targets)
             assert config.sequence_encoder is not None
             encoder = config.sequence_encoder.build(inputs)
-            self.encoders[sequence.name] = encoder
+            self.encoders[f"sequence_{sequence.name}"] = encoder
             summaries += [f"{sequence.name}:{k}" for k in range(encoder.num_tokens)]
         shapes = tuple(SequenceShape(sequence.name, sequence.max_length) for sequence in sequences)
         self.backbone = config.backbone.build(
             BackboneInputs((*context, *summaries), config.embedding_dim, shapes if self.reads_sequences else ())
         )
         self.head_hidden = config.head_hidden
-        self.heads = nn.ModuleDict({task: self.new_head() for task in tasks})
+        self.tasks = tasks
+        self.heads = nn.ModuleDict({f"task_{task}": self.new_head() for task in tasks})
         dense = [feature.name for feature in schema.features if isinstance(feature, DenseFeature)]
         names = frozenset(feature.name for feature in seen.features)
         self.feature_names = names
@@ -73,10 +75,12 @@ class RankingModel(nn.Module):
     def forward(self, batch: Batch) -> StudentOutput:
         """Predicts a batch that holds the model's own features (``narrow`` makes one)."""
         tokens_BND, sequences = self.featurizer(batch)
-        summaries = [encoder(sequences[name], tokens_BND) for name, encoder in self.encoders.items()]
+        # Sequences and encoders are both in the schema's order.
+        encoders = zip(sequences.values(), self.encoders.values(), strict=True) if self.encoders else ()
+        summaries = [encoder(sequence, tokens_BND) for sequence, encoder in encoders]
         tokens_BND = torch.cat([tokens_BND, *summaries], dim=1) if summaries else tokens_BND
         representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
-        logits = {task: head(representation_BR) for task, head in self.heads.items()}
+        logits = {task: self.heads[f"task_{task}"](representation_BR) for task in self.tasks}
         return StudentOutput(representation_BR, logits)
 
     def narrow(self, batch: Batch) -> Batch:

@@ -101,7 +101,7 @@ class Featurizer(nn.Module):
         self.events = EventTables([*shared, *events], shape) if event_tables else None
         self.event_dense = nn.ModuleDict(
             {
-                sequence.name: nn.Linear(numbers, dim)
+                _child(sequence.name): nn.Linear(numbers, dim)
                 for sequence in self.sequences
                 if (numbers := sum(field.kind == "dense" for field in sequence.fields))
             }
@@ -139,12 +139,17 @@ class Featurizer(nn.Module):
             self.dense.observe(batch.dense_BF)
 
     def _sum(self, rows: list[Tensor], sequence: str, numbers: Tensor) -> Tensor:
-        if sequence in self.event_dense:
-            rows = [*rows, self.event_dense[sequence](numbers)]
+        if _child(sequence) in self.event_dense:
+            rows = [*rows, self.event_dense[_child(sequence)](numbers)]
         total = rows[0]
         for row in rows[1:]:
             total = total + row
         return total
+
+
+def _child(sequence: str) -> str:
+    """A name that torch accepts for a child module: a sequence may be called `items`."""
+    return f"sequence_{sequence}"
 
 
 def _id_lookups(sequence: SequenceFeature) -> list[Lookup]:

@@ -119,8 +119,8 @@ def ne_plot(models: Mapping[str, Json], task: str, styles: Mapping[str, SeriesSt
                 markersize=2.5,
             )
         for points in distinct_limits(list(lines.values())):
-            days, limits = [point.day for point in points], [point.bayes_ne for point in points]
-            axes.plot(days, limits, color=_INK, linestyle=(0, (1, 1.5)), linewidth=1.4)
+            limits = [point.bayes_ne for point in points if point.bayes_ne is not None]
+            axes.plot([point.day for point in points], limits, color=_INK, linestyle=(0, (1, 1.5)), linewidth=1.4)
         _fit(axes, list(lines.values()))
         # Between 3 and 7 ticks there is a step for every length of time; matplotlib's own bounds leave gaps.
         locator = AutoDateLocator(minticks=3, maxticks=7)

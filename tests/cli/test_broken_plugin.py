@@ -1,0 +1,42 @@
+"""The command line beside a plugin that breaks on import, each command in a process of its own as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def broken(plugins):
+    plugins.install(
+        "thing", "print('on stdout')\nraise RuntimeError('half installed')", distribution="exfm-plugin-thing"
+    )
+    return plugins
+
+
+def test_every_command_still_works(broken, experiment, write):
+    file = write(experiment)
+    for arguments in (["plugins"], ["plugins", "--json"], ["components"], ["schema"], ["--help"], ["validate", file]):
+        done = broken.exfm(*arguments)
+        assert done.returncode == 0, (arguments, done.stderr)
+        assert "Traceback" not in done.stderr + done.stdout
+        if arguments == ["plugins"]:
+            assert "thing is broken: RuntimeError: half installed" in done.stdout
+        if arguments == ["plugins", "--json"]:
+            ours = next(plugin for plugin in json.loads(done.stdout) if plugin["name"] == "thing")
+            assert ours["status"] == "broken" and "half installed" in ours["reason"]
+            assert (ours["distribution"], ours["version"]) == ("exfm-plugin-thing", "1.0")
+
+
+def test_an_experiment_that_needs_it_fails_with_its_reason(broken, experiment, write):
+    experiment["models"]["vm"]["backbone"] = {"name": "thing", "layers": 3}
+    done = broken.exfm("run", write(experiment))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    for words in ("models.vm.backbone.name", "'thing'", "exfm-plugin-thing 1.0", "RuntimeError: half installed"):
+        assert words in errors[0]

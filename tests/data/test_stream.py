@@ -1,0 +1,198 @@
+"""The stream: windows partition time, chunks are cut evenly, and the reader's thread comes and goes cleanly."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import exfm
+from exfm.config.experiment import Bucket, StreamConfig
+from exfm.data.stream import Chunk, ChunkReader, windows_of
+from exfm.errors import ConfigError
+
+WINDOW = exfm.Window(0, 0, 10**9)
+ALL_ROWS = exfm.Shard()
+READER = "exfm-reader"
+Batches = Callable[[], Iterator[pa.RecordBatch]]
+
+
+class Source(exfm.DataSource):
+    """Yields what it is given."""
+
+    name = "given"
+
+    def __init__(self, batches: Batches) -> None:
+        super().__init__(exfm.ComponentConfig())
+        self.batches = batches
+
+    def schema(self) -> exfm.FeatureSchema:
+        feature = {"kind": "categorical", "name": "item", "rows": 10**6, "ids": "row"}
+        return exfm.FeatureSchema.model_validate({"features": [feature], "labels": [{"name": "click"}]})
+
+    def time_range(self) -> exfm.TimeRange:
+        return exfm.TimeRange(WINDOW.start_us, WINDOW.end_us)
+
+    def read(self, window: exfm.Window, shard: exfm.Shard = ALL_ROWS, start_row: int = 0) -> Iterator[pa.RecordBatch]:
+        return self.batches()
+
+
+def rows(first: int, count: int, **columns: Any) -> pa.RecordBatch:
+    numbers = range(first, first + count)
+    times = pa.array(numbers, pa.timestamp("us"))
+    given = {"example_id": pa.array(numbers, pa.int64()), "event_time": times, "item": pa.array(numbers, pa.int64())}
+    batch = pa.record_batch(given | {"click": pa.array([i % 2 for i in numbers], pa.int8())} | columns)
+    return exfm.Origin("log", first).mark(batch)
+
+
+def reader(batches: Batches, chunk_rows: int = 4, on_bad_row: str = "error", **where: Any) -> ChunkReader:
+    source = Source(batches)
+    config = StreamConfig.model_construct(chunk_rows=chunk_rows, on_bad_row=on_bad_row)  # type: ignore[call-arg]
+    return ChunkReader(source, source.schema(), config, where or {"vm": {}}, exfm.Shard())
+
+
+def ids(chunks: Iterator[Chunk]) -> list[list[int]]:
+    return [chunk.batch.example_id.tolist() for chunk in chunks]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    assert READER not in [thread.name for thread in threading.enumerate()]
+
+
+@given(start=st.integers(-(10**16), 10**16), span=st.integers(0, 10**9), length_us=st.integers(10**7, 10**12))
+def test_windows_partition_time(start: int, span: int, length_us: int) -> None:
+    windows = list(windows_of(exfm.TimeRange(start, start + span), timedelta(microseconds=length_us)))
+    assert [window.index for window in windows] == list(range(len(windows)))
+    edges = [start, *(window.end_us for window in windows)]
+    assert [window.start_us for window in windows] == edges[:-1]
+    assert all(end % length_us == 0 for end in edges[1:])
+    assert all(0 < window.end_us - window.start_us <= length_us for window in windows)
+    assert bool(windows) == bool(span)
+    assert all(window.start_us < start + span for window in windows)
+    assert edges[-1] >= start + span
+
+
+def test_long_windows_are_exact() -> None:
+    """In floating point the step of a window of years would be off by a microsecond."""
+    length = timedelta(days=100_000, microseconds=1)
+    [*_, last] = windows_of(exfm.TimeRange(0, 10**18), length)
+    assert last.start_us % (100_000 * 86_400_000_000 + 1) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(0, 9), max_size=8), chunk_rows=st.integers(1, 7))
+def test_chunks_do_not_depend_on_the_sources_batches(sizes: list[int], chunk_rows: int) -> None:
+    total = sum(sizes)
+    firsts = [sum(sizes[:index]) for index in range(len(sizes))]
+    read = reader(lambda: map(rows, firsts, sizes), chunk_rows).read(WINDOW)
+    chunks = list(read)
+    assert ids(iter(chunks)) == [list(range(i, min(i + chunk_rows, total))) for i in range(0, total, chunk_rows)]
+    for chunk in chunks:
+        assert chunk.batch.sparse["item"].values().tolist() == chunk.batch.example_id.tolist()
+        assert chunk.batch.labels["click"].tolist() == (chunk.batch.example_id % 2).tolist()
+
+
+def test_each_model_gets_its_rows() -> None:
+    half = {"example_id": Bucket(bucket=0, of=2)}
+    rest = {"example_id": Bucket(bucket=1, of=2)}
+    read = reader(lambda: iter([rows(0, 10)]), 4, fm={}, a=half, b=rest, c={"item": (1, 5, 9)}).read(WINDOW)
+    for chunk in read:
+        assert chunk.rows["fm"] is None
+        one, other = chunk.rows["a"], chunk.rows["b"]
+        assert one is not None and other is not None
+        assert sorted([*one.tolist(), *other.tolist()]) == list(range(chunk.batch.size))
+        third = chunk.rows["c"]
+        assert third is not None
+        assert chunk.batch.example_id[third].tolist() == [i for i in chunk.batch.example_id.tolist() if i in (1, 5, 9)]
+
+
+def test_a_change_of_type_ends_a_chunk() -> None:
+    """Files that were written by different jobs: equal values in other types, in another order of columns."""
+    words = rows(8, 3).set_column(2, "item", pa.array([8, 9, 10], pa.int32()))
+    batches = [rows(0, 3), rows(3, 2, unused=pa.array(["x"] * 2)), words, rows(11, 3).select([3, 1, 0, 2])]
+    read = list(reader(lambda: iter(batches), 4).read(WINDOW))
+    assert ids(iter(read)) == [[0, 1, 2, 3], [4], [8, 9, 10], [11, 12, 13]]
+    assert [chunk.batch.sparse["item"].values().tolist() for chunk in read] == ids(iter(read))
+
+
+def test_bad_batches_and_rows_are_skipped_and_counted() -> None:
+    lacking = rows(4, 3).drop_columns(["item"])
+    odd = rows(7, 1).set_column(2, "item", pa.array([["x"]]))
+    bad_label = rows(8, 2).set_column(3, "click", pa.array([0, 7], pa.int8()))
+    batches = [rows(0, 0).drop_columns(["item"]), rows(0, 4), lacking, odd, bad_label, rows(10, 2)]
+    skipping = reader(lambda: iter(batches), 4, on_bad_row="skip")
+    assert ids(skipping.read(WINDOW)) == [[0, 1, 2, 3], [8, 10, 11]]
+    assert skipping.skipped == 5
+    assert ids(reader(lambda: iter([lacking]), on_bad_row="skip").read(WINDOW)) == []
+    with pytest.raises(ConfigError, match=r"log, row 4: item: the column is missing"):
+        list(reader(lambda: iter(batches)).read(WINDOW))
+
+
+def test_every_window_begins_anew() -> None:
+    """Bad rows are counted per window, and a row before the window's start goes backwards."""
+    bad = rows(0, 2).set_column(3, "click", pa.array([0, 7], pa.int8()))
+    skipping = reader(lambda: iter([bad]), on_bad_row="skip")
+    for _ in range(2):
+        assert ids(skipping.read(WINDOW)) == [[0]]
+        assert skipping.skipped == 1
+    with pytest.raises(ConfigError, match="row 0: event_time: time goes backwards"):
+        list(reader(lambda: iter([rows(0, 2)])).read(exfm.Window(1, 1, 9)))
+
+
+def test_the_sources_exception_reaches_the_caller_after_its_rows() -> None:
+    def failing() -> Iterator[pa.RecordBatch]:
+        yield rows(0, 4)
+        raise OSError("the disk is gone")
+
+    read = reader(failing).read(WINDOW)
+    assert next(read).batch.size == 4
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(read)
+
+
+def test_an_abandoned_reader_stops_and_closes_its_source() -> None:
+    closed = threading.Event()
+
+    def endless() -> Iterator[pa.RecordBatch]:
+        try:
+            for first in range(0, 10**9, 4):
+                yield rows(first, 4)
+        finally:
+            closed.set()
+
+    read = reader(endless).read(WINDOW)
+    next(read)
+    assert READER in [thread.name for thread in threading.enumerate()]
+    read.close()  # type: ignore[attr-defined]
+    assert READER not in [thread.name for thread in threading.enumerate()]
+    assert closed.is_set()
+
+
+def test_the_source_is_read_a_few_chunks_ahead_only() -> None:
+    made: list[weakref.ref[Any]] = []
+
+    def endless() -> Iterator[pa.RecordBatch]:
+        for first in range(0, 10**9, 4):
+            batch = rows(first, 4)
+            made.append(weakref.ref(batch))
+            yield batch
+            del batch
+
+    read = reader(endless).read(WINDOW)
+    for consumed in range(1, 30):
+        next(read)
+        # One chunk in the caller's hands, two in the queue, one waiting to enter it, one batch begun.
+        assert len(made) <= consumed + 5
+    gc.collect()
+    assert sum(batch() is not None for batch in made) <= 8
+    read.close()  # type: ignore[attr-defined]
