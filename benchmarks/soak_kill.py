@@ -43,7 +43,9 @@ def one_round(folder: Path, seed: int) -> bool:
     moments = random.Random(seed)
     kills = 0
     while kills < KILLS:
-        process = subprocess.Popen(command(folder / "killed", seed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(folder / "killed", seed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             process.wait(timeout=moments.uniform(0.2, whole_s * 0.6))
         except subprocess.TimeoutExpired:

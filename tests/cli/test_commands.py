@@ -123,7 +123,6 @@ def test_validate_goes_on_after_a_wrong_file(experiment, write, exfm_cli):
 
 def test_debug_shows_the_traceback(exfm_cli):
     with pytest.raises(exfm.ConfigError):
-        exfm_cli("--debug", "validate", "nowhere.yaml", "x")
         exfm_cli("--debug", "run", "nowhere.yaml")
 
 

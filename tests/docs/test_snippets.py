@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import BaseModel
 
 import exfm
@@ -53,7 +52,7 @@ def test_experiments_load(title: str, text: str, write: Callable[..., str]) -> N
 def test_the_first_experiment_shown_is_the_example() -> None:
     example = (ROOT / "examples/quickstart.yaml").read_text(encoding="utf-8")
     first = next(block.values[1] for block in EXPERIMENTS if str(block.id).startswith("docs/index.md"))
-    assert yaml.safe_load(first) == yaml.safe_load(example)
+    assert example.endswith(first)
 
 
 @pytest.mark.parametrize(("title", "text"), SCRIPTS)

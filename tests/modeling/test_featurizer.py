@@ -166,6 +166,21 @@ def test_new_rows_have_the_configured_spread() -> None:
     assert weight.abs().max().item() <= 0.3 * 3**0.5 + 1e-6
 
 
+def test_names_that_torch_uses_itself() -> None:
+    """A feature may be called `type` and a history `items`: both are attributes of torch's modules."""
+    features = [
+        {"kind": "categorical", "name": "type", "rows": 5},
+        {"kind": "multi_valued", "name": "keys", "rows": 5},
+        {"kind": "sequence", "name": "items", "max_length": 4,
+         "fields": [{"name": "id", "rows": 6, "table": "values"}, {"name": "age", "kind": "dense"}]},
+        {"kind": "categorical", "name": "training", "rows": 6, "table": "values"},
+    ]  # fmt: skip
+    schema = exfm.FeatureSchema.model_validate({"features": features, "labels": [{"name": "click"}]})
+    for raw in (True, False):
+        tokens_BND, _ = featurizer(schema, raw)(random_batch(schema, 5))
+        assert torch.isfinite(tokens_BND).all()
+
+
 def test_a_histories_field_and_a_feature_may_have_nearly_one_name() -> None:
     """`history_0` is a feature here, and would be the natural name of the history's first lookup."""
     features = [
@@ -184,7 +199,7 @@ def test_a_histories_field_and_a_feature_may_have_nearly_one_name() -> None:
 def test_batches_without_any_event(raw: bool) -> None:
     schema = schema_of(*EVERYTHING)
     module = featurizer(schema, raw)
-    batch = random_batch(schema, 64, seed=1)
+    batch = random_batch(schema, 1000)
     lengths = torch.stack([sequence.offsets.diff() for sequence in batch.sequences.values()])
     index = torch.nonzero((lengths == 0).all(dim=0)).flatten()
     assert index.numel()

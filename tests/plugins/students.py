@@ -51,7 +51,7 @@ def batch(
     generator = torch.Generator().manual_seed(seed)
     x_BI = torch.randn(size, 3, generator=generator, dtype=torch.float64)
     soft = {task: torch.rand(size, generator=generator, dtype=torch.float64) for task in tasks}
-    hit = torch.rand(size, generator=generator) < 0.7
+    hit = {task: torch.rand(size, generator=generator) < 0.7 for task in soft}
     hard = {task: (torch.rand(size, generator=generator) < 0.3).double() for task in tasks}
     return x_BI, Supervision(soft, hit), hard
 

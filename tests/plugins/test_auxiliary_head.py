@@ -38,7 +38,7 @@ def test_is_the_published_loss(tasks: tuple[str, ...], label_scale: float) -> No
     expected = 0.0
     for head, task in zip(strategy.heads.values(), strategy.tasks, strict=True):
         for row in range(40):
-            if supervision.hit[row]:
+            if supervision.hit[task][row]:
                 target = (label_scale * supervision.probabilities[task][row]).clamp(max=1)
                 logit = head.weight[0] @ output.representation_BR[row] + head.bias[0]
                 expected += 2.5 * bce(logit, target).item() / 40
@@ -85,7 +85,7 @@ def test_scaled_labels_are_clipped_at_one() -> None:
     student = Student(("click",))
     strategy = build(student, "click", label_scale=5)
     x, _, labels = batch(3, ("click",))
-    everywhere = torch.ones(3, dtype=torch.bool)
+    everywhere = {"click": torch.ones(3, dtype=torch.bool)}
     losses = [
         strategy.loss(student(x), Supervision({"click": torch.full((3,), p, dtype=torch.float64)}, everywhere), labels)
         for p in (0.1, 0.2, 0.9)
@@ -98,7 +98,7 @@ def test_a_miss_contributes_nothing_whatever_its_value() -> None:
     student = Student(("click",))
     strategy = build(student, "click")
     x, supervision, labels = batch(20, ("click",))
-    other = torch.where(supervision.hit, supervision.probabilities["click"], -9e9)
+    other = torch.where(supervision.hit["click"], supervision.probabilities["click"], -9e9)
     losses = [
         strategy.loss(student(x), Supervision({"click": p}, supervision.hit), labels)
         for p in (supervision.probabilities["click"], other)
@@ -149,7 +149,7 @@ def test_two_heads_converge_to_the_optimum_of_the_labels() -> None:
     shape = StudentShape(("click",), 4, lambda: Head(4, bias=False))
     config = AuxiliaryHead.Config(teacher="fm", weight=2.0, gradient_scale=3.0)
     strategy, serving = AuxiliaryHead(config, shape, teacher("click")), Head(4, bias=False)
-    everywhere = torch.ones(len(x), dtype=torch.bool)
+    everywhere = {task: torch.ones(len(x), dtype=torch.bool) for task in ("click", "buy", "share")}
 
     def loss() -> torch.Tensor:
         logit = serving(x)

@@ -25,7 +25,7 @@ def test_is_the_cross_entropy_of_serving_logits_and_teacher(tasks: tuple[str, ..
     expected = 0.0
     for task in {"click", "buy"} & set(tasks):
         for row in range(40):
-            if supervision.hit[row]:
+            if supervision.hit[task][row]:
                 expected += 2.5 * bce(output.logits[task][row], supervision.probabilities[task][row]).item() / 40
     loss = build(student, *tasks, weight=2.5).loss(output, supervision, labels)
     assert loss.shape == ()
@@ -45,7 +45,7 @@ def test_has_no_parameters_and_ignores_labels() -> None:
 def test_a_miss_contributes_nothing_whatever_its_value() -> None:
     student = Student(("click",))
     x, supervision, labels = batch(20, ("click",))
-    other = torch.where(supervision.hit, supervision.probabilities["click"], 9e9)
+    other = torch.where(supervision.hit["click"], supervision.probabilities["click"], 9e9)
     strategy = build(student, "click")
     losses = [
         strategy.loss(student(x), Supervision({"click": p}, supervision.hit), labels)
@@ -54,7 +54,7 @@ def test_a_miss_contributes_nothing_whatever_its_value() -> None:
     assert torch.equal(*losses)
     gradients = [torch.autograd.grad(loss, student.trunk.weight)[0] for loss in losses]
     assert torch.equal(*gradients)
-    nobody = Supervision(supervision.probabilities, torch.zeros(20, dtype=torch.bool))
+    nobody = Supervision(supervision.probabilities, {"click": torch.zeros(20, dtype=torch.bool)})
     assert strategy.loss(student(x), nobody, labels).item() == 0
 
 
@@ -86,7 +86,7 @@ def test_one_head_converges_to_the_mixture_of_labels_and_teacher() -> None:
     student, weight = Student(("click",)), 2.0
     strategy = build(student, "click", weight=weight)
     logit = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
-    everywhere = torch.ones(len(x), dtype=torch.bool)
+    everywhere = {task: torch.ones(len(x), dtype=torch.bool) for task in ("click", "buy", "share")}
 
     def loss() -> torch.Tensor:
         output = StudentOutput(x, {"click": x @ logit})

@@ -175,16 +175,12 @@ def test_another_experiment_in_the_same_folder_is_refused(
     assert exfm.run(load(tmp_path, config, "evaluation.skip=0.5"))["models"]["vm"]["tasks"]["click"]["ne"]
 
 
-def test_the_same_bits_on_any_file_system(
-    undisturbed: tuple[dict[str, Any], str], log: str, tmp_path: Path
-) -> None:
+def test_the_same_bits_on_any_file_system(undisturbed: tuple[dict[str, Any], str], log: str, tmp_path: Path) -> None:
     results = exfm.run(load(tmp_path, experiment_dict(log, f"memory://{tmp_path.name}/run")))
     assert timeless(results) == timeless(undisturbed[0])
 
 
-def test_batches_do_not_depend_on_how_files_are_cut(
-    undisturbed: tuple[dict[str, Any], str], tmp_path: Path
-) -> None:
+def test_batches_do_not_depend_on_how_files_are_cut(undisturbed: tuple[dict[str, Any], str], tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     pq.write_table(make_log(), tmp_path / "log" / "all.parquet", row_group_size=97)
     config = experiment_dict(str(tmp_path / "log"), str(tmp_path / "run"))

@@ -95,7 +95,9 @@ def test_the_labeller_labels_each_example_of_its_students_once(log: str, tmp_pat
         pq.read_table(path) for path in sorted(Path(tmp_path, "run", "supervision", "fm").glob("*.parquet"))
     ).column("example_id")
     served = [predictions(str(tmp_path / "run"), name) for name in ("one", "two")]
-    wanted = {i for model in served for w, rows_ in model.items() if w >= 2 for i in rows_.column("example_id").to_pylist()}
+    wanted = {
+        i for model in served for w, rows_ in model.items() if w >= 2 for i in rows_.column("example_id").to_pylist()
+    }
     assert sorted(rows.to_pylist()) == sorted(wanted)
     assert results["supervision"]["fm"]["one"]["hit_rate"] > 0.5
 

@@ -50,11 +50,12 @@ class Supervision:
 
     Attributes:
         probabilities: (B,) by task. Where ``hit`` is false the value is meaningless (and finite).
-        hit: (B,) bool, whether the teacher has supervised the example. A miss is a mask, never a zero.
+        hit: (B,) bool by task, whether the teacher has supervised the example: it had seen the example, and labels of
+            the task before it. A miss is a mask, never a zero.
     """
 
     probabilities: Mapping[str, Tensor]
-    hit: Tensor
+    hit: Mapping[str, Tensor]
 
 
 class TransferConfig(ComponentConfig):
@@ -66,8 +67,11 @@ class TransferConfig(ComponentConfig):
 class TransferStrategy(Component, nn.Module):
     """Adds what a teacher knows to a student's training. Nothing of it is left in the served model.
 
-    A strategy may own parameters (heads, adapters); they are trained with the student. The default tasks are those
-    that student and teacher share.
+    A strategy may own parameters (heads, adapters); they are trained with the student. ``tasks`` are those that
+    student and teacher share.
+
+    Raises:
+        ValueError: they share none.
     """
 
     kind: ClassVar[str] = "transfer_strategy"
@@ -82,6 +86,11 @@ class TransferStrategy(Component, nn.Module):
         nn.Module.__init__(self)
         self.config: TransferConfig = config
         self.tasks = tuple(task for task in student.tasks if task in teacher.tasks)
+        if not self.tasks:
+            raise ValueError(
+                f"{self.name}: the student and its teacher {teacher.name!r} share no task: "
+                f"the student has {', '.join(student.tasks)}, the teacher {', '.join(teacher.tasks)}"
+            )
 
     @abstractmethod
     def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:

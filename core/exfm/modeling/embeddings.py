@@ -129,7 +129,8 @@ class EventTables(nn.Module):
     def forward(self, batch: Batch) -> dict[Lookup, Tensor]:
         """Returns (B, D) for a feature's lookup, (E, D) for a sequence's."""
         values, lengths, counts = self._features(batch)
-        stride = max(sum(group) for group in counts.values())
+        # TorchRec refuses keys without any bag: a batch may hold no event at all.
+        stride = max(1, *(sum(group) for group in counts.values()))
         padded = [torch.nn.functional.pad(length, (0, stride - length.numel())) for length in lengths]
         features = KeyedJaggedTensor(
             keys=list(self.groups), values=torch.cat(values), lengths=torch.cat(padded), stride=stride

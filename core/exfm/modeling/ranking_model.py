@@ -72,6 +72,13 @@ class RankingModel(nn.Module):
         """A head of the serving heads' shape: (B, R) -> logits (B,)."""
         return Head(self.backbone.output_dim, self.head_hidden)
 
+    @torch.no_grad()
+    def start_head(self, task: str, labels_B: Tensor) -> None:
+        """Sets the bias of a task's head to the log odds of its first labels."""
+        last = self.heads[f"task_{task}"][-2]  # type: ignore[index]
+        rate = (labels_B.sum() + 1.0) / (labels_B.numel() + 2.0)
+        last.bias.fill_(torch.logit(rate))
+
     def forward(self, batch: Batch) -> StudentOutput:
         """Predicts a batch that holds the model's own features (``narrow`` makes one)."""
         tokens_BND, sequences = self.featurizer(batch)

@@ -21,7 +21,7 @@ class SupervisionRows:
 
     Attributes:
         example_id: (S,) int64.
-        probabilities: (S,) float32 by task.
+        probabilities: (S,) float32 by task; NaN where the teacher had not seen a label of the task yet.
         watermark_us: (S,) int64: the teacher had trained on examples before this time only.
     """
 
@@ -51,9 +51,15 @@ class SupervisionRows:
 
 @dataclass(frozen=True)
 class Joined:
-    """Supervision aligned with B examples, and how old it is: example time minus watermark, (B,) microseconds."""
+    """Supervision aligned with B examples.
+
+    Attributes:
+        found: (B,) bool, whether the teacher has a row of the example.
+        age_us: (B,) example time minus watermark, 0 where not found.
+    """
 
     supervision: Supervision
+    found: Tensor
     age_us: Tensor
 
 
@@ -70,10 +76,11 @@ class SupervisionIndex:
         if self.sorted_id.numel() == 0:
             missing = torch.zeros_like(example_id)
             empty = {task: torch.zeros(example_id.shape[0]) for task in self.rows.probabilities}
-            return Joined(Supervision(empty, missing.bool()), missing)
+            return Joined(Supervision(empty, {task: missing.bool() for task in empty}), missing.bool(), missing)
         place = torch.searchsorted(self.sorted_id, example_id).clamp(max=self.sorted_id.numel() - 1)
-        hit = self.sorted_id[place] == example_id
+        found = self.sorted_id[place] == example_id
         row = self.order[place]
-        probabilities = {task: values[row] for task, values in self.rows.probabilities.items()}
-        age_us = torch.where(hit, event_time_us - self.rows.watermark_us[row], 0)
-        return Joined(Supervision(probabilities, hit), age_us)
+        picked = {task: values[row] for task, values in self.rows.probabilities.items()}
+        hit = {task: found & ~values.isnan() for task, values in picked.items()}
+        supervision = Supervision({task: values.nan_to_num(0.0) for task, values in picked.items()}, hit)
+        return Joined(supervision, found, torch.where(found, event_time_us - self.rows.watermark_us[row], 0))

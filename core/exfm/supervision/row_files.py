@@ -19,7 +19,7 @@ Column = npt.NDArray[np.generic]
 
 def row_file(folder: Folder, model: str, window: int) -> str:
     """The path of a model's rows of one window."""
-    return f"{folder}/{model}/window-{window:06d}.parquet"
+    return f"{folder}/{model}/window-{window:06d}-{{digest}}.parquet"
 
 
 def predictions_schema(tasks: Sequence[str], oracles: Sequence[str]) -> pa.Schema:
@@ -32,7 +32,11 @@ def predictions_schema(tasks: Sequence[str], oracles: Sequence[str]) -> pa.Schem
 
 
 def supervision_schema(tasks: Sequence[str]) -> pa.Schema:
-    """Columns of a supervision file. The snapshot is the version, -1 for a model that had not published yet."""
+    """Columns of a supervision file.
+
+    A prediction is null where the teacher had not seen a label of the task yet. The snapshot is the version, -1 for a
+    model that had not published yet.
+    """
     fields = {"example_id": pa.int64(), "window": pa.int32(), "event_time": pa.timestamp("us", "UTC")}
     fields |= {f"prediction_{task}": pa.float32() for task in tasks}
     return pa.schema(fields | {"snapshot": pa.int32(), "watermark": pa.timestamp("us", "UTC")})
@@ -45,7 +49,6 @@ class RowWriter:
     """
 
     def __init__(self, workspace: Workspace, path: str, schema: pa.Schema) -> None:
-        self._path = path
         self._stack = ExitStack()
         self._file = self._stack.enter_context(workspace.writing(path))
         self._writer = pq.ParquetWriter(self._file, schema, compression="zstd", compression_level=1)
@@ -53,14 +56,14 @@ class RowWriter:
 
     def append(self, columns: Mapping[str, Column]) -> None:
         """Adds rows: a value per row for every column of the schema."""
-        arrays = [pa.array(columns[field.name]).cast(field.type) for field in self._schema]
+        arrays = [pa.array(columns[field.name], from_pandas=True).cast(field.type) for field in self._schema]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=1 << 20)
 
     def close(self) -> FileRecord:
         """Completes the file."""
         self._writer.close()
         self._stack.close()
-        return self._file.record(self._path)
+        return self._file.record()
 
     def discard(self) -> None:
         """Leaves nothing behind of a file that was not completed."""

@@ -21,11 +21,16 @@ TRAINING_FILE = "training"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A published version. It has trained on examples before ``watermark_us`` and on no others."""
+    """A published version. It has trained on examples before ``watermark_us`` and on no others.
+
+    Attributes:
+        learned: the tasks of which it has seen labels.
+    """
 
     model: str
     version: int
     watermark_us: int
+    learned: tuple[str, ...]
     weights: FileRecord
     training: FileRecord
 
@@ -49,17 +54,22 @@ class SnapshotRegistry:
         folder = _folder(model, window.index)
         watermark = {"watermark_us": str(window.end_us)}
         return {
-            MODEL_FILE: self.workspace.write(f"{folder}/model.safetensors", save(weights, metadata=watermark)),
-            TRAINING_FILE: self.workspace.write(f"{folder}/training.safetensors", save(training)),
+            MODEL_FILE: self.workspace.write(
+                f"{folder}/model-{{digest}}.safetensors", save(weights, metadata=watermark)
+            ),
+            TRAINING_FILE: self.workspace.write(f"{folder}/training-{{digest}}.safetensors", save(training)),
             "snapshot": self.workspace.write_json(
-                f"{folder}/snapshot.json", {"model": model, "version": window.index, "watermark_us": window.end_us}
+                f"{folder}/snapshot-{{digest}}.json",
+                {"model": model, "version": window.index, "watermark_us": window.end_us},
             ),
         }
 
     def get(self, model: str, version: int) -> Snapshot:
         """A published version."""
         commit = self.log.load("train", model, version)
-        return Snapshot(model, version, commit.window.end_us, commit.files[MODEL_FILE], commit.files[TRAINING_FILE])
+        learned = tuple(commit.counters["learned"])
+        weights, training = commit.files[MODEL_FILE], commit.files[TRAINING_FILE]
+        return Snapshot(model, version, commit.window.end_us, learned, weights, training)
 
     def newest(self, model: str, before_us: int, delay: timedelta) -> Snapshot | None:
         """The newest snapshot whose watermark lies at or before ``before_us`` minus the delay, if there is one."""

@@ -30,8 +30,9 @@ class FileRecord:
 class HashingWriter:
     """A binary file that keeps size and digest of what is written to it."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], path: str) -> None:
         self._file = file
+        self._path = path
         self._digest = hashlib.sha256()
         self.size = 0
         self.closed = False
@@ -68,9 +69,10 @@ class HashingWriter:
         """Never."""
         return False
 
-    def record(self, path: str) -> FileRecord:
+    def record(self) -> FileRecord:
         """What was written."""
-        return FileRecord(path, self.size, self._digest.hexdigest())
+        digest = self._digest.hexdigest()
+        return FileRecord(self._path.replace("{digest}", digest[:12]), self.size, digest)
 
 
 class Workspace:
@@ -95,17 +97,22 @@ class Workspace:
 
     @contextmanager
     def writing(self, relative: str) -> Iterator[HashingWriter]:
-        """A file to write; it appears, whole, when the block ends without an exception."""
-        target = self.path(relative)
-        folder, _, name = target.rpartition("/")
+        """A file to write; it appears, whole, when the block ends without an exception.
+
+        ``{digest}`` in its name stands for the first digits of its content's SHA-256: two writers of different
+        content never meet under one name, and writing the same again changes nothing.
+        """
+        folder = self.path(relative).rpartition("/")[0]
         self.fs.makedirs(folder, exist_ok=True)
         with tempfile.NamedTemporaryFile(
-            dir=folder if self._local else None, prefix=f".{name}.", suffix=".tmp", delete=False
+            dir=folder if self._local else None, prefix=".exfm.", suffix=".tmp", delete=False
         ) as file:
             try:
-                yield HashingWriter(file)
+                writer = HashingWriter(file, relative)
+                yield writer
                 file.flush()
                 os.fsync(file.fileno())
+                target = self.path(writer.record().path)
                 if self._local:
                     Path(file.name).replace(target)
                 else:
@@ -117,7 +124,27 @@ class Workspace:
         """Writes a small file whole."""
         with self.writing(relative) as file:
             file.write(data)
-        return file.record(relative)
+        return file.record()
+
+    def create(self, relative: str, data: bytes) -> bool:
+        """Writes a small file unless it exists: of several writers at once exactly one is told True."""
+        target = self.path(relative)
+        self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        if not self._local:
+            try:
+                self.fs.pipe_file(target, data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+        with tempfile.NamedTemporaryFile(dir=target.rpartition("/")[0], prefix=".exfm.", suffix=".tmp") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            try:
+                os.link(file.name, target)
+            except FileExistsError:
+                return False
+        return True
 
     def write_json(self, relative: str, value: Any) -> FileRecord:
         """Writes a JSON file whole; NaN is not JSON and is refused."""

@@ -61,6 +61,8 @@ class Labeller:
         probabilities = {
             task: torch.cat([torch.zeros(0), *(part[task].cpu() for part in predicted)]) for task in self.teacher.tasks
         }
+        for task in probabilities.keys() - (self._snapshot.learned if self._snapshot is not None else ()):
+            probabilities[task] = torch.full_like(probabilities[task], math.nan)
         watermark_us = self._snapshot.watermark_us if self._snapshot is not None else 0
         rows = SupervisionRows(chunk.batch.example_id[index], probabilities, torch.full((index.numel(),), watermark_us))
         self._append(rows, chunk.batch.event_time_us[index].numpy())

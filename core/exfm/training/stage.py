@@ -35,8 +35,8 @@ class TeacherCounters:
 
     def add(self, joined: Joined) -> None:
         """Counts a batch."""
-        self.examples += joined.supervision.hit.numel()
-        self.hits += int(joined.supervision.hit.sum())
+        self.examples += joined.found.numel()
+        self.hits += int(joined.found.sum())
         self.age_us += int(joined.age_us.sum())
 
 
@@ -108,13 +108,15 @@ class Stage:
         snapshot = snapshots.get(self.name, committed[-1])
         self.trainer.load_weights(snapshots.load(snapshot.weights))
         self.trainer.load_training_state(snapshots.load(snapshot.training))
+        self.trainer.learned = set(snapshot.learned)
         self.flops = self.store.log.load("train", self.name, snapshot.version).counters["flops_per_example"]
 
     def consume(self, chunk: Chunk, teachers: Mapping[str, SupervisionIndex]) -> SupervisionRows:
         """Predicts the arm's rows of a chunk and trains on them, batch by batch; returns its supervision of them."""
         start = time.perf_counter()
         learn = StepLabels(self.prompt, transfer=True)
-        probabilities: dict[str, list[Tensor]] = {task: [torch.zeros(0)] for task in self.tasks}
+        predicted: dict[str, list[Tensor]] = {task: [torch.zeros(0)] for task in self.tasks}
+        taught: dict[str, list[Tensor]] = {task: [torch.zeros(0)] for task in self.tasks}
         watermarks = [torch.zeros(0, dtype=torch.int64)]
         index = self._rows(chunk)
         for batch in self._batches(chunk, index):
@@ -125,16 +127,18 @@ class Stage:
                 supervision[name] = joined.supervision
             if self.flops is None:
                 self.flops = self.trainer.flops_per_example(batch)
+            learned = frozenset(self.trainer.learned)
             for task, values in self.trainer.step(batch, supervision, learn).items():
-                probabilities[task].append(values.cpu())
+                predicted[task].append(values.cpu())
+                taught[task].append(values.cpu() if task in learned else torch.full((batch.size,), math.nan))
             self.trainer.observe(batch)
             watermarks.append(torch.full((batch.size,), self._watermark_us))
             self._watermark_us = int(batch.event_time_us[-1])
         seen = chunk.batch.only(frozenset(), torch.zeros(0, dtype=torch.int64)).select(index)
         made = SupervisionRows(
-            seen.example_id, {task: torch.cat(values) for task, values in probabilities.items()}, torch.cat(watermarks)
+            seen.example_id, {task: torch.cat(values) for task, values in taught.items()}, torch.cat(watermarks)
         )
-        self._record(seen, made)
+        self._record(seen, {task: torch.cat(values) for task, values in predicted.items()}, made)
         self.counters.seconds += time.perf_counter() - start
         return made
 
@@ -160,6 +164,7 @@ class Stage:
             "skipped_rows": skipped_rows,
             "flops_per_example": self.flops,
             "parameters": trainer.model.parameter_counts(),
+            "learned": sorted(trainer.learned),
             "teachers": {name: vars(counted) for name, counted in self.counters.teachers.items()},
         }
         log.add("train", self.name, Commit(self._window, counters, files))
@@ -182,19 +187,20 @@ class Stage:
         for part in index.tensor_split(math.ceil(index.numel() / self.trainer.arm.config.batch_size)):
             yield narrowed.select(part)
 
-    def _record(self, seen: Batch, made: SupervisionRows) -> None:
+    def _record(self, seen: Batch, probabilities: Mapping[str, Tensor], made: SupervisionRows) -> None:
         window = np.full(seen.size, self._window.index, np.int32)
         columns = {"example_id": seen.example_id.numpy(), "window": window}
-        predicted = {f"prediction_{task}": values.numpy() for task, values in made.probabilities.items()}
+        predicted = {f"prediction_{task}": values.numpy() for task, values in probabilities.items()}
         labels = {f"label_{task}": seen.labels[task].numpy() for task in self.tasks}
         oracle = {f"oracle_{task}": seen.oracle[task].numpy() for task in self.oracles}
         self._predictions.append({**columns, "group": seen.group.numpy(), **predicted, **labels, **oracle})
         if self._supervision is not None:
             snapshot = np.full(seen.size, self._window.index - 1, np.int32)
             times = {"event_time": seen.event_time_us.numpy(), "watermark": made.watermark_us.numpy()}
-            self._supervision.append({**columns, **predicted, "snapshot": snapshot, **times})
+            taught = {f"prediction_{task}": values.numpy() for task, values in made.probabilities.items()}
+            self._supervision.append({**columns, **taught, "snapshot": snapshot, **times})
         first = self.tasks[0]
-        loss = torch.nn.functional.binary_cross_entropy(made.probabilities[first], seen.labels[first], reduction="sum")
+        loss = torch.nn.functional.binary_cross_entropy(probabilities[first], seen.labels[first], reduction="sum")
         self.counters.examples += seen.size
         self.counters.log_loss += float(loss)
         self.counters.positives += float(seen.labels[first].sum())

@@ -73,6 +73,7 @@ class Trainer:
                 for spec in arm.config.transfer
             ).to(plan.device)
         dense = [*self.model.dense_parameters(), *self.strategies.parameters()]
+        self.learned: set[str] = set()
         self.optimizer = _dense_optimizer(dense, arm.config.optimizer.dense)
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
@@ -83,6 +84,8 @@ class Trainer:
     def step(self, batch: Batch, supervision: Mapping[str, Supervision], learn: StepLabels) -> dict[str, Tensor]:
         """Predicts a batch, then trains on it with the same forward pass.
 
+        A task's first batch with labels sets the bias of its head to their rate, so that the trunk need not move it.
+
         Args:
             batch: holds the model's own features.
             supervision: aligned with the batch, by teacher; a teacher without any is left out.
@@ -92,6 +95,13 @@ class Trainer:
             Probabilities (B,) by task, from before the step.
         """
         output = self.model(batch)
+        predicted = {task: logit.detach().sigmoid() for task, logit in output.logits.items()}
+        new = [task for task in learn.tasks if task not in self.learned]
+        if new:
+            for task in new:
+                self.model.start_head(task, batch.labels[task])
+            self.learned.update(new)
+            output = self.model(batch)
         losses = [
             nn.functional.binary_cross_entropy_with_logits(output.logits[task], batch.labels[task])
             for task in learn.tasks
@@ -106,7 +116,7 @@ class Trainer:
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.plan.after_step(self.model)
-        return {task: logit.detach().sigmoid() for task, logit in output.logits.items()}
+        return predicted
 
     def observe(self, batch: Batch) -> None:
         """Updates what is not learned by gradient, once per example."""

@@ -56,11 +56,6 @@ class AuxiliaryHead(TransferStrategy):
 
     def __init__(self, config: Config, student: StudentShape, teacher: TeacherShape) -> None:
         super().__init__(config, student, teacher)
-        if not self.tasks:
-            raise ValueError(
-                f"auxiliary_head: the student and its teacher {teacher.name!r} share no task: "
-                f"the student has {', '.join(student.tasks)}, the teacher {', '.join(teacher.tasks)}"
-            )
         self._label_scale, self._gradient_scale = config.label_scale, config.gradient_scale
         self._weight = config.weight
         self.heads = nn.ModuleDict({_key(task): student.new_head() for task in self.tasks})
@@ -75,7 +70,7 @@ class AuxiliaryHead(TransferStrategy):
         logit_B = self.heads[_key(task)](trunk_BR)
         target_B = (self._label_scale * supervision.probabilities[task].detach()).clamp(max=1).to(logit_B.dtype)
         loss_B = binary_cross_entropy_with_logits(logit_B, target_B, reduction="none")
-        return torch.where(supervision.hit, loss_B, 0.0).sum() / max(loss_B.shape[0], 1)
+        return torch.where(supervision.hit[task], loss_B, 0.0).sum() / max(loss_B.shape[0], 1)
 
 
 class _ScaleGradient(torch.autograd.Function):

@@ -43,11 +43,6 @@ class Direct(TransferStrategy):
 
     def __init__(self, config: Config, student: StudentShape, teacher: TeacherShape) -> None:
         super().__init__(config, student, teacher)
-        if not self.tasks:
-            raise ValueError(
-                f"direct: the student and its teacher {teacher.name!r} share no task: "
-                f"the student has {', '.join(student.tasks)}, the teacher {', '.join(teacher.tasks)}"
-            )
         self._weight = config.weight
 
     def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
@@ -60,4 +55,4 @@ def _distillation(logit_B: Tensor, supervision: Supervision, task: str) -> Tenso
     """Mean over the batch of bce(logit, teacher's probability); a miss counts 0, and so does an empty batch."""
     target_B = supervision.probabilities[task].detach().to(logit_B.dtype)
     loss_B = binary_cross_entropy_with_logits(logit_B, target_B, reduction="none")
-    return torch.where(supervision.hit, loss_B, 0.0).sum() / max(loss_B.shape[0], 1)
+    return torch.where(supervision.hit[task], loss_B, 0.0).sum() / max(loss_B.shape[0], 1)

@@ -1,0 +1,64 @@
+"""Parquet files with something wrong in them, read as a run reads them: named to the file and row, or left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import exfm
+from exfm.config.experiment import StreamConfig
+from exfm.data.stream import ChunkReader
+from exfm.errors import ConfigError
+from exfm_plugins.parquet.source import Parquet
+
+GOOD = {"example_id": [0, 1, 2, 3], "item": [5, 6, 7, 8], "click": [0, 1, 0, 1]}
+# What stands in the second of three files instead, which row of it is named, and which rows of it are left.
+DEFECTS: dict[str, tuple[dict[str, Any], int, str, list[int]]] = {
+    "missing column": ({"item": None}, 0, r"item: the column is missing", []),
+    "wrong type": ({"item": [0.5] * 4}, 0, r"item: the column must be integers or strings, not double", []),
+    "label": ({"click": [0, 1, 2, 1]}, 2, r"click: a label is 0 or 1; given: 2", [4, 5, 7]),
+    "no label": ({"click": [0, 1, 1, None]}, 3, r"click: a label is 0 or 1; given: None", [4, 5, 6]),
+    "time": ({"event_time": [4, 5, 3, 7]}, 2, r"event_time: time goes backwards", [4, 5, 7]),
+    "no time": ({"event_time": [4, None, 6, 7]}, 1, r"event_time: the value is missing", [4, 6, 7]),
+    "no id": ({"example_id": [4, None, 6, 7]}, 1, r"example_id: the value is missing", [4, 6, 7]),
+    "other types": ({"item": ["a", "b", "c", "d"], "click": [False, True, False, True]}, -1, "", [4, 5, 6, 7]),
+}
+
+
+def write(folder: Path, number: int, changes: dict[str, Any]) -> None:
+    first = 4 * number
+    columns: dict[str, Any] = {name: list(values) for name, values in GOOD.items()}
+    columns |= {"example_id": list(range(first, first + 4)), "event_time": list(range(first, first + 4))} | changes
+    columns = {name: values for name, values in columns.items() if values is not None}
+    columns["event_time"] = pa.array(columns["event_time"], pa.timestamp("us"))
+    pq.write_table(pa.table(columns), folder / f"part-{number}.parquet", row_group_size=3)
+
+
+def reader(folder: Path, on_bad_row: str) -> tuple[ChunkReader, exfm.Window]:
+    features = [{"kind": "categorical", "name": "item", "rows": 100}]
+    given = {"path": str(folder), "features": features, "labels": [{"name": "click"}]}
+    source = Parquet(Parquet.Config.model_validate(given))
+    config = StreamConfig.model_construct(chunk_rows=5, on_bad_row=on_bad_row)  # type: ignore[call-arg]
+    time = source.time_range()
+    return ChunkReader(source, source.schema(), config, {}, exfm.Shard()), exfm.Window(0, time.start_us, time.end_us)
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_in_the_middle(tmp_path: Path, defect: str) -> None:
+    changes, row, reason, left = DEFECTS[defect]
+    for number in range(3):
+        write(tmp_path, number, changes if number == 1 else {})
+    skipping, window = reader(tmp_path, "skip")
+    read = [id for chunk in skipping.read(window) for id in chunk.batch.example_id.tolist()]
+    assert read == [0, 1, 2, 3, *left, 8, 9, 10, 11]
+    assert skipping.skipped == 4 - len(left)
+    strict, window = reader(tmp_path, "error")
+    if row < 0:
+        assert sum(chunk.batch.size for chunk in strict.read(window)) == 12
+    else:
+        with pytest.raises(ConfigError, match=rf"/part-1\.parquet, row {row}: {reason}"):
+            list(strict.read(window))

@@ -1,0 +1,172 @@
+"""The single plan: one device, fused tables, optimizer state that can be put back, and equal bits every time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from checks import check_offers
+from torch import Tensor, nn
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+
+import exfm
+import exfm_plugins.single
+from exfm_plugins.single.plan import Single
+
+ROWS = {"user": 30, "item": 50}
+OPTIMIZERS = ["adagrad", "rowwise_adagrad", "sgd"]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Two threads, so that an order of sums that depends on them would show."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+class Two(nn.Module):
+    """Two collections, as a model has that reads sequences, and a dense layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (
+            EmbeddingBagCollection(
+                device=torch.device("meta"),
+                tables=[EmbeddingBagConfig(name=name, embedding_dim=8, num_embeddings=rows, feature_names=[name])],
+            )
+            for name, rows in ROWS.items()
+        )
+        self.top = nn.Linear(16, 1)
+
+    def forward(self, features: KeyedJaggedTensor) -> Tensor:
+        parts = [self.first(features).values(), self.second(features).values()]
+        logit: Tensor = self.top(torch.cat(parts, dim=1))
+        return logit.squeeze(1)
+
+
+def optimizer(name: str, **fields: Any) -> exfm.TableOptimizer:
+    return exfm.TableOptimizer.model_validate({"name": name, **fields})
+
+
+def placed(name: str, seed: int = 0, **fields: Any) -> tuple[Single, Two]:
+    torch.manual_seed(seed)
+    plan = Single(Single.Config(device="cpu"))
+    model = plan.apply(Two(), optimizer(name, **fields))
+    assert isinstance(model, Two)
+    return plan, model
+
+
+def bags(seed: int, size: int = 256) -> KeyedJaggedTensor:
+    """Bags of up to five ids: nearly every row occurs often."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(6, (2 * size,), generator=generator)
+    counts = lengths.view(2, size).sum(dim=1).tolist()
+    values = [torch.randint(rows, (n,), generator=generator) for rows, n in zip(ROWS.values(), counts, strict=True)]
+    return KeyedJaggedTensor(keys=list(ROWS), values=torch.cat(values), lengths=lengths.to(torch.int32))
+
+
+def train(plan: Single, model: Two, seeds: range) -> list[float]:
+    losses = []
+    for seed in seeds:
+        loss = (model(bags(seed)) - 1).square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        plan.after_step(model)
+        losses.append(loss.item())
+    return losses
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_equal_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
+
+
+def test_it_is_offered_and_the_default() -> None:
+    check_offers(exfm_plugins.single, Single)
+    assert Single.is_default
+
+
+def test_one_process_reads_all_rows() -> None:
+    plan = Single(Single.Config(device="cpu"))
+    assert plan.shard == exfm.Shard(0, 1)
+    assert plan.device == torch.device("cpu")
+
+
+def test_tables_get_memory_on_the_device() -> None:
+    plan, model = placed("adagrad")
+    assert {value.device for value in model.state_dict().values()} == {plan.device}
+    assert {name for name in model.state_dict() if "embedding_bags" in name} == {
+        "first.embedding_bags.user.weight",
+        "second.embedding_bags.item.weight",
+    }
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_two_runs_are_equal_bit_by_bit(name: str) -> None:
+    results = []
+    for _ in range(2):
+        plan, model = placed(name)
+        losses = train(plan, model, range(50))
+        results.append((losses, state(model), {key: value.clone() for key, value in plan.table_state(model).items()}))
+    assert results[0][0] == results[1][0]
+    assert results[0][0][-1] < results[0][0][0]
+    assert_equal_bits(results[0][1], results[1][1])
+    assert_equal_bits(results[0][2], results[1][2])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_put_back_it_goes_on_as_if_nothing_had_happened(name: str) -> None:
+    plan, model = placed(name)
+    train(plan, model, range(10))
+    weights = state(model)
+    accumulators = {key: value.clone() for key, value in plan.table_state(model).items()}
+    expected = train(plan, model, range(10, 20))
+    other_plan, other = placed(name, seed=1)
+    other.load_state_dict(weights)
+    other_plan.load_table_state(other, accumulators)
+    assert_equal_bits(other_plan.table_state(other), accumulators)
+    assert train(other_plan, other, range(10, 20)) == expected
+    assert_equal_bits(state(other), state(model))
+    if name != "sgd":
+        fresh_plan, fresh = placed(name)
+        fresh.load_state_dict(weights)
+        assert train(fresh_plan, fresh, range(10, 20)) != expected, "the accumulators matter"
+
+
+@pytest.mark.parametrize(("name", "width"), [("adagrad", 8), ("rowwise_adagrad", 1), ("sgd", 0)])
+def test_the_state_is_what_the_optimizer_needs(name: str, width: int) -> None:
+    plan, model = placed(name)
+    sizes = {key: value.numel() for key, value in plan.table_state(model).items()}
+    assert sum(sizes.values()) == width * sum(ROWS.values())
+    assert all(key.startswith(("first.", "second.")) for key in sizes)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_learning_rate_and_eps_take_effect(name: str) -> None:
+    """One bag of one id, whose gradient is known."""
+    features = KeyedJaggedTensor(keys=list(ROWS), values=torch.tensor([3, 4]), lengths=torch.ones(2, dtype=torch.int32))
+    _, model = placed(name, lr=0.25, eps=0.5)
+    before = state(model)
+    model(features).sum().backward()
+    gradients = dict(
+        zip(("first.embedding_bags.user", "second.embedding_bags.item"), model.top.weight[0].split(8), strict=True)
+    )
+    for (key, gradient), row in zip(gradients.items(), (3, 4), strict=True):
+        square = gradient.square().mean() if name == "rowwise_adagrad" else gradient.square()
+        scale = 1.0 if name == "sgd" else 1 / (square.sqrt() + 0.5)
+        expected = before[f"{key}.weight"].clone()
+        expected[row] -= 0.25 * scale * gradient.detach()
+        torch.testing.assert_close(model.state_dict()[f"{key}.weight"], expected.detach())
+
+
+def test_auto_takes_a_gpu_when_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert Single(Single.Config()).device == torch.device(device)
