@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pyarrow as pa
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -82,13 +81,3 @@ def test_to_the_same_device_is_the_same_batch() -> None:
     types = {"event_time": pa.timestamp("us"), "example_id": pa.int64(), "price": pa.float32(), "click": pa.int8()}
     batch = decode(Table(schema, types, [rows]).batch(), schema)
     assert batch.to(torch.device("cpu")) is batch
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@settled
-@given(table=tables(), data=st.data())
-def test_a_device_picks_the_same_rows(table: Table, data: st.DataObject) -> None:
-    index = torch.tensor(data.draw(st.lists(st.integers(0, len(table.rows) - 1), min_size=1, max_size=9)))
-    whole = decode(table.batch(), table.schema)
-    there = whole.to(torch.device("cuda")).select(index.cuda()).to(torch.device("cpu"))
-    assert_equal(there, whole.select(index))

@@ -180,19 +180,25 @@ def test_an_abandoned_reader_stops_and_closes_its_source() -> None:
 
 def test_the_source_is_read_a_few_chunks_ahead_only() -> None:
     made: list[weakref.ref[Any]] = []
+    limit, passed = 5, threading.Event()
 
     def endless() -> Iterator[pa.RecordBatch]:
         for first in range(0, 10**9, 4):
             batch = rows(first, 4)
             made.append(weakref.ref(batch))
+            if len(made) > limit:
+                passed.set()
             yield batch
             del batch
 
     read = reader(endless).read(WINDOW)
-    for consumed in range(1, 30):
+    next(read)
+    # One chunk in the caller's hands, two in the queue, one waiting to enter it.
+    assert not passed.wait(timeout=0.3)
+    limit = 10**9
+    for _ in range(30):
         next(read)
-        # One chunk in the caller's hands, two in the queue, one waiting to enter it, one batch begun.
-        assert len(made) <= consumed + 5
-    gc.collect()
-    assert sum(batch() is not None for batch in made) <= 8
     read.close()  # type: ignore[attr-defined]
+    gc.collect()
+    assert len(made) >= 31
+    assert sum(batch() is not None for batch in made) <= 8

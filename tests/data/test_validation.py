@@ -181,6 +181,16 @@ def test_time_goes_on_from_batch_to_batch() -> None:
         one.check(batch())
 
 
+def test_a_row_that_is_bad_for_another_reason_does_not_move_the_clock() -> None:
+    times = [10, 2**50, 11]
+    skipping = checker(skip=True)
+    assert skipping.check(batch(GOOD | {"event_time": times, "click": [0, 7, 0]})).column("example_id").to_pylist() == [
+        1,
+        3,
+    ]
+    assert (skipping.skipped, skipping.newest_us) == (1, 11)
+
+
 def test_times_no_calendar_holds_are_still_named() -> None:
     with pytest.raises(ConfigError, match="time goes backwards"):
         checker().check(broken("event_time", 1, 2**62, 3))

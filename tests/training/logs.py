@@ -107,10 +107,22 @@ def load(folder: Path, config: dict[str, Any], *overrides: str) -> exfm.Experime
     return exfm.load_experiment(str(path), overrides)
 
 
+def rows_by_window(run_dir: str, folder: str, model: str) -> dict[int, pa.Table]:
+    """A model's predictions or supervision by window: exactly one file each."""
+    files = sorted(Path(run_dir, folder, model).glob("*.parquet"))
+    found = {int(file.stem.split("-")[1]): pq.read_table(file) for file in files}
+    assert len(found) == len(files)
+    return found
+
+
 def predictions(run_dir: str, model: str) -> dict[int, pa.Table]:
     """A model's predictions by window."""
-    files = sorted(Path(run_dir, "predictions", model).glob("*.parquet"))
-    return {int(file.stem.removeprefix("window-")): pq.read_table(file) for file in files}
+    return rows_by_window(run_dir, "predictions", model)
+
+
+def supervision(run_dir: str, teacher: str) -> dict[int, pa.Table]:
+    """A teacher's supervision by window."""
+    return rows_by_window(run_dir, "supervision", teacher)
 
 
 def timeless(results: dict[str, Any]) -> dict[str, Any]:

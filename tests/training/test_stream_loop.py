@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import exfm
 from exfm.supervision.commits import CommitLog
 from exfm.training.loop import Progress
 
-from .logs import DAY_US, START_US, experiment_dict, load, make_log, predictions, timeless, write_log
+from .logs import DAY_US, START_US, experiment_dict, load, make_log, predictions, supervision, timeless, write_log
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +66,14 @@ def test_a_control_starts_from_its_models_weights(undisturbed: tuple[dict[str, A
 
 def test_supervision_is_the_fms_own_forward(undisturbed: tuple[dict[str, Any], str]) -> None:
     results, run_dir = undisturbed
+    written = supervision(run_dir, "fm")
     for window, rows in predictions(run_dir, "fm").items():
-        supervision = pq.read_table(Path(run_dir, "supervision", "fm", f"window-{window:06d}.parquet"))
-        assert supervision.column("example_id") == rows.column("example_id")
-        assert supervision.column("prediction_click") == rows.column("prediction_click")
-        age = supervision.column("event_time").to_numpy() - supervision.column("watermark").to_numpy()
+        assert written[window].column("example_id") == rows.column("example_id")
+        taught, predicted = (table.column("prediction_click").to_pylist() for table in (written[window], rows))
+        unlearned = 64 if window == 0 else 0  # the first batch: the model has not seen a label yet
+        assert taught[unlearned:] == predicted[unlearned:]
+        assert taught[: unlearned - 10] == [None] * (unlearned - 10) if unlearned else None not in taught
+        age = written[window].column("event_time").to_numpy() - written[window].column("watermark").to_numpy()
         assert (age >= np.timedelta64(0)).all()
     assert results["supervision"]["fm"]["vm"]["hit_rate"] == 1.0
 
@@ -187,15 +191,38 @@ def test_batches_do_not_depend_on_how_files_are_cut(undisturbed: tuple[dict[str,
     assert timeless(exfm.run(load(tmp_path, config))) == timeless(undisturbed[0])
 
 
-def test_a_corrupt_snapshot_is_named(log: str, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    config = experiment_dict(log, str(run_dir))
-    exfm.run(load(tmp_path, config))
-    newest = sorted((run_dir / "snapshots" / "vm").iterdir())[-1]
-    (run_dir / "commits" / "train" / "vm" / f"{newest.name}.json").unlink()
-    previous = sorted((run_dir / "snapshots" / "vm").iterdir())[-2] / "model.safetensors"
-    previous.write_bytes(previous.read_bytes()[:-8] + bytes(8))
-    with pytest.raises(exfm.RunError, match=r"snapshots/vm/0+4/model\.safetensors: corrupt"):
+def stopped_in_window_5(config: dict[str, Any], folder: Path) -> Path:
+    """The run_dir of a run whose last committed window is 4."""
+
+    def stop(progress: Progress) -> None:
+        if progress.window.index == 5:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        exfm.run(load(folder, config), stop)
+    return Path(config["run_dir"])
+
+
+def test_a_corrupt_snapshot_is_named_and_the_one_before_it_is_taken(
+    log: str, undisturbed: tuple[dict[str, Any], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = experiment_dict(log, str(tmp_path / "run"))
+    run_dir = stopped_in_window_5(config, tmp_path)
+    corrupt = next((run_dir / "snapshots" / "vm" / "000004").glob("model-*"))
+    whole = corrupt.read_bytes()
+    corrupt.write_bytes(whole[:-8] + bytes(8))
+    results = exfm.run(load(tmp_path, config))
+    assert re.search(r"snapshots/vm/000004/model-\w+\.safetensors: corrupt", caplog.text)
+    assert timeless(results) == timeless(undisturbed[0])
+    assert corrupt.read_bytes() == whole  # window 4 was done again
+
+
+def test_when_no_snapshot_can_be_read_the_first_one_is_named(log: str, tmp_path: Path) -> None:
+    config = experiment_dict(log, str(tmp_path / "run"))
+    run_dir = stopped_in_window_5(config, tmp_path)
+    for file in (run_dir / "snapshots" / "vm").rglob("training-*"):
+        file.write_bytes(b"")
+    with pytest.raises(exfm.RunError, match=r"snapshots/vm/000004/training-\w+\.safetensors: corrupt"):
         exfm.run(load(tmp_path, config))
 
 

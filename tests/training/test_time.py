@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 import exfm
 
-from .logs import DAY_US, START_US, experiment_dict, load, make_log, predictions, write_log
+from .logs import DAY_US, START_US, experiment_dict, load, make_log, predictions, supervision, write_log
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +57,7 @@ def test_late_labels_are_learned(log: str, tmp_path: Path) -> None:
 
 def test_delayed_supervision_comes_from_a_snapshot_that_is_old_enough(log: str, tmp_path: Path) -> None:
     results, run_dir = run(log, tmp_path, supervision={"delay": "1d"})
-    for window in range(6):
-        rows = pq.read_table(Path(run_dir, "supervision", "fm", f"window-{window:06d}.parquet"))
+    for window, rows in supervision(run_dir, "fm").items():
         if window < 2:
             assert rows.num_rows == 0
             continue
@@ -91,9 +89,7 @@ def test_the_labeller_labels_each_example_of_its_students_once(log: str, tmp_pat
         "two": {**vm, "where": {"user": {"bucket": [1, 2], "of": 4}}},
     }
     results = exfm.run(load(tmp_path, config))
-    rows = pa.concat_tables(
-        pq.read_table(path) for path in sorted(Path(tmp_path, "run", "supervision", "fm").glob("*.parquet"))
-    ).column("example_id")
+    rows = pa.concat_tables(supervision(str(tmp_path / "run"), "fm").values()).column("example_id")
     served = [predictions(str(tmp_path / "run"), name) for name in ("one", "two")]
     wanted = {
         i for model in served for w, rows_ in model.items() if w >= 2 for i in rows_.column("example_id").to_pylist()

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from exfm.evaluation.grouped import GroupedRows, stream_gauc
 from exfm.evaluation.intervals import PairedLosses, match, transfer_ratio
 from exfm.evaluation.metrics import AucHistogram, Moments, auc, log_losses
@@ -73,13 +75,9 @@ def _first_scored_us(reader: PredictionReader, view: ExperimentView) -> int:
     }
     widest = max(counts.values(), key=lambda windows: sum(examples for _, examples in windows), default=[])
     total = sum(examples for _, examples in widest)
-    before = 0
-    start_us = 0
-    for start_us, examples in widest:
-        if before >= view.skip * total:
-            break
-        before += examples
-    return start_us
+    before = np.cumsum([0, *(examples for _, examples in widest)])
+    scored = [start_us for (start_us, _), rows in zip(widest, before, strict=False) if rows >= view.skip * total]
+    return scored[0] if scored else (widest[-1][0] if widest else 0)
 
 
 @dataclass

@@ -30,10 +30,18 @@ class StudentShape:
 
 @dataclass(frozen=True)
 class TeacherShape:
-    """What is known of the teacher: its name and the tasks it writes probabilities for."""
+    """What is known of the teacher when a strategy is built.
+
+    Attributes:
+        name: as the experiment calls it.
+        tasks: those it gives probabilities for.
+        embedding_dim: width E of the embeddings it gives; None where it gives none. A strategy that needs them raises
+            ValueError then.
+    """
 
     name: str
     tasks: tuple[str, ...]
+    embedding_dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,16 +60,19 @@ class Supervision:
         probabilities: (B,) by task. Where ``hit`` is false the value is meaningless (and finite).
         hit: (B,) bool by task, whether the teacher has supervised the example: it had seen the example, and labels of
             the task before it. A miss is a mask, never a zero.
+        embedding: (B, E) float32, the teacher's representation as it is stored; zeros where no task is hit. None where
+            the teacher gives none.
     """
 
     probabilities: Mapping[str, Tensor]
     hit: Mapping[str, Tensor]
+    embedding: Tensor | None = None
 
 
 class TransferConfig(ComponentConfig):
     """Base of a transfer strategy's Config: every transfer has a teacher."""
 
-    teacher: str = Field(description="The model, by its name under `models`, whose supervision is learned from.")
+    teacher: str = Field(description="Whose supervision is learned from: a name under `models` or `teachers`.")
 
 
 class TransferStrategy(Component, nn.Module):
@@ -71,7 +82,7 @@ class TransferStrategy(Component, nn.Module):
     student and teacher share.
 
     Raises:
-        ValueError: they share none.
+        ValueError: they share none, or the teacher lacks what the strategy needs.
     """
 
     kind: ClassVar[str] = "transfer_strategy"

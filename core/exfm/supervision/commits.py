@@ -1,15 +1,18 @@
 """The commit log: one small manifest decides that a stage has done a window.
 
-A stage first writes its files under names that depend on model and window alone, then the manifest that lists them
-with their checksums. A crash before the manifest leaves files that the repeated window overwrites with equal ones.
+A stage first writes its files under names that depend on model, window and content, then creates the manifest that
+lists them with their checksums, which only one of several writers can. A crash before the manifest leaves files that
+the repeated window writes again, equal.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.supervision.workspace import FileRecord, Workspace
 
@@ -22,7 +25,7 @@ class Commit:
 
     Attributes:
         counters: what results.json sums up, such as examples seen and seconds spent.
-        files: the files that belong to it, by role.
+        files: the files that belong to it, by role; none of a window without rows.
     """
 
     window: Window
@@ -55,16 +58,30 @@ class CommitLog:
         """Every manifest of a stage, in order of windows."""
         return [self.load(stage, model, window) for window in self.windows(stage, model)]
 
-    def add(self, stage: Stage, model: str, commit: Commit) -> None:
-        """Commits: the files named must have been written before."""
-        self.workspace.write_json(
-            _path(stage, model, commit.window.index),
-            {
-                "window": asdict(commit.window),
-                "counters": dict(commit.counters),
-                "files": {role: asdict(record) for role, record in commit.files.items()},
-            },
-        )
+    def add(self, stage: Stage, model: str, commit: Commit) -> bool:
+        """Commits: the files named must have been written before.
+
+        Returns:
+            False where the window had been committed already, with the same files: by this stage before a crash, or
+            by another job at the same time.
+
+        Raises:
+            RunError: it had been committed with other files. They stand; this commit does not.
+        """
+        manifest = {
+            "window": asdict(commit.window),
+            "counters": dict(commit.counters),
+            "files": {role: asdict(record) for role, record in commit.files.items()},
+        }
+        path = _path(stage, model, commit.window.index)
+        if self.workspace.create(path, (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode()):
+            return True
+        if self.load(stage, model, commit.window.index).files != dict(commit.files):
+            raise RunError(
+                f"{self.workspace.url}: window {commit.window} of {model!r} was committed by another job, with other "
+                f"content; that commit stands and this job stops ({stage})"
+            )
+        return False
 
 
 def _path(stage: Stage, model: str, window: int) -> str:

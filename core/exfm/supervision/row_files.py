@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from exfm.supervision.embeddings import EmbeddingShape
+from exfm.supervision.joiner import SupervisionRows
 from exfm.supervision.workspace import FileRecord, Workspace
 
 Folder = Literal["predictions", "supervision"]
@@ -31,15 +33,48 @@ def predictions_schema(tasks: Sequence[str], oracles: Sequence[str]) -> pa.Schem
     return pa.schema(fields)
 
 
-def supervision_schema(tasks: Sequence[str]) -> pa.Schema:
-    """Columns of a supervision file.
+def supervision_schema(
+    tasks: Sequence[str], teacher: str | None = None, embedding: EmbeddingShape | None = None
+) -> pa.Schema:
+    """Columns of a supervision file; its metadata name the teacher and what kind of value each task has.
 
     A prediction is null where the teacher had not seen a label of the task yet. The snapshot is the version, -1 for a
     model that had not published yet.
     """
     fields = {"example_id": pa.int64(), "window": pa.int32(), "event_time": pa.timestamp("us", "UTC")}
     fields |= {f"prediction_{task}": pa.float32() for task in tasks}
-    return pa.schema(fields | {"snapshot": pa.int32(), "watermark": pa.timestamp("us", "UTC")})
+    fields |= {"snapshot": pa.int32(), "watermark": pa.timestamp("us", "UTC")}
+    if embedding is not None:
+        number = pa.float16() if embedding.format == "float16" else pa.int8()
+        # Entries that may be null cost a level each, and time.
+        fields["embedding"] = pa.list_(pa.field("item", number, nullable=False), embedding.dim)
+        if embedding.format == "int8":
+            fields["embedding_scale"] = pa.float32()
+    kinds = {f"exfm.kind.{task}": "probability" for task in tasks}
+    return pa.schema(fields, metadata=kinds if teacher is None else {"exfm.teacher": teacher, **kinds})
+
+
+def supervision_columns(
+    rows: SupervisionRows, event_time_us: Column, window: int, snapshot: int
+) -> dict[str, Column | pa.Array]:
+    """A supervision file's columns for some rows."""
+    count = rows.example_id.numel()
+    columns: dict[str, Column | pa.Array] = {
+        "example_id": rows.example_id.numpy(),
+        "window": np.full(count, window, np.int32),
+        "event_time": event_time_us,
+        **{f"prediction_{task}": values.numpy() for task, values in rows.probabilities.items()},
+        "snapshot": np.full(count, snapshot, np.int32),
+        "watermark": rows.watermark_us.numpy(),
+    }
+    if rows.embedding is not None:
+        values_SE, scale_S = rows.embedding.values_SE, rows.embedding.scale_S
+        numbers = pa.array(values_SE.contiguous().view(-1).numpy())
+        item = pa.field("item", numbers.type, nullable=False)
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(numbers, type=pa.list_(item, values_SE.shape[1]))
+        if scale_S is not None:
+            columns["embedding_scale"] = scale_S.numpy()
+    return columns
 
 
 class RowWriter:
@@ -54,9 +89,9 @@ class RowWriter:
         self._writer = pq.ParquetWriter(self._file, schema, compression="zstd", compression_level=1)
         self._schema = schema
 
-    def append(self, columns: Mapping[str, Column]) -> None:
+    def append(self, columns: Mapping[str, Column | pa.Array]) -> None:
         """Adds rows: a value per row for every column of the schema."""
-        arrays = [pa.array(columns[field.name], from_pandas=True).cast(field.type) for field in self._schema]
+        arrays = [_array(columns[field.name], field.type) for field in self._schema]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=1 << 20)
 
     def close(self) -> FileRecord:
@@ -71,6 +106,11 @@ class RowWriter:
         error = InterruptedError("discarded")
         with suppress(InterruptedError):
             self._stack.__exit__(type(error), error, None)
+
+
+def _array(column: Column | pa.Array, kind: pa.DataType) -> pa.Array:
+    """A column of the type; a number that is NaN is null."""
+    return column if isinstance(column, pa.Array) else pa.array(column, from_pandas=True).cast(kind)
 
 
 def read_rows(workspace: Workspace, record: FileRecord) -> pa.Table:

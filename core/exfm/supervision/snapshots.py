@@ -5,8 +5,8 @@ A snapshot is part of its window's commit, so there is no moment at which a read
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 
 from safetensors.torch import load, save
 from torch import Tensor
@@ -71,14 +71,14 @@ class SnapshotRegistry:
         weights, training = commit.files[MODEL_FILE], commit.files[TRAINING_FILE]
         return Snapshot(model, version, commit.window.end_us, learned, weights, training)
 
-    def newest(self, model: str, before_us: int, delay: timedelta) -> Snapshot | None:
-        """The newest snapshot whose watermark lies at or before ``before_us`` minus the delay, if there is one."""
-        limit = before_us - int(delay.total_seconds() * 1e6)
+    def newest_first(self, model: str, before_us: int) -> Iterator[Snapshot]:
+        """The snapshots whose watermark lies at or before a time, the newest first; retired ones are left out."""
+        kept = {int(name) for name in self.workspace.names(f"snapshots/{model}")}
         for version in reversed(self.log.windows("train", model)):
-            snapshot = self.get(model, version)
-            if snapshot.watermark_us <= limit:
-                return snapshot
-        return None
+            if version in kept:
+                snapshot = self.get(model, version)
+                if snapshot.watermark_us <= before_us:
+                    yield snapshot
 
     def load(self, record: FileRecord) -> dict[str, Tensor]:
         """The tensors of one of a snapshot's files.
@@ -89,13 +89,17 @@ class SnapshotRegistry:
         tensors: dict[str, Tensor] = load(self.workspace.read_checked(record))
         return tensors
 
-    def retire(self, model: str, window: Window, delay: timedelta) -> None:
-        """Removes the snapshots that no later window can ask for, given the delay; the newest two always stay."""
-        needed = self.newest(model, window.end_us, delay)
-        oldest = min(needed.version if needed else 0, window.index - 1)
-        for name in self.workspace.names(f"snapshots/{model}"):
-            if int(name) < oldest:
-                self.workspace.remove(f"snapshots/{model}/{name}")
+    def retire(self, model: str, needed_us: int) -> None:
+        """Removes the snapshots that nobody can ask for any more; the newest two always stay.
+
+        Args:
+            needed_us: the earliest time for which a snapshot may still be wanted.
+        """
+        kept = [int(name) for name in self.workspace.names(f"snapshots/{model}")]
+        needed = next((snapshot.version for snapshot in self.newest_first(model, needed_us)), -1)
+        for version in kept[:-2]:
+            if version < needed:
+                self.workspace.remove(_folder(model, version))
 
 
 def _folder(model: str, version: int) -> str:

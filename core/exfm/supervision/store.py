@@ -32,8 +32,8 @@ class Store:
         return SupervisionRows.from_table(read_rows(self.workspace, commit.files["rows"])).index()
 
     def windows(self, model: str) -> Sequence[Window]:
-        """The windows a model has committed, in order."""
-        return [commit.window for commit in self.log.commits("train", model)]
+        """The windows with rows that a model has committed, in order."""
+        return [commit.window for commit in self.log.commits("train", model) if commit.files]
 
     def examples(self, model: str, window: Window) -> int:
         """How many examples a model has predicted in a committed window."""

@@ -1,7 +1,8 @@
-"""Labels examples with an earlier published snapshot: forward only, once per example however many students read it."""
+"""Labels examples with earlier published snapshots: forward only, once per example however many students read it."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 
@@ -10,6 +11,7 @@ import torch
 
 from exfm.config.checks import Arm
 from exfm.data.stream import Chunk
+from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.supervision.commits import Commit
 from exfm.supervision.joiner import SupervisionRows
@@ -17,6 +19,8 @@ from exfm.supervision.row_files import RowWriter, row_file, supervision_schema
 from exfm.supervision.snapshots import Snapshot
 from exfm.supervision.store import Store
 from exfm.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 class Labeller:
@@ -30,49 +34,82 @@ class Labeller:
     def __init__(self, trainer: Trainer, store: Store, students: tuple[str, ...]) -> None:
         self.trainer = trainer
         self.teacher: Arm = trainer.arm
+        self.name = trainer.arm.name
         self.store = store
         self.students = students
-        self.seconds = 0.0
-        self._loaded: int | None = None
+        self.delay_us = int(trainer.arm.config.supervision.delay.total_seconds() * 1e6)
+        self._loaded: Snapshot | None = None
+        self._corrupt: set[int] = set()
 
     def begin(self, window: Window) -> None:
-        """Takes the newest snapshot whose watermark lies a delay before the window, and opens the window's file."""
-        delay = self.teacher.config.supervision.delay
-        self._snapshot: Snapshot | None = self.store.snapshots.newest(self.teacher.name, window.start_us, delay)
-        if self._snapshot is not None and self._snapshot.version != self._loaded:
-            self.trainer.load_weights(self.store.snapshots.load(self._snapshot.weights))
-            self._loaded = self._snapshot.version
+        """Opens the window's file and finds the snapshots that its examples may be labelled with."""
         self._window = window
         self._examples = 0
+        self._seconds = 0.0
+        self._snapshots: list[Snapshot] = []
+        for snapshot in self.store.snapshots.newest_first(self.name, window.end_us - self.delay_us):
+            self._snapshots.append(snapshot)
+            if snapshot.watermark_us <= window.start_us - self.delay_us and snapshot.version not in self._corrupt:
+                break
         self._rows = RowWriter(
             self.store.workspace,
-            row_file("supervision", self.teacher.name, window.index),
+            row_file("supervision", self.name, window.index),
             supervision_schema(self.teacher.tasks),
         )
 
     def label(self, chunk: Chunk) -> SupervisionRows:
-        """Supervises the union of the students' rows of a chunk; nothing before there is a snapshot."""
+        """Supervises the union of the students' rows of a chunk; nothing before there is a snapshot.
+
+        The snapshot is chosen anew for every chunk, by the time of its first row.
+        """
         start = time.perf_counter()
-        index = self._union(chunk)
-        batch = self.trainer.model.narrow(chunk.batch)
-        size = self.teacher.config.batch_size
-        parts = index.tensor_split(max(math.ceil(index.numel() / size), 1)) if index.numel() else ()
-        predicted = [self.trainer.predict(batch.select(part)) for part in parts]
-        probabilities = {
-            task: torch.cat([torch.zeros(0), *(part[task].cpu() for part in predicted)]) for task in self.teacher.tasks
-        }
-        for task in probabilities.keys() - (self._snapshot.learned if self._snapshot is not None else ()):
+        snapshot = self._snapshot_for(int(chunk.batch.event_time_us[0]))
+        index = self._union(chunk) if snapshot is not None else torch.zeros(0, dtype=torch.int64)
+        probabilities = self._predict(chunk, index)
+        for task in probabilities.keys() - (snapshot.learned if snapshot is not None else ()):
             probabilities[task] = torch.full_like(probabilities[task], math.nan)
-        watermark_us = self._snapshot.watermark_us if self._snapshot is not None else 0
+        watermark_us = snapshot.watermark_us if snapshot is not None else 0
         rows = SupervisionRows(chunk.batch.example_id[index], probabilities, torch.full((index.numel(),), watermark_us))
-        self._append(rows, chunk.batch.event_time_us[index].numpy())
-        self.seconds += time.perf_counter() - start
+        self._append(rows, chunk.batch.event_time_us[index].numpy(), snapshot.version if snapshot is not None else -1)
+        self._seconds += time.perf_counter() - start
         return rows
 
-    def commit(self) -> None:
-        """Makes the window's supervision visible."""
-        counted = {"examples": self._examples}
-        self.store.log.add("supervise", self.teacher.name, Commit(self._window, counted, {"rows": self._rows.close()}))
+    def _snapshot_for(self, time_us: int) -> Snapshot | None:
+        """The newest readable snapshot whose watermark lies a delay before a time, loaded."""
+        for snapshot in self._snapshots:
+            if snapshot.watermark_us > time_us - self.delay_us or snapshot.version in self._corrupt:
+                continue
+            if snapshot == self._loaded:
+                return snapshot
+            try:
+                self.trainer.load_weights(self.store.snapshots.load(snapshot.weights))
+            except RunError as error:
+                logger.warning("%s; labelling with the snapshot before it", error)
+                self._corrupt.add(snapshot.version)
+                self._snapshots += self._older(snapshot)
+                continue
+            self._loaded = snapshot
+            return snapshot
+        return None
+
+    def _older(self, snapshot: Snapshot) -> list[Snapshot]:
+        older = next(self.store.snapshots.newest_first(self.name, snapshot.watermark_us - 1), None)
+        return [] if older is None or older in self._snapshots else [older]
+
+    def _predict(self, chunk: Chunk, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        parts: dict[str, list[torch.Tensor]] = {task: [torch.zeros(0)] for task in self.teacher.tasks}
+        if index.numel():
+            batch = self.trainer.model.narrow(chunk.batch)
+            for part in index.tensor_split(math.ceil(index.numel() / self.teacher.config.batch_size)):
+                for task, values in self.trainer.predict(batch.select(part)).items():
+                    parts[task].append(values.cpu())
+        return {task: torch.cat(values) for task, values in parts.items()}
+
+    def commit(self, rows: int) -> None:
+        """Makes the window's supervision visible; of a window without rows only the manifest is kept."""
+        counters = {"examples": self._examples, "seconds": self._seconds}
+        files = {"rows": self._rows.close()} if rows else {}
+        self.store.log.add("supervise", self.name, Commit(self._window, counters, files))
 
     def close(self) -> None:
         """Discards what was written of the window and not committed."""
@@ -80,15 +117,14 @@ class Labeller:
 
     def _union(self, chunk: Chunk) -> torch.Tensor:
         wanted = torch.zeros(chunk.batch.size, dtype=torch.bool)
-        for student in self.students if self._snapshot is not None else ():
+        for student in self.students:
             picked = chunk.rows[student]
             wanted[slice(None) if picked is None else picked] = True
         return wanted.nonzero().squeeze(1)
 
-    def _append(self, rows: SupervisionRows, event_time_us: np.ndarray) -> None:
+    def _append(self, rows: SupervisionRows, event_time_us: np.ndarray, version: int) -> None:
         count = rows.example_id.numel()
         self._examples += count
-        version = self._snapshot.version if self._snapshot is not None else -1
         self._rows.append(
             {
                 "example_id": rows.example_id.numpy(),

@@ -7,10 +7,11 @@ snapshot), each student joins that supervision, predicts, and then trains. At th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.data.stream import Chunk, ChunkReader, windows_of
 from exfm.interfaces.data_source import TimeRange, Window
@@ -70,59 +71,114 @@ class Clock:
 
 
 class StreamLoop:
-    """Runs an experiment's stages over the windows that are not committed yet.
+    """Runs stages of an experiment over the windows that they have not committed yet.
 
     Args:
         store: the run's folder.
         plan: how models are placed.
         on_progress: called after every chunk.
+        train: the arms to train; all by default.
+        label: the teachers to label for, of those with a delay; all by default.
+
+    Attributes:
+        waiting_for: why ``advance`` stopped before the end of the stream; empty where it did not.
     """
 
     def __init__(
-        self, experiment: Experiment, store: Store, plan: ParallelPlan, on_progress: Callable[[Progress], None]
+        self,
+        experiment: Experiment,
+        store: Store,
+        plan: ParallelPlan,
+        on_progress: Callable[[Progress], None],
+        train: Collection[str] | None = None,
+        label: Collection[str] | None = None,
     ) -> None:
         self.experiment = experiment
         self.store = store
         self.on_progress = on_progress
         self.clock = Clock()
         self.late = _late_tasks(experiment)
-        arms = experiment.arms
-        tasks = {arm.name: arm.tasks for arm in arms}
-        seed, schema = experiment.config.seed, experiment.schema
-        taught = {teacher for arm in arms for teacher in arm.teachers}
-        delayed = {arm.name for arm in arms if arm.name in taught and arm.config.supervision.delay > NOW}
+        self.waiting_for = ""
+        arms, schema = experiment.arms, experiment.schema
         prompt = tuple(label.name for label in schema.labels if label.delay == NOW)
+        students = {arm.name: tuple(s.name for s in arms if arm.name in s.teachers) for arm in arms}
         self.stages = [
-            Stage(Trainer(arm, schema, tasks, plan, seed), store, schema, prompt, arm.name in taught - delayed)
+            Stage(self._trainer(arm, plan), store, schema, prompt, bool(students[arm.name]))
             for arm in arms
+            if train is None or arm.name in train
         ]
         self.labellers = [
-            Labeller(
-                Trainer(arm, schema, tasks, plan, seed),
-                store,
-                tuple(student.name for student in arms if arm.name in student.teachers),
-            )
+            Labeller(self._trainer(arm, plan), store, students[arm.name])
             for arm in arms
-            if arm.name in delayed
+            if students[arm.name] and arm.config.supervision.delay > NOW and (label is None or arm.name in label)
         ]
+        self._done: dict[str, set[int]] = {}
         where = {arm.name: arm.config.where for arm in arms}
         self.reader = ChunkReader(experiment.source, schema, experiment.config.stream, where, plan.shard)
 
-    def run(self) -> None:
-        """Does every window that some stage has not committed."""
-        span = self.experiment.source.time_range()
-        length = self.experiment.config.stream.window
-        count = sum(1 for _ in windows_of(span, length))
-        done = {stage.name: set(self.store.log.windows("train", stage.name)) for stage in self.stages}
-        for window in windows_of(span, length):
-            stages = [stage for stage in self.stages if window.index not in done[stage.name]]
-            if stages:
-                self._window(window, stages, span, count)
+    def _trainer(self, arm: Arm, plan: ParallelPlan) -> Trainer:
+        tasks = {other.name: other.tasks for other in self.experiment.arms}
+        return Trainer(arm, self.experiment.schema, tasks, plan, self.experiment.config.seed)
 
-    def _window(self, window: Window, stages: list[Stage], span: TimeRange, count: int) -> None:
-        teachers = self._committed_supervision(window, stages)
-        needed = {teacher for stage in stages for teacher in stage.trainer.arm.teachers}
-        labellers = [one for one in self.labellers if one.teacher.name in needed - teachers.keys()]
+    def advance(self, complete_windows_only: bool = False) -> int:
+        """Does the windows in order until one lacks its teachers' supervision or snapshots; returns how many.
+
+        Args:
+            complete_windows_only: leave out a last window that more rows may still come for.
+        """
+        span = self.experiment.source.time_range()
+        windows = list(windows_of(span, self.experiment.config.stream.window))
+        complete = [window for window in windows if window.end_us <= span.end_us or not complete_windows_only]
+        self._resume({window.index for window in complete})
+        labelled = {one.name: set(self.store.log.windows("supervise", one.name)) for one in self.labellers}
+        count = 0
+        self.waiting_for = ""
+        for window in complete:
+            stages = [stage for stage in self.stages if window.index not in self._done[stage.name]]
+            labellers = [one for one in self.labellers if window.index not in labelled[one.name]]
+            if not stages and not labellers:
+                continue
+            self.waiting_for = self._missing(window, windows, stages, labellers)
+            if self.waiting_for:
+                break
+            self._window(window, stages, labellers, span, len(windows))
+            for stage in stages:
+                self._done[stage.name].add(window.index)
+            count += 1
+        return count
+
+    def _resume(self, windows: set[int]) -> None:
+        """The first time a stage has windows to do, brings its model to its last committed state."""
+        for stage in self.stages:
+            if stage.name not in self._done:
+                done = set(self.store.log.windows("train", stage.name))
+                if windows - done:
+                    version = stage.resume()
+                    later = {index for index in done if index > version}
+                    done -= {index for index in later if self.store.log.load("train", stage.name, index).files}
+                    self._done[stage.name] = done
+                elif windows:
+                    self._done[stage.name] = done
+
+    def _missing(self, window: Window, windows: list[Window], stages: list[Stage], labellers: list[Labeller]) -> str:
+        """What a window needs that is not there yet, in words; nothing where it can be done."""
+        log = self.store.log
+        made_here = {stage.name for stage in stages if stage.supervises} | {one.name for one in labellers}
+        for stage in stages:
+            for teacher in stage.trainer.arm.teachers:
+                if teacher not in made_here and not log.has("supervise", teacher, window.index):
+                    return f"the supervision of {teacher!r} for window {window}"
+        for labeller in labellers:
+            limit_us = window.end_us - labeller.delay_us
+            wanted = [earlier for earlier in windows if earlier.end_us <= limit_us and earlier.index < window.index]
+            if wanted and not log.has("train", labeller.name, wanted[-1].index):
+                return f"the snapshot of {labeller.name!r} after window {wanted[-1]}"
+        return ""
+
+    def _window(
+        self, window: Window, stages: list[Stage], labellers: list[Labeller], span: TimeRange, count: int
+    ) -> None:
+        teachers = self._committed_supervision(window, stages, labellers)
         begun: list[Stage | Labeller] = []
         try:
             for labeller in labellers:
@@ -139,29 +195,27 @@ class StreamLoop:
                     Progress(window, count, chunk.batch.size, {stage.name: stage.counters.ne for stage in stages})
                 )
             skipped = self.reader.skipped
-            rows += skipped + self._late_labels(window, stages, span)
-            if rows:  # an empty window leaves no trace: the next one follows on the one before
-                self._commit(labellers, stages, skipped)
+            rows += self._late_labels(window, stages, span)
+            start = time.perf_counter()
+            for labeller in labellers:
+                labeller.commit(rows)
+            for stage in stages:
+                stage.commit(rows, skipped)
+            self.clock.commit += time.perf_counter() - start
         finally:
             for part in begun:
                 part.close()
 
-    def _commit(self, labellers: list[Labeller], stages: list[Stage], skipped: int) -> None:
-        start = time.perf_counter()
-        for labeller in labellers:
-            labeller.commit()
-        for stage in stages:
-            stage.commit(skipped)
-        self.clock.commit += time.perf_counter() - start
-
-    def _committed_supervision(self, window: Window, stages: list[Stage]) -> dict[str, SupervisionIndex]:
-        """What was supervised before an interruption: by teachers that have done this window already."""
-        running = {stage.name for stage in stages if stage.supervises}
-        needed = {teacher for stage in stages for teacher in stage.trainer.arm.teachers} - running
+    def _committed_supervision(
+        self, window: Window, stages: list[Stage], labellers: list[Labeller]
+    ) -> dict[str, SupervisionIndex]:
+        """What other jobs, or this one before an interruption, have supervised of the window."""
+        made_here = {stage.name for stage in stages if stage.supervises} | {one.name for one in labellers}
+        needed = {teacher for stage in stages for teacher in stage.trainer.arm.teachers} - made_here
         return {
             teacher: self.store.supervision(teacher, window)
             for teacher in needed
-            if self.store.log.has("supervise", teacher, window.index)
+            if self.store.log.load("supervise", teacher, window.index).files
         }
 
     def _chunk(
@@ -169,7 +223,7 @@ class StreamLoop:
     ) -> None:
         start = time.perf_counter()
         for labeller in labellers:
-            teachers[labeller.teacher.name] = labeller.label(chunk).index()
+            teachers[labeller.name] = labeller.label(chunk).index()
         labelled = time.perf_counter()
         for stage in stages:
             made = stage.consume(chunk, teachers)

@@ -39,7 +39,8 @@ def run(experiment: Experiment, on_progress: Callable[[Progress], None] = lambda
     config_yaml = open_run(experiment, store)
     plan = experiment.config.parallel.build()
     loop = StreamLoop(experiment, store, plan, on_progress)
-    loop.run()
+    loop.advance()
+    assert not loop.waiting_for, loop.waiting_for
     return finish(experiment, store, loop.clock, config_yaml)
 
 

@@ -5,10 +5,13 @@ Legend: B examples.
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from exfm.data.batch import Batch
 from exfm.data.stream import Chunk
+from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.schema import FeatureSchema
 from exfm.supervision.commits import Commit
@@ -23,6 +27,8 @@ from exfm.supervision.joiner import Joined, SupervisionIndex, SupervisionRows
 from exfm.supervision.row_files import RowWriter, predictions_schema, row_file, supervision_schema
 from exfm.supervision.store import Store
 from exfm.training.trainer import StepLabels, Trainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -68,11 +74,12 @@ class Stage:
         store: where windows are committed.
         schema: the stream's schema.
         prompt: tasks whose labels are known together with the example.
-        supervises: whether its forward pass is kept as supervision.
+        teaches: whether other models learn from it. Without a delay, its forward pass is kept as supervision; with
+            one, a labeller asks for its snapshots.
     """
 
     def __init__(
-        self, trainer: Trainer, store: Store, schema: FeatureSchema, prompt: tuple[str, ...], supervises: bool
+        self, trainer: Trainer, store: Store, schema: FeatureSchema, prompt: tuple[str, ...], teaches: bool
     ) -> None:
         self.trainer = trainer
         self.name = trainer.arm.name
@@ -80,15 +87,14 @@ class Stage:
         self.store = store
         self.oracles = tuple(label.name for label in schema.labels if label.oracle and label.name in self.tasks)
         self.prompt = tuple(task for task in self.tasks if task in prompt)
-        self.supervises = supervises
+        delayed = trainer.arm.config.supervision.delay > timedelta(0)
+        self.supervises = teaches and not delayed
+        self.labelled_later = teaches and delayed
         self.flops: float | None = None
         self.counters = WindowCounters()
-        self._continues = False
 
     def begin(self, window: Window) -> None:
-        """Opens a window's files; the first time, brings the model to the state after the last committed window."""
-        if not self._continues:
-            self._resume()
+        """Opens a window's files."""
         self.counters = WindowCounters()
         self._window = window
         self._watermark_us = window.start_us
@@ -99,17 +105,31 @@ class Stage:
             supervision = row_file("supervision", self.name, window.index)
             self._supervision = RowWriter(self.store.workspace, supervision, supervision_schema(self.tasks))
 
-    def _resume(self) -> None:
-        self._continues = True
-        committed = self.store.log.windows("train", self.name)
-        if not committed:
-            return
-        snapshots = self.store.snapshots
-        snapshot = snapshots.get(self.name, committed[-1])
-        self.trainer.load_weights(snapshots.load(snapshot.weights))
-        self.trainer.load_training_state(snapshots.load(snapshot.training))
-        self.trainer.learned = set(snapshot.learned)
-        self.flops = self.store.log.load("train", self.name, snapshot.version).counters["flops_per_example"]
+    def resume(self) -> int:
+        """Brings the model to the newest committed state that can be read; returns its window, -1 for none.
+
+        A corrupt snapshot is named and the one before it is taken: the windows since are done again.
+
+        Raises:
+            RunError: there are snapshots and none can be read.
+        """
+        failure: RunError | None = None
+        for snapshot in self.store.snapshots.newest_first(self.name, sys.maxsize):
+            try:
+                weights = self.store.snapshots.load(snapshot.weights)
+                training = self.store.snapshots.load(snapshot.training)
+            except RunError as error:
+                logger.warning("%s; going back to the snapshot before it", error)
+                failure = failure or error
+                continue
+            self.trainer.load_weights(weights)
+            self.trainer.load_training_state(training)
+            self.trainer.learned = set(snapshot.learned)
+            self.flops = self.store.log.load("train", self.name, snapshot.version).counters["flops_per_example"]
+            return snapshot.version
+        if failure is not None:
+            raise failure
+        return -1
 
     def consume(self, chunk: Chunk, teachers: Mapping[str, SupervisionIndex]) -> SupervisionRows:
         """Predicts the arm's rows of a chunk and trains on them, batch by batch; returns its supervision of them."""
@@ -150,14 +170,20 @@ class Stage:
             self.trainer.step(batch, {}, learn)
         self.counters.seconds += time.perf_counter() - start
 
-    def commit(self, skipped_rows: int) -> None:
-        """Makes the window's supervision visible, then its predictions and the new snapshot."""
+    def commit(self, rows: int, skipped_rows: int) -> None:
+        """Makes the window's supervision visible, then its predictions and the new snapshot.
+
+        Args:
+            rows: how many rows of the stream were read; of a window without any only the manifest is kept.
+        """
         trainer, log = self.trainer, self.store.log
         if self._supervision is not None:
-            counted = {"examples": self.counters.examples}
-            log.add("supervise", self.name, Commit(self._window, counted, {"rows": self._supervision.close()}))
-        files = {"rows": self._predictions.close()}
-        files |= self.store.snapshots.write(self.name, self._window, trainer.weights(), trainer.training_state())
+            files = {"rows": self._supervision.close()} if rows else {}
+            log.add("supervise", self.name, Commit(self._window, self._supervision_counters(), files))
+        files = {}
+        if rows:
+            files = {"rows": self._predictions.close()}
+            files |= self.store.snapshots.write(self.name, self._window, trainer.weights(), trainer.training_state())
         counters = {
             "examples": self.counters.examples,
             "seconds": self.counters.seconds,
@@ -167,8 +193,22 @@ class Stage:
             "learned": sorted(trainer.learned),
             "teachers": {name: vars(counted) for name, counted in self.counters.teachers.items()},
         }
-        log.add("train", self.name, Commit(self._window, counters, files))
-        self.store.snapshots.retire(self.name, self._window, trainer.arm.config.supervision.delay)
+        if not log.add("train", self.name, Commit(self._window, counters, files)):
+            logger.warning("window %s of %r: another job had committed it, with equal content", self._window, self.name)
+        self.store.snapshots.retire(self.name, self._needed_us())
+
+    def _supervision_counters(self) -> dict[str, float]:
+        return {"examples": self.counters.examples, "seconds": 0.0}
+
+    def _needed_us(self) -> int:
+        """The earliest time for which a labeller, which may lag behind, can still want a snapshot."""
+        if not self.labelled_later:
+            return self._window.end_us
+        labelled = self.store.log.windows("supervise", self.name)
+        if not labelled:
+            return 0
+        behind_us = self.store.log.load("supervise", self.name, labelled[-1]).window.end_us
+        return behind_us - int(self.trainer.arm.config.supervision.delay.total_seconds() * 1e6)
 
     def close(self) -> None:
         """Discards what was written of the window and not committed."""

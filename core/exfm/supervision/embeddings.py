@@ -1,0 +1,71 @@
+"""A teacher's representation in the form that is stored: float16, or int8 with a scale per row.
+
+Legend: S rows, E width of the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+EmbeddingFormat = Literal["none", "float16", "int8"]
+
+
+@dataclass(frozen=True)
+class EmbeddingShape:
+    """How a teacher stores its embeddings: the format (not ``none``) and the width E."""
+
+    format: EmbeddingFormat
+    dim: int
+
+
+@dataclass(frozen=True)
+class CompactEmbedding:
+    """Embeddings of S rows. What a student learns from is decoded from this, in the teacher's process and out of it.
+
+    Attributes:
+        values_SE: float16, or int8.
+        scale_S: float32: what an int8 of one stands for; None for float16.
+    """
+
+    values_SE: Tensor
+    scale_S: Tensor | None
+
+    @classmethod
+    def empty(cls, shape: EmbeddingShape) -> CompactEmbedding:
+        """No rows."""
+        return cls.of(torch.zeros(0, shape.dim), shape.format)
+
+    @classmethod
+    def of(cls, embedding_SE: Tensor, form: EmbeddingFormat) -> CompactEmbedding:
+        """Rounds embeddings to the format: float16 clipped to its range, int8 symmetric, the row's largest at 127.
+
+        A row that is not finite stays so when it is decoded.
+        """
+        assert form != "none"
+        values_SE = embedding_SE.detach().float().cpu()
+        if form == "float16":
+            limit = torch.finfo(torch.float16).max
+            return cls(values_SE.clamp(-limit, limit).half(), None)
+        scale_S = values_SE.abs().amax(dim=1) / 127
+        steps_SE = values_SE / scale_S.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
+        return cls(steps_SE.nan_to_num(0.0).round().clamp(-127, 127).to(torch.int8), scale_S)
+
+    @classmethod
+    def cat(cls, parts: Sequence[CompactEmbedding]) -> CompactEmbedding:
+        """The rows of parts of one shape, at least one."""
+        scales = [part.scale_S for part in parts if part.scale_S is not None]
+        return cls(torch.cat([part.values_SE for part in parts]), torch.cat(scales) if scales else None)
+
+    def take(self, rows: Tensor | slice) -> CompactEmbedding:
+        """Some rows."""
+        return CompactEmbedding(self.values_SE[rows], None if self.scale_S is None else self.scale_S[rows])
+
+    def decode(self) -> Tensor:
+        """The embeddings (S, E), float32."""
+        values_SE = self.values_SE.float()
+        return values_SE if self.scale_S is None else values_SE * self.scale_S.unsqueeze(1)
