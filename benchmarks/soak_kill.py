@@ -22,7 +22,7 @@ KILLS = 10
 
 
 def command(run_dir: Path, seed: int) -> list[str]:
-    overrides = [f"run_dir={run_dir}", f"seed={seed}", "stream.source.rows_per_day=4000", "stream.window=6h"]
+    overrides = [f"run_dir={run_dir}", f"seed={seed}", "stream.source.days=28", "stream.window=1d"]
     return [sys.executable, "-m", "exfm", "run", str(EXPERIMENT), *overrides]
 
 
@@ -47,7 +47,7 @@ def one_round(folder: Path, seed: int) -> bool:
             command(folder / "killed", seed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            process.wait(timeout=moments.uniform(0.2, whole_s * 0.6))
+            process.wait(timeout=moments.uniform(0.2, whole_s * 0.3))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()

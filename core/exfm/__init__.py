@@ -14,7 +14,6 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from exfm.config.component_field import ComponentField as ComponentField
     from exfm.config.component_field import ComponentSpec as ComponentSpec
-    from exfm.config.duration import Duration as Duration
     from exfm.config.loading import Experiment as Experiment
     from exfm.config.loading import load_experiment as load_experiment
     from exfm.errors import ConfigError as ConfigError
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from exfm.interfaces.data_source import TimeRange as TimeRange
     from exfm.interfaces.data_source import Window as Window
     from exfm.interfaces.data_source import slice_rows as slice_rows
+    from exfm.interfaces.duration import Duration as Duration
     from exfm.interfaces.jagged import JaggedSequence as JaggedSequence
     from exfm.interfaces.parallel_plan import ParallelPlan as ParallelPlan
     from exfm.interfaces.parallel_plan import TableOptimizer as TableOptimizer
@@ -64,7 +64,7 @@ _HOME = {
     "ConfigError": "exfm.errors",
     "DataSource": "exfm.interfaces.data_source",
     "DenseFeature": "exfm.interfaces.schema",
-    "Duration": "exfm.config.duration",
+    "Duration": "exfm.interfaces.duration",
     "EncoderInputs": "exfm.interfaces.sequence_encoder",
     "Experiment": "exfm.config.loading",
     "Feature": "exfm.interfaces.schema",

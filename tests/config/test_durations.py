@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 import exfm
-from exfm.config.duration import format_duration, parse_duration
+from exfm.interfaces.duration import format_duration, parse_duration
 
 durations = st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=40_000))
 

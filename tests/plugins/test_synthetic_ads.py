@@ -158,7 +158,7 @@ def test_rows_hold_what_the_schema_says() -> None:
 
 
 def test_the_config_says_delay_and_domains() -> None:
-    of = source(**SMALL, surfaces=2, conversion_delay="PT6H", start="2025-03-01")
+    of = source(**SMALL, surfaces=2, conversion_delay="6h", start="2025-03-01")
     click, conversion = of.schema().labels
     assert click.delay.total_seconds() == 0 and conversion.delay.total_seconds() == 6 * 3600
     assert set(numbers(read(of, 0, DAYS), "surface")) == {0, 1}
@@ -282,7 +282,7 @@ def test_with_sequence_signal_alone_the_history_decides() -> None:
 
 
 def test_new_ads_replace_old_ones() -> None:
-    of = source(**{**SMALL, "days": 30}, ad_lifetime="P2D")
+    of = source(**{**SMALL, "days": 30}, ad_lifetime="2d")
     first, last = (read(of, day * DAY_US, (day + 1) * DAY_US) for day in (0, 29))
     assert not set(numbers(first, "ad_id")) & set(numbers(last, "ad_id"))
     assert set(numbers(first, "ad_id") % 50) == set(numbers(last, "ad_id") % 50)

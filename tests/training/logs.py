@@ -55,7 +55,7 @@ def write_log(folder: Path, table: pa.Table) -> str:
 
 def experiment_dict(path: str, run_dir: str, *, labels: Sequence[str] = ("click",)) -> dict[str, Any]:
     """An FM with everything, a VM with two features and its control; ``buy`` is known two days late."""
-    delays = {"buy": {"delay": "P2D"}}
+    delays = {"buy": {"delay": "2d"}}
     return {
         "name": "test",
         "run_dir": run_dir,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -17,6 +18,8 @@ from exfm.errors import ConfigError, RunError
 
 _COMMANDS = {
     "run": "The whole experiment, resuming what is already committed.",
+    "train": "One model's training, as a job of its own.",
+    "supervise": "One teacher's labelling, as a job of its own.",
     "validate": "Check experiment files without running them.",
     "report": "Write the HTML report again from results.json.",
     "plugins": "Every plugin: distribution, version, components, status.",
@@ -76,6 +79,7 @@ def main() -> None:
     # torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # torchrec 1.8 warns about torch 2.13's own deprecations while it is imported; a user can do nothing about them.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     debug = "--debug" in sys.argv

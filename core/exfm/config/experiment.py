@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from exfm.config.component_field import ComponentField, ComponentSpec
-from exfm.config.duration import Duration, parse_duration
+from exfm.interfaces.duration import Duration, parse_duration
 from exfm.interfaces.parallel_plan import TableOptimizer
 
 BackboneSpec = Annotated[ComponentSpec, ComponentField("backbone")]

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from exfm.interfaces.duration import Duration
+
 _NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
@@ -95,7 +97,7 @@ Feature = Annotated[
 class Label(_Part):
     """A binary outcome, 0 or 1."""
 
-    delay: timedelta = Field(timedelta(0), description="How long after the event its value is known.")
+    delay: Duration = Field(timedelta(0), description="How long after the event its value is known.")
     oracle: str = Field("", description="Column of the true probability, where the stream is simulated.")
 
 

@@ -42,9 +42,15 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         "models": models,
         "gains": figures["gains"],
         "supervision": supervision,
+        "labelling": {teacher: _labelling(store, teacher) for teacher in supervision},
         "data": {"skipped_rows": skipped},
         "time": time,
     }
+
+
+def _labelling(store: Store, teacher: str) -> dict[str, int]:
+    """How many examples a teacher computed supervision for, each once however many students read it."""
+    return {"examples": sum(commit.counters["examples"] for commit in store.log.commits("supervise", teacher))}
 
 
 def _coverage(parts: list[dict[str, int]]) -> dict[str, float | int | None]:

@@ -41,16 +41,34 @@ class CommitLog:
 
     def has(self, stage: Stage, model: str, window: int) -> bool:
         """Whether the window is done."""
-        return self.workspace.exists(_path(stage, model, window))
+        return self._read(stage, model, window) is not None
 
     def windows(self, stage: Stage, model: str) -> list[int]:
         """Indices of the windows that are done, in order."""
         names = self.workspace.names(f"commits/{stage}/{model}")
-        return [int(name.removesuffix(".json")) for name in names if name.endswith(".json")]
+        windows = [int(name.removesuffix(".json")) for name in names if name.endswith(".json")]
+        # commits come in order: only the newest can be one whose writer died while a store took half of it
+        if windows and self._read(stage, model, windows[-1]) is None:
+            windows.pop()
+        return windows
 
     def load(self, stage: Stage, model: str, window: int) -> Commit:
-        """The manifest of a window that is done."""
-        raw = self.workspace.read_json(_path(stage, model, window))
+        """The manifest of a window that is done.
+
+        Raises:
+            RunError: it is not done.
+        """
+        commit = self._read(stage, model, window)
+        if commit is None:
+            raise RunError(f"{self.workspace.url}/{_path(stage, model, window)}: no such commit, or a damaged one")
+        return commit
+
+    def _read(self, stage: Stage, model: str, window: int) -> Commit | None:
+        """The manifest, or None where there is none, or half of one: half a JSON object is no JSON."""
+        try:
+            raw = json.loads(self.workspace.read(_path(stage, model, window)))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
         files = {role: FileRecord(**record) for role, record in raw["files"].items()}
         return Commit(Window(**raw["window"]), raw["counters"], files)
 
@@ -74,9 +92,14 @@ class CommitLog:
             "files": {role: asdict(record) for role, record in commit.files.items()},
         }
         path = _path(stage, model, commit.window.index)
-        if self.workspace.create(path, (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode()):
+        data = (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode()
+        if self.workspace.create(path, data):
             return True
-        if self.load(stage, model, commit.window.index).files != dict(commit.files):
+        standing = self._read(stage, model, commit.window.index)
+        if standing is None:
+            self.workspace.write(path, data)
+            return True
+        if standing.files != dict(commit.files):
             raise RunError(
                 f"{self.workspace.url}: window {commit.window} of {model!r} was committed by another job, with other "
                 f"content; that commit stands and this job stops ({stage})"

@@ -66,6 +66,6 @@ class CompactEmbedding:
         return CompactEmbedding(self.values_SE[rows], None if self.scale_S is None else self.scale_S[rows])
 
     def decode(self) -> Tensor:
-        """The embeddings (S, E), float32."""
+        """The embeddings (S, E), float32, in memory of their own."""
         values_SE = self.values_SE.float()
-        return values_SE if self.scale_S is None else values_SE * self.scale_S.unsqueeze(1)
+        return values_SE if self.scale_S is None else values_SE.mul_(self.scale_S.unsqueeze(1))

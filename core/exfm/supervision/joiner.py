@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -57,23 +58,20 @@ class SupervisionRows:
     embedding: CompactEmbedding | None = None
 
     @classmethod
-    def from_table(cls, rows: pa.Table) -> SupervisionRows:
-        """The rows of a supervision file."""
+    def from_arrow(cls, rows: pa.RecordBatch) -> SupervisionRows:
+        """The rows of a supervision file; they share its memory where nothing is missing."""
         prefix = "prediction_"
+        names = rows.schema.names
         embedding = None
-        if "embedding" in rows.column_names:
-            lists = rows.column("embedding").combine_chunks()
+        if "embedding" in names:
+            lists = rows.column("embedding")
             values_SE = _tensor(lists.flatten()).view(len(lists), lists.type.list_size)
-            scaled = "embedding_scale" in rows.column_names
-            embedding = CompactEmbedding(values_SE, _tensor(rows.column("embedding_scale")) if scaled else None)
+            scale_S = _tensor(rows.column("embedding_scale")) if "embedding_scale" in names else None
+            embedding = CompactEmbedding(values_SE, scale_S)
         return cls(
             _tensor(rows.column("example_id")),
-            {
-                name.removeprefix(prefix): _tensor(rows.column(name))
-                for name in rows.column_names
-                if name.startswith(prefix)
-            },
-            _tensor(rows.column("watermark").cast(pa.int64())),
+            {name.removeprefix(prefix): _tensor(rows.column(name)) for name in names if name.startswith(prefix)},
+            _tensor(rows.column("watermark").view(pa.int64())),
             embedding,
         )
 
@@ -101,68 +99,77 @@ class SupervisionRows:
         )
 
     def index(self) -> SupervisionIndex:
-        """Ready to be joined. Of several rows of one example the first counts."""
-        ids = self.example_id.numpy()
-        if bool((ids[1:] > ids[:-1]).all()):
-            return SupervisionIndex(self, self.example_id, None)
-        order = np.argsort(ids)  # several times faster than a stable sort, which only repeated ids need
-        ordered = ids[order]
-        if bool((ordered[1:] == ordered[:-1]).any()):
-            order = np.argsort(ids, kind="stable")
-        return SupervisionIndex(self, torch.from_numpy(ids[order]), torch.from_numpy(order))
+        """Ready to be joined."""
+        return SupervisionIndex(self)
 
 
-@dataclass(frozen=True)
 class SupervisionIndex:
-    """Supervised rows, sorted by example id.
+    """Rows of different examples, to be looked up by example id."""
 
-    Attributes:
-        order: (S,) the row behind each sorted id; None where the rows are sorted themselves.
-    """
-
-    rows: SupervisionRows
-    sorted_id: Tensor
-    order: Tensor | None
+    def __init__(self, rows: SupervisionRows) -> None:
+        self.rows = rows
 
     def join(self, example_id: Tensor, event_time_us: Tensor) -> Joined:
         """The supervision of the given examples (B,); those without any are misses."""
-        row, found = locate(self.sorted_id, example_id)
-        if self.order is not None:
-            row = self.order[row]
-        supervision = align(self.rows.probabilities, self.rows.embedding, row, found)
-        return Joined(supervision, found, event_time_us[found] - self.rows.watermark_us[row][found])
+        if torch.equal(example_id, self.rows.example_id):  # the student sees all that the teacher has seen
+            found = torch.ones_like(example_id, dtype=torch.bool)
+            supervision = align(self.rows.probabilities, self.rows.embedding, found)
+            return Joined(supervision, found, event_time_us - self.rows.watermark_us)
+        if not self.rows.example_id.numel():
+            return _miss(self.rows, example_id.shape[0])
+        row, found = lookup(*self._sorted, example_id)
+        picked = {task: values[row] for task, values in self.rows.probabilities.items()}
+        embedding = None if self.rows.embedding is None else self.rows.embedding.take(row)
+        age_us = event_time_us[found] - self.rows.watermark_us[row[found]]
+        return Joined(align(picked, embedding, found), found, age_us)
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        """Sorted ids, and the row of each."""
+        order = np.argsort(self.rows.example_id.numpy())  # several times faster than torch's
+        return self.rows.example_id[order], torch.from_numpy(order)
 
 
-def locate(sorted_id: Tensor, example_id: Tensor) -> tuple[Tensor, Tensor]:
-    """Places (B,) of ids among sorted ones (S,), and whether each is there; a place without one is meaningless.
+def lookup(sorted_id: Tensor, row: Tensor, example_id: Tensor) -> tuple[Tensor, Tensor]:
+    """The row of each example (B,), and whether it has one; what it is without one has no meaning.
 
-    Without any sorted id there are no places at all.
+    Args:
+        sorted_id: (S,) int64, at least one.
+        row: (S,) the row behind each sorted id.
     """
-    if sorted_id.numel() == 0:
-        return torch.zeros(0, dtype=torch.int64), torch.zeros_like(example_id, dtype=torch.bool)
-    place = torch.searchsorted(sorted_id, example_id).clamp_(max=sorted_id.numel() - 1)
-    return place, sorted_id[place] == example_id
+    order = np.argsort(example_id.numpy())  # neighbouring ids are looked for in neighbouring places, which are in cache
+    wanted = example_id.numpy()[order]
+    places = np.minimum(np.searchsorted(sorted_id.numpy(), wanted), sorted_id.numel() - 1)
+    place_B = np.empty_like(places)
+    place_B[order] = places
+    place = torch.from_numpy(place_B)
+    return row[place], sorted_id[place] == example_id
 
 
-def align(
-    probabilities: Mapping[str, Tensor], embedding: CompactEmbedding | None, row: Tensor, found: Tensor
-) -> Supervision:
-    """Supervision of B examples from the rows (S,) found for them."""
-    size = found.shape[0]
-    if row.shape[0] < size:
-        nothing = {task: torch.zeros(size) for task in probabilities}
-        zeros_BE = None if embedding is None else torch.zeros(size, embedding.values_SE.shape[1])
-        return Supervision(nothing, dict.fromkeys(nothing, found), zeros_BE)
-    picked = {task: values[row] for task, values in probabilities.items()}
-    hit = {task: found & ~values.isnan() for task, values in picked.items()}
-    known = {task: values.nan_to_num(0.0) for task, values in picked.items()}
+def align(probabilities: Mapping[str, Tensor], embedding: CompactEmbedding | None, found: Tensor) -> Supervision:
+    """Supervision of B examples from a row for each (B,), of which those not ``found`` have no meaning."""
+    hit = {task: found & ~values.isnan() for task, values in probabilities.items()}
+    known = {task: values.nan_to_num(0.0) for task, values in probabilities.items()}
     if embedding is None:
         return Supervision(known, hit)
     learned_B = torch.stack(list(hit.values())).any(dim=0)
-    decoded_BE = embedding.take(row).decode()
-    return Supervision(known, hit, torch.where(learned_B.unsqueeze(1), decoded_BE, 0.0))
+    decoded_BE = embedding.decode()
+    if not learned_B.all():
+        decoded_BE.masked_fill_(~learned_B.unsqueeze(1), 0.0)
+    return Supervision(known, hit, decoded_BE)
 
 
-def _tensor(column: pa.ChunkedArray | pa.Array) -> Tensor:
+def _miss(rows: SupervisionRows, size: int) -> Joined:
+    """What examples get for which there are no rows at all."""
+    found_B = torch.zeros(size, dtype=torch.bool)
+    nothing = {task: torch.zeros(size) for task in rows.probabilities}
+    embedding_BE = None if rows.embedding is None else torch.zeros(size, rows.embedding.values_SE.shape[1])
+    supervision = Supervision(nothing, dict.fromkeys(nothing, found_B), embedding_BE)
+    return Joined(supervision, found_B, torch.zeros(0, dtype=torch.int64))
+
+
+def _tensor(column: pa.Array) -> Tensor:
     """A column's values; a missing number is NaN."""
-    return torch.from_numpy(np.array(column.to_numpy(zero_copy_only=False)))
+    if column.null_count:
+        return torch.from_numpy(np.array(column.to_numpy(zero_copy_only=False)))
+    return torch.from_dlpack(column)

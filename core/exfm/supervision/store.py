@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from exfm.interfaces.data_source import Window
 from exfm.supervision.commits import CommitLog
-from exfm.supervision.joiner import SupervisionIndex, SupervisionRows
 from exfm.supervision.row_files import read_rows
 from exfm.supervision.snapshots import SnapshotRegistry
+from exfm.supervision.streaming import SupervisionStream
 from exfm.supervision.workspace import Workspace
 
 
@@ -26,10 +26,10 @@ class Store:
         self.log = CommitLog(self.workspace)
         self.snapshots = SnapshotRegistry(self.workspace, self.log)
 
-    def supervision(self, teacher: str, window: Window) -> SupervisionIndex:
-        """A teacher's committed supervision of a window, ready to be joined."""
-        commit = self.log.load("supervise", teacher, window.index)
-        return SupervisionRows.from_table(read_rows(self.workspace, commit.files["rows"])).index()
+    def supervision(self, teacher: str, window: Window) -> SupervisionStream | None:
+        """A teacher's committed supervision of a window, to be followed along the stream; None where it has no rows."""
+        files = self.log.load("supervise", teacher, window.index).files
+        return SupervisionStream(self.workspace, files["rows"]) if files else None
 
     def windows(self, model: str) -> Sequence[Window]:
         """The windows with rows that a model has committed, in order."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.fs as pafs
 from fsspec.implementations.local import LocalFileSystem
 
 from exfm.errors import RunError
@@ -90,6 +92,7 @@ class Workspace:
         self.url = url
         self.fs, self.root = fsspec.core.url_to_fs(url)
         self._local = isinstance(self.fs, LocalFileSystem)
+        self._arrow = pafs.LocalFileSystem() if self._local else pafs.PyFileSystem(pafs.FSSpecHandler(self.fs))
 
     def path(self, relative: str) -> str:
         """The file system's own path of a file."""
@@ -115,8 +118,9 @@ class Workspace:
                 target = self.path(writer.record().path)
                 if self._local:
                     Path(file.name).replace(target)
-                else:
+                elif not self._holds(writer.record()):  # never touch what a commit may already refer to
                     self.fs.put_file(file.name, target)
+                    self._verify_size(target, writer.size)
             finally:
                 Path(file.name).unlink(missing_ok=True)
 
@@ -135,6 +139,7 @@ class Workspace:
                 self.fs.pipe_file(target, data, mode="create")
             except FileExistsError:
                 return False
+            self._verify_size(target, len(data))
             return True
         with tempfile.NamedTemporaryFile(dir=target.rpartition("/")[0], prefix=".exfm.", suffix=".tmp") as file:
             file.write(data)
@@ -145,6 +150,21 @@ class Workspace:
             except FileExistsError:
                 return False
         return True
+
+    def _holds(self, record: FileRecord) -> bool:
+        """Whether the file is there, whole."""
+        try:
+            self.open_checked(record).close()
+        except RunError:
+            return False
+        return True
+
+    def _verify_size(self, target: str, size: int) -> None:
+        """Raises OSError where a store has taken less than it was given and said nothing."""
+        self.fs.invalidate_cache()
+        found = self.fs.size(target)
+        if found != size:
+            raise OSError(f"{target}: {size} bytes were written and {found} are there")
 
     def write_json(self, relative: str, value: Any) -> FileRecord:
         """Writes a JSON file whole; NaN is not JSON and is refused."""
@@ -182,13 +202,37 @@ class Workspace:
         try:
             data = self.read(record.path)
         except FileNotFoundError as error:
-            raise RunError(f"{self.url}/{record.path}: a committed file is missing") from error
+            raise self._missing(record) from error
         if len(data) != record.bytes or hashlib.sha256(data).hexdigest() != record.sha256:
-            raise RunError(
-                f"{self.url}/{record.path}: corrupt: {len(data)} bytes whose SHA-256 is not the committed one "
-                f"({record.bytes} bytes)"
-            )
+            raise self._corrupt(record, len(data))
         return data
+
+    def open_checked(self, record: FileRecord) -> pa.NativeFile:
+        """A committed file, opened to be read here and there; its checksum is taken in one pass at constant memory.
+
+        Raises:
+            RunError: the file is missing, or is not what was committed.
+        """
+        try:
+            file = self._arrow.open_input_file(self.path(record.path))
+        except FileNotFoundError as error:
+            raise self._missing(record) from error
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if file.tell() != record.bytes or digest != record.sha256:
+            size = file.tell()
+            file.close()
+            raise self._corrupt(record, size)
+        file.seek(0)
+        return file
+
+    def _missing(self, record: FileRecord) -> RunError:
+        return RunError(f"{self.url}/{record.path}: a committed file is missing")
+
+    def _corrupt(self, record: FileRecord, size: int) -> RunError:
+        return RunError(
+            f"{self.url}/{record.path}: corrupt: {size} bytes whose SHA-256 is not the committed one "
+            f"({record.bytes} bytes)"
+        )
 
     def names(self, folder: str) -> list[str]:
         """Names of the files in a folder, sorted; none where there is no folder. Hidden files are left out."""

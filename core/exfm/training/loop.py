@@ -16,8 +16,8 @@ from exfm.config.loading import Experiment
 from exfm.data.stream import Chunk, ChunkReader, windows_of
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.parallel_plan import ParallelPlan
-from exfm.supervision.joiner import SupervisionIndex
 from exfm.supervision.store import Store
+from exfm.supervision.streaming import SupervisionStream
 from exfm.training.labeller import Labeller
 from exfm.training.stage import Stage
 from exfm.training.trainer import Trainer
@@ -178,9 +178,10 @@ class StreamLoop:
     def _window(
         self, window: Window, stages: list[Stage], labellers: list[Labeller], span: TimeRange, count: int
     ) -> None:
-        teachers = self._committed_supervision(window, stages, labellers)
+        streams: dict[str, SupervisionStream] = {}
         begun: list[Stage | Labeller] = []
         try:
+            self._open_supervision(window, stages, labellers, streams)
             for labeller in labellers:
                 labeller.begin(window)
                 begun.append(labeller)
@@ -190,7 +191,7 @@ class StreamLoop:
             rows = 0
             for chunk in self._timed(self.reader.read(window)):
                 rows += chunk.batch.size
-                self._chunk(chunk, labellers, stages, dict(teachers))
+                self._chunk(chunk, labellers, stages, streams)
                 self.on_progress(
                     Progress(window, count, chunk.batch.size, {stage.name: stage.counters.ne for stage in stages})
                 )
@@ -203,25 +204,30 @@ class StreamLoop:
                 stage.commit(rows, skipped)
             self.clock.commit += time.perf_counter() - start
         finally:
-            for part in begun:
+            for part in (*begun, *streams.values()):
                 part.close()
 
-    def _committed_supervision(
-        self, window: Window, stages: list[Stage], labellers: list[Labeller]
-    ) -> dict[str, SupervisionIndex]:
-        """What other jobs, or this one before an interruption, have supervised of the window."""
+    def _open_supervision(
+        self, window: Window, stages: list[Stage], labellers: list[Labeller], streams: dict[str, SupervisionStream]
+    ) -> None:
+        """Opens what other jobs, or this one before an interruption, have supervised of the window."""
         made_here = {stage.name for stage in stages if stage.supervises} | {one.name for one in labellers}
         needed = {teacher for stage in stages for teacher in stage.trainer.arm.teachers} - made_here
-        return {
-            teacher: self.store.supervision(teacher, window)
-            for teacher in needed
-            if self.store.log.load("supervise", teacher, window.index).files
-        }
+        for teacher in needed:
+            stream = self.store.supervision(teacher, window)
+            if stream is not None:
+                streams[teacher] = stream
 
     def _chunk(
-        self, chunk: Chunk, labellers: list[Labeller], stages: list[Stage], teachers: dict[str, SupervisionIndex]
+        self,
+        chunk: Chunk,
+        labellers: list[Labeller],
+        stages: list[Stage],
+        streams: Mapping[str, SupervisionStream],
     ) -> None:
         start = time.perf_counter()
+        times = chunk.batch.event_time_us
+        teachers = {name: stream.between(int(times[0]), int(times[-1])) for name, stream in streams.items()}
         for labeller in labellers:
             teachers[labeller.name] = labeller.label(chunk).index()
         labelled = time.perf_counter()

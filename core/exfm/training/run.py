@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from exfm.config.checks import CONTROL_SUFFIX
 from exfm.config.loading import Experiment
@@ -56,16 +56,19 @@ def finish(experiment: Experiment, store: Store, clock: Clock, config_yaml: str)
 def open_run(experiment: Experiment, store: Store) -> str:
     """Writes config.yaml into a new run; in an old one, checks that it is the same experiment. Returns the YAML."""
     current = experiment.as_dict() | {"versions": _versions(experiment)}
-    text: str = yaml.safe_dump(current, sort_keys=False, allow_unicode=True)
-    if store.workspace.exists(CONFIG_FILE):
-        previous = yaml.safe_load(store.workspace.read(CONFIG_FILE))
-        changed = _difference(previous, current)
-        if changed:
-            raise ConfigError(
-                f"{store.workspace.url}: this folder holds a run of another experiment: {changed}. "
-                "Give another run_dir, or remove the folder to start over."
-            )
-    store.workspace.write(CONFIG_FILE, text.encode())
+    text: str = OmegaConf.to_yaml(OmegaConf.create(current))
+    if store.workspace.create(CONFIG_FILE, text.encode()):
+        return text
+    kept = store.workspace.read(CONFIG_FILE).decode()
+    previous = OmegaConf.to_container(OmegaConf.create(kept))
+    changed = _difference(previous, current)
+    if changed:
+        raise ConfigError(
+            f"{store.workspace.url}: this folder holds a run of another experiment: {changed}. "
+            "Give another run_dir, or remove the folder to start over."
+        )
+    if previous != current:
+        store.workspace.write(CONFIG_FILE, text.encode())
     return text
 
 

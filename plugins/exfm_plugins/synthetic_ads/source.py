@@ -61,7 +61,7 @@ class SyntheticAds(exfm.DataSource):
         history_length: int = Field(
             30, ge=1, le=10_000, description="Events in the longest history; the mean is about a third of it."
         )
-        ad_lifetime: timedelta = Field(
+        ad_lifetime: exfm.Duration = Field(
             timedelta(days=21),
             ge=timedelta(hours=1),
             description="How long an ad runs until a new one replaces it, on average.",
@@ -82,7 +82,7 @@ class SyntheticAds(exfm.DataSource):
         logit_std: float = Field(
             1.6, ge=0, le=10, description="Spread of the true logits: 0 is a coin toss, more leaves less to chance."
         )
-        conversion_delay: timedelta = Field(
+        conversion_delay: exfm.Duration = Field(
             timedelta(days=1), ge=timedelta(0), description="How long after its impression a conversion is known."
         )
 

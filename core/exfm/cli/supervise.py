@@ -1,0 +1,23 @@
+"""`exfm supervise`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from exfm.cli.jobs import FOLLOW, IDLE, Follow, run_job
+
+
+def command(
+    context: typer.Context,
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="The experiment file, any fsspec URL.")],
+    model: Annotated[str, typer.Option("--model", help="The teacher whose snapshots label its students' traffic.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's.")
+    ] = None,
+    follow: FOLLOW = False,
+    idle_timeout: IDLE = None,
+) -> None:
+    """Labels the windows whose snapshots are there; a teacher without delay labels while it trains."""
+    run_job(context.obj, config, overrides or [], model, "supervise", Follow(follow, idle_timeout))

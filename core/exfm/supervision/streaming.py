@@ -1,0 +1,95 @@
+"""A committed window's supervision, followed along the stream in constant memory.
+
+A supervision file holds its rows in the order of the stream, so the rows of a chunk are a stretch of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from exfm.supervision.joiner import SupervisionIndex, SupervisionRows
+from exfm.supervision.workspace import FileRecord, Workspace
+
+_UNUSED = ("window", "snapshot")
+
+
+@dataclass(frozen=True)
+class _Span:
+    """A stretch of the rows, at least one, and their times in microseconds, in order."""
+
+    event_time_us: np.ndarray
+    rows: SupervisionRows
+
+    def between(self, first_us: int, last_us: int) -> SupervisionRows:
+        start = int(np.searchsorted(self.event_time_us, first_us, side="left"))
+        stop = int(np.searchsorted(self.event_time_us, last_us, side="right"))
+        return self.rows.slice(start, stop)
+
+
+class SupervisionStream:
+    """Gives the supervision of one chunk after another.
+
+    In memory are the rows that the chunk and the next one may need, in spans, and one span that is read ahead.
+
+    Args:
+        record: the committed file.
+        span_rows: rows that are read at once.
+
+    Raises:
+        RunError: the file is missing or corrupt.
+    """
+
+    def __init__(self, workspace: Workspace, record: FileRecord, span_rows: int = 16_384) -> None:
+        self._bytes = workspace.open_checked(record)
+        self._file = pq.ParquetFile(self._bytes)
+        self._columns = [name for name in self._file.schema_arrow.names if name not in _UNUSED]
+        self._batches = self._file.iter_batches(span_rows, columns=self._columns)
+        self._held: deque[_Span] = deque()
+        self._reader = ThreadPoolExecutor(1, "exfm-supervision")
+        self._next: Future[_Span | None] = self._reader.submit(self._read)
+        self._ended = False
+
+    @property
+    def rows_held(self) -> int:
+        """How many rows the chunk and the next one may need."""
+        return sum(span.event_time_us.size for span in self._held)
+
+    def between(self, first_us: int, last_us: int) -> SupervisionIndex:
+        """The rows with ``first_us <= event time <= last_us``; ``first_us`` never decreases from call to call."""
+        while self._held and self._held[0].event_time_us[-1] < first_us:
+            self._held.popleft()
+        while not self._ended and not self._reaches(last_us):
+            span = self._next.result()
+            self._ended = span is None
+            if span is not None:
+                self._next = self._reader.submit(self._read)
+                if span.event_time_us[-1] >= first_us:
+                    self._held.append(span)
+        parts = [span.between(first_us, last_us) for span in self._held]
+        return SupervisionRows.cat(parts or [self._nothing()]).index()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._reader.shutdown()
+        self._file.close()
+        self._bytes.close()
+
+    def _reaches(self, last_us: int) -> bool:
+        """Whether rows past a time have been read: rows of equal times may be in several spans."""
+        return bool(self._held) and bool(self._held[-1].event_time_us[-1] > last_us)
+
+    def _read(self) -> _Span | None:
+        batch = next(self._batches, None)
+        if batch is None:
+            return None
+        return _Span(batch.column("event_time").view(pa.int64()).to_numpy(), SupervisionRows.from_arrow(batch))
+
+    def _nothing(self) -> SupervisionRows:
+        schema = pa.schema([self._file.schema_arrow.field(name) for name in self._columns])
+        return SupervisionRows.from_arrow(pa.RecordBatch.from_pylist([], schema))

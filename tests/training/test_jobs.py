@@ -1,0 +1,176 @@
+"""Stages as separate jobs over one workspace: the same results as one process, in any order, killed at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+
+import exfm
+from exfm.training.loop import StreamLoop
+
+from .logs import experiment_dict, load, make_log, supervision, timeless, write_log
+
+KILLS = 3
+
+
+def config_of(folder: Path, name: str) -> Path:
+    """An experiment with late labels and an FM that labels a day later, kept in ``folder / name``."""
+    log = folder / "log"
+    config = experiment_dict(str(log) if log.exists() else write_log(log, make_log()), str(folder / name))
+    config["stream"]["source"]["labels"].append({"name": "buy", "delay": "2d"})
+    config["models"]["fm"]["supervision"] = {"delay": "1d"}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def job(path: Path, stage: str, model: str) -> tuple[int, str]:
+    """Runs one stage in this process as far as it goes; returns windows done and what it waits for."""
+    from exfm.supervision.store import Store
+    from exfm.training.run import open_run
+
+    experiment = exfm.load_experiment(str(path))
+    store = Store(experiment.run_dir)
+    open_run(experiment, store)
+    names = [arm.name for arm in experiment.arms if model in (arm.name, arm.base)]
+    train, label = (names, ()) if stage == "train" else ((), names)
+    loop = StreamLoop(experiment, store, experiment.config.parallel.build(), lambda _: None, train, label)
+    return loop.advance(), loop.waiting_for
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("whole")
+    return exfm.run(exfm.load_experiment(str(config_of(folder, "whole")))), folder / "whole"
+
+
+def test_stages_run_one_by_one_give_the_same_results(whole: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    path = config_of(tmp_path, "jobs")
+    assert job(path, "train", "vm") == (0, "the supervision of 'fm' for window 2023-11-15T00:00:00Z")
+    # without any snapshot the first two windows can be labelled: with nothing, as a day's delay wants it
+    assert job(path, "supervise", "fm") == (1, "the snapshot of 'fm' after window 2023-11-15T00:00:00Z")
+    assert job(path, "train", "vm")[0] == 1
+    assert job(path, "train", "fm") == (6, "")
+    assert job(path, "train", "fm") == (0, "")
+    assert job(path, "supervise", "fm") == (5, "")
+    assert job(path, "train", "vm") == (5, "")
+    results = exfm.run(exfm.load_experiment(str(path)))
+    assert timeless(results) == timeless(whole[0])
+
+
+def command(path: Path, stage: str, model: str) -> list[str]:
+    return [sys.executable, "-m", "exfm", stage, str(path), "--model", model, "--follow", "--idle-timeout", "6"]
+
+
+def killed_and_restarted(arguments: list[str], commits: Path, seed: int, failures: list[str]) -> None:
+    """Runs a job, kills it a few times once it has got somewhere, and lets the last start finish."""
+    moments = random.Random(seed)
+    for attempt in range(KILLS + 1):
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if attempt < KILLS:
+            before = len(list(commits.rglob("*.json")))
+            while process.poll() is None and len(list(commits.rglob("*.json"))) == before:
+                time.sleep(0.02)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=moments.uniform(0, 0.4))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        elif process.communicate(timeout=120)[1] and process.returncode:
+            failures.append(f"{arguments}: status {process.returncode}")
+
+
+def test_three_jobs_killed_at_random_moments_end_with_the_same_results(
+    whole: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    path = config_of(tmp_path, "killed")
+    failures: list[str] = []
+    jobs = [("train", "fm"), ("supervise", "fm"), ("train", "vm")]
+    threads = [
+        threading.Thread(
+            target=killed_and_restarted, args=(command(path, *one), tmp_path / "killed" / "commits", seed, failures)
+        )
+        for seed, one in enumerate(jobs)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    results = exfm.run(exfm.load_experiment(str(path)))
+    assert timeless(results) == timeless(whole[0])
+    stored = pa.concat_tables(supervision(str(tmp_path / "killed"), "fm").values())
+    identifiers = stored.column("example_id").to_pylist()
+    assert len(set(identifiers)) == len(identifiers)
+
+
+def test_of_two_jobs_on_one_model_one_commits_and_the_other_says_so(
+    whole: tuple[dict[str, Any], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = config_of(tmp_path, "twice")
+    experiments = [exfm.load_experiment(str(path)) for _ in range(2)]
+    from exfm.supervision.store import Store
+    from exfm.training.run import open_run
+
+    store = Store(experiments[0].run_dir)
+    open_run(experiments[0], store)
+    first, second = (
+        StreamLoop(one, store, one.config.parallel.build(), lambda _: None, ["fm"], []) for one in experiments
+    )
+    # both see the first window undone; the second one's commit comes too late
+    stage = second.stages[0]
+    commit = stage.commit
+
+    def late_commit(rows: int, skipped_rows: int) -> None:
+        first.advance()
+        commit(rows, skipped_rows)
+
+    stage.commit = late_commit  # type: ignore[method-assign]
+    second.advance()
+    assert "another job had committed it" in caplog.text
+    assert job(path, "supervise", "fm")[1] == job(path, "train", "vm")[1] == ""
+    assert timeless(exfm.run(experiments[0])) == timeless(whole[0])
+
+
+def test_a_commit_with_other_content_is_refused_and_the_first_one_stands(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", make_log())
+    config = experiment_dict(log, str(tmp_path / "run"))
+    exfm.run(load(tmp_path, config))
+    manifest = tmp_path / "run" / "commits" / "train" / "fm" / "000005.json"
+    before = json.loads(manifest.read_text())
+    other = dict(config, seed=1, run_dir=str(tmp_path / "other"))
+    exfm.run(load(tmp_path, other))
+
+    from exfm.supervision.store import Store
+
+    commit = Store(str(tmp_path / "other")).log.load("train", "fm", 5)
+    with pytest.raises(exfm.RunError, match=r"of 'fm' was committed by another job, with other content"):
+        Store(str(tmp_path / "run")).log.add("train", "fm", commit)
+    assert json.loads(manifest.read_text()) == before
+
+
+def test_the_fm_computes_each_example_of_ten_students_once(tmp_path: Path) -> None:
+    config = experiment_dict(write_log(tmp_path / "log", make_log()), str(tmp_path / "run"))
+    config["models"]["fm"]["supervision"] = {"delay": "1d"}
+    vm = {key: value for key, value in config["models"].pop("vm").items() if key != "control"}
+    for student in range(10):
+        config["models"][f"vm{student}"] = {**vm, "where": {"user": {"bucket": [student, student + 1], "of": 12}}}
+    results = exfm.run(load(tmp_path, config))
+    union = make_log().num_rows * 11 / 12
+    supervised = supervision(str(tmp_path / "run"), "fm")
+    rows = sum(table.num_rows for table in supervised.values())
+    assert results["labelling"]["fm"]["examples"] == rows
+    assert 0.5 * union < rows < union  # the first two days have no snapshot that is old enough
+    students = results["supervision"]["fm"].values()
+    assert sum(one["examples"] * one["hit_rate"] for one in students) > 1.5 * rows
