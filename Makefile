@@ -36,12 +36,14 @@ test: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-# Campaigns too long for every change; docs/soak.md keeps their results.
+# Campaigns too long for every change; docs/core/soak.md keeps their results.
 soak: setup
 	$(BIN)/python benchmarks/soak_kill.py
+	$(BIN)/python benchmarks/soak_jobs.py
 
 bench: setup
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/supervision_store.py
 
 clean:
 	rm -rf $(VENV) runs

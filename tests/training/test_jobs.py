@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ import pytest
 import yaml
 
 import exfm
+from exfm.data.stream import windows_of
+from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
+from exfm.training.run import open_run
 
 from .logs import experiment_dict, load, make_log, supervision, timeless, write_log
 
@@ -38,9 +42,6 @@ def config_of(folder: Path, name: str) -> Path:
 
 def job(path: Path, stage: str, model: str) -> tuple[int, str]:
     """Runs one stage in this process as far as it goes; returns windows done and what it waits for."""
-    from exfm.supervision.store import Store
-    from exfm.training.run import open_run
-
     experiment = exfm.load_experiment(str(path))
     store = Store(experiment.run_dir)
     open_run(experiment, store)
@@ -48,6 +49,12 @@ def job(path: Path, stage: str, model: str) -> tuple[int, str]:
     train, label = (names, ()) if stage == "train" else ((), names)
     loop = StreamLoop(experiment, store, experiment.config.parallel.build(), lambda _: None, train, label)
     return loop.advance(), loop.waiting_for
+
+
+def experiment_window(path: Path, index: int) -> exfm.Window:
+    """A window of the experiment's stream."""
+    source = exfm.load_experiment(str(path)).source
+    return list(windows_of(source.time_range(), timedelta(days=1)))[index]
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +65,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
 
 def test_stages_run_one_by_one_give_the_same_results(whole: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     path = config_of(tmp_path, "jobs")
-    assert job(path, "train", "vm") == (0, "the supervision of 'fm' for window 2023-11-15T00:00:00Z")
-    # without any snapshot the first two windows can be labelled: with nothing, as a day's delay wants it
-    assert job(path, "supervise", "fm") == (1, "the snapshot of 'fm' after window 2023-11-15T00:00:00Z")
+    first = str(experiment_window(path, 0))
+    assert job(path, "train", "vm") == (0, f"the supervision of 'fm' for window {first}")
+    # the first window can be labelled without any snapshot: with nothing, as a day's delay wants it
+    assert job(path, "supervise", "fm") == (1, f"the snapshot of 'fm' after window {first}")
     assert job(path, "train", "vm")[0] == 1
     assert job(path, "train", "fm") == (6, "")
     assert job(path, "train", "fm") == (0, "")
@@ -68,6 +76,19 @@ def test_stages_run_one_by_one_give_the_same_results(whole: tuple[dict[str, Any]
     assert job(path, "train", "vm") == (5, "")
     results = exfm.run(exfm.load_experiment(str(path)))
     assert timeless(results) == timeless(whole[0])
+
+
+def test_a_restarted_follower_does_the_last_window_with_its_own_state(
+    whole: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    path = config_of(tmp_path, "follow")
+    for expected in ([5], [0, 1], [0, 0]):  # the sixth window could still get rows, until nothing has come for a while
+        experiment = exfm.load_experiment(str(path))
+        store = Store(experiment.run_dir)
+        open_run(experiment, store)
+        loop = StreamLoop(experiment, store, experiment.config.parallel.build(), lambda _: None)
+        assert [loop.advance(complete_windows_only=turn == 0) for turn in range(len(expected))] == expected
+    assert timeless(exfm.run(exfm.load_experiment(str(path)))) == timeless(whole[0])
 
 
 def command(path: Path, stage: str, model: str) -> list[str]:
@@ -78,7 +99,7 @@ def killed_and_restarted(arguments: list[str], commits: Path, seed: int, failure
     """Runs a job, kills it a few times once it has got somewhere, and lets the last start finish."""
     moments = random.Random(seed)
     for attempt in range(KILLS + 1):
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if attempt < KILLS:
             before = len(list(commits.rglob("*.json")))
             while process.poll() is None and len(list(commits.rglob("*.json"))) == before:
@@ -87,8 +108,8 @@ def killed_and_restarted(arguments: list[str], commits: Path, seed: int, failure
                 process.wait(timeout=moments.uniform(0, 0.4))
             process.send_signal(signal.SIGKILL)
             process.wait()
-        elif process.communicate(timeout=120)[1] and process.returncode:
-            failures.append(f"{arguments}: status {process.returncode}")
+        elif status := process.wait(timeout=120):
+            failures.append(f"{arguments}: status {status}")
 
 
 def test_three_jobs_killed_at_random_moments_end_with_the_same_results(
@@ -120,9 +141,6 @@ def test_of_two_jobs_on_one_model_one_commits_and_the_other_says_so(
 ) -> None:
     path = config_of(tmp_path, "twice")
     experiments = [exfm.load_experiment(str(path)) for _ in range(2)]
-    from exfm.supervision.store import Store
-    from exfm.training.run import open_run
-
     store = Store(experiments[0].run_dir)
     open_run(experiments[0], store)
     first, second = (
@@ -151,8 +169,6 @@ def test_a_commit_with_other_content_is_refused_and_the_first_one_stands(tmp_pat
     before = json.loads(manifest.read_text())
     other = dict(config, seed=1, run_dir=str(tmp_path / "other"))
     exfm.run(load(tmp_path, other))
-
-    from exfm.supervision.store import Store
 
     commit = Store(str(tmp_path / "other")).log.load("train", "fm", 5)
     with pytest.raises(exfm.RunError, match=r"of 'fm' was committed by another job, with other content"):

@@ -20,7 +20,7 @@ class Arm:
     Attributes:
         name: the model's name, with ``.control`` for a control arm.
         base: the model's name under ``models``: arms of one base start from equal weights.
-        teachers: the models it learns from, without repetition.
+        teachers: the names under ``models`` and ``teachers`` that it learns from, without repetition.
     """
 
     name: str
@@ -42,9 +42,16 @@ def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str)
         ConfigError: a teacher that does not exist, a cycle, a feature, task or column the data does not have, a
             student that shares no task with its teacher, a batch that no chunk can hold.
     """
+    for name, teacher in config.teachers.items():
+        if name in config.models:
+            raise ConfigError(f"{file}: teachers.{name}: a model has this name; give the teacher another")
+        _check_names(teacher.predictions, schema.tasks, "task", f"{file}: teachers.{name}.predictions")
     for name, model in config.models.items():
         _check_model(model, config, schema, f"{file}: models.{name}")
-    graph = {name: _teachers(model) for name, model in config.models.items()}
+    graph = {
+        name: tuple(teacher for teacher in _teachers(model) if teacher in config.models)
+        for name, model in config.models.items()
+    }
     try:
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
@@ -56,7 +63,7 @@ def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str)
     for name in sorted(order, key=lambda name: (_depth(name, graph), list(config.models).index(name))):
         model = config.models[name]
         tasks = _tasks(model, schema)
-        arms.append(Arm(name, name, model, tasks, graph[name]))
+        arms.append(Arm(name, name, model, tasks, _teachers(model)))
         if model.control:
             untaught = model.model_copy(update={"transfer": (), "control": False})
             arms.append(Arm(name + CONTROL_SUFFIX, name, untaught, tasks, ()))
@@ -111,9 +118,12 @@ def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSc
 def _check_transfer(
     model: ModelConfig, teacher: str, config: ExperimentConfig, schema: FeatureSchema, place: str
 ) -> None:
-    if teacher not in config.models:
-        raise ConfigError(f"{place}: no model is called {teacher!r}.{suggestion(teacher, config.models)}")
-    own, taught = _tasks(model, schema), _tasks(config.models[teacher], schema)
+    if teacher not in config.models and teacher not in config.teachers:
+        names = (*config.models, *config.teachers)
+        raise ConfigError(f"{place}: no model is called {teacher!r}.{suggestion(teacher, names)}")
+    external = config.teachers.get(teacher)
+    own = _tasks(model, schema)
+    taught = _tasks(config.models[teacher], schema) if external is None else tuple(external.predictions)
     if not set(own) & set(taught):
         raise ConfigError(
             f"{place}: {teacher!r} predicts {', '.join(taught)}, the student {', '.join(own)}: no task in common"

@@ -83,6 +83,9 @@ class SupervisionConfig(_Section):
         parse_duration("0s"),
         description="How much older than a window's start the snapshot is that labels it; 0s: the model's own forward.",
     )
+    embedding: Literal["none", "float16", "int8"] = Field(
+        "none", description="Also store its representation of each example, and how: int8 has a scale per example."
+    )
 
 
 class ModelConfig(_Section):
@@ -106,6 +109,21 @@ class ModelConfig(_Section):
     batch_size: int = Field(512, gt=0, description="Largest batch; a chunk is cut into equal batches of at most this.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Its optimizers.")
     supervision: SupervisionConfig = Field(default_factory=SupervisionConfig, description="As a teacher.")
+
+
+class PredictionColumn(_Section):
+    """A column of predictions that another system made."""
+
+    column: str = Field(description="The column's name.")
+    kind: Literal["probability", "logit"] = Field(description="What its numbers are.")
+
+
+class ExternalTeacher(_Section):
+    """A teacher from elsewhere: its supervision is in Parquet files."""
+
+    path: str = Field(description="The files: one, a folder of them, or a glob; any fsspec URL.")
+    example_id: str = Field("example_id", description="The column of example ids.")
+    predictions: dict[str, PredictionColumn] = Field(min_length=1, description="The column of each task it predicts.")
 
 
 class PluginsConfig(_Section):
@@ -133,6 +151,9 @@ class ExperimentConfig(_Section):
     stream: StreamConfig = Field(description="The stream of examples.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="What the figures cover.")
     models: Annotated[dict[ModelName, ModelConfig], BeforeValidator(_named)] = Field(description="The models, by name.")
+    teachers: dict[ModelName, ExternalTeacher] = Field(
+        default_factory=dict, description="Teachers from elsewhere, by name."
+    )
     versions: dict[str, str] = Field(
         default_factory=dict, description="Written by a run, not read: versions of exfm, torch and the plugins."
     )

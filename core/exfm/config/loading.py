@@ -22,6 +22,7 @@ from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import FeatureSchema
 from exfm.registry.discovery import discover
 from exfm.registry.registry import Registry
+from exfm.supervision.external_files import check_files
 
 _SHAPE = "a mapping of keys such as name, stream and models"
 
@@ -85,7 +86,9 @@ def load_experiment(
         schema = source.schema()
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(f"{path}: stream.source: {_line(error)}") from error
-    return Experiment(config, registry, source, schema, check_experiment(config, schema, path))
+    arms = check_experiment(config, schema, path)
+    check_files(config.teachers, path)
+    return Experiment(config, registry, source, schema, arms)
 
 
 def _read(path: str) -> DictConfig:

@@ -23,11 +23,18 @@ __all__ = ["Arm", "ExperimentView", "PredictionReader", "evaluate"]
 
 @dataclass(frozen=True)
 class Arm:
-    """A comparison to report: a model, the control it is measured against, and the teachers it learned from."""
+    """A comparison to report.
+
+    Attributes:
+        control: what the model is measured against.
+        teachers: the models it learned from.
+        external: teachers without predictions of their own, and their tasks.
+    """
 
     model: str
     control: str
     teachers: tuple[str, ...] = ()
+    external: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -211,5 +218,6 @@ def _gain_entries(view: ExperimentView, arm: Arm, task: str, comparison: _Compar
             "teacher_ne_gain_percent": teacher_losses.gain,
             "transfer_ratio": transfer_ratio(student_losses, teacher_losses),
         }
-    if not comparison.shared:
-        yield base | {"teacher": None, "teacher_ne_gain_percent": None, "transfer_ratio": None}
+    external = [name for name, taught in arm.external if task in taught]
+    for name in external if comparison.shared or external else [None]:
+        yield base | {"teacher": name, "teacher_ne_gain_percent": None, "transfer_ratio": None}

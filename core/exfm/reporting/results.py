@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from exfm.config.loading import Experiment
+from exfm.supervision.commits import Commit
+from exfm.supervision.coverage import Coverage
 from exfm.supervision.store import Store
 
 CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"
@@ -21,7 +24,8 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
     supervision: dict[str, Any] = {}
     skipped = 0
     for arm in experiment.arms:
-        counters = [commit.counters for commit in store.log.commits("train", arm.name)]
+        commits = store.log.commits("train", arm.name)
+        counters = [commit.counters for commit in commits]
         seconds = sum(counted["seconds"] for counted in counters)
         examples = sum(counted["examples"] for counted in counters)
         skipped = max(skipped, sum(counted["skipped_rows"] for counted in counters))
@@ -34,15 +38,14 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
             "flops_per_example": last.get("flops_per_example"),
         }
         for teacher in arm.teachers:
-            parts = [counted["teachers"][teacher] for counted in counters if teacher in counted["teachers"]]
-            supervision.setdefault(teacher, {})[arm.name] = _coverage(parts)
+            supervision.setdefault(teacher, {})[arm.name] = _coverage(commits, teacher)
     return {
         "experiment": experiment.config.name,
         "seed": experiment.config.seed,
         "models": models,
         "gains": figures["gains"],
         "supervision": supervision,
-        "labelling": {teacher: _labelling(store, teacher) for teacher in supervision},
+        "labelling": {teacher: _labelling(store, teacher) for teacher in supervision if teacher in models},
         "data": {"skipped_rows": skipped},
         "time": time,
     }
@@ -53,12 +56,18 @@ def _labelling(store: Store, teacher: str) -> dict[str, int]:
     return {"examples": sum(commit.counters["examples"] for commit in store.log.commits("supervise", teacher))}
 
 
-def _coverage(parts: list[dict[str, int]]) -> dict[str, float | int | None]:
-    """How much of a student's traffic a teacher supervised, and how old the supervision was on average."""
-    examples = sum(part["examples"] for part in parts)
-    hits = sum(part["hits"] for part in parts)
+def _coverage(commits: Sequence[Commit], teacher: str) -> dict[str, Any]:
+    """How much of a student's traffic a teacher supervised and how old that was: in all, and window by window."""
+    windows = {
+        commit.window.index: Coverage.of(commit.counters["teachers"][teacher])
+        for commit in commits
+        if teacher in commit.counters["teachers"]
+    }
+    total = Coverage()
+    for part in windows.values():
+        total += part
     return {
-        "examples": examples,
-        "hit_rate": hits / examples if examples else None,
-        "age_s": sum(part["age_us"] for part in parts) / hits / 1e6 if hits else None,
+        **total.figures(),
+        "windows": [{"window": window, **part.figures()} for window, part in windows.items()],
+        "age_histogram": total.histogram(),
     }

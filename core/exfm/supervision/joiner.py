@@ -5,7 +5,7 @@ Legend: S supervised rows, B examples of a batch, K of them that were found, E w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -111,16 +111,20 @@ class SupervisionIndex:
 
     def join(self, example_id: Tensor, event_time_us: Tensor) -> Joined:
         """The supervision of the given examples (B,); those without any are misses."""
-        if torch.equal(example_id, self.rows.example_id):  # the student sees all that the teacher has seen
+        rows = self.rows
+        if torch.equal(example_id, rows.example_id):  # the student sees all that the teacher has seen
             found = torch.ones_like(example_id, dtype=torch.bool)
-            supervision = align(self.rows.probabilities, self.rows.embedding, found)
-            return Joined(supervision, found, event_time_us - self.rows.watermark_us)
-        if not self.rows.example_id.numel():
-            return _miss(self.rows, example_id.shape[0])
-        row, found = lookup(*self._sorted, example_id)
-        picked = {task: values[row] for task, values in self.rows.probabilities.items()}
-        embedding = None if self.rows.embedding is None else self.rows.embedding.take(row)
-        age_us = event_time_us[found] - self.rows.watermark_us[row[found]]
+            return Joined(align(rows.probabilities, rows.embedding, found), found, event_time_us - rows.watermark_us)
+        if not rows.example_id.numel():
+            found = torch.zeros_like(example_id, dtype=torch.bool)
+            width = None if rows.embedding is None else rows.embedding.values_SE.shape[1]
+            return Joined(miss(rows.probabilities, found.shape[0], width), found, torch.zeros(0, dtype=torch.int64))
+        sorted_id, order = self._sorted
+        place, found = lookup(sorted_id, example_id)
+        row = order[place]
+        picked = {task: values[row] for task, values in rows.probabilities.items()}
+        embedding = None if rows.embedding is None else rows.embedding.take(row)
+        age_us = event_time_us[found] - rows.watermark_us[row[found]]
         return Joined(align(picked, embedding, found), found, age_us)
 
     @cached_property
@@ -130,12 +134,10 @@ class SupervisionIndex:
         return self.rows.example_id[order], torch.from_numpy(order)
 
 
-def lookup(sorted_id: Tensor, row: Tensor, example_id: Tensor) -> tuple[Tensor, Tensor]:
-    """The row of each example (B,), and whether it has one; what it is without one has no meaning.
+def lookup(sorted_id: Tensor, example_id: Tensor) -> tuple[Tensor, Tensor]:
+    """The place (B,) of each example among sorted ids, at least one, and whether it is there.
 
-    Args:
-        sorted_id: (S,) int64, at least one.
-        row: (S,) the row behind each sorted id.
+    A place of one that is not there has no meaning.
     """
     order = np.argsort(example_id.numpy())  # neighbouring ids are looked for in neighbouring places, which are in cache
     wanted = example_id.numpy()[order]
@@ -143,7 +145,7 @@ def lookup(sorted_id: Tensor, row: Tensor, example_id: Tensor) -> tuple[Tensor, 
     place_B = np.empty_like(places)
     place_B[order] = places
     place = torch.from_numpy(place_B)
-    return row[place], sorted_id[place] == example_id
+    return place, sorted_id[place] == example_id
 
 
 def align(probabilities: Mapping[str, Tensor], embedding: CompactEmbedding | None, found: Tensor) -> Supervision:
@@ -159,17 +161,25 @@ def align(probabilities: Mapping[str, Tensor], embedding: CompactEmbedding | Non
     return Supervision(known, hit, decoded_BE)
 
 
-def _miss(rows: SupervisionRows, size: int) -> Joined:
-    """What examples get for which there are no rows at all."""
-    found_B = torch.zeros(size, dtype=torch.bool)
-    nothing = {task: torch.zeros(size) for task in rows.probabilities}
-    embedding_BE = None if rows.embedding is None else torch.zeros(size, rows.embedding.values_SE.shape[1])
-    supervision = Supervision(nothing, dict.fromkeys(nothing, found_B), embedding_BE)
-    return Joined(supervision, found_B, torch.zeros(0, dtype=torch.int64))
+def rows_of(supervision: Supervision, rows: slice) -> Supervision:
+    """The supervision of some of the examples."""
+    return Supervision(
+        {task: values[rows] for task, values in supervision.probabilities.items()},
+        {task: values[rows] for task, values in supervision.hit.items()},
+        None if supervision.embedding is None else supervision.embedding[rows],
+    )
+
+
+def miss(tasks: Iterable[str], size: int, embedding_dim: int | None = None) -> Supervision:
+    """What ``size`` examples get for which there are no rows at all."""
+    nothing = {task: torch.zeros(size) for task in tasks}
+    embedding_BE = None if embedding_dim is None else torch.zeros(size, embedding_dim)
+    return Supervision(nothing, dict.fromkeys(nothing, torch.zeros(size, dtype=torch.bool)), embedding_BE)
 
 
 def _tensor(column: pa.Array) -> Tensor:
     """A column's values; a missing number is NaN."""
     if column.null_count:
         return torch.from_numpy(np.array(column.to_numpy(zero_copy_only=False)))
-    return torch.from_dlpack(column)
+    tensor: Tensor = torch.utils.dlpack.from_dlpack(column)
+    return tensor

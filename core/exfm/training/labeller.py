@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator
 
-import numpy as np
 import torch
 
 from exfm.config.checks import Arm
+from exfm.data.batch import Batch
 from exfm.data.stream import Chunk
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.supervision.commits import Commit
 from exfm.supervision.joiner import SupervisionRows
-from exfm.supervision.row_files import RowWriter, row_file, supervision_schema
+from exfm.supervision.row_files import RowWriter, row_file, supervision_columns, supervision_schema
 from exfm.supervision.snapshots import Snapshot
 from exfm.supervision.store import Store
+from exfm.training.forward_rows import ForwardRows
 from exfm.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ class Labeller:
         self._rows = RowWriter(
             self.store.workspace,
             row_file("supervision", self.name, window.index),
-            supervision_schema(self.teacher.tasks),
+            supervision_schema(self.teacher.tasks, self.name, self.trainer.embedding),
         )
 
     def label(self, chunk: Chunk) -> SupervisionRows:
@@ -64,13 +66,17 @@ class Labeller:
         """
         start = time.perf_counter()
         snapshot = self._snapshot_for(int(chunk.batch.event_time_us[0]))
-        index = self._union(chunk) if snapshot is not None else torch.zeros(0, dtype=torch.int64)
-        probabilities = self._predict(chunk, index)
-        for task in probabilities.keys() - (snapshot.learned if snapshot is not None else ()):
-            probabilities[task] = torch.full_like(probabilities[task], math.nan)
-        watermark_us = snapshot.watermark_us if snapshot is not None else 0
-        rows = SupervisionRows(chunk.batch.example_id[index], probabilities, torch.full((index.numel(),), watermark_us))
-        self._append(rows, chunk.batch.event_time_us[index].numpy(), snapshot.version if snapshot is not None else -1)
+        forward = ForwardRows(self.teacher.tasks, self.trainer.embedding)
+        index = torch.zeros(0, dtype=torch.int64)
+        if snapshot is not None:
+            index = self._union(chunk)
+            for batch in self._batches(chunk, index):
+                forward.add(self.trainer.predict(batch), snapshot.learned, snapshot.watermark_us)
+        rows = forward.supervision(chunk.batch.example_id[index])
+        version = snapshot.version if snapshot is not None else -1
+        times = chunk.batch.event_time_us[index].numpy()
+        self._rows.append(supervision_columns(rows, times, self._window.index, version))
+        self._examples += index.numel()
         self._seconds += time.perf_counter() - start
         return rows
 
@@ -96,14 +102,11 @@ class Labeller:
         older = next(self.store.snapshots.newest_first(self.name, snapshot.watermark_us - 1), None)
         return [] if older is None or older in self._snapshots else [older]
 
-    def _predict(self, chunk: Chunk, index: torch.Tensor) -> dict[str, torch.Tensor]:
-        parts: dict[str, list[torch.Tensor]] = {task: [torch.zeros(0)] for task in self.teacher.tasks}
+    def _batches(self, chunk: Chunk, index: torch.Tensor) -> Iterator[Batch]:
         if index.numel():
             batch = self.trainer.model.narrow(chunk.batch)
             for part in index.tensor_split(math.ceil(index.numel() / self.teacher.config.batch_size)):
-                for task, values in self.trainer.predict(batch.select(part)).items():
-                    parts[task].append(values.cpu())
-        return {task: torch.cat(values) for task, values in parts.items()}
+                yield batch.select(part)
 
     def commit(self, rows: int) -> None:
         """Makes the window's supervision visible; of a window without rows only the manifest is kept."""
@@ -121,17 +124,3 @@ class Labeller:
             picked = chunk.rows[student]
             wanted[slice(None) if picked is None else picked] = True
         return wanted.nonzero().squeeze(1)
-
-    def _append(self, rows: SupervisionRows, event_time_us: np.ndarray, version: int) -> None:
-        count = rows.example_id.numel()
-        self._examples += count
-        self._rows.append(
-            {
-                "example_id": rows.example_id.numpy(),
-                "window": np.full(count, self._window.index, np.int32),
-                "event_time": event_time_us,
-                **{f"prediction_{task}": values.numpy() for task, values in rows.probabilities.items()},
-                "snapshot": np.full(count, version, np.int32),
-                "watermark": rows.watermark_us.numpy(),
-            }
-        )

@@ -10,16 +10,20 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.data.stream import Chunk, ChunkReader, windows_of
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.supervision.external import ExternalSupervision
+from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
 from exfm.supervision.streaming import SupervisionStream
 from exfm.training.labeller import Labeller
 from exfm.training.stage import Stage
+from exfm.training.teachers import external_teachers, teacher_shapes
 from exfm.training.trainer import Trainer
 
 NOW = timedelta(0)
@@ -100,6 +104,7 @@ class StreamLoop:
         self.late = _late_tasks(experiment)
         self.waiting_for = ""
         arms, schema = experiment.arms, experiment.schema
+        self._shapes = teacher_shapes(experiment)
         prompt = tuple(label.name for label in schema.labels if label.delay == NOW)
         students = {arm.name: tuple(s.name for s in arms if arm.name in s.teachers) for arm in arms}
         self.stages = [
@@ -112,13 +117,18 @@ class StreamLoop:
             for arm in arms
             if students[arm.name] and arm.config.supervision.delay > NOW and (label is None or arm.name in label)
         ]
-        self._done: dict[str, set[int]] = {}
+        self._done: dict[str, set[int]] = {}  # of the stages that have been brought to their last state
         where = {arm.name: arm.config.where for arm in arms}
         self.reader = ChunkReader(experiment.source, schema, experiment.config.stream, where, plan.shard)
 
     def _trainer(self, arm: Arm, plan: ParallelPlan) -> Trainer:
-        tasks = {other.name: other.tasks for other in self.experiment.arms}
-        return Trainer(arm, self.experiment.schema, tasks, plan, self.experiment.config.seed)
+        return Trainer(arm, self.experiment.schema, self._shapes, plan, self.experiment.config.seed)
+
+    @cached_property
+    def external(self) -> dict[str, ExternalSupervision]:
+        """The supervision from elsewhere that the stages use."""
+        used = {teacher for stage in self.stages for teacher in stage.trainer.arm.teachers}
+        return external_teachers(self.experiment, used)
 
     def advance(self, complete_windows_only: bool = False) -> int:
         """Does the windows in order until one lacks its teachers' supervision or snapshots; returns how many.
@@ -134,7 +144,7 @@ class StreamLoop:
         count = 0
         self.waiting_for = ""
         for window in complete:
-            stages = [stage for stage in self.stages if window.index not in self._done[stage.name]]
+            stages = [s for s in self.stages if s.name in self._done and window.index not in self._done[s.name]]
             labellers = [one for one in self.labellers if window.index not in labelled[one.name]]
             if not stages and not labellers:
                 continue
@@ -150,15 +160,14 @@ class StreamLoop:
     def _resume(self, windows: set[int]) -> None:
         """The first time a stage has windows to do, brings its model to its last committed state."""
         for stage in self.stages:
-            if stage.name not in self._done:
-                done = set(self.store.log.windows("train", stage.name))
-                if windows - done:
-                    version = stage.resume()
-                    later = {index for index in done if index > version}
-                    done -= {index for index in later if self.store.log.load("train", stage.name, index).files}
-                    self._done[stage.name] = done
-                elif windows:
-                    self._done[stage.name] = done
+            if stage.name in self._done:
+                continue
+            done = set(self.store.log.windows("train", stage.name))
+            if windows <= done:
+                continue
+            version = stage.resume()
+            later = {index for index in done if index > version}
+            self._done[stage.name] = done - {i for i in later if self.store.log.load("train", stage.name, i).files}
 
     def _missing(self, window: Window, windows: list[Window], stages: list[Stage], labellers: list[Labeller]) -> str:
         """What a window needs that is not there yet, in words; nothing where it can be done."""
@@ -166,7 +175,8 @@ class StreamLoop:
         made_here = {stage.name for stage in stages if stage.supervises} | {one.name for one in labellers}
         for stage in stages:
             for teacher in stage.trainer.arm.teachers:
-                if teacher not in made_here and not log.has("supervise", teacher, window.index):
+                external = teacher in self.experiment.config.teachers
+                if not external and teacher not in made_here and not log.has("supervise", teacher, window.index):
                     return f"the supervision of {teacher!r} for window {window}"
         for labeller in labellers:
             limit_us = window.end_us - labeller.delay_us
@@ -213,7 +223,7 @@ class StreamLoop:
         """Opens what other jobs, or this one before an interruption, have supervised of the window."""
         made_here = {stage.name for stage in stages if stage.supervises} | {one.name for one in labellers}
         needed = {teacher for stage in stages for teacher in stage.trainer.arm.teachers} - made_here
-        for teacher in needed:
+        for teacher in needed - self.external.keys():
             stream = self.store.supervision(teacher, window)
             if stream is not None:
                 streams[teacher] = stream
@@ -227,7 +237,9 @@ class StreamLoop:
     ) -> None:
         start = time.perf_counter()
         times = chunk.batch.event_time_us
-        teachers = {name: stream.between(int(times[0]), int(times[-1])) for name, stream in streams.items()}
+        teachers: dict[str, Joiner] = dict(self.external)
+        for name, stream in streams.items():
+            teachers[name] = stream.between(int(times[0]), int(times[-1]))
         for labeller in labellers:
             teachers[labeller.name] = labeller.label(chunk).index()
         labelled = time.perf_counter()

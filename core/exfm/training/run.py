@@ -97,8 +97,16 @@ def _versions(experiment: Experiment) -> dict[str, str]:
 
 def _view(experiment: Experiment) -> ExperimentView:
     arms = {arm.name: arm for arm in experiment.arms}
+    elsewhere = {name: tuple(config.predictions) for name, config in experiment.config.teachers.items()}
     comparisons = tuple(
-        Comparison(arm.base, arm.name, arms[arm.base].teachers) for arm in experiment.arms if arm.is_control
+        Comparison(
+            arm.base,
+            arm.name,
+            tuple(name for name in arms[arm.base].teachers if name in arms),
+            tuple((name, elsewhere[name]) for name in arms[arm.base].teachers if name in elsewhere),
+        )
+        for arm in experiment.arms
+        if arm.is_control
     )
     assert all(comparison.control == comparison.model + CONTROL_SUFFIX for comparison in comparisons)
     evaluation = experiment.config.evaluation

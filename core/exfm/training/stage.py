@@ -23,27 +23,20 @@ from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.schema import FeatureSchema
 from exfm.supervision.commits import Commit
-from exfm.supervision.joiner import Joined, SupervisionIndex, SupervisionRows
-from exfm.supervision.row_files import RowWriter, predictions_schema, row_file, supervision_schema
+from exfm.supervision.coverage import Coverage
+from exfm.supervision.joiner import Joiner, SupervisionRows, rows_of
+from exfm.supervision.row_files import (
+    RowWriter,
+    predictions_schema,
+    row_file,
+    supervision_columns,
+    supervision_schema,
+)
 from exfm.supervision.store import Store
+from exfm.training.forward_rows import ForwardRows
 from exfm.training.trainer import StepLabels, Trainer
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class TeacherCounters:
-    """How much of a window's examples a teacher had supervised, and how old that was in all."""
-
-    examples: int = 0
-    hits: int = 0
-    age_us: int = 0
-
-    def add(self, joined: Joined) -> None:
-        """Counts a batch."""
-        self.examples += joined.found.numel()
-        self.hits += int(joined.found.sum())
-        self.age_us += int(joined.age_us.sum())
 
 
 @dataclass
@@ -54,7 +47,7 @@ class WindowCounters:
     seconds: float = 0.0
     log_loss: float = 0.0
     positives: float = 0.0
-    teachers: dict[str, TeacherCounters] = field(default_factory=dict)
+    teachers: dict[str, Coverage] = field(default_factory=dict)
 
     @property
     def ne(self) -> float | None:
@@ -103,7 +96,8 @@ class Stage:
         self._supervision: RowWriter | None = None
         if self.supervises:
             supervision = row_file("supervision", self.name, window.index)
-            self._supervision = RowWriter(self.store.workspace, supervision, supervision_schema(self.tasks))
+            schema = supervision_schema(self.tasks, self.name, self.trainer.embedding)
+            self._supervision = RowWriter(self.store.workspace, supervision, schema)
 
     def resume(self) -> int:
         """Brings the model to the newest committed state that can be read; returns its window, -1 for none.
@@ -131,34 +125,29 @@ class Stage:
             raise failure
         return -1
 
-    def consume(self, chunk: Chunk, teachers: Mapping[str, SupervisionIndex]) -> SupervisionRows:
+    def consume(self, chunk: Chunk, teachers: Mapping[str, Joiner]) -> SupervisionRows:
         """Predicts the arm's rows of a chunk and trains on them, batch by batch; returns its supervision of them."""
         start = time.perf_counter()
         learn = StepLabels(self.prompt, transfer=True)
-        predicted: dict[str, list[Tensor]] = {task: [torch.zeros(0)] for task in self.tasks}
-        taught: dict[str, list[Tensor]] = {task: [torch.zeros(0)] for task in self.tasks}
-        watermarks = [torch.zeros(0, dtype=torch.int64)]
         index = self._rows(chunk)
+        seen = chunk.batch.only(frozenset(), torch.zeros(0, dtype=torch.int64)).select(index)
+        joined = {name: teachers[name].join(seen.example_id, seen.event_time_us) for name in self.trainer.arm.teachers}
+        for name, found in joined.items():
+            self.counters.teachers.setdefault(name, Coverage()).add(found)
+        forward = ForwardRows(self.tasks, self.trainer.embedding)
+        first = 0
         for batch in self._batches(chunk, index):
-            supervision = {}
-            for name in self.trainer.arm.teachers:
-                joined = teachers[name].join(batch.example_id, batch.event_time_us)
-                self.counters.teachers.setdefault(name, TeacherCounters()).add(joined)
-                supervision[name] = joined.supervision
+            rows = slice(first, first + batch.size)
+            first += batch.size
+            supervision = {name: rows_of(found.supervision, rows) for name, found in joined.items()}
             if self.flops is None:
                 self.flops = self.trainer.flops_per_example(batch)
             learned = frozenset(self.trainer.learned)
-            for task, values in self.trainer.step(batch, supervision, learn).items():
-                predicted[task].append(values.cpu())
-                taught[task].append(values.cpu() if task in learned else torch.full((batch.size,), math.nan))
+            forward.add(self.trainer.step(batch, supervision, learn), learned, self._watermark_us)
             self.trainer.observe(batch)
-            watermarks.append(torch.full((batch.size,), self._watermark_us))
             self._watermark_us = int(batch.event_time_us[-1])
-        seen = chunk.batch.only(frozenset(), torch.zeros(0, dtype=torch.int64)).select(index)
-        made = SupervisionRows(
-            seen.example_id, {task: torch.cat(values) for task, values in taught.items()}, torch.cat(watermarks)
-        )
-        self._record(seen, {task: torch.cat(values) for task, values in predicted.items()}, made)
+        made = forward.supervision(seen.example_id)
+        self._record(seen, forward.probabilities(), made)
         self.counters.seconds += time.perf_counter() - start
         return made
 
@@ -191,7 +180,7 @@ class Stage:
             "flops_per_example": self.flops,
             "parameters": trainer.model.parameter_counts(),
             "learned": sorted(trainer.learned),
-            "teachers": {name: vars(counted) for name, counted in self.counters.teachers.items()},
+            "teachers": {name: counted.as_counters() for name, counted in self.counters.teachers.items()},
         }
         if not log.add("train", self.name, Commit(self._window, counters, files)):
             logger.warning("window %s of %r: another job had committed it, with equal content", self._window, self.name)
@@ -235,10 +224,8 @@ class Stage:
         oracle = {f"oracle_{task}": seen.oracle[task].numpy() for task in self.oracles}
         self._predictions.append({**columns, "group": seen.group.numpy(), **predicted, **labels, **oracle})
         if self._supervision is not None:
-            snapshot = np.full(seen.size, self._window.index - 1, np.int32)
-            times = {"event_time": seen.event_time_us.numpy(), "watermark": made.watermark_us.numpy()}
-            taught = {f"prediction_{task}": values.numpy() for task, values in made.probabilities.items()}
-            self._supervision.append({**columns, **taught, "snapshot": snapshot, **times})
+            times = seen.event_time_us.numpy()
+            self._supervision.append(supervision_columns(made, times, self._window.index, self._window.index - 1))
         first = self.tasks[0]
         loss = torch.nn.functional.binary_cross_entropy(probabilities[first], seen.labels[first], reduction="sum")
         self.counters.examples += seen.size

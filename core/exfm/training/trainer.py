@@ -16,10 +16,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from exfm.config.checks import Arm
 from exfm.config.experiment import DenseOptimizer
 from exfm.data.batch import Batch
+from exfm.errors import ConfigError
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import FeatureSchema
-from exfm.interfaces.transfer_strategy import StudentShape, Supervision, TeacherShape, TransferStrategy
+from exfm.interfaces.transfer_strategy import (
+    StudentOutput,
+    StudentShape,
+    Supervision,
+    TeacherShape,
+    TransferStrategy,
+)
 from exfm.modeling.ranking_model import RankingModel
+from exfm.supervision.embeddings import EmbeddingShape
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -37,6 +45,20 @@ class StepLabels:
     transfer: bool
 
 
+@dataclass(frozen=True)
+class Forward:
+    """A forward pass, for others: probabilities (B,) by task and the representation (B, R)."""
+
+    probabilities: Mapping[str, Tensor]
+    representation_BR: Tensor
+
+    @classmethod
+    def of(cls, output: StudentOutput) -> Forward:
+        """What was put out, without gradients."""
+        probabilities = {task: logit.detach().sigmoid() for task, logit in output.logits.items()}
+        return cls(probabilities, output.representation_BR.detach())
+
+
 class Trainer:
     """Trains one arm.
 
@@ -46,16 +68,22 @@ class Trainer:
     Args:
         arm: which model.
         schema: the stream's schema.
-        teachers: the tasks of each teacher, by its name.
+        teachers: what is known of each teacher, by its name.
         plan: how it is placed.
         seed: the experiment's seed.
+
+    Attributes:
+        embedding: how its representation is stored as supervision, where it is.
+
+    Raises:
+        ConfigError: a strategy refuses its teacher.
     """
 
     def __init__(
         self,
         arm: Arm,
         schema: FeatureSchema,
-        teachers: Mapping[str, tuple[str, ...]],
+        teachers: Mapping[str, TeacherShape],
         plan: ParallelPlan,
         seed: int,
     ) -> None:
@@ -69,19 +97,20 @@ class Trainer:
             self.model = placed
             student = StudentShape(arm.tasks, model.backbone.output_dim, model.new_head)
             self.strategies = nn.ModuleList(
-                spec.build(student, TeacherShape(spec.config.teacher, teachers[spec.config.teacher]))
-                for spec in arm.config.transfer
+                _strategy(arm, number, student, teachers) for number in range(len(arm.config.transfer))
             ).to(plan.device)
+        form = arm.config.supervision.embedding
+        self.embedding = None if form == "none" else EmbeddingShape(form, model.backbone.output_dim)
         dense = [*self.model.dense_parameters(), *self.strategies.parameters()]
         self.learned: set[str] = set()
         self.optimizer = _dense_optimizer(dense, arm.config.optimizer.dense)
 
-    def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """Probabilities (B,) by task, without training."""
+    def predict(self, batch: Batch) -> Forward:
+        """The forward pass, without training."""
         with torch.no_grad():
-            return {task: logit.sigmoid() for task, logit in self.model(batch).logits.items()}
+            return Forward.of(self.model(batch))
 
-    def step(self, batch: Batch, supervision: Mapping[str, Supervision], learn: StepLabels) -> dict[str, Tensor]:
+    def step(self, batch: Batch, supervision: Mapping[str, Supervision], learn: StepLabels) -> Forward:
         """Predicts a batch, then trains on it with the same forward pass.
 
         A task's first batch with labels sets the bias of its head to their rate, so that the trunk need not move it.
@@ -92,10 +121,10 @@ class Trainer:
             learn: what is known.
 
         Returns:
-            Probabilities (B,) by task, from before the step.
+            The forward pass from before the step.
         """
         output = self.model(batch)
-        predicted = {task: logit.detach().sigmoid() for task, logit in output.logits.items()}
+        predicted = Forward.of(output)
         new = [task for task in learn.tasks if task not in self.learned]
         if new:
             for task in new:
@@ -158,6 +187,16 @@ class Trainer:
             index, _, name = key.partition(".")
             moments.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+
+def _strategy(arm: Arm, number: int, student: StudentShape, teachers: Mapping[str, TeacherShape]) -> TransferStrategy:
+    spec = arm.config.transfer[number]
+    try:
+        strategy = spec.build(student, teachers[spec.config.teacher])
+    except ValueError as error:
+        raise ConfigError(f"models.{arm.base}.transfer.{number}: {error}") from error
+    assert isinstance(strategy, TransferStrategy)
+    return strategy
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

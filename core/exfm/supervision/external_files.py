@@ -1,0 +1,161 @@
+"""Parquet files that another system wrote as a teacher's supervision: found, checked, and read.
+
+Legend: S rows of all files together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from exfm.config.experiment import ExternalTeacher
+from exfm.errors import ConfigError, suggestion
+
+_FOOTERS_AT_ONCE = 16
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ExternalRows:
+    """What the files hold: example ids (S,), and probabilities (S,) by task, NaN where there is none."""
+
+    example_id: I64
+    probabilities: dict[str, F32]
+
+
+class ExternalFiles:
+    """The files of a teacher from elsewhere, checked as far as their metadata tell.
+
+    Args:
+        config: the teacher's section of the experiment.
+        place: where it is, for messages: ``FILE: teachers.NAME``.
+
+    Raises:
+        ConfigError: there is no file, one cannot be read, or a column is missing or of a wrong type.
+    """
+
+    def __init__(self, config: ExternalTeacher, place: str) -> None:
+        self._config = config
+        self._place = place
+        try:
+            self._fs, root = fsspec.core.url_to_fs(config.path)
+            self._paths = sorted(_find(self._fs, root))
+        except (OSError, ValueError, ImportError) as error:
+            raise ConfigError(f"{place}.path: {config.path!r} cannot be listed: {error}") from error
+        if not self._paths:
+            raise ConfigError(f"{place}.path: there is no Parquet file at {config.path!r}")
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+            self.rows = sum(pool.map(self._check, self._paths))
+
+    def read(self) -> ExternalRows:
+        """All rows, in the order of the files.
+
+        Raises:
+            ConfigError: an example id is missing or repeated, or a value is not what its kind says; the message names
+                file and row.
+        """
+        ids = np.empty(self.rows, np.int64)
+        probabilities = {task: np.empty(self.rows, np.float32) for task in self._config.predictions}
+        start = 0
+        for path, first, batch in self._batches():
+            stop = start + batch.num_rows
+            ids[start:stop] = self._ids(path, first, batch)
+            for task, values in probabilities.items():
+                values[start:stop] = self._probabilities(path, first, batch, task)
+            start = stop
+        return ExternalRows(ids, probabilities)
+
+    def repeated(self, row: int) -> ConfigError:
+        """The complaint that a row's example came before."""
+        for path in self._paths:
+            with self._open(path) as file:
+                rows = file.metadata.num_rows
+            if row < rows:
+                break
+            row -= rows
+        return ConfigError(f"{self._place}: {path}, row {row}: this example id came before; each may come once")
+
+    def _batches(self) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+        """Path, first row and rows, of the columns that matter."""
+        columns = [self._config.example_id, *(wanted.column for wanted in self._config.predictions.values())]
+        for path in self._paths:
+            first = 0
+            with self._open(path) as file:
+                for batch in file.iter_batches(columns=list(dict.fromkeys(columns))):
+                    yield path, first, batch
+                    first += batch.num_rows
+
+    def _ids(self, path: str, first: int, batch: pa.RecordBatch) -> I64:
+        column = batch.column(self._config.example_id)
+        self._refuse(column.is_null(), path, first, self._config.example_id, "the example id is missing", column)
+        values: I64 = column.to_numpy(zero_copy_only=False).astype(np.int64)
+        return values
+
+    def _probabilities(self, path: str, first: int, batch: pa.RecordBatch, task: str) -> F32:
+        wanted = self._config.predictions[task]
+        column = batch.column(wanted.column)
+        values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        if wanted.kind == "logit":
+            with np.errstate(over="ignore"):
+                return np.asarray(1 / (1 + np.exp(-values)), np.float32)
+        wrong = (values < 0) | (values > 1)
+        self._refuse(pa.array(wrong), path, first, wanted.column, "a probability lies between 0 and 1", column)
+        return np.asarray(values, np.float32)
+
+    def _refuse(self, wrong: pa.Array, path: str, first: int, name: str, reason: str, column: pa.Array) -> None:
+        row = pc.index(wrong, True).as_py()
+        if row >= 0:
+            given = column[row].as_py()
+            raise ConfigError(f"{self._place}: {path}, row {first + row}: {name}: {reason}; given: {given!r}")
+
+    def _check(self, path: str) -> int:
+        """Checks a file's columns and returns its number of rows."""
+        try:
+            with self._open(path) as file:
+                schema, rows = file.schema_arrow, file.metadata.num_rows
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ConfigError(f"{self._place}.path: {path} cannot be read as Parquet: {error}") from error
+        self._check_column(path, schema, "example_id", self._config.example_id)
+        for task, wanted in self._config.predictions.items():
+            self._check_column(path, schema, f"predictions.{task}.column", wanted.column)
+        return int(rows)
+
+    def _check_column(self, path: str, schema: pa.Schema, key: str, name: str) -> None:
+        if name not in schema.names:
+            raise ConfigError(f"{self._place}.{key}: {path} has no column {name!r}.{suggestion(name, schema.names)}")
+        kind = schema.field(name).type
+        is_id = key == "example_id"
+        if not (pa.types.is_integer(kind) if is_id else pa.types.is_floating(kind)):
+            wanted = "integers" if is_id else "floating-point numbers"
+            raise ConfigError(f"{self._place}.{key}: {path}: column {name!r} must hold {wanted}, not {kind}")
+
+    def _open(self, path: str) -> pq.ParquetFile:
+        return pq.ParquetFile(path, filesystem=self._fs)
+
+
+def _find(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:
+    """The files at a path: a glob's, a folder's that end in .parquet, or the one file."""
+    if any(character in root for character in "*?["):
+        return [str(path) for path in filesystem.glob(root)]
+    if filesystem.isdir(root):
+        return [str(path) for path in filesystem.find(root) if str(path).endswith(".parquet")]
+    return [root] if filesystem.exists(root) else []
+
+
+def check_files(teachers: dict[str, ExternalTeacher], file: str) -> None:
+    """Checks the files of every teacher from elsewhere.
+
+    Raises:
+        ConfigError: see ``ExternalFiles``.
+    """
+    for name, config in teachers.items():
+        ExternalFiles(config, f"{file}: teachers.{name}")

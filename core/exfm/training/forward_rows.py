@@ -1,0 +1,61 @@
+"""Collects the forward passes over a chunk's batches: what is predicted, and what of it is supervision.
+
+Legend: S rows so far.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from exfm.supervision.embeddings import CompactEmbedding, EmbeddingShape
+from exfm.supervision.joiner import SupervisionRows
+from exfm.training.trainer import Forward
+
+
+class ForwardRows:
+    """Rows of one model, batch after batch.
+
+    Args:
+        tasks: its tasks.
+        embedding: how its representation is kept; None where it is not.
+    """
+
+    def __init__(self, tasks: tuple[str, ...], embedding: EmbeddingShape | None) -> None:
+        self._predicted: dict[str, list[Tensor]] = {task: [torch.zeros(0)] for task in tasks}
+        self._taught: dict[str, list[Tensor]] = {task: [torch.zeros(0)] for task in tasks}
+        self._watermarks = [torch.zeros(0, dtype=torch.int64)]
+        self._shape = embedding
+        self._embeddings = [] if embedding is None else [CompactEmbedding.empty(embedding)]
+
+    def add(self, forward: Forward, learned: Collection[str], watermark_us: int) -> None:
+        """Adds a batch.
+
+        Args:
+            forward: the forward pass.
+            learned: the tasks of which the model had seen labels; of the others it teaches nothing.
+            watermark_us: it had trained on examples before this time.
+        """
+        size = forward.representation_BR.shape[0]
+        for task, values in forward.probabilities.items():
+            self._predicted[task].append(values.cpu())
+            self._taught[task].append(values.cpu() if task in learned else torch.full((size,), math.nan))
+        self._watermarks.append(torch.full((size,), watermark_us))
+        if self._shape is not None:
+            self._embeddings.append(CompactEmbedding.of(forward.representation_BR, self._shape.format))
+
+    def probabilities(self) -> dict[str, Tensor]:
+        """What it predicts, (S,) by task."""
+        return {task: torch.cat(values) for task, values in self._predicted.items()}
+
+    def supervision(self, example_id: Tensor) -> SupervisionRows:
+        """What it teaches about the examples (S,)."""
+        return SupervisionRows(
+            example_id,
+            {task: torch.cat(values) for task, values in self._taught.items()},
+            torch.cat(self._watermarks),
+            CompactEmbedding.cat(self._embeddings) if self._embeddings else None,
+        )
