@@ -1,8 +1,8 @@
 """Three jobs over one workspace, each killed with SIGKILL at thirty random moments: `python benchmarks/soak_jobs.py`.
 
-The FM's trainer, its labeller and the VM's trainer follow the stream at the same time and are restarted whenever they are
-killed. The end is compared with one undisturbed `exfm run`: results.json but for times, and the store must hold each
-(teacher, example) once.
+The FM's trainer, its labeller and the VM's trainer follow the stream at the same time and are restarted whenever they
+are killed. The end is compared with one undisturbed `exfm run`: results.json but for times, and the store must hold
+each (teacher, example) once.
 """
 
 from __future__ import annotations

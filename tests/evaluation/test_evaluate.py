@@ -27,6 +27,9 @@ class Tables:
     def windows(self, model: str) -> Sequence[Window]:
         return [window for window in WINDOWS if window.index in self.tables[model]]
 
+    def examples(self, model: str, window: Window) -> int:
+        return self.tables[model][window.index].num_rows
+
     def predictions(self, model: str, window: Window) -> pa.Table:
         return self.tables[model][window.index]
 

@@ -40,7 +40,15 @@ def results() -> dict[str, Any]:
         "seed": 7,
         "models": {"fm": model(0.81), "vm": model(0.83), "vm.control": model(0.835)},
         "gains": [gain],
-        "supervision": {"fm": {"vm": {"examples": 800, "hit_rate": 0.987, "age_s": 90_000.0}}},
+        "supervision": {
+            "fm": {
+                "vm": {
+                    "examples": 800, "hit_rate": 0.987, "age_s": 90_000.0,
+                    "windows": [{"window": 0, "examples": 800, "hit_rate": 0.987, "age_s": 90_000.0}],
+                    "age_histogram": {"edges_s": [1_000.0, 10_000.0, 100_000.0], "counts": [0, 90, 700, 0]},
+                }
+            }
+        },
         "data": {"skipped_rows": 0},
         "time": {
             "total_s": 210.0, "time_to_first_batch_s": 6.1, "data_s": 31.0, "train_s": 140.0, "supervise_s": 22.0,

@@ -78,7 +78,7 @@ def test_plots_take_their_colours_from_the_page(results: dict[str, Any]) -> None
     """A colour fixed in a plot could be invisible in dark mode."""
     html = render_report(results, "")
     plots = re.findall(r"<figure>.*?</figure>", html, re.DOTALL)
-    assert len(plots) == 5
+    assert len(plots) == 6
     assert all("currentColor" in plot and 'role="img"' in plot for plot in plots)
     assert not re.search(r"(fill|stroke): #", "".join(plots))
     defined = set(re.findall(r"(--c\d+):", html))
@@ -163,7 +163,12 @@ def test_many_comparisons_are_a_table_and_rows_without_end_are_no_plot(results: 
     assert 'class="card' not in html
     assert "vm19 click +0.43% +0.31% to +0.55% better than its control 0.35 of fm's +1.25%" in text
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", html)
-    assert captions == ["NE gain over the control", "NE over time: click, without controls", "Time"]
+    assert captions == [
+        "NE gain over the control",
+        "NE over time: click, without controls",
+        "Age of supervision: fm",
+        "Time",
+    ]
 
 
 def test_calibration_far_off_keeps_the_axis_where_calibrations_can_be(results: dict[str, Any]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
@@ -40,8 +42,8 @@ class FaultyFileSystem(MemoryFileSystem):
         cls.rate = cls.chance.choice([0.1, 0.3, 0.5])
 
     def put_file(self, lpath: str, rpath: str, **_: Any) -> None:
-        with open(lpath, "rb") as file:
-            self._write(rpath, file.read(), lambda data: MemoryFileSystem.pipe_file(self, rpath, data))
+        data = Path(lpath).read_bytes()
+        self._write(rpath, data, lambda some: MemoryFileSystem.pipe_file(self, rpath, some))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
         self._write(path, value, lambda data: MemoryFileSystem.pipe_file(self, path, data, mode=mode))
@@ -69,10 +71,8 @@ class FaultyFileSystem(MemoryFileSystem):
 
     def _land(self, write: Callable[[bytes], None], data: bytes) -> None:
         """A write that its writer has given up on, and that happens after all."""
-        try:
+        with contextlib.suppress(FileExistsError):
             write(data)
-        except FileExistsError:
-            pass
 
 
 @pytest.fixture(autouse=True)

@@ -234,11 +234,8 @@ def test_models_on_part_of_the_traffic_see_that_part_only(log: str, tmp_path: Pa
     wanted = table.filter(pa.compute.is_in(table.column("user"), pa.array([1, 2, 3])))
     rows = pa.concat_tables(predictions(str(tmp_path / "run"), "vm").values())
     assert rows.column("example_id").to_pylist() == wanted.column("example_id").to_pylist()
-    assert results["supervision"]["fm"]["vm"] == {
-        "examples": wanted.num_rows,
-        "hit_rate": 1.0,
-        "age_s": pytest.approx(results["supervision"]["fm"]["vm"]["age_s"]),
-    }
+    coverage = results["supervision"]["fm"]["vm"]
+    assert (coverage["examples"], coverage["hit_rate"]) == (wanted.num_rows, 1.0)
 
 
 def test_students_beyond_the_teachers_traffic_meet_misses(log: str, tmp_path: Path) -> None:

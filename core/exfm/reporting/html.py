@@ -95,6 +95,10 @@ def _plots(
     }
     if 0 < len(speeds) <= _MOST_ROWS:
         yield "Training speed", plots.bars_plot(speeds, "examples per second", "Training speed of each model")
+    for teacher, students in results.get("supervision", {}).items():
+        known = {name: figures["age_histogram"] for name, figures in students.items() if figures["age_s"] is not None}
+        if 0 < len(known) <= _MOST_ROWS:
+            yield f"Age of supervision: {teacher}", plots.age_plot(known, styles)
     times = {
         label: results["time"][key] for key, label in _TIMES.items() if results.get("time", {}).get(key) is not None
     }

@@ -163,6 +163,28 @@ def bars_plot(values: Mapping[str, float], unit: str, title: str) -> str:
         return _svg(figure, title)
 
 
+def age_plot(histograms: Mapping[str, Json], styles: Mapping[str, SeriesStyle]) -> str:
+    """How old supervision was when it was learned from, a line for each student: its share in each bin of age."""
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
+        axes = figure.add_subplot()
+        for student, histogram in histograms.items():
+            edges, counts = histogram["edges_s"], histogram["counts"]
+            used = [index for index, number in enumerate(counts) if number]
+            # The outer bins are open: they are drawn as wide as their neighbours.
+            bounds = [edges[0] ** 2 / edges[1], *edges, edges[-1] ** 2 / edges[-2]][used[0] : used[-1] + 2]
+            shares = [100 * number / sum(counts) for number in counts[used[0] : used[-1] + 1]]
+            color, line = _SERIES[styles[student].color], styles[student]._line
+            axes.stairs(shares, bounds, color=color, linestyle=line, linewidth=1.6, baseline=0)
+        axes.set_xscale("log")
+        ages = {1: "1 s", 60: "1 min", 3_600: "1 h", 86_400: "1 d", 2_592_000: "30 d", 31_536_000: "1 y"}
+        axes.set_xticks(list(ages), list(ages.values()), minor=False)
+        axes.minorticks_off()
+        axes.set_xlabel("age of the supervision")
+        axes.set_ylabel("% of the supervised examples")
+        return _svg(figure, "Age of supervision")
+
+
 def _rows_figure(labels: Sequence[str]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, 0.75 + 0.3 * max(len(labels), 1)), layout="constrained")
     axes = figure.add_subplot()

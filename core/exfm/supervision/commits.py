@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from exfm.errors import RunError
@@ -88,6 +89,7 @@ class CommitLog:
         """
         manifest = {
             "window": asdict(commit.window),
+            "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "counters": dict(commit.counters),
             "files": {role: asdict(record) for role, record in commit.files.items()},
         }

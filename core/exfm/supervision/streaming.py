@@ -6,7 +6,7 @@ A supervision file holds its rows in the order of the stream, so the rows of a c
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,20 +39,22 @@ class SupervisionStream:
 
     Args:
         record: the committed file.
-        span_rows: rows that are read at once.
+        span_rows: rows that are read at once; by default about two MiB.
 
     Raises:
         RunError: the file is missing or corrupt.
     """
 
-    def __init__(self, workspace: Workspace, record: FileRecord, span_rows: int = 16_384) -> None:
+    def __init__(self, workspace: Workspace, record: FileRecord, span_rows: int | None = None) -> None:
         self._bytes = workspace.open_checked(record)
-        self._file = pq.ParquetFile(self._bytes)
-        self._columns = [name for name in self._file.schema_arrow.names if name not in _UNUSED]
-        self._batches = self._file.iter_batches(span_rows, columns=self._columns)
+        file = pq.ParquetFile(self._bytes)
+        columns = [name for name in file.schema_arrow.names if name not in _UNUSED]
+        schema = pa.schema([file.schema_arrow.field(name) for name in columns])
+        self._nothing = SupervisionRows.from_arrow(pa.RecordBatch.from_pylist([], schema))
+        self._batches = file.iter_batches(span_rows or (16_384 if "embedding" in columns else 65_536), columns=columns)
         self._held: deque[_Span] = deque()
         self._reader = ThreadPoolExecutor(1, "exfm-supervision")
-        self._next: Future[_Span | None] = self._reader.submit(self._read)
+        self._next = self._reader.submit(self._read)
         self._ended = False
 
     @property
@@ -71,13 +73,11 @@ class SupervisionStream:
                 self._next = self._reader.submit(self._read)
                 if span.event_time_us[-1] >= first_us:
                     self._held.append(span)
-        parts = [span.between(first_us, last_us) for span in self._held]
-        return SupervisionRows.cat(parts or [self._nothing()]).index()
+        return SupervisionRows.cat([span.between(first_us, last_us) for span in self._held] or [self._nothing]).index()
 
     def close(self) -> None:
         """Closes the file."""
         self._reader.shutdown()
-        self._file.close()
         self._bytes.close()
 
     def _reaches(self, last_us: int) -> bool:
@@ -89,7 +89,3 @@ class SupervisionStream:
         if batch is None:
             return None
         return _Span(batch.column("event_time").view(pa.int64()).to_numpy(), SupervisionRows.from_arrow(batch))
-
-    def _nothing(self) -> SupervisionRows:
-        schema = pa.schema([self._file.schema_arrow.field(name) for name in self._columns])
-        return SupervisionRows.from_arrow(pa.RecordBatch.from_pylist([], schema))

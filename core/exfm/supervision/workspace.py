@@ -217,9 +217,8 @@ class Workspace:
             file = self._arrow.open_input_file(self.path(record.path))
         except FileNotFoundError as error:
             raise self._missing(record) from error
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if file.tell() != record.bytes or digest != record.sha256:
-            size = file.tell()
+        digest, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+        if size != record.bytes or digest != record.sha256:
             file.close()
             raise self._corrupt(record, size)
         file.seek(0)

@@ -1,0 +1,166 @@
+"""Teachers from elsewhere: their files are checked, joined by example id in any order, and named in the results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import exfm
+from exfm.config.experiment import ExternalTeacher
+from exfm.supervision.external import ExternalSupervision
+from exfm.supervision.external_files import ExternalFiles
+
+from ..training.logs import experiment_dict, load, make_log, predictions, write_log
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_log(tmp_path_factory.mktemp("log"), make_log())
+
+
+def vendor_table(seed: int = 0) -> pa.Table:
+    """Predictions of two thirds of the log's examples, in no order, as probabilities and as logits."""
+    random = np.random.default_rng(seed)
+    click = make_log().column("click").to_numpy()
+    logit = np.where(click == 1, 2.0, -2.0) + random.normal(size=click.size)
+    picked = random.permutation(click.size)[:1_200]
+    ids = make_log().column("example_id").to_numpy()[picked]
+    return pa.table({"id": ids, "p": 1 / (1 + np.exp(-logit[picked])), "z": logit[picked].astype(np.float32)})
+
+
+def write_vendor(folder: Path, table: pa.Table) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in range(3):
+        pq.write_table(table.slice(part * 400, 400), folder / f"part-{part}.parquet", row_group_size=150)
+    return str(folder)
+
+
+def config_of(log: str, run_dir: Path, path: str, column: str = "p", kind: str = "probability") -> dict[str, Any]:
+    """A VM taught by both the FM and the vendor."""
+    config = experiment_dict(log, str(run_dir))
+    config["teachers"] = {
+        "vendor": {"path": path, "example_id": "id", "predictions": {"click": {"column": column, "kind": kind}}}
+    }
+    config["models"]["vm"]["transfer"].append({"name": "direct", "teacher": "vendor"})
+    return config
+
+
+def test_a_run_learns_from_a_vendors_files(log: str, tmp_path: Path) -> None:
+    path = write_vendor(tmp_path / "vendor", vendor_table())
+    results = exfm.run(load(tmp_path, config_of(log, tmp_path / "a", path)))
+    coverage = results["supervision"]["vendor"]["vm"]
+    assert coverage["hit_rate"] == 1_200 / 1_800
+    assert coverage["age_s"] is None
+    assert sum(coverage["age_histogram"]["counts"]) == 0
+    gains = {gain["teacher"]: gain for gain in results["gains"]}
+    assert set(gains) == {"fm", "vendor"}
+    assert gains["vendor"]["transfer_ratio"] is None
+    assert gains["vendor"]["ne_gain_percent"] == gains["fm"]["ne_gain_percent"]
+    assert "Taught by vendor" in (tmp_path / "a" / "report.html").read_text()
+    # the same teacher as logits, as one file, in another order
+    table = vendor_table()
+    (tmp_path / "one").mkdir()
+    pq.write_table(table.take(np.random.default_rng(1).permutation(1_200)), tmp_path / "one" / "all.parquet")
+    again = exfm.run(load(tmp_path, config_of(log, tmp_path / "b", str(tmp_path / "one/*.parquet"), "z", "logit")))
+    ne = [run["models"]["vm"]["tasks"]["click"]["ne"] for run in (results, again)]
+    assert ne[0] == pytest.approx(ne[1], abs=1e-4)
+    assert again["models"]["vm.control"] | {"train_examples_per_second": 0} == (
+        results["models"]["vm.control"] | {"train_examples_per_second": 0}
+    )
+
+
+def test_a_model_may_have_no_other_teacher(log: str, tmp_path: Path) -> None:
+    path = write_vendor(tmp_path / "vendor", vendor_table())
+    config = config_of(log, tmp_path / "run", path)
+    del config["models"]["fm"]
+    config["models"]["vm"]["transfer"] = [{"name": "auxiliary_head", "teacher": "vendor"}]
+    results = exfm.run(load(tmp_path, config))
+    assert [gain["teacher"] for gain in results["gains"]] == ["vendor"]
+    vm, control = (predictions(str(tmp_path / "run"), name)[5] for name in ("vm", "vm.control"))
+    assert vm.column("prediction_click") != control.column("prediction_click")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"predictions": {"clik": {"column": "p", "kind": "probability"}}}, r"the data has no task 'clik'.*'click'"),
+        ({"predictions": {"click": {"column": "prob", "kind": "logit"}}}, r"part-0\.parquet has no column 'prob'"),
+        ({"predictions": {"click": {"column": "id", "kind": "logit"}}}, r"'id' must hold floating-point.* not int64"),
+        ({"predictions": {"click": {"column": "p", "kind": "odds"}}}, r"kind: 'odds' is not allowed.*probability"),
+        ({"predictions": {}}, r"teachers\.vendor\.predictions"),
+        ({"example_id": "z"}, r"teachers\.vendor\.example_id: .*column 'z' must hold integers, not float"),
+        ({"path": "/nowhere/*.parquet"}, r"teachers\.vendor\.path: there is no Parquet file"),
+        ({"path": "nothing://x"}, r"teachers\.vendor\.path: 'nothing://x' cannot be listed"),
+    ],
+)
+def test_mistakes_are_named_before_training(log: str, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    config = config_of(log, tmp_path / "run", write_vendor(tmp_path / "vendor", vendor_table()))
+    config["teachers"]["vendor"].update(change)
+    with pytest.raises(exfm.ConfigError, match=message):
+        load(tmp_path, config)
+
+
+def test_a_file_that_is_no_parquet_is_named(log: str, tmp_path: Path) -> None:
+    path = write_vendor(tmp_path / "vendor", vendor_table())
+    (tmp_path / "vendor" / "part-9.parquet").write_text("nothing")
+    with pytest.raises(exfm.ConfigError, match=r"part-9\.parquet cannot be read as Parquet"):
+        load(tmp_path, config_of(log, tmp_path / "run", path))
+
+
+def test_names_are_unique_and_known(log: str, tmp_path: Path) -> None:
+    config = config_of(log, tmp_path / "run", write_vendor(tmp_path / "vendor", vendor_table()))
+    config["models"]["vm"]["transfer"][1]["teacher"] = "vendr"
+    with pytest.raises(exfm.ConfigError, match=r"no model is called 'vendr'.*Did you mean 'vendor'"):
+        load(tmp_path, config)
+    config["teachers"]["fm"] = config["teachers"].pop("vendor")
+    with pytest.raises(exfm.ConfigError, match=r"teachers\.fm: a model has this name"):
+        load(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "value", "message"),
+    [
+        ("p", 707, 1.5, r"part-1\.parquet, row 307: p: a probability lies between 0 and 1; given: 1\.5"),
+        ("p", 800, -0.1, r"part-2\.parquet, row 0: p: .*given: -0\.1"),
+        ("id", 3, None, r"part-0\.parquet, row 3: id: the example id is missing"),
+        ("id", 1_199, "first", r"part-2\.parquet, row 399: this example id came before"),
+    ],
+)
+def test_values_are_checked_when_they_are_read(
+    log: str, tmp_path: Path, column: str, row: int, value: Any, message: str
+) -> None:
+    table = vendor_table()
+    values = table.column(column).to_pylist()
+    values[row] = values[0] if value == "first" else value
+    changed = table.set_column(table.column_names.index(column), column, pa.array(values))
+    config = config_of(log, tmp_path / "run", write_vendor(tmp_path / "vendor", changed))
+    with pytest.raises(exfm.ConfigError, match=rf"^teachers\.vendor: .*{message}"):
+        exfm.run(load(tmp_path, config))
+    assert not (tmp_path / "run" / "predictions").exists()
+
+
+def test_missing_and_unknown_examples_are_misses(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"example_id": [5, 1, 9], "z": pa.array([0.0, None, 800.0])}), tmp_path / "a.parquet")
+    config = ExternalTeacher(path=str(tmp_path), predictions={"click": {"column": "z", "kind": "logit"}})
+    joined = ExternalSupervision.load(ExternalFiles(config, "teachers.x")).join(
+        torch.tensor([9, 1, 2, 5]), torch.zeros(4)
+    )
+    assert joined.found.tolist() == [True, True, False, True]
+    assert joined.supervision.hit["click"].tolist() == [True, False, False, True]
+    assert joined.supervision.probabilities["click"][[0, 3]].tolist() == [1.0, 0.5]
+    assert joined.age_us is None
+
+
+def test_a_teacher_without_rows_misses_everything(tmp_path: Path) -> None:
+    schema = pa.schema({"example_id": pa.int64(), "p": pa.float32()})
+    pq.write_table(schema.empty_table(), tmp_path / "a.parquet")
+    config = ExternalTeacher(path=str(tmp_path), predictions={"click": {"column": "p", "kind": "probability"}})
+    joined = ExternalSupervision.load(ExternalFiles(config, "teachers.x")).join(torch.tensor([1, 2]), torch.zeros(2))
+    assert not joined.found.any()
+    assert not joined.supervision.hit["click"].any()
