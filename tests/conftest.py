@@ -18,6 +18,17 @@ import yaml
 EXPERIMENT = Path(__file__).with_name("experiment.yaml").read_text(encoding="utf-8")
 
 
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Leaves torch's thread count as it was: results are equal bit for bit only for an equal count."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def experiment() -> dict[str, Any]:
     """A valid experiment that loads fast."""

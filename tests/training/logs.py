@@ -132,3 +132,16 @@ def timeless(results: dict[str, Any]) -> dict[str, Any]:
         for name, model in results["models"].items()
     }
     return {**results, "models": models, "time": None}
+
+
+def differences(found: Any, expected: Any, path: str = "") -> list[str]:
+    """Where two results differ, but for what the clock decides: key path, found and expected value."""
+    if path == "":
+        found, expected = timeless(found), timeless(expected)
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = {**found, **expected}
+        return [d for key in keys for d in differences(found.get(key), expected.get(key), f"{path}.{key}")]
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        pairs = enumerate(zip(found, expected, strict=True))
+        return [d for index, pair in pairs for d in differences(*pair, f"{path}.{index}")]
+    return [] if found == expected else [f"{path}: {found!r}, not {expected!r}"]

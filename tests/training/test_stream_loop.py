@@ -16,7 +16,7 @@ import exfm
 from exfm.supervision.commits import CommitLog
 from exfm.training.loop import Progress
 
-from .logs import DAY_US, START_US, experiment_dict, load, make_log, predictions, supervision, timeless, write_log
+from .logs import DAY_US, START_US, differences, experiment_dict, load, make_log, predictions, supervision, write_log
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_a_run_that_stops_anywhere_ends_with_the_same_results(
             assert not list(tmp_path.rglob("*.tmp"))
             continue
         break
-    assert timeless(results) == timeless(undisturbed[0])
+    assert differences(results, undisturbed[0]) == []
 
 
 @pytest.mark.parametrize("commit", range(0, 24, 3))
@@ -159,14 +159,14 @@ def test_a_crash_between_commits_of_one_window_changes_nothing(
         patch.setattr(CommitLog, "add", failing)
         with pytest.raises(StoppedError):
             exfm.run(load(tmp_path, config))
-    assert timeless(exfm.run(load(tmp_path, config))) == timeless(undisturbed[0])
+    assert differences(exfm.run(load(tmp_path, config)), undisturbed[0]) == []
 
 
 def test_a_finished_run_is_not_repeated(undisturbed: tuple[dict[str, Any], str], log: str, tmp_path: Path) -> None:
     results, run_dir = undisturbed
     seen: list[Progress] = []
     again = exfm.run(load(tmp_path, experiment_dict(log, run_dir)), seen.append)
-    assert timeless(again) == timeless(results)
+    assert differences(again, results) == []
     assert seen == []
 
 
@@ -181,14 +181,14 @@ def test_another_experiment_in_the_same_folder_is_refused(
 
 def test_the_same_bits_on_any_file_system(undisturbed: tuple[dict[str, Any], str], log: str, tmp_path: Path) -> None:
     results = exfm.run(load(tmp_path, experiment_dict(log, f"memory://{tmp_path.name}/run")))
-    assert timeless(results) == timeless(undisturbed[0])
+    assert differences(results, undisturbed[0]) == []
 
 
 def test_batches_do_not_depend_on_how_files_are_cut(undisturbed: tuple[dict[str, Any], str], tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     pq.write_table(make_log(), tmp_path / "log" / "all.parquet", row_group_size=97)
     config = experiment_dict(str(tmp_path / "log"), str(tmp_path / "run"))
-    assert timeless(exfm.run(load(tmp_path, config))) == timeless(undisturbed[0])
+    assert differences(exfm.run(load(tmp_path, config)), undisturbed[0]) == []
 
 
 def stopped_in_window_5(config: dict[str, Any], folder: Path) -> Path:
@@ -213,7 +213,7 @@ def test_a_corrupt_snapshot_is_named_and_the_one_before_it_is_taken(
     corrupt.write_bytes(whole[:-8] + bytes(8))
     results = exfm.run(load(tmp_path, config))
     assert re.search(r"snapshots/vm/000004/model-\w+\.safetensors: corrupt", caplog.text)
-    assert timeless(results) == timeless(undisturbed[0])
+    assert differences(results, undisturbed[0]) == []
     assert corrupt.read_bytes() == whole  # window 4 was done again
 
 
