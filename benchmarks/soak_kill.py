@@ -47,7 +47,7 @@ def one_round(folder: Path, seed: int) -> bool:
             command(folder / "killed", seed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            process.wait(timeout=moments.uniform(0.2, whole_s * 0.3))
+            process.wait(timeout=moments.uniform(0.2, max(whole_s * 0.2, 6.0)))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
