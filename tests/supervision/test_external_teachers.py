@@ -13,8 +13,8 @@ import torch
 
 import exfm
 from exfm.config.experiment import ExternalTeacher
+from exfm.config.external_files import ExternalFiles
 from exfm.supervision.external import ExternalSupervision
-from exfm.supervision.external_files import ExternalFiles
 
 from ..training.logs import experiment_dict, load, make_log, predictions, write_log
 

@@ -17,12 +17,12 @@ from pydantic import ValidationError
 from exfm.config.checks import Arm, check_experiment
 from exfm.config.experiment import ExperimentConfig
 from exfm.config.explain import explain
+from exfm.config.external_files import check_files
 from exfm.errors import ConfigError, PluginError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import FeatureSchema
 from exfm.registry.discovery import discover
 from exfm.registry.registry import Registry
-from exfm.supervision.external_files import check_files
 
 _SHAPE = "a mapping of keys such as name, stream and models"
 

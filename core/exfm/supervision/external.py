@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exfm.supervision.external_files import ExternalFiles
+from exfm.config.external_files import ExternalFiles
 from exfm.supervision.joiner import Joined, align, lookup, miss
 
 

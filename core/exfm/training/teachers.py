@@ -7,12 +7,12 @@ from collections.abc import Collection
 import torch
 
 from exfm.config.checks import Arm
+from exfm.config.external_files import ExternalFiles
 from exfm.config.loading import Experiment
 from exfm.interfaces.schema import FeatureSchema
 from exfm.interfaces.transfer_strategy import TeacherShape
 from exfm.modeling.ranking_model import RankingModel
 from exfm.supervision.external import ExternalSupervision
-from exfm.supervision.external_files import ExternalFiles
 
 
 def teacher_shapes(experiment: Experiment) -> dict[str, TeacherShape]:
