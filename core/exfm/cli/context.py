@@ -1,16 +1,21 @@
-"""What the commands share: blocked plugins, and JSON on the screen."""
+"""What the commands share: arguments, blocked plugins, and JSON on the screen."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from exfm.registry.registry import Registry
+
+CONFIG = Annotated[str, typer.Argument(metavar="CONFIG", help="The experiment file, any fsspec URL.")]
+OVERRIDES = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's.")
+]
 
 
 @dataclass

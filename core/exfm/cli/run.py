@@ -6,15 +6,13 @@ from typing import Annotated
 
 import typer
 
-from exfm.cli.context import Session
+from exfm.cli.context import CONFIG, OVERRIDES, Session
 
 
 def command(
     context: typer.Context,
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="The experiment file, any fsspec URL.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's.")
-    ] = None,
+    config: CONFIG,
+    overrides: OVERRIDES = None,
     print_config: Annotated[bool, typer.Option(help="Print the resolved config and exit.")] = False,
 ) -> None:
     """Runs an experiment and prints its table."""

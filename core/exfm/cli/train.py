@@ -6,16 +6,15 @@ from typing import Annotated
 
 import typer
 
+from exfm.cli.context import CONFIG, OVERRIDES
 from exfm.cli.jobs import FOLLOW, IDLE, Follow, run_job
 
 
 def command(
     context: typer.Context,
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="The experiment file, any fsspec URL.")],
+    config: CONFIG,
     model: Annotated[str, typer.Option("--model", help="The model to train, with its control if it has one.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's.")
-    ] = None,
+    overrides: OVERRIDES = None,
     follow: FOLLOW = False,
     idle_timeout: IDLE = None,
 ) -> None:
