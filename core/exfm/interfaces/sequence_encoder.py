@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from exfm.interfaces.blocks import listed_blocks
 from exfm.interfaces.component import Component, ComponentConfig
 from exfm.interfaces.jagged import JaggedSequence
 
@@ -49,6 +50,13 @@ class SequenceEncoder(Component, nn.Module):
         nn.Module.__init__(self)
         self.config = config
         self.inputs = inputs
+
+    def blocks(self) -> list[nn.Module]:
+        """The modules that are recomputed in backward, sharded and compiled one by one.
+
+        By default the elements of every ``nn.ModuleList`` that is a direct child.
+        """
+        return listed_blocks(self)
 
     @abstractmethod
     def forward(self, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:

@@ -1,0 +1,121 @@
+"""Multi-head attention as modules.
+
+Legend: B examples, Q queries, N keys, E events of all examples, D width, K learned queries.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from exfm.interfaces.jagged import JaggedSequence
+from exfm.layers.jagged_attention import jagged_attention
+from exfm.layers.rotary import rotate
+
+
+class Attention(nn.Module):
+    """Multi-head attention of dense tokens over dense tokens (arXiv 1706.03762).
+
+    Args:
+        dim: D.
+        heads: how many; they divide D.
+        bias: whether the projections have biases.
+
+    Raises:
+        ValueError: the heads do not divide the width.
+    """
+
+    def __init__(self, dim: int, heads: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.heads = _checked(dim, heads)
+        self.query = nn.Linear(dim, dim, bias=bias)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=bias)
+        self.out = nn.Linear(dim, dim, bias=bias)
+
+    def forward(self, query_BQD: Tensor, keys_BND: Tensor) -> Tensor:
+        """Maps queries (B, Q, D) and keys (B, N, D) to (B, Q, D)."""
+        key_BND, value_BND = self.key_value(keys_BND).chunk(2, dim=-1)
+        parts = [x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.query(query_BQD), key_BND, value_BND)]
+        mixed_BHQC = nn.functional.scaled_dot_product_attention(*parts)
+        output_BQD: Tensor = self.out(mixed_BHQC.transpose(1, 2).flatten(2))
+        return output_BQD
+
+
+class JaggedAttention(nn.Module):
+    """Multi-head self-attention over each example's events.
+
+    Args:
+        dim: D.
+        heads: how many; they divide D.
+        causal: whether an event sees only itself and older ones.
+        rotary: whether queries and keys are turned by their position (arXiv 2104.09864).
+        bias: whether the projections have biases.
+
+    Raises:
+        ValueError: the heads do not divide the width, or leave an odd width to ``rotary``.
+    """
+
+    def __init__(self, dim: int, heads: int, *, causal: bool, rotary: bool = True, bias: bool = True) -> None:
+        super().__init__()
+        self.heads = _checked(dim, heads, even=rotary)
+        self.causal, self.rotary = causal, rotary
+        self.query = nn.Linear(dim, dim, bias=bias)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=bias)
+        self.out = nn.Linear(dim, dim, bias=bias)
+
+    def forward(self, sequence: JaggedSequence, queries: int | None = None) -> JaggedSequence:
+        """Maps events (E, D) to events of the same examples.
+
+        Args:
+            sequence: the events.
+            queries: where given, only the most recent so many events of an example ask, over all of its events
+                (arXiv 2510.26104); the result has those events alone.
+        """
+        asking = sequence if queries is None else sequence.recent(queries)
+        query_QD = self.query(asking.values_ED)
+        key_ED, value_ED = self.key_value(sequence.values_ED).chunk(2, dim=-1)
+        if self.rotary:
+            # Both count from the newest event, which the queries share.
+            query_QD = rotate(query_QD, -asking.positions(), self.heads)
+            key_ED = rotate(key_ED, -sequence.positions(), self.heads)
+        query, key = asking.with_values(query_QD), sequence.with_values(key_ED)
+        mixed = jagged_attention(query, key, value_ED, self.heads, causal=self.causal)
+        return mixed.with_values(self.out(mixed.values_ED))
+
+
+class AttentionPooling(nn.Module):
+    """Pooling by multi-head attention: learned queries over each example's events (PMA, arXiv 1810.00825).
+
+    Args:
+        dim: D.
+        heads: how many; they divide D.
+        queries: K.
+        bias: whether the projections have biases.
+
+    Raises:
+        ValueError: the heads do not divide the width.
+    """
+
+    def __init__(self, dim: int, heads: int, queries: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.heads = _checked(dim, heads)
+        self.query_KD = nn.Parameter(torch.randn(queries, dim) * dim**-0.5)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=bias)
+        self.out = nn.Linear(dim, dim, bias=bias)
+
+    def forward(self, sequence: JaggedSequence) -> Tensor:
+        """Maps events (E, D) to tokens (B, K, D); an example without events gives the output bias."""
+        count, size = self.query_KD.shape[0], sequence.batch_size
+        offsets = count * torch.arange(size + 1, device=sequence.offsets.device)
+        key_ED, value_ED = self.key_value(sequence.values_ED).chunk(2, dim=-1)
+        queries = JaggedSequence(self.query_KD.to(key_ED.dtype).repeat(size, 1), offsets, count)
+        mixed = jagged_attention(queries, sequence.with_values(key_ED), value_ED, self.heads, causal=False)
+        tokens_BKD: Tensor = self.out(mixed.values_ED).unflatten(0, (size, count))
+        return tokens_BKD
+
+
+def _checked(dim: int, heads: int, *, even: bool = False) -> int:
+    if dim % heads or (even and dim // heads % 2):
+        wanted = "an even number of" if even else "whole"
+        raise ValueError(f"{heads} heads do not divide a width of {dim} into {wanted} columns each")
+    return heads
