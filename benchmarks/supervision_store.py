@@ -44,6 +44,7 @@ def chunks(rows: int, shape: EmbeddingShape | None) -> Iterator[tuple[Supervisio
         yield (
             SupervisionRows(
                 torch.from_numpy(random.integers(0, 2**62, size)),
+                torch.from_numpy(times),
                 {task: torch.from_numpy(random.random(size, np.float32)) for task in TASKS},
                 torch.from_numpy(times - 500_000),
                 embedding,
@@ -65,28 +66,33 @@ class Case:
     def write_store(self) -> None:
         """Through the store, as a stage does."""
         writer = RowWriter(self.workspace, row_file("supervision", "fm", 0), self.schema)
-        for rows, times in self.chunks:
-            writer.append(supervision_columns(rows, times, 0, 0))
+        for rows, _ in self.chunks:
+            writer.append(supervision_columns(rows, 0, 0))
         self.record = writer.close()
 
     def write_pyarrow(self) -> None:
         """The same rows by pyarrow alone."""
         with pq.ParquetWriter(self.folder / "plain.parquet", self.schema, **parquet_options(self.schema)) as writer:
-            for rows, times in self.chunks:
-                columns = supervision_columns(rows, times, 0, 0)
+            for rows, _ in self.chunks:
+                columns = supervision_columns(rows, 0, 0)
                 arrays = [
                     column if isinstance(column, pa.Array) else pa.array(column).cast(field.type)
                     for field, column in ((field, columns[field.name]) for field in self.schema)
                 ]
                 writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
 
-    def join(self, every: int = 1) -> None:
-        """Reads the stored file along the stream and joins every chunk; of one row in ``every`` there is an example."""
+    def examples(self, every: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Ids and times of the examples of each chunk, one for every so many rows."""
+        return [
+            (rows.example_id[::every].contiguous(), rows.event_time_us[::every].contiguous()) for rows, _ in self.chunks
+        ]
+
+    def join(self, examples: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Reads the stored file along the stream and joins every chunk."""
         stream = SupervisionStream(self.workspace, self.record)
-        for rows, times in self.chunks:
+        for (_, times), (example_id, event_time_us) in zip(self.chunks, examples, strict=True):
             index = stream.between(int(times[0]), int(times[-1]))
-            joined = index.join(rows.example_id[::every].contiguous(), torch.from_numpy(times[::every].copy()))
-            assert joined.found.all()
+            assert index.join(example_id, event_time_us).found.all()
         stream.close()
 
     def read_pyarrow(self) -> None:
@@ -133,8 +139,8 @@ def main() -> None:
             case = Case(Path(folder), arguments.rows, shape)
             for what, ours, plain in (
                 ("write", case.write_store, case.write_pyarrow),
-                ("join, all rows", case.join, case.read_pyarrow),
-                ("join, a fifth", partial(case.join, 5), case.read_pyarrow),
+                ("join, all rows", partial(case.join, case.examples(1)), case.read_pyarrow),
+                ("join, a fifth", partial(case.join, case.examples(5)), case.read_pyarrow),
             ):
                 ratios.append(compare(what, arguments.rows, ours, plain, arguments.repeats))
     print(f"lowest ratio {min(ratios):.2f} (at least {GOAL})")

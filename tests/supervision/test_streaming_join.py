@@ -33,6 +33,7 @@ def supervised(count: int, seed: int, form: str = "none", step: int = 3) -> tupl
     shape = None if form == "none" else torch.from_numpy(random.normal(size=(count, 5)))
     rows = SupervisionRows(
         torch.from_numpy(random.permutation(count) * 11 - count),
+        torch.from_numpy(times),
         {task: torch.from_numpy(column) for task, column in values.items()},
         torch.from_numpy(times - random.integers(0, 50, count)),
         None if shape is None else CompactEmbedding.of(shape, form),
@@ -40,12 +41,13 @@ def supervised(count: int, seed: int, form: str = "none", step: int = 3) -> tupl
     return rows, times
 
 
-def store(workspace: Workspace, rows: SupervisionRows, times: np.ndarray, group: int, form: str) -> FileRecord:
+def store(workspace: Workspace, rows: SupervisionRows, group: int, form: str) -> FileRecord:
     shape = None if form == "none" else EmbeddingShape(form, 5)
+    count = rows.example_id.numel()
     writer = RowWriter(workspace, row_file("supervision", "fm", 0), supervision_schema(TASKS, "fm", shape))
-    for start in range(0, times.size, group):
-        stop = min(start + group, times.size)
-        writer.append(supervision_columns(rows.slice(start, stop), times[start:stop], 0, 0))
+    for start in range(0, count, group):
+        stop = min(start + group, count)
+        writer.append(supervision_columns(rows.slice(start, stop), 0, 0))
     return writer.close()
 
 
@@ -68,12 +70,13 @@ def test_any_chunking_joins_like_a_dict(
     index = torch.from_numpy(np.flatnonzero(stored))
     written = SupervisionRows(
         rows.example_id[index],
+        rows.event_time_us[index],
         {task: values[index] for task, values in rows.probabilities.items()},
         rows.watermark_us[index],
         None if rows.embedding is None else rows.embedding.take(index),
     )
     expected = {int(id_): place for place, id_ in enumerate(written.example_id.tolist())}
-    stream = SupervisionStream(workspace, store(workspace, written, times[stored], group, form), span_rows=span)
+    stream = SupervisionStream(workspace, store(workspace, written, group, form), span_rows=span)
     bounds = sorted({0, count, *(cut for cut in cuts if cut < count)})
     for start, stop in itertools.pairwise(bounds):
         part = slice(start, stop)
@@ -110,7 +113,7 @@ def test_any_chunking_joins_like_a_dict(
 def test_a_long_file_is_held_a_few_rows_at_a_time(tmp_path: Path) -> None:
     rows, times = supervised(20_000, 0, step=4)
     workspace = Workspace(str(tmp_path))
-    stream = SupervisionStream(workspace, store(workspace, rows, times, 500, "none"), span_rows=100)
+    stream = SupervisionStream(workspace, store(workspace, rows, 500, "none"), span_rows=100)
     held = []
     for start in range(0, 20_000, 250):
         part = slice(start, start + 250)
@@ -122,18 +125,18 @@ def test_a_long_file_is_held_a_few_rows_at_a_time(tmp_path: Path) -> None:
 
 
 def test_the_file_says_what_its_numbers_are(tmp_path: Path) -> None:
-    rows, times = supervised(10, 0)
+    rows, _ = supervised(10, 0)
     workspace = Workspace(str(tmp_path))
-    record = store(workspace, rows, times, 4, "none")
+    record = store(workspace, rows, 4, "none")
     metadata = pq.ParquetFile(tmp_path / record.path).schema_arrow.metadata
     assert metadata == {b"exfm.teacher": b"fm", b"exfm.kind.click": b"probability", b"exfm.kind.buy": b"probability"}
 
 
 @pytest.mark.parametrize("url", ["disk", "memory://damaged"])
 def test_a_damaged_file_is_named_before_a_row_is_used(tmp_path: Path, url: str) -> None:
-    rows, times = supervised(200, 0)
+    rows, _ = supervised(200, 0)
     workspace = Workspace(str(tmp_path) if url == "disk" else url)
-    record = store(workspace, rows, times, 50, "none")
+    record = store(workspace, rows, 50, "none")
     data = bytearray(workspace.read(record.path))
     data[len(data) // 2] ^= 1
     workspace.fs.pipe_file(workspace.path(record.path), bytes(data))

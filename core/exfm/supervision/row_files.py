@@ -54,15 +54,13 @@ def supervision_schema(
     return pa.schema(fields, metadata=kinds if teacher is None else {"exfm.teacher": teacher, **kinds})
 
 
-def supervision_columns(
-    rows: SupervisionRows, event_time_us: Column, window: int, snapshot: int
-) -> dict[str, Column | pa.Array]:
+def supervision_columns(rows: SupervisionRows, window: int, snapshot: int) -> dict[str, Column | pa.Array]:
     """A supervision file's columns for some rows."""
     count = rows.example_id.numel()
     columns: dict[str, Column | pa.Array] = {
         "example_id": rows.example_id.numpy(),
         "window": np.full(count, window, np.int32),
-        "event_time": event_time_us,
+        "event_time": rows.event_time_us.numpy(),
         **{f"prediction_{task}": values.numpy() for task, values in rows.probabilities.items()},
         "snapshot": np.full(count, snapshot, np.int32),
         "watermark": rows.watermark_us.numpy(),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -17,19 +16,6 @@ from exfm.supervision.joiner import SupervisionIndex, SupervisionRows
 from exfm.supervision.workspace import FileRecord, Workspace
 
 _UNUSED = ("window", "snapshot")
-
-
-@dataclass(frozen=True)
-class _Span:
-    """A stretch of the rows, at least one, and their times in microseconds, in order."""
-
-    event_time_us: np.ndarray
-    rows: SupervisionRows
-
-    def between(self, first_us: int, last_us: int) -> SupervisionRows:
-        start = int(np.searchsorted(self.event_time_us, first_us, side="left"))
-        stop = int(np.searchsorted(self.event_time_us, last_us, side="right"))
-        return self.rows.slice(start, stop)
 
 
 class SupervisionStream:
@@ -52,7 +38,7 @@ class SupervisionStream:
         schema = pa.schema([file.schema_arrow.field(name) for name in columns])
         self._nothing = SupervisionRows.from_arrow(pa.RecordBatch.from_pylist([], schema))
         self._batches = file.iter_batches(span_rows or (16_384 if "embedding" in columns else 65_536), columns=columns)
-        self._held: deque[_Span] = deque()
+        self._held: deque[SupervisionRows] = deque()
         self._reader = ThreadPoolExecutor(1, "exfm-supervision")
         self._next = self._reader.submit(self._read)
         self._ended = False
@@ -60,7 +46,7 @@ class SupervisionStream:
     @property
     def rows_held(self) -> int:
         """How many rows the chunk and the next one may need."""
-        return sum(span.event_time_us.size for span in self._held)
+        return sum(span.example_id.numel() for span in self._held)
 
     def between(self, first_us: int, last_us: int) -> SupervisionIndex:
         """The rows with ``first_us <= event time <= last_us``; ``first_us`` never decreases from call to call."""
@@ -73,7 +59,9 @@ class SupervisionStream:
                 self._next = self._reader.submit(self._read)
                 if span.event_time_us[-1] >= first_us:
                     self._held.append(span)
-        return SupervisionRows.cat([span.between(first_us, last_us) for span in self._held] or [self._nothing]).index()
+        return SupervisionRows.cat(
+            [_between(span, first_us, last_us) for span in self._held] or [self._nothing]
+        ).index()
 
     def close(self) -> None:
         """Closes the file."""
@@ -84,8 +72,12 @@ class SupervisionStream:
         """Whether rows past a time have been read: rows of equal times may be in several spans."""
         return bool(self._held) and bool(self._held[-1].event_time_us[-1] > last_us)
 
-    def _read(self) -> _Span | None:
+    def _read(self) -> SupervisionRows | None:
         batch = next(self._batches, None)
-        if batch is None:
-            return None
-        return _Span(batch.column("event_time").view(pa.int64()).to_numpy(), SupervisionRows.from_arrow(batch))
+        return None if batch is None else SupervisionRows.from_arrow(batch)
+
+
+def _between(rows: SupervisionRows, first_us: int, last_us: int) -> SupervisionRows:
+    times = rows.event_time_us.numpy()
+    start, stop = np.searchsorted(times, first_us, side="left"), np.searchsorted(times, last_us, side="right")
+    return rows.slice(int(start), int(stop))

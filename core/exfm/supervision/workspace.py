@@ -15,6 +15,7 @@ from typing import IO, Any
 import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
+import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
 from exfm.errors import RunError
@@ -22,11 +23,11 @@ from exfm.errors import RunError
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A written file: path relative to the workspace, size, and SHA-256."""
+    """A written file: path relative to the workspace, size, and checksum (XXH3, 128 bits)."""
 
     path: str
     bytes: int
-    sha256: str
+    xxh3: str
 
 
 class HashingWriter:
@@ -35,7 +36,7 @@ class HashingWriter:
     def __init__(self, file: IO[bytes], path: str) -> None:
         self._file = file
         self._path = path
-        self._digest = hashlib.sha256()
+        self._digest = xxhash.xxh3_128()
         self.size = 0
         self.closed = False
 
@@ -102,7 +103,7 @@ class Workspace:
     def writing(self, relative: str) -> Iterator[HashingWriter]:
         """A file to write; it appears, whole, when the block ends without an exception.
 
-        ``{digest}`` in its name stands for the first digits of its content's SHA-256: two writers of different
+        ``{digest}`` in its name stands for the first digits of its content's checksum: two writers of different
         content never meet under one name, and writing the same again changes nothing.
         """
         folder = self.path(relative).rpartition("/")[0]
@@ -203,7 +204,7 @@ class Workspace:
             data = self.read(record.path)
         except FileNotFoundError as error:
             raise self._missing(record) from error
-        if len(data) != record.bytes or hashlib.sha256(data).hexdigest() != record.sha256:
+        if len(data) != record.bytes or xxhash.xxh3_128_hexdigest(data) != record.xxh3:
             raise self._corrupt(record, len(data))
         return data
 
@@ -217,8 +218,8 @@ class Workspace:
             file = self._arrow.open_input_file(self.path(record.path))
         except FileNotFoundError as error:
             raise self._missing(record) from error
-        digest, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
-        if size != record.bytes or digest != record.sha256:
+        digest, size = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest(), file.tell()
+        if size != record.bytes or digest != record.xxh3:
             file.close()
             raise self._corrupt(record, size)
         file.seek(0)
@@ -229,7 +230,7 @@ class Workspace:
 
     def _corrupt(self, record: FileRecord, size: int) -> RunError:
         return RunError(
-            f"{self.url}/{record.path}: corrupt: {size} bytes whose SHA-256 is not the committed one "
+            f"{self.url}/{record.path}: corrupt: {size} bytes whose checksum is not the committed one "
             f"({record.bytes} bytes)"
         )
 

@@ -11,6 +11,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from exfm.data.batch import Batch
 from exfm.supervision.embeddings import CompactEmbedding, EmbeddingShape
 from exfm.supervision.joiner import SupervisionRows
 from exfm.training.trainer import Forward
@@ -51,10 +52,11 @@ class ForwardRows:
         """What it predicts, (S,) by task."""
         return {task: torch.cat(values) for task, values in self._predicted.items()}
 
-    def supervision(self, example_id: Tensor) -> SupervisionRows:
-        """What it teaches about the examples (S,)."""
+    def supervision(self, seen: Batch) -> SupervisionRows:
+        """What it teaches about the S examples."""
         return SupervisionRows(
-            example_id,
+            seen.example_id,
+            seen.event_time_us,
             {task: torch.cat(values) for task, values in self._taught.items()},
             torch.cat(self._watermarks),
             CompactEmbedding.cat(self._embeddings) if self._embeddings else None,

@@ -72,10 +72,10 @@ class Labeller:
             index = self._union(chunk)
             for batch in self._batches(chunk, index):
                 forward.add(self.trainer.predict(batch), snapshot.learned, snapshot.watermark_us)
-        rows = forward.supervision(chunk.batch.example_id[index])
+        labelled = chunk.batch.only(frozenset(), torch.zeros(0, dtype=torch.int64)).select(index)
+        rows = forward.supervision(labelled)
         version = snapshot.version if snapshot is not None else -1
-        times = chunk.batch.event_time_us[index].numpy()
-        self._rows.append(supervision_columns(rows, times, self._window.index, version))
+        self._rows.append(supervision_columns(rows, self._window.index, version))
         self._examples += index.numel()
         self._seconds += time.perf_counter() - start
         return rows

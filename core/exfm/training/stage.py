@@ -146,7 +146,7 @@ class Stage:
             forward.add(self.trainer.step(batch, supervision, learn), learned, self._watermark_us)
             self.trainer.observe(batch)
             self._watermark_us = int(batch.event_time_us[-1])
-        made = forward.supervision(seen.example_id)
+        made = forward.supervision(seen)
         self._record(seen, forward.probabilities(), made)
         self.counters.seconds += time.perf_counter() - start
         return made
@@ -224,8 +224,7 @@ class Stage:
         oracle = {f"oracle_{task}": seen.oracle[task].numpy() for task in self.oracles}
         self._predictions.append({**columns, "group": seen.group.numpy(), **predicted, **labels, **oracle})
         if self._supervision is not None:
-            times = seen.event_time_us.numpy()
-            self._supervision.append(supervision_columns(made, times, self._window.index, self._window.index - 1))
+            self._supervision.append(supervision_columns(made, self._window.index, self._window.index - 1))
         first = self.tasks[0]
         loss = torch.nn.functional.binary_cross_entropy(probabilities[first], seen.labels[first], reduction="sum")
         self.counters.examples += seen.size
