@@ -28,14 +28,28 @@ def command(
     plugin = session.registry.provider(kind, name)
     defaults = cls.Config.model_construct().model_dump(mode="json", warnings=False)
     fields = [_field(field, info, defaults.get(field)) for field, info in cls.Config.model_fields.items()]
+    # torch takes seconds to import; of what has no forward pass there is nothing to count.
+    cost = None if kind not in ("backbone", "sequence_encoder") else _cost(kind, cls)
     if as_json:
         described = {"kind": kind, "name": name, "doc": inspect.getdoc(cls), "provider": plugin.as_dict()}
-        print_json({**described, "fields": fields})
+        print_json({**described, "fields": fields, "cost": cost})
         return
     typer.echo(f"{kind}.{name}, from {plugin.provider}\n\n{inspect.getdoc(cls)}\n")
     for field in fields:
         default = "required" if field["required"] else f"default {field['default']!r}"
         typer.echo(f"{field['name']}: {field['type']}, {default}\n    {field['description']}")
+    if cost is not None:
+        typer.echo(
+            f"\nWith its defaults on {cost['input']}: {cost['dense_parameters']:,} dense parameters, "
+            f"{cost['flops_per_example']:,} FLOPs per example forward"
+        )
+
+
+def _cost(kind: str, cls: type[Any]) -> dict[str, Any] | None:
+    from exfm.modeling.cost import REFERENCE, reference_cost
+
+    counted = reference_cost(kind, cls)
+    return None if counted is None else {"input": REFERENCE, **counted}
 
 
 def _field(name: str, info: Any, default: Any) -> dict[str, Any]:

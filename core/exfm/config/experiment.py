@@ -106,6 +106,12 @@ class ModelConfig(_Section):
     head_hidden: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="Hidden layers of each task's head.")
     transfer: tuple[TransferSpec, ...] = Field((), description="What it learns from which teacher.")
     control: bool = Field(False, description="Also train it without transfer on the same batches, to measure the gain.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: encoders and backbone compute in bfloat16; weights, tables and heads stay in fp32."
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Blocks keep their inputs only and are computed again in backward: less memory, more time."
+    )
     batch_size: int = Field(512, gt=0, description="Largest batch; a chunk is cut into equal batches of at most this.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Its optimizers.")
     supervision: SupervisionConfig = Field(default_factory=SupervisionConfig, description="As a teacher.")

@@ -14,6 +14,7 @@ from exfm.interfaces.backbone import BackboneInputs, SequenceShape
 from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
 from exfm.interfaces.sequence_encoder import EncoderInputs
 from exfm.interfaces.transfer_strategy import StudentOutput
+from exfm.modeling.recompute import recompute
 from exfm.modeling.tokens import Featurizer
 
 
@@ -60,6 +61,10 @@ class RankingModel(nn.Module):
         self.backbone = config.backbone.build(
             BackboneInputs((*context, *summaries), config.embedding_dim, shapes if self.reads_sequences else ())
         )
+        if config.activation_checkpointing:
+            for block in self.blocks():
+                recompute(block)
+        self.low_precision = config.precision == "bf16"
         self.head_hidden = config.head_hidden
         self.tasks = tasks
         self.heads = nn.ModuleDict({f"task_{task}": self.new_head() for task in tasks})
@@ -82,13 +87,20 @@ class RankingModel(nn.Module):
     def forward(self, batch: Batch) -> StudentOutput:
         """Predicts a batch that holds the model's own features (``narrow`` makes one)."""
         tokens_BND, sequences = self.featurizer(batch)
-        # Sequences and encoders are both in the schema's order.
-        encoders = zip(sequences.values(), self.encoders.values(), strict=True) if self.encoders else ()
-        summaries = [encoder(sequence, tokens_BND) for sequence, encoder in encoders]
-        tokens_BND = torch.cat([tokens_BND, *summaries], dim=1) if summaries else tokens_BND
-        representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
+        with torch.autocast(tokens_BND.device.type, torch.bfloat16, enabled=self.low_precision):
+            # Sequences and encoders are both in the schema's order.
+            encoders = zip(sequences.values(), self.encoders.values(), strict=True) if self.encoders else ()
+            summaries = [encoder(sequence, tokens_BND) for sequence, encoder in encoders]
+            tokens_BND = torch.cat([tokens_BND, *summaries], dim=1) if summaries else tokens_BND
+            representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
+        representation_BR = representation_BR.float()
         logits = {task: self.heads[f"task_{task}"](representation_BR) for task in self.tasks}
         return StudentOutput(representation_BR, logits)
+
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of the encoders and the backbone."""
+        parts = [*self.encoders.values(), self.backbone]
+        return [block for part in parts for block in part.blocks()]
 
     def narrow(self, batch: Batch) -> Batch:
         """The batch with this model's features only."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exfm.config.loading import Experiment
@@ -30,12 +30,14 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         examples = sum(counted["examples"] for counted in counters)
         skipped = max(skipped, sum(counted["skipped_rows"] for counted in counters))
         last = counters[-1] if counters else {}
+        parts = _parts(counters)
         models[arm.name] = {
             "examples": examples,
             "tasks": figures["models"][arm.name]["tasks"],
             "train_examples_per_second": round(examples / seconds, 1) if seconds else None,
             "parameters": last.get("parameters"),
-            "flops_per_example": last.get("flops_per_example"),
+            "flops_per_example": sum(part["flops_per_example"] for part in parts.values()) if parts else None,
+            "parts": parts,
         }
         for teacher in arm.teachers:
             supervision.setdefault(teacher, {})[arm.name] = _coverage(commits, teacher)
@@ -48,6 +50,19 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         "labelling": {teacher: _labelling(store, teacher) for teacher in supervision if teacher in models},
         "data": {"skipped_rows": skipped},
         "time": time,
+    }
+
+
+def _parts(counters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Dense parameters and forward FLOPs per example of each part of a model, averaged over its examples."""
+    seen = [counted for counted in counters if counted["flops_per_example"]]
+    examples = sum(counted["examples"] for counted in seen)
+    return {
+        part: {
+            "dense_parameters": parameters,
+            "flops_per_example": sum(c["examples"] * c["flops_per_example"][part] for c in seen) / examples,
+        }
+        for part, parameters in (seen[-1]["dense_parameters"] if seen else {}).items()
     }
 
 

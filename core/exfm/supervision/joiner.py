@@ -127,7 +127,8 @@ class SupervisionIndex:
         row, found = self._locate(example_id, event_time_us)
         picked = {task: values[row] for task, values in rows.probabilities.items()}
         embedding = None if rows.embedding is None else rows.embedding.take(row)
-        age_us = event_time_us[found] - rows.watermark_us[row[found]]
+        age_us = event_time_us - rows.watermark_us[row]
+        age_us = age_us if found.all() else age_us[found]
         return Joined(align(picked, embedding, found), found, age_us)
 
     def _locate(self, example_id: Tensor, event_time_us: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,6 +138,8 @@ class SupervisionIndex:
         place_B = np.searchsorted(rows.event_time_us.numpy(), event_time_us.numpy())
         row = torch.from_numpy(place_B).clamp_(max=rows.event_time_us.numel() - 1)
         found = rows.example_id[row] == example_id
+        if found.all():
+            return row, found
         shared = ~found & (rows.event_time_us[row] == event_time_us)
         if shared.any():
             sorted_id, order = self._sorted

@@ -22,6 +22,7 @@ from exfm.data.stream import Chunk
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.schema import FeatureSchema
+from exfm.modeling.cost import flops_by_part, parameters_by_part
 from exfm.supervision.commits import Commit
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.joiner import Joiner, SupervisionRows, rows_of
@@ -36,17 +37,24 @@ from exfm.supervision.store import Store
 from exfm.training.forward_rows import ForwardRows
 from exfm.training.trainer import StepLabels, Trainer
 
+_COUNTED = 64
+"""Examples on which a window's FLOPs are counted: counting is slow, and histories differ little from batch to batch."""
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class WindowCounters:
-    """What a stage's manifest records of a window; the log loss is the first task's, for the progress bar."""
+    """What a stage's manifest records of a window; the log loss is the first task's, for the progress bar.
+
+    FLOPs are per example, by part of the model.
+    """
 
     examples: int = 0
     seconds: float = 0.0
     log_loss: float = 0.0
     positives: float = 0.0
+    flops: dict[str, float] = field(default_factory=dict)
     teachers: dict[str, Coverage] = field(default_factory=dict)
 
     @property
@@ -83,7 +91,6 @@ class Stage:
         delayed = trainer.arm.config.supervision.delay > timedelta(0)
         self.supervises = teaches and not delayed
         self.labelled_later = teaches and delayed
-        self.flops: float | None = None
         self.counters = WindowCounters()
 
     def begin(self, window: Window) -> None:
@@ -119,7 +126,6 @@ class Stage:
             self.trainer.load_weights(weights)
             self.trainer.load_training_state(training)
             self.trainer.learned = set(snapshot.learned)
-            self.flops = self.store.log.load("train", self.name, snapshot.version).counters["flops_per_example"]
             return snapshot.version
         if failure is not None:
             raise failure
@@ -140,8 +146,9 @@ class Stage:
             rows = slice(first, first + batch.size)
             first += batch.size
             supervision = {name: rows_of(found.supervision, rows) for name, found in joined.items()}
-            if self.flops is None:
-                self.flops = self.trainer.flops_per_example(batch)
+            if not self.counters.flops:
+                few = batch.select(torch.arange(min(batch.size, _COUNTED)))
+                self.counters.flops = flops_by_part(self.trainer.model, few)
             learned = frozenset(self.trainer.learned)
             forward.add(self.trainer.step(batch, supervision, learn), learned, self._watermark_us)
             self.trainer.observe(batch)
@@ -177,8 +184,9 @@ class Stage:
             "examples": self.counters.examples,
             "seconds": self.counters.seconds,
             "skipped_rows": skipped_rows,
-            "flops_per_example": self.flops,
+            "flops_per_example": self.counters.flops,
             "parameters": trainer.model.parameter_counts(),
+            "dense_parameters": parameters_by_part(trainer.model),
             "learned": sorted(trainer.learned),
             "teachers": {name: counted.as_counters() for name, counted in self.counters.teachers.items()},
         }

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from exfm.config.checks import Arm
 from exfm.config.experiment import DenseOptimizer
@@ -150,12 +149,6 @@ class Trainer:
     def observe(self, batch: Batch) -> None:
         """Updates what is not learned by gradient, once per example."""
         self.model.observe(batch)
-
-    def flops_per_example(self, batch: Batch) -> float:
-        """Forward FLOPs per example, counted by torch on this batch."""
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self.model(batch)
-        return float(counter.get_total_flops()) / batch.size
 
     def _strategies(self) -> Iterator[TransferStrategy]:
         for strategy in self.strategies:

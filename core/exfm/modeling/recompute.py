@@ -1,0 +1,17 @@
+"""Activation checkpointing: a block keeps its inputs and computes the rest again in the backward pass."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute(block: nn.Module) -> None:
+    """Makes a block recompute its activations in backward (arXiv 1604.06174); its parameters keep their names.
+
+    Blocks are deterministic, as a forward pass that trains is also the prediction that is scored, so the state of the
+    random number generators is not kept.
+    """
+    block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)

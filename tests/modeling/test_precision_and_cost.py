@@ -1,0 +1,80 @@
+"""Low precision, recomputed activations, and what a model costs."""
+
+from __future__ import annotations
+
+import torch
+
+from exfm.layers import count_flops
+from exfm.modeling.cost import PARTS, flops_by_part, parameters_by_part, reference_cost
+from exfm_plugins.dlrm.model import DLRM
+from tests.modeling.cases import random_batch
+from tests.modeling.test_ranking_model import MODELS, SCHEMA, build, logits, train
+
+MODEL = MODELS["wukong+din"]
+
+
+def gradients(config: dict[str, object]) -> dict[str, torch.Tensor]:
+    model = build({**MODEL, **config})
+    output = model(model.narrow(random_batch(SCHEMA, 16)))
+    sum(logit.square().sum() for logit in output.logits.values()).backward()  # type: ignore[union-attr]
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_recomputing_activations_changes_neither_names_nor_gradients() -> None:
+    plain, recomputed = gradients({}), gradients({"activation_checkpointing": True})
+    assert plain.keys() == recomputed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=0, atol=0)
+
+
+def test_recomputed_blocks_keep_less_for_backward() -> None:
+    def kept(recomputed: bool) -> int:
+        model = build({"backbone": {"name": "wukong", "layers": 4}, "activation_checkpointing": recomputed})
+        batch = model.narrow(random_batch(SCHEMA, 64))
+        saved: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = model(batch)
+        assert output.logits
+        return sum(saved.values())
+
+    assert kept(True) < 0.7 * kept(False)
+
+
+def test_bfloat16_is_float32_but_for_rounding_and_gives_float32() -> None:
+    exact, rounded = build(MODEL), build({**MODEL, "precision": "bf16"})
+    train(exact, 5)
+    train(rounded, 5)
+    batch = random_batch(SCHEMA, 64)
+    with torch.no_grad():
+        output = rounded(rounded.narrow(batch))
+    assert output.representation_BR.dtype == torch.float32
+    for task, logit in logits(exact, batch).items():
+        assert output.logits[task].dtype == torch.float32
+        assert not torch.equal(output.logits[task], logit)
+        torch.testing.assert_close(output.logits[task], logit, rtol=0.1, atol=0.1)
+
+
+def test_the_parts_add_up_to_the_whole() -> None:
+    model = build(MODEL)
+    batch = model.narrow(random_batch(SCHEMA, 16))
+    parts = flops_by_part(model, batch)
+    assert parts.keys() == PARTS.keys()
+    assert min(parts.values()) > 0
+    assert sum(parts.values()) * batch.size == count_flops(lambda: model(batch))
+    assert sum(parameters_by_part(model).values()) == model.parameter_counts()["dense"]
+
+
+def test_the_cost_that_is_shown_is_that_of_the_formula() -> None:
+    cost = reference_cost("backbone", DLRM)
+    tokens, width = 26, 16
+    first, second = DLRM.Config().hidden
+    inputs = tokens * (tokens - 1) // 2 + tokens * width
+    assert cost == {
+        "dense_parameters": (inputs + 1) * first + (first + 1) * second,
+        "flops_per_example": 2 * (tokens * tokens * width + inputs * first + first * second),
+    }
