@@ -135,3 +135,10 @@ def test_the_error_decides_the_status(error, status, monkeypatch, exfm_cli):
     outcome = exfm_cli("plugins")
     assert outcome.status == status and outcome.out == ""
     assert "it broke" in outcome.err and "Traceback" not in outcome.err
+
+
+def test_validate_builds_the_models(experiment, write, exfm_cli):
+    experiment["models"]["fm"]["sequence_encoder"] = {"name": "din", "target": ["nobody"]}
+    outcome = exfm_cli("validate", write(experiment))
+    assert outcome.status == 2
+    assert "error: models.fm: din: target 'nobody' is not among" in outcome.err

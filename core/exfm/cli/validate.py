@@ -18,6 +18,7 @@ def command(
 ) -> None:
     """Checks each file; exit status 2 when one is wrong."""
     from exfm.config.loading import load_experiment
+    from exfm.training.building import check_models
 
     session: Session = context.obj
     overrides = [argument for argument in configs if "=" in argument.partition("/")[0]]
@@ -28,6 +29,7 @@ def command(
     for path in files:
         try:
             experiment = load_experiment(path, overrides, block=session.block)
+            check_models(experiment)
         except ConfigError as error:
             wrong += 1
             typer.echo(f"error: {error}", err=True)

@@ -21,9 +21,10 @@ from exfm.supervision.external import ExternalSupervision
 from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
 from exfm.supervision.streaming import SupervisionStream
+from exfm.training.building import teacher_shapes
 from exfm.training.labeller import Labeller
 from exfm.training.stage import Stage
-from exfm.training.teachers import external_teachers, teacher_shapes
+from exfm.training.teachers import external_teachers
 from exfm.training.trainer import Trainer
 
 NOW = timedelta(0)

@@ -5,7 +5,6 @@ Legend: B examples.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -15,18 +14,17 @@ from torch import Tensor, nn
 from exfm.config.checks import Arm
 from exfm.config.experiment import DenseOptimizer
 from exfm.data.batch import Batch
-from exfm.errors import ConfigError
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import FeatureSchema
 from exfm.interfaces.transfer_strategy import (
     StudentOutput,
-    StudentShape,
     Supervision,
     TeacherShape,
     TransferStrategy,
 )
 from exfm.modeling.ranking_model import RankingModel
 from exfm.supervision.embeddings import EmbeddingShape
+from exfm.training.building import build_model, build_strategies, seed_of
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -75,7 +73,7 @@ class Trainer:
         embedding: how its representation is stored as supervision, where it is.
 
     Raises:
-        ConfigError: a strategy refuses its teacher.
+        ConfigError: a component refuses its config, its inputs or its teacher.
     """
 
     def __init__(
@@ -89,15 +87,12 @@ class Trainer:
         self.arm = arm
         self.plan = plan
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_seed(seed, arm.base))
-            model = RankingModel(arm.config, schema, arm.tasks)
+            torch.manual_seed(seed_of(seed, arm.base))
+            model = build_model(arm, schema)
             placed = plan.apply(model, arm.config.optimizer.tables)
             assert isinstance(placed, RankingModel)
             self.model = placed
-            student = StudentShape(arm.tasks, model.backbone.output_dim, model.new_head)
-            self.strategies = nn.ModuleList(
-                _strategy(arm, number, student, teachers) for number in range(len(arm.config.transfer))
-            ).to(plan.device)
+            self.strategies = nn.ModuleList(build_strategies(arm, placed, teachers)).to(plan.device)
         form = arm.config.supervision.embedding
         self.embedding = None if form == "none" else EmbeddingShape(form, model.backbone.output_dim)
         dense = [*self.model.dense_parameters(), *self.strategies.parameters()]
@@ -182,23 +177,9 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
 
-def _strategy(arm: Arm, number: int, student: StudentShape, teachers: Mapping[str, TeacherShape]) -> TransferStrategy:
-    spec = arm.config.transfer[number]
-    try:
-        strategy = spec.build(student, teachers[spec.config.teacher])
-    except ValueError as error:
-        raise ConfigError(f"models.{arm.base}.transfer.{number}: {error}") from error
-    assert isinstance(strategy, TransferStrategy)
-    return strategy
-
-
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _dense_optimizer(parameters: list[nn.Parameter], config: DenseOptimizer) -> torch.optim.Optimizer:
     return _OPTIMIZERS[config.name](parameters, lr=config.lr, weight_decay=config.weight_decay)  # type: ignore[call-arg]
-
-
-def _seed(seed: int, base: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{base}".encode()).digest()[:7], "big")
