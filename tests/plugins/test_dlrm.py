@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import check_backbone, check_offers, random_backbone_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import exfm_plugins.dlrm
 from exfm import BackboneInputs
+from exfm.testing import BackboneTests, random_examples
 from exfm_plugins.dlrm.model import DLRM
 
 ACTIVATIONS = {"relu": lambda x: x.clamp(min=0), "silu": lambda x: x / (1 + (-x).exp())}
@@ -33,7 +33,7 @@ def by_the_paper(module: DLRM, tokens_BND: Tensor, config: DLRM.Config, tokens: 
     return torch.stack(rows)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     batch=st.integers(1, 4),
     tokens=st.integers(1, 7),
@@ -51,20 +51,20 @@ def test_equals_the_published_equations(
         return
     torch.manual_seed(0)
     module = DLRM(config, inputs).double()
-    tokens_BND = random_backbone_case(batch, tokens, dim).tokens_BND
+    tokens_BND = random_examples(batch, tokens, dim).tokens_BND
     expected = by_the_paper(module, tokens_BND, config, inputs.tokens)
     torch.testing.assert_close(module(tokens_BND, {}), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("tokens", "concat"), [(6, "all"), (6, "dense"), (1, "all")])
-def test_holds_what_a_backbone_must(tokens: int, concat: str) -> None:
-    check_backbone(
-        lambda: DLRM(DLRM.Config(hidden=(16, 8), concat=concat), BackboneInputs(names(tokens), 4)).double(), tokens, 4
-    )
+class TestDLRM(BackboneTests):
+    component = DLRM
+    plugin = exfm_plugins.dlrm
+    configs = ({}, {"hidden": [16, 8], "concat": "dense", "activation": "silu"})
 
 
-def test_plugin_offers_it() -> None:
-    check_offers(exfm_plugins.dlrm, DLRM)
+class TestDLRMOfOneToken(TestDLRM):
+    tokens = ("user",)
+    configs = ({},)
 
 
 def test_pairs_follow_the_model_and_stay_out_of_its_state() -> None:

@@ -53,21 +53,39 @@ class JaggedSequence:
         """The newest ``count`` events of each example, or all it has where these are fewer."""
         if count >= self.max_length:
             return self
-        kept_E = self.positions() < count
+        places = (self.positions() < count).nonzero().squeeze(1)
         lengths_B = self.lengths.clamp(max=count)
         offsets = torch.cat([self.offsets[:1], lengths_B.cumsum(0)])
-        return JaggedSequence(self.values_ED[kept_E], offsets, count)
+        # index_select's backward pass is a good deal cheaper than that of a boolean mask.
+        return JaggedSequence(self.values_ED.index_select(0, places), offsets, count)
+
+    def newest(self, count: int) -> Tensor:
+        """The newest ``count`` events of each example, newest first, zeros where it has fewer: (B, count, D)."""
+        back_K = torch.arange(count, device=self.offsets.device)
+        there_BK = back_K < self.lengths.unsqueeze(1)
+        # Row 0 is a row of zeros put before the events.
+        rows_BK = torch.where(there_BK, self.offsets[1:].unsqueeze(1) - back_K, 0)
+        values = torch.nn.functional.pad(self.values_ED, (0, 0, 1, 0))
+        return values.index_select(0, rows_BK.flatten()).view(self.batch_size, count, values.shape[1])
 
     def prepend(self, tokens_BKD: Tensor) -> JaggedSequence:
         """K further events before each example's oldest one: tokens (B, K, D)."""
+        return self._joined(tokens_BKD, before=True)
+
+    def append(self, tokens_BKD: Tensor) -> JaggedSequence:
+        """K further events after each example's newest one: tokens (B, K, D), the last of them the newest."""
+        return self._joined(tokens_BKD, before=False)
+
+    def _joined(self, tokens_BKD: Tensor, *, before: bool) -> JaggedSequence:
         size, count, width = tokens_BKD.shape
-        steps_B = count * torch.arange(1, size + 1, device=self.offsets.device)
-        events = self.values_ED.shape[0]
-        event_places_E = torch.arange(events, device=self.offsets.device) + steps_B[self.example_index()]
-        starts_B = self.offsets[:-1] + steps_B - count
-        token_places_BK = starts_B.unsqueeze(1) + torch.arange(count, device=self.offsets.device)
+        device = self.offsets.device
+        added = count * torch.arange(size + 1, device=device)
+        offsets = self.offsets + added
+        shift_B = added[1:] if before else added[:-1]
+        event_places_E = torch.arange(self.values_ED.shape[0], device=device) + shift_B[self.example_index()]
+        starts_B = offsets[:-1] if before else offsets[1:] - count
+        token_places_BK = starts_B.unsqueeze(1) + torch.arange(count, device=device)
         places = torch.cat([event_places_E, token_places_BK.flatten()])
         values = torch.cat([self.values_ED, tokens_BKD.reshape(-1, width).to(self.values_ED.dtype)])
-        offsets = torch.cat([self.offsets[:1], self.offsets[1:] + steps_B])
         merged = torch.empty_like(values).index_copy(0, places, values)
         return JaggedSequence(merged, offsets, self.max_length + count)

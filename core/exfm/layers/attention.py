@@ -103,12 +103,20 @@ class AttentionPooling(nn.Module):
         self.key_value = nn.Linear(dim, 2 * dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
 
-    def forward(self, sequence: JaggedSequence) -> Tensor:
-        """Maps events (E, D) to tokens (B, K, D); an example without events gives the output bias."""
+    def forward(self, sequence: JaggedSequence, shift_BD: Tensor | None = None) -> Tensor:
+        """Maps events (E, D) to tokens (B, K, D); an example without events gives the output bias.
+
+        Args:
+            sequence: the events.
+            shift_BD: where given, added to each of an example's queries.
+        """
         count, size = self.query_KD.shape[0], sequence.batch_size
         offsets = count * torch.arange(size + 1, device=sequence.offsets.device)
         key_ED, value_ED = self.key_value(sequence.values_ED).chunk(2, dim=-1)
-        queries = JaggedSequence(self.query_KD.to(key_ED.dtype).repeat(size, 1), offsets, count)
+        query_BKD = self.query_KD.expand(size, -1, -1)
+        if shift_BD is not None:
+            query_BKD = query_BKD + shift_BD.unsqueeze(1)
+        queries = JaggedSequence(query_BKD.to(key_ED.dtype).flatten(0, 1), offsets, count)
         mixed = jagged_attention(queries, sequence.with_values(key_ED), value_ED, self.heads, causal=False)
         tokens_BKD: Tensor = self.out(mixed.values_ED).unflatten(0, (size, count))
         return tokens_BKD

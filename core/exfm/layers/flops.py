@@ -15,7 +15,7 @@ def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: An
     return int(2 * batch * heads * queries * keys * (width + value[-1]))
 
 
-# torch's counter does not know its own CPU kernel of attention.
+# torch's counter does not know its own CPU kernel of attention, which takes every type and mask.
 _KERNELS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 

@@ -1,17 +1,23 @@
 """Attention over jagged sequences, at a cost that follows the events there are.
 
 Legend: B examples, E key events of all examples, Q query events, D = H * C width, H heads, C width of a head,
-b examples of a bucket, q and k the longest query and key sequence in it.
+S examples with queries and keys, longest first, b examples of a bucket, q and k the most queries and keys in it,
+R rows of all buckets, padding included, T longest history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor, nn
 
 from exfm.interfaces.jagged import JaggedSequence
+
+# Within a bucket the longest example has less than GROWTH times the keys of the shortest; those of up to SHORT keys
+# share one. On the cases of benchmarks/jagged_attention.py the time is flat for growths from 1.15 to 1.6.
+_GROWTH, _SHORT = 1.3, 8
 
 
 def jagged_attention(
@@ -19,7 +25,9 @@ def jagged_attention(
 ) -> JaggedSequence:
     """``softmax(Q K^T / sqrt(C)) V`` within each example.
 
-    Examples of similar length are computed together, so that little is padded.
+    Examples of similar length are computed together, so that little is padded. On a GPU torch's kernel for variable
+    lengths takes the jagged tensors as they are, where type and width suit it. A captured graph (``torch.export``)
+    cannot look at the lengths: there every example is padded to the longest history.
 
     Args:
         query: projected queries (Q, D). Where ``causal``, an example's queries are the last of its events.
@@ -30,50 +38,169 @@ def jagged_attention(
 
     Returns:
         (Q, D) with the query's offsets; zeros for an example without keys.
+
+    Example::
+
+        events = JaggedSequence(torch.randn(5, 16), torch.tensor([0, 2, 2, 5]), max_length=50)
+        mixed = jagged_attention(events, events, events.values_ED, heads=2, causal=True)  # values (5, 16)
     """
-    outputs, places = [], []
-    for examples_b in _buckets(query, key):
-        query_bqD, query_mask_bq = _padded(query.values_ED, query, examples_b)
-        key_bkD, key_mask_bk = _padded(key.values_ED, key, examples_b)
-        value_bkD, _ = _padded(value_ED, key, examples_b)
-        mask_bqk = _mask(query_mask_bq, key_mask_bk, causal)
-        parts = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query_bqD, key_bkD, value_bkD))
-        output_bHqC = nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask_bqk.unsqueeze(1))
-        outputs.append(output_bHqC.transpose(1, 2).flatten(2)[query_mask_bq])
-        places.append(_places(query, examples_b)[query_mask_bq])
-    result_QD = torch.zeros_like(query.values_ED)
-    if outputs:
-        result_QD = result_QD.index_copy(0, torch.cat(places), torch.cat(outputs).to(result_QD.dtype))
-    return JaggedSequence(result_QD, query.offsets, query.max_length)
+    attend = _in_buckets
+    if torch.compiler.is_exporting():
+        attend = _padded_to_the_longest
+    elif _varlen_takes(query.values_ED, key.values_ED, heads):
+        attend = _varlen
+    mixed_QD = attend(query, key, value_ED, heads, causal)
+    return query.with_values(mixed_QD.to(query.values_ED.dtype))
 
 
-def _buckets(query: JaggedSequence, key: JaggedSequence) -> Iterator[Tensor]:
-    """Examples with queries and keys, in groups whose keys differ in length by less than a factor of two."""
-    lengths_B = key.lengths
-    level_B = torch.where((lengths_B > 0) & (query.lengths > 0), lengths_B.clamp(min=8).log2().floor().long(), -1)
-    for level in level_B.unique().tolist():
-        if level >= 0:
-            yield (level_B == level).nonzero().squeeze(1)
+@dataclass(frozen=True)
+class _Rows:
+    """Where events lie once examples are sorted into buckets, each example padded to its bucket's longest.
+
+    Attributes:
+        lengths: of the examples, bucket by bucket (b,).
+        shortest: of each bucket.
+        longest: of each bucket.
+        place_R: the event that each row holds; past its end an example repeats its last one.
+        start_S: the first row of each example.
+    """
+
+    lengths: tuple[Tensor, ...]
+    shortest: list[int]
+    longest: list[int]
+    place_R: Tensor
+    start_S: Tensor
+
+    def padded(self, values_ED: Tensor) -> list[Tensor]:
+        """The events of each bucket, (b, k, D)."""
+        shapes = [(len(lengths_b), longest) for lengths_b, longest in zip(self.lengths, self.longest, strict=True)]
+        # One gather for all buckets: the backward pass of each gather writes all E events.
+        buckets = torch.split(values_ED.index_select(0, self.place_R), [b * k for b, k in shapes])
+        return [rows.view(*shape, rows.shape[1]) for rows, shape in zip(buckets, shapes, strict=True)]
 
 
-def _places(sequence: JaggedSequence, examples_b: Tensor) -> Tensor:
-    """The row of each event (b, t) of some examples; past an example's end, any row."""
-    longest = int(sequence.lengths[examples_b].max())
-    places_bt = sequence.offsets[examples_b].unsqueeze(1) + torch.arange(longest, device=examples_b.device)
-    return places_bt.clamp(max=sequence.values_ED.shape[0] - 1)
+def _in_buckets(query: JaggedSequence, key: JaggedSequence, value_ED: Tensor, heads: int, causal: bool) -> Tensor:
+    order_S, sizes = _buckets(query.lengths, key.lengths)
+    if not sizes:
+        return torch.zeros_like(query.values_ED)
+    own = query.offsets is key.offsets
+    keys = _rows(key, order_S, sizes)
+    queries = keys if own else _rows(query, order_S, sizes)
+    parts = (queries.padded(query.values_ED), keys.padded(key.values_ED), keys.padded(value_ED))
+    outputs = []
+    for bucket, padded in enumerate(zip(*parts, strict=True)):
+        keys_b, q, k = keys.lengths[bucket], queries.longest[bucket], keys.longest[bucket]
+        mask = None
+        if causal and not own:
+            mask = _causal_mask(queries.lengths[bucket], keys_b, q, k)
+        elif not causal and keys.shortest[bucket] < k:
+            mask = _key_mask(keys_b, k)
+        # Padding follows the events, so that no real query of the causal kernel sees it.
+        outputs.append(_attention(padded, heads, mask, causal=causal and own).flatten(0, 1))
+    # An example without keys finds its answer in the row of zeros at the end.
+    outputs.append(outputs[0].new_zeros(1, outputs[0].shape[1]))
+    found_B = torch.zeros_like(query.lengths).index_fill(0, order_S, 1)
+    start_B = torch.full_like(found_B, len(queries.place_R)).index_copy(0, order_S, queries.start_S)
+    example_Q, within_Q = _within(query)
+    return torch.cat(outputs).index_select(0, start_B[example_Q] + within_Q * found_B[example_Q])
 
 
-def _padded(values_ED: Tensor, sequence: JaggedSequence, examples_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Events (b, t, D) of some examples, and which of them are real (b, t)."""
-    places_bt = _places(sequence, examples_b)
-    real_bt = torch.arange(places_bt.shape[1], device=places_bt.device) < sequence.lengths[examples_b].unsqueeze(1)
-    return values_ED.index_select(0, places_bt.flatten()).view(*places_bt.shape, -1), real_bt
+def _buckets(queries_B: Tensor, keys_B: Tensor) -> tuple[Tensor, list[int]]:
+    """The examples with queries and keys, most keys first, and how many of them share each bucket."""
+    order_B = keys_B.argsort(descending=True)
+    order_S = order_B[(queries_B.minimum(keys_B) > 0)[order_B]]
+    level_S = (keys_B[order_S].clamp(min=_SHORT).double().log() / log(_GROWTH)).floor()
+    _, sizes_b = torch.unique_consecutive(level_S, return_counts=True)
+    return order_S, sizes_b.tolist()
 
 
-def _mask(query_bq: Tensor, key_bk: Tensor, causal: bool) -> Tensor:
-    """Which keys a query sees, (b, q, k); a query that is padding sees all, so that its output is finite."""
-    seen_bqk = key_bk.unsqueeze(1).expand(-1, query_bq.shape[1], -1)
+def _rows(sequence: JaggedSequence, order_S: Tensor, sizes: list[int]) -> _Rows:
+    device = order_S.device
+    lengths_S = sequence.lengths[order_S]
+    lengths = torch.split(lengths_S, sizes)
+    # One wait for a GPU, whatever the number of buckets.
+    shortest, longest = torch.stack([torch.stack(lengths_b.aminmax()) for lengths_b in lengths], dim=1).tolist()
+    longest_S = torch.tensor(longest, device=device).repeat_interleave(torch.tensor(sizes, device=device))
+    ends_S = longest_S.cumsum(0)
+    start_S = ends_S - longest_S
+    rows = sum(b * k for b, k in zip(sizes, longest, strict=True))
+    example_R = torch.repeat_interleave(torch.arange(len(order_S), device=device), longest_S, output_size=rows)
+    within_R = torch.arange(rows, device=device) - start_S[example_R]
+    place_R = sequence.offsets[order_S][example_R] + within_R.minimum(lengths_S[example_R] - 1)
+    return _Rows(lengths, shortest, longest, place_R, start_S)
+
+
+def _padded_to_the_longest(
+    query: JaggedSequence, key: JaggedSequence, value_ED: Tensor, heads: int, causal: bool
+) -> Tensor:
+    parts = (_dense(query), _dense(key), _dense(key.with_values(value_ED)))
     if causal:
-        position_bq = key_bk.sum(1, keepdim=True) - query_bq.sum(1, keepdim=True) + torch.arange(query_bq.shape[1])
-        seen_bqk = seen_bqk & (torch.arange(key_bk.shape[1]) <= position_bq.unsqueeze(2))
-    return seen_bqk | ~query_bq.unsqueeze(2)
+        mask = _causal_mask(query.lengths, key.lengths, query.max_length, key.max_length)
+    else:
+        mask = _key_mask(key.lengths, key.max_length)
+    mixed_BTD = _attention(parts, heads, mask, causal=False)
+    example_Q, within_Q = _within(query)
+    mixed_QD = mixed_BTD.flatten(0, 1).index_select(0, example_Q * query.max_length + within_Q)
+    return torch.where((key.lengths > 0)[example_Q].unsqueeze(1), mixed_QD, 0)
+
+
+def _dense(sequence: JaggedSequence) -> Tensor:
+    """Events (B, T, D), zeros past an example's end."""
+    step_T = torch.arange(sequence.max_length, device=sequence.offsets.device)
+    place_BT = sequence.offsets[:-1].unsqueeze(1) + step_T
+    place_BT = torch.where(step_T < sequence.lengths.unsqueeze(1), place_BT, sequence.values_ED.shape[0])
+    values = nn.functional.pad(sequence.values_ED, (0, 0, 0, 1))
+    return values.index_select(0, place_BT.flatten()).view(*place_BT.shape, values.shape[1])
+
+
+def _within(sequence: JaggedSequence) -> tuple[Tensor, Tensor]:
+    """The example of each event, and its place there, the oldest first."""
+    example_E = sequence.example_index()
+    return example_E, torch.arange(example_E.shape[0], device=example_E.device) - sequence.offsets[:-1][example_E]
+
+
+def _key_mask(keys_b: Tensor, k: int) -> Tensor:
+    """Which keys are real, (b, 1, 1, k)."""
+    return (torch.arange(k, device=keys_b.device) < keys_b.unsqueeze(1))[:, None, None]
+
+
+def _causal_mask(queries_b: Tensor, keys_b: Tensor, q: int, k: int) -> Tensor:
+    """Which keys a query sees, (b, 1, q, k); for a real query these are real."""
+    position_bq = (keys_b - queries_b).unsqueeze(1) + torch.arange(q, device=keys_b.device)
+    return (torch.arange(k, device=keys_b.device) <= position_bq.unsqueeze(2)).unsqueeze(1)
+
+
+def _attention(padded: tuple[Tensor, Tensor, Tensor], heads: int, mask: Tensor | None, *, causal: bool) -> Tensor:
+    """SDPA of queries (b, q, D), keys (b, k, D) and values (b, k, D): (b, q, D)."""
+    query, key, value = (x.view(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2) for x in padded)
+    mixed_bHqC = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+    return mixed_bHqC.transpose(1, 2).flatten(2)
+
+
+def _varlen_takes(query_QD: Tensor, key_ED: Tensor, heads: int) -> bool:
+    """Whether torch's kernel for variable lengths, which is Flash Attention's, takes such queries and keys."""
+    if not query_QD.is_cuda or query_QD.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    width, generation = query_QD.shape[1] // heads, torch.cuda.get_device_capability(query_QD.device)
+    return min(len(query_QD), len(key_ED)) > 0 and width % 8 == 0 and width <= 256 and generation >= (8, 0)
+
+
+def _varlen(query: JaggedSequence, key: JaggedSequence, value_ED: Tensor, heads: int, causal: bool) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # its import takes a second
+
+    query_QHC, key_EHC, value_EHC = (
+        x.view(len(x), heads, x.shape[1] // heads) for x in (query.values_ED, key.values_ED, value_ED)
+    )
+    mixed_QHC = varlen_attn(
+        query_QHC,
+        key_EHC,
+        value_EHC,
+        query.offsets.int(),
+        key.offsets.int(),
+        query.max_length,
+        key.max_length,
+        # The kernel's causal mask lines up the last query with the last key.
+        window_size=(-1, 0) if causal else (-1, -1),
+    )
+    assert isinstance(mixed_QHC, Tensor)
+    return mixed_QHC.flatten(1)

@@ -6,16 +6,14 @@ Legend: B examples, N tokens, D width of a token, P = N (N - 1) / 2 pairs, C tok
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from exfm import Backbone, BackboneInputs, ComponentConfig, JaggedSequence
-
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
+from exfm.layers import ActivationName, mlp
 
 
 class DLRM(Backbone):
@@ -49,7 +47,7 @@ class DLRM(Backbone):
             "all",
             description="Tokens that join the dot products: all (ours), or the token `dense` alone (the paper's).",
         )
-        activation: Literal["relu", "silu", "gelu"] = Field(
+        activation: ActivationName = Field(
             "relu", description="Follows every layer of the top MLP; relu is the paper's."
         )
 
@@ -71,10 +69,7 @@ class DLRM(Backbone):
                 f"dlrm: concat='dense' and the single token {inputs.tokens} leave nothing to the top MLP, "
                 "as there is neither a pair nor a token 'dense'; use concat='all'"
             )
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in pairwise([width, *config.hidden]):
-            layers += [nn.Linear(fan_in, fan_out), _ACTIVATIONS[config.activation]()]
-        self.top = nn.Sequential(*layers)
+        self.top = mlp([width, *config.hidden], config.activation, activate_last=True)
         self.output_dim = config.hidden[-1]
 
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:

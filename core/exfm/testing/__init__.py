@@ -1,0 +1,51 @@
+"""The compliance kit: what exfm expects of a component, as tests that a plugin's author runs on his own.
+
+One class per kind. Extend it in a test file, name the component, and pytest does the rest::
+
+    from exfm.testing import BackboneTests
+
+    class TestMine(BackboneTests):
+        component = Mine
+        plugin = exfm_plugin_mine
+        configs = ({}, {"layers": 3})  # as written in YAML; every test runs for each
+
+``ComponentTests`` tests what holds for components of every kind.
+
+The kit needs pytest: ``pip install 'exfm[test]'``. With exfm installed, pytest also has the fixture ``exfm_registry``
+(see ``exfm.testing.plugin``). As pytest imports that fixture in every project, nothing here is imported before it is
+used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exfm.testing.backbone import BackboneTests as BackboneTests
+    from exfm.testing.component import ComponentTests as ComponentTests
+    from exfm.testing.examples import Examples as Examples
+    from exfm.testing.examples import random_examples as random_examples
+    from exfm.testing.isolation import IsolatedRegistry as IsolatedRegistry
+    from exfm.testing.sequence_encoder import SequenceEncoderTests as SequenceEncoderTests
+
+_HOME = {
+    "BackboneTests": "exfm.testing.backbone",
+    "ComponentTests": "exfm.testing.component",
+    "Examples": "exfm.testing.examples",
+    "IsolatedRegistry": "exfm.testing.isolation",
+    "SequenceEncoderTests": "exfm.testing.sequence_encoder",
+    "random_examples": "exfm.testing.examples",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'exfm.testing' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

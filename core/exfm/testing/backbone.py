@@ -1,0 +1,61 @@
+"""What every backbone must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from exfm.interfaces.backbone import Backbone, BackboneInputs, SequenceShape
+from exfm.interfaces.component import Component
+from exfm.interfaces.jagged import JaggedSequence
+from exfm.testing.behaviour import BehaviourTests
+from exfm.testing.execution import ExecutionTests
+
+
+class BackboneTests(BehaviourTests, ExecutionTests):
+    """Tests of a backbone; see ``exfm.testing`` for how to use them.
+
+    Attributes:
+        sequences: names of the sequences that a backbone with ``consumes_sequences`` gets.
+    """
+
+    interface: ClassVar[type[Component]] = Backbone
+    sequences: ClassVar[tuple[str, ...]] = ("clicks", "buys")
+
+    @property
+    def sequence_names(self) -> tuple[str, ...]:
+        """The sequences it reads."""
+        return self.sequences if self.component.consumes_sequences else ()
+
+    def inputs(self, max_length: int) -> BackboneInputs:
+        """Tokens and sequences."""
+        shapes = tuple(SequenceShape(name, max_length) for name in self.sequence_names)
+        return BackboneInputs(self.tokens, self.dim, shapes)
+
+    def call(self, module: nn.Module, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
+        """The representation (B, R)."""
+        representation_BR: Tensor = module(tokens_BND, sequences)
+        return representation_BR
+
+    def output_shape(self, module: Backbone) -> tuple[int, ...]:
+        """(R,)."""
+        return (module.output_dim,)
+
+    def test_without_sequences(self, fields: Mapping[str, Any]) -> None:
+        """A stream may have no sequences: a backbone does without them, or refuses to be built with a ValueError."""
+        try:
+            module = self.make(fields, inputs=BackboneInputs(self.tokens, self.dim))
+        except ValueError:
+            return
+        output = module(self.examples().tokens_BND, {})
+        assert output.isfinite().all(), "the output is not finite where the stream has no sequences"
+
+    def test_gradient_reaches_the_tokens(self, fields: Mapping[str, Any]) -> None:
+        """Embedding tables learn through the tokens, and each token has tables of its own."""
+        module, examples = self.make_moved(fields), self.examples().requires_grad()
+        (gradient_BND,) = torch.autograd.grad(self.run(module, examples).square().sum(), examples.tokens_BND)
+        without = [name for name, of_one in zip(self.tokens, gradient_BND.unbind(1), strict=True) if not of_one.any()]
+        assert not without, f"no gradient reaches the tokens {', '.join(without)}"

@@ -1,0 +1,114 @@
+"""What every component must hold, whatever its kind: a name, a Config that can be written down, and an offer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any, ClassVar
+
+import pluggy
+import pytest
+from pydantic import ValidationError
+
+from exfm.interfaces.component import Component, ComponentConfig
+from exfm.registry.discovery import register
+from exfm.registry.hooks import PROJECT, HookSpecs
+from exfm.registry.registry import Plugin, Registry, check_component
+
+
+class ComponentTests:
+    """Tests of any component; base of the classes of its kind. Tests that take ``fields`` run for each of ``configs``.
+
+    Attributes:
+        interface: the class that the component must extend.
+        component: the class under test.
+        configs: its fields as written in YAML, without ``name``.
+        plugin: the plugin module that offers it; without one the offer is not checked.
+
+    Raises:
+        TypeError: a class called ``Test...`` does not name a component of its kind.
+    """
+
+    __test__ = False
+    interface: ClassVar[type[Component]] = Component
+    component: ClassVar[type[Any]]
+    configs: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    plugin: ClassVar[ModuleType | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__test__ = cls.__name__.startswith("Test")
+        component = getattr(cls, "component", None)
+        if cls.__test__ and not (isinstance(component, type) and issubclass(component, cls.interface)):
+            raise TypeError(
+                f"{cls.__qualname__}.component must be a subclass of exfm.{cls.interface.__name__}, not {component!r}"
+            )
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """One test for each config, called by what differs from the defaults."""
+        if "fields" in metafunc.fixturenames:
+            names = [", ".join(f"{key}={value}" for key, value in fields.items()) for fields in self.configs]
+            metafunc.parametrize("fields", self.configs, ids=[name or "defaults" for name in names])
+
+    def config(self, fields: Mapping[str, Any]) -> Any:
+        """The Config of fields as written in YAML."""
+        return self.component.Config.model_validate(dict(fields))
+
+    def test_is_a_named_component(self) -> None:
+        """Users select a component by its ``name``, a lower-case identifier."""
+        check_component(self.component.kind, self.component)
+
+    def test_plugin_offers_it(self) -> None:
+        """An experiment finds a component by the name that its plugin's hook offers."""
+        if self.plugin is None:
+            pytest.skip(f"{type(self).__name__}.plugin names no plugin module")
+        manager = pluggy.PluginManager(PROJECT)
+        manager.add_hookspecs(HookSpecs)
+        name = self.plugin.__name__
+        registry = Registry()
+        registry.add(Plugin(name, name, name, "under test"), register(manager, self.plugin, name))
+        offered = registry.resolve(self.component.kind, self.component.name)
+        assert offered is self.component, f"{name} offers {offered} as {self.component.name!r}, not {self.component}"
+
+    def test_config_survives_being_written_down(self, fields: Mapping[str, Any]) -> None:
+        """A run's ``config.yaml`` repeats the run, and snapshots and other processes rely on it."""
+        config = self.config(fields)
+        written = json.loads(json.dumps(config.model_dump(mode="json")))
+        again = self.config(written)
+        assert again == config, f"written to JSON and read again, {config!r} became {again!r}"
+
+    def test_defaults_are_valid(self, fields: Mapping[str, Any]) -> None:
+        """A user who writes only what is required gets a component."""
+        known = self.component.Config.model_fields
+        self.config({key: value for key, value in fields.items() if key in known and known[key].is_required()})
+
+    def test_unknown_fields_are_refused(self, fields: Mapping[str, Any]) -> None:
+        """A misspelt field must be an error: ignored, it would change what was run without a word."""
+        try:
+            self.config({**fields, "no_such_field": 1})
+        except ValidationError:
+            return
+        raise AssertionError(f"{self._config_name} takes a field it does not have; keep extra='forbid'")
+
+    def test_config_is_immutable(self) -> None:
+        """A config that a component changes is no longer the one that the run wrote down."""
+        assert self.component.Config.model_config.get("frozen"), f"{self._config_name} can be changed; keep frozen=True"
+
+    def test_schema_describes_every_field(self) -> None:
+        """The sentence in ``Field(description=...)`` is the field's help in ``exfm show`` and in a YAML editor."""
+        config: type[ComponentConfig] = self.component.Config
+        silent = [path for path, schema in _fields(config.model_json_schema()) if not schema.get("description")]
+        assert not silent, f"{self._config_name}: no description for {', '.join(silent)}; add Field(description=...)"
+
+    @property
+    def _config_name(self) -> str:
+        return f"{self.component.__qualname__}.Config"
+
+
+def _fields(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every field of a schema and of the models that it contains."""
+    models = {"": schema} | {f"{name}.": model for name, model in schema.get("$defs", {}).items()}
+    for prefix, model in models.items():
+        for name, field in model.get("properties", {}).items():
+            yield f"{prefix}{name}", field

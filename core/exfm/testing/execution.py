@@ -1,0 +1,142 @@
+"""How a network runs: in low precision, recomputed block by block, exported, and at which cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from exfm.interfaces.jagged import JaggedSequence
+from exfm.layers.flops import count_flops
+from exfm.modeling.recompute import recompute
+from exfm.testing.examples import Examples
+from exfm.testing.network import MAX_LENGTH, NetworkTests, check_close
+
+_WASTE = 2.0
+"""How many times the sum of its examples' costs a batch may cost: buckets of similar lengths pad a little."""
+
+
+class ExecutionTests(NetworkTests):
+    """Tests of what the core does with a network."""
+
+    def test_builds_without_memory(self, fields: Mapping[str, Any]) -> None:
+        """``exfm validate`` builds every model on the meta device, where tensors have shapes and no values."""
+        with torch.device("meta"):
+            module = self.component(self.config(fields), self.inputs(MAX_LENGTH))
+        real = [name for name, parameter in module.named_parameters() if not parameter.is_meta]
+        assert not real, f"built on the meta device, {', '.join(real)} took memory; leave the device to torch's default"
+
+    def test_low_precision_is_close(self, fields: Mapping[str, Any]) -> None:
+        """Training may run under bfloat16 autocast; sums over long histories must not lose what it rounds off."""
+        module, examples = self.make(fields, dtype=torch.float32), self.examples().to(torch.float32)
+        with torch.no_grad():
+            expected = self.run(module, examples)
+            with torch.autocast("cpu", torch.bfloat16):
+                actual = self.run(module, examples).float()
+        error, size = (actual - expected).norm().item(), expected.norm().item()
+        assert error <= 0.05 * size, (
+            f"under bfloat16 autocast an output of norm {size:.3g} is {error:.3g} off, 5% allowed"
+        )
+
+    def test_blocks_are_modules_of_its_own(self, fields: Mapping[str, Any]) -> None:
+        """The core recomputes, shards and compiles the modules in ``blocks()`` one by one, so none holds another."""
+        module = self.make(fields)
+        names = {part: name for name, part in module.named_modules()}
+        held: dict[nn.Module, str] = {}
+        for block in module.blocks():
+            assert names.get(block), f"blocks(): {type(block).__name__} is not a submodule of the component"
+            for part in block.modules():
+                assert part not in held, f"blocks(): {names[part]} is in {held[part]} and in {names[block]}"
+                held[part] = names[block]
+
+    def test_recomputing_blocks_changes_nothing(self, fields: Mapping[str, Any]) -> None:
+        """With activation checkpointing, backward runs a block's forward pass again, on the inputs it was given."""
+        module, examples, called = self.make(fields), self.examples().requires_grad(), set[nn.Module]()
+        blocks = module.blocks()
+        for block in blocks:
+            block.register_forward_hook(lambda block, _, __: called.add(block))
+        leaves = [examples.tokens_BND, *module.parameters()]
+        results = []
+        for _ in range(2):
+            output = self.run(module, examples)
+            gradients = torch.autograd.grad(output.square().sum(), leaves, allow_unused=True, materialize_grads=True)
+            results.append([output.detach(), *gradients])
+            for block in blocks:
+                recompute(block)
+        missed = [type(block).__name__ for block in blocks if block not in called]
+        assert not missed, f"blocks(): nobody calls {missed[0]}, so none of it is recomputed; call the block itself"
+        for plain, recomputed in zip(*results, strict=True):
+            check_close(recomputed, plain, "with the blocks recomputed in backward against without")
+
+    def test_exports(self, fields: Mapping[str, Any]) -> None:
+        """A student is served as what ``torch.export`` captured, for any number of examples and events.
+
+        Two and more: torch may take a batch of one for a case of its own.
+        """
+        if self.supports_export is not True:
+            pytest.skip(str(self.supports_export))
+        exported = _Exported(self, self.make(fields))
+        examples = self.examples()
+        free = {0: torch.export.Dim.DYNAMIC}
+        shapes = (free, dict.fromkeys(self.sequence_names, free), dict.fromkeys(self.sequence_names, free))
+        program = torch.export.export(exported, _tensors(examples), dynamic_shapes=shapes).module()
+        for what, rows in {"fewer": [1, 2], "more": [5, 4, 3, 2, 1, 0, 0, 1, 2, 4]}.items():
+            tensors = _tensors(examples.take(rows))
+            check_close(
+                program(*tensors), exported(*tensors), f"exported, with {what} examples than it was traced with"
+            )
+
+    def test_cost_is_counted(self, fields: Mapping[str, Any]) -> None:
+        """``exfm show`` and ``results.json`` report FLOPs, two for each multiplication with its addition."""
+        module = self.make(fields, dtype=torch.float32)
+        matrices = [name for name, parameter in module.named_parameters() if parameter.dim() > 1]
+        if matrices:
+            flops = self._cost(module, self.examples())
+            assert flops, f"it has matrices ({matrices[0]}), but no FLOPs: torch's counter does not know its kernels"
+
+    def test_cost_follows_the_events(self, fields: Mapping[str, Any]) -> None:
+        """Histories are mostly much shorter than the longest: who pads them pays for events that are not there."""
+        many, one = (0, 1, 2, 3, 4) * 6, (MAX_LENGTH,)
+        apart = self._cost_of_events(fields, many) + self._cost_of_events(fields, one)
+        together = self._cost_of_events(fields, many + one)
+        factor = together / max(apart, 1)
+        assert factor <= _WASTE, (
+            f"{len(many)} short histories cost {factor:.1f} times as much in a batch with a long one"
+        )
+        shortest, longest = (
+            self._cost(self.make(fields, dtype=torch.float32, max_length=most), self.examples(many, max_length=most))
+            for most in (MAX_LENGTH, 10 * MAX_LENGTH)
+        )
+        factor = longest / max(shortest, 1)
+        assert factor <= _WASTE, (
+            f"the same histories cost {factor:.1f} times as much where ten times longer ones may be"
+        )
+
+    def _cost(self, module: nn.Module, examples: Examples) -> int:
+        examples = examples.to(torch.float32)
+        return count_flops(lambda: self.run(module, examples))
+
+    def _cost_of_events(self, fields: Mapping[str, Any], lengths: tuple[int, ...]) -> int:
+        module = self.make(fields, dtype=torch.float32)
+        return self._cost(module, self.examples(lengths)) - self._cost(module, self.examples((0,) * len(lengths)))
+
+
+class _Exported(nn.Module):
+    """A component that takes and gives plain tensors."""
+
+    def __init__(self, tests: NetworkTests, module: nn.Module) -> None:
+        super().__init__()
+        self._call, self.module = tests.call, module
+
+    def forward(self, tokens_BND: Tensor, values: dict[str, Tensor], offsets: dict[str, Tensor]) -> Tensor:
+        sequences = {name: JaggedSequence(values[name], offsets[name], MAX_LENGTH) for name in values}
+        return self._call(self.module, tokens_BND, sequences)
+
+
+def _tensors(examples: Examples) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    sequences = examples.sequences()
+    values = {name: sequence.values_ED for name, sequence in sequences.items()}
+    return examples.tokens_BND, values, {name: sequence.offsets for name, sequence in sequences.items()}

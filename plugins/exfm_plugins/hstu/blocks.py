@@ -1,0 +1,95 @@
+"""The layer of HSTU.
+
+Legend: E events of all examples, D width of an event, H heads, A width of a head's queries and keys, L width of its
+values, V = H * L, C columns of queries, keys and values, P position buckets, b examples of a bucket, t events of its
+longest, q of its newest events that get a result, Q such events of all examples.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from exfm import JaggedSequence
+from exfm.layers import NormName, norm
+from exfm_plugins.hstu.buckets import in_buckets
+
+
+class HSTULayer(nn.Module):
+    """``X' = X + f2(Norm(A V) * U)``, attention without softmax and with a gate in place of a feed-forward network.
+
+    ``U, V, Q, K = split(SiLU(f1(Norm(X))))`` and ``A = SiLU(Q K^T + rab) / N``, an event seeing itself and older ones.
+
+    Args:
+        dim: D.
+        heads: H.
+        attention_dim: A.
+        linear_dim: L.
+        position_buckets: P; 0 for no relative bias.
+        divisor: N; None for the number of events that an event sees.
+        norm_name: of both norms.
+        queries: the most recent events of an example that are kept; None for all.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        attention_dim: int,
+        linear_dim: int,
+        *,
+        position_buckets: int,
+        divisor: int | None,
+        norm_name: NormName,
+        queries: int | None,
+    ) -> None:
+        super().__init__()
+        self.heads, self.divisor, self.queries = heads, divisor, queries
+        self.widths = [heads * attention_dim, heads * attention_dim, heads * linear_dim]
+        self.norm = norm(norm_name, dim)
+        self.f1 = nn.Linear(dim, sum(self.widths) + heads * linear_dim)
+        self.bias_P = nn.Parameter(0.02 * torch.randn(position_buckets)) if position_buckets else None
+        self.mixed_norm = norm(norm_name, heads * linear_dim)
+        self.f2 = nn.Linear(heads * linear_dim, dim)
+
+    def forward(self, sequence: JaggedSequence) -> JaggedSequence:
+        """Maps events (E, D) to the events that are kept, (Q, D)."""
+        kept = self._recent(sequence)
+        projected_EC = nn.functional.silu(self.f1(self.norm(sequence.values_ED)))
+        qkv_EC, gate_EV = torch.split(projected_EC, [sum(self.widths), self.widths[-1]], dim=1)
+        mixed_QV = in_buckets(sequence.with_values(qkv_EC), kept, self._attend)
+        gate_QV = self._recent(sequence.with_values(gate_EV)).values_ED
+        gated_QV = self.mixed_norm(mixed_QV / self._divisor(sequence, kept)) * gate_QV
+        return kept.with_values(kept.values_ED + self.f2(gated_QV))
+
+    def _recent(self, sequence: JaggedSequence) -> JaggedSequence:
+        return sequence if self.queries is None else sequence.recent(self.queries)
+
+    def _divisor(self, sequence: JaggedSequence, kept: JaggedSequence) -> Tensor | int:
+        if self.divisor is not None:
+            return self.divisor
+        return (sequence.lengths[kept.example_index()] - kept.positions()).unsqueeze(1)
+
+    def _attend(self, qkv_btC: Tensor) -> Tensor:
+        """Maps Q, K and V (b, t, C) to ``SiLU(Q K^T + rab) V`` of the newest events, causal: (b, q, V)."""
+        query, key, value = (
+            part.view(*part.shape[:2], self.heads, part.shape[2] // self.heads).transpose(1, 2)
+            for part in torch.split(qkv_btC, self.widths, dim=2)
+        )
+        t = key.shape[2]
+        q = t if self.queries is None else min(t, self.queries)
+        scores_bHqt = query[:, :, t - q :] @ key.mT
+        if self.bias_P is not None:
+            scores_bHqt = scores_bHqt + self._bias(q, t).to(scores_bHqt.dtype)
+        # Padding is zeros: its values add nothing, whatever their weights.
+        weights_bHqt = nn.functional.silu(scores_bHqt).tril(t - q)
+        mixed_bqV: Tensor = (weights_bHqt @ value).transpose(1, 2).flatten(2)
+        return mixed_bqV
+
+    def _bias(self, q: int, t: int) -> Tensor:
+        """The relative bias of queries and keys, by the number of events from one to the other, (q, t)."""
+        assert self.bias_P is not None
+        place_t = torch.arange(t, device=self.bias_P.device)
+        # A key newer than its query has a negative distance, and is not seen.
+        distance_qt = (place_t[t - q :].unsqueeze(1) - place_t).clamp(0, len(self.bias_P) - 1)
+        return self.bias_P.index_select(0, distance_qt.flatten()).view(q, t)

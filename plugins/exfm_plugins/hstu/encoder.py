@@ -1,0 +1,126 @@
+"""HSTU as an exfm sequence encoder.
+
+Legend: B examples, E events of all examples, N context tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from exfm import ComponentConfig, EncoderInputs, JaggedSequence, SequenceEncoder
+from exfm.layers import AttentionPooling, NormName, norm
+from exfm_plugins.hstu.blocks import HSTULayer
+
+
+class HSTU(SequenceEncoder):
+    """Hierarchical sequential transduction units over the history (arXiv 2402.17152)::
+
+        U, V, Q, K = split(SiLU(f1(Norm(X))))
+        A = SiLU(Q K^T + rab) / N                    causal: an event sees itself and older ones
+        X = X + f2(Norm(A V) * U)
+
+    Attention is pointwise: without a softmax, the sum of an event's weights tells how much of its past concerns it.
+    The first norm and N are not in the paper's equations but in its authors' code, where N is the longest history.
+    Norm(A V) takes a constant factor out again but for its epsilon, so N matters where attention is weak.
+
+    The paper's bias rab has terms for positions and for time. Events come to an encoder embedded, without time stamps,
+    so there is a bias for positions only: one number for each distance between events, shared by the heads, as in the
+    authors' code. Buckets of an event's age can be a field of the sequence.
+
+    Where the context has tokens that share a table with the sequence, the candidate item, their sum joins the history
+    as its newest event, as in the paper's ranking: it sees all events, and none of them sees it. Computed on the jagged
+    events, examples of similar length together. With T events an example's FLOPs in a layer are, but for padding,
+    ``4 T D H (A + L) + 2 T D H L + 2 T^2 H (A + L)`` for H heads of widths A and L; in the last layer of
+    ``summary: last`` only the newest event has a query.
+
+    Args:
+        config: see ``Config``.
+        inputs: width of the tokens, the longest history, and which context tokens are the candidate item's.
+
+    Raises:
+        ValueError: ``heads`` do not divide the width, with ``summary: target``.
+
+    Example::
+
+        encoder = HSTU(HSTU.Config(), EncoderInputs("history", 16, 500, context=("user", "item"), targets=(1,)))
+        sequence = JaggedSequence(torch.randn(5, 16), torch.tensor([0, 2, 2, 5]), max_length=500)
+        summary_B1D = encoder(sequence, torch.randn(3, 2, 16))  # (3, 1, 16)
+    """
+
+    name: ClassVar[str] = "hstu"
+
+    class Config(ComponentConfig):
+        """Fields of `hstu`."""
+
+        layers: PositiveInt = Field(2, description="Transduction units, one on another.")
+        heads: PositiveInt = Field(2, description="Attention heads.")
+        attention_dim: PositiveInt = Field(16, description="Width of a head's queries and keys.")
+        linear_dim: PositiveInt = Field(16, description="Width of a head's values and gates.")
+        position_buckets: NonNegativeInt = Field(
+            64,
+            description="Distances between events that have a bias of their own; longer ones share the last; 0: none.",
+        )
+        divisor: Literal["max_length", "events"] = Field(
+            "max_length",
+            description="N: the longest history there may be (the authors' code), or the events that an event sees.",
+        )
+        summary: Literal["last", "mean", "target"] = Field(
+            "last",
+            description="last: the newest event; mean: the mean of all events; target: attention over these with the "
+            "candidate item as query, or a learned query where there is no candidate.",
+        )
+        append_target: bool = Field(
+            True, description="Whether the candidate item is the newest event, where the context has its tokens."
+        )
+        norm: NormName = Field("layer_norm", description="Of events, of what attention gives, and before the summary.")
+
+    def __init__(self, config: Config, inputs: EncoderInputs) -> None:
+        super().__init__(config, inputs)
+        self.append_target = config.append_target and bool(inputs.targets)
+        self.summary = config.summary
+        # Nothing reads the last layer's other events.
+        last = [1 if config.summary == "last" else None]
+        self.layers = nn.ModuleList(
+            HSTULayer(
+                inputs.dim,
+                config.heads,
+                config.attention_dim,
+                config.linear_dim,
+                position_buckets=config.position_buckets,
+                divisor=inputs.max_length + self.append_target if config.divisor == "max_length" else None,
+                norm_name=config.norm,
+                queries=queries,
+            )
+            for queries in [None] * (config.layers - 1) + last
+        )
+        self.top_norm = norm(config.norm, inputs.dim)
+        self.pooling = AttentionPooling(inputs.dim, config.heads, 1) if config.summary == "target" else None
+        self.shift = nn.Linear(inputs.dim, inputs.dim, bias=False) if self.pooling and inputs.targets else None
+
+    def forward(self, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
+        """Maps events (E, D) with offsets, and context tokens (B, N, D), to one token (B, 1, D)."""
+        if self.append_target:
+            sequence = sequence.append(self._target(context_BND).unsqueeze(1))
+        for layer in self.layers:
+            sequence = layer(sequence)
+        top = sequence.with_values(self.top_norm(sequence.values_ED))
+        if self.pooling is not None:
+            shift_BD = None if self.shift is None else self.shift(self._target(context_BND))
+            summary_B1D: Tensor = self.pooling(top, shift_BD)
+            return summary_B1D
+        return _mean(top) if self.summary == "mean" else top.newest(1)
+
+    def _target(self, context_BND: Tensor) -> Tensor:
+        return torch.stack([context_BND[:, place] for place in self.inputs.targets]).sum(0)
+
+
+def _mean(sequence: JaggedSequence) -> Tensor:
+    """The mean of each example's events, (B, 1, D); zeros without events."""
+    values_ED = sequence.values_ED
+    sums_BD = values_ED.new_zeros(sequence.batch_size, values_ED.shape[1])
+    sums_BD = sums_BD.index_add(0, sequence.example_index(), values_ED)
+    return (sums_BD / sequence.lengths.clamp(min=1).unsqueeze(1)).unsqueeze(1)

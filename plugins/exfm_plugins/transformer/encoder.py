@@ -1,0 +1,141 @@
+"""A causal transformer over the history as an exfm sequence encoder.
+
+Legend: B examples, E events of all examples, N context tokens, K summary tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from exfm import ComponentConfig, EncoderInputs, JaggedSequence, SequenceEncoder
+from exfm.layers import ActivationName, AttentionPooling, JaggedAttention, NormName, mlp, norm
+
+
+class Transformer(SequenceEncoder):
+    """Causal self-attention over the history, its newest events or a pooling of it as the summary.
+
+    Blocks are those of arXiv 1706.03762 with norms first (2002.04745) and rotary positions (2104.09864)::
+
+        X = X_r + Attention(Norm(X_r), Norm(X))     X_r: the most recent events that the layer keeps, all by default
+        X = X + MLP(Norm(X))
+
+    An event attends to itself and to older ones. Positions count from the newest event back. With ``queries`` a layer
+    keeps its most recent events alone, over keys and values of all that it was given (query truncation, arXiv
+    2510.26104). Computed on the jagged events: cost follows the events there are, and thousands of them work.
+
+    Where the context has tokens that share a table with the sequence, the candidate item, their sum joins the history
+    as its newest event (ours; GEM's layout is not public): it sees all events, and none of them sees it.
+
+    Args:
+        config: see ``Config``.
+        inputs: width of the tokens, and which context tokens are the candidate item's.
+
+    Raises:
+        ValueError: ``heads`` do not divide the width into even parts.
+
+    Example::
+
+        inputs = EncoderInputs("history", 16, 500, context=("user", "item"), targets=(1,))
+        encoder = Transformer(Transformer.Config(), inputs)
+        sequence = JaggedSequence(torch.randn(5, 16), torch.tensor([0, 2, 2, 5]), max_length=500)
+        summary_BKD = encoder(sequence, torch.randn(3, 2, 16))  # (3, 1, 16)
+    """
+
+    name: ClassVar[str] = "transformer"
+
+    class Config(ComponentConfig):
+        """Fields of `transformer`."""
+
+        layers: PositiveInt = Field(2, description="Blocks of self-attention and feed-forward network.")
+        heads: PositiveInt = Field(2, description="Attention heads; they divide the width into even parts.")
+        queries: tuple[PositiveInt, ...] = Field(
+            (), description="Most recent events that each layer keeps, one number for each layer; none: all of them."
+        )
+        summary: Literal["last", "mean", "target"] = Field(
+            "last",
+            description="last: the newest events; mean: the mean of the events the last layer keeps; target: attention "
+            "over these with the candidate item as query, or a learned query where there is no candidate.",
+        )
+        recent: PositiveInt = Field(1, description="Summary tokens of `summary: last`, newest first, zeros if missing.")
+        append_target: bool = Field(
+            True, description="Whether the candidate item is the newest event, where the context has its tokens."
+        )
+        ffn: PositiveInt = Field(4, description="Hidden width of the feed-forward networks, as a multiple of D.")
+        activation: ActivationName = Field("gelu", description="In the feed-forward networks.")
+        norm: NormName = Field("layer_norm", description="Before attention, feed-forward network and summary.")
+
+        @model_validator(mode="after")
+        def _one_number_for_each_layer(self) -> Transformer.Config:
+            if self.queries and len(self.queries) != self.layers:
+                raise ValueError(
+                    f"queries: {len(self.queries)} numbers for {self.layers} layers; give one for each layer, or none"
+                )
+            return self
+
+    def __init__(self, config: Config, inputs: EncoderInputs) -> None:
+        super().__init__(config, inputs)
+        dim = inputs.dim
+        self.num_tokens = config.recent if config.summary == "last" else 1
+        self.append_target = config.append_target and bool(inputs.targets)
+        kept: list[int | None] = list(config.queries or [None] * config.layers)
+        if config.summary == "last":
+            # Nothing reads the last layer's other events.
+            kept[-1] = min(kept[-1] or config.recent, config.recent)
+        self.layers = nn.ModuleList(Block(dim, config, queries) for queries in kept)
+        self.top_norm = norm(config.norm, dim)
+        self.pooling = AttentionPooling(dim, config.heads, 1) if config.summary == "target" else None
+        self.shift = nn.Linear(dim, dim, bias=False) if self.pooling is not None and inputs.targets else None
+        self.mean = config.summary == "mean"
+
+    def forward(self, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
+        """Maps events (E, D) with offsets, and context tokens (B, N, D), to summary tokens (B, K, D)."""
+        if self.append_target:
+            sequence = sequence.append(self._target(context_BND).unsqueeze(1))
+        for layer in self.layers:
+            sequence = layer(sequence)
+        top = sequence.with_values(self.top_norm(sequence.values_ED))
+        if self.pooling is not None:
+            shift_BD = None if self.shift is None else self.shift(self._target(context_BND))
+            summary_BKD: Tensor = self.pooling(top, shift_BD)
+            return summary_BKD
+        return _mean(top) if self.mean else top.newest(self.num_tokens)
+
+    def _target(self, context_BND: Tensor) -> Tensor:
+        return torch.stack([context_BND[:, place] for place in self.inputs.targets]).sum(0)
+
+
+class Block(nn.Module):
+    """Causal attention, then a feed-forward network, each after a norm and added to what it was given.
+
+    Args:
+        dim: D.
+        config: heads, width and names.
+        queries: the most recent events of an example that are kept; None for all.
+    """
+
+    def __init__(self, dim: int, config: Transformer.Config, queries: int | None) -> None:
+        super().__init__()
+        self.queries = queries
+        self.attention_norm = norm(config.norm, dim)
+        self.attention = JaggedAttention(dim, config.heads, causal=True)
+        self.ffn_norm = norm(config.norm, dim)
+        self.ffn = mlp([dim, config.ffn * dim, dim], config.activation)
+
+    def forward(self, sequence: JaggedSequence) -> JaggedSequence:
+        """Maps events (E, D) to the events that are kept."""
+        mixed = self.attention(sequence.with_values(self.attention_norm(sequence.values_ED)), self.queries)
+        kept = sequence if self.queries is None else sequence.recent(self.queries)
+        values_ED = kept.values_ED + mixed.values_ED
+        return kept.with_values(values_ED + self.ffn(self.ffn_norm(values_ED)))
+
+
+def _mean(sequence: JaggedSequence) -> Tensor:
+    """The mean of each example's events, (B, 1, D); zeros without events."""
+    values_ED = sequence.values_ED
+    sums_BD = values_ED.new_zeros(sequence.batch_size, values_ED.shape[1])
+    sums_BD = sums_BD.index_add(0, sequence.example_index(), values_ED)
+    return (sums_BD / sequence.lengths.clamp(min=1).unsqueeze(1)).unsqueeze(1)

@@ -1,0 +1,76 @@
+"""JaggedSequence's ways to take and add events, against Python lists."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from exfm import JaggedSequence
+
+LENGTHS = st.lists(st.integers(0, 6), max_size=6)
+
+
+def build(lengths: list[int], longest: int = 6) -> tuple[JaggedSequence, list[list[list[float]]]]:
+    values_ED = torch.arange(2.0 * sum(lengths)).view(-1, 2).double() + 1
+    sequence = JaggedSequence(values_ED, torch.tensor([0, *lengths]).cumsum(0), longest)
+    return sequence, as_lists(sequence)
+
+
+def as_lists(sequence: JaggedSequence) -> list[list[list[float]]]:
+    """Also checks that the offsets are those of the values."""
+    rows, offsets = sequence.values_ED.tolist(), sequence.offsets.tolist()
+    assert offsets[0] == 0 and offsets[-1] == len(rows)
+    return [rows[start:end] for start, end in pairwise(offsets)]
+
+
+def tokens(batch: int, count: int) -> Tensor:
+    return -1 - torch.arange(2.0 * batch * count).view(batch, count, 2).double()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(lengths=LENGTHS, count=st.integers(0, 8))
+def test_recent_and_newest(lengths: list[int], count: int) -> None:
+    sequence, events = build(lengths)
+    recent = sequence.recent(count)
+    assert as_lists(recent) == [example[max(len(example) - count, 0) :] for example in events]
+    assert recent.max_length == min(count, 6)
+    expected = [(example[::-1] + [[0.0, 0.0]] * count)[:count] for example in events]
+    assert sequence.newest(count).tolist() == expected
+    assert sequence.newest(count).shape == (len(lengths), count, 2)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(lengths=LENGTHS, count=st.integers(0, 3))
+def test_prepend_and_append(lengths: list[int], count: int) -> None:
+    sequence, events = build(lengths)
+    added = tokens(len(lengths), count)
+    before, after = sequence.prepend(added), sequence.append(added)
+    assert as_lists(before) == [new + old for old, new in zip(events, added.tolist(), strict=True)]
+    assert as_lists(after) == [old + new for old, new in zip(events, added.tolist(), strict=True)]
+    assert before.max_length == after.max_length == 6 + count
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(lengths=LENGTHS, count=st.integers(0, 4))
+def test_gradients_go_where_the_values_came_from(lengths: list[int], count: int) -> None:
+    sequence, _ = build(lengths)
+    leaf = sequence.values_ED.requires_grad_()
+    added = tokens(len(lengths), 2).requires_grad_()
+    outputs = torch.cat([sequence.append(added).recent(count).values_ED.flatten(), sequence.newest(count).flatten()])
+    by_leaf, by_added = torch.autograd.grad(outputs.sum(), (leaf, added))
+    for place, row in zip(sequence.positions().tolist(), by_leaf.tolist(), strict=True):
+        assert row == [float((place + 2 < count) + (place < count))] * 2
+    assert by_added.tolist() == [[[float(count > 1)] * 2, [float(count > 0)] * 2]] * len(lengths)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(lengths=LENGTHS)
+def test_with_values_keeps_the_events(lengths: list[int]) -> None:
+    sequence, _ = build(lengths)
+    places = sequence.with_values(sequence.positions().unsqueeze(1))
+    assert as_lists(places) == [[[place] for place in range(length - 1, -1, -1)] for length in lengths]
+    assert places.max_length == sequence.max_length

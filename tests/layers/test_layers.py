@@ -1,0 +1,226 @@
+"""Modules of `exfm.layers` against loops over their formulas, and what they cost."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import sqrt
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from exfm import JaggedSequence
+from exfm.layers import Attention, AttentionPooling, JaggedAttention, activation, count_flops, mlp, norm, rotate
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def linear(x: Tensor, of: nn.Module) -> Tensor:
+    assert isinstance(of, nn.Linear)
+    return of.weight @ x + (0 if of.bias is None else of.bias)
+
+
+def mix(query: Tensor, keys: list[Tensor], values: list[Tensor], heads: int) -> Tensor:
+    """Multi-head attention of one query."""
+    answer = torch.zeros_like(query)
+    for columns in torch.arange(len(query)).chunk(heads):
+        powers = [(query[columns] @ key[columns] / sqrt(len(columns))).exp() for key in keys]
+        for power, value in zip(powers, values, strict=True):
+            answer[columns] += power / sum(powers) * value[columns]
+    return answer
+
+
+def turned(row: Tensor, position: int, heads: int) -> Tensor:
+    """Rotary embedding as complex multiplication: pair p of a head is column p and column p + P."""
+    parts = []
+    for head in row.chunk(heads):
+        first, second = head.chunk(2)
+        angle = position * 10_000.0 ** (-torch.arange(len(first), dtype=torch.float64) / len(first))
+        product = torch.complex(first, second) * torch.polar(torch.ones_like(angle), angle)
+        parts += [product.real, product.imag]
+    return torch.cat(parts)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(positions=st.lists(st.integers(-5_000, 5_000), max_size=4), heads=st.integers(1, 3), pairs=st.integers(1, 3))
+def test_rotate_is_complex_multiplication(positions: list[int], heads: int, pairs: int) -> None:
+    values_ED = random(len(positions), 2 * heads * pairs)
+    actual = rotate(values_ED, torch.tensor(positions, dtype=torch.long), heads)
+    rows = [turned(row, position, heads) for row, position in zip(values_ED, positions, strict=True)]
+    expected = torch.stack(rows) if rows else values_ED
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(query=st.integers(-2_000, 0), key=st.integers(-2_000, 0), shift=st.integers(-2_000, 2_000))
+def test_rotated_products_depend_on_distances_alone(query: int, key: int, shift: int) -> None:
+    pair = random(2, 8)
+
+    def product(by: int) -> Tensor:
+        return rotate(pair, torch.tensor([query + by, key + by]), 2).prod(0).sum()
+
+    torch.testing.assert_close(product(shift), product(0), rtol=1e-9, atol=1e-9)
+
+
+def test_rotate_keeps_low_precision_types_and_computes_in_float32() -> None:
+    values_ED = random(3, 8)
+    places = torch.tensor([0, -700, -4_000])
+    low = rotate(values_ED.bfloat16(), places, 2)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.double(), rotate(values_ED.bfloat16().double(), places, 2), rtol=1e-2, atol=2e-2)
+
+
+def test_norms() -> None:
+    values = random(3, 2, 5)
+    for row, by_layer, by_rms in zip(
+        values.view(-1, 5),
+        norm("layer_norm", 5).double()(values).view(-1, 5),
+        norm("rms_norm", 5)(values).view(-1, 5),
+        strict=True,
+    ):
+        centred = row - row.mean()
+        torch.testing.assert_close(by_layer, centred / (centred.pow(2).mean() + 1e-5).sqrt(), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(by_rms, row / (row.pow(2).mean() + 1e-6).sqrt(), rtol=1e-9, atol=1e-9)
+    assert not list(norm("rms_norm", 5).parameters())
+
+
+@pytest.mark.parametrize("activate_last", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_mlp(activate_last: bool, bias: bool) -> None:
+    module = mlp([3, 5, 4, 2], "silu", activate_last=activate_last, bias=bias).double()
+    layers = [layer for layer in module if isinstance(layer, nn.Linear)]
+    expected = row = random(3)
+    for place, layer in enumerate(layers):
+        expected = linear(expected, layer)
+        if activate_last or place < 2:
+            expected = expected / (1 + (-expected).exp())
+    torch.testing.assert_close(module(row), expected, rtol=1e-9, atol=1e-9)
+    assert len(list(module.parameters())) == (6 if bias else 3)
+
+
+def test_activations() -> None:
+    x = random(20)
+    torch.testing.assert_close(activation("relu")(x), x * (x > 0))
+    torch.testing.assert_close(activation("silu")(x), x / (1 + (-x).exp()))
+    torch.testing.assert_close(activation("gelu")(x), x * (1 + torch.erf(x / sqrt(2))) / 2)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(batch=st.integers(0, 3), queries=st.integers(1, 3), keys=st.integers(1, 4), heads=st.integers(1, 3))
+def test_attention(batch: int, queries: int, keys: int, heads: int) -> None:
+    torch.manual_seed(0)
+    module = Attention(2 * heads, heads).double()
+    query_BQD, keys_BND = random(batch, queries, 2 * heads), random(batch, keys, 2 * heads, seed=1)
+    actual = module(query_BQD, keys_BND)
+    assert actual.shape == query_BQD.shape
+    for answers, asked, there in zip(actual, query_BQD, keys_BND, strict=True):
+        pairs = [linear(row, module.key_value).chunk(2) for row in there]
+        for answer, row in zip(answers, asked, strict=True):
+            mixed = mix(linear(row, module.query), [k for k, _ in pairs], [v for _, v in pairs], heads)
+            torch.testing.assert_close(answer, linear(mixed, module.out), rtol=1e-9, atol=1e-9)
+
+
+def histories(lengths: list[int], dim: int) -> JaggedSequence:
+    return JaggedSequence(random(sum(lengths), dim), torch.tensor([0, *lengths]).cumsum(0), 50)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(0, 9), max_size=4),
+    heads=st.integers(1, 2),
+    queries=st.none() | st.integers(1, 5),
+    causal=st.booleans(),
+    rotary=st.booleans(),
+    bias=st.booleans(),
+)
+def test_jagged_attention_layer(
+    lengths: list[int], heads: int, queries: int | None, causal: bool, rotary: bool, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    module = JaggedAttention(4 * heads, heads, causal=causal, rotary=rotary, bias=bias).double()
+    sequence = histories(lengths, 4 * heads)
+    expected = []
+    for events in torch.split(sequence.values_ED, lengths):
+        pairs = [linear(event, module.key_value).chunk(2) for event in events]
+        keys = [turned(k, place, heads) if rotary else k for place, (k, _) in enumerate(pairs)]
+        for place in range(max(0, len(events) - (queries or 50)), len(events)):
+            query = linear(events[place], module.query)
+            query = turned(query, place, heads) if rotary else query
+            seen = place + 1 if causal else len(events)
+            mixed = mix(query, keys[:seen], [v for _, v in pairs[:seen]], heads)
+            expected.append(linear(mixed, module.out))
+    actual = module(sequence, queries)
+    wanted = torch.stack(expected) if expected else sequence.values_ED[:0]
+    torch.testing.assert_close(actual.values_ED, wanted, rtol=1e-9, atol=1e-9)
+    assert actual.lengths.tolist() == [min(length, queries or 50) for length in lengths]
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(0, 9), max_size=4),
+    heads=st.integers(1, 2),
+    queries=st.integers(1, 3),
+    shifted=st.booleans(),
+)
+def test_attention_pooling(lengths: list[int], heads: int, queries: int, shifted: bool) -> None:
+    torch.manual_seed(0)
+    module = AttentionPooling(4 * heads, heads, queries).double()
+    sequence, shift_BD = histories(lengths, 4 * heads), random(len(lengths), 4 * heads, seed=1)
+    actual = module(sequence, shift_BD if shifted else None)
+    assert actual.shape == (len(lengths), queries, 4 * heads)
+    for tokens, events, shift in zip(actual, torch.split(sequence.values_ED, lengths), shift_BD, strict=True):
+        pairs = [linear(event, module.key_value).chunk(2) for event in events]
+        for token, query in zip(tokens, module.query_KD, strict=True):
+            mixed = mix(query + shift if shifted else query, [k for k, _ in pairs], [v for _, v in pairs], heads)
+            torch.testing.assert_close(token, linear(mixed, module.out), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [[7, 7, 7], [5, 6, 7]])
+def test_flops_are_those_of_the_products(dtype: torch.dtype, lengths: list[int]) -> None:
+    """Whatever the type, masked or not. A bucket is padded to its longest, here of 7 events."""
+    dim, batch, longest, events = 8, 3, 7, sum(lengths)
+    sequence = histories(lengths, dim)
+    sequence = sequence.with_values(sequence.values_ED.to(dtype))
+    tokens_BND = torch.zeros(batch, 5, dim, dtype=dtype)
+    pooling = AttentionPooling(dim, 2, 2).to(dtype)
+    assert count_flops(lambda: pooling(sequence)) == (
+        4 * events * dim**2 + 2 * batch * 2 * dim**2 + 4 * batch * 2 * longest * dim
+    )
+    for causal in (True, False):
+        layer = JaggedAttention(dim, 2, causal=causal).to(dtype)
+        for queries, asked, rows in ((None, events, longest), (2, 2 * batch, 2)):
+            assert count_flops(partial(layer, sequence, queries)) == (
+                4 * (events + asked) * dim**2 + 4 * batch * rows * longest * dim
+            )
+    dense = Attention(dim, 2).to(dtype)
+    assert count_flops(lambda: dense(tokens_BND, tokens_BND)) == batch * (8 * 5 * dim**2 + 4 * 5 * 5 * dim)
+    assert count_flops(lambda: mlp([dim, 6, 3], "relu").to(dtype)(tokens_BND)) == 2 * batch * 5 * (dim * 6 + 6 * 3)
+
+
+def test_flops_follow_the_events_and_not_the_longest_history() -> None:
+    layer = JaggedAttention(8, 2, causal=True)
+
+    def flops(lengths: list[int]) -> int:
+        sequence = JaggedSequence(torch.zeros(sum(lengths), 8), torch.tensor([0, *lengths]).cumsum(0), 1_000)
+        return count_flops(lambda: layer(sequence))
+
+    assert flops([20] * 50 + [1_000]) == 50 * flops([20]) + flops([1_000])
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Attention(8, 3), "3 heads do not divide a width of 8 into whole columns"),
+        (lambda: AttentionPooling(8, 5, 2), "5 heads do not divide a width of 8 into whole columns"),
+        (lambda: JaggedAttention(9, 3, causal=True), "3 heads do not divide a width of 9 into an even number of"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(build: object, message: str) -> None:
+    assert callable(build)
+    with pytest.raises(ValueError, match=message):
+        build()

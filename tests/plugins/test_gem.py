@@ -1,0 +1,242 @@
+"""`gem` against a second formulation, one example, token and event at a time, and what every backbone must hold.
+
+The nested encoder and interaction have tests of their own; here they are asked one example at a time.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import exfm_plugins.gem
+from exfm import BackboneInputs, JaggedSequence, SequenceShape
+from exfm.testing import BackboneTests
+from exfm_plugins.gem.blocks import DomainGate, GemLayer, History
+from exfm_plugins.gem.model import GEM
+
+TOKENS = ("user", "surface", "item", "hour")
+SMALL = {"interaction": {"name": "dlrm", "hidden": [5]}, "encoder": {"name": "din", "hidden": [3]}}
+
+
+def linear(x: Tensor, of: nn.Linear) -> Tensor:
+    return of.weight @ x + (0 if of.bias is None else of.bias)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return 1 / (1 + (-x).exp())
+
+
+def normalised(x: Tensor, of: nn.Module) -> Tensor:
+    if not isinstance(of, nn.LayerNorm):
+        return x / (x.pow(2).mean() + 1e-6).sqrt()
+    centred = x - x.mean()
+    return centred / (centred.pow(2).mean() + 1e-5).sqrt() * of.weight + of.bias
+
+
+def gated(x: Tensor, of: nn.Module) -> Tensor:
+    return sigmoid(linear(x, of.linear)) * x
+
+
+def attended(x: Tensor, over: list[Tensor], of: nn.Module) -> Tensor:
+    query = linear(x, of.query)
+    pairs = [linear(other, of.key_value).chunk(2) for other in over]
+    parts = []
+    for columns in torch.arange(len(x)).chunk(of.heads):
+        scores = torch.stack([query[columns] @ key[columns] / sqrt(len(columns)) for key, _ in pairs])
+        parts.append(sum(p * value[columns] for p, (_, value) in zip(scores.softmax(0), pairs, strict=True)))
+    return linear(torch.cat(parts), of.out)
+
+
+def history_by_hand(tokens: list[Tensor], events: list[Tensor], of: History) -> tuple[list[Tensor], list[Tensor]]:
+    compressed = []
+    for row in of.compression.weight:
+        compressed.append(gated(sum(w * token for w, token in zip(row, tokens, strict=True)), of.compressed_gate))
+    scale, shift = linear(torch.cat(compressed), of.ffn.scale_shift).chunk(2)
+    refined = []
+    for event in events:
+        hidden = (1 + scale) * linear(normalised(event, of.ffn.norm), of.ffn.first) + shift
+        refined.append(event + linear(hidden * sigmoid(hidden), of.ffn.second))
+    values = torch.stack(refined) if refined else tokens[0].new_zeros(0, len(tokens[0]))
+    alone = JaggedSequence(values, torch.tensor([0, len(refined)]), 50)
+    return [gated(token, of.summary_gate) for token in of.encoder(alone, torch.stack(compressed)[None])[0]], refined
+
+
+def layer_by_hand(
+    tokens: list[Tensor], earlier: list[Tensor], sequences: list[list[Tensor]], of: GemLayer
+) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
+    summaries, refined = [], []
+    for history, events in zip(of.histories, sequences, strict=True):
+        summary, events = history_by_hand(tokens, events, history)
+        summaries += summary
+        refined.append(events)
+    mixed = of.interaction(torch.stack([*tokens, *summaries])[None], {})[0]
+    updates = linear(mixed, of.expansion).chunk(len(tokens))
+    tokens = [normalised(token + update, of.norm) for token, update in zip(tokens, updates, strict=True)]
+    if of.cross_layer is not None:
+        tokens = [normalised(x + attended(x, earlier, of.cross_layer), of.cross_layer_norm) for x in tokens]
+    return tokens, summaries, refined
+
+
+def gate_by_hand(x: Tensor, domain: Tensor, of: DomainGate) -> Tensor:
+    hidden = linear(torch.cat([domain, x]), of.mlp[0]).clamp(min=0)
+    return 2 * sigmoid(linear(hidden, of.mlp[2])) * x
+
+
+def by_hand(module: GEM, tokens_BND: Tensor, sequences: list[list[Tensor]]) -> Tensor:
+    """``sequences``: for each sequence, the events of each example."""
+    rows = []
+    for example, tokens_ND in enumerate(tokens_BND):
+        tokens = [*tokens_ND]
+        if module.domain is not None:
+            domain = tokens[module.domain]
+            tokens = [*gate_by_hand(torch.cat(tokens), domain, module.token_gate).chunk(len(tokens))]
+        histories = [[*events[example]] for events in sequences]
+        earlier = tokens
+        for layer in module.layers:
+            tokens, summaries, histories = layer_by_hand(tokens, earlier, histories, layer)
+            earlier = earlier + tokens
+        x = torch.cat([*tokens, *summaries])
+        for layer in list(module.head)[::2]:
+            x = linear(x, layer)
+            x = x * sigmoid(x)
+        rows.append(x if module.domain is None else gate_by_hand(x, domain, module.representation_gate))
+    return torch.stack(rows)
+
+
+def build(config: dict[str, Any], tokens: int, dim: int, sequences: tuple[str, ...] = ("clicks", "buys")) -> GEM:
+    torch.manual_seed(0)
+    shapes = tuple(SequenceShape(name, 50) for name in sequences)
+    module = GEM(GEM.Config.model_validate(SMALL | config), BackboneInputs(TOKENS[:tokens], dim, shapes)).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return module
+
+
+def jagged(examples: list[Tensor]) -> JaggedSequence:
+    offsets = torch.tensor([0, *(len(example) for example in examples)]).cumsum(0)
+    return JaggedSequence(torch.cat(examples), offsets, 50)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=4),
+    tokens=st.integers(2, 4),
+    heads=st.integers(1, 2),
+    layers=st.integers(1, 3),
+    compressed=st.integers(1, 3),
+    ffn=st.integers(1, 2),
+    domain=st.sampled_from(["", "user", "surface"]),
+    head=st.lists(st.integers(1, 5), min_size=1, max_size=2),
+    norm=st.sampled_from(["layer_norm", "rms_norm"]),
+    encoder=st.sampled_from([{"name": "din", "hidden": [3]}, {"name": "mean"}]),
+)
+def test_equals_the_equations(
+    lengths: list[tuple[int, int]],
+    tokens: int,
+    heads: int,
+    layers: int,
+    compressed: int,
+    ffn: int,
+    domain: str,
+    head: list[int],
+    norm: str,
+    encoder: dict[str, Any],
+) -> None:
+    config = {
+        "layers": layers,
+        "heads": heads,
+        "compressed": compressed,
+        "ffn": ffn,
+        "domain": domain,
+        "domain_hidden": 3,
+        "head_hidden": head,
+        "norm": norm,
+        "encoder": encoder,
+    }
+    module = build(config, tokens, 4)
+    tokens_BND = random(len(lengths), tokens, 4)
+    clicks = [random(length, 4, seed=place + 10) for place, (length, _) in enumerate(lengths)]
+    buys = [random(length, 4, seed=place + 20) for place, (_, length) in enumerate(lengths)]
+    actual = module(tokens_BND, {"buys": jagged(buys), "clicks": jagged(clicks)})
+    torch.testing.assert_close(actual, by_hand(module, tokens_BND, [clicks, buys]), rtol=1e-9, atol=1e-9)
+
+
+class TestGEM(BackboneTests):
+    component = GEM
+    plugin = exfm_plugins.gem
+    configs = (
+        {**SMALL, "domain": "user", "norm": "rms_norm"},
+        {**SMALL, "layers": 1, "encoder": {"name": "pyramid", "queries": [9], "strides": [3]}},
+    )
+
+
+def test_by_default_wukong_mixes_what_pyramids_summarise() -> None:
+    config = GEM.Config()
+    assert (config.encoder.name, config.interaction.name) == ("pyramid", "wukong")
+    assert config.interaction.config.cross_layer_attention
+    module = GEM(config, BackboneInputs(TOKENS, 8, (SequenceShape("clicks", 50),)))
+    clicks = jagged([torch.randn(length, 8) for length in (3, 0, 50)])
+    assert module(torch.randn(3, 4, 8), {"clicks": clicks}).isfinite().all()
+    assert len(module.blocks()) == 2
+
+
+def test_without_sequences_it_is_a_network_of_tokens() -> None:
+    module = build({"domain": "item"}, 3, 4, sequences=())
+    tokens_BND = random(3, 3, 4)
+    torch.testing.assert_close(module(tokens_BND, {}), by_hand(module, tokens_BND, []), rtol=1e-9, atol=1e-9)
+
+
+def test_an_event_reaches_every_layer() -> None:
+    """The whole history is there in each layer: the last layer's summary alone still hears its oldest event."""
+    module = build({"layers": 2, "head_hidden": [3]}, 3, 4, sequences=("clicks",))
+    events = random(30, 4, seed=1).requires_grad_()
+    last = module.layers[-1]
+    seen: list[Tensor] = []
+    last.histories[0].register_forward_hook(lambda _, inputs, output: seen.append(output[0]))
+    module(random(1, 3, 4), {"clicks": jagged([events])})
+    (gradient_ED,) = torch.autograd.grad(seen[0].sum(), events)
+    assert gradient_ED.abs().amax(1).min() > 0
+
+
+def test_no_gradient_goes_through_a_domains_gate_to_what_it_gates() -> None:
+    gate = DomainGate(4, 6, 3).double()
+    values, domain = random(2, 6).requires_grad_(), random(2, 4, seed=1).requires_grad_()
+    gate(values, domain).sum().backward()
+    opened = 2 * sigmoid(gate.mlp(torch.cat([domain, values], dim=1)))
+    torch.testing.assert_close(values.grad, opened.detach())
+    assert domain.grad.abs().min() > 0
+
+
+def test_a_domain_changes_the_prediction_of_equal_features() -> None:
+    """Through the gates alone: their outputs differ between two surfaces, and without a domain nothing is gated."""
+    module = build({"domain": "surface", "layers": 1}, 3, 4, sequences=())
+    tokens_BND = random(1, 3, 4).expand(2, -1, -1)
+    surfaces_BD = random(2, 4, seed=3)
+    gates = module.token_gate(tokens_BND.flatten(1), surfaces_BD) / tokens_BND.flatten(1)
+    assert (gates[0] - gates[1]).abs().max() > 1e-3
+    assert not any(isinstance(part, DomainGate) for part in build({}, 3, 4).modules())
+
+
+@pytest.mark.parametrize(
+    ("domain", "words"),
+    [("surfaec", r"domain 'surfaec' is not among .*surface.*did you mean 'surface'\?"), ("x", "user, surface, item")],
+)
+def test_an_unknown_domain_is_an_error(domain: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        build({"domain": domain}, 3, 4)
+
+
+@pytest.mark.parametrize("wrong", [{"layers": 0}, {"head_hidden": ()}, {"domains": "user"}, {"norm": "batch_norm"}])
+def test_wrong_configs_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        GEM.Config.model_validate(SMALL | wrong)

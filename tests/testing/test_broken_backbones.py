@@ -1,0 +1,232 @@
+"""Backbones with one thing wrong each, and the test of the kit that says so."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from sound import SoundBackbone, failures, total
+from torch import nn
+
+
+class OverTheBatch(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        x = super().forward(tokens_BND, sequences)
+        return x - x.sum(0) / max(len(x), 1)
+
+
+class ByPlace(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        x = super().forward(tokens_BND, sequences)
+        return x + torch.arange(len(x)).unsqueeze(1)
+
+
+class Dropout(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        return nn.functional.dropout(super().forward(tokens_BND, sequences), training=self.training)
+
+
+class BatchNorm(SoundBackbone):
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.norm = nn.BatchNorm1d(self.output_dim)
+
+    def forward(self, tokens_BND, sequences):
+        return self.norm(super().forward(tokens_BND, sequences))
+
+
+class WrongWidth(SoundBackbone):
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.output_dim += 1
+
+
+class AlwaysDouble(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        return super().forward(tokens_BND, sequences).double()
+
+
+class UnusedParameter(SoundBackbone):
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.spare = nn.Parameter(torch.ones(3))
+
+
+class IgnoresAToken(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        return super().forward(torch.cat([tokens_BND[:, :2], tokens_BND[:, 2:] * 0], dim=1), sequences)
+
+
+class OwnRandomness(SoundBackbone):
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.scale = nn.Parameter(torch.ones(1) * random.random())
+
+    def forward(self, tokens_BND, sequences):
+        return super().forward(tokens_BND, sequences) * self.scale
+
+
+class HiddenState(SoundBackbone):
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.register_buffer("scale", torch.rand(1), persistent=False)
+
+    def forward(self, tokens_BND, sequences):
+        return super().forward(tokens_BND, sequences) * self.scale
+
+
+class WritesIntoTokens(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        tokens_BND.detach().clamp_(-1, 1)
+        return super().forward(tokens_BND, sequences)
+
+
+class Overflows(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        return super().forward(tokens_BND, sequences).mul(1e9).exp()
+
+
+class LosesDigits(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        x = tokens_BND.flatten(1)
+        for layer in self.layers:
+            x = (layer(x) + 100) - 100
+        return x
+
+
+class NeedsValues(SoundBackbone):
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.first = self.layers[0].weight[0, 0].item()
+
+
+class StaysOnTheCPU(SoundBackbone):
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.scale = nn.Parameter(torch.ones(1, device="cpu"))
+
+    def forward(self, tokens_BND, sequences):
+        return super().forward(tokens_BND, sequences) * self.scale
+
+
+class KernelOfItsOwn(SoundBackbone):
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.weight = nn.Parameter(self.layers[0].weight.detach())
+        self.layers = nn.ModuleList()
+
+    def forward(self, tokens_BND, sequences):
+        return (tokens_BND.flatten(1).unsqueeze(1) * self.weight).sum(2)
+
+
+class BlockInABlock(SoundBackbone):
+    def blocks(self):
+        return [self.layers[1], self.layers[0], self.layers[1]]
+
+
+class ForeignBlock(SoundBackbone):
+    def blocks(self):
+        return [*self.layers, nn.Linear(1, 1)]
+
+
+class BlockNotCalled(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        x = tokens_BND.flatten(1)
+        for layer in self.layers:
+            x = x + nn.functional.linear(x, layer.weight, layer.bias).tanh()
+        return x
+
+
+class Stateful(nn.Linear):
+    """Its second forward pass is not its first."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return (super().forward(x) * (1 + self.calls % 2)).tanh()
+
+
+class BlockWithMemory(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        x = tokens_BND.flatten(1)
+        for layer in self.layers:
+            layer.calls = 0
+            x = x + layer(x)
+        return x
+
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.layers = nn.ModuleList(Stateful(self.output_dim, self.output_dim) for _ in range(2))
+
+
+class NeedsSequences(SoundBackbone):
+    consumes_sequences = True
+    read = ("clicks", "buys")
+
+    def forward(self, tokens_BND, sequences):
+        x = super().forward(tokens_BND, sequences)
+        return x + sum(total(sequences[name]) for name in self.read).repeat(1, tokens_BND.shape[1])
+
+
+class ReadsOneSequence(NeedsSequences):
+    read = ("clicks",)
+
+    def forward(self, tokens_BND, sequences):
+        return super().forward(tokens_BND, sequences) if sequences else SoundBackbone.forward(self, tokens_BND, {})
+
+
+class Branches(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        x = super().forward(tokens_BND, sequences)
+        return x + 0 if x.sum() > 0 else x
+
+
+BROKEN = {
+    OverTheBatch: {"neighbours_do_not_matter": "example 0 alone against the whole batch"},
+    ByPlace: {"neighbours_do_not_matter": "example 1 alone", "order_of_examples_does_not_matter": "reverse order"},
+    Dropout: {"training_is_evaluation": "training against evaluation mode: the outputs differ"},
+    BatchNorm: {"training_is_evaluation": "training against evaluation mode: the outputs differ"},
+    WrongWidth: {"output_is_as_declared": "output is (6, 32), but (6, 33) is declared"},
+    AlwaysDouble: {"output_is_as_declared": "are torch.float32, the output is torch.float64"},
+    UnusedParameter: {"gradients_reach_every_parameter": "no gradient reaches spare"},
+    IgnoresAToken: {"gradient_reaches_the_tokens": "no gradient reaches the tokens item, shop"},
+    OwnRandomness: {"one_seed_builds_one_network": "two components built under one seed"},
+    HiddenState: {"saved_state_is_the_whole_state": "state loaded into a component of another seed"},
+    WritesIntoTokens: {"inputs_are_left_alone": "the tokens were changed in place"},
+    LosesDigits: {"low_precision_is_close": "5% allowed"},
+    NeedsValues: {"builds_without_memory": "meta tensors"},
+    StaysOnTheCPU: {"builds_without_memory": "built on the meta device, scale took memory"},
+    KernelOfItsOwn: {"cost_is_counted": "it has matrices (weight), but no FLOPs"},
+    BlockInABlock: {"blocks_are_modules_of_its_own": "layers.1 is in layers.1 and in layers.1"},
+    ForeignBlock: {
+        "blocks_are_modules_of_its_own": "Linear is not a submodule",
+        "recomputing_blocks_changes_nothing": "nobody calls Linear",
+    },
+    BlockNotCalled: {"recomputing_blocks_changes_nothing": "nobody calls Linear, so none of it is recomputed"},
+    BlockWithMemory: {"recomputing_blocks_changes_nothing": "with the blocks recomputed in backward"},
+    NeedsSequences: {"without_sequences": "clicks"},
+    ReadsOneSequence: {"gradients_reach_every_parameter": "no gradient reaches buys"},
+}
+
+
+def test_nothing_is_wrong_with_the_sound_one() -> None:
+    assert not failures(SoundBackbone, supports_export=True)
+
+
+@pytest.mark.parametrize("component", BROKEN, ids=lambda component: component.__name__)
+def test_what_is_wrong_is_said_by_its_own_test(component) -> None:
+    found = failures(component)
+    assert found.keys() == BROKEN[component].keys()
+    for test, words in BROKEN[component].items():
+        assert words in found[test]
+
+
+def test_what_cannot_be_exported_is_found_where_it_is_claimed() -> None:
+    assert failures(Branches, supports_export=True).keys() == {"exports"}
+
+
+def test_numbers_that_are_not_finite() -> None:
+    found = failures(Overflows)
+    assert "examples [0, 1, 2, 3, 4, 5] of the batch are not finite" in found["output_is_finite"]
