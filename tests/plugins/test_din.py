@@ -6,13 +6,13 @@ from math import floor, log2
 
 import pytest
 import torch
-from checks import EncoderCase, check_encoder, check_offers, random_encoder_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import exfm_plugins.din
 from exfm import EncoderInputs
+from exfm.testing import Examples, SequenceEncoderTests, random_examples
 from exfm_plugins.din.encoder import DIN
 
 CONTEXT = ("user", "item", "genre", "hour")
@@ -35,9 +35,9 @@ def weight_by_the_paper(event_D: Tensor, target_D: Tensor, position: int, module
     return x
 
 
-def by_the_paper(module: DIN, case: EncoderCase, config: DIN.Config, targets: tuple[int, ...]) -> Tensor:
+def by_the_paper(module: DIN, examples: Examples, config: DIN.Config, targets: tuple[int, ...]) -> Tensor:
     rows = []
-    for events_TD, context_ND in zip(case.events, case.context_BND, strict=True):
+    for events_TD, context_ND in zip(examples.events["history"], examples.tokens_BND, strict=True):
         target_D = sum(context_ND[place] for place in targets) if targets else module.query_D
         newest = len(events_TD) - 1
         scores = [
@@ -61,7 +61,15 @@ def build(config: DIN.Config, dim: int, targets: tuple[int, ...] = (1,), max_len
     return module
 
 
-@settings(max_examples=40, deadline=None)
+def histories(lengths: list[int], dim: int) -> Examples:
+    return random_examples(len(lengths), len(CONTEXT), dim, {"history": lengths})
+
+
+def run(module: DIN, examples: Examples) -> Tensor:
+    return module(examples.sequences()["history"], examples.tokens_BND)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.integers(0, 9), min_size=1, max_size=5),
     dim=st.integers(1, 5),
@@ -83,11 +91,10 @@ def test_equals_the_published_equations_and_their_gradients(
     config = DIN.Config(hidden=tuple(hidden), activation=activation, normalise=normalise, position_buckets=buckets)
     torch.manual_seed(0)
     module = build(config, dim, targets)
-    case = random_encoder_case(lengths, len(CONTEXT), dim)
-    leaves = [case.context_BND.requires_grad_(), *(event.requires_grad_() for event in case.events)]
-    leaves += list(module.parameters())
-    actual = module(case.sequence(), case.context_BND)
-    expected = by_the_paper(module, case, config, targets)
+    examples = histories(lengths, dim).requires_grad()
+    leaves = [examples.tokens_BND, *examples.events["history"], *module.parameters()]
+    actual = run(module, examples)
+    expected = by_the_paper(module, examples, config, targets)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
     if sum(lengths):
         slope = torch.randn(actual.shape, generator=torch.Generator().manual_seed(3), dtype=actual.dtype)
@@ -96,57 +103,55 @@ def test_equals_the_published_equations_and_their_gradients(
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("config", "targets"),
-    [
-        (DIN.Config(), (1,)),
-        (DIN.Config(hidden=(6, 5), activation="prelu", position_buckets=0), ()),
-        (DIN.Config(normalise="softmax"), (1, 2)),
-    ],
-)
-def test_holds_what_an_encoder_must(config: DIN.Config, targets: tuple[int, ...]) -> None:
-    check_encoder(lambda: build(config, 4, targets), context=len(CONTEXT), dim=4)
+class TestDIN(SequenceEncoderTests):
+    component = DIN
+    plugin = exfm_plugins.din
+    configs = (
+        {},
+        {"hidden": [6, 5], "activation": "prelu", "position_buckets": 0},
+        {"normalise": "softmax", "target": ["item", "user"]},
+    )
+
+
+class TestDINWithoutCandidate(TestDIN):
+    targets = ()
+    configs = ({}, {"normalise": "softmax"})
 
 
 def test_softmax_is_stable_however_large_the_scores() -> None:
     module = build(DIN.Config(normalise="softmax"), 3)
-    case = random_encoder_case([4, 0, 1], len(CONTEXT), 3)
+    examples = histories([4, 0, 1], 3).requires_grad()
+    events = examples.events["history"]
     with torch.no_grad():
         module.rest[-1].weight.mul_(1e6)
         module.rest[-1].bias.fill_(1e6)
-    case.events[0].requires_grad_()
-    summary = module(case.sequence(), case.context_BND)
+    summary = run(module, examples)
     summary.sum().backward()
-    assert summary.isfinite().all() and case.events[0].grad.isfinite().all()
-    torch.testing.assert_close(summary[2, 0], case.events[2][0])
+    assert summary.isfinite().all() and events[0].grad.isfinite().all()
+    torch.testing.assert_close(summary[2, 0], events[2][0])
 
 
 def test_named_targets_replace_those_that_share_a_table() -> None:
-    case = random_encoder_case([4, 2], len(CONTEXT), 3)
+    examples = histories([4, 2], 3)
     torch.manual_seed(0)
     named = build(DIN.Config(target=("genre", "user")), 3, targets=(1,))
     torch.manual_seed(0)
     placed = build(DIN.Config(), 3, targets=(2, 0))
-    assert torch.equal(named(case.sequence(), case.context_BND), placed(case.sequence(), case.context_BND))
+    assert torch.equal(run(named, examples), run(placed, examples))
 
 
 def test_only_the_target_tokens_of_the_context_matter() -> None:
-    module, case = build(DIN.Config(), 3), random_encoder_case([4, 2], len(CONTEXT), 3)
-    expected = module(case.sequence(), case.context_BND)
-    changed = case.context_BND.clone()
-    changed[:, [0, 2, 3]] += 1
-    assert torch.equal(module(case.sequence(), changed), expected)
-    changed[:, 1] += 1
-    assert not torch.allclose(module(case.sequence(), changed), expected)
+    module, examples = build(DIN.Config(), 3), histories([4, 2], 3)
+    expected = run(module, examples)
+    examples.tokens_BND[:, [0, 2, 3]] += 1
+    assert torch.equal(run(module, examples), expected)
+    examples.tokens_BND[:, 1] += 1
+    assert not torch.allclose(run(module, examples), expected)
 
 
 def test_an_unknown_target_is_an_error_that_names_the_nearest_token() -> None:
     with pytest.raises(ValueError, match=r"'itme'.*'history'.*user, item, genre, hour.*did you mean 'item'"):
         build(DIN.Config(target=("itme",)), 3)
-
-
-def test_plugin_offers_it() -> None:
-    check_offers(exfm_plugins.din, DIN)
 
 
 @pytest.mark.parametrize("wrong", [{"hidden": ()}, {"activation": "dice"}, {"position_buckets": -1}, {"heads": 2}])

@@ -15,7 +15,6 @@ import exfm_plugins.dlrm
 import exfm_plugins.single
 import exfm_plugins.synthetic_ads
 from exfm.registry.discovery import default_registry, discover
-from exfm.testing.plugin import exfm_registry as exfm_registry
 
 
 class Shell(exfm.Backbone):

@@ -12,25 +12,41 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from exfm import Backbone, BackboneInputs, ComponentConfig, JaggedSequence
-from exfm_plugins.wukong.blocks import Activation, WukongLayer, mlp
-
-_ACTIVATIONS: dict[str, Activation] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
+from exfm.layers import ActivationName, NormName, mlp
+from exfm_plugins.wukong.blocks import WukongLayer
 
 
 class Wukong(Backbone):
     """Stacked factorization machines (arXiv 2403.02545): interactions of orders 1 to 2^layers at linear cost in N.
 
-    Each layer is ``X' = LN([FMB(X) || LCB(X)] + X)``; the tokens of the last one are flattened and go through an
+    Each layer is ``X' = Norm([FMB(X) || LCB(X)] + X)``; the tokens of the last one are flattened and go through an
     MLP. Scale the number of layers first, then tokens, k and MLP together (section 3.8).
+
+    With ``cross_layer_attention``, layer i from the second on continues ``X_i = Norm(X' + MHA(X', [X_0 || ... ||
+    X_(i-1)]))``: each token asks all tokens of earlier layers. Meta's GEM (engineering post of 2025-11-10) names such
+    attention and does not specify it; that the input tokens ``X_0`` are among those asked is our choice too.
+
+    A forward pass takes, per example and layer from n tokens to m, these FLOPs, where ``mlp(a, b, ...)`` is
+    ``2 (a b + ...)``:
+
+    - ``2 n d (k + n_L)`` for ``X^T Y`` and ``W_L X``, and ``2 n d m`` more where n is not m, for the residual;
+    - ``2 n d k + mlp(n k, *fmb_hidden, n_F d)`` for FMB;
+    - input-dependent: ``2 n d c + mlp(c d, *projection_hidden, n k)`` more, c being ``projection_tokens``;
+    - attention over s tokens: ``4 m d^2 + 4 s d^2 + 4 m s d``;
+
+    and ``mlp(m d, *head_hidden)`` in the end.
 
     Args:
         config: see ``Config``.
         inputs: names and width of the tokens.
 
+    Raises:
+        ValueError: ``heads`` do not divide the width of the tokens that attend across layers.
+
     Example::
 
         backbone = Wukong(Wukong.Config(layers=3), BackboneInputs(tokens=("dense", "user", "item"), dim=16))
-        representation_BR = backbone(torch.randn(8, 3, 16), {})
+        representation_BR = backbone(torch.randn(8, 3, 16), {})  # (8, 64)
     """
 
     name: ClassVar[str] = "wukong"
@@ -55,38 +71,46 @@ class Wukong(Backbone):
         projection_hidden: tuple[PositiveInt, ...] = Field(
             (32,), description="Hidden widths of the MLP that makes an input-dependent Y."
         )
+        cross_layer_attention: bool = Field(
+            False,
+            description="From the second layer on, tokens attend over the input's and all earlier layers' (ours).",
+        )
+        heads: PositiveInt = Field(1, description="Heads of the attention across layers; they divide D.")
         head_hidden: tuple[PositiveInt, ...] = Field(
             (64,), min_length=1, description="Widths of the MLP after the layers; the last is the representation's."
         )
-        activation: Literal["relu", "silu", "gelu"] = Field(
+        activation: ActivationName = Field(
             "relu", description="Follows every hidden layer, and every layer of the MLP after the interaction layers."
+        )
+        norm: NormName = Field(
+            "layer_norm", description="LayerNorm (the paper's), or RMSNorm without parameters (arXiv 2605.10886)."
+        )
+        bias: Literal["all", "last"] = Field(
+            "all",
+            description="Linear layers with a bias: all, or the MLP's last one (2605.10886). LayerNorm keeps its own.",
         )
 
     def __init__(self, config: Config, inputs: BackboneInputs) -> None:
         super().__init__(config, inputs)
-        activation = _ACTIVATIONS[config.activation]
+        self._attends = config.cross_layer_attention
         tokens = len(inputs.tokens)
         self.layers = nn.ModuleList()
-        for _ in range(config.layers):
-            layer = WukongLayer(
-                tokens,
-                inputs.dim,
-                fmb_tokens=config.num_fmb_tokens,
-                lcb_tokens=config.num_lcb_tokens,
-                k=config.k,
-                fmb_hidden=config.fmb_hidden,
-                activation=activation,
-                compressed=config.projection_tokens if config.projection == "input_dependent" else 0,
-                projection_hidden=config.projection_hidden,
-            )
+        for depth in range(config.layers):
+            layer = WukongLayer(tokens, inputs.dim, config, attends=self._attends and depth > 0)
             self.layers.append(layer)
             tokens = layer.out_tokens
-        self.head = mlp([tokens * inputs.dim, *config.head_hidden], activation, activate_last=True)
+        widths = [tokens * inputs.dim, *config.head_hidden]
+        hidden = mlp(widths[:-1], config.activation, activate_last=True, bias=config.bias == "all")
+        self.head = nn.Sequential(*hidden, *mlp(widths[-2:], config.activation, activate_last=True))
         self.output_dim = config.head_hidden[-1]
 
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
         """Maps tokens (B, N, D) to the representation (B, R). ``sequences`` is not used."""
+        before: list[Tensor] = []
         for layer in self.layers:
-            tokens_BND = layer(tokens_BND)
+            output_BMD = layer(tokens_BND, *before)
+            if self._attends:
+                before.append(tokens_BND)
+            tokens_BND = output_BMD
         representation_BR: Tensor = self.head(tokens_BND.flatten(1))
         return representation_BR
