@@ -26,7 +26,9 @@ def command(
     session: Session = context.obj
     cls = session.registry.resolve(kind, name)
     plugin = session.registry.provider(kind, name)
-    defaults = cls.Config.model_construct().model_dump(mode="json", warnings=False)
+    required = any(info.is_required() for info in cls.Config.model_fields.values())
+    config = cls.Config.model_construct() if required else cls.Config()
+    defaults = config.model_dump(mode="json", warnings=False)
     fields = [_field(field, info, defaults.get(field)) for field, info in cls.Config.model_fields.items()]
     # torch takes seconds to import; of what has no forward pass there is nothing to count.
     cost = None if kind not in ("backbone", "sequence_encoder") else _cost(kind, cls)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
@@ -75,7 +75,7 @@ def _depth(name: str, graph: dict[str, tuple[str, ...]]) -> int:
 
 
 def _teachers(model: ModelConfig) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(spec.config.teacher for spec in model.transfer))
+    return tuple(dict.fromkeys(teacher for spec in model.transfer for teacher in spec.config.teachers))
 
 
 def _tasks(model: ModelConfig, schema: FeatureSchema) -> tuple[str, ...]:
@@ -112,11 +112,18 @@ def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSc
             f"now {config.stream.chunk_rows}, or lower the batch"
         )
     for index, spec in enumerate(model.transfer):
-        _check_transfer(model, spec.config.teacher, config, schema, f"{place}.transfer.{index}.teacher")
+        for teacher in spec.config.teachers:
+            key = "teacher" if teacher == spec.config.teacher else "fallback"
+            _check_transfer(model, teacher, spec.config.tasks, config, schema, f"{place}.transfer.{index}.{key}")
 
 
 def _check_transfer(
-    model: ModelConfig, teacher: str, config: ExperimentConfig, schema: FeatureSchema, place: str
+    model: ModelConfig,
+    teacher: str,
+    mapping: Mapping[str, str],
+    config: ExperimentConfig,
+    schema: FeatureSchema,
+    place: str,
 ) -> None:
     if teacher not in config.models and teacher not in config.teachers:
         names = (*config.models, *config.teachers)
@@ -124,7 +131,7 @@ def _check_transfer(
     external = config.teachers.get(teacher)
     own = _tasks(model, schema)
     taught = _tasks(config.models[teacher], schema) if external is None else tuple(external.predictions)
-    if not set(own) & set(taught):
+    if not (set(mapping.values()) or set(own)) & set(taught):
         raise ConfigError(
             f"{place}: {teacher!r} predicts {', '.join(taught)}, the student {', '.join(own)}: no task in common"
         )

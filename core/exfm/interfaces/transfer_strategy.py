@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -73,16 +74,31 @@ class TransferConfig(ComponentConfig):
     """Base of a transfer strategy's Config: every transfer has a teacher."""
 
     teacher: str = Field(description="Whose supervision is learned from: a name under `models` or `teachers`.")
+    fallback: tuple[str, ...] = Field(
+        (), description="Further teachers, asked in turn about an example of which those before have no row."
+    )
+    tasks: dict[str, str] = Field(
+        default_factory=dict,
+        description="The student's tasks that are taught, each with the teacher's task; by default those of one name.",
+    )
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The teacher, and those that are asked where it has no row."""
+        return (self.teacher, *self.fallback)
 
 
 class TransferStrategy(Component, nn.Module):
     """Adds what a teacher knows to a student's training. Nothing of it is left in the served model.
 
-    A strategy may own parameters (heads, adapters); they are trained with the student. ``tasks`` are those that
-    student and teacher share.
+    A strategy may own parameters (heads, adapters); they are trained with the student, but for those that it trains
+    itself by ``own_loss``. With several teachers, it is told of one that knows what they know together.
+
+    Attributes:
+        tasks: the student's tasks that the teacher teaches. Supervision comes under their names.
 
     Raises:
-        ValueError: they share none, or the teacher lacks what the strategy needs.
+        ValueError: there are none, or the teacher lacks what the strategy needs.
     """
 
     kind: ClassVar[str] = "transfer_strategy"
@@ -96,12 +112,33 @@ class TransferStrategy(Component, nn.Module):
     def __init__(self, config: TransferConfig, student: StudentShape, teacher: TeacherShape) -> None:
         nn.Module.__init__(self)
         self.config: TransferConfig = config
-        self.tasks = tuple(task for task in student.tasks if task in teacher.tasks)
-        if not self.tasks:
+        mapping = config.tasks or {task: task for task in student.tasks if task in teacher.tasks}
+        strange = [task for task in mapping if task not in student.tasks]
+        strange += [task for task in mapping.values() if task not in teacher.tasks]
+        if strange or not mapping:
+            problem = f"there is no task {strange[0]!r}" if strange else "they share no task"
             raise ValueError(
-                f"{self.name}: the student and its teacher {teacher.name!r} share no task: "
+                f"{self.name}: student and teacher {teacher.name!r}: {problem}: "
                 f"the student has {', '.join(student.tasks)}, the teacher {', '.join(teacher.tasks)}"
             )
+        self.tasks = tuple(task for task in student.tasks if task in mapping)
+        self.teacher_tasks = mapping
+
+    def own_optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer of parameters that ``own_loss`` trains and the student's optimizer leaves alone, if any.
+
+        Called once, after the strategy has been placed; its state is saved and restored with the student's.
+        """
+        return None
+
+    def own_loss(self, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
+        """What ``own_optimizer`` minimises, a scalar; each batch steps it before the student's step.
+
+        Args:
+            supervision: the teacher's, aligned with the batch.
+            labels: (B,) of 0 and 1 of the tasks whose labels are known by now.
+        """
+        raise NotImplementedError(f"{self.name} has an optimizer of its own and no own_loss")
 
     @abstractmethod
     def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -37,10 +37,17 @@ def build_strategies(arm: Arm, model: RankingModel, teachers: Mapping[str, Teach
     strategies = []
     for number, spec in enumerate(arm.config.transfer):
         try:
-            strategies.append(spec.build(student, teachers[spec.config.teacher]))
+            strategies.append(spec.build(student, _together([teachers[name] for name in spec.config.teachers])))
         except ValueError as error:
             raise ConfigError(f"models.{arm.base}.transfer.{number}: {error}") from error
     return strategies
+
+
+def _together(teachers: Sequence[TeacherShape]) -> TeacherShape:
+    """What several teachers know together: each task that one has, and embeddings if all have them in one width."""
+    tasks = dict.fromkeys(task for teacher in teachers for task in teacher.tasks)
+    widths = {teacher.embedding_dim for teacher in teachers}
+    return TeacherShape(teachers[0].name, tuple(tasks), widths.pop() if len(widths) == 1 else None)
 
 
 def teacher_shapes(experiment: Experiment) -> dict[str, TeacherShape]:

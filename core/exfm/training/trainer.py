@@ -25,6 +25,7 @@ from exfm.interfaces.transfer_strategy import (
 from exfm.modeling.ranking_model import RankingModel
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.training.building import build_model, build_strategies, seed_of
+from exfm.training.taught import taught
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -95,7 +96,15 @@ class Trainer:
             self.strategies = nn.ModuleList(build_strategies(arm, placed, teachers)).to(plan.device)
         form = arm.config.supervision.embedding
         self.embedding = None if form == "none" else EmbeddingShape(form, model.backbone.output_dim)
-        dense = [*self.model.dense_parameters(), *self.strategies.parameters()]
+        self.own_optimizers = [strategy.own_optimizer() for strategy in self._strategies()]
+        own = {
+            id(p)
+            for one in self.own_optimizers
+            if one is not None
+            for group in one.param_groups
+            for p in group["params"]
+        }
+        dense = [*self.model.dense_parameters(), *(p for p in self.strategies.parameters() if id(p) not in own)]
         self.learned: set[str] = set()
         self.optimizer = _dense_optimizer(dense, arm.config.optimizer.dense)
 
@@ -129,17 +138,30 @@ class Trainer:
             nn.functional.binary_cross_entropy_with_logits(output.logits[task], batch.labels[task])
             for task in learn.tasks
         ]
-        for strategy in self._strategies() if learn.transfer else ():
-            taught = supervision.get(strategy.config.teacher)
-            if taught is not None:
-                labels = {task: batch.labels[task] for task in learn.tasks}
-                losses.append(strategy.loss(output, taught, labels))
+        losses += self._transfer(output, supervision, batch, learn) if learn.transfer else []
         if losses:
             self.optimizer.zero_grad()
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.plan.after_step(self.model)
         return predicted
+
+    def _transfer(
+        self, output: StudentOutput, supervision: Mapping[str, Supervision], batch: Batch, learn: StepLabels
+    ) -> list[Tensor]:
+        """Steps what strategies train themselves, then gives their terms of the student's loss."""
+        labels = {task: batch.labels[task] for task in learn.tasks}
+        losses = []
+        for strategy, optimizer in zip(self._strategies(), self.own_optimizers, strict=True):
+            found = taught(strategy, supervision)
+            if found is None:
+                continue
+            if optimizer is not None:
+                optimizer.zero_grad()
+                strategy.own_loss(found, labels).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            losses.append(strategy.loss(output, found, labels))
+        return losses
 
     def observe(self, batch: Batch) -> None:
         """Updates what is not learned by gradient, once per example."""
@@ -162,19 +184,28 @@ class Trainer:
         """What continuing the training needs besides: optimizers and the strategies' own parameters."""
         state = {f"table.{key}": value for key, value in self.plan.table_state(self.model).items()}
         state |= {f"transfer.{key}": value for key, value in self.strategies.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            state |= {f"dense.{index}.{name}": value for name, value in values.items()}
+        for prefix, optimizer in self._optimizers():
+            for index, values in optimizer.state_dict()["state"].items():
+                state |= {f"{prefix}{index}.{name}": value for name, value in values.items()}
         return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         """Puts back what ``training_state`` gave."""
         self.plan.load_table_state(self.model, _part(state, "table."))
         self.strategies.load_state_dict(_part(state, "transfer."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in _part(state, "dense.").items():
-            index, _, name = key.partition(".")
-            moments.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        for prefix, optimizer in self._optimizers():
+            moments: dict[int, dict[str, Tensor]] = {}
+            for key, value in _part(state, prefix).items():
+                index, _, name = key.partition(".")
+                moments.setdefault(int(index), {})[name] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+    def _optimizers(self) -> Iterator[tuple[str, torch.optim.Optimizer]]:
+        """The optimizers of what is not a table, each with the prefix of its state."""
+        yield "dense.", self.optimizer
+        for number, optimizer in enumerate(self.own_optimizers):
+            if optimizer is not None:
+                yield f"own.{number}.", optimizer
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,0 +1,159 @@
+"""Runs of a campaign, each kept as one line of JSON under the hash of its config: what is there is not run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from streams import beginning
+
+import exfm
+from exfm.registry.discovery import discover
+
+Record = dict[str, Any]
+DENSE_RATES, TABLE_RATES = (0.001, 0.002, 0.004), (0.1, 0.2, 0.4)
+_OF_TASK = ("examples", "base_rate", "ne", "auc", "gauc", "log_loss", "calibration")
+_OF_MODEL = ("parameters", "flops_per_example", "train_examples_per_second")
+
+
+class Log:
+    """Records by key, in a file that only grows. A line that an interruption cut short does not count."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: dict[str, Record] = {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if "error" not in record:
+                self.records[record["key"]] = record
+
+    def add(self, record: Record) -> Record:
+        """Appends a record, on a line of its own."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            start = b"" if file.read(1) in (b"", b"\n") else b"\n"
+            file.write(start + json.dumps(record).encode() + b"\n")
+        self.records[record["key"]] = record
+        return record
+
+
+def key_of(content: Any) -> str:
+    """The hash of anything that JSON can say."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """Runs of one base experiment, whose model ``fm`` is replaced.
+
+    Attributes:
+        base: the experiment file.
+        overrides: of all runs, such as the path of the data.
+        folder: where records and the runs in work are.
+        end_us: where the stream ends for this campaign; None for its own end.
+    """
+
+    base: Path
+    overrides: tuple[str, ...]
+    folder: Path
+    end_us: int | None = None
+
+    @property
+    def log(self) -> Log:
+        """The records so far."""
+        return Log(self.folder / "records.jsonl")
+
+    def experiment(self, model: Mapping[str, Any], seed: int) -> exfm.Experiment:
+        """The experiment of one run, on its part of the stream."""
+        changes = [f"models.fm.{key}={json.dumps(value)}" for key, value in model.items()]
+        experiment = exfm.load_experiment(str(self.base), [*self.overrides, *changes, f"seed={seed}"])
+        return beginning(experiment, self.end_us)
+
+    def measure(self, name: str, model: Mapping[str, Any], seed: int) -> Record:
+        """The record of one run, from the log or from running it. A run that fails is recorded and done again later."""
+        experiment = self.experiment(model, seed)
+        config = {key: value for key, value in experiment.as_dict().items() if key not in ("run_dir", "versions")}
+        span = experiment.source.time_range()
+        key = key_of([config, span.start_us, span.end_us, torch.get_num_threads()])
+        log = self.log
+        if key in log.records:
+            return log.records[key] | {"model": name, "settings": model}
+        run_dir = self.folder / key
+        placed = replace(experiment, config=experiment.config.model_copy(update={"run_dir": str(run_dir)}))
+        record: Record = {"key": key, "model": name, "seed": seed, "settings": model}
+        started = time.perf_counter()
+        try:
+            record |= _figures(exfm.run(placed), experiment.schema.labels[0].name)
+        except (ValueError, RuntimeError) as error:
+            record["error"] = str(error)
+        else:
+            record["versions"] = yaml.safe_load((run_dir / "config.yaml").read_text())["versions"]
+        # Removed only now: a run that was interrupted goes on from its last window.
+        shutil.rmtree(run_dir, ignore_errors=True)
+        return log.add(record | {"seconds": round(time.perf_counter() - started, 1), **machine()})
+
+    def tune(self, name: str, model: Mapping[str, Any]) -> Record:
+        """The best of the grid of learning rates, by NE, with seed 0.
+
+        Raises:
+            RuntimeError: every one of them failed.
+        """
+        rates = product(DENSE_RATES, TABLE_RATES)
+        grid = [{"optimizer": {"dense": {"lr": dense}, "tables": {"lr": tables}}} for dense, tables in rates]
+        records = [self.measure(name, {**model, **point}, 0) for point in grid]
+        return best(records)
+
+
+def best(records: Sequence[Record]) -> Record:
+    """The record of the lowest NE.
+
+    Raises:
+        RuntimeError: all of them failed.
+    """
+    done = [record for record in records if "error" not in record]
+    if not done:
+        raise RuntimeError(f"{records[0]['model']}: every learning rate failed, the first with: {records[0]['error']}")
+    return min(done, key=lambda record: float(record["ne"]))
+
+
+def _figures(results: Mapping[str, Any], task: str) -> Record:
+    model = results["models"]["fm"]
+    return {key: model["tasks"][task][key] for key in _OF_TASK} | {key: model[key] for key in _OF_MODEL}
+
+
+def machine() -> Record:
+    """What speed depends on."""
+    return {"threads": torch.get_num_threads(), "cpus": os.cpu_count(), "processor": _processor()}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def missing(model: Mapping[str, Any]) -> list[str]:
+    """The components of a model that no installed plugin offers, as KIND.NAME."""
+    registry = discover()
+    kinds = ("backbone", "sequence_encoder")
+    return [
+        f"{kind}.{model[kind]['name']}"
+        for kind in kinds
+        if kind in model and model[kind]["name"] not in registry.names(kind)
+    ]
