@@ -97,13 +97,8 @@ class Trainer:
         form = arm.config.supervision.embedding
         self.embedding = None if form == "none" else EmbeddingShape(form, model.backbone.output_dim)
         self.own_optimizers = [strategy.own_optimizer() for strategy in self._strategies()]
-        own = {
-            id(p)
-            for one in self.own_optimizers
-            if one is not None
-            for group in one.param_groups
-            for p in group["params"]
-        }
+        groups = [group for one in self.own_optimizers if one is not None for group in one.param_groups]
+        own = {id(parameter) for group in groups for parameter in group["params"]}
         dense = [*self.model.dense_parameters(), *(p for p in self.strategies.parameters() if id(p) not in own)]
         self.learned: set[str] = set()
         self.optimizer = _dense_optimizer(dense, arm.config.optimizer.dense)

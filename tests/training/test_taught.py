@@ -1,0 +1,133 @@
+"""Several teachers as one, tasks of other names, and parts that a strategy trains itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import exfm
+import exfm_plugins.din
+import exfm_plugins.dlrm
+import exfm_plugins.parquet
+import exfm_plugins.single
+import exfm_plugins.wukong
+from exfm.training.taught import taught
+from tests.training.logs import differences, experiment_dict, load, make_log, timeless, write_log
+
+
+class Listener(exfm.TransferStrategy):
+    """Adds nothing."""
+
+    name: ClassVar[str] = "listener"
+
+    def loss(self, student: exfm.StudentOutput, supervision: exfm.Supervision, labels: Mapping[str, Tensor]) -> Tensor:
+        return student.representation_BR.sum() * 0
+
+
+def listener(own: tuple[str, ...], known: tuple[str, ...], **fields: Any) -> Listener:
+    student = exfm.StudentShape(own, 2, lambda: nn.Linear(2, 1))
+    return Listener(exfm.TransferConfig(teacher="a", **fields), student, exfm.TeacherShape("a", known))
+
+
+def supervision(value: float, hit: list[bool], *tasks: str, width: int | None = None) -> exfm.Supervision:
+    size = len(hit)
+    embedding = None if width is None else torch.full((size, width), value)
+    return exfm.Supervision(
+        {task: torch.full((size,), value) for task in tasks}, {task: torch.tensor(hit) for task in tasks}, embedding
+    )
+
+
+def test_the_first_teacher_with_a_row_is_heard() -> None:
+    strategy = listener(("click",), ("click",), fallback=("b", "c"))
+    heard = taught(
+        strategy,
+        {
+            "c": supervision(0.3, [True, True, True, False], "click", width=2),
+            "a": supervision(0.1, [True, False, False, False], "click", width=2),
+            "b": supervision(0.2, [True, True, False, False], "click", width=2),
+        },
+    )
+    assert heard is not None
+    assert heard.hit["click"].tolist() == [True, True, True, False]
+    assert heard.probabilities["click"][:3].tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert heard.embedding is not None
+    assert heard.embedding[:3, 0].tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_a_teacher_that_is_away_is_passed_over() -> None:
+    strategy = listener(("click",), ("click",), fallback=("b",))
+    heard = taught(strategy, {"b": supervision(0.2, [True, False], "click")})
+    assert heard is not None and heard.hit["click"].tolist() == [True, False]
+    assert taught(strategy, {}) is None
+    assert taught(strategy, {"b": supervision(0.2, [True], "buy")}) is None
+
+
+def test_tasks_go_by_the_students_names() -> None:
+    strategy = listener(("click", "cart", "buy"), ("tap", "order"), tasks={"buy": "order", "cart": "order"})
+    assert strategy.tasks == ("cart", "buy")
+    heard = taught(strategy, {"a": supervision(0.4, [True], "tap", "order")})
+    assert heard is not None and set(heard.hit) == {"cart", "buy"}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [({"clik": "tap"}, "there is no task 'clik'"), ({"click": "order"}, "there is no task 'order'")],
+)
+def test_a_task_that_is_not_there_is_named(tasks: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        listener(("click",), ("tap",), tasks=tasks)
+
+
+class Pupil(exfm.TransferStrategy):
+    """One number that it trains itself towards the labels' rate."""
+
+    name: ClassVar[str] = "pupil"
+
+    def __init__(self, config: exfm.TransferConfig, student: exfm.StudentShape, teacher: exfm.TeacherShape) -> None:
+        super().__init__(config, student, teacher)
+        self.logit = nn.Parameter(torch.zeros(()))
+
+    def own_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam([self.logit], lr=0.01)
+
+    def own_loss(self, supervision: exfm.Supervision, labels: Mapping[str, Tensor]) -> Tensor:
+        return ((self.logit.sigmoid() - labels["click"].mean()) ** 2).sum()
+
+    def loss(self, student: exfm.StudentOutput, supervision: exfm.Supervision, labels: Mapping[str, Tensor]) -> Tensor:
+        return ((student.logits["click"] - self.logit.detach()) ** 2).mean()
+
+
+class StopError(Exception):
+    """Ends a run."""
+
+
+def test_what_a_strategy_trains_itself_resumes_where_it_was(tmp_path: Path, exfm_registry: Any) -> None:
+    exfm_registry.put(
+        Pupil, exfm_plugins.dlrm, exfm_plugins.wukong, exfm_plugins.din, exfm_plugins.parquet, exfm_plugins.single
+    )
+    path = write_log(tmp_path / "log", make_log())
+    results = []
+    for name, stop_after in (("whole", None), ("interrupted", 9)):
+        config = experiment_dict(path, str(tmp_path / name))
+        config["models"]["vm"]["transfer"] = [{"name": "pupil", "teacher": "fm"}]
+        experiment = load(tmp_path, config)
+        chunks = 0
+
+        def count(_: object, last: int | None = stop_after) -> None:
+            nonlocal chunks
+            chunks += 1
+            if chunks == last:
+                raise StopError
+
+        if stop_after is not None:
+            with pytest.raises(StopError):
+                exfm.run(experiment, count)
+        results.append(exfm.run(experiment))
+    assert not differences(*(timeless(result) for result in results))
+    vm, control = (results[0]["models"][name]["tasks"]["click"]["ne"] for name in ("vm", "vm.control"))
+    assert vm != control
