@@ -69,8 +69,8 @@ def test_the_tutorials_plugin_works(plugins: Any, write: Callable[..., str], tmp
     entry_points = "".join(f"{name} = {target}\n" for name, target in project["entry-points"]["exfm"].items())
     plugins.add_distribution(project["name"], f"[exfm]\n{entry_points}")
     registry = discover()
-    assert registry.provider("backbone", "mlp").distribution == "exfm-plugin-mlp"
-    text = MODEL.format(backbone="{name: mlp, hidden: 16}", run_dir=tmp_path / "run")
+    assert registry.provider("backbone", "shallow").distribution == "exfm-plugin-shallow"
+    text = MODEL.format(backbone="{name: shallow, hidden: 16}", run_dir=tmp_path / "run")
     results = exfm.run(exfm.load_experiment(write(text), registry=registry))
     assert results["models"]["vm"]["tasks"]["click"]["log_loss"] < 1
 
