@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import exfm
 from exfm.registry.discovery import discover
 
 Record = dict[str, Any]
-DENSE_RATES, TABLE_RATES = (0.001, 0.002, 0.004), (0.1, 0.2, 0.4)
+DENSE_RATES, TABLE_RATES = (0.0005, 0.001, 0.002, 0.004), (0.05, 0.1, 0.2, 0.4)
 _OF_TASK = ("examples", "base_rate", "ne", "auc", "gauc", "log_loss", "calibration")
 _OF_MODEL = ("parameters", "flops_per_example", "train_examples_per_second")
 
@@ -108,15 +107,17 @@ class Campaign:
         return log.add(record | {"seconds": round(time.perf_counter() - started, 1), **machine()})
 
     def tune(self, name: str, model: Mapping[str, Any]) -> Record:
-        """The best of the grid of learning rates, by NE, with seed 0.
+        """The best learning rates by NE, with seed 0: that of the tables first, then that of the dense layers.
 
         Raises:
             RuntimeError: every one of them failed.
         """
-        rates = product(DENSE_RATES, TABLE_RATES)
-        grid = [{"optimizer": {"dense": {"lr": dense}, "tables": {"lr": tables}}} for dense, tables in rates]
-        records = [self.measure(name, {**model, **point}, 0) for point in grid]
-        return best(records)
+        tables = best([self._at(name, model, DENSE_RATES[1], rate) for rate in TABLE_RATES])
+        chosen = tables["settings"]["optimizer"]["tables"]["lr"]
+        return best([tables, *(self._at(name, model, rate, chosen) for rate in DENSE_RATES)])
+
+    def _at(self, name: str, model: Mapping[str, Any], dense: float, tables: float) -> Record:
+        return self.measure(name, {**model, "optimizer": {"dense": {"lr": dense}, "tables": {"lr": tables}}}, 0)
 
 
 def best(records: Sequence[Record]) -> Record:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from exfm.interfaces.schema import SequenceField as SequenceField
     from exfm.interfaces.sequence_encoder import EncoderInputs as EncoderInputs
     from exfm.interfaces.sequence_encoder import SequenceEncoder as SequenceEncoder
+    from exfm.interfaces.transfer_strategy import EntityStates as EntityStates
     from exfm.interfaces.transfer_strategy import StudentOutput as StudentOutput
     from exfm.interfaces.transfer_strategy import StudentShape as StudentShape
     from exfm.interfaces.transfer_strategy import Supervision as Supervision
@@ -66,6 +67,7 @@ _HOME = {
     "DenseFeature": "exfm.interfaces.schema",
     "Duration": "exfm.interfaces.duration",
     "EncoderInputs": "exfm.interfaces.sequence_encoder",
+    "EntityStates": "exfm.interfaces.transfer_strategy",
     "Experiment": "exfm.config.loading",
     "Feature": "exfm.interfaces.schema",
     "FeatureSchema": "exfm.interfaces.schema",

@@ -52,6 +52,9 @@ def by_the_paper(module: DCNV2, tokens_BND: Tensor, config: DCNV2.Config) -> Ten
     rows = []
     for example_ND in tokens_BND:
         x0 = torch.cat(list(example_ND))
+        if config.input_norm == "layer_norm":
+            centred = x0 - x0.mean()
+            x0 = centred / (centred.square().mean() + 1e-5).sqrt() * module.norm.weight + module.norm.bias
         cross = x0
         for layer in module.layers:
             cross = crossed(layer, x0, cross, config)
@@ -71,7 +74,7 @@ class TestDCNV2(BackboneTests):
     configs = (
         {},
         {"layers": 1, "structure": "parallel", "hidden": [6]},
-        {"rank": 3, "hidden": []},
+        {"rank": 3, "hidden": [], "input_norm": "layer_norm"},
         {"rank": 2, "experts": 3, "low_rank_activation": "silu", "gate": "sigmoid"},
     )
 
@@ -85,6 +88,7 @@ class TestDCNV2(BackboneTests):
     rank=st.integers(0, 5),
     experts=st.integers(1, 3),
     gate=st.sampled_from(["softmax", "sigmoid"]),
+    norm=st.sampled_from(["none", "layer_norm"]),
     low_rank_activation=st.sampled_from([None, "relu", "silu"]),
 )
 def test_equals_the_published_equations(
@@ -95,10 +99,13 @@ def test_equals_the_published_equations(
     rank: int,
     experts: int,
     gate: str,
+    norm: str,
     low_rank_activation: str | None,
 ) -> None:
     of_rank = {"experts": experts, "low_rank_activation": low_rank_activation} if rank else {}
-    config = DCNV2.Config(layers=layers, structure=structure, hidden=tuple(hidden), rank=rank, gate=gate, **of_rank)
+    config = DCNV2.Config(
+        layers=layers, structure=structure, hidden=tuple(hidden), rank=rank, gate=gate, input_norm=norm, **of_rank
+    )
     batch, tokens, dim = shape
     module = build(config, tokens, dim)
     tokens_BND = torch.randn(batch, tokens, dim, dtype=torch.float64)

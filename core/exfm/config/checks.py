@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
-from exfm.config.experiment import Bucket, ExperimentConfig, ModelConfig
+from exfm.config.experiment import Bucket, ExperimentConfig, ModelConfig, SupervisionConfig
 from exfm.errors import ConfigError, suggestion
-from exfm.interfaces.schema import FeatureSchema, SequenceFeature
+from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
 
 CONTROL_SUFFIX = ".control"
 
@@ -65,7 +65,7 @@ def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str)
         tasks = _tasks(model, schema)
         arms.append(Arm(name, name, model, tasks, _teachers(model)))
         if model.control:
-            untaught = model.model_copy(update={"transfer": (), "control": False})
+            untaught = model.model_copy(update={"transfer": (), "control": False, "supervision": SupervisionConfig()})
             arms.append(Arm(name + CONTROL_SUFFIX, name, untaught, tasks, ()))
     return tuple(arms)
 
@@ -106,6 +106,7 @@ def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSc
                 )
         elif condition == ():
             raise ConfigError(f"{place}.where.{column}: name at least one value; given: []")
+    _check_states(model, schema, f"{place}.supervision.states")
     if model.batch_size > config.stream.chunk_rows:
         raise ConfigError(
             f"{place}.batch_size: {model.batch_size} rows do not fit in a chunk; raise stream.chunk_rows, "
@@ -115,6 +116,20 @@ def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSc
         for teacher in spec.config.teachers:
             key = "teacher" if teacher == spec.config.teacher else "fallback"
             _check_transfer(model, teacher, spec.config.tasks, config, schema, f"{place}.transfer.{index}.{key}")
+
+
+def _check_states(model: ModelConfig, schema: FeatureSchema, place: str) -> None:
+    """An entity is a categorical feature; what describes it, features that the model sees; a sequence is read raw."""
+    seen = schema.select(model.features)
+    entities = [feature.name for feature in seen.features if isinstance(feature, CategoricalFeature)]
+    features = [feature.name for feature in seen.features if not isinstance(feature, DenseFeature)]
+    _check_names(model.supervision.states, entities, "categorical feature that the model sees, called", place)
+    for entity, described in model.supervision.states.items():
+        _check_names(
+            described, features, "feature, other than a dense one, that the model sees, called", f"{place}.{entity}"
+        )
+        if not described:
+            raise ConfigError(f"{place}.{entity}: name at least one feature that describes it; given: []")
 
 
 def _check_transfer(

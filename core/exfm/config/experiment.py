@@ -86,6 +86,11 @@ class SupervisionConfig(_Section):
     embedding: Literal["none", "float16", "int8"] = Field(
         "none", description="Also store its representation of each example, and how: int8 has a scale per example."
     )
+    states: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Also store a compact state of entities: a categorical feature, and the features that describe it.",
+    )
+    state_dim: int = Field(16, gt=0, description="Width of a state.")
 
 
 class ModelConfig(_Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -22,11 +22,17 @@ class StudentShape:
         tasks: the student's tasks.
         representation_dim: width R of its backbone's output.
         new_head: makes another head of the serving head's shape, (B, R) -> logits (B,).
+        embedding_dim: width D of its tables' rows.
+        tables: the table that each of its categorical features reads, by feature.
+        table_rows: rows of each table, by table.
     """
 
     tasks: tuple[str, ...]
     representation_dim: int
     new_head: Callable[[], nn.Module]
+    embedding_dim: int = 0
+    tables: Mapping[str, str] = field(default_factory=dict)
+    table_rows: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,19 +44,22 @@ class TeacherShape:
         tasks: those it gives probabilities for.
         embedding_dim: width E of the embeddings it gives; None where it gives none. A strategy that needs them raises
             ValueError then.
+        states: width K of the states it gives, by entity, a categorical feature.
     """
 
     name: str
     tasks: tuple[str, ...]
     embedding_dim: int | None = None
+    states: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """One forward pass of the student: representation (B, R), and serving logits (B,) by task."""
+    """One forward pass of the student: representation (B, R), serving logits (B,) by task, states (B, K) by entity."""
 
     representation_BR: Tensor
     logits: Mapping[str, Tensor]
+    states: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,19 @@ class Supervision:
     probabilities: Mapping[str, Tensor]
     hit: Mapping[str, Tensor]
     embedding: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EntityStates:
+    """What a teacher knew of entities at successive examples, oldest first.
+
+    Attributes:
+        row: (S,) int64, the table row of each example's entity.
+        state_SK: (S, K) float32, its state then, made before the teacher had trained on the example.
+    """
+
+    row: Tensor
+    state_SK: Tensor
 
 
 class TransferConfig(ComponentConfig):
@@ -95,6 +117,7 @@ class TransferStrategy(Component, nn.Module):
     itself by ``own_loss``. With several teachers, it is told of one that knows what they know together.
 
     Attributes:
+        reads_states: whether ``observe`` is to be told of the states of the teacher (the first of several).
         tasks: the student's tasks that the teacher teaches. Supervision comes under their names.
 
     Raises:
@@ -102,6 +125,7 @@ class TransferStrategy(Component, nn.Module):
     """
 
     kind: ClassVar[str] = "transfer_strategy"
+    reads_states: ClassVar[bool] = False
     Config: ClassVar[type[ComponentConfig]] = TransferConfig
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -139,6 +163,20 @@ class TransferStrategy(Component, nn.Module):
             labels: (B,) of 0 and 1 of the tasks whose labels are known by now.
         """
         raise NotImplementedError(f"{self.name} has an optimizer of its own and no own_loss")
+
+    def table_offsets(self) -> Mapping[str, nn.Module]:
+        """What is added to the rows of the student's tables, by table: a module from rows (n,) to (n, D).
+
+        While the student trains, each lookup adds it; in what is published and served it is folded into the table, so
+        that the served model is neither larger nor slower.
+        """
+        return {}
+
+    def observe(self, states: Mapping[str, EntityStates]) -> None:
+        """Told of the teacher's states, by entity, of all its examples so far that it has not been told of.
+
+        Called between batches: of an example that the student still has to predict it is not told.
+        """
 
     @abstractmethod
     def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:

@@ -17,8 +17,14 @@ from exfm.interfaces.sequence_encoder import EncoderInputs
 from exfm.layers.flops import count_flops, flop_counter
 from exfm.modeling.ranking_model import RankingModel
 
-PARTS = {"tokens": "featurizer", "sequence_encoder": "encoders", "backbone": "backbone", "heads": "heads"}
-"""The parts of a model, and the children of RankingModel that they are."""
+PARTS = {
+    "tokens": "featurizer",
+    "sequence_encoder": "encoders",
+    "backbone": "backbone",
+    "heads": "heads",
+    "states": "states",
+}
+"""The parts of a model, and the children of RankingModel that they are; only a teacher has states."""
 
 _TOKENS, _DIM, _EVENTS, _LONGEST, _EXAMPLES = 26, 16, 20, 50, 8
 REFERENCE = f"{_TOKENS} tokens of {_DIM}, histories of {_EVENTS} events"
@@ -30,7 +36,11 @@ def flops_by_part(model: RankingModel, batch: Batch) -> dict[str, float]:
     with torch.no_grad(), flop_counter() as counter:
         model(batch)
     counted = {path: sum(by_kernel.values()) for path, by_kernel in counter.get_flop_counts().items()}
-    return {part: _of(child, counted) / batch.size for part, child in PARTS.items()}
+    return {part: _of(child, counted) / batch.size for part, child in _parts(model).items()}
+
+
+def _parts(model: RankingModel) -> dict[str, str]:
+    return {part: child for part, child in PARTS.items() if getattr(model, child) is not None}
 
 
 def _of(child: str, counted: dict[str, int]) -> int:
@@ -45,7 +55,7 @@ def parameters_by_part(model: RankingModel) -> dict[str, int]:
     dense = {id(parameter) for parameter in model.dense_parameters()}
     return {
         part: sum(parameter.numel() for parameter in model.get_submodule(child).parameters() if id(parameter) in dense)
-        for part, child in PARTS.items()
+        for part, child in _parts(model).items()
     }
 
 

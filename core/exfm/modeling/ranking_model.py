@@ -14,6 +14,7 @@ from exfm.interfaces.backbone import BackboneInputs, SequenceShape
 from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
 from exfm.interfaces.sequence_encoder import EncoderInputs
 from exfm.interfaces.transfer_strategy import StudentOutput
+from exfm.modeling.entity_states import EntityStates
 from exfm.modeling.recompute import recompute
 from exfm.modeling.tokens import Featurizer
 
@@ -68,6 +69,11 @@ class RankingModel(nn.Module):
         self.head_hidden = config.head_hidden
         self.tasks = tasks
         self.heads = nn.ModuleDict({f"task_{task}": self.new_head() for task in tasks})
+        entities, width = config.supervision.states, config.supervision.state_dim
+        histories = [sequence.name for sequence in sequences if raw]
+        with torch.random.fork_rng(devices=[]):  # the rest, tables included, starts from equal weights without states
+            states = EntityStates(entities, context, histories, tasks, config.embedding_dim, width)
+        self.states = states if entities else None
         dense = [feature.name for feature in schema.features if isinstance(feature, DenseFeature)]
         names = frozenset(feature.name for feature in seen.features)
         self.feature_names = names
@@ -90,12 +96,13 @@ class RankingModel(nn.Module):
         with torch.autocast(tokens_BND.device.type, torch.bfloat16, enabled=self.low_precision):
             # Sequences and encoders are both in the schema's order.
             encoders = zip(sequences.values(), self.encoders.values(), strict=True) if self.encoders else ()
+            states = self.states(tokens_BND, sequences) if self.states is not None else {}
             summaries = [encoder(sequence, tokens_BND) for sequence, encoder in encoders]
             tokens_BND = torch.cat([tokens_BND, *summaries], dim=1) if summaries else tokens_BND
             representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
         representation_BR = representation_BR.float()
         logits = {task: self.heads[f"task_{task}"](representation_BR) for task in self.tasks}
-        return StudentOutput(representation_BR, logits)
+        return StudentOutput(representation_BR, logits, {entity: state.float() for entity, state in states.items()})
 
     def blocks(self) -> list[nn.Module]:
         """The blocks of the encoders and the backbone."""

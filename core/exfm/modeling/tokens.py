@@ -77,6 +77,8 @@ class Featurizer(nn.Module):
     Attributes:
         token_names: of the N tokens ``forward`` returns, in order.
         token_tables: the table each token reads ("" for a dense one).
+        offsets: what transfer adds to the rows of a table, by table: modules from rows (n,) to (n, D). They are not
+            part of the model.
     """
 
     def __init__(
@@ -86,7 +88,9 @@ class Featurizer(nn.Module):
         self.sequences = [feature for feature in schema.features if isinstance(feature, SequenceFeature)]
         self.raw_sequences = raw_sequences
         self.dim = dim
-        shape = TableShape(schema.tables(), dim, init_std)
+        self.offsets: dict[str, nn.Module] = {}
+        self.table_rows = schema.tables()
+        shape = TableShape(self.table_rows, dim, init_std)
         bags = [
             Lookup(feature.name, feature.table_name)
             for feature in schema.features
@@ -119,6 +123,9 @@ class Featurizer(nn.Module):
         """Returns tokens (B, N, D) and the raw sequences, events (E, D), by name."""
         found = self.pooled(batch) if self.pooled is not None else {}
         found |= self.events(batch) if self.events is not None else {}
+        for lookup in found if self.offsets else ():
+            if lookup.table in self.offsets:
+                found[lookup] = found[lookup] + self._offset(lookup, batch)
         tokens = [batch.dense_BF.new_zeros(batch.size, 0), *(found[lookup] for lookup in self.bags)]
         sequences: dict[str, JaggedSequence] = {}
         for sequence in self.sequences:
@@ -137,6 +144,16 @@ class Featurizer(nn.Module):
         """Moves the statistics of the dense features, after the batch has been predicted."""
         if self.dense is not None:
             self.dense.observe(batch.dense_BF)
+
+    def _offset(self, lookup: Lookup, batch: Batch) -> Tensor:
+        """What is added to a lookup: (B, D) to a feature's, and to a sequence's field (E, D), or (B, D) if averaged."""
+        offset = self.offsets[lookup.table]
+        if lookup.field is None:
+            bags = batch.sparse[lookup.key]
+            return _segment_mean(offset(bags.values()), bags.offsets().long())
+        history = batch.sequences[lookup.key]
+        rows_ED: Tensor = offset(history.ids_EC[:, lookup.field])
+        return rows_ED if self.raw_sequences else _segment_mean(rows_ED, history.offsets)
 
     def _sum(self, rows: list[Tensor], sequence: str, numbers: Tensor) -> Tensor:
         if _child(sequence) in self.event_dense:

@@ -49,8 +49,7 @@ class CompactEmbedding:
         assert form != "none"
         values_SE = embedding_SE.detach().float().cpu()
         if form == "float16":
-            limit = torch.finfo(torch.float16).max
-            return cls(values_SE.clamp(-limit, limit).half(), None)
+            return cls(to_float16(values_SE), None)
         scale_S = values_SE.abs().amax(dim=1) / 127
         steps_SE = values_SE / scale_S.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
         return cls(steps_SE.nan_to_num(0.0).round().clamp(-127, 127).to(torch.int8), scale_S)
@@ -69,3 +68,9 @@ class CompactEmbedding:
         """The embeddings (S, E), float32, in memory of their own."""
         values_SE = self.values_SE.float()
         return values_SE if self.scale_S is None else values_SE.mul_(self.scale_S.unsqueeze(1))
+
+
+def to_float16(values: Tensor) -> Tensor:
+    """Values rounded to float16 and clipped to its range, on the CPU."""
+    limit = torch.finfo(torch.float16).max
+    return values.detach().float().cpu().clamp(-limit, limit).half()

@@ -52,3 +52,7 @@ class ExternalSupervision:
         row, found = lookup(self._sorted_id, example_id)
         picked = {task: values[row] for task, values in self._probabilities.items()}
         return Joined(align(picked, None, found), found, None)
+
+    def states(self, example_id: Tensor, event_time_us: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """None of any example."""
+        return torch.zeros_like(example_id, dtype=torch.bool), {}

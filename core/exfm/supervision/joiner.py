@@ -6,7 +6,7 @@ Legend: S supervised rows, B examples of a batch, K of them that were found, E w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -40,6 +40,10 @@ class Joiner(Protocol):
         """The supervision of the given examples (B,); those without any are misses."""
         ...
 
+    def states(self, example_id: Tensor, event_time_us: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Which of the given examples (B,) it has states of, and these, float32, by entity."""
+        ...
+
 
 @dataclass(frozen=True)
 class SupervisionRows:
@@ -51,6 +55,7 @@ class SupervisionRows:
         probabilities: (S,) float32 by task; NaN where the teacher had not seen a label of the task yet.
         watermark_us: (S,) int64: the teacher had trained on examples before this time only.
         embedding: of S rows, where the teacher gives any.
+        states: (S, K) float16 by entity.
     """
 
     example_id: Tensor
@@ -58,6 +63,7 @@ class SupervisionRows:
     probabilities: Mapping[str, Tensor]
     watermark_us: Tensor
     embedding: CompactEmbedding | None = None
+    states: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_arrow(cls, rows: pa.RecordBatch) -> SupervisionRows:
@@ -66,8 +72,7 @@ class SupervisionRows:
         names = rows.schema.names
         embedding = None
         if "embedding" in names:
-            lists = rows.column("embedding")
-            values_SE = _tensor(lists.flatten()).view(len(lists), lists.type.list_size)
+            values_SE = _vectors(rows.column("embedding"))
             scale_S = _tensor(rows.column("embedding_scale")) if "embedding_scale" in names else None
             embedding = CompactEmbedding(values_SE, scale_S)
         return cls(
@@ -76,6 +81,7 @@ class SupervisionRows:
             {name.removeprefix(prefix): _tensor(rows.column(name)) for name in names if name.startswith(prefix)},
             _tensor(rows.column("watermark").view(pa.int64())),
             embedding,
+            {name.removeprefix("state_"): _vectors(rows.column(name)) for name in names if name.startswith("state_")},
         )
 
     @classmethod
@@ -90,6 +96,7 @@ class SupervisionRows:
             {task: torch.cat([part.probabilities[task] for part in parts]) for task in parts[0].probabilities},
             torch.cat([part.watermark_us for part in parts]),
             CompactEmbedding.cat(embeddings) if embeddings else None,
+            {entity: torch.cat([part.states[entity] for part in parts]) for entity in parts[0].states},
         )
 
     def slice(self, start: int, stop: int) -> SupervisionRows:
@@ -101,6 +108,7 @@ class SupervisionRows:
             {task: values[rows] for task, values in self.probabilities.items()},
             self.watermark_us[rows],
             None if self.embedding is None else self.embedding.take(rows),
+            {entity: state[rows] for entity, state in self.states.items()},
         )
 
     def index(self) -> SupervisionIndex:
@@ -130,6 +138,14 @@ class SupervisionIndex:
         age_us = event_time_us - rows.watermark_us[row]
         age_us = age_us if found.all() else age_us[found]
         return Joined(align(picked, embedding, found), found, age_us)
+
+    def states(self, example_id: Tensor, event_time_us: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Which of the given examples (B,) the teacher has rows of, having learned, and their states by entity."""
+        if not self.rows.example_id.numel():
+            return torch.zeros_like(example_id, dtype=torch.bool), {}
+        row, found = self._locate(example_id, event_time_us)
+        found &= ~torch.stack([values[row].isnan() for values in self.rows.probabilities.values()]).all(dim=0)
+        return found, {entity: state[row[found]].float() for entity, state in self.rows.states.items()}
 
     def _locate(self, example_id: Tensor, event_time_us: Tensor) -> tuple[Tensor, Tensor]:
         """The row (B,) of each example and whether there is one: by time, and by id where rows share a time."""
@@ -195,6 +211,10 @@ def miss(tasks: Iterable[str], size: int, embedding_dim: int | None = None) -> S
     nothing = {task: torch.zeros(size) for task in tasks}
     embedding_BE = None if embedding_dim is None else torch.zeros(size, embedding_dim)
     return Supervision(nothing, dict.fromkeys(nothing, torch.zeros(size, dtype=torch.bool)), embedding_BE)
+
+
+def _vectors(column: pa.FixedSizeListArray) -> Tensor:
+    return _tensor(column.flatten()).view(len(column), column.type.list_size)
 
 
 def _tensor(column: pa.Array) -> Tensor:

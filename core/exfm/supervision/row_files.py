@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from torch import Tensor
 
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.supervision.joiner import SupervisionRows
@@ -34,7 +35,10 @@ def predictions_schema(tasks: Sequence[str], oracles: Sequence[str]) -> pa.Schem
 
 
 def supervision_schema(
-    tasks: Sequence[str], teacher: str | None = None, embedding: EmbeddingShape | None = None
+    tasks: Sequence[str],
+    teacher: str | None = None,
+    embedding: EmbeddingShape | None = None,
+    states: Mapping[str, int] | None = None,
 ) -> pa.Schema:
     """Columns of a supervision file; its metadata name the teacher and what kind of value each task has.
 
@@ -46,12 +50,22 @@ def supervision_schema(
     fields |= {"snapshot": pa.int32(), "watermark": pa.timestamp("us", "UTC")}
     if embedding is not None:
         number = pa.float16() if embedding.format == "float16" else pa.int8()
-        # Entries that may be null cost a level each, and time.
-        fields["embedding"] = pa.list_(pa.field("item", number, nullable=False), embedding.dim)
+        fields["embedding"] = _vector(number, embedding.dim)
         if embedding.format == "int8":
             fields["embedding_scale"] = pa.float32()
+    fields |= {f"state_{entity}": _vector(pa.float16(), width) for entity, width in (states or {}).items()}
     kinds = {f"exfm.kind.{task}": "probability" for task in tasks}
     return pa.schema(fields, metadata=kinds if teacher is None else {"exfm.teacher": teacher, **kinds})
+
+
+def _vector(number: pa.DataType, width: int) -> pa.DataType:
+    # Entries that may be null cost a level each, and time.
+    return pa.list_(pa.field("item", number, nullable=False), width)
+
+
+def _vectors(values_SK: Tensor) -> pa.Array:
+    numbers = pa.array(values_SK.contiguous().view(-1).numpy())
+    return pa.FixedSizeListArray.from_arrays(numbers, type=_vector(numbers.type, values_SK.shape[1]))
 
 
 def supervision_columns(rows: SupervisionRows, window: int, snapshot: int) -> dict[str, Column | pa.Array]:
@@ -66,13 +80,10 @@ def supervision_columns(rows: SupervisionRows, window: int, snapshot: int) -> di
         "watermark": rows.watermark_us.numpy(),
     }
     if rows.embedding is not None:
-        values_SE, scale_S = rows.embedding.values_SE, rows.embedding.scale_S
-        numbers = pa.array(values_SE.contiguous().view(-1).numpy())
-        item = pa.field("item", numbers.type, nullable=False)
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(numbers, type=pa.list_(item, values_SE.shape[1]))
-        if scale_S is not None:
-            columns["embedding_scale"] = scale_S.numpy()
-    return columns
+        columns["embedding"] = _vectors(rows.embedding.values_SE)
+        if rows.embedding.scale_S is not None:
+            columns["embedding_scale"] = rows.embedding.scale_S.numpy()
+    return columns | {f"state_{entity}": _vectors(state_SK) for entity, state_SK in rows.states.items()}
 
 
 class RowWriter:

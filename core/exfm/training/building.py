@@ -33,7 +33,7 @@ def build_strategies(arm: Arm, model: RankingModel, teachers: Mapping[str, Teach
     Raises:
         ConfigError: a strategy refuses its teacher.
     """
-    student = StudentShape(arm.tasks, model.backbone.output_dim, model.new_head)
+    student = _student_shape(arm, model)
     strategies = []
     for number, spec in enumerate(arm.config.transfer):
         try:
@@ -43,20 +43,32 @@ def build_strategies(arm: Arm, model: RankingModel, teachers: Mapping[str, Teach
     return strategies
 
 
+def _student_shape(arm: Arm, model: RankingModel) -> StudentShape:
+    featurizer = model.featurizer
+    tables = {lookup.key: lookup.table for lookup in featurizer.bags}
+    return StudentShape(
+        arm.tasks, model.backbone.output_dim, model.new_head, arm.config.embedding_dim, tables, featurizer.table_rows
+    )
+
+
 def _together(teachers: Sequence[TeacherShape]) -> TeacherShape:
     """What several teachers know together: each task that one has, and embeddings if all have them in one width."""
     tasks = dict.fromkeys(task for teacher in teachers for task in teacher.tasks)
     widths = {teacher.embedding_dim for teacher in teachers}
-    return TeacherShape(teachers[0].name, tuple(tasks), widths.pop() if len(widths) == 1 else None)
+    embedding_dim = widths.pop() if len(widths) == 1 else None
+    return TeacherShape(teachers[0].name, tuple(tasks), embedding_dim, teachers[0].states)
 
 
 def teacher_shapes(experiment: Experiment) -> dict[str, TeacherShape]:
     """The shape of every model as a teacher, and of the teachers from elsewhere, by name."""
-    shapes = {
-        arm.name: TeacherShape(arm.name, arm.tasks, _embedding_dim(arm, experiment.schema)) for arm in experiment.arms
-    }
+    shapes = {arm.name: _teacher_shape(arm, experiment.schema) for arm in experiment.arms}
     external = experiment.config.teachers.items()
     return shapes | {name: TeacherShape(name, tuple(config.predictions)) for name, config in external}
+
+
+def _teacher_shape(arm: Arm, schema: FeatureSchema) -> TeacherShape:
+    states = dict.fromkeys(arm.config.supervision.states, arm.config.supervision.state_dim)
+    return TeacherShape(arm.name, arm.tasks, _embedding_dim(arm, schema), states)
 
 
 def check_models(experiment: Experiment) -> None:

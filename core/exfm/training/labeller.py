@@ -56,7 +56,7 @@ class Labeller:
         self._rows = RowWriter(
             self.store.workspace,
             row_file("supervision", self.name, window.index),
-            supervision_schema(self.teacher.tasks, self.name, self.trainer.embedding),
+            supervision_schema(self.teacher.tasks, self.name, self.trainer.embedding, self.trainer.states),
         )
 
     def label(self, chunk: Chunk) -> SupervisionRows:
@@ -66,7 +66,7 @@ class Labeller:
         """
         start = time.perf_counter()
         snapshot = self._snapshot_for(int(chunk.batch.event_time_us[0]))
-        forward = ForwardRows(self.teacher.tasks, self.trainer.embedding)
+        forward = ForwardRows(self.teacher.tasks, self.trainer.embedding, self.trainer.states)
         index = torch.zeros(0, dtype=torch.int64)
         if snapshot is not None:
             index = self._union(chunk)

@@ -35,6 +35,7 @@ from exfm.supervision.row_files import (
 )
 from exfm.supervision.store import Store
 from exfm.training.forward_rows import ForwardRows
+from exfm.training.state_feed import StateFeed
 from exfm.training.trainer import StepLabels, Trainer
 
 _COUNTED = 64
@@ -103,7 +104,7 @@ class Stage:
         self._supervision: RowWriter | None = None
         if self.supervises:
             supervision = row_file("supervision", self.name, window.index)
-            schema = supervision_schema(self.tasks, self.name, self.trainer.embedding)
+            schema = supervision_schema(self.tasks, self.name, self.trainer.embedding, self.trainer.states)
             self._supervision = RowWriter(self.store.workspace, supervision, schema)
 
     def resume(self) -> int:
@@ -140,10 +141,12 @@ class Stage:
         joined = {name: teachers[name].join(seen.example_id, seen.event_time_us) for name in self.trainer.arm.teachers}
         for name, found in joined.items():
             self.counters.teachers.setdefault(name, Coverage()).add(found)
-        forward = ForwardRows(self.tasks, self.trainer.embedding)
+        forward = ForwardRows(self.tasks, self.trainer.embedding, self.trainer.states)
+        feed = StateFeed(chunk.batch, self.trainer.list_strategies(), teachers)
         first = 0
         for batch in self._batches(chunk, index):
             rows = slice(first, first + batch.size)
+            feed.tell(int(index[first]))
             first += batch.size
             supervision = {name: rows_of(found.supervision, rows) for name, found in joined.items()}
             if not self.counters.flops:
@@ -153,6 +156,7 @@ class Stage:
             forward.add(self.trainer.step(batch, supervision, learn), learned, self._watermark_us)
             self.trainer.observe(batch)
             self._watermark_us = int(batch.event_time_us[-1])
+        feed.tell(chunk.batch.size)
         made = forward.supervision(seen)
         self._record(seen, forward.probabilities(), made)
         self.counters.seconds += time.perf_counter() - start

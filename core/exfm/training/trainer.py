@@ -6,7 +6,7 @@ Legend: B examples.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from exfm.interfaces.transfer_strategy import (
 from exfm.modeling.ranking_model import RankingModel
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.training.building import build_model, build_strategies, seed_of
+from exfm.training.folding import add_offsets, fold_offsets, tables_with_offsets
 from exfm.training.taught import taught
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -45,16 +46,18 @@ class StepLabels:
 
 @dataclass(frozen=True)
 class Forward:
-    """A forward pass, for others: probabilities (B,) by task and the representation (B, R)."""
+    """A forward pass, for others: probabilities (B,) by task, the representation (B, R), states (B, K) by entity."""
 
     probabilities: Mapping[str, Tensor]
     representation_BR: Tensor
+    states: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, output: StudentOutput) -> Forward:
         """What was put out, without gradients."""
         probabilities = {task: logit.detach().sigmoid() for task, logit in output.logits.items()}
-        return cls(probabilities, output.representation_BR.detach())
+        states = {entity: state.detach() for entity, state in output.states.items()}
+        return cls(probabilities, output.representation_BR.detach(), states)
 
 
 class Trainer:
@@ -72,6 +75,7 @@ class Trainer:
 
     Attributes:
         embedding: how its representation is stored as supervision, where it is.
+        states: width of the states that are stored, by entity.
 
     Raises:
         ConfigError: a component refuses its config, its inputs or its teacher.
@@ -94,9 +98,12 @@ class Trainer:
             assert isinstance(placed, RankingModel)
             self.model = placed
             self.strategies = nn.ModuleList(build_strategies(arm, placed, teachers)).to(plan.device)
+        for strategy in self.list_strategies():
+            add_offsets(self.model, strategy.table_offsets())
+        self.states = dict.fromkeys(arm.config.supervision.states, arm.config.supervision.state_dim)
         form = arm.config.supervision.embedding
         self.embedding = None if form == "none" else EmbeddingShape(form, model.backbone.output_dim)
-        self.own_optimizers = [strategy.own_optimizer() for strategy in self._strategies()]
+        self.own_optimizers = [strategy.own_optimizer() for strategy in self.list_strategies()]
         groups = [group for one in self.own_optimizers if one is not None for group in one.param_groups]
         own = {id(parameter) for group in groups for parameter in group["params"]}
         dense = [*self.model.dense_parameters(), *(p for p in self.strategies.parameters() if id(p) not in own)]
@@ -134,6 +141,9 @@ class Trainer:
             for task in learn.tasks
         ]
         losses += self._transfer(output, supervision, batch, learn) if learn.transfer else []
+        if self.model.states is not None and learn.tasks:
+            known = {task: batch.labels[task] for task in learn.tasks}
+            losses.append(self.model.states.loss(output.states, output.logits, known))
         if losses:
             self.optimizer.zero_grad()
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
@@ -147,7 +157,7 @@ class Trainer:
         """Steps what strategies train themselves, then gives their terms of the student's loss."""
         labels = {task: batch.labels[task] for task in learn.tasks}
         losses = []
-        for strategy, optimizer in zip(self._strategies(), self.own_optimizers, strict=True):
+        for strategy, optimizer in zip(self.list_strategies(), self.own_optimizers, strict=True):
             found = taught(strategy, supervision)
             if found is None:
                 continue
@@ -162,14 +172,14 @@ class Trainer:
         """Updates what is not learned by gradient, once per example."""
         self.model.observe(batch)
 
-    def _strategies(self) -> Iterator[TransferStrategy]:
-        for strategy in self.strategies:
-            assert isinstance(strategy, TransferStrategy)
-            yield strategy
+    def list_strategies(self) -> list[TransferStrategy]:
+        """Its transfer strategies, in the order of the file."""
+        return [strategy for strategy in self.strategies if isinstance(strategy, TransferStrategy)]
 
     def weights(self) -> dict[str, Tensor]:
         """The served part: what serving and labelling need."""
-        return {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+        return weights | fold_offsets(self.model)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Puts back what ``weights`` gave."""
@@ -178,6 +188,7 @@ class Trainer:
     def training_state(self) -> dict[str, Tensor]:
         """What continuing the training needs besides: optimizers and the strategies' own parameters."""
         state = {f"table.{key}": value for key, value in self.plan.table_state(self.model).items()}
+        state |= {f"unfolded.{key}": value for key, value in tables_with_offsets(self.model).items()}
         state |= {f"transfer.{key}": value for key, value in self.strategies.state_dict().items()}
         for prefix, optimizer in self._optimizers():
             for index, values in optimizer.state_dict()["state"].items():
@@ -187,6 +198,7 @@ class Trainer:
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         """Puts back what ``training_state`` gave."""
         self.plan.load_table_state(self.model, _part(state, "table."))
+        self.model.load_state_dict(_part(state, "unfolded."), strict=False)
         self.strategies.load_state_dict(_part(state, "transfer."))
         for prefix, optimizer in self._optimizers():
             moments: dict[int, dict[str, Tensor]] = {}

@@ -46,6 +46,9 @@ class DCNV2(Backbone):
     class Config(ComponentConfig):
         """Fields of `dcn_v2`."""
 
+        input_norm: Literal["none", "layer_norm"] = Field(
+            "none", description="layer_norm: x_0 is normalised (ours); crosses of tokens of any size can diverge."
+        )
         layers: PositiveInt = Field(3, description="Cross layers l: crosses up to degree l + 1.")
         structure: Literal["stacked", "parallel"] = Field(
             "stacked", description="The MLP reads the last cross layer (stacked), or the tokens (parallel)."
@@ -75,6 +78,7 @@ class DCNV2(Backbone):
     def __init__(self, config: Config, inputs: BackboneInputs) -> None:
         super().__init__(config, inputs)
         width = len(inputs.tokens) * inputs.dim
+        self.norm = nn.LayerNorm(width) if config.input_norm == "layer_norm" else nn.Identity()
         self.layers = nn.ModuleList(
             LowRankCrossLayer(width, config.rank, config.experts, config.gate, config.low_rank_activation)
             if config.rank
@@ -88,7 +92,7 @@ class DCNV2(Backbone):
 
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
         """Maps tokens (B, N, D) to the representation (B, R). ``sequences`` is not used."""
-        x0_BW = x_BW = tokens_BND.flatten(1)
+        x0_BW = x_BW = self.norm(tokens_BND.flatten(1))
         for layer in self.layers:
             x_BW = layer(x0_BW, x_BW)
         if self.deep is None:

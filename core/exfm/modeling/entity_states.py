@@ -1,0 +1,109 @@
+"""Compact features: what a model knows of a user or an item, in a few numbers that other models can use.
+
+Legend: B examples, E events, D width of a token, K width of a state, H hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from exfm.interfaces.jagged import JaggedSequence
+from exfm.layers.mlp import mlp
+
+_HIDDEN, _RECENT = 64, 5
+
+
+class EntityStates(nn.Module):
+    """A state (K,) for each of several entities, such as user and item, made only of what describes that entity.
+
+    A tower per entity: its tokens, and of each sequence the average of all events and of the newest five, through an
+    MLP. The states together explain the labels and the model's own predictions, as a factorization machine does:
+    ``z = sum_{a < b} <w * s_a, s_b> + sum_a <v_a, s_a>``, so that a state means the same whatever it meets. What an
+    entity's history tells is in its state at once, where a table row would have to be trained to it.
+
+    Towers read tokens and events without gradient: the model itself learns as if they were not there.
+
+    Args:
+        entities: the names of what describes each entity, by the entity's name: tokens and sequences.
+        tokens: names of the model's tokens.
+        sequences: names of its raw sequences.
+        tasks: the model's tasks.
+        dim: D.
+        width: K.
+    """
+
+    def __init__(
+        self,
+        entities: Mapping[str, Sequence[str]],
+        tokens: Sequence[str],
+        sequences: Sequence[str],
+        tasks: Sequence[str],
+        dim: int,
+        width: int,
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.tasks = tuple(tasks)
+        self.towers = nn.ModuleDict()
+        for entity, described in entities.items():
+            places = [place for place, token in enumerate(tokens) if token in described]
+            histories = [sequence for sequence in sequences if sequence in described]
+            self.towers[_key(entity)] = _Tower(places, histories, dim, width)
+        self.entities = tuple(entities)
+        self.product_TK = nn.Parameter(torch.ones(len(tasks), width))
+        self.linear_TNK = nn.Parameter(torch.zeros(len(tasks), len(entities), width))
+        self.bias_T = nn.Parameter(torch.zeros(len(tasks)))
+
+    def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> dict[str, Tensor]:
+        """Maps tokens (B, N, D) and raw sequences to states (B, K) by entity."""
+        events = {name: sequence.with_values(sequence.values_ED.detach()) for name, sequence in sequences.items()}
+        return {entity: self.towers[_key(entity)](tokens_BND.detach(), events) for entity in self.entities}
+
+    def loss(self, states: Mapping[str, Tensor], logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
+        """Mean cross-entropy against the labels and the model's own probabilities in equal parts, summed over tasks."""
+        stacked_BNK = torch.stack([states[entity] for entity in self.entities], dim=1)
+        pairs = [stacked_BNK[:, a] * stacked_BNK[:, b] for a, b in combinations(range(len(self.entities)), 2)]
+        product_BK = torch.stack(pairs).sum(dim=0) if pairs else torch.zeros_like(stacked_BNK[:, 0])
+        explained_BT = product_BK @ self.product_TK.T + torch.einsum("bnk,tnk->bt", stacked_BNK, self.linear_TNK)
+        terms = []
+        for place, task in enumerate(self.tasks):
+            if task in labels:
+                target_B = (labels[task] + logits[task].detach().sigmoid()) / 2
+                logit_B = explained_BT[:, place] + self.bias_T[place]
+                terms.append(binary_cross_entropy_with_logits(logit_B, target_B))
+        return torch.stack(terms).sum()
+
+
+class _Tower(nn.Module):
+    """An entity's tokens and sequences to its state."""
+
+    def __init__(self, places: Sequence[int], histories: Sequence[str], dim: int, width: int) -> None:
+        super().__init__()
+        self.places, self.histories = list(places), list(histories)
+        self.events = nn.ModuleList(mlp([dim, _HIDDEN, _HIDDEN], "silu") for _ in histories)
+        self.out = mlp([len(places) * dim + 2 * _HIDDEN * len(histories), 2 * _HIDDEN, width], "silu")
+
+    def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
+        parts = [tokens_BND[:, self.places].flatten(1)]
+        for name, network in zip(self.histories, self.events, strict=True):
+            hidden = sequences[name].with_values(network(sequences[name].values_ED))
+            parts += [_mean(hidden), _mean(hidden.recent(_RECENT))]
+        state_BK: Tensor = self.out(torch.cat(parts, dim=1))
+        return state_BK
+
+
+def _mean(sequence: JaggedSequence) -> Tensor:
+    """The average of each example's events (B, H), zeros where there are none."""
+    sums_BH = sequence.values_ED.new_zeros(sequence.batch_size, sequence.values_ED.shape[1])
+    sums_BH = sums_BH.index_add(0, sequence.example_index(), sequence.values_ED)
+    return sums_BH / sequence.lengths.clamp(min=1).to(sums_BH.dtype).unsqueeze(1)
+
+
+def _key(entity: str) -> str:
+    """A name that torch accepts for a child module: an entity may be called `items`."""
+    return f"entity_{entity}"

@@ -1,0 +1,56 @@
+"""What transfer adds to table rows: beside the tables while a student trains, inside them in what is published.
+
+Legend: D width of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from exfm.modeling.ranking_model import RankingModel
+
+_ROWS = 65_536
+
+
+def add_offsets(model: RankingModel, offsets: Mapping[str, nn.Module]) -> None:
+    """Makes lookups of the named tables add a strategy's offsets, beside those that another strategy adds."""
+    for table, offset in offsets.items():
+        standing = model.featurizer.offsets.get(table)
+        model.featurizer.offsets[table] = offset if standing is None else _Sum(standing, offset)
+
+
+class _Sum(nn.Module):
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.stack([part(rows) for part in self.parts]).sum(dim=0)
+
+
+def tables_with_offsets(model: RankingModel) -> dict[str, Tensor]:
+    """The tables that have offsets, as they are trained, by their name in the state dict."""
+    return {name: value for name, value in model.state_dict().items() if _table(name) in model.featurizer.offsets}
+
+
+@torch.no_grad()
+def fold_offsets(model: RankingModel) -> dict[str, Tensor]:
+    """The same tables with their offsets added to every row, on the CPU: what is served looks up these."""
+    folded = {}
+    for name, weight in tables_with_offsets(model).items():
+        offset = model.featurizer.offsets[_table(name)]
+        parts = [
+            part + offset(torch.arange(start, start + part.shape[0], device=part.device))
+            for start, part in zip(range(0, weight.shape[0], _ROWS), torch.split(weight, _ROWS), strict=True)
+        ]
+        folded[name] = torch.cat(parts).cpu()
+    return folded
+
+
+def _table(name: str) -> str:
+    """The table whose weight an entry of a state dict is; no table's name where it is something else."""
+    owner, _, kind = name.rpartition(".")
+    return owner.rpartition(".")[2].removeprefix("table_") if kind == "weight" and ".table_" in f".{owner}" else ""

@@ -1,0 +1,189 @@
+"""Compact features: made by the teacher, told in time, added to the student's rows and folded into what is served."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import exfm
+from exfm.config.checks import Arm
+from exfm.modeling.entity_states import EntityStates
+from exfm.training.building import teacher_shapes
+from exfm.training.trainer import Trainer
+from exfm_plugins.compact_features.strategy import CompactFeatures
+from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, write_log
+
+STATES = {"states": {"user": ["user", "history"], "item": ["item"]}, "state_dim": 4}
+COMPACT = {"name": "compact_features", "teacher": "fm"}
+
+
+def config(folder: Path, name: str, **log: Any) -> dict[str, Any]:
+    """An FM that stores states and a VM that reads them."""
+    path = write_log(folder / f"log-{name}", make_log(**log))
+    made = experiment_dict(path, str(folder / name))
+    made["models"]["fm"]["supervision"] = dict(STATES)
+    made["models"]["vm"]["transfer"] = [dict(COMPACT)]
+    return made
+
+
+def trainer_of(experiment: exfm.Experiment, name: str) -> Trainer:
+    arm = next(arm for arm in experiment.arms if arm.name == name)
+    assert isinstance(arm, Arm)
+    plan = experiment.config.parallel.build()
+    return Trainer(arm, experiment.schema, teacher_shapes(experiment), plan, experiment.config.seed)
+
+
+def test_states_are_stored_beside_the_predictions(tmp_path: Path) -> None:
+    exfm.run(load(tmp_path, config(tmp_path, "run")))
+    for rows in supervision(str(tmp_path / "run"), "fm").values():
+        for entity in STATES["states"]:
+            states = rows.column(f"state_{entity}")
+            assert states.type.list_size == 4 and states.null_count == 0
+            assert len(set(map(str, states.to_pylist()))) > 10
+
+
+def test_the_teacher_learns_as_if_it_stored_no_states(tmp_path: Path) -> None:
+    with_states, without = config(tmp_path, "with"), config(tmp_path, "without")
+    without["models"]["fm"].pop("supervision")
+    without["models"]["vm"]["transfer"] = [{"name": "direct", "teacher": "fm"}]
+    for made in (with_states, without):
+        exfm.run(load(tmp_path, made))
+    found, expected = (predictions(str(tmp_path / name), "fm") for name in ("with", "without"))
+    assert all(found[window].equals(expected[window]) for window in expected)
+
+
+def test_an_interrupted_run_and_separate_jobs_end_alike(tmp_path: Path) -> None:
+    made = config(tmp_path, "whole")
+    whole = exfm.run(load(tmp_path, made))
+    experiment = load(tmp_path, {**made, "run_dir": str(tmp_path / "interrupted")})
+    chunks = 0
+
+    def stop(_: object) -> None:
+        nonlocal chunks
+        chunks += 1
+        if chunks == 8:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        exfm.run(experiment, stop)
+    assert not differences(exfm.run(experiment), whole)
+
+
+def test_a_students_prediction_depends_on_no_later_state(tmp_path: Path) -> None:
+    """With other labels from the fourth day on, nothing predicted in the first four days changes."""
+    table = make_log()
+    late = table.column("event_time").cast("int64").to_numpy() >= 1_700_006_400_000_000 + 3 * 86_400_000_000
+    clicks = zip(table.column("click").to_pylist(), late, strict=True)
+    flipped = [1 - click if other else click for click, other in clicks]
+    changed = table.set_column(table.column_names.index("click"), "click", [flipped])
+    runs = {}
+    for name, log in (("first", table), ("second", changed)):
+        made = experiment_dict(write_log(tmp_path / f"log-{name}", log), str(tmp_path / name))
+        made["models"]["fm"]["supervision"] = dict(STATES)
+        made["models"]["vm"]["transfer"] = [dict(COMPACT)]
+        exfm.run(load(tmp_path, made))
+        runs[name] = predictions(str(tmp_path / name), "vm")
+    column = "prediction_click"
+    for window in range(4):
+        found, expected = (runs[name][window].column(column).to_pylist() for name in ("first", "second"))
+        if window < 3:
+            assert found == expected
+        else:
+            assert found[0] == expected[0] and found != expected
+
+
+def test_what_is_published_has_the_offsets_inside(tmp_path: Path) -> None:
+    experiment = load(tmp_path, config(tmp_path, "run"))
+    trainer = trainer_of(experiment, "vm")
+    control = trainer_of(experiment, "vm.control")
+    strategy = trainer.list_strategies()[0]
+    rows = torch.arange(40)
+    states = {name: exfm.EntityStates(rows, torch.randn(40, 4)) for name in ("user", "item")}
+    strategy.observe(states)
+    window = next(iter(_batches(experiment)))
+    batch = trainer.model.narrow(window)
+    taught = trainer.predict(batch).probabilities["click"]
+    assert not torch.allclose(taught, control.predict(batch).probabilities["click"])
+    weights = trainer.weights()
+    assert {name: value.shape for name, value in weights.items()} == {
+        name: value.shape for name, value in control.weights().items()
+    }
+    control.load_weights(weights)
+    torch.testing.assert_close(control.predict(batch).probabilities["click"], taught)
+
+
+def _batches(experiment: exfm.Experiment) -> Any:
+    from exfm.data.stream import ChunkReader, windows_of
+    from exfm.interfaces.data_source import Shard
+
+    stream = experiment.config.stream
+    reader = ChunkReader(experiment.source, experiment.schema, stream, {}, Shard())
+    for window in windows_of(experiment.source.time_range(), stream.window):
+        for chunk in reader.read(window):
+            yield chunk.batch
+
+
+def test_the_newest_state_of_a_row_is_kept() -> None:
+    student = exfm.StudentShape(("click",), 8, lambda: torch.nn.Linear(8, 1), 6, {"user": "users"}, {"users": 5})
+    teacher = exfm.TeacherShape("fm", ("click",), None, {"user": 4})
+    strategy = CompactFeatures(CompactFeatures.Config(teacher="fm"), student, teacher)
+    first = torch.arange(12.0).view(3, 4)
+    strategy.observe({"user": exfm.EntityStates(torch.tensor([1, 3, 1]), first)})
+    strategy.observe({"user": exfm.EntityStates(torch.tensor([3]), torch.full((1, 4), -1.0))})
+    offsets = strategy.table_offsets()["users"](torch.arange(5))
+    expected = torch.zeros(5, 6)
+    expected[1, :4], expected[3, :4] = first[2], -1.0
+    assert torch.equal(offsets, expected)
+
+
+def test_a_teacher_without_states_is_refused(tmp_path: Path) -> None:
+    made = config(tmp_path, "run")
+    made["models"]["fm"].pop("supervision")
+    with pytest.raises(exfm.ConfigError, match=r"models\.vm\.transfer\.0: compact_features: 'fm' stores no states"):
+        exfm.run(load(tmp_path, made))
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        ({"usr": ["user"]}, r"supervision\.states: the data has no categorical feature .*'usr'.*user"),
+        ({"user": ["price"]}, r"states\.user: the data has no feature, other than a dense one, .*'price'"),
+        ({"user": []}, r"states\.user: name at least one"),
+    ],
+)
+def test_wrong_states_are_refused(tmp_path: Path, states: dict[str, list[str]], message: str) -> None:
+    made = config(tmp_path, "run")
+    made["models"]["fm"]["supervision"] = {"states": states}
+    with pytest.raises(exfm.ConfigError, match=message):
+        load(tmp_path, made)
+
+
+def test_the_states_explain_as_a_factorization_machine_does() -> None:
+    torch.manual_seed(0)
+    names = ("user", "item", "shop")
+    described = {name: [name] for name in names}
+    module = EntityStates(described, names, (), ("click", "buy"), dim=4, width=3).double()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.1).requires_grad_(False)
+    tokens_BND = torch.randn(5, 3, 4, dtype=torch.float64)
+    states = module(tokens_BND, {})
+    logits = {task: torch.randn(5, dtype=torch.float64) for task in ("click", "buy")}
+    labels = {"buy": torch.tensor([0.0, 1, 1, 0, 1], dtype=torch.float64)}
+    expected = 0.0
+    for b in range(5):
+        z = module.bias_T[1].item()
+        for i, one in enumerate(names):
+            z += sum(float(module.linear_TNK[1, i, k]) * float(states[one][b, k]) for k in range(3))
+            for other in names[:i]:
+                z += sum(
+                    float(module.product_TK[1, k]) * float(states[one][b, k]) * float(states[other][b, k])
+                    for k in range(3)
+                )
+        target = (float(labels["buy"][b]) + 1 / (1 + math.exp(-float(logits["buy"][b])))) / 2
+        p = 1 / (1 + math.exp(-z))
+        expected -= (target * math.log(p) + (1 - target) * math.log(1 - p)) / 5
+    assert float(module.loss(states, logits, labels)) == pytest.approx(expected, rel=1e-9)
