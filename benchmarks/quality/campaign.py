@@ -1,4 +1,4 @@
-"""Runs of a campaign, each kept as one line of JSON under the hash of its config: what is there is not run again."""
+"""Runs of a campaign, each kept as one line of JSON under the hash of what it asks for: what is there is not run again."""
 
 from __future__ import annotations
 
@@ -86,9 +86,10 @@ class Campaign:
     def measure(self, name: str, model: Mapping[str, Any], seed: int) -> Record:
         """The record of one run, from the log or from running it. A run that fails is recorded and done again later."""
         experiment = self.experiment(model, seed)
-        config = {key: value for key, value in experiment.as_dict().items() if key not in ("run_dir", "versions")}
         span = experiment.source.time_range()
-        key = key_of([config, span.start_us, span.end_us, torch.get_num_threads()])
+        # What is asked for, not the resolved config: a new field with a default does not make a new run of it.
+        asked = [yaml.safe_load(self.base.read_text()), model, seed]
+        key = key_of([asked, span.start_us, span.end_us, torch.get_num_threads()])
         log = self.log
         if key in log.records:
             return log.records[key] | {"model": name, "settings": model}

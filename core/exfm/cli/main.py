@@ -18,6 +18,7 @@ from exfm.errors import ConfigError, RunError
 
 _COMMANDS = {
     "run": "The whole experiment, resuming what is already committed.",
+    "sweep": "One run per point of a grid of values, and their comparison.",
     "train": "One model's training, as a job of its own.",
     "supervise": "One teacher's labelling, as a job of its own.",
     "validate": "Check experiment files without running them.",

@@ -25,33 +25,33 @@ COLORS: Final = 6
 
 # The plots are drawn in these stand-ins; each becomes the page's own colour for it, so that one plot serves light and
 # dark mode.
-_INK: Final = "#010101"
-_GRID: Final = "#020202"
-_SERIES: Final = tuple(f"#0300{index:02x}" for index in range(COLORS))
-_PAGE_COLORS: Final = {_INK: "currentColor", _GRID: "var(--line)"} | {
-    stand_in: f"var(--c{index})" for index, stand_in in enumerate(_SERIES)
+INK: Final = "#010101"
+GRID: Final = "#020202"
+SERIES: Final = tuple(f"#0300{index:02x}" for index in range(COLORS))
+_PAGE_COLORS: Final = {INK: "currentColor", GRID: "var(--line)"} | {
+    stand_in: f"var(--c{index})" for index, stand_in in enumerate(SERIES)
 }
-_RC: Final = {
+RC: Final = {
     "svg.fonttype": "none",
     "svg.hashsalt": "exfm",
     "font.size": 9,
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": _GRID,
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
 }
 # About a phone's width: text stays readable there, and on a wide screen plots stand side by side.
-_WIDTH: Final = 4.7
+WIDTH: Final = 4.7
 _FEW_LINES: Final = 8
 _LONGEST_NAME: Final = 24
 
@@ -85,18 +85,18 @@ def series_styles(results: Json) -> dict[str, SeriesStyle]:
 
 def gain_plot(gains: Sequence[Json], styles: Mapping[str, SeriesStyle]) -> str:
     """NE gain over the control with its interval, a row for each model and task."""
-    labels = [f"{_short(gain['model'])}, {_short(gain['task'])}" for gain in gains]
-    with matplotlib.rc_context(_RC):
+    labels = [f"{short(gain['model'])}, {short(gain['task'])}" for gain in gains]
+    with matplotlib.rc_context(RC):
         figure, axes = _rows_figure(labels)
-        axes.axvline(0, color=_INK, linewidth=1)
+        axes.axvline(0, color=INK, linewidth=1)
         for row, gain in enumerate(gains):
-            color = _SERIES[styles[gain["model"]].color]
+            color = SERIES[styles[gain["model"]].color]
             if gain["interval95"] is not None:
                 axes.plot(gain["interval95"], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
             if gain["ne_gain_percent"] is not None:
                 axes.plot([gain["ne_gain_percent"]], [row], "o", color=color, markersize=6)
         axes.set_xlabel("NE gain over the control, % (95% interval)")
-        return _svg(figure, "NE gain of each model over its control, with 95% intervals")
+        return svg(figure, "NE gain of each model over its control, with 95% intervals")
 
 
 def ne_plot(models: Mapping[str, Json], task: str, styles: Mapping[str, SeriesStyle]) -> str:
@@ -105,14 +105,14 @@ def ne_plot(models: Mapping[str, Json], task: str, styles: Mapping[str, SeriesSt
         {name: model["tasks"][task]["windows"] for name, model in models.items() if task in model["tasks"]}
     )
     few = len(lines) <= _FEW_LINES
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
         axes = figure.add_subplot()
         for name, points in lines.items():
             known = [(point.day, point.ne) for point in points if point.ne is not None]
             axes.plot(
                 *(zip(*known, strict=True) if known else ([], [])),
-                color=_SERIES[styles[name].color],
+                color=SERIES[styles[name].color],
                 linestyle=styles[name]._line,
                 linewidth=1.6 if few else 1.0,
                 marker="o" if few else "",
@@ -120,14 +120,14 @@ def ne_plot(models: Mapping[str, Json], task: str, styles: Mapping[str, SeriesSt
             )
         for points in distinct_limits(list(lines.values())):
             limits = [point.bayes_ne for point in points if point.bayes_ne is not None]
-            axes.plot([point.day for point in points], limits, color=_INK, linestyle=(0, (1, 1.5)), linewidth=1.4)
+            axes.plot([point.day for point in points], limits, color=INK, linestyle=(0, (1, 1.5)), linewidth=1.4)
         _fit(axes, list(lines.values()))
         # Between 3 and 7 ticks there is a step for every length of time; matplotlib's own bounds leave gaps.
         locator = AutoDateLocator(minticks=3, maxticks=7)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         axes.set_ylabel("NE, lower is better")
-        return _svg(figure, f"NE of {task} over time, by model")
+        return svg(figure, f"NE of {task} over time, by model")
 
 
 def calibration_plot(models: Mapping[str, Json], styles: Mapping[str, SeriesStyle]) -> str:
@@ -138,35 +138,35 @@ def calibration_plot(models: Mapping[str, Json], styles: Mapping[str, SeriesStyl
         for task, figures in model["tasks"].items()
         if figures["calibration"] is not None
     ]
-    with matplotlib.rc_context(_RC):
-        figure, axes = _rows_figure([f"{_short(name)}, {_short(task)}" for name, task, _ in rows])
-        axes.axvline(1, color=_INK, linewidth=1)
+    with matplotlib.rc_context(RC):
+        figure, axes = _rows_figure([f"{short(name)}, {short(task)}" for name, task, _ in rows])
+        axes.axvline(1, color=INK, linewidth=1)
         for row, (name, _, calibration) in enumerate(rows):
-            hollow = "none" if styles[name].dashes else _SERIES[styles[name].color]
-            axes.plot([calibration], [row], "o", color=_SERIES[styles[name].color], markerfacecolor=hollow)
+            hollow = "none" if styles[name].dashes else SERIES[styles[name].color]
+            axes.plot([calibration], [row], "o", color=SERIES[styles[name].color], markerfacecolor=hollow)
         values = [calibration for _, _, calibration in rows]
         low, high = min([0.95, *values]), max([1.05, *values])
         margin = 0.1 * (high - low)
         axes.set_xlim(max(low - margin, 0), high + margin)
         axes.set_xlabel("predicted / real positives; 1 is right")
-        return _svg(figure, "Calibration of each model")
+        return svg(figure, "Calibration of each model")
 
 
 def bars_plot(values: Mapping[str, float], unit: str, title: str) -> str:
     """One horizontal bar for each value, with its number."""
-    with matplotlib.rc_context(_RC):
-        figure, axes = _rows_figure([_short(name) for name in values])
-        bars = axes.barh(range(len(values)), list(values.values()), color=_SERIES[0], height=0.55)
+    with matplotlib.rc_context(RC):
+        figure, axes = _rows_figure([short(name) for name in values])
+        bars = axes.barh(range(len(values)), list(values.values()), color=SERIES[0], height=0.55)
         axes.bar_label(bars, labels=[count(value) for value in values.values()], padding=3)
         axes.margins(x=0.12)
         axes.set_xlabel(unit)
-        return _svg(figure, title)
+        return svg(figure, title)
 
 
 def age_plot(histograms: Mapping[str, Json], styles: Mapping[str, SeriesStyle]) -> str:
     """How old supervision was when it was learned from, a line for each student: its share in each bin of age."""
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
         axes = figure.add_subplot()
         for student, histogram in histograms.items():
             edges, counts = histogram["edges_s"], histogram["counts"]
@@ -174,7 +174,7 @@ def age_plot(histograms: Mapping[str, Json], styles: Mapping[str, SeriesStyle]) 
             # The outer bins are open: they are drawn as wide as their neighbours.
             bounds = [edges[0] ** 2 / edges[1], *edges, edges[-1] ** 2 / edges[-2]][used[0] : used[-1] + 2]
             shares = [100 * number / sum(counts) for number in counts[used[0] : used[-1] + 1]]
-            color, line = _SERIES[styles[student].color], styles[student]._line
+            color, line = SERIES[styles[student].color], styles[student]._line
             axes.stairs(shares, bounds, color=color, linestyle=line, linewidth=1.6, baseline=0)
         axes.set_xscale("log")
         ages = {1: "1 s", 60: "1 min", 3_600: "1 h", 86_400: "1 d", 2_592_000: "30 d", 31_536_000: "1 y"}
@@ -182,11 +182,11 @@ def age_plot(histograms: Mapping[str, Json], styles: Mapping[str, SeriesStyle]) 
         axes.minorticks_off()
         axes.set_xlabel("age of the supervision")
         axes.set_ylabel("% of the supervised examples")
-        return _svg(figure, "Age of supervision")
+        return svg(figure, "Age of supervision")
 
 
 def _rows_figure(labels: Sequence[str]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH, 0.75 + 0.3 * max(len(labels), 1)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.75 + 0.3 * max(len(labels), 1)), layout="constrained")
     axes = figure.add_subplot()
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
@@ -203,11 +203,12 @@ def _fit(axes: Axes, series: Sequence[Sequence[Point]]) -> None:
         axes.set_ylim(low - margin, high + margin)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A name that fits beside a plot."""
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
-def _svg(figure: Figure, title: str) -> str:
+def svg(figure: Figure, title: str) -> str:
     """The figure as one <svg> element without addresses of any kind, coloured by the page."""
     text = io.StringIO()
     with warnings.catch_warnings():

@@ -92,7 +92,8 @@ class DCNV2(Backbone):
 
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
         """Maps tokens (B, N, D) to the representation (B, R). ``sequences`` is not used."""
-        x0_BW = x_BW = self.norm(tokens_BND.flatten(1))
+        x0_BW: Tensor = self.norm(tokens_BND.flatten(1))
+        x_BW = x0_BW
         for layer in self.layers:
             x_BW = layer(x0_BW, x_BW)
         if self.deep is None:

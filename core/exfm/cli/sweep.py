@@ -1,0 +1,89 @@
+"""`exfm sweep`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from exfm.cli.context import CONFIG, OVERRIDES, Session
+from exfm.errors import RunError
+
+if TYPE_CHECKING:
+    from exfm.training.sweep import Point, Sweep
+
+
+def command(
+    context: typer.Context,
+    config: CONFIG,
+    over: Annotated[
+        list[str],
+        typer.Option(metavar="KEY=A,B,...", help="A key and its values; each --over is an axis."),
+    ],
+    overrides: OVERRIDES = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Points run at once, each in a process of its own.")] = 1,
+) -> None:
+    """Runs an experiment at every point of a grid, and compares."""
+    from exfm.training.sweep import open_points, parse_axes, plan_sweep, run_in_process_of_its_own, run_points
+
+    session: Session = context.obj
+    sweep = plan_sweep(config, parse_axes(over), overrides or [], session.block)
+    unfinished = open_points(sweep)
+    typer.echo(f"{len(sweep.points)} points, {len(unfinished)} to run", err=True)
+
+    def in_process_of_its_own(point: Point) -> None:
+        run_in_process_of_its_own(point, config, session.block, jobs)
+
+    errors: dict[str, str] = {}
+    for number, (point, error) in enumerate(run_points(unfinished, _run if jobs == 1 else in_process_of_its_own, jobs)):
+        state = f"failed: {error}" if error else "complete"
+        typer.echo(f"[{number + 1}/{len(unfinished)}] {point.label}: {state}", err=True)
+        if error:
+            errors[point.label] = error
+    _compare(sweep, errors)
+    if errors:
+        raise RunError(f"{len(errors)} of {len(sweep.points)} points failed; the same command runs them again")
+
+
+def _run(point: Point) -> None:
+    from exfm.cli.progress import StreamProgress
+    from exfm.training.run import run
+
+    with StreamProgress(point.label) as progress:
+        run(point.experiment, progress.update)
+
+
+def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
+    """Prints the table and writes the sweep's own files."""
+    from rich.console import Console
+
+    from exfm.reporting.results import RESULTS_FILE
+    from exfm.reporting.sweep import (
+        PAGE_FILE,
+        PLOT_FILE,
+        SWEEP_FILE,
+        PointResult,
+        render_png,
+        render_sweep,
+        summarize,
+        sweep_table,
+    )
+    from exfm.supervision.workspace import Workspace
+
+    workspace = Workspace(sweep.folder)
+    points = []
+    for point in sweep.points:
+        folder = point.experiment.run_dir.rpartition("/")[2]
+        error = errors.get(point.label, "")
+        results = None if error else workspace.read_json(f"{folder}/{RESULTS_FILE}")
+        points.append(PointResult(point.values, folder, results, error))
+    summary = summarize(sweep.name, sweep.axes, points)
+    workspace.write_json(SWEEP_FILE, summary)
+    workspace.write(PAGE_FILE, render_sweep(summary).encode())
+    picture = render_png(summary)
+    if picture is None:
+        workspace.remove(PLOT_FILE)  # another sweep's
+    else:
+        workspace.write(PLOT_FILE, picture)
+    Console(width=None if Console().is_terminal else 140).print(sweep_table(summary))
+    typer.echo(f"comparison: {sweep.folder}/{PAGE_FILE}")

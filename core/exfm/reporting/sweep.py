@@ -1,0 +1,185 @@
+"""The comparison of a sweep's runs: figures of every point, as a table and as a page."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from rich.table import Table
+from rich.text import Text
+
+from exfm.reporting.figures import MISSING, fixed, interval, signed, verdict
+from exfm.reporting.results import REPORT_FILE
+from exfm.reporting.sweep_plot import draw_series, point_label, sweep_png, sweep_svg
+
+Json = Mapping[str, Any]
+
+SWEEP_FILE, PAGE_FILE, PLOT_FILE = "sweep.json", "sweep.html", "sweep.png"
+SEED: Final = "seed"
+_STYLES: Final = {"better": "green", "worse": "red", "unclear": ""}
+
+
+@dataclass(frozen=True)
+class PointResult:
+    """What became of one point.
+
+    Attributes:
+        values: key and value of each axis, as on the command line.
+        folder: its run's folder, relative to the sweep's.
+        results: its results.json; None where it failed.
+        error: why it failed.
+    """
+
+    values: Mapping[str, str]
+    folder: str
+    results: Json | None
+    error: str = ""
+
+
+def summarize(experiment: str, axes: Mapping[str, Sequence[str]], points: Sequence[PointResult]) -> dict[str, Any]:
+    """The content of sweep.json.
+
+    Points that differ in their seed alone are one group. A group's figures are means over its seeds, and ``..._std``
+    are sample standard deviations. The interval of its gain is Student's t over the seeds' gains; each seed's gain is
+    paired, against the control of the same seed. A single run keeps its own interval, the bootstrap over examples.
+    """
+    groups: dict[tuple[tuple[str, str], ...], list[Json]] = {}
+    for point in points:
+        if point.results is not None:
+            values = tuple((key, value) for key, value in point.values.items() if key != SEED)
+            groups.setdefault(values, []).append(point.results)
+    return {
+        "experiment": experiment,
+        "axes": {key: list(values) for key, values in axes.items()},
+        "points": [
+            {"values": dict(point.values), "folder": point.folder, "complete": not point.error, "error": point.error}
+            for point in points
+        ],
+        "rows": [row for values, runs in groups.items() for row in _rows(dict(values), runs)],
+    }
+
+
+def _rows(values: dict[str, str], runs: Sequence[Json]) -> Iterator[dict[str, Any]]:
+    """One row for each model and task of a group of runs."""
+    # Of several teachers' entries the first stands for all: they differ in the transfer ratio only.
+    gains = [{(gain["model"], gain["task"]): gain for gain in reversed(run.get("gains", ()))} for run in runs]
+    for model, figures in runs[0]["models"].items():
+        for task in figures["tasks"]:
+            scores = [run["models"][model]["tasks"][task] for run in runs]
+            compared = [of_run[model, task] for of_run in gains if (model, task) in of_run]
+            yield {
+                "values": values,
+                "runs": len(runs),
+                "model": model,
+                "task": task,
+                **_spread("ne", [score["ne"] for score in scores]),
+                **_spread("auc", [score["auc"] for score in scores]),
+                **_spread("ne_gain_percent", [gain["ne_gain_percent"] for gain in compared]),
+                "interval95": _interval(compared),
+                **_spread("transfer_ratio", [gain["transfer_ratio"] for gain in compared]),
+            }
+
+
+def _spread(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
+    known = [value for value in values if value is not None]
+    return {
+        name: statistics.fmean(known) if known else None,
+        f"{name}_std": statistics.stdev(known) if len(known) > 1 else None,
+    }
+
+
+def _interval(gains: Sequence[Json]) -> list[float] | None:
+    known = [gain["ne_gain_percent"] for gain in gains if gain["ne_gain_percent"] is not None]
+    if len(known) > 1:
+        mean, half = statistics.fmean(known), t_quantile95(len(known) - 1) * statistics.stdev(known) / len(known) ** 0.5
+        return [mean - half, mean + half]
+    return next((gain["interval95"] for gain in gains if gain["ne_gain_percent"] is not None), None)
+
+
+def t_quantile95(freedom: int) -> float:
+    """Between minus this and this lies 95% of Student's t distribution: 12.706 for one degree of freedom."""
+    low, high = 1.9, 13.0
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_within(middle, freedom) < 0.95 else (low, middle)
+    return high
+
+
+def _t_within(t: float, freedom: int) -> float:
+    """P(|T| <= t) in closed form for whole degrees of freedom: Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    odd = freedom % 2
+    angle = math.atan2(t, math.sqrt(freedom))
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for factor in range(1 + odd, freedom, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * factor / (factor + 1)
+    total *= math.sin(angle)
+    return (angle + total) * 2 / math.pi if odd else total
+
+
+def sweep_table(summary: Json) -> Table:
+    """Every point, model and task of a sweep.json in one table."""
+    table = Table(title=Text(f"{summary['experiment']}: sweep"), title_justify="left", padding=(0, 1, 0, 0), box=None)
+    for heading in ("point", "model", "task"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("runs", "NE", "AUC", "NE gain (95% interval)", "transfer"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    before: tuple[str, ...] = ("", "")
+    for cells in _cells(summary):
+        gain = Text("" if not cells["gain"] else f"{cells['gain']} ({cells['interval']})", _STYLES[cells["verdict"]])
+        names = cells["point"], cells["model"]
+        point = "" if names[0] == before[0] else names[0]
+        model = "" if names == before else names[1]
+        figures = cells["runs"], cells["ne"], cells["auc"], gain, cells["transfer"]
+        table.add_row(Text(point, style="bold"), Text(model), Text(cells["task"]), *figures)
+        before = names
+    return table
+
+
+def _cells(summary: Json) -> Iterator[dict[str, str]]:
+    """The rows in words, for the terminal and for the page."""
+    for row in summary["rows"]:
+        compared = row["ne_gain_percent"] is not None
+        yield {
+            "point": point_label(summary, row["values"]),
+            "model": row["model"],
+            "task": row["task"],
+            "runs": str(row["runs"]),
+            "ne": _with_spread(row, "ne", 4),
+            "auc": _with_spread(row, "auc", 4),
+            "gain": f"{signed(row['ne_gain_percent'])}%" if compared else "",
+            "interval": interval(row["interval95"]) if compared else "",
+            "transfer": _with_spread(row, "transfer_ratio", 2) if compared else "",
+            "verdict": verdict(row),
+        }
+
+
+def _with_spread(row: Json, name: str, digits: int) -> str:
+    spread = row[f"{name}_std"]
+    return fixed(row[name], digits) + ("" if spread is None else f"±{fixed(spread, digits)}")
+
+
+def render_sweep(summary: Json) -> str:
+    """The page for a sweep.json: styles and plot inside, no script, no network; links lead to the points' reports."""
+    environment = Environment(loader=PackageLoader("exfm.reporting"), autoescape=True, undefined=StrictUndefined)
+    drawn = draw_series(summary)
+    return environment.get_template("sweep.html.j2").render(
+        summary=summary,
+        rows=list(_cells(summary)),
+        drawn=drawn,
+        svg=Markup(sweep_svg(drawn)) if drawn else None,
+        links=[f"{quote(point['folder'])}/{REPORT_FILE}" for point in summary["points"]],
+        missing=MISSING,
+    )
+
+
+def render_png(summary: Json) -> bytes | None:
+    """The page's plot as a picture, with its legend; None where there is nothing to draw."""
+    drawn = draw_series(summary)
+    return sweep_png(drawn) if drawn else None
