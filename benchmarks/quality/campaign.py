@@ -1,4 +1,4 @@
-"""Runs of a campaign, each kept as one line of JSON under the hash of what it asks for: what is there is not run again."""
+"""Runs of a campaign, each a line of JSON under the hash of what it asks for: what is there is not run again."""
 
 from __future__ import annotations
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import check_offers
-from students import Student, batch, bce, minimise, one_hot_stream, teacher
-from torch.nn.functional import binary_cross_entropy_with_logits
+from students import Student, batch, bce, teacher
 
 import exfm_plugins.direct
-from exfm import StudentOutput, Supervision
+from exfm import Supervision
+from exfm.testing import TransferStrategyTests
 from exfm_plugins.direct.strategy import Direct
+
+
+class TestDirect(TransferStrategyTests):
+    component = Direct
+    plugin = exfm_plugins.direct
+    configs = ({}, {"fallback": ["old_fm"], "weight": 2.0})
+    teaches_serving_heads = True
 
 
 def build(student: Student, *tasks: str, weight: float = 1.0) -> Direct:
@@ -80,28 +86,19 @@ def test_no_shared_task_is_an_error_that_names_both_sides() -> None:
         build(Student(), "view", "share")
 
 
-def test_one_head_converges_to_the_mixture_of_labels_and_teacher() -> None:
-    """Theorem 3.1, the bad half: the optimum of the shared head is (label rate + w * teacher) / (1 + w)."""
-    x, label, soft = one_hot_stream()
-    student, weight = Student(("click",)), 2.0
-    strategy = build(student, "click", weight=weight)
-    logit = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
-    everywhere = {task: torch.ones(len(x), dtype=torch.bool) for task in ("click", "buy", "share")}
-
-    def loss() -> torch.Tensor:
-        output = StudentOutput(x, {"click": x @ logit})
-        distillation = strategy.loss(output, Supervision({"click": soft}, everywhere), {"click": label})
-        return binary_cross_entropy_with_logits(x @ logit, label) + distillation
-
-    minimise(loss, [logit])
-    rate = (x.T @ label) / x.sum(0)
-    mixture = (rate + weight * (x.T @ soft) / x.sum(0)) / (1 + weight)
-    torch.testing.assert_close(logit.detach().sigmoid(), mixture, rtol=0, atol=1e-6)
-    assert (logit.detach().sigmoid() - rate).abs().max() > 0.05
+def test_no_gradient_goes_to_the_teacher() -> None:
+    student = Student(("click",))
+    x, supervision, labels = batch(10, ("click",))
+    soft = supervision.probabilities["click"].requires_grad_()
+    loss = build(student, "click").loss(student(x), supervision, labels)
+    assert torch.autograd.grad(loss, soft, allow_unused=True) == (None,)
 
 
-def test_plugin_offers_it() -> None:
-    check_offers(exfm_plugins.direct, Direct)
+def test_a_task_that_no_teacher_present_knows_is_left_out() -> None:
+    student = Student()
+    x, supervision, labels = batch(10, ("click",))
+    found = build(student, "click", "buy").loss(student(x), supervision, labels)
+    assert torch.equal(found, build(student, "click").loss(student(x), supervision, labels))
 
 
 @pytest.mark.parametrize("wrong", [{"weight": -1}, {"weight": float("nan")}, {"label_scale": 2}, {"teacher": None}])

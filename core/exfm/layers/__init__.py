@@ -1,4 +1,4 @@
-"""Layers that plugins share: MLPs, norms, and attention over dense tokens and over jagged sequences.
+"""Layers that plugins share: MLPs, norms, attention over dense tokens and jagged sequences, and parts of distillation.
 
 Everything here is public, and none of it is a component. What a kernel costs is known to ``count_flops``.
 """
@@ -6,7 +6,9 @@ Everything here is public, and none of it is a component. What a kernel costs is
 from __future__ import annotations
 
 from exfm.layers.attention import Attention, AttentionPooling, JaggedAttention
+from exfm.layers.distillation import DistillationHead, LossWeight, RecentMeans, soft_label_loss
 from exfm.layers.flops import count_flops
+from exfm.layers.gradient import scale_gradient
 from exfm.layers.jagged_attention import jagged_attention
 from exfm.layers.mlp import ActivationName, activation, mlp
 from exfm.layers.norm import NormName, RMSNorm, norm
@@ -16,13 +18,18 @@ __all__ = [
     "ActivationName",
     "Attention",
     "AttentionPooling",
+    "DistillationHead",
     "JaggedAttention",
+    "LossWeight",
     "NormName",
     "RMSNorm",
+    "RecentMeans",
     "activation",
     "count_flops",
     "jagged_attention",
     "mlp",
     "norm",
     "rotate",
+    "scale_gradient",
+    "soft_label_loss",
 ]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from exfm.testing.examples import random_examples as random_examples
     from exfm.testing.isolation import IsolatedRegistry as IsolatedRegistry
     from exfm.testing.sequence_encoder import SequenceEncoderTests as SequenceEncoderTests
+    from exfm.testing.transfer_strategy import TransferStrategyTests as TransferStrategyTests
 
 _HOME = {
     "BackboneTests": "exfm.testing.backbone",
@@ -35,6 +36,7 @@ _HOME = {
     "Examples": "exfm.testing.examples",
     "IsolatedRegistry": "exfm.testing.isolation",
     "SequenceEncoderTests": "exfm.testing.sequence_encoder",
+    "TransferStrategyTests": "exfm.testing.transfer_strategy",
     "random_examples": "exfm.testing.examples",
 }
 

@@ -1,28 +1,43 @@
 """ExFM's auxiliary head as an exfm transfer strategy.
 
-Legend: B examples, R width of the representation.
+Legend: B examples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from exfm import StudentOutput, StudentShape, Supervision, TeacherShape, TransferConfig, TransferStrategy
+from exfm.layers import DistillationHead, LossWeight
 
 
 class AuxiliaryHead(TransferStrategy):
     """The teacher's predictions are learned by heads of their own on the shared trunk (arXiv 2502.17494, section 3).
 
-    Adds ``weight * bce(z_D, min(label_scale * p_F, 1))`` to the loss, for each task that student and teacher share:
-    ``z_D`` is the logit of the task's distillation head, ``p_F`` the teacher's probability. The serving head sees
-    labels alone, so that it can converge to their optimum whatever the teacher's bias is (theorem 3.1); the trunk
-    learns from both. The served model keeps the serving head only.
+    Adds to the loss, for each taught task::
+
+        w * mean(bce(z_D, min(alpha * p_F, 1)))
+
+    ``z_D`` is the logit of the task's distillation head, ``p_F`` the teacher's probability, and the gradient from
+    ``z_D`` to the trunk is multiplied by ``beta``. The serving head sees labels alone, so that it can converge to their
+    optimum whatever the teacher's bias is (theorem 3.1); the trunk learns from both. The served model keeps the serving
+    head only.
+
+    Not published, so ours:
+
+    - the head starts at the teacher's mean: the first batch with a hit sets its bias to the logit of the mean target;
+    - ``label_scale: auto``: ``alpha = max(1, 0.5 / m)``, with ``m`` the mean of ``p_F`` over about the last 100,000
+      hits, so that the mean target of a rare label is at most 0.5;
+    - ``weight: auto``: ``w = min((e_T + 10) / (e_S + 10), 10)``. Of the entropy ``n H`` of the last ``n`` labels with
+      supervision, about 100,000, the teacher explains ``e_T = max(n (H - L_T), 0)`` nats and the serving head ``e_S``,
+      with ``L_T`` and ``L_S`` their log losses. A task whose labels come late keeps ``w = 1``.
+
+    Several entries under ``transfer`` learn from several teachers, each with heads of its own.
 
     Args:
         config: see ``Config``.
@@ -30,7 +45,7 @@ class AuxiliaryHead(TransferStrategy):
         teacher: the teacher's name and tasks.
 
     Raises:
-        ValueError: student and teacher share no task.
+        ValueError: there is no task to teach.
     """
 
     name: ClassVar[str] = "auxiliary_head"
@@ -38,11 +53,10 @@ class AuxiliaryHead(TransferStrategy):
     class Config(TransferConfig):
         """Fields of `auxiliary_head`. The paper does not publish its values; alpha 5, beta 20, w 10 circulate."""
 
-        label_scale: float = Field(
+        label_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = Field(
             1.0,
-            gt=0,
-            allow_inf_nan=False,
-            description="Alpha: multiplies the teacher's probability, clipped at 1, for rare labels; 5 circulates too.",
+            description="Alpha: multiplies the teacher's probability, clipped at 1, for rare labels; 5 circulates too. "
+            "auto: 0.5 over the teacher's recent mean, at least 1.",
         )
         gradient_scale: float = Field(
             1.0,
@@ -50,50 +64,35 @@ class AuxiliaryHead(TransferStrategy):
             allow_inf_nan=False,
             description="Beta: multiplies the gradient from distillation head to trunk; 20 circulates too.",
         )
-        weight: float = Field(
-            1.0, ge=0, allow_inf_nan=False, description="w: weight of the distillation loss; 10 circulates too."
+        weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = Field(
+            1.0,
+            description="w: weight of the distillation loss; 10 circulates too. "
+            "auto: how much more of the recent labels the teacher explains than the student, from 0 to 10.",
         )
 
     def __init__(self, config: Config, student: StudentShape, teacher: TeacherShape) -> None:
         super().__init__(config, student, teacher)
-        self._label_scale, self._gradient_scale = config.label_scale, config.gradient_scale
-        self._weight = config.weight
-        self.heads = nn.ModuleDict({_key(task): student.new_head() for task in self.tasks})
+        self.heads = nn.ModuleDict(
+            {
+                f"task_{task}": DistillationHead(student.new_head(), config.label_scale, config.gradient_scale)
+                for task in self.tasks
+            }
+        )
+        self.weights = nn.ModuleDict({f"task_{task}": LossWeight(config.weight) for task in self.tasks})
 
     def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
-        """``weight * mean(bce(z_D, ...))``, summed over the shared tasks, a scalar; a miss counts 0 in the mean."""
-        trunk_BR = _scale_gradient(student.representation_BR, self._gradient_scale)
-        terms = [self._distillation(task, trunk_BR, supervision) for task in self.tasks]
-        return self._weight * torch.stack(terms).sum()
+        """The weighted losses of the tasks, summed, a scalar; a miss counts 0 in a mean."""
+        terms = [
+            self._distillation(task, student, supervision, labels.get(task))
+            for task in self.tasks
+            if task in supervision.hit
+        ]
+        return torch.stack(terms).sum()
 
-    def _distillation(self, task: str, trunk_BR: Tensor, supervision: Supervision) -> Tensor:
-        logit_B = self.heads[_key(task)](trunk_BR)
-        target_B = (self._label_scale * supervision.probabilities[task].detach()).clamp(max=1).to(logit_B.dtype)
-        loss_B = binary_cross_entropy_with_logits(logit_B, target_B, reduction="none")
-        return torch.where(supervision.hit[task], loss_B, 0.0).sum() / max(loss_B.shape[0], 1)
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """The identity, bit for bit; its gradient is multiplied by a constant."""
-
-    @staticmethod
-    def forward(x: Tensor, scale: float) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        ctx.scale = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.scale, None
-
-
-def _scale_gradient(x: Tensor, scale: float) -> Tensor:
-    scaled: Tensor = _ScaleGradient.apply(x, scale)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return scaled
-
-
-def _key(task: str) -> str:
-    """A name torch accepts for a child module, for any task's name: no dots, no attribute's name."""
-    return "task_" + task.replace("%", "%25").replace(".", "%2E")
+    def _distillation(
+        self, task: str, student: StudentOutput, supervision: Supervision, label_B: Tensor | None
+    ) -> Tensor:
+        soft_B, hit_B = supervision.probabilities[task], supervision.hit[task]
+        loss: Tensor = self.heads[f"task_{task}"](student.representation_BR, soft_B.unsqueeze(0), hit_B).sum()
+        weight: float | Tensor = self.weights[f"task_{task}"](soft_B, student.logits[task], hit_B, label_B)
+        return weight * loss

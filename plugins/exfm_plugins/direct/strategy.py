@@ -1,7 +1,4 @@
-"""Standard knowledge distillation as an exfm transfer strategy.
-
-Legend: B examples.
-"""
+"""Standard knowledge distillation as an exfm transfer strategy."""
 
 from __future__ import annotations
 
@@ -11,17 +8,17 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from exfm import StudentOutput, StudentShape, Supervision, TeacherShape, TransferConfig, TransferStrategy
+from exfm.layers import soft_label_loss
 
 
 class Direct(TransferStrategy):
     """The serving heads learn the labels and the teacher's predictions at once (arXiv 2502.17494, section 2).
 
-    Adds ``weight * bce(z_S, p_F)`` to the loss, for each task that student and teacher share: ``z_S`` is the serving
-    logit, ``p_F`` the teacher's probability. The baseline that other strategies have to beat: whatever bias the
-    teacher has moves into the serving head (theorem 3.1). It has no parameters.
+    Adds ``weight * bce(z_S, p_F)`` to the loss, for each taught task: ``z_S`` is the serving logit, ``p_F`` the
+    teacher's probability. The baseline that other strategies have to beat: whatever bias the teacher has moves into the
+    serving head (theorem 3.1). It has no parameters.
 
     Args:
         config: see ``Config``.
@@ -29,7 +26,7 @@ class Direct(TransferStrategy):
         teacher: the teacher's name and tasks.
 
     Raises:
-        ValueError: student and teacher share no task.
+        ValueError: there is no task to teach.
     """
 
     name: ClassVar[str] = "direct"
@@ -46,13 +43,10 @@ class Direct(TransferStrategy):
         self._weight = config.weight
 
     def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
-        """``weight * mean(bce(z_S, p_F))``, summed over the shared tasks, a scalar; a miss counts 0 in the mean."""
-        terms = [_distillation(student.logits[task], supervision, task) for task in self.tasks]
+        """``weight * mean(bce(z_S, p_F))``, summed over the taught tasks, a scalar; a miss counts 0 in the mean."""
+        terms = [
+            soft_label_loss(student.logits[task], supervision.probabilities[task], supervision.hit[task])
+            for task in self.tasks
+            if task in supervision.hit
+        ]
         return self._weight * torch.stack(terms).sum()
-
-
-def _distillation(logit_B: Tensor, supervision: Supervision, task: str) -> Tensor:
-    """Mean over the batch of bce(logit, teacher's probability); a miss counts 0, and so does an empty batch."""
-    target_B = supervision.probabilities[task].detach().to(logit_B.dtype)
-    loss_B = binary_cross_entropy_with_logits(logit_B, target_B, reduction="none")
-    return torch.where(supervision.hit[task], loss_B, 0.0).sum() / max(loss_B.shape[0], 1)

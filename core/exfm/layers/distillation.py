@@ -1,0 +1,160 @@
+"""Parts of distillation from soft labels: the loss, a head of its own, and how much the loss counts.
+
+Legend: B examples, R width of the representation, L soft labels of an example, V averaged values.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
+
+from exfm.layers.gradient import scale_gradient
+
+_RECENT = 100_000
+_EPSILON = 1e-6
+_MEAN_TARGET = 0.5
+_PRIOR_NATS = 10.0
+_MAX_WEIGHT = 10.0
+
+
+def soft_label_loss(logit_B: Tensor, target_LB: Tensor, hit_B: Tensor) -> Tensor:
+    """Mean over the batch of the cross-entropy of logit and soft label; a miss counts 0, and so does an empty batch.
+
+    Args:
+        logit_B: (B,).
+        target_LB: (..., B) probabilities; no gradient goes to them. Where ``hit_B`` is false the value does not matter.
+        hit_B: (B,) bool, which examples have soft labels.
+
+    Returns:
+        (...,), one loss for each row of targets.
+    """
+    target_LB = target_LB.detach().to(logit_B.dtype)
+    loss_LB = binary_cross_entropy_with_logits(logit_B.expand_as(target_LB), target_LB, reduction="none")
+    return torch.where(hit_B, loss_LB, 0.0).sum(-1) / max(logit_B.shape[0], 1)
+
+
+class DistillationHead(nn.Module):
+    """A head that learns the soft labels of one task beside the serving head (arXiv 2502.17494, section 3).
+
+    ``bce(z_D, min(alpha p, 1))`` for each soft label ``p``; the gradient to the trunk is multiplied by ``beta``.
+
+    ``alpha: auto`` is ours: ``alpha = max(1, 0.5 / m)``, where ``m`` is the mean of the first soft label over about the
+    last 100,000 hits, this batch included. So the mean target of a rare label is at most 0.5, whatever its base rate.
+
+    The head starts, ours too, where serving heads start for labels: the first batch with a hit sets its last bias to
+    the logit of the mean scaled label, so that the trunk need not move it.
+
+    Args:
+        head: representation (B, R) -> logits (B,). Without a bias in its last linear layer, nothing is set.
+        label_scale: alpha.
+        gradient_scale: beta.
+    """
+
+    started: Tensor
+
+    def __init__(self, head: nn.Module, label_scale: float | Literal["auto"], gradient_scale: float) -> None:
+        super().__init__()
+        self.head = head
+        self._label_scale, self._gradient_scale = label_scale, gradient_scale
+        self.mean = RecentMeans(1) if label_scale == "auto" else None
+        self.register_buffer("started", torch.tensor(False))
+
+    def forward(self, representation_BR: Tensor, soft_LB: Tensor, hit_B: Tensor) -> Tensor:
+        """Maps representation (B, R), soft labels (L, B) and hits (B,) to losses (L,), as ``soft_label_loss``."""
+        target_LB = (self._alpha(soft_LB[0], hit_B) * soft_LB).clamp(max=1)
+        self._start(target_LB[0], hit_B)
+        logit_B = self.head(scale_gradient(representation_BR, self._gradient_scale))
+        return soft_label_loss(logit_B, target_LB, hit_B)
+
+    def _alpha(self, soft_B: Tensor, hit_B: Tensor) -> float | Tensor:
+        if self.mean is None:
+            assert self._label_scale != "auto"
+            return self._label_scale
+        self.mean.add(soft_B.unsqueeze(0), hit_B)
+        # Before there is a hit the mean is 0; no target is used then.
+        alpha: Tensor = (_MEAN_TARGET / self.mean()[0].clamp(min=_EPSILON)).clamp(min=1)
+        return alpha
+
+    @torch.no_grad()
+    def _start(self, target_B: Tensor, hit_B: Tensor) -> None:
+        bias = [module for module in self.head.modules() if isinstance(module, nn.Linear)][-1].bias
+        mean = torch.where(hit_B, target_B, 0.0).sum() / hit_B.sum().clamp(min=1)
+        now = ~self.started & hit_B.any()
+        if bias is not None:
+            bias.copy_(torch.where(now, torch.logit(mean, eps=_EPSILON), bias))
+        self.started |= now
+
+
+class LossWeight(nn.Module):
+    """The weight of a distillation loss: fixed, or by how much better than the student its soft labels are.
+
+    ``auto`` is ours: ``w = min((e_T + 10) / (e_S + 10), 10)``, where ``e_T`` is how many nats of the labels' entropy
+    the soft labels explain and ``e_S`` how many the serving head explains, ``max(n (H - log loss), 0)``, both over
+    about the last 100,000 examples with soft and true label, ``n`` of them. It is 1 where both are as good, and tends
+    to 0 where the soft labels are worse than the base rate; the 10 nats keep it at 1 while few labels are known.
+
+    Args:
+        weight: w.
+    """
+
+    def __init__(self, weight: float | Literal["auto"]) -> None:
+        super().__init__()
+        self._weight = weight
+        self.means = RecentMeans(3) if weight == "auto" else None
+
+    def forward(self, soft_B: Tensor, logit_B: Tensor, hit_B: Tensor, label_B: Tensor | None) -> float | Tensor:
+        """The weight, a scalar, once a batch is known.
+
+        Args:
+            soft_B: (B,) soft labels.
+            logit_B: (B,) of the serving head.
+            hit_B: (B,) bool, which examples have soft labels.
+            label_B: (B,) of 0 and 1; None where they are not known.
+        """
+        if self.means is None:
+            assert self._weight != "auto"
+            return self._weight
+        if label_B is not None:
+            label_B = label_B.double()
+            soft_B = soft_B.detach().double().clamp(_EPSILON, 1 - _EPSILON)
+            teacher_B = binary_cross_entropy(soft_B, label_B, reduction="none")
+            student_B = binary_cross_entropy_with_logits(logit_B.detach().double(), label_B, reduction="none")
+            self.means.add(torch.stack([teacher_B, student_B, label_B]), hit_B)
+        teacher, student, rate = self.means()
+        entropy = -torch.xlogy(rate, rate) - torch.xlogy(1 - rate, 1 - rate)
+        explained = [(self.means.count * (entropy - loss)).clamp(min=0) + _PRIOR_NATS for loss in (teacher, student)]
+        weight: Tensor = (explained[0] / explained[1]).clamp(max=_MAX_WEIGHT)
+        return weight.to(logit_B.dtype)
+
+
+class RecentMeans(nn.Module):
+    """Means of V values over about the last 100,000 examples, older ones counting exponentially less.
+
+    Its state is saved with the module's.
+
+    Args:
+        values: V.
+    """
+
+    total_V: Tensor
+    count: Tensor
+
+    def __init__(self, values: int) -> None:
+        super().__init__()
+        self.register_buffer("total_V", torch.zeros(values, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self) -> Tensor:
+        """The means (V,); zeros before there is an example."""
+        return torch.where(self.count > 0, self.total_V / self.count, 0.0)
+
+    @torch.no_grad()
+    def add(self, values_VB: Tensor, seen_B: Tensor) -> None:
+        """Adds the examples (B,) that ``seen_B`` marks, with their values (V, B)."""
+        added = seen_B.sum(dtype=torch.float64)
+        keep = torch.exp(-added / _RECENT)
+        self.total_V.mul_(keep).add_(torch.where(seen_B, values_VB, 0.0).sum(dim=1, dtype=torch.float64))
+        self.count.mul_(keep).add_(added)

@@ -1,0 +1,308 @@
+"""`student_adapter`: the teacher corrected by fresh labels, then learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import log
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+from students import Head, Student, batch, bce, teacher
+from tests.training.logs import differences, experiment_dict, make_log, timeless, write_log
+from tests.training.logs import load as load_experiment
+from torch import Tensor
+
+import exfm
+import exfm_plugins.auxiliary_head
+import exfm_plugins.din
+import exfm_plugins.dlrm
+import exfm_plugins.parquet
+import exfm_plugins.single
+import exfm_plugins.student_adapter
+import exfm_plugins.wukong
+from exfm import Supervision
+from exfm.testing import TransferStrategyTests
+from exfm_plugins.student_adapter.strategy import StudentAdapter
+
+
+class TestStudentAdapter(TransferStrategyTests):
+    component = StudentAdapter
+    plugin = exfm_plugins.student_adapter
+    configs = (
+        {},
+        {"head": "shared", "teacher_weight": "auto", "hidden": [], "input": "probability"},
+    )
+
+
+def build(student: Student, *tasks: str, corrects: float = 0.5, **fields: object) -> StudentAdapter:
+    """In float64; ``corrects``: the size of the adapter's parameters, 0 for an adapter that has learned nothing."""
+    strategy = StudentAdapter(StudentAdapter.Config(teacher="fm", **fields), student.shape, teacher(*tasks)).double()
+    for parameter in strategy.adapters.parameters() if corrects else ():
+        torch.nn.init.normal_(parameter, std=corrects)
+    return strategy
+
+
+def corrected(strategy: StudentAdapter, task: str, p: float, *, of_logit: bool) -> Tensor:
+    """z_A of one example, from the adapter's parameters."""
+    p = min(max(p, 1e-6), 1 - 1e-6)
+    values = torch.tensor([log(p / (1 - p)) if of_logit else p], dtype=torch.float64)
+    parameters = list(strategy.adapters[f"task_{task}"].parameters())
+    for number in range(0, len(parameters), 2):
+        values = parameters[number] @ values + parameters[number + 1]
+        if number + 2 < len(parameters):
+            values = values / (1 + (-values).exp())
+    return values[0] + log(p / (1 - p))
+
+
+def step(strategy: StudentAdapter, optimizer: torch.optim.Optimizer, *known: Any) -> None:
+    optimizer.zero_grad()
+    strategy.own_loss(*known).backward()
+    optimizer.step()
+
+
+@given(
+    st.integers(1, 30),
+    st.sampled_from([("click",), ("click", "buy"), ("buy", "share", "click")]),
+    st.sampled_from([(), (3,), (4, 2)]),
+    st.sampled_from(["logit", "probability"]),
+    st.sampled_from(["own", "shared"]),
+)
+@settings(max_examples=15, deadline=None, derandomize=True)
+def test_is_the_published_losses(
+    size: int, tasks: tuple[str, ...], hidden: tuple[int, ...], read: str, head: str
+) -> None:
+    student = Student()
+    extra = {"teacher_weight": 1.5} if head == "shared" else {}
+    strategy = build(student, *tasks, hidden=hidden, input=read, head=head, weight=2.5, label_scale=1.7, **extra)
+    x, supervision, labels = batch(size, tasks)
+    output = student(x)
+    found = [strategy.own_loss(supervision, labels).item(), strategy.loss(output, supervision, labels).item()]
+    expected = [0.0, 0.0]
+    for task in {"click", "buy"} & set(tasks):
+        rows = [row for row in range(size) if supervision.hit[task][row]]
+        linear = strategy.heads[f"task_{task}"].head
+        for row in rows:
+            soft = supervision.probabilities[task][row]
+            z_a = corrected(strategy, task, soft.item(), of_logit=read == "logit")
+            expected[0] += bce(z_a, labels[task][row]).item() / len(rows)
+            z_d = linear.weight[0] @ output.representation_BR[row] + linear.bias[0]
+            target = (1.7 / (1 + (-z_a).exp())).clamp(max=1)
+            expected[1] += 2.5 * bce(z_d, target).item() / size
+            if head == "shared":
+                expected[1] += 1.5 * bce(z_d, (1.7 * soft).clamp(max=1)).item() / size
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("read", ["logit", "probability"])
+@pytest.mark.parametrize("hidden", [(), (16,)])
+def test_starts_as_the_teacher(read: str, hidden: tuple[int, ...]) -> None:
+    strategy = build(Student(), "click", corrects=0, input=read, hidden=hidden)
+    p = torch.cat([torch.tensor([0.0, 1.0, 1e-3]), torch.rand(50)]).double()
+    found = strategy.adapters["task_click"](p).sigmoid()
+    torch.testing.assert_close(found, p.clamp(1e-6, 1 - 1e-6), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("head", ["own", "shared"])
+def test_each_loss_reaches_its_own_parameters_alone(head: str) -> None:
+    student = Student()
+    strategy = build(student, "click", "buy", head=head)
+    x, supervision, labels = batch(30)
+    output = student(x)
+    losses = {
+        "adapter": strategy.own_loss(supervision, labels),
+        "distillation": strategy.loss(output, supervision, labels),
+        "labels": student.label_loss(output, labels),
+    }
+    parts = {
+        "adapter": list(strategy.adapters.parameters()),
+        "distillation": list(strategy.heads.parameters()),
+        "serving": list(student.heads.parameters()),
+        "trunk": list(student.trunk.parameters()),
+    }
+    reached = {name: {part for part, of in parts.items() if reaches(loss, of)} for name, loss in losses.items()}
+    assert reached == {
+        "adapter": {"adapter"},
+        "distillation": {"distillation", "trunk"},
+        "labels": {"serving", "trunk"},
+    }
+    owned = [parameter for group in strategy.own_optimizer().param_groups for parameter in group["params"]]
+    assert [id(parameter) for parameter in owned] == [id(parameter) for parameter in parts["adapter"]]
+
+
+def reaches(loss: Tensor, parameters: list[Tensor]) -> bool:
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return any(gradient.any() for gradient in found)
+
+
+@pytest.mark.parametrize(("scale", "tolerance"), [(0.0, 0), (0.25, 0), (32.0, 0), (20.0, 1e-12)])
+def test_gradient_scale_multiplies_the_trunks_gradient_alone(scale: float, tolerance: float) -> None:
+    student = Student()
+    x, supervision, labels = batch(30)
+    plain, scaled = build(student, "click", "buy"), build(student, "click", "buy", gradient_scale=scale)
+    scaled.load_state_dict(plain.state_dict())
+    found = []
+    for strategy in (plain, scaled):
+        loss = strategy.loss(student(x), supervision, labels)
+        head = strategy.heads["task_click"].head.weight
+        found.append(torch.autograd.grad(loss, [student.trunk.weight, head]))
+    torch.testing.assert_close(found[1][0], scale * found[0][0], rtol=tolerance, atol=0)
+    assert torch.equal(found[1][1], found[0][1])
+
+
+@pytest.mark.parametrize("head", ["own", "shared"])
+def test_a_miss_contributes_nothing_whatever_its_value(head: str) -> None:
+    student = Student()
+    x, supervision, labels = batch(40)
+    other = {task: torch.where(supervision.hit[task], p, -9e9) for task, p in supervision.probabilities.items()}
+    found = []
+    for probabilities in (supervision.probabilities, other):
+        torch.manual_seed(0)
+        strategy = build(student, "click", "buy", head=head, label_scale="auto", weight="auto")
+        taught = Supervision(probabilities, supervision.hit)
+        optimizer = strategy.own_optimizer()
+        step(strategy, optimizer, taught, labels)
+        strategy.loss(student(x), taught, labels).backward()
+        gradients = {name: p.grad for name, p in strategy.named_parameters()} | {"trunk": student.trunk.weight.grad}
+        found.append(save({**strategy.state_dict(), **{f"grad.{name}": value for name, value in gradients.items()}}))
+        student.zero_grad()
+    assert found[0] == found[1]
+
+
+def without_hits(supervision: Supervision, labels: dict[str, Tensor]) -> tuple[Supervision, dict[str, Tensor]]:
+    nobody = {task: torch.zeros_like(hit) for task, hit in supervision.hit.items()}
+    return Supervision(supervision.probabilities, nobody), labels
+
+
+def without_labels(supervision: Supervision, labels: dict[str, Tensor]) -> tuple[Supervision, dict[str, Tensor]]:
+    return supervision, {}
+
+
+@pytest.mark.parametrize("without", [without_hits, without_labels])
+def test_the_adapter_rests_where_it_has_nothing_to_learn_from(without: Callable[..., Any]) -> None:
+    """Not by a bit, although its optimizer has momentum."""
+    strategy = build(Student(), "click", "buy")
+    optimizer = strategy.own_optimizer()
+    for seed in range(3):
+        step(strategy, optimizer, *batch(30, seed=seed)[1:])
+    before = save(strategy.state_dict())
+    moments = [value.clone() for state in optimizer.state.values() for value in state.values()]
+    step(strategy, optimizer, *without(*batch(30, seed=3)[1:]))
+    assert save(strategy.state_dict()) == before
+    after = [value for state in optimizer.state.values() for value in state.values()]
+    assert all(torch.equal(*pair) for pair in zip(moments, after, strict=True))
+
+
+def test_a_task_without_fresh_labels_keeps_the_teachers_label() -> None:
+    strategy = build(Student(), "click", "buy", corrects=0)
+    optimizer = strategy.own_optimizer()
+    for seed in range(3):
+        _, supervision, labels = batch(30, seed=seed)
+        step(strategy, optimizer, supervision, {"click": labels["click"]})
+    p = torch.rand(20, dtype=torch.float64)
+    torch.testing.assert_close(strategy.adapters["task_buy"](p).sigmoid(), p, rtol=1e-9, atol=0)
+    assert not torch.allclose(strategy.adapters["task_click"](p).sigmoid(), p, rtol=1e-4)
+
+
+def test_auto_label_scale_and_weights_follow_the_labels_that_are_learned() -> None:
+    """A shared head's alpha is the teacher's; each label has the weight that it deserves."""
+    student = Student(("click",))
+    fields: dict[str, object] = {"head": "shared", "label_scale": "auto", "weight": "auto", "teacher_weight": "auto"}
+    strategy = build(student, "click", corrects=0.2, **fields)
+    x, supervision, labels = batch(500, ("click",))
+    label, hit = labels["click"], supervision.hit["click"]
+    soft = 0.2 + 0.4 * supervision.probabilities["click"] * label
+    output = exfm.StudentOutput(student(x).representation_BR, {"click": 0.4 * label - 1})
+    found = strategy.loss(output, Supervision({"click": soft}, {"click": hit}), labels).item()
+    rows = [row for row in range(500) if hit[row]]
+    n, linear, head_losses, weights = len(rows), strategy.heads["task_click"].head, [0.0, 0.0], []
+    rate = float(label[rows].sum()) / n
+    adapted = [corrected(strategy, "click", p, of_logit=True).sigmoid().item() for p in soft.tolist()]
+    alpha = max(1.0, 0.5 * n / sum(float(soft[row]) for row in rows))
+    entropy = -n * (rate * log(rate) + (1 - rate) * log(1 - rate))
+    student_nats = entropy - sum(bce(output.logits["click"][row], label[row]).item() for row in rows)
+    for index, values in enumerate((soft.tolist(), adapted)):
+        nats = entropy - sum(-log(values[row] if label[row] else 1 - values[row]) for row in rows)
+        weights.append(min((max(nats, 0) + 10) / (max(student_nats, 0) + 10), 10))
+        for row in rows:
+            z_d = linear.weight[0] @ output.representation_BR[row] + linear.bias[0]
+            head_losses[index] += (
+                bce(z_d, torch.tensor(min(alpha * values[row], 1.0), dtype=torch.float64)).item() / 500
+            )
+    assert found == pytest.approx(sum(w * one for w, one in zip(weights, head_losses, strict=True)), rel=1e-9)
+    assert 1.2 < weights[1] < weights[0] < 10 and alpha > 1.2
+
+
+def test_training_goes_on_bit_by_bit_from_a_saved_state() -> None:
+    student = Student()
+    fields: dict[str, object] = {"head": "shared", "label_scale": "auto", "weight": "auto"}
+    one, other = build(student, "click", "buy", **fields), build(student, "click", "buy", **fields)
+    x, supervision, labels = batch(50)
+    one.loss(student(x), supervision, labels)
+    other.load_state_dict(load(save(one.state_dict())))
+    x, supervision, labels = batch(50, seed=1)
+    assert torch.equal(*(strategy.loss(student(x), supervision, labels) for strategy in (one, other)))
+    assert save(one.state_dict()) == save(other.state_dict())
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_tiny_batches_are_finite(size: int) -> None:
+    student = Student()
+    strategy = build(student, "click", "buy", head="shared", label_scale="auto", weight="auto")
+    x, supervision, labels = batch(size)
+    step(strategy, strategy.own_optimizer(), supervision, labels)
+    strategy.loss(student(x), supervision, labels).backward()
+    assert student.trunk.weight.grad.isfinite().all()
+    assert all(value.isfinite().all() for value in strategy.state_dict().values())
+
+
+def test_float32_students_learn_from_float64_supervision() -> None:
+    student = Student(("click",)).float()
+    shape = exfm.StudentShape(("click",), 4, lambda: Head(4).float())
+    strategy = StudentAdapter(StudentAdapter.Config(teacher="fm", weight="auto"), shape, teacher("click"))
+    x, supervision, labels = batch(8, ("click",))
+    assert strategy.loss(student(x.float()), supervision, labels).dtype == torch.float32
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0}, {"hidden": [0]}, {"head": "mine"}, {"teacher_weight": 2}, {"alpha": 5}])
+def test_wrong_configs_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        StudentAdapter.Config(teacher="fm", **wrong)
+
+
+class StopError(Exception):
+    """Ends a run."""
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(tmp_path: Path, exfm_registry: Any) -> None:
+    """Adapters, their Adam, started heads and running means are where they were."""
+    plugins = ("auxiliary_head", "din", "dlrm", "parquet", "single", "student_adapter", "wukong")
+    exfm_registry.put(*(getattr(exfm_plugins, name) for name in plugins))
+    path = write_log(tmp_path / "log", make_log(600))
+    results = []
+    for name, stop_after in (("whole", None), ("interrupted", 5)):
+        config = experiment_dict(path, str(tmp_path / name))
+        auto = {"teacher": "fm", "label_scale": "auto", "weight": "auto"}
+        config["models"]["vm"]["transfer"] = [
+            {"name": "auxiliary_head", **auto},
+            {"name": "student_adapter", "lr": 0.05, "head": "shared", **auto},
+        ]
+        experiment, chunks = load_experiment(tmp_path, config), 0
+
+        def count(_: object, last: int | None = stop_after) -> None:
+            nonlocal chunks
+            chunks += 1
+            if chunks == last:
+                raise StopError
+
+        if stop_after is not None:
+            with pytest.raises(StopError):
+                exfm.run(experiment, count)
+        results.append(exfm.run(experiment))
+    assert not differences(*(timeless(result) for result in results))
+    states = [sorted((tmp_path / name / "snapshots").rglob("*.safetensors")) for name in ("whole", "interrupted")]
+    assert states[0] and [file.read_bytes() for file in states[0]] == [file.read_bytes() for file in states[1]]
