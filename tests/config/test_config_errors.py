@@ -74,7 +74,12 @@ MISTAKES: list[tuple[str, Any, str, list[str]]] = [
     ("stream.source.name", GONE, "stream.source", ["{name: NAME, field: value}", "synthetic_ads"]),
     ("stream.source.name", 3, "stream.source", ["{name: NAME, field: value}"]),
     ("stream.source.name", "synthetic_add", "", ["no data_source", "Did you mean 'synthetic_ads'?"]),
-    ("models.fm.backbone", "wukong", "", ["a backbone is written {name: NAME, field: value}", "dlrm, ", "wukong; given"]),
+    (
+        "models.fm.backbone",
+        "wukong",
+        "",
+        ["a backbone is written {name: NAME, field: value}", "dlrm, ", "wukong; given"],
+    ),
     ("models.fm.backbone.name", "wukon", "", ["no backbone is called 'wukon'", "Did you mean 'wukong'?"]),
     ("models.fm.backbone.name", "din", "", ["no backbone is called 'din'", "'din' is a sequence_encoder"]),
     ("models.vm.transfer", "auxiliary_head", "", ["must be a list", "given: 'auxiliary_head'"]),
