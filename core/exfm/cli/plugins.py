@@ -27,7 +27,7 @@ def command(
         table.add_row(
             plugin.name, plugin.distribution, plugin.version, plugin.status, "\n".join(plugin.components) or "-"
         )
-    Console(soft_wrap=True).print(table)
+    Console(width=None if Console().is_terminal else 160).print(table)
     for plugin in plugins:
         if plugin.reason:
             typer.echo(f"{plugin.name} is {plugin.status}: {plugin.reason}")
