@@ -87,11 +87,17 @@ def tune(campaign: Campaign, models: Models, tuned: Path) -> None:
         chosen[name] = {"optimizer": record["settings"]["optimizer"], "on": kept}
         lines = [
             "# Learning rates that run.py chose on the part of the stream that no figure covers, and NE there.",
-            f"# The last command: python {shlex.join(sys.argv)}",
+            f"# The last command: python {shlex.join(_without_folder(sys.argv))}",
             yaml.safe_dump(chosen, sort_keys=True, default_flow_style=None, width=120),
         ]
         tuned.write_text("\n".join(lines))
         print(f"{name}: {chosen[name]}", flush=True)
+
+
+def _without_folder(arguments: list[str]) -> list[str]:
+    """A command line without the place of this machine where records are kept."""
+    before = ["", *arguments]
+    return [given for given, last in zip(arguments, before, strict=False) if "--out" not in (given, last)]
 
 
 def measure(campaign: Campaign, models: Models, tuned: Path, seeds: int) -> str:
