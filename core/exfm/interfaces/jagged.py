@@ -45,6 +45,13 @@ class JaggedSequence:
         ends = self.offsets[1:][self.example_index()]
         return ends - 1 - torch.arange(self.values_ED.shape[0], device=ends.device)
 
+    def mean(self) -> Tensor:
+        """The average of each example's events, (B, D); zeros without events."""
+        values_ED = self.values_ED
+        sums_BD = values_ED.new_zeros(self.batch_size, values_ED.shape[1])
+        sums_BD = sums_BD.index_add(0, self.example_index(), values_ED)
+        return sums_BD / self.lengths.clamp(min=1).to(values_ED.dtype).unsqueeze(1)
+
     def with_values(self, values_ED: Tensor) -> JaggedSequence:
         """Other values (E, D') of the same events."""
         return JaggedSequence(values_ED, self.offsets, self.max_length)

@@ -92,16 +92,9 @@ class _Tower(nn.Module):
         parts = [tokens_BND[:, self.places].flatten(1)]
         for name, network in zip(self.histories, self.events, strict=True):
             hidden = sequences[name].with_values(network(sequences[name].values_ED))
-            parts += [_mean(hidden), _mean(hidden.recent(_RECENT))]
+            parts += [hidden.mean(), hidden.recent(_RECENT).mean()]
         state_BK: Tensor = self.out(torch.cat(parts, dim=1))
         return state_BK
-
-
-def _mean(sequence: JaggedSequence) -> Tensor:
-    """The average of each example's events (B, H), zeros where there are none."""
-    sums_BH = sequence.values_ED.new_zeros(sequence.batch_size, sequence.values_ED.shape[1])
-    sums_BH = sums_BH.index_add(0, sequence.example_index(), sequence.values_ED)
-    return sums_BH / sequence.lengths.clamp(min=1).to(sums_BH.dtype).unsqueeze(1)
 
 
 def _key(entity: str) -> str:

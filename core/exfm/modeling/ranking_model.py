@@ -69,11 +69,12 @@ class RankingModel(nn.Module):
         self.head_hidden = config.head_hidden
         self.tasks = tasks
         self.heads = nn.ModuleDict({f"task_{task}": self.new_head() for task in tasks})
-        entities, width = config.supervision.states, config.supervision.state_dim
-        histories = [sequence.name for sequence in sequences if raw]
-        with torch.random.fork_rng(devices=[]):  # the rest, tables included, starts from equal weights without states
-            states = EntityStates(entities, context, histories, tasks, config.embedding_dim, width)
-        self.states = states if entities else None
+        self.states: EntityStates | None = None
+        if config.supervision.states:
+            entities, width = config.supervision.states, config.supervision.state_dim
+            histories = [sequence.name for sequence in sequences if raw]
+            with torch.random.fork_rng(devices=[]):  # the rest, tables included, starts from the weights it has without
+                self.states = EntityStates(entities, context, histories, tasks, config.embedding_dim, width)
         dense = [feature.name for feature in schema.features if isinstance(feature, DenseFeature)]
         names = frozenset(feature.name for feature in seen.features)
         self.feature_names = names

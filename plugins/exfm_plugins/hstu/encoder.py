@@ -112,15 +112,7 @@ class HSTU(SequenceEncoder):
             shift_BD = None if self.shift is None else self.shift(self._target(context_BND))
             summary_B1D: Tensor = self.pooling(top, shift_BD)
             return summary_B1D
-        return _mean(top) if self.summary == "mean" else top.newest(1)
+        return top.mean().unsqueeze(1) if self.summary == "mean" else top.newest(1)
 
     def _target(self, context_BND: Tensor) -> Tensor:
         return torch.stack([context_BND[:, place] for place in self.inputs.targets]).sum(0)
-
-
-def _mean(sequence: JaggedSequence) -> Tensor:
-    """The mean of each example's events, (B, 1, D); zeros without events."""
-    values_ED = sequence.values_ED
-    sums_BD = values_ED.new_zeros(sequence.batch_size, values_ED.shape[1])
-    sums_BD = sums_BD.index_add(0, sequence.example_index(), values_ED)
-    return (sums_BD / sequence.lengths.clamp(min=1).unsqueeze(1)).unsqueeze(1)

@@ -22,8 +22,4 @@ class Mean(SequenceEncoder):
 
     def forward(self, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
         """Maps events (E, D) with offsets to one token (B, 1, D). ``context_BND`` is not used."""
-        values_ED = sequence.values_ED
-        sums_BD = values_ED.new_zeros(sequence.batch_size, values_ED.shape[1])
-        sums_BD = sums_BD.index_add(0, sequence.example_index(), values_ED)
-        counts_B1 = sequence.lengths.clamp(min=1).to(values_ED.dtype).unsqueeze(1)
-        return (sums_BD / counts_B1).unsqueeze(1)
+        return sequence.mean().unsqueeze(1)

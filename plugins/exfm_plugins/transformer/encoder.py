@@ -102,7 +102,7 @@ class Transformer(SequenceEncoder):
             shift_BD = None if self.shift is None else self.shift(self._target(context_BND))
             summary_BKD: Tensor = self.pooling(top, shift_BD)
             return summary_BKD
-        return _mean(top) if self.mean else top.newest(self.num_tokens)
+        return top.mean().unsqueeze(1) if self.mean else top.newest(self.num_tokens)
 
     def _target(self, context_BND: Tensor) -> Tensor:
         return torch.stack([context_BND[:, place] for place in self.inputs.targets]).sum(0)
@@ -131,11 +131,3 @@ class Block(nn.Module):
         kept = sequence if self.queries is None else sequence.recent(self.queries)
         values_ED = kept.values_ED + mixed.values_ED
         return kept.with_values(values_ED + self.ffn(self.ffn_norm(values_ED)))
-
-
-def _mean(sequence: JaggedSequence) -> Tensor:
-    """The mean of each example's events, (B, 1, D); zeros without events."""
-    values_ED = sequence.values_ED
-    sums_BD = values_ED.new_zeros(sequence.batch_size, values_ED.shape[1])
-    sums_BD = sums_BD.index_add(0, sequence.example_index(), values_ED)
-    return (sums_BD / sequence.lengths.clamp(min=1).unsqueeze(1)).unsqueeze(1)
