@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from exfm.interfaces.jagged import JaggedSequence as JaggedSequence
     from exfm.interfaces.parallel_plan import ParallelPlan as ParallelPlan
     from exfm.interfaces.parallel_plan import TableOptimizer as TableOptimizer
+    from exfm.interfaces.ranks import Ranks as Ranks
     from exfm.interfaces.schema import CategoricalFeature as CategoricalFeature
     from exfm.interfaces.schema import DenseFeature as DenseFeature
     from exfm.interfaces.schema import Feature as Feature
@@ -44,9 +45,11 @@ if TYPE_CHECKING:
     from exfm.interfaces.sequence_encoder import EncoderInputs as EncoderInputs
     from exfm.interfaces.sequence_encoder import SequenceEncoder as SequenceEncoder
     from exfm.interfaces.transfer_strategy import EntityStates as EntityStates
+    from exfm.interfaces.transfer_strategy import PartShape as PartShape
     from exfm.interfaces.transfer_strategy import StudentOutput as StudentOutput
     from exfm.interfaces.transfer_strategy import StudentShape as StudentShape
     from exfm.interfaces.transfer_strategy import Supervision as Supervision
+    from exfm.interfaces.transfer_strategy import TableRows as TableRows
     from exfm.interfaces.transfer_strategy import TeacherShape as TeacherShape
     from exfm.interfaces.transfer_strategy import TransferConfig as TransferConfig
     from exfm.interfaces.transfer_strategy import TransferStrategy as TransferStrategy
@@ -77,6 +80,8 @@ _HOME = {
     "MultiValuedFeature": "exfm.interfaces.schema",
     "Origin": "exfm.interfaces.data_source",
     "ParallelPlan": "exfm.interfaces.parallel_plan",
+    "PartShape": "exfm.interfaces.transfer_strategy",
+    "Ranks": "exfm.interfaces.ranks",
     "RunError": "exfm.errors",
     "SequenceEncoder": "exfm.interfaces.sequence_encoder",
     "SequenceFeature": "exfm.interfaces.schema",
@@ -86,6 +91,7 @@ _HOME = {
     "StudentOutput": "exfm.interfaces.transfer_strategy",
     "StudentShape": "exfm.interfaces.transfer_strategy",
     "Supervision": "exfm.interfaces.transfer_strategy",
+    "TableRows": "exfm.interfaces.transfer_strategy",
     "TableOptimizer": "exfm.interfaces.parallel_plan",
     "TeacherShape": "exfm.interfaces.transfer_strategy",
     "TimeRange": "exfm.interfaces.data_source",

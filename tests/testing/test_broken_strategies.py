@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from exfm import TransferStrategy
+from exfm import PartShape, TransferStrategy
 from exfm.testing import TransferStrategyTests
 
 
@@ -76,6 +77,91 @@ class SoundEmbedding(Sound):
         target_BE = torch.where(hit_B.unsqueeze(1), supervision.embedding.detach(), 0)
         loss_B = (self.map(student.representation_BR) - target_BE).square().mean(1)
         return super().loss(student, supervision, labels) + torch.where(hit_B, loss_B, 0).sum() / max(len(hit_B), 1)
+
+
+class SoundParts(Sound):
+    """Nothing is wrong: one table is added through a map, the encoder is taken over once."""
+
+    reads_parts = True
+
+    def __init__(self, config, student, teacher):
+        super().__init__(config, student, teacher)
+        rows, width = teacher.part("table/items").tensors["weight"]
+        self.register_buffer("taken", torch.zeros((), dtype=torch.bool))
+        self.added = Added(rows, width, student.embedding_dim)
+
+    def teacher_parts(self):
+        return ("table/items", *(() if self.taken else ("sequence_encoder/history",)))
+
+    def table_offsets(self):
+        return {"items": self.added}
+
+    def refresh(self, parts):
+        self.taken.fill_(True)
+        self.added.known.copy_(parts["table/items"]["weight"])
+        return {part: tensors for part, tensors in parts.items() if part != "table/items"}
+
+
+class Added(nn.Module):
+    def __init__(self, rows, width, dim):
+        super().__init__()
+        self.register_buffer("known", torch.zeros(rows, width), persistent=False)
+        self.map = nn.Linear(width, dim, bias=False)
+
+    def forward(self, rows):
+        return self.map(self.known[rows])
+
+
+class SaysNotThatItReads(SoundParts):
+    """Its teacher's snapshots are not kept for it, and what parts there are it is not told."""
+
+    reads_parts = False
+
+    def __init__(self, config, student, teacher):
+        parts = {"table/items": PartShape({"weight": (10, 6)}, "items")}
+        super().__init__(config, student, replace(teacher, parts=parts))
+
+
+class ReadsWhatIsNotThere(SoundParts):
+    def frozen_parts(self):
+        return ("table/itms",)
+
+
+class WritesOtherShapes(SoundParts):
+    def refresh(self, parts):
+        return super().refresh(parts) | {"table/items": parts["table/items"]}
+
+
+class WritesIntoParts(SoundParts):
+    def refresh(self, parts):
+        for tensor in parts["table/items"].values():
+            tensor.mul_(0.5)
+        return super().refresh(parts)
+
+
+class AddsOtherWidths(SoundParts):
+    def table_offsets(self):
+        return {"items": nn.Sequential(self.added, nn.Unflatten(1, (1, 4)), nn.AdaptiveAvgPool1d(3), nn.Flatten(1))}
+
+
+class RemembersTheFirstPartsOnly(SoundParts):
+    """After an interruption it takes the second window's for the first."""
+
+    first = None
+
+    def refresh(self, parts):
+        self.first = parts["table/items"] if self.first is None else self.first
+        return super().refresh({**parts, "table/items": self.first})
+
+
+class CorrectsLogits(SoundAdapter):
+    def corrected(self, supervision):
+        return {task: self.adapted(supervision, task).detach() + 30 for task in supervision.hit}
+
+
+class CorrectsWithGradients(SoundAdapter):
+    def corrected(self, supervision):
+        return {task: self.adapted(supervision, task).sigmoid() for task in supervision.hit}
 
 
 class OneElement(Sound):
@@ -280,6 +366,14 @@ BROKEN: dict[type[Sound], dict[str, str]] = {
     },
     GlidesOn: {"own_optimizer_steps_on_labels_alone": "in a batch without labels, own_optimizer() moves shifts.buy"},
     NeverSteps: {"own_optimizer_steps_on_labels_alone": "a step of own_optimizer() moves nothing"},
+    SaysNotThatItReads: {"parts_have_names_that_there_are": "reads_parts must be True"},
+    ReadsWhatIsNotThere: {"parts_have_names_that_there_are": "there is no table/itms"},
+    WritesOtherShapes: {"what_it_writes_has_the_students_shapes": "for table/items of shapes {'weight': (10, 4)} it"},
+    WritesIntoParts: {"what_it_writes_has_the_students_shapes": "table/items weight, before it was told of them"},
+    AddsOtherWidths: {"what_it_writes_has_the_students_shapes": "to table 'items', (10, 4), it adds (10, 3)"},
+    RemembersTheFirstPartsOnly: {"parts_are_known_again_after_an_interruption": "in a window that was begun once"},
+    CorrectsLogits: {"corrected_labels_are_probabilities": "which is no probability"},
+    CorrectsWithGradients: {"corrected_labels_are_probabilities": "a gradient could reach what corrects 'click'"},
     TakesAnyTeacher: {"teacher_without_embeddings": "DID NOT RAISE"},
 }
 
@@ -301,7 +395,7 @@ def failures(component: type[Sound], **attributes: Any) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("component", [Sound, SoundAdapter, SoundEmbedding])
+@pytest.mark.parametrize("component", [Sound, SoundAdapter, SoundEmbedding, SoundParts])
 def test_nothing_is_wrong_with_sound_ones(component: type[Sound]) -> None:
     assert not failures(component)
 

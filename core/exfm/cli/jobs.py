@@ -53,14 +53,17 @@ def run_job(
     from exfm.cli.progress import StreamProgress
     from exfm.supervision.store import Store
     from exfm.training.loop import StreamLoop
-    from exfm.training.run import open_run
+    from exfm.training.run import build_plan, open_run
 
     store = Store(experiment.run_dir)
     open_run(experiment, store)
     train, label = (names, ()) if stage == "train" else ((), names)
     with StreamProgress(f"{stage} {model}") as progress:
-        loop = StreamLoop(experiment, store, experiment.config.parallel.build(), progress.update, train, label)
+        loop = StreamLoop(experiment, store, build_plan(experiment), progress.update, train, label)
         done = _advance(loop, follow)
+    loop.ranks.close()
+    if not loop.ranks.is_first:
+        return
     rest = f"; waiting for {loop.waiting_for}" if loop.waiting_for else "; all there is"
     typer.echo(f"{stage} {model}: {done} windows done{rest}")
 
@@ -73,7 +76,7 @@ def _advance(loop: StreamLoop, follow: Follow) -> int:
         done += news
         if news:
             idle_since = time.monotonic()
-        elif follow.idle_s is not None and time.monotonic() - idle_since >= follow.idle_s:
+        elif follow.idle_s is not None and loop.ranks.agree(time.monotonic() - idle_since >= follow.idle_s):
             return done + loop.advance()
         else:
             time.sleep(POLL_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class StreamProgress:
-    """Draws on stderr; on anything but a terminal it prints nothing."""
+    """Draws on stderr; on anything but a terminal, and in any process of a job but the first, it prints nothing."""
 
     def __init__(self, name: str) -> None:
         self._bar = Progress(
@@ -25,7 +26,7 @@ class StreamProgress:
             TextColumn("{task.fields[ne]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=not Console(stderr=True).is_terminal,
+            disable=not (Console(stderr=True).is_terminal and os.environ.get("RANK", "0") == "0"),
         )
         self._task = self._bar.add_task(name, total=None, speed="", ne="")
         self._started = time.perf_counter()

@@ -33,6 +33,8 @@ def command(
 
     with StreamProgress(experiment.config.name) as progress:
         results = run(experiment, progress.update)
+    if not results:  # this process is not the first of its job
+        return
     console = Console(width=None if Console().is_terminal else 110)
     console.print(result_table(results))
     typer.echo(f"report: {experiment.run_dir.rstrip('/')}/{REPORT_FILE}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from graphlib import CycleError, TopologicalSorter
 
 from exfm.config.experiment import Bucket, ExperimentConfig, ModelConfig, SupervisionConfig
@@ -107,6 +108,7 @@ def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSc
         elif condition == ():
             raise ConfigError(f"{place}.where.{column}: name at least one value; given: []")
     _check_states(model, schema, f"{place}.supervision.states")
+    _check_rows(model, schema, f"{place}.supervision.rows")
     if model.batch_size > config.stream.chunk_rows:
         raise ConfigError(
             f"{place}.batch_size: {model.batch_size} rows do not fit in a chunk; raise stream.chunk_rows, "
@@ -130,6 +132,23 @@ def _check_states(model: ModelConfig, schema: FeatureSchema, place: str) -> None
         )
         if not described:
             raise ConfigError(f"{place}.{entity}: name at least one feature that describes it; given: []")
+
+
+def _check_rows(model: ModelConfig, schema: FeatureSchema, place: str) -> None:
+    """Rows are those of features with one id, each of a table of its own, and of a model that labels as it trains."""
+    seen = schema.select(model.features)
+    tables = {feature.name: feature.table_name for feature in seen.features if isinstance(feature, CategoricalFeature)}
+    _check_names(model.supervision.rows, tables, "categorical feature that the model sees, called", place)
+    read = [tables[feature] for feature in model.supervision.rows]
+    twice = next((table for table in read if read.count(table) > 1), None)
+    if twice is not None:
+        named = ", ".join(feature for feature in model.supervision.rows if tables[feature] == twice)
+        raise ConfigError(f"{place}: {named} read one table, {twice!r}: name one of them")
+    if model.supervision.rows and model.supervision.delay > timedelta(0):
+        raise ConfigError(
+            f"{place}: rows are stored while the model trains, and with a delay it labels later; "
+            "leave rows out, or set delay: 0s"
+        )
 
 
 def _check_transfer(

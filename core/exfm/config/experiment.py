@@ -90,6 +90,9 @@ class SupervisionConfig(_Section):
         default_factory=dict,
         description="Also store a compact state of entities: a categorical feature, and the features that describe it.",
     )
+    rows: tuple[str, ...] = Field(
+        (), description="Also store these features' table rows, as they are after training on the example's batch."
+    )
     state_dim: int = Field(16, gt=0, description="Width of a state.")
 
 

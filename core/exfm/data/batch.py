@@ -6,7 +6,7 @@ Legend: B examples, F dense features, E events of a sequence, C id fields and G 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -86,6 +86,23 @@ class Batch:
         return Batch(
             self.example_id, self.event_time_us, self.group, dense_BF, sparse, sequences, self.labels, self.oracle
         )
+
+    def bags_of(self, features: frozenset[str]) -> Batch:
+        """The same examples, of which all but the named sparse features are empty."""
+        keys, lengths = self.sparse.keys(), self.sparse.lengths().view(-1, self.size)
+        kept = torch.tensor([key in features for key in keys], device=lengths.device)
+        values = [self.sparse[key].values() for key in keys if key in features]
+        sparse = KeyedJaggedTensor(
+            keys=keys,
+            values=torch.cat([self.sparse.values()[:0], *values]),
+            lengths=(lengths * kept.unsqueeze(1)).flatten(),
+            stride=self.size,
+        )
+        empty = {
+            name: SequenceBatch(sequence.ids_EC[:0], sequence.dense_EG[:0], torch.zeros_like(sequence.offsets))
+            for name, sequence in self.sequences.items()
+        }
+        return replace(self, sparse=sparse, sequences=empty)
 
     def select(self, index: Tensor) -> Batch:
         """Some of the examples, in the order of ``index`` (int64)."""

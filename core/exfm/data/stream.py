@@ -6,17 +6,21 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from queue import Full, Queue
 
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from exfm.config.checks import filter_columns
 from exfm.config.experiment import Condition, StreamConfig
 from exfm.data.batch import Batch
+from exfm.data.blank import blank_batch
 from exfm.data.decode import decode
 from exfm.data.traffic import rows_where
 from exfm.data.validation import RowChecker
+from exfm.errors import ConfigError
 from exfm.interfaces.data_source import DataSource, Shard, TimeRange, Window
 from exfm.interfaces.schema import FeatureSchema
 
@@ -72,42 +76,66 @@ class ChunkReader:
     def read(self, window: Window) -> Iterator[Chunk]:
         """The window's chunks, each of ``chunk_rows`` rows but for the last, decoded ahead of the caller.
 
-        Where the type of a column changes, from one file to the next, a chunk ends too.
+        Where the type of a column changes, from one file to the next, a chunk ends too. Of a shard, a chunk has the
+        shard's rows of the chunk that the whole stream would have there.
 
         Raises:
-            ConfigError: a row breaks the schema and bad rows are not to be skipped.
+            ConfigError: a row breaks the schema and bad rows are not to be skipped; the type of a column changes and
+                this is a shard.
         """
         checker = RowChecker(self.schema, self.stream.on_bad_row == "skip", newest_us=window.start_us)
         yield from _ahead(self._chunks(window, checker))
         self.skipped = checker.skipped
 
+    def nothing(self) -> Chunk:
+        """A chunk without rows, for a process that has read all of its rows while another has some left."""
+        none = torch.zeros(0, dtype=torch.int64)
+        rows = {model: none if where else None for model, where in self.where.items()}
+        return Chunk(blank_batch(self.schema, 0), rows)
+
     def _chunks(self, window: Window, checker: RowChecker) -> Iterator[Chunk]:
         columns = filter_columns(self.schema)
         checked = (checker.check(batch) for batch in self.source.read(window, self.shard))
-        for rows in _regroup(checked, self.stream.chunk_rows):
+        for rows in _regroup(checked, self.stream.chunk_rows, self.shard):
             picked = {model: rows_where(rows, where, columns) for model, where in self.where.items()}
             yield Chunk(decode(rows, self.schema), picked)
 
 
-def _regroup(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of ``size``; smaller ones at the end and before a change of type."""
+def _regroup(batches: Iterator[pa.RecordBatch], size: int, shard: Shard) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of ``size``; smaller ones at the end and before a change of type.
+
+    Of a shard, whose rows are each ``shard.count``-th of the stream's, a batch has its rows of ``size`` of the stream.
+    """
+    sizes = (len(range((shard.index - number * size) % shard.count, size, shard.count)) for number in count())
+    wanted = next(sizes)
     pending: list[pa.RecordBatch] = []
-    count = 0
+    rows = 0
     for batch in batches:
         if not batch.num_rows:
             continue
         if pending and not batch.schema.equals(pending[0].schema):
+            if shard.count > 1:
+                raise ConfigError(_mixed_types(pending[0].schema, batch.schema))
             yield _one(pa.Table.from_batches(pending))
-            pending, count = [], 0
+            pending, rows = [], 0
         pending.append(batch.replace_schema_metadata(None))
-        count += batch.num_rows
-        while count >= size:
+        rows += batch.num_rows
+        while rows >= wanted:
             table = pa.Table.from_batches(pending)
-            yield _one(table.slice(0, size))
-            pending = table.slice(size).to_batches()
-            count -= size
-    if count:
+            yield _one(table.slice(0, wanted))
+            pending = table.slice(wanted).to_batches()
+            rows -= wanted
+            wanted = next(sizes)
+    if rows:
         yield _one(pa.Table.from_batches(pending))
+
+
+def _mixed_types(before: pa.Schema, now: pa.Schema) -> str:
+    name = next(field.name for field in before if not field.equals(now.field(field.name)))
+    return (
+        f"column {name!r} is {before.field(name).type} in one file of a window and {now.field(name).type} in the next; "
+        "several processes need one type: write the files again, or run in one process"
+    )
 
 
 def _one(table: pa.Table) -> pa.RecordBatch:

@@ -59,6 +59,8 @@ class ExperimentView:
 def evaluate(reader: PredictionReader, view: ExperimentView) -> dict[str, Any]:
     """Scores all models and compares the arms: the ``models`` and ``gains`` parts of results.json.
 
+    With them comes ``first_scored_us``, where the stretch that the overall figures describe begins.
+
     Figures without a meaning (an AUC where all labels are alike) are None; all others are finite.
 
     Raises:
@@ -67,6 +69,7 @@ def evaluate(reader: PredictionReader, view: ExperimentView) -> dict[str, Any]:
     first_us = _first_scored_us(reader, view)
     return {
         "models": {name: _score_model(reader, name, tasks, first_us) for name, tasks in view.models},
+        "first_scored_us": first_us,
         "gains": [gain for arm in view.arms for gain in _compare_arm(reader, view, arm, first_us)],
     }
 

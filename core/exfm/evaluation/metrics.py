@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
-_CLIP: Final = 1e-7
+CLIP: Final = 1e-7
 _MANTISSA_BITS_DROPPED: Final = 9
 
 
@@ -27,7 +27,7 @@ def log_losses(probability_E: Floats, label_E: Bools) -> npt.NDArray[np.float64]
     Probabilities are clipped to [1e-7, 1 - 1e-7], about where float32 ends next to 1: one confident mistake costs at
     most 16.1 nats instead of infinitely many.
     """
-    p_E = np.clip(probability_E.astype(np.float64), _CLIP, 1 - _CLIP)
+    p_E = np.clip(probability_E.astype(np.float64), CLIP, 1 - CLIP)
     return -np.log(np.where(label_E, p_E, 1 - p_E))
 
 
@@ -147,7 +147,7 @@ def _coarse_bits(p_E: npt.NDArray[np.float32]) -> Ints:
     return (p_E.view(np.uint32) >> _MANTISSA_BITS_DROPPED).astype(np.int64)
 
 
-_LOWEST: Final = int(_coarse_bits(np.array([_CLIP], np.float32))[0])
+_LOWEST: Final = int(_coarse_bits(np.array([CLIP], np.float32))[0])
 _HALF: Final = int(_coarse_bits(np.array([0.5], np.float32))[0]) - _LOWEST
 _BINS: Final = 2 * (_HALF + 1)
 
@@ -158,5 +158,5 @@ def _bin(probability_E: Floats) -> Ints:
     upper_E = p_E > 0.5
     # 1 - p is exact in float32 for p >= 1/2: both ends of the unit interval are resolved alike.
     near_E = np.where(upper_E, np.float32(1) - p_E, p_E)
-    index_E = _coarse_bits(np.maximum(near_E, np.float32(_CLIP))) - _LOWEST
+    index_E = _coarse_bits(np.maximum(near_E, np.float32(CLIP))) - _LOWEST
     return np.where(upper_E, _BINS - 1 - index_E, index_E)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from exfm.interfaces.component import Component, ComponentConfig
 from exfm.interfaces.data_source import Shard
+from exfm.interfaces.ranks import ALONE, Ranks
 
 
 class TableOptimizer(BaseModel):
@@ -31,6 +32,14 @@ class ParallelPlan(Component, ABC):
 
     The model handed to ``apply`` holds TorchRec ``EmbeddingBagCollection`` modules on the meta device for its tables
     and ordinary modules for the rest; the plan gives the tables memory, their fused optimizer and a place.
+
+    Every process of a job builds the same plan and calls it in the same order. Each predicts its own rows of a batch;
+    the loss is computed of all rows by every process (``Ranks.all_rows``), so gradients are averaged over processes:
+    those of tables in the backward pass, all others in ``before_step``. What is stored is whole: it has the names and
+    shapes that one process alone would give it, so that another plan on any number of processes can go on from it.
+
+    Raises:
+        ValueError: the constructor refuses the number of processes, or ``apply`` the model.
     """
 
     kind: ClassVar[str] = "parallel_plan"
@@ -50,18 +59,54 @@ class ParallelPlan(Component, ABC):
     def shard(self) -> Shard:
         """The part of every window's rows this process reads."""
 
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of the job; by default this one alone."""
+        return ALONE
+
     @abstractmethod
     def apply(self, model: nn.Module, tables: TableOptimizer) -> nn.Module:
         """Gives the tables memory and their optimizer, moves the rest to the device, and wraps what must be wrapped."""
+
+    def before_step(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Called after the backward pass: averages the gradients that are not averaged yet over the processes.
+
+        Args:
+            parameters: what the optimizer is about to step; those without a gradient have none on any process.
+        """
 
     @abstractmethod
     def after_step(self, model: nn.Module) -> None:
         """Called after every optimizer step: where replicas are brought in step."""
 
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's state dict, whole, on the CPU; on any process but the first it may lack entries."""
+        return {name: self.whole(value) for name, value in model.state_dict().items()}
+
+    def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor], strict: bool = True) -> None:
+        """Puts back what ``weights`` gave on the first process.
+
+        Args:
+            weights: whole, on every process.
+            strict: whether every entry must be there; otherwise those that are not stay as they are.
+        """
+        model.load_state_dict(dict(weights), strict=strict)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A parameter, or a tensor that an optimizer keeps for one, whole and on the CPU."""
+        return tensor.detach().cpu()
+
+    def place(self, value: Tensor, parameter: Tensor) -> Tensor:
+        """This process's part of what an optimizer keeps for a parameter: ``whole``, undone."""
+        return value.to(parameter.device, copy=True)
+
     @abstractmethod
     def table_state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The table optimizer's state, unsharded, on the CPU, by a name that no plan or world size changes."""
+        """The table optimizer's state, whole, on the CPU, by a name that no plan or world size changes.
+
+        On any process but the first it may lack entries.
+        """
 
     @abstractmethod
     def load_table_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Puts back what ``table_state`` gave."""
+        """Puts back what ``table_state`` gave on the first process."""

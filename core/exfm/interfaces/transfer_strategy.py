@@ -11,7 +11,26 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from exfm.errors import suggestion
 from exfm.interfaces.component import Component, ComponentConfig
+
+Parts = Mapping[str, Mapping[str, Tensor]]
+"""The tensors of some of a model's named parts: by part, and by name in it."""
+
+
+@dataclass(frozen=True)
+class PartShape:
+    """What is known of a named part of a model.
+
+    Attributes:
+        tensors: the shapes of its tensors, by name in it.
+        table: the table that it is, whose one tensor is its ``weight`` (rows, width); None of another part.
+        reads: the features it reads, where its weights depend on their order.
+    """
+
+    tensors: Mapping[str, tuple[int, ...]]
+    table: str | None = None
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -25,6 +44,7 @@ class StudentShape:
         embedding_dim: width D of its tables' rows.
         tables: the table that each of its categorical features reads, by feature.
         table_rows: rows of each table, by table.
+        parts: its named parts.
     """
 
     tasks: tuple[str, ...]
@@ -33,6 +53,15 @@ class StudentShape:
     embedding_dim: int = 0
     tables: Mapping[str, str] = field(default_factory=dict)
     table_rows: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, PartShape] = field(default_factory=dict)
+
+    def part(self, name: str) -> PartShape:
+        """One of its parts.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        return _find(name, self.parts, "the student")
 
 
 @dataclass(frozen=True)
@@ -45,12 +74,31 @@ class TeacherShape:
         embedding_dim: width E of the embeddings it gives; None where it gives none. A strategy that needs them raises
             ValueError then.
         states: width K of the states it gives, by entity, a categorical feature.
+        parts: its named parts, where a strategy of the experiment reads any of its parts; none of a teacher from
+            elsewhere.
     """
 
     name: str
     tasks: tuple[str, ...]
     embedding_dim: int | None = None
     states: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, PartShape] = field(default_factory=dict)
+
+    def part(self, name: str) -> PartShape:
+        """One of its parts.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        return _find(name, self.parts, f"teacher {self.name!r}")
+
+
+def _find(name: str, parts: Mapping[str, PartShape], whose: str) -> PartShape:
+    if not parts:
+        raise ValueError(f"{whose} has no part {name!r}: a teacher from elsewhere has none that could be read")
+    if name not in parts:
+        raise ValueError(f"{whose} has no part {name!r}.{suggestion(name, parts)}")
+    return parts[name]
 
 
 @dataclass(frozen=True)
@@ -91,6 +139,37 @@ class EntityStates:
     row: Tensor
     state_SK: Tensor
 
+    def newest(self) -> EntityStates:
+        """The last of each row."""
+        row, last = _last_of_each(self.row)
+        return EntityStates(row, self.state_SK[last])
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Rows of a teacher's table that it has trained since, oldest first.
+
+    Attributes:
+        row: (S,) int64, which rows; one may come more than once.
+        weight_SE: (S, E) float32, each as it was after training.
+    """
+
+    row: Tensor
+    weight_SE: Tensor
+
+    def newest(self) -> TableRows:
+        """The last of each row."""
+        row, last = _last_of_each(self.row)
+        return TableRows(row, self.weight_SE[last])
+
+
+def _last_of_each(row: Tensor) -> tuple[Tensor, Tensor]:
+    """The different values, and where each comes last: torch keeps any of the values that are written to one row."""
+    different, inverse = torch.unique(row, return_inverse=True)
+    places = torch.arange(inverse.numel(), device=row.device)
+    last = torch.zeros_like(different).scatter_reduce(0, inverse, places, "amax", include_self=False)
+    return different, last
+
 
 class TransferConfig(ComponentConfig):
     """Base of a transfer strategy's Config: every transfer has a teacher."""
@@ -118,6 +197,7 @@ class TransferStrategy(Component, nn.Module):
 
     Attributes:
         reads_states: whether ``observe`` is to be told of the states of the teacher (the first of several).
+        reads_parts: whether ``refresh`` is to be told of parts of the teacher (the first of several).
         tasks: the student's tasks that the teacher teaches. Supervision comes under their names.
 
     Raises:
@@ -126,6 +206,7 @@ class TransferStrategy(Component, nn.Module):
 
     kind: ClassVar[str] = "transfer_strategy"
     reads_states: ClassVar[bool] = False
+    reads_parts: ClassVar[bool] = False
     Config: ClassVar[type[ComponentConfig]] = TransferConfig
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -177,6 +258,37 @@ class TransferStrategy(Component, nn.Module):
 
         Called between batches: of an example that the student still has to predict it is not told.
         """
+
+    def teacher_parts(self) -> tuple[str, ...]:
+        """Names of the teacher's parts that the next ``refresh`` is to be told of; only these are read."""
+        return ()
+
+    def frozen_parts(self) -> tuple[str, ...]:
+        """Names of the student's parts that training leaves as they are; asked for once, when the student is built."""
+        return ()
+
+    def refresh(self, parts: Parts) -> Parts:
+        """Told before each window of the teacher's parts; returns what to write into the student's.
+
+        The parts are those of the newest snapshot that the teacher's delay allows, on the CPU. As a window starts with
+        them also after an interruption, what a strategy only keeps of them need not be in its state. Before the
+        teacher's first snapshot nothing is told.
+        """
+        return {}
+
+    def follow(self, rows: Mapping[str, TableRows]) -> None:
+        """Told, by part, of rows of the teacher's tables that have changed since, where it stores any.
+
+        Called between batches of a window, for a strategy that reads parts: of rows that have learned from an example
+        that the student still has to predict it is not told.
+        """
+
+    def corrected(self, supervision: Supervision) -> Mapping[str, Tensor]:
+        """The teacher's probabilities (B,) as it would correct them before they are learned, by task, for the report.
+
+        Asked for before the batch's labels have been learned from. Nothing where they are learned as they are.
+        """
+        return {}
 
     @abstractmethod
     def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:

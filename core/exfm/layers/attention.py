@@ -113,7 +113,8 @@ class AttentionPooling(nn.Module):
         count, size = self.query_KD.shape[0], sequence.batch_size
         offsets = count * torch.arange(size + 1, device=sequence.offsets.device)
         key_ED, value_ED = self.key_value(sequence.values_ED).chunk(2, dim=-1)
-        query_BKD = self.query_KD.expand(size, -1, -1)
+        # Copied, not expanded: flattening expanded dimensions, torch.export takes a batch of one for a case of its own.
+        query_BKD = self.query_KD.repeat(size, 1, 1)
         if shift_BD is not None:
             query_BKD = query_BKD + shift_BD.unsqueeze(1)
         queries = JaggedSequence(query_BKD.to(key_ED.dtype).flatten(0, 1), offsets, count)

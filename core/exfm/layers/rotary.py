@@ -1,6 +1,6 @@
 """Rotary position embedding (arXiv 2104.09864).
 
-Legend: E rows, D = H * C width, H heads, C width of a head, P = C / 2 pairs.
+Legend: E rows, D = H * C width, H heads, C width of a head, P = C / 2 pairs of columns.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ def rotate(values_ED: Tensor, positions_E: Tensor, heads: int, base: float = 10_
     pairs = width // heads // 2
     exact = torch.float64 if values_ED.dtype == torch.float64 else torch.float32
     frequency_P = base ** (-torch.arange(pairs, device=values_ED.device, dtype=exact) / pairs)
-    angle_E1P = (positions_E.to(exact).unsqueeze(1) * frequency_P).unsqueeze(1)
-    cos_E1P, sin_E1P = angle_E1P.cos(), angle_E1P.sin()
-    first_EHP, second_EHP = values_ED.to(exact).view(rows, heads, 2, pairs).unbind(2)
-    turned = (first_EHP * cos_E1P - second_EHP * sin_E1P, first_EHP * sin_E1P + second_EHP * cos_E1P)
-    return torch.stack(turned, dim=2).view(rows, width).to(values_ED.dtype)
+    angle_EP = positions_E.to(exact).unsqueeze(1) * frequency_P
+    cos_EP, sin_EP = angle_EP.cos(), angle_EP.sin()
+    # Whole rows at a time: several times faster than the halves of each head, which are short and far apart.
+    cos_ED = cos_EP.repeat(1, 2 * heads)
+    sin_ED = torch.cat([-sin_EP, sin_EP], dim=1).repeat(1, heads)
+    partner_D = torch.arange(width, device=values_ED.device).view(heads, 2, pairs).flip(1).flatten()
+    values_ED, kind = values_ED.to(exact), values_ED.dtype
+    return (values_ED * cos_ED + values_ED.index_select(1, partner_D) * sin_ED).to(kind)

@@ -32,9 +32,11 @@ REFERENCE = f"{_TOKENS} tokens of {_DIM}, histories of {_EVENTS} events"
 
 
 def flops_by_part(model: RankingModel, batch: Batch) -> dict[str, float]:
-    """Forward FLOPs per example of each part, counted on a batch."""
+    """Forward FLOPs per example of each part, counted on a batch; of what is served, so without offsets of tables."""
+    offsets, model.featurizer.offsets = model.featurizer.offsets, {}
     with torch.no_grad(), flop_counter() as counter:
         model(batch)
+    model.featurizer.offsets = offsets
     counted = {path: sum(by_kernel.values()) for path, by_kernel in counter.get_flop_counts().items()}
     return {part: _of(child, counted) / batch.size for part, child in _parts(model).items()}
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from exfm.config.experiment import ModelConfig
 from exfm.data.batch import Batch
 from exfm.interfaces.backbone import BackboneInputs, SequenceShape
+from exfm.interfaces.ranks import ALONE, Ranks
 from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
 from exfm.interfaces.sequence_encoder import EncoderInputs
 from exfm.interfaces.transfer_strategy import StudentOutput
@@ -78,6 +79,7 @@ class RankingModel(nn.Module):
         dense = [feature.name for feature in schema.features if isinstance(feature, DenseFeature)]
         names = frozenset(feature.name for feature in seen.features)
         self.feature_names = names
+        self.dense_names = tuple(name for name in dense if name in names)
         self.dense_columns = torch.tensor([i for i, name in enumerate(dense) if name in names], dtype=torch.int64)
 
     def new_head(self) -> nn.Module:
@@ -114,9 +116,14 @@ class RankingModel(nn.Module):
         """The batch with this model's features only."""
         return batch.only(self.feature_names, self.dense_columns)
 
-    def observe(self, batch: Batch) -> None:
-        """Learns what is not learned by gradient, after the batch has been predicted."""
-        self.featurizer.observe(batch)
+    def observe(self, batch: Batch, ranks: Ranks = ALONE, own: int | None = None) -> None:
+        """Learns what is not learned by gradient, after the batch has been predicted.
+
+        Args:
+            ranks: the processes that have predicted it together.
+            own: how many of its examples count, the first ones; all by default.
+        """
+        self.featurizer.observe(batch.dense_BF[:own], ranks)
 
     def parameter_counts(self) -> dict[str, int]:
         """Dense parameters, and those in embedding tables."""

@@ -5,11 +5,14 @@ Legend: B examples, N tokens, D width, F dense features, E events, G numbers per
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
 from exfm.data.batch import Batch
 from exfm.interfaces.jagged import JaggedSequence
+from exfm.interfaces.ranks import ALONE, Ranks
 from exfm.interfaces.schema import (
     CategoricalFeature,
     DenseFeature,
@@ -27,6 +30,9 @@ class DenseTokens(nn.Module):
 
     Numbers arrive on any scale, so they are standardised by the mean and variance of the examples seen so far. The
     statistics move after the forward pass, so an example's prediction does not depend on its own batch.
+
+    Attributes:
+        frozen: whether the statistics stay as they are.
     """
 
     count: Tensor
@@ -36,6 +42,7 @@ class DenseTokens(nn.Module):
     def __init__(self, features: int, tokens: int, dim: int) -> None:
         super().__init__()
         self.tokens, self.dim = tokens, dim
+        self.frozen = False
         hidden = max(32, 2 * dim)
         self.mlp = nn.Sequential(nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, tokens * dim))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
@@ -52,18 +59,43 @@ class DenseTokens(nn.Module):
         return tokens_BND
 
     @torch.no_grad()
-    def observe(self, dense_BF: Tensor) -> None:
-        """Adds a batch to the statistics (Chan et al. 1979): to be called once it has been predicted."""
-        if dense_BF.shape[0] == 0:
+    def observe(self, dense_BF: Tensor, ranks: Ranks = ALONE) -> None:
+        """Adds a batch to the statistics (Chan et al. 1979): to be called once it has been predicted.
+
+        Args:
+            dense_BF: this process's rows of it.
+            ranks: the processes that have the others.
+        """
+        if self.frozen:
             return
-        values_BF = dense_BF.to(torch.float64)
-        batch = values_BF.shape[0]
-        mean_F = values_BF.mean(dim=0)
+        batch, mean_F, square_F = _moments(dense_BF.to(torch.float64))
+        if ranks.count > 1:
+            batch, mean_F, square_F = _joined(ranks.each(torch.cat([batch.unsqueeze(0), mean_F, square_F])))
+        if not batch:
+            return
         delta_F = mean_F - self.mean_F
         total = self.count + batch
-        self.square_F += ((values_BF - mean_F) ** 2).sum(dim=0) + delta_F**2 * self.count * batch / total
+        self.square_F += square_F + delta_F**2 * self.count * batch / total
         self.mean_F += delta_F * batch / total
         self.count.copy_(total)
+
+
+def _moments(values_BF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean (F,) and sum of squared distances from it (F,), of no rows too."""
+    batch = torch.tensor(float(values_BF.shape[0]), dtype=torch.float64, device=values_BF.device)
+    if not values_BF.shape[0]:
+        return batch, values_BF.sum(dim=0), values_BF.sum(dim=0)
+    mean_F = values_BF.mean(dim=0)
+    return batch, mean_F, ((values_BF - mean_F) ** 2).sum(dim=0)
+
+
+def _joined(moments_RK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The moments of several parts' rows together, K = 1 + 2 F."""
+    features = (moments_RK.shape[1] - 1) // 2
+    count_R1, mean_RF, square_RF = moments_RK.split([1, features, features], dim=1)
+    batch = count_R1.sum()
+    mean_F = (count_R1 * mean_RF).sum(dim=0) / batch.clamp(min=1.0)
+    return batch, mean_F, (square_RF + count_R1 * (mean_RF - mean_F) ** 2).sum(dim=0)
 
 
 class Featurizer(nn.Module):
@@ -79,6 +111,7 @@ class Featurizer(nn.Module):
         token_tables: the table each token reads ("" for a dense one).
         offsets: what transfer adds to the rows of a table, by table: modules from rows (n,) to (n, D). They are not
             part of the model.
+        frozen_tables: the tables that training leaves as they are.
     """
 
     def __init__(
@@ -89,6 +122,7 @@ class Featurizer(nn.Module):
         self.raw_sequences = raw_sequences
         self.dim = dim
         self.offsets: dict[str, nn.Module] = {}
+        self.frozen_tables: set[str] = set()
         self.table_rows = schema.tables()
         shape = TableShape(self.table_rows, dim, init_std)
         bags = [
@@ -121,11 +155,7 @@ class Featurizer(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, JaggedSequence]]:
         """Returns tokens (B, N, D) and the raw sequences, events (E, D), by name."""
-        found = self.pooled(batch) if self.pooled is not None else {}
-        found |= self.events(batch) if self.events is not None else {}
-        for lookup in found if self.offsets else ():
-            if lookup.table in self.offsets:
-                found[lookup] = found[lookup] + self._offset(lookup, batch)
+        found = self._look_up(batch)
         tokens = [batch.dense_BF.new_zeros(batch.size, 0), *(found[lookup] for lookup in self.bags)]
         sequences: dict[str, JaggedSequence] = {}
         for sequence in self.sequences:
@@ -140,10 +170,27 @@ class Featurizer(nn.Module):
             tokens.append(self.dense(batch.dense_BF).flatten(1))
         return torch.cat(tokens, dim=1).view(batch.size, len(self.token_names), self.dim), sequences
 
-    def observe(self, batch: Batch) -> None:
+    @torch.no_grad()
+    def rows(self, batch: Batch, features: Collection[str]) -> dict[str, Tensor]:
+        """What the bags of some features look up, (B, D) by feature."""
+        found = self._look_up(batch.bags_of(frozenset(features)))
+        return {lookup.key: found[lookup] for lookup in self.bags if lookup.key in features}
+
+    def _look_up(self, batch: Batch) -> dict[Lookup, Tensor]:
+        """(B, D) for a feature's lookup; for a sequence's (E, D), or (B, D) if averaged."""
+        found = self.pooled(batch) if self.pooled is not None else {}
+        found |= self.events(batch) if self.events is not None else {}
+        for lookup in found if self.frozen_tables or self.offsets else ():
+            if lookup.table in self.frozen_tables:
+                found[lookup] = found[lookup].detach()
+            if lookup.table in self.offsets:
+                found[lookup] = found[lookup] + self._offset(lookup, batch)
+        return found
+
+    def observe(self, dense_BF: Tensor, ranks: Ranks = ALONE) -> None:
         """Moves the statistics of the dense features, after the batch has been predicted."""
         if self.dense is not None:
-            self.dense.observe(batch.dense_BF)
+            self.dense.observe(dense_BF, ranks)
 
     def _offset(self, lookup: Lookup, batch: Batch) -> Tensor:
         """What is added to a lookup: (B, D) to a feature's, and to a sequence's field (E, D), or (B, D) if averaged."""

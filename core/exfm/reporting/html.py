@@ -57,6 +57,12 @@ def render_report(results: Json, config_yaml: str) -> str:
             for teacher, students in results.get("supervision", {}).items()
             for student, figures in students.items()
         ],
+        soft_labels=[
+            {"student": student, "teacher": teacher, **figures}
+            for teacher, students in results.get("supervision", {}).items()
+            for student, supervised in students.items()
+            for figures in supervised.get("soft_labels", ())
+        ],
     )
 
 

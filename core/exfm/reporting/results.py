@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
+from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
+from exfm.evaluation.metrics import Moments
+from exfm.interfaces.data_source import Window
 from exfm.supervision.commits import Commit
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.store import Store
@@ -40,7 +44,9 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
             "parts": parts,
         }
         for teacher in arm.teachers:
-            supervision.setdefault(teacher, {})[arm.name] = _coverage(commits, teacher)
+            covered = _coverage(commits, teacher)
+            covered["soft_labels"] = _soft_labels(arm, commits, teacher, figures["first_scored_us"])
+            supervision.setdefault(teacher, {})[arm.name] = covered
     return {
         "experiment": experiment.config.name,
         "seed": experiment.config.seed,
@@ -86,3 +92,31 @@ def _coverage(commits: Sequence[Commit], teacher: str) -> dict[str, Any]:
         "windows": [{"window": window, **part.figures()} for window, part in windows.items()],
         "age_histogram": total.histogram(),
     }
+
+
+def _soft_labels(arm: Arm, commits: Sequence[Commit], teacher: str, first_us: int) -> list[dict[str, Any]]:
+    """What the soft labels that come from a teacher are worth: an entry for each strategy, kind of label and task."""
+    windows: dict[tuple[int, str, str], dict[Window, Moments]] = {}
+    for commit in commits:
+        for counted in commit.counters.get("soft_labels", ()):  # none in windows of exfm before it counted them
+            if arm.config.transfer[counted["transfer"]].config.teacher == teacher:
+                key = (counted["transfer"], counted["label"], counted["task"])
+                here = Moments(*(counted[field.name] for field in fields(Moments)))
+                windows.setdefault(key, {})[commit.window] = here
+    entries = []
+    for (transfer, label, task), by_window in sorted(windows.items()):
+        scored = [here for window, here in by_window.items() if window.start_us >= first_us]
+        entries.append(
+            {
+                "transfer": transfer,
+                "label": label,
+                "task": task,
+                **_worth(sum(scored, Moments())),
+                "windows": [{"window": window.index, **_worth(here)} for window, here in by_window.items()],
+            }
+        )
+    return entries
+
+
+def _worth(moments: Moments) -> dict[str, Any]:
+    return {"examples": moments.examples, "calibration": moments.calibration, "ne": moments.ne}

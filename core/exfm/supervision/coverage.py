@@ -64,6 +64,16 @@ class Coverage:
         """From a commit's manifest."""
         return cls(**{**counters, "age_counts": np.array(counters["age_counts"], np.int64)})
 
+    def as_vector(self) -> npt.NDArray[np.int64]:
+        """All counts in one array: those of parts of the examples add up. ``of_vector`` reads it back."""
+        return np.concatenate([[self.examples, self.hits, self.aged, self.age_us], self.age_counts])
+
+    @classmethod
+    def of_vector(cls, counts: npt.NDArray[np.int64]) -> Coverage:
+        """From such an array."""
+        examples, hits, aged, age_us = counts[:4].tolist()
+        return cls(examples, hits, aged, age_us, counts[4:])
+
     @property
     def hit_rate(self) -> float | None:
         """Hits over examples."""

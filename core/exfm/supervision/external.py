@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from exfm.config.external_files import ExternalFiles
-from exfm.supervision.joiner import Joined, align, lookup, miss
+from exfm.supervision.joiner import Joined, Stored, align, lookup, miss, nothing_stored
 
 
 class ExternalSupervision:
@@ -53,6 +53,6 @@ class ExternalSupervision:
         picked = {task: values[row] for task, values in self._probabilities.items()}
         return Joined(align(picked, None, found), found, None)
 
-    def states(self, example_id: Tensor, event_time_us: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """None of any example."""
-        return torch.zeros_like(example_id, dtype=torch.bool), {}
+    def stored(self, example_id: Tensor, event_time_us: Tensor) -> Stored:
+        """Nothing of any example."""
+        return nothing_stored(example_id)

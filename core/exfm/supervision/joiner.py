@@ -18,6 +18,9 @@ from torch import Tensor
 from exfm.interfaces.transfer_strategy import Supervision
 from exfm.supervision.embeddings import CompactEmbedding
 
+STATE, ROW = "state_", "row_"
+"""Prefixes of the columns of an entity's compact state, and of a feature's table row."""
+
 
 @dataclass(frozen=True)
 class Joined:
@@ -33,6 +36,21 @@ class Joined:
     age_us: Tensor | None
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a teacher stored beside its predictions of S of B examples.
+
+    Attributes:
+        found: (B,) bool, which examples these are: those it has rows of, having learned.
+        watermark_us: (S,) int64: it had trained on examples before this time only when it predicted them.
+        vectors: (S, K) float32 by column.
+    """
+
+    found: Tensor
+    watermark_us: Tensor
+    vectors: Mapping[str, Tensor]
+
+
 class Joiner(Protocol):
     """A teacher's supervision, from wherever it comes."""
 
@@ -40,8 +58,8 @@ class Joiner(Protocol):
         """The supervision of the given examples (B,); those without any are misses."""
         ...
 
-    def states(self, example_id: Tensor, event_time_us: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Which of the given examples (B,) it has states of, and these, float32, by entity."""
+    def stored(self, example_id: Tensor, event_time_us: Tensor) -> Stored:
+        """What it has stored of the given examples (B,)."""
         ...
 
 
@@ -55,7 +73,7 @@ class SupervisionRows:
         probabilities: (S,) float32 by task; NaN where the teacher had not seen a label of the task yet.
         watermark_us: (S,) int64: the teacher had trained on examples before this time only.
         embedding: of S rows, where the teacher gives any.
-        states: (S, K) float16 by entity.
+        vectors: (S, K) float16 by column: ``state_ENTITY``, and ``row_FEATURE``, which is from after training.
     """
 
     example_id: Tensor
@@ -63,7 +81,7 @@ class SupervisionRows:
     probabilities: Mapping[str, Tensor]
     watermark_us: Tensor
     embedding: CompactEmbedding | None = None
-    states: Mapping[str, Tensor] = field(default_factory=dict)
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_arrow(cls, rows: pa.RecordBatch) -> SupervisionRows:
@@ -81,7 +99,7 @@ class SupervisionRows:
             {name.removeprefix(prefix): _tensor(rows.column(name)) for name in names if name.startswith(prefix)},
             _tensor(rows.column("watermark").view(pa.int64())),
             embedding,
-            {name.removeprefix("state_"): _vectors(rows.column(name)) for name in names if name.startswith("state_")},
+            {name: _vectors(rows.column(name)) for name in names if name.startswith((STATE, ROW))},
         )
 
     @classmethod
@@ -96,7 +114,7 @@ class SupervisionRows:
             {task: torch.cat([part.probabilities[task] for part in parts]) for task in parts[0].probabilities},
             torch.cat([part.watermark_us for part in parts]),
             CompactEmbedding.cat(embeddings) if embeddings else None,
-            {entity: torch.cat([part.states[entity] for part in parts]) for entity in parts[0].states},
+            {column: torch.cat([part.vectors[column] for part in parts]) for column in parts[0].vectors},
         )
 
     def slice(self, start: int, stop: int) -> SupervisionRows:
@@ -108,7 +126,7 @@ class SupervisionRows:
             {task: values[rows] for task, values in self.probabilities.items()},
             self.watermark_us[rows],
             None if self.embedding is None else self.embedding.take(rows),
-            {entity: state[rows] for entity, state in self.states.items()},
+            {column: vector[rows] for column, vector in self.vectors.items()},
         )
 
     def index(self) -> SupervisionIndex:
@@ -139,13 +157,15 @@ class SupervisionIndex:
         age_us = age_us if found.all() else age_us[found]
         return Joined(align(picked, embedding, found), found, age_us)
 
-    def states(self, example_id: Tensor, event_time_us: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Which of the given examples (B,) the teacher has rows of, having learned, and their states by entity."""
+    def stored(self, example_id: Tensor, event_time_us: Tensor) -> Stored:
+        """What it has stored of the given examples (B,)."""
         if not self.rows.example_id.numel():
-            return torch.zeros_like(example_id, dtype=torch.bool), {}
+            return nothing_stored(example_id)
         row, found = self._locate(example_id, event_time_us)
         found &= ~torch.stack([values[row].isnan() for values in self.rows.probabilities.values()]).all(dim=0)
-        return found, {entity: state[row[found]].float() for entity, state in self.rows.states.items()}
+        kept = row[found]
+        vectors = {column: vector[kept].float() for column, vector in self.rows.vectors.items()}
+        return Stored(found, self.rows.watermark_us[kept], vectors)
 
     def _locate(self, example_id: Tensor, event_time_us: Tensor) -> tuple[Tensor, Tensor]:
         """The row (B,) of each example and whether there is one: by time, and by id where rows share a time."""
@@ -204,6 +224,11 @@ def rows_of(supervision: Supervision, rows: slice) -> Supervision:
         {task: values[rows] for task, values in supervision.hit.items()},
         None if supervision.embedding is None else supervision.embedding[rows],
     )
+
+
+def nothing_stored(example_id: Tensor) -> Stored:
+    """What there is of examples (B,) that a teacher has stored nothing of."""
+    return Stored(torch.zeros_like(example_id, dtype=torch.bool), example_id[:0], {})
 
 
 def miss(tasks: Iterable[str], size: int, embedding_dim: int | None = None) -> Supervision:

@@ -38,7 +38,7 @@ def supervision_schema(
     tasks: Sequence[str],
     teacher: str | None = None,
     embedding: EmbeddingShape | None = None,
-    states: Mapping[str, int] | None = None,
+    vectors: Mapping[str, int] | None = None,
 ) -> pa.Schema:
     """Columns of a supervision file; its metadata name the teacher and what kind of value each task has.
 
@@ -53,7 +53,7 @@ def supervision_schema(
         fields["embedding"] = _vector(number, embedding.dim)
         if embedding.format == "int8":
             fields["embedding_scale"] = pa.float32()
-    fields |= {f"state_{entity}": _vector(pa.float16(), width) for entity, width in (states or {}).items()}
+    fields |= {column: _vector(pa.float16(), width) for column, width in (vectors or {}).items()}
     kinds = {f"exfm.kind.{task}": "probability" for task in tasks}
     return pa.schema(fields, metadata=kinds if teacher is None else {"exfm.teacher": teacher, **kinds})
 
@@ -83,7 +83,7 @@ def supervision_columns(rows: SupervisionRows, window: int, snapshot: int) -> di
         columns["embedding"] = _vectors(rows.embedding.values_SE)
         if rows.embedding.scale_S is not None:
             columns["embedding_scale"] = rows.embedding.scale_S.numpy()
-    return columns | {f"state_{entity}": _vectors(state_SK) for entity, state_SK in rows.states.items()}
+    return columns | {column: _vectors(vector_SK) for column, vector_SK in rows.vectors.items()}
 
 
 class RowWriter:
@@ -100,8 +100,11 @@ class RowWriter:
 
     def append(self, columns: Mapping[str, Column | pa.Array]) -> None:
         """Adds rows: a value per row for every column of the schema."""
-        arrays = [_array(columns[field.name], field.type) for field in self._schema]
-        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=1 << 20)
+        self.write(rows_table(columns, self._schema))
+
+    def write(self, rows: pa.Table) -> None:
+        """Adds rows that have the schema."""
+        self._writer.write_table(rows, row_group_size=1 << 20)
 
     def close(self) -> FileRecord:
         """Completes the file."""
@@ -128,6 +131,11 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
         "use_dictionary": few,
         "column_encoding": {name: "DELTA_BINARY_PACKED" for name in schema.names if name == "event_time"},
     }
+
+
+def rows_table(columns: Mapping[str, Column | pa.Array], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of the schema, from a value per row for every column."""
+    return pa.Table.from_arrays([_array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
 def _array(column: Column | pa.Array, kind: pa.DataType) -> pa.Array:

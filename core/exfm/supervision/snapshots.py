@@ -5,8 +5,10 @@ A snapshot is part of its window's commit, so there is no moment at which a read
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from safetensors.torch import load, save
 from torch import Tensor
@@ -87,6 +89,26 @@ class SnapshotRegistry:
             RunError: the file is missing or corrupt.
         """
         tensors: dict[str, Tensor] = load(self.workspace.read_checked(record))
+        return tensors
+
+    def load_some(self, record: FileRecord, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+        """Those of a file's tensors whose names are wanted; of the others only the checksum is taken.
+
+        Raises:
+            RunError: the file is missing or corrupt.
+        """
+        with self.workspace.open_checked(record) as file:
+            size = int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(size))
+            found: dict[str, Any] = {}
+            data = bytearray()
+            for name in filter(wanted, entries.keys() - {"__metadata__"}):
+                start, end = entries[name]["data_offsets"]
+                file.seek(8 + size + start)
+                found[name] = entries[name] | {"data_offsets": [len(data), len(data) + end - start]}
+                data += file.read(end - start)
+        header = json.dumps(found).encode()
+        tensors: dict[str, Tensor] = load(len(header).to_bytes(8, "little") + header + data)
         return tensors
 
     def retire(self, model: str, needed_us: int) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exfm.interfaces.transfer_strategy import StudentOutput, StudentShape, Supervision
+from exfm.interfaces.transfer_strategy import Parts, PartShape, StudentOutput, StudentShape, Supervision
 from exfm.testing.network import check_bits, check_close
 
 _INPUTS = 3
 _WIDTH = 4
 _MEANINGLESS = 9e9
+_ROWS = {"items": 10, "shops": 2}
 
 
 class Student(nn.Module):
@@ -32,7 +33,8 @@ class Student(nn.Module):
             self.trunk = nn.Linear(_INPUTS, _WIDTH, dtype=dtype)
             self.heads = nn.ModuleList(self.new_head() for _ in tasks)
         tables = {"item": "items", "shop": "shops"}
-        self.shape = StudentShape(tuple(tasks), _WIDTH, self.new_head, _WIDTH, tables, {"items": 10, "shops": 2})
+        parts = part_shapes({"items": _WIDTH, "shops": _WIDTH})
+        self.shape = StudentShape(tuple(tasks), _WIDTH, self.new_head, _WIDTH, tables, _ROWS, parts)
 
     def new_head(self) -> nn.Module:
         """(B, R) -> logits (B,)."""
@@ -43,6 +45,22 @@ class Student(nn.Module):
         representation_BR = self.trunk(x_BI).tanh()
         logits = [head(representation_BR) for head in self.heads]
         return StudentOutput(representation_BR, dict(zip(self.shape.tasks, logits, strict=True)))
+
+
+def part_shapes(widths: Mapping[str, int]) -> dict[str, PartShape]:
+    """The parts of a model with the student's tables in some widths: these, and an encoder of a sequence."""
+    tables = {f"table/{table}": PartShape({"weight": (_ROWS[table], width)}, table) for table, width in widths.items()}
+    return tables | {"sequence_encoder/history": PartShape({"layer.weight": (_WIDTH, _WIDTH), "layer.bias": (_WIDTH,)})}
+
+
+def random_parts(shapes: Mapping[str, PartShape], names: Iterable[str], seed: int) -> Parts:
+    """Some of a model's parts, as a snapshot holds them."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {
+        part: {name: torch.randn(size, generator=generator) for name, size in shape.tensors.items()}
+        for part, shape in shapes.items()
+    }
+    return {part: drawn[part] for part in names}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from exfm.interfaces.component import Component
-from exfm.interfaces.transfer_strategy import TeacherShape, TransferStrategy
+from exfm.interfaces.transfer_strategy import Parts, TeacherShape, TransferStrategy
 from exfm.testing.component import ComponentTests
 from exfm.testing.lessons import (
     Lesson,
@@ -23,7 +23,9 @@ from exfm.testing.lessons import (
     gradients,
     losses,
     outcome,
+    part_shapes,
     random_lesson,
+    random_parts,
 )
 from exfm.testing.network import check_close
 
@@ -31,7 +33,9 @@ from exfm.testing.network import check_close
 class TransferStrategyTests(ComponentTests):
     """Tests of a transfer strategy; see ``exfm.testing`` for how to use them.
 
-    ``configs`` leave ``teacher`` out. A strategy under test has already seen a batch, unless a test says otherwise.
+    ``configs`` leave ``teacher`` out. A strategy under test has been told of the parts it reads and has already seen a
+    batch, unless a test says otherwise. Its student has the tables ``items`` and ``shops`` in width 4 and an encoder of
+    the sequence ``history``; so has its teacher, but ``items`` in width 6.
 
     Attributes:
         tasks: of student and teacher, at least two.
@@ -53,16 +57,28 @@ class TransferStrategyTests(ComponentTests):
     def teacher(self, tasks: Sequence[str]) -> TeacherShape:
         """What the strategy is told of its teacher."""
         states = {"item": 4} if self.component.reads_states else {}
-        return TeacherShape("fm", tuple(tasks), self._embedding_dim, states)
+        parts = part_shapes({"items": 6, "shops": 4}) if self.component.reads_parts else {}
+        return TeacherShape("fm", tuple(tasks), self._embedding_dim, states, parts)
 
     def make(
         self, fields: Mapping[str, Any], student: Student, *, seed: int = 0, teacher: TeacherShape | None = None
     ) -> Any:
         """The strategy, built under a seed, in the student's precision, before it has seen a batch."""
+        strategy = self._build(fields, student, seed, teacher)
+        self._tell(strategy, seed=0)
+        return strategy
+
+    def _build(self, fields: Mapping[str, Any], student: Student, seed: int, teacher: TeacherShape | None) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             strategy = self.component(self.config(fields), student.shape, teacher or self.teacher(self.tasks))
         return strategy.to(student.dtype)
+
+    def _tell(self, strategy: Any, seed: int) -> tuple[Parts, Parts]:
+        """Begins a window: tells a strategy of the parts it asks for; returns these, and what it made of them."""
+        names = strategy.teacher_parts() if self.component.reads_parts else ()
+        parts = random_parts(self.teacher(self.tasks).parts, names, seed)
+        return parts, strategy.refresh(parts) if parts else {}
 
     def make_used(self, fields: Mapping[str, Any], student: Student) -> Any:
         """The strategy after a batch."""
@@ -269,6 +285,66 @@ class TransferStrategyTests(ComponentTests):
         actual, expected = (outcome(one, student, lesson) for one in (other, strategy))
         check_same(actual, expected, "of state loaded into a strategy of another seed")
 
+    def test_parts_have_names_that_there_are(self, fields: Mapping[str, Any]) -> None:
+        """What is read of a teacher is kept for it, if ``reads_parts`` says so; what is written has to be there."""
+        student = Student(self.tasks)
+        strategy = self._build(fields, student, 0, None)
+        asked, known = strategy.teacher_parts(), student.shape.parts
+        assert self.component.reads_parts or not asked, "teacher_parts() names some, so reads_parts must be True"
+        strange = [part for part in asked if part not in self.teacher(self.tasks).parts]
+        strange += [part for part in strategy.frozen_parts() if part not in known]
+        strange += [table for table in strategy.table_offsets() if table not in student.shape.table_rows]
+        assert not strange, f"there is no {', '.join(strange)}"
+
+    def test_what_it_writes_has_the_students_shapes(self, fields: Mapping[str, Any]) -> None:
+        """What ``refresh`` returns is written into the student, and offsets are added to all rows of a table."""
+        student = Student(self.tasks)
+        strategy = self._build(fields, student, 0, None)
+        for seed in (0, 1):
+            given, written = self._tell(strategy, seed)
+            for part, tensors in written.items():
+                shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+                expected = student.shape.part(part).tensors
+                assert shapes == expected, f"for {part} of shapes {dict(expected)} it gives {shapes}"
+            untouched = random_parts(self.teacher(self.tasks).parts, given, seed)
+            check_same(_flat(given), _flat(untouched), "before it was told of them, and after")
+        for table, added_RD in _offsets(strategy, student).items():
+            wanted = (student.shape.table_rows[table], student.shape.embedding_dim)
+            assert added_RD.shape == wanted, f"to table {table!r}, {wanted}, it adds {tuple(added_RD.shape)}"
+            assert added_RD.isfinite().all(), f"what it adds to table {table!r} is not finite"
+
+    def test_parts_are_known_again_after_an_interruption(self, fields: Mapping[str, Any]) -> None:
+        """A window that is begun again is told of the same parts: with the saved state they give the same bits."""
+        if not self.component.reads_parts:
+            pytest.skip(f"{self.component.__qualname__} reads no parts of its teacher")
+        student, lesson = Student(self.tasks), self.lesson()
+        strategy, other = self.make_used(fields, student), self._build(fields, student, 1, None)
+        other.load_state_dict(load(save(strategy.state_dict())))
+        (asked, written), (asked_again, again) = (self._tell(one, seed=1) for one in (strategy, other))
+        assert asked.keys() == asked_again.keys(), f"it asked for {[*asked]}, and after a restart for {[*asked_again]}"
+        for actual, expected in (
+            (_flat(again), _flat(written)),
+            (_offsets(other, student), _offsets(strategy, student)),
+            (outcome(other, student, lesson), outcome(strategy, student, lesson)),
+        ):
+            check_same(actual, expected, "in a window that was begun once, and again")
+
+    def test_corrected_labels_are_probabilities(self, fields: Mapping[str, Any]) -> None:
+        """They are scored in the report, and change nothing."""
+        student, lesson = Student(self.tasks), self.lesson()
+        strategy = self.make_used(fields, student)
+        before = deepcopy(strategy.state_dict())
+        corrected = strategy.corrected(lesson.supervision)
+        for task, soft_B in corrected.items():
+            hit_B = lesson.supervision.hit[task]
+            assert soft_B.shape == hit_B.shape, f"of {task!r} it has {tuple(soft_B.shape)}, not {tuple(hit_B.shape)}"
+            assert not soft_B.requires_grad, f"a gradient could reach what corrects {task!r}; detach it"
+            wrong = hit_B & ~((soft_B >= 0) & (soft_B <= 1))
+            assert not wrong.any(), f"of {task!r} it has {soft_B[wrong][0].item()}, which is no probability"
+        check_same(strategy.state_dict(), before, "after corrected(), and before")
+        part = lesson.with_hits({self.tasks[0]: lesson.supervision.hit[self.tasks[0]]})
+        assert strategy.corrected(part.supervision).keys() <= {self.tasks[0]}, "it corrects what is not taught"
+
     def test_builds_without_memory(self, fields: Mapping[str, Any]) -> None:
         """``exfm validate`` builds every strategy on the meta device, where tensors have shapes and no values."""
         with torch.device("meta"):
@@ -297,6 +373,17 @@ class TransferStrategyTests(ComponentTests):
 def _check_finite(found: Mapping[str, Tensor], what: str) -> None:
     wrong = [name for name, value in found.items() if not value.isfinite().all()]
     assert not wrong, f"{what}, not finite: {', '.join(wrong)}"
+
+
+def _flat(parts: Parts) -> dict[str, Tensor]:
+    return {f"{part} {name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def _offsets(strategy: Any, student: Student) -> dict[str, Tensor]:
+    """What it adds to every row, by table."""
+    rows = student.shape.table_rows
+    with torch.no_grad():
+        return {table: offset(torch.arange(rows[table])) for table, offset in strategy.table_offsets().items()}
 
 
 def _moves(found: Mapping[str, Tensor], loss: str, name: str) -> bool:

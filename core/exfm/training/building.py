@@ -12,6 +12,7 @@ from exfm.config.loading import Experiment
 from exfm.errors import ConfigError
 from exfm.interfaces.schema import FeatureSchema
 from exfm.interfaces.transfer_strategy import StudentShape, TeacherShape, TransferStrategy
+from exfm.modeling.parts import part_shapes
 from exfm.modeling.ranking_model import RankingModel
 
 
@@ -47,7 +48,13 @@ def _student_shape(arm: Arm, model: RankingModel) -> StudentShape:
     featurizer = model.featurizer
     tables = {lookup.key: lookup.table for lookup in featurizer.bags}
     return StudentShape(
-        arm.tasks, model.backbone.output_dim, model.new_head, arm.config.embedding_dim, tables, featurizer.table_rows
+        arm.tasks,
+        model.backbone.output_dim,
+        model.new_head,
+        arm.config.embedding_dim,
+        tables,
+        featurizer.table_rows,
+        part_shapes(model),
     )
 
 
@@ -56,19 +63,32 @@ def _together(teachers: Sequence[TeacherShape]) -> TeacherShape:
     tasks = dict.fromkeys(task for teacher in teachers for task in teacher.tasks)
     widths = {teacher.embedding_dim for teacher in teachers}
     embedding_dim = widths.pop() if len(widths) == 1 else None
-    return TeacherShape(teachers[0].name, tuple(tasks), embedding_dim, teachers[0].states)
+    return TeacherShape(teachers[0].name, tuple(tasks), embedding_dim, teachers[0].states, teachers[0].parts)
+
+
+def lenders(arm: Arm) -> set[str]:
+    """The teachers whose parts an arm's strategies read."""
+    return {spec.config.teacher for spec in arm.config.transfer if spec.component.reads_parts}
 
 
 def teacher_shapes(experiment: Experiment) -> dict[str, TeacherShape]:
     """The shape of every model as a teacher, and of the teachers from elsewhere, by name."""
-    shapes = {arm.name: _teacher_shape(arm, experiment.schema) for arm in experiment.arms}
+    shared = {teacher for arm in experiment.arms for teacher in lenders(arm)}
+    shapes = {arm.name: _teacher_shape(arm, experiment.schema, arm.name in shared) for arm in experiment.arms}
     external = experiment.config.teachers.items()
     return shapes | {name: TeacherShape(name, tuple(config.predictions)) for name, config in external}
 
 
-def _teacher_shape(arm: Arm, schema: FeatureSchema) -> TeacherShape:
+def _teacher_shape(arm: Arm, schema: FeatureSchema, shared: bool) -> TeacherShape:
+    """Its shape as a teacher; what only the model itself knows is asked of one that is built without memory."""
     states = dict.fromkeys(arm.config.supervision.states, arm.config.supervision.state_dim)
-    return TeacherShape(arm.name, arm.tasks, _embedding_dim(arm, schema), states)
+    stores_embeddings = arm.config.supervision.embedding != "none"
+    if not (stores_embeddings or shared):
+        return TeacherShape(arm.name, arm.tasks, None, states)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = build_model(arm, schema)
+    embedding_dim = model.backbone.output_dim if stores_embeddings else None
+    return TeacherShape(arm.name, arm.tasks, embedding_dim, states, part_shapes(model) if shared else {})
 
 
 def check_models(experiment: Experiment) -> None:
@@ -86,11 +106,3 @@ def check_models(experiment: Experiment) -> None:
 def seed_of(seed: int, base: str) -> int:
     """The seed of a model's initialisation: no other model's depends on it."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{base}".encode()).digest()[:7], "big")
-
-
-def _embedding_dim(arm: Arm, schema: FeatureSchema) -> int | None:
-    """Width of the embeddings it stores; only the model itself knows, so it is built, without memory."""
-    if arm.config.supervision.embedding == "none":
-        return None
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return int(build_model(arm, schema).backbone.output_dim)

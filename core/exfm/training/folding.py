@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from exfm.modeling.parts import table_of
 from exfm.modeling.ranking_model import RankingModel
 
 _ROWS = 65_536
@@ -33,7 +34,7 @@ class _Sum(nn.Module):
 
 def tables_with_offsets(model: RankingModel) -> dict[str, Tensor]:
     """The tables that have offsets, as they are trained, by their name in the state dict."""
-    return {name: value for name, value in model.state_dict().items() if _table(name) in model.featurizer.offsets}
+    return {name: value for name, value in model.state_dict().items() if table_of(name) in model.featurizer.offsets}
 
 
 @torch.no_grad()
@@ -41,16 +42,10 @@ def fold_offsets(model: RankingModel) -> dict[str, Tensor]:
     """The same tables with their offsets added to every row, on the CPU: what is served looks up these."""
     folded = {}
     for name, weight in tables_with_offsets(model).items():
-        offset = model.featurizer.offsets[_table(name)]
+        offset = model.featurizer.offsets[table_of(name)]
         parts = [
             part + offset(torch.arange(start, start + part.shape[0], device=part.device))
             for start, part in zip(range(0, weight.shape[0], _ROWS), torch.split(weight, _ROWS), strict=True)
         ]
         folded[name] = torch.cat(parts).cpu()
     return folded
-
-
-def _table(name: str) -> str:
-    """The table whose weight an entry of a state dict is; no table's name where it is something else."""
-    owner, _, kind = name.rpartition(".")
-    return owner.rpartition(".")[2].removeprefix("table_") if kind == "weight" and ".table_" in f".{owner}" else ""

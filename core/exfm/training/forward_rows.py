@@ -23,15 +23,15 @@ class ForwardRows:
     Args:
         tasks: its tasks.
         embedding: how its representation is kept; None where it is not.
-        states: width of its states, by entity.
+        vectors: width of what else is kept, by column.
     """
 
-    def __init__(self, tasks: tuple[str, ...], embedding: EmbeddingShape | None, states: Mapping[str, int]) -> None:
+    def __init__(self, tasks: tuple[str, ...], embedding: EmbeddingShape | None, vectors: Mapping[str, int]) -> None:
         self._predicted: dict[str, list[Tensor]] = {task: [torch.zeros(0)] for task in tasks}
         self._taught: dict[str, list[Tensor]] = {task: [torch.zeros(0)] for task in tasks}
         self._watermarks = [torch.zeros(0, dtype=torch.int64)]
         self._shape = embedding
-        self._states = {entity: [torch.zeros(0, width, dtype=torch.float16)] for entity, width in states.items()}
+        self._vectors = {column: [torch.zeros(0, width, dtype=torch.float16)] for column, width in vectors.items()}
         self._embeddings = [] if embedding is None else [CompactEmbedding.empty(embedding)]
 
     def add(self, forward: Forward, learned: Collection[str], watermark_us: int) -> None:
@@ -47,8 +47,8 @@ class ForwardRows:
             self._predicted[task].append(values.cpu())
             self._taught[task].append(values.cpu() if task in learned else torch.full((size,), math.nan))
         self._watermarks.append(torch.full((size,), watermark_us))
-        for entity, state_BK in forward.states.items():
-            self._states[entity].append(to_float16(state_BK))
+        for column, vector_BK in forward.vectors.items():
+            self._vectors[column].append(to_float16(vector_BK))
         if self._shape is not None:
             self._embeddings.append(CompactEmbedding.of(forward.representation_BR, self._shape.format))
 
@@ -64,5 +64,5 @@ class ForwardRows:
             {task: torch.cat(values) for task, values in self._taught.items()},
             torch.cat(self._watermarks),
             CompactEmbedding.cat(self._embeddings) if self._embeddings else None,
-            {entity: torch.cat(parts) for entity, parts in self._states.items()},
+            {column: torch.cat(parts) for column, parts in self._vectors.items()},
         )

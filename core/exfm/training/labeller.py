@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Iterator
 
 import torch
 
 from exfm.config.checks import Arm
-from exfm.data.batch import Batch
-from exfm.data.stream import Chunk
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.supervision.commits import Commit
 from exfm.supervision.joiner import SupervisionRows
-from exfm.supervision.row_files import RowWriter, row_file, supervision_columns, supervision_schema
+from exfm.supervision.row_files import row_file, supervision_columns, supervision_schema
 from exfm.supervision.snapshots import Snapshot
 from exfm.supervision.store import Store
 from exfm.training.forward_rows import ForwardRows
+from exfm.training.gathered import GatheredRows
+from exfm.training.spread import SpreadChunk
 from exfm.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -35,6 +33,7 @@ class Labeller:
 
     def __init__(self, trainer: Trainer, store: Store, students: tuple[str, ...]) -> None:
         self.trainer = trainer
+        self.ranks = trainer.plan.ranks
         self.teacher: Arm = trainer.arm
         self.name = trainer.arm.name
         self.store = store
@@ -53,30 +52,32 @@ class Labeller:
             self._snapshots.append(snapshot)
             if snapshot.watermark_us <= window.start_us - self.delay_us and snapshot.version not in self._corrupt:
                 break
-        self._rows = RowWriter(
+        self._rows = GatheredRows(
+            self.ranks,
             self.store.workspace,
             row_file("supervision", self.name, window.index),
-            supervision_schema(self.teacher.tasks, self.name, self.trainer.embedding, self.trainer.states),
+            supervision_schema(self.teacher.tasks, self.name, self.trainer.embedding, self.trainer.vectors),
         )
 
-    def label(self, chunk: Chunk) -> SupervisionRows:
+    def label(self, chunk: SpreadChunk) -> SupervisionRows:
         """Supervises the union of the students' rows of a chunk; nothing before there is a snapshot.
 
         The snapshot is chosen anew for every chunk, by the time of its first row.
         """
         start = time.perf_counter()
-        snapshot = self._snapshot_for(int(chunk.batch.event_time_us[0]))
-        forward = ForwardRows(self.teacher.tasks, self.trainer.embedding, self.trainer.states)
-        index = torch.zeros(0, dtype=torch.int64)
+        snapshot = self._snapshot_for(chunk.first_us)
+        forward = ForwardRows(self.teacher.tasks, self.trainer.embedding, self.trainer.vectors)
+        none = torch.zeros(0, dtype=torch.int64)
+        parts = chunk.parts(none if snapshot is None else self._union(chunk), self.teacher.config.batch_size)
         if snapshot is not None:
-            index = self._union(chunk)
-            for batch in self._batches(chunk, index):
-                forward.add(self.trainer.predict(batch), snapshot.learned, snapshot.watermark_us)
-        labelled = chunk.batch.only(frozenset(), torch.zeros(0, dtype=torch.int64)).select(index)
+            for batch, part in chunk.batches(parts, self.trainer.model):
+                made = self.trainer.predict(batch).first(part.index.numel())
+                forward.add(made, snapshot.learned, snapshot.watermark_us)
+        labelled = chunk.batch.only(frozenset(), none).select(parts.index)
         rows = forward.supervision(labelled)
         version = snapshot.version if snapshot is not None else -1
-        self._rows.append(supervision_columns(rows, self._window.index, version))
-        self._examples += index.numel()
+        self._rows.append(supervision_columns(rows, self._window.index, version), parts.order)
+        self._examples += sum(sum(part.counts) for part in parts.batches)
         self._seconds += time.perf_counter() - start
         return rows
 
@@ -102,23 +103,19 @@ class Labeller:
         older = next(self.store.snapshots.newest_first(self.name, snapshot.watermark_us - 1), None)
         return [] if older is None or older in self._snapshots else [older]
 
-    def _batches(self, chunk: Chunk, index: torch.Tensor) -> Iterator[Batch]:
-        if index.numel():
-            batch = self.trainer.model.narrow(chunk.batch)
-            for part in index.tensor_split(math.ceil(index.numel() / self.teacher.config.batch_size)):
-                yield batch.select(part)
-
     def commit(self, rows: int) -> None:
         """Makes the window's supervision visible; of a window without rows only the manifest is kept."""
+        if not self.ranks.is_first:
+            return
         counters = {"examples": self._examples, "seconds": self._seconds}
-        files = {"rows": self._rows.close()} if rows else {}
+        files = self._rows.close() if rows else {}
         self.store.log.add("supervise", self.name, Commit(self._window, counters, files))
 
     def close(self) -> None:
         """Discards what was written of the window and not committed."""
         self._rows.discard()
 
-    def _union(self, chunk: Chunk) -> torch.Tensor:
+    def _union(self, chunk: SpreadChunk) -> torch.Tensor:
         wanted = torch.zeros(chunk.batch.size, dtype=torch.bool)
         for student in self.students:
             picked = chunk.rows[student]

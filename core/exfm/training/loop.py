@@ -14,7 +14,7 @@ from functools import cached_property
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
-from exfm.data.stream import Chunk, ChunkReader, windows_of
+from exfm.data.stream import ChunkReader, windows_of
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.supervision.external import ExternalSupervision
@@ -23,6 +23,8 @@ from exfm.supervision.store import Store
 from exfm.supervision.streaming import SupervisionStream
 from exfm.training.building import teacher_shapes
 from exfm.training.labeller import Labeller
+from exfm.training.sharing import Sharing
+from exfm.training.spread import SpreadChunk, check_spread, read_spread
 from exfm.training.stage import Stage
 from exfm.training.teachers import external_teachers
 from exfm.training.trainer import Trainer
@@ -85,6 +87,8 @@ class StreamLoop:
         train: the arms to train; all by default.
         label: the teachers to label for, of those with a delay; all by default.
 
+    With a plan of several processes each of them makes this loop, and calls it in the same order.
+
     Attributes:
         waiting_for: why ``advance`` stopped before the end of the stream; empty where it did not.
     """
@@ -100,16 +104,19 @@ class StreamLoop:
     ) -> None:
         self.experiment = experiment
         self.store = store
+        self.ranks = plan.ranks
+        check_spread(experiment, self.ranks)
         self.on_progress = on_progress
         self.clock = Clock()
         self.late = _late_tasks(experiment)
         self.waiting_for = ""
         arms, schema = experiment.arms, experiment.schema
         self._shapes = teacher_shapes(experiment)
+        sharing = Sharing(experiment, store)
         prompt = tuple(label.name for label in schema.labels if label.delay == NOW)
         students = {arm.name: tuple(s.name for s in arms if arm.name in s.teachers) for arm in arms}
         self.stages = [
-            Stage(self._trainer(arm, plan), store, schema, prompt, bool(students[arm.name]))
+            Stage(self._trainer(arm, plan), store, schema, prompt, bool(students[arm.name]), sharing)
             for arm in arms
             if train is None or arm.name in train
         ]
@@ -138,6 +145,7 @@ class StreamLoop:
             complete_windows_only: leave out a last window that more rows may still come for.
         """
         span = self.experiment.source.time_range()
+        span = TimeRange(self.ranks.agree(span.start_us), self.ranks.agree(span.end_us))
         windows = list(windows_of(span, self.experiment.config.stream.window))
         complete = [window for window in windows if window.end_us <= span.end_us or not complete_windows_only]
         self._resume({window.index for window in complete})
@@ -149,8 +157,9 @@ class StreamLoop:
             labellers = [one for one in self.labellers if window.index not in labelled[one.name]]
             if not stages and not labellers:
                 continue
-            self.waiting_for = self._missing(window, windows, stages, labellers)
-            if self.waiting_for:
+            missing = self._missing(window, windows, stages, labellers)
+            if self.ranks.agree(bool(missing)):
+                self.waiting_for = missing or f"what is missing for window {window}"
                 break
             self._window(window, stages, labellers, span, len(windows))
             for stage in stages:
@@ -200,11 +209,11 @@ class StreamLoop:
                 stage.begin(window)
                 begun.append(stage)
             rows = 0
-            for chunk in self._timed(self.reader.read(window)):
-                rows += chunk.batch.size
+            for chunk in self._timed(read_spread(self.reader, window, self.ranks)):
+                rows += chunk.size
                 self._chunk(chunk, labellers, stages, streams)
                 self.on_progress(
-                    Progress(window, count, chunk.batch.size, {stage.name: stage.counters.ne for stage in stages})
+                    Progress(window, count, chunk.size, {stage.name: stage.counters.ne for stage in stages})
                 )
             skipped = self.reader.skipped
             rows += self._late_labels(window, stages, span)
@@ -213,6 +222,7 @@ class StreamLoop:
                 labeller.commit(rows)
             for stage in stages:
                 stage.commit(rows, skipped)
+            self.ranks.wait()  # until the first process has stored what the others may now read
             self.clock.commit += time.perf_counter() - start
         finally:
             for part in (*begun, *streams.values()):
@@ -231,16 +241,15 @@ class StreamLoop:
 
     def _chunk(
         self,
-        chunk: Chunk,
+        chunk: SpreadChunk,
         labellers: list[Labeller],
         stages: list[Stage],
         streams: Mapping[str, SupervisionStream],
     ) -> None:
         start = time.perf_counter()
-        times = chunk.batch.event_time_us
         teachers: dict[str, Joiner] = dict(self.external)
         for name, stream in streams.items():
-            teachers[name] = stream.between(int(times[0]), int(times[-1]))
+            teachers[name] = stream.between(chunk.first_us, chunk.last_us)
         for labeller in labellers:
             teachers[labeller.name] = labeller.label(chunk).index()
         labelled = time.perf_counter()
@@ -261,15 +270,15 @@ class StreamLoop:
             earlier = Window(window.index, max(window.start_us - shift, span.start_us), window.end_us - shift)
             if earlier.start_us >= earlier.end_us:
                 continue
-            for chunk in self._timed(self.reader.read(earlier)):
+            for chunk in self._timed(read_spread(self.reader, earlier, self.ranks)):
                 start = time.perf_counter()
-                rows += chunk.batch.size
+                rows += chunk.size
                 for stage in stages:
                     stage.consume_late(chunk, tasks)
                 self.clock.train += time.perf_counter() - start
         return rows
 
-    def _timed(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    def _timed(self, chunks: Iterator[SpreadChunk]) -> Iterator[SpreadChunk]:
         """The same chunks; the time spent waiting for them counts as data time."""
         while True:
             start = time.perf_counter()

@@ -13,12 +13,13 @@ from exfm.config.loading import Experiment
 from exfm.errors import ConfigError
 from exfm.evaluation.evaluate import Arm as Comparison
 from exfm.evaluation.evaluate import ExperimentView, evaluate
+from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.reporting.html import render_report
 from exfm.reporting.results import CONFIG_FILE, REPORT_FILE, RESULTS_FILE, assemble
 from exfm.supervision.store import Store
 from exfm.training.loop import Clock, Progress, StreamLoop
 
-_FREE_TO_CHANGE = ("run_dir", "evaluation", "plugins", "versions")
+_FREE_TO_CHANGE = ("run_dir", "evaluation", "plugins", "versions", "parallel")
 
 
 def run(experiment: Experiment, on_progress: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
@@ -29,7 +30,8 @@ def run(experiment: Experiment, on_progress: Callable[[Progress], None] = lambda
         on_progress: called after every chunk of rows.
 
     Returns:
-        The content of results.json.
+        The content of results.json. Under a plan of several processes every one calls this; the first one evaluates
+        and gets the results, the others get nothing.
 
     Raises:
         ConfigError: the run_dir holds another experiment, or a row breaks the schema.
@@ -37,11 +39,25 @@ def run(experiment: Experiment, on_progress: Callable[[Progress], None] = lambda
     """
     store = Store(experiment.run_dir)
     config_yaml = open_run(experiment, store)
-    plan = experiment.config.parallel.build()
+    plan = build_plan(experiment)
     loop = StreamLoop(experiment, store, plan, on_progress)
     loop.advance()
     assert not loop.waiting_for, loop.waiting_for
-    return finish(experiment, store, loop.clock, config_yaml)
+    plan.ranks.close()
+    return finish(experiment, store, loop.clock, config_yaml) if plan.ranks.is_first else {}
+
+
+def build_plan(experiment: Experiment) -> ParallelPlan:
+    """The experiment's parallel plan, connected to the other processes.
+
+    Raises:
+        ConfigError: it refuses the number of processes.
+    """
+    try:
+        plan: ParallelPlan = experiment.config.parallel.build()
+    except ValueError as error:
+        raise ConfigError(f"parallel: {error}") from error
+    return plan
 
 
 def finish(experiment: Experiment, store: Store, clock: Clock, config_yaml: str) -> dict[str, Any]:

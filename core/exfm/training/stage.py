@@ -9,25 +9,24 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from exfm.data.batch import Batch
-from exfm.data.stream import Chunk
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
-from exfm.interfaces.schema import FeatureSchema
+from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
 from exfm.modeling.cost import flops_by_part, parameters_by_part
 from exfm.supervision.commits import Commit
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.joiner import Joiner, SupervisionRows, rows_of
 from exfm.supervision.row_files import (
-    RowWriter,
     predictions_schema,
     row_file,
     supervision_columns,
@@ -35,6 +34,9 @@ from exfm.supervision.row_files import (
 )
 from exfm.supervision.store import Store
 from exfm.training.forward_rows import ForwardRows
+from exfm.training.gathered import GatheredRows
+from exfm.training.sharing import Sharing
+from exfm.training.spread import Parts, SpreadChunk
 from exfm.training.state_feed import StateFeed
 from exfm.training.trainer import StepLabels, Trainer
 
@@ -78,34 +80,51 @@ class Stage:
         prompt: tasks whose labels are known together with the example.
         teaches: whether other models learn from it. Without a delay, its forward pass is kept as supervision; with
             one, a labeller asks for its snapshots.
+        sharing: who reads whose parts.
     """
 
     def __init__(
-        self, trainer: Trainer, store: Store, schema: FeatureSchema, prompt: tuple[str, ...], teaches: bool
+        self,
+        trainer: Trainer,
+        store: Store,
+        schema: FeatureSchema,
+        prompt: tuple[str, ...],
+        teaches: bool,
+        sharing: Sharing,
     ) -> None:
         self.trainer = trainer
+        self.ranks = trainer.plan.ranks
         self.name = trainer.arm.name
         self.tasks = trainer.arm.tasks
         self.store = store
+        self._tables = {f.name: f.table_name for f in schema.features if isinstance(f, CategoricalFeature)}
         self.oracles = tuple(label.name for label in schema.labels if label.oracle and label.name in self.tasks)
         self.prompt = tuple(task for task in self.tasks if task in prompt)
         delayed = trainer.arm.config.supervision.delay > timedelta(0)
         self.supervises = teaches and not delayed
         self.labelled_later = teaches and delayed
+        self.sharing = sharing
         self.counters = WindowCounters()
 
     def begin(self, window: Window) -> None:
-        """Opens a window's files."""
+        """Opens a window's files, and takes what the model takes of its teachers' parts."""
         self.counters = WindowCounters()
+        start = time.perf_counter()
+        self.trainer.begin()
+        self.sharing.tell(self.trainer, window)
+        self.counters.seconds = time.perf_counter() - start
         self._window = window
         self._watermark_us = window.start_us
         predictions = row_file("predictions", self.name, window.index)
-        self._predictions = RowWriter(self.store.workspace, predictions, predictions_schema(self.tasks, self.oracles))
-        self._supervision: RowWriter | None = None
+        self._predictions = self._rows_file(predictions, predictions_schema(self.tasks, self.oracles))
+        self._supervision: GatheredRows | None = None
         if self.supervises:
             supervision = row_file("supervision", self.name, window.index)
-            schema = supervision_schema(self.tasks, self.name, self.trainer.embedding, self.trainer.states)
-            self._supervision = RowWriter(self.store.workspace, supervision, schema)
+            schema = supervision_schema(self.tasks, self.name, self.trainer.embedding, self.trainer.vectors)
+            self._supervision = self._rows_file(supervision, schema)
+
+    def _rows_file(self, path: str, schema: pa.Schema) -> GatheredRows:
+        return GatheredRows(self.ranks, self.store.workspace, path, schema)
 
     def resume(self) -> int:
         """Brings the model to the newest committed state that can be read; returns its window, -1 for none.
@@ -132,42 +151,47 @@ class Stage:
             raise failure
         return -1
 
-    def consume(self, chunk: Chunk, teachers: Mapping[str, Joiner]) -> SupervisionRows:
+    def consume(self, chunk: SpreadChunk, teachers: Mapping[str, Joiner]) -> SupervisionRows:
         """Predicts the arm's rows of a chunk and trains on them, batch by batch; returns its supervision of them."""
         start = time.perf_counter()
         learn = StepLabels(self.prompt, transfer=True)
-        index = self._rows(chunk)
-        seen = chunk.batch.only(frozenset(), torch.zeros(0, dtype=torch.int64)).select(index)
+        parts = chunk.parts(chunk.rows[self.name], self.trainer.arm.config.batch_size)
+        seen = chunk.batch.only(frozenset(), torch.zeros(0, dtype=torch.int64)).select(parts.index)
         joined = {name: teachers[name].join(seen.example_id, seen.event_time_us) for name in self.trainer.arm.teachers}
         for name, found in joined.items():
             self.counters.teachers.setdefault(name, Coverage()).add(found)
-        forward = ForwardRows(self.tasks, self.trainer.embedding, self.trainer.states)
-        feed = StateFeed(chunk.batch, self.trainer.list_strategies(), teachers)
+        forward = ForwardRows(self.tasks, self.trainer.embedding, self.trainer.vectors)
+        feed = StateFeed(chunk.batch, self.trainer.list_strategies(), teachers, self._tables)
         first = 0
-        for batch in self._batches(chunk, index):
-            rows = slice(first, first + batch.size)
-            feed.tell(int(index[first]))
-            first += batch.size
+        for batch, part in chunk.batches(parts, self.trainer.model):
+            own = part.index.numel()
+            rows = slice(first, first + own)
+            feed.tell(part.first)
+            first += own
             supervision = {name: rows_of(found.supervision, rows) for name, found in joined.items()}
             if not self.counters.flops:
                 few = batch.select(torch.arange(min(batch.size, _COUNTED)))
                 self.counters.flops = flops_by_part(self.trainer.model, few)
             learned = frozenset(self.trainer.learned)
-            forward.add(self.trainer.step(batch, supervision, learn), learned, self._watermark_us)
-            self.trainer.observe(batch)
-            self._watermark_us = int(batch.event_time_us[-1])
+            made = self.trainer.step(batch, supervision, learn, part.counts)
+            self.trainer.observe(batch, own)
+            rows_after = self.trainer.rows(batch) if self.supervises else {}
+            forward.add(made.with_vectors(rows_after).first(own), learned, self._watermark_us)
+            self._watermark_us = part.newest_us
         feed.tell(chunk.batch.size)
-        made = forward.supervision(seen)
-        self._record(seen, forward.probabilities(), made)
+        taught = forward.supervision(seen)
+        self._record(seen, parts, forward.probabilities(), taught)
         self.counters.seconds += time.perf_counter() - start
-        return made
+        return taught
 
-    def consume_late(self, chunk: Chunk, tasks: tuple[str, ...]) -> None:
+    def consume_late(self, chunk: SpreadChunk, tasks: tuple[str, ...]) -> None:
         """Trains on labels that became known after their examples had been predicted."""
         learn = StepLabels(tuple(task for task in self.tasks if task in tasks), transfer=False)
         start = time.perf_counter()
-        for batch in self._batches(chunk, self._rows(chunk)) if learn.tasks else ():
-            self.trainer.step(batch, {}, learn)
+        if learn.tasks:
+            parts = chunk.parts(chunk.rows[self.name], self.trainer.arm.config.batch_size)
+            for batch, part in chunk.batches(parts, self.trainer.model):
+                self.trainer.step(batch, {}, learn, part.counts)
         self.counters.seconds += time.perf_counter() - start
 
     def commit(self, rows: int, skipped_rows: int) -> None:
@@ -177,13 +201,17 @@ class Stage:
             rows: how many rows of the stream were read; of a window without any only the manifest is kept.
         """
         trainer, log = self.trainer, self.store.log
+        # All processes take part in these two.
+        weights, training = (trainer.weights(), trainer.training_state()) if rows else ({}, {})
+        teachers = {name: self._of_all(counted).as_counters() for name, counted in self.counters.teachers.items()}
+        if not self.ranks.is_first:
+            return
         if self._supervision is not None:
-            files = {"rows": self._supervision.close()} if rows else {}
+            files = self._supervision.close() if rows else {}
             log.add("supervise", self.name, Commit(self._window, self._supervision_counters(), files))
         files = {}
         if rows:
-            files = {"rows": self._predictions.close()}
-            files |= self.store.snapshots.write(self.name, self._window, trainer.weights(), trainer.training_state())
+            files = self._predictions.close() | self.store.snapshots.write(self.name, self._window, weights, training)
         counters = {
             "examples": self.counters.examples,
             "seconds": self.counters.seconds,
@@ -192,24 +220,30 @@ class Stage:
             "parameters": trainer.model.parameter_counts(),
             "dense_parameters": parameters_by_part(trainer.model),
             "learned": sorted(trainer.learned),
-            "teachers": {name: counted.as_counters() for name, counted in self.counters.teachers.items()},
+            "soft_labels": trainer.soft_labels.counters(),
+            "teachers": teachers,
         }
         if not log.add("train", self.name, Commit(self._window, counters, files)):
             logger.warning("window %s of %r: another job had committed it, with equal content", self._window, self.name)
         self.store.snapshots.retire(self.name, self._needed_us())
 
+    def _of_all(self, counted: Coverage) -> Coverage:
+        """The counts of all processes together."""
+        return Coverage.of_vector(self.ranks.each(torch.from_numpy(counted.as_vector())).sum(dim=0).numpy())
+
     def _supervision_counters(self) -> dict[str, float]:
         return {"examples": self.counters.examples, "seconds": 0.0}
 
     def _needed_us(self) -> int:
-        """The earliest time for which a labeller, which may lag behind, can still want a snapshot."""
+        """The earliest time for which somebody who may lag behind, labeller or student, can still want a snapshot."""
+        shared_us = self.sharing.needed_us(self.name)
         if not self.labelled_later:
-            return self._window.end_us
+            return min(self._window.end_us, shared_us)
         labelled = self.store.log.windows("supervise", self.name)
         if not labelled:
             return 0
         behind_us = self.store.log.load("supervise", self.name, labelled[-1]).window.end_us
-        return behind_us - int(self.trainer.arm.config.supervision.delay.total_seconds() * 1e6)
+        return min(behind_us - int(self.trainer.arm.config.supervision.delay.total_seconds() * 1e6), shared_us)
 
     def close(self) -> None:
         """Discards what was written of the window and not committed."""
@@ -217,28 +251,23 @@ class Stage:
         if self._supervision is not None:
             self._supervision.discard()
 
-    def _rows(self, chunk: Chunk) -> Tensor:
-        picked = chunk.rows[self.name]
-        return torch.arange(chunk.batch.size) if picked is None else picked
-
-    def _batches(self, chunk: Chunk, index: Tensor) -> Iterator[Batch]:
-        if index.numel() == 0:
-            return
-        narrowed = self.trainer.model.narrow(chunk.batch)
-        for part in index.tensor_split(math.ceil(index.numel() / self.trainer.arm.config.batch_size)):
-            yield narrowed.select(part)
-
-    def _record(self, seen: Batch, probabilities: Mapping[str, Tensor], made: SupervisionRows) -> None:
+    def _record(
+        self, seen: Batch, parts: Parts, probabilities: Mapping[str, Tensor], made: SupervisionRows
+    ) -> None:
         window = np.full(seen.size, self._window.index, np.int32)
         columns = {"example_id": seen.example_id.numpy(), "window": window}
         predicted = {f"prediction_{task}": values.numpy() for task, values in probabilities.items()}
         labels = {f"label_{task}": seen.labels[task].numpy() for task in self.tasks}
         oracle = {f"oracle_{task}": seen.oracle[task].numpy() for task in self.oracles}
-        self._predictions.append({**columns, "group": seen.group.numpy(), **predicted, **labels, **oracle})
+        columns |= {"group": seen.group.numpy(), **predicted, **labels, **oracle}
+        self._predictions.append(columns, parts.order)
         if self._supervision is not None:
-            self._supervision.append(supervision_columns(made, self._window.index, self._window.index - 1))
+            supervision = supervision_columns(made, self._window.index, self._window.index - 1)
+            self._supervision.append(supervision, parts.order)
         first = self.tasks[0]
         loss = torch.nn.functional.binary_cross_entropy(probabilities[first], seen.labels[first], reduction="sum")
-        self.counters.examples += seen.size
-        self.counters.log_loss += float(loss)
-        self.counters.positives += float(seen.labels[first].sum())
+        sums = torch.stack([loss, seen.labels[first].sum()])
+        self.counters.examples += sum(sum(part.counts) for part in parts.batches)
+        log_loss, positives = self.ranks.each(sums).sum(dim=0).tolist()
+        self.counters.log_loss += log_loss
+        self.counters.positives += positives

@@ -1,4 +1,4 @@
-"""Tells strategies of their teachers' states along a chunk, never of what the student still has to predict.
+"""Tells strategies of their teachers' states and rows along a chunk, never of what the student still has to predict.
 
 Legend: B rows of the chunk, S rows that a teacher has.
 """
@@ -12,57 +12,104 @@ import torch
 from torch import Tensor
 
 from exfm.data.batch import Batch
-from exfm.interfaces.transfer_strategy import EntityStates, TransferStrategy
-from exfm.supervision.joiner import Joiner
+from exfm.interfaces.transfer_strategy import EntityStates, TableRows, TransferStrategy
+from exfm.supervision.joiner import ROW, STATE, Joiner
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Vectors of one column that a strategy is told of, in the order of the chunk.
+
+    Attributes:
+        name: the entity of a state; the part of a row.
+        place_S: the row of the chunk that the student must have reached; never decreasing.
+        row_S: the table row that each is of.
+        vector_SK: the vectors.
+    """
+
+    name: str
+    place_S: Tensor
+    row_S: Tensor
+    vector_SK: Tensor
+
+    def between(self, first: int, end: int) -> tuple[Tensor, Tensor]:
+        """Table rows and vectors of those with ``first <= place < end``."""
+        start, stop = torch.searchsorted(self.place_S, torch.tensor([first, end])).tolist()
+        return self.row_S[start:stop], self.vector_SK[start:stop]
 
 
 @dataclass(frozen=True)
 class _Told:
-    """What one strategy is told of a chunk: rows of the chunk (S,), and states by entity with the rows they have."""
+    """What one strategy is told of a chunk."""
 
     strategy: TransferStrategy
-    place_S: Tensor
-    states: Mapping[str, tuple[Tensor, EntityStates]]
+    states: list[_Column]
+    rows: list[_Column]
 
 
 class StateFeed:
     """Goes along the rows of a chunk, whichever of them the student sees.
 
+    A state of an example was made before the teacher learned from it, so a student may know it from its next example
+    on. A table's row is from after the teacher's step on a whole batch: the student may know it where it has come past
+    that batch.
+
     Args:
         batch: the whole chunk.
         strategies: the student's.
-        teachers: by name; a teacher that gives no states is passed over.
+        teachers: by name; of a teacher that stores neither nothing is told.
+        tables: the table of each categorical feature.
     """
 
-    def __init__(self, batch: Batch, strategies: Iterable[TransferStrategy], teachers: Mapping[str, Joiner]) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        strategies: Iterable[TransferStrategy],
+        teachers: Mapping[str, Joiner],
+        tables: Mapping[str, str],
+    ) -> None:
         self._batch = batch
+        self._tables = tables
         self._next = 0
-        readers = [strategy for strategy in strategies if strategy.reads_states]
+        readers = [strategy for strategy in strategies if strategy.reads_states or strategy.reads_parts]
         self._told = [self._prepare(strategy, teachers[strategy.config.teacher]) for strategy in readers]
 
     def tell(self, end: int) -> None:
-        """Tells of the rows before ``end`` that have not been told of."""
+        """Tells of the rows of the chunk before ``end`` that have not been told of."""
         for told in self._told:
-            bounds = torch.tensor([self._next, end])
-            first, last = torch.searchsorted(told.place_S, bounds).tolist()
-            if first == last:
-                continue
-            part = slice(first, last)
-            states = {}
-            for entity, (known_S, state) in told.states.items():
-                known = known_S[part]
-                states[entity] = EntityStates(state.row[part][known], state.state_SK[part][known])
-            told.strategy.observe(states)
+            states = {column.name: EntityStates(*column.between(self._next, end)) for column in told.states}
+            rows = {column.name: TableRows(*column.between(self._next, end)) for column in told.rows}
+            if any(state.row.numel() for state in states.values()):
+                told.strategy.observe(states)
+            if any(row.row.numel() for row in rows.values()):
+                told.strategy.follow(rows)
         self._next = end
 
     def _prepare(self, strategy: TransferStrategy, teacher: Joiner) -> _Told:
-        batch = self._batch
-        found_B, states = teacher.states(batch.example_id, batch.event_time_us)
-        told = {}
-        for entity, state_SK in states.items():
-            row_S = _rows(batch, entity)[found_B]
-            told[entity] = (row_S >= 0, EntityStates(row_S, state_SK))
-        return _Told(strategy, found_B.nonzero().squeeze(1), told)
+        stored = teacher.stored(self._batch.example_id, self._batch.event_time_us)
+        place_S = stored.found.nonzero().squeeze(1)
+        states, rows = [], []
+        for column, vector_SK in stored.vectors.items():
+            if strategy.reads_states and column.startswith(STATE):
+                entity = column.removeprefix(STATE)
+                states.append(self._column(entity, entity, place_S, stored.found, vector_SK))
+            elif strategy.reads_parts and column.startswith(ROW):
+                feature = column.removeprefix(ROW)
+                last_S = place_S[_last_of_batch(stored.watermark_us)]
+                rows.append(self._column(f"table/{self._tables[feature]}", feature, last_S, stored.found, vector_SK))
+        return _Told(strategy, states, rows)
+
+    def _column(self, name: str, feature: str, place_S: Tensor, found_B: Tensor, vector_SK: Tensor) -> _Column:
+        row_S = _rows(self._batch, feature)[found_B]
+        there_S = row_S >= 0
+        return _Column(name, place_S[there_S], row_S[there_S], vector_SK[there_S])
+
+
+def _last_of_batch(watermark_us: Tensor) -> Tensor:
+    """For each of S rows the last one of the teacher's batch it was in: a batch has one watermark."""
+    _, batch_S, count = torch.unique_consecutive(watermark_us, return_inverse=True, return_counts=True)
+    last: Tensor = (count.cumsum(0) - 1)[batch_S]
+    return last
 
 
 def _rows(batch: Batch, feature: str) -> Tensor:

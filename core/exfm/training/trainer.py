@@ -5,8 +5,8 @@ Legend: B examples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +17,21 @@ from exfm.data.batch import Batch
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import FeatureSchema
 from exfm.interfaces.transfer_strategy import (
+    Parts,
     StudentOutput,
     Supervision,
     TeacherShape,
     TransferStrategy,
 )
+from exfm.modeling.parts import freeze, write_parts
 from exfm.modeling.ranking_model import RankingModel
 from exfm.supervision.embeddings import EmbeddingShape
+from exfm.supervision.joiner import ROW, STATE
 from exfm.training.building import build_model, build_strategies, seed_of
 from exfm.training.folding import add_offsets, fold_offsets, tables_with_offsets
+from exfm.training.soft_labels import SoftLabels
 from exfm.training.taught import taught
+from exfm.training.together import Together
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -46,18 +51,30 @@ class StepLabels:
 
 @dataclass(frozen=True)
 class Forward:
-    """A forward pass, for others: probabilities (B,) by task, the representation (B, R), states (B, K) by entity."""
+    """A forward pass, for others: probabilities (B,) by task, the representation (B, R), vectors (B, K) by column."""
 
     probabilities: Mapping[str, Tensor]
     representation_BR: Tensor
-    states: Mapping[str, Tensor] = field(default_factory=dict)
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, output: StudentOutput) -> Forward:
         """What was put out, without gradients."""
         probabilities = {task: logit.detach().sigmoid() for task, logit in output.logits.items()}
-        states = {entity: state.detach() for entity, state in output.states.items()}
+        states = {f"{STATE}{entity}": state.detach() for entity, state in output.states.items()}
         return cls(probabilities, output.representation_BR.detach(), states)
+
+    def first(self, rows: int) -> Forward:
+        """Of the first rows only."""
+        return Forward(
+            {task: values[:rows] for task, values in self.probabilities.items()},
+            self.representation_BR[:rows],
+            {column: values[:rows] for column, values in self.vectors.items()},
+        )
+
+    def with_vectors(self, vectors: Mapping[str, Tensor]) -> Forward:
+        """With more of them."""
+        return replace(self, vectors={**self.vectors, **vectors})
 
 
 class Trainer:
@@ -75,7 +92,8 @@ class Trainer:
 
     Attributes:
         embedding: how its representation is stored as supervision, where it is.
-        states: width of the states that are stored, by entity.
+        vectors: width of the states and rows that are stored with its supervision, by column.
+        soft_labels: what its soft labels were worth since ``begin``.
 
     Raises:
         ConfigError: a component refuses its config, its inputs or its teacher.
@@ -100,22 +118,40 @@ class Trainer:
             self.strategies = nn.ModuleList(build_strategies(arm, placed, teachers)).to(plan.device)
         for strategy in self.list_strategies():
             add_offsets(self.model, strategy.table_offsets())
-        self.states = dict.fromkeys(arm.config.supervision.states, arm.config.supervision.state_dim)
-        form = arm.config.supervision.embedding
+            freeze(self.model, strategy.frozen_parts())
+        supervision = arm.config.supervision
+        self.vectors = {f"{STATE}{entity}": supervision.state_dim for entity in supervision.states}
+        self.vectors |= {f"{ROW}{feature}": arm.config.embedding_dim for feature in supervision.rows}
+        form = supervision.embedding
         self.embedding = None if form == "none" else EmbeddingShape(form, model.backbone.output_dim)
         self.own_optimizers = [strategy.own_optimizer() for strategy in self.list_strategies()]
         groups = [group for one in self.own_optimizers if one is not None for group in one.param_groups]
         own = {id(parameter) for group in groups for parameter in group["params"]}
-        dense = [*self.model.dense_parameters(), *(p for p in self.strategies.parameters() if id(p) not in own)]
+        self.dense = [*self.model.dense_parameters(), *(p for p in self.strategies.parameters() if id(p) not in own)]
         self.learned: set[str] = set()
-        self.optimizer = _dense_optimizer(dense, arm.config.optimizer.dense)
+        self.optimizer = _dense_optimizer(self.dense, arm.config.optimizer.dense)
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts the counts of a window."""
+        self.soft_labels = SoftLabels(self.list_strategies())
+
+    def refresh(self, strategy: TransferStrategy, parts: Parts) -> None:
+        """Tells one of its strategies of its teacher's parts, and puts what it makes of them into the model."""
+        write_parts(self.model, strategy.refresh(parts))
 
     def predict(self, batch: Batch) -> Forward:
         """The forward pass, without training."""
         with torch.no_grad():
-            return Forward.of(self.model(batch))
+            return Forward.of(self.model(batch.to(self.plan.device)))
 
-    def step(self, batch: Batch, supervision: Mapping[str, Supervision], learn: StepLabels) -> Forward:
+    def step(
+        self,
+        batch: Batch,
+        supervision: Mapping[str, Supervision],
+        learn: StepLabels,
+        counts: Sequence[int] | None = None,
+    ) -> Forward:
         """Predicts a batch, then trains on it with the same forward pass.
 
         A task's first batch with labels sets the bias of its head to their rate, so that the trunk need not move it.
@@ -124,53 +160,82 @@ class Trainer:
             batch: holds the model's own features.
             supervision: aligned with the batch, by teacher; a teacher without any is left out.
             learn: what is known.
+            counts: how many rows of the batch each process has, where there are several: ``batch`` and
+                ``supervision`` hold this one's, or ``batch`` a blank example where it has none.
 
         Returns:
             The forward pass from before the step.
         """
+        together = Together(self.plan.ranks, counts or (batch.size,))
+        batch = batch.to(self.plan.device)
         output = self.model(batch)
         predicted = Forward.of(output)
+        labels = together.labels(batch.labels)
         new = [task for task in learn.tasks if task not in self.learned]
         if new:
             for task in new:
-                self.model.start_head(task, batch.labels[task])
+                self.model.start_head(task, labels[task])
             self.learned.update(new)
             output = self.model(batch)
+        output = together.output(output, representation=bool(len(self.strategies)))
+        known = {task: labels[task] for task in learn.tasks}
         losses = [
-            nn.functional.binary_cross_entropy_with_logits(output.logits[task], batch.labels[task])
-            for task in learn.tasks
+            nn.functional.binary_cross_entropy_with_logits(output.logits[task], label) for task, label in known.items()
         ]
-        losses += self._transfer(output, supervision, batch, learn) if learn.transfer else []
+        if learn.transfer:
+            losses += self._transfer(output, together.supervision(supervision), labels, known)
         if self.model.states is not None and learn.tasks:
-            known = {task: batch.labels[task] for task in learn.tasks}
             losses.append(self.model.states.loss(output.states, output.logits, known))
         if losses:
             self.optimizer.zero_grad()
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+            self.plan.before_step(self.dense)
             self.optimizer.step()
             self.plan.after_step(self.model)
         return predicted
 
     def _transfer(
-        self, output: StudentOutput, supervision: Mapping[str, Supervision], batch: Batch, learn: StepLabels
+        self,
+        output: StudentOutput,
+        supervision: Mapping[str, Supervision],
+        labels: Mapping[str, Tensor],
+        known: Mapping[str, Tensor],
     ) -> list[Tensor]:
-        """Steps what strategies train themselves, then gives their terms of the student's loss."""
-        labels = {task: batch.labels[task] for task in learn.tasks}
+        """Steps what strategies train themselves, then gives their terms of the student's loss.
+
+        Args:
+            labels: (B,) by task.
+            known: those that are learned from.
+        """
         losses = []
-        for strategy, optimizer in zip(self.list_strategies(), self.own_optimizers, strict=True):
-            found = taught(strategy, supervision)
+        for number, strategy in enumerate(self.list_strategies()):
+            found, optimizer = taught(strategy, supervision), self.own_optimizers[number]
             if found is None:
                 continue
+            self.soft_labels.add(number, strategy, found, labels)
             if optimizer is not None:
                 optimizer.zero_grad()
-                strategy.own_loss(found, labels).backward()  # type: ignore[no-untyped-call]
+                strategy.own_loss(found, known).backward()  # type: ignore[no-untyped-call]
+                self.plan.before_step(_parameters(optimizer))
                 optimizer.step()
-            losses.append(strategy.loss(output, found, labels))
+            losses.append(strategy.loss(output, found, known))
         return losses
 
-    def observe(self, batch: Batch) -> None:
-        """Updates what is not learned by gradient, once per example."""
-        self.model.observe(batch)
+    def rows(self, batch: Batch) -> dict[str, Tensor]:
+        """The rows that are stored with its supervision, as they are now, (B, D) by column."""
+        features = self.arm.config.supervision.rows
+        if not features:
+            return {}
+        found = self.model.featurizer.rows(batch, features)
+        return {f"{ROW}{feature}": found[feature] for feature in features}
+
+    def observe(self, batch: Batch, own: int | None = None) -> None:
+        """Updates what is not learned by gradient, once per example.
+
+        Args:
+            own: the batch's examples that are no blanks; all by default.
+        """
+        self.model.observe(batch.to(self.plan.device), self.plan.ranks, batch.size if own is None else own)
 
     def list_strategies(self) -> list[TransferStrategy]:
         """Its transfer strategies, in the order of the file."""
@@ -178,46 +243,56 @@ class Trainer:
 
     def weights(self) -> dict[str, Tensor]:
         """The served part: what serving and labelling need."""
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+        weights = {name: value.contiguous() for name, value in self.plan.weights(self.model).items()}
         return weights | fold_offsets(self.model)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Puts back what ``weights`` gave."""
-        self.model.load_state_dict(dict(weights))
+        self.plan.load_weights(self.model, weights)
 
     def training_state(self) -> dict[str, Tensor]:
         """What continuing the training needs besides: optimizers and the strategies' own parameters."""
         state = {f"table.{key}": value for key, value in self.plan.table_state(self.model).items()}
         state |= {f"unfolded.{key}": value for key, value in tables_with_offsets(self.model).items()}
         state |= {f"transfer.{key}": value for key, value in self.strategies.state_dict().items()}
-        for prefix, optimizer in self._optimizers():
-            for index, values in optimizer.state_dict()["state"].items():
-                state |= {f"{prefix}{index}.{name}": value for name, value in values.items()}
+        for prefix, parameters, optimizer in self._optimizers():
+            for index, parameter in enumerate(parameters):
+                for name, value in optimizer.state.get(parameter, {}).items():
+                    state[f"{prefix}{index}.{name}"] = self.plan.whole(value)
         return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         """Puts back what ``training_state`` gave."""
         self.plan.load_table_state(self.model, _part(state, "table."))
-        self.model.load_state_dict(_part(state, "unfolded."), strict=False)
+        self.plan.load_weights(self.model, _part(state, "unfolded."), strict=False)
         self.strategies.load_state_dict(_part(state, "transfer."))
-        for prefix, optimizer in self._optimizers():
-            moments: dict[int, dict[str, Tensor]] = {}
+        for prefix, parameters, optimizer in self._optimizers():
+            optimizer.state.clear()
             for key, value in _part(state, prefix).items():
                 index, _, name = key.partition(".")
-                moments.setdefault(int(index), {})[name] = value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+                parameter = parameters[int(index)]
+                # Torch keeps a count of steps on the CPU, wherever the parameter is.
+                placed = value.clone() if name == "step" else self.plan.place(value, parameter)
+                optimizer.state.setdefault(parameter, {})[name] = placed
 
-    def _optimizers(self) -> Iterator[tuple[str, torch.optim.Optimizer]]:
-        """The optimizers of what is not a table, each with the prefix of its state."""
-        yield "dense.", self.optimizer
+    def _optimizers(self) -> Iterator[tuple[str, list[nn.Parameter], torch.optim.Optimizer]]:
+        """The optimizers of what is not a table, each with the prefix of its state and its parameters in order."""
+        yield "dense.", self.dense, self.optimizer
         for number, optimizer in enumerate(self.own_optimizers):
             if optimizer is not None:
-                yield f"own.{number}.", optimizer
+                yield f"own.{number}.", _parameters(optimizer), optimizer
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def _dense_optimizer(parameters: list[nn.Parameter], config: DenseOptimizer) -> torch.optim.Optimizer:
-    return _OPTIMIZERS[config.name](parameters, lr=config.lr, weight_decay=config.weight_decay)  # type: ignore[call-arg]
+    """The optimizer, with a group for each way in which parameters are kept: torch steps a group in one call."""
+    kinds = dict.fromkeys(type(parameter) for parameter in parameters)
+    groups = [{"params": [one for one in parameters if type(one) is kind]} for kind in kinds]
+    return _OPTIMIZERS[config.name](groups, lr=config.lr, weight_decay=config.weight_decay)  # type: ignore[call-arg]

@@ -104,12 +104,8 @@ class _Rows(nn.Module):
 
     def keep(self, states: EntityStates) -> None:
         """Writes the last state of each row."""
-        # Of values written to one row in one call torch keeps any of them.
-        row, inverse = torch.unique(states.row, return_inverse=True)
-        newest = torch.zeros_like(row).scatter_reduce(
-            0, inverse, torch.arange(inverse.numel(), device=row.device), "amax", include_self=False
-        )
-        self.state[row] = states.state_SK[newest].to(self.state.dtype)
+        newest = states.newest()
+        self.state[newest.row] = newest.state_SK.to(self.state.dtype)
 
 
 def _entities(wanted: tuple[str, ...], student: StudentShape, teacher: TeacherShape) -> tuple[str, ...]:

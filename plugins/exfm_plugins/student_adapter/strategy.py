@@ -118,6 +118,12 @@ class StudentAdapter(TransferStrategy):
         # Without a term no parameter gets a gradient, not even zeros: Adam would move on them by its momentum.
         return torch.stack(terms).sum() if terms else torch.zeros((), requires_grad=True)
 
+    @torch.no_grad()
+    def corrected(self, supervision: Supervision) -> Mapping[str, Tensor]:
+        """``sigmoid(z_A)`` (B,) by task."""
+        known = {task: supervision.probabilities[task] for task in self.tasks if task in supervision.hit}
+        return {task: self._corrected(task, teacher_B) for task, teacher_B in known.items()}
+
     def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
         """The weighted losses of the tasks' soft labels, summed, a scalar; a miss counts 0 in a mean."""
         terms = [
@@ -127,12 +133,16 @@ class StudentAdapter(TransferStrategy):
         ]
         return torch.stack(terms).sum()
 
+    def _corrected(self, task: str, teacher_B: Tensor) -> Tensor:
+        logit_B: Tensor = self.adapters[f"task_{task}"](teacher_B)
+        return logit_B.sigmoid().to(teacher_B.dtype)
+
     def _distillation(
         self, task: str, student: StudentOutput, supervision: Supervision, label_B: Tensor | None
     ) -> Tensor:
         key, hit_B, teacher_B = f"task_{task}", supervision.hit[task], supervision.probabilities[task]
         with torch.no_grad():
-            adapted_B = self.adapters[key](teacher_B).sigmoid().to(teacher_B.dtype)
+            adapted_B = self._corrected(task, teacher_B)
         soft_LB = torch.stack([teacher_B, adapted_B] if self._shared else [adapted_B])
         losses: Tensor = self.heads[key](student.representation_BR, soft_LB, hit_B)
         weights: Any = self.weights[key]

@@ -1,0 +1,75 @@
+"""Parts of teachers' snapshots for students, window by window: by the same rule of time as supervision."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Collection
+
+from exfm.config.loading import Experiment
+from exfm.errors import RunError
+from exfm.interfaces.data_source import Window
+from exfm.interfaces.transfer_strategy import Parts
+from exfm.modeling.parts import grouped, part_of
+from exfm.supervision.store import Store
+from exfm.training.building import lenders
+from exfm.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class Sharing:
+    """Who reads whose parts, and from which snapshot.
+
+    A window starts with the teacher's newest snapshot whose watermark lies at or before the window's start less the
+    teacher's delay. It is read from the store also where the teacher is trained in this process. To wait for it is not
+    necessary: it was committed before the teacher's supervision of the window, which the window waits for.
+    """
+
+    def __init__(self, experiment: Experiment, store: Store) -> None:
+        self.store = store
+        arms = experiment.arms
+        self.borrowers = {arm.name: [one.name for one in arms if arm.name in lenders(one)] for arm in arms}
+        self.delay_us = {arm.name: int(arm.config.supervision.delay.total_seconds() * 1e6) for arm in arms}
+
+    def tell(self, trainer: Trainer, window: Window) -> None:
+        """Tells a model's strategies of their teachers' parts, before the window's first batch.
+
+        Raises:
+            RunError: a teacher has snapshots that are old enough, and none of them can be read.
+        """
+        for strategy in trainer.list_strategies():
+            names = strategy.teacher_parts()
+            teacher = strategy.config.teacher
+            parts = self._parts(teacher, names, window.start_us - self.delay_us[teacher]) if names else {}
+            if parts:
+                trainer.refresh(strategy, parts)
+
+    def _parts(self, teacher: str, names: Collection[str], before_us: int) -> Parts:
+        """Parts of the newest snapshot with a watermark at or before a time; none before there is one."""
+        failure: RunError | None = None
+        for version in reversed(self.store.log.windows("train", teacher)):
+            commit = self.store.log.load("train", teacher, version)
+            if commit.window.end_us > before_us or not commit.files:
+                continue
+            weights = self.store.snapshots.get(teacher, version).weights
+            try:
+                return grouped(self.store.snapshots.load_some(weights, lambda key: part_of(key)[0] in names))
+            except RunError as error:
+                logger.warning("%s; taking the parts of the snapshot before it", error)
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return {}
+
+    def needed_us(self, teacher: str) -> int:
+        """The earliest time for which a student may still want a snapshot of a teacher.
+
+        A student whose newest snapshot is lost goes back to the one before it, so its last window counts as undone.
+        """
+        needed = sys.maxsize
+        for student in self.borrowers[teacher]:
+            done = self.store.log.windows("train", student)
+            start_us = self.store.log.load("train", student, done[-1]).window.start_us if done else 0
+            needed = min(needed, start_us - self.delay_us[teacher])
+        return needed

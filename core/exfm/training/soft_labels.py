@@ -1,0 +1,71 @@
+"""What a student's soft labels are worth against the labels: the teacher's own, and as a strategy corrects them.
+
+Legend: B examples of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exfm.evaluation.metrics import CLIP, Moments
+from exfm.interfaces.transfer_strategy import Supervision, TransferStrategy
+
+TEACHER, CORRECTED = "teacher", "corrected"
+
+
+class SoftLabels:
+    """Sums over a window's examples that a teacher has supervised, of each strategy and task.
+
+    Of strategies that learn the same tasks from the same teachers, only the first counts the teacher's labels. Labels
+    score here and are not learned from, so those that come late count too.
+
+    Args:
+        strategies: the student's, in the order of the file.
+    """
+
+    def __init__(self, strategies: Sequence[TransferStrategy]) -> None:
+        # Sums stay on the device until the window ends: reading one would wait for it at every batch.
+        self._sums: dict[tuple[int, str, str], Tensor] = {}
+        taught = [(one.config.teachers, one.teacher_tasks) for one in strategies]
+        self._first = {number for number, pair in enumerate(taught) if taught.index(pair) == number}
+
+    @torch.no_grad()
+    def add(
+        self, number: int, strategy: TransferStrategy, supervision: Supervision, labels: Mapping[str, Tensor]
+    ) -> None:
+        """Counts a batch of a strategy, before it learns from it.
+
+        Args:
+            number: the strategy's place.
+            supervision: what it is taught.
+            labels: (B,) by task.
+        """
+        teacher = supervision.probabilities if number in self._first else {}
+        for label, known in ((TEACHER, teacher), (CORRECTED, strategy.corrected(supervision))):
+            for task, soft_B in known.items():
+                sums = _sums(soft_B, labels[task], supervision.hit[task])
+                key = (number, label, task)
+                self._sums[key] = self._sums[key] + sums if key in self._sums else sums
+
+    def counters(self) -> list[dict[str, Any]]:
+        """The sums, each with its strategy's place under ``transfer``, as JSON."""
+        counters = []
+        for (number, label, task), sums in self._sums.items():
+            examples, positives, loss, predicted = sums.tolist()
+            moments = Moments(int(examples), int(positives), loss, predicted)
+            counters.append({"transfer": number, "label": label, "task": task, **asdict(moments)})
+        return counters
+
+
+def _sums(soft_B: Tensor, label_B: Tensor, hit_B: Tensor) -> Tensor:
+    """Examples, positives, log loss and predictions summed over the hits, (4,) float64."""
+    soft_B, label_B = soft_B.double(), label_B.double()
+    clipped_B = soft_B.clamp(CLIP, 1 - CLIP)
+    likelihood_B = torch.where(label_B > 0, clipped_B, 1 - clipped_B)
+    terms = [torch.ones_like(soft_B), label_B, -likelihood_B.log(), soft_B]
+    return torch.stack(terms) @ hit_B.double()

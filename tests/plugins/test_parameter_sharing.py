@@ -1,0 +1,18 @@
+"""`parameter_sharing`: parts of the teacher inside the student."""
+
+from __future__ import annotations
+
+import exfm_plugins.parameter_sharing
+from exfm.testing import TransferStrategyTests
+from exfm_plugins.parameter_sharing.strategy import ParameterSharing
+
+
+class TestParameterSharing(TransferStrategyTests):
+    component = ParameterSharing
+    plugin = exfm_plugins.parameter_sharing
+    configs = (
+        {"parts": {"table/items": "added", "table/shops": "frozen", "sequence_encoder/history": "fine_tuned"}},
+        {"parts": {"table/items": "projected", "table/shops": "copied"}, "scale": 0.5},
+        {"parts": {"table/items": "fine_tuned", "sequence_encoder/history": "frozen"}, "slice": True},
+    )
+    teaches_trunk = False

@@ -1,0 +1,130 @@
+"""Rows of a teacher's tables: stored after training, told in time, and alike in every way to run an experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import exfm
+from exfm.data.batch import Batch
+from exfm.data.stream import ChunkReader, windows_of
+from exfm.training.building import teacher_shapes
+from exfm.training.trainer import StepLabels, Trainer
+from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, write_log
+
+PARTS = {"table/user": "added", "table/item": "projected"}
+CHUNK = 128
+
+
+def config(folder: Path, name: str, log: pa.Table | None = None) -> dict[str, Any]:
+    """An FM that stores rows, in batches of 64, and a VM that follows them, in batches of 32."""
+    path = write_log(folder / f"log-{name}", make_log() if log is None else log)
+    made = experiment_dict(path, str(folder / name))
+    made["models"]["fm"]["supervision"] = {"rows": ["user", "item"]}
+    made["models"]["vm"] |= {
+        "batch_size": 32,
+        "transfer": [{"name": "parameter_sharing", "teacher": "fm", "parts": dict(PARTS)}],
+    }
+    return made
+
+
+def batches(experiment: exfm.Experiment) -> list[Batch]:
+    stream = experiment.config.stream
+    reader = ChunkReader(experiment.source, experiment.schema, stream, {}, exfm.Shard())
+    windows = windows_of(experiment.source.time_range(), stream.window)
+    return [chunk.batch for window in windows for chunk in reader.read(window)]
+
+
+def test_rows_are_those_after_training_on_the_batch(tmp_path: Path) -> None:
+    experiment = load(tmp_path, config(tmp_path, "run"))
+    exfm.run(experiment)
+    arm = next(arm for arm in experiment.arms if arm.name == "fm")
+    plan = experiment.config.parallel.build()
+    trainer = Trainer(arm, experiment.schema, teacher_shapes(experiment), plan, experiment.config.seed)
+    chunk = trainer.model.narrow(batches(experiment)[0])
+    stored = supervision(str(tmp_path / "run"), "fm")[0]
+    for start in (0, 64):
+        batch = chunk.select(torch.arange(start, start + 64))
+        trainer.step(batch, {}, StepLabels(("click",), transfer=True))
+        trainer.observe(batch)
+        tables = trainer.model.state_dict()
+        for feature in ("user", "item"):
+            (weight,) = (value for key, value in tables.items() if key.endswith(f"table_{feature}.weight"))
+            expected = weight[batch.sparse[feature].values()].half()
+            found = torch.tensor(stored.column(f"row_{feature}").to_pylist()[start : start + 64]).half()
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("changed", [5, 40, 64, 100])
+def test_a_students_prediction_depends_on_no_later_label(tmp_path: Path, changed: int) -> None:
+    """With other labels from one row on, only predictions after the student's batch with that row change."""
+    table = make_log()
+    flipped = table.column("click").to_numpy().copy()
+    first = CHUNK + changed
+    flipped[first:] = 1 - flipped[first:]
+    position = table.column_names.index("click")
+    made = {}
+    for name, log in (("as-is", table), ("flipped", table.set_column(position, "click", [flipped]))):
+        exfm.run(load(tmp_path, config(tmp_path, name, log)))
+        windows = predictions(str(tmp_path / name), "vm").values()
+        made[name] = pa.concat_tables(windows).column("prediction_click").to_numpy()
+    per_window = [rows.num_rows for rows in predictions(str(tmp_path / "as-is"), "vm").values()]
+    assert per_window[0] > 2 * CHUNK  # so the second chunk is whole
+    end = first // 32 * 32 + 32
+    same = made["as-is"] == made["flipped"]
+    assert same[:end].all() and not same[end : end + 64].all()
+
+
+def test_rows_make_what_a_snapshot_gives_fresher(tmp_path: Path) -> None:
+    fresh, stale = config(tmp_path, "fresh"), config(tmp_path, "stale")
+    stale["models"]["fm"].pop("supervision")
+    for made in (fresh, stale):
+        exfm.run(load(tmp_path, made))
+    found, other = (predictions(str(tmp_path / name), "vm") for name in ("fresh", "stale"))
+    column = "prediction_click"
+    assert found[0].column(column)[:32].equals(other[0].column(column)[:32])
+    assert not found[0].column(column).equals(other[0].column(column))
+
+
+def test_an_interrupted_run_ends_alike(tmp_path: Path) -> None:
+    made = config(tmp_path, "whole")
+    whole = exfm.run(load(tmp_path, made))
+    experiment = load(tmp_path, {**made, "run_dir": str(tmp_path / "interrupted")})
+    chunks = 0
+
+    def stop(_: object) -> None:
+        nonlocal chunks
+        chunks += 1
+        if chunks == 8:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        exfm.run(experiment, stop)
+    assert not differences(exfm.run(experiment), whole)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rows": ["usr"]}, r"supervision\.rows: the data has no categorical feature .*'usr'.*user"),
+        ({"rows": ["price"]}, r"supervision\.rows: the data has no categorical feature .*'price'"),
+        ({"rows": ["user"], "delay": "1d"}, r"supervision\.rows: .*delay: 0s"),
+    ],
+)
+def test_wrong_rows_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    made = config(tmp_path, "run")
+    made["models"]["fm"]["supervision"] = fields
+    with pytest.raises(exfm.ConfigError, match=message):
+        load(tmp_path, made)
+
+
+def test_features_of_one_table_are_refused(tmp_path: Path) -> None:
+    made = config(tmp_path, "run")
+    made["stream"]["source"]["features"][1]["table"] = "user"
+    with pytest.raises(exfm.ConfigError, match=r"rows: user, item read one table, 'user'"):
+        load(tmp_path, made)
