@@ -1,8 +1,9 @@
-"""Learning rates of one model without its teachers, chosen on the beginning of the stream that the figures skip.
+"""Learning rates and initial spread of one model without its teachers, chosen on what the figures skip of the stream.
 
     python benchmarks/transfer/tune.py examples/paper/single_vm_movielens.yaml --model vm stream.source.path=FOLDER
 
-Every VM of examples/paper has the rates that this chose for its control: the tables' first, then the dense layers'.
+Every VM of examples/paper has what this chose for its control: the tables' rate first, then the dense layers', then the
+spread of new table rows.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import exfm
 sys.path.insert(0, str(Path(__file__).parent.parent / "quality"))
 from streams import beginning, first_scored, rows_by_window
 
-DENSE, TABLES = (0.0005, 0.001, 0.002, 0.004), (0.025, 0.05, 0.1, 0.2)
+DENSE, TABLES, SPREADS = (0.001, 0.0005, 0.002, 0.004), (0.1, 0.05, 0.2, 0.4, 0.8), (0.05, 0.01, 0.1)
 
 
 def main() -> None:
-    """Prints NE at every pair of rates that was tried."""
+    """Prints NE at every setting that was tried."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
@@ -37,19 +38,21 @@ def main() -> None:
     end_us = first_scored(rows_by_window(whole), whole.config.evaluation.skip)
     alone = {**yaml.safe_load(Path(arguments.config).read_text()), "evaluation": {}}
     model = {**alone["models"][arguments.model], "transfer": [], "control": False, "supervision": {}}
-    tried: dict[tuple[float, float], float] = {}
+    tried: dict[tuple[float, float, float], float] = {}
 
-    def ne(dense: float, tables: float) -> float:
-        if (dense, tables) not in tried:
+    def ne(dense: float, tables: float, spread: float) -> float:
+        if (dense, tables, spread) not in tried:
             rates = {"dense": {"lr": dense}, "tables": {"lr": tables}}
-            made = {**alone, "models": {arguments.model: {**model, "optimizer": rates}}}
-            tried[dense, tables] = measured(made, arguments.model, arguments.overrides, arguments.seed, end_us)
-            print(f"dense {dense}, tables {tables}: NE {tried[dense, tables]:.4f}", flush=True)
-        return tried[dense, tables]
+            made = {**alone, "models": {arguments.model: {**model, "optimizer": rates, "embedding_init": spread}}}
+            found = measured(made, arguments.model, arguments.overrides, arguments.seed, end_us)
+            tried[dense, tables, spread] = found
+            print(f"dense {dense}, tables {tables}, spread {spread}: NE {found:.4f}", flush=True)
+        return tried[dense, tables, spread]
 
-    tables = min(TABLES, key=lambda rate: ne(DENSE[1], rate))
-    dense = min(DENSE, key=lambda rate: ne(rate, tables))
-    print(f"chosen for {arguments.model}: dense {dense}, tables {tables}")
+    tables = min(TABLES, key=lambda rate: ne(DENSE[0], rate, SPREADS[0]))
+    dense = min(DENSE, key=lambda rate: ne(rate, tables, SPREADS[0]))
+    spread = min(SPREADS, key=lambda width: ne(dense, tables, width))
+    print(f"chosen for {arguments.model}: dense {dense}, tables {tables}, spread {spread}")
 
 
 def measured(experiment: dict[str, Any], model: str, overrides: list[str], seed: int, end_us: int) -> float:
