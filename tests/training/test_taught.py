@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ import exfm_plugins.parquet
 import exfm_plugins.single
 import exfm_plugins.wukong
 from exfm.training.taught import taught
-from tests.training.logs import differences, experiment_dict, load, make_log, timeless, write_log
+from tests.training.logs import differences, experiment_dict, load, make_log, rows_by_window, timeless, write_log
 
 
 class Listener(exfm.TransferStrategy):
@@ -100,6 +102,46 @@ class Pupil(exfm.TransferStrategy):
 
     def loss(self, student: exfm.StudentOutput, supervision: exfm.Supervision, labels: Mapping[str, Tensor]) -> Tensor:
         return ((student.logits["click"] - self.logit.detach()) ** 2).mean()
+
+
+class Recorder(exfm.TransferStrategy):
+    """Adds nothing and keeps what it is told: probabilities where there are any, NaN elsewhere."""
+
+    name: ClassVar[str] = "recorder"
+    told: ClassVar[list[Tensor]] = []
+
+    def loss(self, student: exfm.StudentOutput, supervision: exfm.Supervision, labels: Mapping[str, Tensor]) -> Tensor:
+        told = supervision.probabilities["click"].masked_fill(~supervision.hit["click"], float("nan"))
+        self.told.append(told)
+        return student.representation_BR.sum() * 0
+
+
+def test_each_row_is_taught_by_the_fm_of_its_domain(tmp_path: Path, exfm_registry: Any) -> None:
+    """Two surfaces, an FM of each, and a student of both: the FM that has the row is its teacher."""
+    exfm_registry.put(
+        Recorder, exfm_plugins.dlrm, exfm_plugins.wukong, exfm_plugins.din, exfm_plugins.parquet, exfm_plugins.single
+    )
+    log = make_log()
+    surface = np.random.default_rng(1).integers(0, 2, log.num_rows)
+    config = experiment_dict(
+        write_log(tmp_path / "log", log.append_column("surface", pa.array(surface))), str(tmp_path / "run")
+    )
+    config["stream"]["source"]["domain"] = "surface"
+    fm, vm = config["models"].pop("fm"), config["models"]["vm"]
+    config["models"] |= {name: fm | {"where": {"surface": number}} for number, name in enumerate(("feed", "search"))}
+    vm |= {"control": False, "transfer": [{"name": "recorder", "teacher": "feed", "fallback": ["search"]}]}
+    Recorder.told.clear()
+    exfm.run(load(tmp_path, config))
+    told = torch.cat(Recorder.told)
+    assert told.shape[0] == log.num_rows
+    for number, name in enumerate(("feed", "search")):
+        rows = pa.concat_tables(rows_by_window(str(tmp_path / "run"), "supervision", name).values())
+        own = torch.from_numpy(surface == number)
+        seen = log.filter(pa.array(own.numpy())).column("example_id")
+        assert rows.column("example_id").to_pylist() == seen.to_pylist()
+        expected = torch.from_numpy(rows.column("prediction_click").to_numpy())
+        assert expected.isfinite().float().mean() > 0.8
+        torch.testing.assert_close(told[own], expected, rtol=0, atol=0, equal_nan=True)
 
 
 class StopError(Exception):

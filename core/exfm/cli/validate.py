@@ -35,5 +35,9 @@ def command(
             typer.echo(f"error: {error}", err=True)
         else:
             typer.echo(f"{path}: ok: {', '.join(arm.name for arm in experiment.arms)}")
+            for arm in experiment.arms:
+                if arm.lookups:
+                    names = ", ".join(lookup.name for lookup in arm.lookups)
+                    typer.echo(f"{path}: models.{arm.name}: costs lookups at serving: {names}")
     if wrong:
         raise typer.Exit(2)

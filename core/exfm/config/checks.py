@@ -8,6 +8,7 @@ from datetime import timedelta
 from graphlib import CycleError, TopologicalSorter
 
 from exfm.config.experiment import Bucket, ExperimentConfig, ModelConfig, SupervisionConfig
+from exfm.config.lookups import StateLookup, check_lookups, lookups_of
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
 
@@ -22,6 +23,7 @@ class Arm:
         name: the model's name, with ``.control`` for a control arm.
         base: the model's name under ``models``: arms of one base start from equal weights.
         teachers: the names under ``models`` and ``teachers`` that it learns from, without repetition.
+        lookups: the teachers' states that are its input.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Arm:
     config: ModelConfig
     tasks: tuple[str, ...]
     teachers: tuple[str, ...]
+    lookups: tuple[StateLookup, ...] = ()
 
     @property
     def is_control(self) -> bool:
@@ -57,16 +60,18 @@ def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str)
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         cycle = error.args[1]
+        key = "lookups" if cycle[0] in config.models[cycle[1]].lookups else "transfer"
         raise ConfigError(
-            f"{file}: models.{cycle[1]}.transfer: teachers form a cycle: {' teaches '.join(cycle)}"
+            f"{file}: models.{cycle[1]}.{key}: teachers form a cycle: {' teaches '.join(cycle)}"
         ) from None
     arms: list[Arm] = []
     for name in sorted(order, key=lambda name: (_depth(name, graph), list(config.models).index(name))):
         model = config.models[name]
         tasks = _tasks(model, schema)
-        arms.append(Arm(name, name, model, tasks, _teachers(model)))
+        arms.append(Arm(name, name, model, tasks, _teachers(model), lookups_of(model, config)))
         if model.control:
-            untaught = model.model_copy(update={"transfer": (), "control": False, "supervision": SupervisionConfig()})
+            nothing = {"transfer": (), "lookups": {}, "control": False, "supervision": SupervisionConfig()}
+            untaught = model.model_copy(update=nothing)
             arms.append(Arm(name + CONTROL_SUFFIX, name, untaught, tasks, ()))
     return tuple(arms)
 
@@ -76,7 +81,8 @@ def _depth(name: str, graph: dict[str, tuple[str, ...]]) -> int:
 
 
 def _teachers(model: ModelConfig) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(teacher for spec in model.transfer for teacher in spec.config.teachers))
+    taught = (teacher for spec in model.transfer for teacher in spec.config.teachers)
+    return tuple(dict.fromkeys((*taught, *model.lookups)))
 
 
 def _tasks(model: ModelConfig, schema: FeatureSchema) -> tuple[str, ...]:
@@ -109,6 +115,7 @@ def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSc
             raise ConfigError(f"{place}.where.{column}: name at least one value; given: []")
     _check_states(model, schema, f"{place}.supervision.states")
     _check_rows(model, schema, f"{place}.supervision.rows")
+    check_lookups(model, config, schema, f"{place}.lookups")
     if model.batch_size > config.stream.chunk_rows:
         raise ConfigError(
             f"{place}.batch_size: {model.batch_size} rows do not fit in a chunk; raise stream.chunk_rows, "

@@ -113,6 +113,10 @@ class ModelConfig(_Section):
     dense_tokens: int = Field(1, gt=0, description="Tokens made of the dense features together.")
     head_hidden: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="Hidden layers of each task's head.")
     transfer: tuple[TransferSpec, ...] = Field((), description="What it learns from which teacher.")
+    lookups: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Entities of each teacher whose newest state is an input; each costs a lookup at serving.",
+    )
     control: bool = Field(False, description="Also train it without transfer on the same batches, to measure the gain.")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: encoders and backbone compute in bfloat16; weights, tables and heads stay in fp32."

@@ -20,11 +20,12 @@ from exfm.modeling.ranking_model import RankingModel
 PARTS = {
     "tokens": "featurizer",
     "sequence_encoder": "encoders",
+    "lookups": "lookups",
     "backbone": "backbone",
     "heads": "heads",
     "states": "states",
 }
-"""The parts of a model, and the children of RankingModel that they are; only a teacher has states."""
+"""The parts of a model, and the children of RankingModel that they are; few have lookups, and only a teacher states."""
 
 _TOKENS, _DIM, _EVENTS, _LONGEST, _EXAMPLES = 26, 16, 20, 50, 8
 REFERENCE = f"{_TOKENS} tokens of {_DIM}, histories of {_EVENTS} events"
@@ -34,7 +35,8 @@ REFERENCE = f"{_TOKENS} tokens of {_DIM}, histories of {_EVENTS} events"
 def flops_by_part(model: RankingModel, batch: Batch) -> dict[str, float]:
     """Forward FLOPs per example of each part, counted on a batch; of what is served, so without offsets of tables."""
     offsets, model.featurizer.offsets = model.featurizer.offsets, {}
-    with torch.no_grad(), flop_counter() as counter:
+    # With gradients: the counter follows modules by them, and sharded tables have some always.
+    with torch.enable_grad(), flop_counter() as counter:
         model(batch)
     model.featurizer.offsets = offsets
     counted = {path: sum(by_kernel.values()) for path, by_kernel in counter.get_flop_counts().items()}

@@ -5,17 +5,21 @@ Legend: B examples, N tokens, K summary tokens, D width, R width of the represen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from exfm.config.experiment import ModelConfig
+from exfm.config.lookups import StateLookup
 from exfm.data.batch import Batch
 from exfm.interfaces.backbone import BackboneInputs, SequenceShape
 from exfm.interfaces.ranks import ALONE, Ranks
-from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
+from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
 from exfm.interfaces.sequence_encoder import EncoderInputs
 from exfm.interfaces.transfer_strategy import StudentOutput
 from exfm.modeling.entity_states import EntityStates
+from exfm.modeling.lookups import StateLookups
 from exfm.modeling.recompute import recompute
 from exfm.modeling.tokens import Featurizer
 
@@ -32,15 +36,22 @@ class Head(nn.Sequential):
 
 
 class RankingModel(nn.Module):
-    """The served part of a model, complete: nothing of a transfer is in it.
+    """The served part of a model, complete: nothing of a transfer is in it but what it looks up.
 
     Args:
         config: the model's section of the experiment.
         schema: the whole stream's schema; the config picks features from it.
         tasks: the labels it predicts.
+        lookups: the teachers' states that are its input.
     """
 
-    def __init__(self, config: ModelConfig, schema: FeatureSchema, tasks: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        schema: FeatureSchema,
+        tasks: tuple[str, ...],
+        lookups: Sequence[StateLookup] = (),
+    ) -> None:
         super().__init__()
         seen = schema.select(config.features)
         sequences = [feature for feature in seen.features if isinstance(feature, SequenceFeature)]
@@ -60,9 +71,15 @@ class RankingModel(nn.Module):
             self.encoders[f"sequence_{sequence.name}"] = encoder
             summaries += [f"{sequence.name}:{k}" for k in range(encoder.num_tokens)]
         shapes = tuple(SequenceShape(sequence.name, sequence.max_length) for sequence in sequences)
-        self.backbone = config.backbone.build(
-            BackboneInputs((*context, *summaries), config.embedding_dim, shapes if self.reads_sequences else ())
-        )
+        shapes = shapes if self.reads_sequences else ()
+        self.backbone = config.backbone.build(BackboneInputs((*context, *summaries), config.embedding_dim, shapes))
+        self.lookups: StateLookups | None = None
+        if lookups:
+            rows = {feature.name: feature.rows for feature in seen.features if isinstance(feature, CategoricalFeature)}
+            with torch.random.fork_rng(devices=[]):  # the rest starts from the weights it has without
+                self.lookups = StateLookups(lookups, rows, config.embedding_dim)
+                tokens = (*context, *summaries, *self.lookups.token_names)
+                self.backbone = config.backbone.build(BackboneInputs(tokens, config.embedding_dim, shapes))
         if config.activation_checkpointing:
             for block in self.blocks():
                 recompute(block)
@@ -101,6 +118,8 @@ class RankingModel(nn.Module):
             encoders = zip(sequences.values(), self.encoders.values(), strict=True) if self.encoders else ()
             states = self.states(tokens_BND, sequences) if self.states is not None else {}
             summaries = [encoder(sequence, tokens_BND) for sequence, encoder in encoders]
+            if self.lookups is not None:
+                summaries.append(self.lookups(batch.sparse))
             tokens_BND = torch.cat([tokens_BND, *summaries], dim=1) if summaries else tokens_BND
             representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
         representation_BR = representation_BR.float()
@@ -127,9 +146,8 @@ class RankingModel(nn.Module):
 
     def parameter_counts(self) -> dict[str, int]:
         """Dense parameters, and those in embedding tables."""
-        tables = {id(parameter) for parameter in self.table_parameters()}
-        dense = sum(p.numel() for p in self.parameters() if id(p) not in tables)
-        return {"dense": dense, "sparse": sum(p.numel() for p in self.table_parameters())}
+        dense = sum(parameter.numel() for parameter in self.dense_parameters())
+        return {"dense": dense, "sparse": self.featurizer.table_numel}
 
     def table_parameters(self) -> list[nn.Parameter]:
         """The tables' weights: a fused optimizer updates them in the backward pass."""

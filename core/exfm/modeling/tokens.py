@@ -92,7 +92,7 @@ def _moments(values_BF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _joined(moments_RK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The moments of several parts' rows together, K = 1 + 2 F."""
     features = (moments_RK.shape[1] - 1) // 2
-    count_R1, mean_RF, square_RF = moments_RK.split([1, features, features], dim=1)
+    count_R1, mean_RF, square_RF = torch.split(moments_RK, [1, features, features], dim=1)
     batch = count_R1.sum()
     mean_F = (count_R1 * mean_RF).sum(dim=0) / batch.clamp(min=1.0)
     return batch, mean_F, (square_RF + count_R1 * (mean_RF - mean_F) ** 2).sum(dim=0)
@@ -175,6 +175,13 @@ class Featurizer(nn.Module):
         """What the bags of some features look up, (B, D) by feature."""
         found = self._look_up(batch.bags_of(frozenset(features)))
         return {lookup.key: found[lookup] for lookup in self.bags if lookup.key in features}
+
+    @property
+    def table_numel(self) -> int:
+        """Weights in all tables together, wherever they lie."""
+        used = {lookup.table for lookup in self.pooled.order} if self.pooled is not None else set()
+        used |= set(self.events.groups) if self.events is not None else set()
+        return sum(self.table_rows[table] for table in used) * self.dim
 
     def _look_up(self, batch: Batch) -> dict[Lookup, Tensor]:
         """(B, D) for a feature's lookup; for a sequence's (E, D), or (B, D) if averaged."""

@@ -51,6 +51,7 @@ def render_report(results: Json, config_yaml: str) -> str:
         tasks=_tasks(models),
         styles=styles,
         plots=[{"caption": caption, "svg": Markup(svg)} for caption, svg in _plots(results, comparisons, styles)],
+        has_lookups=any(model.get("serving_lookups") for model in models.values()),
         has_bayes=any("bayes_ne" in figures for model in models.values() for figures in model["tasks"].values()),
         supervision=[
             {"student": student, "teacher": teacher, **figures}

@@ -42,6 +42,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
             "parameters": last.get("parameters"),
             "flops_per_example": sum(part["flops_per_example"] for part in parts.values()) if parts else None,
             "parts": parts,
+            "serving_lookups": [lookup.name for lookup in arm.lookups],
         }
         for teacher in arm.teachers:
             covered = _coverage(commits, teacher)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -19,7 +19,8 @@ def result_table(results: Json) -> Table:
     """Every model and task of a results.json in one table that fits 100 columns.
 
     A model that is compared with a control also shows its NE gain with the 95% interval, and the transfer ratio (the
-    first teacher's, where it has several). The Bayes NE has a column where the stream knows it.
+    first teacher's, where it has several). The Bayes NE has a column where the stream knows it. Below the table stands
+    which models cost lookups at serving.
     """
     gains: dict[tuple[str, str], Json] = {}
     for gain in results.get("gains", ()):
@@ -43,11 +44,21 @@ def result_table(results: Json) -> Table:
             *_gain_cells(gains.get((name, task))),
         )
         previous = name
+    notes = [f"{name} costs lookups at serving: {', '.join(looked_up)}" for name, looked_up in _lookups(results)]
+    if notes:
+        table.caption = Text("\n".join(notes))
     return table
 
 
+def _lookups(results: Json) -> Iterator[tuple[str, list[str]]]:
+    for name, model in results["models"].items():
+        if model.get("serving_lookups"):
+            yield name, model["serving_lookups"]
+
+
 def _empty_table(results: Json, with_bayes: bool) -> Table:
-    table = Table(title=Text(results["experiment"]), title_justify="left", padding=(0, 1, 0, 0), box=None)
+    title = Text(results["experiment"])
+    table = Table(title=title, title_justify="left", caption_justify="left", padding=(0, 1, 0, 0), box=None)
     table.add_column("model", overflow="fold")
     table.add_column("task", overflow="fold")
     for heading in ("NE", *(["Bayes NE"] if with_bayes else []), "AUC", "GAUC", "base rate"):

@@ -23,7 +23,7 @@ def build_model(arm: Arm, schema: FeatureSchema) -> RankingModel:
         ConfigError: a component refuses its config or its inputs.
     """
     try:
-        return RankingModel(arm.config, schema, arm.tasks)
+        return RankingModel(arm.config, schema, arm.tasks, arm.lookups)
     except ValueError as error:
         raise ConfigError(f"models.{arm.base}: {error}") from error
 

@@ -103,7 +103,7 @@ class SpreadChunk(Chunk):
         batch_G = np.repeat(np.arange(len(place_P)), [places.size for places in place_P])
         count = self.ranks.count
         counts_PR = np.bincount(batch_G * count + owner_G, minlength=len(place_P) * count).reshape(-1, count)
-        own = index.split(counts_PR[:, self.ranks.index].tolist())
+        own = torch.split(index, counts_PR[:, self.ranks.index].tolist())
         whole = zip(own, counts_PR.tolist(), place_P, self._newest_us(own), strict=True)
         batches = (Part(rows, tuple(counts), int(places[0]), newest_us) for rows, counts, places, newest_us in whole)
         return Parts(index, tuple(batches), order)
@@ -127,7 +127,8 @@ class SpreadChunk(Chunk):
         bits = self.ranks.each(torch.from_numpy(np.packbits(own_L))).numpy()
         picked_RL = np.unpackbits(bits, axis=1, count=width).astype(bool)
         place = np.arange(self.size)
-        return place[picked_RL[(self.start + place) % self.ranks.count, place // self.ranks.count]]
+        wanted: Ints = place[picked_RL[(self.start + place) % self.ranks.count, place // self.ranks.count]]
+        return wanted
 
     def _newest_us(self, own: tuple[Tensor, ...]) -> list[int]:
         """The newest time of each batch over all processes."""
@@ -160,7 +161,7 @@ def check_spread(experiment: Experiment, ranks: Ranks) -> None:
 
     Raises:
         ConfigError: bad rows are to be left out, a chunk has fewer rows than there are processes, or a transfer
-            strategy follows its teacher's states or parts.
+            strategy or a lookup follows its teacher's states or parts.
     """
     if ranks.count == 1:
         return
@@ -176,10 +177,16 @@ def check_spread(experiment: Experiment, ranks: Ranks) -> None:
             f"{ranks.count} or more"
         )
     for arm in experiment.arms:
-        for number, spec in enumerate(arm.config.transfer):
-            if spec.component.reads_states or spec.component.reads_parts:
-                raise ConfigError(
-                    f"models.{arm.base}.transfer.{number}: {spec.name} follows its teacher's states or parts row by "
-                    f"row, which needs one process; {ranks.count} were started. Train this student as a job of its "
-                    f"own: `exfm train CONFIG --model {arm.base}`."
-                )
+        following = [
+            f"transfer.{number}: {spec.name} follows"
+            for number, spec in enumerate(arm.config.transfer)
+            if spec.component.reads_states or spec.component.reads_parts
+        ]
+        if arm.lookups:
+            following.append("lookups: they follow")
+        if following:
+            raise ConfigError(
+                f"models.{arm.base}.{following[0]} a teacher's states or parts row by row, which needs one process; "
+                f"{ranks.count} were started. Train this student as a job of its own: "
+                f"`exfm train CONFIG --model {arm.base}`."
+            )

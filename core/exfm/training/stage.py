@@ -37,7 +37,7 @@ from exfm.training.forward_rows import ForwardRows
 from exfm.training.gathered import GatheredRows
 from exfm.training.sharing import Sharing
 from exfm.training.spread import Parts, SpreadChunk
-from exfm.training.state_feed import StateFeed
+from exfm.training.state_feed import StateFeed, listeners
 from exfm.training.trainer import StepLabels, Trainer
 
 _COUNTED = 64
@@ -161,7 +161,8 @@ class Stage:
         for name, found in joined.items():
             self.counters.teachers.setdefault(name, Coverage()).add(found)
         forward = ForwardRows(self.tasks, self.trainer.embedding, self.trainer.vectors)
-        feed = StateFeed(chunk.batch, self.trainer.list_strategies(), teachers, self._tables)
+        told = listeners(self.trainer.list_strategies(), self.trainer.model.lookups)
+        feed = StateFeed(chunk.batch, told, teachers, self._tables)
         first = 0
         for batch, part in chunk.batches(parts, self.trainer.model):
             own = part.index.numel()
@@ -251,9 +252,7 @@ class Stage:
         if self._supervision is not None:
             self._supervision.discard()
 
-    def _record(
-        self, seen: Batch, parts: Parts, probabilities: Mapping[str, Tensor], made: SupervisionRows
-    ) -> None:
+    def _record(self, seen: Batch, parts: Parts, probabilities: Mapping[str, Tensor], made: SupervisionRows) -> None:
         window = np.full(seen.size, self._window.index, np.int32)
         columns = {"example_id": seen.example_id.numpy(), "window": window}
         predicted = {f"prediction_{task}": values.numpy() for task, values in probabilities.items()}

@@ -1,11 +1,11 @@
-"""Tells strategies of their teachers' states and rows along a chunk, never of what the student still has to predict.
+"""Tells a student of its teachers' states and rows along a chunk, never of what it still has to predict.
 
 Legend: B rows of the chunk, S rows that a teacher has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +13,42 @@ from torch import Tensor
 
 from exfm.data.batch import Batch
 from exfm.interfaces.transfer_strategy import EntityStates, TableRows, TransferStrategy
+from exfm.modeling.lookups import StateLookups
 from exfm.supervision.joiner import ROW, STATE, Joiner
 
 
 @dataclass(frozen=True)
+class Listener:
+    """What of a student is told of a teacher.
+
+    Attributes:
+        observe: is told of its states, where they are wanted.
+        follow: is told of its rows, where they are wanted.
+    """
+
+    teacher: str
+    observe: Callable[[Mapping[str, EntityStates]], None] | None
+    follow: Callable[[Mapping[str, TableRows]], None] | None
+
+
+def listeners(strategies: Iterable[TransferStrategy], lookups: StateLookups | None) -> list[Listener]:
+    """The strategies that read states or parts of their teachers, and the lookups."""
+    found = [
+        Listener(
+            strategy.config.teacher,
+            strategy.observe if strategy.reads_states else None,
+            strategy.follow if strategy.reads_parts else None,
+        )
+        for strategy in strategies
+        if strategy.reads_states or strategy.reads_parts
+    ]
+    observers = lookups.observers() if lookups is not None else {}
+    return found + [Listener(teacher, observe, None) for teacher, observe in observers.items()]
+
+
+@dataclass(frozen=True)
 class _Column:
-    """Vectors of one column that a strategy is told of, in the order of the chunk.
+    """Vectors of one column that a listener is told of, in the order of the chunk.
 
     Attributes:
         name: the entity of a state; the part of a row.
@@ -40,9 +70,9 @@ class _Column:
 
 @dataclass(frozen=True)
 class _Told:
-    """What one strategy is told of a chunk."""
+    """What one listener is told of a chunk."""
 
-    strategy: TransferStrategy
+    listener: Listener
     states: list[_Column]
     rows: list[_Column]
 
@@ -56,7 +86,7 @@ class StateFeed:
 
     Args:
         batch: the whole chunk.
-        strategies: the student's.
+        listeners: the student's.
         teachers: by name; of a teacher that stores neither nothing is told.
         tables: the table of each categorical feature.
     """
@@ -64,40 +94,39 @@ class StateFeed:
     def __init__(
         self,
         batch: Batch,
-        strategies: Iterable[TransferStrategy],
+        listeners: Iterable[Listener],
         teachers: Mapping[str, Joiner],
         tables: Mapping[str, str],
     ) -> None:
         self._batch = batch
         self._tables = tables
         self._next = 0
-        readers = [strategy for strategy in strategies if strategy.reads_states or strategy.reads_parts]
-        self._told = [self._prepare(strategy, teachers[strategy.config.teacher]) for strategy in readers]
+        self._told = [self._prepare(listener, teachers[listener.teacher]) for listener in listeners]
 
     def tell(self, end: int) -> None:
         """Tells of the rows of the chunk before ``end`` that have not been told of."""
         for told in self._told:
             states = {column.name: EntityStates(*column.between(self._next, end)) for column in told.states}
             rows = {column.name: TableRows(*column.between(self._next, end)) for column in told.rows}
-            if any(state.row.numel() for state in states.values()):
-                told.strategy.observe(states)
-            if any(row.row.numel() for row in rows.values()):
-                told.strategy.follow(rows)
+            if told.listener.observe is not None and any(state.row.numel() for state in states.values()):
+                told.listener.observe(states)
+            if told.listener.follow is not None and any(row.row.numel() for row in rows.values()):
+                told.listener.follow(rows)
         self._next = end
 
-    def _prepare(self, strategy: TransferStrategy, teacher: Joiner) -> _Told:
+    def _prepare(self, listener: Listener, teacher: Joiner) -> _Told:
         stored = teacher.stored(self._batch.example_id, self._batch.event_time_us)
         place_S = stored.found.nonzero().squeeze(1)
         states, rows = [], []
         for column, vector_SK in stored.vectors.items():
-            if strategy.reads_states and column.startswith(STATE):
+            if listener.observe is not None and column.startswith(STATE):
                 entity = column.removeprefix(STATE)
                 states.append(self._column(entity, entity, place_S, stored.found, vector_SK))
-            elif strategy.reads_parts and column.startswith(ROW):
+            elif listener.follow is not None and column.startswith(ROW):
                 feature = column.removeprefix(ROW)
                 last_S = place_S[_last_of_batch(stored.watermark_us)]
                 rows.append(self._column(f"table/{self._tables[feature]}", feature, last_S, stored.found, vector_SK))
-        return _Told(strategy, states, rows)
+        return _Told(listener, states, rows)
 
     def _column(self, name: str, feature: str, place_S: Tensor, found_B: Tensor, vector_SK: Tensor) -> _Column:
         row_S = _rows(self._batch, feature)[found_B]

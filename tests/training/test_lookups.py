@@ -1,0 +1,276 @@
+"""Lookups: a teacher's newest states as input tokens; told in time, the same in every way to run, and marked."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from rich.console import Console
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+import exfm
+from exfm.config.lookups import StateLookup
+from exfm.data.batch import Batch
+from exfm.data.stream import ChunkReader, windows_of
+from exfm.modeling.lookups import StateLookups, StateToken
+from exfm.reporting.table import result_table
+from exfm.supervision.store import Store
+from exfm.training.building import teacher_shapes
+from exfm.training.loop import StreamLoop
+from exfm.training.run import open_run
+from exfm.training.spread import check_spread
+from exfm.training.state_feed import StateFeed, listeners
+from exfm.training.trainer import Trainer
+from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, write_log
+
+STATES = {"states": {"user": ["user", "history"], "item": ["item"]}, "state_dim": 4}
+CHUNK = 128
+
+
+def config(folder: Path, name: str, log: pa.Table | None = None, **vm: Any) -> dict[str, Any]:
+    """An FM that stores states, in batches of 64, and a VM that looks the user's up, in batches of 32."""
+    path = write_log(folder / f"log-{name}", make_log() if log is None else log)
+    made = experiment_dict(path, str(folder / name))
+    made["models"]["fm"]["supervision"] = dict(STATES)
+    made["models"]["vm"] |= {"batch_size": 32, "transfer": [], "lookups": {"fm": ["user"]}} | vm
+    return made
+
+
+def trainer_of(experiment: exfm.Experiment, name: str) -> Trainer:
+    arm = next(arm for arm in experiment.arms if arm.name == name)
+    plan = experiment.config.parallel.build()
+    return Trainer(arm, experiment.schema, teacher_shapes(experiment), plan, experiment.config.seed)
+
+
+def chunks(experiment: exfm.Experiment) -> list[Batch]:
+    stream = experiment.config.stream
+    reader = ChunkReader(experiment.source, experiment.schema, stream, {}, exfm.Shard())
+    windows = windows_of(experiment.source.time_range(), stream.window)
+    return [chunk.batch for window in windows for chunk in reader.read(window)]
+
+
+def test_a_token_is_the_map_of_the_newest_state_and_zeros_without_one() -> None:
+    lookups = StateLookups([StateLookup("a", "user", 3), StateLookup("b", "user", 2)], {"user": 5}, dim=4)
+    observers = lookups.observers()
+    states = torch.arange(12.0).view(4, 3)
+    observers["a"](
+        {
+            "user": exfm.EntityStates(torch.tensor([1, 3, 1]), states[:3]),
+            "item": exfm.EntityStates(torch.tensor([2]), states[:1]),
+        }
+    )
+    observers["a"]({"user": exfm.EntityStates(torch.tensor([3]), states[3:])})
+    ids = KeyedJaggedTensor(
+        keys=["shop", "user"],
+        values=torch.tensor([4, 4, 4, 4, 1, 3, 2]),
+        lengths=torch.tensor([1, 1, 1, 1, 1, 0, 1, 1]),  # the second example has no user
+    )
+    tokens_BMD = lookups(ids)
+    weight = lookups.tokens["state_a/user"].map.weight
+    expected = torch.stack([weight @ states[2], torch.zeros(4), weight @ states[3], torch.zeros(4)])
+    torch.testing.assert_close(tokens_BMD[:, 0], expected)
+    assert not tokens_BMD[:, 1].any()
+    assert lookups.token_names == ("a.user", "b.user")
+
+
+def test_what_is_looked_up_is_the_newest_state_before_the_batch(tmp_path: Path) -> None:
+    """Against a search through the stored rows: of a row that the student has to predict, nothing is known."""
+    made = config(tmp_path, "run")
+    experiment = load(tmp_path, made)
+    exfm.run(experiment)
+    trainer = trainer_of(experiment, "vm")
+    lookups = trainer.model.lookups
+    assert lookups is not None
+    token = lookups.tokens["state_fm/user"]
+    assert isinstance(token, StateToken)
+    stored = supervision(str(tmp_path / "run"), "fm")[0]
+    states = torch.tensor(stored.column("state_user").to_pylist()).half()
+    learned = ~np.isnan(stored.column("prediction_click").to_numpy())
+    assert not learned[:64].any() and learned[64:].all()
+    first, second = chunks(experiment)[:2]
+    users = torch.cat([first.sparse["user"].values(), second.sparse["user"].values()])
+    window = next(iter(windows_of(experiment.source.time_range(), experiment.config.stream.window)))
+    stream = Store(experiment.run_dir).supervision("fm", window)
+    assert stream is not None
+    for number, batch in enumerate((first, second)):
+        teacher = stream.between(int(batch.event_time_us[0]), int(batch.event_time_us[-1]))
+        feed = StateFeed(batch, listeners([], lookups), {"fm": teacher}, {"user": "user", "item": "item"})
+        for end in (0, 32, 96, CHUNK):
+            feed.tell(end)
+            expected = torch.zeros(64, 4, dtype=torch.float16)
+            for row in range(64, number * CHUNK + end):
+                expected[users[row]] = states[row]
+            assert torch.equal(token.state_RK, expected)
+    stream.close()
+
+
+def flipped_clicks(table: pa.Table, first: int) -> pa.Table:
+    """The other labels from a row on."""
+    clicks = table.column("click").to_numpy().copy()
+    clicks[first:] = 1 - clicks[first:]
+    return table.set_column(table.column_names.index("click"), "click", [clicks])
+
+
+def without_history(table: pa.Table, first: int) -> pa.Table:
+    """No events from a row on: the FM's states of these rows are others, and nothing that the VM itself sees."""
+    history = table.column("history").to_pylist()
+    kept = history[:first] + [[] for _ in history[first:]]
+    return table.set_column(table.column_names.index("history"), "history", pa.array(kept, pa.list_(pa.int64())))
+
+
+@pytest.mark.parametrize(("change", "changed"), [(flipped_clicks, 5), (flipped_clicks, 100), (without_history, 40)])
+def test_a_prediction_depends_on_no_later_label_nor_on_its_own_state(
+    tmp_path: Path, change: Callable[[pa.Table, int], pa.Table], changed: int
+) -> None:
+    """With a log that is another one from a row on, only predictions after the VM's batch with that row change."""
+    table, first = make_log(), CHUNK + changed
+    made = {}
+    for name, log in (("as-is", table), ("changed", change(table, first))):
+        exfm.run(load(tmp_path, config(tmp_path, name, log)))
+        windows = predictions(str(tmp_path / name), "vm").values()
+        made[name] = pa.concat_tables(windows).column("prediction_click").to_numpy()
+    end = first // 32 * 32 + 32
+    same = made["as-is"] == made["changed"]
+    assert same[:end].all() and not same[end : end + 64].all()
+
+
+def test_an_interrupted_run_ends_alike_and_is_marked(tmp_path: Path) -> None:
+    made = config(tmp_path, "whole")
+    whole = exfm.run(load(tmp_path, made))
+    experiment = load(tmp_path, {**made, "run_dir": str(tmp_path / "interrupted")})
+    count = 0
+
+    def stop(_: object) -> None:
+        nonlocal count
+        count += 1
+        if count == 8:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        exfm.run(experiment, stop)
+    assert not differences(exfm.run(experiment), whole)
+    marked = {name: model["serving_lookups"] for name, model in whole["models"].items()}
+    assert marked == {"fm": [], "vm": ["fm.user"], "vm.control": []}
+    assert whole["models"]["vm"]["parts"]["lookups"]["dense_parameters"] == 4 * 8
+    assert whole["supervision"]["fm"]["vm"]["hit_rate"] > 0.9
+    assert [gain["teacher"] for gain in whole["gains"]] == ["fm"]
+    console = Console(file=io.StringIO(), width=100)
+    console.print(result_table(whole))
+    assert isinstance(console.file, io.StringIO)
+    assert "vm costs lookups at serving: fm.user" in console.file.getvalue()
+    report = (tmp_path / "whole" / "report.html").read_text()
+    assert "Costs lookups at serving: fm.user" in report and '<th class="words">lookups at serving</th>' in report
+
+
+def test_separate_jobs_with_a_delay_end_alike(tmp_path: Path) -> None:
+    made = config(tmp_path, "whole")
+    made["models"]["fm"]["supervision"]["delay"] = "1d"
+    whole = exfm.run(load(tmp_path, made))
+    experiment = load(tmp_path, {**made, "run_dir": str(tmp_path / "jobs")})
+    store = Store(experiment.run_dir)
+    open_run(experiment, store)
+    plan = experiment.config.parallel.build()
+    for train, label in ((["vm", "vm.control"], []), (["fm"], []), ([], ["fm"]), (["vm", "vm.control"], [])):
+        loop = StreamLoop(experiment, store, plan, lambda _: None, train, label)
+        done = loop.advance()
+        assert (done == 0) == (bool(loop.waiting_for)) == (train[:1] == ["vm"] and "fm" in loop.waiting_for)
+    assert not differences(exfm.run(experiment), whole)
+    assert whole["supervision"]["fm"]["vm"]["age_s"] > 86_400
+
+
+def test_the_control_has_no_lookups_and_starts_from_the_rest_of_the_weights(tmp_path: Path) -> None:
+    experiment = load(tmp_path, config(tmp_path, "run"))
+    model, control = (trainer_of(experiment, name).model for name in ("vm", "vm.control"))
+    assert control.lookups is None and model.lookups is not None
+    own, plain = model.state_dict(), control.state_dict()
+    assert own.keys() - plain.keys() == {f"lookups.tokens.state_fm/user.{name}" for name in ("map.weight", "state_RK")}
+    equal = {name for name in plain if own[name].shape == plain[name].shape and torch.equal(own[name], plain[name])}
+    assert {name for name in plain if not name.startswith("backbone.")} <= equal
+    without = experiment_dict(str(tmp_path / "log-run"), str(tmp_path / "without"))
+    without["models"]["vm"] |= {"batch_size": 32, "transfer": []}
+    for one in (experiment, load(tmp_path, without)):
+        exfm.run(one)
+    found, expected = (predictions(str(tmp_path / name), "vm.control") for name in ("run", "without"))
+    assert all(found[window].equals(expected[window]) for window in expected)
+    taught = predictions(str(tmp_path / "run"), "vm")
+    assert not taught[3].equals(found[3])
+
+
+def test_a_snapshot_holds_what_serving_looks_up(tmp_path: Path) -> None:
+    experiment = load(tmp_path, config(tmp_path, "run"))
+    exfm.run(experiment)
+    snapshot = next(Store(experiment.run_dir).snapshots.newest_first("vm", 2**62))
+    weights = Store(experiment.run_dir).snapshots.load(snapshot.weights)
+    state_RK = weights["lookups.tokens.state_fm/user.state_RK"]
+    newest: dict[int, list[float]] = {}
+    batches = iter(chunks(experiment))
+    users = torch.cat([batch.sparse["user"].values() for batch in batches]).tolist()
+    rows = pa.concat_tables(supervision(experiment.run_dir, "fm").values())
+    states, probabilities = (rows.column(name).to_pylist() for name in ("state_user", "prediction_click"))
+    for user, state, probability in zip(users, states, probabilities, strict=True):
+        if probability is not None:
+            newest[user] = state
+    assert len(newest) > 20
+    expected = torch.zeros(64, 4, dtype=torch.float16)
+    for user, state in newest.items():
+        expected[user] = torch.tensor(state).half()
+    assert torch.equal(state_RK, expected)
+
+
+@pytest.mark.parametrize(
+    ("lookups", "message"),
+    [
+        ({"fmm": ["user"]}, r"models\.vm\.lookups: no model is called 'fmm'\. Did you mean 'fm'"),
+        ({"vendor": ["user"]}, r"models\.vm\.lookups: 'vendor' is a teacher from elsewhere"),
+        ({"fm": []}, r"models\.vm\.lookups\.fm: name at least one, and each once; given: \[\]"),
+        ({"fm": ["user", "user"]}, r"lookups\.fm: name at least one, and each once"),
+        ({"fm": ["usr"]}, r"lookups\.fm: 'fm' stores no state of 'usr'\. Did you mean 'user'"),
+        ({"vm": ["user"]}, r"'vm' stores no state of 'user'. It stores none: see models\.vm\.supervision\.states"),
+    ],
+)
+def test_wrong_lookups_are_refused(tmp_path: Path, lookups: dict[str, list[str]], message: str) -> None:
+    made = config(tmp_path, "run", lookups=lookups)
+    made["teachers"] = {"vendor": {"path": "nowhere", "predictions": {"click": {"column": "p", "kind": "logit"}}}}
+    with pytest.raises(exfm.ConfigError, match=message):
+        load(tmp_path, made)
+
+
+def test_an_entity_that_the_model_does_not_see_is_refused(tmp_path: Path) -> None:
+    made = config(tmp_path, "run", features=["item", "price"])
+    with pytest.raises(exfm.ConfigError, match=r"lookups\.fm: the model does not see 'user', .*item"):
+        load(tmp_path, made)
+
+
+def test_a_late_label_is_refused(tmp_path: Path) -> None:
+    made = config(tmp_path, "run")
+    made["stream"]["source"]["labels"].append({"name": "buy", "delay": "2d"})
+    with pytest.raises(exfm.ConfigError, match=r"models\.vm\.lookups: buy is known late.* at once: click"):
+        load(tmp_path, made)
+    made["models"]["vm"]["tasks"] = ["click"]
+    assert load(tmp_path, made).arms
+
+
+def test_a_cycle_through_lookups_is_refused(tmp_path: Path) -> None:
+    made = config(tmp_path, "run")
+    made["models"]["fm"]["transfer"] = [{"name": "direct", "teacher": "vm"}]
+    with pytest.raises(exfm.ConfigError, match=r"models\.(vm\.lookups|fm\.transfer): teachers form a cycle"):
+        load(tmp_path, made)
+
+
+class Two(exfm.Ranks):
+    """Two processes, of which this is the first."""
+
+    count = 2
+    index = 0
+
+
+def test_several_processes_are_refused(tmp_path: Path) -> None:
+    experiment = load(tmp_path, config(tmp_path, "run"))
+    with pytest.raises(exfm.ConfigError, match=r"models\.vm\.lookups: they follow a teacher's states"):
+        check_spread(experiment, Two())
