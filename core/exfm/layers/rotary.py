@@ -21,7 +21,7 @@ def rotate(values_ED: Tensor, positions_E: Tensor, heads: int, base: float = 10_
     Returns:
         (E, D), in the type of ``values_ED``.
     """
-    rows, width = values_ED.shape
+    width = values_ED.shape[1]
     pairs = width // heads // 2
     exact = torch.float64 if values_ED.dtype == torch.float64 else torch.float32
     frequency_P = base ** (-torch.arange(pairs, device=values_ED.device, dtype=exact) / pairs)
