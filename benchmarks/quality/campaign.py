@@ -21,7 +21,7 @@ import exfm
 from exfm.registry.discovery import discover
 
 Record = dict[str, Any]
-DENSE_RATES, TABLE_RATES = (0.0005, 0.001, 0.002, 0.004), (0.05, 0.1, 0.2, 0.4)
+_START = (0.002, 0.2)  # of the dense layers and of the tables
 _OF_TASK = ("examples", "base_rate", "ne", "auc", "gauc", "log_loss", "calibration")
 _OF_MODEL = ("parameters", "flops_per_example", "train_examples_per_second")
 
@@ -107,15 +107,29 @@ class Campaign:
         shutil.rmtree(run_dir, ignore_errors=True)
         return log.add(record | {"seconds": round(time.perf_counter() - started, 1), **machine()})
 
-    def tune(self, name: str, model: Mapping[str, Any]) -> Record:
-        """The best learning rates by NE, with seed 0: that of the tables first, then that of the dense layers.
+    def tune(self, name: str, model: Mapping[str, Any], points: int | None = None) -> Record:
+        """The best learning rates by NE, with seed 0: either one is doubled or halved for as long as that helps.
+
+        Args:
+            points: where given, how many pairs of rates are tried at most.
 
         Raises:
-            RuntimeError: every one of them failed.
+            RuntimeError: no learning rate that was tried worked.
         """
-        tables = best([self._at(name, model, DENSE_RATES[1], rate) for rate in TABLE_RATES])
-        chosen = tables["settings"]["optimizer"]["tables"]["lr"]
-        return best([tables, *(self._at(name, model, rate, chosen) for rate in DENSE_RATES)])
+        tried = {_START}
+        found = best([self._at(name, model, *_START)])
+        while True:
+            dense, tables = (found["settings"]["optimizer"][part]["lr"] for part in ("dense", "tables"))
+            around = [(dense, 2 * tables), (dense, tables / 2), (2 * dense, tables), (dense / 2, tables)]
+            new = [rates for rates in around if rates not in tried]
+            new = new if points is None else new[: points - len(tried)]
+            if not new:
+                return found
+            tried.update(new)
+            better = best([found, *(self._at(name, model, *rates) for rates in new)])
+            if better is found:
+                return found
+            found = better
 
     def _at(self, name: str, model: Mapping[str, Any], dense: float, tables: float) -> Record:
         return self.measure(name, {**model, "optimizer": {"dense": {"lr": dense}, "tables": {"lr": tables}}}, 0)

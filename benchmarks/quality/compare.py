@@ -32,7 +32,7 @@ from tables import spread, table
 from exfm.evaluation.metrics import Moments, auc
 
 HERE = Path(__file__).parent
-PAIRS = (("wukong", "WuKong"), ("mlp+din", "DIN"), ("dlrm+din", "DIN"))
+PAIRS = (("wukong", "WuKong"), ("mlp+din", "DIN"))
 Settings = dict[str, Any]
 
 

@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, help="end the stream with the window in which so many rows are reached")
     parser.add_argument("--tune", action="store_true", help="choose learning rates instead")
+    parser.add_argument("--points", type=int, help="with --tune: pairs of learning rates to try for a model at most")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     arguments = parser.parse_args()
@@ -44,7 +45,7 @@ def main() -> None:
     campaign = Campaign(base, (f"stream.source.path={arguments.path}",), arguments.out / arguments.data)
     campaign = shortened(campaign, arguments.rows, arguments.tune)
     if arguments.tune:
-        tune(campaign, models, tuned)
+        tune(campaign, models, tuned, arguments.points)
     else:
         report = measure(campaign, models, tuned, arguments.seeds)
         lines = [f"Not installed: {'; '.join(absent)}."] if absent else []
@@ -78,26 +79,27 @@ def shortened(campaign: Campaign, rows: int | None, tunes: bool) -> Campaign:
     return replace(campaign, end_us=end_us)
 
 
-def tune(campaign: Campaign, models: Models, tuned: Path) -> None:
+def tune(campaign: Campaign, models: Models, tuned: Path, points: int | None) -> None:
     """Writes each model's best learning rates, as soon as they are known."""
     for name, model in models.items():
-        record = campaign.tune(name, model)
+        record = campaign.tune(name, model, points)
         chosen = yaml.safe_load(tuned.read_text()) if tuned.exists() else {}
         kept = {key: record[key] for key in ("ne", "examples", "base_rate", "seed")}
         chosen[name] = {"optimizer": record["settings"]["optimizer"], "on": kept}
         lines = [
             "# Learning rates that run.py chose on the part of the stream that no figure covers, and NE there.",
-            f"# The last command: python {shlex.join(_without_folder(sys.argv))}",
+            f"# The last command: python {shlex.join(_elsewhere(sys.argv))}",
             yaml.safe_dump(chosen, sort_keys=True, default_flow_style=None, width=120),
         ]
         tuned.write_text("\n".join(lines))
         print(f"{name}: {chosen[name]}", flush=True)
 
 
-def _without_folder(arguments: list[str]) -> list[str]:
-    """A command line without the place of this machine where records are kept."""
+def _elsewhere(arguments: list[str]) -> list[str]:
+    """A command line without the places of this machine where data and records are."""
     before = ["", *arguments]
-    return [given for given, last in zip(arguments, before, strict=False) if "--out" not in (given, last)]
+    kept = [pair for pair in zip(arguments, before, strict=False) if "--out" not in pair]
+    return ["FOLDER" if last == "--path" else given for given, last in kept]
 
 
 def measure(campaign: Campaign, models: Models, tuned: Path, seeds: int) -> str:

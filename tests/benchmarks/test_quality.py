@@ -186,6 +186,18 @@ def test_campaign_records_a_failure_and_tries_again(quality: Any, experiment_pat
         quality.campaign.best([failed])
 
 
+def test_tuning_finds_the_best_of_as_many_points_as_it_may_try(
+    quality: Any, experiment_path: Path, tmp_path: Path
+) -> None:
+    campaign = quality.campaign.Campaign(experiment_path, (), tmp_path / "out")
+    found = campaign.tune("small", {"backbone": {"name": "dlrm", "hidden": [4]}}, points=3)
+    optimizers = {record["ne"]: record["settings"]["optimizer"] for record in campaign.log.records.values()}
+    rates = {(optimizer["dense"]["lr"], optimizer["tables"]["lr"]) for optimizer in optimizers.values()}
+    assert rates == {(0.002, 0.2), (0.002, 0.4), (0.002, 0.1)}
+    assert found["ne"] == min(optimizers)
+    assert found["settings"]["optimizer"] == optimizers[found["ne"]]
+
+
 def test_table_refuses_runs_of_different_rows(quality: Any) -> None:
     record = {"model": "a", "seed": 1, "examples": 10, "base_rate": 0.5, "ne": 0.9, "auc": 0.6, "settings": {}}
     record |= {"parameters": {"dense": 3}, "flops_per_example": 7.0, "train_examples_per_second": 5.0}
