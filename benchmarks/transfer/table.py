@@ -30,10 +30,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("groups", nargs="+", help="BASELINE,MODEL,...")
     parser.add_argument("--teacher", default="fm", help="whose gain the transfer ratio is of")
+    parser.add_argument("--points", default="*", help="which points of the sweep, as a glob of their folders")
     arguments = parser.parse_args()
-    runs = [json.loads(file.read_text()) for file in sorted(arguments.folder.glob("*/results.json"))]
+    runs = [json.loads(file.read_text()) for file in sorted(arguments.folder.glob(f"{arguments.points}/results.json"))]
     if not runs:
-        parser.error(f"{arguments.folder}: no */results.json in it")
+        parser.error(f"{arguments.folder}: no {arguments.points}/results.json in it")
     print(f"{len(runs)} seeds: {', '.join(str(run['seed']) for run in runs)}\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for group in arguments.groups:

@@ -175,7 +175,7 @@ def test_the_fm_grows_and_the_vm_does_not(results: Any) -> None:
     assert sizes.index(default) + 1 < len(sizes)
     runs = [results("fm_size"), results("fm_size", f"{key}={sizes[sizes.index(default) + 1]}")]
     of_fm, of_vm = ([run["models"][name]["flops_per_example"] for run in runs] for name in ("fm", "vm"))
-    assert of_vm[0] == of_vm[1] and of_fm[1] > 3 * of_fm[0]
+    assert of_vm[0] == of_vm[1] and of_fm[1] > 1.5 * of_fm[0]
 
 
 def test_each_ablation_turns_one_thing_off(results: Any) -> None:
