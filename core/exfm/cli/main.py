@@ -21,6 +21,8 @@ _COMMANDS = {
     "sweep": "One run per point of a grid of values, and their comparison.",
     "train": "One model's training, as a job of its own.",
     "supervise": "One teacher's labelling, as a job of its own.",
+    "predict": "Batch predictions of a model's newest snapshot, to Parquet.",
+    "export": "A model's newest snapshot for serving, with the description of its inputs.",
     "validate": "Check experiment files without running them.",
     "report": "Write the HTML report again from results.json.",
     "plugins": "Every plugin: distribution, version, components, status.",
@@ -76,6 +78,19 @@ def options(
 
 def main() -> None:
     """Runs the command line. Exit status: 0 done, 1 the run failed, 2 the user's input is wrong."""
+    try:
+        _main()
+    except SystemExit as leaving:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            # A thread of the connection that lets go of a tensor while the interpreter ends would abort the process,
+            # and torchrun would start the whole job again.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(leaving.code if isinstance(leaving.code, int) else 0)
+        raise
+
+
+def _main() -> None:
     # Threads that wait by spinning make a run ten times slower on a machine that does anything else; read when
     # torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -87,16 +87,31 @@ class RowChecker:
 
 def _message(batch: pa.RecordBatch, row: int, column: str, reason: str) -> str:
     origin = Origin.of(batch)
-    given = ""
-    if column in batch.schema.names:
-        value = batch.column(column)[row]
-        # A time may lie where no Python datetime does.
-        text = str(value.cast(pa.string()) if pa.types.is_timestamp(value.type) else value)
-        given = f"; given: {text if len(text) <= 60 else text[:57] + '...'}"
+    given = _given(batch, row, column) if column in batch.schema.names else ""
     return (
         f"{origin.file}, row {origin.row + row}: {column}: {reason}{given}. "
         "Mend the data, or set stream.on_bad_row=skip to leave such rows out."
     )
+
+
+def _given(batch: pa.RecordBatch, row: int, column: str) -> str:
+    value = batch.column(column)[row]
+    # A time may lie where no Python datetime does.
+    text = str(value.cast(pa.string()) if pa.types.is_timestamp(value.type) else value)
+    return f"; given: {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def check_features(rows: pa.RecordBatch, features: Iterable[Feature]) -> None:
+    """Checks the values of rows that hold features and nothing else, such as those of a request.
+
+    Raises:
+        ConfigError: a row is bad; the message names row, column and value.
+    """
+    for feature in features:
+        for mask, column, reason in _feature_problems(rows, feature):
+            if mask.any():
+                row = int(mask.argmax())
+                raise ConfigError(f"row {row}: {column}: {reason}{_given(rows, row, column)}")
 
 
 def event_times(batch: pa.RecordBatch, schema: FeatureSchema) -> npt.NDArray[np.int64]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from exfm.testing.examples import Examples as Examples
     from exfm.testing.examples import random_examples as random_examples
     from exfm.testing.isolation import IsolatedRegistry as IsolatedRegistry
+    from exfm.testing.parallel_plan import ParallelPlanTests as ParallelPlanTests
     from exfm.testing.sequence_encoder import SequenceEncoderTests as SequenceEncoderTests
     from exfm.testing.transfer_strategy import TransferStrategyTests as TransferStrategyTests
 
@@ -35,6 +36,7 @@ _HOME = {
     "ComponentTests": "exfm.testing.component",
     "Examples": "exfm.testing.examples",
     "IsolatedRegistry": "exfm.testing.isolation",
+    "ParallelPlanTests": "exfm.testing.parallel_plan",
     "SequenceEncoderTests": "exfm.testing.sequence_encoder",
     "TransferStrategyTests": "exfm.testing.transfer_strategy",
     "random_examples": "exfm.testing.examples",

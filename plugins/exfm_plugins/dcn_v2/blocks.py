@@ -63,7 +63,9 @@ class LowRankCrossLayer(nn.Module):
         """Maps the network's input and the layer's, both (B, W), to (B, W)."""
         hidden_BKS = self.down(x_BW).unflatten(1, self.shape)
         if self.core_KSS is not None:
-            hidden_BKS = self.g(torch.einsum("bks,kts->bkt", self.g(hidden_BKS), self.core_KSS))
+            cored_BKS = torch.bmm(self.g(hidden_BKS).transpose(0, 1), self.core_KSS.mT).transpose(0, 1)
+            # In `einsum` and `flatten`, whether to copy depends on B: torch.export would tie the graph to B > 1.
+            hidden_BKS = self.g(cored_BKS.clone(memory_format=torch.contiguous_format))
         if self.gate is None:
             crossed_BW = self.up(hidden_BKS.flatten(1))
         else:

@@ -2,7 +2,7 @@
 
 Legend: E events of all examples, D width of an event, H heads, A width of a head's queries and keys, L width of its
 values, V = H * L, C columns of queries, keys and values, P position buckets, b examples of a bucket, t events of its
-longest, q of its newest events that get a result, Q such events of all examples.
+longest, h = b * H, q of its newest events that get a result, Q such events of all examples.
 """
 
 from __future__ import annotations
@@ -72,19 +72,23 @@ class HSTULayer(nn.Module):
 
     def _attend(self, qkv_btC: Tensor) -> Tensor:
         """Maps Q, K and V (b, t, C) to ``SiLU(Q K^T + rab) V`` of the newest events, causal: (b, q, V)."""
-        query, key, value = (
-            part.view(*part.shape[:2], self.heads, part.shape[2] // self.heads).transpose(1, 2)
-            for part in torch.split(qkv_btC, self.widths, dim=2)
-        )
-        t = key.shape[2]
+        b, t = qkv_btC.shape[:2]
         q = t if self.queries is None else min(t, self.queries)
-        scores_bHqt = query[:, :, t - q :] @ key.mT
+        query_btA, key_btA, value_btV = torch.split(qkv_btC, self.widths, dim=2)
+        query, key, value = (self._by_head(part) for part in (query_btA[:, t - q :], key_btA, value_btV))
+        scores_hqt = query @ key.mT
         if self.bias_P is not None:
-            scores_bHqt = scores_bHqt + self._bias(q, t).to(scores_bHqt.dtype)
+            scores_hqt = scores_hqt + self._bias(q, t).to(scores_hqt.dtype)
         # Padding is zeros: its values add nothing, whatever their weights.
-        weights_bHqt = nn.functional.silu(scores_bHqt).tril(t - q)
-        mixed_bqV: Tensor = (weights_bHqt @ value).transpose(1, 2).flatten(2)
-        return mixed_bqV
+        weights_hqt = nn.functional.silu(scores_hqt).tril(t - q)
+        mixed_hqL = weights_hqt @ value
+        return mixed_hqL.view(b, self.heads, *mixed_hqL.shape[1:]).transpose(1, 2).flatten(2)
+
+    def _by_head(self, part_btC: Tensor) -> Tensor:
+        """(b, t, H * C) to (b * H, t, C)."""
+        by_head = part_btC.view(*part_btC.shape[:2], self.heads, part_btC.shape[2] // self.heads).transpose(1, 2)
+        # Left to `flatten`, whether to copy depends on b, and torch.export takes a batch of one for a case of its own.
+        return by_head.clone(memory_format=torch.contiguous_format).flatten(0, 1)
 
     def _bias(self, q: int, t: int) -> Tensor:
         """The relative bias of queries and keys, by the number of events from one to the other, (q, t)."""

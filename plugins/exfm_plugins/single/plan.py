@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torchrec import EmbeddingBagCollection
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
@@ -36,6 +37,11 @@ class Single(exfm.ParallelPlan):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started > 1:
+            raise ValueError(
+                f"single computes in one process, and {started} were started; name a plan of several, such as ddp"
+            )
         name = config.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,11 +65,15 @@ class Single(exfm.ParallelPlan):
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, EmbeddingBagCollection):
-                    fused = FusedEmbeddingBagCollection(
-                        child.embedding_bag_configs(), _OPTIMIZERS[tables.name], options, device=self._device
-                    )
-                    setattr(parent, name, fused)
+                    setattr(parent, name, self._fused(child.embedding_bag_configs(), _OPTIMIZERS[tables.name], options))
         return model.to(self._device)
+
+    def _fused(
+        self, configs: list[EmbeddingBagConfig], optimizer: type[torch.optim.Optimizer], options: dict[str, Any]
+    ) -> nn.Module:
+        """A collection's tables, placed."""
+        fused: nn.Module = FusedEmbeddingBagCollection(configs, optimizer, options, device=self._device)
+        return fused
 
     def after_step(self, model: nn.Module) -> None:
         """Nothing to synchronise with one process."""

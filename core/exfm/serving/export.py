@@ -1,0 +1,228 @@
+"""Exports a snapshot's served part: a captured graph, the same compiled, and the description of their inputs.
+
+Legend: B examples, V values of a feature, E events.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as symbolic_shapes
+
+from exfm import __version__
+from exfm.config.loading import Experiment
+from exfm.data.stream import windows_of
+from exfm.errors import ConfigError, RunError
+from exfm.interfaces.data_source import DataSource
+from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature
+from exfm.serving.layout import (
+    COMPILED_FILE,
+    DESCRIPTION_FILE,
+    ONNX_FILE,
+    PROGRAM_FILE,
+    Description,
+    ExportedFile,
+    TensorSpec,
+    input_specs,
+    source_columns,
+    type_name,
+)
+from exfm.serving.network import ServedModel
+from exfm.serving.snapshot import find_arm, newest_snapshot
+from exfm.supervision.store import Store
+from exfm.supervision.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Form:
+    """In which forms a model is written, besides the program that ``torch.export`` captures.
+
+    Attributes:
+        compiled: machine code for this kind of machine (AOTInductor), which needs a C++ compiler.
+        onnx: an ONNX model.
+    """
+
+    compiled: bool = True
+    onnx: bool = False
+
+
+def export(experiment: Experiment, model: str, out: str, form: Form = Form()) -> Description:
+    """Exports the newest snapshot of a model.
+
+    Args:
+        experiment: from ``exfm.load_experiment``.
+        model: a model's name; a control is called NAME.control.
+        out: the folder, any fsspec URL; inputs.json is written last.
+        form: what to write.
+
+    Raises:
+        ConfigError: there is no such model or no snapshot of it, or a tool that ``form`` needs is missing.
+        RunError: the snapshot is corrupt, or the model cannot be captured or has no ONNX form.
+    """
+    arm = find_arm(experiment, model)
+    _check_tools(form)
+    store = Store(experiment.run_dir)
+    snapshot = newest_snapshot(experiment, arm, store)
+    served = ServedModel(arm, experiment.schema, store.snapshots.load(snapshot.weights))
+    columns = _column_types(experiment, served.features)
+    try:
+        program = capture(served)
+    except Exception as error:  # whatever a component of a plugin does that cannot be captured
+        raise RunError(f"models.{arm.base}: torch.export cannot capture it: {_first_line(error)}") from error
+    _check(served, program, arm.base, 1e-5 if arm.config.precision == "fp32" else 1e-2)
+    workspace = Workspace(out)
+    with tempfile.TemporaryDirectory(prefix="exfm-export-") as folder:
+        files = dict(_write(workspace, program, served, form, Path(folder)))
+    description = Description(
+        experiment=experiment.config.name,
+        model=arm.name,
+        snapshot=snapshot.version,
+        watermark=datetime.fromtimestamp(snapshot.watermark_us / 1e6, UTC),
+        versions={"exfm": __version__, "torch": torch.__version__},
+        columns=columns,
+        features=served.features,
+        inputs=tuple(input_specs(served.features)),
+        outputs=tuple(
+            TensorSpec(name=task, dtype="float32", shape=("B",), holds="probability") for task in served.model.tasks
+        ),
+        files=files,
+    )
+    workspace.write(DESCRIPTION_FILE, (description.model_dump_json(indent=2) + "\n").encode())
+    return description
+
+
+def capture(served: ServedModel) -> ExportedProgram:
+    """The graph of a served model, for any number of examples from one on and of values and events from none on."""
+    tensors = tuple(_examples(served.features, size=5, longest=3))
+    free = tuple({0: Dim.DYNAMIC} for _ in tensors)
+    # Without this, a graph is captured either for sizes of one or for others.
+    sizes_alike = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with sizes_alike, torch.no_grad():
+        return torch.export.export(served, tensors, dynamic_shapes=(free,), strict=False)
+
+
+def _examples(features: Sequence[Feature], size: int, longest: int) -> Iterator[Tensor]:
+    """The program's arguments for some examples, with 0 to ``longest`` values or events each."""
+    lengths = torch.arange(size) % (longest + 1)
+    for spec in input_specs(features):
+        name, _, part = spec.name.partition(".")
+        feature = next((one for one in features if one.name == name), None)
+        most = feature.max_length if isinstance(feature, SequenceFeature) else longest
+        kept = lengths.clamp(max=most)
+        shape = [size if dim == "B" else int(kept.sum()) if isinstance(dim, str) else dim for dim in spec.shape]
+        if spec.dtype == "float32":
+            yield torch.arange(torch.Size(shape).numel()).view(shape).sin()
+        elif part == "starts":
+            yield kept.cumsum(0) - kept
+        elif spec.shape == ("B",):
+            yield kept
+        else:
+            yield torch.arange(shape[0]) % _table_rows(feature, part)
+
+
+def _table_rows(feature: Feature | None, field: str) -> int:
+    assert feature is not None and not isinstance(feature, DenseFeature)
+    if isinstance(feature, SequenceFeature):
+        return next(one.rows for one in feature.fields if one.name == field)
+    return feature.rows
+
+
+def _check(served: ServedModel, program: ExportedProgram, model: str, tolerance: float) -> None:
+    """Raises RunError unless the captured graph gives what the model gives, at sizes other than the captured one."""
+    run = program.module()
+    for size, longest in ((1, 0), (1, 1), (2, 1), (3, 0), (8, 40)):
+        tensors = tuple(_examples(served.features, size, longest))
+        try:
+            with torch.no_grad():
+                pairs = zip(run(*tensors), served(*tensors), strict=True)
+                error = max(float((found - expected).abs().max()) for found, expected in pairs)
+        except Exception as failure:  # a guard that torch.export has put into the graph
+            raise RunError(
+                f"models.{model}: the captured graph refuses {size} examples with histories of up to {longest} events: "
+                f"{_first_line(failure)}"
+            ) from failure
+        if not error <= tolerance:
+            raise RunError(
+                f"models.{model}: for {size} examples with histories of up to {longest} events the captured graph is "
+                f"{error:.2g} off the model: a component computes something else under torch.export"
+            )
+
+
+def _check_tools(form: Form) -> None:
+    if form.compiled:
+        try:
+            get_cpp_compiler()
+        except Exception as error:
+            raise ConfigError("a compiled export needs a C++ compiler: install g++, or give --no-compile") from error
+    if form.onnx and find_spec("onnxscript") is None:
+        raise ConfigError("an ONNX export needs the package onnxscript: pip install 'exfm[onnx]'")
+
+
+def _column_types(experiment: Experiment, features: Sequence[Feature]) -> dict[str, str]:
+    """The types of the columns that the features are read from, in the stream's first rows."""
+    kinds = _first_schema(experiment.source, experiment)
+    return {column: type_name(kinds.field(column).type) for column in source_columns(features)}
+
+
+def _first_schema(source: DataSource, experiment: Experiment) -> Any:
+    for window in windows_of(source.time_range(), experiment.config.stream.window):
+        for rows in source.read(window):
+            if rows.num_rows:
+                return rows.schema
+    raise ConfigError("stream.source: there are no rows any more, of which to see the types of the columns")
+
+
+def _write(
+    workspace: Workspace, program: ExportedProgram, served: ServedModel, form: Form, folder: Path
+) -> Iterator[tuple[str, ExportedFile]]:
+    with warnings.catch_warnings(action="ignore"):  # torch's own deprecations, of which a user can do nothing
+        if form.compiled:
+            torch._inductor.aoti_compile_and_package(program, package_path=str(folder / COMPILED_FILE))
+        if form.onnx:
+            to_onnx(program, served, folder / ONNX_FILE)
+    program.example_inputs = None  # they would be pickled
+    torch.export.save(program, folder / PROGRAM_FILE)
+    for file in sorted(folder.iterdir()):
+        with workspace.writing(file.name) as target, file.open("rb") as written:
+            shutil.copyfileobj(written, target, 1 << 20)
+        record = target.record()
+        yield file.name, ExportedFile(bytes=record.bytes, xxh3=record.xxh3)
+
+
+def to_onnx(program: ExportedProgram, served: ServedModel, path: Path) -> None:
+    """Writes a captured graph as an ONNX model.
+
+    Raises:
+        RunError: an operation of the graph has no ONNX form.
+    """
+    try:
+        torch.onnx.export(
+            program,
+            (),
+            path,
+            input_names=served.names,
+            output_names=list(served.model.tasks),
+            external_data=False,
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise RunError(
+            "the model has no ONNX form: an operation of its graph has none, as is so with every model that reads "
+            f"sequences one event at a time; export without --onnx ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,166 @@
+"""The description of an export, inputs.json: features, tensors and files; and rows to tensors by it.
+
+Legend: B examples, V values of a feature, E events of a sequence, F dense features, G numbers of an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from exfm.data.features import bags, dense_numbers, history
+from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature
+
+DESCRIPTION_FILE = "inputs.json"
+PROGRAM_FILE = "program.pt2"
+COMPILED_FILE = "compiled.pt2"
+ONNX_FILE = "model.onnx"
+
+DENSE = "dense"
+HASHING = (
+    "ids 'row': the value is the table row. ids 'hash': the row is mix(key) modulo rows, all in unsigned 64 bits. "
+    "key: an integer itself (two's complement), or for a string the sum over its UTF-8 bytes of "
+    "(b_i + 1) * P^(i + 1), P = 0x9E3779B97F4A7C15. mix(x): x += P; x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9; "
+    "x = (x ^ x >> 27) * 0x94D049BB133111EB; x ^ x >> 31."
+)
+"""How ids become table rows, for programs that build the tensors themselves."""
+
+_TYPES = {
+    "int64": pa.int64(),
+    "uint64": pa.uint64(),
+    "bool": pa.bool_(),
+    "string": pa.string(),
+    "double": pa.float64(),
+}
+_LIST = "list of "
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorSpec(_Part):
+    """One tensor; a dimension is a number or the name of one that varies. Equal names are equal sizes."""
+
+    name: str
+    dtype: Literal["float32", "int64"]
+    shape: tuple[int | str, ...]
+    holds: str
+
+
+class ExportedFile(_Part):
+    """A file of the export: size and checksum (XXH3, 128 bits)."""
+
+    bytes: int
+    xxh3: str
+
+
+class Description(_Part):
+    """The content of inputs.json.
+
+    Attributes:
+        columns: the type of every column a row has, as the stream had it.
+        watermark: the model has trained on examples before this time.
+        inputs: the program's arguments, in order.
+        outputs: what it returns, in order: a probability per example and task.
+    """
+
+    format: Literal[1] = 1
+    experiment: str
+    model: str
+    snapshot: int
+    watermark: datetime
+    versions: dict[str, str]
+    columns: dict[str, str]
+    features: tuple[Feature, ...]
+    hashing: str = HASHING
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: dict[str, ExportedFile]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The labels it predicts."""
+        return tuple(output.name for output in self.outputs)
+
+
+def input_specs(features: Sequence[Feature]) -> Iterator[TensorSpec]:
+    """The program's arguments: the dense features together, then feature by feature.
+
+    Bags are described by where each example's begin, and histories by how many events each example has: the number of
+    examples is then a dimension of its own in the captured graph, and not one less than another.
+    """
+    dense = [feature.name for feature in features if isinstance(feature, DenseFeature)]
+    if dense:
+        yield _spec(DENSE, "float32", ("B", len(dense)), f"{', '.join(dense)}; transformed")
+    for feature in features:
+        if isinstance(feature, SequenceFeature):
+            events = f"E_{feature.name}"
+            for field in feature.fields:
+                if field.kind == "categorical":
+                    name = f"{feature.name}.{field.name}"
+                    yield _spec(name, "int64", (events,), "table rows of the events, oldest first, example by example")
+            numbers = [field.name for field in feature.fields if field.kind == "dense"]
+            if numbers:
+                shape = (events, len(numbers))
+                yield _spec(f"{feature.name}.numbers", "float32", shape, f"{', '.join(numbers)}; transformed")
+            kept = f"events of each example, at most the newest {feature.max_length}"
+            yield _spec(f"{feature.name}.lengths", "int64", ("B",), kept)
+        elif not isinstance(feature, DenseFeature):
+            yield _spec(f"{feature.name}.rows", "int64", (f"V_{feature.name}",), "table rows, example by example")
+            yield _spec(f"{feature.name}.starts", "int64", ("B",), "where each example's rows begin")
+
+
+def _spec(name: str, dtype: Literal["float32", "int64"], shape: tuple[int | str, ...], holds: str) -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=shape, holds=holds)
+
+
+def arrays(features: Sequence[Feature], rows: pa.RecordBatch) -> Iterator[npt.NDArray[Any]]:
+    """The program's arguments for some rows, in the order of ``input_specs``."""
+    numbers_BF = dense_numbers(rows, features)
+    if numbers_BF.shape[1]:
+        yield numbers_BF
+    for feature in features:
+        if isinstance(feature, SequenceFeature):
+            events = history(rows, feature)
+            yield from events.ids
+            if events.numbers_EG.shape[1]:
+                yield events.numbers_EG
+            yield events.lengths
+        elif not isinstance(feature, DenseFeature):
+            found = bags(rows, feature)
+            yield found.rows_V
+            yield np.cumsum(found.lengths) - found.lengths
+
+
+def source_columns(features: Sequence[Feature]) -> Iterator[str]:
+    """The columns that the features are read from."""
+    for feature in features:
+        if isinstance(feature, SequenceFeature):
+            yield from (field.source_column for field in feature.fields)
+        else:
+            yield feature.source_column
+
+
+def type_name(kind: pa.DataType) -> str:
+    """The type a column's values are given in at serving; ids that hash alike have one type."""
+    if pa.types.is_dictionary(kind):
+        return type_name(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _LIST + type_name(kind.value_type)
+    if pa.types.is_integer(kind):
+        return "uint64" if kind == pa.uint64() else "int64"
+    if pa.types.is_boolean(kind):
+        return "bool"
+    return "double" if pa.types.is_floating(kind) else "string"
+
+
+def arrow_type(name: str) -> pa.DataType:
+    """The type behind a name that ``type_name`` gives."""
+    return pa.list_(arrow_type(name.removeprefix(_LIST))) if name.startswith(_LIST) else _TYPES[name]

@@ -1,0 +1,136 @@
+"""The served part of a model as a network of plain tensors: what ``torch.export`` captures.
+
+Legend: B examples, V values of a feature, E events, G numbers of an event, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, embedding_bag, pad
+
+from exfm.config.checks import Arm
+from exfm.data.batch import Batch, SequenceBatch
+from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
+from exfm.modeling.embeddings import Lookup
+from exfm.modeling.parts import table_of
+from exfm.serving.layout import DENSE, input_specs
+from exfm.training.building import build_model
+
+
+@dataclass(frozen=True)
+class _Bags:
+    """A feature's table rows (V,), and where each example's begin (B,); read as torchrec's JaggedTensor is."""
+
+    rows_V: Tensor
+    starts: Tensor
+
+    def values(self) -> Tensor:
+        return self.rows_V
+
+    def offsets(self) -> Tensor:
+        return torch.cat([self.starts, torch.full_like(self.starts[:1], self.rows_V.shape[0])])
+
+
+class _Tables(nn.Module):
+    """All tables of a model, in plain torch: every lookup of a feature or a sequence's field.
+
+    Args:
+        lookups: what is looked up.
+        weights: the tables.
+        averaged: whether a sequence's field is averaged over the events.
+    """
+
+    def __init__(self, lookups: Sequence[Lookup], weights: Mapping[str, Tensor], averaged: bool) -> None:
+        super().__init__()
+        self.lookups = tuple(lookups)
+        self.averaged = averaged
+        self.tables = nn.ParameterDict({f"table_{table}": nn.Parameter(rows) for table, rows in weights.items()})
+
+    def forward(self, batch: Batch) -> dict[Lookup, Tensor]:
+        """Returns (B, D) for every lookup, (E, D) for a sequence's field that is not averaged."""
+        return {lookup: self._rows(lookup, batch) for lookup in self.lookups}
+
+    def _rows(self, lookup: Lookup, batch: Batch) -> Tensor:
+        weight = self.tables[f"table_{lookup.table}"]
+        if lookup.field is None:
+            bags = batch.sparse[lookup.key]
+            return embedding_bag(bags.rows_V, weight, bags.starts, mode="mean")
+        history = batch.sequences[lookup.key]
+        if self.averaged:
+            return embedding_bag(history.ids_EC[:, lookup.field], weight, history.offsets[:-1], mode="mean")
+        return embedding(history.ids_EC[:, lookup.field], weight)
+
+
+class ServedModel(nn.Module):
+    """Maps the tensors of ``input_specs`` to a probability (B,) per task.
+
+    Args:
+        arm: the model.
+        schema: the stream's schema.
+        weights: its snapshot.
+
+    Raises:
+        ConfigError: a component refuses its config or its inputs.
+    """
+
+    def __init__(self, arm: Arm, schema: FeatureSchema, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.features = schema.select(arm.config.features).features
+        self.names = [spec.name for spec in input_specs(self.features)]
+        with torch.random.fork_rng(devices=[]):
+            self.model = build_model(_served(arm), schema)
+        featurizer = self.model.featurizer
+        tables = {table_of(key): key for key in weights if table_of(key)}
+        fields = [lookup for lookups in featurizer.fields.values() for lookup in lookups]
+        lookups = [*featurizer.bags, *fields]
+        found = {lookup.table: weights[tables[lookup.table]] for lookup in lookups}
+        featurizer.events = None
+        featurizer.pooled = None
+        rest = {key: value for key, value in weights.items() if key not in tables.values() and not _of_teacher(key)}
+        self.model.load_state_dict(rest)
+        if lookups:
+            featurizer.pooled = _Tables(lookups, found, averaged=not featurizer.raw_sequences)  # type: ignore[assignment]
+        self.eval().requires_grad_(False)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The probability of each task, (B,)."""
+        output = self.model(self._batch(dict(zip(self.names, tensors, strict=True))))
+        return tuple(output.logits[task].sigmoid() for task in self.model.tasks)
+
+    def _batch(self, given: Mapping[str, Tensor]) -> Batch:
+        sparse: dict[str, _Bags] = {}
+        sequences: dict[str, SequenceBatch] = {}
+        per_example = given[self.names[-1]]
+        for feature in self.features:
+            if isinstance(feature, SequenceFeature):
+                sequences[feature.name] = _history(feature, given)
+            elif not isinstance(feature, DenseFeature):
+                sparse[feature.name] = _Bags(given[f"{feature.name}.rows"], given[f"{feature.name}.starts"])
+        dense_BF = given[DENSE] if DENSE in given else torch.zeros(per_example.shape[0], 0)
+        return Batch(per_example, per_example, per_example, dense_BF, sparse, sequences, {}, {})
+
+
+def _served(arm: Arm) -> Arm:
+    """The same model without what training and teaching alone need."""
+    teaches = arm.config.supervision.model_copy(update={"states": {}})
+    config = arm.config.model_copy(update={"supervision": teaches, "activation_checkpointing": False})
+    return replace(arm, config=config)
+
+
+def _of_teacher(key: str) -> bool:
+    return key.startswith("states.")
+
+
+def _history(feature: SequenceFeature, given: Mapping[str, Tensor]) -> SequenceBatch:
+    lengths = given[f"{feature.name}.lengths"]
+    fields = [given[f"{feature.name}.{field.name}"] for field in feature.fields if field.kind == "categorical"]
+    numbers_EG = given.get(f"{feature.name}.numbers")
+    events = (fields[0] if fields else numbers_EG).shape[0]  # type: ignore[union-attr]
+    # Field by field in memory: columns of an (E, C) tensor would tie the captured graph to E > 1.
+    ids_EC = torch.stack(fields).t() if fields else torch.zeros(events, 0, dtype=torch.int64)
+    offsets = pad(lengths.cumsum(0), (1, 0))
+    return SequenceBatch(ids_EC, torch.zeros(events, 0) if numbers_EG is None else numbers_EG, offsets)

@@ -1,0 +1,115 @@
+"""Batch predictions of a snapshot over a stream, to one Parquet file, at constant memory.
+
+Legend: B examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from exfm.config.checks import Arm
+from exfm.config.loading import Experiment
+from exfm.data.batch import Batch
+from exfm.data.stream import Chunk, ChunkReader, windows_of
+from exfm.errors import ConfigError
+from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.modeling.ranking_model import RankingModel
+from exfm.serving.snapshot import find_arm, newest_snapshot
+from exfm.supervision.row_files import Column, RowWriter
+from exfm.supervision.snapshots import Snapshot
+from exfm.supervision.store import Store
+from exfm.supervision.workspace import Workspace
+from exfm.training.building import build_model
+from exfm.training.loop import Progress
+
+
+def predict(
+    experiment: Experiment, model: str, out: str, on_progress: Callable[[Progress], None] = lambda _: None
+) -> tuple[Snapshot, int]:
+    """Predicts the stream's rows that a model sees with its newest snapshot.
+
+    The file has ``example_id``, ``event_time`` and ``prediction_TASK``, a probability, in the order of the stream; its
+    metadata name model, snapshot and watermark. It appears when it is complete.
+
+    Args:
+        experiment: from ``exfm.load_experiment``.
+        model: a model's name; a control is called NAME.control.
+        out: the file, any fsspec URL.
+        on_progress: called after every chunk of rows.
+
+    Returns:
+        The snapshot, and how many rows were predicted.
+
+    Raises:
+        ConfigError: there is no such model or no snapshot of it, or a row breaks the schema.
+        RunError: the snapshot is corrupt.
+    """
+    arm = find_arm(experiment, model)
+    folder, _, name = out.rpartition("/")
+    if not name:
+        raise ConfigError(f"--out: {out!r} is a folder; name the Parquet file, such as {out}predictions.parquet")
+    store = Store(experiment.run_dir)
+    snapshot = newest_snapshot(experiment, arm, store)
+    plan = experiment.config.parallel.build()
+    network = _network(experiment, arm, plan, store, snapshot)
+    writer = RowWriter(Workspace(folder or "."), name, _schema(arm, snapshot))
+    rows = 0
+    try:
+        for chunk, progress in _chunks(experiment, arm, plan):
+            predicted = [_predicted(network, batch, plan) for batch in _batches(network, chunk, arm)]
+            if predicted:
+                columns = {name: np.concatenate([batch[name] for batch in predicted]) for name in predicted[0]}
+                writer.append(columns)
+                rows += len(columns["example_id"])
+            on_progress(progress)
+    except BaseException:
+        writer.discard()
+        raise
+    writer.close()
+    return snapshot, rows
+
+
+def _network(experiment: Experiment, arm: Arm, plan: ParallelPlan, store: Store, snapshot: Snapshot) -> RankingModel:
+    with torch.random.fork_rng(devices=[]):
+        network = plan.apply(build_model(arm, experiment.schema), arm.config.optimizer.tables)
+    assert isinstance(network, RankingModel)
+    network.load_state_dict(store.snapshots.load(snapshot.weights))
+    return network.eval()
+
+
+def _schema(arm: Arm, snapshot: Snapshot) -> pa.Schema:
+    fields = {"example_id": pa.int64(), "event_time": pa.timestamp("us", "UTC")}
+    fields |= {f"prediction_{task}": pa.float32() for task in arm.tasks}
+    about = {"model": arm.name, "snapshot": str(snapshot.version), "watermark_us": str(snapshot.watermark_us)}
+    about |= {f"kind.{task}": "probability" for task in arm.tasks}
+    return pa.schema(fields, metadata={f"exfm.{key}": value for key, value in about.items()})
+
+
+def _chunks(experiment: Experiment, arm: Arm, plan: ParallelPlan) -> Iterator[tuple[Chunk, Progress]]:
+    stream = experiment.config.stream
+    reader = ChunkReader(experiment.source, experiment.schema, stream, {arm.name: arm.config.where}, plan.shard)
+    windows = list(windows_of(experiment.source.time_range(), stream.window))
+    for window in windows:
+        for chunk in reader.read(window):
+            yield chunk, Progress(window, len(windows), chunk.batch.size, {})
+
+
+def _batches(network: RankingModel, chunk: Chunk, arm: Arm) -> Iterator[Batch]:
+    picked = chunk.rows[arm.name]
+    index = torch.arange(chunk.batch.size) if picked is None else picked
+    if index.numel():
+        narrowed = network.narrow(chunk.batch)
+        for part in index.tensor_split(math.ceil(index.numel() / arm.config.batch_size)):
+            yield narrowed.select(part)
+
+
+def _predicted(network: RankingModel, batch: Batch, plan: ParallelPlan) -> dict[str, Column]:
+    with torch.no_grad():
+        logits = network(batch.to(plan.device)).logits
+    probabilities = {f"prediction_{task}": logit.sigmoid().cpu().numpy() for task, logit in logits.items()}
+    return {"example_id": batch.example_id.numpy(), "event_time": batch.event_time_us.numpy(), **probabilities}

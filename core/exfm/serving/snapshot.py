@@ -1,0 +1,51 @@
+"""Finds a model of a run and its newest snapshot."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from exfm.config.checks import Arm
+from exfm.config.loading import Experiment
+from exfm.errors import ConfigError, suggestion
+from exfm.reporting.results import CONFIG_FILE
+from exfm.supervision.snapshots import Snapshot
+from exfm.supervision.store import Store
+
+
+def find_arm(experiment: Experiment, model: str) -> Arm:
+    """The model of that name; a control is called NAME.control.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    arms = {arm.name: arm for arm in experiment.arms}
+    if model not in arms:
+        raise ConfigError(f"--model: no model is called {model!r}.{suggestion(model, arms)}")
+    return arms[model]
+
+
+def newest_snapshot(experiment: Experiment, arm: Arm, store: Store) -> Snapshot:
+    """The newest published version of a model.
+
+    Raises:
+        ConfigError: the run has none, or was of another model of that name.
+    """
+    run_dir = experiment.run_dir
+    snapshot = next(store.snapshots.newest_first(arm.name, sys.maxsize), None)
+    if snapshot is None:
+        raise ConfigError(f"{run_dir}: there is no snapshot of {arm.name!r}; `exfm run` or `exfm train` publishes them")
+    kept = OmegaConf.to_container(OmegaConf.create(store.workspace.read(CONFIG_FILE).decode()))
+    assert isinstance(kept, dict)
+    trained, asked = kept["models"].get(arm.base), experiment.as_dict()["models"][arm.base]
+    if changed := _changed(trained, asked):
+        raise ConfigError(f"{run_dir}: models.{arm.base} was trained with {changed}; the snapshot is not of this model")
+    return snapshot
+
+
+def _changed(trained: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    different = [key for key in asked if key in trained and trained[key] != asked[key]]
+    return "; ".join(f"{key}: {trained[key]!r}, and is now {asked[key]!r}" for key in different)

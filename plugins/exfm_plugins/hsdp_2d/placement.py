@@ -1,0 +1,159 @@
+"""Where each table's shards go inside a group of processes: TorchRec's planner, under constraints per table."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import nn
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed.remote_device import _remote_device
+from torchrec import EmbeddingBagCollection
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner
+from torchrec.distributed.planner.stats import NoopEmbeddingStats
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import (
+    HardwareConfig,
+    KernelConfig,
+    ParameterConstraints,
+    PlannerError,
+    Topology,
+    TopologyFactory,
+    TrainerConfig,
+)
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, EnumerableShardingSpec, ParameterSharding
+
+import exfm
+
+ShardingType = Literal["table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise"]
+_ON_CPU: tuple[ShardingType, ...] = ("table_wise", "column_wise")
+_ON_CUDA: tuple[ShardingType, ...] = ("table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise")
+_KERNEL, _RESERVED = "fused", 0.15
+
+
+class TableConstraint(BaseModel):
+    """What the planner may do with one table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sharding: tuple[ShardingType, ...] = Field(
+        (), description="How it may be cut; without any, each way that the device knows. On a CPU: table, column wise."
+    )
+    columns: PositiveInt | None = Field(
+        None, multiple_of=4, description="Least width of a shard that is cut by columns; the planner's by default."
+    )
+
+
+class Placement:
+    """Plans one sharding group; the other groups are copies of it.
+
+    Args:
+        ranks: all processes.
+        group_size: how many of them a group has.
+        first: the number of this group's first process.
+        device: what they compute on.
+        tables: constraints by table.
+    """
+
+    def __init__(
+        self,
+        ranks: exfm.Ranks,
+        group_size: int,
+        first: int,
+        device: torch.device,
+        tables: Mapping[str, TableConstraint],
+    ) -> None:
+        self.ranks, self.group_size, self.first, self.device = ranks, group_size, first, device
+        self.tables = dict(tables)
+        self._allowed = _ON_CUDA if device.type == "cuda" else _ON_CPU
+        for name, constraint in self.tables.items():
+            refused = [one for one in constraint.sharding if one not in self._allowed]
+            if refused:
+                raise ValueError(
+                    f"tables.{name}.sharding: {refused[0]} does not work on {device.type}; "
+                    f"allowed: {', '.join(self._allowed)}"
+                )
+
+    def plan(self, model: nn.Module, sharder: EmbeddingBagCollectionSharder) -> dict[str, EmbeddingModuleShardingPlan]:
+        """A TorchRec sharding plan for each of a model's collections, with places in this process's group.
+
+        Of equally good plans the planner takes another one in each process, so the first process's counts.
+
+        Raises:
+            ValueError: the tables do not fit.
+        """
+        sent = json.dumps(self._found(model, sharder)).encode() if self.ranks.is_first else b""
+        counts = [self.ranks.agree(len(sent)), *(0 for _ in range(self.ranks.count - 1))]
+        received = self.ranks.all_rows(torch.tensor(list(sent), dtype=torch.uint8), counts)
+        return {
+            path: EmbeddingModuleShardingPlan({table: self._sharding(**one) for table, one in tables.items()})
+            for path, tables in json.loads(bytes(received.tolist())).items()
+        }
+
+    def _found(self, model: nn.Module, sharder: EmbeddingBagCollectionSharder) -> dict[str, Any]:
+        """What the planner finds, as JSON: each table's way, and its shards with offsets, sizes and process."""
+        planner = EmbeddingShardingPlanner(
+            topology=self._topology(),
+            storage_reservation=FixedPercentageStorageReservation(_RESERVED),
+            constraints={name: self._constraint(name) for name in _table_names(model)},
+            stats=NoopEmbeddingStats(),
+            debug=False,
+        )
+        try:
+            plan = planner.plan(model, [sharder])
+        except PlannerError as error:
+            raise ValueError(f"the tables do not fit on {self.group_size} processes of a group: {error}") from error
+        return {
+            path: {
+                table: {
+                    "way": sharding.sharding_type,
+                    "shards": [
+                        [list(shard.shard_offsets), list(shard.shard_sizes), shard.placement.rank()]
+                        for shard in sharding.sharding_spec.shards
+                    ],
+                }
+                for table, sharding in tables.items()
+            }
+            for path, tables in plan.plan.items()
+        }
+
+    def _sharding(self, way: str, shards: list[tuple[list[int], list[int], int]]) -> ParameterSharding:
+        parts = [ShardMetadata(offsets, sizes, self._place(rank)) for offsets, sizes, rank in shards]
+        owners = [rank + self.first for _, _, rank in shards]
+        return ParameterSharding(way, _KERNEL, owners, EnumerableShardingSpec(parts))
+
+    def _place(self, rank: int) -> _remote_device:
+        # Of a CPU the rank alone: ShardedTensor refuses `cpu:1`.
+        device = f"cuda:{rank % self._local_size}" if self.device.type == "cuda" else "cpu"
+        return _remote_device(f"rank:{rank + self.first}/{device}")
+
+    @property
+    def _local_size(self) -> int:
+        return min(self.group_size, int(os.environ.get("LOCAL_WORLD_SIZE", self.group_size)))
+
+    def _constraint(self, name: str) -> ParameterConstraints:
+        given = self.tables.get(name.removeprefix("table_"), TableConstraint())
+        # Never data parallel: such tables would have no fused optimizer.
+        return ParameterConstraints(
+            sharding_types=list(given.sharding or self._allowed), compute_kernels=[_KERNEL], min_partition=given.columns
+        )
+
+    def _topology(self) -> Topology:
+        memory = None
+        if self.device.type == "cuda":
+            memory = torch.cuda.get_device_properties(self.device).total_memory
+        return TopologyFactory.create_topology(
+            TrainerConfig(world_size=self.group_size, local_world_size=self._local_size),
+            HardwareConfig(hbm_cap_bytes=memory),
+            KernelConfig(compute_device=self.device.type),
+        )
+
+
+def _table_names(model: nn.Module) -> list[str]:
+    collections = [module for module in model.modules() if isinstance(module, EmbeddingBagCollection)]
+    return [config.name for collection in collections for config in collection.embedding_bag_configs()]

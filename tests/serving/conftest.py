@@ -1,0 +1,60 @@
+"""A run whose students learn in every way, each with its control, on a log with ids that are words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pytest
+
+import exfm
+from tests.training.logs import experiment_dict, load, make_log, write_log
+
+STUDENTS: dict[str, dict[str, Any]] = {
+    "ah": {"transfer": [{"name": "auxiliary_head", "teacher": "fm"}]},
+    "sa": {"transfer": [{"name": "student_adapter", "teacher": "fm"}]},
+    "direct": {"transfer": [{"name": "direct", "teacher": "fm"}]},
+    "states": {"transfer": [{"name": "compact_features", "teacher": "fm"}]},
+    "same": {"transfer": [{"name": "representation", "teacher": "fm"}]},
+    "parts": {"transfer": [{"name": "parameter_sharing", "teacher": "fm", "parts": {"table/user": "added"}}]},
+}
+
+
+def served_experiment(path: str, run_dir: str) -> dict[str, Any]:
+    config = experiment_dict(path, run_dir, labels=("click", "buy"))
+    config["name"] = "served"
+    config["stream"]["window"] = "3d"
+    fm = config["models"]["fm"]
+    fm["supervision"] = {"states": {"user": ["user", "history"]}, "state_dim": 4, "embedding": "float16"}
+    vm = {"backbone": {"name": "dlrm"}, "sequence_encoder": {"name": "mean"}, "embedding_dim": 8, "batch_size": 64}
+    config["models"] = {"fm": fm} | {
+        name: {**vm, "features": ["user", "item", "price", "history"], **fields, "control": True}
+        for name, fields in STUDENTS.items()
+    }
+    config["models"]["ah"]["where"] = {"user": {"bucket": [0, 1], "of": 3}}
+    return config
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> exfm.Experiment:
+    """The experiment, run."""
+    folder = tmp_path_factory.mktemp("served")
+    log = make_log(600)
+    for column in ("user", "item"):
+        names = pc.binary_join_element_wise(column, pc.cast(log[column], "string"), "-")
+        log = log.set_column(log.schema.get_field_index(column), column, names)
+    history = log["history"].combine_chunks()
+    words = pc.binary_join_element_wise("item", pc.cast(history.values, "string"), "-")
+    log = log.set_column(
+        log.schema.get_field_index("history"), "history", type(history).from_arrays(history.offsets, words)
+    )
+    experiment = load(folder, served_experiment(write_log(folder / "log", log), str(folder / "run")))
+    exfm.run(experiment)
+    return experiment
+
+
+@pytest.fixture(scope="session")
+def experiment_file(run: exfm.Experiment) -> str:
+    """Where the experiment's file is."""
+    return str(Path(run.run_dir).parent / "served.yaml")

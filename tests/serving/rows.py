@@ -1,0 +1,77 @@
+"""Rows of any schema, models of any config, and their weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+import exfm
+from exfm.config.checks import Arm
+from exfm.config.experiment import ModelConfig
+from exfm.modeling.ranking_model import RankingModel
+from exfm.registry.discovery import default_registry
+from exfm.training.building import build_model
+from exfm_plugins.single.plan import Single
+
+
+def with_columns(schema: exfm.FeatureSchema) -> exfm.FeatureSchema:
+    """The same schema with a column of its own for every field of a sequence."""
+    features = schema.model_dump()["features"]
+    for feature in features:
+        for field in feature.get("fields", ()):
+            field["column"] = f"{feature['name']}.{field['name']}"
+    return exfm.FeatureSchema.model_validate(schema.model_dump() | {"features": features})
+
+
+def rows_of(schema: exfm.FeatureSchema, size: int, seed: int = 0, longest: int = 9) -> pa.RecordBatch:
+    """Random rows; ids may be missing, lists and histories empty, histories longer than is kept."""
+    random = np.random.default_rng(seed)
+    columns: dict[str, Any] = {
+        "example_id": pa.array(np.arange(size)),
+        "event_time": pa.array(np.arange(size), pa.timestamp("us", "UTC")),
+    }
+    for feature in schema.features:
+        if isinstance(feature, exfm.SequenceFeature):
+            lengths = random.integers(0, longest + 1, size)
+            for field in feature.fields:
+                columns[field.source_column] = _lists(random, field, lengths)
+        elif isinstance(feature, exfm.MultiValuedFeature):
+            columns[feature.source_column] = _lists(random, feature, random.integers(0, min(longest, 3) + 1, size))
+        elif isinstance(feature, exfm.DenseFeature):
+            columns[feature.source_column] = random.normal(5, 3, size)
+        else:
+            missing = random.random(size) < 0.2
+            columns[feature.source_column] = pa.array(random.integers(0, 1_000, size), mask=missing)
+    columns |= {label.source_column: random.integers(0, 2, size) for label in schema.labels}
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _lists(random: np.random.Generator, of: Any, lengths: Any) -> pa.Array:
+    total = int(lengths.sum())
+    values = random.normal(size=total) if of.kind == "dense" else random.integers(0, 1_000, total)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def arm_of(config: dict[str, Any], schema: exfm.FeatureSchema) -> Arm:
+    """A model of this config that nobody teaches."""
+    parsed = ModelConfig.model_validate(config, context={"registry": default_registry()})
+    return Arm("vm", "vm", parsed, parsed.tasks or schema.tasks, ())
+
+
+def trained(arm: Arm, schema: exfm.FeatureSchema) -> tuple[RankingModel, dict[str, Tensor]]:
+    """The model as training places it, with weights that no two layers share, and these weights."""
+    torch.manual_seed(0)
+    model = Single(Single.Config(device="cpu")).apply(build_model(arm, schema), arm.config.optimizer.tables)
+    assert isinstance(model, RankingModel)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    dense = model.featurizer.dense
+    if dense is not None:
+        dense.observe(torch.randn(50, dense.mean_F.numel()) * 3 + 5)
+    return model.eval(), {name: value.detach().clone() for name, value in model.state_dict().items()}

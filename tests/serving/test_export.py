@@ -1,0 +1,192 @@
+"""What `exfm export` writes: nothing of transfer, the same for a student and its control, and the model as trained."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.fx import GraphModule
+
+import exfm
+import exfm.serving
+from exfm.registry.discovery import discover
+from exfm.serving.export import Form, capture, export, to_onnx
+from exfm.serving.layout import arrays
+from exfm.serving.network import ServedModel
+from exfm.serving.snapshot import find_arm, newest_snapshot
+from exfm.supervision.store import Store
+from tests.modeling.cases import schema_of
+from tests.serving.conftest import STUDENTS
+from tests.serving.rows import arm_of, rows_of, trained, with_columns
+
+PROGRAM = Form(compiled=False)
+
+
+def captured(experiment: exfm.Experiment, model: str) -> torch.export.ExportedProgram:
+    arm, store = find_arm(experiment, model), Store(experiment.run_dir)
+    weights = store.snapshots.load(newest_snapshot(experiment, arm, store).weights)
+    return capture(ServedModel(arm, experiment.schema, weights))
+
+
+def nodes(program: torch.export.ExportedProgram) -> list[tuple[str, ...]]:
+    """Every node of the graph and of those in it: what it does, to what, and which values come out."""
+    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, GraphModule)]
+    return [
+        (node.op, node.name, str(node.target), str(node.args), str(node.kwargs), str(node.meta.get("val")))
+        for graph in graphs
+        for node in graph.nodes
+    ]
+
+
+@pytest.mark.parametrize("model", STUDENTS)
+def test_a_student_is_the_same_graph_as_its_control(model: str, run: exfm.Experiment) -> None:
+    student, control = captured(run, model), captured(run, f"{model}.control")
+    assert nodes(student) == nodes(control)
+    shapes = [{key: value.shape for key, value in program.state_dict.items()} for program in (student, control)]
+    assert shapes[0] == shapes[1]
+    assert any(not torch.equal(value, control.state_dict[key]) for key, value in student.state_dict.items())
+
+
+def test_the_folder_and_its_description(tmp_path: Path, exfm_cli: Any, experiment_file: str) -> None:
+    outcome = exfm_cli("export", experiment_file, "--model", "parts", "--out", str(tmp_path / "out"), "--no-compile")
+    assert outcome.status == 0 and "program.pt2" in outcome.out
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["inputs.json", "program.pt2"]
+    described = json.loads((tmp_path / "out/inputs.json").read_text())
+    assert described["model"] == "parts" and described["watermark"].startswith("2023-11-22T00:00")
+    assert described["columns"] == {
+        "user": "string", "item": "string", "price": "double", "history": "list of string"
+    }  # fmt: skip
+    assert [tensor["name"] for tensor in described["inputs"]] == [
+        "dense", "user.rows", "user.starts", "item.rows", "item.starts", "history.item", "history.lengths"
+    ]  # fmt: skip
+    assert [(task["name"], task["shape"]) for task in described["outputs"]] == [("click", ["B"]), ("buy", ["B"])]
+
+
+def test_lookups_of_a_teacher_are_part_of_it(run: exfm.Experiment, experiment_file: str, tmp_path: Path) -> None:
+    overrides = ["models.ah.lookups={fm: [user]}", "models.ah.tasks=[click]", f"run_dir={tmp_path / 'run'}"]
+    experiment = exfm.load_experiment(experiment_file, overrides)
+    exfm.run(experiment)
+    weights = captured(experiment, "ah").state_dict
+    assert [value.shape for key, value in weights.items() if "lookups" in key and value.dim() == 2]
+
+
+@pytest.fixture(scope="module")
+def compiled(run: exfm.Experiment, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    export(run, "ah", folder, Form(compiled=True))
+    return folder
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_the_compiled_model_gives_what_the_program_gives(size: int, compiled: str, run: exfm.Experiment) -> None:
+    machine_code, program = exfm.serving.load(compiled), exfm.serving.load(compiled, compiled=False)
+    window = exfm.Window(0, run.source.time_range().start_us, run.source.time_range().end_us)
+    rows = next(iter(run.source.read(window))).slice(5, size)
+    for given in (rows, [row | {"history": []} for row in rows.to_pylist()]):
+        found, expected = machine_code.predict(given), program.predict(given)
+        assert found.keys() == expected.keys() == {"click", "buy"}
+        for task, probabilities in found.items():
+            np.testing.assert_allclose(probabilities, expected[task], rtol=0, atol=1e-6)
+
+
+def test_another_torch_is_refused(compiled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    with pytest.raises(exfm.RunError, match=r"compiled\.pt2: compiled for torch 2.* and this is 9\.9; export again"):
+        exfm.serving.load(compiled)
+    assert exfm.serving.load(compiled, compiled=False).predict([]).keys() == {"click", "buy"}
+
+
+def test_onnx(run: exfm.Experiment, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    with pytest.raises(exfm.RunError, match="the model has no ONNX form"):
+        export(run, "ah", str(tmp_path / "sequences"), Form(compiled=False, onnx=True))
+    schema = with_columns(schema_of("user", "price", "viewed"))
+    arm = arm_of({"backbone": {"name": "dlrm"}}, schema)
+    served = ServedModel(arm, schema, trained(arm, schema)[1])
+    with warnings.catch_warnings(action="ignore"):
+        to_onnx(capture(served), served, tmp_path / "model.onnx")
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    for size in (1, 3, 100):
+        given = list(arrays(served.features, rows_of(schema, size)))
+        found = session.run(["click", "buy"], dict(zip(served.names, given, strict=True)))
+        expected = served(*map(torch.from_numpy, given))
+        for probability_B, expected_B in zip(found, expected, strict=True):
+            np.testing.assert_allclose(probability_B, expected_B.numpy(), rtol=0, atol=1e-6)
+
+
+BACKBONE = """
+import torch
+from torch import nn
+import exfm
+
+class Odd(exfm.Backbone):
+    '''Something else under torch.export.'''
+
+    name = "odd"
+
+    class Config(exfm.ComponentConfig):
+        '''None.'''
+
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.layer = nn.Linear(len(inputs.tokens) * inputs.dim, 4)
+        self.output_dim = 4
+
+    def forward(self, tokens_BND, sequences):
+        {body}
+        return self.layer(tokens_BND.flatten(1))
+
+@exfm.hookimpl
+def exfm_register_backbones():
+    return [Odd]
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("tokens_BND = tokens_BND + torch.compiler.is_exporting()", "the captured graph is .* off the model"),
+        ("tokens_BND = tokens_BND if tokens_BND.sum().item() > 0 else -tokens_BND", "torch.export cannot capture it"),
+        ("torch._check(tokens_BND.shape[0] > 1)", "cannot capture it|the captured graph refuses 1 examples"),
+    ],
+    ids=["another result", "a branch on data", "a batch of one"],
+)
+def test_a_component_that_cannot_be_exported(
+    body: str, words: str, plugins: Any, experiment_file: str, run: exfm.Experiment, tmp_path: Path
+) -> None:
+    plugins.install("odd_plugin", BACKBONE.format(body=body))
+    overrides = ["models={odd: {backbone: {name: odd}, batch_size: 64}}", f"run_dir={tmp_path / 'run'}"]
+    experiment = exfm.load_experiment(experiment_file, overrides, registry=discover())
+    exfm.run(experiment)
+    with pytest.raises(exfm.RunError, match=f"models.odd: .*{words}"):
+        export(experiment, "odd", str(tmp_path / "out"), PROGRAM)
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_input(run: exfm.Experiment, experiment_file: str, exfm_cli: Any, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    for command in ("export", "predict"):
+        for overrides, words in {
+            (): "no model is called 'paths'. Did you mean 'parts'?",
+            (f"run_dir={tmp_path}/none",): "there is no snapshot of 'ah'; `exfm run` or `exfm train`",
+            ("models.ah.head_hidden=[7]",): "models.ah was trained with head_hidden: [], and is now [7]",
+        }.items():
+            model = "ah" if overrides else "paths"
+            outcome = exfm_cli(command, experiment_file, "--model", model, "--out", out, *overrides)
+            assert outcome.status == 2 and words in outcome.err and outcome.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_compiler_is_named(run: exfm.Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise RuntimeError("InvalidCxxCompiler")
+
+    monkeypatch.setattr("exfm.serving.export.get_cpp_compiler", none)
+    with pytest.raises(exfm.ConfigError, match=r"install g\+\+, or give --no-compile"):
+        export(run, "ah", str(tmp_path / "out"))

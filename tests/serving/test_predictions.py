@@ -1,0 +1,250 @@
+"""Batch predictions, the loader and the HTTP service give the same numbers, which are those of the snapshot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import exfm
+import exfm.serving
+from exfm.serving.export import Form, export
+from exfm.serving.predict import predict
+
+SERVER = Path(__file__).parents[2] / "examples/serving/server.py"
+COLUMNS = ("user", "item", "price", "history")
+
+
+@pytest.fixture(scope="module")
+def exported(run: exfm.Experiment, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("export"))
+    export(run, "ah", folder, Form(compiled=False))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(exported: str) -> exfm.serving.Predictor:
+    return exfm.serving.load(exported)
+
+
+@pytest.fixture(scope="module")
+def predicted(run: exfm.Experiment, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """By `exfm predict`."""
+    file = tmp_path_factory.mktemp("predicted") / "ah.parquet"
+    predict(run, "ah", str(file))
+    return pq.read_table(file)
+
+
+def stream(run: exfm.Experiment) -> pa.Table:
+    span = run.source.time_range()
+    return pa.Table.from_batches(run.source.read(exfm.Window(0, span.start_us, span.end_us)))
+
+
+def rows_seen(run: exfm.Experiment, predicted: pa.Table) -> pa.RecordBatch:
+    rows = stream(run)
+    seen = rows.filter(pa.compute.is_in(rows["example_id"], predicted["example_id"]))
+    return seen.combine_chunks().to_batches()[0]
+
+
+def check(found: Any, predicted: pa.Table) -> None:
+    assert found.keys() == {"click", "buy"}
+    for task, probabilities in found.items():
+        assert probabilities.dtype == np.float32 and ((probabilities > 0) & (probabilities < 1)).all()
+        np.testing.assert_allclose(probabilities, predicted[f"prediction_{task}"].to_numpy(), rtol=0, atol=1e-6)
+
+
+def test_the_loader_gives_what_predict_gives(
+    run: exfm.Experiment, predictor: exfm.serving.Predictor, predicted: pa.Table
+) -> None:
+    rows = rows_seen(run, predicted)
+    check(predictor.predict(rows), predicted)
+    check(predictor.predict(rows.select(["price", "history", "user", "item"])), predicted)
+    check(predictor.predict(rows.to_pylist()), predicted)
+    for place in (0, 7):
+        check(predictor.predict(rows.to_pylist()[place : place + 1]), predicted.slice(place, 1))
+    assert [len(found) for found in predictor.predict([]).values()] == [0, 0]
+
+
+def test_the_file_has_the_rows_that_the_model_sees(run: exfm.Experiment, predicted: pa.Table) -> None:
+    everything, kept = stream(run), run.config.models["ah"].where["user"]
+    assert kept.bucket == (0, 1)  # type: ignore[union-attr]
+    ids = everything["example_id"].to_pylist()
+    seen = predicted["example_id"].to_pylist()
+    assert 0.4 * len(ids) < len(seen) < 0.9 * len(ids)
+    trained_on = pq.ParquetDataset(f"{run.run_dir}/predictions/ah").read()
+    assert seen == sorted(trained_on["example_id"].to_pylist()) == [one for one in ids if one in set(seen)]
+    times = dict(zip(ids, everything["event_time"].cast(pa.int64()).to_pylist(), strict=True))
+    assert predicted["event_time"].cast(pa.int64()).to_pylist() == [times[one] for one in seen]
+    assert predicted.schema.names == ["example_id", "event_time", "prediction_click", "prediction_buy"]
+    metadata = predicted.schema.metadata
+    assert metadata[b"exfm.model"] == b"ah" and metadata[b"exfm.kind.click"] == b"probability"
+    assert int(metadata[b"exfm.watermark_us"]) >= run.source.time_range().end_us
+
+
+def test_a_snapshot_predicts_what_the_run_predicted_with_it(
+    run: exfm.Experiment, experiment_file: str, exfm_cli: Any, tmp_path: Path
+) -> None:
+    """A model's first batch of a window was predicted, in the run, by the snapshot of the window before."""
+    copy = tmp_path / "run"
+    shutil.copytree(run.run_dir, copy)
+    *_, before, last = sorted((copy / "commits/train/sa.control").iterdir())
+    last.unlink()
+    out = str(tmp_path / "predicted.parquet")
+    outcome = exfm_cli("predict", experiment_file, f"run_dir={copy}", "--model", "sa.control", "--out", out)
+    assert outcome.status == 0 and f"snapshot {int(before.stem)}, trained until" in outcome.out
+    table = pq.read_table(out)
+    found = dict(zip(table["example_id"].to_pylist(), table["prediction_click"].to_pylist(), strict=True))
+    in_the_run = pq.read_table(next(Path(run.run_dir, "predictions/sa.control").glob(f"window-{last.stem}-*")))
+    for row in in_the_run.slice(0, 32).to_pylist():
+        assert found[row["example_id"]] == pytest.approx(row["prediction_click"], abs=1e-6)
+
+
+def test_a_bad_row_leaves_no_file(run: exfm.Experiment, experiment_file: str, tmp_path: Path) -> None:
+    rows = stream(run)
+    price = rows["price"].to_pylist()
+    price[-1] = float("nan")
+    bad = rows.set_column(rows.schema.get_field_index("price"), "price", pa.array(price))
+    pq.write_table(bad, tmp_path / "bad.parquet")
+    experiment = exfm.load_experiment(experiment_file, [f"stream.source.path={tmp_path / 'bad.parquet'}"])
+    out = tmp_path / "out"
+    with pytest.raises(exfm.ConfigError, match="the value is missing, NaN or infinite"):
+        predict(experiment, "ah", str(out / "p.parquet"))
+    assert list(out.iterdir()) == []
+    with pytest.raises(exfm.ConfigError, match="is a folder; name the Parquet file"):
+        predict(experiment, "ah", f"{out}/")
+
+
+ROW = {"user": "user-1", "item": "item-2", "price": 3.0, "history": ["item-4"]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"item": None}, None),
+        ({"price": 3, "history": []}, None),
+        ({"history": None}, None),
+        ({"user": 17}, "user: the values must be string"),
+        ({"price": "3"}, "price: the values must be double"),
+        ({"price": None}, "row 1: price: the value is missing, NaN or infinite"),
+        ({"price": float("inf")}, "row 1: price: the value is missing, NaN or infinite; given: inf"),
+        ({"history": ["item-4", None]}, "row 1: history: an id in the list is missing"),
+        ({"history": "item-4"}, "row 1: history: the value must be list<item: string>; given: 'item-4'"),
+        ({"usr": "user-1", "user": ...}, "row 1: user: the column is missing. Did you mean 'usr'?"),
+    ],
+)
+def test_rows_are_checked(changed: dict[str, Any], words: str | None, predictor: exfm.serving.Predictor) -> None:
+    row = {column: value for column, value in (ROW | changed).items() if value is not ...}
+    if words is None:
+        predictor.predict([ROW, row])
+        return
+    with pytest.raises(exfm.ConfigError) as raised:
+        predictor.predict([ROW, row])
+    assert words in str(raised.value)
+
+
+def test_other_arrow_types_of_the_same_values(predictor: exfm.serving.Predictor) -> None:
+    rows = pa.RecordBatch.from_pylist([ROW, ROW | {"item": None, "history": []}])
+    other = pa.RecordBatch.from_pydict(
+        {
+            "user": rows["user"].dictionary_encode(),
+            "item": rows["item"].cast(pa.large_string()),
+            "price": rows["price"].cast(pa.int16()),
+            "history": rows["history"].cast(pa.large_list(pa.large_string())),
+            "more": pa.nulls(2),
+        }
+    )
+    for task, probabilities in predictor.predict(rows).items():
+        assert (predictor.predict(other)[task] == probabilities).all()
+    with pytest.raises(exfm.ConfigError, match="history: the column is missing"):
+        predictor.predict(rows.drop_columns(["history"]))
+    with pytest.raises(exfm.ConfigError, match="price: the column must be double, not"):
+        predictor.predict(rows.set_column(2, "price", pa.array(["a", "b"])))
+
+
+def test_a_corrupt_export_is_refused(exported: str, tmp_path: Path) -> None:
+    for name in ("inputs.json", "program.pt2"):
+        (tmp_path / name).write_bytes(Path(exported, name).read_bytes())
+    with pytest.raises(exfm.ConfigError, match=r"the export has no compiled\.pt2; it has program\.pt2"):
+        exfm.serving.load(str(tmp_path), compiled=True)
+    with (tmp_path / "program.pt2").open("r+b") as file:
+        file.seek(1_000)
+        file.write(b"other")
+    with pytest.raises(exfm.RunError, match=r"program\.pt2: corrupt"):
+        exfm.serving.load(str(tmp_path))
+    (tmp_path / "inputs.json").write_text("{}")
+    with pytest.raises(exfm.RunError, match=r"inputs\.json: not the description of an export"):
+        exfm.serving.load(str(tmp_path))
+    with pytest.raises(exfm.ConfigError, match=r"no inputs\.json here; `exfm export` writes it"):
+        exfm.serving.load(str(tmp_path / "nowhere"))
+
+
+def test_a_serving_process_needs_neither_torchrec_nor_fbgemm(exported: str) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['torchrec'] = sys.modules['fbgemm_gpu'] = None\n"
+        "import exfm.serving\n"
+        f"print(len(exfm.serving.load({exported!r}).predict([{ROW!r}])['click']))"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+@pytest.fixture(scope="module")
+def address(exported: str) -> Iterator[str]:
+    command = [sys.executable, "-W", "ignore", str(SERVER), exported, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        assert line.startswith("ah, snapshot ")
+        yield line.split()[-1]
+        server.terminate()
+
+
+def ask(url: str, body: bytes | None = None) -> tuple[int, Any]:
+    try:
+        with urllib.request.urlopen(url, body, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_the_service_answers_with_the_same_predictions(
+    address: str, run: exfm.Experiment, predicted: pa.Table, exported: str
+) -> None:
+    rows = rows_seen(run, predicted).select(list(COLUMNS)).to_pylist()
+    status, content = ask(f"{address}/predict", json.dumps({"rows": rows}).encode())
+    assert status == 200
+    answers = content["predictions"]
+    assert len(answers) == len(rows)
+    check({task: np.array([one[task] for one in answers], np.float32) for task in ("click", "buy")}, predicted)
+    status, content = ask(f"{address}/")
+    assert status == 200 and content["model"] == "ah" and set(content["columns"]) == set(COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/predict", b"{", 400, "Expecting"),
+        ("/predict", b"[]", 400, "send {"),
+        ("/predict", b'{"rows": [3]}', 400, "send {"),
+        ("/predict", b'{"rows": [{"user": "a"}]}', 400, "row 0: item: the column is missing"),
+        ("/predict", b"", 413, "send 1 to"),
+        ("/other", b"{}", 404, "POST /predict"),
+        ("/other", None, 404, "POST /predict"),
+    ],
+)
+def test_the_service_says_what_is_wrong(path: str, body: bytes | None, status: int, words: str, address: str) -> None:
+    found, content = ask(address + path, body)
+    assert found == status and words in content["error"]

@@ -1,0 +1,45 @@
+"""What each process of a parallel test does: the runs of a JSON file, one after the other, in one process group.
+
+A job is ``{"config": path, "overrides": [...], "copy": [from, to], "die_after": chunks}``, the last two optional: a
+file to add to the log before the run, and after how many chunks the second process is to be killed by SIGKILL, once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+import exfm
+
+
+def main(jobs: list[dict[str, Any]], marker: Path) -> None:
+    dist.init_process_group("gloo")
+    for job in jobs:
+        if "copy" in job:
+            if dist.get_rank() == 0:
+                shutil.copy(*job["copy"])
+            dist.barrier()
+        chunks = itertools.count(1)
+
+        def on_progress(_: object, job: dict[str, Any] = job, chunks: itertools.count[int] = chunks) -> None:
+            due = next(chunks) == job.get("die_after")
+            if due and dist.get_rank() == 1 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        results = exfm.run(exfm.load_experiment(job["config"], job["overrides"]), on_progress)
+        assert bool(results) == (dist.get_rank() == 0)
+    dist.barrier()
+    os._exit(0)  # as `exfm run` does
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[1]).with_suffix(".killed"))
