@@ -18,6 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import exfm
+import exfm_plugins.movielens
+from exfm.testing import DataSourceTests
 from exfm_plugins.movielens.source import MovieLens
 from exfm_plugins.movielens.tables import AGE_BRACKETS, FIRST_YEAR, GENRES
 
@@ -82,6 +84,21 @@ def zipped(files: Mapping[str, bytes], inside: str) -> bytes:
 
 def source(path: str, **config: Any) -> MovieLens:
     return MovieLens(MovieLens.Config(path=path, **config))
+
+
+class TestMovieLens(DataSourceTests):
+    component = MovieLens
+    plugin = exfm_plugins.movielens
+    configs = (
+        {"path": "{folder}/1m"},
+        {"path": "{folder}/100k", "task": "like", "history_length": 2},
+        {"path": "{folder}/latest.zip", "user_rows": 100},
+    )
+
+    def write(self, folder: Path) -> None:
+        put(folder / "1m", files_1m(RATINGS * 5))
+        put(folder / "100k", files_100k())
+        (folder / "latest.zip").write_bytes(zipped(files_latest(), "ml-latest/"))
 
 
 def rows_of(batches: Iterator[pa.RecordBatch]) -> list[dict[str, Any]]:

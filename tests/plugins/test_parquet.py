@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import exfm
+import exfm_plugins.parquet
+from exfm.testing import DataSourceTests
 from exfm_plugins.parquet.source import Parquet
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -37,6 +39,25 @@ def table(times: Any, kind: pa.DataType = MICROSECONDS, first_id: int = 0, **col
     ids = np.arange(first_id, first_id + len(times))
     given = {"example_id": ids, "event_time": pa.array(times, pa.int64()).cast(kind), "item": ids % 100}
     return pa.table(given | {"click": (ids % 2).astype(np.int8), "unused": ["x" * 50] * len(ids)} | columns)
+
+
+class TestParquet(DataSourceTests):
+    component = Parquet
+    plugin = exfm_plugins.parquet
+    configs = tuple(
+        {"path": "{folder}/" + path, "features": FEATURES, "labels": LABELS, **more}
+        for path, more in (("one.parquet", {}), ("days", {"batch_rows": 7}), ("seconds", {"time_unit": "s"}))
+    )
+
+    def write(self, folder: Path) -> None:
+        times = np.arange(120) // 3 * 60_000_000
+        pq.write_table(table(times), folder / "one.parquet", row_group_size=13)
+        for day, rows in enumerate(np.array_split(times, 3)):
+            part = folder / "days" / f"{day}.parquet"
+            part.parent.mkdir(exist_ok=True)
+            pq.write_table(table(rows, first_id=40 * day), part)
+        (folder / "seconds").mkdir()
+        pq.write_table(table(times // 10**6, pa.int64()), folder / "seconds" / "a.parquet")
 
 
 def rows_of(batches: Iterator[pa.RecordBatch]) -> list[tuple[int, int]]:

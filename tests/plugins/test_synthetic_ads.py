@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 import exfm
+import exfm_plugins.synthetic_ads
+from exfm.testing import DataSourceTests
 from exfm_plugins.synthetic_ads.history import Histories
 from exfm_plugins.synthetic_ads.source import SyntheticAds
 from exfm_plugins.synthetic_ads.world import DAY_US, World
@@ -22,6 +24,15 @@ from exfm_plugins.synthetic_ads.world import DAY_US, World
 SMALL = {"days": 3, "rows_per_day": 700, "users": 60, "ads": 50, "advertisers": 7, "history_length": 9}
 DAYS = SMALL["days"] * DAY_US
 WHOLE = exfm.Shard()
+
+
+class TestSyntheticAds(DataSourceTests):
+    component = SyntheticAds
+    plugin = exfm_plugins.synthetic_ads
+    configs = (
+        {**SMALL, "rows_per_day": 60},
+        {**SMALL, "rows_per_day": 90, "seed": 3, "surfaces": 2, "sequence_signal": 0.8, "conversion_delay": "6h"},
+    )
 
 
 def source(**fields: Any) -> SyntheticAds:

@@ -28,7 +28,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Shard:
-    """One of ``count`` disjoint parts of a window's rows, which together are all of them."""
+    """One of ``count`` disjoint parts of a window's rows, which together are all of them: row i's is ``i % count``."""
 
     index: int = 0
     count: int = 1

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from exfm.testing.backbone import BackboneTests as BackboneTests
     from exfm.testing.component import ComponentTests as ComponentTests
+    from exfm.testing.data_source import DataSourceTests as DataSourceTests
     from exfm.testing.examples import Examples as Examples
     from exfm.testing.examples import random_examples as random_examples
     from exfm.testing.isolation import IsolatedRegistry as IsolatedRegistry
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _HOME = {
     "BackboneTests": "exfm.testing.backbone",
     "ComponentTests": "exfm.testing.component",
+    "DataSourceTests": "exfm.testing.data_source",
     "Examples": "exfm.testing.examples",
     "IsolatedRegistry": "exfm.testing.isolation",
     "ParallelPlanTests": "exfm.testing.parallel_plan",

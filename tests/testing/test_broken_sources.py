@@ -1,0 +1,417 @@
+"""Data sources with one thing wrong each, and the test of the kit that says so."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pydantic import Field
+
+import exfm
+from exfm.testing import DataSourceTests
+
+SECOND = 1_000_000
+START = 1_700_000_000 * SECOND
+ROWS = 60
+BATCH = 8
+WHOLE = exfm.Shard()
+
+
+class Sound(exfm.DataSource):
+    """Nothing is wrong: rows in threes of one time, a second apart, in batches of eight."""
+
+    name = "sound"
+
+    def schema(self):
+        return exfm.FeatureSchema(
+            features=(
+                exfm.CategoricalFeature(name="item", rows=10, ids="row"),
+                exfm.DenseFeature(name="price"),
+                exfm.SequenceFeature(
+                    name="seen", max_length=3, fields=(exfm.SequenceField(name="item", column="seen_item", rows=10),)
+                ),
+            ),
+            labels=(exfm.Label(name="click"),),
+        )
+
+    def time_range(self):
+        times = self.times()
+        return exfm.TimeRange(int(times[0]), int(times[-1]) + 1)
+
+    def times(self):
+        return START + np.arange(ROWS) // 3 * SECOND
+
+    def bounds(self, window):
+        start, end = np.searchsorted(self.times(), [window.start_us, window.end_us])
+        return int(start), int(end)
+
+    def read(self, window, shard=WHOLE, start_row=0):
+        return exfm.slice_rows(self.rows(*self.bounds(window)), shard, start_row)
+
+    def rows(self, start, end):
+        for first in range(start, end, BATCH):
+            yield exfm.Origin("log", first).mark(self.batch(np.arange(first, min(first + BATCH, end))))
+
+    def batch(self, row):
+        return pa.RecordBatch.from_pydict(self.columns(row))
+
+    def columns(self, row):
+        return {
+            "example_id": pa.array(row),
+            "event_time": pa.array(self.times()[row]).cast(pa.timestamp("us", "UTC")),
+            "item": pa.array(row % 10),
+            "price": pa.array(row / 7),
+            "seen_item": pa.array([list(range(number % 3)) for number in row], pa.list_(pa.int64())),
+            "click": pa.array((row % 2).astype(np.int8)),
+        }
+
+
+class FromAFile(Sound):
+    """Nothing is wrong: the number of rows is in a file."""
+
+    name = "from_a_file"
+
+    class Config(exfm.ComponentConfig):
+        path: str = Field(description="The file.")
+
+    def times(self):
+        return super().times()[: int(Path(self.config.path).read_text())]
+
+
+class StillWritten(Sound):
+    """Nothing is wrong: the newest rows may not be complete."""
+
+    def time_range(self):
+        return exfm.TimeRange(START, START + 9 * SECOND)
+
+
+class GrowingSchema(Sound):
+    """It learns how many items there are from what it has read."""
+
+    most = 10
+
+    def schema(self):
+        items = exfm.CategoricalFeature(name="item", rows=self.most, ids="row")
+        return super().schema().model_copy(update={"features": (items,)})
+
+    def rows(self, start, end):
+        self.most = 20
+        return super().rows(start, end)
+
+
+class Retention(Sound):
+    """Its oldest rows are gone as time passes."""
+
+    gone = 0
+
+    def times(self):
+        return super().times() + self.gone * 3 * SECOND
+
+    def rows(self, start, end):
+        yield from super().rows(start, end)
+        self.gone = 1
+
+
+class NoRows(Sound):
+    def read(self, window, shard=WHOLE, start_row=0):
+        return iter(())
+
+
+class EmptyRange(Sound):
+    def time_range(self):
+        return exfm.TimeRange(START, START)
+
+
+class Tables(Sound):
+    def read(self, window, shard=WHOLE, start_row=0):
+        return (pa.Table.from_batches([batch]) for batch in super().read(window, shard, start_row))
+
+
+class Columns(Sound):
+    """Other columns than the sound ones."""
+
+    def columns(self, row):
+        return super().columns(row) | self.other(row)
+
+    def other(self, row):
+        return {}
+
+
+class Renamed(Columns):
+    def batch(self, row):
+        return super().batch(row).rename_columns(["example_id", "event_time", "itme", "price", "seen_item", "click"])
+
+
+class TextTimes(Columns):
+    def other(self, row):
+        return {"price": pa.array([f"{number} EUR" for number in row])}
+
+
+class Ratings(Columns):
+    def other(self, row):
+        return {"click": pa.array(row % 5)}
+
+
+class OffByOne(Columns):
+    def other(self, row):
+        return {"item": pa.array(row % 10 + 1)}
+
+
+class Missing(Columns):
+    def other(self, row):
+        return {"price": pa.array([None if number == 7 else 1.0 for number in row])}
+
+
+class NumbersEachBatch(Columns):
+    def other(self, row):
+        return {"example_id": pa.array(np.arange(len(row)))}
+
+
+class FirstBatchInFloats(Columns):
+    def other(self, row):
+        return {"price": pa.array(row / 7, pa.float32() if row[0] == 0 else pa.float64())}
+
+
+class Unsorted(Sound):
+    """One row comes three seconds before its time."""
+
+    def batch(self, row):
+        swapped = row.copy()
+        swapped[row == 20], swapped[row == 21] = 21, 20
+        return super().batch(swapped)
+
+
+class Shuffles(Sound):
+    """It draws its negatives anew each time it is asked."""
+
+    def columns(self, row):
+        return super().columns(row) | {"item": pa.array([random.randrange(10) for _ in row])}
+
+
+class NumbersAsItGoes(Sound):
+    """Ids count what this object has read."""
+
+    read_so_far = 0
+
+    def batch(self, row):
+        numbers = np.arange(self.read_so_far, self.read_so_far + len(row))
+        self.read_so_far += len(row)
+        batch = super().batch(row)
+        return batch.set_column(0, "example_id", pa.array(numbers))
+
+
+class OneCursor(Sound):
+    """All readings go on from one position."""
+
+    position = 0
+
+    def rows(self, start, end):
+        self.position = start
+        while self.position < end:
+            first, self.position = self.position, self.position + BATCH
+            yield self.batch(np.arange(first, min(first + BATCH, end)))
+
+
+class OneConnection(Sound):
+    """Its database belongs to the thread that opened it."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.connection = sqlite3.connect(":memory:")
+
+    def rows(self, start, end):
+        self.connection.execute("select 1")
+        yield from super().rows(start, end)
+
+    def __del__(self):
+        self.connection.close()
+
+
+class BothEnds(Sound):
+    """The end of a window belongs to it."""
+
+    def bounds(self, window):
+        start, end = np.searchsorted(self.times(), [window.start_us, window.end_us + 1])
+        return int(start), int(end)
+
+
+class WholeSeconds(Sound):
+    """It finds the rows of a window by the whole second."""
+
+    def bounds(self, window):
+        seconds = np.array([window.start_us, window.end_us]) // SECOND * SECOND
+        start, end = np.searchsorted(self.times(), seconds)
+        return int(start), int(end)
+
+    def time_range(self):
+        return exfm.TimeRange(START, START + 20 * SECOND)
+
+
+class StrictlyAfter(Sound):
+    """A row at the very start of a window is in none."""
+
+    def bounds(self, window):
+        start, end = np.searchsorted(self.times(), [window.start_us + 1, window.end_us])
+        return (0 if window.start_us <= START < window.end_us else int(start)), int(end)
+
+
+class ForgetsTheLast(Sound):
+    """Its range ends at the last row, which it thereby loses."""
+
+    def time_range(self):
+        return exfm.TimeRange(START, int(self.times()[-1]))
+
+
+class StartsLate(Sound):
+    def time_range(self):
+        return exfm.TimeRange(START + 1, START + 20 * SECOND)
+
+
+class RefusesTheFuture(Sound):
+    def read(self, window, shard=WHOLE, start_row=0):
+        if window.end_us > START + 3600 * SECOND:
+            raise ValueError("there is nothing to read")
+        return super().read(window, shard, start_row)
+
+
+class AllToEach(Sound):
+    """Each process reads everything."""
+
+    def read(self, window, shard=WHOLE, start_row=0):
+        return super().read(window, WHOLE, start_row)
+
+
+class ByBatch(Sound):
+    """A shard has whole batches, so that shards are of different lengths."""
+
+    def read(self, window, shard=WHOLE, start_row=0):
+        batches = list(super().read(window))[shard.index :: shard.count]
+        return exfm.slice_rows(iter(batches), WHOLE, start_row)
+
+
+class FromTheBeginning(Sound):
+    def read(self, window, shard=WHOLE, start_row=0):
+        return super().read(window, shard, 0)
+
+
+class SkipsOfTheWindow(Sound):
+    """It leaves out the window's first rows, and not the shard's."""
+
+    def read(self, window, shard=WHOLE, start_row=0):
+        return exfm.slice_rows(super().read(window, WHOLE, start_row), shard, 0)
+
+
+class SkipsBatches(Sound):
+    """It resumes at the batch that the row is in."""
+
+    def read(self, window, shard=WHOLE, start_row=0):
+        return super().read(window, shard, start_row // BATCH * BATCH)
+
+
+class AlwaysRowZero(Sound):
+    def rows(self, start, end):
+        return (exfm.Origin("log", 0).mark(batch) for batch in super().rows(start, end))
+
+
+BROKEN: dict[type[Sound], dict[str, str]] = {
+    GrowingSchema: {"says_the_same_each_time": "the schema after reading is not what it was"},
+    Retention: {
+        "says_the_same_each_time": "it may only grow at its end",
+        "reading_again_gives_the_same_rows": "read again, it has 51 rows instead of 60",
+    },
+    NoRows: {"reading_again_gives_the_same_rows": "there are no rows in the time range"},
+    EmptyRange: {"says_the_same_each_time": "time_range() is empty"},
+    Tables: {"rows_are_what_the_schema_says": "read() must yield pyarrow.RecordBatch, not Table"},
+    Renamed: {"rows_are_what_the_schema_says": "log, row 0: item: the column is missing. Did you mean 'itme'?"},
+    TextTimes: {"rows_are_what_the_schema_says": "log, row 0: price: the column must be a number, not string"},
+    Ratings: {"rows_are_what_the_schema_says": "log, row 2: click: a label is 0 or 1; given: 2"},
+    OffByOne: {"rows_are_what_the_schema_says": "log, row 9: item: a table row is an integer from 0 to 9; given: 10"},
+    Missing: {"rows_are_what_the_schema_says": "log, row 7: price: the value is missing, NaN or infinite"},
+    NumbersEachBatch: {
+        "example_ids_are_unique": "8 example ids come more than once, such as 0",
+        "windows_part_the_stream": "row 30 has example_id=0 instead of 6",
+    },
+    FirstBatchInFloats: {"columns_keep_their_types": "price: float"},
+    Unsorted: {
+        "rows_are_what_the_schema_says": "time goes backwards",
+        "rows_are_in_order_of_time": "a row of 2023-11-14T22:13:26Z",
+    },
+    Shuffles: {"reading_again_gives_the_same_rows": "read again, row "},
+    NumbersAsItGoes: {"reading_again_gives_the_same_rows": "row 0 has example_id=60 instead of 0"},
+    OneCursor: {"reading_is_independent_of_other_reading": "read on after another reading, it has 8 rows instead of"},
+    OneConnection: {"reads_in_another_thread": "SQLite objects created in a thread can only be used in that same"},
+    BothEnds: {"windows_part_the_stream": "has a row of", "the_time_range_has_every_row": "before the start"},
+    WholeSeconds: {"windows_part_the_stream": "has a row of"},
+    StrictlyAfter: {"windows_part_the_stream": "57 rows instead of 60"},
+    ForgetsTheLast: {"the_time_range_has_every_row": "3 rows lie at or after the end"},
+    StartsLate: {"the_time_range_has_every_row": "3 rows lie before the start of time_range()"},
+    RefusesTheFuture: {"the_time_range_has_every_row": "there is nothing to read"},
+    AllToEach: {"shards_part_a_window": "shard 0 of 2, it has 60 rows instead of 30"},
+    ByBatch: {"shards_part_a_window": "shard 0 of 2"},
+    FromTheBeginning: {"resumes_at_any_row": "from row 1 of 60, it has 60 rows instead of 59"},
+    SkipsOfTheWindow: {"resumes_at_any_row": "Shard(index=1, count=2) from row 1 of 30"},
+    SkipsBatches: {"resumes_at_any_row": "from row 1 of 60"},
+    AlwaysRowZero: {"origins_count_on": "log, row 0: a batch before it has reached row 8"},
+}
+FAILS_THROUGHOUT = {NoRows, EmptyRange, Tables, Shuffles, NumbersAsItGoes, Retention}
+"""What these have wrong shows in most tests; those above must say it best."""
+
+
+def failures(component: type[Sound], **attributes: Any) -> dict[str, str]:
+    """The messages of the kit's tests that fail, by name."""
+    tests = type("TestIt", (DataSourceTests,), {"component": component} | attributes)()
+    found = {}
+    for name in dir(tests):
+        if name.startswith("test_"):
+            test = getattr(tests, name)
+            try:
+                test({}) if "fields" in inspect.signature(test).parameters else test()
+            except pytest.skip.Exception:
+                pass
+            except Exception as error:
+                found[name.removeprefix("test_")] = str(error)
+    return found
+
+
+@pytest.mark.parametrize("component", [Sound, Columns])
+def test_nothing_is_wrong_with_sound_ones(component: type[Sound]) -> None:
+    assert not failures(component)
+
+
+class TestFromAFile(DataSourceTests):
+    component = FromAFile
+    configs = ({"path": "{folder}/rows"},)
+
+    def write(self, folder: Path) -> None:
+        (folder / "rows").write_text("31")
+
+
+class TestStillWritten(DataSourceTests):
+    component = StillWritten
+    complete = False
+
+
+def test_a_stream_that_is_said_to_be_complete_is() -> None:
+    assert failures(StillWritten).keys() == {"the_time_range_has_every_row"}
+
+
+@pytest.mark.parametrize("component", BROKEN, ids=lambda component: component.__name__)
+def test_what_is_wrong_is_said_by_its_own_test(component: type[Sound]) -> None:
+    found = failures(component)
+    if component in FAILS_THROUGHOUT:
+        assert found.keys() >= BROKEN[component].keys()
+    else:
+        assert found.keys() == BROKEN[component].keys()
+    for test, words in BROKEN[component].items():
+        assert words in found[test], found[test]
+
+
+def test_every_test_says_what_is_required_and_why() -> None:
+    tests = [name for name in dir(DataSourceTests) if name.startswith("test_")]
+    assert len(tests) > 15 and all(getattr(DataSourceTests, name).__doc__ for name in tests)
