@@ -1,0 +1,10 @@
+"""What data sources share: large text files read by row number, and histories that see strictly earlier events.
+
+Everything here is public, and none of it is a component.
+"""
+
+from __future__ import annotations
+
+from exfm.sources.delimited import DelimitedFile
+
+__all__ = ["DelimitedFile"]
