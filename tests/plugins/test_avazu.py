@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.plugins.checks import check_offers
-from tests.plugins.sources import check_source, everything, rows_of, run_example
+from tests.plugins.sources import everything, rows_of, run_example
 
 import exfm
+import exfm_plugins.avazu
 from exfm.sources import DelimitedFile
-from exfm_plugins import avazu as plugin
+from exfm.testing import DataSourceTests
 from exfm_plugins.avazu import source as module
 from exfm_plugins.avazu.hours import HOUR_US
 from exfm_plugins.avazu.source import Avazu
@@ -46,13 +46,19 @@ def line(hour: int, number: int) -> str:
     return LINES[0].replace("14102100", f"{hour:08d}").replace("ddd2926e", f"{number:08x}")
 
 
-def test_the_plugin_offers_it() -> None:
-    check_offers(plugin, Avazu)
+class TestAvazu(DataSourceTests):
+    component = Avazu
+    plugin = exfm_plugins.avazu
+    configs = ({"path": "{folder}/train.csv"}, {"path": "{folder}/train.csv", "table_rows": 50})
+
+    def write(self, folder: Path) -> None:
+        hours = sorted(14102100 + 100 * (number % 3) + number % 24 for number in range(90))
+        source(folder / "train.csv", [line(hour, number) for number, hour in enumerate(hours)])
 
 
 def test_released_lines(tmp_path: Path) -> None:
     of = source(tmp_path / "train.csv", LINES)
-    rows = check_source(of)
+    rows = everything(of)
     assert [row["event_time"] for row in rows] == [
         datetime(2014, 10, 21, 0), datetime(2014, 10, 21, 0), datetime(2014, 10, 21, 1), datetime(2014, 10, 30, 23)
     ]  # fmt: skip

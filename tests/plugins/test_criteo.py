@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.plugins.checks import check_offers
-from tests.plugins.sources import check_source, everything, rows_of, run_example
+from tests.plugins.sources import everything, rows_of, run_example
 
 import exfm
+import exfm_plugins.criteo
 from exfm.sources import DelimitedFile
-from exfm_plugins import criteo as plugin
+from exfm.testing import DataSourceTests
 from exfm_plugins.criteo import source as module
 from exfm_plugins.criteo.source import Criteo
 
@@ -41,13 +41,24 @@ def put(path: Path, rows: int) -> Path:
     return path
 
 
-def test_the_plugin_offers_it() -> None:
-    check_offers(plugin, Criteo)
+class TestCriteo(DataSourceTests):
+    component = Criteo
+    plugin = exfm_plugins.criteo
+    configs = (
+        {"path": "{folder}"},
+        {"path": "{folder}/train.txt", "table_rows": 50},
+        {"path": "{folder}", "release": "click_logs"},
+    )
+
+    def write(self, folder: Path) -> None:
+        put(folder / "train.txt", 61)
+        for day, rows in enumerate((20, 1, 33), start=4):
+            put(folder / f"day_{day}", rows)
 
 
 def test_the_challenge(tmp_path: Path) -> None:
     put(tmp_path / "train.txt", 28)
-    rows = check_source(source(tmp_path))
+    rows = everything(source(tmp_path))
     assert everything(source(tmp_path / "train.txt")) == rows
     assert [row["event_time"] for row in rows] == [datetime(1970, 1, 1) + DAY * number / 4 for number in range(28)]
     assert [row["example_id"] for row in rows] == list(range(28))
@@ -63,7 +74,7 @@ def test_the_click_logs(tmp_path: Path) -> None:
     for day, rows in ((1, 3), (2, 1), (3, 4)):
         put(tmp_path / f"day_{day}", rows)
     of = source(tmp_path, release="click_logs")
-    rows = check_source(of)
+    rows = everything(of)
     start = datetime(1970, 1, 2)
     expected = [start + DAY * share for share in (0, 1 / 3, 2 / 3)] + [start + DAY]
     expected += [start + DAY * (2 + quarter / 4) for quarter in range(4)]

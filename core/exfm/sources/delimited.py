@@ -34,8 +34,7 @@ class DelimitedFile:
     """A text file with one row per line and no quotes, at any fsspec URL.
 
     The first use passes over the file once and remembers where every few MiB begin; from then on any range of rows
-    costs what it holds, wherever it lies. An empty value is a null. Lines that are blank are rows too, so that row
-    numbers and lines agree.
+    costs what it holds, wherever it lies. Lines that are blank are rows too, so that row numbers and lines agree.
 
     Args:
         url: the file, not compressed: rows are read from its middle.
@@ -43,6 +42,7 @@ class DelimitedFile:
         owner: what messages begin with, the name of the data source.
         delimiter: what separates columns.
         header: whether the first line names the columns; then they may be in any order, and there may be others.
+        nulls: what stands for a missing value.
 
     Raises:
         ValueError: from every method: the file is not there, lacks a column, or has a line that cannot be read; the
@@ -57,6 +57,7 @@ class DelimitedFile:
         owner: str,
         delimiter: str = ",",
         header: bool = False,
+        nulls: Sequence[str] = ("",),
         block_bytes: int = _BLOCK_BYTES,
     ) -> None:
         if url.endswith((".gz", ".bz2", ".xz", ".zst", ".zip")):
@@ -66,6 +67,7 @@ class DelimitedFile:
         self._owner = owner
         self._delimiter = delimiter
         self._header = header
+        self._nulls = list(nulls)
         self._block_bytes = block_bytes
 
     @property
@@ -138,7 +140,7 @@ class DelimitedFile:
                 csv.ReadOptions(column_names=self._names, block_size=len(data) + 1, use_threads=False),
                 csv.ParseOptions(delimiter=self._delimiter, quote_char=False, ignore_empty_lines=False),
                 csv.ConvertOptions(
-                    column_types=types, include_columns=wanted, null_values=[""], strings_can_be_null=True
+                    column_types=types, include_columns=wanted, null_values=self._nulls, strings_can_be_null=True
                 ),
             )
         except pa.ArrowInvalid as error:
