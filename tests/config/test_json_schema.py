@@ -64,6 +64,12 @@ def test_every_components_fields_are_there_with_their_sentences(schema):
             assert {"$ref": f"#/$defs/{kind}.{name}"} in schema["$defs"][kind]["oneOf"]
 
 
+def test_an_editor_can_offer_every_name_before_any_field_is_written(schema):
+    for kind in INTERFACES:
+        names = [choice["const"] for choice in schema["$defs"][kind]["properties"]["name"]["anyOf"]]
+        assert names == default_registry().names(kind)
+
+
 def test_every_key_of_the_file_has_its_sentence(schema):
     def visit(node: Any, where: str) -> None:
         if isinstance(node, dict):

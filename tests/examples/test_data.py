@@ -14,7 +14,7 @@ FILES = sorted((Path(__file__).parents[2] / "examples" / "data").glob("*.yaml"))
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_example_is_valid(file: Path) -> None:
-    assert file.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=exfm.schema.json\n")
+    assert file.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=../exfm.schema.json\n")
     experiment = exfm.load_experiment(str(file))
     assert experiment.config.name == file.stem
     assert [arm.name for arm in experiment.arms] == ["fm", "vm", "vm.control"]

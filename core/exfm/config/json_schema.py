@@ -23,15 +23,17 @@ def experiment_schema(registry: Registry) -> dict[str, Any]:
     schema["required"] = [key for key in schema["required"] if key != "parallel"]
     definitions: dict[str, Any] = schema.setdefault("$defs", {})
     for kind in INTERFACES:
-        choices = []
+        names, choices = [], []
         for name in registry.names(kind):
             try:
                 component = component_schema(registry, kind, name, definitions)
             except (PluginError, PydanticUserError):
                 continue  # `exfm show` says why; the schema offers what can be used
             definitions[f"{kind}.{name}"] = component
+            names.append(component["properties"]["name"])
             choices.append({"$ref": f"#/$defs/{kind}.{name}"})
-        definitions[kind] = {"oneOf": choices} if choices else {"not": {}}
+        # An editor offers no choice that lacks a required field; the names by themselves it offers always.
+        definitions[kind] = {"properties": {"name": {"anyOf": names}}, "oneOf": choices} if names else {"not": {}}
     linked = _link(schema)
     assert isinstance(linked, dict)
     return linked
@@ -43,7 +45,7 @@ def component_schema(registry: Registry, kind: str, name: str, definitions: dict
     schema: dict[str, Any] = component.Config.model_json_schema(ref_template=f"#/$defs/{kind}.{name}.{{model}}")
     for key, value in schema.pop("$defs", {}).items():
         definitions[f"{kind}.{name}.{key}"] = value
-    first = (inspect.getdoc(component) or name).splitlines()[0]
+    first = (inspect.getdoc(component) or name).splitlines()[0].removesuffix("::")
     schema["title"] = name
     schema["description"] = first
     schema["properties"] = {"name": {"const": name, "description": first}, **schema.get("properties", {})}
