@@ -1,4 +1,4 @@
-# make demo: the main job on the embedded data.  make test: lint, types, imports, tests.
+# make demo: the main job on the embedded data.  make test: lint, types, imports, tests.  make docs: the site.
 # On Linux, give pip the CPU index of PyTorch, or it takes a CUDA build:
 #   make demo PIP_ARGS="--extra-index-url URL"        (URL: see pytorch.org/get-started, Compute Platform "CPU")
 
@@ -13,7 +13,7 @@ export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test soak bench clean
+.PHONY: setup demo test docs soak bench clean
 
 setup: $(READY)
 
@@ -36,6 +36,11 @@ test: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
+# The documentation as a site, in site/: open site/index.html, or `python -m http.server -d site` for its search.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "docs: site/index.html"
+
 # Campaigns too long for every change; docs/core/soak.md keeps their results.
 soak: setup
 	$(BIN)/python benchmarks/soak_kill.py
@@ -46,4 +51,4 @@ bench: setup
 	$(BIN)/python benchmarks/supervision_store.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
