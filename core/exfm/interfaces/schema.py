@@ -154,6 +154,19 @@ class FeatureSchema(BaseModel):
         return self.model_copy(update={"features": kept})
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The Arrow columns that hold a row, each once."""
+        return tuple(dict.fromkeys(name for name in self._all_columns() if name))
+
+    def _all_columns(self) -> Iterator[str]:
+        yield from (self.example_id, self.event_time, self.group, self.domain)
+        for feature in self.features:
+            fields = feature.fields if isinstance(feature, SequenceFeature) else (feature,)
+            yield from (field.source_column for field in fields)
+        for label in self.labels:
+            yield from (label.source_column, label.oracle)
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the labels."""
         return tuple(label.name for label in self.labels)

@@ -1,4 +1,4 @@
-"""What data sources share: large text files read by row number, and histories that see strictly earlier events.
+"""What data sources share: schemas given in YAML, times in any unit, large text files, strictly earlier histories.
 
 Everything here is public, and none of it is a component.
 """
@@ -7,5 +7,16 @@ from __future__ import annotations
 
 from exfm.sources.delimited import DelimitedFile
 from exfm.sources.histories import Histories, list_column
+from exfm.sources.schema_config import SchemaConfig
+from exfm.sources.times import YEAR_9999_US, TimeUnit, column_times, to_microseconds
 
-__all__ = ["DelimitedFile", "Histories", "list_column"]
+__all__ = [
+    "YEAR_9999_US",
+    "DelimitedFile",
+    "Histories",
+    "SchemaConfig",
+    "TimeUnit",
+    "column_times",
+    "list_column",
+    "to_microseconds",
+]

@@ -1,29 +1,14 @@
-"""Which columns a schema reads, and what the source itself needs of them: the core checks the rest, row by row."""
+"""What the source itself needs of the files' columns: the core checks the rest, row by row."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Set
+from collections.abc import Sequence, Set
 
 import pyarrow as pa
 from pyarrow import types
 
-import exfm
-from exfm_plugins.parquet.times import TimeUnit
-
-
-def columns_of(schema: exfm.FeatureSchema) -> list[str]:
-    """The columns that hold a row of the schema, each once."""
-    return list(dict.fromkeys(name for name in _columns(schema) if name))
-
-
-def _columns(schema: exfm.FeatureSchema) -> Iterator[str]:
-    yield from (schema.example_id, schema.event_time, schema.group, schema.domain)
-    for feature in schema.features:
-        fields = feature.fields if isinstance(feature, exfm.SequenceFeature) else (feature,)
-        yield from (field.source_column for field in fields)
-    for label in schema.labels:
-        yield from (label.source_column, label.oracle)
+from exfm.sources import TimeUnit
 
 
 def check_time(path: str, schema: pa.Schema, column: str, unit: TimeUnit) -> None:
@@ -40,7 +25,7 @@ def check_time(path: str, schema: pa.Schema, column: str, unit: TimeUnit) -> Non
     raise ValueError(f"parquet: {path}: column {column!r} is {kind}; expected {wanted}")
 
 
-def check_somewhere(url: str, columns: list[str], names: Set[str]) -> None:
+def check_somewhere(url: str, columns: Sequence[str], names: Set[str]) -> None:
     """Raises ValueError where a column is in none of the files, whose columns are ``names``: a slip in the schema."""
     for column in columns:
         if column not in names:

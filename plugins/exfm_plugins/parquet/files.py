@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -11,8 +11,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from exfm.sources import YEAR_9999_US, TimeUnit
+from exfm_plugins.parquet.bounds import group_bounds
 from exfm_plugins.parquet.columns import check_somewhere, check_time
-from exfm_plugins.parquet.times import YEAR_9999_US, TimeUnit, group_bounds
 
 # Reading a footer is waiting, on a remote file system.
 _FOOTERS_AT_ONCE = 16
@@ -40,7 +41,7 @@ class ParquetFiles:
         unit: what an integer time counts.
     """
 
-    def __init__(self, url: str, columns: list[str], event_time: str, unit: TimeUnit) -> None:
+    def __init__(self, url: str, columns: Sequence[str], event_time: str, unit: TimeUnit) -> None:
         self.url = url
         self._columns = columns
         self._event_time = event_time

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 import exfm
-from exfm_plugins.parquet.columns import columns_of
+from exfm.sources import SchemaConfig, TimeUnit, column_times
 from exfm_plugins.parquet.files import ParquetFiles, RowGroup
-from exfm_plugins.parquet.times import TimeUnit, column_times
 
 _WHOLE = exfm.Shard()
 _LONG_AGO = -(2**63)
@@ -36,7 +35,7 @@ class Parquet(exfm.DataSource):
 
     name: ClassVar[str] = "parquet"
 
-    class Config(exfm.ComponentConfig, exfm.FeatureSchema):
+    class Config(SchemaConfig):
         """Where the files are, and what a row of them holds."""
 
         path: str = Field(description="Folder (with its sub-folders), file or glob; any fsspec URL.")
@@ -52,8 +51,7 @@ class Parquet(exfm.DataSource):
 
     def schema(self) -> exfm.FeatureSchema:
         """The schema as it is given."""
-        given = {name: getattr(self.config, name) for name in exfm.FeatureSchema.model_fields}
-        return exfm.FeatureSchema(**given)
+        return self.config.feature_schema()
 
     def time_range(self) -> exfm.TimeRange:
         """From the first to the last event, by the files' statistics."""
@@ -69,11 +67,7 @@ class Parquet(exfm.DataSource):
     @cached_property
     def _files(self) -> ParquetFiles:
         config = self.config
-        return ParquetFiles(config.path, self._columns, config.event_time, config.time_unit)
-
-    @cached_property
-    def _columns(self) -> list[str]:
-        return columns_of(self.schema())
+        return ParquetFiles(config.path, config.columns, config.event_time, config.time_unit)
 
     def _window(self, window: exfm.Window) -> Iterator[pa.RecordBatch]:
         newest = _LONG_AGO
@@ -93,7 +87,7 @@ class Parquet(exfm.DataSource):
     ) -> Iterator[pa.RecordBatch]:
         """The rows of a row group that lie in the window, where the stream has reached a time before it."""
         row = group.first_row
-        batches = file.iter_batches(self.config.batch_rows, row_groups=[group.index], columns=self._columns)
+        batches = file.iter_batches(self.config.batch_rows, row_groups=[group.index], columns=list(self.config.columns))
         for batch in batches:
             place = batch.schema.get_field_index(self.config.event_time)
             missing_B = batch.column(place).is_null().to_numpy(zero_copy_only=False)

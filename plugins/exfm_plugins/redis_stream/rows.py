@@ -1,0 +1,105 @@
+"""JSON objects to Arrow, with types that are the same for every batch.
+
+Legend: R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import json
+
+import exfm
+from exfm_plugins.redis_stream.entries import Entry
+
+
+@dataclass(frozen=True)
+class PlacedRows:
+    """Rows, the time at which each stands in the stream in microseconds, and the ids of their entries; (R,) each."""
+
+    rows: pa.RecordBatch
+    place_R: NDArray[np.int64]
+    id_R: NDArray[np.str_]
+
+    def take(self, which: NDArray[np.int64] | NDArray[np.bool_]) -> PlacedRows:
+        """Some of them: their numbers, or a mask."""
+        numbers = np.flatnonzero(which) if which.dtype == bool else which
+        return PlacedRows(self.rows.take(pa.array(numbers)), self.place_R[numbers], self.id_R[numbers])
+
+    def join(self, later: PlacedRows) -> PlacedRows:
+        """These and those of later entries, by their place in the stream, ties in the order of entries."""
+        joined = PlacedRows(
+            pa.concat_batches([self.rows, later.rows]),
+            np.concatenate([self.place_R, later.place_R]),
+            np.concatenate([self.id_R, later.id_R]),
+        )
+        return joined.take(np.argsort(joined.place_R, kind="stable"))
+
+
+def arrow_schema(schema: exfm.FeatureSchema, strings: Sequence[str]) -> pa.Schema:
+    """The type of every column: whole numbers for ids but those named in ``strings``, floats for dense numbers.
+
+    Raises:
+        ValueError: ``strings`` names a column that holds no ids.
+    """
+    types: dict[str, pa.DataType] = {schema.event_time: pa.int64()}
+    ids: list[str] = [column for column in (schema.group, schema.domain) if column]
+    for feature in schema.features:
+        if isinstance(feature, exfm.DenseFeature):
+            types[feature.source_column] = pa.float64()
+        elif isinstance(feature, exfm.SequenceFeature):
+            for field in feature.fields:
+                types[field.source_column] = pa.list_(pa.float64() if field.kind == "dense" else pa.int64())
+        else:
+            ids.append(feature.source_column)
+            if feature.kind == "multi_valued":
+                types[feature.source_column] = pa.list_(pa.int64())
+    for label in schema.labels:
+        types |= {label.source_column: pa.int64()} | ({label.oracle: pa.float64()} if label.oracle else {})
+    types = dict.fromkeys([*ids, schema.example_id], pa.int64()) | types
+    for column in strings:
+        if column not in types or column == schema.example_id or column == schema.event_time:
+            raise ValueError(f"redis_stream: strings: the schema reads no ids from a column {column!r}")
+        types[column] = pa.list_(pa.string()) if pa.types.is_list(types[column]) else pa.string()
+    return pa.schema(types)
+
+
+def parse(entries: Sequence[Entry], schema: pa.Schema, key: str, field: str) -> pa.RecordBatch:
+    """The rows of some entries; what an entry does not say is null.
+
+    Raises:
+        ValueError: an entry has no such field, or it is not one JSON object of these types; the message names it.
+    """
+    lines = b"".join(_line(entry, key, field) for entry in entries)
+    reading = json.ReadOptions(use_threads=False, block_size=len(lines) + 1)
+    parsing = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    problem = ""
+    try:
+        table = json.read_json(pa.BufferReader(lines), reading, parsing)
+    except pa.ArrowInvalid as error:
+        problem = str(error)
+    if not problem and table.num_rows == len(entries):
+        return table.select(schema.names).combine_chunks().to_batches()[0]
+    if len(entries) == 1:
+        raise _bad(entries[0], key, f"field {field!r} is not one row: {problem or 'it holds several objects'}")
+    half = len(entries) // 2
+    for part in (entries[:half], entries[half:]):
+        parse(part, schema, key, field)  # one of them raises, and names the entry
+    raise AssertionError("entries that can be read apart can be read together")
+
+
+def _line(entry: Entry, key: str, field: str) -> bytes:
+    if entry.value is None:
+        raise _bad(entry, key, f"it has no field {field!r}")
+    # Each begins an object, so that rows that are too many are not hidden by a blank entry beside them.
+    if not entry.value.lstrip().startswith(b"{"):
+        raise _bad(entry, key, f"field {field!r} is not a JSON object")
+    return entry.value + b"\n"
+
+
+def _bad(entry: Entry, key: str, problem: str) -> ValueError:
+    return ValueError(f"redis_stream: {key}, entry {entry.id}: {problem}")
