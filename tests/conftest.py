@@ -6,7 +6,9 @@ import copy
 import os
 import subprocess
 import sys
+import sysconfig
 import textwrap
+import venv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +91,38 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PluginF
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
             del sys.modules[name]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment of its own, which sees what is installed here: torch need not be installed again."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        venv.create(self.folder, symlinks=True)
+        site = sysconfig.get_path("purelib", vars={"base": str(self.folder)})
+        here = sysconfig.get_path("purelib")
+        Path(site, "here.pth").write_text(f"import site; site.addsitedir({here!r})\n", encoding="utf-8")
+
+    def run(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs `pip`, `pytest` or `exfm` there, without a network."""
+        program = [str(self.folder / "bin" / "python"), "-m", *command]
+        # pip reads "no isolation: 0" as isolation off, and builds with what is installed.
+        offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        return subprocess.run(program, env=os.environ | offline, cwd=cwd, capture_output=True, text=True)
+
+    def check(self, *command: str, cwd: Path | None = None) -> str:
+        """What a command prints that must not fail."""
+        done = self.run(*command, cwd=cwd)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """A virtual environment in which nothing more is installed yet."""
+    return Environment(tmp_path_factory.mktemp("environment"))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ _COMMANDS = {
     "components": "The components that experiments can name.",
     "show": "A component's documentation, fields, defaults and provider.",
     "schema": "JSON Schema of the experiment file, with the installed plugins' fields.",
+    "new-plugin": "A complete distribution exfm-plugin-NAME, with a component that works and passes its tests.",
     "doctor": "What of torch, fbgemm and torchrec fits together, and what to install.",
 }
 
@@ -48,7 +49,7 @@ class LazyGroup(TyperGroup):
         if "--help" in sys.argv[1:2]:
             command.command(name, help=_COMMANDS[name])(lambda: None)
         else:
-            command.command(name, help=_COMMANDS[name])(import_module(f"exfm.cli.{name}").command)
+            command.command(name, help=_COMMANDS[name])(import_module(f"exfm.cli.{name.replace('-', '_')}").command)
         return typer.main.get_command(command)
 
 

@@ -34,7 +34,7 @@ class ComponentTests:
     interface: ClassVar[type[Component]] = Component
     component: ClassVar[type[Any]]
     configs: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
-    plugin: ClassVar[ModuleType | None] = None
+    plugin: ModuleType | None = None  # no ClassVar: mypy takes a module that a class names for an instance's attribute
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
