@@ -25,6 +25,7 @@ _COMMANDS = {
     "export": "A model's newest snapshot for serving, with the description of its inputs.",
     "validate": "Check experiment files without running them.",
     "report": "Write the HTML report again from results.json.",
+    "log": "What a run has committed, to TensorBoard or MLflow.",
     "plugins": "Every plugin: distribution, version, components, status.",
     "components": "The components that experiments can name.",
     "show": "A component's documentation, fields, defaults and provider.",

@@ -91,7 +91,7 @@ def _first_scored_us(reader: PredictionReader, view: ExperimentView) -> int:
 
 
 @dataclass
-class _TaskScores:
+class TaskScores:
     """One model's figures for one task, while the stream goes by."""
 
     overall: Moments = field(default_factory=Moments)
@@ -100,6 +100,7 @@ class _TaskScores:
     windows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, window: Window, rows: TaskRows, scored: bool) -> None:
+        """Adds a window to ``windows`` and, where it is ``scored``, to the overall figures."""
         here = Moments.of(rows.probability, rows.label)
         entry = {
             "window": window.index,
@@ -118,6 +119,7 @@ class _TaskScores:
             self.histogram.add(rows.probability, rows.label)
 
     def result(self, gauc: float | None) -> dict[str, Any]:
+        """The task's part of results.json."""
         figures: dict[str, Any] = {
             "examples": self.overall.examples,
             "ne": self.overall.ne,
@@ -135,7 +137,7 @@ class _TaskScores:
 
 
 def _score_model(reader: PredictionReader, model: str, tasks: tuple[str, ...], first_us: int) -> dict[str, Any]:
-    scores = {task: _TaskScores() for task in tasks}
+    scores = {task: TaskScores() for task in tasks}
     for window in reader.windows(model):
         for task, rows in task_rows(reader, model, window, tasks).items():
             scores[task].add(window, rows, scored=window.start_us >= first_us)

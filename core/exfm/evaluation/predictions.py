@@ -50,13 +50,17 @@ class TaskRows:
         return TaskRows(self.example_id[index], self.group[index], self.probability[index], self.label[index], oracle)
 
 
-def task_rows(reader: PredictionReader, model: str, window: Window, tasks: Sequence[str]) -> dict[str, TaskRows]:
-    """Reads one window of a model's predictions, by task.
+def task_rows(
+    reader: PredictionReader, model: str, window: Window, tasks: Sequence[str] | None = None
+) -> dict[str, TaskRows]:
+    """Reads one window of a model's predictions, by task; by default all that it predicts.
 
     Raises:
         ValueError: a prediction is not a probability: the model diverged.
     """
     table = reader.predictions(model, window)
+    if tasks is None:
+        tasks = [name.removeprefix("prediction_") for name in table.column_names if name.startswith("prediction_")]
     return {task: _known_rows(table, task, f"model {model!r}, task {task!r}, window {window}") for task in tasks}
 
 
