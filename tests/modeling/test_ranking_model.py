@@ -168,3 +168,13 @@ def test_names_that_torch_uses_itself() -> None:
     schema = exfm.FeatureSchema.model_validate({"features": features, "labels": labels})
     model = build(MODELS["wukong+din"], schema=schema)
     assert logits(model, random_batch(schema, 3)).keys() == {"pop", "update"}
+
+
+def test_backbones_and_encoders_are_told_which_tokens_share_a_table_with_a_sequence() -> None:
+    config = {"backbone": {"name": "interformer", "layers": 1}, "sequence_encoder": {"name": "din"}}
+    model = build(config)
+    names = model.featurizer.token_names
+    told = {shape.name: {names[place] for place in shape.targets} for shape in model.backbone.inputs.sequences}
+    assert told == {"history": {"item", "viewed"}, "clicks": {"item", "viewed"}, "moods": set()}
+    encoders = {encoder.inputs.sequence: encoder.inputs for encoder in model.encoders.values()}
+    assert {name: {one.context[place] for place in one.targets} for name, one in encoders.items()} == told

@@ -53,7 +53,9 @@ def attended(x: Tensor, over: list[Tensor], of: nn.Module) -> Tensor:
     return linear(torch.cat(parts), of.out)
 
 
-def history_by_hand(tokens: list[Tensor], events: list[Tensor], of: History) -> tuple[list[Tensor], list[Tensor]]:
+def history_by_hand(
+    tokens: list[Tensor], events: list[Tensor], of: History, candidate: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
     compressed = []
     for row in of.compression.weight:
         compressed.append(gated(sum(w * token for w, token in zip(row, tokens, strict=True)), of.compressed_gate))
@@ -64,15 +66,16 @@ def history_by_hand(tokens: list[Tensor], events: list[Tensor], of: History) -> 
         refined.append(event + linear(hidden * sigmoid(hidden), of.ffn.second))
     values = torch.stack(refined) if refined else tokens[0].new_zeros(0, len(tokens[0]))
     alone = JaggedSequence(values, torch.tensor([0, len(refined)]), 50)
-    return [gated(token, of.summary_gate) for token in of.encoder(alone, torch.stack(compressed)[None])[0]], refined
+    context = torch.stack([*compressed, *candidate])
+    return [gated(token, of.summary_gate) for token in of.encoder(alone, context[None])[0]], refined
 
 
 def layer_by_hand(
-    tokens: list[Tensor], earlier: list[Tensor], sequences: list[list[Tensor]], of: GemLayer
+    tokens: list[Tensor], earlier: list[Tensor], sequences: list[list[Tensor]], of: GemLayer, candidate: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
     summaries, refined = [], []
     for history, events in zip(of.histories, sequences, strict=True):
-        summary, events = history_by_hand(tokens, events, history)
+        summary, events = history_by_hand(tokens, events, history, candidate)
         summaries += summary
         refined.append(events)
     mixed = of.interaction(torch.stack([*tokens, *summaries])[None], {})[0]
@@ -98,8 +101,10 @@ def by_hand(module: GEM, tokens_BND: Tensor, sequences: list[list[Tensor]]) -> T
             tokens = [*gate_by_hand(torch.cat(tokens), domain, module.token_gate).chunk(len(tokens))]
         histories = [[*events[example]] for events in sequences]
         earlier = tokens
+        wanted = module.inputs.sequences[0].targets if histories and module.config.target == "item" else ()
+        candidate = [tokens[place] for place in wanted]
         for layer in module.layers:
-            tokens, summaries, histories = layer_by_hand(tokens, earlier, histories, layer)
+            tokens, summaries, histories = layer_by_hand(tokens, earlier, histories, layer, candidate)
             earlier = earlier + tokens
         x = torch.cat([*tokens, *summaries])
         for layer in list(module.head)[::2]:
@@ -109,9 +114,15 @@ def by_hand(module: GEM, tokens_BND: Tensor, sequences: list[list[Tensor]]) -> T
     return torch.stack(rows)
 
 
-def build(config: dict[str, Any], tokens: int, dim: int, sequences: tuple[str, ...] = ("clicks", "buys")) -> GEM:
+def build(
+    config: dict[str, Any],
+    tokens: int,
+    dim: int,
+    sequences: tuple[str, ...] = ("clicks", "buys"),
+    targets: tuple[int, ...] = (),
+) -> GEM:
     torch.manual_seed(0)
-    shapes = tuple(SequenceShape(name, 50) for name in sequences)
+    shapes = tuple(SequenceShape(name, 50, targets) for name in sequences)
     module = GEM(GEM.Config.model_validate(SMALL | config), BackboneInputs(TOKENS[:tokens], dim, shapes)).double()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.4)
@@ -139,6 +150,8 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     head=st.lists(st.integers(1, 5), min_size=1, max_size=2),
     norm=st.sampled_from(["layer_norm", "rms_norm"]),
     encoder=st.sampled_from([{"name": "din", "hidden": [3]}, {"name": "mean"}]),
+    targets=st.sampled_from([(), (0,), (1, 0)]),
+    target=st.sampled_from(["item", "compressed"]),
 )
 def test_equals_the_equations(
     lengths: list[tuple[int, int]],
@@ -151,6 +164,8 @@ def test_equals_the_equations(
     head: list[int],
     norm: str,
     encoder: dict[str, Any],
+    targets: tuple[int, ...],
+    target: str,
 ) -> None:
     config = {
         "layers": layers,
@@ -162,8 +177,9 @@ def test_equals_the_equations(
         "head_hidden": head,
         "norm": norm,
         "encoder": encoder,
+        "target": target,
     }
-    module = build(config, tokens, 4)
+    module = build(config, tokens, 4, targets=targets)
     tokens_BND = random(len(lengths), tokens, 4)
     clicks = [random(length, 4, seed=place + 10) for place, (length, _) in enumerate(lengths)]
     buys = [random(length, 4, seed=place + 20) for place, (_, length) in enumerate(lengths)]
@@ -194,6 +210,16 @@ def test_without_sequences_it_is_a_network_of_tokens() -> None:
     module = build({"domain": "item"}, 3, 4, sequences=())
     tokens_BND = random(3, 3, 4)
     torch.testing.assert_close(module(tokens_BND, {}), by_hand(module, tokens_BND, []), rtol=1e-9, atol=1e-9)
+
+
+def test_the_encoder_compares_events_with_the_candidate_item() -> None:
+    config = {"compressed": 3}
+    of_item = build(config, 4, 4, ("clicks",), targets=(1, 2)).layers[1].histories[0].encoder.inputs
+    assert of_item.context[3:] == ("candidate:0", "candidate:1")
+    assert of_item.targets == (3, 4)
+    without = build(config, 4, 4, ("clicks",)).layers[1].histories[0].encoder.inputs
+    assert without.context == ("compressed:0", "compressed:1", "compressed:2")
+    assert without.targets == (0, 1, 2)
 
 
 def test_an_event_reaches_every_layer() -> None:

@@ -90,6 +90,16 @@ def linear(x: Tensor, of: nn.Linear) -> Tensor:
     return of.weight @ x + of.bias
 
 
+def met(x_ND: Tensor, histories: list[Tensor], module: InterFormer) -> list[Tensor]:
+    """``e + W (e * t)`` event by event, where a sequence has a candidate item."""
+    places = [shape.targets if module.config.meets_candidate else () for shape in module.inputs.sequences]
+    candidates = [sum(x_ND[place] for place in of_one) for of_one in places]
+    return [
+        torch.stack([e + linear.weight @ (e * t) for e in history]) if of_one and len(history) else history
+        for history, t, of_one, linear in zip(histories, candidates, places, module.meeting.linears, strict=True)
+    ]
+
+
 def masked(histories: list[Tensor], module: InterFormer) -> Tensor:
     """MaskNet over the events of all sequences, the newest beside the newest."""
     merged = []
@@ -139,7 +149,7 @@ def interaction_by_the_paper(x_ND: Tensor, s_sum: Tensor, of: nn.Module) -> Tens
 
 def example_by_the_paper(module: InterFormer, x_ND: Tensor, histories: list[Tensor]) -> Tensor:
     config = module.config
-    s_TD = masked(histories, module) if histories else None
+    s_TD = masked(met(x_ND, histories, module), module) if histories else None
     for depth, layer in enumerate(module.layers):
         if s_TD is None:
             x_ND = interaction_by_the_paper(x_ND, x_ND[:0], layer)
@@ -165,9 +175,11 @@ def by_the_paper(module: InterFormer, examples: Examples) -> Tensor:
     )
 
 
-def build(config: InterFormer.Config, tokens: int, dim: int, sequences: tuple[str, ...] = ()) -> InterFormer:
+def build(
+    config: InterFormer.Config, tokens: int, dim: int, sequences: tuple[str, ...] = (), targets: tuple[int, ...] = ()
+) -> InterFormer:
     names = tuple(f"token{place}" for place in range(tokens))
-    shapes = tuple(SequenceShape(name, 50) for name in sequences)
+    shapes = tuple(SequenceShape(name, 50, targets) for name in sequences)
     torch.manual_seed(0)
     module = InterFormer(config, BackboneInputs(names, dim, shapes)).double()
     for parameter in module.parameters():
@@ -188,6 +200,7 @@ def build(config: InterFormer.Config, tokens: int, dim: int, sequences: tuple[st
     gate=st.sampled_from(["multiplicative", "printed"]),
     residual=st.sampled_from(["layer_norm", "rms_norm", "none"]),
     hidden=st.sampled_from([(), (5,)]),
+    meets=st.booleans(),
 )
 def test_equals_the_published_equations_and_their_gradients(
     data: st.DataObject,
@@ -201,6 +214,7 @@ def test_equals_the_published_equations_and_their_gradients(
     gate: str,
     residual: str,
     hidden: tuple[int, ...],
+    meets: bool,
 ) -> None:
     truncated = st.lists(st.integers(1, 6), min_size=layers, max_size=layers).map(tuple)
     config = InterFormer.Config(
@@ -214,12 +228,14 @@ def test_equals_the_published_equations_and_their_gradients(
         queries=data.draw(st.one_of(st.just(()), truncated)),
         gate=gate,
         residual=residual,
+        meets_candidate=meets,
         head_hidden=(6, 4),
     )
     lengths = {
         f"s{i}": data.draw(st.lists(st.integers(0, 8), min_size=batch, max_size=batch)) for i in range(sequences)
     }
-    module = build(config, tokens, dim, tuple(lengths))
+    targets = tuple(data.draw(st.sets(st.integers(0, tokens - 1), max_size=2)))
+    module = build(config, tokens, dim, tuple(lengths), targets)
     examples = random_examples(batch, tokens, dim, lengths).requires_grad()
     expected = by_the_paper(module, examples)
     actual = module(examples.tokens_BND, examples.sequences())
@@ -238,6 +254,17 @@ def test_without_sequences_nothing_is_idle() -> None:
     module = build(InterFormer.Config(), 3, 8)
     module(torch.randn(5, 3, 8, dtype=torch.float64), {}).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())
+
+
+def test_events_meet_the_candidate_item() -> None:
+    """Two candidates alike in everything but the product with an event are told apart by the events that enter."""
+    module = build(InterFormer.Config(), 2, 4, ("items",), targets=(1,))
+    examples = random_examples(1, 2, 4, {"items": [3]})
+    events, tokens_BND = examples.sequences()["items"], examples.tokens_BND
+    (same,) = module.meeting([events], torch.zeros_like(tokens_BND))
+    assert torch.equal(same.values_ED, events.values_ED)
+    (other,) = module.meeting([events], tokens_BND)
+    assert (other.values_ED - events.values_ED).abs().amin(1).gt(0).all()
 
 
 def test_an_event_that_is_not_kept_is_still_heard() -> None:
@@ -261,7 +288,8 @@ def expected_flops(module: InterFormer, n: int, events: int, dim: int) -> int:
     config, k = module.config, len(module.inputs.sequences)
     m, p = config.num_cls, config.num_pma
     s, t = m + p + config.num_recent, events + m
-    total = (4 * k**2 + 2 * k) * events * dim**2
+    met = sum(bool(shape.targets) for shape in module.inputs.sequences)
+    total = 2 * met * events * dim**2 + (4 * k**2 + 2 * k) * events * dim**2
     for depth in range(config.layers + 1):
         total += 2 * n * m * dim + 2 * m * dim**2
         total += 4 * t * dim**2 + 4 * p * t * dim + (2 * p + 2 * s) * dim**2
@@ -284,7 +312,7 @@ def expected_flops(module: InterFormer, n: int, events: int, dim: int) -> int:
 @pytest.mark.parametrize("fields", [{}, {"layers": 3, "queries": (9, 5, 2), "num_cls": 2, "num_pma": 3, "heads": 1}])
 @pytest.mark.parametrize("sequences", [("items",), ("items", "shops")])
 def test_flops_are_as_documented(fields: dict[str, object], sequences: tuple[str, ...]) -> None:
-    module = build(InterFormer.Config(**fields), 5, 8, sequences)
+    module = build(InterFormer.Config(**fields), 5, 8, sequences, targets=(1, 2))
     examples = random_examples(3, 5, 8, {name: [21] * 3 for name in sequences})
     counted = count_flops(lambda: module(examples.tokens_BND, examples.sequences()))
     assert counted == 3 * expected_flops(module, 5, 21, 8)

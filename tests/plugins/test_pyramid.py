@@ -255,9 +255,9 @@ def test_without_sequences_the_backbone_is_its_interaction() -> None:
 
 
 def test_the_backbone_is_encoders_before_the_interaction() -> None:
-    shapes = (SequenceShape("items", 50), SequenceShape("type", 50))
+    shapes = (SequenceShape("items", 50, targets=(1,)), SequenceShape("type", 50))
     inputs = BackboneInputs(("user", "item"), 8, shapes)
-    module = PyramidBackbone(PyramidBackbone.Config(target=("item",), interaction={"name": "dlrm"}), inputs)
+    module = PyramidBackbone(PyramidBackbone.Config(interaction={"name": "dlrm"}), inputs)
     tokens_BND = torch.randn(2, 2, 8)
     sequences = {
         name: jagged([torch.randn(n, 8) for n in lengths], 50)
@@ -265,12 +265,18 @@ def test_the_backbone_is_encoders_before_the_interaction() -> None:
     }
     summaries = []
     for shape in shapes:
-        alone = Pyramid(Pyramid.Config(), EncoderInputs(shape.name, 8, 50, inputs.tokens, targets=(1,)))
+        alone = Pyramid(Pyramid.Config(), EncoderInputs(shape.name, 8, 50, inputs.tokens, shape.targets))
         alone.load_state_dict(module.encoders[f"sequence_{shape.name}"].state_dict())
         summaries.append(alone(sequences[shape.name], tokens_BND))
     expected = module.interaction(torch.cat([tokens_BND, *summaries], 1), {})
     assert torch.equal(module(tokens_BND, sequences), expected)
     assert len(module.blocks()) == 4
+
+
+def test_a_named_target_goes_before_the_tokens_that_share_a_table() -> None:
+    inputs = BackboneInputs(("user", "item"), 8, (SequenceShape("items", 50, targets=(1,)),))
+    encoder = PyramidBackbone(PyramidBackbone.Config(target=("user",)), inputs).encoders["sequence_items"]
+    assert encoder.inputs.targets == (0,)
 
 
 def test_an_unknown_target_is_an_error() -> None:

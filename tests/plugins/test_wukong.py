@@ -25,7 +25,13 @@ class TestWukong(BackboneTests):
     configs = (
         {"num_fmb_tokens": 3, "num_lcb_tokens": 1},
         {"layers": 3, "cross_layer_attention": True, "norm": "rms_norm", "bias": "last"},
-        {"projection": "input_dependent", "activation": "silu", "head_hidden": [16, 8]},
+        {
+            "projection": "input_dependent",
+            "activation": "silu",
+            "head_hidden": [16, 8],
+            "head_input": "all",
+            "input_norm": "layer_norm",
+        },
     )
 
 
@@ -89,9 +95,12 @@ def by_the_paper(module: Wukong, tokens_BND: Tensor, config: Wukong.Config) -> T
     rows = []
     for x_ND in tokens_BND:
         earlier: list[Tensor] = []
+        if config.input_norm == "layer_norm":
+            x_ND = norm(x_ND.flatten(), module.input_norm, Wukong.Config()).reshape(x_ND.shape)
+        first_ND = x_ND
         for layer in module.layers:
             earlier, x_ND = [*earlier, x_ND], layer_by_the_paper(x_ND, earlier, layer, config)
-        x = x_ND.flatten()
+        x = torch.cat([*first_ND, *x_ND]) if config.head_input == "all" else x_ND.flatten()
         linears = [part for part in module.head if isinstance(part, nn.Linear)]
         for linear in linears:
             x = affine(x, linear, config.bias == "all" or linear is linears[-1]).clamp(min=0)
@@ -127,6 +136,8 @@ def random_tokens(batch: int, tokens: int, dim: int) -> Tensor:
             "heads": st.integers(1, 2),
             "norm": st.sampled_from(["layer_norm", "rms_norm"]),
             "bias": st.sampled_from(["all", "last"]),
+            "input_norm": st.sampled_from(["none", "layer_norm"]),
+            "head_input": st.sampled_from(["last", "all"]),
             "head_hidden": st.sampled_from([(3,), (5, 3)]),
         }
     ),
@@ -161,7 +172,8 @@ def flops_by_the_formula(config: Wukong.Config, n: int, d: int) -> int:
             s = sum(counts)
             total += 4 * m * d * d + 4 * s * d * d + 4 * m * s * d
         counts.append(m)
-    return total + mlp_flops(counts[-1] * d, *config.head_hidden)
+    read = counts[-1] + (counts[0] if config.head_input == "all" else 0)
+    return total + mlp_flops(read * d, *config.head_hidden)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +182,7 @@ def flops_by_the_formula(config: Wukong.Config, n: int, d: int) -> int:
         ({}, 5, 4),
         ({"num_fmb_tokens": 4, "num_lcb_tokens": 1, "layers": 3}, 5, 6),
         ({"projection": "input_dependent", "projection_hidden": (7, 3), "head_hidden": (9, 4)}, 11, 4),
+        ({"head_input": "all", "input_norm": "layer_norm"}, 7, 4),
         ({"cross_layer_attention": True, "layers": 4, "k": 3, "fmb_hidden": ()}, 6, 8),
         (
             {"layers": 2, "num_fmb_tokens": 8, "num_lcb_tokens": 8, "k": 24, "fmb_hidden": (64, 64), "bias": "last"},

@@ -16,10 +16,18 @@ from exfm.interfaces.jagged import JaggedSequence
 
 @dataclass(frozen=True)
 class SequenceShape:
-    """What is known of a sequence when a module is built."""
+    """What is known of a sequence when a module is built.
+
+    Attributes:
+        name: the sequence's name.
+        max_length: the longest history, in events.
+        targets: indices of the tokens that share an embedding table with the sequence: the candidate item the history
+            is compared with. May be empty.
+    """
 
     name: str
     max_length: int
+    targets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def reference_cost(kind: str, component: type[Any]) -> dict[str, int] | None:
     module: nn.Module
     if kind == "backbone":
         sequences = {"history": history} if component.consumes_sequences else {}
-        shapes = tuple(SequenceShape(name, _LONGEST) for name in sequences)
+        shapes = tuple(SequenceShape(name, _LONGEST, (1,)) for name in sequences)
         module = component(component.Config(), BackboneInputs(names, _DIM, shapes))
         flops = count_flops(lambda: module(tokens_BND, sequences))
     elif kind == "sequence_encoder":

@@ -62,15 +62,15 @@ class RankingModel(nn.Module):
         # Prefixed: torch does not take a child that is called like one of ModuleDict's attributes, `items` or `type`.
         self.encoders = nn.ModuleDict()
         summaries: list[str] = []
+        targets = {sequence.name: self.featurizer.tokens_like(sequence) for sequence in sequences}
         for sequence in sequences if config.sequence_encoder is not None else []:
-            tables = {sequence.table_name(field) for field in sequence.fields if field.kind == "categorical"}
-            targets = tuple(i for i, table in enumerate(self.featurizer.token_tables) if table in tables)
-            inputs = EncoderInputs(sequence.name, config.embedding_dim, sequence.max_length, context, targets)
+            candidate = targets[sequence.name]
+            inputs = EncoderInputs(sequence.name, config.embedding_dim, sequence.max_length, context, candidate)
             assert config.sequence_encoder is not None
             encoder = config.sequence_encoder.build(inputs)
             self.encoders[f"sequence_{sequence.name}"] = encoder
             summaries += [f"{sequence.name}:{k}" for k in range(encoder.num_tokens)]
-        shapes = tuple(SequenceShape(sequence.name, sequence.max_length) for sequence in sequences)
+        shapes = tuple(SequenceShape(one.name, one.max_length, targets[one.name]) for one in sequences)
         shapes = shapes if self.reads_sequences else ()
         self.backbone = config.backbone.build(BackboneInputs((*context, *summaries), config.embedding_dim, shapes))
         self.lookups: StateLookups | None = None

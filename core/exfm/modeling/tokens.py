@@ -176,6 +176,11 @@ class Featurizer(nn.Module):
         found = self._look_up(batch.bags_of(frozenset(features)))
         return {lookup.key: found[lookup] for lookup in self.bags if lookup.key in features}
 
+    def tokens_like(self, sequence: SequenceFeature) -> tuple[int, ...]:
+        """Places of the tokens that share a table with a sequence: those of the candidate item."""
+        tables = {sequence.table_name(field) for field in sequence.fields if field.kind == "categorical"}
+        return tuple(place for place, table in enumerate(self.token_tables) if table in tables)
+
     @property
     def table_numel(self) -> int:
         """Weights in all tables together, wherever they lie."""

@@ -13,6 +13,7 @@ from exfm.interfaces.component import Component
 from exfm.interfaces.jagged import JaggedSequence
 from exfm.testing.behaviour import BehaviourTests
 from exfm.testing.execution import ExecutionTests
+from exfm.testing.network import MAX_LENGTH
 
 
 class BackboneTests(BehaviourTests, ExecutionTests):
@@ -20,10 +21,12 @@ class BackboneTests(BehaviourTests, ExecutionTests):
 
     Attributes:
         sequences: names of the sequences that a backbone with ``consumes_sequences`` gets.
+        targets: places of the candidate item's tokens among ``tokens``.
     """
 
     interface: ClassVar[type[Component]] = Backbone
     sequences: ClassVar[tuple[str, ...]] = ("clicks", "buys")
+    targets: ClassVar[tuple[int, ...]] = (2,)
 
     @property
     def sequence_names(self) -> tuple[str, ...]:
@@ -32,7 +35,7 @@ class BackboneTests(BehaviourTests, ExecutionTests):
 
     def inputs(self, max_length: int) -> BackboneInputs:
         """Tokens and sequences."""
-        shapes = tuple(SequenceShape(name, max_length) for name in self.sequence_names)
+        shapes = tuple(SequenceShape(name, max_length, self.targets) for name in self.sequence_names)
         return BackboneInputs(self.tokens, self.dim, shapes)
 
     def call(self, module: nn.Module, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
@@ -52,6 +55,16 @@ class BackboneTests(BehaviourTests, ExecutionTests):
             return
         output = module(self.examples().tokens_BND, {})
         assert output.isfinite().all(), "the output is not finite where the stream has no sequences"
+
+    def test_without_a_candidate_item(self, fields: Mapping[str, Any]) -> None:
+        """No token may share a table with a sequence: a backbone does without, or refuses with a ValueError."""
+        shapes = tuple(SequenceShape(name, MAX_LENGTH) for name in self.sequence_names)
+        try:
+            module = self.make(fields, inputs=BackboneInputs(self.tokens, self.dim, shapes))
+        except ValueError:
+            return
+        output = self.run(module, self.examples())
+        assert output.isfinite().all(), "the output is not finite where no token is the candidate item's"
 
     def test_gradient_reaches_the_tokens(self, fields: Mapping[str, Any]) -> None:
         """Embedding tables learn through the tokens, and each token has tables of its own."""

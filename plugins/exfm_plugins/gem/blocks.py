@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from exfm import BackboneInputs, ComponentSpec, EncoderInputs, JaggedSequence, SequenceShape
 from exfm.layers import ActivationName, Attention, NormName, activation, mlp, norm
+
+TargetName = Literal["item", "compressed"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class LayerShape:
     heads: int
     activation: ActivationName
     norm: NormName
+    target: TargetName
 
 
 class Gate(nn.Module):
@@ -79,8 +83,15 @@ class PersonalisedFFN(nn.Module):
 class History(nn.Module):
     """What one layer does with one sequence: tokens refine all its events, and an encoder summarises them.
 
-    ``X_sum = Gate(W X)``, ``F' = PersonalisedFFN(F; X_sum)``, ``S_sum = Gate(Encoder(F', X_sum))``. The encoder takes
-    ``X_sum`` for the candidate item that the history is compared with.
+    ``X_sum = Gate(W X)``, ``F' = PersonalisedFFN(F; X_sum)``, ``S_sum = Gate(Encoder(F', [X_sum || t]))``. The encoder
+    compares events with the candidate item, the input's tokens ``t`` that share a table with the sequence; where there
+    are none, with ``X_sum``.
+
+    Args:
+        tokens: N.
+        sequence: its name, its longest history and its candidate item.
+        dim: D.
+        shape: see ``LayerShape``.
     """
 
     def __init__(self, tokens: int, sequence: SequenceShape, dim: int, shape: LayerShape) -> None:
@@ -88,17 +99,26 @@ class History(nn.Module):
         self.compression = nn.Linear(tokens, shape.compressed, bias=False)
         self.compressed_gate = Gate(dim)
         self.ffn = PersonalisedFFN(dim, shape.ffn * dim, shape.compressed, shape.activation, shape.norm)
-        names = tuple(f"compressed:{place}" for place in range(shape.compressed))
-        every = tuple(range(shape.compressed))
-        self.encoder = shape.encoder.build(EncoderInputs(sequence.name, dim, sequence.max_length, names, every))
+        self.targets = list(sequence.targets) if shape.target == "item" else []
+        compressed = [f"compressed:{place}" for place in range(shape.compressed)]
+        names = (*compressed, *(f"candidate:{place}" for place in range(len(self.targets))))
+        places = tuple(range(len(compressed), len(names))) or tuple(range(len(compressed)))
+        self.encoder = shape.encoder.build(EncoderInputs(sequence.name, dim, sequence.max_length, names, places))
         self.num_tokens: int = self.encoder.num_tokens
         self.summary_gate = Gate(dim)
 
-    def forward(self, tokens_BND: Tensor, sequence: JaggedSequence) -> tuple[Tensor, JaggedSequence]:
-        """Maps tokens (B, N, D) and events (E, D) to summary tokens (B, K, D) and refined events (E, D)."""
+    def forward(self, tokens_BND: Tensor, sequence: JaggedSequence, input_BND: Tensor) -> tuple[Tensor, JaggedSequence]:
+        """Maps tokens (B, N, D) and events (E, D) to summary tokens (B, K, D) and refined events (E, D).
+
+        Args:
+            tokens_BND: X.
+            sequence: F.
+            input_BND: the tokens that the first layer gets, with the candidate item among them.
+        """
         compressed_BCD = self.compressed_gate(self.compression(tokens_BND.mT).mT)
         refined = self.ffn(sequence, compressed_BCD)
-        return self.summary_gate(self.encoder(refined, compressed_BCD)), refined
+        context_BCD = torch.cat([compressed_BCD, *(input_BND[:, [place]] for place in self.targets)], dim=1)
+        return self.summary_gate(self.encoder(refined, context_BCD)), refined
 
 
 class GemLayer(nn.Module):
@@ -133,7 +153,8 @@ class GemLayer(nn.Module):
         self, tokens_BND: Tensor, earlier_BMD: Tensor, sequences: Sequence[JaggedSequence]
     ) -> tuple[Tensor, Tensor, list[JaggedSequence]]:
         """Returns tokens (B, N, D), summary tokens of all sequences (B, K, D), and the refined sequences."""
-        pairs = [history(tokens_BND, part) for history, part in zip(self.histories, sequences, strict=True)]
+        input_BND = earlier_BMD[:, : tokens_BND.shape[1]]
+        pairs = [history(tokens_BND, part, input_BND) for history, part in zip(self.histories, sequences, strict=True)]
         summaries_BKD = torch.cat([tokens_BND[:, :0], *(summary for summary, _ in pairs)], dim=1)
         mixed_BR = self.interaction(torch.cat([tokens_BND, summaries_BKD], dim=1), {})
         tokens_BND = self.norm(tokens_BND + self.expansion(mixed_BR).view_as(tokens_BND))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from exfm import Backbone, BackboneInputs, ComponentConfig, ComponentField, ComponentSpec, JaggedSequence
 from exfm.layers import ActivationName, NormName, mlp
-from exfm_plugins.gem.blocks import DomainGate, GemLayer, LayerShape
+from exfm_plugins.gem.blocks import DomainGate, GemLayer, LayerShape, TargetName
 
 
 class GEM(Backbone):
@@ -26,11 +26,13 @@ class GEM(Backbone):
 
     - cross-feature learning as in InterFormer (arXiv 2411.09852), both ways: ``X_sum = Gate(W X)`` personalises a
       feed-forward network over the events, ``F' = PersonalisedFFN(F; X_sum)``, and the gated summary
-      ``S_sum = Gate(Encoder(F', X_sum))`` joins the tokens. InterFormer's gate is printed as ``sigmoid(X * MLP(X))``
-      and described as a gate; ours is ``sigmoid(W X + b) * X``. Its mask over raw events is left out: the
-      personalised network of the first layer can do what it does.
-    - sequence learning: the encoder, a pyramid. It takes ``X_sum`` for the candidate item, so that its summary has what
-      InterFormer's CLS tokens are for. Events are never dropped between layers: each layer's encoder reads all of them.
+      ``S_sum = Gate(Encoder(F', [X_sum || t]))`` joins the tokens. InterFormer's gate is printed as
+      ``sigmoid(X * MLP(X))`` and described as a gate; ours is ``sigmoid(W X + b) * X``. Its mask over raw events is
+      left out: the personalised network of the first layer can do what it does.
+    - sequence learning: the encoder, a pyramid. Its context is ``X_sum``, so that its summary has what InterFormer's
+      CLS tokens are for, and the candidate item ``t``, the input's tokens that share a table with the sequence, which
+      it compares events with (``target``). Events are never dropped between layers: each layer's encoder reads all of
+      them.
     - non-sequence learning: ``X' = Norm(X + W Inter([X || S_sum, ...]))``, the interaction being Wukong with attention
       across its own layers.
     - from the second layer on, ``X' = Norm(X' + MHA(X', [X_0 || X_1 ...]))``: tokens attend over those of every earlier
@@ -50,7 +52,7 @@ class GEM(Backbone):
 
     Example::
 
-        inputs = BackboneInputs(("surface", "item"), dim=16, sequences=(SequenceShape("history", 500),))
+        inputs = BackboneInputs(("surface", "item"), 16, (SequenceShape("history", 500, targets=(1,)),))
         backbone = GEM(GEM.Config(domain="surface"), inputs)
         history = JaggedSequence(torch.randn(5, 16), torch.tensor([0, 2, 2, 5]), max_length=500)
         representation_BR = backbone(torch.randn(3, 2, 16), {"history": history})  # (3, 128)
@@ -75,6 +77,11 @@ class GEM(Backbone):
             "", description="Name of the token whose embedding gates tokens and representation; empty for none."
         )
         domain_hidden: PositiveInt = Field(64, description="Hidden width of the MLPs that make the domain's gates.")
+        target: TargetName = Field(
+            "item",
+            description="What the encoder compares events with: the tokens that share a table with the sequence, or "
+            "X_sum, which it is where there are no such tokens.",
+        )
         compressed: PositiveInt = Field(4, description="Tokens of X_sum, which personalise what is done to events.")
         ffn: PositiveInt = Field(2, description="Hidden width of the network over events, as a multiple of D.")
         heads: PositiveInt = Field(2, description="Heads of the attention over earlier layers; they divide D.")
@@ -94,6 +101,7 @@ class GEM(Backbone):
             heads=config.heads,
             activation=config.activation,
             norm=config.norm,
+            target=config.target,
         )
         layers = [GemLayer(inputs, shape, first=depth == 0) for depth in range(config.layers)]
         self.layers = nn.ModuleList(layers)

@@ -23,7 +23,7 @@ from exfm_plugins.interformer.layer import (
     SequenceSummary,
     TokenSummary,
 )
-from exfm_plugins.interformer.sequences import MaskNet
+from exfm_plugins.interformer.sequences import MaskNet, Meeting
 
 
 class InterFormer(Backbone):
@@ -41,6 +41,8 @@ class InterFormer(Backbone):
 
     What the paper leaves open, and what is done here:
 
+    - the paper does not tell which token is the candidate item. Where tokens share a table with a sequence, their sum
+      ``t`` meets its events before the mask, ``e + W (e * t)``; without ``meets_candidate`` it does not.
     - residuals and norms: ``X' = Norm(X + MLP(...))``, ``P = S + PFFN(X_sum, S)`` and ``S' = Norm(P + MHA(P))``;
       ``residual: none`` takes the equations as printed.
     - sequences of different lengths are lined up at their newest events, and filled up with zeros (see ``MaskNet``).
@@ -54,6 +56,7 @@ class InterFormer(Backbone):
     FLOPs of an example with ``n`` tokens, ``k`` sequences of ``T`` events, ``m = num_cls``, ``p = num_pma``,
     ``s = m + p + num_recent``, in a layer that gets ``t`` events, ``T + m`` in the first, and keeps ``q`` of them::
 
+        2 k T D^2                                      events meeting the candidate item, where there is one
         (4 k^2 + 2 k) T D^2                            mask and merging
         2 n m D + 2 m D^2                              X_sum, per layer and for the head
         4 t D^2 + 4 p t D + (2 p + 2 s) D^2            S_sum, per layer and for the head
@@ -72,7 +75,7 @@ class InterFormer(Backbone):
 
     Example::
 
-        inputs = BackboneInputs(("user", "item"), dim=16, sequences=(SequenceShape("history", 500),))
+        inputs = BackboneInputs(("user", "item"), 16, (SequenceShape("history", 500, targets=(1,)),))
         backbone = InterFormer(InterFormer.Config(layers=2), inputs)
         history = JaggedSequence(torch.randn(5, 16), torch.tensor([0, 2, 2, 5]), max_length=500)
         representation_BR = backbone(torch.randn(3, 2, 16), {"history": history})  # (3, 64)
@@ -100,6 +103,11 @@ class InterFormer(Backbone):
             (),
             description="For each layer, the most recent events that it keeps besides CLS tokens, having looked at "
             "all (arXiv 2510.26104); empty for all.",
+        )
+        meets_candidate: bool = Field(
+            True,
+            description="Whether raw events meet the candidate item, the tokens that share a table with the sequence "
+            "(ours): e + W (e * t).",
         )
         gate: GateName = Field(
             "multiplicative", description="sigmoid(MLP(X)) * X, or as printed in the paper sigmoid(X * MLP(X))."
@@ -139,6 +147,8 @@ class InterFormer(Backbone):
         summaries = config.num_cls
         if inputs.sequences:
             queries = config.queries or (None,) * config.layers
+            targets = [shape.targets if config.meets_candidate else () for shape in inputs.sequences]
+            self.meeting = Meeting(targets, inputs.dim)
             self.mask = MaskNet(len(inputs.sequences), inputs.dim, config.activation)
             self.layers = nn.ModuleList(
                 InterFormerLayer(inputs, shape, kept, first=depth == 0) for depth, kept in enumerate(queries)
@@ -156,7 +166,8 @@ class InterFormer(Backbone):
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
         """Maps tokens (B, N, D) and raw sequences by name to the representation (B, R)."""
         if self.inputs.sequences:
-            sequence = self.mask([sequences[shape.name] for shape in self.inputs.sequences])
+            parts = [sequences[shape.name] for shape in self.inputs.sequences]
+            sequence = self.mask(self.meeting(parts, tokens_BND))
             for layer in self.layers:
                 tokens_BND, sequence = layer(tokens_BND, sequence)
             summaries = [self.token_summary(tokens_BND), self.sequence_summary(sequence)]

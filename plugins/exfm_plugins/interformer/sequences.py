@@ -15,6 +15,32 @@ from exfm import JaggedSequence
 from exfm.layers import ActivationName, jagged_attention, mlp, rotate
 
 
+class Meeting(nn.Module):
+    """``e + W (e * t)`` for every event ``e``, with ``t`` its example's candidate item and a ``W`` for each sequence.
+
+    Args:
+        targets: of each sequence, the places of the tokens whose sum is the candidate item; a sequence without any
+            stays as it is.
+        dim: D.
+    """
+
+    def __init__(self, targets: Sequence[tuple[int, ...]], dim: int) -> None:
+        super().__init__()
+        self.targets = list(targets)
+        self.linears = nn.ModuleList(nn.Linear(dim, dim, bias=False) if places else nn.Identity() for places in targets)
+
+    def forward(self, sequences: Sequence[JaggedSequence], tokens_BND: Tensor) -> list[JaggedSequence]:
+        """Maps sequences of (E_i, D) to the same, given tokens (B, N, D)."""
+        met = []
+        for sequence, places, linear in zip(sequences, self.targets, self.linears, strict=True):
+            if places:
+                target_BD = torch.stack([tokens_BND[:, place] for place in places]).sum(0)
+                product_ED = sequence.values_ED * target_BD.index_select(0, sequence.example_index())
+                sequence = sequence.with_values(sequence.values_ED + linear(product_ED))
+            met.append(sequence)
+        return met
+
+
 class MaskNet(nn.Module):
     """``MLP_lce(S * MLP_mask(S))``: sequences are filtered and become one.
 

@@ -33,8 +33,8 @@ class PyramidBackbone(Backbone):
 
     Example::
 
-        inputs = BackboneInputs(tokens=("user", "item"), dim=16, sequences=(SequenceShape("history", 500),))
-        backbone = PyramidBackbone(PyramidBackbone.Config(target=("item",)), inputs)
+        inputs = BackboneInputs(("user", "item"), 16, (SequenceShape("history", 500, targets=(1,)),))
+        backbone = PyramidBackbone(PyramidBackbone.Config(), inputs)
         history = JaggedSequence(torch.randn(5, 16), torch.tensor([0, 2, 2, 5]), max_length=500)
         representation_BR = backbone(torch.randn(3, 2, 16), {"history": history})
     """
@@ -51,16 +51,18 @@ class PyramidBackbone(Backbone):
         )
         target: tuple[str, ...] = Field(
             (),
-            description="Tokens whose sum is the candidate item that every history is compared with; empty for none.",
+            description="Tokens whose sum is the candidate item that every history is compared with; none: those that "
+            "share a table with the sequence.",
         )
 
     def __init__(self, config: Config, inputs: BackboneInputs) -> None:
         super().__init__(config, inputs)
-        targets = tuple(_place(token, inputs) for token in config.target)
+        named = tuple(_place(token, inputs) for token in config.target)
         names = list(inputs.tokens)
         # Prefixed: torch does not take a child that is called like one of ModuleDict's attributes.
         self.encoders = nn.ModuleDict()
         for shape in inputs.sequences:
+            targets = named or shape.targets
             encoder = Pyramid(config, EncoderInputs(shape.name, inputs.dim, shape.max_length, inputs.tokens, targets))
             self.encoders[f"sequence_{shape.name}"] = encoder
             names += [f"{shape.name}:{k}" for k in range(encoder.num_tokens)]

@@ -1,6 +1,6 @@
 """Wukong as an exfm backbone.
 
-Legend: B examples, N tokens, D width of a token, R width of the representation.
+Legend: B examples, N tokens, D width of a token, R width of the representation, W = D times the tokens of a layer.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
@@ -34,7 +35,8 @@ class Wukong(Backbone):
     - input-dependent: ``2 n d c + mlp(c d, *projection_hidden, n k)`` more, c being ``projection_tokens``;
     - attention over s tokens: ``4 m d^2 + 4 s d^2 + 4 m s d``;
 
-    and ``mlp(m d, *head_hidden)`` in the end.
+    and ``mlp(m d, *head_hidden)`` in the end, the first of these widths being ``(m + n) d``, n of the input, where the
+    head reads the input too.
 
     Args:
         config: see ``Config``.
@@ -76,6 +78,14 @@ class Wukong(Backbone):
             description="From the second layer on, tokens attend over the input's and all earlier layers' (ours).",
         )
         heads: PositiveInt = Field(1, description="Heads of the attention across layers; they divide D.")
+        input_norm: Literal["none", "layer_norm"] = Field(
+            "none", description="layer_norm: all tokens of an example are normalised together before anything (ours)."
+        )
+        head_input: Literal["last", "all"] = Field(
+            "last",
+            description="What the MLP after the layers reads: the last layer's tokens (the paper's), or the input's "
+            "too, so that their columns are mixed and their size is seen (ours).",
+        )
         head_hidden: tuple[PositiveInt, ...] = Field(
             (64,), min_length=1, description="Widths of the MLP after the layers; the last is the representation's."
         )
@@ -93,24 +103,29 @@ class Wukong(Backbone):
     def __init__(self, config: Config, inputs: BackboneInputs) -> None:
         super().__init__(config, inputs)
         self._attends = config.cross_layer_attention
-        tokens = len(inputs.tokens)
+        count = tokens = len(inputs.tokens)
+        self.input_norm = nn.LayerNorm(count * inputs.dim) if config.input_norm == "layer_norm" else nn.Identity()
         self.layers = nn.ModuleList()
         for depth in range(config.layers):
             layer = WukongLayer(tokens, inputs.dim, config, attends=self._attends and depth > 0)
             self.layers.append(layer)
             tokens = layer.out_tokens
-        widths = [tokens * inputs.dim, *config.head_hidden]
+        self._reads_input = config.head_input == "all"
+        widths = [(tokens + count * self._reads_input) * inputs.dim, *config.head_hidden]
         hidden = mlp(widths[:-1], config.activation, activate_last=True, bias=config.bias == "all")
         self.head = nn.Sequential(*hidden, *mlp(widths[-2:], config.activation, activate_last=True))
         self.output_dim = config.head_hidden[-1]
 
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
         """Maps tokens (B, N, D) to the representation (B, R). ``sequences`` is not used."""
+        input_BW = self.input_norm(tokens_BND.flatten(1))
+        tokens_BND = input_BW.view_as(tokens_BND)
         before: list[Tensor] = []
         for layer in self.layers:
             output_BMD = layer(tokens_BND, *before)
             if self._attends:
                 before.append(tokens_BND)
             tokens_BND = output_BMD
-        representation_BR: Tensor = self.head(tokens_BND.flatten(1))
+        last_BW = tokens_BND.flatten(1)
+        representation_BR: Tensor = self.head(torch.cat([input_BW, last_BW], dim=1) if self._reads_input else last_BW)
         return representation_BR
