@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from exfm.reporting.gains import Scale
 from exfm.reporting.html import render_report
+from exfm.reporting.plots import series_styles
 
 VOID = {"meta", "link", "br", "img", "line", "path", "use", "hr", "input"}
 
@@ -51,8 +53,8 @@ class Page(HTMLParser):
 
 def test_first_comes_the_gain_with_its_interval_and_transfer_ratio(results: dict[str, Any]) -> None:
     text = Page(render_report(results, "name: drifting")).text
-    first = text[: text.index("Models")]
-    for fact in ("vm on click", "+0.43 % NE gain", "better than its control", "+0.31% to +0.55%", "0.35"):
+    first = text[: text.index("NE over time")]
+    for fact in ("vm on click", "+0.43 % NE gain", "better than vm.control", "+0.31% to +0.55%", "0.35"):
         assert fact in first
     assert "fm itself gains +1.25%" in first
 
@@ -78,7 +80,7 @@ def test_plots_take_their_colours_from_the_page(results: dict[str, Any]) -> None
     """A colour fixed in a plot could be invisible in dark mode."""
     html = render_report(results, "")
     plots = re.findall(r"<figure>.*?</figure>", html, re.DOTALL)
-    assert len(plots) == 6
+    assert len(plots) == 5
     assert all("currentColor" in plot and 'role="img"' in plot for plot in plots)
     assert not re.search(r"(fill|stroke): #", "".join(plots))
     defined = set(re.findall(r"(--c\d+):", html))
@@ -107,12 +109,12 @@ def test_a_bare_run_has_a_report_too(results: dict[str, Any]) -> None:
     bare = {"experiment": "bare", "seed": 0, "models": {"vm": model}}
     text = Page(render_report(bare, "")).text
     assert "No model of this experiment has a control" in text
-    assert "Bayes NE" not in text.split("How to read")[0]
+    assert "Bayes NE" not in text
     assert "Supervision" not in text
 
 
 def test_skipped_rows_are_not_kept_quiet(results: dict[str, Any]) -> None:
-    assert "skipped" not in Page(render_report(results, "")).text.split("Models")[0]
+    assert "skipped" not in Page(render_report(results, "")).text.split("Gain over")[0]
     results["data"]["skipped_rows"] = 1234
     assert "seed 7, 1.23k rows of the data skipped" in Page(render_report(results, "")).text
 
@@ -120,10 +122,10 @@ def test_skipped_rows_are_not_kept_quiet(results: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("gain", "words"),
     [
-        ({"interval95": [-0.5, -0.1], "ne_gain_percent": -0.3}, "worse than its control"),
-        ({"interval95": [-0.5, 0.1], "ne_gain_percent": -0.2}, "no clear difference"),
-        ({"interval95": None, "ne_gain_percent": 0.1}, "no interval"),
-        ({"interval95": None, "ne_gain_percent": None}, "no interval"),
+        ({"interval95": [-0.5, -0.1], "ne_gain_percent": -0.3}, "worse than vm.control"),
+        ({"interval95": [-0.5, 0.1], "ne_gain_percent": -0.2}, "no clear difference from vm.control"),
+        ({"interval95": None, "ne_gain_percent": 0.1}, "no interval against vm.control"),
+        ({"interval95": None, "ne_gain_percent": None}, "no interval against vm.control"),
         ({"transfer_ratio": None, "teacher_ne_gain_percent": -0.2}, "No transfer ratio: fm itself gains \u22120.20%"),
     ],
 )
@@ -131,7 +133,7 @@ def test_a_gain_is_called_what_it_is(results: dict[str, Any], gain: dict[str, An
     results["gains"][0] |= gain
     text = Page(render_report(results, "")).text
     assert words in text
-    assert ("better than its control" in text) == ("transfer_ratio" in gain)
+    assert ("better than vm.control" in text) == ("transfer_ratio" in gain)
 
 
 def test_two_teachers_share_one_comparison(results: dict[str, Any]) -> None:
@@ -143,32 +145,61 @@ def test_two_teachers_share_one_comparison(results: dict[str, Any]) -> None:
 
 
 def test_many_models_find_a_style(results: dict[str, Any]) -> None:
+    """No two of eighteen models that are no controls are drawn alike."""
     for index in range(20):
         results["models"][f"vm{index}"] = results["models"]["vm"]
-    html = render_report(results, "")
-    keys = re.findall(r"<line [^>]*var\((--c\d)\)[^>]*stroke-dasharray=\"([^\"]*)\"", html)
-    assert len(keys) == 23
-    solid_or_long = [key for key in keys if key[1] != "2.5 2.0"]
-    assert len(set(solid_or_long)) == 18
+    drawn = list(series_styles(results).values())
+    assert len(drawn) == 23
+    assert len({(style.color, style.dashes, style.marker) for style in drawn if not style.hollow}) == 18
 
 
-def test_many_comparisons_are_a_table_and_rows_without_end_are_no_plot(results: dict[str, Any]) -> None:
+def test_a_control_is_its_model_in_outline(results: dict[str, Any]) -> None:
+    styles = series_styles(results)
+    model, control = styles["vm"], styles["vm.control"]
+    assert (control.color, control.marker) == (model.color, model.marker)
+    assert control.hollow and control.dashes and not model.hollow and not model.dashes
+    assert styles["fm"].color != model.color and styles["fm"].marker != model.marker
+
+
+def test_many_comparisons_are_counted_and_rows_without_end_are_no_plot(results: dict[str, Any]) -> None:
     gain = results["gains"][0]
     for index in range(20):
         for suffix in ("", ".control"):
             results["models"][f"vm{index}{suffix}"] = results["models"]["vm" + suffix]
-        results["gains"].append(gain | {"model": f"vm{index}", "control": f"vm{index}.control"})
+        bounds = {"interval95": [-0.2, 0.9]} if index < 3 else {}
+        results["gains"].append(gain | {"model": f"vm{index}", "control": f"vm{index}.control"} | bounds)
     html = render_report(results, "")
     text = Page(html).text
-    assert 'class="card' not in html
-    assert "vm19 click +0.43% +0.31% to +0.55% better than its control 0.35 of fm's +1.25%" in text
+    assert "18 better than the control 3 without a clear difference 0 worse" in text
+    assert "vm19 on click +0.43 % NE gain ▲ better than vm19.control 95% interval +0.31% to +0.55%" in text
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", html)
-    assert captions == [
-        "NE gain over the control",
-        "NE over time: click, without controls",
-        "Age of supervision: fm",
-        "Time",
-    ]
+    assert captions == ["NE over time: click, without controls", "Age of supervision: fm", "Time"]
+
+
+@pytest.mark.parametrize("bounds", [[0.31, 0.55], [-3.0, -0.5], [-0.02, 0.01], None])
+def test_gains_lie_where_their_scale_says(bounds: list[float] | None) -> None:
+    gain = {"ne_gain_percent": sum(bounds) / 2 if bounds else None, "interval95": bounds}
+    scale = Scale.of([gain])
+    values = [0.0, *(bounds or [])]
+    places = [float(scale.place(value).rstrip("%")) for value in values]
+    assert all(0 < place < 100 for place in places)
+    assert sorted(places) == [place for _, place in sorted(zip(values, places, strict=True))]
+    named = {float(name.rstrip("%").replace("\u2212", "-")): place for place, name in scale.ticks}
+    assert 2 <= len(named) <= 6 and named[0.0] == scale.place(0)
+    assert all(scale.place(value) == place for value, place in named.items())
+
+
+def test_table_headers_say_what_they_head(results: dict[str, Any]) -> None:
+    html = render_report(results, "")
+    heads = re.findall(r"<th( [^>]*)?>", html)
+    assert heads and all('scope="col"' in head or 'scope="row"' in head for head in heads)
+    assert html.count("<table") == html.count("<caption>") == len(re.findall(r'role="region" aria-label="[^"]+"', html))
+
+
+def test_plots_tell_in_words_what_they_show(results: dict[str, Any]) -> None:
+    told = re.findall(r'role="img" aria-label="([^"]*)"', render_report(results, ""))
+    assert len(told) == 5
+    assert told[0] == "NE of click over time, by model. At the end: fm 0.8225, vm 0.8425, vm.control 0.8475."
 
 
 def test_calibration_far_off_keeps_the_axis_where_calibrations_can_be(results: dict[str, Any]) -> None:

@@ -47,9 +47,9 @@ def test_the_page_is_the_same_to_the_byte(run_dir: Path) -> None:
 
 def test_every_model_stands_next_to_its_bayes_limit(run_dir: Path) -> None:
     text = (run_dir / "report.html").read_text(encoding="utf-8")
-    assert text.count("<th>above Bayes</th>") == 2
+    assert text.count(">above Bayes</th>") == 2
     for model in ("fm", "vm", "vm.control"):
-        assert f"<th>{model}</th>" in text
+        assert f'<th scope="row">{model}</th>' in text
 
 
 def test_a_folder_without_a_finished_run_is_an_error_that_says_so(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from exfm.reporting.figures import count
+from exfm.reporting.figures import count, fixed
 from exfm.reporting.timeline import Point, distinct_limits, settled_range, timelines
 
 Json = Mapping[str, Any]
@@ -27,14 +27,15 @@ COLORS: Final = 6
 # dark mode.
 INK: Final = "#010101"
 GRID: Final = "#020202"
-SERIES: Final = tuple(f"#0300{index:02x}" for index in range(COLORS))
-_PAGE_COLORS: Final = {INK: "currentColor", GRID: "var(--line)"} | {
+PAGE: Final = "#030303"
+SERIES: Final = tuple(f"#0400{index:02x}" for index in range(COLORS))
+_PAGE_COLORS: Final = {INK: "currentColor", GRID: "var(--line)", PAGE: "var(--page)"} | {
     stand_in: f"var(--c{index})" for index, stand_in in enumerate(SERIES)
 }
 RC: Final = {
     "svg.fonttype": "none",
     "svg.hashsalt": "exfm",
-    "font.size": 9,
+    "font.size": 9.5,
     "text.color": INK,
     "text.parse_math": False,
     "axes.edgecolor": GRID,
@@ -51,52 +52,75 @@ RC: Final = {
     "ytick.labelcolor": INK,
 }
 # About a phone's width: text stays readable there, and on a wide screen plots stand side by side.
-WIDTH: Final = 4.7
+WIDTH: Final = 4.4
+# A line differs from the others in its marker and its dashes too: colour alone does not tell them apart for everyone.
+# Each marker as matplotlib knows it, and as a path around (17, 6) for the page's legend.
+MARKERS: Final = {
+    "o": "M13 6a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
+    "s": "M13.4 2.4h7.2v7.2h-7.2z",
+    "^": "M17 1.2l4.6 8.4h-9.2z",
+    "D": "M17 1l5 5-5 5-5-5z",
+    "v": "M17 10.8l4.6-8.4h-9.2z",
+    "P": "M15.4 1.6h3.2v2.8h2.8v3.2h-2.8v2.8h-3.2v-2.8h-2.8v-3.2h2.8z",
+}
 _FEW_LINES: Final = 8
+_AGES: Final = {
+    1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3_600: "1 h", 21_600: "6 h",
+    86_400: "1 d", 604_800: "7 d", 2_592_000: "30 d", 31_536_000: "1 y",
+}  # fmt: skip
 _LONGEST_NAME: Final = 24
 
 
 @dataclass(frozen=True)
 class SeriesStyle:
-    """How a model is drawn wherever it appears: the number of its colour, and the dashes of its line (none: solid)."""
+    """How a model is drawn wherever it appears.
+
+    Attributes:
+        color: the number of its colour.
+        dashes: of its line; none: solid.
+        marker: its shape.
+        hollow: whether the marker is an outline, as a control's is.
+    """
 
     color: int
     dashes: tuple[float, ...] = ()
+    marker: str = "o"
+    hollow: bool = False
 
     @property
-    def _line(self) -> tuple[int, tuple[float, ...] | None]:
-        return 0, self.dashes or None
+    def line(self) -> dict[str, Any]:
+        """Colour and dashes, as matplotlib's arguments."""
+        return {"color": SERIES[self.color], "linestyle": (0, self.dashes or None)}
+
+    @property
+    def point(self) -> dict[str, Any]:
+        """The marker, as matplotlib's arguments."""
+        color = SERIES[self.color]
+        return {"marker": self.marker, "markerfacecolor": PAGE if self.hollow else color, "markeredgecolor": color}
+
+    @property
+    def marker_path(self) -> str:
+        """The marker's outline around (17, 6), for the page's legend."""
+        return MARKERS[self.marker]
 
 
 def series_styles(results: Json) -> dict[str, SeriesStyle]:
-    """A style for each model: a colour for each model that is no control; a control has its model's, dashed."""
+    """A style for each model: a colour and marker for each that is no control; a control has its model's, in outline."""
     model_of = {gain["control"]: gain["model"] for gain in results.get("gains", ())}
     heads = [name for name in results["models"] if name not in model_of]
     # After all colours are used they come again, with lines of another kind.
     kinds = ((), (8.0, 2.0), (6.0, 2.0, 1.0, 2.0))
-    solid = {name: SeriesStyle(index % COLORS, kinds[index // COLORS % len(kinds)]) for index, name in enumerate(heads)}
+    markers = list(MARKERS)
+    solid = {
+        name: SeriesStyle(index % COLORS, kinds[index // COLORS % len(kinds)], markers[index % len(markers)])
+        for index, name in enumerate(heads)
+    }
     controls = {
-        control: SeriesStyle(solid[model].color if model in solid else 0, (2.5, 2.0))
+        control: replace(solid.get(model, SeriesStyle(0)), dashes=(2.5, 2.0), hollow=True)
         for control, model in model_of.items()
     }
     styles = solid | controls
     return {name: styles[name] for name in results["models"]}
-
-
-def gain_plot(gains: Sequence[Json], styles: Mapping[str, SeriesStyle]) -> str:
-    """NE gain over the control with its interval, a row for each model and task."""
-    labels = [f"{short(gain['model'])}, {short(gain['task'])}" for gain in gains]
-    with matplotlib.rc_context(RC):
-        figure, axes = _rows_figure(labels)
-        axes.axvline(0, color=INK, linewidth=1)
-        for row, gain in enumerate(gains):
-            color = SERIES[styles[gain["model"]].color]
-            if gain["interval95"] is not None:
-                axes.plot(gain["interval95"], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
-            if gain["ne_gain_percent"] is not None:
-                axes.plot([gain["ne_gain_percent"]], [row], "o", color=color, markersize=6)
-        axes.set_xlabel("NE gain over the control, % (95% interval)")
-        return svg(figure, "NE gain of each model over its control, with 95% intervals")
 
 
 def ne_plot(models: Mapping[str, Json], task: str, styles: Mapping[str, SeriesStyle]) -> str:
@@ -112,11 +136,10 @@ def ne_plot(models: Mapping[str, Json], task: str, styles: Mapping[str, SeriesSt
             known = [(point.day, point.ne) for point in points if point.ne is not None]
             axes.plot(
                 *(zip(*known, strict=True) if known else ([], [])),
-                color=SERIES[styles[name].color],
-                linestyle=styles[name]._line,
-                linewidth=1.6 if few else 1.0,
-                marker="o" if few else "",
-                markersize=2.5,
+                **styles[name].line,
+                **(styles[name].point if few else {}),
+                linewidth=1.5 if few else 1.0,
+                markersize=4,
             )
         for points in distinct_limits(list(lines.values())):
             limits = [point.bayes_ne for point in points if point.bayes_ne is not None]
@@ -127,7 +150,8 @@ def ne_plot(models: Mapping[str, Json], task: str, styles: Mapping[str, SeriesSt
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         axes.set_ylabel("NE, lower is better")
-        return svg(figure, f"NE of {task} over time, by model")
+        ends = (f"{name} {fixed(points[-1].ne)}" for name, points in lines.items() if points)
+        return svg(figure, f"NE of {task} over time, by model. At the end: {', '.join(ends)}.")
 
 
 def calibration_plot(models: Mapping[str, Json], styles: Mapping[str, SeriesStyle]) -> str:
@@ -142,14 +166,14 @@ def calibration_plot(models: Mapping[str, Json], styles: Mapping[str, SeriesStyl
         figure, axes = _rows_figure([f"{short(name)}, {short(task)}" for name, task, _ in rows])
         axes.axvline(1, color=INK, linewidth=1)
         for row, (name, _, calibration) in enumerate(rows):
-            hollow = "none" if styles[name].dashes else SERIES[styles[name].color]
-            axes.plot([calibration], [row], "o", color=SERIES[styles[name].color], markerfacecolor=hollow)
+            axes.plot([calibration], [row], **styles[name].line, **styles[name].point, markersize=6.5)
         values = [calibration for _, _, calibration in rows]
         low, high = min([0.95, *values]), max([1.05, *values])
         margin = 0.1 * (high - low)
         axes.set_xlim(max(low - margin, 0), high + margin)
         axes.set_xlabel("predicted / real positives; 1 is right")
-        return svg(figure, "Calibration of each model")
+        told = (f"{name} on {task} {fixed(calibration, 3)}" for name, task, calibration in rows)
+        return svg(figure, f"Calibration, predicted over real positives: {', '.join(told)}.")
 
 
 def bars_plot(values: Mapping[str, float], unit: str, title: str) -> str:
@@ -160,7 +184,8 @@ def bars_plot(values: Mapping[str, float], unit: str, title: str) -> str:
         axes.bar_label(bars, labels=[count(value) for value in values.values()], padding=3)
         axes.margins(x=0.12)
         axes.set_xlabel(unit)
-        return svg(figure, title)
+        told = (f"{name} {count(value)}" for name, value in values.items())
+        return svg(figure, f"{title}, {unit}: {', '.join(told)}.")
 
 
 def age_plot(histograms: Mapping[str, Json], styles: Mapping[str, SeriesStyle]) -> str:
@@ -174,10 +199,10 @@ def age_plot(histograms: Mapping[str, Json], styles: Mapping[str, SeriesStyle]) 
             # The outer bins are open: they are drawn as wide as their neighbours.
             bounds = [edges[0] ** 2 / edges[1], *edges, edges[-1] ** 2 / edges[-2]][used[0] : used[-1] + 2]
             shares = [100 * number / sum(counts) for number in counts[used[0] : used[-1] + 1]]
-            color, line = SERIES[styles[student].color], styles[student]._line
-            axes.stairs(shares, bounds, color=color, linestyle=line, linewidth=1.6, baseline=0)
+            axes.stairs(shares, bounds, **styles[student].line, linewidth=1.6, baseline=0)
         axes.set_xscale("log")
-        ages = {1: "1 s", 60: "1 min", 3_600: "1 h", 86_400: "1 d", 2_592_000: "30 d", 31_536_000: "1 y"}
+        low, high = axes.get_xlim()
+        ages = {age: label for age, label in _AGES.items() if low <= age <= high}
         axes.set_xticks(list(ages), list(ages.values()), minor=False)
         axes.minorticks_off()
         axes.set_xlabel("age of the supervision")
@@ -219,7 +244,7 @@ def svg(figure: Figure, title: str) -> str:
         )
     svg = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue()[text.getvalue().index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
-    svg = re.sub(r"#(?:010101|020202|0300[0-9a-f]{2})\b", lambda match: _PAGE_COLORS[match[0]], svg)
+    svg = re.sub(r"#(?:010101|020202|030303|0400[0-9a-f]{2})\b", lambda match: _PAGE_COLORS[match[0]], svg)
     _, head, body = re.split(r"<svg([^>]*)>", svg, maxsplit=1)
     view_box = re.search(r'viewBox="[^"]*"', head)
     assert view_box is not None

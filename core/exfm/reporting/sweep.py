@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
 from exfm.reporting.figures import MISSING, fixed, interval, signed, verdict
+from exfm.reporting.html import environment
 from exfm.reporting.results import REPORT_FILE
 from exfm.reporting.sweep_plot import draw_series, point_label, sweep_png, sweep_svg
 
@@ -167,9 +167,8 @@ def _with_spread(row: Json, name: str, digits: int) -> str:
 
 def render_sweep(summary: Json) -> str:
     """The page for a sweep.json: styles and plot inside, no script, no network; links lead to the points' reports."""
-    environment = Environment(loader=PackageLoader("exfm.reporting"), autoescape=True, undefined=StrictUndefined)
     drawn = draw_series(summary)
-    return environment.get_template("sweep.html.j2").render(
+    return environment().get_template("sweep.html.j2").render(
         summary=summary,
         rows=list(_cells(summary)),
         drawn=drawn,

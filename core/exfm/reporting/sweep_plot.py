@@ -13,16 +13,14 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from exfm.reporting.plots import COLORS, GRID, INK, RC, SERIES, WIDTH, short, svg
+from exfm.reporting.plots import COLORS, GRID, INK, MARKERS, RC, SERIES, WIDTH, SeriesStyle, short, svg
 
 Json = Mapping[str, Any]
 
 # The page's colours in light mode; what plots are drawn in otherwise are stand-ins for the page's own.
 _PAPER: Final = {INK: "#1b1f24", GRID: "#d5dae0"} | dict(
-    zip(SERIES, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"), strict=True)
+    zip(SERIES, ("#0072b2", "#d55e00", "#00442f", "#8f2f73", "#262699", "#4a3a00"), strict=True)
 )
-# A series differs from the others in its marker too: colour alone does not tell them apart for everyone.
-_MARKERS: Final = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
 _HEIGHT: Final = 3.2
 _LEGEND_LINE: Final = 0.2
 _MOST_TICKS: Final = 12
@@ -34,14 +32,8 @@ class Series:
     """One line: its points are x, y and the two ends of y's interval, or None."""
 
     name: str
-    color: int
-    marker: str
+    style: SeriesStyle
     points: list[tuple[float, float, tuple[float, float] | None]] = field(default_factory=list)
-
-    @property
-    def sign(self) -> str:
-        """The marker as a letter, for the page's legend."""
-        return _MARKERS[self.marker]
 
 
 @dataclass(frozen=True)
@@ -90,7 +82,8 @@ def draw_series(summary: Json) -> Drawn | None:
         others = {other: value for other, value in row["values"].items() if other != key}
         named = ", ".join(filter(None, [row["model"], row["task"] if len(tasks) > 1 else "", _others(summary, others)]))
         index = len(series)
-        of_row = series.setdefault(named, Series(named, index % COLORS, list(_MARKERS)[index % len(_MARKERS)]))
+        style = SeriesStyle(index % COLORS, marker=list(MARKERS)[index % len(MARKERS)])
+        of_row = series.setdefault(named, Series(named, style))
         x = ticks[row["values"][key]] if key else 0.0
         assert x is not None
         of_row.points.append((x, row[name], _bounds(row, gains)))
@@ -150,7 +143,7 @@ def _figure(drawn: Drawn, colors: Mapping[str, str]) -> Figure:
     # Beside each other where x is a choice; a number stays where it is.
     step = 0.0 if drawn.numeric else min(0.12, 0.6 / len(drawn.series))
     for number, series in enumerate(drawn.series):
-        color = colors.get(SERIES[series.color], SERIES[series.color])
+        color = colors.get(SERIES[series.style.color], SERIES[series.style.color])
         shift = (number - (len(drawn.series) - 1) / 2) * step
         points = sorted(series.points)
         places = [x + shift for x, _, _ in points]
@@ -159,7 +152,7 @@ def _figure(drawn: Drawn, colors: Mapping[str, str]) -> Figure:
                 axes.plot([place, place], bounds, color=color, linewidth=2, solid_capstyle="butt", alpha=0.6)
         line = "-" if drawn.numeric else ""
         heights = [y for _, y, _ in points]
-        axes.plot(places, heights, line, marker=series.marker, color=color, linewidth=1.4, label=series.name)
+        axes.plot(places, heights, line, marker=series.style.marker, color=color, linewidth=1.4, label=series.name)
     _label_axes(axes, drawn, colors)
     return figure
 
