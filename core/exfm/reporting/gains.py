@@ -56,5 +56,7 @@ class Scale:
     @property
     def ticks(self) -> list[tuple[str, str]]:
         """Place and name of each step."""
-        digits = next(digits for digits in range(9) if all(abs(step - round(step, digits)) < 1e-9 for step in self.steps))
+        digits = next(
+            digits for digits in range(9) if all(abs(step - round(step, digits)) < 1e-9 for step in self.steps)
+        )
         return [(self.place(step), f"{signed(step, digits) if step else 0}%") for step in self.steps]

@@ -168,13 +168,17 @@ def _with_spread(row: Json, name: str, digits: int) -> str:
 def render_sweep(summary: Json) -> str:
     """The page for a sweep.json: styles and plot inside, no script, no network; links lead to the points' reports."""
     drawn = draw_series(summary)
-    return environment().get_template("sweep.html.j2").render(
-        summary=summary,
-        rows=list(_cells(summary)),
-        drawn=drawn,
-        svg=Markup(sweep_svg(drawn)) if drawn else None,
-        links=[f"{quote(point['folder'])}/{REPORT_FILE}" for point in summary["points"]],
-        missing=MISSING,
+    return (
+        environment()
+        .get_template("sweep.html.j2")
+        .render(
+            summary=summary,
+            rows=list(_cells(summary)),
+            drawn=drawn,
+            svg=Markup(sweep_svg(drawn)) if drawn else None,
+            links=[f"{quote(point['folder'])}/{REPORT_FILE}" for point in summary["points"]],
+            missing=MISSING,
+        )
     )
 
 
