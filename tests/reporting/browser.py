@@ -12,9 +12,18 @@ from typing import Any
 import pytest
 
 _FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-quic",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+
+_OFF_SCREEN = """
+const outside = box => box.right > innerWidth + 1 || box.left < -1;
+const found = [...document.body.querySelectorAll("*")]
+  .filter(element => !element.closest(".scroll > *, pre, svg > *") && outside(element.getBoundingClientRect()))
+  .map(element => element.outerHTML.slice(0, 80));
+const page = document.documentElement.scrollWidth;
+return page > innerWidth ? [...found, `page: ${page}`] : found;
+"""
 
 _CONTRASTS = """
 const luminance = color => {
@@ -64,14 +73,7 @@ class Reader:
 
     def words_off_screen(self) -> list[str]:
         """What makes the page wider than the screen: text and pictures outside it, but for what scrolls by itself."""
-        return list(
-            self.driver.execute_script(
-                "const wide = [...document.body.querySelectorAll('*')].filter(e => !e.closest('.scroll > *, pre, svg > *')"
-                " && (e.getBoundingClientRect().right > innerWidth + 1 || e.getBoundingClientRect().left < -1));"
-                "const page = document.documentElement.scrollWidth;"
-                "return wide.map(e => e.outerHTML.slice(0, 80)).concat(page > innerWidth ? [`page: ${page}`] : []);"
-            )
-        )
+        return list(self.driver.execute_script(_OFF_SCREEN))
 
     def contrasts(self) -> list[tuple[str, float]]:
         """Each visible text, and each line and shape of a plot, with its contrast to what lies behind it."""

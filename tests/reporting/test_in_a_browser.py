@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.reporting.browser import chromium, read
 
 from exfm.reporting.html import render_report
 from exfm.reporting.sweep import PointResult, render_sweep, summarize
-from tests.reporting.browser import chromium, read
 
 WIDTHS = (1280, 390)
 MODES = ("light", "dark")
@@ -46,11 +46,8 @@ def page(request: pytest.FixtureRequest, results: dict[str, Any], tmp_path: Path
     config = "name: drifting\nrun_dir: " + "folder/" * 40
     if request.param == "a sweep":
         axes = {"models.vm.embedding_dim": ["8", "16"], "seed": ["1", "2"]}
-        points = [
-            PointResult({"models.vm.embedding_dim": dim, "seed": seed}, f"models.vm.embedding_dim={dim},seed={seed}" * 3, results)
-            for dim in axes["models.vm.embedding_dim"]
-            for seed in axes["seed"]
-        ]  # fmt: skip
+        values = [{"models.vm.embedding_dim": dim, "seed": seed} for dim in ("8", "16") for seed in ("1", "2")]
+        points = [PointResult(of, str(of) * 3, results) for of in values]
         text = render_sweep(summarize("drifting", axes, points))
     else:
         if request.param == "many models":

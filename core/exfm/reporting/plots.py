@@ -105,7 +105,7 @@ class SeriesStyle:
 
 
 def series_styles(results: Json) -> dict[str, SeriesStyle]:
-    """A style for each model: a colour and marker for each that is no control; a control has its model's, in outline."""
+    """A style for each model: a colour and marker of its own; a control has its model's, in outline."""
     model_of = {gain["control"]: gain["model"] for gain in results.get("gains", ())}
     heads = [name for name in results["models"] if name not in model_of]
     # After all colours are used they come again, with lines of another kind.
