@@ -221,7 +221,7 @@ def test_what_is_trimmed_is_missed(url: str, log: Any) -> None:
         ({"row": "nonsense"}, ["entry 7-0", "not a JSON object"]),
         ({"row": '{"item": "seven"}'}, ["entry 7-0", "item", "string"]),
         ({"row": '{"item": 1}{"item": 2}'}, ["entry 7-0", "several objects"]),
-        ({"row": '{"item": 1'}, ["entry 7-0", "not one row"]),
+        ({"row": '{"item": 1'}, ["entry 7-0", "not a row"]),
         ({"line": "{}"}, ["entry 7-0", "no field 'row'"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""What data sources share: schemas given in YAML, times in any unit, large text files, strictly earlier histories.
+"""What data sources share: schemas given in YAML, times in any unit, JSON, large text files, histories.
 
 Everything here is public, and none of it is a component.
 """
@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from exfm.sources.delimited import DelimitedFile
 from exfm.sources.histories import Histories, list_column
+from exfm.sources.json_objects import BadObjectError, parse_objects
 from exfm.sources.schema_config import SchemaConfig
 from exfm.sources.times import YEAR_9999_US, TimeUnit, column_times, to_microseconds
 
 __all__ = [
     "YEAR_9999_US",
+    "BadObjectError",
     "DelimitedFile",
     "Histories",
     "SchemaConfig",
     "TimeUnit",
     "column_times",
     "list_column",
+    "parse_objects",
     "to_microseconds",
 ]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import json
 
 import exfm
+from exfm.sources import BadObjectError, parse_objects
 from exfm_plugins.redis_stream.entries import Entry
 
 
@@ -74,32 +74,11 @@ def parse(entries: Sequence[Entry], schema: pa.Schema, key: str, field: str) -> 
     Raises:
         ValueError: an entry has no such field, or it is not one JSON object of these types; the message names it.
     """
-    lines = b"".join(_line(entry, key, field) for entry in entries)
-    reading = json.ReadOptions(use_threads=False, block_size=len(lines) + 1)
-    parsing = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    problem = ""
+    for entry in entries:
+        if entry.value is None:
+            raise ValueError(f"redis_stream: {key}, entry {entry.id}: it has no field {field!r}")
     try:
-        table = json.read_json(pa.BufferReader(lines), reading, parsing)
-    except pa.ArrowInvalid as error:
-        problem = str(error)
-    if not problem and table.num_rows == len(entries):
-        return table.select(schema.names).combine_chunks().to_batches()[0]
-    if len(entries) == 1:
-        raise _bad(entries[0], key, f"field {field!r} is not one row: {problem or 'it holds several objects'}")
-    half = len(entries) // 2
-    for part in (entries[:half], entries[half:]):
-        parse(part, schema, key, field)  # one of them raises, and names the entry
-    raise AssertionError("entries that can be read apart can be read together")
-
-
-def _line(entry: Entry, key: str, field: str) -> bytes:
-    if entry.value is None:
-        raise _bad(entry, key, f"it has no field {field!r}")
-    # Each begins an object, so that rows that are too many are not hidden by a blank entry beside them.
-    if not entry.value.lstrip().startswith(b"{"):
-        raise _bad(entry, key, f"field {field!r} is not a JSON object")
-    return entry.value + b"\n"
-
-
-def _bad(entry: Entry, key: str, problem: str) -> ValueError:
-    return ValueError(f"redis_stream: {key}, entry {entry.id}: {problem}")
+        return parse_objects([entry.value or b"" for entry in entries], schema)
+    except BadObjectError as error:
+        place = f"{key}, entry {entries[error.index].id}"
+        raise ValueError(f"redis_stream: {place}: field {field!r} is not a row: {error}") from error

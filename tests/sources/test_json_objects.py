@@ -1,0 +1,29 @@
+"""JSON objects to Arrow: asked-for types, and the one that cannot be read by its place."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exfm.sources import BadObjectError, parse_objects
+
+SCHEMA = pa.schema({"n": pa.int64(), "words": pa.list_(pa.string())})
+
+
+def test_types_do_not_depend_on_the_values() -> None:
+    batch = parse_objects([b'{"n": null, "more": 1}', b"{}", b'{"words": ["a"],\n "n": 3}'], SCHEMA)
+    assert batch.schema.equals(SCHEMA)
+    assert batch.to_pydict() == {"n": [None, None, 3], "words": [None, None, ["a"]]}
+
+
+@given(
+    before=st.integers(0, 9),
+    after=st.integers(0, 9),
+    bad=st.sampled_from([b"", b"17", b"[{}]", b'{"n": "one"}', b'{"n": 1.5}', b'{"n": 1', b"{}{}", b'{"n": 1} x']),
+)
+def test_what_cannot_be_read_is_found(before: int, after: int, bad: bytes) -> None:
+    with pytest.raises(BadObjectError) as error:
+        parse_objects([b'{"n": 1}'] * before + [bad] + [b"{}"] * after, SCHEMA)
+    assert error.value.index == before
