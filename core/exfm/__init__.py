@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from exfm.interfaces.data_source import slice_rows as slice_rows
     from exfm.interfaces.duration import Duration as Duration
     from exfm.interfaces.jagged import JaggedSequence as JaggedSequence
+    from exfm.interfaces.layout import Cluster as Cluster
+    from exfm.interfaces.layout import Exchange as Exchange
+    from exfm.interfaces.layout import Layout as Layout
+    from exfm.interfaces.layout import TablePlace as TablePlace
+    from exfm.interfaces.layout import TableShard as TableShard
+    from exfm.interfaces.layout import TableUse as TableUse
+    from exfm.interfaces.layout import TrainingStep as TrainingStep
     from exfm.interfaces.parallel_plan import ParallelPlan as ParallelPlan
     from exfm.interfaces.parallel_plan import TableOptimizer as TableOptimizer
     from exfm.interfaces.ranks import Ranks as Ranks
@@ -61,6 +68,7 @@ _HOME = {
     "Backbone": "exfm.interfaces.backbone",
     "BackboneInputs": "exfm.interfaces.backbone",
     "CategoricalFeature": "exfm.interfaces.schema",
+    "Cluster": "exfm.interfaces.layout",
     "Component": "exfm.interfaces.component",
     "ComponentConfig": "exfm.interfaces.component",
     "ComponentField": "exfm.config.component_field",
@@ -71,11 +79,13 @@ _HOME = {
     "Duration": "exfm.interfaces.duration",
     "EncoderInputs": "exfm.interfaces.sequence_encoder",
     "EntityStates": "exfm.interfaces.transfer_strategy",
+    "Exchange": "exfm.interfaces.layout",
     "Experiment": "exfm.config.loading",
     "Feature": "exfm.interfaces.schema",
     "FeatureSchema": "exfm.interfaces.schema",
     "JaggedSequence": "exfm.interfaces.jagged",
     "Label": "exfm.interfaces.schema",
+    "Layout": "exfm.interfaces.layout",
     "LazyComponent": "exfm.registry.hooks",
     "MultiValuedFeature": "exfm.interfaces.schema",
     "Origin": "exfm.interfaces.data_source",
@@ -91,10 +101,14 @@ _HOME = {
     "StudentOutput": "exfm.interfaces.transfer_strategy",
     "StudentShape": "exfm.interfaces.transfer_strategy",
     "Supervision": "exfm.interfaces.transfer_strategy",
+    "TablePlace": "exfm.interfaces.layout",
+    "TableShard": "exfm.interfaces.layout",
+    "TableUse": "exfm.interfaces.layout",
     "TableRows": "exfm.interfaces.transfer_strategy",
     "TableOptimizer": "exfm.interfaces.parallel_plan",
     "TeacherShape": "exfm.interfaces.transfer_strategy",
     "TimeRange": "exfm.interfaces.data_source",
+    "TrainingStep": "exfm.interfaces.layout",
     "TransferConfig": "exfm.interfaces.transfer_strategy",
     "TransferStrategy": "exfm.interfaces.transfer_strategy",
     "Window": "exfm.interfaces.data_source",

@@ -23,6 +23,7 @@ _COMMANDS = {
     "supervise": "One teacher's labelling, as a job of its own.",
     "predict": "Batch predictions of a model's newest snapshot, to Parquet.",
     "export": "A model's newest snapshot for serving, with the description of its inputs.",
+    "plan": "Where models would go on any number of devices, what each would hold and send, and whether it fits.",
     "validate": "Check experiment files without running them.",
     "report": "Write the HTML report again from results.json.",
     "log": "What a run has committed, to TensorBoard or MLflow.",

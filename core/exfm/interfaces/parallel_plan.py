@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from exfm.interfaces.component import Component, ComponentConfig
 from exfm.interfaces.data_source import Shard
+from exfm.interfaces.layout import Cluster, Layout, TrainingStep
 from exfm.interfaces.ranks import ALONE, Ranks
 
 
@@ -67,6 +68,25 @@ class ParallelPlan(Component, ABC):
     @abstractmethod
     def apply(self, model: nn.Module, tables: TableOptimizer) -> nn.Module:
         """Gives the tables memory and their optimizer, moves the rest to the device, and wraps what must be wrapped."""
+
+    @classmethod
+    def layout(
+        cls, config: Any, model: nn.Module, tables: TableOptimizer, step: TrainingStep, cluster: Cluster
+    ) -> Layout:
+        """Where ``apply`` would put a model on processes that need not exist: what `exfm plan` tells.
+
+        Args:
+            config: the plan's own.
+            model: without memory, on the meta device; it is not changed.
+            tables: the optimizer of its tables.
+            step: what a process does in a training step.
+            cluster: the processes.
+
+        Raises:
+            ValueError: the plan refuses the cluster, or has no place for the tables in its memory.
+            NotImplementedError: the plan does not tell.
+        """
+        raise NotImplementedError
 
     def before_step(self, parameters: Iterable[nn.Parameter]) -> None:
         """Called after the backward pass: averages the gradients that are not averaged yet over the processes.

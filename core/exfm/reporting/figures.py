@@ -70,3 +70,11 @@ FILTERS: dict[str, Callable[..., str]] = {
     "duration": duration,
     "interval": interval,
 }
+
+
+def gigabytes(size: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:,.1f} {unit}"
+    return f"{size:,.0f} B"

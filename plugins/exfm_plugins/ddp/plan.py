@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torchrec import EmbeddingBagConfig
 
 import exfm
+from exfm_plugins.ddp.layout import gradients, table_exchanges, told, whole_tables
 from exfm_plugins.ddp.processes import Processes, local_device
 from exfm_plugins.ddp.tables import ReplicatedTables
 from exfm_plugins.single.plan import Single
@@ -45,6 +46,22 @@ class Ddp(Single):
     def shard(self) -> exfm.Shard:
         """Every so many rows, as many as there are processes."""
         return exfm.Shard(self._ranks.index, self._ranks.count)
+
+    @classmethod
+    def layout(
+        cls, config: Any, model: nn.Module, tables: exfm.TableOptimizer, step: exfm.TrainingStep, cluster: exfm.Cluster
+    ) -> exfm.Layout:
+        """Everything on every process."""
+        if cluster.group not in (None, 1):
+            raise ValueError(
+                f"{cls.name} keeps the whole model on every process, so there are no groups of {cluster.group}; "
+                "name a plan that shards, such as hsdp_2d"
+            )
+        collections = {use.collection for use in step.tables}
+        sparse = {id(one) for path in collections for one in model.get_submodule(path).parameters()}
+        dense = sum(one.numel() for one in model.parameters() if one.requires_grad and id(one) not in sparse)
+        exchanges = [*table_exchanges(step, cluster.count), gradients(dense + step.beside, cluster.count)]
+        return exfm.Layout(1, whole_tables(step, 1), exchanges=told(exchanges))
 
     def _fused(
         self, configs: list[EmbeddingBagConfig], optimizer: type[torch.optim.Optimizer], options: dict[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -14,7 +14,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 import exfm
+from exfm_plugins.ddp.layout import FLOAT, table_exchanges, told, whole_tables
 from exfm_plugins.ddp.plan import Ddp
+from exfm_plugins.hsdp.layout import ShardedDense, check_replicas, group_size
 
 
 class Hsdp(Ddp):
@@ -41,12 +43,7 @@ class Hsdp(Ddp):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         count = self.ranks.count
-        if count % config.replicas:
-            divisors = [str(size) for size in range(1, count + 1) if count % size == 0]
-            raise ValueError(
-                f"{self.name}.replicas: {count} processes do not form {config.replicas} equal groups; "
-                f"allowed: {', '.join(divisors)}"
-            )
+        check_replicas(self.name, config.replicas, count)
         # What encoders put out is concatenated, never changed in place.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
         shape = (config.replicas, count // config.replicas)
@@ -61,6 +58,27 @@ class Hsdp(Ddp):
             # Dropped after every forward pass: what is loaded between two of them is what the second computes with.
             fully_shard(module, mesh=mesh, mp_policy=self._precision, reshard_after_forward=True)
         return model
+
+    @classmethod
+    def layout(
+        cls, config: Any, model: nn.Module, tables: exfm.TableOptimizer, step: exfm.TrainingStep, cluster: exfm.Cluster
+    ) -> exfm.Layout:
+        """Blocks sharded inside a group, tables whole on every process."""
+        group, settings = group_size(cls.name, config.replicas, cluster)
+        dense, exchanges = cls._dense_layout(config, model, step, cluster.count, group)
+        exchanges = [*table_exchanges(step, cluster.count), *exchanges]
+        return exfm.Layout(group, whole_tables(step, group), dense, told(exchanges), settings)
+
+    @classmethod
+    def _dense_layout(
+        cls, config: Any, model: nn.Module, step: exfm.TrainingStep, count: int, group: int
+    ) -> tuple[dict[str, tuple[int, ...]], list[exfm.Exchange]]:
+        """What each process of a group keeps of the sharded parameters, and what dense layers have to tell."""
+        dense = ShardedDense(model, tuple(_bottom_up(model)), group, count)
+        collections = {use.collection for use in step.tables}
+        tables = [one for path in collections for one in model.get_submodule(path).parameters()]
+        exchanges = dense.exchanges(tables, step.beside, 2 if config.gradients == "bf16" else FLOAT)
+        return dense.kept(), exchanges
 
     def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor], strict: bool = True) -> None:
         """Puts back what ``weights`` gave, each process its share."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -27,13 +28,19 @@ from torchrec.distributed.planner.types import (
     TrainerConfig,
 )
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, EnumerableShardingSpec, ParameterSharding
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 import exfm
 
 ShardingType = Literal["table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise"]
 _ON_CPU: tuple[ShardingType, ...] = ("table_wise", "column_wise")
 _ON_CUDA: tuple[ShardingType, ...] = ("table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise")
-_KERNEL, _RESERVED = "fused", 0.15
+_KERNEL, _RESERVED, _PLENTY = "fused", 0.15, 1 << 60
+_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adagrad": torch.optim.Adagrad,
+    "rowwise_adagrad": RowWiseAdagrad,
+    "sgd": torch.optim.SGD,
+}
 
 
 class TableConstraint(BaseModel):
@@ -58,6 +65,8 @@ class Placement:
         first: the number of this group's first process.
         device: what they compute on.
         tables: constraints by table.
+        otherwise: the constraint of the other tables.
+        cluster: the processes that it is for, where it is not for these.
     """
 
     def __init__(
@@ -67,19 +76,31 @@ class Placement:
         first: int,
         device: torch.device,
         tables: Mapping[str, TableConstraint],
+        otherwise: TableConstraint,
+        cluster: exfm.Cluster | None = None,
     ) -> None:
         self.ranks, self.group_size, self.first, self.device = ranks, group_size, first, device
-        self.tables = dict(tables)
+        self.tables, self._otherwise, self._cluster = dict(tables), otherwise, cluster
         self._allowed = _ON_CUDA if device.type == "cuda" else _ON_CPU
-        for name, constraint in self.tables.items():
+        for name, constraint in [*self.tables.items(), ("", otherwise)]:
             refused = [one for one in constraint.sharding if one not in self._allowed]
             if refused:
                 raise ValueError(
-                    f"tables.{name}.sharding: {refused[0]} does not work on {device.type}; "
+                    f"{f'tables.{name}.' if name else ''}sharding: {refused[0]} does not work on {device.type}; "
                     f"allowed: {', '.join(self._allowed)}"
                 )
 
-    def plan(self, model: nn.Module, sharder: EmbeddingBagCollectionSharder) -> dict[str, EmbeddingModuleShardingPlan]:
+    @property
+    def spreading(self) -> list[ShardingType]:
+        """Ways that cut a table over many processes and that the planner is quick with, where others are asked for."""
+        if not (self.tables or self._otherwise.sharding):
+            return []
+        quick: tuple[ShardingType, ...] = ("table_row_wise", "column_wise")
+        return [way for way in quick if way in self._allowed and self._otherwise.sharding != (way,)]
+
+    def plan(
+        self, model: nn.Module, sharder: EmbeddingBagCollectionSharder, optimizer: str
+    ) -> dict[str, EmbeddingModuleShardingPlan]:
         """A TorchRec sharding plan for each of a model's collections, with places in this process's group.
 
         Of equally good plans the planner takes another one in each process, so the first process's counts.
@@ -87,7 +108,7 @@ class Placement:
         Raises:
             ValueError: the tables do not fit.
         """
-        sent = json.dumps(self._found(model, sharder)).encode() if self.ranks.is_first else b""
+        sent = json.dumps(self.found(model, sharder, optimizer)).encode() if self.ranks.is_first else b""
         counts = [self.ranks.agree(len(sent)), *(0 for _ in range(self.ranks.count - 1))]
         received = self.ranks.all_rows(torch.tensor(list(sent), dtype=torch.uint8), counts)
         return {
@@ -95,8 +116,12 @@ class Placement:
             for path, tables in json.loads(bytes(received.tolist())).items()
         }
 
-    def _found(self, model: nn.Module, sharder: EmbeddingBagCollectionSharder) -> dict[str, Any]:
-        """What the planner finds, as JSON: each table's way, and its shards with offsets, sizes and process."""
+    def found(self, model: nn.Module, sharder: EmbeddingBagCollectionSharder, optimizer: str) -> dict[str, Any]:
+        """What the planner finds, as JSON: each table's way, and its shards with offsets, sizes and process.
+
+        Raises:
+            ValueError: the tables do not fit.
+        """
         planner = EmbeddingShardingPlanner(
             topology=self._topology(),
             storage_reservation=FixedPercentageStorageReservation(_RESERVED),
@@ -105,9 +130,11 @@ class Placement:
             debug=False,
         )
         try:
-            plan = planner.plan(model, [sharder])
+            with _counted(model, optimizer):
+                plan = planner.plan(model, [sharder])
         except PlannerError as error:
-            raise ValueError(f"the tables do not fit on {self.group_size} processes of a group: {error}") from error
+            reason = " ".join(str(error).partition("Planner evaluated")[0].split())
+            raise ValueError(f"the tables do not fit on {self.group_size} processes of a group: {reason}") from error
         return {
             path: {
                 table: {
@@ -134,24 +161,41 @@ class Placement:
 
     @property
     def _local_size(self) -> int:
-        return min(self.group_size, int(os.environ.get("LOCAL_WORLD_SIZE", self.group_size)))
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.group_size))
+        return min(self.group_size, local if self._cluster is None else self._cluster.per_machine)
 
     def _constraint(self, name: str) -> ParameterConstraints:
-        given = self.tables.get(name.removeprefix("table_"), TableConstraint())
+        given = self.tables.get(name.removeprefix("table_"), self._otherwise)
         # Never data parallel: such tables would have no fused optimizer.
         return ParameterConstraints(
             sharding_types=list(given.sharding or self._allowed), compute_kernels=[_KERNEL], min_partition=given.columns
         )
 
     def _topology(self) -> Topology:
-        memory = None
-        if self.device.type == "cuda":
+        on_gpus, memory = self.device.type == "cuda", None
+        if self._cluster is not None:
+            memory = self._cluster.memory or _PLENTY
+        elif on_gpus:
             memory = torch.cuda.get_device_properties(self.device).total_memory
         return TopologyFactory.create_topology(
             TrainerConfig(world_size=self.group_size, local_world_size=self._local_size),
-            HardwareConfig(hbm_cap_bytes=memory),
+            HardwareConfig(hbm_cap_bytes=memory) if on_gpus else HardwareConfig(ddr_cap_bytes=memory),
             KernelConfig(compute_device=self.device.type),
         )
+
+
+@contextmanager
+def _counted(model: nn.Module, optimizer: str) -> Iterator[None]:
+    """Has the planner count the state of the tables' optimizer, which it looks for at the parameters."""
+    tables = [module for module in model.modules() if isinstance(module, EmbeddingBagCollection)]
+    parameters = [parameter for module in tables for parameter in module.parameters()]
+    for parameter in parameters:
+        parameter._optimizer_classes = [_OPTIMIZERS[optimizer]]
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            del parameter._optimizer_classes
 
 
 def _table_names(model: nn.Module) -> list[str]:

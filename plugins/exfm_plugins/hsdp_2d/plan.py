@@ -18,8 +18,11 @@ from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_
 from torchrec.distributed.types import ShardingEnv2D
 
 import exfm
+from exfm_plugins.ddp.layout import told
+from exfm_plugins.hsdp.layout import group_size
 from exfm_plugins.hsdp.plan import Hsdp
-from exfm_plugins.hsdp_2d.placement import Placement, TableConstraint
+from exfm_plugins.hsdp_2d.layout import TableTraffic, places_of
+from exfm_plugins.hsdp_2d.placement import Placement, ShardingType, TableConstraint
 from exfm_plugins.hsdp_2d.shards import Shards
 
 _OPTIMIZERS = {
@@ -38,6 +41,16 @@ def moment_scaled(tables: exfm.TableOptimizer, replicas: int) -> exfm.TableOptim
         return tables
     scale = math.sqrt(replicas)
     return tables.model_copy(update={"lr": tables.lr * scale, "eps": tables.eps * scale})
+
+
+def check_communication(communication: str, device: torch.device) -> None:
+    """Checks that rows can travel so.
+
+    Raises:
+        ValueError: they cannot on this device.
+    """
+    if communication == "fp8" and device.type == "cpu":
+        raise ValueError("communication: fp8 needs GPUs; allowed on a CPU: fp32, fp16, bf16")
 
 
 class Hsdp2d(Hsdp):
@@ -67,6 +80,9 @@ class Hsdp2d(Hsdp):
         communication: Literal["fp32", "fp16", "bf16", "fp8"] = Field(
             "fp32", description="The numbers in which looked-up rows and their gradients travel; fp8 needs GPUs."
         )
+        sharding: tuple[ShardingType, ...] = Field(
+            (), description="How tables may be cut that `tables` says nothing of; without any, as the device can."
+        )
         tables: dict[str, TableConstraint] = Field(
             default_factory=dict, description="What the planner may do with a table, by the table's name."
         )
@@ -75,9 +91,10 @@ class Hsdp2d(Hsdp):
         super().__init__(config)
         self._sync_every, self._moment_scale = config.sync_every, config.moment_scale
         self._replicas = self.mesh["replicate"].size()
-        group_size = self.mesh["shard"].size()
-        first = self.ranks.index // group_size * group_size
-        self._placement = Placement(self.ranks, group_size, first, self.device, config.tables)
+        size = self.mesh["shard"].size()
+        first = self.ranks.index // size * size
+        otherwise = TableConstraint(sharding=config.sharding)
+        self._placement = Placement(self.ranks, size, first, self.device, config.tables, otherwise)
         self._env = ShardingEnv2D(
             self.mesh.get_group("shard"),
             self.mesh.get_group("replicate"),
@@ -85,14 +102,36 @@ class Hsdp2d(Hsdp):
             self.mesh,
             use_inter_host_allreduce=True,
         )
-        if config.communication == "fp8" and self.device.type == "cpu":
-            raise ValueError("communication: fp8 needs GPUs; allowed on a CPU: fp32, fp16, bf16")
+        check_communication(config.communication, self.device)
         self._codecs = None
         if config.communication != "fp32":
             precision = CommType(config.communication)
             self._codecs = get_qcomm_codecs_registry(QCommsConfig(precision, precision), device=self.device)
         self._shards: WeakKeyDictionary[nn.Module, list[Shards]] = WeakKeyDictionary()
         self._steps: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+    @classmethod
+    def layout(
+        cls, config: Any, model: nn.Module, tables: exfm.TableOptimizer, step: exfm.TrainingStep, cluster: exfm.Cluster
+    ) -> exfm.Layout:
+        """Tables as TorchRec's planner places them in a group, blocks sharded in it. On GPUs, unless told otherwise."""
+        size, settings = group_size(cls.name, config.replicas, cluster)
+        device = torch.device("cpu" if config.device == "cpu" else "cuda")
+        check_communication(config.communication, device)
+        otherwise = TableConstraint(sharding=config.sharding)
+        placement = Placement(exfm.Ranks(), size, 0, device, config.tables, otherwise, cluster)
+        places = places_of(placement.found(model, EmbeddingBagCollectionSharder(), tables.name))
+        traffic = TableTraffic(step, places, size, min(size, cluster.per_machine), config.communication)
+        dense, exchanges = cls._dense_layout(config, model, step, cluster.count, size)
+        average = traffic.average(tables.name, cluster.count // size, config.sync_every)
+        return exfm.Layout(
+            size,
+            places,
+            dense,
+            told([*traffic.exchanges(), average, *exchanges]),
+            settings,
+            tuple({"sharding": [way], "tables": {}} for way in placement.spreading),
+        )
 
     def apply(self, model: nn.Module, tables: exfm.TableOptimizer) -> nn.Module:
         """Shards the tables inside the group, and the encoders' and the backbone's blocks as `hsdp` does."""
@@ -102,7 +141,7 @@ class Hsdp2d(Hsdp):
         if tables.name != "sgd":
             options["eps"] = tables.eps
         sharder = EmbeddingBagCollectionSharder(fused_params=options, qcomm_codecs_registry=self._codecs)
-        plan = self._placement.plan(model, sharder)
+        plan = self._placement.plan(model, sharder, tables.name)
         shards, rank, in_first_group = [], self.ranks.index, self._placement.first == 0
         for path, module in list(model.named_modules()):
             if isinstance(module, EmbeddingBagCollection):

@@ -68,6 +68,22 @@ class Single(exfm.ParallelPlan):
                     setattr(parent, name, self._fused(child.embedding_bag_configs(), _OPTIMIZERS[tables.name], options))
         return model.to(self._device)
 
+    @classmethod
+    def layout(
+        cls, config: Any, model: nn.Module, tables: exfm.TableOptimizer, step: exfm.TrainingStep, cluster: exfm.Cluster
+    ) -> exfm.Layout:
+        """Everything on the one process there is."""
+        if cluster.count > 1:
+            raise ValueError(
+                f"single computes in one process, and {cluster.count} are planned for; name a plan of several, "
+                "such as ddp"
+            )
+        places = [
+            exfm.TablePlace(use.collection, use.table, "whole", (exfm.TableShard(0, 0, 0, use.rows, use.width),))
+            for use in step.tables
+        ]
+        return exfm.Layout(1, tuple(places))
+
     def _fused(
         self, configs: list[EmbeddingBagConfig], optimizer: type[torch.optim.Optimizer], options: dict[str, Any]
     ) -> nn.Module:
