@@ -36,6 +36,7 @@ class TestInterFormerOnOneSequence(BackboneTests):
             "queries": [20],
             "gate": "printed",
             "residual": "none",
+            "head_input": "tokens",
             "num_cls": 1,
             "num_recent": 60,
             "interaction": {"name": "dlrm"},
@@ -160,7 +161,9 @@ def example_by_the_paper(module: InterFormer, x_ND: Tensor, histories: list[Tens
         x_ND = interaction_by_the_paper(x_ND, s_sum, layer.interaction_arch)
         queries = config.queries[depth] if config.queries else None
         s_TD = sequence_by_the_paper(s_TD, x_sum_KD, layer.sequence_arch, config, queries)
-    summaries = [gate(module.token_summary.compression.weight @ x_ND, module.token_summary.gate, config.gate)]
+    summaries = [x_ND]
+    if config.head_input == "summaries":
+        summaries = [gate(module.token_summary.compression.weight @ x_ND, module.token_summary.gate, config.gate)]
     if s_TD is not None:
         summaries.append(summarised(s_TD, module.sequence_summary, config))
     return perceptron(torch.cat(summaries).flatten(), module.head, activate_last=True)
@@ -201,6 +204,7 @@ def build(
     residual=st.sampled_from(["layer_norm", "rms_norm", "none"]),
     hidden=st.sampled_from([(), (5,)]),
     meets=st.booleans(),
+    head_input=st.sampled_from(["summaries", "tokens"]),
 )
 def test_equals_the_published_equations_and_their_gradients(
     data: st.DataObject,
@@ -215,6 +219,7 @@ def test_equals_the_published_equations_and_their_gradients(
     residual: str,
     hidden: tuple[int, ...],
     meets: bool,
+    head_input: str,
 ) -> None:
     truncated = st.lists(st.integers(1, 6), min_size=layers, max_size=layers).map(tuple)
     config = InterFormer.Config(
@@ -229,6 +234,7 @@ def test_equals_the_published_equations_and_their_gradients(
         gate=gate,
         residual=residual,
         meets_candidate=meets,
+        head_input=head_input,
         head_hidden=(6, 4),
     )
     lengths = {
@@ -290,8 +296,9 @@ def expected_flops(module: InterFormer, n: int, events: int, dim: int) -> int:
     s, t = m + p + config.num_recent, events + m
     met = sum(bool(shape.targets) for shape in module.inputs.sequences)
     total = 2 * met * events * dim**2 + (4 * k**2 + 2 * k) * events * dim**2
+    by_summary = config.head_input == "summaries"
     for depth in range(config.layers + 1):
-        total += 2 * n * m * dim + 2 * m * dim**2
+        total += 2 * n * m * dim + 2 * m * dim**2 if by_summary or depth < config.layers else 0
         total += 4 * t * dim**2 + 4 * p * t * dim + (2 * p + 2 * s) * dim**2
         if depth == config.layers:
             break
@@ -305,11 +312,14 @@ def expected_flops(module: InterFormer, n: int, events: int, dim: int) -> int:
         total += count_flops(lambda interaction=interaction, joined=joined: interaction(joined, {}))
         total += 2 * interaction.output_dim * n * dim
         t = q
-    widths = [(m + s) * dim, *config.head_hidden]
+    widths = [((m if by_summary else n) + s) * dim, *config.head_hidden]
     return total + sum(2 * a * b for a, b in pairwise(widths))
 
 
-@pytest.mark.parametrize("fields", [{}, {"layers": 3, "queries": (9, 5, 2), "num_cls": 2, "num_pma": 3, "heads": 1}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"layers": 3, "queries": (9, 5, 2), "num_cls": 2, "num_pma": 3, "heads": 1}, {"head_input": "tokens"}],
+)
 @pytest.mark.parametrize("sequences", [("items",), ("items", "shops")])
 def test_flops_are_as_documented(fields: dict[str, object], sequences: tuple[str, ...]) -> None:
     module = build(InterFormer.Config(**fields), 5, 8, sequences, targets=(1, 2))

@@ -6,7 +6,7 @@ Legend: B examples, N tokens, E events of all examples, D width, R width of the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -51,6 +51,7 @@ class InterFormer(Backbone):
     - the gate's MLP and both MLP_lce are one linear layer, the mask's MLP has one hidden layer as wide as its input.
     - fewer than ``num_recent`` events: zeros take the place of those that are missing. Without history CLS tokens are
       all there is; without sequences in the data the layers are their interaction arches, the head's input is X_sum.
+    - X_sum is all that the head learns of the tokens; with ``head_input: tokens`` it reads X instead.
     - the widths of the head, 1024-512-256-128 in the paper: smaller by default, for a laptop.
 
     FLOPs of an example with ``n`` tokens, ``k`` sequences of ``T`` events, ``m = num_cls``, ``p = num_pma``,
@@ -58,7 +59,7 @@ class InterFormer(Backbone):
 
         2 k T D^2                                      events meeting the candidate item, where there is one
         (4 k^2 + 2 k) T D^2                            mask and merging
-        2 n m D + 2 m D^2                              X_sum, per layer and for the head
+        2 n m D + 2 m D^2                              X_sum, per layer and for the head that reads it
         4 t D^2 + 4 p t D + (2 p + 2 s) D^2            S_sum, per layer and for the head
         4 m t D                                        PFFN, per layer
         4 t D^2 + 4 q D^2 + 4 q t D                    MHA, per layer
@@ -117,6 +118,11 @@ class InterFormer(Backbone):
             description="Norm of the sum of an arch's input and output; with none, inputs are not added either.",
         )
         activation: ActivationName = Field("silu", description="In all MLPs, Swish in the paper.")
+        head_input: Literal["summaries", "tokens"] = Field(
+            "summaries",
+            description="The head reads [X_sum || S_sum], as published, or [X || S_sum], all tokens of the last layer "
+            "(ours).",
+        )
         head_hidden: tuple[PositiveInt, ...] = Field(
             (128, 64), min_length=1, description="Widths of the MLP at the end; the last is the representation's."
         )
@@ -144,7 +150,7 @@ class InterFormer(Backbone):
             residual=config.residual,
             activation=config.activation,
         )
-        summaries = config.num_cls
+        read = config.num_cls if config.head_input == "summaries" else len(inputs.tokens)
         if inputs.sequences:
             queries = config.queries or (None,) * config.layers
             targets = [shape.targets if config.meets_candidate else () for shape in inputs.sequences]
@@ -154,13 +160,14 @@ class InterFormer(Backbone):
                 InterFormerLayer(inputs, shape, kept, first=depth == 0) for depth, kept in enumerate(queries)
             )
             self.sequence_summary = SequenceSummary(inputs.dim, shape)
-            summaries += len(shape.summary_names)
+            read += len(shape.summary_names)
         else:
             self.layers = nn.ModuleList(
                 InteractionArch(inputs.tokens, (), inputs.dim, shape) for _ in range(config.layers)
             )
-        self.token_summary = TokenSummary(len(inputs.tokens), inputs.dim, shape)
-        self.head = mlp([summaries * inputs.dim, *config.head_hidden], config.activation, activate_last=True)
+        by_summary = config.head_input == "summaries"
+        self.token_summary = TokenSummary(len(inputs.tokens), inputs.dim, shape) if by_summary else nn.Identity()
+        self.head = mlp([read * inputs.dim, *config.head_hidden], config.activation, activate_last=True)
         self.output_dim = config.head_hidden[-1]
 
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
