@@ -17,7 +17,7 @@ import pytest
 @contextmanager
 def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     """Starts one, and stops it at the end; yields the environment in which s3:// is that server."""
-    pytest.importorskip("moto.server", reason="needs the package moto[server]")
+    pytest.importorskip("flask_cors", reason="needs the packages moto[s3], flask and flask-cors")
     pytest.importorskip("s3fs", reason="needs the package s3fs")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

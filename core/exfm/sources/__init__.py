@@ -5,6 +5,7 @@ Everything here is public, and none of it is a component.
 
 from __future__ import annotations
 
+from exfm.sources.columns import alternatives, check_time_type
 from exfm.sources.delimited import DelimitedFile
 from exfm.sources.histories import Histories, list_column
 from exfm.sources.json_objects import BadObjectError, parse_objects
@@ -18,6 +19,8 @@ __all__ = [
     "Histories",
     "SchemaConfig",
     "TimeUnit",
+    "alternatives",
+    "check_time_type",
     "column_times",
     "list_column",
     "parse_objects",

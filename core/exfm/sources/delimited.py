@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from exfm.interfaces.data_source import Origin
+from exfm.sources.columns import alternatives
 
 _BLOCK_BYTES = 1 << 22
 _ROW = re.compile(r"Row #(\d+)")
@@ -116,12 +116,8 @@ class DelimitedFile:
             names = [name.strip() for name in file.readline().decode("utf-8", "replace").split(self._delimiter)]
         for column in self._columns:
             if column not in names:
-                close = difflib.get_close_matches(column, names, n=1)
-                hint = f"did you mean {close[0]!r}? " if close else ""
-                raise ValueError(
-                    f"{self._owner}: {self.url}: the first line does not name a column {column!r}; "
-                    f"{hint}it names {', '.join(names)}"
-                )
+                place = f"{self._owner}: {self.url}: the first line"
+                raise ValueError(f"{place} does not name a column {column!r}; {alternatives(column, names)}")
         return names
 
     def _open(self) -> IO[bytes]:
