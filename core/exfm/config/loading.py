@@ -56,7 +56,12 @@ class Experiment:
 
 
 def load_experiment(
-    path: str, overrides: Sequence[str] = (), *, block: Sequence[str] = (), registry: Registry | None = None
+    path: str,
+    overrides: Sequence[str] = (),
+    *,
+    block: Sequence[str] = (),
+    components: Sequence[type[Any]] = (),
+    registry: Registry | None = None,
 ) -> Experiment:
     """Loads and checks an experiment file without running it.
 
@@ -64,6 +69,7 @@ def load_experiment(
         path: the YAML file, any fsspec URL.
         overrides: ``key.path=value`` each, applied over the file in order.
         block: plugins or distributions that must not be imported, added to the file's ``plugins.block``.
+        components: classes to choose from beside those of the registry, such as one that a notebook defines.
         registry: the components to choose from; the installed ones by default.
 
     Raises:
@@ -72,6 +78,7 @@ def load_experiment(
     raw = _merge(_read(path), overrides, path)
     if registry is None:
         registry = discover([*block, *_blocked(raw)])
+    registry = _with(registry, components)
     keys = [override.partition("=")[0] for override in overrides]
     try:
         if "parallel" not in raw:
@@ -89,6 +96,16 @@ def load_experiment(
     arms = check_experiment(config, schema, path)
     check_files(config.teachers, path)
     return Experiment(config, registry, source, schema, arms)
+
+
+def _with(registry: Registry, components: Sequence[type[Any]]) -> Registry:
+    """The registry, or where components are given a copy that has them too."""
+    if not components:
+        return registry
+    try:
+        return registry.with_classes(components)
+    except TypeError as error:
+        raise ConfigError(f"components: {error}") from error
 
 
 def _read(path: str) -> DictConfig:

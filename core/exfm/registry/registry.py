@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -64,6 +65,23 @@ class Registry:
             who = " and by ".join(party.provider for party in parties)
             for party in parties:
                 self.quarantine(party, f"{kind} {name!r} is offered by {who}; block all but one with --block-plugin")
+
+    def with_classes(self, components: Sequence[type[Any]]) -> Registry:
+        """A copy that also has these classes, which no installed plugin offers.
+
+        Raises:
+            TypeError: one of them is no component, or has no name.
+        """
+        offers: list[tuple[str, str, Offer]] = []
+        for component in components:
+            kind = getattr(component, "kind", None)
+            if kind not in INTERFACES:
+                raise TypeError(f"{component!r} extends none of exfm's base classes")
+            check_component(kind, component)
+            offers.append((kind, component.name, component))
+        copy = Registry(dict(self.plugins), dict(self._offers), {key: [*found] for key, found in self._claims.items()})
+        copy.add(Plugin("components", "", "(this process)", "0"), offers)
+        return copy
 
     def quarantine(self, plugin: Plugin, reason: str, status: Literal["broken", "blocked"] = "broken") -> None:
         """Records a plugin whose components cannot be used, and why."""
