@@ -13,6 +13,7 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 
+from exfm.cli.main import _COMMANDS
 from exfm.registry.discovery import default_registry
 from exfm.registry.hooks import INTERFACES
 
@@ -87,6 +88,10 @@ def test_every_component_has_its_page_with_every_field(site: Path) -> None:
             text = (site / "components" / kind / f"{name}.html").read_text(encoding="utf-8")
             for field in registry.resolve(kind, name).Config.model_fields:
                 assert f"<code>{field}</code>" in text, f"{kind}.{name}.{field}"
+
+
+def test_every_command_has_its_section(pages: dict[Path, Links], site: Path) -> None:
+    assert [name for name in _COMMANDS if name not in pages[site / "commands.html"].anchors] == []
 
 
 def test_the_three_readers_reach_every_page_from_the_navigation(site: Path, pages: dict[Path, Links]) -> None:
