@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from exfm.interfaces.sequence_encoder import SequenceEncoder as SequenceEncoder
     from exfm.interfaces.transfer_strategy import EntityStates as EntityStates
     from exfm.interfaces.transfer_strategy import PartShape as PartShape
+    from exfm.interfaces.transfer_strategy import Recent as Recent
     from exfm.interfaces.transfer_strategy import StudentOutput as StudentOutput
     from exfm.interfaces.transfer_strategy import StudentShape as StudentShape
     from exfm.interfaces.transfer_strategy import Supervision as Supervision
@@ -92,6 +93,7 @@ _HOME = {
     "ParallelPlan": "exfm.interfaces.parallel_plan",
     "PartShape": "exfm.interfaces.transfer_strategy",
     "Ranks": "exfm.interfaces.ranks",
+    "Recent": "exfm.interfaces.transfer_strategy",
     "RunError": "exfm.errors",
     "SequenceEncoder": "exfm.interfaces.sequence_encoder",
     "SequenceFeature": "exfm.interfaces.schema",

@@ -19,11 +19,12 @@ from exfm_plugins.auxiliary_head.strategy import AuxiliaryHead
 class TestAuxiliaryHead(TransferStrategyTests):
     component = AuxiliaryHead
     plugin = exfm_plugins.auxiliary_head
-    configs = ({}, {"label_scale": "auto", "weight": "auto"})
+    configs = ({}, {"residual": False}, {"label_scale": "auto", "weight": "auto"})
 
 
-def build(student: Student, *tasks: str, **fields: object) -> AuxiliaryHead:
-    return AuxiliaryHead(AuxiliaryHead.Config(teacher="fm", **fields), student.shape, teacher(*tasks))
+def build(student: Student, *tasks: str, weight: object = 1, **fields: object) -> AuxiliaryHead:
+    config = AuxiliaryHead.Config(teacher="fm", weight=weight, **fields)
+    return AuxiliaryHead(config, student.shape, teacher(*tasks))
 
 
 def gradients(student: Student, strategy: AuxiliaryHead, size: int = 30) -> dict[str, torch.Tensor]:
@@ -36,13 +37,18 @@ def gradients(student: Student, strategy: AuxiliaryHead, size: int = 30) -> dict
     return dict(zip(parts, found, strict=True))
 
 
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("tasks", [("click",), ("buy", "click", "share")])
 @pytest.mark.parametrize("label_scale", [0.5, 1.0, 5.0])
-def test_is_the_published_loss(tasks: tuple[str, ...], label_scale: float) -> None:
+def test_is_the_published_loss(tasks: tuple[str, ...], label_scale: float, residual: bool) -> None:
+    """Of a residual head, with the serving logit added to its own."""
     student = Student()
-    strategy = build(student, *tasks, label_scale=label_scale, gradient_scale=3, weight=2.5)
+    strategy = build(student, *tasks, label_scale=label_scale, gradient_scale=3, weight=2.5, residual=residual)
     x, supervision, labels = batch(40, tasks)
     output = student(x)
+    strategy.loss(output, supervision, labels)
+    for parameter in strategy.parameters():
+        torch.nn.init.normal_(parameter)  # a residual head starts at zero
     found = strategy.loss(output, supervision, labels).item()
     expected = 0.0
     for task in {"click", "buy"} & set(tasks):
@@ -51,13 +57,15 @@ def test_is_the_published_loss(tasks: tuple[str, ...], label_scale: float) -> No
             if supervision.hit[task][row]:
                 target = (label_scale * supervision.probabilities[task][row]).clamp(max=1)
                 logit = head.weight[0] @ output.representation_BR[row] + head.bias[0]
+                logit = logit + output.logits[task][row] if residual else logit
                 expected += 2.5 * bce(logit, target).item() / 40
     assert found == pytest.approx(expected, rel=1e-9)
 
 
-def test_each_loss_leaves_the_other_ones_head_alone() -> None:
+@pytest.mark.parametrize("residual", [False, True])
+def test_each_loss_leaves_the_other_ones_head_alone(residual: bool) -> None:
     student = Student()
-    strategy = build(student, "click", "buy")
+    strategy = build(student, "click", "buy", residual=residual)
     found = gradients(student, strategy)
     assert not found["serving"].any()
     assert found["trunk"].any() and found["distillation"].any()
@@ -89,6 +97,21 @@ def test_gradient_scale_does_not_change_the_forward_pass_by_a_bit() -> None:
         losses.append(AuxiliaryHead(config, shape, teacher("click")).loss(output, supervision, labels))
     assert losses[0].dtype == torch.float32
     assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
+
+
+def test_a_residual_head_starts_as_the_serving_head_and_moves_the_trunk_as_standard_distillation_does() -> None:
+    """Until its own part has learned; standard distillation's gradient of the trunk is that of a teacher on z_S."""
+    student = Student(("click",))
+    strategy = build(student, "click", gradient_scale=3)
+    x, supervision, labels = batch(40, ("click",))
+    output = student(x)
+    strategy.loss(output, supervision, labels)
+    torch.nn.init.zeros_(strategy.heads["task_click"].head.bias)
+    found = torch.autograd.grad(strategy.loss(output, supervision, labels), student.trunk.weight, retain_graph=True)[0]
+    hit = supervision.hit["click"]
+    direct = bce(output.logits["click"][hit], supervision.probabilities["click"][hit]).sum() / 40
+    expected = torch.autograd.grad(direct, student.trunk.weight)[0]
+    torch.testing.assert_close(found, 3 * expected, rtol=1e-9, atol=1e-15)
 
 
 def test_scaled_labels_are_clipped_at_one() -> None:
@@ -154,7 +177,7 @@ def test_no_shared_task_is_an_error_that_names_both_sides() -> None:
 
 def test_a_head_starts_at_the_mean_of_its_scaled_labels_once() -> None:
     student = Student(("click",))
-    strategy = build(student, "click", label_scale=2)
+    strategy = build(student, "click", label_scale=2, residual=False)
     head = strategy.heads["task_click"].head
     drawn = head.bias.detach().clone()
     x, supervision, labels = batch(50, ("click",))
@@ -169,6 +192,20 @@ def test_a_head_starts_at_the_mean_of_its_scaled_labels_once() -> None:
     x, supervision, labels = batch(50, ("click",), seed=1)
     strategy.loss(student(x), supervision, labels)
     assert head.bias.item() == pytest.approx(log(mean / (1 - mean)), rel=1e-9)
+
+
+def test_a_residual_head_starts_at_what_sets_the_means_apart() -> None:
+    student = Student(("click",))
+    strategy = build(student, "click", label_scale=2)
+    x, supervision, labels = batch(50, ("click",))
+    output = student(x)
+    strategy.loss(output, supervision, labels)
+    hit = supervision.hit["click"]
+    means = [(2 * supervision.probabilities["click"][hit]).clamp(max=1), output.logits["click"][hit].sigmoid()]
+    target, serving = (values.mean().item() for values in means)
+    found = strategy.heads["task_click"].head.bias.item()
+    assert found == pytest.approx(log(target / (1 - target)) - log(serving / (1 - serving)), rel=1e-9)
+    assert not strategy.heads["task_click"].head.weight.any()
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.9])
@@ -186,7 +223,7 @@ def test_auto_label_scale_brings_the_mean_of_rare_labels_to_a_half(rate: float) 
         total, count = (exp(-len(hits) / 1e5) * old + new for old, new in ((total, sum(hits)), (count, len(hits))))
         alpha = max(1.0, 0.5 * count / total)
         head = strategy.heads["task_click"].head
-        logits = (output.representation_BR @ head.weight[0] + head.bias[0])[hit]
+        logits = (output.logits["click"] + output.representation_BR @ head.weight[0] + head.bias[0])[hit]
         targets = torch.tensor(hits, dtype=torch.float64).mul(alpha).clamp(max=1)
         assert found == pytest.approx(bce(logits, targets).sum().item() / 500, rel=1e-9)
         assert targets.mean() == pytest.approx(0.5, abs=0.02) if rate < 0.1 else alpha == 1

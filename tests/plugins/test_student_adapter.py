@@ -35,6 +35,7 @@ class TestStudentAdapter(TransferStrategyTests):
     plugin = exfm_plugins.student_adapter
     configs = (
         {},
+        {"residual": True},
         {"head": "shared", "teacher_weight": "auto", "hidden": [], "input": "probability"},
     )
 
@@ -71,16 +72,20 @@ def step(strategy: StudentAdapter, optimizer: torch.optim.Optimizer, *known: Any
     st.sampled_from([(), (3,), (4, 2)]),
     st.sampled_from(["logit", "probability"]),
     st.sampled_from(["own", "shared"]),
+    st.booleans(),
 )
 @settings(max_examples=15, deadline=None, derandomize=True)
 def test_is_the_published_losses(
-    size: int, tasks: tuple[str, ...], hidden: tuple[int, ...], read: str, head: str
+    size: int, tasks: tuple[str, ...], hidden: tuple[int, ...], read: str, head: str, residual: bool
 ) -> None:
     student = Student()
-    extra = {"teacher_weight": 1.5} if head == "shared" else {}
+    extra = {"residual": residual, **({"teacher_weight": 1.5} if head == "shared" else {})}
     strategy = build(student, *tasks, hidden=hidden, input=read, head=head, weight=2.5, label_scale=1.7, **extra)
     x, supervision, labels = batch(size, tasks)
     output = student(x)
+    strategy.loss(output, supervision, labels)
+    for parameter in strategy.heads.parameters():
+        torch.nn.init.normal_(parameter)  # a residual head starts at zero
     found = [strategy.own_loss(supervision, labels).item(), strategy.loss(output, supervision, labels).item()]
     expected = [0.0, 0.0]
     for task in {"click", "buy"} & set(tasks):
@@ -91,6 +96,7 @@ def test_is_the_published_losses(
             z_a = corrected(strategy, task, soft.item(), of_logit=read == "logit")
             expected[0] += bce(z_a, labels[task][row]).item() / len(rows)
             z_d = linear.weight[0] @ output.representation_BR[row] + linear.bias[0]
+            z_d = z_d + output.logits[task][row] if residual else z_d
             target = (1.7 / (1 + (-z_a).exp())).clamp(max=1)
             expected[1] += 2.5 * bce(z_d, target).item() / size
             if head == "shared":

@@ -79,7 +79,7 @@ def test_a_token_is_the_map_of_the_newest_state_and_zeros_without_one() -> None:
     assert lookups.token_names == ("a.user", "b.user")
 
 
-def test_what_is_looked_up_is_the_newest_state_before_the_batch(tmp_path: Path) -> None:
+def test_what_is_looked_up_is_the_newest_state_before_the_example(tmp_path: Path) -> None:
     """Against a search through the stored rows: of a row that the student has to predict, nothing is known."""
     made = config(tmp_path, "run")
     experiment = load(tmp_path, made)
@@ -100,13 +100,22 @@ def test_what_is_looked_up_is_the_newest_state_before_the_batch(tmp_path: Path) 
     assert stream is not None
     for number, batch in enumerate((first, second)):
         teacher = stream.between(int(batch.event_time_us[0]), int(batch.event_time_us[-1]))
-        feed = StateFeed(batch, listeners([], lookups), {"fm": teacher}, {"user": "user", "item": "item"})
-        for end in (0, 32, 96, CHUNK):
-            feed.tell(end)
-            expected = torch.zeros(64, 4, dtype=torch.float16)
-            for row in range(64, number * CHUNK + end):
-                expected[users[row]] = states[row]
-            assert torch.equal(token.state_RK, expected)
+        every = torch.arange(CHUNK)
+        feed = StateFeed(batch, every, listeners([], lookups), {"fm": teacher}, {"user": "user", "item": "item"})
+        kept = torch.zeros(64, 4, dtype=torch.float16)
+        for start, end in ((0, 32), (32, 96), (96, CHUNK)):
+            feed.recall(slice(start, end))
+            expected = []
+            for row in range(number * CHUNK + start, number * CHUNK + end):
+                earlier = [states[one] for one in range(64, row) if users[one] == users[row]]
+                expected.append(earlier[-1] if earlier else torch.zeros(4).half())
+            assert token.recent is not None
+            own = users[number * CHUNK + start : number * CHUNK + end]
+            assert torch.equal(token.recent.over(token.state_RK[own]), torch.stack(expected))
+        feed.keep()
+        for row in range(64, (number + 1) * CHUNK):
+            kept[users[row]] = states[row]
+        assert token.recent is None and torch.equal(token.state_RK, kept)
     stream.close()
 
 
@@ -128,14 +137,17 @@ def without_history(table: pa.Table, first: int) -> pa.Table:
 def test_a_prediction_depends_on_no_later_label_nor_on_its_own_state(
     tmp_path: Path, change: Callable[[pa.Table, int], pa.Table], changed: int
 ) -> None:
-    """With a log that is another one from a row on, only predictions after the VM's batch with that row change."""
+    """With a log that is another one from a row on, only predictions after that row change.
+
+    Other labels are learned with the batch that holds them; another state may be read from the next example on.
+    """
     table, first = make_log(), CHUNK + changed
     made = {}
     for name, log in (("as-is", table), ("changed", change(table, first))):
         exfm.run(load(tmp_path, config(tmp_path, name, log)))
         windows = predictions(str(tmp_path / name), "vm").values()
         made[name] = pa.concat_tables(windows).column("prediction_click").to_numpy()
-    end = first // 32 * 32 + 32
+    end = first + 1 if change is without_history else first // 32 * 32 + 32
     same = made["as-is"] == made["changed"]
     assert same[:end].all() and not same[end : end + 64].all()
 

@@ -103,11 +103,17 @@ def _find(name: str, parts: Mapping[str, PartShape], whose: str) -> PartShape:
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """One forward pass of the student: representation (B, R), serving logits (B,) by task, states (B, K) by entity."""
+    """One forward pass of the student: representation (B, R), serving logits (B,) by task, states (B, K) by entity.
+
+    Attributes:
+        trunk_logits: the serving logits once more, (B,) by task, with a gradient to the trunk and none to the serving
+            heads. Only where a strategy ``reads_trunk_logits``.
+    """
 
     representation_BR: Tensor
     logits: Mapping[str, Tensor]
     states: Mapping[str, Tensor] = field(default_factory=dict)
+    trunk_logits: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,23 @@ class TableRows:
         return TableRows(row, self.weight_SE[last])
 
 
+@dataclass(frozen=True)
+class Recent:
+    """What a teacher had made of a batch's ids by the time of each example, where that is newer than what was told.
+
+    Attributes:
+        known_V: (V,) bool, whether there is anything newer, for each of a feature's ids in the batch.
+        vector_VK: (V, K) float32, the newest state or table row before the example; meaningless where none is.
+    """
+
+    known_V: Tensor
+    vector_VK: Tensor
+
+    def over(self, told_VK: Tensor) -> Tensor:
+        """The newest of each id: of what was told, and this."""
+        return torch.where(self.known_V.unsqueeze(1), self.vector_VK.to(told_VK.dtype), told_VK)
+
+
 def _last_of_each(row: Tensor) -> tuple[Tensor, Tensor]:
     """The different values, and where each comes last: torch keeps any of the values that are written to one row."""
     different, inverse = torch.unique(row, return_inverse=True)
@@ -198,6 +221,7 @@ class TransferStrategy(Component, nn.Module):
     Attributes:
         reads_states: whether ``observe`` is to be told of the states of the teacher (the first of several).
         reads_parts: whether ``refresh`` is to be told of parts of the teacher (the first of several).
+        reads_trunk_logits: whether ``loss`` is to be given the student's ``trunk_logits``; an instance may say so too.
         tasks: the student's tasks that the teacher teaches. Supervision comes under their names.
 
     Raises:
@@ -207,6 +231,7 @@ class TransferStrategy(Component, nn.Module):
     kind: ClassVar[str] = "transfer_strategy"
     reads_states: ClassVar[bool] = False
     reads_parts: ClassVar[bool] = False
+    reads_trunk_logits: bool = False
     Config: ClassVar[type[ComponentConfig]] = TransferConfig
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -249,14 +274,22 @@ class TransferStrategy(Component, nn.Module):
         """What is added to the rows of the student's tables, by table: a module from rows (n,) to (n, D).
 
         While the student trains, each lookup adds it; in what is published and served it is folded into the table, so
-        that the served model is neither larger nor slower.
+        that the served model is neither larger nor slower. A lookup for a feature of the batch also gives the feature's
+        name, as the second argument, so that the module can tell whose ``recall`` the rows belong to.
         """
         return {}
 
     def observe(self, states: Mapping[str, EntityStates]) -> None:
         """Told of the teacher's states, by entity, of all its examples so far that it has not been told of.
 
-        Called between batches: of an example that the student still has to predict it is not told.
+        Called between chunks of the stream: of an example that the student still has to predict it is not told.
+        """
+
+    def recall(self, recent: Mapping[str, Recent]) -> None:
+        """Told before each batch, by feature, of what is newer for its ids than what it was told by the others.
+
+        For each example that is the newest state, or row, of the teacher's examples before it, of this batch's too. It
+        holds until it is told again; after a chunk's last batch, it is told that there is nothing newer.
         """
 
     def teacher_parts(self) -> tuple[str, ...]:
@@ -279,7 +312,7 @@ class TransferStrategy(Component, nn.Module):
     def follow(self, rows: Mapping[str, TableRows]) -> None:
         """Told, by part, of rows of the teacher's tables that have changed since, where it stores any.
 
-        Called between batches of a window, for a strategy that reads parts: of rows that have learned from an example
+        Called between chunks of a window, for a strategy that reads parts: of rows that have learned from an example
         that the student still has to predict it is not told.
         """
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
 
+from exfm.interfaces.transfer_strategy import StudentOutput
 from exfm.layers.gradient import scale_gradient
 
 _RECENT = 100_000
@@ -41,33 +42,59 @@ class DistillationHead(nn.Module):
 
     ``bce(z_D, min(alpha p, 1))`` for each soft label ``p``; the gradient to the trunk is multiplied by ``beta``.
 
+    ``residual`` is ours: ``z_D = z_S + h(r)``, where ``z_S`` is the serving logit with the serving head held fixed and
+    ``h`` the head, whose last layer starts at zero. What the trunk learns of the soft labels then lies where the
+    serving head reads it, which two heads of different weights leave to the labels; what sets soft labels and labels
+    apart, ``h`` learns.
+
     ``alpha: auto`` is ours: ``alpha = max(1, 0.5 / m)``, where ``m`` is the mean of the first soft label over about the
     last 100,000 hits, this batch included. So the mean target of a rare label is at most 0.5, whatever its base rate.
 
     The head starts, ours too, where serving heads start for labels: the first batch with a hit sets its last bias to
-    the logit of the mean scaled label, so that the trunk need not move it.
+    the logit of the mean scaled label, so that the trunk need not move it; of a residual head, to that logit less the
+    one of the mean of ``sigmoid(z_S)``.
 
     Args:
         head: representation (B, R) -> logits (B,). Without a bias in its last linear layer, nothing is set.
         label_scale: alpha.
         gradient_scale: beta.
+        residual: whether its logit is added to the serving head's.
     """
 
     started: Tensor
 
-    def __init__(self, head: nn.Module, label_scale: float | Literal["auto"], gradient_scale: float) -> None:
+    def __init__(
+        self, head: nn.Module, label_scale: float | Literal["auto"], gradient_scale: float, *, residual: bool = False
+    ) -> None:
         super().__init__()
         self.head = head
+        self.residual = residual
+        if residual:
+            nn.init.zeros_(self._last.weight)
         self._label_scale, self._gradient_scale = label_scale, gradient_scale
         self.mean = RecentMeans(1) if label_scale == "auto" else None
         self.register_buffer("started", torch.tensor(False))
 
-    def forward(self, representation_BR: Tensor, soft_LB: Tensor, hit_B: Tensor) -> Tensor:
-        """Maps representation (B, R), soft labels (L, B) and hits (B,) to losses (L,), as ``soft_label_loss``."""
+    def forward(self, student: StudentOutput, task: str, soft_LB: Tensor, hit_B: Tensor) -> Tensor:
+        """Losses (L,), as ``soft_label_loss``.
+
+        Args:
+            student: its forward pass, with ``trunk_logits`` where the head is residual.
+            task: whose head it is.
+            soft_LB: (L, B) soft labels.
+            hit_B: (B,) bool, which examples have any.
+        """
         target_LB = (self._alpha(soft_LB[0], hit_B) * soft_LB).clamp(max=1)
-        self._start(target_LB[0], hit_B)
-        logit_B = self.head(scale_gradient(representation_BR, self._gradient_scale))
+        serving_B = student.trunk_logits[task] if self.residual else None
+        self._start(target_LB[0], hit_B, serving_B)
+        logit_B = self.head(scale_gradient(student.representation_BR, self._gradient_scale))
+        if serving_B is not None:
+            logit_B = logit_B + scale_gradient(serving_B, self._gradient_scale)
         return soft_label_loss(logit_B, target_LB, hit_B)
+
+    @property
+    def _last(self) -> nn.Linear:
+        return [module for module in self.head.modules() if isinstance(module, nn.Linear)][-1]
 
     def _alpha(self, soft_B: Tensor, hit_B: Tensor) -> float | Tensor:
         if self.mean is None:
@@ -79,13 +106,21 @@ class DistillationHead(nn.Module):
         return alpha
 
     @torch.no_grad()
-    def _start(self, target_B: Tensor, hit_B: Tensor) -> None:
-        bias = [module for module in self.head.modules() if isinstance(module, nn.Linear)][-1].bias
-        mean = torch.where(hit_B, target_B, 0.0).sum() / hit_B.sum().clamp(min=1)
+    def _start(self, target_B: Tensor, hit_B: Tensor, serving_B: Tensor | None) -> None:
+        bias = self._last.bias
+        start = _mean_logit(target_B, hit_B)
+        if serving_B is not None:
+            start = start - _mean_logit(serving_B.sigmoid(), hit_B)
         now = ~self.started & hit_B.any()
         if bias is not None:
-            bias.copy_(torch.where(now, torch.logit(mean, eps=_EPSILON), bias))
+            bias.copy_(torch.where(now, start, bias))
         self.started |= now
+
+
+def _mean_logit(probability_B: Tensor, hit_B: Tensor) -> Tensor:
+    """The logit of the mean over the hits."""
+    mean = torch.where(hit_B, probability_B, 0.0).sum() / hit_B.sum().clamp(min=1)
+    return torch.logit(mean, eps=_EPSILON)
 
 
 class LossWeight(nn.Module):

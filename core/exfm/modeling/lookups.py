@@ -14,7 +14,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from exfm.config.lookups import StateLookup
 from exfm.interfaces.jagged import JaggedSequence
-from exfm.interfaces.transfer_strategy import EntityStates
+from exfm.interfaces.transfer_strategy import EntityStates, Recent
 
 
 class StateLookups(nn.Module):
@@ -57,6 +57,14 @@ class StateLookups(nn.Module):
                 assert isinstance(token, StateToken)
                 token.keep(news)
 
+    def recall(self, teacher: str, recent: Mapping[str, Recent]) -> None:
+        """Told before a batch of what is newer of a teacher's states, by entity."""
+        for lookup in self.lookups:
+            if lookup.teacher == teacher:
+                token = self.tokens[_key(teacher, lookup.entity)]
+                assert isinstance(token, StateToken)
+                token.recent = recent.get(lookup.entity)
+
 
 class StateToken(nn.Module):
     """The newest state of every row of a table, zeros before there is one, and the map to the width of a token.
@@ -71,10 +79,13 @@ class StateToken(nn.Module):
         super().__init__()
         self.register_buffer("state_RK", torch.zeros(rows, width, dtype=torch.float16))
         self.map = nn.Linear(width, dim, bias=False)
+        self.recent: Recent | None = None
 
     def forward(self, ids: JaggedTensor) -> Tensor:
         """Maps the ids of a feature, at most one per example, to tokens (B, D)."""
         state_VK = self.state_RK.index_select(0, ids.values().long()).to(self.map.weight.dtype)
+        if self.recent is not None:
+            state_VK = self.recent.over(state_VK)
         token_BD: Tensor = self.map(JaggedSequence(state_VK, ids.offsets().long(), max_length=1).mean())
         return token_BD
 

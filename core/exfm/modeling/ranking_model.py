@@ -34,6 +34,16 @@ class Head(nn.Sequential):
             width = size
         super().__init__(*layers, nn.Linear(width, 1), nn.Flatten(0))
 
+    def held_fixed(self, representation_BR: Tensor) -> Tensor:
+        """The same logits, with a gradient to the representation and none to the head."""
+        x: Tensor = representation_BR
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                x = nn.functional.linear(x, layer.weight.detach(), layer.bias.detach())
+            else:
+                x = layer(x)
+        return x
+
 
 class RankingModel(nn.Module):
     """The served part of a model, complete: nothing of a transfer is in it but what it looks up.
@@ -43,6 +53,9 @@ class RankingModel(nn.Module):
         schema: the whole stream's schema; the config picks features from it.
         tasks: the labels it predicts.
         lookups: the teachers' states that are its input.
+
+    Attributes:
+        gives_trunk_logits: whether a forward pass with gradients gives ``trunk_logits`` too.
     """
 
     def __init__(
@@ -84,6 +97,7 @@ class RankingModel(nn.Module):
             for block in self.blocks():
                 recompute(block)
         self.low_precision = config.precision == "bf16"
+        self.gives_trunk_logits = False
         self.head_hidden = config.head_hidden
         self.tasks = tasks
         self.heads = nn.ModuleDict({f"task_{task}": self.new_head() for task in tasks})
@@ -106,7 +120,8 @@ class RankingModel(nn.Module):
     @torch.no_grad()
     def start_head(self, task: str, labels_B: Tensor) -> None:
         """Sets the bias of a task's head to the log odds of its first labels."""
-        last = self.heads[f"task_{task}"][-2]  # type: ignore[index]
+        last = self._head(task)[-2]
+        assert isinstance(last, nn.Linear)
         rate = (labels_B.sum() + 1.0) / (labels_B.numel() + 2.0)
         last.bias.fill_(torch.logit(rate))
 
@@ -124,7 +139,16 @@ class RankingModel(nn.Module):
             representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
         representation_BR = representation_BR.float()
         logits = {task: self.heads[f"task_{task}"](representation_BR) for task in self.tasks}
-        return StudentOutput(representation_BR, logits, {entity: state.float() for entity, state in states.items()})
+        trunk_logits = {}
+        if self.gives_trunk_logits and torch.is_grad_enabled():
+            trunk_logits = {task: self._head(task).held_fixed(representation_BR) for task in self.tasks}
+        states = {entity: state.float() for entity, state in states.items()}
+        return StudentOutput(representation_BR, logits, states, trunk_logits)
+
+    def _head(self, task: str) -> Head:
+        head = self.heads[f"task_{task}"]
+        assert isinstance(head, Head)
+        return head
 
     def blocks(self) -> list[nn.Module]:
         """The blocks of the encoders and the backbone."""

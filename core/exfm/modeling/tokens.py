@@ -109,8 +109,8 @@ class Featurizer(nn.Module):
     Attributes:
         token_names: of the N tokens ``forward`` returns, in order.
         token_tables: the table each token reads ("" for a dense one).
-        offsets: what transfer adds to the rows of a table, by table: modules from rows (n,) to (n, D). They are not
-            part of the model.
+        offsets: what transfer adds to the rows of a table, by table: modules from rows (n,), and from a feature's name
+            where they are its own, to (n, D). They are not part of the model.
         frozen_tables: the tables that training leaves as they are.
     """
 
@@ -209,7 +209,9 @@ class Featurizer(nn.Module):
         offset = self.offsets[lookup.table]
         if lookup.field is None:
             bags = batch.sparse[lookup.key]
-            return _segment_mean(offset(bags.values()), bags.offsets().long())
+            rows_VD: Tensor = offset(bags.values(), lookup.key)
+            single = rows_VD.shape[0] == batch.size and bool((bags.lengths() == 1).all())
+            return rows_VD if single else _segment_mean(rows_VD, bags.offsets().long())
         history = batch.sequences[lookup.key]
         rows_ED: Tensor = offset(history.ids_EC[:, lookup.field])
         return rows_ED if self.raw_sequences else _segment_mean(rows_ED, history.offsets)

@@ -28,8 +28,9 @@ class _Sum(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(parts)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        return torch.stack([part(rows) for part in self.parts]).sum(dim=0)
+    def forward(self, rows: Tensor, *feature: str) -> Tensor:
+        total: Tensor = sum(part(rows, *feature) for part in self.parts)
+        return total
 
 
 def tables_with_offsets(model: RankingModel) -> dict[str, Tensor]:

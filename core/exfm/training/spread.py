@@ -37,13 +37,11 @@ class Part:
     Attributes:
         index: its own rows, positions in its part of the chunk.
         counts: how many rows each process has.
-        first: the place in the whole chunk of the batch's first row, whoever has it.
         newest_us: the time of the batch's newest row.
     """
 
     index: Tensor
     counts: tuple[int, ...]
-    first: int
     newest_us: int
 
 
@@ -92,7 +90,7 @@ class SpreadChunk(Chunk):
         index = torch.arange(times.numel()) if picked is None else picked
         if self.ranks.count == 1:
             pieces = index.tensor_split(math.ceil(index.numel() / batch_size)) if index.numel() else ()
-            alone = (Part(rows, (rows.numel(),), int(rows[0]), int(times[rows[-1]])) for rows in pieces)
+            alone = (Part(rows, (rows.numel(),), int(times[rows[-1]])) for rows in pieces)
             return Parts(index, tuple(alone), None)
         place_G = np.arange(self.size) if picked is None else self._picked_anywhere(picked)
         owner_G = (self.start + place_G) % self.ranks.count
@@ -104,8 +102,8 @@ class SpreadChunk(Chunk):
         count = self.ranks.count
         counts_PR = np.bincount(batch_G * count + owner_G, minlength=len(place_P) * count).reshape(-1, count)
         own = torch.split(index, counts_PR[:, self.ranks.index].tolist())
-        whole = zip(own, counts_PR.tolist(), place_P, self._newest_us(own), strict=True)
-        batches = (Part(rows, tuple(counts), int(places[0]), newest_us) for rows, counts, places, newest_us in whole)
+        whole = zip(own, counts_PR.tolist(), self._newest_us(own), strict=True)
+        batches = (Part(rows, tuple(counts), newest_us) for rows, counts, newest_us in whole)
         return Parts(index, tuple(batches), order)
 
     def batches(self, parts: Parts, model: RankingModel) -> Iterator[tuple[Batch, Part]]:

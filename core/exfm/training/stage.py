@@ -162,24 +162,24 @@ class Stage:
             self.counters.teachers.setdefault(name, Coverage()).add(found)
         forward = ForwardRows(self.tasks, self.trainer.embedding, self.trainer.vectors)
         told = listeners(self.trainer.list_strategies(), self.trainer.model.lookups)
-        feed = StateFeed(chunk.batch, told, teachers, self._tables)
+        feed = StateFeed(chunk.batch, parts.index, told, teachers, self._tables)
         first = 0
         for batch, part in chunk.batches(parts, self.trainer.model):
             own = part.index.numel()
             rows = slice(first, first + own)
-            feed.tell(part.first)
             first += own
             supervision = {name: rows_of(found.supervision, rows) for name, found in joined.items()}
             if not self.counters.flops:
                 few = batch.select(torch.arange(min(batch.size, _COUNTED)))
                 self.counters.flops = flops_by_part(self.trainer.model, few)
+            feed.recall(rows)
             learned = frozenset(self.trainer.learned)
             made = self.trainer.step(batch, supervision, learn, part.counts)
             self.trainer.observe(batch, own)
             rows_after = self.trainer.rows(batch) if self.supervises else {}
             forward.add(made.with_vectors(rows_after).first(own), learned, self._watermark_us)
             self._watermark_us = part.newest_us
-        feed.tell(chunk.batch.size)
+        feed.keep()
         taught = forward.supervision(seen)
         self._record(seen, parts, forward.probabilities(), taught)
         self.counters.seconds += time.perf_counter() - start

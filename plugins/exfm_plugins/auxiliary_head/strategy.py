@@ -30,6 +30,10 @@ class AuxiliaryHead(TransferStrategy):
 
     Not published, so ours:
 
+    - ``residual``: ``z_D = sg_S(z_S) + h_D(r)``. The distillation head is the serving head, whose weights this loss
+      leaves alone (``sg_S``), and a head ``h_D`` of its own that starts at zero. Soft labels then move the trunk where
+      the serving head reads it, as standard distillation does, and what is the teacher's alone stays in ``h_D``, so
+      that theorem 3.1 still holds. ``residual: false`` is the published form, ``z_D = h_D(r)``;
     - the head starts at the teacher's mean: the first batch with a hit sets its bias to the logit of the mean target;
     - ``label_scale: auto``: ``alpha = max(1, 0.5 / m)``, with ``m`` the mean of ``p_F`` over about the last 100,000
       hits, so that the mean target of a rare label is at most 0.5;
@@ -51,7 +55,10 @@ class AuxiliaryHead(TransferStrategy):
     name: ClassVar[str] = "auxiliary_head"
 
     class Config(TransferConfig):
-        """Fields of `auxiliary_head`. The paper does not publish its values; alpha 5, beta 20, w 10 circulate."""
+        """Fields of `auxiliary_head`. The paper does not publish its values; alpha 5, beta 20, w 10 circulate.
+
+        The published form is `residual: false`, with a number as `weight`.
+        """
 
         label_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = Field(
             1.0,
@@ -65,16 +72,21 @@ class AuxiliaryHead(TransferStrategy):
             description="Beta: multiplies the gradient from distillation head to trunk; 20 circulates too.",
         )
         weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = Field(
-            1.0,
-            description="w: weight of the distillation loss; 10 circulates too. "
+            "auto",
+            description="w: weight of the distillation loss; 1 is standard distillation's, 10 circulates. "
             "auto: how much more of the recent labels the teacher explains than the student, from 0 to 10.",
+        )
+        residual: bool = Field(
+            True, description="The head adds to the serving head's logit; false: it stands alone, as published."
         )
 
     def __init__(self, config: Config, student: StudentShape, teacher: TeacherShape) -> None:
         super().__init__(config, student, teacher)
+        self.reads_trunk_logits = config.residual
+        alpha, beta = config.label_scale, config.gradient_scale
         self.heads = nn.ModuleDict(
             {
-                f"task_{task}": DistillationHead(student.new_head(), config.label_scale, config.gradient_scale)
+                f"task_{task}": DistillationHead(student.new_head(), alpha, beta, residual=config.residual)
                 for task in self.tasks
             }
         )
@@ -93,6 +105,6 @@ class AuxiliaryHead(TransferStrategy):
         self, task: str, student: StudentOutput, supervision: Supervision, label_B: Tensor | None
     ) -> Tensor:
         soft_B, hit_B = supervision.probabilities[task], supervision.hit[task]
-        loss: Tensor = self.heads[f"task_{task}"](student.representation_BR, soft_B.unsqueeze(0), hit_B).sum()
+        loss: Tensor = self.heads[f"task_{task}"](student, task, soft_B.unsqueeze(0), hit_B).sum()
         weight: float | Tensor = self.weights[f"task_{task}"](soft_B, student.logits[task], hit_B, label_B)
         return weight * loss

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from exfm import (
     EntityStates,
+    Recent,
     StudentOutput,
     StudentShape,
     Supervision,
@@ -27,11 +28,13 @@ class CompactFeatures(TransferStrategy):
     """The teacher's newest state of each user or item is added to the student's row of it, through a small map.
 
     ``row'_e = row_e + P s_e`` for entity ``e``: ``s_e`` is the state (``supervision.states``) that the teacher had of
-    it at its last example before the batch, on whatever traffic; ``P`` is learned with the student. A state holds at
-    once what a history tells, and what other surfaces have taught the teacher; a row of the student's own learns it
-    slowly, or never. This is transfer by representation as GEM names it, "compact, semantically aligned
-    features", and by state as in LoopFM (arXiv 2605.29280), but without the lookup at serving: ``P s_e`` is folded
-    into the row in every snapshot. What is served has the same tables, of the same size, and the same graph.
+    it at its last example before the student's, on whatever traffic and in whatever batch; ``P`` is learned with the
+    student. A state holds at once what a history tells, and what other surfaces have taught the teacher; a row of the
+    student's own learns it slowly, or never. This is transfer by representation as GEM names it, "compact, semantically
+    aligned features", and by state as in LoopFM (arXiv 2605.29280), but without the lookup at serving: ``P s_e`` is
+    folded into the row in every snapshot. What is served has the same tables, of the same size, and the same graph. To
+    be as fresh as in the figures, what is served must get an entity's row after each of its examples, as from a
+    parameter server.
 
     It adds no term to the loss.
 
@@ -79,6 +82,13 @@ class CompactFeatures(TransferStrategy):
                 assert isinstance(part, _Rows)
                 part.keep(states[entity])
 
+    def recall(self, recent: Mapping[str, Recent]) -> None:
+        """Holds, for the coming batch, what is newer than what is kept."""
+        for key, part in self.rows.items():
+            own = [entity for entity, table in self._tables.items() if _key(table) == key]
+            assert isinstance(part, _Rows)
+            part.recent = {entity: recent[entity] for entity in own if entity in recent}
+
     def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
         """Nothing: what is transferred is in the tokens."""
         return student.representation_BR.new_zeros(())
@@ -91,16 +101,20 @@ class _Rows(nn.Module):
 
     def __init__(self, rows: int, width: int, dim: int, scale: float) -> None:
         super().__init__()
+        self.recent: Mapping[str, Recent] = {}
         self.register_buffer("state", torch.zeros(rows, width, dtype=torch.float16))
         self.map = nn.Linear(width, dim, bias=False)
         nn.init.eye_(self.map.weight)
         with torch.no_grad():
             self.map.weight.mul_(scale)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Maps rows (n,) to what is added to them, (n, D)."""
-        added: Tensor = self.map(self.state.index_select(0, rows.long()).to(self.map.weight.dtype))
-        return added
+    def forward(self, rows: Tensor, feature: str = "") -> Tensor:
+        """Maps rows (n,), of a feature where it is named, to what is added to them, (n, D)."""
+        state_nK = self.state.index_select(0, rows.long()).to(self.map.weight.dtype)
+        if feature in self.recent:
+            state_nK = self.recent[feature].over(state_nK)
+        added_nD: Tensor = self.map(state_nK)
+        return added_nD
 
     def keep(self, states: EntityStates) -> None:
         """Writes the last state of each row."""

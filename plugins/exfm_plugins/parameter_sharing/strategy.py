@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from exfm import (
     PartShape,
+    Recent,
     StudentOutput,
     StudentShape,
     Supervision,
@@ -79,6 +80,7 @@ class ParameterSharing(TransferStrategy):
     def __init__(self, config: Config, student: StudentShape, teacher: TeacherShape) -> None:
         super().__init__(config, student, teacher)
         self._modes = dict(config.parts)
+        self._tables = dict(student.tables)
         self._shapes: dict[str, PartShape] = {}
         maps: dict[str, _Mapped] = {}
         for part, mode in config.parts.items():
@@ -132,6 +134,13 @@ class ParameterSharing(TransferStrategy):
                 newest = changed.newest()
                 self._map_of(part).rows_RE[newest.row] = newest.weight_SE
 
+    def recall(self, recent: Mapping[str, Recent]) -> None:
+        """Holds, for the coming batch, what is newer than the rows it has."""
+        for part, shape in self._shapes.items():
+            if self._modes[part] in _THROUGH_A_MAP:
+                own = {name: one for name, one in recent.items() if self._tables.get(name) == shape.table}
+                self._map_of(part).recent = own
+
     def _map_of(self, part: str) -> _Mapped:
         found = self.maps[_key(part)]
         assert isinstance(found, _Mapped)
@@ -149,6 +158,7 @@ class _Mapped(nn.Module):
 
     def __init__(self, rows: int, width: int, dim: int, scale: float) -> None:
         super().__init__()
+        self.recent: Mapping[str, Recent] = {}
         # Every window starts by filling it again, so a snapshot of the student need not hold the teacher's table.
         self.register_buffer("rows_RE", torch.zeros(rows, width), persistent=False)
         self.map = nn.Linear(width, dim, bias=False)
@@ -156,9 +166,12 @@ class _Mapped(nn.Module):
         with torch.no_grad():
             self.map.weight.mul_(scale)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Maps rows (n,) to what is added to them, (n, D)."""
-        added_nD: Tensor = self.map(self.rows_RE.index_select(0, rows.long()))
+    def forward(self, rows: Tensor, feature: str = "") -> Tensor:
+        """Maps rows (n,), of a feature where it is named, to what is added to them, (n, D)."""
+        row_nE = self.rows_RE.index_select(0, rows.long())
+        if feature in self.recent:
+            row_nE = self.recent[feature].over(row_nE)
+        added_nD: Tensor = self.map(row_nE)
         return added_nD
 
 

@@ -43,8 +43,8 @@ class StudentAdapter(TransferStrategy):
     - the MLP adds to the teacher's logit and its last layer starts at zero, so that the corrected label starts as the
       teacher's; ``p_F`` is clipped to 1e-6 from 0 and 1. Without hidden layers it is Platt's scaling;
     - a task whose labels come late has no fresh ones here: its corrected label stays the teacher's;
-    - the start of the heads, and ``auto``, as in ``auxiliary_head``: alpha by the mean of ``p_F`` where the head is
-      shared and else of the corrected label, ``w`` by the log loss of the corrected label.
+    - ``residual``, the start of the heads, and ``auto``, as in ``auxiliary_head``: alpha by the mean of ``p_F`` where
+      the head is shared and else of the corrected label, ``w`` by the log loss of the corrected label.
 
     Args:
         config: see ``Config``.
@@ -73,6 +73,9 @@ class StudentAdapter(TransferStrategy):
         gradient_scale: float = Field(
             1.0, ge=0, allow_inf_nan=False, description="Beta: multiplies the gradient from head to trunk."
         )
+        residual: bool = Field(
+            False, description="The head adds to the serving head's logit, as auxiliary_head's does by default."
+        )
         input: Literal["logit", "probability"] = Field(
             "logit", description="What the adapter's MLP reads of the teacher's probability."
         )
@@ -93,9 +96,11 @@ class StudentAdapter(TransferStrategy):
     def __init__(self, config: Config, student: StudentShape, teacher: TeacherShape) -> None:
         super().__init__(config, student, teacher)
         self._lr, self._shared = config.lr, config.head == "shared"
+        self.reads_trunk_logits = config.residual
         keys = [f"task_{task}" for task in self.tasks]
+        alpha, beta = config.label_scale, config.gradient_scale
         self.heads = nn.ModuleDict(
-            {key: DistillationHead(student.new_head(), config.label_scale, config.gradient_scale) for key in keys}
+            {key: DistillationHead(student.new_head(), alpha, beta, residual=config.residual) for key in keys}
         )
         # In the order of a head's soft labels.
         teacher_weight = 1.0 if config.teacher_weight is None else config.teacher_weight
@@ -144,7 +149,7 @@ class StudentAdapter(TransferStrategy):
         with torch.no_grad():
             adapted_B = self._corrected(task, teacher_B)
         soft_LB = torch.stack([teacher_B, adapted_B] if self._shared else [adapted_B])
-        losses: Tensor = self.heads[key](student.representation_BR, soft_LB, hit_B)
+        losses: Tensor = self.heads[key](student, task, soft_LB, hit_B)
         weights: Any = self.weights[key]
         terms = [
             weight(soft_B, student.logits[task], hit_B, label_B) * loss
