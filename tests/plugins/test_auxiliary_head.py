@@ -105,8 +105,6 @@ def test_a_residual_head_starts_as_the_serving_head_and_moves_the_trunk_as_stand
     strategy = build(student, "click", gradient_scale=3)
     x, supervision, labels = batch(40, ("click",))
     output = student(x)
-    strategy.loss(output, supervision, labels)
-    torch.nn.init.zeros_(strategy.heads["task_click"].head.bias)
     found = torch.autograd.grad(strategy.loss(output, supervision, labels), student.trunk.weight, retain_graph=True)[0]
     hit = supervision.hit["click"]
     direct = bce(output.logits["click"][hit], supervision.probabilities["click"][hit]).sum() / 40
@@ -194,18 +192,17 @@ def test_a_head_starts_at_the_mean_of_its_scaled_labels_once() -> None:
     assert head.bias.item() == pytest.approx(log(mean / (1 - mean)), rel=1e-9)
 
 
-def test_a_residual_head_starts_at_what_sets_the_means_apart() -> None:
+@pytest.mark.parametrize("label_scale", [1, 2])
+def test_a_residual_head_starts_at_what_the_label_scale_sets_apart(label_scale: int) -> None:
     student = Student(("click",))
-    strategy = build(student, "click", label_scale=2)
+    strategy = build(student, "click", label_scale=label_scale)
     x, supervision, labels = batch(50, ("click",))
-    output = student(x)
-    strategy.loss(output, supervision, labels)
-    hit = supervision.hit["click"]
-    means = [(2 * supervision.probabilities["click"][hit]).clamp(max=1), output.logits["click"][hit].sigmoid()]
-    target, serving = (values.mean().item() for values in means)
-    found = strategy.heads["task_click"].head.bias.item()
-    assert found == pytest.approx(log(target / (1 - target)) - log(serving / (1 - serving)), rel=1e-9)
-    assert not strategy.heads["task_click"].head.weight.any()
+    strategy.loss(student(x), supervision, labels)
+    soft = supervision.probabilities["click"][supervision.hit["click"]]
+    scaled, plain = ((scale * soft).clamp(max=1).mean().item() for scale in (label_scale, 1))
+    head = strategy.heads["task_click"].head
+    assert head.bias.item() == pytest.approx(log(scaled / (1 - scaled)) - log(plain / (1 - plain)), rel=1e-9)
+    assert not head.weight.any() and bool(head.bias.item()) == (label_scale != 1)
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.9])

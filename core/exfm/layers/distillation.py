@@ -52,7 +52,7 @@ class DistillationHead(nn.Module):
 
     The head starts, ours too, where serving heads start for labels: the first batch with a hit sets its last bias to
     the logit of the mean scaled label, so that the trunk need not move it; of a residual head, to that logit less the
-    one of the mean of ``sigmoid(z_S)``.
+    one of the mean label, which is 0 where alpha is 1.
 
     Args:
         head: representation (B, R) -> logits (B,). Without a bias in its last linear layer, nothing is set.
@@ -85,11 +85,10 @@ class DistillationHead(nn.Module):
             hit_B: (B,) bool, which examples have any.
         """
         target_LB = (self._alpha(soft_LB[0], hit_B) * soft_LB).clamp(max=1)
-        serving_B = student.trunk_logits[task] if self.residual else None
-        self._start(target_LB[0], hit_B, serving_B)
+        self._start(target_LB[0], soft_LB[0], hit_B)
         logit_B = self.head(scale_gradient(student.representation_BR, self._gradient_scale))
-        if serving_B is not None:
-            logit_B = logit_B + scale_gradient(serving_B, self._gradient_scale)
+        if self.residual:
+            logit_B = logit_B + scale_gradient(student.trunk_logits[task], self._gradient_scale)
         return soft_label_loss(logit_B, target_LB, hit_B)
 
     @property
@@ -106,11 +105,12 @@ class DistillationHead(nn.Module):
         return alpha
 
     @torch.no_grad()
-    def _start(self, target_B: Tensor, hit_B: Tensor, serving_B: Tensor | None) -> None:
+    def _start(self, target_B: Tensor, soft_B: Tensor, hit_B: Tensor) -> None:
         bias = self._last.bias
         start = _mean_logit(target_B, hit_B)
-        if serving_B is not None:
-            start = start - _mean_logit(serving_B.sigmoid(), hit_B)
+        if self.residual:
+            # Not less the serving head's own mean: tables would follow what a first, small batch got wrong of it.
+            start = start - _mean_logit(soft_B, hit_B)
         now = ~self.started & hit_B.any()
         if bias is not None:
             bias.copy_(torch.where(now, start, bias))
