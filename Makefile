@@ -45,6 +45,7 @@ docs: setup
 soak: setup
 	$(BIN)/python benchmarks/soak_kill.py
 	$(BIN)/python benchmarks/soak_jobs.py
+	$(BIN)/python benchmarks/soak_parallel.py
 
 bench: setup
 	$(BIN)/python benchmarks/memory.py

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 import exfm
@@ -14,7 +17,8 @@ import exfm_plugins.hsdp
 import exfm_plugins.hsdp_2d
 import exfm_plugins.single
 from exfm.testing import ParallelPlanTests
-from exfm.testing.plan_exercise import DIM, Probe
+from exfm.testing.parallel_plan import Reference, exercised
+from exfm.testing.plan_exercise import ADDS_UP, DENSE_LR, DIM, MOMENTUM, SIZES, STEPS, Probe, batch
 from exfm_plugins.ddp.plan import Ddp
 from exfm_plugins.hsdp.plan import Hsdp
 from exfm_plugins.hsdp_2d.plan import Hsdp2d, moment_scaled
@@ -39,7 +43,8 @@ class TestHsdp(ParallelPlanTests):
     component = Hsdp
     plugin = exfm_plugins.hsdp
     configs = ({"device": "cpu"},)
-    processes = (1,)
+    processes = (2,)
+    optimizers = ("adagrad",)
 
 
 class TestHsdp2d(ParallelPlanTests):
@@ -54,6 +59,67 @@ class TestReplicasOfHsdp2d(ParallelPlanTests):
     configs = ({"device": "cpu", "replicas": 2},)
     processes = (2,)
     optimizers = ("sgd",)
+
+
+GROUPS = 2
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "rowwise_adagrad"])
+def test_replicas_learn_as_published(optimizer: str, tmp_path: Path) -> None:
+    """Two groups of one process, written out: each steps its tables with the mean gradient of its own rows and
+    ``lr g / (sqrt(v / 2) + eps)``, then weights and squares are averaged."""
+    fields = json.dumps({"device": "cpu", "replicas": GROUPS})
+    found = exercised(Hsdp2d, fields, GROUPS, optimizer, tmp_path)
+    options = exfm.TableOptimizer.model_validate({"name": optimizer})
+    models = [Reference(found, "sgd").model for _ in range(GROUPS)]
+    for model in models[1:]:
+        model.backbone, model.head = models[0].backbone, models[0].head
+    dense = torch.optim.SGD(models[0].dense_parameters(), lr=DENSE_LR, momentum=MOMENTUM)
+    tables = [[*model.first.parameters(), *model.second.parameters()] for model in models]
+    squares = [torch.zeros_like(table) for table in tables[0]]
+    losses = []
+    for step in range(STEPS):
+        label_B, size = batch(step)[1], SIZES[step]
+        logit_B = torch.zeros(size)
+        for group, model in enumerate(models):
+            own = torch.arange(group, size, GROUPS)
+            if own.numel():
+                logit_B = logit_B.index_add(0, own, model(batch(step, own)[0]).squeeze(1))
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logit_B, label_B)
+        losses.append(loss.detach())
+        loss.backward()
+        for group in tables:
+            for table in group:
+                table.grad = torch.zeros_like(table) if table.grad is None else table.grad * GROUPS
+        average(tables, squares, options)
+        if step != ADDS_UP:
+            dense.step()
+            dense.zero_grad()
+    torch.testing.assert_close(found["losses"], torch.stack(losses), rtol=0, atol=1e-5)
+    for name, expected in models[0].state_dict().items():
+        torch.testing.assert_close(found[f"end/weight/{name}"], expected, rtol=0, atol=1e-5, msg=name)
+    saved = [value for name, value in found.items() if name.startswith("end/table/")]
+    expected = [one.mean(dim=1) if optimizer == "rowwise_adagrad" else one for one in squares]
+    for value in expected:
+        assert any(one.shape == value.shape and torch.allclose(one, value, atol=1e-5) for one in saved)
+
+
+@torch.no_grad()
+def average(tables: list[list[torch.nn.Parameter]], squares: list[Tensor], options: exfm.TableOptimizer) -> None:
+    """One published step of all tables, in place."""
+    for number, replicas in enumerate(zip(*tables, strict=True)):
+        after, sums = [], []
+        for table in replicas:
+            assert table.grad is not None
+            square = table.grad.square()
+            if options.name == "rowwise_adagrad":
+                square = square.mean(dim=1, keepdim=True).expand_as(square)
+            sums.append(squares[number] + square)
+            after.append(table - options.lr * table.grad / ((sums[-1] / GROUPS).sqrt() + options.eps))
+            table.grad = None
+        squares[number] = torch.stack(sums).mean(dim=0)
+        for table in replicas:
+            table.copy_(torch.stack(after).mean(dim=0))
 
 
 REFUSED: list[tuple[type[exfm.ParallelPlan], dict[str, Any], str]] = [

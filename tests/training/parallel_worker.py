@@ -1,7 +1,7 @@
 """What each process of a parallel test does: the runs of a JSON file, one after the other, in one process group.
 
-A job is ``{"config": path, "overrides": [...], "copy": [from, to], "die_after": chunks}``, the last two optional: a
-file to add to the log before the run, and after how many chunks the second process is to be killed by SIGKILL, once.
+A job is ``{"config": path, "overrides": [...], "log": [[from, to], ...], "die_after": chunks}``, the last optional: the
+files that its log is to have, and after how many chunks the second process is to be killed by SIGKILL, once.
 """
 
 from __future__ import annotations
@@ -15,18 +15,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 import exfm
+from exfm_plugins.ddp.processes import Processes
+
+
+def place_log(job: dict[str, Any]) -> None:
+    """Gives the log the files that it lacks."""
+    for source, target in job["log"]:
+        Path(target).parent.mkdir(exist_ok=True)
+        if not Path(target).exists():
+            shutil.copy(source, target)
 
 
 def main(jobs: list[dict[str, Any]], marker: Path) -> None:
-    dist.init_process_group("gloo")
+    Processes(torch.device("cpu"))  # one connection for all jobs
     for job in jobs:
-        if "copy" in job:
-            if dist.get_rank() == 0:
-                shutil.copy(*job["copy"])
-            dist.barrier()
+        if dist.get_rank() == 0:
+            place_log(job)
+        dist.barrier()
         chunks = itertools.count(1)
 
         def on_progress(_: object, job: dict[str, Any] = job, chunks: itertools.count[int] = chunks) -> None:

@@ -25,8 +25,9 @@ def test_sigkill_at_random_moments_changes_no_result(tmp_path: Path) -> None:
     subprocess.run([*command, str(tmp_path / "whole.yaml")], check=True, capture_output=True)
     commits = tmp_path / "killed" / "commits"
     moments = random.Random(0)
-    for _ in range(KILLS):
-        process = subprocess.Popen([*command, str(tmp_path / "killed.yaml")], stdout=subprocess.DEVNULL)
+    for kill in range(KILLS):
+        background = f"save_in_background={'true' if kill % 2 else 'false'}"
+        process = subprocess.Popen([*command, str(tmp_path / "killed.yaml"), background], stdout=subprocess.DEVNULL)
         done = len(list(commits.rglob("*.json")))
         # wait for the run to get somewhere, then for a moment that nothing synchronises with
         while process.poll() is None and len(list(commits.rglob("*.json"))) == done:

@@ -1,4 +1,7 @@
-"""Several processes: what they predict, teach, save and report is what one process alone does."""
+"""Several processes: what they predict, teach, save and report is what one process alone does.
+
+Two launches of torchrun do all runs, one after the other, because processes take longer to start than to train.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 import exfm
 from exfm.training.spread import check_spread
 
-from .logs import DAY_US, START_US, experiment_dict, make_log, predictions, supervision, write_log
+from .logs import DAY_US, START_US, experiment_dict, make_log, predictions, supervision
+from .parallel_worker import place_log
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
-ARMS = ("fm", "late", "vm")
-SGD = [f"models.{model}.optimizer.tables={{name: sgd, lr: 0.5}}" for model in ("fm", "late", "vm")]
+ARMS = ("fm", "half", "late", "vm")
+SGD = [f"models.{model}.optimizer.tables={{name: sgd, lr: 0.5}}" for model in ARMS]
+GROWN = "stream.source.features.0.rows=192"
+DAYS = 4
+FEW = 3  # rows of the third day, fewer than processes
+EXACT, HALF = 1e-5, 0.05  # what bfloat16 rounds depends on the rows that are multiplied together
 
 
 def torchrun(processes: int, jobs: list[dict[str, Any]], folder: Path, *options: str) -> None:
@@ -40,14 +49,15 @@ def config_of(log: str, run_dir: Path) -> dict[str, Any]:
     """An FM that teaches as it trains, a model that teaches a day later, and a VM that few rows reach."""
     config = experiment_dict(log, str(run_dir), labels=("click", "buy"))
     config["stream"]["chunk_rows"] = 26  # no multiple of four, so that chunks lie differently over the processes
-    config["models"]["fm"] |= {"batch_size": 16, "supervision": {"embedding": "float16"}}
-    config["models"]["late"] = {
-        "backbone": {"name": "dlrm"},
-        "features": ["user", "item", "price"],
-        "embedding_dim": 8,
-        "batch_size": 16,
-        "supervision": {"delay": "1d"},
+    config["models"]["fm"] |= {
+        "batch_size": 9,
+        "supervision": {"embedding": "float16"},
+        "activation_checkpointing": True,
+        "optimizer": {"dense": {"accumulate": 2}},
     }
+    small = {"features": ["user", "item", "price"], "embedding_dim": 8, "batch_size": 16}
+    config["models"]["half"] = small | {"backbone": {"name": "wukong", "layers": 1}, "precision": "bf16"}
+    config["models"]["late"] = small | {"backbone": {"name": "dlrm"}, "supervision": {"delay": "1d"}}
     config["models"]["vm"] |= {
         "control": False,
         "batch_size": 4,
@@ -66,43 +76,69 @@ class Runs:
     """Runs over one log in one folder."""
 
     folder: Path
-    log: pa.Table
 
     def run_dir(self, name: str) -> Path:
         return self.folder / name
 
-    def job(self, name: str, *overrides: str, log: str = "", **more: Any) -> dict[str, Any]:
-        """A job that makes, or goes on with, a run."""
-        path = self.folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(config_of(str(self.folder / (log or "log")), self.run_dir(name))))
-        return {"config": str(path), "overrides": list(overrides), **more}
+    def job(self, name: str, *overrides: str, days: int = DAYS, log: str = "", **more: Any) -> dict[str, Any]:
+        """A job that makes a run over the first days, or goes on with one. ``log``: of which run, if not its own."""
+        path, log_folder = self.folder / f"{name}.yaml", self.folder / f"log-{log or name}"
+        path.write_text(yaml.safe_dump(config_of(str(log_folder), self.run_dir(name))))
+        files = [[str(self.folder / f"day-{day}"), str(log_folder / f"part-{day}.parquet")] for day in range(days)]
+        return {"config": str(path), "overrides": list(overrides), "log": files, **more}
 
     def here(self, job: dict[str, Any]) -> None:
         """Does a job in this process alone."""
+        place_log(job)
         exfm.run(exfm.load_experiment(job["config"], job["overrides"]))
 
-    def begun(self, name: str) -> tuple[str, str]:
-        """A folder with the first half of the log, in days; the second half's file, and where it is to go."""
-        target = self.folder / f"log-{name}"
-        target.mkdir()
-        shutil.copy(self.folder / "halves" / "part-0.parquet", target)
-        return str(self.folder / "halves" / "part-1.parquet"), str(target / "part-1.parquet")
+    def copied(self, name: str, copy: str) -> None:
+        """Another run that goes on where one has stopped."""
+        shutil.copytree(self.run_dir(name), self.run_dir(copy))
+
+
+def write_days(folder: Path) -> None:
+    """A file for each day; of the third one it has a few rows only."""
+    table = make_log(rows=361)
+    times = table.column("event_time").cast(pa.int64()).to_numpy()
+    ends = np.searchsorted(times, START_US + DAY_US * np.arange(DAYS + 1))
+    for day in range(DAYS):
+        rows = table.slice(ends[day], FEW if day == 2 else ends[day + 1] - ends[day])
+        pq.write_table(rows, folder / f"day-{day}")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    folder = tmp_path_factory.mktemp("parallel")
-    log = make_log(rows=361)
-    write_log(folder / "log", log)
-    times = log.column("event_time").cast(pa.int64()).to_numpy()
-    half = int(np.searchsorted(times, START_US + 3 * DAY_US))
-    import pyarrow.parquet as pq
-
-    (folder / "halves").mkdir()
-    pq.write_table(log.slice(0, half), folder / "halves" / "part-0.parquet")
-    pq.write_table(log.slice(half), folder / "halves" / "part-1.parquet")
-    made = Runs(folder, log)
+    """All of them: each plan's on four processes, and one that plans and numbers of processes take in turn."""
+    made = Runs(tmp_path_factory.mktemp("parallel"))
+    write_days(made.folder)
     made.here(made.job("single"))
+    made.here(made.job("sgd", *SGD))
+    made.here(made.job("turns", days=1))
+    often = "parallel={name: hsdp_2d, replicas: 2, sync_every: 3}"
+    four = [
+        made.job("ddp", "parallel.name=ddp"),
+        made.job("hsdp", "parallel={name: hsdp, replicas: 2}"),
+        made.job("hsdp_2d", "parallel={name: hsdp_2d, tables: {user: {sharding: [column_wise], columns: 4}}}"),
+        made.job("hsdp_2d_sgd", "parallel={name: hsdp_2d, replicas: 2}", *SGD),
+        made.job("turns", "parallel.name=hsdp_2d", days=2),
+        made.job("often", often, days=2),
+        made.job("often_stopped", often, days=1),
+        made.job("often_stopped", often, days=2),
+        made.job("rounded", "parallel={name: hsdp_2d, communication: fp16, gradients: bf16}", days=1),
+    ]
+    torchrun(4, four, made.folder)
+    for copy in ("turns_grown", "turns_grown_here"):
+        made.copied("turns", copy)
+    two = [
+        made.job("killed", "parallel.name=ddp", "save_in_background=true", die_after=9),
+        made.job("turns", "parallel={name: hsdp, replicas: 1}", days=3),
+        made.job("turns_grown", "parallel.name=hsdp_2d", GROWN, log="turns"),
+    ]
+    torchrun(2, two, made.folder, "--max-restarts=1")
+    assert (made.folder / "jobs-2.killed").exists(), "no process was killed"
+    made.here(made.job("turns"))
+    made.here(made.job("turns_grown_here", GROWN, log="turns"))
     return made
 
 
@@ -127,15 +163,16 @@ def assert_same(runs: Runs, name: str, expected: str = "single") -> None:
     for arm in ARMS:
         tables, wanted = predictions(str(one), arm), predictions(str(other), arm)
         assert tables.keys() == wanted.keys()
-        assert max(furthest(tables[window], wanted[window]) for window in wanted) < 1e-5, arm
+        far = max(furthest(tables[window], wanted[window]) for window in wanted)
+        assert far < (HALF if arm == "half" else EXACT), (arm, far)
     for teacher in ("fm", "late"):
         tables, wanted = supervision(str(one), teacher), supervision(str(other), teacher)
-        assert max(furthest(tables[window], wanted[window]) for window in wanted) < 1e-5, teacher
+        assert max(furthest(tables[window], wanted[window]) for window in wanted) < EXACT, teacher
     results = [json.loads((folder / "results.json").read_text()) for folder in (one, other)]
     assert far_figures(*results) == []
 
 
-LOOSE = ("time", "train_examples_per_second", "flops_per_example", "interval95")
+LOOSE = ("time", "train_examples_per_second", "flops_per_example", "interval95", "half")
 
 
 def far_figures(found: Any, expected: Any, path: str = "") -> list[str]:
@@ -147,54 +184,59 @@ def far_figures(found: Any, expected: Any, path: str = "") -> list[str]:
         pairs = enumerate(zip(found, expected, strict=True))
         return [far for index, pair in pairs for far in far_figures(*pair, f"{path}.{index}")]
     if isinstance(expected, float) and isinstance(found, float):
-        return [] if abs(found - expected) < 1e-2 * max(1.0, abs(expected)) else [f"{path}: {found}, not {expected}"]
+        return [] if abs(found - expected) < 1e-3 * max(1.0, abs(expected)) else [f"{path}: {found}, not {expected}"]
     return [] if found == expected else [f"{path}: {found!r}, not {expected!r}"]
 
 
-@pytest.mark.xfail(strict=False, reason="failed once in a full run, not looked into yet")
-def test_four_processes_are_one(runs: Runs) -> None:
-    runs.here(runs.job("sgd", *SGD))
-    copied = runs.begun("grown")
-    runs.here(runs.job("grown", log="log-grown"))
-    stopped = runs.begun("stopped")
-    often = ["parallel={name: hsdp_2d, replicas: 2, sync_every: 3}"]
-    tables = "tables: {user: {sharding: [column_wise], columns: 4}}"
-    jobs = [
-        runs.job("ddp4", "parallel.name=ddp"),
-        runs.job("hsdp4", "parallel={name: hsdp, replicas: 2}"),
-        runs.job("two4", f"parallel={{name: hsdp_2d, {tables}}}"),
-        runs.job("sgd4", "parallel={name: hsdp_2d, replicas: 2}", *SGD),
-        runs.job("grown", "parallel.name=hsdp_2d", log="log-grown", copy=copied),
-        runs.job("often", *often),
-        runs.job("stopped", *often, log="log-stopped"),
-        runs.job("stopped", *often, log="log-stopped", copy=stopped),
-    ]
-    torchrun(4, jobs, runs.folder)
-    for name in ("ddp4", "hsdp4", "two4", "grown"):
-        assert_same(runs, name)
-    assert_same(runs, "sgd4", "sgd")
-    assert_same(runs, "stopped", "often")
-    first = predictions(str(runs.run_dir("often")), "fm")[0], predictions(str(runs.run_dir("single")), "fm")[0]
-    assert furthest(*first) > 1e-4, "replicas that are averaged now and then learn something else"
+@pytest.mark.parametrize("name", ["ddp", "hsdp", "hsdp_2d"])
+def test_four_processes_are_one(runs: Runs, name: str) -> None:
+    assert_same(runs, name)
 
 
-@pytest.mark.xfail(strict=False, reason="hsdp_2d refuses weights that another plan has saved")
-def test_two_processes_go_on_where_four_or_one_have_stopped_and_survive_sigkill(runs: Runs) -> None:
-    copied = runs.begun("killed")
-    runs.here(runs.job("killed", "parallel={name: hsdp_2d}", log="log-killed"))
-    job = runs.job("killed", "parallel.name=ddp", log="log-killed", copy=copied, die_after=3)
-    torchrun(2, [job], runs.folder, "--max-restarts=1")
-    assert (runs.folder / "jobs-2.killed").exists(), "no process was killed"
+def test_replicas_with_sgd_are_one_process(runs: Runs) -> None:
+    assert_same(runs, "hsdp_2d_sgd", "sgd")
+
+
+def test_plans_and_numbers_of_processes_take_turns(runs: Runs) -> None:
+    """One process, then four, two and one again."""
+    assert_same(runs, "turns")
+
+
+def test_what_replicas_have_learned_apart_is_saved(runs: Runs) -> None:
+    stopped, often = (predictions(str(runs.run_dir(name)), "fm") for name in ("often_stopped", "often"))
+    assert stopped.keys() == often.keys() == {0, 1}
+    single = predictions(str(runs.run_dir("single")), "fm")
+    assert furthest(often[0], single[0]) > 1e-4, "replicas that are averaged now and then learn something else"
+    assert furthest(stopped[0], often[0]) < EXACT
+
+
+def test_a_table_grows_on_any_plan(runs: Runs) -> None:
+    """Three times the rows for hashed ids: no prediction changes by that, and all go on as one process does."""
+    assert_same(runs, "turns_grown", "turns_grown_here")
+    grown, single = (predictions(str(runs.run_dir(name)), "fm")[2] for name in ("turns_grown", "single"))
+    assert furthest(grown, single) < EXACT
+    later = (predictions(str(runs.run_dir(name)), "fm")[3] for name in ("turns_grown", "single"))
+    assert furthest(*later) > EXACT, "ids that shared a row part from each other"
+
+
+def test_sigkill_changes_nothing(runs: Runs) -> None:
     assert_same(runs, "killed")
 
 
-def test_what_several_processes_cannot_do_is_refused_at_the_start(runs: Runs) -> None:
+def test_rows_may_travel_rounded(runs: Runs) -> None:
+    rounded, single = (predictions(str(runs.run_dir(name)), "fm")[0] for name in ("rounded", "single"))
+    assert 1e-7 < furthest(rounded, single) < 1e-2
+
+
+def test_what_several_processes_cannot_do_is_refused_at_the_start(tmp_path: Path) -> None:
+    write_days(tmp_path)
     ranks = exfm.Ranks()
     ranks.count = 4
     for overrides, message in (
         (["stream.on_bad_row=skip"], "stream.on_bad_row: skip needs one process"),
-        (["stream.chunk_rows=3", "models.fm.batch_size=2"], "stream.chunk_rows: 3 rows do not reach 4 processes"),
+        (["stream.chunk_rows=3"], "stream.chunk_rows: 3 rows do not reach 4 processes"),
     ):
-        job = runs.job("refused", *overrides, "models.vm.batch_size=2", "models.late.batch_size=2")
+        job = Runs(tmp_path).job("refused", *overrides, *(f"models.{arm}.batch_size=2" for arm in ARMS))
+        place_log(job)
         with pytest.raises(exfm.ConfigError, match=message):
             check_spread(exfm.load_experiment(job["config"], job["overrides"]), ranks)

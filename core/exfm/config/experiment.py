@@ -67,6 +67,9 @@ class DenseOptimizer(_Section):
     name: Literal["adam", "adamw", "adagrad", "sgd"] = Field("adam", description="Which of torch's optimizers.")
     lr: float = Field(1e-3, gt=0, description="Learning rate.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
+    accumulate: int = Field(
+        1, gt=0, description="Batches whose mean gradient makes one step, of one chunk; tables step with every batch."
+    )
 
 
 class OptimizerConfig(_Section):
@@ -166,6 +169,11 @@ class ExperimentConfig(_Section):
     seed: int = Field(0, ge=0, description="Seed of every initialisation.")
     run_dir: str = Field("", description="Where the run is kept, any fsspec URL; runs/NAME where this is empty.")
     plugins: PluginsConfig = Field(default_factory=PluginsConfig, description="Which plugins may be loaded.")
+    save_in_background: bool = Field(
+        False,
+        description="Write a window's files while the next one trains, from a second copy of the weights in memory; "
+        "not where one model reads another's snapshots.",
+    )
     stream: StreamConfig = Field(description="The stream of examples.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="What the figures cover.")
     models: Annotated[dict[ModelName, ModelConfig], BeforeValidator(_named)] = Field(description="The models, by name.")

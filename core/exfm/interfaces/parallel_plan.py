@@ -88,8 +88,15 @@ class ParallelPlan(Component, ABC):
         """
         raise NotImplementedError
 
+    def before_backward(self, model: nn.Module, last: bool) -> None:
+        """Called before every backward pass.
+
+        Args:
+            last: whether a step follows; until then gradients add up, and need not be averaged over replicas.
+        """
+
     def before_step(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Called after the backward pass: averages the gradients that are not averaged yet over the processes.
+        """Called before the optimizer steps: averages the gradients that are not averaged yet over the processes.
 
         Args:
             parameters: what the optimizer is about to step; those without a gradient have none on any process.
@@ -97,7 +104,7 @@ class ParallelPlan(Component, ABC):
 
     @abstractmethod
     def after_step(self, model: nn.Module) -> None:
-        """Called after every optimizer step: where replicas are brought in step."""
+        """Called after every batch, as every backward pass updates tables: where replicas are brought in step."""
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The model's state dict, whole, on the CPU; on any process but the first it may lack entries."""
@@ -124,7 +131,8 @@ class ParallelPlan(Component, ABC):
     def table_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The table optimizer's state, whole, on the CPU, by a name that no plan or world size changes.
 
-        On any process but the first it may lack entries.
+        Two of the name's parts, between dots, are the table's (``table_user.weight``), and the first dimension is its
+        rows. On any process but the first it may lack entries.
         """
 
     @abstractmethod

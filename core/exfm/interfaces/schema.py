@@ -101,6 +101,25 @@ class Label(_Part):
     oracle: str = Field("", description="Column of the true probability, where the stream is simulated.")
 
 
+def rows_may_become(before: int, rows: int, ids: str) -> str:
+    """Why a table may not have so many rows now, in words; nothing where it may.
+
+    Args:
+        before: its rows until now.
+        rows: its rows from now on.
+        ids: how ids map to them, as a feature's ``ids``.
+    """
+    if rows < before:
+        return f"it had {before} rows and now has {rows}; a table may grow, and does not shrink"
+    if ids == "hash" and rows % before:
+        factor = rows // before
+        return (
+            f"it had {before} rows and now has {rows}; where ids are hashed a table grows by a whole factor, or ids "
+            f"would read each other's rows. Nearest: {factor * before}, {(factor + 1) * before}"
+        )
+    return ""
+
+
 class FeatureSchema(BaseModel):
     """One row of a stream: what identifies it, what is known of it, and what is to be predicted.
 
@@ -145,6 +164,10 @@ class FeatureSchema(BaseModel):
     def tables(self) -> dict[str, int]:
         """Rows of every embedding table, by table name."""
         return {table: of.rows for table, of in self._table_users()}
+
+    def table_ids(self) -> dict[str, str]:
+        """How ids map to the rows of every embedding table, by table name."""
+        return {table: of.ids for table, of in self._table_users()}
 
     def select(self, features: tuple[str, ...] | None) -> FeatureSchema:
         """The same schema with the named features only (all of them for None), in the schema's order."""

@@ -43,6 +43,7 @@ from exfm.serving.network import ServedModel
 from exfm.serving.snapshot import find_arm, newest_snapshot
 from exfm.supervision.store import Store
 from exfm.supervision.workspace import Workspace
+from exfm.training.building import growth_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form()) ->
     _check_tools(form)
     store = Store(experiment.run_dir)
     snapshot = newest_snapshot(experiment, arm, store)
-    served = ServedModel(arm, experiment.schema, store.snapshots.load(snapshot.weights))
+    growth = growth_of(arm, experiment.schema, experiment.config.seed)
+    served = ServedModel(arm, experiment.schema, growth.of(store.snapshots.load(snapshot.weights)))
     columns = _column_types(experiment, served.features)
     try:
         program = capture(served)

@@ -24,7 +24,7 @@ from exfm.supervision.row_files import Column, RowWriter
 from exfm.supervision.snapshots import Snapshot
 from exfm.supervision.store import Store
 from exfm.supervision.workspace import Workspace
-from exfm.training.building import build_model
+from exfm.training.building import build_model, growth_of
 from exfm.training.loop import Progress
 
 
@@ -78,7 +78,8 @@ def _network(experiment: Experiment, arm: Arm, plan: ParallelPlan, store: Store,
     with torch.random.fork_rng(devices=[]):
         network = plan.apply(build_model(arm, experiment.schema), arm.config.optimizer.tables)
     assert isinstance(network, RankingModel)
-    network.load_state_dict(store.snapshots.load(snapshot.weights))
+    growth = growth_of(arm, experiment.schema, experiment.config.seed)
+    plan.load_weights(network, growth.of(store.snapshots.load(snapshot.weights)))
     return network.eval()
 
 

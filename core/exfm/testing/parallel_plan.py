@@ -20,7 +20,7 @@ from exfm.interfaces.component import Component
 from exfm.interfaces.parallel_plan import ParallelPlan, TableOptimizer
 from exfm.testing import plan_exercise
 from exfm.testing.component import ComponentTests
-from exfm.testing.plan_exercise import DENSE_LR, MOMENTUM, ROWS, STEPS, batch, exercise
+from exfm.testing.plan_exercise import ADDS_UP, DENSE_LR, MOMENTUM, ROWS, STEPS, batch, exercise
 
 _EXACT = 1e-5
 
@@ -54,11 +54,11 @@ class ParallelPlanTests(ComponentTests):
         """What the exercise found; the tests of one set of parameters share it."""
         component: Any = self.component
         folder = tmp_path_factory.getbasetemp()
-        return _exercised(component, json.dumps(dict(fields)), processes, optimizer, folder)
+        return exercised(component, json.dumps(dict(fields)), processes, optimizer, folder)
 
     def test_trains_as_plain_torch(self, found: dict[str, Tensor], optimizer: str) -> None:
         """The same batches give the losses and weights of ordinary modules and optimizers in one process."""
-        reference = _Reference(found, optimizer)
+        reference = Reference(found, optimizer)
         losses = torch.stack([reference.step(step) for step in range(STEPS)])
         torch.testing.assert_close(found["losses"], losses, rtol=0, atol=_EXACT)
         for name, expected in reference.weights().items():
@@ -79,7 +79,14 @@ class ParallelPlanTests(ComponentTests):
 
 
 @cache
-def _exercised(component: Any, fields: str, processes: int, optimizer: str, folder: Path) -> dict[str, Tensor]:
+def exercised(component: Any, fields: str, processes: int, optimizer: str, folder: Path) -> dict[str, Tensor]:
+    """What the exercise finds with a plan: here, or in processes that torchrun starts.
+
+    Args:
+        fields: the plan's, as JSON.
+        optimizer: of tables, by name.
+        folder: for the result.
+    """
     if processes == 1:
         plan = component(component.Config.model_validate(json.loads(fields)))
         try:
@@ -100,8 +107,13 @@ def _exercised(component: Any, fields: str, processes: int, optimizer: str, fold
     return found
 
 
-class _Reference:
-    """The exercise's model in ordinary modules, trained with torch's optimizers on whole batches."""
+class Reference:
+    """The exercise's model in ordinary modules, trained with torch's optimizers on whole batches.
+
+    Args:
+        found: what the exercise has found; training begins with the same weights.
+        optimizer: of tables, by name.
+    """
 
     def __init__(self, found: Mapping[str, Tensor], optimizer: str) -> None:
         self.model = plan_exercise.Probe()
@@ -120,16 +132,18 @@ class _Reference:
         ]
 
     def step(self, step: int) -> Tensor:
+        """The loss of a step's batch, before the step."""
         features, label_B = batch(step)
         loss = nn.functional.binary_cross_entropy_with_logits(self.model(features).squeeze(1), label_B)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        for optimizer in self.optimizers:
+        dense, tables = self.optimizers
+        for optimizer in (tables,) if step == ADDS_UP else (tables, dense):
             optimizer.step()
+            optimizer.zero_grad()
         return loss.detach()
 
     def weights(self) -> dict[str, Tensor]:
+        """Its state dict."""
         return self.model.state_dict()
 
 

@@ -30,6 +30,8 @@ DIM, WIDTH, STEPS = 8, 6, 6
 DENSE_LR, MOMENTUM = 0.05, 0.9
 SIZES = (13, 8, 1, 16, 3, 12)
 """Rows of each step's batch. With one row, most processes have none."""
+ADDS_UP = 4
+"""The batch after which dense layers make no step: its gradient is added to the next one's."""
 
 Batch = tuple[KeyedJaggedTensor, Tensor]
 
@@ -135,11 +137,14 @@ class Exercise:
         (logit_B1,) = ranks.all_columns([logit_n1], counts)
         label_B = ranks.all_rows(label_n.to(self.plan.device), counts)
         loss = nn.functional.binary_cross_entropy_with_logits(logit_B1.squeeze(1), label_B)
-        self.optimizer.zero_grad()
+        last = step % len(SIZES) != ADDS_UP
+        self.plan.before_backward(self.model, last)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.plan.before_step(self.dense)
-        self.optimizer.step()
         self.plan.after_step(self.model)
+        if last:
+            self.plan.before_step(self.dense)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
         return loss.detach().cpu()
 
     def state(self) -> dict[str, Tensor]:

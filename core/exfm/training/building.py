@@ -12,6 +12,7 @@ from exfm.config.loading import Experiment
 from exfm.errors import ConfigError
 from exfm.interfaces.schema import FeatureSchema
 from exfm.interfaces.transfer_strategy import StudentShape, TeacherShape, TransferStrategy
+from exfm.modeling.growth import Growth
 from exfm.modeling.parts import part_shapes
 from exfm.modeling.ranking_model import RankingModel
 
@@ -26,6 +27,11 @@ def build_model(arm: Arm, schema: FeatureSchema) -> RankingModel:
         return RankingModel(arm.config, schema, arm.tasks, arm.lookups)
     except ValueError as error:
         raise ConfigError(f"models.{arm.base}: {error}") from error
+
+
+def growth_of(arm: Arm, schema: FeatureSchema, seed: int) -> Growth:
+    """What brings an arm's snapshots to the rows that the schema's tables have now. ``seed``: the experiment's."""
+    return Growth(schema, arm.config.embedding_init, seed_of(seed, arm.base))
 
 
 def build_strategies(arm: Arm, model: RankingModel, teachers: Mapping[str, TeacherShape]) -> list[TransferStrategy]:

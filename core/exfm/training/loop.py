@@ -23,6 +23,7 @@ from exfm.supervision.store import Store
 from exfm.supervision.streaming import SupervisionStream
 from exfm.training.building import teacher_shapes
 from exfm.training.labeller import Labeller
+from exfm.training.saving import Saving
 from exfm.training.sharing import Sharing
 from exfm.training.spread import SpreadChunk, check_spread, read_spread
 from exfm.training.stage import Stage
@@ -125,6 +126,8 @@ class StreamLoop:
             for arm in arms
             if students[arm.name] and arm.config.supervision.delay > NOW and (label is None or arm.name in label)
         ]
+        read_back = bool(self.labellers) or any(sharing.borrowers.values())
+        self.saving = Saving(experiment.config.save_in_background and not read_back)
         self._done: dict[str, set[int]] = {}  # of the stages that have been brought to their last state
         where = {arm.name: arm.config.where for arm in arms}
         self.reader = ChunkReader(experiment.source, schema, experiment.config.stream, where, plan.shard)
@@ -165,6 +168,10 @@ class StreamLoop:
             for stage in stages:
                 self._done[stage.name].add(window.index)
             count += 1
+        start = time.perf_counter()
+        self.saving.wait()
+        self.ranks.wait()
+        self.clock.commit += time.perf_counter() - start
         return count
 
     def _resume(self, windows: set[int]) -> None:
@@ -220,9 +227,10 @@ class StreamLoop:
             start = time.perf_counter()
             for labeller in labellers:
                 labeller.commit(rows)
-            for stage in stages:
-                stage.commit(rows, skipped)
-            self.ranks.wait()  # until the first process has stored what the others may now read
+            ended = [stage.commit(rows, skipped, self.saving.background) for stage in stages]
+            self.saving.do([one for one in ended if one is not None])
+            if not self.saving.background:
+                self.ranks.wait()  # until the first process has stored what the others may now read
             self.clock.commit += time.perf_counter() - start
         finally:
             for part in (*begun, *streams.values()):

@@ -14,12 +14,13 @@ from exfm.errors import ConfigError
 from exfm.evaluation.evaluate import Arm as Comparison
 from exfm.evaluation.evaluate import ExperimentView, evaluate
 from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.interfaces.schema import rows_may_become
 from exfm.reporting.html import render_report
 from exfm.reporting.results import CONFIG_FILE, REPORT_FILE, RESULTS_FILE, assemble
 from exfm.supervision.store import Store
 from exfm.training.loop import Clock, Progress, StreamLoop
 
-_FREE_TO_CHANGE = ("run_dir", "evaluation", "plugins", "versions", "parallel")
+_FREE_TO_CHANGE = ("run_dir", "evaluation", "plugins", "versions", "parallel", "save_in_background")
 
 
 def run(experiment: Experiment, on_progress: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
@@ -89,14 +90,22 @@ def open_run(experiment: Experiment, store: Store) -> str:
 
 
 def _difference(previous: Any, current: Any, path: str = "") -> str:
-    """The first key whose value is not what it was, or nothing."""
+    """The first key whose value is not what it was, or nothing; a table of the stream's schema may have grown."""
     if isinstance(previous, dict) and isinstance(current, dict):
         for key in [*current, *(key for key in previous if key not in current)]:
-            if path or key not in _FREE_TO_CHANGE:
-                found = _difference(previous.get(key), current.get(key), f"{path}.{key}" if path else str(key))
+            before, now = previous.get(key), current.get(key)
+            if key == "rows" and path.startswith("stream.") and isinstance(before, int) and isinstance(now, int):
+                refused = rows_may_become(before, now, current.get("ids", "row"))
+                if refused:
+                    return f"{path}.{key}: {refused}"
+            elif path or key not in _FREE_TO_CHANGE:
+                found = _difference(before, now, f"{path}.{key}" if path else str(key))
                 if found:
                     return found
         return ""
+    if isinstance(previous, list) and isinstance(current, list) and len(previous) == len(current):
+        pairs = enumerate(zip(previous, current, strict=True))
+        return next(filter(None, (_difference(*pair, f"{path}.{number}") for number, pair in pairs)), "")
     return "" if previous == current else f"{path} was {previous!r} and is now {current!r}"
 
 

@@ -41,11 +41,11 @@ class Sharing:
         for strategy in trainer.list_strategies():
             names = strategy.teacher_parts()
             teacher = strategy.config.teacher
-            parts = self._parts(teacher, names, window.start_us - self.delay_us[teacher]) if names else {}
+            parts = self._parts(trainer, teacher, names, window.start_us - self.delay_us[teacher]) if names else {}
             if parts:
                 trainer.refresh(strategy, parts)
 
-    def _parts(self, teacher: str, names: Collection[str], before_us: int) -> Parts:
+    def _parts(self, student: Trainer, teacher: str, names: Collection[str], before_us: int) -> Parts:
         """Parts of the newest snapshot with a watermark at or before a time; none before there is one."""
         failure: RunError | None = None
         for version in reversed(self.store.log.windows("train", teacher)):
@@ -54,10 +54,12 @@ class Sharing:
                 continue
             weights = self.store.snapshots.get(teacher, version).weights
             try:
-                return grouped(self.store.snapshots.load_some(weights, lambda key: part_of(key)[0] in names))
+                found = self.store.snapshots.load_some(weights, lambda key: part_of(key)[0] in names)
             except RunError as error:
                 logger.warning("%s; taking the parts of the snapshot before it", error)
                 failure = failure or error
+            else:
+                return grouped(student.growth.of(found))
         if failure is not None:
             raise failure
         return {}

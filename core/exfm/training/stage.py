@@ -9,7 +9,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -23,7 +23,6 @@ from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
 from exfm.modeling.cost import flops_by_part, parameters_by_part
-from exfm.supervision.commits import Commit
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.joiner import Joiner, SupervisionRows, rows_of
 from exfm.supervision.row_files import (
@@ -33,12 +32,13 @@ from exfm.supervision.row_files import (
     supervision_schema,
 )
 from exfm.supervision.store import Store
+from exfm.training.ended_window import EndedWindow
 from exfm.training.forward_rows import ForwardRows
 from exfm.training.gathered import GatheredRows
 from exfm.training.sharing import Sharing
-from exfm.training.spread import Parts, SpreadChunk
+from exfm.training.spread import Part, Parts, SpreadChunk
 from exfm.training.state_feed import StateFeed, listeners
-from exfm.training.trainer import StepLabels, Trainer
+from exfm.training.trainer import StepLabels, Trainer, Turn
 
 _COUNTED = 64
 """Examples on which a window's FLOPs are counted: counting is slow, and histories differ little from batch to batch."""
@@ -117,6 +117,7 @@ class Stage:
         self._watermark_us = window.start_us
         predictions = row_file("predictions", self.name, window.index)
         self._predictions = self._rows_file(predictions, predictions_schema(self.tasks, self.oracles))
+        self._owns_files = True
         self._supervision: GatheredRows | None = None
         if self.supervises:
             supervision = row_file("supervision", self.name, window.index)
@@ -164,7 +165,7 @@ class Stage:
         told = listeners(self.trainer.list_strategies(), self.trainer.model.lookups)
         feed = StateFeed(chunk.batch, parts.index, told, teachers, self._tables)
         first = 0
-        for batch, part in chunk.batches(parts, self.trainer.model):
+        for turn, (batch, part) in self._in_turn(chunk, parts):
             own = part.index.numel()
             rows = slice(first, first + own)
             first += own
@@ -174,7 +175,7 @@ class Stage:
                 self.counters.flops = flops_by_part(self.trainer.model, few)
             feed.recall(rows)
             learned = frozenset(self.trainer.learned)
-            made = self.trainer.step(batch, supervision, learn, part.counts)
+            made = self.trainer.step(batch, supervision, learn, part.counts, turn)
             self.trainer.observe(batch, own)
             rows_after = self.trainer.rows(batch) if self.supervises else {}
             forward.add(made.with_vectors(rows_after).first(own), learned, self._watermark_us)
@@ -191,28 +192,32 @@ class Stage:
         start = time.perf_counter()
         if learn.tasks:
             parts = chunk.parts(chunk.rows[self.name], self.trainer.arm.config.batch_size)
-            for batch, part in chunk.batches(parts, self.trainer.model):
-                self.trainer.step(batch, {}, learn, part.counts)
+            for turn, (batch, part) in self._in_turn(chunk, parts):
+                self.trainer.step(batch, {}, learn, part.counts, turn)
         self.counters.seconds += time.perf_counter() - start
 
-    def commit(self, rows: int, skipped_rows: int) -> None:
-        """Makes the window's supervision visible, then its predictions and the new snapshot.
+    def _in_turn(self, chunk: SpreadChunk, parts: Parts) -> Iterator[tuple[Turn, tuple[Batch, Part]]]:
+        """The batches, each with its place among those of a step."""
+        accumulate = self.trainer.arm.config.optimizer.dense.accumulate
+        for number, batch in enumerate(chunk.batches(parts, self.trainer.model)):
+            yield Turn.at(number, len(parts.batches), accumulate), batch
+
+    def commit(self, rows: int, skipped_rows: int, copy: bool) -> EndedWindow | None:
+        """Ends the window; on any process but the first nothing remains to be done.
 
         Args:
             rows: how many rows of the stream were read; of a window without any only the manifest is kept.
+            copy: whether training goes on while the window is written.
         """
-        trainer, log = self.trainer, self.store.log
+        trainer = self.trainer
         # All processes take part in these two.
-        weights, training = (trainer.weights(), trainer.training_state()) if rows else ({}, {})
+        state = (trainer.weights(), trainer.training_state()) if rows else None
         teachers = {name: self._of_all(counted).as_counters() for name, counted in self.counters.teachers.items()}
         if not self.ranks.is_first:
-            return
-        if self._supervision is not None:
-            files = self._supervision.close() if rows else {}
-            log.add("supervise", self.name, Commit(self._window, self._supervision_counters(), files))
-        files = {}
-        if rows:
-            files = self._predictions.close() | self.store.snapshots.write(self.name, self._window, weights, training)
+            return None
+        if state and copy:
+            weights, training = state
+            state = {name: v.clone() for name, v in weights.items()}, {name: v.clone() for name, v in training.items()}
         counters = {
             "examples": self.counters.examples,
             "seconds": self.counters.seconds,
@@ -224,9 +229,18 @@ class Stage:
             "soft_labels": trainer.soft_labels.counters(),
             "teachers": teachers,
         }
-        if not log.add("train", self.name, Commit(self._window, counters, files)):
-            logger.warning("window %s of %r: another job had committed it, with equal content", self._window, self.name)
-        self.store.snapshots.retire(self.name, self._needed_us())
+        self._owns_files = False
+        return EndedWindow(
+            self.name,
+            self.store,
+            self._window,
+            counters,
+            self._supervision_counters(),
+            self._predictions,
+            self._supervision,
+            state,
+            self._needed_us,
+        )
 
     def _of_all(self, counted: Coverage) -> Coverage:
         """The counts of all processes together."""
@@ -235,11 +249,11 @@ class Stage:
     def _supervision_counters(self) -> dict[str, float]:
         return {"examples": self.counters.examples, "seconds": 0.0}
 
-    def _needed_us(self) -> int:
+    def _needed_us(self, window: Window) -> int:
         """The earliest time for which somebody who may lag behind, labeller or student, can still want a snapshot."""
         shared_us = self.sharing.needed_us(self.name)
         if not self.labelled_later:
-            return min(self._window.end_us, shared_us)
+            return min(window.end_us, shared_us)
         labelled = self.store.log.windows("supervise", self.name)
         if not labelled:
             return 0
@@ -248,6 +262,8 @@ class Stage:
 
     def close(self) -> None:
         """Discards what was written of the window and not committed."""
+        if not self._owns_files:
+            return
         self._predictions.discard()
         if self._supervision is not None:
             self._supervision.discard()

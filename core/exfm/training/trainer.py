@@ -27,7 +27,7 @@ from exfm.modeling.parts import freeze, write_parts
 from exfm.modeling.ranking_model import RankingModel
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.supervision.joiner import ROW, STATE
-from exfm.training.building import build_model, build_strategies, seed_of
+from exfm.training.building import build_model, build_strategies, growth_of, seed_of
 from exfm.training.folding import add_offsets, fold_offsets, tables_with_offsets
 from exfm.training.soft_labels import SoftLabels
 from exfm.training.taught import taught
@@ -47,6 +47,22 @@ class StepLabels:
 
     tasks: tuple[str, ...]
     transfer: bool
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A batch's place among those that make one step of the dense layers: ``of`` batches, opened and closed by one."""
+
+    opens: bool = True
+    closes: bool = True
+    of: int = 1
+
+    @classmethod
+    def at(cls, number: int, batches: int, accumulate: int) -> Turn:
+        """The turn of one of a chunk's batches; the last ones of a chunk may be fewer than ``accumulate``."""
+        first = number - number % accumulate
+        of = min(accumulate, batches - first)
+        return cls(number == first, number == first + of - 1, of)
 
 
 @dataclass(frozen=True)
@@ -109,6 +125,7 @@ class Trainer:
     ) -> None:
         self.arm = arm
         self.plan = plan
+        self.growth = growth_of(arm, schema, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, arm.base))
             model = build_model(arm, schema)
@@ -131,6 +148,7 @@ class Trainer:
         self.dense = [*self.model.dense_parameters(), *(p for p in self.strategies.parameters() if id(p) not in own)]
         self.learned: set[str] = set()
         self.optimizer = _dense_optimizer(self.dense, arm.config.optimizer.dense)
+        self._has_gradients = False
         self.begin()
 
     def begin(self) -> None:
@@ -152,6 +170,7 @@ class Trainer:
         supervision: Mapping[str, Supervision],
         learn: StepLabels,
         counts: Sequence[int] | None = None,
+        turn: Turn = Turn(),
     ) -> Forward:
         """Predicts a batch, then trains on it with the same forward pass.
 
@@ -163,6 +182,7 @@ class Trainer:
             learn: what is known.
             counts: how many rows of the batch each process has, where there are several: ``batch`` and
                 ``supervision`` hold this one's, or ``batch`` a blank example where it has none.
+            turn: its place among the batches of a step of the dense layers.
 
         Returns:
             The forward pass from before the step.
@@ -187,13 +207,28 @@ class Trainer:
             losses += self._transfer(output, together.supervision(supervision), labels, known)
         if self.model.states is not None and learn.tasks:
             losses.append(self.model.states.loss(output.states, output.logits, known))
-        if losses:
-            self.optimizer.zero_grad()
-            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-            self.plan.before_step(self.dense)
-            self.optimizer.step()
-            self.plan.after_step(self.model)
+        self._learn(losses, output, turn)
         return predicted
+
+    def _learn(self, losses: list[Tensor], output: StudentOutput, turn: Turn) -> None:
+        """The backward pass, in which tables are updated, and the dense step where the turn closes."""
+        if turn.opens:
+            self.optimizer.zero_grad()
+            self._has_gradients = False
+        if turn.closes and self._has_gradients and not losses:
+            losses = [0.0 * logit.sum() for logit in output.logits.values()]  # what was left to average is averaged now
+        if losses:
+            self.plan.before_backward(self.model, turn.closes)
+            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+            self._has_gradients = True
+            self.plan.after_step(self.model)
+        if turn.closes and self._has_gradients:
+            self.plan.before_step(self.dense)
+            if turn.of > 1:  # of the gradient and not of the loss, which is that of the tables too
+                for parameter in self.dense:
+                    if parameter.grad is not None:
+                        parameter.grad /= turn.of
+            self.optimizer.step()
 
     def _transfer(
         self,
@@ -248,8 +283,12 @@ class Trainer:
         return weights | fold_offsets(self.model)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Puts back what ``weights`` gave."""
-        self.plan.load_weights(self.model, weights)
+        """Puts back what ``weights`` gave, perhaps of tables with fewer rows.
+
+        Raises:
+            ConfigError: a table cannot have become what it is now.
+        """
+        self.plan.load_weights(self.model, self.growth.of(weights))
 
     def training_state(self) -> dict[str, Tensor]:
         """What continuing the training needs besides: optimizers and the strategies' own parameters."""
@@ -258,12 +297,14 @@ class Trainer:
         state |= {f"transfer.{key}": value for key, value in self.strategies.state_dict().items()}
         for prefix, parameters, optimizer in self._optimizers():
             for index, parameter in enumerate(parameters):
-                for name, value in optimizer.state.get(parameter, {}).items():
+                # In one order: processes put a tensor together at the same time, and files keep none.
+                for name, value in sorted(optimizer.state.get(parameter, {}).items()):
                     state[f"{prefix}{index}.{name}"] = self.plan.whole(value)
         return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what ``training_state`` gave."""
+        """Puts back what ``training_state`` gave, perhaps of tables with fewer rows."""
+        state = self.growth.of(state)
         self.plan.load_table_state(self.model, _part(state, "table."))
         self.plan.load_weights(self.model, _part(state, "unfolded."), strict=False)
         self.strategies.load_state_dict(_part(state, "transfer."))

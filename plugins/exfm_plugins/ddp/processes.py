@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+from torch.distributed.rendezvous import rendezvous
 
 import exfm
+from exfm_plugins.ddp.meeting import meeting_store
 
 
 class Processes(exfm.Ranks):
@@ -29,7 +31,9 @@ class Processes(exfm.Ranks):
         if self._ours:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             if "WORLD_SIZE" in os.environ:
-                dist.init_process_group(backend)
+                store, rank, count = next(rendezvous("env://"))
+                store = meeting_store(store, rank, count)
+                dist.init_process_group(backend, store=store, rank=rank, world_size=count)
             else:
                 alone = dist.HashStore()  # type: ignore[attr-defined]
                 dist.init_process_group(backend, store=alone, rank=0, world_size=1)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 import exfm
@@ -79,6 +79,13 @@ class Hsdp(Ddp):
         tables = [one for path in collections for one in model.get_submodule(path).parameters()]
         exchanges = dense.exchanges(tables, step.beside, 2 if config.gradients == "bf16" else FLOAT)
         return dense.kept(), exchanges
+
+    def before_backward(self, model: nn.Module, last: bool) -> None:
+        """Has blocks average over the groups only the sum of what adds up; inside a group it is scattered each time."""
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_is_last_backward(last)
+                module.set_requires_all_reduce(last, recurse=False)
 
     def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor], strict: bool = True) -> None:
         """Puts back what ``weights`` gave, each process its share."""

@@ -168,12 +168,13 @@ class Hsdp2d(Hsdp):
         """Averages what the replicas of each shard keep, unless nothing has changed since the last time."""
         if self._replicas > 1 and self._steps[model]:
             group = self.mesh.get_group("replicate")
-            for shards in self._shards[model]:
-                for kept in shards.kept().values():
-                    for tensor in (kept.weight, kept.state):
-                        if tensor is not None:
-                            dist.all_reduce(tensor, group=group)  # gloo has no mean
-                            tensor /= self._replicas
+            kept = [kept for shards in self._shards[model] for kept in shards.kept().values()]
+            tensors = [tensor for one in kept for tensor in (one.weight, one.state) if tensor is not None]
+            for sum_ in [dist.all_reduce(tensor, group=group, async_op=True) for tensor in tensors]:
+                assert sum_ is not None
+                sum_.wait()
+            for tensor in tensors:
+                tensor /= self._replicas  # gloo has no mean
         self._steps[model] = 0
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,114 @@
+"""What a training step costs and moves on 1, 2 and 4 local processes: `python benchmarks/parallel_steps.py`.
+
+Trains the quickstart's foundation model, with another batch size, on the first rows of its stream. Bytes are what the
+operating system has sent through a process's TCP connections, gloo's and torchrun's, so Linux is needed; those of all
+processes are added up. Every process sees the whole batch's loss, so a step is the same step on any number of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+EXPERIMENT = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
+PLANS = (
+    "{name: single}",
+    "{name: ddp}",
+    "{name: hsdp}",
+    "{name: hsdp_2d}",
+    "{name: hsdp_2d, communication: fp16, gradients: bf16}",
+    "{name: hsdp_2d, replicas: 2}",
+)
+WARM_UP = 5
+_BYTES_SENT = 200  # where tcp_info has tcpi_bytes_sent
+
+
+def sent() -> int:
+    """Bytes that this process's TCP connections have sent since they exist."""
+    total = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if not str(entry.readlink()).startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(entry.name))) as one:
+                if one.type == socket.SOCK_STREAM and one.family in (socket.AF_INET, socket.AF_INET6):
+                    info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_SENT + 8)
+                    total += struct.unpack_from("Q", info, _BYTES_SENT)[0]
+        except OSError:  # closed since it was listed
+            continue
+    return total
+
+
+def measure(plan_text: str, batch_size: int, steps: int) -> None:
+    """Trains some steps in one of the processes; the first one prints what it found, as JSON."""
+    import torch
+
+    import exfm
+    from exfm.data.stream import ChunkReader, windows_of
+    from exfm.training.building import teacher_shapes
+    from exfm.training.run import build_plan
+    from exfm.training.spread import read_spread
+    from exfm.training.trainer import StepLabels, Trainer
+
+    overrides = [f"parallel={plan_text}", f"models.fm.batch_size={batch_size}", "stream.source.days=2"]
+    experiment = exfm.load_experiment(str(EXPERIMENT), overrides)
+    arm, schema = experiment.arms[0], experiment.schema
+    plan = build_plan(experiment)
+    trainer = Trainer(arm, schema, teacher_shapes(experiment), plan, experiment.config.seed)
+    reader = ChunkReader(experiment.source, schema, experiment.config.stream, {arm.name: {}}, plan.shard)
+    window = next(windows_of(experiment.source.time_range(), experiment.config.stream.window))
+    chunk = next(read_spread(reader, window, plan.ranks))
+    batches = list(chunk.batches(chunk.parts(None, batch_size), trainer.model))
+    learn = StepLabels(arm.tasks, transfer=False)
+    for number in range(WARM_UP + steps):
+        if number == WARM_UP:
+            plan.ranks.wait()
+            before, start = sent(), time.perf_counter()
+        batch, part = batches[number % len(batches)]
+        trainer.step(batch, {}, learn, part.counts)
+    seconds = (time.perf_counter() - start) / steps
+    moved = int(plan.ranks.each(torch.tensor(sent() - before)).sum()) / steps
+    if plan.ranks.is_first:
+        counts = trainer.model.parameter_counts()
+        print(json.dumps({"ms": 1e3 * seconds, "bytes": moved, "rows": batches[0][1].counts, **counts}), flush=True)
+    plan.ranks.wait()
+    sys.stdout.flush()
+    os._exit(0)  # as `exfm run` does
+
+
+def main() -> None:
+    """Prints a line for each plan and number of processes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch-size", type=int, default=4096)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--measure", metavar="PLAN", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.measure:
+        measure(asked.measure, asked.batch_size, asked.steps)
+    print("| plan | processes | ms per step | examples/s | MB moved per step |\n|---|---|---|---|---|", flush=True)
+    for plan in PLANS:
+        for processes in (1, 2, 4):
+            if (processes == 1) != (plan == PLANS[0]):
+                continue
+            launch = [sys.executable]
+            if processes > 1:
+                launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+            given = ["--measure", plan, "--batch-size", str(asked.batch_size), "--steps", str(asked.steps)]
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+            command = [*launch, str(Path(__file__)), *given]
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            found = json.loads(done.stdout.splitlines()[-1])
+            rate = sum(found["rows"]) / found["ms"] * 1e3
+            cells = (f"`{plan}`", processes, f"{found['ms']:.1f}", f"{rate:,.0f}", f"{found['bytes'] / 1e6:.2f}")
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

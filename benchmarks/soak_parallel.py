@@ -1,0 +1,95 @@
+"""One of several processes killed with SIGKILL at a random moment: `python benchmarks/soak_parallel.py [--rounds 10]`.
+
+Each round is a run of its own under torchrun, which starts all processes again when one has died. Its results.json is
+compared with that of an undisturbed run of the same plan on as many processes, but for times. Every other round saves
+in the background.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from soak_kill import EXPERIMENT, timeless
+
+OVERRIDES = ("stream.source.days=4", "stream.source.rows_per_day=600")
+COMMITS = 12  # three models, four days
+
+
+def start(run_dir: Path, processes: int, *overrides: str) -> subprocess.Popen[bytes]:
+    """A run under torchrun."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    given = ["--max-restarts=2", "-m", "exfm", "run", str(EXPERIMENT), f"run_dir={run_dir}", *OVERRIDES, *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*launch, *given], env=environment, stdout=subprocess.DEVNULL, stderr=(run_dir.parent / "errors").open("ab")
+    )
+
+
+def workers(torchrun: int) -> list[int]:
+    """The processes that torchrun has started."""
+    children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()
+    return [int(child) for child in children if b"exfm" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def commits(run_dir: Path) -> int:
+    """How many windows of a model a run has committed."""
+    return len(list(run_dir.glob("commits/train/*/*.json")))
+
+
+def kill_one(job: subprocess.Popen[bytes], run_dir: Path, moments: random.Random) -> bool:
+    """Kills one of a job's processes a moment after a random commit; whether the job had not ended before."""
+    wanted = moments.randint(0, COMMITS - 2)
+    while job.poll() is None and commits(run_dir) < wanted:
+        time.sleep(0.1)
+    time.sleep(moments.uniform(0, 3))
+    running = workers(job.pid) if job.poll() is None else []
+    if running:
+        os.kill(moments.choice(running), signal.SIGKILL)
+    return bool(running)
+
+
+def main() -> None:
+    """Exit status 1 when any round differs, or no process was killed in one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="The first round's number, and seed.")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--plan", default="{name: hsdp_2d}")
+    asked = parser.parse_args()
+    plan, passed = f"parallel={asked.plan}", 0
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        whole = Path(folder) / "whole" / "run"
+        whole.parent.mkdir()
+        if start(whole, asked.processes, plan).wait():
+            sys.exit((whole.parent / "errors").read_text())
+        print(f"undisturbed: {time.monotonic() - began:.0f} s, {commits(whole)} commits", flush=True)
+        for number in range(asked.first, asked.first + asked.rounds):
+            moments = random.Random(number)
+            run_dir = Path(folder) / str(number) / "run"
+            run_dir.parent.mkdir()
+            job = start(run_dir, asked.processes, plan, f"save_in_background={str(number % 2 == 1).lower()}")
+            killed = kill_one(job, run_dir, moments)
+            done = commits(run_dir)
+            status = job.wait()
+            equal = not status and timeless(run_dir / "results.json") == timeless(whole / "results.json")
+            passed += killed and equal
+            outcome = f"status {status}" if status else "equal" if equal else "DIFFERENT"
+            when = f"killed after {done} commits" if killed else "over before it was killed"
+            print(f"round {number}: {when}: {outcome}", flush=True)
+            if status:
+                print((run_dir.parent / "errors").read_text()[-3000:], flush=True)
+    print(f"{passed} of {asked.rounds} rounds passed")
+    sys.exit(passed < asked.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Tables that have more rows in the schema than when a snapshot was saved: learned rows stay, new ones are added.
+
+Legend: N rows of a table, D its width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from exfm.errors import ConfigError
+from exfm.interfaces.schema import CategoricalFeature, FeatureSchema, rows_may_become
+from exfm.modeling.parts import table_of
+
+_TABLE, _STATE = "table_", "state_"
+
+
+class Growth:
+    """Brings what was saved of tables to the rows that the schema gives them now.
+
+    New rows of a table of ids that are rows (``ids: row``) start as a new table's: drawn anew, with no state of the
+    optimizer. A table of hashed ids grows by a whole factor, so that an id that hashed to row r of N now hashes to one
+    of r, r + N, r + 2 N, ...; each of these starts as row r was, with its optimizer state, and no prediction changes.
+
+    Args:
+        schema: the stream's schema.
+        init_std: the standard deviation of a new row.
+        seed: what new rows are drawn from, together with the table's name.
+    """
+
+    def __init__(self, schema: FeatureSchema, init_std: float, seed: int) -> None:
+        self._rows = schema.tables()
+        self._ids = schema.table_ids()
+        categorical = (feature for feature in schema.features if isinstance(feature, CategoricalFeature))
+        self._entities = {feature.name: feature.table_name for feature in categorical}
+        self._half_width = init_std * math.sqrt(3.0)
+        self._seed = seed
+
+    def of(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What was saved, with the rows of now.
+
+        Args:
+            state: weights, or the state of optimizers or strategies. An entry has a table's rows where two parts of
+                its name, between dots, are ``table_NAME.weight`` or ``table_NAME.state``, or as a lookup's states.
+
+        Raises:
+            ConfigError: a table has fewer rows than before, or more hashed ones that are no multiple.
+        """
+        return {name: self._grown(name, value) for name, value in state.items()}
+
+    def _grown(self, name: str, value: Tensor) -> Tensor:
+        table = self._table(name)
+        rows = self._rows.get(table, 0)
+        if not table or value.shape[0] == rows:
+            return value
+        before = value.shape[0]
+        if refused := rows_may_become(before, rows, self._ids[table]):
+            raise ConfigError(f"table {table!r}: {refused}")
+        if self._ids[table] == "hash":
+            return value.repeat(rows // before, *(1 for _ in value.shape[1:]))
+        new = value.new_zeros(rows - before, *value.shape[1:])
+        if table_of(name):
+            digest = hashlib.sha256(f"{self._seed}/{table}/{before}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            new.uniform_(-self._half_width, self._half_width, generator=generator)
+        return torch.cat([value, new])
+
+    def _table(self, name: str) -> str:
+        """The table whose rows an entry has; an empty string where it has none's."""
+        parts = name.split(".")
+        for part, kind in pairwise(parts):
+            if part.startswith(_TABLE) and kind in ("weight", "state"):
+                return part.removeprefix(_TABLE)
+            if part.startswith(_STATE) and kind == "state_RK":
+                return self._entities[part.rpartition("/")[2]]
+        return ""

@@ -1,0 +1,61 @@
+"""A window of a stage that is over: what remains is to write it and to commit it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from exfm.interfaces.data_source import Window
+from exfm.supervision.commits import Commit
+from exfm.supervision.store import Store
+from exfm.training.gathered import GatheredRows
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EndedWindow:
+    """What a stage leaves of a window.
+
+    Attributes:
+        name: of the model.
+        counters: what the manifest records.
+        supervised: what the supervision's manifest records.
+        predictions: the file of its rows; of a window without rows nothing is kept.
+        supervision: the same, where the model supervises.
+        state: weights and training state; None of a window without rows.
+        needed_us: says for which time a snapshot may still be wanted.
+    """
+
+    name: str
+    store: Store
+    window: Window
+    counters: Mapping[str, Any]
+    supervised: Mapping[str, float]
+    predictions: GatheredRows
+    supervision: GatheredRows | None
+    state: tuple[dict[str, Tensor], dict[str, Tensor]] | None
+    needed_us: Callable[[Window], int]
+
+    def write(self) -> None:
+        """Makes the window's supervision visible, then its predictions and the new snapshot."""
+        log, snapshots = self.store.log, self.store.snapshots
+        if self.supervision is not None:
+            files = self.supervision.close() if self.state else {}
+            log.add("supervise", self.name, Commit(self.window, self.supervised, files))
+        files = {}
+        if self.state:
+            files = self.predictions.close() | snapshots.write(self.name, self.window, *self.state)
+        if not log.add("train", self.name, Commit(self.window, self.counters, files)):
+            logger.warning("window %s of %r: another job had committed it, with equal content", self.window, self.name)
+        snapshots.retire(self.name, self.needed_us(self.window))
+
+    def discard(self) -> None:
+        """Leaves nothing behind of files that were not completed."""
+        self.predictions.discard()
+        if self.supervision is not None:
+            self.supervision.discard()

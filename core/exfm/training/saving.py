@@ -1,0 +1,61 @@
+"""Writing what is committed, at once or while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Protocol
+
+
+class Writable(Protocol):
+    """Something that waits to be written."""
+
+    def write(self) -> None:
+        """Writes it."""
+
+    def discard(self) -> None:
+        """Leaves nothing behind of what was not completed."""
+
+
+class Saving:
+    """Does the writing of one window after the other, in order; a window's begins when the one before it has ended.
+
+    Args:
+        background: whether the caller goes on meanwhile. What it hands over must then be a copy of its own.
+    """
+
+    def __init__(self, background: bool) -> None:
+        self.background = background
+        self._thread = ThreadPoolExecutor(1, "saving") if background else None
+        self._writing: Future[None] | None = None
+
+    def do(self, ended: Sequence[Writable]) -> None:
+        """Writes what each stage leaves of a window, in order, up to the first that fails.
+
+        Raises:
+            Exception: what the writing of this window has failed with, or in the background that of the one before.
+        """
+        self.wait()
+        if self._thread is None:
+            _write(ended)
+        else:
+            self._writing = self._thread.submit(_write, ended)
+
+    def wait(self) -> None:
+        """Returns when everything is written.
+
+        Raises:
+            Exception: what the writing has failed with.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+
+def _write(ended: Sequence[Writable]) -> None:
+    with ExitStack() as stack:
+        for one in ended:
+            stack.callback(one.discard)
+        for one in ended:
+            one.write()
