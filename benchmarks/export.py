@@ -2,7 +2,8 @@
 
 A student and its control are trained for a moment, exported, and asked in turn, at one row and at a hundred. Printed
 are medians and ratios: of the compiled student to the compiled control, which are one graph; of the model in eager
-mode, as it is trained, to its compiled export; and what it takes to make tensors of the rows of a request.
+mode, as it is trained, to its compiled export; and what it takes to make tensors of the rows of a request. The
+interval of a ratio is Student's t over twenty stretches of the run, each with the ratio of its own medians.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 import yaml
 
 import exfm
 from exfm.data.decode import decode
+from exfm.reporting.sweep import t_quantile95
 from exfm.serving import load
 from exfm.serving.export import Form, export
 from exfm.serving.network import ServedModel
@@ -31,6 +35,9 @@ from exfm.training.building import build_model
 
 SIZES = (1, 100)
 SAME = 1.05
+STRETCHES = 20
+TRANSFER = ("auxiliary_head", "student_adapter", "representation")
+Times = npt.NDArray[np.float64]
 MODELS: dict[str, dict[str, Any]] = {
     "dlrm, 3 features": {"backbone": {"name": "dlrm"}, "features": ["user_id", "ad_id", "surface"]},
     "wukong, all features": {"backbone": {"name": "wukong"}},
@@ -46,8 +53,8 @@ def trained(folder: Path, model: Mapping[str, Any]) -> exfm.Experiment:
         "run_dir": str(folder / "run"),
         "stream": {"source": {"name": "synthetic_ads", "days": 2, "rows_per_day": 2_000}, "window": "1d"},
         "models": {
-            "fm": {"backbone": {"name": "mlp"}},
-            "vm": {**model, "transfer": [{"name": "auxiliary_head", "teacher": "fm"}], "control": True},
+            "fm": {"backbone": {"name": "mlp"}, "supervision": {"embedding": "float16"}},
+            "vm": {**model, "transfer": [{"name": name, "teacher": "fm"} for name in TRANSFER], "control": True},
         },
         "parallel": {"name": "single", "device": "cpu"},
     }
@@ -81,8 +88,8 @@ def calls(experiment: exfm.Experiment, folder: Path, rows: pa.RecordBatch) -> di
     }
 
 
-def medians_us(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The median time of each action, all of them in turn."""
+def times_us(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Times]:
+    """The times of each action, all of them in turn."""
     for _ in range(20):
         for action in actions.values():
             action()
@@ -91,12 +98,31 @@ def medians_us(actions: Mapping[str, Callable[[], object]], repeats: int) -> dic
         for name, action in actions.items():
             start = time.perf_counter()
             action()
-            times[name].append(time.perf_counter() - start)
-    return {name: median(seconds) * 1e6 for name, seconds in times.items()}
+            times[name].append((time.perf_counter() - start) * 1e6)
+    return {name: np.array(values) for name, values in times.items()}
 
 
-def measure(name: str, model: Mapping[str, Any], repeats: int) -> list[tuple[float, float]]:
-    """Prints a line for each size; returns the ratios of student to control, and of the compiled model to eager."""
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one action takes as another: of the medians, and half of its 95% interval."""
+
+    value: float
+    half: float
+
+    @classmethod
+    def of(cls, one: Times, other: Times) -> Ratio:
+        """From times that were taken in turn."""
+        pairs = zip(np.array_split(one, STRETCHES), np.array_split(other, STRETCHES), strict=True)
+        stretches = [float(np.median(a) / np.median(b)) for a, b in pairs]
+        half = t_quantile95(STRETCHES - 1) * float(np.std(stretches, ddof=1)) / STRETCHES**0.5
+        return cls(float(np.median(one) / np.median(other)), half)
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ± {self.half:.2f}"
+
+
+def measure(name: str, model: Mapping[str, Any], repeats: int) -> list[tuple[Ratio, Ratio]]:
+    """Prints a line for each size; returns the ratios of student to control, and of eager mode to compiled."""
     ratios = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -106,10 +132,10 @@ def measure(name: str, model: Mapping[str, Any], repeats: int) -> list[tuple[flo
         span = experiment.source.time_range()
         rows = next(iter(experiment.source.read(exfm.Window(0, span.start_us, span.end_us))))
         for size in SIZES:
-            us = medians_us(calls(experiment, folder, rows.slice(0, size)), repeats)
-            same, faster = us["compiled"] / us["control"], us["eager"] / us["compiled"]
-            figures = "".join(f"{value:>14,.0f}" for value in us.values())
-            print(f"{name:<22}{size:>5}{figures}{same:>17.2f}{faster:>16.1f}", flush=True)
+            us = times_us(calls(experiment, folder, rows.slice(0, size)), repeats)
+            same, faster = Ratio.of(us["compiled"], us["control"]), Ratio.of(us["eager"], us["compiled"])
+            figures = "".join(f"{np.median(value):>14,.0f}" for value in us.values())
+            print(f"{name:<22}{size:>5}{figures}{same!s:>17}{faster!s:>16}", flush=True)
             ratios.append((same, faster))
     return ratios
 
@@ -127,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     header = "".join(f"{column:>14}" for column in columns)
     print(f"{'model':<22}{'rows':>5}{header}{'student/control':>17}{'eager/compiled':>16}")
     ratios = [pair for name in given.models for pair in measure(name, MODELS[name], given.repeats)]
-    same, faster = max(pair[0] for pair in ratios), min(pair[1] for pair in ratios)
+    same, faster = max(pair[0].value for pair in ratios), min(pair[1].value for pair in ratios)
     print(f"highest student/control {same:.2f} (at most {SAME}), lowest eager/compiled {faster:.1f} (above 1)")
     sys.exit(same > SAME or faster <= 1)
 

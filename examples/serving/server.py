@@ -46,23 +46,31 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Predicts rows."""
-        length = int(self.headers.get("Content-Length", 0))
-        if not 0 < length <= MOST_BYTES:
-            self.close_connection = True  # what was not read would be taken for the next request
-            self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": f"send 1 to {MOST_BYTES} bytes"})
-            return
-        body = self.rfile.read(length)
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal():
+            self._refuse(HTTPStatus.LENGTH_REQUIRED, "say with Content-Length how many bytes the body has")
+        elif int(length) > MOST_BYTES:
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"send at most {MOST_BYTES} bytes")
+        else:
+            self._predict(self.rfile.read(int(length)))
+
+    def _predict(self, body: bytes) -> None:
         if self.path != "/predict":
             self._answer(HTTPStatus.NOT_FOUND, {"error": "GET / and POST /predict are all there is"})
             return
         try:
             found = self.server.predictor.predict(_rows(body))
-        except ValueError as error:  # of JSON, or of exfm: a column is missing, or a value is of another type
+        except (ValueError, RecursionError) as error:  # of JSON, or of exfm: a column is missing, or has another type
             self._answer(HTTPStatus.BAD_REQUEST, {"error": str(error)})
             return
         tasks = list(found)
         rows = zip(*(found[task].tolist() for task in tasks), strict=True)
         self._answer(HTTPStatus.OK, {"predictions": [dict(zip(tasks, row, strict=True)) for row in rows]})
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        """Answers a request whose body is not read: what is left of it would be taken for the next request."""
+        self.close_connection = True
+        self._answer(status, {"error": reason})
 
     def _answer(self, status: HTTPStatus, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()

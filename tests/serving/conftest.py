@@ -17,6 +17,15 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "direct": {"transfer": [{"name": "direct", "teacher": "fm"}]},
     "states": {"transfer": [{"name": "compact_features", "teacher": "fm"}]},
     "same": {"transfer": [{"name": "representation", "teacher": "fm"}]},
+    "stack": {
+        "transfer": [
+            {"name": "auxiliary_head", "teacher": "fm"},
+            {"name": "student_adapter", "teacher": "fm"},
+            {"name": "compact_features", "teacher": "fm"},
+            {"name": "representation", "teacher": "fm"},
+            {"name": "parameter_sharing", "teacher": "fm", "parts": {"table/user": "added"}},
+        ]
+    },
     "parts": {"transfer": [{"name": "parameter_sharing", "teacher": "fm", "parts": {"table/user": "added"}}]},
 }
 

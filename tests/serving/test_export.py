@@ -48,7 +48,10 @@ def test_a_student_is_the_same_graph_as_its_control(model: str, run: exfm.Experi
     student, control = captured(run, model), captured(run, f"{model}.control")
     assert nodes(student) == nodes(control)
     shapes = [{key: value.shape for key, value in program.state_dict.items()} for program in (student, control)]
-    assert shapes[0] == shapes[1]
+    assert shapes[0] == shapes[1]  # not a parameter more
+    assert [spec.arg for spec in student.graph_signature.input_specs] == [
+        spec.arg for spec in control.graph_signature.input_specs
+    ]
     assert any(not torch.equal(value, control.state_dict[key]) for key, value in student.state_dict.items())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import subprocess
@@ -9,9 +10,11 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -90,6 +93,12 @@ def test_the_file_has_the_rows_that_the_model_sees(run: exfm.Experiment, predict
     metadata = predicted.schema.metadata
     assert metadata[b"exfm.model"] == b"ah" and metadata[b"exfm.kind.click"] == b"probability"
     assert int(metadata[b"exfm.watermark_us"]) >= run.source.time_range().end_us
+
+
+def test_the_file_may_be_any_url(run: exfm.Experiment, predicted: pa.Table) -> None:
+    predict(run, "ah", "memory://predicted.parquet")
+    with fsspec.open("memory://predicted.parquet") as file:
+        assert pq.read_table(file) == predicted
 
 
 def test_a_snapshot_predicts_what_the_run_predicted_with_it(
@@ -189,10 +198,11 @@ def test_a_corrupt_export_is_refused(exported: str, tmp_path: Path) -> None:
         exfm.serving.load(str(tmp_path / "nowhere"))
 
 
-def test_a_serving_process_needs_neither_torchrec_nor_fbgemm(exported: str) -> None:
+def test_a_serving_process_needs_neither_torchrec_nor_fbgemm_nor_plugins(exported: str) -> None:
     code = (
         "import sys\n"
-        "sys.modules['torchrec'] = sys.modules['fbgemm_gpu'] = None\n"
+        "for missing in ('torchrec', 'fbgemm_gpu', 'exfm_plugins', 'matplotlib', 'jinja2'):\n"
+        "    sys.modules[missing] = None\n"
         "import exfm.serving\n"
         f"print(len(exfm.serving.load({exported!r}).predict([{ROW!r}])['click']))"
     )
@@ -204,16 +214,18 @@ def test_a_serving_process_needs_neither_torchrec_nor_fbgemm(exported: str) -> N
 def address(exported: str) -> Iterator[str]:
     command = [sys.executable, "-W", "ignore", str(SERVER), exported, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        assert line.startswith("ah, snapshot ")
-        yield line.split()[-1]
-        server.terminate()
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            assert line.startswith("ah, snapshot ")
+            yield line.split()[-1]
+        finally:
+            server.terminate()
 
 
 def ask(url: str, body: bytes | None = None) -> tuple[int, Any]:
     try:
-        with urllib.request.urlopen(url, body, timeout=60) as answer:
+        with urllib.request.urlopen(url, body, timeout=300) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
@@ -240,7 +252,27 @@ def test_the_service_answers_with_the_same_predictions(
         ("/predict", b"[]", 400, "send {"),
         ("/predict", b'{"rows": [3]}', 400, "send {"),
         ("/predict", b'{"rows": [{"user": "a"}]}', 400, "row 0: item: the column is missing"),
-        ("/predict", b"", 413, "send 1 to"),
+        (
+            "/predict",
+            b'{"rows": [{"user": 3, "item": "a", "price": 1, "history": []}]}',
+            400,
+            "user: the values must be",
+        ),
+        (
+            "/predict",
+            b'{"rows": [{"user": "a", "item": "b", "price": NaN, "history": []}]}',
+            400,
+            "row 0: price: the value",
+        ),
+        (
+            "/predict",
+            b'{"rows": [{"user": "a", "item": "b", "price": 1e999, "history": []}]}',
+            400,
+            "row 0: price: the value",
+        ),
+        ("/predict", b"\xff\xfe", 400, "decode"),
+        ("/predict", b"[" * 100_000, 400, "recursion"),
+        ("/predict", b"", 400, "Expecting"),
         ("/other", b"{}", 404, "POST /predict"),
         ("/other", None, 404, "POST /predict"),
     ],
@@ -248,3 +280,42 @@ def test_the_service_answers_with_the_same_predictions(
 def test_the_service_says_what_is_wrong(path: str, body: bytes | None, status: int, words: str, address: str) -> None:
     found, content = ask(address + path, body)
     assert found == status and words in content["error"]
+
+
+def test_requests_at_once_are_answered_each_with_its_own_predictions(
+    address: str, run: exfm.Experiment, predicted: pa.Table
+) -> None:
+    rows = rows_seen(run, predicted).select(list(COLUMNS)).to_pylist()
+    slices = [(start, start + 1 + start % 7) for start in range(0, 60, 3)]
+
+    def answer(part: tuple[int, int]) -> list[float]:
+        status, content = ask(f"{address}/predict", json.dumps({"rows": rows[slice(*part)]}).encode())
+        assert status == 200
+        return [one["click"] for one in content["predictions"]]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(answer, slices))
+    expected = predicted["prediction_click"].to_numpy()
+    for part, found in zip(slices, answers, strict=True):
+        np.testing.assert_allclose(found, expected[slice(*part)], rtol=0, atol=1e-6)
+
+
+def test_a_connection_lives_on_after_a_bad_row_and_not_after_a_body_that_nobody_read(address: str) -> None:
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=300)
+    try:
+        for rows, status in (([{}], 400), ([ROW], 200), ([], 200)):
+            connection.request("POST", "/predict", json.dumps({"rows": rows}))
+            answer = connection.getresponse()
+            content = json.load(answer)
+            assert answer.status == status and len(content.get("predictions", [])) == (
+                len(rows) if status == 200 else 0
+            )
+        for length, status in (("-1", 411), ("x", 411), ("10000001", 413)):
+            connection.putrequest("POST", "/predict")
+            connection.putheader("Content-Length", length)
+            connection.endheaders()
+            answer = connection.getresponse()
+            assert answer.status == status and answer.will_close
+            assert ("at most 10000000 bytes" if status == 413 else "Content-Length") in json.load(answer)["error"]
+    finally:
+        connection.close()

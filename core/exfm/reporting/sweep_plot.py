@@ -149,7 +149,7 @@ def _figure(drawn: Drawn, colors: Mapping[str, str]) -> Figure:
         places = [x + shift for x, _, _ in points]
         for place, (_, _, bounds) in zip(places, points, strict=True):
             if bounds is not None:
-                axes.plot([place, place], bounds, color=color, linewidth=2, solid_capstyle="butt", alpha=0.6)
+                axes.plot([place, place], bounds, color=color, linewidth=2, solid_capstyle="butt")
         line = "-" if drawn.numeric else ""
         heights = [y for _, y, _ in points]
         axes.plot(places, heights, line, marker=series.style.marker, color=color, linewidth=1.4, label=series.name)

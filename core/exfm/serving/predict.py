@@ -50,14 +50,14 @@ def predict(
         RunError: the snapshot is corrupt.
     """
     arm = find_arm(experiment, model)
-    folder, _, name = out.rpartition("/")
+    name = out.rpartition("/")[2]
     if not name:
         raise ConfigError(f"--out: {out!r} is a folder; name the Parquet file, such as {out}predictions.parquet")
     store = Store(experiment.run_dir)
     snapshot = newest_snapshot(experiment, arm, store)
     plan = experiment.config.parallel.build()
     network = _network(experiment, arm, plan, store, snapshot)
-    writer = RowWriter(Workspace(folder or "."), name, _schema(arm, snapshot))
+    writer = RowWriter(Workspace(out.removesuffix(name) or "."), name, _schema(arm, snapshot))
     rows = 0
     try:
         for chunk, progress in _chunks(experiment, arm, plan):
