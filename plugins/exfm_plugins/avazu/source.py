@@ -34,7 +34,7 @@ class Avazu(exfm.DataSource):
     file. Ids are hashed, each column into some four times as many rows as it has values. There is no history: the
     data names no user. ``device_ip`` comes closest and groups the rows; ``banner_pos`` is the domain.
 
-    The first use passes over the file to find where its hours begin; memory is a few MiB, however long the file.
+    The first use passes over the file to find where its hours begin; memory does not grow with it.
 
     Raises:
         ValueError: there is no such file, it lacks a column, or a line cannot be read.

@@ -37,7 +37,7 @@ class Criteo(exfm.DataSource):
     day 0 is 1 January 1970. Rows are spread evenly, so hours of the day mean nothing. ``example_id`` is (day << 40) +
     the row's number.
 
-    The first use of a file passes over it once, to count its rows; memory is a few MiB, however long it is.
+    The first use of a file passes over it once, to count its rows; memory does not grow with it.
 
     Raises:
         ValueError: the path holds neither release, a day is missing, or a line cannot be read.
