@@ -270,7 +270,7 @@ def test_the_service_answers_with_the_same_predictions(
             400,
             "row 0: price: the value",
         ),
-        ("/predict", b"\xff\xfe", 400, "decode"),
+        ("/predict", b"\xff\xff", 400, "decode"),
         ("/predict", b"[" * 100_000, 400, "recursion"),
         ("/predict", b"", 400, "Expecting"),
         ("/other", b"{}", 404, "POST /predict"),
