@@ -116,6 +116,7 @@ def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSc
     _check_states(model, schema, f"{place}.supervision.states")
     _check_rows(model, schema, f"{place}.supervision.rows")
     check_lookups(model, config, schema, f"{place}.lookups")
+    _check_managed(model, schema, place)
     if model.batch_size > config.stream.chunk_rows:
         raise ConfigError(
             f"{place}.batch_size: {model.batch_size} rows do not fit in a chunk; raise stream.chunk_rows, "
@@ -139,6 +140,22 @@ def _check_states(model: ModelConfig, schema: FeatureSchema, place: str) -> None
         )
         if not described:
             raise ConfigError(f"{place}.{entity}: name at least one feature that describes it; given: []")
+
+
+def _check_managed(model: ModelConfig, schema: FeatureSchema, place: str) -> None:
+    """What follows a table row by row would take the row of one id for another's."""
+    managed = schema.select(model.features).managed()
+    following = [
+        f"transfer.{number}: {spec.name} follows"
+        for number, spec in enumerate(model.transfer)
+        if spec.component.reads_states or spec.component.reads_parts
+    ]
+    following += ["lookups: they follow"] if model.lookups else []
+    if managed and following:
+        raise ConfigError(
+            f"{place}.{following[0]} a teacher row by row, and the ids of table {next(iter(managed))!r} are managed: "
+            "their rows change, and differ between models. Leave one of the two out"
+        )
 
 
 def _check_rows(model: ModelConfig, schema: FeatureSchema, place: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from exfm.data.ids import hash_rows, to_u64
+from exfm.data.ids import hash_rows, hashed, to_u64
 from exfm.data.validation import list_lengths
 from exfm.interfaces.schema import (
     CategoricalFeature,
@@ -91,4 +91,6 @@ def _numbers(column: pa.Array, transform: Literal["none", "log1p"]) -> F32:
 
 def _table_rows(column: pa.Array, feature: CategoricalFeature | MultiValuedFeature | SequenceField) -> I64:
     keys = to_u64(column)
-    return keys.view(np.int64) if feature.ids == "row" else hash_rows(keys, feature.rows)
+    if feature.ids == "row":
+        return keys.view(np.int64)
+    return hashed(keys) if feature.ids == "managed" else hash_rows(keys, feature.rows)

@@ -60,6 +60,11 @@ def hash_rows(keys: U64, rows: int) -> I64:
     return (mix(keys) % np.uint64(rows)).astype(np.int64)
 
 
+def hashed(keys: U64) -> I64:
+    """63 bits per key, not negative: what a model that manages its ids gives rows to."""
+    return (mix(keys) >> np.uint64(1)).astype(np.int64)
+
+
 def _string_keys(values: Any) -> U64:
     data = values.cast(pa.large_binary())
     offsets = np.frombuffer(data.buffers()[1], np.int64)[data.offset : data.offset + len(data) + 1]

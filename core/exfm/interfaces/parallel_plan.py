@@ -46,6 +46,8 @@ class ParallelPlan(Component, ABC):
     kind: ClassVar[str] = "parallel_plan"
     is_default: ClassVar[bool] = False
     """Whether an experiment that names no plan gets this one."""
+    starts_rows: ClassVar[bool] = False
+    """Whether it has ``start_rows``, without which ids cannot be managed."""
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config
@@ -105,6 +107,16 @@ class ParallelPlan(Component, ABC):
     @abstractmethod
     def after_step(self, model: nn.Module) -> None:
         """Called after every batch, as every backward pass updates tables: where replicas are brought in step."""
+
+    def start_rows(self, model: nn.Module, table: str, rows: Tensor, like: Tensor) -> None:
+        """Gives rows of a table another meaning: needed where ids are managed, see ``starts_rows``.
+
+        Args:
+            table: its name in its collection.
+            rows: (N,), each once. They take the weights of the rows ``like`` (N,), and their optimizer's state is
+                zeros; every process is told of the same.
+        """
+        raise NotImplementedError
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The model's state dict, whole, on the CPU; on any process but the first it may lack entries."""

@@ -29,12 +29,21 @@ class _Part(BaseModel):
         return self.column or self.name
 
 
+IdMapping = Literal["hash", "row", "managed"]
+Eviction = Literal["lru", "lfu", "distance"]
+_LEAST_MANAGED = 16
+
+
 class _Ids(_Part):
     rows: int = Field(gt=0, description="Rows of its embedding table.")
     table: str = Field("", description="The table it looks up; one of its own, with its name, where this is empty.")
-    ids: Literal["hash", "row"] = Field(
+    ids: IdMapping = Field(
         "hash",
-        description="hash: any integer or string, hashed into the table. row: integers that already are table rows.",
+        description="hash: any integer or string, hashed into the table. row: integers that already are table rows. "
+        "managed: hashed, each with a row of its own, which it loses to newer ids in time.",
+    )
+    eviction: Eviction = Field(
+        "lru", description="Which managed id goes: the one seen longest ago, seen least often, or least often lately."
     )
 
     @property
@@ -70,7 +79,8 @@ class SequenceField(_Part):
     kind: Literal["categorical", "dense"] = Field("categorical", description="Ids, or finite numbers.")
     rows: int = Field(1, gt=0, description="Rows of its embedding table (ids only).")
     table: str = Field("", description="The table it looks up (ids only); one of its own where this is empty.")
-    ids: Literal["hash", "row"] = Field("hash", description="As for a categorical feature.")
+    ids: IdMapping = Field("hash", description="As for a categorical feature.")
+    eviction: Eviction = Field("lru", description="As for a categorical feature.")
     transform: Literal["none", "log1p"] = Field("none", description="As for a dense feature.")
 
 
@@ -109,6 +119,8 @@ def rows_may_become(before: int, rows: int, ids: str) -> str:
         rows: its rows from now on.
         ids: how ids map to them, as a feature's ``ids``.
     """
+    if ids == "managed" and rows != before:
+        return f"it had {before} rows and now has {rows}; where ids are managed a table keeps its rows"
     if rows < before:
         return f"it had {before} rows and now has {rows}; a table may grow, and does not shrink"
     if ids == "hash" and rows % before:
@@ -142,13 +154,15 @@ class FeatureSchema(BaseModel):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the schema names {', '.join(twice)} twice")
-        rows: dict[str, tuple[int, str]] = {}
+        rows: dict[str, tuple[int, str, str]] = {}
         for table, of in self._table_users():
-            shape = (of.rows, of.ids)
+            shape = (of.rows, of.ids, of.eviction)
+            if of.ids == "managed" and of.rows < _LEAST_MANAGED:
+                raise ValueError(f"{of.name!r}: ids: managed wants a table of at least {_LEAST_MANAGED} rows")
             if rows.setdefault(table, shape) != shape:
+                other = _how(*rows[table])
                 raise ValueError(
-                    f"table {table!r} is shared, but {of.name!r} gives it rows={of.rows}, ids={of.ids} "
-                    f"and another feature rows={rows[table][0]}, ids={rows[table][1]}"
+                    f"table {table!r} is shared, but {of.name!r} gives it {_how(*shape)} and another feature {other}"
                 )
         return self
 
@@ -168,6 +182,10 @@ class FeatureSchema(BaseModel):
     def table_ids(self) -> dict[str, str]:
         """How ids map to the rows of every embedding table, by table name."""
         return {table: of.ids for table, of in self._table_users()}
+
+    def managed(self) -> dict[str, Eviction]:
+        """Which ids of a table go, by the name of each table whose ids are managed."""
+        return {table: of.eviction for table, of in self._table_users() if of.ids == "managed"}
 
     def select(self, features: tuple[str, ...] | None) -> FeatureSchema:
         """The same schema with the named features only (all of them for None), in the schema's order."""
@@ -193,3 +211,7 @@ class FeatureSchema(BaseModel):
     def tasks(self) -> tuple[str, ...]:
         """Names of the labels."""
         return tuple(label.name for label in self.labels)
+
+
+def _how(rows: int, ids: str, eviction: str) -> str:
+    return f"rows={rows}, ids={ids}" + (f", eviction={eviction}" if ids == "managed" else "")

@@ -20,6 +20,7 @@ from exfm.interfaces.sequence_encoder import EncoderInputs
 from exfm.interfaces.transfer_strategy import StudentOutput
 from exfm.modeling.entity_states import EntityStates
 from exfm.modeling.lookups import StateLookups
+from exfm.modeling.managed_ids import Started
 from exfm.modeling.recompute import recompute
 from exfm.modeling.tokens import Featurizer
 
@@ -159,14 +160,17 @@ class RankingModel(nn.Module):
         """The batch with this model's features only."""
         return batch.only(self.feature_names, self.dense_columns)
 
-    def observe(self, batch: Batch, ranks: Ranks = ALONE, own: int | None = None) -> None:
+    def observe(self, batch: Batch, ranks: Ranks = ALONE, own: int | None = None) -> dict[str, Started]:
         """Learns what is not learned by gradient, after the batch has been predicted.
 
         Args:
             ranks: the processes that have predicted it together.
-            own: how many of its examples count, the first ones; all by default.
+            own: how many of its examples count, the first ones; all by default. The others have no ids.
+
+        Returns:
+            The rows of tables that have got another id, by table.
         """
-        self.featurizer.observe(batch.dense_BF[:own], ranks)
+        return self.featurizer.observe(batch, ranks, own)
 
     def parameter_counts(self) -> dict[str, int]:
         """Dense parameters, and those in embedding tables."""

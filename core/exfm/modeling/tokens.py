@@ -6,11 +6,13 @@ Legend: B examples, N tokens, D width, F dense features, E events, G numbers per
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torchrec import KeyedJaggedTensor
 
-from exfm.data.batch import Batch
+from exfm.data.batch import Batch, SequenceBatch
 from exfm.interfaces.jagged import JaggedSequence
 from exfm.interfaces.ranks import ALONE, Ranks
 from exfm.interfaces.schema import (
@@ -21,6 +23,7 @@ from exfm.interfaces.schema import (
     SequenceFeature,
 )
 from exfm.modeling.embeddings import EventTables, Lookup, PooledTables, TableShape
+from exfm.modeling.managed_ids import ManagedIds, Started
 
 DENSE_TOKEN = "dense"
 
@@ -112,6 +115,7 @@ class Featurizer(nn.Module):
         offsets: what transfer adds to the rows of a table, by table: modules from rows (n,), and from a feature's name
             where they are its own, to (n, D). They are not part of the model.
         frozen_tables: the tables that training leaves as they are.
+        managed: which id has which row, of the tables that manage them.
     """
 
     def __init__(
@@ -124,6 +128,10 @@ class Featurizer(nn.Module):
         self.offsets: dict[str, nn.Module] = {}
         self.frozen_tables: set[str] = set()
         self.table_rows = schema.tables()
+        managed = schema.managed().items()
+        self.managed = nn.ModuleDict(
+            {_table(table): ManagedIds(self.table_rows[table], eviction) for table, eviction in managed}
+        )
         shape = TableShape(self.table_rows, dim, init_std)
         bags = [
             Lookup(feature.name, feature.table_name)
@@ -190,6 +198,7 @@ class Featurizer(nn.Module):
 
     def _look_up(self, batch: Batch) -> dict[Lookup, Tensor]:
         """(B, D) for a feature's lookup; for a sequence's (E, D), or (B, D) if averaged."""
+        batch = self._with_rows(batch) if self.managed else batch
         found = self.pooled(batch) if self.pooled is not None else {}
         found |= self.events(batch) if self.events is not None else {}
         for lookup in found if self.frozen_tables or self.offsets else ():
@@ -199,10 +208,44 @@ class Featurizer(nn.Module):
                 found[lookup] = found[lookup] + self._offset(lookup, batch)
         return found
 
-    def observe(self, dense_BF: Tensor, ranks: Ranks = ALONE) -> None:
-        """Moves the statistics of the dense features, after the batch has been predicted."""
+    def observe(self, batch: Batch, ranks: Ranks = ALONE, own: int | None = None) -> dict[str, Started]:
+        """Moves the statistics of the dense features and the rows of managed ids, after the batch has been predicted.
+
+        Returns:
+            The rows that have got another id, by table.
+        """
         if self.dense is not None:
-            self.dense.observe(dense_BF, ranks)
+            self.dense.observe(batch.dense_BF[:own], ranks)
+        return {table: self._manager(table).observe(_everywhere(ids, ranks)) for table, ids in self._ids(batch).items()}
+
+    def _ids(self, batch: Batch) -> dict[str, Tensor]:
+        """All ids of a batch, by table that manages them."""
+        ids: dict[str, list[Tensor]] = {}
+        for lookup in (*self.bags, *(one for fields in self.fields.values() for one in fields)):
+            if _table(lookup.table) in self.managed:
+                ids.setdefault(lookup.table, []).append(_values(lookup, batch))
+        return {table: torch.cat(parts) for table, parts in ids.items()}
+
+    def _manager(self, table: str) -> ManagedIds:
+        manager = self.managed[_table(table)]
+        assert isinstance(manager, ManagedIds)
+        return manager
+
+    def _with_rows(self, batch: Batch) -> Batch:
+        """The batch with rows in the place of managed ids."""
+        tables = {lookup.key: lookup.table for lookup in self.bags}
+        sparse, keys = batch.sparse, batch.sparse.keys()
+        values = [rows_of(self.managed, tables[key], sparse[key].values()) for key in keys]
+        if keys:
+            lengths, stride = sparse.lengths(), sparse.stride()
+            sparse = KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=lengths, stride=stride)
+        sequences = {name: self._rows_of_events(name, history) for name, history in batch.sequences.items()}
+        return replace(batch, sparse=sparse, sequences=sequences)
+
+    def _rows_of_events(self, name: str, history: SequenceBatch) -> SequenceBatch:
+        fields = self.fields[name]
+        rows = [rows_of(self.managed, one.table, history.ids_EC[:, index]) for index, one in enumerate(fields)]
+        return replace(history, ids_EC=torch.stack(rows, dim=1)) if rows else history
 
     def _offset(self, lookup: Lookup, batch: Batch) -> Tensor:
         """What is added to a lookup: (B, D) to a feature's, and to a sequence's field (E, D), or (B, D) if averaged."""
@@ -228,6 +271,30 @@ class Featurizer(nn.Module):
 def _child(sequence: str) -> str:
     """A name that torch accepts for a child module: a sequence may be called `items`."""
     return f"sequence_{sequence}"
+
+
+def _table(name: str) -> str:
+    """A name that torch accepts for a child module: a table may be called `items` too."""
+    return f"ids_{name}"
+
+
+def rows_of(managed: nn.ModuleDict, table: str, ids: Tensor) -> Tensor:
+    """The table rows of ids as a batch has them, by what a featurizer keeps in ``managed``."""
+    rows: Tensor = managed[_table(table)](ids) if _table(table) in managed else ids
+    return rows
+
+
+def _values(lookup: Lookup, batch: Batch) -> Tensor:
+    if lookup.field is None:
+        ids: Tensor = batch.sparse[lookup.key].values()
+        return ids
+    return batch.sequences[lookup.key].ids_EC[:, lookup.field]
+
+
+def _everywhere(ids: Tensor, ranks: Ranks) -> Tensor:
+    """The ids of all processes together."""
+    counts = ranks.each(torch.tensor(ids.numel(), device=ids.device)).tolist()
+    return ranks.all_rows(ids, counts)
 
 
 def _id_lookups(sequence: SequenceFeature) -> list[Lookup]:

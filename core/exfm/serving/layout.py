@@ -27,7 +27,8 @@ HASHING = (
     "ids 'row': the value is the table row. ids 'hash': the row is mix(key) modulo rows, all in unsigned 64 bits. "
     "key: an integer itself (two's complement), or for a string the sum over its UTF-8 bytes of "
     "(b_i + 1) * P^(i + 1), P = 0x9E3779B97F4A7C15. mix(x): x += P; x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9; "
-    "x = (x ^ x >> 27) * 0x94D049BB133111EB; x ^ x >> 31."
+    "x = (x ^ x >> 27) * 0x94D049BB133111EB; x ^ x >> 31. ids 'managed': in the "
+    "place of a row mix(key) >> 1 is given, and the program knows its row."
 )
 """How ids become table rows, for programs that build the tensors themselves."""
 

@@ -17,6 +17,7 @@ from exfm.data.batch import Batch, SequenceBatch
 from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
 from exfm.modeling.embeddings import Lookup
 from exfm.modeling.parts import table_of
+from exfm.modeling.tokens import rows_of
 from exfm.serving.layout import DENSE, input_specs
 from exfm.training.building import build_model
 
@@ -92,6 +93,7 @@ class ServedModel(nn.Module):
         featurizer.pooled = None
         rest = {key: value for key, value in weights.items() if key not in tables.values() and not _of_teacher(key)}
         self.model.load_state_dict(rest)
+        self.managed, featurizer.managed = featurizer.managed, nn.ModuleDict()
         if lookups:
             featurizer.pooled = _Tables(lookups, found, averaged=not featurizer.raw_sequences)  # type: ignore[assignment]
         self.eval().requires_grad_(False)
@@ -107,9 +109,10 @@ class ServedModel(nn.Module):
         per_example = given[self.names[-1]]
         for feature in self.features:
             if isinstance(feature, SequenceFeature):
-                sequences[feature.name] = _history(feature, given)
+                sequences[feature.name] = _history(feature, given, self.managed)
             elif not isinstance(feature, DenseFeature):
-                sparse[feature.name] = _Bags(given[f"{feature.name}.rows"], given[f"{feature.name}.starts"])
+                rows_V = rows_of(self.managed, feature.table_name, given[f"{feature.name}.rows"])
+                sparse[feature.name] = _Bags(rows_V, given[f"{feature.name}.starts"])
         dense_BF = given[DENSE] if DENSE in given else torch.zeros(per_example.shape[0], 0)
         return Batch(per_example, per_example, per_example, dense_BF, sparse, sequences, {}, {})
 
@@ -125,9 +128,13 @@ def _of_teacher(key: str) -> bool:
     return key.startswith("states.")
 
 
-def _history(feature: SequenceFeature, given: Mapping[str, Tensor]) -> SequenceBatch:
+def _history(feature: SequenceFeature, given: Mapping[str, Tensor], managed: nn.ModuleDict) -> SequenceBatch:
     lengths = given[f"{feature.name}.lengths"]
-    fields = [given[f"{feature.name}.{field.name}"] for field in feature.fields if field.kind == "categorical"]
+    fields = [
+        rows_of(managed, feature.table_name(field), given[f"{feature.name}.{field.name}"])
+        for field in feature.fields
+        if field.kind == "categorical"
+    ]
     numbers_EG = given.get(f"{feature.name}.numbers")
     events = (fields[0] if fields else numbers_EG).shape[0]  # type: ignore[union-attr]
     # Field by field in memory: columns of an (E, C) tensor would tie the captured graph to E > 1.

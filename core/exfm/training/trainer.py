@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from exfm.config.checks import Arm
 from exfm.config.experiment import DenseOptimizer
 from exfm.data.batch import Batch
+from exfm.errors import ConfigError
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import FeatureSchema
 from exfm.interfaces.transfer_strategy import (
@@ -129,6 +130,11 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, arm.base))
             model = build_model(arm, schema)
+            if model.featurizer.managed and not plan.starts_rows:
+                raise ConfigError(
+                    f"models.{arm.base}: it reads a table with ids: managed, whose rows get new ids, and the parallel "
+                    f"plan {plan.name} cannot start rows anew; name another plan, or ids: hash"
+                )
             placed = plan.apply(model, arm.config.optimizer.tables)
             assert isinstance(placed, RankingModel)
             self.model = placed
@@ -271,7 +277,9 @@ class Trainer:
         Args:
             own: the batch's examples that are no blanks; all by default.
         """
-        self.model.observe(batch.to(self.plan.device), self.plan.ranks, batch.size if own is None else own)
+        own = batch.size if own is None else own
+        for table, started in self.model.observe(batch.to(self.plan.device), self.plan.ranks, own).items():
+            self.plan.start_rows(self.model, f"table_{table}", started.row_N, started.like_N)
 
     def list_strategies(self) -> list[TransferStrategy]:
         """Its transfer strategies, in the order of the file."""

@@ -67,6 +67,7 @@ class Hsdp2d(Hsdp):
     """
 
     name: ClassVar[str] = "hsdp_2d"
+    starts_rows: ClassVar[bool] = False
 
     class Config(Hsdp.Config):
         """Fields of `hsdp_2d`."""

@@ -27,6 +27,7 @@ class Single(exfm.ParallelPlan):
 
     name: ClassVar[str] = "single"
     is_default: ClassVar[bool] = True
+    starts_rows: ClassVar[bool] = True
 
     class Config(exfm.ComponentConfig):
         """Fields of `single`."""
@@ -93,6 +94,17 @@ class Single(exfm.ParallelPlan):
 
     def after_step(self, model: nn.Module) -> None:
         """Nothing to synchronise with one process."""
+
+    @torch.no_grad()
+    def start_rows(self, model: nn.Module, table: str, rows: Tensor, like: Tensor) -> None:
+        """Copies weights inside of the table, and zeroes accumulators."""
+        for key, state in _accumulators(model):
+            if f".{table}.weight." in key:
+                state[rows] = 0
+        for module in model.modules():
+            if isinstance(module, FusedEmbeddingBagCollection) and table in module.embedding_bags:
+                weight = module.embedding_bags[table].weight
+                weight[rows] = weight[like]
 
     def table_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The fused optimizers' accumulators, by table."""
