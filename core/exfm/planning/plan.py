@@ -21,6 +21,7 @@ from exfm.planning.activations import activation_bytes
 from exfm.planning.needs import Needs, lengths_of, needs_of
 from exfm.reporting.figures import gigabytes
 from exfm.training.building import teacher_shapes
+from exfm.training.trainer import check_managed
 
 RESERVED = 0.15
 """Share of a process's memory that is left to the device's context, the communication library and fragments."""
@@ -123,6 +124,7 @@ def _chosen(experiment: Experiment, model: str | None) -> list[Arm]:
 
 def _layout(experiment: Experiment, needs: Needs, cluster: Cluster) -> Layout:
     spec = experiment.config.parallel
+    check_managed(needs.arm, needs.model, spec.component)
     try:
         layout: Layout = spec.component.layout(
             spec.config, needs.model, needs.arm.config.optimizer.tables, needs.step, cluster

@@ -130,11 +130,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, arm.base))
             model = build_model(arm, schema)
-            if model.featurizer.managed and not plan.starts_rows:
-                raise ConfigError(
-                    f"models.{arm.base}: it reads a table with ids: managed, whose rows get new ids, and the parallel "
-                    f"plan {plan.name} cannot start rows anew; name another plan, or ids: hash"
-                )
+            check_managed(arm, model, type(plan))
             placed = plan.apply(model, arm.config.optimizer.tables)
             assert isinstance(placed, RankingModel)
             self.model = placed
@@ -346,3 +342,16 @@ def _dense_optimizer(parameters: list[nn.Parameter], config: DenseOptimizer) -> 
     kinds = dict.fromkeys(type(parameter) for parameter in parameters)
     groups = [{"params": [one for one in parameters if type(one) is kind]} for kind in kinds]
     return _OPTIMIZERS[config.name](groups, lr=config.lr, weight_decay=config.weight_decay)  # type: ignore[call-arg]
+
+
+def check_managed(arm: Arm, model: RankingModel, plan: type[ParallelPlan]) -> None:
+    """Checks that a plan can do what a model with managed ids asks of it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if model.featurizer.managed and not plan.starts_rows:
+        raise ConfigError(
+            f"models.{arm.base}: it reads a table with ids: managed, whose rows get new ids, and the parallel plan "
+            f"{plan.name} cannot start rows anew; name another plan, or ids: hash"
+        )
