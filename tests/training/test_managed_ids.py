@@ -23,7 +23,7 @@ from exfm.training.run import build_plan
 from exfm.training.trainer import Trainer
 
 from .logs import DAY_US, START_US, experiment_dict, make_log, predictions
-from .test_parallel import furthest, torchrun
+from .test_parallel import furthest
 
 
 def config_of(log: Path, run_dir: Path, **models: Any) -> dict[str, Any]:
@@ -83,13 +83,6 @@ def test_predictions_know_nothing_of_later_rows_and_a_run_that_goes_on_is_undist
     assert_equal(runs("grows", "grows"), logs / "run-single", 6)
 
 
-def test_two_processes_give_rows_as_one(logs: Path, runs: Callable[..., Path]) -> None:
-    path = logs / "ddp.yaml"
-    path.write_text(yaml.safe_dump(config_of(logs / "whole", logs / "run-ddp")))
-    torchrun(2, [{"config": str(path), "overrides": ["parallel.name=ddp"]}], logs)
-    assert_equal(logs / "run-ddp", logs / "run-single", 6, 1e-5)
-
-
 def test_an_export_knows_its_ids(logs: Path, runs: Callable[..., Path], exfm_cli: Any) -> None:
     config, out = str(logs / "single.yaml"), logs / "exported"
     rows = pq.read_table(logs / "whole" / "part-1.parquet").slice(0, 50).combine_chunks().to_batches()[0]
@@ -132,6 +125,7 @@ def test_rows_that_get_another_id_start_anew(logs: Path) -> None:
     ("change", "message"),
     [
         ({"parallel": {"name": "hsdp_2d", "device": "cpu"}}, "models.fm: it reads a table with ids: managed"),
+        ({"parallel": {"name": "ddp", "device": "cpu"}}, "the parallel plan ddp cannot start rows anew"),
         ({"vm": {"transfer": [{"name": "parameter_sharing", "teacher": "fm", "parts": {"table/item": "replaced"}}]}},
          "transfer.0: parameter_sharing follows a teacher row by row, and the ids of table 'user' are managed"),
         ({"rows": 15}, "ids: managed wants a table of at least 16 rows"),

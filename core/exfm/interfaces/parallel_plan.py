@@ -114,7 +114,7 @@ class ParallelPlan(Component, ABC):
         Args:
             table: its name in its collection.
             rows: (N,), each once. They take the weights of the rows ``like`` (N,), and their optimizer's state is
-                zeros; every process is told of the same.
+                zeros.
         """
         raise NotImplementedError
 

@@ -216,7 +216,7 @@ class Featurizer(nn.Module):
         """
         if self.dense is not None:
             self.dense.observe(batch.dense_BF[:own], ranks)
-        return {table: self._manager(table).observe(_everywhere(ids, ranks)) for table, ids in self._ids(batch).items()}
+        return {table: self._manager(table).observe(ids) for table, ids in self._ids(batch).items()}
 
     def _ids(self, batch: Batch) -> dict[str, Tensor]:
         """All ids of a batch, by table that manages them."""
@@ -289,12 +289,6 @@ def _values(lookup: Lookup, batch: Batch) -> Tensor:
         ids: Tensor = batch.sparse[lookup.key].values()
         return ids
     return batch.sequences[lookup.key].ids_EC[:, lookup.field]
-
-
-def _everywhere(ids: Tensor, ranks: Ranks) -> Tensor:
-    """The ids of all processes together."""
-    counts = ranks.each(torch.tensor(ids.numel(), device=ids.device)).tolist()
-    return ranks.all_rows(ids, counts)
 
 
 def _id_lookups(sequence: SequenceFeature) -> list[Lookup]:

@@ -67,7 +67,6 @@ class Hsdp2d(Hsdp):
     """
 
     name: ClassVar[str] = "hsdp_2d"
-    starts_rows: ClassVar[bool] = False
 
     class Config(Hsdp.Config):
         """Fields of `hsdp_2d`."""
