@@ -66,6 +66,20 @@ BROKEN = {
         CLASS.format(base="Backbone", body="class Config(exfm.ComponentConfig):\n        size: int = 3"),
         ["Thing.Config: no description for size", "thing.py:5"],
     ),
+    "untyped field": (
+        CLASS.format(
+            base="Backbone", body="class Config(exfm.ComponentConfig):\n        size = Field(3, description='S.')"
+        ),
+        ["PydanticUserError", "non-annotated attribute", "size", "thing.py:7"],
+    ),
+    "untyped value": (
+        CLASS.format(base="Backbone", body="class Config(exfm.ComponentConfig):\n        size = 3"),
+        ["PydanticUserError", "non-annotated attribute", "size"],
+    ),
+    "another kind": (
+        CLASS.format(base="SequenceEncoder", body="name = 'thing'"),
+        ["Thing", "is not a subclass of exfm.Backbone"],
+    ),
     "foreign config": (
         CLASS.format(base="Backbone", body="class Config(BaseModel):\n        size: int = 3"),
         ["Thing.Config must be a subclass of exfm.ComponentConfig"],
