@@ -32,7 +32,7 @@ def mix_tokens(x_BTD: Tensor) -> Tensor:
     It has no parameters. Applied twice, it is the identity.
     """
     tokens, width = x_BTD.shape[1:]
-    heads_BTHd = x_BTD.unflatten(2, (tokens, width // tokens))
+    heads_BTHd = torch.unflatten(x_BTD, 2, (tokens, width // tokens))
     return torch.cat(heads_BTHd.unbind(1), dim=-1)
 
 
