@@ -10,7 +10,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALLER = {
-    "rankmixer": ["stream.source.days=2", "stream.source.rows_per_day=300"],
+    "rankmixer": ["stream.source.days=2", "stream.source.rows_per_day=1000"],
     "jsonl": ["stream.window=2d"],
 }
 KINDS = {"rankmixer": "backbone", "jsonl": "data_source"}

@@ -94,7 +94,7 @@ def test_tokens_that_cannot_be() -> None:
 
 
 def test_the_example_runs(tmp_path: Path) -> None:
-    smaller = ["stream.source.days=2", "stream.source.rows_per_day=300"]
+    smaller = ["stream.source.days=2", "stream.source.rows_per_day=1000"]
     experiment = exfm.load_experiment(str(EXAMPLE), [f"run_dir={tmp_path / 'run'}", *smaller])
     results = exfm.run(experiment)
     assert all(task["log_loss"] < 1 for model in results["models"].values() for task in model["tasks"].values())
