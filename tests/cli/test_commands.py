@@ -80,8 +80,9 @@ def test_show_tells_all_there_is_to_set(component, exfm_cli):
         assert config.model_fields[field["name"]].is_required() is field["required"]
     defaults = {field["name"]: field["default"] for field in described["fields"] if not field["required"]}
     required = {"teacher": "fm", "path": "x", "features": [{"name": "a", "kind": "dense"}], "labels": [{"name": "b"}]}
+    required["url"] = required["stream"] = "x"
     required |= {"parts": {"table/a": "added"}, "item": ["a"]}
-    given = {key: value for key, value in required.items() if key in config.model_fields}
+    given = {key: required[key] for key, field in config.model_fields.items() if field.is_required()}
     assert config.model_validate(given | defaults) == config.model_validate(given), "defaults are shown as written"
 
 

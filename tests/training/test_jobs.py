@@ -21,6 +21,7 @@ import yaml
 import exfm
 from exfm.data.stream import windows_of
 from exfm.supervision.store import Store
+from exfm.training.ended_window import EndedWindow
 from exfm.training.loop import StreamLoop
 from exfm.training.run import open_run
 
@@ -150,9 +151,9 @@ def test_of_two_jobs_on_one_model_one_commits_and_the_other_says_so(
     stage = second.stages[0]
     commit = stage.commit
 
-    def late_commit(rows: int, skipped_rows: int) -> None:
+    def late_commit(rows: int, skipped_rows: int, copy: bool) -> EndedWindow | None:
         first.advance()
-        commit(rows, skipped_rows)
+        return commit(rows, skipped_rows, copy)
 
     stage.commit = late_commit  # type: ignore[method-assign]
     second.advance()

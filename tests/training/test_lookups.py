@@ -177,7 +177,8 @@ def test_an_interrupted_run_ends_alike_and_is_marked(tmp_path: Path) -> None:
     assert isinstance(console.file, io.StringIO)
     assert "vm costs lookups at serving: fm.user" in console.file.getvalue()
     report = (tmp_path / "whole" / "report.html").read_text()
-    assert "Costs lookups at serving: fm.user" in report and '<th class="words">lookups at serving</th>' in report
+    assert "Costs lookups at serving: fm.user" in report
+    assert '<th scope="col" class="words">lookups at serving</th>' in report
 
 
 def test_separate_jobs_with_a_delay_end_alike(tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ def test_an_interrupted_run_counts_each_example_once(whole: tuple[dict[str, Any]
 
 def test_the_report_shows_them(whole: tuple[dict[str, Any], Path]) -> None:
     page = render_report(whole[0], "")
-    table = page[page.index("<caption>Soft labels</caption>") :]
+    table = page[page.index("<caption>Soft labels against the labels</caption>") :]
     table = table[: table.index("</table>")]
-    assert table.count("<td>fm</td>") == 4 and table.count("corrected, transfer 1") == 2
+    assert table.count('<td class="words">fm</td>') == 4 and table.count("corrected, transfer 1") == 2
     entry = entries(whole[0])[1, "corrected", "click"]
     assert f"<td>{entry['calibration']:.3f}</td><td>{entry['ne']:.5f}</td>" in table

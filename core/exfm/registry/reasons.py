@@ -8,11 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pluggy
+import pydantic
 
 _LONGEST = 400
 _NOT_THE_PLUGIN = (
     str(Path(__file__).parents[1]),
     str(Path(pluggy.__file__).parent),
+    str(Path(pydantic.__file__).parent),
     str(Path(traceback.__file__).parent / "importlib"),
     "<frozen importlib",
 )
