@@ -7,6 +7,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/.ready-tools
 
 # Everything a tool caches stays in the clone; threads that wait do not spin.
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
@@ -21,15 +22,20 @@ setup: $(READY)
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) torch==2.13.0
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[cpu,dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[cpu]'
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps torchrec==1.8.0
+	touch $@
+
+# What tests, documentation and benchmarks need besides.
+$(TOOLS): $(READY)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[cpu,dev]'
 	touch $@
 
 demo: setup
 	rm -rf runs/quickstart
 	$(BIN)/exfm run examples/quickstart.yaml
 
-test: setup
+test: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -37,17 +43,17 @@ test: setup
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # The documentation as a site, in site/: open site/index.html, or `python -m http.server -d site` for its search.
-docs: setup
+docs: $(TOOLS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "docs: site/index.html"
 
 # Campaigns too long for every change; docs/core/soak.md keeps their results.
-soak: setup
+soak: $(TOOLS)
 	$(BIN)/python benchmarks/soak_kill.py
 	$(BIN)/python benchmarks/soak_jobs.py
 	$(BIN)/python benchmarks/soak_parallel.py
 
-bench: setup
+bench: $(TOOLS)
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/supervision_store.py
 
