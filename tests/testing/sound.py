@@ -1,4 +1,4 @@
-"""A backbone and an encoder with nothing wrong, and what the kit says of one like them."""
+"""A backbone and an encoder with nothing wrong, and what the kits say of a component."""
 
 from __future__ import annotations
 
@@ -61,10 +61,14 @@ def padded(sequence, longest: int) -> Tensor:
 
 
 def failures(component: type[Any], **attributes: Any) -> dict[str, str]:
-    """The messages of the kit's tests that fail, by name."""
+    """The messages of the kit's tests that fail of a network, by name."""
     kit = BackboneTests if issubclass(component, Backbone) else SequenceEncoderTests
-    defaults = {"component": component, "supports_export": "slow, and tested elsewhere"}
-    tests = type("TestIt", (kit,), defaults | attributes)()
+    return failed(kit, {"component": component, "supports_export": "slow, and tested elsewhere"} | attributes)
+
+
+def failed(kit: type[Any], attributes: dict[str, Any]) -> dict[str, str]:
+    """The messages of a kit's tests that fail of a component, by name. ``attributes``: those of the test class."""
+    tests = type("TestIt", (kit,), attributes)()
     found = {}
     for name in dir(tests):
         if name.startswith("test_"):
@@ -73,7 +77,7 @@ def failures(component: type[Any], **attributes: Any) -> dict[str, str]:
                 test({}) if "fields" in inspect.signature(test).parameters else test()
             except pytest.skip.Exception:
                 pass
-            except Exception as error:
+            except (Exception, pytest.fail.Exception) as error:
                 # Where pytest rewrites the kit's asserts, it puts their values below the message.
                 found[name.removeprefix("test_")] = str(error).partition("\nassert ")[0]
     return found

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from pydantic import Field
+from sound import failed
 
 import exfm
 from exfm.testing import DataSourceTests
@@ -363,20 +362,8 @@ FAILS_THROUGHOUT = {NoRows, EmptyRange, Tables, Shuffles, NumbersAsItGoes, Reten
 """What these have wrong shows in most tests; those above must say it best."""
 
 
-def failures(component: type[Sound], **attributes: Any) -> dict[str, str]:
-    """The messages of the kit's tests that fail, by name."""
-    tests = type("TestIt", (DataSourceTests,), {"component": component} | attributes)()
-    found = {}
-    for name in dir(tests):
-        if name.startswith("test_"):
-            test = getattr(tests, name)
-            try:
-                test({}) if "fields" in inspect.signature(test).parameters else test()
-            except pytest.skip.Exception:
-                pass
-            except Exception as error:
-                found[name.removeprefix("test_")] = str(error)
-    return found
+def failures(component: type[Sound]) -> dict[str, str]:
+    return failed(DataSourceTests, {"component": component})
 
 
 @pytest.mark.parametrize("component", [Sound, Columns])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from sound import failed
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
@@ -379,20 +379,8 @@ BROKEN: dict[type[Sound], dict[str, str]] = {
 
 
 def failures(component: type[Sound], **attributes: Any) -> dict[str, str]:
-    """The messages of the kit's tests that fail, by name."""
-    given = {"component": component, "needs_embedding": issubclass(component, SoundEmbedding)}
-    tests = type("TestIt", (TransferStrategyTests,), given | attributes)()
-    found = {}
-    for name in dir(tests):
-        if name.startswith("test_"):
-            test = getattr(tests, name)
-            try:
-                test({}) if "fields" in inspect.signature(test).parameters else test()
-            except pytest.skip.Exception:
-                pass
-            except (Exception, pytest.fail.Exception) as error:
-                found[name.removeprefix("test_")] = str(error)
-    return found
+    needs_embedding = issubclass(component, SoundEmbedding)
+    return failed(TransferStrategyTests, {"component": component, "needs_embedding": needs_embedding} | attributes)
 
 
 @pytest.mark.parametrize("component", [Sound, SoundAdapter, SoundEmbedding, SoundParts])
