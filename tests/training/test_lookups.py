@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import exfm
@@ -79,43 +80,57 @@ def test_a_token_is_the_map_of_the_newest_state_and_zeros_without_one() -> None:
     assert lookups.token_names == ("a.user", "b.user")
 
 
-def test_what_is_looked_up_is_the_newest_state_before_the_example(tmp_path: Path) -> None:
-    """Against a search through the stored rows: of a row that the student has to predict, nothing is known."""
-    made = config(tmp_path, "run")
-    experiment = load(tmp_path, made)
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> exfm.Experiment:
+    folder = tmp_path_factory.mktemp("ended")
+    experiment = load(folder, config(folder, "run"))
     exfm.run(experiment)
+    return experiment
+
+
+@pytest.mark.parametrize("lag_s", [0, 1, 90, 3_600, 10**9])
+def test_what_is_looked_up_is_the_newest_state_that_has_reached_the_example(ended: exfm.Experiment, lag_s: int) -> None:
+    """Against a search through the stored rows: of a row that the student has to predict, nothing is known."""
+    experiment = ended
     trainer = trainer_of(experiment, "vm")
     lookups = trainer.model.lookups
     assert lookups is not None
     token = lookups.tokens["state_fm/user"]
     assert isinstance(token, StateToken)
-    stored = supervision(str(tmp_path / "run"), "fm")[0]
+    stored = supervision(experiment.run_dir, "fm")[0]
     states = torch.tensor(stored.column("state_user").to_pylist()).half()
     learned = ~np.isnan(stored.column("prediction_click").to_numpy())
     assert not learned[:64].any() and learned[64:].all()
     first, second = chunks(experiment)[:2]
     users = torch.cat([first.sparse["user"].values(), second.sparse["user"].values()])
+    times = torch.cat([first.event_time_us, second.event_time_us])
     window = next(iter(windows_of(experiment.source.time_range(), experiment.config.stream.window)))
     stream = Store(experiment.run_dir).supervision("fm", window)
     assert stream is not None
+    lag_us, tables = lag_s * 1_000_000, {"user": "user", "item": "item"}
+
+    def newest(user: int, before: int, at_us: int) -> Tensor:
+        reached = [r for r in range(64, before) if users[r] == user and times[r] + lag_us <= at_us]
+        return states[reached[-1]] if reached else torch.zeros(4).half()
+
+    feed = StateFeed(listeners([], lookups), {"fm": lag_us}, tables)
     for number, batch in enumerate((first, second)):
         teacher = stream.between(int(batch.event_time_us[0]), int(batch.event_time_us[-1]))
-        every = torch.arange(CHUNK)
-        feed = StateFeed(batch, every, listeners([], lookups), {"fm": teacher}, {"user": "user", "item": "item"})
-        kept = torch.zeros(64, 4, dtype=torch.float16)
+        feed.open(batch, torch.arange(CHUNK), {"fm": teacher})
         for start, end in ((0, 32), (32, 96), (96, CHUNK)):
             feed.recall(slice(start, end))
-            expected = []
-            for row in range(number * CHUNK + start, number * CHUNK + end):
-                earlier = [states[one] for one in range(64, row) if users[one] == users[row]]
-                expected.append(earlier[-1] if earlier else torch.zeros(4).half())
+            rows = range(number * CHUNK + start, number * CHUNK + end)
+            expected = [newest(int(users[row]), row, int(times[row])) for row in rows]
             assert token.recent is not None
             own = users[number * CHUNK + start : number * CHUNK + end]
             assert torch.equal(token.recent.over(token.state_RK[own]), torch.stack(expected))
         feed.keep()
-        for row in range(64, (number + 1) * CHUNK):
-            kept[users[row]] = states[row]
+        past = (number + 1) * CHUNK
+        kept = torch.stack([newest(user, past, int(times[past - 1])) for user in range(64)])
         assert token.recent is None and torch.equal(token.state_RK, kept)
+        state, feed = feed.state(), StateFeed(listeners([], lookups), {"fm": lag_us}, tables)
+        feed.load_state(state)
+        assert bool(state) == (lag_s > 0)
     stream.close()
 
 
@@ -152,8 +167,9 @@ def test_a_prediction_depends_on_no_later_label_nor_on_its_own_state(
     assert same[:end].all() and not same[end : end + 64].all()
 
 
-def test_an_interrupted_run_ends_alike_and_is_marked(tmp_path: Path) -> None:
+def test_an_interrupted_run_with_states_on_their_way_ends_alike_and_is_marked(tmp_path: Path) -> None:
     made = config(tmp_path, "whole")
+    made["models"]["fm"]["supervision"] |= {"lag": "2h"}
     whole = exfm.run(load(tmp_path, made))
     experiment = load(tmp_path, {**made, "run_dir": str(tmp_path / "interrupted")})
     count = 0
@@ -215,9 +231,8 @@ def test_the_control_has_no_lookups_and_starts_from_the_rest_of_the_weights(tmp_
     assert not taught[3].equals(found[3])
 
 
-def test_a_snapshot_holds_what_serving_looks_up(tmp_path: Path) -> None:
-    experiment = load(tmp_path, config(tmp_path, "run"))
-    exfm.run(experiment)
+def test_a_snapshot_holds_what_serving_looks_up(ended: exfm.Experiment) -> None:
+    experiment = ended
     snapshot = next(Store(experiment.run_dir).snapshots.newest_first("vm", 2**62))
     weights = Store(experiment.run_dir).snapshots.load(snapshot.weights)
     state_RK = weights["lookups.tokens.state_fm/user.state_RK"]

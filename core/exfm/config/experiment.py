@@ -97,6 +97,11 @@ class SupervisionConfig(_Section):
         (), description="Also store these features' table rows, as they are after training on the example's batch."
     )
     state_dim: int = Field(16, gt=0, description="Width of a state.")
+    lag: Duration = Field(
+        parse_duration("0s"),
+        description="How long after an example its states and rows reach students; 0s, for the student's next example, "
+        "is an upper bound of what they can bring.",
+    )
 
 
 class ModelConfig(_Section):

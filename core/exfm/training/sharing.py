@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Collection
+from datetime import timedelta
 
 from exfm.config.loading import Experiment
 from exfm.errors import RunError
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Sharing:
-    """Who reads whose parts, and from which snapshot.
+    """Who reads whose parts, from which snapshot, and how long the teachers' states and rows are on their way.
 
     A window starts with the teacher's newest snapshot whose watermark lies at or before the window's start less the
     teacher's delay. It is read from the store also where the teacher is trained in this process. To wait for it is not
@@ -30,7 +31,8 @@ class Sharing:
         self.store = store
         arms = experiment.arms
         self.borrowers = {arm.name: [one.name for one in arms if arm.name in lenders(one)] for arm in arms}
-        self.delay_us = {arm.name: int(arm.config.supervision.delay.total_seconds() * 1e6) for arm in arms}
+        self.delay_us = {arm.name: _microseconds(arm.config.supervision.delay) for arm in arms}
+        self.lags_us = {arm.name: _microseconds(arm.config.supervision.lag) for arm in arms}
 
     def tell(self, trainer: Trainer, window: Window) -> None:
         """Tells a model's strategies of their teachers' parts, before the window's first batch.
@@ -75,3 +77,7 @@ class Sharing:
             start_us = self.store.log.load("train", student, done[-1]).window.start_us if done else 0
             needed = min(needed, start_us - self.delay_us[teacher])
         return needed
+
+
+def _microseconds(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1e6)

@@ -43,6 +43,9 @@ from exfm.training.trainer import StepLabels, Trainer, Turn
 _COUNTED = 64
 """Examples on which a window's FLOPs are counted: counting is slow, and histories differ little from batch to batch."""
 
+_FEED = "feed."
+"""Prefix, in a training state, of what teachers have made and the model is not told of yet."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -104,6 +107,8 @@ class Stage:
         self.supervises = teaches and not delayed
         self.labelled_later = teaches and delayed
         self.sharing = sharing
+        told = listeners(trainer.list_strategies(), trainer.model.lookups)
+        self._feed = StateFeed(told, sharing.lags_us, self._tables)
         self.counters = WindowCounters()
 
     def begin(self, window: Window) -> None:
@@ -112,6 +117,7 @@ class Stage:
         start = time.perf_counter()
         self.trainer.begin()
         self.sharing.tell(self.trainer, window)
+        self._feed.begin()
         self.counters.seconds = time.perf_counter() - start
         self._window = window
         self._watermark_us = window.start_us
@@ -146,6 +152,8 @@ class Stage:
                 continue
             self.trainer.load_weights(weights)
             self.trainer.load_training_state(training)
+            told = {name.removeprefix(_FEED): value for name, value in training.items() if name.startswith(_FEED)}
+            self._feed.load_state(told)
             self.trainer.learned = set(snapshot.learned)
             return snapshot.version
         if failure is not None:
@@ -162,8 +170,7 @@ class Stage:
         for name, found in joined.items():
             self.counters.teachers.setdefault(name, Coverage()).add(found)
         forward = ForwardRows(self.tasks, self.trainer.embedding, self.trainer.vectors)
-        told = listeners(self.trainer.list_strategies(), self.trainer.model.lookups)
-        feed = StateFeed(chunk.batch, parts.index, told, teachers, self._tables)
+        self._feed.open(chunk.batch, parts.index, teachers)
         first = 0
         for turn, (batch, part) in self._in_turn(chunk, parts):
             own = part.index.numel()
@@ -173,14 +180,14 @@ class Stage:
             if not self.counters.flops:
                 few = batch.select(torch.arange(min(batch.size, _COUNTED)))
                 self.counters.flops = flops_by_part(self.trainer.model, few)
-            feed.recall(rows)
+            self._feed.recall(rows)
             learned = frozenset(self.trainer.learned)
             made = self.trainer.step(batch, supervision, learn, part.counts, turn)
             self.trainer.observe(batch, own)
             rows_after = self.trainer.rows(batch) if self.supervises else {}
             forward.add(made.with_vectors(rows_after).first(own), learned, self._watermark_us)
             self._watermark_us = part.newest_us
-        feed.keep()
+        self._feed.keep()
         taught = forward.supervision(seen)
         self._record(seen, parts, forward.probabilities(), taught)
         self.counters.seconds += time.perf_counter() - start
@@ -211,7 +218,7 @@ class Stage:
         """
         trainer = self.trainer
         # All processes take part in these two.
-        state = (trainer.weights(), trainer.training_state()) if rows else None
+        state = (trainer.weights(), self._training_state()) if rows else None
         teachers = {name: self._of_all(counted).as_counters() for name, counted in self.counters.teachers.items()}
         if not self.ranks.is_first:
             return None
@@ -241,6 +248,9 @@ class Stage:
             state,
             self._needed_us,
         )
+
+    def _training_state(self) -> dict[str, Tensor]:
+        return self.trainer.training_state() | {f"{_FEED}{name}": one for name, one in self._feed.state().items()}
 
     def _of_all(self, counted: Coverage) -> Coverage:
         """The counts of all processes together."""

@@ -1,11 +1,11 @@
-"""Tells a student of its teachers' states and rows along a chunk, never of what it still has to predict.
+"""Tells a student of its teachers' states and rows along the stream, never of what it still has to predict.
 
-Legend: B rows of the chunk, L rows of it that the student sees, S rows that a teacher has, V ids of a feature, K width.
+Legend: B rows of a chunk, L rows of it that the student sees, S vectors of a column, V ids of a feature, K width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ from exfm.data.batch import Batch
 from exfm.interfaces.transfer_strategy import EntityStates, Recent, TableRows, TransferStrategy
 from exfm.modeling.lookups import StateLookups
 from exfm.supervision.joiner import ROW, STATE, Joiner, Stored
+from exfm.training.made_vectors import MadeVectors
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Listener:
     recall: Callable[[Mapping[str, Recent]], None]
     observe: Callable[[Mapping[str, EntityStates]], None] | None
     follow: Callable[[Mapping[str, TableRows]], None] | None
+
+    def wants(self, column: str) -> bool:
+        """Whether it is told of a column of stored vectors."""
+        wanted = self.observe if column.startswith(STATE) else self.follow
+        return wanted is not None
 
 
 def listeners(strategies: Iterable[TransferStrategy], lookups: StateLookups | None) -> list[Listener]:
@@ -54,21 +60,16 @@ def listeners(strategies: Iterable[TransferStrategy], lookups: StateLookups | No
 
 @dataclass(frozen=True)
 class _Column:
-    """Vectors of one column, in the order of the chunk, and which of them is the newest before each of L rows.
+    """A column in a chunk, and what of it is recent for each of the L rows.
 
     Attributes:
-        name: the entity of a state; the part of a row.
-        feature: whose ids they are of.
-        row_S: the table row that each is of.
-        vector_SK: the vectors.
+        feature: whose ids it is of.
         there_L: which of the L rows have an id; None where all have.
         recent: of the L rows.
     """
 
-    name: str
     feature: str
-    row_S: Tensor
-    vector_SK: Tensor
+    vectors: MadeVectors
     there_L: Tensor | None
     recent: Recent
 
@@ -81,94 +82,120 @@ class _Column:
         return Recent(known[there], vector[there])
 
 
-@dataclass(frozen=True)
-class _Told:
-    """What one listener is told of a chunk."""
-
-    listener: Listener
-    states: Sequence[_Column]
-    rows: Sequence[_Column]
-
-
 class StateFeed:
-    """Goes along the rows of a chunk that the student sees.
+    """Goes along the rows of a stream that the student sees.
 
     A state of an example was made before the teacher learned from it, so a student may know it from its next example
     on. A table's row is from after the teacher's step on a whole batch: the student may know it where it has come past
-    that batch. Either way each example is told what is newest before it, and after the chunk the newest of all is kept.
+    that batch. With a lag, either reaches it when so much of the stream's time has passed: what is not known at the end
+    of a chunk is held. Either way each example is told what is newest before it, and what all later examples know is
+    kept by the listener.
 
     Args:
-        batch: the whole chunk.
-        seen_L: the rows of it that the student sees, ascending.
         listeners: the student's.
-        teachers: by name; of a teacher that stores neither nothing is told.
+        lags_us: how long a teacher's states and rows are on their way, by teacher.
         tables: the table of each categorical feature.
     """
 
-    def __init__(
-        self,
-        batch: Batch,
-        seen_L: Tensor,
-        listeners: Iterable[Listener],
-        teachers: Mapping[str, Joiner],
-        tables: Mapping[str, str],
-    ) -> None:
-        self._batch, self._seen_L = batch, seen_L
-        self._tables = tables
-        listeners = tuple(listeners)
-        names = dict.fromkeys(listener.teacher for listener in listeners)
-        stored = {name: teachers[name].stored(batch.example_id, batch.event_time_us) for name in names}
-        self._told = [self._prepare(listener, stored[listener.teacher]) for listener in listeners]
+    def __init__(self, listeners: Iterable[Listener], lags_us: Mapping[str, int], tables: Mapping[str, str]) -> None:
+        self._listeners = tuple(listeners)
+        self._lags_us, self._tables = lags_us, tables
+        self._held: dict[tuple[str, str], MadeVectors] = {}
+        self._columns: dict[tuple[str, str], _Column] = {}
+        self._end_us = 0
+
+    def begin(self) -> None:
+        """Starts a window: its student has its teachers' tables as a snapshot has them, and no row is on its way."""
+        self._held = {key: held for key, held in self._held.items() if key[1].startswith(STATE)}
+
+    def open(self, batch: Batch, seen_L: Tensor, teachers: Mapping[str, Joiner]) -> None:
+        """Starts a chunk.
+
+        Args:
+            batch: the whole chunk.
+            seen_L: the rows of it that the student sees, ascending.
+            teachers: by name; of a teacher that stores neither nothing is told.
+        """
+        self._end_us = int(batch.event_time_us[-1])
+        self._columns = {}
+        for teacher in dict.fromkeys(listener.teacher for listener in self._listeners):
+            stored = teachers[teacher].stored(batch.example_id, batch.event_time_us)
+            held = [column for name, column in self._held if name == teacher]
+            for column in dict.fromkeys([*held, *stored.vectors]):
+                if any(listener.teacher == teacher and listener.wants(column) for listener in self._listeners):
+                    self._columns[teacher, column] = self._column(teacher, column, batch, seen_L, stored)
 
     def recall(self, rows: slice) -> None:
         """Tells of what is newest before each of some of the L rows: those of the next batch."""
-        for told in self._told:
-            told.listener.recall({column.feature: column.of(rows) for column in (*told.states, *told.rows)})
+        recent = {key: column.of(rows) for key, column in self._columns.items()}
+        for listener in self._listeners:
+            listener.recall({self._columns[key].feature: recent[key] for key in self._told(listener)})
 
     def keep(self) -> None:
-        """Tells of the whole chunk, when its last batch is done."""
-        for told in self._told:
-            told.listener.recall({})
-            if told.listener.observe is not None and told.states:
-                told.listener.observe({one.name: EntityStates(one.row_S, one.vector_SK) for one in told.states})
-            if told.listener.follow is not None and told.rows:
-                told.listener.follow({one.name: TableRows(one.row_S, one.vector_SK) for one in told.rows})
+        """Ends a chunk: tells of what is known to all later examples."""
+        count = {}
+        for key, column in self._columns.items():
+            vectors = column.vectors
+            until = torch.tensor(self._end_us - self._lags_us[key[0]])
+            count[key] = int(torch.searchsorted(vectors.time_us_S, until, right=True))
+            self._held[key] = vectors.after(count[key])
+        for listener in self._listeners:
+            listener.recall({})
+            told = {key: self._columns[key].vectors.first(count[key]) for key in self._told(listener)}
+            states = {key[1].removeprefix(STATE): one for key, one in told.items() if key[1].startswith(STATE)}
+            rows = {self._part(key[1]): one for key, one in told.items() if key[1].startswith(ROW)}
+            if listener.observe is not None and states:
+                listener.observe({entity: EntityStates(*one) for entity, one in states.items()})
+            if listener.follow is not None and rows:
+                listener.follow({part: TableRows(*one) for part, one in rows.items()})
 
-    def _prepare(self, listener: Listener, stored: Stored) -> _Told:
-        place_S = stored.found.nonzero().squeeze(1)
-        states, rows = [], []
-        for column, vector_SK in stored.vectors.items():
-            if listener.observe is not None and column.startswith(STATE):
-                entity = column.removeprefix(STATE)
-                states.append(self._column(entity, entity, place_S, stored.found, vector_SK))
-            elif listener.follow is not None and column.startswith(ROW):
-                feature = column.removeprefix(ROW)
-                last_S = place_S[_last_of_batch(stored.watermark_us)]
-                rows.append(self._column(f"table/{self._tables[feature]}", feature, last_S, stored.found, vector_SK))
-        return _Told(listener, states, rows)
+    def state(self) -> dict[str, Tensor]:
+        """What is on its way, for the next start."""
+        state: dict[str, Tensor] = {}
+        for (teacher, column), held in self._held.items():
+            if column.startswith(STATE) and held.row_S.numel():
+                parts = {"row": held.row_S, "time_us": held.time_us_S, "vector": held.vector_SK}
+                state |= {f"{teacher}.{column}.{name}": value for name, value in parts.items()}
+        return state
 
-    def _column(self, name: str, feature: str, place_S: Tensor, found_B: Tensor, vector_SK: Tensor) -> _Column:
-        row_B = _rows(self._batch, feature)
-        row_S = row_B[found_B]
-        kept_S = row_S >= 0
-        row_S, place_S, vector_SK = row_S[kept_S], place_S[kept_S], vector_SK[kept_S]
-        row_L = row_B[self._seen_L]
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what ``state`` gave."""
+        self._held = {}
+        for name, row_S in state.items():
+            key, _, part = name.rpartition(".")
+            if part == "row":
+                teacher, _, column = key.partition(".")
+                times, vectors = state[f"{key}.time_us"], state[f"{key}.vector"]
+                self._held[teacher, column] = MadeVectors(row_S, torch.full_like(row_S, -1), times, vectors)
+
+    def _told(self, listener: Listener) -> Iterator[tuple[str, str]]:
+        return (key for key in self._columns if key[0] == listener.teacher and listener.wants(key[1]))
+
+    def _part(self, column: str) -> str:
+        return f"table/{self._tables[column.removeprefix(ROW)]}"
+
+    def _column(self, teacher: str, column: str, batch: Batch, seen_L: Tensor, stored: Stored) -> _Column:
+        feature = column.removeprefix(STATE if column.startswith(STATE) else ROW)
+        row_B = _rows(batch, feature)
+        held, made = self._held.get((teacher, column)), stored.vectors.get(column)
+        new = None if made is None else _made(column, row_B, batch.event_time_us, stored, made)
+        vectors = new if held is None else held if new is None else held.followed_by(new)
+        assert vectors is not None
+        row_L = row_B[seen_L]
         there_L = row_L >= 0
-        recent = _newest_before(row_S, place_S, vector_SK, row_L, self._seen_L, self._batch.size)
-        return _Column(name, feature, row_S, vector_SK, None if there_L.all() else there_L, recent)
+        known_L = vectors.known(seen_L, batch.event_time_us[seen_L], self._lags_us[teacher])
+        return _Column(feature, vectors, None if there_L.all() else there_L, vectors.newest(row_L, known_L))
 
 
-def _newest_before(
-    row_S: Tensor, place_S: Tensor, vector_SK: Tensor, row_L: Tensor, place_L: Tensor, size: int
-) -> Recent:
-    """For each of L rows of a chunk of ``size``, the last of the S vectors of its table row and of an earlier place."""
-    if not row_S.numel():
-        return Recent(torch.zeros_like(row_L, dtype=torch.bool), vector_SK.new_zeros(row_L.numel(), vector_SK.shape[1]))
-    ordered_S, order_S = torch.sort(row_S * size + place_S, stable=True)
-    found_L = (torch.searchsorted(ordered_S, row_L * size + place_L) - 1).clamp(min=0)
-    newest_L = order_S[found_L]
-    known_L = (row_S[newest_L] == row_L) & (place_S[newest_L] < place_L)
-    return Recent(known_L, vector_SK[newest_L])
+def _made(column: str, row_B: Tensor, time_us_B: Tensor, stored: Stored, vector_SK: Tensor) -> MadeVectors:
+    """What a teacher has stored of a chunk, each vector at the place from which on it is there."""
+    place_S = stored.found.nonzero().squeeze(1)
+    row_S = row_B[place_S]
+    if column.startswith(ROW):
+        place_S = place_S[_last_of_batch(stored.watermark_us)]
+    kept_S = row_S >= 0
+    place_S = place_S[kept_S]
+    return MadeVectors(row_S[kept_S], place_S, time_us_B[place_S], vector_SK[kept_S])
 
 
 def _last_of_batch(watermark_us: Tensor) -> Tensor:
