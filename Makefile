@@ -49,6 +49,7 @@ docs: $(TOOLS)
 
 # Campaigns too long for every change; docs/core/soak.md keeps their results.
 soak: $(TOOLS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "soak or hypothesis" --hypothesis-profile soak
 	$(BIN)/python benchmarks/soak_kill.py
 	$(BIN)/python benchmarks/soak_jobs.py
 	$(BIN)/python benchmarks/soak_parallel.py

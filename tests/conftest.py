@@ -16,6 +16,12 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
+
+_ANY_CASE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+settings.register_profile("default", _ANY_CASE, max_examples=30, derandomize=True)
+settings.register_profile("soak", _ANY_CASE, max_examples=1_000)
+settings.load_profile("default")
 
 EXPERIMENT = Path(__file__).with_name("experiment.yaml").read_text(encoding="utf-8")
 

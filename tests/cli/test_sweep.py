@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
@@ -212,7 +212,6 @@ def test_values_are_split_at_outer_commas(text: str, values: tuple[str, ...]) ->
     assert parse_axes([f"k={text}"]) == {"k": values}
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.lists(
         st.dictionaries(st.text(min_size=1), st.text(max_size=200), min_size=1, max_size=3), min_size=2, max_size=4

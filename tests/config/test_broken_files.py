@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from test_config_errors import FILES, MISTAKES, put
 from test_config_mutations import VALID, mutated
 
@@ -84,12 +84,6 @@ def test_files_that_are_no_experiments(text: str, tmp_path: Path) -> None:
     assert check_refused("validate", str(file)) == check_refused("run", str(file))
 
 
-@settings(
-    max_examples=20,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
 @given(tree=mutated())
 def test_mutations_of_a_valid_file(tmp_path: Path, tree: dict[Any, Any]) -> None:
     file = tmp_path / "mutated.yaml"

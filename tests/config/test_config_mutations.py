@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
@@ -91,7 +91,6 @@ def load(text: str, *overrides: str) -> exfm.Experiment | str:
         fsspec.filesystem("memory").rm(file.removeprefix("memory:/"))
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(mutated())
 def test_a_mutated_experiment_loads_or_is_explained(tree):
     loaded = load(yaml.safe_dump(tree, sort_keys=False))
@@ -101,14 +100,12 @@ def test_a_mutated_experiment_loads_or_is_explained(tree):
         assert again.as_dict() == loaded.as_dict()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(st.sampled_from(PLACES), values, st.sampled_from(["", ".x", ".0", "[0]", ".", "[", "${name}"]))
 def test_any_override_is_applied_or_explained(way, value, suffix):
     written = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
     load(EXPERIMENT, f"{'.'.join(map(str, way))}{suffix}={written}")
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.text(max_size=40) | st.sampled_from(["*a", "&a b", "!x y", "%YAML 9", "{", "? a", "a: b: c", "'", "<<: 3"]))
 def test_any_text_is_explained(text):
     assert isinstance(load(text), str)

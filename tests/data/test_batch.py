@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pyarrow as pa
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
 from exfm.data.batch import Batch, SequenceBatch
 from exfm.data.decode import decode
 from tests.data.tables import Table, tables
-
-settled = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def assert_equal(one: Batch, other: Batch) -> None:
@@ -35,7 +33,6 @@ def assert_equal_sequences(one: SequenceBatch, other: SequenceBatch) -> None:
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=0)
 
 
-@settled
 @given(table=tables(max_rows=8), data=st.data())
 def test_select_equals_decoding_those_rows(table: Table, data: st.DataObject) -> None:
     picked = data.draw(st.lists(st.integers(0, len(table.rows) - 1), min_size=1, max_size=10))
@@ -46,7 +43,6 @@ def test_select_equals_decoding_those_rows(table: Table, data: st.DataObject) ->
     assert_equal(whole.select(torch.tensor(picked)).select(again), whole.select(torch.tensor(picked)[again]))
 
 
-@settled
 @given(table=tables(), data=st.data())
 def test_only_equals_decoding_those_features(table: Table, data: st.DataObject) -> None:
     names = [feature.name for feature in table.schema.features]
@@ -61,7 +57,6 @@ def test_only_equals_decoding_those_features(table: Table, data: st.DataObject) 
     assert_equal(narrowed.select(index), decode(table.batch(table.rows[::-1]), schema))
 
 
-@settled
 @given(table=tables())
 def test_selecting_no_row(table: Table) -> None:
     whole = decode(table.batch(), table.schema)

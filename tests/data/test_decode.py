@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
@@ -15,8 +15,6 @@ from exfm.data.batch import Batch
 from exfm.data.decode import decode
 from tests.data.reference import key, number, signed, splitmix, table_row
 from tests.data.tables import Table, tables
-
-settled = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def bags(batch: Batch) -> dict[str, list[list[int]]]:
@@ -85,7 +83,6 @@ def check_sequence(batch: Batch, feature: exfm.SequenceFeature, rows: list[dict[
         np.testing.assert_allclose(np.reshape(numbers, (length, width)), np.reshape(expected, (length, width)), 1e-6)
 
 
-@settled
 @given(table=tables(), before=st.integers(0, 3), after=st.integers(0, 3))
 def test_decode_equals_the_loop(table: Table, before: int, after: int) -> None:
     check(decode(table.batch(), table.schema), table)

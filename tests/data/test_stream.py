@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
@@ -89,7 +89,6 @@ def test_long_windows_are_exact() -> None:
     assert last.start_us % (100_000 * 86_400_000_000 + 1) == 0
 
 
-@settings(max_examples=40, deadline=None)
 @given(sizes=st.lists(st.integers(0, 9), max_size=8), chunk_rows=st.integers(1, 7))
 def test_chunks_do_not_depend_on_the_sources_batches(sizes: list[int], chunk_rows: int) -> None:
     total = sum(sizes)

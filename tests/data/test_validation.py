@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
@@ -236,7 +236,6 @@ def as_read(table: Table) -> list[dict[str, Any]]:
     return [row | {"event_time": time} for row, time in zip(table.batch().to_pylist(), times, strict=True)]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=damaged(), late=st.integers(-3, 3))
 def test_exactly_the_bad_rows_are_left_out(case: tuple[Table, list[int]], late: int) -> None:
     table, ends = case

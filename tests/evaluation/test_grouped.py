@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
@@ -35,14 +35,12 @@ def by_loop(rows: GroupedRows) -> float | None:
     return total / weight if weight else None
 
 
-@settings(deadline=None)
 @given(rows_lists)
 def test_equals_a_loop_over_the_groups(raw: list[tuple[int, int, bool]]) -> None:
     rows = rows_of(raw)
     assert grouped_auc(rows).gauc == pytest.approx(by_loop(rows), abs=1e-12)
 
 
-@settings(deadline=None)
 @given(rows_lists, st.integers(1, 70), st.integers(1, 20))
 def test_passes_and_chunks_change_nothing(raw: list[tuple[int, int, bool]], per_pass: int, chunk: int) -> None:
     rows = rows_of(raw)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
@@ -79,7 +79,6 @@ def test_both_aucs_agree_with_scikit_learn(base_logit: float) -> None:
 scores = st.lists(st.tuples(st.floats(2**-22, 1 - 2**-22, width=32), st.booleans()), min_size=2, max_size=40)
 
 
-@settings(max_examples=50, deadline=None)
 @given(scores)
 def test_histogram_never_leaves_its_error_bound(rows: list[tuple[float, bool]]) -> None:
     probability, label = np.array([p for p, _ in rows], np.float32), np.array([y for _, y in rows])
@@ -93,7 +92,6 @@ def test_histogram_never_leaves_its_error_bound(rows: list[tuple[float, bool]]) 
         assert abs(histogram.auc - exact) <= histogram.error_bound + 1e-12
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 63), st.booleans()), min_size=1, max_size=40))
 def test_histogram_is_exact_where_scores_have_bins_of_their_own(rows: list[tuple[int, bool]]) -> None:
     probability, label = np.array([k / 64 for k, _ in rows], np.float32), np.array([y for _, y in rows])

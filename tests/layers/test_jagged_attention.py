@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -50,7 +50,6 @@ def three(lengths: list[int], dim: int) -> tuple[JaggedSequence, JaggedSequence,
     return key.with_values(query), key, value_ED
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.integers(0, 12) | st.integers(0, 45), max_size=6),
     heads=st.integers(1, 3),
@@ -71,7 +70,6 @@ def test_equals_the_formula_and_its_gradients(lengths: list[int], heads: int, ca
         torch.testing.assert_close(one, torch.autograd.grad(expected, leaves, slope), rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
 @given(pairs=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 40)), min_size=1, max_size=6))
 def test_queries_need_not_be_events(pairs: list[tuple[int, int]]) -> None:
     """Queries of any number, some of an example without keys, as in pooling and cross-attention."""

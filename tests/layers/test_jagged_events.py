@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -31,7 +31,6 @@ def tokens(batch: int, count: int) -> Tensor:
     return -1 - torch.arange(2.0 * batch * count).view(batch, count, 2).double()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(lengths=LENGTHS, count=st.integers(0, 8))
 def test_recent_and_newest(lengths: list[int], count: int) -> None:
     sequence, events = build(lengths)
@@ -43,7 +42,6 @@ def test_recent_and_newest(lengths: list[int], count: int) -> None:
     assert sequence.newest(count).shape == (len(lengths), count, 2)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(lengths=LENGTHS, count=st.integers(0, 3))
 def test_prepend_and_append(lengths: list[int], count: int) -> None:
     sequence, events = build(lengths)
@@ -54,7 +52,6 @@ def test_prepend_and_append(lengths: list[int], count: int) -> None:
     assert before.max_length == after.max_length == 6 + count
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
 @given(lengths=LENGTHS, count=st.integers(0, 4))
 def test_gradients_go_where_the_values_came_from(lengths: list[int], count: int) -> None:
     sequence, _ = build(lengths)
@@ -67,7 +64,6 @@ def test_gradients_go_where_the_values_came_from(lengths: list[int], count: int)
     assert by_added.tolist() == [[[float(count > 1)] * 2, [float(count > 0)] * 2]] * len(lengths)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
 @given(lengths=LENGTHS)
 def test_with_values_keeps_the_events(lengths: list[int]) -> None:
     sequence, _ = build(lengths)

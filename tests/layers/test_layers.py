@@ -7,7 +7,7 @@ from math import sqrt
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -45,7 +45,6 @@ def turned(row: Tensor, position: int, heads: int) -> Tensor:
     return torch.cat(parts)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
 @given(positions=st.lists(st.integers(-5_000, 5_000), max_size=4), heads=st.integers(1, 3), pairs=st.integers(1, 3))
 def test_rotate_is_complex_multiplication(positions: list[int], heads: int, pairs: int) -> None:
     values_ED = random(len(positions), 2 * heads * pairs)
@@ -55,7 +54,6 @@ def test_rotate_is_complex_multiplication(positions: list[int], heads: int, pair
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
 @given(query=st.integers(-2_000, 0), key=st.integers(-2_000, 0), shift=st.integers(-2_000, 2_000))
 def test_rotated_products_depend_on_distances_alone(query: int, key: int, shift: int) -> None:
     pair = random(2, 8)
@@ -109,7 +107,6 @@ def test_activations() -> None:
     torch.testing.assert_close(activation("gelu")(x), x * (1 + torch.erf(x / sqrt(2))) / 2)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
 @given(batch=st.integers(0, 3), queries=st.integers(1, 3), keys=st.integers(1, 4), heads=st.integers(1, 3))
 def test_attention(batch: int, queries: int, keys: int, heads: int) -> None:
     torch.manual_seed(0)
@@ -128,7 +125,6 @@ def histories(lengths: list[int], dim: int) -> JaggedSequence:
     return JaggedSequence(random(sum(lengths), dim), torch.tensor([0, *lengths]).cumsum(0), 50)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.integers(0, 9), max_size=4),
     heads=st.integers(1, 2),
@@ -159,7 +155,6 @@ def test_jagged_attention_layer(
     assert actual.lengths.tolist() == [min(length, queries or 50) for length in lengths]
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.integers(0, 9), max_size=4),
     heads=st.integers(1, 2),

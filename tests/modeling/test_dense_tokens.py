@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exfm.modeling.tokens import DenseTokens
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     sizes=st.lists(st.integers(0, 40), min_size=1, max_size=6),
     center=st.floats(-1e6, 1e6),

@@ -11,7 +11,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.plugins.sources import everything, run_example
 
@@ -147,7 +147,6 @@ reviews = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(given_reviews=reviews, seed=st.integers(0, 3), most=st.integers(1, 4))
 def test_drawn_items_and_histories(tmp_path: Path, given_reviews: list[Review], seed: int, most: int) -> None:
     """Against plain Python: each review's own row, and beside it an item that is known and not the user's."""

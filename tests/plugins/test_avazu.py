@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.plugins.sources import everything, rows_of, run_example
 
@@ -81,7 +81,6 @@ def test_tables_are_bounded(tmp_path: Path) -> None:
     assert (tables["device_ip"], tables["site_id"], tables["C18"]) == (1000, 1000, 16)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     hours=st.lists(st.integers(0, 5), min_size=1, max_size=30), block=st.integers(100, 2000), window=st.integers(1, 4)
 )

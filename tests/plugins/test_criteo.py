@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.plugins.sources import everything, rows_of, run_example
 
@@ -99,7 +99,6 @@ def test_what_is_not_needed_is_not_read(tmp_path: Path) -> None:
     assert len(rows_of(of.read(exfm.Window(0, 0, 86_400_000_000)))) == 2
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.integers(1, 40),
     block=st.integers(100, 3000),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -50,7 +50,6 @@ shapes = given(
 )
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
 @shapes
 def test_holds_the_published_terms(batch: int, tokens: int, dim: int, hidden: list[int]) -> None:
     module = build(hidden, tokens, dim)
@@ -64,7 +63,6 @@ def test_holds_the_published_terms(batch: int, tokens: int, dim: int, hidden: li
         torch.testing.assert_close(row[dim + 1 :], deep, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
 @shapes
 def test_each_column_of_the_second_order_is_its_pairs(batch: int, tokens: int, dim: int, hidden: list[int]) -> None:
     tokens_BND = torch.randn(batch, tokens, dim, dtype=torch.float64)

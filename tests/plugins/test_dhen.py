@@ -6,7 +6,7 @@ from math import sqrt
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -112,7 +112,6 @@ def inputs(tokens: int, dim: int) -> BackboneInputs:
     return BackboneInputs(tuple(f"f{i}" for i in range(tokens)), dim)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     batch=st.integers(1, 3),
     tokens=st.integers(1, 6),

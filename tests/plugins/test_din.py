@@ -6,7 +6,7 @@ from math import floor, log2
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -69,7 +69,6 @@ def run(module: DIN, examples: Examples) -> Tensor:
     return module(examples.sequences()["history"], examples.tokens_BND)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.integers(0, 9), min_size=1, max_size=5),
     dim=st.integers(1, 5),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -33,7 +33,6 @@ def by_the_paper(module: DLRM, tokens_BND: Tensor, config: DLRM.Config, tokens: 
     return torch.stack(rows)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     batch=st.integers(1, 4),
     tokens=st.integers(1, 7),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -102,7 +102,6 @@ class TestHSTU(SequenceEncoderTests):
     )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.integers(0, LONGEST), min_size=1, max_size=4),
     head=st.integers(1, 3),

@@ -7,7 +7,7 @@ from math import cos, sin, sqrt
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -190,7 +190,6 @@ def build(
     return module
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     data=st.data(),
     batch=st.integers(1, 3),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.plugins.sources import everything, run_example
 
@@ -80,7 +80,6 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert results["models"]["fm"]["examples"] == 7
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 8), st.integers(1, 2), st.integers(1, 99), st.integers(0, 1), st.just(0)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -23,7 +23,6 @@ def run(examples: Examples) -> Tensor:
     return module(examples.sequences()["history"], examples.tokens_BND)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
 @given(lengths=st.lists(st.integers(0, 6), max_size=6), dim=st.integers(1, 5))
 def test_is_the_mean_of_each_examples_own_events(lengths: list[int], dim: int) -> None:
     examples = histories(lengths, dim)

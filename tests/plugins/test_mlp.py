@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm_plugins.mlp
@@ -26,7 +26,6 @@ class TestMLP(BackboneTests):
     configs = ({}, {"hidden": [6], "activation": "gelu"})
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     batch=st.integers(1, 4),
     tokens=st.integers(1, 5),

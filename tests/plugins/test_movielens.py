@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
@@ -245,12 +245,8 @@ events = st.lists(
     max_size=40,
     unique_by=lambda row: (row[0], row[1], row[3]),
 )
-hypothesis_settings = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 
 
-@hypothesis_settings
 @given(rows=events, most=st.integers(1, 6))
 def test_history_is_strictly_earlier(tmp_path: Path, rows: list[tuple[int, int, int, int]], most: int) -> None:
     given_rows = everything(source(put(tmp_path, files_1m(rows)), history_length=most))
@@ -258,7 +254,6 @@ def test_history_is_strictly_earlier(tmp_path: Path, rows: list[tuple[int, int, 
     assert [{name: row[name] for name in expected[0]} for row in given_rows] == expected
 
 
-@hypothesis_settings
 @given(rows=events, second=st.integers(0, 12), stars=st.integers(1, 5))
 def test_nothing_of_the_same_second_or_later_shows(
     tmp_path: Path, rows: list[tuple[int, int, int, int]], second: int, stars: int
@@ -273,7 +268,6 @@ def test_nothing_of_the_same_second_or_later_shows(
             }
 
 
-@hypothesis_settings
 @given(rows=events)
 def test_scores_by_their_definition(tmp_path: Path, rows: list[tuple[int, int, int, int]]) -> None:
     ordered = sorted(rows, key=lambda row: (row[3], row[0], row[1]))
@@ -294,7 +288,6 @@ def test_scores_by_their_definition(tmp_path: Path, rows: list[tuple[int, int, i
     )
 
 
-@hypothesis_settings
 @given(rows=events, length_us=st.integers(1, 20 * SECOND), shards=st.integers(1, 4), start=st.integers(0, 5))
 def test_windows_shards_and_resuming(
     tmp_path: Path, rows: list[tuple[int, int, int, int]], length_us: int, shards: int, start: int

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -75,7 +75,6 @@ def everything(of: Parquet) -> list[tuple[int, int]]:
     return rows_of(of.read(exfm.Window(0, time.start_us, time.end_us)))
 
 
-settled = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 cases = st.fixed_dictionaries(
     {
         # Small numbers of a large unit: ties within and across row groups and files are common.
@@ -104,7 +103,6 @@ def write(folder: Path, case: dict[str, Any]) -> Parquet:
     return source(folder, batch_rows=case["batch_rows"], **unit)
 
 
-@settled
 @given(case=cases, length_us=st.integers(1, 10**7), shards=st.integers(1, 3), start=st.integers(0, 5))
 def test_rows_against_a_reference(
     tmp_path: Path, case: dict[str, Any], length_us: int, shards: int, start: int
@@ -123,7 +121,6 @@ def test_rows_against_a_reference(
             assert rows_of(of.read(window, exfm.Shard(shard, shards), start)) == expected[shard::shards][start:]
 
 
-@settled
 @given(case=cases)
 def test_origins_name_file_and_row(tmp_path: Path, case: dict[str, Any]) -> None:
     case["cuts"] = [cut for cut in case["cuts"] if cut <= len(case["times"])]
@@ -135,7 +132,6 @@ def test_origins_name_file_and_row(tmp_path: Path, case: dict[str, Any]) -> None
         assert stored.to_pylist() == batch["example_id"].to_pylist()
 
 
-@settled
 @given(
     times=st.lists(st.one_of(st.none(), st.integers(0, 20)), min_size=1, max_size=30),
     group_rows=st.integers(1, 30),

@@ -6,7 +6,7 @@ from math import sqrt
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -75,7 +75,6 @@ def by_hand(module: PMA, config: PMA.Config, sequence: JaggedSequence, context_B
     return torch.stack(rows).unflatten(0, (sequence.batch_size, config.queries))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.integers(0, 12), min_size=1, max_size=4),
     queries=st.integers(1, 3),

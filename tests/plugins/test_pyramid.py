@@ -6,7 +6,7 @@ from math import ceil, cos, sin, sqrt
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -125,7 +125,6 @@ def build(config: Pyramid.Config, dim: int, targets: tuple[int, ...] = ()) -> Py
     return module
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.integers(0, 13), min_size=1, max_size=4),
     queries=st.lists(st.integers(1, 9), min_size=1, max_size=3),

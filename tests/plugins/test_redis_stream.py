@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.plugins.brokers import redis_server
 
@@ -106,7 +106,6 @@ def test_rows_come_in_the_order_of_their_entries(url: str, log: Any) -> None:
     assert batch.to_pylist()[0]["word"] == []
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(st.tuples(st.integers(0, 3), st.integers(-2, 5)), min_size=1, max_size=30),
     page=st.integers(1, 9),

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -86,7 +86,6 @@ def distance(loss: str, temperature: float, z: list[list[float]], t: list[list[f
     return -(math.log(right / of_student) + math.log(right / of_teacher)) / 2
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     loss=st.sampled_from(["cosine", "mse", "contrastive"]),
     sizes=st.lists(st.integers(1, 7), min_size=2, max_size=3),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from students import Head, Student, batch, bce, teacher
@@ -74,7 +74,6 @@ def step(strategy: StudentAdapter, optimizer: torch.optim.Optimizer, *known: Any
     st.sampled_from(["own", "shared"]),
     st.booleans(),
 )
-@settings(max_examples=15, deadline=None, derandomize=True)
 def test_is_the_published_losses(
     size: int, tasks: tuple[str, ...], hidden: tuple[int, ...], read: str, head: str, residual: bool
 ) -> None:

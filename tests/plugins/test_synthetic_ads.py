@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -85,7 +85,6 @@ def test_rows_are_ordered_and_numbered() -> None:
 
 
 @given(st.lists(st.integers(0, DAYS), max_size=6))
-@settings(max_examples=40, deadline=None)
 def test_windows_of_any_size_part_the_stream(cuts: list[int]) -> None:
     of, table = small()
     bounds = [0, *sorted(cuts), DAYS]
@@ -97,7 +96,6 @@ def test_windows_of_any_size_part_the_stream(cuts: list[int]) -> None:
 
 
 @given(st.integers(0, 699), st.integers(0, DAYS))
-@settings(max_examples=40, deadline=None)
 def test_a_window_boundary_on_an_event_belongs_to_the_later_window(row: int, end: int) -> None:
     of, table = small()
     time = table["event_time"].cast(pa.int64())[row].as_py() - of.time_range().start_us
@@ -107,7 +105,6 @@ def test_a_window_boundary_on_an_event_belongs_to_the_later_window(row: int, end
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
 def test_shards_and_start_rows_are_slices_of_the_window(data: st.DataObject) -> None:
     of, _ = small()
     start, end = sorted(data.draw(st.tuples(st.integers(0, DAYS), st.integers(0, DAYS))))
@@ -192,7 +189,6 @@ def test_histories_lie_strictly_before_the_event_oldest_first() -> None:
 
 
 @given(st.integers(0, 400 * DAY_US), st.integers(0, 20 * DAY_US))
-@settings(max_examples=40, deadline=None)
 def test_a_later_history_shows_the_same_events_older(time: int, wait: int) -> None:
     world = World(0, users=80, ads=50, advertisers=5, surfaces=2, ad_lifetime_us=DAY_US, drift=1.0)
     histories, user = Histories(0, world, 12), np.arange(80)

@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.plugins.sources import everything, run_example
 
@@ -124,7 +124,6 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert run_example("taobao_ad", tmp_path, path=path, table_rows=100)["models"]["vm"]["examples"] == 4
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     impressions=st.lists(st.tuples(st.integers(1, 2), st.integers(0, 9)), min_size=1, max_size=15),
     behaviors=st.lists(st.tuples(st.integers(1, 3), st.integers(-2, 12), st.sampled_from(["pv", "buy"])), max_size=25),

@@ -6,7 +6,7 @@ from math import erf, sqrt
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -114,7 +114,6 @@ def by_hand(module: Transformer, sequence: JaggedSequence, context_BND: Tensor) 
     return torch.stack(rows).unflatten(0, (sequence.batch_size, -1))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.integers(0, 9), min_size=1, max_size=3),
     queries=st.lists(st.integers(1, 6), min_size=1, max_size=3),

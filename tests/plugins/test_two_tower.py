@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -45,7 +45,6 @@ def tower_by_hand(tower: nn.Sequential, tokens: list[Tensor], normalise: bool) -
     return x / x.norm() * len(x) ** 0.5 if normalise else x
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     batch=st.integers(1, 4),
     item=st.sets(st.sampled_from(["dense", "user", "item", "shop", "history"]), min_size=1, max_size=4),

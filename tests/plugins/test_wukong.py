@@ -7,7 +7,7 @@ from math import sqrt
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -119,7 +119,6 @@ def random_tokens(batch: int, tokens: int, dim: int) -> Tensor:
     return torch.randn(batch, tokens, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     batch=st.integers(1, 3),
     tokens=st.integers(1, 7),

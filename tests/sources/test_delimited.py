@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exfm.interfaces.data_source import Origin
@@ -21,7 +21,6 @@ def file(path: Path, text: str, header: bool = False, block_bytes: int = 16, col
     return DelimitedFile(str(path), columns or COLUMNS, owner="test", header=header, block_bytes=block_bytes)  # type: ignore[arg-type]
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     values=st.lists(st.tuples(st.none() | st.integers(-99, 99), st.none() | st.text("aé", min_size=1)), max_size=30),
     block_bytes=st.integers(1, 60),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exfm.sources import Histories, list_column
@@ -12,7 +12,6 @@ from exfm.sources import Histories, list_column
 pairs = st.lists(st.tuples(st.integers(-3, 3), st.integers(-5, 9)), max_size=40)
 
 
-@settings(max_examples=200, deadline=None)
 @given(events=pairs, rows=pairs, most=st.integers(1, 5))
 def test_newest_against_a_search(events: list[tuple[int, int]], rows: list[tuple[int, int]], most: int) -> None:
     key_E, time_E = (np.array([pair[i] for pair in events], np.int64) for i in (0, 1))

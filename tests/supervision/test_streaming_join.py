@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
@@ -51,7 +51,6 @@ def store(workspace: Workspace, rows: SupervisionRows, group: int, form: str) ->
     return writer.close()
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     count=st.integers(0, 80),
     seed=st.integers(0, 1_000),

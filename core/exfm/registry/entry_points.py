@@ -47,10 +47,18 @@ def normal(name: str) -> str:
 
 
 def _identity(distribution: Distribution) -> tuple[str, str]:
+    """Name and version. ``distribution.metadata`` would parse all that every distribution says of itself."""
     try:
-        return distribution.metadata["Name"] or "unknown", distribution.metadata["Version"] or "0"
-    except Exception:  # a damaged installation must not take the others down
+        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    except (OSError, UnicodeDecodeError):  # a damaged installation must not take the others down
         return str(getattr(distribution, "_path", "unknown")).rpartition("/")[2], "0"
+    headers = text.partition("\n\n")[0]
+    return _header(headers, "Name") or "unknown", _header(headers, "Version") or "0"
+
+
+def _header(headers: str, name: str) -> str:
+    found = re.search(rf"^{name}:(.*)$", headers, re.MULTILINE | re.IGNORECASE)
+    return found[1].strip() if found else ""
 
 
 def _of(distribution: Distribution, name: str, version: str) -> Iterator[Found]:
