@@ -85,7 +85,9 @@ class DistillationHead(nn.Module):
             hit_B: (B,) bool, which examples have any.
         """
         target_LB = (self._alpha(soft_LB[0], hit_B) * soft_LB).clamp(max=1)
-        self._start(target_LB[0], soft_LB[0], hit_B)
+        # Reading a flag of a CPU costs less than what it saves; a GPU would have to be waited for.
+        if not (self.started.device.type == "cpu" and self.started):
+            self._start(target_LB[0], soft_LB[0], hit_B)
         logit_B = self.head(scale_gradient(student.representation_BR, self._gradient_scale))
         if self.residual:
             logit_B = logit_B + scale_gradient(student.trunk_logits[task], self._gradient_scale)
@@ -153,15 +155,15 @@ class LossWeight(nn.Module):
             assert self._weight != "auto"
             return self._weight
         if label_B is not None:
-            label_B = label_B.double()
-            soft_B = soft_B.detach().double().clamp(_EPSILON, 1 - _EPSILON)
+            soft_B = soft_B.detach().clamp(_EPSILON, 1 - _EPSILON)
             teacher_B = binary_cross_entropy(soft_B, label_B, reduction="none")
-            student_B = binary_cross_entropy_with_logits(logit_B.detach().double(), label_B, reduction="none")
+            student_B = binary_cross_entropy_with_logits(logit_B.detach(), label_B, reduction="none")
             self.means.add(torch.stack([teacher_B, student_B, label_B]), hit_B)
-        teacher, student, rate = self.means()
-        entropy = -torch.xlogy(rate, rate) - torch.xlogy(1 - rate, 1 - rate)
-        explained = [(self.means.count * (entropy - loss)).clamp(min=0) + _PRIOR_NATS for loss in (teacher, student)]
-        weight: Tensor = (explained[0] / explained[1]).clamp(max=_MAX_WEIGHT)
+        count, positives = self.means.count, self.means.total_V[2]
+        classes = torch.stack([positives, count - positives])
+        nats = -torch.xlogy(classes, classes / count.clamp(min=1)).sum()  # n H
+        teacher, student = ((nats - self.means.total_V[:2]).clamp(min=0) + _PRIOR_NATS).unbind()
+        weight: Tensor = (teacher / student).clamp(max=_MAX_WEIGHT)
         return weight.to(logit_B.dtype)
 
 

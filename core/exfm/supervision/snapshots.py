@@ -6,15 +6,16 @@ A snapshot is part of its window's commit, so there is no moment at which a read
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from exfm.interfaces.data_source import Window
 from exfm.supervision.commits import CommitLog
+from exfm.supervision.tensor_files import write_tensors
 from exfm.supervision.workspace import FileRecord, Workspace
 
 MODEL_FILE = "model"
@@ -56,15 +57,18 @@ class SnapshotRegistry:
         folder = _folder(model, window.index)
         watermark = {"watermark_us": str(window.end_us)}
         return {
-            MODEL_FILE: self.workspace.write(
-                f"{folder}/model-{{digest}}.safetensors", save(weights, metadata=watermark)
-            ),
-            TRAINING_FILE: self.workspace.write(f"{folder}/training-{{digest}}.safetensors", save(training)),
+            MODEL_FILE: self._write(f"{folder}/model-{{digest}}.safetensors", weights, watermark),
+            TRAINING_FILE: self._write(f"{folder}/training-{{digest}}.safetensors", training, {}),
             "snapshot": self.workspace.write_json(
                 f"{folder}/snapshot-{{digest}}.json",
                 {"model": model, "version": window.index, "watermark_us": window.end_us},
             ),
         }
+
+    def _write(self, path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> FileRecord:
+        with self.workspace.writing(path) as file:
+            write_tensors(file, tensors, metadata)
+        return file.record()
 
     def get(self, model: str, version: int) -> Snapshot:
         """A published version."""

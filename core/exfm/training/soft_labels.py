@@ -16,6 +16,9 @@ from exfm.evaluation.metrics import CLIP, Moments
 from exfm.interfaces.transfer_strategy import Supervision, TransferStrategy
 
 TEACHER, CORRECTED = "teacher", "corrected"
+_Batch = tuple[Tensor, Tensor, Tensor]
+_WAITING = 32
+"""Batches that are summed together: small ones cost a call each, and little else."""
 
 
 class SoftLabels:
@@ -31,6 +34,7 @@ class SoftLabels:
     def __init__(self, strategies: Sequence[TransferStrategy]) -> None:
         # Sums stay on the device until the window ends: reading one would wait for it at every batch.
         self._sums: dict[tuple[int, str, str], Tensor] = {}
+        self._waiting: dict[tuple[int, str, str], list[_Batch]] = {}
         taught = [(one.config.teachers, one.teacher_tasks) for one in strategies]
         self._first = {number for number, pair in enumerate(taught) if taught.index(pair) == number}
 
@@ -48,12 +52,22 @@ class SoftLabels:
         teacher = supervision.probabilities if number in self._first else {}
         for label, known in ((TEACHER, teacher), (CORRECTED, strategy.corrected(supervision))):
             for task, soft_B in known.items():
-                sums = _sums(soft_B, labels[task], supervision.hit[task])
-                key = (number, label, task)
-                self._sums[key] = self._sums[key] + sums if key in self._sums else sums
+                waiting = self._waiting.setdefault((number, label, task), [])
+                waiting.append((soft_B, labels[task], supervision.hit[task]))
+                if len(waiting) == _WAITING:
+                    self._count((number, label, task))
+
+    def _count(self, key: tuple[int, str, str]) -> None:
+        soft, label, hit = zip(*self._waiting[key], strict=True)
+        sums = _sums(torch.cat(soft), torch.cat(label), torch.cat(hit))
+        self._sums[key] = self._sums[key] + sums if key in self._sums else sums
+        self._waiting[key].clear()
 
     def counters(self) -> list[dict[str, Any]]:
         """The sums, each with its strategy's place under ``transfer``, as JSON."""
+        for key, waiting in self._waiting.items():
+            if waiting:
+                self._count(key)
         counters = []
         for (number, label, task), sums in self._sums.items():
             examples, positives, loss, predicted = sums.tolist()
