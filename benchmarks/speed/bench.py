@@ -54,7 +54,7 @@ def measure_case(name: str, case: Figures, machine: Figures, arguments: argparse
         for variant, fields in variants(machine["has_bf16"]).items():
             model = case["exfm"] | common | fields
             found.setdefault(variant, []).append(
-                called(Path(sys.executable), "ours.py", *log, "--model", json.dumps(model))
+                called(Path(sys.executable), "ours.py", *log, "--model", json.dumps(model), "--save-in-background")
             )
         print(f"{name}: {turn + 1} of {arguments.repeats}", file=sys.stderr, flush=True)
     return found

@@ -1,0 +1,103 @@
+"""What transfer and sharing cost: `python benchmarks/speed/overhead.py`.
+
+One run trains, on the same chunks in turn: a teacher and the same model without students, which differ by the writing
+of supervision; and a small student with the whole transfer stack beside its control. Their seconds are those that the
+manifests record, of all windows but the first. Then one student alone is trained, and ten in one process: reading,
+training and commits together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import yaml
+
+import exfm
+from exfm.supervision.store import Store
+
+STUDENTS = 10
+GOALS = {"student, whole stack": 1.15, "writing supervision": 1.05, "ten students": 7.0}
+Models = dict[str, dict[str, Any]]
+
+STUDENT = {
+    "backbone": {"name": "dlrm"},
+    "features": ["user_id", "ad_id", "surface"],
+    "where": {"user_id": {"bucket": 0, "of": 5}},
+    "tasks": ["click"],
+    "batch_size": 128,
+}
+TEACHER = {"backbone": {"name": "wukong"}, "tasks": ["click"]}
+STORED = {"states": {"user_id": ["user_id", "country"], "ad_id": ["ad_id", "advertiser"]}}
+SHARED = {"table/user_id": "added", "table/ad_id": "added"}
+DOMAIN = {
+    "backbone": {"name": "dlrm"},
+    "features": STUDENT["features"],
+    "tasks": ["click"],
+    "transfer": [{"name": "direct", "teacher": "fm"}],
+    "supervision": {"rows": ["user_id", "ad_id"]},
+}
+STACK = [
+    {"name": "auxiliary_head", "teacher": "fm"},
+    {"name": "compact_features", "teacher": "fm"},
+    {"name": "parameter_sharing", "teacher": "domain", "parts": SHARED},
+]
+
+
+def seconds(models: Models, rows_per_day: int, days: int) -> tuple[dict[str, float], float]:
+    """Runs the models on a simulated stream: seconds of a median window by model, and of the run until evaluation."""
+    with tempfile.TemporaryDirectory(prefix="exfm-overhead-") as folder:
+        source = {"name": "synthetic_ads", "days": days, "rows_per_day": rows_per_day}
+        config = {
+            "name": "overhead",
+            "run_dir": f"{folder}/run",
+            "stream": {"source": source, "window": "1d"},
+            "models": models,
+            "parallel": {"name": "single", "device": "cpu"},
+            "evaluation": {"replicates": 100},
+        }
+        path = Path(folder) / "overhead.yaml"
+        path.write_text(yaml.safe_dump(config))
+        experiment = exfm.load_experiment(str(path))
+        spent = exfm.run(experiment)["time"]
+        log = Store(experiment.run_dir).log
+        arms = [arm.name for arm in experiment.arms]
+        windows = {name: [one.counters["seconds"] for one in log.commits("train", name)[1:]] for name in arms}
+    whole = sum(spent[part] for part in ("data_s", "train_s", "supervise_s", "commit_s"))
+    return {name: median(values) for name, values in windows.items()}, whole
+
+
+def main() -> None:
+    """Exit status 1 when a ratio is above its goal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows-per-day", type=int, default=20_000)
+    parser.add_argument("--days", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    size = arguments.rows_per_day, arguments.days
+    models: Models = {
+        "fm": TEACHER | {"supervision": STORED},
+        "alone": TEACHER | {"supervision": STORED},
+        "domain": DOMAIN,
+        "vm": STUDENT | {"transfer": STACK, "control": True},
+    }
+    found, _ = seconds(models, *size)
+    one_s, ten_s = (seconds({f"vm{n}": STUDENT for n in range(count)}, *size)[1] for count in (1, STUDENTS))
+    ratios = {
+        "student, whole stack": found["vm"] / found["vm.control"],
+        "writing supervision": found["fm"] / found["alone"],
+        "ten students": ten_s / one_s,
+    }
+    for name, ratio in ratios.items():
+        print(f"{name:24}{ratio:6.2f} (at most {GOALS[name]})")
+    sys.exit(any(ratio > GOALS[name] for name, ratio in ratios.items()))
+
+
+if __name__ == "__main__":
+    main()
