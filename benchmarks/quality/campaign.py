@@ -21,7 +21,8 @@ import exfm
 from exfm.registry.discovery import discover
 
 Record = dict[str, Any]
-_START = (0.002, 0.2)  # of the dense layers and of the tables
+Rates = tuple[float, float]  # of the dense layers and of the tables
+START: Rates = (0.002, 0.2)
 _OF_TASK = ("examples", "base_rate", "ne", "auc", "gauc", "log_loss", "calibration")
 _OF_MODEL = ("parameters", "flops_per_example", "train_examples_per_second")
 
@@ -107,17 +108,20 @@ class Campaign:
         shutil.rmtree(run_dir, ignore_errors=True)
         return log.add(record | {"seconds": round(time.perf_counter() - started, 1), **machine()})
 
-    def tune(self, name: str, model: Mapping[str, Any], points: int | None = None) -> Record:
+    def tune(
+        self, name: str, model: Mapping[str, Any], points: int | None = None, start: Rates = START
+    ) -> Record:
         """The best learning rates by NE, with seed 0: either one is doubled or halved for as long as that helps.
 
         Args:
             points: where given, how many pairs of rates are tried at most.
+            start: the first pair.
 
         Raises:
             RuntimeError: no learning rate that was tried worked.
         """
-        tried = {_START}
-        found = best([self._at(name, model, *_START)])
+        tried = {start}
+        found = best([self._at(name, model, *start)])
         while True:
             dense, tables = (found["settings"]["optimizer"][part]["lr"] for part in ("dense", "tables"))
             around = [(dense, 2 * tables), (dense, tables / 2), (2 * dense, tables), (dense / 2, tables)]

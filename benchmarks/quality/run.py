@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import yaml
-from campaign import Campaign, Record, missing
+from campaign import START, Campaign, Rates, Record, missing
 from streams import end_of_rows, first_scored, rows_by_window
 from tables import table
 
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="end the stream with the window in which so many rows are reached")
     parser.add_argument("--tune", action="store_true", help="choose learning rates instead")
     parser.add_argument("--points", type=int, help="with --tune: pairs of learning rates to try for a model at most")
+    parser.add_argument("--start", type=_rates, default=START, help="with --tune: the first pair, as 0.002/0.2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     arguments = parser.parse_args()
@@ -45,7 +46,7 @@ def main() -> None:
     campaign = Campaign(base, (f"stream.source.path={arguments.path}",), arguments.out / arguments.data)
     campaign = shortened(campaign, arguments.rows, arguments.tune)
     if arguments.tune:
-        tune(campaign, models, tuned, arguments.points)
+        tune(campaign, models, tuned, arguments.points, arguments.start)
     else:
         report = measure(campaign, models, tuned, arguments.seeds)
         lines = [f"Not installed: {'; '.join(absent)}."] if absent else []
@@ -79,10 +80,15 @@ def shortened(campaign: Campaign, rows: int | None, tunes: bool) -> Campaign:
     return replace(campaign, end_us=end_us)
 
 
-def tune(campaign: Campaign, models: Models, tuned: Path, points: int | None) -> None:
+def _rates(given: str) -> Rates:
+    dense, tables = map(float, given.split("/"))
+    return dense, tables
+
+
+def tune(campaign: Campaign, models: Models, tuned: Path, points: int | None, start: Rates) -> None:
     """Writes each model's best learning rates, as soon as they are known."""
     for name, model in models.items():
-        record = campaign.tune(name, model, points)
+        record = campaign.tune(name, model, points, start)
         chosen = yaml.safe_load(tuned.read_text()) if tuned.exists() else {}
         kept = {key: record[key] for key in ("ne", "examples", "base_rate", "seed")}
         chosen[name] = {"optimizer": record["settings"]["optimizer"], "on": kept}
