@@ -190,10 +190,10 @@ def test_tuning_finds_the_best_of_as_many_points_as_it_may_try(
     quality: Any, experiment_path: Path, tmp_path: Path
 ) -> None:
     campaign = quality.campaign.Campaign(experiment_path, (), tmp_path / "out")
-    found = campaign.tune("small", {"backbone": {"name": "dlrm", "hidden": [4]}}, points=3)
+    found = campaign.tune("small", {"backbone": {"name": "dlrm", "hidden": [4]}}, points=3, start=(0.002, 0.4))
     optimizers = {record["ne"]: record["settings"]["optimizer"] for record in campaign.log.records.values()}
     rates = {(optimizer["dense"]["lr"], optimizer["tables"]["lr"]) for optimizer in optimizers.values()}
-    assert rates == {(0.002, 0.2), (0.002, 0.4), (0.002, 0.1)}
+    assert rates == {(0.002, 0.4), (0.002, 0.8), (0.002, 0.2)}
     assert found["ne"] == min(optimizers)
     assert found["settings"]["optimizer"] == optimizers[found["ne"]]
 
