@@ -36,6 +36,7 @@ class TestInterFormerOnOneSequence(BackboneTests):
             "queries": [20],
             "gate": "printed",
             "residual": "none",
+            "event_norm": "layer_norm",
             "head_input": "tokens",
             "num_cls": 1,
             "num_recent": 60,
@@ -45,9 +46,14 @@ class TestInterFormerOnOneSequence(BackboneTests):
     )
 
 
+def logistic(x: Tensor) -> Tensor:
+    """By tanh: exp(-x) is infinite for an x far below zero, and its gradient then no number."""
+    return (1 + (x / 2).tanh()) / 2
+
+
 def gate(x_ND: Tensor, of: nn.Module, form: str) -> Tensor:
     mapped_ND = x_ND @ of.linear.weight.T + of.linear.bias
-    return 1 / (1 + (-x_ND * mapped_ND).exp()) if form == "printed" else x_ND / (1 + (-mapped_ND).exp())
+    return logistic(x_ND * mapped_ND) if form == "printed" else x_ND * logistic(mapped_ND)
 
 
 def perceptron(x: Tensor, layers: nn.Sequential, *, activate_last: bool = False) -> Tensor:
@@ -55,11 +61,13 @@ def perceptron(x: Tensor, layers: nn.Sequential, *, activate_last: bool = False)
     for linear in linears:
         x = linear.weight @ x + linear.bias
         if activate_last or linear is not linears[-1]:
-            x = x / (1 + (-x).exp())
+            x = x * logistic(x)
     return x
 
 
 def normalised(x: Tensor, of: nn.Module) -> Tensor:
+    if isinstance(of, nn.Identity):
+        return x
     if not isinstance(of, nn.LayerNorm):
         return x / (x.pow(2).mean() + 1e-6).sqrt()
     centred = x - x.mean()
@@ -92,7 +100,11 @@ def linear(x: Tensor, of: nn.Linear) -> Tensor:
 
 
 def met(x_ND: Tensor, histories: list[Tensor], module: InterFormer) -> list[Tensor]:
-    """``e + W (e * t)`` event by event, where a sequence has a candidate item."""
+    """``e + W (e * t)`` event by event, each normalised first, where a sequence has a candidate item."""
+    histories = [
+        torch.stack([normalised(e, of) for e in history]) if len(history) else history
+        for history, of in zip(histories, module.meeting.norms, strict=True)
+    ]
     places = [shape.targets if module.config.meets_candidate else () for shape in module.inputs.sequences]
     candidates = [sum(x_ND[place] for place in of_one) for of_one in places]
     return [
@@ -107,7 +119,8 @@ def masked(histories: list[Tensor], module: InterFormer) -> Tensor:
     for back in range(max(len(history) for history in histories)):
         missing = torch.zeros_like(module.head[0].weight[0, : module.inputs.dim])
         s = torch.cat([history[-1 - back] if back < len(history) else missing for history in histories])
-        merged.insert(0, linear(s * perceptron(s, module.mask.mask), module.mask.compression))
+        filtered = linear(s * perceptron(s, module.mask.mask), module.mask.compression)
+        merged.insert(0, normalised(filtered, module.mask.norm))
     return torch.stack(merged) if merged else histories[0]
 
 
@@ -203,6 +216,7 @@ def build(
     residual=st.sampled_from(["layer_norm", "rms_norm", "none"]),
     hidden=st.sampled_from([(), (5,)]),
     meets=st.booleans(),
+    event_norm=st.sampled_from(["layer_norm", "rms_norm", "none"]),
     head_input=st.sampled_from(["summaries", "tokens"]),
 )
 def test_equals_the_published_equations_and_their_gradients(
@@ -218,6 +232,7 @@ def test_equals_the_published_equations_and_their_gradients(
     residual: str,
     hidden: tuple[int, ...],
     meets: bool,
+    event_norm: str,
     head_input: str,
 ) -> None:
     truncated = st.lists(st.integers(1, 6), min_size=layers, max_size=layers).map(tuple)
@@ -233,6 +248,7 @@ def test_equals_the_published_equations_and_their_gradients(
         gate=gate,
         residual=residual,
         meets_candidate=meets,
+        event_norm=event_norm,
         head_input=head_input,
         head_hidden=(6, 4),
     )
@@ -270,6 +286,16 @@ def test_events_meet_the_candidate_item() -> None:
     assert torch.equal(same.values_ED, events.values_ED)
     (other,) = module.meeting([events], tokens_BND)
     assert (other.values_ED - events.values_ED).abs().amin(1).gt(0).all()
+
+
+def test_no_event_is_louder_than_the_others() -> None:
+    """Embeddings of rare items may be a hundred times as large as those of others: a norm takes their size out."""
+    module = build(InterFormer.Config(event_norm="layer_norm"), 2, 4, ("items",), targets=(1,))
+    examples = random_examples(1, 2, 4, {"items": [3]})
+    events = examples.sequences()["items"]
+    louder = events.with_values(events.values_ED * torch.tensor([[1.0], [1.0], [100.0]], dtype=torch.float64))
+    (one,), (two,) = (module.meeting([each], examples.tokens_BND) for each in (events, louder))
+    torch.testing.assert_close(one.values_ED, two.values_ED, rtol=1e-3, atol=1e-3)
 
 
 def test_an_event_that_is_not_kept_is_still_heard() -> None:
@@ -340,7 +366,16 @@ def test_heads_that_do_not_fit_are_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"queries": (4,)}, {"gate": "x"}, {"residual": "batch"}, {"num_cls": 0}, {"head_hidden": ()}, {"pma": 2}]
+    "wrong",
+    [
+        {"queries": (4,)},
+        {"gate": "x"},
+        {"residual": "batch"},
+        {"event_norm": "batch"},
+        {"num_cls": 0},
+        {"head_hidden": ()},
+        {"pma": 2},
+    ],
 )
 def test_wrong_configs_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

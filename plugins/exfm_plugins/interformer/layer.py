@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from exfm import BackboneInputs, ComponentSpec, JaggedSequence
-from exfm.layers import ActivationName, AttentionPooling, NormName, mlp, norm
-from exfm_plugins.interformer.sequences import SequenceArch
+from exfm.layers import ActivationName, AttentionPooling, mlp, norm
+from exfm_plugins.interformer.sequences import OptionalNorm, SequenceArch
 
 GateName = Literal["multiplicative", "printed"]
-ResidualName = NormName | Literal["none"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class LayerShape:
     num_recent: int
     heads: int
     gate: GateName
-    residual: ResidualName
+    residual: OptionalNorm
     activation: ActivationName
 
     @property

@@ -19,11 +19,10 @@ from exfm_plugins.interformer.layer import (
     InteractionArch,
     InterFormerLayer,
     LayerShape,
-    ResidualName,
     SequenceSummary,
     TokenSummary,
 )
-from exfm_plugins.interformer.sequences import MaskNet, Meeting
+from exfm_plugins.interformer.sequences import MaskNet, Meeting, OptionalNorm
 
 
 class InterFormer(Backbone):
@@ -43,8 +42,10 @@ class InterFormer(Backbone):
 
     - the paper does not tell which token is the candidate item. Where tokens share a table with a sequence, their sum
       ``t`` meets its events before the mask, ``e + W (e * t)``; without ``meets_candidate`` it does not.
-    - residuals and norms: ``X' = Norm(X + MLP(...))``, ``P = S + PFFN(X_sum, S)`` and ``S' = Norm(P + MHA(P))``;
-      ``residual: none`` takes the equations as printed.
+    - ``event_norm`` normalises events as they come, and again once they are merged: the meeting and the mask multiply
+      embeddings with embeddings, and those of rare items can be large.
+    - residuals and norms of layers: ``X' = Norm(X + MLP(...))``, ``P = S + PFFN(X_sum, S)`` and
+      ``S' = Norm(P + MHA(P))``; ``residual: none`` takes the equations as printed.
     - sequences of different lengths are lined up at their newest events, and filled up with zeros (see ``MaskNet``).
     - of the printed gate comes a number between 0 and 1, whatever the token's sign and size; so the other reading is
       the default.
@@ -110,10 +111,15 @@ class InterFormer(Backbone):
             description="Whether raw events meet the candidate item, the tokens that share a table with the sequence "
             "(ours): e + W (e * t).",
         )
+        event_norm: OptionalNorm = Field(
+            "none",
+            description="Norm of raw events before they meet the candidate item, and of the merged ones after the mask "
+            "(ours); none as published.",
+        )
         gate: GateName = Field(
             "multiplicative", description="sigmoid(MLP(X)) * X, or as printed in the paper sigmoid(X * MLP(X))."
         )
-        residual: ResidualName = Field(
+        residual: OptionalNorm = Field(
             "layer_norm",
             description="Norm of the sum of an arch's input and output; with none, inputs are not added either.",
         )
@@ -154,8 +160,8 @@ class InterFormer(Backbone):
         if inputs.sequences:
             queries = config.queries or (None,) * config.layers
             targets = [shape.targets if config.meets_candidate else () for shape in inputs.sequences]
-            self.meeting = Meeting(targets, inputs.dim)
-            self.mask = MaskNet(len(inputs.sequences), inputs.dim, config.activation)
+            self.meeting = Meeting(targets, inputs.dim, config.event_norm)
+            self.mask = MaskNet(len(inputs.sequences), inputs.dim, config.activation, config.event_norm)
             self.layers = nn.ModuleList(
                 InterFormerLayer(inputs, shape, kept, first=depth == 0) for depth, kept in enumerate(queries)
             )

@@ -7,32 +7,44 @@ the CLS tokens are copies, D width, W = D times the sequences that are merged.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from exfm import JaggedSequence
-from exfm.layers import ActivationName, jagged_attention, mlp, rotate
+from exfm.layers import ActivationName, NormName, jagged_attention, mlp, norm, rotate
+
+OptionalNorm = NormName | Literal["none"]
+
+
+def _norm(name: OptionalNorm, dim: int) -> nn.Module:
+    return nn.Identity() if name == "none" else norm(name, dim)
 
 
 class Meeting(nn.Module):
     """``e + W (e * t)`` for every event ``e``, with ``t`` its example's candidate item and a ``W`` for each sequence.
 
+    With a norm, events are normalised first.
+
     Args:
         targets: of each sequence, the places of the tokens whose sum is the candidate item; a sequence without any
-            stays as it is.
+            meets nothing.
         dim: D.
+        norm_name: of the events.
     """
 
-    def __init__(self, targets: Sequence[tuple[int, ...]], dim: int) -> None:
+    def __init__(self, targets: Sequence[tuple[int, ...]], dim: int, norm_name: OptionalNorm) -> None:
         super().__init__()
         self.targets = list(targets)
+        self.norms = nn.ModuleList(_norm(norm_name, dim) for _ in targets)
         self.linears = nn.ModuleList(nn.Linear(dim, dim, bias=False) if places else nn.Identity() for places in targets)
 
     def forward(self, sequences: Sequence[JaggedSequence], tokens_BND: Tensor) -> list[JaggedSequence]:
         """Maps sequences of (E_i, D) to the same, given tokens (B, N, D)."""
         met = []
-        for sequence, places, linear in zip(sequences, self.targets, self.linears, strict=True):
+        for sequence, places, normalise, linear in zip(sequences, self.targets, self.norms, self.linears, strict=True):
+            sequence = sequence.with_values(normalise(sequence.values_ED))
             if places:
                 target_BD = torch.stack([tokens_BND[:, place] for place in places]).sum(0)
                 product_ED = sequence.values_ED * target_BD.index_select(0, sequence.example_index())
@@ -42,7 +54,7 @@ class Meeting(nn.Module):
 
 
 class MaskNet(nn.Module):
-    """``MLP_lce(S * MLP_mask(S))``: sequences are filtered and become one.
+    """``Norm(MLP_lce(S * MLP_mask(S)))``: sequences are filtered and become one.
 
     ``S`` has all sequences side by side, as published, aligned at the newest event where their lengths differ; a
     shorter one is filled up with zeros. ``MLP_mask`` has one hidden layer, as wide as ``S``; ``MLP_lce`` is linear.
@@ -51,18 +63,20 @@ class MaskNet(nn.Module):
         sequences: how many are merged.
         dim: D.
         activation: in the MLP of the mask.
+        norm_name: of the events that come of it.
     """
 
-    def __init__(self, sequences: int, dim: int, activation: ActivationName) -> None:
+    def __init__(self, sequences: int, dim: int, activation: ActivationName, norm_name: OptionalNorm) -> None:
         super().__init__()
         width = sequences * dim
         self.mask = mlp([width, width, width], activation)
         self.compression = nn.Linear(width, dim)
+        self.norm = _norm(norm_name, dim)
 
     def forward(self, sequences: Sequence[JaggedSequence]) -> JaggedSequence:
         """Maps sequences of (E_i, D) to one of (E, D), as long as the longest of the example's."""
         merged = side_by_side(sequences)
-        filtered_ED = self.compression(merged.values_ED * self.mask(merged.values_ED))
+        filtered_ED = self.norm(self.compression(merged.values_ED * self.mask(merged.values_ED)))
         # Under autocast the maps are in low precision; the events that layers add to are not.
         return merged.with_values(filtered_ED.to(merged.values_ED.dtype))
 
