@@ -108,9 +108,7 @@ class Campaign:
         shutil.rmtree(run_dir, ignore_errors=True)
         return log.add(record | {"seconds": round(time.perf_counter() - started, 1), **machine()})
 
-    def tune(
-        self, name: str, model: Mapping[str, Any], points: int | None = None, start: Rates = START
-    ) -> Record:
+    def tune(self, name: str, model: Mapping[str, Any], points: int | None = None, start: Rates = START) -> Record:
         """The best learning rates by NE, with seed 0: either one is doubled or halved for as long as that helps.
 
         Args:
