@@ -1,4 +1,4 @@
-"""How far behind the first example of their batch a model's examples stand: how old its own rows are when they are read.
+"""How far behind the first example of their batch a model's examples stand: how old its own rows are when read.
 
 python benchmarks/transfer/batch_ages.py examples/paper/single_vm_movielens.yaml vm stream.source.path=FOLDER
 """
@@ -30,7 +30,7 @@ def main() -> None:
     experiment = exfm.load_experiment(arguments.config, arguments.overrides)
     ages_us = batch_ages(experiment, arguments.model)
     quartiles = ", ".join(f"{value / 60e6:.1f}" for value in np.percentile(ages_us, [25, 50, 75]))
-    print(f"{arguments.model}: {ages_us.size} examples, minutes behind the first of their batch, quartiles: {quartiles}")
+    print(f"{arguments.model}: {ages_us.size} rows, minutes behind the first of the batch, quartiles: {quartiles}")
 
 
 def batch_ages(experiment: exfm.Experiment, model: str) -> np.ndarray:
