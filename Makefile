@@ -7,6 +7,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 TOOLS := $(VENV)/.ready-tools
 
 # Everything a tool caches stays in the clone; threads that wait do not spin.
@@ -40,7 +41,7 @@ test: $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD)
 
 # The documentation as a site, in site/: open site/index.html, or `python -m http.server -d site` for its search.
 docs: $(TOOLS)
@@ -49,7 +50,7 @@ docs: $(TOOLS)
 
 # Campaigns too long for every change; docs/core/soak.md keeps their results.
 soak: $(TOOLS)
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "soak or hypothesis" --hypothesis-profile soak
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) -m "soak or hypothesis" --hypothesis-profile soak
 	$(BIN)/python benchmarks/soak_kill.py
 	$(BIN)/python benchmarks/soak_jobs.py
 	$(BIN)/python benchmarks/soak_parallel.py

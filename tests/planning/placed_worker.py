@@ -37,8 +37,8 @@ def counting(output: torch.Tensor, input: torch.Tensor, *arguments: Any, **optio
 all_to_all_single = dist.all_to_all_single
 
 
-def main(config: str, overrides: list[str], out: Path) -> None:
-    dist.init_process_group("gloo")
+def measure(config: str, overrides: list[str]) -> dict[str, int]:
+    """What this process keeps and sends in a step of one experiment."""
     experiment = exfm.load_experiment(config, overrides)
     plan = build_plan(experiment)
     trainer = Trainer(experiment.arms[0], experiment.schema, teacher_shapes(experiment), plan, 0)
@@ -52,13 +52,18 @@ def main(config: str, overrides: list[str], out: Path) -> None:
     shards = [kept for one in getattr(plan, "_shards", {}).get(trainer.model, []) for kept in one.kept().values()]
     own = [one.to_local() if isinstance(one, DTensor) else one for one in trainer.dense]
     states = [value for state in trainer.optimizer.state.values() for name, value in state.items() if name != "step"]
-    found = {
+    return {
         "tables": sum(kept.weight.numel() for kept in shards) * 4,
         "table_optimizer": sum(kept.state.numel() for kept in shards if kept.state is not None) * 4,
         "gradients": sum(tensor.numel() for tensor in own) * 4,
         "dense_optimizer": sum((v.to_local() if isinstance(v, DTensor) else v).numel() for v in states) * 4,
         "rows": sent["torch.float32"],
     }
+
+
+def main(config: str, each: list[list[str]], out: Path) -> None:
+    dist.init_process_group("gloo")
+    found = [measure(config, overrides) for overrides in each]
     (out / f"{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.barrier()
     os._exit(0)  # as `exfm run` does

@@ -144,32 +144,32 @@ def test_what_is_sent_by_pairs_of_processes(planned: Any, sharding: str, wire: t
     assert sent.get("parts of rows and their gradients", 0) == pytest.approx(2 * inside, abs=8)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "group"),
-    [
-        (["parallel={name: hsdp_2d, device: cpu, replicas: 2, sharding: [table_wise]}"], 2),
-        (["parallel={name: hsdp_2d, device: cpu, sharding: [column_wise]}"], 4),
-    ],
-)
-def test_processes_keep_and_send_what_is_planned(
-    overrides: list[str], group: int, write: Callable[..., str], tmp_path: Path
-) -> None:
-    overrides = [*overrides, "models.fm.optimizer.tables.name=rowwise_adagrad"]
+PLACED = {
+    "replicas": ("parallel={name: hsdp_2d, device: cpu, replicas: 2, sharding: [table_wise]}", 2),
+    "one group": ("parallel={name: hsdp_2d, device: cpu, sharding: [column_wise]}", 4),
+}
+"""A plan for four processes, and how many of them share a copy of the model."""
+
+
+def test_processes_keep_and_send_what_is_planned(write: Callable[..., str], tmp_path: Path) -> None:
+    each = [[parallel, "models.fm.optimizer.tables.name=rowwise_adagrad"] for parallel, _ in PLACED.values()]
     path = write(tree())
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(WORKER)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    given = [path, json.dumps(overrides), str(tmp_path)]
+    given = [path, json.dumps(each), str(tmp_path)]
     done = subprocess.run([*launch, *given], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-8000:]
-    found = as_dict(plan(exfm.load_experiment(path, overrides), Cluster(4, 4, 128 * 10**9)))
-    assert found["sharding_group"] == group
-    model = found["models"]["fm"]
-    rows = [one for one in model["exchanges"] if "looked-up rows" in one["name"]]
-    for process in range(4):
-        real = json.loads((tmp_path / f"{process}.json").read_text())
-        expected = {name: model["memory"][name][process % group] for name in real if name != "rows"}
-        expected["rows"] = sum(one["sent_bytes"][process % group] for one in rows)
-        assert real == expected
+    measured = [json.loads((tmp_path / f"{process}.json").read_text()) for process in range(4)]
+    for number, (case, (_, group)) in enumerate(PLACED.items()):
+        found = as_dict(plan(exfm.load_experiment(path, each[number]), Cluster(4, 4, 128 * 10**9)))
+        assert found["sharding_group"] == group
+        model = found["models"]["fm"]
+        rows = [one for one in model["exchanges"] if "looked-up rows" in one["name"]]
+        for process in range(4):
+            real = measured[process][number]
+            expected = {name: model["memory"][name][process % group] for name in real if name != "rows"}
+            expected["rows"] = sum(one["sent_bytes"][process % group] for one in rows)
+            assert real == expected, case
 
 
 @pytest.mark.parametrize("overrides", [[], ["models.fm.precision=bf16"], ["models.fm.activation_checkpointing=true"]])

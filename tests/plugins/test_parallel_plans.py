@@ -17,12 +17,27 @@ import exfm_plugins.hsdp
 import exfm_plugins.hsdp_2d
 import exfm_plugins.single
 from exfm.testing import ParallelPlanTests
-from exfm.testing.parallel_plan import Reference, exercised
+from exfm.testing.parallel_plan import Reference, exercise_together, exercised
 from exfm.testing.plan_exercise import ADDS_UP, DENSE_LR, DIM, MOMENTUM, SIZES, STEPS, Probe, batch
 from exfm_plugins.ddp.plan import Ddp
 from exfm_plugins.hsdp.plan import Hsdp
 from exfm_plugins.hsdp_2d.plan import Hsdp2d, moment_scaled
 from exfm_plugins.single.plan import Single
+
+CPU = {"device": "cpu"}
+REPLICAS = {"device": "cpu", "replicas": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def started_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All that takes two processes, in two processes."""
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (Ddp, CPU, "adagrad"),
+        (Hsdp, CPU, "adagrad"),
+        *((Hsdp2d, REPLICAS, optimizer) for optimizer in ("sgd", "adagrad", "rowwise_adagrad")),
+    ]
+    folder = tmp_path_factory.getbasetemp()
+    exercise_together([(plan, json.dumps(fields), optimizer) for plan, fields, optimizer in cases], 2, folder)
 
 
 class TestSingle(ParallelPlanTests):
@@ -35,14 +50,14 @@ class TestSingle(ParallelPlanTests):
 class TestDdp(ParallelPlanTests):
     component = Ddp
     plugin = exfm_plugins.ddp
-    configs = ({"device": "cpu"},)
+    configs = (CPU,)
     optimizers = ("adagrad",)
 
 
 class TestHsdp(ParallelPlanTests):
     component = Hsdp
     plugin = exfm_plugins.hsdp
-    configs = ({"device": "cpu"},)
+    configs = (CPU,)
     processes = (2,)
     optimizers = ("adagrad",)
 
@@ -56,7 +71,7 @@ class TestHsdp2d(ParallelPlanTests):
 
 class TestReplicasOfHsdp2d(ParallelPlanTests):
     component = Hsdp2d
-    configs = ({"device": "cpu", "replicas": 2},)
+    configs = (REPLICAS,)
     processes = (2,)
     optimizers = ("sgd",)
 
@@ -68,8 +83,7 @@ GROUPS = 2
 def test_replicas_learn_as_published(optimizer: str, tmp_path: Path) -> None:
     """Two groups of one process, written out: each steps its tables with the mean gradient of its own rows and
     ``lr g / (sqrt(v / 2) + eps)``, then weights and squares are averaged."""
-    fields = json.dumps({"device": "cpu", "replicas": GROUPS})
-    found = exercised(Hsdp2d, fields, GROUPS, optimizer, tmp_path)
+    found = exercised(Hsdp2d, json.dumps(REPLICAS), GROUPS, optimizer, tmp_path)
     options = exfm.TableOptimizer.model_validate({"name": optimizer})
     models = [Reference(found, "sgd").model for _ in range(GROUPS)]
     for model in models[1:]:

@@ -27,7 +27,7 @@ from exfm.training.run import open_run
 
 from .logs import differences, experiment_dict, load, make_log, supervision, write_log
 
-KILLS = 3
+KILLS = 1
 
 
 def config_of(folder: Path, name: str) -> Path:
@@ -97,7 +97,7 @@ def command(path: Path, stage: str, model: str) -> list[str]:
 
 
 def killed_and_restarted(arguments: list[str], commits: Path, seed: int, failures: list[str]) -> None:
-    """Runs a job, kills it a few times once it has got somewhere, and lets the last start finish."""
+    """Runs a job, kills it once it has got somewhere, and lets the last start finish."""
     moments = random.Random(seed)
     for attempt in range(KILLS + 1):
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,6 +1,7 @@
 """What a parallel plan is put through: a small model is trained, saved, put back and trained on.
 
-In several processes torchrun runs this module: ``-m exfm.testing.plan_exercise MODULE:CLASS FIELDS OPTIMIZER OUT``.
+In several processes torchrun runs this module: ``-m exfm.testing.plan_exercise JOBS``, a JSON list of
+``[MODULE:CLASS, FIELDS, OPTIMIZER, OUT]``.
 
 Legend: n own rows, B rows of a batch, D width of a table's rows, W width of the block.
 """
@@ -215,17 +216,18 @@ def _from_first(plan: ParallelPlan, state: Mapping[str, Tensor]) -> dict[str, Te
     return shared
 
 
-def main(component: str, fields: str, optimizer: str, out: str) -> None:
-    """Exercises a plan in one of torchrun's processes; the first one writes what it found."""
-    module, _, name = component.partition(":")
-    plan_class: Any = getattr(import_module(module), name)
-    plan = plan_class(plan_class.Config.model_validate(json.loads(fields)))
-    found = exercise(plan, TableOptimizer.model_validate(json.loads(optimizer)))
-    if plan.ranks.is_first:
-        save_file({key: value.contiguous() for key, value in found.items()}, out)
-    plan.ranks.wait()
+def main(jobs: str) -> None:
+    """Exercises plans, one after the other, in one of torchrun's processes; the first one writes what it found."""
+    for component, fields, optimizer, out in json.loads(jobs):
+        module, _, name = component.partition(":")
+        plan_class: Any = getattr(import_module(module), name)
+        plan = plan_class(plan_class.Config.model_validate(json.loads(fields)))
+        found = exercise(plan, TableOptimizer.model_validate({"name": optimizer}))
+        if plan.ranks.is_first:
+            save_file({key: value.contiguous() for key, value in found.items()}, out)
+        plan.ranks.wait()
     os._exit(0)  # a thread of the connection may abort a process whose interpreter ends
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])
