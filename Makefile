@@ -7,15 +7,16 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 TOOLS := $(VENV)/.ready-tools
+# A process for each core, files in the order of tests/conftest.py.
+SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 
 # Everything a tool caches stays in the clone; threads that wait do not spin.
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test docs soak bench clean
+.PHONY: setup demo test types unit docs soak bench clean
 
 setup: $(READY)
 
@@ -36,11 +37,17 @@ demo: setup
 	rm -rf runs/quickstart
 	$(BIN)/exfm run examples/quickstart.yaml
 
+# Types are checked beside the tests: mypy takes long, and computes on one core.
 test: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) --jobs 2 --output-sync=none types unit
+
+types:
+	$(BIN)/mypy
+
+unit:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD)
 
 # The documentation as a site, in site/: open site/index.html, or `python -m http.server -d site` for its search.

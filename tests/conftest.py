@@ -24,10 +24,10 @@ settings.register_profile("soak", _ANY_CASE, max_examples=1_000)
 settings.load_profile("default")
 
 LONG = (
-    "training/test_parallel.py", "cli/test_new_plugin.py", "training/test_jobs.py", "examples/test_paper.py",
+    "training/test_parallel.py", "training/test_jobs.py", "examples/test_paper.py",
     "examples/test_distributions.py", "training/test_s3.py", "docs/test_recipes.py", "cli/test_sweep.py",
     "plugins/test_parallel_plans.py", "docs/test_tutorial.py", "examples/test_notebooks.py", "planning/test_plan.py",
-    "training/test_stream_loop.py", "serving/test_export.py", "training/test_kill.py",
+    "training/test_stream_loop.py", "serving/test_export.py", "training/test_kill.py", "cli/test_new_plugin.py",
 )  # fmt: skip
 """The files that take longest, which come first: at the end one process would wait for the other."""
 

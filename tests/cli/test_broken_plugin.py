@@ -40,3 +40,10 @@ def test_an_experiment_that_needs_it_fails_with_its_reason(broken, experiment, w
     assert len(errors) == 1
     for words in ("models.vm.backbone.name", "'thing'", "exfm-plugin-thing 1.0", "RuntimeError: half installed"):
         assert words in errors[0]
+
+
+def test_damage_that_stops_python_itself_is_named(plugins, experiment, write):
+    plugins.add_distribution("exfm-plugin-garbled", "[exfm]\nno equals sign here\n")
+    done = plugins.exfm("validate", write(experiment))
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "exfm-plugin-garbled is damaged: its entry_points.txt cannot be read; install it again" in done.stderr

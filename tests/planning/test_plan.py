@@ -144,6 +144,19 @@ def test_what_is_sent_by_pairs_of_processes(planned: Any, sharding: str, wire: t
     assert sent.get("parts of rows and their gradients", 0) == pytest.approx(2 * inside, abs=8)
 
 
+@pytest.mark.parametrize(("name", "group"), [("ddp", None), ("hsdp", 2), ("hsdp_2d", 2)])
+def test_gradients_that_add_up_are_averaged_once(planned: Any, name: str, group: int | None) -> None:
+    found, added = (
+        planned(4, group, f"models.fm.optimizer.dense.accumulate={batches}", name=name)["models"]["fm"]
+        for batches in (1, 4)
+    )
+    every = {one["name"]: one["every"] for one in added["exchanges"]}
+    averaged = [told for told in every if "gradients" in told and "dense" in told and "all-reduce" in told]
+    assert len(averaged) == (1 if name == "ddp" else 2) and all(every[told] == 4 for told in averaged)
+    assert all(every[told] in (1, 100) for told in every if told not in averaged)
+    assert sum(added["sent_bytes_per_step"]) < sum(found["sent_bytes_per_step"])
+
+
 PLACED = {
     "replicas": ("parallel={name: hsdp_2d, device: cpu, replicas: 2, sharding: [table_wise]}", 2),
     "one group": ("parallel={name: hsdp_2d, device: cpu, sharding: [column_wise]}", 4),

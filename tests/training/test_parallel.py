@@ -18,7 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
+from torch import Tensor
 
 import exfm
 from exfm.training.spread import check_spread
@@ -200,6 +203,25 @@ def test_replicas_with_sgd_are_one_process(runs: Runs) -> None:
 def test_plans_and_numbers_of_processes_take_turns(runs: Runs) -> None:
     """One process, then four, two and one again."""
     assert_same(runs, "turns")
+
+
+@pytest.mark.parametrize("name", ["killed", "ddp", "hsdp", "hsdp_2d"])
+def test_who_has_saved_it_does_not_matter(runs: Runs, name: str) -> None:
+    """Two processes, or four, save what one does: whoever goes on from the one goes on from the others."""
+    for model in ARMS:
+        for file in ("model", "training"):
+            found, expected = (saved(runs.run_dir(run), model, file) for run in (name, "single"))
+            assert found.keys() == expected.keys()
+            for key, tensor in expected.items():
+                assert found[key].shape == tensor.shape and found[key].dtype == tensor.dtype, key
+                far = HALF if model == "half" else 1e-3
+                torch.testing.assert_close(found[key], tensor, rtol=far, atol=far, msg=f"{model} {key}")
+
+
+def saved(run_dir: Path, model: str, file: str) -> dict[str, Tensor]:
+    """A file of a model's last snapshot."""
+    (path,) = (run_dir / "snapshots" / model / f"{DAYS - 1:06d}").glob(f"{file}-*.safetensors")
+    return load_file(path)
 
 
 def test_what_replicas_have_learned_apart_is_saved(runs: Runs) -> None:

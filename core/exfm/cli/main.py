@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from exfm import __version__
 from exfm.cli.context import Session
 from exfm.errors import ConfigError, RunError
+from exfm.registry import entry_points
 
 _COMMANDS = {
     "run": "The whole experiment, resuming what is already committed.",
@@ -107,7 +108,7 @@ def _main() -> None:
     except (ConfigError, RunError) as error:
         if debug:
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {error}{'' if isinstance(error, ConfigError) else _damage()}", err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
         typer.echo("interrupted; what is committed is kept, and the same command goes on from there", err=True)
@@ -121,8 +122,14 @@ def _main() -> None:
         if debug:
             raise
         text = " ".join(str(error).split())
-        typer.echo(f"error: {type(error).__name__}: {text} (--debug shows the traceback)", err=True)
+        typer.echo(f"error: {type(error).__name__}: {text} (--debug shows the traceback){_damage()}", err=True)
         sys.exit(1)
+
+
+def _damage() -> str:
+    """What to add to an error that may come of it: pydantic, torch and others read the entry points of everything."""
+    damaged = [found.distribution for found in entry_points.find() if found.entry_point is None]
+    return f"; {damaged[0]} is damaged: its entry_points.txt cannot be read; install it again" if damaged else ""
 
 
 if __name__ == "__main__":

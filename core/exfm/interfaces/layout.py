@@ -54,10 +54,12 @@ class TrainingStep:
     Attributes:
         tables: what it looks up, of its own examples.
         beside: trained numbers that belong to no module of the model, such as a transfer strategy's.
+        accumulate: batches whose gradients add up before the dense layers learn from them; tables learn from each.
     """
 
     tables: tuple[TableUse, ...]
     beside: int = 0
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def needs_of(
     numbers += model.backbone.output_dim if strategies else 0
     for name in {name for spec in arm.config.transfer for name in spec.config.teachers}:
         numbers += 2 * len(teachers[name].tasks) + (teachers[name].embedding_dim or 0)
-    step = TrainingStep(tuple(_uses(model, rows, lengths)), transfer)
+    step = TrainingStep(tuple(_uses(model, rows, lengths)), transfer, arm.config.optimizer.dense.accumulate)
     return Needs(arm, model, rows, batch, step, numbers, transfer)
 
 

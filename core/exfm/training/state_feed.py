@@ -116,7 +116,8 @@ class StateFeed:
             seen_L: the rows of it that the student sees, ascending.
             teachers: by name; of a teacher that stores neither nothing is told.
         """
-        self._end_us = int(batch.event_time_us[-1])
+        if batch.size:  # of a short chunk a process may have no row
+            self._end_us = int(batch.event_time_us[-1])
         self._columns = {}
         for teacher in dict.fromkeys(listener.teacher for listener in self._listeners):
             stored = teachers[teacher].stored(batch.example_id, batch.event_time_us)

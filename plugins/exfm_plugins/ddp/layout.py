@@ -36,9 +36,10 @@ def table_exchanges(step: exfm.TrainingStep, count: int) -> list[exfm.Exchange]:
     ]
 
 
-def gradients(elements: int, count: int) -> exfm.Exchange:
+def gradients(elements: int, count: int, every: int) -> exfm.Exchange:
     """The average of dense gradients that are whole on each process, put one after the other."""
-    return exfm.Exchange.all_reduce("dense gradients", [elements * FLOAT], count, held=[elements * FLOAT])
+    size = [elements * FLOAT]
+    return exfm.Exchange.all_reduce("dense gradients", size, count, held=size, every=every)
 
 
 def told(exchanges: Iterable[exfm.Exchange]) -> tuple[exfm.Exchange, ...]:

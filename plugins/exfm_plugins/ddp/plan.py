@@ -61,8 +61,8 @@ class Ddp(Single):
         collections = {use.collection for use in step.tables}
         sparse = {id(one) for path in collections for one in model.get_submodule(path).parameters()}
         dense = sum(one.numel() for one in model.parameters() if one.requires_grad and id(one) not in sparse)
-        exchanges = [*table_exchanges(step, cluster.count), gradients(dense + step.beside, cluster.count)]
-        return exfm.Layout(1, whole_tables(step, 1), exchanges=told(exchanges))
+        average = gradients(dense + step.beside, cluster.count, step.accumulate)
+        return exfm.Layout(1, whole_tables(step, 1), exchanges=told([*table_exchanges(step, cluster.count), average]))
 
     def _fused(
         self, configs: list[EmbeddingBagConfig], optimizer: type[torch.optim.Optimizer], options: dict[str, Any]

@@ -40,20 +40,23 @@ class ShardedDense:
             )
         return kept
 
-    def exchanges(self, tables: Iterable[nn.Parameter], beside: int, gradient_bytes: int) -> list[exfm.Exchange]:
+    def exchanges(
+        self, tables: Iterable[nn.Parameter], step: exfm.TrainingStep, gradient_bytes: int
+    ) -> list[exfm.Exchange]:
         """Blocks are gathered for both passes; their gradients are scattered, then averaged over the replicas.
 
-        The rest of the gradients is averaged over all processes.
+        The rest of the gradients is averaged over all processes. Gradients that add up are scattered in a group each
+        time, and averaged once.
 
         Args:
             tables: the parameters that are no dense layers.
-            beside: trained numbers outside of the model.
+            step: what a process does.
             gradient_bytes: of a number of a block's gradient on the wire.
         """
         units = [sum(self._padded(parameter) for parameter in unit) for unit in self._units()]
         total, largest = sum(units), max(units, default=0)
         sharded = {id(parameter) for unit in self._units() for parameter in unit} | {id(table) for table in tables}
-        rest = beside + sum(
+        rest = step.beside + sum(
             parameter.numel()
             for parameter in self.model.parameters()
             if parameter.requires_grad and id(parameter) not in sharded
@@ -67,8 +70,10 @@ class ShardedDense:
             exfm.Exchange.reduce_scatter(
                 "dense gradients in a group", total * gradient_bytes, group, held=largest * (FLOAT + gradient_bytes)
             ),
-            exfm.Exchange.all_reduce("dense gradients over groups", [total // group * gradient_bytes], replicas),
-            gradients(rest, self.count),
+            exfm.Exchange.all_reduce(
+                "dense gradients over groups", [total // group * gradient_bytes], replicas, every=step.accumulate
+            ),
+            gradients(rest, self.count, step.accumulate),
         ]
 
     def _padded(self, parameter: nn.Parameter) -> int:

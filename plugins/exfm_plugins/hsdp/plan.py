@@ -77,7 +77,7 @@ class Hsdp(Ddp):
         dense = ShardedDense(model, tuple(_bottom_up(model)), group, count)
         collections = {use.collection for use in step.tables}
         tables = [one for path in collections for one in model.get_submodule(path).parameters()]
-        exchanges = dense.exchanges(tables, step.beside, 2 if config.gradients == "bf16" else FLOAT)
+        exchanges = dense.exchanges(tables, step, 2 if config.gradients == "bf16" else FLOAT)
         return dense.kept(), exchanges
 
     def before_backward(self, model: nn.Module, last: bool) -> None:
