@@ -61,20 +61,26 @@ def measure_case(name: str, case: Figures, machine: Figures, arguments: argparse
 
 
 def table(name: str, found: dict[str, list[Figures]], machine: Figures) -> str:
-    """Medians of one case, with ratios to each peer and the share of the machine's rate of products."""
-    speeds = {side: median(figures["examples_per_second"] for figures in several) for side, several in found.items()}
+    """Medians of one case, with ratios to each peer and the share of the machine's rate of products.
+
+    Of a second of the clock and of one of the processor: what else the machine does leaves the latter nearly alone.
+    """
+    kinds = ("examples_per_second", "examples_per_cpu_second")
+    speeds = {side: [median(figures[kind] for figures in several) for kind in kinds] for side, several in found.items()}
     peers = [side for side in found if not side.startswith("exfm")]
-    header = ["", "examples/s", *(f"x {peer}" for peer in peers), "of the matmul rate", "start, s"]
+    against = [f"x {peer}" for peer in peers]
+    header = ["", "examples/s", *against, "per CPU second", *against, "of the matmul rate", "start, s"]
     lines = [f"### {name}", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    for side, speed in speeds.items():
-        ratios = [f"{speed / speeds[peer]:.2f}" for peer in peers]
-        share, start = "", ""
+    for side, own in speeds.items():
+        cells = [side]
+        for place, speed in enumerate(own):
+            cells += [f"{speed:,.0f}", *(f"{speed / speeds[peer][place]:.2f}" for peer in peers)]
         if side not in peers:
             rate = machine["bf16_gflops" if "bf16" in side else "fp32_gflops"]
             # A training step takes about three forward passes.
-            share = f"{3 * found[side][0]['flops_per_example'] * speed / 1e9 / rate:.0%}"
-            start = ", ".join(f"{figures['first_chunk_s']:.1f}" for figures in found[side])
-        lines.append(f"| {' | '.join([side, f'{speed:,.0f}', *ratios, share, start])} |")
+            cells.append(f"{3 * found[side][0]['flops_per_example'] * own[0] / 1e9 / rate:.0%}")
+            cells.append(", ".join(f"{figures['first_chunk_s']:.1f}" for figures in found[side]))
+        lines.append(f"| {' | '.join([*cells, *[''] * (len(header) - len(cells))])} |")
     return "\n".join(lines)
 
 

@@ -27,7 +27,7 @@ import torch
 from rows import FEATURES
 
 NAMES = [f"f{number}" for number in range(FEATURES)]
-_WARM_BATCHES = 4
+_WARM_BATCHES = 2
 Settings = dict[str, Any]
 Train = Callable[[int, int], None]
 

@@ -34,7 +34,7 @@ def soft_label_loss(logit_B: Tensor, target_LB: Tensor, hit_B: Tensor) -> Tensor
     """
     target_LB = target_LB.detach().to(logit_B.dtype)
     loss_LB = binary_cross_entropy_with_logits(logit_B.expand_as(target_LB), target_LB, reduction="none")
-    return torch.where(hit_B, loss_LB, 0.0).sum(-1) / max(logit_B.shape[0], 1)
+    return (loss_LB * hit_B).sum(-1) / max(logit_B.shape[0], 1)
 
 
 class DistillationHead(nn.Module):
@@ -192,6 +192,6 @@ class RecentMeans(nn.Module):
     def add(self, values_VB: Tensor, seen_B: Tensor) -> None:
         """Adds the examples (B,) that ``seen_B`` marks, with their values (V, B)."""
         added = seen_B.sum(dtype=torch.float64)
-        keep = torch.exp(-added / _RECENT)
-        self.total_V.mul_(keep).add_(torch.where(seen_B, values_VB, 0.0).sum(dim=1, dtype=torch.float64))
+        keep = torch.exp(added * (-1 / _RECENT))
+        self.total_V.mul_(keep).add_((values_VB * seen_B).sum(dim=1, dtype=torch.float64))
         self.count.mul_(keep).add_(added)

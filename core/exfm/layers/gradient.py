@@ -10,6 +10,8 @@ from torch import Tensor
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:
     """The identity, bit for bit; the gradient that comes back through it is multiplied by ``scale``."""
+    if scale == 1:
+        return x
     scaled: Tensor = _ScaleGradient.apply(x, scale)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return scaled
 

@@ -127,6 +127,8 @@ class Featurizer(nn.Module):
         self.dim = dim
         self.offsets: dict[str, nn.Module] = {}
         self.frozen_tables: set[str] = set()
+        # Of these an example has one id at most, and where there are as many ids as examples, one each.
+        self._categorical = {feature.name for feature in schema.features if isinstance(feature, CategoricalFeature)}
         self.table_rows = schema.tables()
         managed = schema.managed().items()
         self.managed = nn.ModuleDict(
@@ -163,8 +165,7 @@ class Featurizer(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, JaggedSequence]]:
         """Returns tokens (B, N, D) and the raw sequences, events (E, D), by name."""
-        found = self._look_up(batch)
-        tokens = [batch.dense_BF.new_zeros(batch.size, 0), *(found[lookup] for lookup in self.bags)]
+        tokens, found = self._bag_tokens(batch)
         sequences: dict[str, JaggedSequence] = {}
         for sequence in self.sequences:
             history = batch.sequences[sequence.name]
@@ -176,7 +177,16 @@ class Featurizer(nn.Module):
                 tokens.append(self._sum(rows, sequence.name, _segment_mean(history.dense_EG, history.offsets)))
         if self.dense is not None:
             tokens.append(self.dense(batch.dense_BF).flatten(1))
-        return torch.cat(tokens, dim=1).view(batch.size, len(self.token_names), self.dim), sequences
+        together = tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=1)
+        return together.view(batch.size, len(self.token_names), self.dim), sequences
+
+    def _bag_tokens(self, batch: Batch) -> tuple[list[Tensor], dict[Lookup, Tensor]]:
+        """The tokens of bags, (B, D) or several side by side, and what else was looked up."""
+        pooled = self.pooled
+        if pooled is not None and pooled.order == self.bags and not (self.events or self.offsets or self.frozen_tables):
+            return [pooled.together(self._with_rows(batch) if self.managed else batch)], {}  # as they lie: no copy
+        found = self._look_up(batch)
+        return [batch.dense_BF.new_zeros(batch.size, 0), *(found[lookup] for lookup in self.bags)], found
 
     @torch.no_grad()
     def rows(self, batch: Batch, features: Collection[str]) -> dict[str, Tensor]:
@@ -253,7 +263,7 @@ class Featurizer(nn.Module):
         if lookup.field is None:
             bags = batch.sparse[lookup.key]
             rows_VD: Tensor = offset(bags.values(), lookup.key)
-            single = rows_VD.shape[0] == batch.size and bool((bags.lengths() == 1).all())
+            single = lookup.key in self._categorical and rows_VD.shape[0] == batch.size
             return rows_VD if single else _segment_mean(rows_VD, bags.offsets().long())
         history = batch.sequences[lookup.key]
         rows_ED: Tensor = offset(history.ids_EC[:, lookup.field])
