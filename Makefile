@@ -62,8 +62,11 @@ soak: $(TOOLS)
 	$(BIN)/python benchmarks/soak_jobs.py
 	$(BIN)/python benchmarks/soak_parallel.py
 
+# All ratios, those that miss their goal too. Speed beside other libraries needs benchmarks/speed/setup.sh first.
 bench: $(TOOLS)
-	$(BIN)/python benchmarks/memory.py
+	test ! -x .venv-peers/bin/python || $(BIN)/python benchmarks/speed/bench.py
+	-$(BIN)/python benchmarks/speed/overhead.py
+	-$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/supervision_store.py
 
 clean:

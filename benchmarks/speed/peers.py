@@ -41,10 +41,9 @@ def fuxictr(model: str, ids_NF: np.ndarray, labels: np.ndarray, table_rows: int,
     for name in NAMES:
         found.features[name] = {"source": "", "type": "categorical", "vocab_size": table_rows}
     found.num_fields = found.get_num_fields()
-    folder, name, fields = {
-        "wukong": ("WuKong", "WuKong", _wukong_fields(settings)),
-        "deepfm": ("DeepFM/DeepFM_torch", "DeepFM", {"hidden_units": settings["hidden"]}),
-    }[model]
+    folder, name, fields = ("DeepFM/DeepFM_torch", "DeepFM", {"hidden_units": settings["hidden"]})
+    if model == "wukong":
+        folder, name, fields = ("WuKong", "WuKong", _wukong_fields(settings))
     file = Path(sys.prefix) / "zoo" / "model_zoo" / folder / "src" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
