@@ -90,7 +90,7 @@ class PooledTables(nn.Module):
 
     def forward(self, batch: Batch) -> dict[Lookup, Tensor]:
         """Returns (B, D) for every lookup."""
-        return dict(zip(self.order, self.together(batch).split(self.dim, dim=1), strict=True))
+        return dict(zip(self.order, torch.split(self.together(batch), self.dim, dim=1), strict=True))
 
     def together(self, batch: Batch) -> Tensor:
         """Returns all lookups side by side, in their order."""
