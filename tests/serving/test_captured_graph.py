@@ -44,11 +44,13 @@ def check(config: dict[str, Any], *features: str, tolerance: float = 1e-6) -> An
     return program
 
 
+@pytest.mark.soak  # the compliance kit captures each of them alone
 @pytest.mark.parametrize("name", built_in("backbone"))
 def test_every_backbone(name: str) -> None:
     check({"backbone": {"name": name, **REQUIRED.get(name, {})}}, *FEATURES)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", built_in("sequence_encoder"))
 def test_every_sequence_encoder(name: str) -> None:
     check({"backbone": {"name": "mlp"}, "sequence_encoder": {"name": name}}, *FEATURES)
