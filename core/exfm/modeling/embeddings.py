@@ -1,6 +1,6 @@
 """Embedding tables: every lookup of a model in at most two fused calls.
 
-Legend: B examples, N tokens, D width, W all lookups side by side, E events of a sequence, C id fields of an event.
+Legend: B examples, N tokens, D width, E events of a sequence, C id fields of an event.
 
 ``PooledTables`` serves tables that only bags of one batch look up: its TorchRec collection takes one key per feature.
 ``EventTables`` serves tables that events of a sequence look up too. Events go in as bags of one, because FBGEMM's
@@ -90,12 +90,8 @@ class PooledTables(nn.Module):
 
     def forward(self, batch: Batch) -> dict[Lookup, Tensor]:
         """Returns (B, D) for every lookup."""
-        return dict(zip(self.order, torch.split(self.together(batch), self.dim, dim=1), strict=True))
-
-    def together(self, batch: Batch) -> Tensor:
-        """Returns all lookups side by side, in their order."""
-        rows_BW: Tensor = self.bags(self._features(batch)).values()
-        return rows_BW
+        rows = self.bags(self._features(batch)).values().split(self.dim, dim=1)
+        return dict(zip(self.order, rows, strict=True))
 
     def _features(self, batch: Batch) -> KeyedJaggedTensor:
         names = [lookup.name for lookup in self.order]

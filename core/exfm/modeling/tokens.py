@@ -165,7 +165,8 @@ class Featurizer(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, JaggedSequence]]:
         """Returns tokens (B, N, D) and the raw sequences, events (E, D), by name."""
-        tokens, found = self._bag_tokens(batch)
+        found = self._look_up(batch)
+        tokens = [batch.dense_BF.new_zeros(batch.size, 0), *(found[lookup] for lookup in self.bags)]
         sequences: dict[str, JaggedSequence] = {}
         for sequence in self.sequences:
             history = batch.sequences[sequence.name]
@@ -177,16 +178,7 @@ class Featurizer(nn.Module):
                 tokens.append(self._sum(rows, sequence.name, _segment_mean(history.dense_EG, history.offsets)))
         if self.dense is not None:
             tokens.append(self.dense(batch.dense_BF).flatten(1))
-        together = tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=1)
-        return together.view(batch.size, len(self.token_names), self.dim), sequences
-
-    def _bag_tokens(self, batch: Batch) -> tuple[list[Tensor], dict[Lookup, Tensor]]:
-        """The tokens of bags, (B, D) or several side by side, and what else was looked up."""
-        pooled = self.pooled
-        if pooled is not None and pooled.order == self.bags and not (self.events or self.offsets or self.frozen_tables):
-            return [pooled.together(self._with_rows(batch) if self.managed else batch)], {}  # as they lie: no copy
-        found = self._look_up(batch)
-        return [batch.dense_BF.new_zeros(batch.size, 0), *(found[lookup] for lookup in self.bags)], found
+        return torch.cat(tokens, dim=1).view(batch.size, len(self.token_names), self.dim), sequences
 
     @torch.no_grad()
     def rows(self, batch: Batch, features: Collection[str]) -> dict[str, Tensor]:
