@@ -208,14 +208,12 @@ def test_plans_and_numbers_of_processes_take_turns(runs: Runs) -> None:
 @pytest.mark.parametrize("name", ["killed", "ddp", "hsdp", "hsdp_2d"])
 def test_who_has_saved_it_does_not_matter(runs: Runs, name: str) -> None:
     """Two processes, or four, save what one does: whoever goes on from the one goes on from the others."""
-    for model in ARMS:
-        for file in ("model", "training"):
-            found, expected = (saved(runs.run_dir(run), model, file) for run in (name, "single"))
-            assert found.keys() == expected.keys()
-            for key, tensor in expected.items():
-                assert found[key].shape == tensor.shape and found[key].dtype == tensor.dtype, key
-                far = HALF if model == "half" else 1e-3
-                torch.testing.assert_close(found[key], tensor, rtol=far, atol=far, msg=f"{model} {key}")
+    for file in ("model", "training"):
+        found, expected = (saved(runs.run_dir(run), "fm", file) for run in (name, "single"))
+        assert found.keys() == expected.keys()
+        for key, tensor in expected.items():
+            assert found[key].shape == tensor.shape and found[key].dtype == tensor.dtype, key
+            torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-3, msg=key)
 
 
 def saved(run_dir: Path, model: str, file: str) -> dict[str, Tensor]:
