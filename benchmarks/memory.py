@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-SPEED = Path(__file__).parent / "speed"
-sys.path.insert(0, str(SPEED))
-from rows import FEATURES, write  # noqa: E402 (found by the line above)
+sys.path.insert(0, str(Path(__file__).parent / "speed"))
+from bench import called
+from rows import FEATURES, write
 
 EXPERIMENT = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
 ROWS_PER_DAY = 10_000
@@ -40,10 +40,7 @@ def table_peak_mib(table_rows: int, folder: Path) -> float:
     rows = folder / f"{table_rows}.parquet"
     write(rows, 65_536, table_rows, windows=4)
     given = ["--rows", str(rows), "--table-rows", str(table_rows), "--model", json.dumps(MODEL)]
-    done = subprocess.run([sys.executable, SPEED / "ours.py", *given], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"ours.py {' '.join(given)} failed:\n{done.stderr}")
-    peak: float = json.loads(done.stdout.splitlines()[-1])["peak_mib"]
+    peak: float = called(Path(sys.executable), "ours.py", *given)["peak_mib"]
     return peak
 
 
