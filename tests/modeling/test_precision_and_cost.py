@@ -47,8 +47,8 @@ def test_recomputed_blocks_keep_less_for_backward() -> None:
 
 def test_bfloat16_is_float32_but_for_rounding_and_gives_float32() -> None:
     exact, rounded = build(MODEL), build({**MODEL, "precision": "bf16"})
-    train(exact, 5)
-    train(rounded, 5)
+    train(exact, 5)  # one of them only: steps would add their roundings up
+    rounded.load_state_dict(exact.state_dict())
     batch = random_batch(SCHEMA, 64)
     with torch.no_grad():
         output = rounded(rounded.narrow(batch))
@@ -56,7 +56,7 @@ def test_bfloat16_is_float32_but_for_rounding_and_gives_float32() -> None:
     for task, logit in logits(exact, batch).items():
         assert output.logits[task].dtype == torch.float32
         assert not torch.equal(output.logits[task], logit)
-        torch.testing.assert_close(output.logits[task], logit, rtol=0.1, atol=0.1)
+        torch.testing.assert_close(output.logits[task], logit, rtol=0.05, atol=0.05)
 
 
 def test_the_parts_add_up_to_the_whole() -> None:

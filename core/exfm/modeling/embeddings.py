@@ -7,12 +7,15 @@ Legend: B examples, N tokens, D width, E events of a sequence, C id fields of an
 pooled kernel is several times faster on a CPU than its unpooled one and gives equal values. All lookups of one table
 are one key, so each row is updated once per step with its whole gradient, and the candidate item shares rows with the
 history.
+
+A bag is averaged. Where no bag of a table has more than one id, the table adds its bags up: the same values, from a
+kernel three times faster on a CPU.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,11 +34,13 @@ class Lookup:
         key: the feature's name, or the sequence's.
         table: the table it reads.
         field: the position of the id field among the sequence's; None for a feature of the batch.
+        single: whether a bag has one id at most.
     """
 
     key: str
     table: str
     field: int | None = None
+    single: bool = False
 
     @property
     def name(self) -> str:
@@ -51,8 +56,13 @@ class TableShape:
     dim: int
     init_std: float
 
-    def collection(self, keys: Mapping[str, list[str]]) -> EmbeddingBagCollection:
-        """A TorchRec collection without memory, for a plan to place. ``keys``: what reads each table."""
+    def collection(self, keys: Mapping[str, list[str]], single: Collection[str]) -> EmbeddingBagCollection:
+        """A TorchRec collection without memory, for a plan to place.
+
+        Args:
+            keys: what reads each table.
+            single: the tables none of whose bags has more than one id.
+        """
         half_width = self.init_std * math.sqrt(3.0)
         return EmbeddingBagCollection(
             device=torch.device("meta"),
@@ -62,7 +72,7 @@ class TableShape:
                     embedding_dim=self.dim,
                     num_embeddings=self.rows[table],
                     feature_names=names,
-                    pooling=PoolingType.MEAN,
+                    pooling=PoolingType.SUM if table in single else PoolingType.MEAN,
                     weight_init_min=-half_width,
                     weight_init_max=half_width,
                 )
@@ -84,9 +94,13 @@ class PooledTables(nn.Module):
     def __init__(self, lookups: Iterable[Lookup], shape: TableShape) -> None:
         super().__init__()
         groups = _by_table(lookups)
+        single = {table for table, group in groups.items() if all(lookup.single for lookup in group)}
+        # TorchRec joins the tables of one pooling, in this order, and names its columns as if it had kept ours.
+        groups = dict(sorted(groups.items(), key=lambda item: item[0] not in single))
         self.order = [lookup for group in groups.values() for lookup in group]
         self.dim = shape.dim
-        self.bags = shape.collection({table: [lookup.name for lookup in group] for table, group in groups.items()})
+        keys = {table: [lookup.name for lookup in group] for table, group in groups.items()}
+        self.bags = shape.collection(keys, single)
 
     def forward(self, batch: Batch) -> dict[Lookup, Tensor]:
         """Returns (B, D) for every lookup."""
@@ -122,9 +136,11 @@ class EventTables(nn.Module):
 
     def __init__(self, lookups: Iterable[Lookup], shape: TableShape) -> None:
         super().__init__()
-        self.groups = _by_table(lookups)
+        groups = _by_table(lookups)
+        single = {table for table, group in groups.items() if all(one.single or one.field is not None for one in group)}
+        self.groups = dict(sorted(groups.items(), key=lambda item: item[0] not in single))
         self.dim = shape.dim
-        self.bags = shape.collection({table: [table] for table in self.groups})
+        self.bags = shape.collection({table: [table] for table in self.groups}, single)
 
     def forward(self, batch: Batch) -> dict[Lookup, Tensor]:
         """Returns (B, D) for a feature's lookup, (E, D) for a sequence's."""

@@ -136,7 +136,7 @@ class Featurizer(nn.Module):
         )
         shape = TableShape(self.table_rows, dim, init_std)
         bags = [
-            Lookup(feature.name, feature.table_name)
+            Lookup(feature.name, feature.table_name, single=isinstance(feature, CategoricalFeature))
             for feature in schema.features
             if isinstance(feature, CategoricalFeature | MultiValuedFeature)
         ]
