@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -108,18 +109,26 @@ class Campaign:
         shutil.rmtree(run_dir, ignore_errors=True)
         return log.add(record | {"seconds": round(time.perf_counter() - started, 1), **machine()})
 
-    def tune(self, name: str, model: Mapping[str, Any], points: int | None = None, start: Rates = START) -> Record:
-        """The best learning rates by NE, with seed 0: either one is doubled or halved for as long as that helps.
+    def tune(
+        self,
+        name: str,
+        model: Mapping[str, Any],
+        points: int | None = None,
+        start: Rates = START,
+        seeds: Sequence[int] = (0,),
+    ) -> Record:
+        """The best learning rates by NE: either one is doubled or halved for as long as that helps.
 
         Args:
             points: where given, how many pairs of rates are tried at most.
             start: the first pair.
+            seeds: NE is the mean over these.
 
         Raises:
             RuntimeError: no learning rate that was tried worked.
         """
         tried = {start}
-        found = best([self._at(name, model, *start)])
+        found = best([self._at(name, model, start, seeds)])
         while True:
             dense, tables = (found["settings"]["optimizer"][part]["lr"] for part in ("dense", "tables"))
             around = [(dense, 2 * tables), (dense, tables / 2), (2 * dense, tables), (dense / 2, tables)]
@@ -128,13 +137,17 @@ class Campaign:
             if not new:
                 return found
             tried.update(new)
-            better = best([found, *(self._at(name, model, *rates) for rates in new)])
+            better = best([found, *(self._at(name, model, rates, seeds) for rates in new)])
             if better is found:
                 return found
             found = better
 
-    def _at(self, name: str, model: Mapping[str, Any], dense: float, tables: float) -> Record:
-        return self.measure(name, {**model, "optimizer": {"dense": {"lr": dense}, "tables": {"lr": tables}}}, 0)
+    def _at(self, name: str, model: Mapping[str, Any], rates: Rates, seeds: Sequence[int]) -> Record:
+        """The record of the first seed, or one that failed; its NE is the mean over all."""
+        optimizer = {part: {"lr": rate} for part, rate in zip(("dense", "tables"), rates, strict=True)}
+        records = [self.measure(name, {**model, "optimizer": optimizer}, seed) for seed in seeds]
+        failed = [record for record in records if "error" in record]
+        return failed[0] if failed else records[0] | {"ne": fmean(record["ne"] for record in records)}
 
 
 def best(records: Sequence[Record]) -> Record:

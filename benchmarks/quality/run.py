@@ -3,8 +3,9 @@
     python benchmarks/quality/run.py --data movielens --path FOLDER --tune
     python benchmarks/quality/run.py --data movielens --path FOLDER --seeds 3
 
-``--tune`` picks each model's learning rates on the part of the stream that the figures skip, with seed 0, and writes
-them to tuned-DATA.yaml; the campaign of seeds 1, 2, ... uses them. Interrupted, either goes on where it was.
+``--tune`` picks each model's learning rates on the part of the stream that the figures skip, or with ``--whole`` on a
+stream that no figure covers, with seed 0, and writes them to tuned-DATA.yaml; the campaign of seeds 1, 2, ... uses
+them. Interrupted, either goes on where it was.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="end the stream with the window in which so many rows are reached")
     parser.add_argument("--tune", action="store_true", help="choose learning rates instead")
     parser.add_argument("--points", type=int, help="with --tune: pairs of learning rates to try for a model at most")
+    parser.add_argument("--whole", action="store_true", help="with --tune: on all of --path, which no figure covers")
+    parser.add_argument("--tune-seeds", type=int, default=1, help="with --tune: by the mean NE over seeds 0, 1, ...")
     parser.add_argument("--start", type=_rates, default=START, help="with --tune: the first pair, as 0.002/0.2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
@@ -44,9 +48,9 @@ def main() -> None:
     models, absent = installed(arguments.models, parser)
     base, tuned = HERE / f"{arguments.data}.yaml", HERE / f"tuned-{arguments.data}.yaml"
     campaign = Campaign(base, (f"stream.source.path={arguments.path}",), arguments.out / arguments.data)
-    campaign = shortened(campaign, arguments.rows, arguments.tune)
+    campaign = shortened(campaign, arguments.rows, arguments.tune and not arguments.whole)
     if arguments.tune:
-        tune(campaign, models, tuned, arguments.points, arguments.start)
+        tune(campaign, models, tuned, arguments.points, arguments.start, range(arguments.tune_seeds))
     else:
         report = measure(campaign, models, tuned, arguments.seeds)
         lines = [f"Not installed: {'; '.join(absent)}."] if absent else []
@@ -85,12 +89,14 @@ def _rates(given: str) -> Rates:
     return dense, tables
 
 
-def tune(campaign: Campaign, models: Models, tuned: Path, points: int | None, start: Rates) -> None:
+def tune(
+    campaign: Campaign, models: Models, tuned: Path, points: int | None, start: Rates, seeds: Sequence[int]
+) -> None:
     """Writes each model's best learning rates, as soon as they are known."""
     for name, model in models.items():
-        record = campaign.tune(name, model, points, start)
+        record = campaign.tune(name, model, points, start, seeds)
         chosen = yaml.safe_load(tuned.read_text()) if tuned.exists() else {}
-        kept = {key: record[key] for key in ("ne", "examples", "base_rate", "seed")}
+        kept = {key: record[key] for key in ("ne", "examples", "base_rate")} | {"seeds": len(seeds)}
         chosen[name] = {"optimizer": record["settings"]["optimizer"], "on": kept}
         lines = [
             "# Learning rates that run.py chose on the part of the stream that no figure covers, and NE there.",
