@@ -58,6 +58,8 @@ class ChunkReader:
         skipped: bad rows left out of the window that was read last.
     """
 
+    _begun: tuple[Window, RowChecker, _Ahead] | None = None
+
     def __init__(
         self,
         source: DataSource,
@@ -83,9 +85,27 @@ class ChunkReader:
             ConfigError: a row breaks the schema and bad rows are not to be skipped; the type of a column changes and
                 this is a shard.
         """
-        checker = RowChecker(self.schema, self.stream.on_bad_row == "skip", newest_us=window.start_us)
-        yield from _ahead(self._chunks(window, checker))
+        if self._begun is None or self._begun[0] != window:
+            self.begin(window)
+        assert self._begun is not None
+        (_, checker, ahead), self._begun = self._begun, None
+        try:
+            yield from ahead
+        finally:
+            ahead.close()
         self.skipped = checker.skipped
+
+    def begin(self, window: Window) -> None:
+        """Begins to read a window that ``read`` will be called for next; what is wrong with it is said there."""
+        self.close()
+        checker = RowChecker(self.schema, self.stream.on_bad_row == "skip", newest_us=window.start_us)
+        self._begun = window, checker, _Ahead(self._chunks(window, checker))
+
+    def close(self) -> None:
+        """Leaves a window that was begun and not read."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun[2].close()
 
     def nothing(self) -> Chunk:
         """A chunk without rows, for a process that has read all of its rows while another has some left."""
@@ -142,39 +162,44 @@ def _one(table: pa.Table) -> pa.RecordBatch:
     return table.combine_chunks().to_batches()[0]
 
 
-def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Runs an iterator in a thread, a few items ahead; its exception is raised here."""
-    queue: Queue[Chunk | BaseException | None] = Queue(maxsize=_AHEAD)
-    closed = threading.Event()
+class _Ahead:
+    """Runs an iterator in a thread, a few items ahead; its exception is raised where they are read."""
 
-    def put(item: Chunk | BaseException | None) -> bool:
-        while not closed.is_set():
-            try:
-                queue.put(item, timeout=_POLL_S)
-            except Full:
-                continue
-            return True
-        return False
+    def __init__(self, chunks: Iterator[Chunk]) -> None:
+        self._queue: Queue[Chunk | BaseException | None] = Queue(maxsize=_AHEAD)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(chunks,), name="exfm-reader", daemon=True)
+        self._thread.start()
 
-    def work() -> None:
-        try:
-            for chunk in chunks:
-                if not put(chunk):
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=work, name="exfm-reader", daemon=True)
-    thread.start()
-    try:
+    def __iter__(self) -> Iterator[Chunk]:
+        """The items."""
         while True:
-            item = queue.get()
+            item = self._queue.get()
             if item is None:
                 return
             if isinstance(item, BaseException):
                 raise item
             yield item
-    finally:
-        closed.set()
-        thread.join()
+
+    def close(self) -> None:
+        """Ends the thread, whether or not all items have been read."""
+        self._closed.set()
+        self._thread.join()
+
+    def _work(self, chunks: Iterator[Chunk]) -> None:
+        try:
+            for chunk in chunks:
+                if not self._put(chunk):
+                    return
+            self._put(None)
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: Chunk | BaseException | None) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=_POLL_S)
+            except Full:
+                continue
+            return True
+        return False

@@ -153,21 +153,21 @@ class StreamLoop:
         complete = [window for window in windows if window.end_us <= span.end_us or not complete_windows_only]
         self._resume({window.index for window in complete})
         labelled = {one.name: set(self.store.log.windows("supervise", one.name)) for one in self.labellers}
+        todo = [(window, *self._to_do(window, labelled)) for window in complete]
+        todo = [(window, stages, labellers) for window, stages, labellers in todo if stages or labellers]
         count = 0
         self.waiting_for = ""
-        for window in complete:
-            stages = [s for s in self.stages if s.name in self._done and window.index not in self._done[s.name]]
-            labellers = [one for one in self.labellers if window.index not in labelled[one.name]]
-            if not stages and not labellers:
-                continue
+        for window, stages, labellers in todo:
             missing = self._missing(window, windows, stages, labellers)
             if self.ranks.agree(bool(missing)):
                 self.waiting_for = missing or f"what is missing for window {window}"
                 break
-            self._window(window, stages, labellers, span, len(windows))
+            count += 1
+            following = todo[count][0] if count < len(todo) else None
+            self._window(window, stages, labellers, span, len(windows), following)
             for stage in stages:
                 self._done[stage.name].add(window.index)
-            count += 1
+        self.reader.close()
         start = time.perf_counter()
         self.saving.wait()
         self.ranks.wait()
@@ -186,6 +186,11 @@ class StreamLoop:
             later = {index for index in done if index > version}
             self._done[stage.name] = done - {i for i in later if self.store.log.load("train", stage.name, i).files}
 
+    def _to_do(self, window: Window, labelled: Mapping[str, set[int]]) -> tuple[list[Stage], list[Labeller]]:
+        """The stages that have not committed a window, and the labellers that have not labelled it."""
+        stages = [s for s in self.stages if s.name in self._done and window.index not in self._done[s.name]]
+        return stages, [one for one in self.labellers if window.index not in labelled[one.name]]
+
     def _missing(self, window: Window, windows: list[Window], stages: list[Stage], labellers: list[Labeller]) -> str:
         """What a window needs that is not there yet, in words; nothing where it can be done."""
         log = self.store.log
@@ -203,7 +208,13 @@ class StreamLoop:
         return ""
 
     def _window(
-        self, window: Window, stages: list[Stage], labellers: list[Labeller], span: TimeRange, count: int
+        self,
+        window: Window,
+        stages: list[Stage],
+        labellers: list[Labeller],
+        span: TimeRange,
+        count: int,
+        following: Window | None,
     ) -> None:
         streams: dict[str, SupervisionStream] = {}
         begun: list[Stage | Labeller] = []
@@ -224,6 +235,8 @@ class StreamLoop:
                 )
             skipped = self.reader.skipped
             rows += self._late_labels(window, stages, span)
+            if following is not None:  # its first rows are read while this window is committed
+                self.reader.begin(following)
             start = time.perf_counter()
             for labeller in labellers:
                 labeller.commit(rows)
@@ -232,6 +245,9 @@ class StreamLoop:
             if not self.saving.background:
                 self.ranks.wait()  # until the first process has stored what the others may now read
             self.clock.commit += time.perf_counter() - start
+        except BaseException:
+            self.reader.close()
+            raise
         finally:
             for part in (*begun, *streams.values()):
                 part.close()

@@ -110,6 +110,7 @@ class Stage:
         told = listeners(trainer.list_strategies(), trainer.model.lookups)
         self._feed = StateFeed(told, sharing.lags_us, self._tables)
         self.counters = WindowCounters()
+        self._constant_flops: dict[str, float] = {}
 
     def begin(self, window: Window) -> None:
         """Opens a window's files, and takes what the model takes of its teachers' parts."""
@@ -178,8 +179,7 @@ class Stage:
             first += own
             supervision = {name: rows_of(found.supervision, rows) for name, found in joined.items()}
             if not self.counters.flops:
-                few = batch.select(torch.arange(min(batch.size, _COUNTED)))
-                self.counters.flops = flops_by_part(self.trainer.model, few)
+                self.counters.flops = self._flops(batch)
             self._feed.recall(rows)
             learned = frozenset(self.trainer.learned)
             made = self.trainer.step(batch, supervision, learn, part.counts, turn)
@@ -192,6 +192,16 @@ class Stage:
         self._record(seen, parts, forward.probabilities(), taught)
         self.counters.seconds += time.perf_counter() - start
         return taught
+
+    def _flops(self, batch: Batch) -> dict[str, float]:
+        """FLOPs per example: of a model that reads no histories always the same, and counted once."""
+        if not self._constant_flops:
+            few = batch.select(torch.arange(min(batch.size, _COUNTED)))
+            counted = flops_by_part(self.trainer.model, few)
+            if batch.sequences:
+                return counted
+            self._constant_flops = counted
+        return self._constant_flops
 
     def consume_late(self, chunk: SpreadChunk, tasks: tuple[str, ...]) -> None:
         """Trains on labels that became known after their examples had been predicted."""
