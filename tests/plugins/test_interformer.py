@@ -37,6 +37,7 @@ class TestInterFormerOnOneSequence(BackboneTests):
             "gate": "printed",
             "residual": "none",
             "event_norm": "layer_norm",
+            "mask": False,
             "head_input": "tokens",
             "num_cls": 1,
             "num_recent": 60,
@@ -100,17 +101,17 @@ def linear(x: Tensor, of: nn.Linear) -> Tensor:
 
 
 def met(x_ND: Tensor, histories: list[Tensor], module: InterFormer) -> list[Tensor]:
-    """``e + W (e * t)`` event by event, each normalised first, where a sequence has a candidate item."""
-    histories = [
-        torch.stack([normalised(e, of) for e in history]) if len(history) else history
-        for history, of in zip(histories, module.meeting.norms, strict=True)
-    ]
+    """``e + W (e * t)`` event by event, then t, or zeros where only another sequence has a candidate; normalised."""
     places = [shape.targets if module.config.meets_candidate else () for shape in module.inputs.sequences]
-    candidates = [sum(x_ND[place] for place in of_one) for of_one in places]
-    return [
-        torch.stack([e + linear.weight @ (e * t) for e in history]) if of_one and len(history) else history
-        for history, t, of_one, linear in zip(histories, candidates, places, module.meeting.linears, strict=True)
-    ]
+    mixed = []
+    for history, of_one, linear, norm in zip(
+        histories, places, module.meeting.linears, module.meeting.norms, strict=True
+    ):
+        t = sum((x_ND[place] for place in of_one), torch.zeros_like(x_ND[0]))
+        events = [e + linear.weight @ (e * t) if of_one else e for e in history]
+        events += [t] if any(places) else []
+        mixed.append(torch.stack([normalised(e, norm) for e in events]) if events else history)
+    return mixed
 
 
 def masked(histories: list[Tensor], module: InterFormer) -> Tensor:
@@ -119,8 +120,8 @@ def masked(histories: list[Tensor], module: InterFormer) -> Tensor:
     for back in range(max(len(history) for history in histories)):
         missing = torch.zeros_like(module.head[0].weight[0, : module.inputs.dim])
         s = torch.cat([history[-1 - back] if back < len(history) else missing for history in histories])
-        filtered = linear(s * perceptron(s, module.mask.mask), module.mask.compression)
-        merged.insert(0, normalised(filtered, module.mask.norm))
+        filtered = s * perceptron(s, module.mask.mask) if module.config.mask else s
+        merged.insert(0, linear(filtered, module.mask.compression))
     return torch.stack(merged) if merged else histories[0]
 
 
@@ -217,6 +218,7 @@ def build(
     hidden=st.sampled_from([(), (5,)]),
     meets=st.booleans(),
     event_norm=st.sampled_from(["layer_norm", "rms_norm", "none"]),
+    mask=st.booleans(),
     head_input=st.sampled_from(["summaries", "tokens"]),
 )
 def test_equals_the_published_equations_and_their_gradients(
@@ -233,6 +235,7 @@ def test_equals_the_published_equations_and_their_gradients(
     hidden: tuple[int, ...],
     meets: bool,
     event_norm: str,
+    mask: bool,
     head_input: str,
 ) -> None:
     truncated = st.lists(st.integers(1, 6), min_size=layers, max_size=layers).map(tuple)
@@ -249,6 +252,7 @@ def test_equals_the_published_equations_and_their_gradients(
         residual=residual,
         meets_candidate=meets,
         event_norm=event_norm,
+        mask=mask,
         head_input=head_input,
         head_hidden=(6, 4),
     )
@@ -283,9 +287,10 @@ def test_events_meet_the_candidate_item() -> None:
     examples = random_examples(1, 2, 4, {"items": [3]})
     events, tokens_BND = examples.sequences()["items"], examples.tokens_BND
     (same,) = module.meeting([events], torch.zeros_like(tokens_BND))
-    assert torch.equal(same.values_ED, events.values_ED)
+    assert torch.equal(same.values_ED[:3], events.values_ED)
     (other,) = module.meeting([events], tokens_BND)
-    assert (other.values_ED - events.values_ED).abs().amin(1).gt(0).all()
+    assert (other.values_ED[:3] - events.values_ED).abs().amin(1).gt(0).all()
+    assert torch.equal(other.values_ED[3], tokens_BND[0, 1])
 
 
 def test_no_event_is_louder_than_the_others() -> None:
@@ -296,6 +301,15 @@ def test_no_event_is_louder_than_the_others() -> None:
     louder = events.with_values(events.values_ED * torch.tensor([[1.0], [1.0], [100.0]], dtype=torch.float64))
     (one,), (two,) = (module.meeting([each], examples.tokens_BND) for each in (events, louder))
     torch.testing.assert_close(one.values_ED, two.values_ED, rtol=1e-3, atol=1e-3)
+
+
+def test_events_stay_beside_those_of_another_sequence_that_has_no_candidate() -> None:
+    shapes = (SequenceShape("items", 50, (1,)), SequenceShape("shops", 50))
+    module = InterFormer(InterFormer.Config(), BackboneInputs(("user", "item"), 4, shapes)).double()
+    examples = random_examples(1, 2, 4, {"items": [3], "shops": [2]})
+    items, shops = module.meeting(list(examples.sequences().values()), examples.tokens_BND)
+    assert (items.lengths.tolist(), shops.lengths.tolist()) == ([4], [3])
+    assert not shops.values_ED[-1].any()
 
 
 def test_an_event_that_is_not_kept_is_still_heard() -> None:
@@ -318,9 +332,11 @@ def expected_flops(module: InterFormer, n: int, events: int, dim: int) -> int:
     """The docstring's formula for one example, less the weighted sums of PFFN, which torch's counter does not know."""
     config, k = module.config, len(module.inputs.sequences)
     m, p = config.num_cls, config.num_pma
+    met = sum(bool(shape.targets) for shape in module.inputs.sequences) if config.meets_candidate else 0
+    total = 2 * met * events * dim**2
+    events += met > 0
     s, t = m + p + config.num_recent, events + m
-    met = sum(bool(shape.targets) for shape in module.inputs.sequences)
-    total = 2 * met * events * dim**2 + (4 * k**2 + 2 * k) * events * dim**2
+    total += (4 * k**2 * config.mask + 2 * k) * events * dim**2
     by_summary = config.head_input == "summaries"
     for depth in range(config.layers + 1):
         total += 2 * n * m * dim + 2 * m * dim**2 if by_summary or depth < config.layers else 0
@@ -343,7 +359,12 @@ def expected_flops(module: InterFormer, n: int, events: int, dim: int) -> int:
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"layers": 3, "queries": (9, 5, 2), "num_cls": 2, "num_pma": 3, "heads": 1}, {"head_input": "tokens"}],
+    [
+        {},
+        {"layers": 3, "queries": (9, 5, 2), "num_cls": 2, "num_pma": 3, "heads": 1},
+        {"head_input": "tokens", "mask": False},
+        {"meets_candidate": False},
+    ],
 )
 @pytest.mark.parametrize("sequences", [("items",), ("items", "shops")])
 def test_flops_are_as_documented(fields: dict[str, object], sequences: tuple[str, ...]) -> None:

@@ -41,9 +41,10 @@ class InterFormer(Backbone):
     What the paper leaves open, and what is done here:
 
     - the paper does not tell which token is the candidate item. Where tokens share a table with a sequence, their sum
-      ``t`` meets its events before the mask, ``e + W (e * t)``; without ``meets_candidate`` it does not.
-    - ``event_norm`` normalises events as they come, and again once they are merged: the meeting and the mask multiply
-      embeddings with embeddings, and those of rare items can be large.
+      ``t`` meets its events before the mask, ``e + W (e * t)``, and follows them as the newest one, so that it asks
+      all others in the sequence arch, and is among S_sum's recent ones; without ``meets_candidate`` it does neither.
+    - ``event_norm`` normalises events behind the meeting: it multiplies embeddings with embeddings, as the mask does,
+      and those of rare items can be large. ``mask: false`` leaves the mask out.
     - residuals and norms of layers: ``X' = Norm(X + MLP(...))``, ``P = S + PFFN(X_sum, S)`` and
       ``S' = Norm(P + MHA(P))``; ``residual: none`` takes the equations as printed.
     - sequences of different lengths are lined up at their newest events, and filled up with zeros (see ``MaskNet``).
@@ -58,8 +59,9 @@ class InterFormer(Backbone):
     FLOPs of an example with ``n`` tokens, ``k`` sequences of ``T`` events, ``m = num_cls``, ``p = num_pma``,
     ``s = m + p + num_recent``, in a layer that gets ``t`` events, ``T + m`` in the first, and keeps ``q`` of them::
 
-        2 k T D^2                                      events meeting the candidate item, where there is one
-        (4 k^2 + 2 k) T D^2                            mask and merging
+        2 k T D^2                                      events meeting the candidate item, where there is one;
+                                                       T is one more from here on
+        (4 k^2 + 2 k) T D^2                            mask and merging; 2 k T D^2 without mask
         2 n m D + 2 m D^2                              X_sum, per layer and for the head that reads it
         4 t D^2 + 4 p t D + (2 p + 2 s) D^2            S_sum, per layer and for the head
         4 m t D                                        PFFN, per layer
@@ -108,13 +110,15 @@ class InterFormer(Backbone):
         )
         meets_candidate: bool = Field(
             True,
-            description="Whether raw events meet the candidate item, the tokens that share a table with the sequence "
-            "(ours): e + W (e * t).",
+            description="Whether raw events meet the candidate item t, the tokens that share a table with the "
+            "sequence, as e + W (e * t), and t follows them as the newest event (ours).",
         )
         event_norm: OptionalNorm = Field(
             "none",
-            description="Norm of raw events before they meet the candidate item, and of the merged ones after the mask "
-            "(ours); none as published.",
+            description="Norm of raw events once they have met the candidate item (ours); none as published.",
+        )
+        mask: bool = Field(
+            True, description="Whether events are filtered, S * MLP_mask(S), as published, before they are merged."
         )
         gate: GateName = Field(
             "multiplicative", description="sigmoid(MLP(X)) * X, or as printed in the paper sigmoid(X * MLP(X))."
@@ -161,7 +165,7 @@ class InterFormer(Backbone):
             queries = config.queries or (None,) * config.layers
             targets = [shape.targets if config.meets_candidate else () for shape in inputs.sequences]
             self.meeting = Meeting(targets, inputs.dim, config.event_norm)
-            self.mask = MaskNet(len(inputs.sequences), inputs.dim, config.activation, config.event_norm)
+            self.mask = MaskNet(len(inputs.sequences), inputs.dim, config.activation, filters=config.mask)
             self.layers = nn.ModuleList(
                 InterFormerLayer(inputs, shape, kept, first=depth == 0) for depth, kept in enumerate(queries)
             )

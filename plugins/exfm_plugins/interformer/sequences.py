@@ -23,13 +23,13 @@ def _norm(name: OptionalNorm, dim: int) -> nn.Module:
 
 
 class Meeting(nn.Module):
-    """``e + W (e * t)`` for every event ``e``, with ``t`` its example's candidate item and a ``W`` for each sequence.
+    """``Norm([e + W (e * t) || t])``: every event ``e`` meets its example's candidate item ``t``, which follows them.
 
-    With a norm, events are normalised first.
+    There is a ``W`` and a norm for each sequence. A sequence without a candidate item meets nothing; zeros follow it
+    where another one has a candidate item, so that events of one time stay side by side.
 
     Args:
-        targets: of each sequence, the places of the tokens whose sum is the candidate item; a sequence without any
-            meets nothing.
+        targets: of each sequence, the places of the tokens whose sum is the candidate item, or none.
         dim: D.
         norm_name: of the events.
     """
@@ -41,20 +41,22 @@ class Meeting(nn.Module):
         self.linears = nn.ModuleList(nn.Linear(dim, dim, bias=False) if places else nn.Identity() for places in targets)
 
     def forward(self, sequences: Sequence[JaggedSequence], tokens_BND: Tensor) -> list[JaggedSequence]:
-        """Maps sequences of (E_i, D) to the same, given tokens (B, N, D)."""
+        """Maps sequences of (E_i, D) to the same with an event more per example, given tokens (B, N, D)."""
         met = []
         for sequence, places, normalise, linear in zip(sequences, self.targets, self.norms, self.linears, strict=True):
-            sequence = sequence.with_values(normalise(sequence.values_ED))
+            target_BD = torch.zeros_like(tokens_BND[:, 0])
             if places:
                 target_BD = torch.stack([tokens_BND[:, place] for place in places]).sum(0)
                 product_ED = sequence.values_ED * target_BD.index_select(0, sequence.example_index())
                 sequence = sequence.with_values(sequence.values_ED + linear(product_ED))
-            met.append(sequence)
+            if any(self.targets):
+                sequence = sequence.append(target_BD.unsqueeze(1))
+            met.append(sequence.with_values(normalise(sequence.values_ED)))
         return met
 
 
 class MaskNet(nn.Module):
-    """``Norm(MLP_lce(S * MLP_mask(S)))``: sequences are filtered and become one.
+    """``MLP_lce(S * MLP_mask(S))``: sequences are filtered and become one.
 
     ``S`` has all sequences side by side, as published, aligned at the newest event where their lengths differ; a
     shorter one is filled up with zeros. ``MLP_mask`` has one hidden layer, as wide as ``S``; ``MLP_lce`` is linear.
@@ -63,22 +65,21 @@ class MaskNet(nn.Module):
         sequences: how many are merged.
         dim: D.
         activation: in the MLP of the mask.
-        norm_name: of the events that come of it.
+        filters: whether there is a mask: ``MLP_lce(S)`` without.
     """
 
-    def __init__(self, sequences: int, dim: int, activation: ActivationName, norm_name: OptionalNorm) -> None:
+    def __init__(self, sequences: int, dim: int, activation: ActivationName, *, filters: bool) -> None:
         super().__init__()
         width = sequences * dim
-        self.mask = mlp([width, width, width], activation)
+        self.mask = mlp([width, width, width], activation) if filters else None
         self.compression = nn.Linear(width, dim)
-        self.norm = _norm(norm_name, dim)
 
     def forward(self, sequences: Sequence[JaggedSequence]) -> JaggedSequence:
         """Maps sequences of (E_i, D) to one of (E, D), as long as the longest of the example's."""
         merged = side_by_side(sequences)
-        filtered_ED = self.norm(self.compression(merged.values_ED * self.mask(merged.values_ED)))
+        filtered_EW = merged.values_ED if self.mask is None else merged.values_ED * self.mask(merged.values_ED)
         # Under autocast the maps are in low precision; the events that layers add to are not.
-        return merged.with_values(filtered_ED.to(merged.values_ED.dtype))
+        return merged.with_values(self.compression(filtered_EW).to(merged.values_ED.dtype))
 
 
 def side_by_side(sequences: Sequence[JaggedSequence]) -> JaggedSequence:
