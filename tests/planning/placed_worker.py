@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import nn
 from torch.distributed.tensor import DTensor
+from torchrec import EmbeddingBagCollection
 
 import exfm
 from exfm.planning.activations import _full_batch
@@ -19,6 +22,7 @@ from exfm.planning.needs import lengths_of
 from exfm.training.building import teacher_shapes
 from exfm.training.run import build_plan
 from exfm.training.trainer import StepLabels, Trainer
+from exfm_plugins.hsdp_2d.plan import Hsdp2d
 
 sent: Counter[str] = Counter()
 
@@ -61,13 +65,51 @@ def measure(config: str, overrides: list[str]) -> dict[str, int]:
     }
 
 
-def main(config: str, each: list[list[str]], out: Path) -> None:
+def by_rows(model: nn.Module, sharder: object, optimizer: str) -> dict[str, Any]:
+    """Every table cut by rows in two, as `Placement.found` has it."""
+    collections = {path: one for path, one in model.named_modules() if isinstance(one, EmbeddingBagCollection)}
+    return {
+        path: {
+            table.name: {
+                "way": "row_wise",
+                "shards": [
+                    [[part * (table.num_embeddings // 2), 0], [table.num_embeddings // 2, table.embedding_dim], part]
+                    for part in range(2)
+                ],
+            }
+            for table in collection.embedding_bag_configs()
+        }
+        for path, collection in collections.items()
+    }
+
+
+def start_rows(config: str, overrides: list[str], rows: list[int], like: list[int]) -> dict[str, torch.Tensor]:
+    """Everything before and after rows of the item table start: it is cut by rows, and all state is one."""
+    experiment = exfm.load_experiment(config, overrides)
+    plan = build_plan(experiment)
+    assert isinstance(plan, Hsdp2d)
+    plan._placement.found = by_rows  # type: ignore[method-assign]  # gloo cannot train such tables, so no plan cuts so
+    model = Trainer(experiment.arms[0], experiment.schema, teacher_shapes(experiment), plan, 0).model
+    for shards in plan._shards[model]:
+        for kept in shards.kept().values():
+            assert kept.state is not None
+            kept.state.fill_(1.0)
+    found = {f"before/{name}": one.clone() for name, one in (plan.weights(model) | plan.table_state(model)).items()}
+    plan.start_rows(model, "table_item", torch.tensor(rows), torch.tensor(like))
+    plan.after_step(model)  # averages the replicas, which all must have done the same
+    return found | {f"after/{name}": one for name, one in (plan.weights(model) | plan.table_state(model)).items()}
+
+
+def main(config: str, each: list[list[str]], started: list[Any], out: Path) -> None:
     dist.init_process_group("gloo")
     found = [measure(config, overrides) for overrides in each]
+    states = start_rows(config, *started)
+    if dist.get_rank() == 0:
+        save_file(states, out / "started.safetensors")
     (out / f"{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.barrier()
     os._exit(0)  # as `exfm run` does
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], *map(json.loads, sys.argv[2:4]), Path(sys.argv[4]))

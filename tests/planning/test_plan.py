@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from torch import Tensor
 
 import exfm
@@ -157,6 +159,17 @@ def test_gradients_that_add_up_are_averaged_once(planned: Any, name: str, group:
     assert sum(added["sent_bytes_per_step"]) < sum(found["sent_bytes_per_step"])
 
 
+@pytest.mark.parametrize("name", ["ddp", "hsdp", "hsdp_2d"])
+def test_every_process_is_told_the_ids_that_are_managed(planned: Any, name: str) -> None:
+    managed = [f"stream.source.features.{place}.ids=managed" for place in ("2", "5.fields.0")]
+    with_rows, hashed = (planned(4, None, *overrides, name=name)["models"]["fm"] for overrides in (managed, []))
+    told = [one["sent_bytes"] for one in with_rows["exchanges"] if one["name"] == "ids of managed tables: all-gather"]
+    assert told == [[BATCH // 4 * (1 + EVENTS) * 8 * 3] * len(told[0])]
+    assert len(with_rows["exchanges"]) == len(hashed["exchanges"]) + 1
+    kept = [sum(found["memory"]["dense"]) for found in (with_rows, hashed)]
+    assert kept[0] - kept[1] == (ROWS["item"] * 24 + 8) * len(told[0]), "a map on every process"
+
+
 PLACED = {
     "replicas": ("parallel={name: hsdp_2d, device: cpu, replicas: 2, sharding: [table_wise]}", 2),
     "one group": ("parallel={name: hsdp_2d, device: cpu, sharding: [column_wise]}", 4),
@@ -164,17 +177,44 @@ PLACED = {
 """A plan for four processes, and how many of them share a copy of the model."""
 
 
-def test_processes_keep_and_send_what_is_planned(write: Callable[..., str], tmp_path: Path) -> None:
-    each = [[parallel, "models.fm.optimizer.tables.name=rowwise_adagrad"] for parallel, _ in PLACED.values()]
-    path = write(tree())
+STARTED, LIKE = (5, 30_000, 7, 39_999), (39_000, 12, 13, 25_000)
+"""Rows that start and those that they take after, on the same half of a table or not."""
+EACH = [[parallel, "models.fm.optimizer.tables.name=rowwise_adagrad"] for parallel, _ in PLACED.values()]
+
+
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What four processes have found, in a folder."""
+    folder = tmp_path_factory.mktemp("placed")
+    path = folder / "planned.yaml"
+    path.write_text(yaml.safe_dump(tree()))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(WORKER)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    given = [path, json.dumps(each), str(tmp_path)]
+    given = [str(path), json.dumps(EACH), json.dumps([EACH[0], STARTED, LIKE]), str(folder)]
     done = subprocess.run([*launch, *given], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-8000:]
-    measured = [json.loads((tmp_path / f"{process}.json").read_text()) for process in range(4)]
+    return folder
+
+
+def test_rows_of_tables_that_are_cut_by_rows_start_anew(placed: Path) -> None:
+    found = load_file(placed / "started.safetensors")
+    before = {name.removeprefix("before/"): one for name, one in found.items() if name.startswith("before/")}
+    assert sum(one.numel() for one in before.values()) > sum(ROWS.values()) * (DIM + 1)
+    changed = 0
+    for name, expected in before.items():
+        if "table_item" in name:
+            weights = expected.shape == (ROWS["item"], DIM)
+            expected[list(STARTED)] = expected[list(LIKE)] if weights else 0.0
+            changed += 1
+        assert torch.equal(found[f"after/{name}"], expected), name
+    assert changed == 2, "the weights, and a number for each row"
+
+
+def test_processes_keep_and_send_what_is_planned(placed: Path) -> None:
+    measured = [json.loads((placed / f"{process}.json").read_text()) for process in range(4)]
     for number, (case, (_, group)) in enumerate(PLACED.items()):
-        found = as_dict(plan(exfm.load_experiment(path, each[number]), Cluster(4, 4, 128 * 10**9)))
+        experiment = exfm.load_experiment(str(placed / "planned.yaml"), EACH[number])
+        found = as_dict(plan(experiment, Cluster(4, 4, 128 * 10**9)))
         assert found["sharding_group"] == group
         model = found["models"]["fm"]
         rows = [one for one in model["exchanges"] if "looked-up rows" in one["name"]]

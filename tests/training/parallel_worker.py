@@ -1,7 +1,8 @@
 """What each process of a parallel test does: the runs of a JSON file, one after the other, in one process group.
 
-A job is ``{"config": path, "overrides": [...], "log": [[from, to], ...], "die_after": chunks}``, the last optional: the
-files that its log is to have, and after how many chunks the second process is to be killed by SIGKILL, once.
+A job is ``{"config": path, "overrides": [...], "log": [[from, to], ...], "die_after": chunks, "processes": n}``, the
+last two optional: the files that its log is to have, after how many chunks the second process is to be killed by
+SIGKILL, once, and how many of the processes do it, the last job all of them.
 """
 
 from __future__ import annotations
@@ -30,9 +31,24 @@ def place_log(job: dict[str, Any]) -> None:
             shutil.copy(source, target)
 
 
+def connect(rank: int, processes: int) -> None:
+    """Connects the first processes anew."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    os.environ["WORLD_SIZE"] = str(processes)
+    if rank < processes:
+        Processes(torch.device("cpu"))
+
+
 def main(jobs: list[dict[str, Any]], marker: Path) -> None:
-    Processes(torch.device("cpu"))  # one connection for all jobs
+    rank, started, connected = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), 0
     for job in jobs:
+        wanted = job.get("processes", started)
+        if wanted != connected:  # else one connection for all jobs
+            connect(rank, wanted)
+            connected = wanted
+        if rank >= wanted:
+            continue
         if dist.get_rank() == 0:
             place_log(job)
         dist.barrier()

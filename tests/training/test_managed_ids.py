@@ -21,6 +21,7 @@ from exfm.serving import load
 from exfm.training.building import teacher_shapes
 from exfm.training.run import build_plan
 from exfm.training.trainer import Trainer
+from exfm_plugins.single.plan import Single
 
 from .logs import DAY_US, START_US, experiment_dict, make_log, predictions
 from .test_parallel import furthest
@@ -121,11 +122,19 @@ def test_rows_that_get_another_id_start_anew(logs: Path) -> None:
     assert len(managers) == 2
 
 
+class Rigid(Single):
+    """A plan that leaves out what is optional."""
+
+    name = "rigid"
+    is_default = False
+    starts_rows = False
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"parallel": {"name": "hsdp_2d", "device": "cpu"}}, "models.fm: it reads a table with ids: managed"),
-        ({"parallel": {"name": "ddp", "device": "cpu"}}, "the parallel plan ddp cannot start rows anew"),
+        ({"parallel": {"name": "rigid", "device": "cpu"}},
+         "models.fm: it reads a table with ids: managed, .* the parallel plan rigid cannot start rows anew"),
         ({"vm": {"transfer": [{"name": "parameter_sharing", "teacher": "fm", "parts": {"table/item": "copied"}}]}},
          "transfer.0: parameter_sharing follows a teacher row by row, and the ids of table 'user' are managed"),
         ({"rows": 15}, "ids: managed wants a table of at least 16 rows"),
@@ -138,4 +147,4 @@ def test_what_cannot_be_managed_is_refused(change: dict[str, Any], message: str,
     path = logs / "refused.yaml"
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(exfm.ConfigError, match=message):
-        exfm.run(exfm.load_experiment(str(path)))
+        exfm.run(exfm.load_experiment(str(path), components=[Rigid]))

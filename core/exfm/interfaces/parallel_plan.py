@@ -111,10 +111,12 @@ class ParallelPlan(Component, ABC):
     def start_rows(self, model: nn.Module, table: str, rows: Tensor, like: Tensor) -> None:
         """Gives rows of a table another meaning: needed where ids are managed, see ``starts_rows``.
 
+        Every process calls it with the same rows, wherever they lie, once a batch has been learned from.
+
         Args:
             table: its name in its collection.
-            rows: (N,), each once. They take the weights of the rows ``like`` (N,), and their optimizer's state is
-                zeros.
+            rows: (N,), each once. They take the weights of the rows ``like`` (N,), none of which starts itself, and
+                their optimizer's state is zeros.
         """
         raise NotImplementedError
 

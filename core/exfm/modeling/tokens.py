@@ -1,6 +1,7 @@
 """Features to tokens and events: what a backbone and the sequence encoders are given.
 
-Legend: B examples, N tokens, D width, F dense features, E events, G numbers per event, K summary tokens.
+Legend: B examples, N tokens, D width, F dense features, E events, G numbers per event, K summary tokens, R processes,
+T tables.
 """
 
 from __future__ import annotations
@@ -214,11 +215,11 @@ class Featurizer(nn.Module):
         """Moves the statistics of the dense features and the rows of managed ids, after the batch has been predicted.
 
         Returns:
-            The rows that have got another id, by table.
+            The rows that have got another id, by table: the same on every process.
         """
         if self.dense is not None:
             self.dense.observe(batch.dense_BF[:own], ranks)
-        return {table: self._manager(table).observe(ids) for table, ids in self._ids(batch).items()}
+        return {table: self._manager(table).observe(ids) for table, ids in _of_all(self._ids(batch), ranks).items()}
 
     def _ids(self, batch: Batch) -> dict[str, Tensor]:
         """All ids of a batch, by table that manages them."""
@@ -284,6 +285,16 @@ def rows_of(managed: nn.ModuleDict, table: str, ids: Tensor) -> Tensor:
     """The table rows of ids as a batch has them, by what a featurizer keeps in ``managed``."""
     rows: Tensor = managed[_table(table)](ids) if _table(table) in managed else ids
     return rows
+
+
+def _of_all(ids: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """The ids of all processes by table, in two exchanges however many tables there are: every map stays the same."""
+    if ranks.count == 1 or not ids:
+        return ids
+    counts_RT = ranks.each(torch.tensor([own.numel() for own in ids.values()])).tolist()
+    whole = ranks.all_rows(torch.cat([*ids.values()]), [sum(counts_T) for counts_T in counts_RT])
+    parts = torch.split(whole, [count for counts_T in counts_RT for count in counts_T])
+    return {table: torch.cat(parts[number :: len(ids)]) for number, table in enumerate(ids)}
 
 
 def _values(lookup: Lookup, batch: Batch) -> Tensor:

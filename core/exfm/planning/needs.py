@@ -35,6 +35,7 @@ class Needs:
         step: what a process looks up.
         numbers: of an example that every process gets from the others, for the loss of the whole batch.
         transfer: dense numbers that transfer adds, in training alone; all of them are trained.
+        managed_ids: that a process looks up in tables with managed ids.
     """
 
     arm: Arm
@@ -44,6 +45,7 @@ class Needs:
     step: TrainingStep
     numbers: int
     transfer: int
+    managed_ids: float
 
 
 def needs_of(
@@ -67,8 +69,11 @@ def needs_of(
     numbers += model.backbone.output_dim if strategies else 0
     for name in {name for spec in arm.config.transfer for name in spec.config.teachers}:
         numbers += 2 * len(teachers[name].tasks) + (teachers[name].embedding_dim or 0)
-    step = TrainingStep(tuple(_uses(model, rows, lengths)), transfer, arm.config.optimizer.dense.accumulate)
-    return Needs(arm, model, rows, batch, step, numbers, transfer)
+    uses = tuple(_uses(model, rows, lengths))
+    managed = experiment.schema.select(arm.config.features).managed()
+    ids = sum(use.ids for use in uses if use.table.removeprefix("table_") in managed)
+    step = TrainingStep(uses, transfer, arm.config.optimizer.dense.accumulate)
+    return Needs(arm, model, rows, batch, step, numbers, transfer, ids)
 
 
 def lengths_of(schema: FeatureSchema, given: Mapping[str, int]) -> dict[str, int]:

@@ -26,7 +26,7 @@ from exfm.training.trainer import check_managed
 RESERVED = 0.15
 """Share of a process's memory that is left to the device's context, the communication library and fragments."""
 
-_FLOAT = 4
+_FLOAT, _ID = 4, 8
 _DENSE_STATES = {"adam": 2, "adamw": 2, "adagrad": 1, "sgd": 0}
 PASSING = ("activations", "communication")
 """What is there during a model's step only; the rest of every model is there all the time."""
@@ -143,6 +143,10 @@ def _planned(
         # As it arrives, put together, and its gradient.
         told = Exchange.all_gather("outputs and labels of the whole batch", whole, cluster.count, held=3 * whole)
         exchanges = (*exchanges, told)
+    if cluster.count > 1 and needs.managed_ids:
+        ids = int(needs.managed_ids * cluster.count) * _ID
+        # As they arrive, and by table.
+        exchanges = (*exchanges, Exchange.all_gather("ids of managed tables", ids, cluster.count, held=2 * ids))
     memory = _kept(needs, layout)
     held = [np.asarray(exchange.held, np.int64) for exchange in exchanges]
     memory["communication"] = sum_of(held, layout.group)

@@ -19,7 +19,7 @@ from exfm.interfaces.component import Component
 from exfm.interfaces.parallel_plan import ParallelPlan, TableOptimizer
 from exfm.testing import plan_exercise
 from exfm.testing.component import ComponentTests
-from exfm.testing.plan_exercise import ADDS_UP, DENSE_LR, MOMENTUM, ROWS, STEPS, batch, exercise
+from exfm.testing.plan_exercise import ADDS_UP, DENSE_LR, LIKE, MOMENTUM, ROWS, STARTED, STEPS, batch, exercise
 
 _EXACT = 1e-5
 
@@ -75,6 +75,20 @@ class ParallelPlanTests(ComponentTests):
         """A model that is given the saved state trains on as the one that it comes from."""
         torch.testing.assert_close(found["again"], found["on"], rtol=0, atol=_EXACT)
         assert (found["on"] - found["losses"]).abs().max() > _EXACT, "nothing was learned, so nothing was tested"
+
+    def test_rows_start_anew(self, found: dict[str, Tensor]) -> None:
+        """Rows that get another id take other rows' weights and forget their state, wherever they lie; no more."""
+        plan: Any = self.component
+        if not plan.starts_rows:
+            pytest.skip(f"{plan.name} does not start rows")
+        prefix, rows = "before/", list(STARTED)
+        for name, before in ((key.removeprefix(prefix), one) for key, one in found.items() if key.startswith(prefix)):
+            expected = before.clone()
+            if "table_item" in name:
+                expected[rows] = before[list(LIKE)] if name.startswith("weight/") else 0.0
+                assert not torch.equal(before, expected), "nothing was to change, so nothing was tested"
+            torch.testing.assert_close(found[f"started/{name}"], expected, rtol=0, atol=0, msg=name)
+        torch.testing.assert_close(found["started_again"], found["started_on"], rtol=0, atol=_EXACT)
 
 
 Case = tuple[Any, str, str]

@@ -34,6 +34,9 @@ SIZES = (13, 8, 1, 16, 3, 12)
 ADDS_UP = 4
 """The batch after which dense layers make no step: its gradient is added to the next one's."""
 
+STARTED, LIKE = (3, 29, 31), (40, 12, 45)
+"""Rows of the item table that are started, and those whose weights they take."""
+
 Batch = tuple[KeyedJaggedTensor, Tensor]
 
 
@@ -128,6 +131,11 @@ class Exercise:
         """The losses of some steps."""
         return torch.stack([self._step(step) for step in steps])
 
+    def start_rows(self) -> None:
+        """Gives some rows another meaning."""
+        rows, like = (torch.tensor(chosen, device=self.plan.device) for chosen in (STARTED, LIKE))
+        self.plan.start_rows(self.model, "table_item", rows, like)
+
     def _step(self, step: int) -> Tensor:
         ranks, shard = self.plan.ranks, self.plan.shard
         size = SIZES[step % len(SIZES)]
@@ -185,7 +193,8 @@ def exercise(plan: ParallelPlan, optimizer: TableOptimizer) -> dict[str, Tensor]
     Returns:
         On the first process ``start/...``, the state before training; ``losses``, those of training; ``end/...``, the
         state after; ``on`` and ``again``, the losses of both models from there. What is put back comes from a file,
-        so every process reads it: here it is the first process's, sent to all.
+        so every process reads it: here it is the first process's, sent to all. Of a plan that starts rows also
+        ``before/...`` and ``started/...``, the state on both sides of it, and ``started_on`` and ``started_again``.
     """
     one = Exercise(plan, optimizer, seed=0)
     found = {f"start/{name}": value for name, value in one.state().items()}
@@ -196,6 +205,13 @@ def exercise(plan: ParallelPlan, optimizer: TableOptimizer) -> dict[str, Tensor]
     other.load(_from_first(plan, end))
     found["on"] = one.train(range(STEPS, 2 * STEPS))
     found["again"] = other.train(range(STEPS, 2 * STEPS))
+    if plan.starts_rows:
+        found |= {f"before/{name}": value for name, value in one.state().items()}
+        one.start_rows()
+        started = one.state()
+        found |= {f"started/{name}": value for name, value in started.items()}
+        other.load(_from_first(plan, started))  # the same on every process, as what `one` keeps must be
+        found |= {"started_on": one.train(range(STEPS)), "started_again": other.train(range(STEPS))}
     return found
 
 

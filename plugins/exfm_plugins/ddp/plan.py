@@ -28,7 +28,6 @@ class Ddp(Single):
 
     name: ClassVar[str] = "ddp"
     is_default: ClassVar[bool] = False
-    starts_rows: ClassVar[bool] = False
 
     class Config(Single.Config):
         """Fields of `ddp`."""

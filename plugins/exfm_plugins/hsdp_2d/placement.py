@@ -155,14 +155,20 @@ class Placement:
         return ParameterSharding(way, _KERNEL, owners, EnumerableShardingSpec(parts))
 
     def _place(self, rank: int) -> _remote_device:
+        owner = rank + self.first
         # Of a CPU the rank alone: ShardedTensor refuses `cpu:1`.
-        device = f"cuda:{rank % self._local_size}" if self.device.type == "cuda" else "cpu"
-        return _remote_device(f"rank:{rank + self.first}/{device}")
+        device = f"cuda:{owner % self._per_machine}" if self.device.type == "cuda" else "cpu"
+        return _remote_device(f"rank:{owner}/{device}")
 
     @property
-    def _local_size(self) -> int:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.group_size))
-        return min(self.group_size, local if self._cluster is None else self._cluster.per_machine)
+    def _per_machine(self) -> int:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks.count))
+        return local if self._cluster is None else self._cluster.per_machine
+
+    @property
+    def local_size(self) -> int:
+        """How many processes of a group one machine has."""
+        return min(self.group_size, self._per_machine)
 
     def _constraint(self, name: str) -> ParameterConstraints:
         given = self.tables.get(name.removeprefix("table_"), self._otherwise)
@@ -178,7 +184,7 @@ class Placement:
         elif on_gpus:
             memory = torch.cuda.get_device_properties(self.device).total_memory
         return TopologyFactory.create_topology(
-            TrainerConfig(world_size=self.group_size, local_world_size=self._local_size),
+            TrainerConfig(world_size=self.group_size, local_world_size=self.local_size),
             HardwareConfig(hbm_cap_bytes=memory) if on_gpus else HardwareConfig(ddr_cap_bytes=memory),
             KernelConfig(compute_device=self.device.type),
         )

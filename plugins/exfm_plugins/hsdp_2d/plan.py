@@ -100,6 +100,7 @@ class Hsdp2d(Hsdp):
             self.mesh.get_group("replicate"),
             dist.group.WORLD,
             self.mesh,
+            node_group_size=self._placement.local_size,
             use_inter_host_allreduce=True,
         )
         check_communication(config.communication, self.device)
@@ -176,6 +177,11 @@ class Hsdp2d(Hsdp):
             for tensor in tensors:
                 tensor /= self._replicas  # gloo has no mean
         self._steps[model] = 0
+
+    def start_rows(self, model: nn.Module, table: str, rows: Tensor, like: Tensor) -> None:
+        """Starts them in every group's tables; replicas that have parted stay apart until they are averaged."""
+        for shards in self._shards[model]:
+            shards.start_rows(table, rows, like, self.mesh.get_group("shard"))
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The state dict, whole; tables on the first process only. The replicas are averaged before."""

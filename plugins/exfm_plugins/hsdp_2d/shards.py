@@ -1,6 +1,6 @@
 """The shards of a sharded table collection: their first values, and whole tables from them and back.
 
-Legend: N rows of a table, D its width.
+Legend: N rows of a table, D its width, n rows that are started.
 """
 
 from __future__ import annotations
@@ -35,7 +35,15 @@ class Shard:
     def of(self, whole: Tensor) -> Tensor:
         """Its part of a table (N, D), or of one number for each row, (N,)."""
         part = whole[self.row : self.row + self.rows]
-        return part if part.dim() == 1 else part[:, self.column : self.column + self.columns]
+        return part if part.dim() == 1 else self.columns_of(part)
+
+    def columns_of(self, rows: Tensor) -> Tensor:
+        """Its columns of whole rows (n, D)."""
+        return rows[:, self.column : self.column + self.columns]
+
+    def has(self, rows: Tensor) -> Tensor:
+        """Which rows (n,) of the table it has a part of."""
+        return (rows >= self.row) & (rows < self.row + self.rows)
 
 
 def _shard_of(table: str, metadata: ShardMetadata) -> Shard:
@@ -122,6 +130,32 @@ class Shards:
                     if shard.table == config.name and start < end:
                         part = drawn[start - first : end - first, shard.column : shard.column + shard.columns]
                         kept.weight[start - shard.row : end - shard.row].copy_(part)
+
+    @torch.no_grad()
+    def start_rows(self, table: str, rows: Tensor, like: Tensor, group: dist.ProcessGroup) -> None:
+        """Gives rows (n,) of a table the weights of the rows ``like`` (n,), and zeros to their optimizer's state.
+
+        A shard of all rows has both; of a table that is cut by rows, the processes of a group put ``like`` together.
+
+        Args:
+            group: the sharding group.
+        """
+        if table not in self._configs or not rows.numel():
+            return
+        config, whole = self._configs[table], None
+        own = [(shard, kept) for shard, kept in self._own() if shard.table == table]
+        if any(shard.rows < config.num_embeddings for shard in self.shards if shard.table == table):
+            whole = torch.zeros(rows.numel(), config.embedding_dim, device=rows.device)
+            for shard, kept in own:
+                here = shard.has(like)
+                shard.columns_of(whole)[here] = kept.weight[like[here] - shard.row]
+            dist.all_reduce(whole, group=group)
+        for shard, kept in own:
+            here = shard.has(rows)
+            taken = kept.weight[like] if whole is None else shard.columns_of(whole)[here]
+            kept.weight[rows[here] - shard.row] = taken
+            if kept.state is not None:
+                kept.state[rows[here] - shard.row] = 0
 
     def whole_weights(self) -> dict[str, Tensor]:
         """Every table (N, D) by its name in the state dict, on the CPU of the first process; nothing on the others."""
