@@ -66,12 +66,12 @@ def measure(config: str, overrides: list[str]) -> dict[str, int]:
 
 
 def by_rows(model: nn.Module, sharder: object, optimizer: str) -> dict[str, Any]:
-    """Every table cut by rows in two, as `Placement.found` has it."""
+    """Every table cut by rows in two, as `Placement.found` has it: inside of a machine, which has both groups."""
     collections = {path: one for path, one in model.named_modules() if isinstance(one, EmbeddingBagCollection)}
     return {
         path: {
             table.name: {
-                "way": "row_wise",
+                "way": "table_row_wise",
                 "shards": [
                     [[part * (table.num_embeddings // 2), 0], [table.num_embeddings // 2, table.embedding_dim], part]
                     for part in range(2)

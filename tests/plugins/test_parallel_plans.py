@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 
 import exfm
 import exfm_plugins.ddp
@@ -21,6 +22,7 @@ from exfm.testing.parallel_plan import Reference, exercise_together, exercised
 from exfm.testing.plan_exercise import ADDS_UP, DENSE_LR, DIM, MOMENTUM, SIZES, STEPS, Probe, batch
 from exfm_plugins.ddp.plan import Ddp
 from exfm_plugins.hsdp.plan import Hsdp
+from exfm_plugins.hsdp_2d.placement import Placement, TableConstraint
 from exfm_plugins.hsdp_2d.plan import Hsdp2d, moment_scaled
 from exfm_plugins.single.plan import Single
 
@@ -147,6 +149,18 @@ REFUSED: list[tuple[type[exfm.ParallelPlan], dict[str, Any], str]] = [
 def test_what_cannot_be_done_is_refused(plan: type[exfm.ParallelPlan], fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan(plan.Config.model_validate({"device": "cpu", **fields}))
+
+
+@pytest.mark.parametrize("per_machine", [8, 2])
+def test_shards_are_named_after_the_devices_of_their_own_group(per_machine: int) -> None:
+    """The second of two groups of four, on GPUs that need not exist."""
+    cluster, by_rows = exfm.Cluster(8, per_machine, None), TableConstraint(sharding=("row_wise",))
+    placement = Placement(exfm.Ranks(), 4, 4, torch.device("cuda"), {}, by_rows, cluster)
+    found = placement.plan(Probe(), EmbeddingBagCollectionSharder(), "sgd")
+    for tables in found.values():
+        for sharding in tables.values():
+            places = [str(shard.placement) for shard in sharding.sharding_spec.shards]
+            assert places == [f"rank:{rank}/cuda:{rank % per_machine}" for rank in range(4, 8)]
 
 
 @pytest.mark.parametrize("name", ["adagrad", "rowwise_adagrad", "sgd"])

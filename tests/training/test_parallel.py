@@ -226,7 +226,7 @@ def test_plans_and_numbers_of_processes_take_turns(runs: Runs) -> None:
     assert_same(runs, "turns")
 
 
-@pytest.mark.parametrize("name", ["killed", "ddp", "hsdp", "hsdp_2d"])
+@pytest.mark.parametrize("name", ["killed", "ddp", "hsdp", "hsdp_2d", "turns"])
 def test_who_has_saved_it_does_not_matter(runs: Runs, name: str) -> None:
     """Two processes, or four, save what one does: whoever goes on from the one goes on from the others."""
     for file in ("model", "training"):
