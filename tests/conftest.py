@@ -19,7 +19,7 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 _ANY_CASE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-settings.register_profile("default", _ANY_CASE, max_examples=20, derandomize=True)
+settings.register_profile("default", _ANY_CASE, max_examples=10, derandomize=True)
 settings.register_profile("soak", _ANY_CASE, max_examples=1_000)
 settings.load_profile("default")
 
