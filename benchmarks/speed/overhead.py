@@ -1,9 +1,10 @@
 """What transfer and sharing cost: `python benchmarks/speed/overhead.py`.
 
 One run trains, on the same chunks in turn: a teacher and the same model without students, which differ by the writing
-of supervision; and a small student with the whole transfer stack beside its control. Their seconds are those that the
-manifests record, of all windows but the first. Then one student alone is trained, and ten in one process: reading,
-training and commits together.
+of supervision; and two students with the whole transfer stack, each beside its control: a small one, of three features
+in small batches, and one of all features in large ones. Their seconds are those that the manifests record, of all
+windows but the first. Then one student alone is trained, and ten in one process: reading, training and commits
+together.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ import exfm
 from exfm.supervision.store import Store
 
 STUDENTS = 10
-GOALS = {"student, whole stack": 1.15, "writing supervision": 1.05, "ten students": 7.0}
+GOALS = {
+    "small student, whole stack": 1.15,
+    "large student, whole stack": 1.15,
+    "writing supervision": 1.05,
+    "ten students": 7.0,
+}
 Models = dict[str, dict[str, Any]]
 
 STUDENT = {
@@ -32,6 +38,7 @@ STUDENT = {
     "tasks": ["click"],
     "batch_size": 128,
 }
+LARGE = {"backbone": {"name": "dcn_v2"}, "tasks": ["click"], "batch_size": 4096}
 TEACHER = {"backbone": {"name": "wukong"}, "tasks": ["click"]}
 STORED = {"states": {"user_id": ["user_id", "country"], "ad_id": ["ad_id", "advertiser"]}}
 SHARED = {"table/user_id": "added", "table/ad_id": "added"}
@@ -85,17 +92,19 @@ def main() -> None:
         "fm": TEACHER | {"supervision": STORED},
         "alone": TEACHER | {"supervision": STORED},
         "domain": DOMAIN,
-        "vm": STUDENT | {"transfer": STACK, "control": True},
+        "small": STUDENT | {"transfer": STACK, "control": True},
+        "large": LARGE | {"transfer": STACK, "control": True},
     }
     found, _ = seconds(models, *size)
     one_s, ten_s = (seconds({f"vm{n}": STUDENT for n in range(count)}, *size)[1] for count in (1, STUDENTS))
     ratios = {
-        "student, whole stack": found["vm"] / found["vm.control"],
+        "small student, whole stack": found["small"] / found["small.control"],
+        "large student, whole stack": found["large"] / found["large.control"],
         "writing supervision": found["fm"] / found["alone"],
         "ten students": ten_s / one_s,
     }
     for name, ratio in ratios.items():
-        print(f"{name:24}{ratio:6.2f} (at most {GOALS[name]})")
+        print(f"{name:28}{ratio:6.2f} (at most {GOALS[name]})")
     sys.exit(any(ratio > GOALS[name] for name, ratio in ratios.items()))
 
 
