@@ -15,7 +15,6 @@ from exfm.evaluation.evaluate import Arm as Comparison
 from exfm.evaluation.evaluate import ExperimentView, evaluate
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import rows_may_become
-from exfm.reporting.html import render_report
 from exfm.reporting.results import CONFIG_FILE, REPORT_FILE, RESULTS_FILE, assemble
 from exfm.supervision.store import Store
 from exfm.training.loop import Clock, Progress, StreamLoop
@@ -63,6 +62,8 @@ def build_plan(experiment: Experiment) -> ParallelPlan:
 
 def finish(experiment: Experiment, store: Store, clock: Clock, config_yaml: str) -> dict[str, Any]:
     """Evaluates what is committed and writes results.json and report.html."""
+    from exfm.reporting.html import render_report  # matplotlib, which the first batch need not wait for
+
     figures = evaluate(store, _view(experiment))
     results = assemble(experiment, store, figures, clock.as_dict())
     store.workspace.write_json(RESULTS_FILE, results)
