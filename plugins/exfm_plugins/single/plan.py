@@ -14,6 +14,7 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 import exfm
+from exfm_plugins.single.tables import FusedTables
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
@@ -89,7 +90,7 @@ class Single(exfm.ParallelPlan):
         self, configs: list[EmbeddingBagConfig], optimizer: type[torch.optim.Optimizer], options: dict[str, Any]
     ) -> nn.Module:
         """A collection's tables, placed."""
-        fused: nn.Module = FusedEmbeddingBagCollection(configs, optimizer, options, device=self._device)
+        fused: nn.Module = FusedTables(configs, optimizer, options, device=self._device)
         return fused
 
     def after_step(self, model: nn.Module) -> None:
