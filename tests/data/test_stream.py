@@ -201,3 +201,25 @@ def test_the_source_is_read_a_few_chunks_ahead_only() -> None:
     gc.collect()
     assert len(made) >= 31
     assert sum(batch() is not None for batch in made) <= 8
+
+
+def test_a_window_that_was_begun_is_read_once_and_its_error_is_raised_when_it_is_read() -> None:
+    calls = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        calls.append(len(calls))
+        yield rows(0, 3)
+        if len(calls) == 1:
+            yield rows(3, 1).drop_columns(["item"])
+
+    log = reader(batches)
+    log.begin(WINDOW)
+    with pytest.raises(ConfigError, match=r"log, row 3: item: the column is missing"):
+        list(log.read(WINDOW))
+    assert calls == [0]
+    log.begin(WINDOW)
+    later = exfm.Window(1, WINDOW.start_us, 2 * WINDOW.end_us)
+    assert ids(log.read(later)) == [[0, 1, 2]], "another window than the one that was begun"
+    log.begin(WINDOW)
+    log.close()
+    assert ids(log.read(WINDOW)) == [[0, 1, 2]]
