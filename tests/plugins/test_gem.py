@@ -95,6 +95,8 @@ def by_hand(module: GEM, tokens_BND: Tensor, sequences: list[list[Tensor]]) -> T
     """``sequences``: for each sequence, the events of each example."""
     rows = []
     for example, tokens_ND in enumerate(tokens_BND):
+        if module.config.input_norm == "layer_norm":
+            tokens_ND = normalised(tokens_ND.flatten(), module.input_norm).view_as(tokens_ND)
         tokens = [*tokens_ND]
         if module.domain is not None:
             domain = tokens[module.domain]
@@ -151,6 +153,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     encoder=st.sampled_from([{"name": "din", "hidden": [3]}, {"name": "mean"}]),
     targets=st.sampled_from([(), (0,), (1, 0)]),
     target=st.sampled_from(["item", "compressed"]),
+    input_norm=st.sampled_from(["none", "layer_norm"]),
 )
 def test_equals_the_equations(
     lengths: list[tuple[int, int]],
@@ -165,6 +168,7 @@ def test_equals_the_equations(
     encoder: dict[str, Any],
     targets: tuple[int, ...],
     target: str,
+    input_norm: str,
 ) -> None:
     config = {
         "layers": layers,
@@ -177,6 +181,7 @@ def test_equals_the_equations(
         "norm": norm,
         "encoder": encoder,
         "target": target,
+        "input_norm": input_norm,
     }
     module = build(config, tokens, 4, targets=targets)
     tokens_BND = random(len(lengths), tokens, 4)
@@ -191,7 +196,12 @@ class TestGEM(BackboneTests):
     plugin = exfm_plugins.gem
     configs = (
         {**SMALL, "domain": "user", "norm": "rms_norm"},
-        {**SMALL, "layers": 1, "encoder": {"name": "pyramid", "queries": [9], "strides": [3]}},
+        {
+            **SMALL,
+            "layers": 1,
+            "input_norm": "layer_norm",
+            "encoder": {"name": "pyramid", "queries": [9], "strides": [3]},
+        },
     )
 
 

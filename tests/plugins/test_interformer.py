@@ -38,6 +38,7 @@ class TestInterFormerOnOneSequence(BackboneTests):
             "residual": "none",
             "event_norm": "layer_norm",
             "mask": False,
+            "input_norm": "layer_norm",
             "head_input": "tokens",
             "num_cls": 1,
             "num_recent": 60,
@@ -164,6 +165,7 @@ def interaction_by_the_paper(x_ND: Tensor, s_sum: Tensor, of: nn.Module) -> Tens
 
 def example_by_the_paper(module: InterFormer, x_ND: Tensor, histories: list[Tensor]) -> Tensor:
     config = module.config
+    x_ND = normalised(x_ND.flatten(), module.input_norm).view_as(x_ND)
     s_TD = masked(met(x_ND, histories, module), module) if histories else None
     for depth, layer in enumerate(module.layers):
         if s_TD is None:
@@ -219,6 +221,7 @@ def build(
     meets=st.booleans(),
     event_norm=st.sampled_from(["layer_norm", "rms_norm", "none"]),
     mask=st.booleans(),
+    input_norm=st.sampled_from(["none", "layer_norm"]),
     head_input=st.sampled_from(["summaries", "tokens"]),
 )
 def test_equals_the_published_equations_and_their_gradients(
@@ -236,6 +239,7 @@ def test_equals_the_published_equations_and_their_gradients(
     meets: bool,
     event_norm: str,
     mask: bool,
+    input_norm: str,
     head_input: str,
 ) -> None:
     truncated = st.lists(st.integers(1, 6), min_size=layers, max_size=layers).map(tuple)
@@ -253,6 +257,7 @@ def test_equals_the_published_equations_and_their_gradients(
         meets_candidate=meets,
         event_norm=event_norm,
         mask=mask,
+        input_norm=input_norm,
         head_input=head_input,
         head_hidden=(6, 4),
     )

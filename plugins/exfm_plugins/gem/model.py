@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -90,6 +90,9 @@ class GEM(Backbone):
         )
         activation: ActivationName = Field("silu", description="In the network over events and the MLP at the end.")
         norm: NormName = Field("layer_norm", description="Of tokens, and before the network over events.")
+        input_norm: Literal["none", "layer_norm"] = Field(
+            "none", description="layer_norm: all tokens of an example are normalised together before anything."
+        )
 
     def __init__(self, config: Config, inputs: BackboneInputs) -> None:
         super().__init__(config, inputs)
@@ -106,6 +109,7 @@ class GEM(Backbone):
         layers = [GemLayer(inputs, shape, first=depth == 0) for depth in range(config.layers)]
         self.layers = nn.ModuleList(layers)
         tokens_width = len(inputs.tokens) * inputs.dim
+        self.input_norm = nn.LayerNorm(tokens_width) if config.input_norm == "layer_norm" else nn.Identity()
         self.output_dim = config.head_hidden[-1]
         widths = [tokens_width + layers[-1].num_summaries * inputs.dim, *config.head_hidden]
         self.head = mlp(widths, config.activation, activate_last=True)
@@ -116,6 +120,7 @@ class GEM(Backbone):
 
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
         """Maps tokens (B, N, D) and raw sequences by name to the representation (B, R)."""
+        tokens_BND = self.input_norm(tokens_BND.flatten(1)).view_as(tokens_BND)
         if self.domain is None:
             return self._trunk(tokens_BND, sequences)
         domain_BD = tokens_BND[:, self.domain]

@@ -45,6 +45,8 @@ class InterFormer(Backbone):
       all others in the sequence arch, and is among S_sum's recent ones; without ``meets_candidate`` it does neither.
     - ``event_norm`` normalises events behind the meeting: it multiplies embeddings with embeddings, as the mask does,
       and those of rare items can be large. ``mask: false`` leaves the mask out.
+    - ``input_norm`` normalises the tokens before anything: X_sum, and with it the CLS tokens and PFFN, would otherwise
+      have the size of raw embeddings.
     - residuals and norms of layers: ``X' = Norm(X + MLP(...))``, ``P = S + PFFN(X_sum, S)`` and
       ``S' = Norm(P + MHA(P))``; ``residual: none`` takes the equations as printed.
     - sequences of different lengths are lined up at their newest events, and filled up with zeros (see ``MaskNet``).
@@ -120,6 +122,9 @@ class InterFormer(Backbone):
         mask: bool = Field(
             True, description="Whether events are filtered, S * MLP_mask(S), as published, before they are merged."
         )
+        input_norm: Literal["none", "layer_norm"] = Field(
+            "none", description="layer_norm: all tokens of an example are normalised together before anything (ours)."
+        )
         gate: GateName = Field(
             "multiplicative", description="sigmoid(MLP(X)) * X, or as printed in the paper sigmoid(X * MLP(X))."
         )
@@ -160,6 +165,8 @@ class InterFormer(Backbone):
             residual=config.residual,
             activation=config.activation,
         )
+        width = len(inputs.tokens) * inputs.dim
+        self.input_norm = nn.LayerNorm(width) if config.input_norm == "layer_norm" else nn.Identity()
         read = config.num_cls if config.head_input == "summaries" else len(inputs.tokens)
         if inputs.sequences:
             queries = config.queries or (None,) * config.layers
@@ -182,6 +189,7 @@ class InterFormer(Backbone):
 
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
         """Maps tokens (B, N, D) and raw sequences by name to the representation (B, R)."""
+        tokens_BND = self.input_norm(tokens_BND.flatten(1)).view_as(tokens_BND)
         if self.inputs.sequences:
             parts = [sequences[shape.name] for shape in self.inputs.sequences]
             sequence = self.mask(self.meeting(parts, tokens_BND))
