@@ -155,12 +155,12 @@ def sequence_by_the_paper(
     return torch.stack(rows)
 
 
-def interaction_by_the_paper(x_ND: Tensor, s_sum: Tensor, of: nn.Module) -> Tensor:
-    joined = torch.cat([x_ND, s_sum])
-    mixed_ND = perceptron(of.interaction(joined.unsqueeze(0), {})[0], of.mlp).view_as(x_ND)
+def interaction_by_the_paper(x_ND: Tensor, s_sum: Tensor, of: nn.Module) -> tuple[Tensor, Tensor]:
+    r = of.interaction(torch.cat([x_ND, s_sum]).unsqueeze(0), {})[0]
+    mixed_ND = perceptron(r, of.mlp).view_as(x_ND)
     if of.norm is None:
-        return mixed_ND
-    return torch.stack([normalised(x + mixed, of.norm) for x, mixed in zip(x_ND, mixed_ND, strict=True)])
+        return mixed_ND, r
+    return torch.stack([normalised(x + mixed, of.norm) for x, mixed in zip(x_ND, mixed_ND, strict=True)]), r
 
 
 def example_by_the_paper(module: InterFormer, x_ND: Tensor, histories: list[Tensor]) -> Tensor:
@@ -169,20 +169,23 @@ def example_by_the_paper(module: InterFormer, x_ND: Tensor, histories: list[Tens
     s_TD = masked(met(x_ND, histories, module), module) if histories else None
     for depth, layer in enumerate(module.layers):
         if s_TD is None:
-            x_ND = interaction_by_the_paper(x_ND, x_ND[:0], layer)
+            x_ND, r = interaction_by_the_paper(x_ND, x_ND[:0], layer)
             continue
         x_sum_KD = gate(layer.token_summary.compression.weight @ x_ND, layer.token_summary.gate, config.gate)
         s_TD = s_TD if depth else torch.cat([x_sum_KD, s_TD])
         s_sum = summarised(s_TD, layer.sequence_summary, config)
-        x_ND = interaction_by_the_paper(x_ND, s_sum, layer.interaction_arch)
+        x_ND, r = interaction_by_the_paper(x_ND, s_sum, layer.interaction_arch)
         queries = config.queries[depth] if config.queries else None
         s_TD = sequence_by_the_paper(s_TD, x_sum_KD, layer.sequence_arch, config, queries)
     summaries = [x_ND]
-    if config.head_input == "summaries":
+    if config.head_input != "tokens":
         summaries = [gate(module.token_summary.compression.weight @ x_ND, module.token_summary.gate, config.gate)]
     if s_TD is not None:
         summaries.append(summarised(s_TD, module.sequence_summary, config))
-    return perceptron(torch.cat(summaries).flatten(), module.head, activate_last=True)
+    read = torch.cat(summaries).flatten()
+    return perceptron(
+        torch.cat([read, r]) if config.head_input == "interaction" else read, module.head, activate_last=True
+    )
 
 
 def by_the_paper(module: InterFormer, examples: Examples) -> Tensor:
@@ -222,7 +225,7 @@ def build(
     event_norm=st.sampled_from(["layer_norm", "rms_norm", "none"]),
     mask=st.booleans(),
     input_norm=st.sampled_from(["none", "layer_norm"]),
-    head_input=st.sampled_from(["summaries", "tokens"]),
+    head_input=st.sampled_from(["summaries", "tokens", "interaction"]),
 )
 def test_equals_the_published_equations_and_their_gradients(
     data: st.DataObject,
@@ -326,7 +329,7 @@ def test_an_event_that_is_not_kept_is_still_heard() -> None:
         examples.tokens_BND, {"items": [torch.cat([-events[:1], events[1:]]) for events in examples.events["items"]]}
     )
     layer = module.layers[0]
-    (_, one), (_, two) = (
+    (_, _, one), (_, _, two) = (
         layer(each.tokens_BND, module.mask([each.sequences()["items"]])) for each in (examples, other)
     )
     assert one.values_ED.shape == (config.num_cls + 1, 4)
@@ -342,7 +345,7 @@ def expected_flops(module: InterFormer, n: int, events: int, dim: int) -> int:
     events += met > 0
     s, t = m + p + config.num_recent, events + m
     total += (4 * k**2 * config.mask + 2 * k) * events * dim**2
-    by_summary = config.head_input == "summaries"
+    by_summary = config.head_input != "tokens"
     for depth in range(config.layers + 1):
         total += 2 * n * m * dim + 2 * m * dim**2 if by_summary or depth < config.layers else 0
         total += 4 * t * dim**2 + 4 * p * t * dim + (2 * p + 2 * s) * dim**2
@@ -359,6 +362,8 @@ def expected_flops(module: InterFormer, n: int, events: int, dim: int) -> int:
         total += 2 * interaction.output_dim * n * dim
         t = q
     widths = [((m if by_summary else n) + s) * dim, *config.head_hidden]
+    if config.head_input == "interaction":
+        widths[0] += interaction.output_dim
     return total + sum(2 * a * b for a, b in pairwise(widths))
 
 
@@ -368,7 +373,7 @@ def expected_flops(module: InterFormer, n: int, events: int, dim: int) -> int:
         {},
         {"layers": 3, "queries": (9, 5, 2), "num_cls": 2, "num_pma": 3, "heads": 1},
         {"head_input": "tokens", "mask": False},
-        {"meets_candidate": False},
+        {"meets_candidate": False, "head_input": "interaction"},
     ],
 )
 @pytest.mark.parametrize("sequences", [("items",), ("items", "shops")])

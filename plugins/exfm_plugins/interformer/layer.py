@@ -1,7 +1,7 @@
 """The layer of InterFormer.
 
 Legend: B examples, N tokens, E events of all examples, CLS tokens included, K tokens of X_sum, of which the CLS tokens
-are copies, S tokens of S_sum, D width.
+are copies, S tokens of S_sum, D width, R width of the interaction's representation.
 """
 
 from __future__ import annotations
@@ -128,10 +128,16 @@ class InteractionArch(nn.Module):
         self.mlp = mlp(widths, shape.activation)
         self.norm = shape.residual_norm(dim)
 
-    def forward(self, tokens_BND: Tensor, joined_BMD: Tensor) -> Tensor:
-        """Maps tokens (B, N, D), and the same with the summary behind them, to tokens (B, N, D)."""
-        mixed_BND: Tensor = self.mlp(self.interaction(joined_BMD, {})).view_as(tokens_BND)
-        return mixed_BND if self.norm is None else self.norm(tokens_BND + mixed_BND)
+    def forward(self, tokens_BND: Tensor, joined_BMD: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps tokens (B, N, D), and the same with the summary behind them, to tokens (B, N, D).
+
+        Returns:
+            The tokens, and the interaction's representation (B, R).
+        """
+        representation_BR: Tensor = self.interaction(joined_BMD, {})
+        mixed_BND: Tensor = self.mlp(representation_BR).view_as(tokens_BND)
+        mixed_BND = mixed_BND if self.norm is None else self.norm(tokens_BND + mixed_BND)
+        return mixed_BND, representation_BR
 
 
 class InterFormerLayer(nn.Module):
@@ -153,10 +159,15 @@ class InterFormerLayer(nn.Module):
         residual = shape.residual_norm(inputs.dim)
         self.sequence_arch = SequenceArch(inputs.dim, shape.heads, shape.num_cls, queries, residual)
 
-    def forward(self, tokens_BND: Tensor, sequence: JaggedSequence) -> tuple[Tensor, JaggedSequence]:
-        """Maps tokens (B, N, D) and events (E, D) to the same of the next layer."""
+    def forward(self, tokens_BND: Tensor, sequence: JaggedSequence) -> tuple[Tensor, Tensor, JaggedSequence]:
+        """Maps tokens (B, N, D) and events (E, D) to the same of the next layer.
+
+        Returns:
+            Tokens, the interaction's representation (B, R), and events.
+        """
         token_summary_BKD = self.token_summary(tokens_BND)
         if self.first:
             sequence = sequence.prepend(token_summary_BKD)
         joined_BMD = torch.cat([tokens_BND, self.sequence_summary(sequence)], dim=1)
-        return self.interaction_arch(tokens_BND, joined_BMD), self.sequence_arch(sequence, token_summary_BKD)
+        tokens_BND, representation_BR = self.interaction_arch(tokens_BND, joined_BMD)
+        return tokens_BND, representation_BR, self.sequence_arch(sequence, token_summary_BKD)

@@ -1,6 +1,7 @@
 """InterFormer as an exfm backbone.
 
-Legend: B examples, N tokens, E events of all examples, D width, R width of the representation.
+Legend: B examples, N tokens, E events of all examples, D width, R width of the representation or of the interaction's,
+W numbers of a part of the head's input.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class InterFormer(Backbone):
     - the gate's MLP and both MLP_lce are one linear layer, the mask's MLP has one hidden layer as wide as its input.
     - fewer than ``num_recent`` events: zeros take the place of those that are missing. Without history CLS tokens are
       all there is; without sequences in the data the layers are their interaction arches, the head's input is X_sum.
-    - X_sum is all that the head learns of the tokens; with ``head_input: tokens`` it reads X instead.
+    - X_sum is all that the head learns of the tokens; with ``head_input: tokens`` it reads X instead, with
+      ``interaction`` Inter's representation of the last layer, too.
     - the widths of the head, 1024-512-256-128 in the paper: smaller by default, for a laptop.
 
     FLOPs of an example with ``n`` tokens, ``k`` sequences of ``T`` events, ``m = num_cls``, ``p = num_pma``,
@@ -133,10 +135,10 @@ class InterFormer(Backbone):
             description="Norm of the sum of an arch's input and output; with none, inputs are not added either.",
         )
         activation: ActivationName = Field("silu", description="In all MLPs, Swish in the paper.")
-        head_input: Literal["summaries", "tokens"] = Field(
+        head_input: Literal["summaries", "tokens", "interaction"] = Field(
             "summaries",
-            description="The head reads [X_sum || S_sum], as published, or [X || S_sum], all tokens of the last layer "
-            "(ours).",
+            description="The head reads [X_sum || S_sum], as published, or [X || S_sum], all tokens of the last layer, "
+            "or the summaries and the last interaction's representation (both ours).",
         )
         head_hidden: tuple[PositiveInt, ...] = Field(
             (128, 64), min_length=1, description="Widths of the MLP at the end; the last is the representation's."
@@ -167,24 +169,24 @@ class InterFormer(Backbone):
         )
         width = len(inputs.tokens) * inputs.dim
         self.input_norm = nn.LayerNorm(width) if config.input_norm == "layer_norm" else nn.Identity()
-        read = config.num_cls if config.head_input == "summaries" else len(inputs.tokens)
+        read = len(inputs.tokens) if config.head_input == "tokens" else config.num_cls
         if inputs.sequences:
             queries = config.queries or (None,) * config.layers
             targets = [shape.targets if config.meets_candidate else () for shape in inputs.sequences]
             self.meeting = Meeting(targets, inputs.dim, config.event_norm)
             self.mask = MaskNet(len(inputs.sequences), inputs.dim, config.activation, filters=config.mask)
-            self.layers = nn.ModuleList(
-                InterFormerLayer(inputs, shape, kept, first=depth == 0) for depth, kept in enumerate(queries)
-            )
+            layers = [InterFormerLayer(inputs, shape, kept, first=depth == 0) for depth, kept in enumerate(queries)]
+            self.layers, last = nn.ModuleList(layers), layers[-1].interaction_arch
             self.sequence_summary = SequenceSummary(inputs.dim, shape)
             read += len(shape.summary_names)
         else:
-            self.layers = nn.ModuleList(
-                InteractionArch(inputs.tokens, (), inputs.dim, shape) for _ in range(config.layers)
-            )
-        by_summary = config.head_input == "summaries"
-        self.token_summary = TokenSummary(len(inputs.tokens), inputs.dim, shape) if by_summary else nn.Identity()
-        self.head = mlp([read * inputs.dim, *config.head_hidden], config.activation, activate_last=True)
+            arches = [InteractionArch(inputs.tokens, (), inputs.dim, shape) for _ in range(config.layers)]
+            self.layers, last = nn.ModuleList(arches), arches[-1]
+        reads_tokens = config.head_input == "tokens"
+        self.token_summary = nn.Identity() if reads_tokens else TokenSummary(len(inputs.tokens), inputs.dim, shape)
+        self._reads_interaction = config.head_input == "interaction"
+        read_width = read * inputs.dim + self._reads_interaction * last.interaction.output_dim
+        self.head = mlp([read_width, *config.head_hidden], config.activation, activate_last=True)
         self.output_dim = config.head_hidden[-1]
 
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
@@ -194,11 +196,14 @@ class InterFormer(Backbone):
             parts = [sequences[shape.name] for shape in self.inputs.sequences]
             sequence = self.mask(self.meeting(parts, tokens_BND))
             for layer in self.layers:
-                tokens_BND, sequence = layer(tokens_BND, sequence)
+                tokens_BND, mixed_BR, sequence = layer(tokens_BND, sequence)
             summaries = [self.token_summary(tokens_BND), self.sequence_summary(sequence)]
         else:
             for layer in self.layers:
-                tokens_BND = layer(tokens_BND, tokens_BND)
+                tokens_BND, mixed_BR = layer(tokens_BND, tokens_BND)
             summaries = [self.token_summary(tokens_BND)]
-        representation_BR: Tensor = self.head(torch.cat(summaries, dim=1).flatten(1))
+        parts_BW = [summary.flatten(1) for summary in summaries]
+        if self._reads_interaction:
+            parts_BW.append(mixed_BR)
+        representation_BR: Tensor = self.head(torch.cat(parts_BW, dim=1))
         return representation_BR
