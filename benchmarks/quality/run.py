@@ -4,8 +4,8 @@
     python benchmarks/quality/run.py --data movielens --path FOLDER --seeds 3
 
 ``--tune`` picks each model's learning rates on the part of the stream that the figures skip, or with ``--whole`` on a
-stream that no figure covers, with seed 0, and writes them to tuned-DATA.yaml; the campaign of seeds 1, 2, ... uses
-them. Interrupted, either goes on where it was.
+stream that no figure covers, with seed 0 or with more of them, and writes them to tuned-DATA.yaml; the campaign of
+seeds 1, 2, ... uses them. Interrupted, either goes on where it was.
 """
 
 from __future__ import annotations

@@ -81,11 +81,23 @@ class TableShape:
         )
 
 
-def _by_table(lookups: Iterable[Lookup]) -> dict[str, list[Lookup]]:
+def _by_table(lookups: Iterable[Lookup], *, events_apart: bool) -> tuple[dict[str, list[Lookup]], set[str]]:
+    """Lookups by table, and the tables none of whose bags has more than one id, which come first.
+
+    TorchRec joins the tables of one pooling, and names its columns as if it had kept the order it was given.
+
+    Args:
+        events_apart: whether each event is a bag of its own, not a history.
+    """
     groups: dict[str, list[Lookup]] = {}
     for lookup in lookups:
         groups.setdefault(lookup.table, []).append(lookup)
-    return groups
+    single = {
+        table
+        for table, group in groups.items()
+        if all(lookup.single or (events_apart and lookup.field is not None) for lookup in group)
+    }
+    return dict(sorted(groups.items(), key=lambda item: item[0] not in single)), single
 
 
 class PooledTables(nn.Module):
@@ -93,10 +105,7 @@ class PooledTables(nn.Module):
 
     def __init__(self, lookups: Iterable[Lookup], shape: TableShape) -> None:
         super().__init__()
-        groups = _by_table(lookups)
-        single = {table for table, group in groups.items() if all(lookup.single for lookup in group)}
-        # TorchRec joins the tables of one pooling, in this order, and names its columns as if it had kept ours.
-        groups = dict(sorted(groups.items(), key=lambda item: item[0] not in single))
+        groups, single = _by_table(lookups, events_apart=False)
         self.order = [lookup for group in groups.values() for lookup in group]
         self.dim = shape.dim
         keys = {table: [lookup.name for lookup in group] for table, group in groups.items()}
@@ -136,9 +145,7 @@ class EventTables(nn.Module):
 
     def __init__(self, lookups: Iterable[Lookup], shape: TableShape) -> None:
         super().__init__()
-        groups = _by_table(lookups)
-        single = {table for table, group in groups.items() if all(one.single or one.field is not None for one in group)}
-        self.groups = dict(sorted(groups.items(), key=lambda item: item[0] not in single))
+        self.groups, single = _by_table(lookups, events_apart=True)
         self.dim = shape.dim
         self.bags = shape.collection({table: [table] for table in self.groups}, single)
 

@@ -157,17 +157,19 @@ class StreamLoop:
         todo = [(window, stages, labellers) for window, stages, labellers in todo if stages or labellers]
         count = 0
         self.waiting_for = ""
-        for window, stages, labellers in todo:
-            missing = self._missing(window, windows, stages, labellers)
-            if self.ranks.agree(bool(missing)):
-                self.waiting_for = missing or f"what is missing for window {window}"
-                break
-            count += 1
-            following = todo[count][0] if count < len(todo) else None
-            self._window(window, stages, labellers, span, len(windows), following)
-            for stage in stages:
-                self._done[stage.name].add(window.index)
-        self.reader.close()
+        try:
+            for window, stages, labellers in todo:
+                missing = self._missing(window, windows, stages, labellers)
+                if self.ranks.agree(bool(missing)):
+                    self.waiting_for = missing or f"what is missing for window {window}"
+                    break
+                count += 1
+                following = todo[count][0] if count < len(todo) else None
+                self._window(window, stages, labellers, span, len(windows), following)
+                for stage in stages:
+                    self._done[stage.name].add(window.index)
+        finally:
+            self.reader.close()
         start = time.perf_counter()
         self.saving.wait()
         self.ranks.wait()
@@ -245,9 +247,6 @@ class StreamLoop:
             if not self.saving.background:
                 self.ranks.wait()  # until the first process has stored what the others may now read
             self.clock.commit += time.perf_counter() - start
-        except BaseException:
-            self.reader.close()
-            raise
         finally:
             for part in (*begun, *streams.values()):
                 part.close()
