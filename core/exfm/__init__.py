@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from exfm.interfaces.schema import SequenceField as SequenceField
     from exfm.interfaces.sequence_encoder import EncoderInputs as EncoderInputs
     from exfm.interfaces.sequence_encoder import SequenceEncoder as SequenceEncoder
+    from exfm.interfaces.table_offset import TableOffset as TableOffset
     from exfm.interfaces.transfer_strategy import EntityStates as EntityStates
     from exfm.interfaces.transfer_strategy import PartShape as PartShape
     from exfm.interfaces.transfer_strategy import Recent as Recent
@@ -103,6 +104,7 @@ _HOME = {
     "StudentOutput": "exfm.interfaces.transfer_strategy",
     "StudentShape": "exfm.interfaces.transfer_strategy",
     "Supervision": "exfm.interfaces.transfer_strategy",
+    "TableOffset": "exfm.interfaces.table_offset",
     "TablePlace": "exfm.interfaces.layout",
     "TableShard": "exfm.interfaces.layout",
     "TableUse": "exfm.interfaces.layout",

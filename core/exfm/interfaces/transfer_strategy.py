@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from exfm.errors import suggestion
 from exfm.interfaces.component import Component, ComponentConfig
+from exfm.interfaces.table_offset import TableOffset
 
 Parts = Mapping[str, Mapping[str, Tensor]]
 """The tensors of some of a model's named parts: by part, and by name in it."""
@@ -148,7 +149,7 @@ class EntityStates:
     def newest(self) -> EntityStates:
         """The last of each row."""
         row, last = _last_of_each(self.row)
-        return EntityStates(row, self.state_SK[last])
+        return EntityStates(row, self.state_SK.index_select(0, last))
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class TableRows:
     def newest(self) -> TableRows:
         """The last of each row."""
         row, last = _last_of_each(self.row)
-        return TableRows(row, self.weight_SE[last])
+        return TableRows(row, self.weight_SE.index_select(0, last))
 
 
 @dataclass(frozen=True)
@@ -188,10 +189,13 @@ class Recent:
 
 def _last_of_each(row: Tensor) -> tuple[Tensor, Tensor]:
     """The different values, and where each comes last: torch keeps any of the values that are written to one row."""
-    different, inverse = torch.unique(row, return_inverse=True)
-    places = torch.arange(inverse.numel(), device=row.device)
-    last = torch.zeros_like(different).scatter_reduce(0, inverse, places, "amax", include_self=False)
-    return different, last
+    if not row.numel():
+        return row, row
+    sorted_row, order = torch.sort(row, stable=True)
+    ends = torch.ones_like(row, dtype=torch.bool)
+    torch.ne(sorted_row[1:], sorted_row[:-1], out=ends[:-1])
+    last = ends.nonzero().squeeze(1)
+    return sorted_row.index_select(0, last), order.index_select(0, last)
 
 
 class TransferConfig(ComponentConfig):
@@ -270,8 +274,8 @@ class TransferStrategy(Component, nn.Module):
         """
         raise NotImplementedError(f"{self.name} has an optimizer of its own and no own_loss")
 
-    def table_offsets(self) -> Mapping[str, nn.Module]:
-        """What is added to the rows of the student's tables, by table: a module from rows (n,) to (n, D).
+    def table_offsets(self) -> Mapping[str, TableOffset]:
+        """What is added to the rows of the student's tables, by table.
 
         While the student trains, each lookup adds it; in what is published and served it is folded into the table, so
         that the served model is neither larger nor slower. A lookup for a feature of the batch also gives the feature's

@@ -1,4 +1,4 @@
-"""Layers that plugins share: MLPs, norms, attention over dense tokens and jagged sequences, and parts of distillation.
+"""Layers that plugins share: MLPs, norms, attention over dense tokens and jagged sequences, and parts of transfer.
 
 Everything here is public, and none of it is a component. What a kernel costs is known to ``count_flops``.
 """
@@ -10,6 +10,7 @@ from exfm.layers.distillation import DistillationHead, LossWeight, RecentMeans, 
 from exfm.layers.flops import count_flops
 from exfm.layers.gradient import scale_gradient
 from exfm.layers.jagged_attention import jagged_attention
+from exfm.layers.mapped_rows import MappedRows
 from exfm.layers.mlp import ActivationName, activation, mlp
 from exfm.layers.norm import NormName, RMSNorm, norm
 from exfm.layers.rotary import rotate
@@ -21,6 +22,7 @@ __all__ = [
     "DistillationHead",
     "JaggedAttention",
     "LossWeight",
+    "MappedRows",
     "NormName",
     "RMSNorm",
     "RecentMeans",

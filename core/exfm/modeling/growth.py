@@ -46,7 +46,8 @@ class Growth:
 
         Args:
             state: weights, or the state of optimizers or strategies. An entry has a table's rows where two parts of
-                its name, between dots, are ``table_NAME.weight`` or ``table_NAME.state``, or as a lookup's states.
+                its name, between dots, are ``table_NAME`` and ``weight``, ``state`` or ``vectors_RK``, or as a lookup's
+                states.
 
         Raises:
             ConfigError: a table has fewer rows than before, or more hashed ones that are no multiple.
@@ -74,7 +75,7 @@ class Growth:
         """The table whose rows an entry has; an empty string where it has none's."""
         parts = name.split(".")
         for part, kind in pairwise(parts):
-            if part.startswith(_TABLE) and kind in ("weight", "state"):
+            if part.startswith(_TABLE) and kind in ("weight", "state", "vectors_RK"):
                 return part.removeprefix(_TABLE)
             if part.startswith(_STATE) and kind == "state_RK":
                 return self._entities[part.rpartition("/")[2]]

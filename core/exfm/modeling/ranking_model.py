@@ -24,6 +24,9 @@ from exfm.modeling.managed_ids import Started
 from exfm.modeling.recompute import recompute
 from exfm.modeling.tokens import Featurizer
 
+_PIECE = 512
+"""Examples that go through the backbone at once where ``in_pieces``."""
+
 
 class Head(nn.Sequential):
     """An MLP from the representation (B, R) to one logit (B,)."""
@@ -57,6 +60,8 @@ class RankingModel(nn.Module):
 
     Attributes:
         gives_trunk_logits: whether a forward pass with gradients gives ``trunk_logits`` too.
+        in_pieces: whether a large batch goes through a backbone without sequences in pieces while it trains. On a CPU
+            their intermediate results stay in its cache, and are small enough for the allocator to keep their memory.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class RankingModel(nn.Module):
                 recompute(block)
         self.low_precision = config.precision == "bf16"
         self.gives_trunk_logits = False
+        self.in_pieces = False
         self.head_hidden = config.head_hidden
         self.tasks = tasks
         self.heads = nn.ModuleDict({f"task_{task}": self.new_head() for task in tasks})
@@ -137,7 +143,10 @@ class RankingModel(nn.Module):
             if self.lookups is not None:
                 summaries.append(self.lookups(batch.sparse))
             tokens_BND = torch.cat([tokens_BND, *summaries], dim=1) if summaries else tokens_BND
-            representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
+            if self.reads_sequences or not (self.in_pieces and torch.is_grad_enabled()):
+                representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
+            else:
+                representation_BR = torch.cat([self.backbone(piece, {}) for piece in tokens_BND.split(_PIECE)])
         representation_BR = representation_BR.float()
         logits = {task: self.heads[f"task_{task}"](representation_BR) for task in self.tasks}
         trunk_logits = {}

@@ -23,6 +23,7 @@ from exfm.interfaces.schema import (
     MultiValuedFeature,
     SequenceFeature,
 )
+from exfm.interfaces.table_offset import TableOffset
 from exfm.modeling.embeddings import EventTables, Lookup, PooledTables, TableShape
 from exfm.modeling.managed_ids import ManagedIds, Started
 
@@ -113,8 +114,7 @@ class Featurizer(nn.Module):
     Attributes:
         token_names: of the N tokens ``forward`` returns, in order.
         token_tables: the table each token reads ("" for a dense one).
-        offsets: what transfer adds to the rows of a table, by table: modules from rows (n,), and from a feature's name
-            where they are its own, to (n, D). They are not part of the model.
+        offsets: what transfer adds to the rows of a table, by table. They are not part of the model.
         frozen_tables: the tables that training leaves as they are.
         managed: which id has which row, of the tables that manage them.
     """
@@ -126,7 +126,7 @@ class Featurizer(nn.Module):
         self.sequences = [feature for feature in schema.features if isinstance(feature, SequenceFeature)]
         self.raw_sequences = raw_sequences
         self.dim = dim
-        self.offsets: dict[str, nn.Module] = {}
+        self.offsets: dict[str, TableOffset] = {}
         self.frozen_tables: set[str] = set()
         # Of these an example has one id at most, and where there are as many ids as examples, one each.
         self._categorical = {feature.name for feature in schema.features if isinstance(feature, CategoricalFeature)}
@@ -259,8 +259,9 @@ class Featurizer(nn.Module):
             single = lookup.key in self._categorical and rows_VD.shape[0] == batch.size
             return rows_VD if single else _segment_mean(rows_VD, bags.offsets().long())
         history = batch.sequences[lookup.key]
-        rows_ED: Tensor = offset(history.ids_EC[:, lookup.field])
-        return rows_ED if self.raw_sequences else _segment_mean(rows_ED, history.offsets)
+        rows_E = history.ids_EC[:, lookup.field].contiguous()
+        added: Tensor = offset(rows_E) if self.raw_sequences else offset.mean(rows_E, history.offsets)
+        return added
 
     def _sum(self, rows: list[Tensor], sequence: str, numbers: Tensor) -> Tensor:
         if _child(sequence) in self.event_dense:

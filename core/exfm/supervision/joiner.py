@@ -164,12 +164,14 @@ class SupervisionIndex:
         row, found = self._locate(example_id, event_time_us)
         found &= ~torch.stack([values[row].isnan() for values in self.rows.probabilities.values()]).all(dim=0)
         kept = row[found]
-        vectors = {column: vector[kept].float() for column, vector in self.rows.vectors.items()}
+        vectors = {column: vector.index_select(0, kept).float() for column, vector in self.rows.vectors.items()}
         return Stored(found, self.rows.watermark_us[kept], vectors)
 
     def _locate(self, example_id: Tensor, event_time_us: Tensor) -> tuple[Tensor, Tensor]:
         """The row (B,) of each example and whether there is one: by time, and by id where rows share a time."""
         rows = self.rows
+        if torch.equal(example_id, rows.example_id):
+            return torch.arange(example_id.numel()), torch.ones_like(example_id, dtype=torch.bool)
         # Times are sorted on both sides, which numpy makes use of: a tenth of the cost of sorting ids.
         place_B = np.searchsorted(rows.event_time_us.numpy(), event_time_us.numpy())
         row = torch.from_numpy(place_B).clamp_(max=rows.event_time_us.numel() - 1)

@@ -8,29 +8,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from exfm.interfaces.table_offset import TableOffset
 from exfm.modeling.parts import table_of
 from exfm.modeling.ranking_model import RankingModel
 
 _ROWS = 65_536
 
 
-def add_offsets(model: RankingModel, offsets: Mapping[str, nn.Module]) -> None:
+def add_offsets(model: RankingModel, offsets: Mapping[str, TableOffset]) -> None:
     """Makes lookups of the named tables add a strategy's offsets, beside those that another strategy adds."""
     for table, offset in offsets.items():
         standing = model.featurizer.offsets.get(table)
         model.featurizer.offsets[table] = offset if standing is None else _Sum(standing, offset)
 
 
-class _Sum(nn.Module):
-    def __init__(self, *parts: nn.Module) -> None:
+class _Sum(TableOffset):
+    def __init__(self, first: TableOffset, second: TableOffset) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(parts)
+        self.first, self.second = first, second
 
-    def forward(self, rows: Tensor, *feature: str) -> Tensor:
-        total: Tensor = sum(part(rows, *feature) for part in self.parts)
-        return total
+    def forward(self, rows_V: Tensor, feature: str = "") -> Tensor:
+        added_VD: Tensor = self.first(rows_V, feature) + self.second(rows_V, feature)
+        return added_VD
+
+    def mean(self, rows_V: Tensor, offsets: Tensor) -> Tensor:
+        return self.first.mean(rows_V, offsets) + self.second.mean(rows_V, offsets)
 
 
 def tables_with_offsets(model: RankingModel) -> dict[str, Tensor]:

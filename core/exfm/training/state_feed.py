@@ -119,12 +119,15 @@ class StateFeed:
         if batch.size:  # of a short chunk a process may have no row
             self._end_us = int(batch.event_time_us[-1])
         self._columns = {}
+        rows: dict[str, Tensor] = {}
         for teacher in dict.fromkeys(listener.teacher for listener in self._listeners):
             stored = teachers[teacher].stored(batch.example_id, batch.event_time_us)
             held = [column for name, column in self._held if name == teacher]
             for column in dict.fromkeys([*held, *stored.vectors]):
                 if any(listener.teacher == teacher and listener.wants(column) for listener in self._listeners):
-                    self._columns[teacher, column] = self._column(teacher, column, batch, seen_L, stored)
+                    feature = _feature(column)
+                    row_B = rows[feature] = _rows(batch, feature) if feature not in rows else rows[feature]
+                    self._columns[teacher, column] = self._column(teacher, column, batch, row_B, seen_L, stored)
 
     def recall(self, rows: slice) -> None:
         """Tells of what is newest before each of some of the L rows: those of the next batch."""
@@ -175,9 +178,9 @@ class StateFeed:
     def _part(self, column: str) -> str:
         return f"table/{self._tables[column.removeprefix(ROW)]}"
 
-    def _column(self, teacher: str, column: str, batch: Batch, seen_L: Tensor, stored: Stored) -> _Column:
-        feature = column.removeprefix(STATE if column.startswith(STATE) else ROW)
-        row_B = _rows(batch, feature)
+    def _column(
+        self, teacher: str, column: str, batch: Batch, row_B: Tensor, seen_L: Tensor, stored: Stored
+    ) -> _Column:
         held, made = self._held.get((teacher, column)), stored.vectors.get(column)
         new = None if made is None else _made(column, row_B, batch.event_time_us, stored, made)
         vectors = new if held is None else held if new is None else held.followed_by(new)
@@ -185,7 +188,8 @@ class StateFeed:
         row_L = row_B[seen_L]
         there_L = row_L >= 0
         known_L = vectors.known(seen_L, batch.event_time_us[seen_L], self._lags_us[teacher])
-        return _Column(feature, vectors, None if there_L.all() else there_L, vectors.newest(row_L, known_L))
+        recent = vectors.newest(row_L, known_L)
+        return _Column(_feature(column), vectors, None if there_L.all() else there_L, recent)
 
 
 def _made(column: str, row_B: Tensor, time_us_B: Tensor, stored: Stored, vector_SK: Tensor) -> MadeVectors:
@@ -194,9 +198,15 @@ def _made(column: str, row_B: Tensor, time_us_B: Tensor, stored: Stored, vector_
     row_S = row_B[place_S]
     if column.startswith(ROW):
         place_S = place_S[_last_of_batch(stored.watermark_us)]
-    kept_S = row_S >= 0
-    place_S = place_S[kept_S]
-    return MadeVectors(row_S[kept_S], place_S, time_us_B[place_S], vector_SK[kept_S])
+    kept_S = (row_S >= 0).nonzero().squeeze(1)
+    if kept_S.numel() < row_S.numel():
+        row_S, place_S, vector_SK = row_S[kept_S], place_S[kept_S], vector_SK.index_select(0, kept_S)
+    return MadeVectors(row_S, place_S, time_us_B[place_S], vector_SK)
+
+
+def _feature(column: str) -> str:
+    """The feature whose ids a column is of."""
+    return column.removeprefix(STATE if column.startswith(STATE) else ROW)
 
 
 def _last_of_batch(watermark_us: Tensor) -> Tensor:
@@ -209,6 +219,9 @@ def _last_of_batch(watermark_us: Tensor) -> Tensor:
 def _rows(batch: Batch, feature: str) -> Tensor:
     """The table row (B,) of a categorical feature, -1 where it is missing."""
     bags = batch.sparse[feature]
+    if bags.values().numel() == batch.size:
+        row_B: Tensor = bags.values()
+        return row_B
     there_B = bags.lengths() > 0
     row_B = torch.full((batch.size,), -1)
     row_B[there_B] = bags.values()[bags.offsets()[:-1][there_B].long()]

@@ -1,6 +1,6 @@
 """A teacher's compact features as an exfm transfer strategy.
 
-Legend: S observed rows, K width of a state, D width of the student's rows.
+Legend: K width of a state.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from exfm import (
     StudentOutput,
     StudentShape,
     Supervision,
+    TableOffset,
     TeacherShape,
     TransferConfig,
     TransferStrategy,
 )
+from exfm.layers import MappedRows
 
 
 class CompactFeatures(TransferStrategy):
@@ -65,61 +67,38 @@ class CompactFeatures(TransferStrategy):
         width = teacher.states[entities[0]]
         self.rows = nn.ModuleDict(
             {
-                _key(table): _Rows(student.table_rows[table], width, student.embedding_dim, config.scale)
+                _key(table): MappedRows(
+                    student.table_rows[table], width, student.embedding_dim, config.scale, dtype=torch.float16
+                )
                 for table in sorted(set(self._tables.values()))
             }
         )
 
-    def table_offsets(self) -> Mapping[str, nn.Module]:
+    def table_offsets(self) -> Mapping[str, TableOffset]:
         """``P s`` by table."""
-        return {table: self.rows[_key(table)] for table in self._tables.values()}
+        return {table: self._rows_of(table) for table in self._tables.values()}
 
     def observe(self, states: Mapping[str, EntityStates]) -> None:
         """Keeps the newest state of each row."""
         for entity, table in self._tables.items():
             if entity in states:
-                part = self.rows[_key(table)]
-                assert isinstance(part, _Rows)
-                part.keep(states[entity])
+                newest = states[entity].newest()
+                self._rows_of(table).keep(newest.row, newest.state_SK)
 
     def recall(self, recent: Mapping[str, Recent]) -> None:
         """Holds, for the coming batch, what is newer than what is kept."""
-        for key, part in self.rows.items():
-            own = [entity for entity, table in self._tables.items() if _key(table) == key]
-            assert isinstance(part, _Rows)
-            part.recent = {entity: recent[entity] for entity in own if entity in recent}
+        for table in set(self._tables.values()):
+            own = [entity for entity, other in self._tables.items() if other == table]
+            self._rows_of(table).recent = {entity: recent[entity] for entity in own if entity in recent}
+
+    def _rows_of(self, table: str) -> MappedRows:
+        found = self.rows[_key(table)]
+        assert isinstance(found, MappedRows)
+        return found
 
     def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
         """Nothing: what is transferred is in the tokens."""
         return student.representation_BR.new_zeros(())
-
-
-class _Rows(nn.Module):
-    """The newest state of every row, zeros before there is one, and the map to the student's width."""
-
-    state: Tensor
-
-    def __init__(self, rows: int, width: int, dim: int, scale: float) -> None:
-        super().__init__()
-        self.recent: Mapping[str, Recent] = {}
-        self.register_buffer("state", torch.zeros(rows, width, dtype=torch.float16))
-        self.map = nn.Linear(width, dim, bias=False)
-        nn.init.eye_(self.map.weight)
-        with torch.no_grad():
-            self.map.weight.mul_(scale)
-
-    def forward(self, rows: Tensor, feature: str = "") -> Tensor:
-        """Maps rows (n,), of a feature where it is named, to what is added to them, (n, D)."""
-        state_nK = self.state.index_select(0, rows.long()).to(self.map.weight.dtype)
-        if feature in self.recent:
-            state_nK = self.recent[feature].over(state_nK)
-        added_nD: Tensor = self.map(state_nK)
-        return added_nD
-
-    def keep(self, states: EntityStates) -> None:
-        """Writes the last state of each row."""
-        newest = states.newest()
-        self.state[newest.row] = newest.state_SK.to(self.state.dtype)
 
 
 def _entities(wanted: tuple[str, ...], student: StudentShape, teacher: TeacherShape) -> tuple[str, ...]:

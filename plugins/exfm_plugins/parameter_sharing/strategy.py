@@ -1,6 +1,6 @@
 """Parameter sharing as an exfm transfer strategy.
 
-Legend: R rows of a table, n of them, E width of the teacher's rows, D width of the student's rows.
+Legend: E width of the teacher's rows.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from exfm import (
     StudentOutput,
     StudentShape,
     Supervision,
+    TableOffset,
     TableRows,
     TeacherShape,
     TransferConfig,
     TransferStrategy,
 )
+from exfm.layers import MappedRows
 
 Mode = Literal["copied", "frozen", "fine_tuned", "added", "projected"]
 
@@ -82,7 +84,7 @@ class ParameterSharing(TransferStrategy):
         self._modes = dict(config.parts)
         self._tables = dict(student.tables)
         self._shapes: dict[str, PartShape] = {}
-        maps: dict[str, _Mapped] = {}
+        maps: dict[str, MappedRows] = {}
         for part, mode in config.parts.items():
             given, own = teacher.part(part), student.part(part)
             self._shapes[part] = own
@@ -102,7 +104,7 @@ class ParameterSharing(TransferStrategy):
         """The frozen and the projected ones."""
         return tuple(part for part, mode in self._modes.items() if mode in ("frozen", "projected"))
 
-    def table_offsets(self) -> Mapping[str, nn.Module]:
+    def table_offsets(self) -> Mapping[str, TableOffset]:
         """``P t`` by table."""
         return {
             table: self._map_of(part)
@@ -117,7 +119,7 @@ class ParameterSharing(TransferStrategy):
         for part, tensors in parts.items():
             shapes = self._shapes[part].tensors
             if self._modes[part] in _THROUGH_A_MAP:
-                self._map_of(part).rows_RE.copy_(tensors["weight"])
+                self._map_of(part).vectors_RK.copy_(tensors["weight"])
                 if self._modes[part] == "projected":
                     written[part] = {"weight": torch.zeros(shapes["weight"])}
             else:
@@ -126,13 +128,12 @@ class ParameterSharing(TransferStrategy):
         self.started.fill_(True)
         return written
 
-    @torch.no_grad()
     def follow(self, rows: Mapping[str, TableRows]) -> None:
         """Brings the rows that go through a map up to date, where the teacher stores them."""
         for part, changed in rows.items():
             if self._modes.get(part) in _THROUGH_A_MAP:
                 newest = changed.newest()
-                self._map_of(part).rows_RE[newest.row] = newest.weight_SE
+                self._map_of(part).keep(newest.row, newest.weight_SE)
 
     def recall(self, recent: Mapping[str, Recent]) -> None:
         """Holds, for the coming batch, what is newer than the rows it has."""
@@ -141,9 +142,9 @@ class ParameterSharing(TransferStrategy):
                 own = {name: one for name, one in recent.items() if self._tables.get(name) == shape.table}
                 self._map_of(part).recent = own
 
-    def _map_of(self, part: str) -> _Mapped:
+    def _map_of(self, part: str) -> MappedRows:
         found = self.maps[_key(part)]
-        assert isinstance(found, _Mapped)
+        assert isinstance(found, MappedRows)
         return found
 
     def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
@@ -151,35 +152,12 @@ class ParameterSharing(TransferStrategy):
         return student.representation_BR.new_zeros(())
 
 
-class _Mapped(nn.Module):
-    """The teacher's rows, zeros before there are any, and the map to the student's width."""
-
-    rows_RE: Tensor
-
-    def __init__(self, rows: int, width: int, dim: int, scale: float) -> None:
-        super().__init__()
-        self.recent: Mapping[str, Recent] = {}
-        # Every window starts by filling it again, so a snapshot of the student need not hold the teacher's table.
-        self.register_buffer("rows_RE", torch.zeros(rows, width), persistent=False)
-        self.map = nn.Linear(width, dim, bias=False)
-        nn.init.eye_(self.map.weight)
-        with torch.no_grad():
-            self.map.weight.mul_(scale)
-
-    def forward(self, rows: Tensor, feature: str = "") -> Tensor:
-        """Maps rows (n,), of a feature where it is named, to what is added to them, (n, D)."""
-        row_nE = self.rows_RE.index_select(0, rows.long())
-        if feature in self.recent:
-            row_nE = self.recent[feature].over(row_nE)
-        added_nD: Tensor = self.map(row_nE)
-        return added_nD
-
-
-def _mapped(part: str, mode: str, given: PartShape, own: PartShape, scale: float) -> _Mapped:
+def _mapped(part: str, mode: str, given: PartShape, own: PartShape, scale: float) -> MappedRows:
     if own.table is None:
         raise ValueError(f"parameter_sharing: parts.{part}: {mode} is for tables; allowed: copied, frozen, fine_tuned")
     rows, width = given.tensors["weight"]
-    return _Mapped(rows, width, own.tensors["weight"][1], scale)
+    # Every window starts by filling it again, so a snapshot of the student need not hold the teacher's table.
+    return MappedRows(rows, width, own.tensors["weight"][1], scale, saved=False)
 
 
 def _check_fit(part: str, given: PartShape, own: PartShape, may_slice: bool) -> None:
