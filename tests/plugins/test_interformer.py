@@ -105,11 +105,11 @@ def met(x_ND: Tensor, histories: list[Tensor], module: InterFormer) -> list[Tens
     """``e + W (e * t)`` event by event, then t, or zeros where only another sequence has a candidate; normalised."""
     places = [shape.targets if module.config.meets_candidate else () for shape in module.inputs.sequences]
     mixed = []
-    for history, of_one, linear, norm in zip(
-        histories, places, module.meeting.linears, module.meeting.norms, strict=True
+    for history, of_one, meeting, norm in zip(
+        histories, places, module.meeting.meetings, module.meeting.norms, strict=True
     ):
         t = sum((x_ND[place] for place in of_one), torch.zeros_like(x_ND[0]))
-        events = [e + linear.weight @ (e * t) if of_one else e for e in history]
+        events = [e + meeting.linear.weight @ (e * t) if of_one else e for e in history]
         events += [t] if any(places) else []
         mixed.append(torch.stack([normalised(e, norm) for e in events]) if events else history)
     return mixed

@@ -102,7 +102,7 @@ def by_hand(module: Pyramid, examples: list[Tensor], context_BND: Tensor, target
         tokens = [*events.flip(0)]
         if targets:
             target = sum(context_ND[place] for place in targets)
-            tokens = [target, *(event + linear(event * target, module.meeting) for event in tokens)]
+            tokens = [target, *(event + linear(event * target, module.meeting.linear) for event in tokens)]
         for height, level in enumerate(module.levels):
             shrink = config.shrink if height else 1
             tokens = level_by_hand(tokens, level, shrink, config.queries[height], config.heads)

@@ -6,20 +6,23 @@ Everything here is public, and none of it is a component. What a kernel costs is
 from __future__ import annotations
 
 from exfm.layers.attention import Attention, AttentionPooling, JaggedAttention
+from exfm.layers.candidate_meeting import CandidateMeeting
 from exfm.layers.distillation import DistillationHead, LossWeight, RecentMeans, soft_label_loss
 from exfm.layers.flops import count_flops
 from exfm.layers.gradient import scale_gradient
 from exfm.layers.jagged_attention import jagged_attention
 from exfm.layers.mapped_rows import MappedRows
 from exfm.layers.mlp import ActivationName, activation, mlp
-from exfm.layers.norm import NormName, RMSNorm, norm
+from exfm.layers.norm import InputNormName, NormName, RMSNorm, input_norm, norm
 from exfm.layers.rotary import rotate
 
 __all__ = [
     "ActivationName",
     "Attention",
     "AttentionPooling",
+    "CandidateMeeting",
     "DistillationHead",
+    "InputNormName",
     "JaggedAttention",
     "LossWeight",
     "MappedRows",
@@ -28,6 +31,7 @@ __all__ = [
     "RecentMeans",
     "activation",
     "count_flops",
+    "input_norm",
     "jagged_attention",
     "mlp",
     "norm",

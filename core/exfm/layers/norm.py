@@ -1,4 +1,7 @@
-"""Normalisation of the last axis."""
+"""Normalisation of the last axis, and of an example's tokens together.
+
+Legend: B examples, N tokens, D width.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 NormName = Literal["layer_norm", "rms_norm"]
+InputNormName = Literal["none", "layer_norm"]
 
 
 class RMSNorm(nn.Module):
@@ -24,3 +28,24 @@ class RMSNorm(nn.Module):
 def norm(name: NormName, width: int) -> nn.Module:
     """A new norm over the last axis: LayerNorm with scale and shift, or RMSNorm without parameters."""
     return nn.LayerNorm(width) if name == "layer_norm" else RMSNorm(width)
+
+
+class TokensNorm(nn.LayerNorm):
+    """LayerNorm of all tokens of an example together, so that they keep their sizes beside one another.
+
+    Args:
+        tokens: N.
+        dim: D.
+    """
+
+    def __init__(self, tokens: int, dim: int) -> None:
+        super().__init__(tokens * dim)
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Maps (B, N, D) to (B, N, D)."""
+        return super().forward(tokens_BND.flatten(1)).view_as(tokens_BND)
+
+
+def input_norm(name: InputNormName, tokens: int, dim: int) -> nn.Module:
+    """A new norm of the tokens (B, N, D) that a backbone is given, or the identity."""
+    return TokensNorm(tokens, dim) if name == "layer_norm" else nn.Identity()

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from exfm import Backbone, BackboneInputs, ComponentConfig, JaggedSequence
-from exfm.layers import ActivationName, mlp
+from exfm.layers import ActivationName, InputNormName, input_norm, mlp
 from exfm_plugins.dcn_v2.blocks import CrossLayer, GateName, LowRankCrossLayer
 
 
@@ -46,7 +46,7 @@ class DCNV2(Backbone):
     class Config(ComponentConfig):
         """Fields of `dcn_v2`."""
 
-        input_norm: Literal["none", "layer_norm"] = Field(
+        input_norm: InputNormName = Field(
             "none", description="layer_norm: x_0 is normalised (ours); crosses of tokens of any size can diverge."
         )
         layers: PositiveInt = Field(3, description="Cross layers l: crosses up to degree l + 1.")
@@ -78,7 +78,7 @@ class DCNV2(Backbone):
     def __init__(self, config: Config, inputs: BackboneInputs) -> None:
         super().__init__(config, inputs)
         width = len(inputs.tokens) * inputs.dim
-        self.norm = nn.LayerNorm(width) if config.input_norm == "layer_norm" else nn.Identity()
+        self.norm = input_norm(config.input_norm, len(inputs.tokens), inputs.dim)
         self.layers = nn.ModuleList(
             LowRankCrossLayer(width, config.rank, config.experts, config.gate, config.low_rank_activation)
             if config.rank
@@ -92,7 +92,7 @@ class DCNV2(Backbone):
 
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
         """Maps tokens (B, N, D) to the representation (B, R). ``sequences`` is not used."""
-        x0_BW: Tensor = self.norm(tokens_BND.flatten(1))
+        x0_BW: Tensor = self.norm(tokens_BND).flatten(1)
         x_BW = x0_BW
         for layer in self.layers:
             x_BW = layer(x0_BW, x_BW)

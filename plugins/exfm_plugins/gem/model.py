@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from exfm import Backbone, BackboneInputs, ComponentConfig, ComponentField, ComponentSpec, JaggedSequence
-from exfm.layers import ActivationName, NormName, mlp
+from exfm.layers import ActivationName, InputNormName, NormName, input_norm, mlp
 from exfm_plugins.gem.blocks import DomainGate, GemLayer, LayerShape, TargetName
 
 
@@ -90,7 +90,7 @@ class GEM(Backbone):
         )
         activation: ActivationName = Field("silu", description="In the network over events and the MLP at the end.")
         norm: NormName = Field("layer_norm", description="Of tokens, and before the network over events.")
-        input_norm: Literal["none", "layer_norm"] = Field(
+        input_norm: InputNormName = Field(
             "none", description="layer_norm: all tokens of an example are normalised together before anything."
         )
 
@@ -109,7 +109,7 @@ class GEM(Backbone):
         layers = [GemLayer(inputs, shape, first=depth == 0) for depth in range(config.layers)]
         self.layers = nn.ModuleList(layers)
         tokens_width = len(inputs.tokens) * inputs.dim
-        self.input_norm = nn.LayerNorm(tokens_width) if config.input_norm == "layer_norm" else nn.Identity()
+        self.input_norm = input_norm(config.input_norm, len(inputs.tokens), inputs.dim)
         self.output_dim = config.head_hidden[-1]
         widths = [tokens_width + layers[-1].num_summaries * inputs.dim, *config.head_hidden]
         self.head = mlp(widths, config.activation, activate_last=True)
@@ -120,7 +120,7 @@ class GEM(Backbone):
 
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
         """Maps tokens (B, N, D) and raw sequences by name to the representation (B, R)."""
-        tokens_BND = self.input_norm(tokens_BND.flatten(1)).view_as(tokens_BND)
+        tokens_BND = self.input_norm(tokens_BND)
         if self.domain is None:
             return self._trunk(tokens_BND, sequences)
         domain_BD = tokens_BND[:, self.domain]

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from exfm import Backbone, BackboneInputs, ComponentConfig, ComponentField, ComponentSpec, JaggedSequence
-from exfm.layers import ActivationName, mlp
+from exfm.layers import ActivationName, InputNormName, input_norm, mlp
 from exfm_plugins.interformer.layer import (
     GateName,
     InteractionArch,
@@ -124,7 +124,7 @@ class InterFormer(Backbone):
         mask: bool = Field(
             True, description="Whether events are filtered, S * MLP_mask(S), as published, before they are merged."
         )
-        input_norm: Literal["none", "layer_norm"] = Field(
+        input_norm: InputNormName = Field(
             "none", description="layer_norm: all tokens of an example are normalised together before anything (ours)."
         )
         gate: GateName = Field(
@@ -167,8 +167,7 @@ class InterFormer(Backbone):
             residual=config.residual,
             activation=config.activation,
         )
-        width = len(inputs.tokens) * inputs.dim
-        self.input_norm = nn.LayerNorm(width) if config.input_norm == "layer_norm" else nn.Identity()
+        self.input_norm = input_norm(config.input_norm, len(inputs.tokens), inputs.dim)
         read = len(inputs.tokens) if config.head_input == "tokens" else config.num_cls
         if inputs.sequences:
             queries = config.queries or (None,) * config.layers
@@ -191,7 +190,7 @@ class InterFormer(Backbone):
 
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
         """Maps tokens (B, N, D) and raw sequences by name to the representation (B, R)."""
-        tokens_BND = self.input_norm(tokens_BND.flatten(1)).view_as(tokens_BND)
+        tokens_BND = self.input_norm(tokens_BND)
         if self.inputs.sequences:
             parts = [sequences[shape.name] for shape in self.inputs.sequences]
             sequence = self.mask(self.meeting(parts, tokens_BND))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from exfm import JaggedSequence
-from exfm.layers import ActivationName, NormName, jagged_attention, mlp, norm, rotate
+from exfm.layers import ActivationName, CandidateMeeting, NormName, jagged_attention, mlp, norm, rotate
 
 OptionalNorm = NormName | Literal["none"]
 
@@ -36,21 +36,19 @@ class Meeting(nn.Module):
 
     def __init__(self, targets: Sequence[tuple[int, ...]], dim: int, norm_name: OptionalNorm) -> None:
         super().__init__()
-        self.targets = list(targets)
         self.norms = nn.ModuleList(_norm(norm_name, dim) for _ in targets)
-        self.linears = nn.ModuleList(nn.Linear(dim, dim, bias=False) if places else nn.Identity() for places in targets)
+        meetings = [CandidateMeeting(places, dim) if places else None for places in targets]
+        self.meetings = nn.ModuleList(nn.Identity() if one is None else one for one in meetings)
+        self.some_meet = any(targets)
 
     def forward(self, sequences: Sequence[JaggedSequence], tokens_BND: Tensor) -> list[JaggedSequence]:
         """Maps sequences of (E_i, D) to the same with an event more per example, given tokens (B, N, D)."""
         met = []
-        for sequence, places, normalise, linear in zip(sequences, self.targets, self.norms, self.linears, strict=True):
-            target_BD = torch.zeros_like(tokens_BND[:, 0])
-            if places:
-                target_BD = torch.stack([tokens_BND[:, place] for place in places]).sum(0)
-                product_ED = sequence.values_ED * target_BD.index_select(0, sequence.example_index())
-                sequence = sequence.with_values(sequence.values_ED + linear(product_ED))
-            if any(self.targets):
-                sequence = sequence.append(target_BD.unsqueeze(1))
+        for sequence, normalise, meeting in zip(sequences, self.norms, self.meetings, strict=True):
+            if isinstance(meeting, CandidateMeeting):
+                sequence = meeting(sequence, tokens_BND)
+            elif self.some_meet:
+                sequence = sequence.append(torch.zeros_like(tokens_BND[:, :1]))
             met.append(sequence.with_values(normalise(sequence.values_ED)))
         return met
 

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from exfm import ComponentConfig, EncoderInputs, JaggedSequence, SequenceEncoder
-from exfm.layers import ActivationName, AttentionPooling, NormName, norm
+from exfm.layers import ActivationName, AttentionPooling, CandidateMeeting, NormName, norm
 from exfm_plugins.pyramid.levels import Level, MergeName
 
 
@@ -86,7 +86,7 @@ class Pyramid(SequenceEncoder):
         super().__init__(config, inputs)
         self.recent = config.recent
         self.num_tokens = config.recent + config.pooled
-        self.meeting = nn.Linear(inputs.dim, inputs.dim, bias=False) if inputs.targets else None
+        self.meeting = CandidateMeeting(inputs.targets, inputs.dim) if inputs.targets else None
         self.levels = nn.ModuleList(
             Level(
                 inputs.dim,
@@ -107,10 +107,7 @@ class Pyramid(SequenceEncoder):
     def forward(self, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
         """Maps events (E, D) with offsets, and context tokens (B, N, D), to summary tokens (B, K, D)."""
         if self.meeting is not None:
-            target_BD = torch.stack([context_BND[:, place] for place in self.inputs.targets]).sum(0)
-            values_ED = sequence.values_ED
-            met_ED = self.meeting(values_ED * target_BD.index_select(0, sequence.example_index()))
-            sequence = sequence.with_values(values_ED + met_ED).append(target_BD.unsqueeze(1))
+            sequence = self.meeting(sequence, context_BND)
         for level in self.levels:
             sequence = level(sequence)
         top = sequence.with_values(self.top_norm(sequence.values_ED))

@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from exfm import Backbone, BackboneInputs, ComponentConfig, JaggedSequence
-from exfm.layers import ActivationName, NormName, mlp
+from exfm.layers import ActivationName, InputNormName, NormName, input_norm, mlp
 from exfm_plugins.wukong.blocks import WukongLayer
 
 
@@ -78,7 +78,7 @@ class Wukong(Backbone):
             description="From the second layer on, tokens attend over the input's and all earlier layers' (ours).",
         )
         heads: PositiveInt = Field(1, description="Heads of the attention across layers; they divide D.")
-        input_norm: Literal["none", "layer_norm"] = Field(
+        input_norm: InputNormName = Field(
             "none", description="layer_norm: all tokens of an example are normalised together before anything (ours)."
         )
         head_input: Literal["last", "all"] = Field(
@@ -104,7 +104,7 @@ class Wukong(Backbone):
         super().__init__(config, inputs)
         self._attends = config.cross_layer_attention
         count = tokens = len(inputs.tokens)
-        self.input_norm = nn.LayerNorm(count * inputs.dim) if config.input_norm == "layer_norm" else nn.Identity()
+        self.input_norm = input_norm(config.input_norm, count, inputs.dim)
         self.layers = nn.ModuleList()
         for depth in range(config.layers):
             layer = WukongLayer(tokens, inputs.dim, config, attends=self._attends and depth > 0)
@@ -118,8 +118,8 @@ class Wukong(Backbone):
 
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
         """Maps tokens (B, N, D) to the representation (B, R). ``sequences`` is not used."""
-        input_BW = self.input_norm(tokens_BND.flatten(1))
-        tokens_BND = input_BW.view_as(tokens_BND)
+        tokens_BND = self.input_norm(tokens_BND)
+        input_BW = tokens_BND.flatten(1)
         before: list[Tensor] = []
         for layer in self.layers:
             output_BMD = layer(tokens_BND, *before)
