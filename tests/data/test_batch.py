@@ -43,6 +43,17 @@ def test_select_equals_decoding_those_rows(table: Table, data: st.DataObject) ->
     assert_equal(whole.select(torch.tensor(picked)).select(again), whole.select(torch.tensor(picked)[again]))
 
 
+@given(table=tables(max_rows=8), data=st.data())
+def test_a_slice_is_the_rows_it_names(table: Table, data: st.DataObject) -> None:
+    size = len(table.rows)
+    start = data.draw(st.integers(0, size - 1))
+    stop = data.draw(st.integers(start + 1, size))
+    whole = decode(table.batch(), table.schema)
+    assert_equal(whole.slice(start, stop), decode(table.batch(table.rows[start:stop]), table.schema))
+    assert_equal(whole.slice(start, size).slice(0, stop - start), whole.slice(start, stop))
+    assert whole.slice(start, stop).dense_BF.data_ptr() == whole.dense_BF[start].data_ptr()
+
+
 @given(table=tables(), data=st.data())
 def test_only_equals_decoding_those_features(table: Table, data: st.DataObject) -> None:
     names = [feature.name for feature in table.schema.features]

@@ -31,6 +31,12 @@ class SequenceBatch:
         offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
         return SequenceBatch(self.ids_EC[events], self.dense_EG[events], offsets)
 
+    def slice(self, start: int, stop: int) -> SequenceBatch:
+        """The histories of successive examples; the events are not copied."""
+        offsets = self.offsets[start : stop + 1]
+        first, last = int(offsets[0]), int(offsets[-1])
+        return SequenceBatch(self.ids_EC[first:last], self.dense_EG[first:last], offsets - first)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -116,6 +122,31 @@ class Batch:
             labels={task: label[index] for task, label in self.labels.items()},
             oracle={task: truth[index] for task, truth in self.oracle.items()},
         )
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """Successive examples; of most tensors nothing is copied."""
+        rows = slice(start, stop)
+        return Batch(
+            example_id=self.example_id[rows],
+            event_time_us=self.event_time_us[rows],
+            group=self.group[rows],
+            dense_BF=self.dense_BF[rows],
+            sparse=_slice_sparse(self.sparse, start, stop),
+            sequences={name: sequence.slice(start, stop) for name, sequence in self.sequences.items()},
+            labels={task: label[rows] for task, label in self.labels.items()},
+            oracle={task: truth[rows] for task, truth in self.oracle.items()},
+        )
+
+
+def _slice_sparse(sparse: KeyedJaggedTensor, start: int, stop: int) -> KeyedJaggedTensor:
+    keys, size = sparse.keys(), sparse.stride()
+    bags = torch.arange(len(keys)) * size
+    ends = sparse.offsets()[torch.stack([bags + start, bags + stop]).to(sparse.device())].tolist()
+    values = [sparse.values()[first:last] for first, last in zip(*ends, strict=True)]
+    lengths = sparse.lengths().view(len(keys), size)[:, start:stop].flatten()
+    return KeyedJaggedTensor(
+        keys=keys, values=torch.cat([sparse.values()[:0], *values]), lengths=lengths, stride=stop - start
+    )
 
 
 def _select_sparse(sparse: KeyedJaggedTensor, index: Tensor) -> KeyedJaggedTensor:

@@ -108,11 +108,16 @@ class SpreadChunk(Chunk):
 
     def batches(self, parts: Parts, model: RankingModel) -> Iterator[tuple[Batch, Part]]:
         """The batches as a model reads them: own rows only, or the blank example where there are none."""
-        narrowed = model.narrow(self.batch) if parts.index.numel() else None
+        size, first = parts.index.numel(), 0
+        seen = model.narrow(self.batch) if size else None
+        if seen is not None and size < seen.size:
+            seen = seen.select(parts.index)
         for part in parts.batches:
-            if part.index.numel():
-                assert narrowed is not None
-                yield narrowed.select(part.index), part
+            own = part.index.numel()
+            if own:
+                assert seen is not None
+                yield seen.slice(first, first + own), part
+                first += own
             else:
                 assert self.blank is not None
                 yield model.narrow(self.blank), part
