@@ -51,7 +51,9 @@ def test_a_slice_is_the_rows_it_names(table: Table, data: st.DataObject) -> None
     whole = decode(table.batch(), table.schema)
     assert_equal(whole.slice(start, stop), decode(table.batch(table.rows[start:stop]), table.schema))
     assert_equal(whole.slice(start, size).slice(0, stop - start), whole.slice(start, stop))
-    assert whole.slice(start, stop).dense_BF.data_ptr() == whole.dense_BF[start].data_ptr()
+    part = whole.slice(start, stop)
+    assert part.dense_BF.data_ptr() == whole.dense_BF[start].data_ptr()
+    assert part.sparse.lengths().is_contiguous() and part.sparse.values().is_contiguous(), "else it cannot be sent"
 
 
 @given(table=tables(), data=st.data())

@@ -114,7 +114,7 @@ class Runs:
 
 def write_days(folder: Path) -> None:
     """A file for each day; of the third one it has a few rows only."""
-    table = make_log(rows=361)
+    table = make_log(rows=241)
     times = table.column("event_time").cast(pa.int64()).to_numpy()
     ends = np.searchsorted(times, START_US + DAY_US * np.arange(DAYS + 1))
     for day in range(DAYS):
@@ -148,7 +148,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for copy in ("turns_grown", "turns_grown_here"):
         made.copied("turns", copy)
     two = [
-        made.job("killed", "parallel.name=ddp", "save_in_background=true", die_after=9),
+        made.job("killed", "parallel.name=ddp", "save_in_background=true", die_after=7),
         made.job("turns", "parallel={name: hsdp, replicas: 1}", days=3),
         made.job("turns_grown", "parallel.name=hsdp_2d", GROWN, log="turns"),
     ]

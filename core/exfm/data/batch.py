@@ -143,7 +143,7 @@ def _slice_sparse(sparse: KeyedJaggedTensor, start: int, stop: int) -> KeyedJagg
     bags = torch.arange(len(keys)) * size
     ends = sparse.offsets()[torch.stack([bags + start, bags + stop]).to(sparse.device())].tolist()
     values = [sparse.values()[first:last] for first, last in zip(*ends, strict=True)]
-    lengths = sparse.lengths().view(len(keys), size)[:, start:stop].flatten()
+    lengths = sparse.lengths().view(len(keys), size)[:, start:stop].contiguous().flatten()
     return KeyedJaggedTensor(
         keys=keys, values=torch.cat([sparse.values()[:0], *values]), lengths=lengths, stride=stop - start
     )
