@@ -68,11 +68,8 @@ def by_the_paper(module: HSTU, histories: list[Tensor], context_BND: Tensor, con
     rows, targets = [], module.inputs.targets
     for history_TD, context_ND in zip(histories, context_BND, strict=True):
         target = sum(context_ND[place] for place in targets) if targets else None
-        appended = [target] if target is not None and (config.append_target or config.meets_candidate) else []
-        events = [*history_TD]
-        if target is not None and config.meets_candidate:
-            events = [event + module.meeting.linear.weight @ (event * target) for event in events]
-        events += appended
+        appended = [target] if target is not None and config.append_target else []
+        events = [*history_TD, *appended]
         for layer in module.layers:
             events = layer_by_the_paper(layer, events, config, LONGEST + len(appended))
         events = [normed(event, module.top_norm) for event in events]
@@ -100,14 +97,7 @@ class TestHSTU(SequenceEncoderTests):
     plugin = exfm_plugins.hstu
     configs = (
         {},
-        {
-            "summary": "mean",
-            "heads": 3,
-            "linear_dim": 5,
-            "position_buckets": 0,
-            "append_target": False,
-            "meets_candidate": True,
-        },
+        {"summary": "mean", "heads": 3, "linear_dim": 5, "position_buckets": 0, "append_target": False},
         {"summary": "target", "divisor": "events", "norm": "rms_norm", "layers": 1, "position_buckets": 3},
     )
 
@@ -122,7 +112,6 @@ class TestHSTU(SequenceEncoderTests):
     divisor=st.sampled_from(["max_length", "events"]),
     summary=st.sampled_from(["last", "mean", "target"]),
     append_target=st.booleans(),
-    meets_candidate=st.booleans(),
     norm=st.sampled_from(["layer_norm", "rms_norm"]),
     targets=st.sampled_from([(), (1,), (1, 2)]),
 )
@@ -136,7 +125,6 @@ def test_equals_the_published_equations_and_their_gradients(
     divisor: str,
     summary: str,
     append_target: bool,
-    meets_candidate: bool,
     norm: str,
     targets: tuple[int, ...],
 ) -> None:
@@ -149,7 +137,6 @@ def test_equals_the_published_equations_and_their_gradients(
         divisor=divisor,
         summary=summary,
         append_target=append_target,
-        meets_candidate=meets_candidate,
         norm=norm,
     )
     module = build(config, head * heads, targets)

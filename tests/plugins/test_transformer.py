@@ -24,7 +24,7 @@ class TestTransformer(SequenceEncoderTests):
     plugin = exfm_plugins.transformer
     configs = (
         {},
-        {"queries": [9, 4], "recent": 3, "append_target": False, "meets_candidate": True},
+        {"queries": [9, 4], "recent": 3, "append_target": False},
         {"summary": "mean", "norm": "rms_norm", "activation": "silu"},
         {"summary": "target", "layers": 1},
     )
@@ -98,9 +98,7 @@ def by_hand(module: Transformer, sequence: JaggedSequence, context_BND: Tensor) 
     assert isinstance(config, Transformer.Config)
     for history, context in zip(torch.split(sequence.values_ED, sequence.lengths.tolist()), context_BND, strict=True):
         target, events = sum(context[place] for place in targets), [*history]
-        if targets and config.meets_candidate:
-            events = [event + module.meeting.linear.weight @ (event * target) for event in events]
-        if targets and (config.append_target or config.meets_candidate):
+        if targets and config.append_target:
             events.append(target)
         for block, kept in zip(module.layers, config.queries or [50] * config.layers, strict=True):
             events = layer_by_hand(events, block, kept, config.heads)
@@ -125,7 +123,6 @@ def by_hand(module: Transformer, sequence: JaggedSequence, context_BND: Tensor) 
     summary=st.sampled_from(["last", "mean", "target"]),
     recent=st.integers(1, 3),
     append_target=st.booleans(),
-    meets_candidate=st.booleans(),
     targets=st.sampled_from([(), (1,), (0, 2)]),
 )
 def test_equals_the_equations(
@@ -137,7 +134,6 @@ def test_equals_the_equations(
     summary: str,
     recent: int,
     append_target: bool,
-    meets_candidate: bool,
     targets: tuple[int, ...],
 ) -> None:
     config = Transformer.Config(
@@ -148,7 +144,6 @@ def test_equals_the_equations(
         summary=summary,
         recent=recent,
         append_target=append_target,
-        meets_candidate=meets_candidate,
         ffn=2,
     )
     module = build(config, 4, targets)

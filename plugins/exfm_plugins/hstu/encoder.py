@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from exfm import ComponentConfig, EncoderInputs, JaggedSequence, SequenceEncoder
-from exfm.layers import AttentionPooling, CandidateMeeting, NormName, norm
+from exfm.layers import AttentionPooling, NormName, norm
 from exfm_plugins.hstu.blocks import HSTULayer
 
 
@@ -76,18 +76,11 @@ class HSTU(SequenceEncoder):
         append_target: bool = Field(
             True, description="Whether the candidate item is the newest event, where the context has its tokens."
         )
-        meets_candidate: bool = Field(
-            False,
-            description="Whether every event e becomes e + W (e * t) first, t being the candidate item, which then is "
-            "the newest event in any case (ours).",
-        )
         norm: NormName = Field("layer_norm", description="Of events, of what attention gives, and before the summary.")
 
     def __init__(self, config: Config, inputs: EncoderInputs) -> None:
         super().__init__(config, inputs)
-        meets = config.meets_candidate and bool(inputs.targets)
-        self.meeting = CandidateMeeting(inputs.targets, inputs.dim) if meets else None
-        self.append_target = meets or (config.append_target and bool(inputs.targets))
+        self.append_target = config.append_target and bool(inputs.targets)
         self.summary = config.summary
         # Nothing reads the last layer's other events.
         last = [1 if config.summary == "last" else None]
@@ -110,9 +103,7 @@ class HSTU(SequenceEncoder):
 
     def forward(self, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
         """Maps events (E, D) with offsets, and context tokens (B, N, D), to one token (B, 1, D)."""
-        if self.meeting is not None:
-            sequence = self.meeting(sequence, context_BND)
-        elif self.append_target:
+        if self.append_target:
             sequence = sequence.append(self._target(context_BND).unsqueeze(1))
         for layer in self.layers:
             sequence = layer(sequence)

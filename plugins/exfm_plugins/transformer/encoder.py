@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from exfm import ComponentConfig, EncoderInputs, JaggedSequence, SequenceEncoder
-from exfm.layers import ActivationName, AttentionPooling, CandidateMeeting, JaggedAttention, NormName, mlp, norm
+from exfm.layers import ActivationName, AttentionPooling, JaggedAttention, NormName, mlp, norm
 
 
 class Transformer(SequenceEncoder):
@@ -28,9 +28,7 @@ class Transformer(SequenceEncoder):
     2510.26104). Computed on the jagged events: cost follows the events there are, and thousands of them work.
 
     Where the context has tokens that share a table with the sequence, the candidate item, their sum joins the history
-    as its newest event (ours; GEM's layout is not public): it sees all events, and none of them sees it. With
-    ``meets_candidate`` every event is compared with it first, ``e + W (e * t)``: attention by itself is slow to learn
-    that an event is the candidate.
+    as its newest event (ours; GEM's layout is not public): it sees all events, and none of them sees it.
 
     Args:
         config: see ``Config``.
@@ -66,11 +64,6 @@ class Transformer(SequenceEncoder):
         append_target: bool = Field(
             True, description="Whether the candidate item is the newest event, where the context has its tokens."
         )
-        meets_candidate: bool = Field(
-            False,
-            description="Whether every event e becomes e + W (e * t) first, t being the candidate item, which then is "
-            "the newest event in any case (ours).",
-        )
         ffn: PositiveInt = Field(4, description="Hidden width of the feed-forward networks, as a multiple of D.")
         activation: ActivationName = Field("gelu", description="In the feed-forward networks.")
         norm: NormName = Field("layer_norm", description="Before attention, feed-forward network and summary.")
@@ -87,9 +80,7 @@ class Transformer(SequenceEncoder):
         super().__init__(config, inputs)
         dim = inputs.dim
         self.num_tokens = config.recent if config.summary == "last" else 1
-        meets = config.meets_candidate and bool(inputs.targets)
-        self.meeting = CandidateMeeting(inputs.targets, inputs.dim) if meets else None
-        self.append_target = meets or (config.append_target and bool(inputs.targets))
+        self.append_target = config.append_target and bool(inputs.targets)
         kept: list[int | None] = list(config.queries or [None] * config.layers)
         if config.summary == "last":
             # Nothing reads the last layer's other events.
@@ -102,9 +93,7 @@ class Transformer(SequenceEncoder):
 
     def forward(self, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
         """Maps events (E, D) with offsets, and context tokens (B, N, D), to summary tokens (B, K, D)."""
-        if self.meeting is not None:
-            sequence = self.meeting(sequence, context_BND)
-        elif self.append_target:
+        if self.append_target:
             sequence = sequence.append(self._target(context_BND).unsqueeze(1))
         for layer in self.layers:
             sequence = layer(sequence)
