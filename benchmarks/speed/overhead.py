@@ -2,8 +2,9 @@
 
 One run trains, on the same chunks in turn: a teacher and the same model without students, which differ by the writing
 of supervision; and two students with the whole transfer stack, each beside its control: a small one, of three features
-in small batches, and one of all features in large ones. Their seconds are those that the manifests record, of all
-windows but the first. Then one student alone is trained, and ten in one process: reading, training and commits
+in small batches, and one of all features in large ones. Their seconds are those that the manifests record, and what is
+told is the median, over all windows but the first, of the ratio within a window: one window's speed is not another's.
+Then one student alone is trained, and ten in one process: reading, training and commits
 together.
 """
 
@@ -56,8 +57,8 @@ STACK = [
 ]
 
 
-def seconds(models: Models, rows_per_day: int, days: int) -> tuple[dict[str, float], float]:
-    """Runs the models on a simulated stream: seconds of a median window by model, and of the run until evaluation."""
+def seconds(models: Models, rows_per_day: int, days: int) -> tuple[dict[str, list[float]], float]:
+    """Runs the models on a simulated stream: seconds of each window but the first by model, and of the whole run."""
     with tempfile.TemporaryDirectory(prefix="exfm-overhead-") as folder:
         source = {"name": "synthetic_ads", "days": days, "rows_per_day": rows_per_day}
         config = {
@@ -76,14 +77,19 @@ def seconds(models: Models, rows_per_day: int, days: int) -> tuple[dict[str, flo
         arms = [arm.name for arm in experiment.arms]
         windows = {name: [one.counters["seconds"] for one in log.commits("train", name)[1:]] for name in arms}
     whole = sum(spent[part] for part in ("data_s", "train_s", "supervise_s", "commit_s"))
-    return {name: median(values) for name, values in windows.items()}, whole
+    return windows, whole
+
+
+def ratio(windows: dict[str, list[float]], model: str, other: str) -> float:
+    """How many times the other's time a model takes in the median window."""
+    return median(one / two for one, two in zip(windows[model], windows[other], strict=True))
 
 
 def main() -> None:
     """Exit status 1 when a ratio is above its goal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows-per-day", type=int, default=20_000)
-    parser.add_argument("--days", type=int, default=6)
+    parser.add_argument("--days", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -98,14 +104,14 @@ def main() -> None:
     found, _ = seconds(models, *size)
     one_s, ten_s = (seconds({f"vm{n}": STUDENT for n in range(count)}, *size)[1] for count in (1, STUDENTS))
     ratios = {
-        "small student, whole stack": found["small"] / found["small.control"],
-        "large student, whole stack": found["large"] / found["large.control"],
-        "writing supervision": found["fm"] / found["alone"],
+        "small student, whole stack": ratio(found, "small", "small.control"),
+        "large student, whole stack": ratio(found, "large", "large.control"),
+        "writing supervision": ratio(found, "fm", "alone"),
         "ten students": ten_s / one_s,
     }
-    for name, ratio in ratios.items():
-        print(f"{name:28}{ratio:6.2f} (at most {GOALS[name]})")
-    sys.exit(any(ratio > GOALS[name] for name, ratio in ratios.items()))
+    for name, times in ratios.items():
+        print(f"{name:28}{times:6.2f} (at most {GOALS[name]})")
+    sys.exit(any(times > GOALS[name] for name, times in ratios.items()))
 
 
 if __name__ == "__main__":
