@@ -51,7 +51,10 @@ class MappedRows(TableOffset):
         return added_VD
 
     def mean(self, rows_V: Tensor, offsets: Tensor) -> Tensor:
-        """The average over each bag of rows, (B, D), zeros of an empty one: vectors are averaged before the map."""
+        """The average over each bag of rows, (B, D), zeros of an empty one.
+
+        Vectors are averaged before the map, and the averages rounded to the precision in which vectors are kept.
+        """
         vector_BK = nn.functional.embedding_bag(
             rows_V, self.vectors_RK, offsets.to(rows_V.dtype), mode="mean", include_last_offset=True
         )

@@ -5,7 +5,7 @@ Legend: B examples, N tokens, K summary tokens, D width, R width of the represen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from exfm.config.experiment import ModelConfig
 from exfm.config.lookups import StateLookup
 from exfm.data.batch import Batch
 from exfm.interfaces.backbone import BackboneInputs, SequenceShape
+from exfm.interfaces.jagged import JaggedSequence
 from exfm.interfaces.ranks import ALONE, Ranks
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
 from exfm.interfaces.sequence_encoder import EncoderInputs
@@ -143,17 +144,20 @@ class RankingModel(nn.Module):
             if self.lookups is not None:
                 summaries.append(self.lookups(batch.sparse))
             tokens_BND = torch.cat([tokens_BND, *summaries], dim=1) if summaries else tokens_BND
-            if self.reads_sequences or not (self.in_pieces and torch.is_grad_enabled()):
-                representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
-            else:
-                representation_BR = torch.cat([self.backbone(piece, {}) for piece in tokens_BND.split(_PIECE)])
-        representation_BR = representation_BR.float()
+            representation_BR = self._represent(tokens_BND, sequences).float()
         logits = {task: self.heads[f"task_{task}"](representation_BR) for task in self.tasks}
         trunk_logits = {}
         if self.gives_trunk_logits and torch.is_grad_enabled():
             trunk_logits = {task: self._head(task).held_fixed(representation_BR) for task in self.tasks}
         states = {entity: state.float() for entity, state in states.items()}
         return StudentOutput(representation_BR, logits, states, trunk_logits)
+
+    def _represent(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
+        whole = not self.in_pieces or tokens_BND.shape[0] <= _PIECE or not torch.is_grad_enabled()
+        if whole or self.reads_sequences:
+            representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
+            return representation_BR
+        return torch.cat([self.backbone(piece, {}) for piece in torch.split(tokens_BND, _PIECE)])
 
     def _head(self, task: str) -> Head:
         head = self.heads[f"task_{task}"]
