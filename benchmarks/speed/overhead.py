@@ -4,8 +4,7 @@ One run trains, on the same chunks in turn: a teacher and the same model without
 of supervision; and two students with the whole transfer stack, each beside its control: a small one, of three features
 in small batches, and one of all features in large ones. Their seconds are those that the manifests record, and what is
 told is the median, over all windows but the first, of the ratio within a window: one window's speed is not another's.
-Then one student alone is trained, and ten in one process: reading, training and commits
-together.
+Then one student alone is trained, and ten in one process: reading, training and commits together.
 """
 
 from __future__ import annotations

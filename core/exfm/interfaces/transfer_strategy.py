@@ -189,13 +189,9 @@ class Recent:
 
 def _last_of_each(row: Tensor) -> tuple[Tensor, Tensor]:
     """The different values, and where each comes last: torch keeps any of the values that are written to one row."""
-    if not row.numel():
-        return row, row
     sorted_row, order = torch.sort(row, stable=True)
-    ends = torch.ones_like(row, dtype=torch.bool)
-    torch.ne(sorted_row[1:], sorted_row[:-1], out=ends[:-1])
-    last = ends.nonzero().squeeze(1)
-    return sorted_row.index_select(0, last), order.index_select(0, last)
+    different, count = torch.unique_consecutive(sorted_row, return_counts=True)
+    return different, order.index_select(0, count.cumsum(0) - 1)
 
 
 class TransferConfig(ComponentConfig):

@@ -16,7 +16,7 @@ from exfm.interfaces.jagged import JaggedSequence
 class CandidateMeeting(nn.Module):
     """``[e + W (e * t) || t]``: every event ``e`` meets its example's candidate item ``t``, which follows them.
 
-    Ours: attention by itself is slow to learn that an event is the candidate.
+    Ours: how alike the two are is there before attention has learned to ask for it.
 
     Args:
         places: of the tokens whose sum is the candidate item; at least one.

@@ -71,7 +71,7 @@ class Labeller:
         parts = chunk.parts(none if snapshot is None else self._union(chunk), self.teacher.config.batch_size)
         if snapshot is not None:
             for batch, part in chunk.batches(parts, self.trainer.model):
-                made = self.trainer.predict(batch).first(part.index.numel())
+                made = self.trainer.predict(batch).first(part.own)
                 forward.add(made, snapshot.learned, snapshot.watermark_us)
         labelled = chunk.batch.only(frozenset(), none).select(parts.index)
         rows = forward.supervision(labelled)

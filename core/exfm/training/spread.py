@@ -35,12 +35,12 @@ class Part:
     """This process's part of one batch.
 
     Attributes:
-        index: its own rows, positions in its part of the chunk.
+        own: how many of its rows this process has.
         counts: how many rows each process has.
         newest_us: the time of the batch's newest row.
     """
 
-    index: Tensor
+    own: int
     counts: tuple[int, ...]
     newest_us: int
 
@@ -90,7 +90,7 @@ class SpreadChunk(Chunk):
         index = torch.arange(times.numel()) if picked is None else picked
         if self.ranks.count == 1:
             pieces = index.tensor_split(math.ceil(index.numel() / batch_size)) if index.numel() else ()
-            alone = (Part(rows, (rows.numel(),), int(times[rows[-1]])) for rows in pieces)
+            alone = (Part(rows.numel(), (rows.numel(),), int(times[rows[-1]])) for rows in pieces)
             return Parts(index, tuple(alone), None)
         place_G = np.arange(self.size) if picked is None else self._picked_anywhere(picked)
         owner_G = (self.start + place_G) % self.ranks.count
@@ -103,7 +103,7 @@ class SpreadChunk(Chunk):
         counts_PR = np.bincount(batch_G * count + owner_G, minlength=len(place_P) * count).reshape(-1, count)
         own = torch.split(index, counts_PR[:, self.ranks.index].tolist())
         whole = zip(own, counts_PR.tolist(), self._newest_us(own), strict=True)
-        batches = (Part(rows, tuple(counts), newest_us) for rows, counts, newest_us in whole)
+        batches = (Part(rows.numel(), tuple(counts), newest_us) for rows, counts, newest_us in whole)
         return Parts(index, tuple(batches), order)
 
     def batches(self, parts: Parts, model: RankingModel) -> Iterator[tuple[Batch, Part]]:
@@ -113,11 +113,10 @@ class SpreadChunk(Chunk):
         if seen is not None and size < seen.size:
             seen = seen.select(parts.index)
         for part in parts.batches:
-            own = part.index.numel()
-            if own:
+            if part.own:
                 assert seen is not None
-                yield seen.slice(first, first + own), part
-                first += own
+                yield seen.slice(first, first + part.own), part
+                first += part.own
             else:
                 assert self.blank is not None
                 yield model.narrow(self.blank), part

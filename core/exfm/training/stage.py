@@ -174,18 +174,17 @@ class Stage:
         self._feed.open(chunk.batch, parts.index, teachers)
         first = 0
         for turn, (batch, part) in self._in_turn(chunk, parts):
-            own = part.index.numel()
-            rows = slice(first, first + own)
-            first += own
+            rows = slice(first, first + part.own)
+            first += part.own
             supervision = {name: rows_of(found.supervision, rows) for name, found in joined.items()}
             if not self.counters.flops:
                 self.counters.flops = self._flops(batch)
             self._feed.recall(rows)
             learned = frozenset(self.trainer.learned)
             made = self.trainer.step(batch, supervision, learn, part.counts, turn)
-            self.trainer.observe(batch, own)
+            self.trainer.observe(batch, part.own)
             rows_after = self.trainer.rows(batch) if self.supervises else {}
-            forward.add(made.with_vectors(rows_after).first(own), learned, self._watermark_us)
+            forward.add(made.with_vectors(rows_after).first(part.own), learned, self._watermark_us)
             self._watermark_us = part.newest_us
         self._feed.keep()
         taught = forward.supervision(seen)

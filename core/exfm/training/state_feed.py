@@ -126,8 +126,9 @@ class StateFeed:
             for column in dict.fromkeys([*held, *stored.vectors]):
                 if any(listener.teacher == teacher and listener.wants(column) for listener in self._listeners):
                     feature = _feature(column)
-                    row_B = rows[feature] = _rows(batch, feature) if feature not in rows else rows[feature]
-                    self._columns[teacher, column] = self._column(teacher, column, batch, row_B, seen_L, stored)
+                    if feature not in rows:
+                        rows[feature] = _rows(batch, feature)
+                    self._columns[teacher, column] = self._column(teacher, column, batch, rows[feature], seen_L, stored)
 
     def recall(self, rows: slice) -> None:
         """Tells of what is newest before each of some of the L rows: those of the next batch."""
