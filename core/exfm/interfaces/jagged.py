@@ -56,6 +56,12 @@ class JaggedSequence:
         """Other values (E, D') of the same events."""
         return JaggedSequence(values_ED, self.offsets, self.max_length)
 
+    def slice(self, start: int, stop: int) -> JaggedSequence:
+        """The sequences of successive examples; the events are not copied."""
+        offsets = self.offsets[start : stop + 1]
+        first, last = int(offsets[0]), int(offsets[-1])
+        return JaggedSequence(self.values_ED[first:last], offsets - first, self.max_length)
+
     def recent(self, count: int) -> JaggedSequence:
         """The newest ``count`` events of each example, or all it has where these are fewer."""
         if count >= self.max_length:

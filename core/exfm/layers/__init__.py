@@ -15,6 +15,7 @@ from exfm.layers.mapped_rows import MappedRows
 from exfm.layers.mlp import ActivationName, activation, mlp
 from exfm.layers.norm import InputNormName, NormName, RMSNorm, input_norm, norm
 from exfm.layers.rotary import rotate
+from exfm.layers.threads import worker_threads
 
 __all__ = [
     "ActivationName",
@@ -38,4 +39,5 @@ __all__ = [
     "rotate",
     "scale_gradient",
     "soft_label_loss",
+    "worker_threads",
 ]

@@ -113,8 +113,12 @@ class PooledTables(nn.Module):
 
     def forward(self, batch: Batch) -> dict[Lookup, Tensor]:
         """Returns (B, D) for every lookup."""
-        rows = self.bags(self._features(batch)).values().split(self.dim, dim=1)
-        return dict(zip(self.order, rows, strict=True))
+        return dict(zip(self.order, torch.split(self.columns(batch), self.dim, dim=1), strict=True))
+
+    def columns(self, batch: Batch) -> Tensor:
+        """All lookups in ``order`` side by side, (B, lookups * D), as the tables give them."""
+        columns: Tensor = self.bags(self._features(batch)).values()
+        return columns
 
     def _features(self, batch: Batch) -> KeyedJaggedTensor:
         names = [lookup.name for lookup in self.order]

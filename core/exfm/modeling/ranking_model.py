@@ -5,7 +5,7 @@ Legend: B examples, N tokens, K summary tokens, D width, R width of the represen
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,14 @@ from exfm.modeling.entity_states import EntityStates
 from exfm.modeling.lookups import StateLookups
 from exfm.modeling.managed_ids import Started
 from exfm.modeling.recompute import recompute
+from exfm.modeling.shares import in_shares
 from exfm.modeling.tokens import Featurizer
 
+_SHARE = 128
+"""Examples that a thread's share of a batch has at least."""
+
 _PIECE = 512
-"""Examples that go through the backbone at once where ``in_pieces``."""
+"""Examples that go through a backbone without sequences at once."""
 
 
 class Head(nn.Sequential):
@@ -61,8 +65,8 @@ class RankingModel(nn.Module):
 
     Attributes:
         gives_trunk_logits: whether a forward pass with gradients gives ``trunk_logits`` too.
-        in_pieces: whether a large batch goes through a backbone without sequences in pieces while it trains. On a CPU
-            their intermediate results stay in its cache, and are small enough for the allocator to keep their memory.
+        in_parts: whether, while it trains, a large batch is shared between threads behind the tables and cut into
+            pieces: a CPU keeps their intermediate results in its cache, and the allocator their memory.
     """
 
     def __init__(
@@ -105,7 +109,7 @@ class RankingModel(nn.Module):
                 recompute(block)
         self.low_precision = config.precision == "bf16"
         self.gives_trunk_logits = False
-        self.in_pieces = False
+        self.in_parts = False
         self.head_hidden = config.head_hidden
         self.tasks = tasks
         self.heads = nn.ModuleDict({f"task_{task}": self.new_head() for task in tasks})
@@ -136,15 +140,14 @@ class RankingModel(nn.Module):
     def forward(self, batch: Batch) -> StudentOutput:
         """Predicts a batch that holds the model's own features (``narrow`` makes one)."""
         tokens_BND, sequences = self.featurizer(batch)
-        with torch.autocast(tokens_BND.device.type, torch.bfloat16, enabled=self.low_precision):
-            # Sequences and encoders are both in the schema's order.
-            encoders = zip(sequences.values(), self.encoders.values(), strict=True) if self.encoders else ()
+        with self._precision(tokens_BND):
             states = self.states(tokens_BND, sequences) if self.states is not None else {}
-            summaries = [encoder(sequence, tokens_BND) for sequence, encoder in encoders]
-            if self.lookups is not None:
-                summaries.append(self.lookups(batch.sparse))
-            tokens_BND = torch.cat([tokens_BND, *summaries], dim=1) if summaries else tokens_BND
-            representation_BR = self._represent(tokens_BND, sequences).float()
+            rows = [tokens_BND] if self.lookups is None else [tokens_BND, self.lookups(batch.sparse)]
+        count = min(torch.get_num_threads(), batch.size // _SHARE) if self.in_parts and torch.is_grad_enabled() else 1
+        if count > 1:
+            representation_BR = in_shares(self._represent, rows, sequences, list(self._trunk_parameters()), count)
+        else:
+            representation_BR = self._represent(rows, sequences)
         logits = {task: self.heads[f"task_{task}"](representation_BR) for task in self.tasks}
         trunk_logits = {}
         if self.gives_trunk_logits and torch.is_grad_enabled():
@@ -152,12 +155,26 @@ class RankingModel(nn.Module):
         states = {entity: state.float() for entity, state in states.items()}
         return StudentOutput(representation_BR, logits, states, trunk_logits)
 
-    def _represent(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
-        whole = not self.in_pieces or tokens_BND.shape[0] <= _PIECE or not torch.is_grad_enabled()
-        if whole or self.reads_sequences:
-            representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
-            return representation_BR
-        return torch.cat([self.backbone(piece, {}) for piece in torch.split(tokens_BND, _PIECE)])
+    def _represent(self, rows: Sequence[Tensor], sequences: Mapping[str, JaggedSequence]) -> Tensor:
+        """Encoders and backbone: tokens (B, N, D), and (B, K, D) of lookups where there are any, to (B, R)."""
+        tokens_BND, *looked_up = rows
+        with self._precision(tokens_BND):
+            # Sequences and encoders are both in the schema's order.
+            encoders = zip(sequences.values(), self.encoders.values(), strict=True) if self.encoders else ()
+            more = [*(encoder(sequence, tokens_BND) for sequence, encoder in encoders), *looked_up]
+            tokens_BND = torch.cat([tokens_BND, *more], dim=1) if more else tokens_BND
+            whole = self.reads_sequences or tokens_BND.shape[0] <= _PIECE
+            if whole or not self.in_parts or not torch.is_grad_enabled():
+                representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
+                return representation_BR.float()
+            return torch.cat([self.backbone(piece, {}) for piece in torch.split(tokens_BND, _PIECE)]).float()
+
+    def _precision(self, tokens_BND: Tensor) -> torch.autocast:
+        return torch.autocast(tokens_BND.device.type, torch.bfloat16, enabled=self.low_precision)
+
+    def _trunk_parameters(self) -> Iterator[nn.Parameter]:
+        yield from self.encoders.parameters()
+        yield from self.backbone.parameters()
 
     def _head(self, task: str) -> Head:
         head = self.heads[f"task_{task}"]

@@ -159,6 +159,7 @@ class Featurizer(nn.Module):
         self.dense = DenseTokens(width, dense_tokens, dim) if width else None
         in_order = self.pooled.order if self.pooled is not None else []
         self.bags = [*(lookup for lookup in in_order if lookup.field is None), *shared]
+        self._bags_alone = all(lookup.field is None for lookup in in_order)
         averaged = [] if raw_sequences else [sequence.name for sequence in self.sequences]
         dense = [DENSE_TOKEN if i == 0 else f"{DENSE_TOKEN}:{i}" for i in range(dense_tokens)] if width else []
         self.token_names = (*(lookup.key for lookup in self.bags), *averaged, *dense)
@@ -166,8 +167,7 @@ class Featurizer(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, JaggedSequence]]:
         """Returns tokens (B, N, D) and the raw sequences, events (E, D), by name."""
-        found = self._look_up(batch)
-        tokens = [batch.dense_BF.new_zeros(batch.size, 0), *(found[lookup] for lookup in self.bags)]
+        tokens, found = self._bag_tokens(self._with_rows(batch))
         sequences: dict[str, JaggedSequence] = {}
         for sequence in self.sequences:
             history = batch.sequences[sequence.name]
@@ -179,12 +179,22 @@ class Featurizer(nn.Module):
                 tokens.append(self._sum(rows, sequence.name, _segment_mean(history.dense_EG, history.offsets)))
         if self.dense is not None:
             tokens.append(self.dense(batch.dense_BF).flatten(1))
-        return torch.cat(tokens, dim=1).view(batch.size, len(self.token_names), self.dim), sequences
+        tokens_BW = torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0]
+        return tokens_BW.view(batch.size, len(self.token_names), self.dim), sequences
+
+    def _bag_tokens(self, batch: Batch) -> tuple[list[Tensor], dict[Lookup, Tensor]]:
+        """The tokens of bags in one or more tensors (B, bags * D), and what else is looked up."""
+        as_they_are = self._bags_alone and not self.offsets and not self.frozen_tables
+        if isinstance(self.pooled, PooledTables) and as_they_are:  # a served model has tables of another kind
+            found = self.events(batch) if self.events is not None else {}
+            return [self.pooled.columns(batch), *(found[lookup] for lookup in self.bags if lookup in found)], found
+        found = self._look_up(batch)
+        return [batch.dense_BF.new_zeros(batch.size, 0), *(found[lookup] for lookup in self.bags)], found
 
     @torch.no_grad()
     def rows(self, batch: Batch, features: Collection[str]) -> dict[str, Tensor]:
         """What the bags of some features look up, (B, D) by feature."""
-        found = self._look_up(batch.bags_of(frozenset(features)))
+        found = self._look_up(self._with_rows(batch.bags_of(frozenset(features))))
         return {lookup.key: found[lookup] for lookup in self.bags if lookup.key in features}
 
     def tokens_like(self, sequence: SequenceFeature) -> tuple[int, ...]:
@@ -201,7 +211,6 @@ class Featurizer(nn.Module):
 
     def _look_up(self, batch: Batch) -> dict[Lookup, Tensor]:
         """(B, D) for a feature's lookup; for a sequence's (E, D), or (B, D) if averaged."""
-        batch = self._with_rows(batch) if self.managed else batch
         found = self.pooled(batch) if self.pooled is not None else {}
         found |= self.events(batch) if self.events is not None else {}
         for lookup in found if self.frozen_tables or self.offsets else ():
@@ -236,6 +245,8 @@ class Featurizer(nn.Module):
 
     def _with_rows(self, batch: Batch) -> Batch:
         """The batch with rows in the place of managed ids."""
+        if not self.managed:
+            return batch
         tables = {lookup.key: lookup.table for lookup in self.bags}
         sparse, keys = batch.sparse, batch.sparse.keys()
         values = [rows_of(self.managed, tables[key], sparse[key].values()) for key in keys]

@@ -134,7 +134,7 @@ class Trainer:
             placed = plan.apply(model, arm.config.optimizer.tables)
             assert isinstance(placed, RankingModel)
             self.model = placed
-            self.model.in_pieces = plan.ranks.count == 1 and plan.device.type == "cpu"
+            self.model.in_parts = plan.ranks.count == 1 and plan.device.type == "cpu"
             self.strategies = nn.ModuleList(build_strategies(arm, placed, teachers)).to(plan.device)
         for strategy in self.list_strategies():
             add_offsets(self.model, strategy.table_offsets())

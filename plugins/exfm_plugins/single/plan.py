@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
-from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 import exfm
@@ -103,7 +103,7 @@ class Single(exfm.ParallelPlan):
             if f".{table}.weight." in key:
                 state[rows] = 0
         for module in model.modules():
-            if isinstance(module, FusedEmbeddingBagCollection) and table in module.embedding_bags:
+            if isinstance(module, FusedOptimizerModule) and table in module.embedding_bags:
                 weight = module.embedding_bags[table].weight
                 weight[rows] = weight[like]
 
@@ -119,7 +119,7 @@ class Single(exfm.ParallelPlan):
 
 def _accumulators(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, module in model.named_modules():
-        if isinstance(module, FusedEmbeddingBagCollection):
+        if isinstance(module, FusedOptimizerModule):
             for table, states in module.fused_optimizer().state_dict()["state"].items():
                 for name, value in states.items():
                     yield f"{path}.{table}.{name}", value

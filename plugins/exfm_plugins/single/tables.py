@@ -1,22 +1,123 @@
-"""The tables of one process: TorchRec's fused collection, without its detour for small batches."""
+"""The tables of one process: TorchRec's fused collections, without their detour for small batches, on several threads.
+
+Legend: B bags of a key, W columns of a kernel: its keys times their width.
+"""
 
 from __future__ import annotations
 
-from torchrec import KeyedJaggedTensor, KeyedTensor
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+from torchrec.optim.fused import FusedOptimizerModule
+from torchrec.optim.keyed import CombinedOptimizer
+
+from exfm.layers import worker_threads
+
+_TABLES = 8
+"""Tables of a thread at least: what a kernel is called for should take longer than the call."""
+
+_IDS = 8_192
+"""Ids of a batch from which on kernels run at once."""
+
+Lookup = Callable[[], Tensor]
 
 
-class FusedTables(FusedEmbeddingBagCollection):  # type: ignore[misc]
-    """Looks a batch up as it comes, where its keys are in the tables' order and one kernel serves all of them.
+class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
+    """Tables whose optimizer runs in the backward pass, under TorchRec's names.
 
-    TorchRec takes every batch apart by its keys and puts it together again, which takes as long as looking a small
-    batch up.
+    FBGEMM's kernels use one thread on a CPU, so many tables are dealt out to several.
+
+    Args:
+        configs: the tables, those of one pooling together.
+        optimizer: of the tables, with its ``options``.
+        device: where they lie.
     """
+
+    def __init__(
+        self,
+        configs: list[EmbeddingBagConfig],
+        optimizer: type[torch.optim.Optimizer],
+        options: dict[str, Any],
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        threads = min(torch.get_num_threads(), len(configs) // _TABLES) if device.type == "cpu" else 1
+        self._threads = max(1, threads)
+        bounds = [len(configs) * number // self._threads for number in range(self._threads + 1)]
+        parts = [
+            FusedEmbeddingBagCollection(configs[start:stop], optimizer, options, device=device)
+            for start, stop in pairwise(bounds)
+        ]
+        self.embedding_bags = nn.ModuleDict({name: bag for part in parts for name, bag in part.embedding_bags.items()})
+        self._optimizer = CombinedOptimizer([("", part.fused_optimizer()) for part in parts])
+        # In a list, so that nothing is registered by two names.
+        self._kernels = [kernel for part in parts for kernel in part._emb_modules]
+        self._keys = [name for config in configs for name in config.feature_names]
+        self._widths = [config.embedding_dim for config in configs for _ in config.feature_names]
+        self._anchor = torch.empty(0, requires_grad=True)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Returns the bags (B, D) of every key."""
-        if len(self._emb_modules) > 1 or features.keys() != self._embedding_names:
-            return super().forward(features)
+        assert features.keys() == self._keys
         ids = features.values()
-        rows = self._emb_modules[0](ids, features.offsets().to(ids.dtype), None)
-        return KeyedTensor(self._embedding_names, self._length_per_key, rows)
+        offsets = features.offsets().to(ids.dtype)
+        if len(self._kernels) == 1:
+            return self._columns(self._kernels[0](ids, offsets, None))
+        lookups = self._lookups(ids, offsets, features.stride())
+        if self._threads == 1 or ids.numel() < _IDS:
+            columns = [lookup() for lookup in lookups]
+        elif torch.is_grad_enabled():
+            columns = _AtOnce.apply(self._anchor, lookups, self._threads)  # type: ignore[no-untyped-call]
+        else:
+            columns = list(worker_threads(self._threads).map(_without_gradients, lookups))
+        return self._columns(torch.cat(columns, dim=1))
+
+    def fused_optimizer(self) -> CombinedOptimizer:
+        """The optimizer of all tables."""
+        return self._optimizer
+
+    def _columns(self, rows_BW: Tensor) -> KeyedTensor:
+        return KeyedTensor(self._keys, self._widths, rows_BW)
+
+    def _lookups(self, ids: Tensor, offsets: Tensor, stride: int) -> list[Lookup]:
+        """Each kernel's lookup of its keys."""
+        lookups: list[Lookup] = []
+        first = 0
+        for kernel in self._kernels:
+            end = first + len(kernel._feature_table_map)
+            own = offsets[first * stride : end * stride + 1]
+            start, stop = int(own[0]), int(own[-1])
+            lookups.append(partial(kernel, ids[start:stop], own - start, None))
+            first = end
+        return lookups
+
+
+class _AtOnce(torch.autograd.Function):
+    """Lookups that run at once, forward and backward; each has a graph of its own, which ends in its tables."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, lookups: list[Lookup], threads: int) -> tuple[Tensor, ...]:
+        ctx.threads = threads
+        ctx.found = list(worker_threads(threads).map(_with_gradients, lookups))
+        return tuple(found_BW.detach() for found_BW in ctx.found)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        list(worker_threads(ctx.threads).map(torch.autograd.backward, ctx.found, gradients))
+        return None, None, None
+
+
+def _with_gradients(lookup: Lookup) -> Tensor:
+    with torch.enable_grad():
+        return lookup()
+
+
+def _without_gradients(lookup: Lookup) -> Tensor:
+    with torch.no_grad():
+        return lookup()
