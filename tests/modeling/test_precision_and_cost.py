@@ -13,9 +13,9 @@ from tests.modeling.test_ranking_model import MODELS, SCHEMA, build, logits, tra
 MODEL = MODELS["wukong+din"]
 
 
-def gradients(config: dict[str, object], size: int = 16, in_parts: bool = False) -> dict[str, torch.Tensor]:
+def gradients(config: dict[str, object], size: int = 16, in_pieces: bool = False) -> dict[str, torch.Tensor]:
     model = build({**MODEL, **config})
-    model.in_parts = in_parts
+    model.in_pieces = in_pieces
     output = model(model.narrow(random_batch(SCHEMA, size)))
     sum(logit.square().mean() for logit in output.logits.values()).backward()  # type: ignore[union-attr]
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -28,8 +28,8 @@ def test_recomputing_activations_changes_neither_names_nor_gradients() -> None:
         torch.testing.assert_close(recomputed[name], gradient, rtol=0, atol=0)
 
 
-def test_a_batch_in_parts_has_the_gradients_of_the_whole() -> None:
-    whole, pieces = (gradients({}, size=1_100, in_parts=pieces) for pieces in (False, True))
+def test_a_batch_in_pieces_has_the_gradients_of_the_whole() -> None:
+    whole, pieces = (gradients({}, size=1_100, in_pieces=pieces) for pieces in (False, True))
     assert whole.keys() == pieces.keys()
     for name, gradient in whole.items():
         torch.testing.assert_close(pieces[name], gradient, rtol=1e-5, atol=1e-7)

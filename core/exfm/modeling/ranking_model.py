@@ -26,8 +26,8 @@ from exfm.modeling.recompute import recompute
 from exfm.modeling.shares import in_shares
 from exfm.modeling.tokens import Featurizer
 
-_SHARE = 128
-"""Examples that a thread's share of a batch has at least."""
+_SHARE = 512
+"""Examples that each thread's share of a batch has at least: of fewer, threads wait for Python more than they gain."""
 
 _PIECE = 512
 """Examples that go through a backbone without sequences at once."""
@@ -65,8 +65,9 @@ class RankingModel(nn.Module):
 
     Attributes:
         gives_trunk_logits: whether a forward pass with gradients gives ``trunk_logits`` too.
-        in_parts: whether, while it trains, a large batch is shared between threads behind the tables and cut into
-            pieces: a CPU keeps their intermediate results in its cache, and the allocator their memory.
+        in_pieces: whether, while it trains, a large batch goes through a backbone without sequences in pieces: a CPU
+            keeps their intermediate results in its cache, and the allocator their memory.
+        threads: how many of them may share a large batch behind the tables while it trains.
     """
 
     def __init__(
@@ -109,7 +110,8 @@ class RankingModel(nn.Module):
                 recompute(block)
         self.low_precision = config.precision == "bf16"
         self.gives_trunk_logits = False
-        self.in_parts = False
+        self.in_pieces = False
+        self.threads = 1
         self.head_hidden = config.head_hidden
         self.tasks = tasks
         self.heads = nn.ModuleDict({f"task_{task}": self.new_head() for task in tasks})
@@ -143,7 +145,7 @@ class RankingModel(nn.Module):
         with self._precision(tokens_BND):
             states = self.states(tokens_BND, sequences) if self.states is not None else {}
             rows = [tokens_BND] if self.lookups is None else [tokens_BND, self.lookups(batch.sparse)]
-        count = min(torch.get_num_threads(), batch.size // _SHARE) if self.in_parts and torch.is_grad_enabled() else 1
+        count = self.shares(batch.size) if torch.is_grad_enabled() else 1
         if count > 1:
             representation_BR = in_shares(self._represent, rows, sequences, list(self._trunk_parameters()), count)
         else:
@@ -164,10 +166,14 @@ class RankingModel(nn.Module):
             more = [*(encoder(sequence, tokens_BND) for sequence, encoder in encoders), *looked_up]
             tokens_BND = torch.cat([tokens_BND, *more], dim=1) if more else tokens_BND
             whole = self.reads_sequences or tokens_BND.shape[0] <= _PIECE
-            if whole or not self.in_parts or not torch.is_grad_enabled():
+            if whole or not self.in_pieces or not torch.is_grad_enabled():
                 representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
                 return representation_BR.float()
             return torch.cat([self.backbone(piece, {}) for piece in torch.split(tokens_BND, _PIECE)]).float()
+
+    def shares(self, examples: int) -> int:
+        """How many threads share a batch of so many examples: all or one."""
+        return self.threads if examples >= self.threads * _SHARE else 1
 
     def _precision(self, tokens_BND: Tensor) -> torch.autocast:
         return torch.autocast(tokens_BND.device.type, torch.bfloat16, enabled=self.low_precision)

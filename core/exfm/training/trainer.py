@@ -6,6 +6,7 @@ Legend: B examples.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -24,6 +25,7 @@ from exfm.interfaces.transfer_strategy import (
     TeacherShape,
     TransferStrategy,
 )
+from exfm.layers import one_thread
 from exfm.modeling.parts import freeze, write_parts
 from exfm.modeling.ranking_model import RankingModel
 from exfm.supervision.embeddings import EmbeddingShape
@@ -134,7 +136,9 @@ class Trainer:
             placed = plan.apply(model, arm.config.optimizer.tables)
             assert isinstance(placed, RankingModel)
             self.model = placed
-            self.model.in_parts = plan.ranks.count == 1 and plan.device.type == "cpu"
+            if plan.ranks.count == 1 and plan.device.type == "cpu":
+                self.model.in_pieces = True
+                self.model.threads = torch.get_num_threads()
             self.strategies = nn.ModuleList(build_strategies(arm, placed, teachers)).to(plan.device)
         for strategy in self.list_strategies():
             add_offsets(self.model, strategy.table_offsets())
@@ -190,28 +194,30 @@ class Trainer:
         Returns:
             The forward pass from before the step.
         """
-        together = Together(self.plan.ranks, counts or (batch.size,))
-        batch = batch.to(self.plan.device)
-        output = self.model(batch)
-        predicted = Forward.of(output)
-        labels = together.labels(batch.labels)
-        new = [task for task in learn.tasks if task not in self.learned]
-        if new:
-            for task in new:
-                self.model.start_head(task, labels[task])
-            self.learned.update(new)
+        with one_thread() if self.model.shares(batch.size) > 1 else nullcontext():
+            together = Together(self.plan.ranks, counts or (batch.size,))
+            batch = batch.to(self.plan.device)
             output = self.model(batch)
-        output = together.output(output, representation=bool(len(self.strategies)))
-        known = {task: labels[task] for task in learn.tasks}
-        losses = [
-            nn.functional.binary_cross_entropy_with_logits(output.logits[task], label) for task, label in known.items()
-        ]
-        if learn.transfer:
-            losses += self._transfer(output, together.supervision(supervision), labels, known)
-        if self.model.states is not None and learn.tasks:
-            losses.append(self.model.states.loss(output.states, output.logits, known))
-        self._learn(losses, output, turn)
-        return predicted
+            predicted = Forward.of(output)
+            labels = together.labels(batch.labels)
+            new = [task for task in learn.tasks if task not in self.learned]
+            if new:
+                for task in new:
+                    self.model.start_head(task, labels[task])
+                self.learned.update(new)
+                output = self.model(batch)
+            output = together.output(output, representation=bool(len(self.strategies)))
+            known = {task: labels[task] for task in learn.tasks}
+            losses = [
+                nn.functional.binary_cross_entropy_with_logits(output.logits[task], label)
+                for task, label in known.items()
+            ]
+            if learn.transfer:
+                losses += self._transfer(output, together.supervision(supervision), labels, known)
+            if self.model.states is not None and learn.tasks:
+                losses.append(self.model.states.loss(output.states, output.logits, known))
+            self._learn(losses, output, turn)
+            return predicted
 
     def _learn(self, losses: list[Tensor], output: StudentOutput, turn: Turn) -> None:
         """The backward pass, in which tables are updated, and the dense step where the turn closes."""
