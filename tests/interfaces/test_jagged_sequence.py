@@ -17,3 +17,17 @@ def test_helpers_equal_the_loop(lengths: list[int]) -> None:
     assert sequence.lengths.tolist() == lengths
     assert sequence.example_index().tolist() == [i for i, length in enumerate(lengths) for _ in range(length)]
     assert sequence.positions().tolist() == [length - 1 - place for length in lengths for place in range(length)]
+
+
+@given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=8), data=st.data())
+def test_a_slice_has_the_events_of_its_examples(lengths: list[int], data: st.DataObject) -> None:
+    offsets = torch.tensor([sum(lengths[:index]) for index in range(len(lengths) + 1)])
+    sequence = exfm.JaggedSequence(torch.randn(sum(lengths), 3), offsets, max_length=5)
+    start = data.draw(st.integers(0, len(lengths)))
+    stop = data.draw(st.integers(start, len(lengths)))
+    cut = sequence.slice(start, stop)
+    assert cut.lengths.tolist() == lengths[start:stop]
+    assert cut.max_length == 5
+    for place, example in enumerate(range(start, stop)):
+        own = cut.values_ED[cut.offsets[place] : cut.offsets[place + 1]]
+        assert torch.equal(own, sequence.values_ED[offsets[example] : offsets[example + 1]])

@@ -10,6 +10,7 @@ import torch
 from checks import check_offers
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec.modules.embedding_configs import PoolingType
 
 import exfm
 import exfm_plugins.single
@@ -170,3 +171,39 @@ def test_auto_takes_a_gpu_when_there_is_one(monkeypatch: pytest.MonkeyPatch) -> 
     for there, device in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert Single(Single.Config()).device == torch.device(device)
+
+
+def many(threads: int) -> list[Tensor]:
+    """Predictions and tables of three steps over tables that average and tables that add up."""
+    torch.set_num_threads(threads)
+    names = [f"t{number}" for number in range(20)]
+    pooling = [PoolingType.SUM] * 13 + [PoolingType.MEAN] * 7
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        EmbeddingBagCollection(
+            device=torch.device("meta"),
+            tables=[
+                EmbeddingBagConfig(name=name, embedding_dim=4, num_embeddings=50, feature_names=[name], pooling=kind)
+                for name, kind in zip(names, pooling, strict=True)
+            ],
+        )
+    )
+    placed = Single(Single.Config(device="cpu")).apply(model, optimizer("adagrad"))
+    seen = []
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        lengths = torch.randint(3, (20 * 500,), generator=generator)
+        ids = torch.randint(50, (int(lengths.sum()),), generator=generator)
+        rows = placed(KeyedJaggedTensor(keys=names, values=ids, lengths=lengths.to(torch.int32))).values()
+        rows.square().sum().backward()
+        seen.append(rows.detach())
+    with torch.no_grad():
+        seen.append(placed(KeyedJaggedTensor(keys=names, values=ids, lengths=lengths.to(torch.int32))).values())
+    return [*seen, *placed.state_dict().values()]
+
+
+def test_tables_dealt_out_to_threads_are_the_same_tables() -> None:
+    one, two = many(1), many(2)
+    assert len(one) == 24
+    for first, second in zip(one, two, strict=True):
+        assert torch.equal(first, second)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 import torch
@@ -139,20 +140,22 @@ class BlockNotCalled(SoundBackbone):
 
 
 class Stateful(nn.Linear):
-    """Its second forward pass is not its first."""
+    """Its second forward pass in a thread is not its first."""
 
-    calls = 0
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.own = threading.local()
 
     def forward(self, x):
-        self.calls += 1
-        return (super().forward(x) * (1 + self.calls % 2)).tanh()
+        self.own.calls += 1
+        return (super().forward(x) * (1 + self.own.calls % 2)).tanh()
 
 
 class BlockWithMemory(SoundBackbone):
     def forward(self, tokens_BND, sequences):
         x = tokens_BND.flatten(1)
         for layer in self.layers:
-            layer.calls = 0
+            layer.own.calls = 0
             x = x + layer(x)
         return x
 
@@ -175,6 +178,13 @@ class ReadsOneSequence(NeedsSequences):
 
     def forward(self, tokens_BND, sequences):
         return super().forward(tokens_BND, sequences) if sequences else SoundBackbone.forward(self, tokens_BND, {})
+
+
+class RemembersItsInput(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        self.tokens_BND = tokens_BND
+        x = super().forward(tokens_BND, sequences)
+        return x + self.tokens_BND.sum(2).repeat(1, self.inputs.dim)
 
 
 class Branches(SoundBackbone):
@@ -207,6 +217,7 @@ BROKEN = {
     BlockNotCalled: {"recomputing_blocks_changes_nothing": "nobody calls Linear, so none of it is recomputed"},
     BlockWithMemory: {"recomputing_blocks_changes_nothing": "with the blocks recomputed in backward"},
     NeedsSequences: {"without_sequences": "clicks"},
+    RemembersItsInput: {"calls_may_overlap": "called by two threads at once"},
     ReadsOneSequence: {"gradients_reach_every_parameter": "no gradient reaches buys"},
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -88,6 +90,21 @@ class BehaviourTests(NetworkTests):
         expected = self.run(module.eval(), examples)
         check_bits(self.run(module.train(), examples), expected, "training against evaluation mode")
         check_bits(self.run(module.eval(), examples), expected, "evaluation after a forward pass in training mode")
+
+    def test_calls_may_overlap(self, fields: Mapping[str, Any]) -> None:
+        """Threads share a large batch: none may find in the module what another one's call has left there."""
+        module, examples = self.make(fields), self.examples()
+        shares = [examples.take(rows) for rows in ([0, 1, 2], [3, 4, 5])]
+        expected = [self.run(module, share) for share in shares]
+        often, before = 20, sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            with ThreadPoolExecutor(len(shares)) as threads:
+                found = list(threads.map(lambda share: self.run(module, share), shares * often))
+        finally:
+            sys.setswitchinterval(before)
+        for number, output in enumerate(found):
+            check_bits(output, expected[number % len(shares)], "called by two threads at once")
 
     def test_one_seed_builds_one_network(self, fields: Mapping[str, Any]) -> None:
         """A run repeats: all randomness is drawn from torch's generator when the component is built."""

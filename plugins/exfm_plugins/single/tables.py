@@ -64,7 +64,8 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Returns the bags (B, D) of every key."""
-        assert features.keys() == self._keys
+        if features.keys() != self._keys:
+            features = features.permute([features.keys().index(key) for key in self._keys])
         ids = features.values()
         offsets = features.offsets().to(ids.dtype)
         if len(self._kernels) == 1:

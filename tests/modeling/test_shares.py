@@ -1,0 +1,77 @@
+"""A batch in shares is the whole batch: what it predicts and what it learns, whichever thread is ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from exfm.interfaces.jagged import JaggedSequence
+from exfm.modeling.shares import in_shares
+from tests.modeling.cases import random_batch, table_weights
+from tests.modeling.test_ranking_model import SCHEMA, build
+
+EXAMPLES = 1_100
+MODELS: dict[str, dict[str, Any]] = {
+    "tokens": {"backbone": {"name": "wukong"}},
+    "encoder": {"backbone": {"name": "dcn_v2"}, "sequence_encoder": {"name": "din"}},
+    "sequences": {"backbone": {"name": "interformer"}},
+    "recomputed": {"backbone": {"name": "wukong"}, "activation_checkpointing": True},
+    "bf16": {"backbone": {"name": "dcn_v2"}, "precision": "bf16"},
+}
+
+
+def learned(config: dict[str, Any], threads: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Logits, and what a step leaves: dense gradients and tables."""
+    model = build(config)
+    model.threads, model.in_pieces = threads, True
+    logits = model(model.narrow(random_batch(SCHEMA, EXAMPLES))).logits
+    sum(logit.square().mean() for logit in logits.values()).backward()  # type: ignore[union-attr]
+    gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    return {task: logit.detach() for task, logit in logits.items()}, gradients | table_weights(model)
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+def test_shares_predict_and_learn_what_the_whole_does(config: dict[str, Any]) -> None:
+    rounding = 1e-2 if config.get("precision") == "bf16" else 1e-4
+    for whole, shared in zip(learned(config, 1), learned(config, 2), strict=True):
+        assert whole.keys() == shared.keys()
+        for name, expected in whole.items():
+            torch.testing.assert_close(shared[name], expected, rtol=rounding, atol=rounding * 0.1, msg=name)
+
+
+def test_a_step_in_shares_repeats_to_the_bit() -> None:
+    first, second = (learned(MODELS["encoder"], 2)[1] for _ in range(2))
+    for name, expected in first.items():
+        assert torch.equal(second[name], expected), name
+
+
+def test_what_a_share_does_not_use_has_no_gradient_there() -> None:
+    tokens_BN = torch.randn(6, 3, requires_grad=True)
+    events_ED = torch.randn(4, 2, requires_grad=True)
+    used, unused = (torch.ones((), requires_grad=True) for _ in range(2))
+    histories = {"clicks": JaggedSequence(events_ED, torch.tensor([0, 1, 4, 4, 4, 4, 4]), 3)}
+
+    def call(rows: list[Tensor], sequences: Mapping[str, JaggedSequence]) -> Tensor:
+        clicks = sequences["clicks"]
+        own_BN = rows[0] * used
+        return own_BN if not clicks.values_ED.numel() else own_BN + clicks.values_ED.sum()
+
+    result_BN = in_shares(call, [tokens_BN], histories, [used, unused], 2)  # type: ignore[arg-type]
+    result_BN.sum().backward()  # type: ignore[no-untyped-call]
+    assert torch.equal(tokens_BN.grad, torch.ones(6, 3))  # type: ignore[arg-type]
+    assert torch.equal(events_ED.grad, torch.full((4, 2), 9.0))  # type: ignore[arg-type]
+    assert used.grad is not None
+    torch.testing.assert_close(used.grad, tokens_BN.detach().sum())
+    assert unused.grad is None
+
+
+def test_an_error_in_a_share_is_the_callers() -> None:
+    def call(rows: list[Tensor], sequences: Mapping[str, JaggedSequence]) -> Tensor:
+        raise ValueError("no such luck")
+
+    with pytest.raises(ValueError, match="no such luck"):
+        in_shares(call, [torch.randn(4, 2)], {}, [], 2)  # type: ignore[arg-type]
