@@ -142,9 +142,14 @@ class RankingModel(nn.Module):
     def forward(self, batch: Batch) -> StudentOutput:
         """Predicts a batch that holds the model's own features (``narrow`` makes one)."""
         tokens_BND, sequences = self.featurizer(batch)
-        with self._precision(tokens_BND):
-            states = self.states(tokens_BND, sequences) if self.states is not None else {}
-            rows = [tokens_BND] if self.lookups is None else [tokens_BND, self.lookups(batch.sparse)]
+        states: Mapping[str, Tensor] = {}
+        rows = [tokens_BND]
+        if self.states is not None:
+            with self._precision(tokens_BND):
+                states = self.states(tokens_BND, sequences)
+        if self.lookups is not None:
+            with self._precision(tokens_BND):
+                rows.append(self.lookups(batch.sparse))
         count = self.shares(batch.size) if torch.is_grad_enabled() else 1
         if count > 1:
             representation_BR = in_shares(self._represent, rows, sequences, list(self._trunk_parameters()), count)

@@ -102,11 +102,11 @@ def _chunks(experiment: Experiment, arm: Arm, plan: ParallelPlan) -> Iterator[tu
 
 def _batches(network: RankingModel, chunk: Chunk, arm: Arm) -> Iterator[Batch]:
     picked = chunk.rows[arm.name]
-    index = torch.arange(chunk.batch.size) if picked is None else picked
-    if index.numel():
-        narrowed = network.narrow(chunk.batch)
-        for part in index.tensor_split(math.ceil(index.numel() / arm.config.batch_size)):
-            yield narrowed.select(part)
+    seen = network.narrow(chunk.batch)
+    seen = seen if picked is None else seen.select(picked)
+    count = math.ceil(seen.size / arm.config.batch_size)
+    for part in torch.arange(seen.size).tensor_split(count) if count else ():
+        yield seen.slice(int(part[0]), int(part[-1]) + 1)
 
 
 def _predicted(network: RankingModel, batch: Batch, plan: ParallelPlan) -> dict[str, Column]:

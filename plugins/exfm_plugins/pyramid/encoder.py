@@ -26,8 +26,8 @@ class Pyramid(SequenceEncoder):
     equations. There is no causal mask: the whole history lies before the prediction.
 
     Where the context has tokens that share a table with the sequence, the candidate item, their sum ``t`` joins the
-    history as its newest event, and every event ``e`` becomes ``e + W (e * t)``: attention by itself is slow to learn
-    that an event is the candidate.
+    history as its newest event, and every event ``e`` becomes ``e + W (e * t)``, which tells an event that is the
+    candidate from others (ours).
 
     The summary is the top level's ``recent`` newest tokens, newest first, zeros where there are fewer, followed by
     ``pooled`` learned queries' attention over all of them (PMA, arXiv 1810.00825).
