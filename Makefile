@@ -63,11 +63,16 @@ soak: $(TOOLS)
 	$(BIN)/python benchmarks/soak_parallel.py
 
 # All ratios, those that miss their goal too. Speed beside other libraries needs benchmarks/speed/setup.sh first.
+# Threads wait here as torch lets them where nothing else is set.
+BENCH := env -u OMP_WAIT_POLICY $(BIN)/python
+
 bench: $(TOOLS)
-	test ! -x .venv-peers/bin/python || $(BIN)/python benchmarks/speed/bench.py
-	-$(BIN)/python benchmarks/speed/overhead.py
-	-$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/supervision_store.py
+	test ! -x .venv-peers/bin/python || $(BENCH) benchmarks/speed/bench.py
+	-$(BENCH) benchmarks/speed/overhead.py
+	-$(BENCH) benchmarks/memory.py
+	$(BENCH) benchmarks/supervision_store.py
+	$(BENCH) benchmarks/export.py
+	$(BENCH) benchmarks/speed/startup.py examples/quickstart.yaml
 
 clean:
 	rm -rf $(VENV) runs site

@@ -145,7 +145,11 @@ def _slice_sparse(sparse: KeyedJaggedTensor, start: int, stop: int) -> KeyedJagg
     values = [sparse.values()[first:last] for first, last in zip(*ends, strict=True)]
     lengths = sparse.lengths().view(len(keys), size)[:, start:stop].contiguous().flatten()
     return KeyedJaggedTensor(
-        keys=keys, values=torch.cat([sparse.values()[:0], *values]), lengths=lengths, stride=stop - start
+        keys=keys,
+        values=torch.cat([sparse.values()[:0], *values]),
+        lengths=lengths,
+        stride=stop - start,
+        length_per_key=[part.numel() for part in values],  # or each look at one key sums all lengths first
     )
 
 
