@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from exfm.errors import suggestion
 from exfm.interfaces.component import Component, ComponentConfig
+from exfm.interfaces.packed_rows import packed_rows
 from exfm.interfaces.table_offset import TableOffset
 
 Parts = Mapping[str, Mapping[str, Tensor]]
@@ -190,12 +191,8 @@ class Recent:
 
 def _last_of_each(row: Tensor) -> tuple[Tensor, Tensor]:
     """The different values, and where each comes last: torch keeps any of the values that are written to one row."""
-    # A row and its place in one number: numpy sorts these several times faster than torch sorts rows with places.
-    bits = row.numel().bit_length()
-    key = (row.numpy() << bits) | np.arange(row.numel())
-    key.sort()
-    sorted_row = key >> bits
-    last = torch.from_numpy(key[np.diff(sorted_row, append=-1) != 0])
+    key, bits = packed_rows(row)
+    last = torch.from_numpy(key[np.diff(key >> bits, append=-1) != 0])
     return last >> bits, last & ((1 << bits) - 1)
 
 

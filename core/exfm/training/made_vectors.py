@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exfm.interfaces.packed_rows import packed_rows
 from exfm.interfaces.transfer_strategy import Recent
 
 
@@ -39,13 +40,9 @@ class MadeVectors:
 
     def newest(self, row_L: Tensor, known_L: Tensor) -> Recent:
         """For each of L table rows the last of its vectors among the first ones."""
-        size = self.row_S.numel()
-        if not size:
+        if not self.row_S.numel():
             return Recent(torch.zeros_like(row_L, dtype=torch.bool), self.vector_SK.new_zeros(len(row_L), self.width))
-        # A row and a place in one number: numpy sorts these several times faster than torch sorts rows with places.
-        bits = size.bit_length()
-        key_S = (self.row_S.numpy() << bits) | np.arange(size)
-        key_S.sort()
+        key_S, bits = packed_rows(self.row_S)
         found_L = np.searchsorted(key_S, (row_L.numpy() << bits) | known_L.numpy()) - 1
         key_L = torch.from_numpy(key_S[found_L])  # before the first one of all lies the last, of another row or unknown
         newest_L = key_L & ((1 << bits) - 1)

@@ -47,8 +47,7 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
         device: torch.device,
     ) -> None:
         super().__init__()
-        threads = min(torch.get_num_threads(), len(configs) // _TABLES) if device.type == "cpu" else 1
-        self._threads = max(1, threads)
+        self._threads = max(1, min(torch.get_num_threads(), len(configs) // _TABLES)) if device.type == "cpu" else 1
         bounds = [len(configs) * number // self._threads for number in range(self._threads + 1)]
         parts = [
             FusedEmbeddingBagCollection(configs[start:stop], optimizer, options, device=device)
