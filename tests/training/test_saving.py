@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import exfm
-from exfm.training.saving import Saving
+from exfm.training.saving import Copies, Saving
 
 from .logs import experiment_dict, load, make_log, write_log
 
@@ -33,6 +34,17 @@ class Ended:
 
     def discard(self) -> None:
         self.discarded.append(self.name)
+
+
+def test_copies_take_the_memory_of_the_copies_before_where_they_fit() -> None:
+    copies, grown = Copies(), torch.zeros(2)
+    weight = torch.ones(3, 2)
+    first = copies.of({"weight": weight, "grown": grown})
+    weight.add_(1)
+    assert first["weight"].tolist() == [[1, 1]] * 3
+    second = copies.of({"weight": weight, "grown": torch.full((4,), 7.0)})
+    assert second["weight"].tolist() == [[2, 2]] * 3 and second["grown"].tolist() == [7] * 4
+    assert second["weight"].data_ptr() == first["weight"].data_ptr()
 
 
 @pytest.mark.parametrize("background", [False, True])

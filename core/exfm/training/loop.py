@@ -242,6 +242,7 @@ class StreamLoop:
             start = time.perf_counter()
             for labeller in labellers:
                 labeller.commit(rows)
+            self.saving.wait()
             ended = [stage.commit(rows, skipped, self.saving.background) for stage in stages]
             self.saving.do([one for one in ended if one is not None])
             if not self.saving.background:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Protocol
+
+import torch
+from torch import Tensor
 
 
 class Writable(Protocol):
@@ -18,11 +21,29 @@ class Writable(Protocol):
         """Leaves nothing behind of what was not completed."""
 
 
+class Copies:
+    """Copies of tensors by name, in memory that the next copies take again: new memory costs more than the copying."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies, which hold until the next call."""
+        self._kept = {name: self._room(name, tensor).copy_(tensor) for name, tensor in tensors.items()}
+        return self._kept
+
+    def _room(self, name: str, tensor: Tensor) -> Tensor:
+        kept = self._kept.get(name)
+        fits = kept is not None and kept.shape == tensor.shape and kept.dtype == tensor.dtype
+        return kept if kept is not None and fits else torch.empty_like(tensor)
+
+
 class Saving:
     """Does the writing of one window after the other, in order; a window's begins when the one before it has ended.
 
     Args:
-        background: whether the caller goes on meanwhile. What it hands over must then be a copy of its own.
+        background: whether the caller goes on meanwhile. What it hands over must then be its own copy, which it may
+            make when ``wait`` has returned.
     """
 
     def __init__(self, background: bool) -> None:

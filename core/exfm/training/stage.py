@@ -35,6 +35,7 @@ from exfm.supervision.store import Store
 from exfm.training.ended_window import EndedWindow
 from exfm.training.forward_rows import ForwardRows
 from exfm.training.gathered import GatheredRows
+from exfm.training.saving import Copies
 from exfm.training.sharing import Sharing
 from exfm.training.spread import Part, Parts, SpreadChunk
 from exfm.training.state_feed import StateFeed, listeners
@@ -111,6 +112,7 @@ class Stage:
         self._feed = StateFeed(told, sharing.lags_us, self._tables)
         self.counters = WindowCounters()
         self._constant_flops: dict[str, float] = {}
+        self._weights, self._training = Copies(), Copies()
 
     def begin(self, window: Window) -> None:
         """Opens a window's files, and takes what the model takes of its teachers' parts."""
@@ -223,7 +225,7 @@ class Stage:
 
         Args:
             rows: how many rows of the stream were read; of a window without any only the manifest is kept.
-            copy: whether training goes on while the window is written.
+            copy: whether training goes on while the window is written; the one before it is written then.
         """
         trainer = self.trainer
         # All processes take part in these two.
@@ -233,7 +235,7 @@ class Stage:
             return None
         if state and copy:
             weights, training = state
-            state = {name: v.clone() for name, v in weights.items()}, {name: v.clone() for name, v in training.items()}
+            state = self._weights.of(weights), self._training.of(training)
         counters = {
             "examples": self.counters.examples,
             "seconds": self.counters.seconds,
