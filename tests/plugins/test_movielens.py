@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import exfm
@@ -255,6 +255,7 @@ def test_history_is_strictly_earlier(tmp_path: Path, rows: list[tuple[int, int, 
 
 
 @given(rows=events, second=st.integers(0, 12), stars=st.integers(1, 5))
+@example(rows=[(1, 10, 2, 2), (2, 10, 1, 1), (2, 10, 2, 0), (2, 12, 5, 0)], second=1, stars=1)  # by rounding alone
 def test_nothing_of_the_same_second_or_later_shows(
     tmp_path: Path, rows: list[tuple[int, int, int, int]], second: int, stars: int
 ) -> None:

@@ -15,6 +15,9 @@ from exfm_plugins.movielens.tables import Ratings
 Floats = NDArray[np.float64]
 # How many earlier ratings weigh as much as knowing nothing, in a mean of few of them.
 _PRIOR = 5.0
+# Sums are of whole numbers of this part of a star: a sum of floats is rounded by what stands before it, of other keys
+# and later seconds too. 64 bits hold them for 400 million ratings.
+_PART = 2.0**-32
 
 
 class EarlierEvents:
@@ -50,9 +53,10 @@ class EarlierEvents:
         return self.end - self.first
 
     def total(self, value_N: Floats) -> Floats:
-        """The sum of their values, (N,)."""
-        running = np.concatenate([[0.0], np.cumsum(value_N[self.order])])
-        total: Floats = running[self.end] - running[self.first]
+        """The sum of their values, each rounded to a whole number of parts, (N,)."""
+        parts = np.rint(value_N[self.order] / _PART).astype(np.int64)
+        running = np.concatenate([[0], np.cumsum(parts)])
+        total: Floats = (running[self.end] - running[self.first]) * _PART
         return total
 
     def mean(self, value_N: Floats) -> Floats:
