@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -14,6 +12,10 @@ from torch import Tensor, nn
 
 from exfm.testing.examples import Examples
 from exfm.testing.network import NetworkTests, check_bits, check_close
+from exfm.testing.overlap import Between
+
+# How many whole calls another one is interrupted by, at most.
+_CALLS = 40
 
 
 class BehaviourTests(NetworkTests):
@@ -94,17 +96,15 @@ class BehaviourTests(NetworkTests):
     def test_calls_may_overlap(self, fields: Mapping[str, Any]) -> None:
         """Threads share a large batch: none may find in the module what another one's call has left there."""
         module, examples = self.make(fields), self.examples()
-        shares = [examples.take(rows) for rows in ([0, 1, 2], [3, 4, 5])]
-        expected = [self.run(module, share) for share in shares]
-        often, before = 20, sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)
-        try:
-            with ThreadPoolExecutor(len(shares)) as threads:
-                found = list(threads.map(lambda share: self.run(module, share), shares * often))
-        finally:
-            sys.setswitchinterval(before)
-        for number, output in enumerate(found):
-            check_bits(output, expected[number % len(shares)], "called by two threads at once")
+        own, other = (examples.take(rows) for rows in ([0, 1, 2], [3, 4, 5]))
+        others = [self.run(module, other)]
+        with Between(lambda: None, every=0) as alone:
+            expected = self.run(module, own)
+        with Between(lambda: others.append(self.run(module, other)), every=alone.operations // _CALLS + 1):
+            output = self.run(module, own)
+        for found in others[1:]:
+            check_bits(found, others[0], "called by two threads at once")
+        check_bits(output, expected, "called by two threads at once")
 
     def test_one_seed_builds_one_network(self, fields: Mapping[str, Any]) -> None:
         """A run repeats: all randomness is drawn from torch's generator when the component is built."""
