@@ -128,7 +128,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     made = Runs(tmp_path_factory.mktemp("parallel"))
     write_days(made.folder)
     made.here(made.job("single"))
-    made.here(made.job("sgd", *SGD, days=2))
+    made.here(made.job("sgd", *SGD))
     made.here(made.job("turns", days=1))
     often = "parallel={name: hsdp_2d, replicas: 2, sync_every: 3}"
     four = [
@@ -137,7 +137,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         made.job("ddp", "parallel.name=ddp"),
         made.job("hsdp", "parallel={name: hsdp, replicas: 2}"),
         made.job("hsdp_2d", f"parallel={{name: hsdp_2d, tables: {{user: {HALVES}, item: {HALVES}}}}}"),
-        made.job("hsdp_2d_sgd", "parallel={name: hsdp_2d, replicas: 2}", *SGD, days=2),
+        made.job("hsdp_2d_sgd", "parallel={name: hsdp_2d, replicas: 2}", *SGD),
         made.job("turns", "parallel.name=hsdp_2d", days=2),
         made.job("often", often, days=2),
         made.job("often_stopped", often, days=1),
