@@ -24,17 +24,13 @@ class Between(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations = 0
         self._call, self._every = call, every
-        self._thread = ThreadPoolExecutor(1)
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Does the operation, and before it what is due."""
         if self._every and self.operations % self._every == 0:
-            self._thread.submit(self._call).result()
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(self._call).result()
         self.operations += 1
         return func(*args, **(kwargs or {}))
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._thread.shutdown()

@@ -34,8 +34,9 @@ class Copies:
 
     def _room(self, name: str, tensor: Tensor) -> Tensor:
         kept = self._kept.get(name)
-        fits = kept is not None and kept.shape == tensor.shape and kept.dtype == tensor.dtype
-        return kept if kept is not None and fits else torch.empty_like(tensor)
+        if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+            return torch.empty_like(tensor)
+        return kept
 
 
 class Saving:

@@ -225,7 +225,7 @@ class Stage:
 
         Args:
             rows: how many rows of the stream were read; of a window without any only the manifest is kept.
-            copy: whether training goes on while the window is written; the one before it is written then.
+            copy: whether training goes on while the window is written; that of the window before must have ended.
         """
         trainer = self.trainer
         # All processes take part in these two.
