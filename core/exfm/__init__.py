@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from exfm.interfaces.data_source import DataSource as DataSource
     from exfm.interfaces.data_source import Origin as Origin
     from exfm.interfaces.data_source import Shard as Shard
+    from exfm.interfaces.data_source import StreamPart as StreamPart
     from exfm.interfaces.data_source import TimeRange as TimeRange
     from exfm.interfaces.data_source import Window as Window
     from exfm.interfaces.data_source import slice_rows as slice_rows
@@ -101,6 +102,7 @@ _HOME = {
     "SequenceField": "exfm.interfaces.schema",
     "SequenceShape": "exfm.interfaces.backbone",
     "Shard": "exfm.interfaces.data_source",
+    "StreamPart": "exfm.interfaces.data_source",
     "StudentOutput": "exfm.interfaces.transfer_strategy",
     "StudentShape": "exfm.interfaces.transfer_strategy",
     "Supervision": "exfm.interfaces.transfer_strategy",

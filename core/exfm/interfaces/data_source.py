@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar, Self
@@ -42,6 +42,22 @@ class TimeRange:
     end_us: int
 
 
+@dataclass(frozen=True)
+class StreamPart:
+    """A unit of the stream that appears, changes and goes as a whole, such as a file.
+
+    Attributes:
+        name: the name that ``Origin.file`` gives its rows.
+        version: differs whenever the content may differ: size and time of change, or a store's tag.
+        first_us, last_us: its rows lie between these times, both included, in microseconds since 1970, UTC.
+    """
+
+    name: str
+    version: str
+    first_us: int
+    last_us: int
+
+
 class DataSource(Component, ABC):
     """A time-ordered stream.
 
@@ -70,6 +86,24 @@ class DataSource(Component, ABC):
     @abstractmethod
     def read(self, window: Window, shard: Shard = Shard(), start_row: int = 0) -> Iterator[pa.RecordBatch]:
         """Yields a shard's rows of a window in time order, leaving out the first ``start_row`` of them."""
+
+    def parts(self) -> Sequence[StreamPart]:
+        """Lists the units that the stream consists of now, so that a later call can tell growth from change.
+
+        A window's commit records the units that overlap it. Where one of them has another version later, or a new one
+        overlaps a committed window, rows that came late are counted. The default, none, is for a stream that never
+        changes behind its newest row.
+        """
+        return ()
+
+    def next_event_us(self, from_us: int) -> int | None:
+        """Finds the first event at or after a time, so that stretches without events cost nothing.
+
+        Returns:
+            Its time in microseconds, or any earlier one that is not before ``from_us``; None where there is none. The
+            default says nothing: ``from_us``.
+        """
+        return from_us
 
 
 @dataclass(frozen=True)

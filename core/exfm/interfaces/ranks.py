@@ -59,6 +59,16 @@ class Ranks:
         """The first process's value: what all go by where they could see different things."""
         return value if self.count == 1 else int(self.each(torch.tensor(value))[0])
 
+    def broadcast(self, data: bytes) -> bytes:
+        """Sends the first process's bytes to every process, which all return them."""
+        if self.count == 1:
+            return data
+        size = self.agree(len(data))
+        sent = torch.zeros(size, dtype=torch.uint8)
+        if self.is_first and size:
+            sent.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        return self.each(sent)[0].numpy().tobytes() if size else b""
+
     def wait(self) -> None:
         """Returns when every process has called it."""
         self.agree(0)
