@@ -16,7 +16,8 @@ from torch import Tensor
 from exfm.data.validation import check_features
 from exfm.errors import ConfigError, RunError, suggestion
 from exfm.serving.layout import COMPILED_FILE, DESCRIPTION_FILE, PROGRAM_FILE, Description, arrays, arrow_type
-from exfm.supervision.workspace import FileRecord, Workspace
+from exfm.supervision.hashing import FileRecord
+from exfm.supervision.workspace import Workspace
 
 Program = Callable[..., tuple[Tensor, ...]]
 

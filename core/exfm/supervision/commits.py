@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
-from exfm.supervision.workspace import FileRecord, Workspace
+from exfm.supervision.hashing import FileRecord
+from exfm.supervision.workspace import Workspace, numbered
 
 Stage = Literal["train", "supervise"]
 
@@ -46,8 +47,7 @@ class CommitLog:
 
     def windows(self, stage: Stage, model: str) -> list[int]:
         """Indices of the windows that are done, in order."""
-        names = self.workspace.names(f"commits/{stage}/{model}")
-        windows = [int(name.removesuffix(".json")) for name in names if name.endswith(".json")]
+        windows = numbered(self.workspace.names(f"commits/{stage}/{model}"), ".json")
         # commits come in order: only the newest can be one whose writer died while a store took half of it
         if windows and self._read(stage, model, windows[-1]) is None:
             windows.pop()

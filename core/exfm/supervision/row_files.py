@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from exfm.supervision.embeddings import EmbeddingShape
+from exfm.supervision.hashing import FileRecord
 from exfm.supervision.joiner import SupervisionRows
-from exfm.supervision.workspace import FileRecord, Workspace
+from exfm.supervision.workspace import Workspace
 
 Folder = Literal["predictions", "supervision"]
 Column = npt.NDArray[np.generic]

@@ -22,7 +22,9 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self.workspace = Workspace(url)
+        self.workspace = Workspace(
+            url, f"; `exfm repair {url}` goes back to the newest window before it that is whole, and says so"
+        )
         self.log = CommitLog(self.workspace)
         self.snapshots = SnapshotRegistry(self.workspace, self.log)
 

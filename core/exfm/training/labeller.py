@@ -89,12 +89,13 @@ class Labeller:
             if snapshot == self._loaded:
                 return snapshot
             try:
-                self.trainer.load_weights(self.store.snapshots.load(snapshot.weights))
+                weights = self.store.snapshots.load(snapshot.weights, self.trainer.memory())
             except RunError as error:
                 logger.warning("%s; labelling with the snapshot before it", error)
                 self._corrupt.add(snapshot.version)
                 self._snapshots += self._older(snapshot)
                 continue
+            self.trainer.load_weights(weights)
             self._loaded = snapshot
             return snapshot
         return None

@@ -147,8 +147,9 @@ class Stage:
         failure: RunError | None = None
         for snapshot in self.store.snapshots.newest_first(self.name, sys.maxsize):
             try:
-                weights = self.store.snapshots.load(snapshot.weights)
-                training = self.store.snapshots.load(snapshot.training)
+                memory = self.trainer.memory()
+                weights = self.store.snapshots.load(snapshot.weights, memory)
+                training = self.store.snapshots.load(snapshot.training, memory)
             except RunError as error:
                 logger.warning("%s; going back to the snapshot before it", error)
                 failure = failure or error
