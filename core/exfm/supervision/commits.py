@@ -7,7 +7,6 @@ the repeated window writes again, equal.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,9 +15,15 @@ from typing import Any, Literal
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.supervision.hashing import FileRecord
+from exfm.supervision.manifests import files_of, seal, unseal
 from exfm.supervision.workspace import Workspace, numbered
 
 Stage = Literal["train", "supervise"]
+STAGES: tuple[Stage, ...] = ("train", "supervise")
+
+
+class OtherContentError(RunError):
+    """A window was committed before, with other files."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +66,22 @@ class CommitLog:
         """
         commit = self._read(stage, model, window)
         if commit is None:
-            raise RunError(f"{self.workspace.url}/{_path(stage, model, window)}: no such commit, or a damaged one")
+            where = self.workspace.name(_path(stage, model, window))
+            raise RunError(f"{where}: no such commit, or a damaged one{self.workspace.remedy}")
         return commit
 
     def _read(self, stage: Stage, model: str, window: int) -> Commit | None:
         """The manifest, or None where there is none, or half of one: half a JSON object is no JSON."""
+        path = _path(stage, model, window)
         try:
-            raw = json.loads(self.workspace.read(_path(stage, model, window)))
-        except (FileNotFoundError, json.JSONDecodeError):
+            raw = unseal(self.workspace.read(path))
+            files = {} if raw is None else files_of(raw, model)
+        except FileNotFoundError:
             return None
-        files = {role: FileRecord(**record) for role, record in raw["files"].items()}
+        except ValueError as error:
+            raise RunError(f"{self.workspace.name(path)}: damaged: {error}{self.workspace.remedy}") from error
+        if raw is None:
+            return None
         return Commit(Window(**raw["window"]), raw["counters"], files)
 
     def commits(self, stage: Stage, model: str) -> Sequence[Commit]:
@@ -85,7 +96,7 @@ class CommitLog:
             by another job at the same time.
 
         Raises:
-            RunError: it had been committed with other files. They stand; this commit does not.
+            OtherContentError: it had been committed with other files. They stand; this commit does not.
         """
         manifest = {
             "window": asdict(commit.window),
@@ -94,7 +105,7 @@ class CommitLog:
             "files": {role: asdict(record) for role, record in commit.files.items()},
         }
         path = _path(stage, model, commit.window.index)
-        data = (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode()
+        data = seal(manifest)
         if self.workspace.create(path, data):
             return True
         standing = self._read(stage, model, commit.window.index)
@@ -102,9 +113,9 @@ class CommitLog:
             self.workspace.write(path, data)
             return True
         if standing.files != dict(commit.files):
-            raise RunError(
+            raise OtherContentError(
                 f"{self.workspace.url}: window {commit.window} of {model!r} was committed by another job, with other "
-                f"content; that commit stands and this job stops ({stage})"
+                f"content; that commit stands ({stage})"
             )
         return False
 

@@ -115,7 +115,8 @@ class RowWriter:
 
     def discard(self) -> None:
         """Leaves nothing behind of a file that was not completed."""
-        self._writer.close()
+        with suppress(Exception):  # its last rows and its footer, of which a full disk takes none
+            self._writer.close()
         error = InterruptedError("discarded")
         with suppress(InterruptedError):
             self._stack.__exit__(type(error), error, None)

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from exfm.interfaces.data_source import Window
-from exfm.supervision.commits import Commit
+from exfm.supervision.commits import Commit, OtherContentError
+from exfm.supervision.orphans import remove_orphans
 from exfm.supervision.store import Store
 from exfm.training.gathered import GatheredRows
 
@@ -46,12 +47,20 @@ class EndedWindow:
         log, snapshots = self.store.log, self.store.snapshots
         if self.supervision is not None:
             files = self.supervision.close() if self.state else {}
-            log.add("supervise", self.name, Commit(self.window, self.supervised, files))
+            try:
+                log.add("supervise", self.name, Commit(self.window, self.supervised, files))
+            except OtherContentError as error:
+                # As where a job was killed between the two manifests, and goes on with another number of processes.
+                # Students may have read what stands; should it be another job's, the second manifest is refused too.
+                logger.warning("%s", error)
+                files = log.load("supervise", self.name, self.window.index).files
+            remove_orphans(self.store.workspace, files.values())
         files = {}
         if self.state:
             files = self.predictions.close() | snapshots.write(self.name, self.window, *self.state)
         if not log.add("train", self.name, Commit(self.window, self.counters, files)):
             logger.warning("window %s of %r: another job had committed it, with equal content", self.window, self.name)
+        remove_orphans(self.store.workspace, files.values())
         snapshots.retire(self.name, self.needed_us(self.window))
 
     def discard(self) -> None:

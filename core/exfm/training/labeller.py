@@ -12,6 +12,7 @@ from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.supervision.commits import Commit
 from exfm.supervision.joiner import SupervisionRows
+from exfm.supervision.orphans import remove_orphans
 from exfm.supervision.row_files import row_file, supervision_columns, supervision_schema
 from exfm.supervision.snapshots import Snapshot
 from exfm.supervision.store import Store
@@ -111,6 +112,7 @@ class Labeller:
         counters = {"examples": self._examples, "seconds": self._seconds}
         files = self._rows.close() if rows else {}
         self.store.log.add("supervise", self.name, Commit(self._window, counters, files))
+        remove_orphans(self.store.workspace, files.values())
 
     def close(self) -> None:
         """Discards what was written of the window and not committed."""

@@ -17,6 +17,7 @@ from exfm.config.loading import Experiment
 from exfm.data.stream import ChunkReader, windows_of
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.stopping import end_if_asked, ending_after_a_chunk
 from exfm.supervision.external import ExternalSupervision
 from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
@@ -165,11 +166,13 @@ class StreamLoop:
                     break
                 count += 1
                 following = todo[count][0] if count < len(todo) else None
-                self._window(window, stages, labellers, span, len(windows), following)
+                with ending_after_a_chunk():
+                    self._window(window, stages, labellers, span, len(windows), following)
                 for stage in stages:
                     self._done[stage.name].add(window.index)
         finally:
             self.reader.close()
+            self.saving.settle()
         start = time.perf_counter()
         self.saving.wait()
         self.ranks.wait()
@@ -235,6 +238,7 @@ class StreamLoop:
                 self.on_progress(
                     Progress(window, count, chunk.size, {stage.name: stage.counters.ne for stage in stages})
                 )
+                end_if_asked()
             skipped = self.reader.skipped
             rows += self._late_labels(window, stages, span)
             if following is not None:  # its first rows are read while this window is committed

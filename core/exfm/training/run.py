@@ -73,6 +73,7 @@ def finish(experiment: Experiment, store: Store, clock: Clock, config_yaml: str)
 
 def open_run(experiment: Experiment, store: Store) -> str:
     """Writes config.yaml into a new run; in an old one, checks that it is the same experiment. Returns the YAML."""
+    store.prepare([arm.name for arm in experiment.arms])
     current = experiment.as_dict() | {"versions": _versions(experiment)}
     text: str = OmegaConf.to_yaml(OmegaConf.create(current))
     if store.workspace.create(CONFIG_FILE, text.encode()):
