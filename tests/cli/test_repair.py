@@ -1,4 +1,4 @@
-"""`exfm repair`: what is damaged is named, a model goes back to before it, and the next run ends as if nothing had been."""
+"""`exfm repair`: damage is named, a model goes back to before it, and the next run ends as if nothing had been."""
 
 from __future__ import annotations
 

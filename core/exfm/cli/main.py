@@ -131,7 +131,9 @@ def _main() -> None:
     except Exception as error:
         if debug:
             raise
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()) or "no memory left" * isinstance(error, MemoryError)
+        if isinstance(error, MemoryError) or "t allocate memory" in text or "out of memory" in text:
+            text += "; `exfm plan CONFIG` says what a process needs, and what would make it fit"
         typer.echo(f"error: {type(error).__name__}: {text} (--debug shows the traceback){_damage()}", err=True)
         sys.exit(1)
 
