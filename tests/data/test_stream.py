@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import exfm
 from exfm.config.experiment import Bucket, StreamConfig
-from exfm.data.stream import Chunk, ChunkReader, windows_of
+from exfm.data.stream import Chunk, ChunkReader
+from exfm.data.windows import WindowGrid, windows_of, windows_with_events
 from exfm.errors import ConfigError
 
 WINDOW = exfm.Window(0, 0, 10**9)
@@ -69,23 +70,57 @@ def no_thread_is_left() -> Iterator[None]:
     assert READER not in [thread.name for thread in threading.enumerate()]
 
 
-@given(start=st.integers(-(10**16), 10**16), span=st.integers(0, 10**9), length_us=st.integers(10**7, 10**12))
-def test_windows_partition_time(start: int, span: int, length_us: int) -> None:
-    windows = list(windows_of(exfm.TimeRange(start, start + span), timedelta(microseconds=length_us)))
-    assert [window.index for window in windows] == list(range(len(windows)))
-    edges = [start, *(window.end_us for window in windows)]
-    assert [window.start_us for window in windows] == edges[:-1]
-    assert all(end % length_us == 0 for end in edges[1:])
-    assert all(0 < window.end_us - window.start_us <= length_us for window in windows)
-    assert bool(windows) == bool(span)
-    assert all(window.start_us < start + span for window in windows)
-    assert edges[-1] >= start + span
+class Times(Source):
+    """A stream with events at some times, which it finds; or that says nothing about them."""
+
+    def __init__(self, times: list[int], finds: bool) -> None:
+        super().__init__(lambda: iter(()))
+        self.times, self.finds = sorted(times), finds
+
+    def time_range(self) -> exfm.TimeRange:
+        return exfm.TimeRange(self.times[0], self.times[-1] + 1)
+
+    def next_event_us(self, from_us: int) -> int | None:
+        return next((time for time in self.times if time >= from_us), None) if self.finds else from_us
+
+
+@given(
+    start=st.integers(-(10**16), 10**16),
+    offsets=st.lists(st.integers(0, 10**9), min_size=1, max_size=5),
+    length_us=st.integers(10**7, 10**12),
+    delays=st.lists(st.integers(1, 10**9), max_size=2),
+    finds=st.booleans(),
+)
+def test_windows_are_cells_of_a_grid_and_those_with_events_are_passed_in_order(
+    start: int, offsets: list[int], length_us: int, delays: list[int], finds: bool
+) -> None:
+    source = Times([start + offset for offset in offsets], finds)
+    span = source.time_range()
+    grid = WindowGrid.around(span.start_us, timedelta(microseconds=length_us))
+    windows = list(windows_with_events(source, grid, span, delays))
+    assert grid.origin_us % length_us == 0
+    for window in windows:
+        assert window.start_us == grid.origin_us + window.index * length_us == window.end_us - length_us
+        assert window == grid.window(grid.index_at(window.start_us)) == grid.window(grid.index_at(window.end_us - 1))
+    calls = [time + delay for time in source.times for delay in (0, *delays)]
+    needed = sorted({grid.index_at(time) for time in calls if time < span.end_us})
+    found = [window.index for window in windows]
+    assert found == (needed if finds else list(range(grid.index_at(span.end_us - 1) + 1)))
+
+
+def test_a_stream_that_grows_or_is_cut_changes_no_windows_number() -> None:
+    grid = WindowGrid.around(1_000, timedelta(microseconds=100))
+    for times in ([1_000, 1_250, 1_930], [1_250, 1_930], [1_250, 1_930, 2_050], [900, 1_250, 1_930]):
+        source = Times(times, True)
+        windows = {window.start_us: window.index for window in windows_with_events(source, grid, source.time_range())}
+        assert windows[1_200] == 2
+        assert windows[1_900] == 9
 
 
 def test_long_windows_are_exact() -> None:
     """In floating point the step of a window of years would be off by a microsecond."""
     length = timedelta(days=100_000, microseconds=1)
-    [*_, last] = windows_of(exfm.TimeRange(0, 10**18), length)
+    [*_, last] = windows_of(Times([0, 10**18 - 1], True), length)
     assert last.start_us % (100_000 * 86_400_000_000 + 1) == 0
 
 

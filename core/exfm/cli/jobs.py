@@ -28,12 +28,18 @@ IDLE = Annotated[
 ]
 
 
+FINAL = Annotated[
+    bool, typer.Option("--final", help="Do the last window too, although more rows of it may still come.")
+]
+
+
 @dataclass(frozen=True)
 class Follow:
-    """Whether a job waits for more, and for how long."""
+    """Whether a job waits for more, for how long, and whether it does an incomplete last window."""
 
     follow: bool
     idle_s: float | None
+    final: bool
 
 
 def run_job(
@@ -52,24 +58,34 @@ def run_job(
 
     from exfm.cli.progress import StreamProgress
     from exfm.supervision.store import Store
+    from exfm.training.identity import open_run
     from exfm.training.loop import StreamLoop
-    from exfm.training.run import build_plan, open_run
+    from exfm.training.run import build_plan
 
     store = Store(experiment.run_dir)
-    open_run(experiment, store)
+    plan = build_plan(experiment)
+    if plan.ranks.is_first:
+        open_run(experiment, store)
     train, label = (names, ()) if stage == "train" else ((), names)
     with StreamProgress(f"{stage} {model}") as progress:
-        loop = StreamLoop(experiment, store, build_plan(experiment), progress.update, train, label)
+        loop = StreamLoop(experiment, store, plan, progress.update, train, label)
         done = _advance(loop, follow)
     loop.ranks.close()
     if not loop.ranks.is_first:
         return
-    rest = f"; waiting for {loop.waiting_for}" if loop.waiting_for else "; all there is"
-    typer.echo(f"{stage} {model}: {done} windows done{rest}")
+    typer.echo(f"{stage} {model}: {done} windows done; {_state(loop)}")
+
+
+def _state(loop: StreamLoop) -> str:
+    if loop.waiting_for:
+        return f"waiting for {loop.waiting_for}"
+    if loop.incomplete:
+        return f"window {loop.incomplete} waits for its last rows: call again, or give --final to commit it as it is"
+    return "all there is"
 
 
 def _advance(loop: StreamLoop, follow: Follow) -> int:
-    done = loop.advance(complete_windows_only=follow.follow)
+    done = loop.advance(complete_windows_only=not follow.final)
     idle_since = time.monotonic()
     while follow.follow:
         news = loop.advance(complete_windows_only=True)

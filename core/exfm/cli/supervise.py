@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from exfm.cli.context import CONFIG, OVERRIDES
-from exfm.cli.jobs import FOLLOW, IDLE, Follow, run_job
+from exfm.cli.jobs import FINAL, FOLLOW, IDLE, Follow, run_job
 
 
 def command(
@@ -17,6 +17,7 @@ def command(
     overrides: OVERRIDES = None,
     follow: FOLLOW = False,
     idle_timeout: IDLE = None,
+    final: FINAL = False,
 ) -> None:
     """Labels the windows whose snapshots are there; a teacher without delay labels while it trains."""
-    run_job(context.obj, config, overrides or [], model, "supervise", Follow(follow, idle_timeout))
+    run_job(context.obj, config, overrides or [], model, "supervise", Follow(follow, idle_timeout, final))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import count
 from queue import Full, Queue
 
@@ -21,21 +20,11 @@ from exfm.data.decode import decode
 from exfm.data.traffic import rows_where
 from exfm.data.validation import RowChecker
 from exfm.errors import ConfigError
-from exfm.interfaces.data_source import DataSource, Shard, TimeRange, Window
+from exfm.interfaces.data_source import DataSource, Origin, Shard, Window
 from exfm.interfaces.schema import FeatureSchema
 
 _AHEAD = 2
 _POLL_S = 0.1
-
-
-def windows_of(time_range: TimeRange, length: timedelta) -> Iterator[Window]:
-    """Cuts a time range into windows, each starting at a multiple of the length since 1970 but for the first."""
-    step = length // timedelta(microseconds=1)
-    start, index = time_range.start_us, 0
-    while start < time_range.end_us:
-        end = (start // step + 1) * step
-        yield Window(index, start, end)
-        start, index = end, index + 1
 
 
 @dataclass(frozen=True)
@@ -75,18 +64,21 @@ class ChunkReader:
         self.shard = shard
         self.skipped = 0
 
-    def read(self, window: Window) -> Iterator[Chunk]:
+    def read(self, window: Window, only: Collection[str] | None = None) -> Iterator[Chunk]:
         """The window's chunks, each of ``chunk_rows`` rows but for the last, decoded ahead of the caller.
 
         Where the type of a column changes, from one file to the next, a chunk ends too. Of a shard, a chunk has the
         shard's rows of the chunk that the whole stream would have there.
+
+        Args:
+            only: names of the stream's parts that are read, the others being left out; all by default.
 
         Raises:
             ConfigError: a row breaks the schema and bad rows are not to be skipped; the type of a column changes and
                 this is a shard.
         """
         if self._begun is None or self._begun[0] != window:
-            self.begin(window)
+            self.begin(window, only)
         assert self._begun is not None
         (_, checker, ahead), self._begun = self._begun, None
         try:
@@ -95,11 +87,11 @@ class ChunkReader:
             ahead.close()
         self.skipped = checker.skipped
 
-    def begin(self, window: Window) -> None:
+    def begin(self, window: Window, only: Collection[str] | None = None) -> None:
         """Begins to read a window that ``read`` will be called for next; what is wrong with it is said there."""
         self.close()
         checker = RowChecker(self.schema, self.stream.on_bad_row == "skip", newest_us=window.start_us)
-        self._begun = window, checker, _Ahead(self._chunks(window, checker))
+        self._begun = window, checker, _Ahead(self._chunks(window, checker, only))
 
     def close(self) -> None:
         """Leaves a window that was begun and not read."""
@@ -113,9 +105,12 @@ class ChunkReader:
         rows = {model: none if where else None for model, where in self.where.items()}
         return Chunk(blank_batch(self.schema, 0), rows)
 
-    def _chunks(self, window: Window, checker: RowChecker) -> Iterator[Chunk]:
+    def _chunks(self, window: Window, checker: RowChecker, only: Collection[str] | None) -> Iterator[Chunk]:
         columns = filter_columns(self.schema)
-        checked = (checker.check(batch) for batch in self.source.read(window, self.shard))
+        batches = self.source.read(window, self.shard)
+        if only is not None:
+            batches = (batch for batch in batches if Origin.of(batch).file in only)
+        checked = (checker.check(batch) for batch in batches)
         for rows in _regroup(checked, self.stream.chunk_rows, self.shard):
             picked = {model: rows_where(rows, where, columns) for model, where in self.where.items()}
             yield Chunk(decode(rows, self.schema), picked)

@@ -14,6 +14,11 @@ from exfm.interfaces.component import Component, ComponentConfig
 from exfm.interfaces.schema import FeatureSchema
 
 
+def utc(time_us: int) -> str:
+    """Writes a time in microseconds since 1970 as ISO 8601, UTC, to the second."""
+    return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
 @dataclass(frozen=True)
 class Window:
     """One slice of the stream: events with ``start_us <= time < end_us`` (microseconds since 1970, UTC)."""
@@ -23,7 +28,7 @@ class Window:
     end_us: int
 
     def __str__(self) -> str:
-        return datetime.fromtimestamp(self.start_us / 1e6, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return utc(self.start_us)
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,9 @@ class DataSource(Component, ABC):
     """
 
     kind: ClassVar[str] = "data_source"
+    free_fields: ClassVar[frozenset[str]] = frozenset()
+    """Config fields that say where the stream lies or how it is read, not which rows it has: they may change when a run
+    goes on, such as a path whose folder has moved."""
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config

@@ -23,7 +23,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 
 from exfm import __version__
 from exfm.config.loading import Experiment
-from exfm.data.stream import windows_of
+from exfm.data.windows import windows_of
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature
@@ -179,7 +179,7 @@ def _column_types(experiment: Experiment, features: Sequence[Feature]) -> dict[s
 
 
 def _first_schema(source: DataSource, experiment: Experiment) -> Any:
-    for window in windows_of(source.time_range(), experiment.config.stream.window):
+    for window in windows_of(source, experiment.config.stream.window):
         for rows in source.read(window):
             if rows.num_rows:
                 return rows.schema

@@ -15,7 +15,8 @@ import torch
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.data.batch import Batch
-from exfm.data.stream import Chunk, ChunkReader, windows_of
+from exfm.data.stream import Chunk, ChunkReader
+from exfm.data.windows import windows_of
 from exfm.errors import ConfigError
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.modeling.ranking_model import RankingModel
@@ -94,7 +95,7 @@ def _schema(arm: Arm, snapshot: Snapshot) -> pa.Schema:
 def _chunks(experiment: Experiment, arm: Arm, plan: ParallelPlan) -> Iterator[tuple[Chunk, Progress]]:
     stream = experiment.config.stream
     reader = ChunkReader(experiment.source, experiment.schema, stream, {arm.name: arm.config.where}, plan.shard)
-    windows = list(windows_of(experiment.source.time_range(), stream.window))
+    windows = list(windows_of(experiment.source, stream.window))
     for window in windows:
         for chunk in reader.read(window):
             yield chunk, Progress(window, len(windows), chunk.batch.size, {})

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from safetensors.torch import load
 from torch import Tensor
 
 from exfm.interfaces.data_source import Window
+from exfm.interfaces.ranks import Ranks
 from exfm.supervision.commits import CommitLog
 from exfm.supervision.tensor_files import write_tensors
 from exfm.supervision.workspace import FileRecord, Workspace
@@ -78,12 +79,15 @@ class SnapshotRegistry:
         return Snapshot(model, version, commit.window.end_us, learned, weights, training)
 
     def newest_first(self, model: str, before_us: int) -> Iterator[Snapshot]:
-        """The snapshots whose watermark lies at or before a time, the newest first; retired ones are left out."""
-        kept = {int(name) for name in self.workspace.names(f"snapshots/{model}")}
-        for version in reversed(self.log.windows("train", model)):
-            if version in kept:
+        """The snapshots whose watermark lies at or before a time, the newest first; retired ones are left out.
+
+        They are asked for by the names in the manifests: a listing may lack the newest.
+        """
+        for version in self.log.newest_first("train", model):
+            commit = self.log.load("train", model, version)
+            if commit.window.end_us <= before_us and commit.files:
                 snapshot = self.get(model, version)
-                if snapshot.watermark_us <= before_us:
+                if self.workspace.exists(snapshot.weights.path):
                     yield snapshot
 
     def load(self, record: FileRecord) -> dict[str, Tensor]:
@@ -126,6 +130,18 @@ class SnapshotRegistry:
         for version in kept[:-2]:
             if version < needed:
                 self.workspace.remove(_folder(model, version))
+
+
+def same_on_all(ranks: Ranks, candidates: Iterator[Snapshot]) -> Iterator[Snapshot]:
+    """Yields the first process's snapshots on every process, whatever the others can see."""
+    while True:
+        own = next(candidates, None) if ranks.is_first else None
+        data = ranks.broadcast(b"" if own is None else json.dumps(asdict(own)).encode())
+        if not data:
+            return
+        raw = json.loads(data)
+        weights, training = FileRecord(**raw.pop("weights")), FileRecord(**raw.pop("training"))
+        yield Snapshot(**raw | {"learned": tuple(raw["learned"])}, weights=weights, training=training)
 
 
 def _folder(model: str, version: int) -> str:

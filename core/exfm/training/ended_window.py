@@ -12,6 +12,7 @@ from torch import Tensor
 from exfm.interfaces.data_source import Window
 from exfm.supervision.commits import Commit
 from exfm.supervision.store import Store
+from exfm.supervision.workspace import FileRecord
 from exfm.training.gathered import GatheredRows
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ class EndedWindow:
 
     Attributes:
         name: of the model.
+        previous: index of the window that it had committed before.
+        parts: versions of the stream's parts that the window was read from, by name.
         counters: what the manifest records.
         supervised: what the supervision's manifest records.
         predictions: the file of its rows; of a window without rows nothing is kept.
@@ -34,6 +37,8 @@ class EndedWindow:
     name: str
     store: Store
     window: Window
+    previous: int
+    parts: Mapping[str, str]
     counters: Mapping[str, Any]
     supervised: Mapping[str, float]
     predictions: GatheredRows
@@ -46,13 +51,16 @@ class EndedWindow:
         log, snapshots = self.store.log, self.store.snapshots
         if self.supervision is not None:
             files = self.supervision.close() if self.state else {}
-            log.add("supervise", self.name, Commit(self.window, self.supervised, files))
+            log.add("supervise", self.name, self._commit(self.supervised, files))
         files = {}
         if self.state:
             files = self.predictions.close() | snapshots.write(self.name, self.window, *self.state)
-        if not log.add("train", self.name, Commit(self.window, self.counters, files)):
+        if not log.add("train", self.name, self._commit(self.counters, files)):
             logger.warning("window %s of %r: another job had committed it, with equal content", self.window, self.name)
         snapshots.retire(self.name, self.needed_us(self.window))
+
+    def _commit(self, counters: Mapping[str, Any], files: Mapping[str, FileRecord]) -> Commit:
+        return Commit(self.window, counters, files, self.previous, self.parts)
 
     def discard(self) -> None:
         """Leaves nothing behind of files that were not completed."""

@@ -9,7 +9,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -21,8 +21,10 @@ from torch import Tensor
 from exfm.data.batch import Batch
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
+from exfm.interfaces.duration import microseconds
 from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
 from exfm.modeling.cost import flops_by_part, parameters_by_part
+from exfm.supervision.commits import NONE
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.joiner import Joiner, SupervisionRows, rows_of
 from exfm.supervision.row_files import (
@@ -31,6 +33,7 @@ from exfm.supervision.row_files import (
     supervision_columns,
     supervision_schema,
 )
+from exfm.supervision.snapshots import Snapshot, same_on_all
 from exfm.supervision.store import Store
 from exfm.training.ended_window import EndedWindow
 from exfm.training.forward_rows import ForwardRows
@@ -114,15 +117,26 @@ class Stage:
         self._constant_flops: dict[str, float] = {}
         self._weights, self._training = Copies(), Copies()
 
-    def begin(self, window: Window) -> None:
-        """Opens a window's files, and takes what the model takes of its teachers' parts."""
+    def begin(self, window: Window, previous: int, parts: Mapping[str, str], missed: Sequence[int] = ()) -> None:
+        """Opens a window's files, and takes what the model takes of its teachers' parts.
+
+        Args:
+            previous: index of the window that the stage has committed before.
+            parts: versions of the stream's parts that the window is read from, by name.
+            missed: windows since the previous one whose rows other models have trained on, and that are gone.
+        """
         self.counters = WindowCounters()
         start = time.perf_counter()
         self.trainer.begin()
         self.sharing.tell(self.trainer, window)
         self._feed.begin()
         self.counters.seconds = time.perf_counter() - start
-        self._window = window
+        self._window, self._previous, self._parts, self._missed = window, previous, parts, missed
+        if missed:
+            logger.warning(
+                "%s: windows %s were trained on by other models of the run and are in the stream no more: left out",
+                *(self.name, ", ".join(map(str, missed))),
+            )
         self._watermark_us = window.start_us
         predictions = row_file("predictions", self.name, window.index)
         self._predictions = self._rows_file(predictions, predictions_schema(self.tasks, self.oracles))
@@ -137,7 +151,7 @@ class Stage:
         return GatheredRows(self.ranks, self.store.workspace, path, schema)
 
     def resume(self) -> int:
-        """Brings the model to the newest committed state that can be read; returns its window, -1 for none.
+        """Brings the model to the newest committed state that can be read; returns its window, ``NONE`` for none.
 
         A corrupt snapshot is named and the one before it is taken: the windows since are done again.
 
@@ -145,23 +159,29 @@ class Stage:
             RunError: there are snapshots and none can be read.
         """
         failure: RunError | None = None
-        for snapshot in self.store.snapshots.newest_first(self.name, sys.maxsize):
-            try:
-                weights = self.store.snapshots.load(snapshot.weights)
-                training = self.store.snapshots.load(snapshot.training)
-            except RunError as error:
-                logger.warning("%s; going back to the snapshot before it", error)
-                failure = failure or error
-                continue
-            self.trainer.load_weights(weights)
-            self.trainer.load_training_state(training)
-            told = {name.removeprefix(_FEED): value for name, value in training.items() if name.startswith(_FEED)}
-            self._feed.load_state(told)
-            self.trainer.learned = set(snapshot.learned)
-            return snapshot.version
+        candidates = self.store.snapshots.newest_first(self.name, sys.maxsize)
+        for snapshot in same_on_all(self.ranks, candidates):
+            weights, training, error = self._read(snapshot)
+            if self.ranks.all_agree(error is None):
+                self.trainer.load_weights(weights)
+                self.trainer.load_training_state(training)
+                told = {name.removeprefix(_FEED): value for name, value in training.items() if name.startswith(_FEED)}
+                self._feed.load_state(told)
+                self.trainer.learned = set(snapshot.learned)
+                return snapshot.version
+            error = error or RunError(f"snapshot {snapshot.version} of {self.name!r}: another process cannot read it")
+            logger.warning("%s; going back to the snapshot before it", error)
+            failure = failure or error
         if failure is not None:
             raise failure
-        return -1
+        return NONE
+
+    def _read(self, snapshot: Snapshot) -> tuple[dict[str, Tensor], dict[str, Tensor], RunError | None]:
+        """Reads a snapshot's weights and training state, or says why they cannot be read."""
+        try:
+            return self.store.snapshots.load(snapshot.weights), self.store.snapshots.load(snapshot.training), None
+        except RunError as error:
+            return {}, {}, error
 
     def consume(self, chunk: SpreadChunk, teachers: Mapping[str, Joiner]) -> SupervisionRows:
         """Predicts the arm's rows of a chunk and trains on them, batch by batch; returns its supervision of them."""
@@ -240,6 +260,7 @@ class Stage:
             "examples": self.counters.examples,
             "seconds": self.counters.seconds,
             "skipped_rows": skipped_rows,
+            "missed_windows": list(self._missed),
             "flops_per_example": self.counters.flops,
             "parameters": trainer.model.parameter_counts(),
             "dense_parameters": parameters_by_part(trainer.model),
@@ -252,6 +273,8 @@ class Stage:
             self.name,
             self.store,
             self._window,
+            self._previous,
+            self._parts,
             counters,
             self._supervision_counters(),
             self._predictions,
@@ -275,11 +298,11 @@ class Stage:
         shared_us = self.sharing.needed_us(self.name)
         if not self.labelled_later:
             return min(window.end_us, shared_us)
-        labelled = self.store.log.windows("supervise", self.name)
-        if not labelled:
+        labelled = self.store.log.head("supervise", self.name)
+        if labelled == NONE:
             return 0
-        behind_us = self.store.log.load("supervise", self.name, labelled[-1]).window.end_us
-        return min(behind_us - int(self.trainer.arm.config.supervision.delay.total_seconds() * 1e6), shared_us)
+        behind_us = self.store.log.load("supervise", self.name, labelled).window.end_us
+        return min(behind_us - microseconds(self.trainer.arm.config.supervision.delay), shared_us)
 
     def close(self) -> None:
         """Discards what was written of the window and not committed."""

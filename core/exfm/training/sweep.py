@@ -23,7 +23,7 @@ from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
 from exfm.supervision.store import Store
 from exfm.supervision.workspace import Workspace
 from exfm.training.building import check_models
-from exfm.training.run import open_run
+from exfm.training.identity import open_run
 
 _LONGEST_FOLDER: Final = 120
 _DIGEST: Final = 12

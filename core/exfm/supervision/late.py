@@ -1,0 +1,50 @@
+"""Rows that came after their window had been committed: counted per model and window, under ``late/MODEL/``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from exfm.interfaces.data_source import Window
+from exfm.supervision.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class LateRows:
+    """Rows of a committed window that a model has not read and will not read.
+
+    Attributes:
+        rows: how many there are; none where a part of the stream was written again with the same rows.
+        changed: names of the stream's parts that have come or changed since the commit.
+        parts: versions of all parts that overlap the window, by name, when the rows were counted.
+    """
+
+    window: Window
+    rows: int
+    changed: Sequence[str]
+    parts: Mapping[str, str]
+
+
+class LateLog:
+    """The counts of a workspace: one small file per model and window, replaced when more rows come."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def write(self, model: str, late: LateRows) -> None:
+        """Keeps a count."""
+        self._workspace.write_json(f"late/{model}/{late.window.index:06d}.json", asdict(late))
+
+    def read(self, model: str, window: int) -> LateRows | None:
+        """Reads the count of a window; None where none was made."""
+        try:
+            raw = self._workspace.read_json(f"late/{model}/{window:06d}.json")
+        except FileNotFoundError:
+            return None
+        return LateRows(Window(**raw["window"]), raw["rows"], raw["changed"], raw["parts"])
+
+    def all(self, model: str) -> list[LateRows]:
+        """Reads every count of a model in the order of windows."""
+        names = (name.removesuffix(".json") for name in self._workspace.names(f"late/{model}"))
+        counts = (self.read(model, int(name)) for name in names if name.isdecimal())
+        return [late for late in counts if late is not None]
