@@ -287,6 +287,24 @@ def test_same_rows_wherever_the_files_are(tmp_path: Path) -> None:
         memory.rm("/stream", recursive=True)
 
 
+def test_links_are_followed(tmp_path: Path) -> None:
+    """A partition on another disk, a file elsewhere, a folder of links only; a link to the folder itself ends."""
+    other = tmp_path / "other" / "day=1"
+    other.mkdir(parents=True)
+    pq.write_table(table([3, 4], first_id=2), other / "a.parquet")
+    data, links = tmp_path / "data", tmp_path / "links"
+    (data / "day=0").mkdir(parents=True)
+    pq.write_table(table([1, 2]), data / "day=0" / "a.parquet")
+    (data / "day=1").symlink_to(other)
+    (data / "again").symlink_to(data)
+    links.mkdir()
+    (links / "0.parquet").symlink_to(data / "day=0" / "a.parquet")
+    (links / "1.parquet").symlink_to(other / "a.parquet")
+    for url in (data, links, links / "*.parquet"):
+        assert everything(source(url)) == [(0, 1), (1, 2), (2, 3), (3, 4)], url
+    assert everything(source(links / "1.parquet")) == [(2, 3), (3, 4)]
+
+
 def test_lists_and_strings_come_through(tmp_path: Path) -> None:
     columns = {
         "user": pa.array(["a", None]).dictionary_encode(),

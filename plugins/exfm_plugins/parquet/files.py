@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exfm.sources import YEAR_9999_US, TimeUnit
+from exfm.sources import YEAR_9999_US, TimeUnit, list_files
 from exfm_plugins.parquet.bounds import group_bounds
 from exfm_plugins.parquet.columns import check_somewhere, check_time
 from exfm_plugins.parquet.order import Group, StreamFile, in_order
@@ -88,20 +87,15 @@ class ParquetFiles:
     def _versions(self) -> dict[str, str]:
         """Size and tag of every file, by path."""
         filesystem, root = fsspec.url_to_fs(self.url)
-        filesystem.invalidate_cache()
-        if any(character in root for character in "*?["):
-            found = filesystem.glob(root, detail=True)
-        elif filesystem.isdir(root):
-            found = filesystem.find(root, detail=True)
-            found = {path: info for path, info in found.items() if _is_data(path.removeprefix(root))}
-        elif filesystem.exists(root):
-            found = {root: filesystem.info(root)}
-        else:
-            raise ValueError(f"parquet: path: there is no file or folder {self.url!r}")
-        versions = {path: _version(info) for path, info in found.items() if info["type"] == "file"}
-        if not versions:
-            raise ValueError(f"parquet: path: {self.url!r} holds no Parquet file")
-        return versions
+        found = list_files(filesystem, root, ".parquet")
+        if not found:
+            wrong = (
+                f"{self.url!r} holds no Parquet file"
+                if filesystem.exists(root)
+                else f"there is no file or folder {self.url!r}"
+            )
+            raise ValueError(f"parquet: path: {wrong}")
+        return {path: _version(info) for path, info in found.items()}
 
     def _examine(self, path: str) -> _Examined:
         with self.open(path) as file:
@@ -129,9 +123,3 @@ class ParquetFiles:
 def _version(info: Mapping[str, Any]) -> str:
     tag = next((info[name] for name in _TAGS if info.get(name) is not None), "")
     return f"{info['size']}-{tag}"
-
-
-def _is_data(within: str) -> bool:
-    """Leaves out what writers put next to the data: _SUCCESS, _temporary/, .part.crc."""
-    parts = PurePosixPath(within.lstrip("/")).parts
-    return within.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in parts)
