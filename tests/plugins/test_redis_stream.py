@@ -131,8 +131,22 @@ def test_late_events_against_a_reference(
     assert read(of, 0, 2000) == rows
     assert rows[: len(early)] == early, "what was complete has changed"
     assert of.time_range() == exfm.TimeRange((1000 + steps[0][0] - 3) * MS, max(at - 3, 1000 + steps[0][0] - 3) * MS)
+    for begin in range(990, 1100):
+        following = of.next_event_us(begin * MS)
+        exact = min((time for time, *_ in reference if time >= begin), default=None)
+        assert exact is None or (following is not None and begin <= following // MS <= exact)
+    assert of.next_event_us((at + 4) * MS) is None
     pieces = [piece for start in range(990, 1100, length) for piece in read(of, start, start + length)]
     assert pieces == rows
+
+
+def test_stretches_without_entries_are_known(url: str, log: Any) -> None:
+    for number, at in enumerate([5_000, 900_000]):
+        append(log, number, at, event_time=at)
+    for lateness in (0, 2_000):
+        of = source(url, lateness=f"{lateness / 1000}s")
+        assert of.next_event_us((5_001 + lateness) * MS) == (900_000 - lateness) * MS
+        assert of.next_event_us((900_001 + lateness) * MS) is None
 
 
 EXPERIMENT = """

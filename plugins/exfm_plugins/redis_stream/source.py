@@ -84,6 +84,11 @@ class RedisStream(exfm.DataSource):
         newest_ms = 0 if extent is None else extent.newest_ms - self._lateness_ms
         return exfm.TimeRange(start_us, max(newest_ms * _US_PER_MS, start_us))
 
+    def next_event_us(self, from_us: int) -> int | None:
+        """The earliest time that the first entry's event can have, of those whose events may lie at or after a time."""
+        entry_ms = self._entries.next_ms(-(-from_us // _US_PER_MS) - self._lateness_ms)
+        return None if entry_ms is None else max(from_us, (entry_ms - self._lateness_ms) * _US_PER_MS)
+
     def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows in order of their time; row i of the window belongs to shard ``i % count``."""
         return exfm.slice_rows(self._window(window), shard, start_row)
