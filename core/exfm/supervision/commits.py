@@ -27,6 +27,19 @@ NONE = -1
 
 
 @dataclass(frozen=True)
+class WindowRead:
+    """Which state of the stream a window was read in.
+
+    Attributes:
+        parts: versions of the stream's parts that overlapped the window, by name.
+        until_us: the stream was complete until this time; before the window's end where more rows could still come.
+    """
+
+    parts: Mapping[str, str] = field(default_factory=dict)
+    until_us: int | None = None
+
+
+@dataclass(frozen=True)
 class Commit:
     """A stage's finished window.
 
@@ -34,7 +47,7 @@ class Commit:
         previous: index of the window that the stage had committed before; ``NONE`` for its first.
         counters: what results.json sums up, such as examples seen and seconds spent.
         files: the files that belong to it, by role; none of a window whose rows were all left out.
-        parts: versions of the stream's parts that overlapped the window when it was read, by name.
+        read: the state of the stream in which the window was read.
         written_at: when it was committed, ISO 8601, UTC; set by ``CommitLog.add``.
     """
 
@@ -42,8 +55,13 @@ class Commit:
     counters: Mapping[str, Any]
     files: Mapping[str, FileRecord]
     previous: int = NONE
-    parts: Mapping[str, str] = field(default_factory=dict)
+    read: WindowRead = WindowRead()
     written_at: str = ""
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether more rows of the window could still come when it was read."""
+        return self.read.until_us is not None and self.read.until_us < self.window.end_us
 
 
 class CommitLog:
@@ -138,7 +156,16 @@ class CommitLog:
                 "otherwise. Read the run with that version, or start over in another run_dir"
             )
         files = {role: FileRecord(**record) for role, record in raw["files"].items()}
-        return Commit(Window(**raw["window"]), raw["counters"], files, raw["previous"], raw["parts"], raw["written_at"])
+        read = WindowRead(**raw["read"])
+        return Commit(Window(**raw["window"]), raw["counters"], files, raw["previous"], read, raw["written_at"])
+
+    def remove_head(self, stage: Stage, model: str) -> None:
+        """Takes back the newest commit, so that its window is done again. Its files stay."""
+        window = self.head(stage, model)
+        previous = self.load(stage, model, window).previous
+        self.workspace.remove(_path(stage, model, window))
+        self._heads[stage, model] = previous
+        self._links.pop((stage, model, window), None)
 
     def commits(self, stage: Stage, model: str) -> Sequence[Commit]:
         """Every manifest of a stage, in order of windows."""
@@ -160,7 +187,7 @@ class CommitLog:
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "counters": dict(commit.counters),
             "files": {role: asdict(record) for role, record in commit.files.items()},
-            "parts": dict(commit.parts),
+            "read": asdict(commit.read),
         }
         path = _path(stage, model, commit.window.index)
         data = (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode()

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from exfm.interfaces.data_source import Window
-from exfm.supervision.commits import Commit
+from exfm.supervision.commits import Commit, WindowRead
 from exfm.supervision.store import Store
 from exfm.supervision.workspace import FileRecord
 from exfm.training.gathered import GatheredRows
@@ -25,7 +25,7 @@ class EndedWindow:
     Attributes:
         name: of the model.
         previous: index of the window that it had committed before.
-        parts: versions of the stream's parts that the window was read from, by name.
+        read: the state of the stream in which the window was read.
         counters: what the manifest records.
         supervised: what the supervision's manifest records.
         predictions: the file of its rows; of a window without rows nothing is kept.
@@ -38,7 +38,7 @@ class EndedWindow:
     store: Store
     window: Window
     previous: int
-    parts: Mapping[str, str]
+    read: WindowRead
     counters: Mapping[str, Any]
     supervised: Mapping[str, float]
     predictions: GatheredRows
@@ -60,7 +60,7 @@ class EndedWindow:
         snapshots.retire(self.name, self.needed_us(self.window))
 
     def _commit(self, counters: Mapping[str, Any], files: Mapping[str, FileRecord]) -> Commit:
-        return Commit(self.window, counters, files, self.previous, self.parts)
+        return Commit(self.window, counters, files, self.previous, self.read)
 
     def discard(self) -> None:
         """Leaves nothing behind of files that were not completed."""

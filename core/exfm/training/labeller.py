@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 
@@ -12,7 +12,7 @@ from exfm.config.checks import Arm
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
-from exfm.supervision.commits import Commit
+from exfm.supervision.commits import Commit, WindowRead
 from exfm.supervision.joiner import SupervisionRows
 from exfm.supervision.row_files import row_file, supervision_columns, supervision_schema
 from exfm.supervision.snapshots import Snapshot, same_on_all
@@ -44,13 +44,13 @@ class Labeller:
         self._loaded: Snapshot | None = None
         self._corrupt: set[int] = set()
 
-    def begin(self, window: Window, parts: Mapping[str, str]) -> None:
+    def begin(self, window: Window, read: WindowRead) -> None:
         """Opens the window's file and finds the snapshots that its examples may be labelled with.
 
         Args:
-            parts: versions of the stream's parts that the window is read from, by name.
+            read: the state of the stream in which the window is read.
         """
-        self._window, self._parts = window, parts
+        self._window, self._read = window, read
         self._previous = self.store.log.head("supervise", self.name)
         self._examples = 0
         self._seconds = 0.0
@@ -130,7 +130,7 @@ class Labeller:
             return
         counters = {"examples": self._examples, "seconds": self._seconds}
         files = self._rows.close() if rows else {}
-        self.store.log.add("supervise", self.name, Commit(self._window, counters, files, self._previous, self._parts))
+        self.store.log.add("supervise", self.name, Commit(self._window, counters, files, self._previous, self._read))
 
     def close(self) -> None:
         """Discards what was written of the window and not committed."""

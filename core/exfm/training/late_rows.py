@@ -80,7 +80,7 @@ class LateRowFinder:
         late = self._late.read(arm.name, index)
         if late is not None:
             return late.parts
-        return self._store.log.load("train", arm.name, index).parts if index in chain else {}
+        return self._store.log.load("train", arm.name, index).read.parts if index in chain else {}
 
     def _count(self, arm: Arm, window: Window, changed: list[str], committed: bool) -> None:
         """Counts the examples that a window holds now and was not predicted for."""

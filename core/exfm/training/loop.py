@@ -21,6 +21,7 @@ from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.supervision.commits import WindowRead
 from exfm.supervision.external import ExternalSupervision
 from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
@@ -167,6 +168,7 @@ class StreamLoop:
             RunError: a manifest is missing, a committed file is corrupt, or processes do not see the same stream.
         """
         schedule = self._schedule(complete_windows_only)
+        self._reopen(schedule)
         if self.ranks.is_first:
             self._late.look(schedule.grid, schedule.span)
         self._resume(schedule)
@@ -215,6 +217,15 @@ class StreamLoop:
         grid = WindowGrid(self.ranks.agree(grid.origin_us), grid.length_us)
         return Schedule(self.experiment, self.store.log, self.ranks, grid, span, complete_windows_only)
 
+    def _reopen(self, schedule: Schedule) -> None:
+        """Takes back last windows that were committed incomplete, where more of their rows have come."""
+        reopened = []
+        if self.ranks.is_first:
+            stages = [stage.name for stage in self.stages]
+            reopened = schedule.reopen(stages, [one.name for one in self.labellers])
+        for name in json.loads(self.ranks.broadcast(json.dumps(reopened).encode())):
+            self._done.pop(name, None)  # its model goes back to the snapshot before
+
     def _resume(self, schedule: Schedule) -> None:
         """The first time a stage has windows to do, brings its model to its last committed state."""
         for stage in self.stages:
@@ -242,16 +253,16 @@ class StreamLoop:
         window = work.window
         stages = [stage for stage in self.stages if stage.name in work.stages]
         labellers = [one for one in self.labellers if one.name in work.labellers]
-        parts = self._parts(work)
+        read = WindowRead(self._parts(work), min(window.end_us, schedule.span.end_us))
         streams: dict[str, SupervisionStream] = {}
         begun: list[Stage | Labeller] = []
         try:
             self._open_supervision(work, stages, streams)
             for labeller in labellers:
-                labeller.begin(window, parts)
+                labeller.begin(window, read)
                 begun.append(labeller)
             for stage in stages:
-                stage.begin(window, self._done[stage.name], parts, (work.missed or {}).get(stage.name, ()))
+                stage.begin(window, self._done[stage.name], read, (work.missed or {}).get(stage.name, ()))
                 begun.append(stage)
             rows = 0
             for chunk in self._timed(read_spread(self.reader, window, self.ranks, work.only)):

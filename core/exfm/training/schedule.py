@@ -18,7 +18,7 @@ from exfm.errors import RunError
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.ranks import Ranks
-from exfm.supervision.commits import CommitLog
+from exfm.supervision.commits import NONE, CommitLog, Stage
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,42 @@ class Schedule:
                 return
             yield window
 
+    def reopen(self, stages: Sequence[str], labellers: Sequence[str]) -> list[str]:
+        """Takes back the newest commits whose window was incomplete, where it has got more rows since.
+
+        The window is then done again as a whole, from the snapshot before it. Where rows that it was read from are in
+        the stream no more, the commit stands. For the first process alone.
+
+        Returns:
+            The names of the models that go back by a window.
+        """
+        reopened = [name for name in labellers if self._reopens("supervise", name)]
+        for name in reopened:
+            self._log.remove_head("supervise", name)
+        for name in reversed(stages):  # students before their teachers: a kill in between leaves no student ahead
+            trained, supervised = self._log.head("train", name), self._log.head("supervise", name)
+            ahead = name not in labellers and supervised > trained and self._reopens("supervise", name)
+            again = self._reopens("train", name)
+            if ahead or (again and supervised == trained and name not in labellers):
+                self._log.remove_head("supervise", name)
+            if again:
+                self._log.remove_head("train", name)
+                reopened.append(name)
+        return reopened
+
+    def _reopens(self, stage: Stage, name: str) -> bool:
+        head = self._log.head(stage, name)
+        if head == NONE:
+            return False
+        commit = self._log.load(stage, name, head)
+        until_us = commit.read.until_us
+        if until_us is None or not commit.is_incomplete or until_us >= self.span.end_us:
+            return False
+        following_us = self._experiment.source.next_event_us(until_us)
+        if following_us is None or following_us >= min(commit.window.end_us, self.span.end_us):
+            return False
+        return commit.read.parts.keys() <= {part.name for part in self._experiment.source.parts()}
+
     def has_work(self, index: int) -> bool:
         """Whether a window is to be done after that of an index; the same on every process."""
         return bool(self._ranks.agree(self._ranks.is_first and next(self.after(index), None) is not None))
@@ -117,7 +153,9 @@ class Schedule:
         only = None
         for name in behind:
             if window.index <= self._heads[name]:
-                only = tuple(self._log.load("train", name, window.index).parts) or None
+                only = tuple(self._log.load("train", name, window.index).read.parts) or None
+            elif window.index == self._supervised_heads[name]:  # a kill came between its two manifests
+                only = tuple(self._log.load("supervise", name, window.index).read.parts) or None
         missed = {name: passed for name, done in behind.items() if (passed := self._missed(name, done, window))}
         labelling = tuple(name for name, done in labellers.items() if done < window.index)
         return WindowWork(window, tuple(behind), labelling, only, missed)
@@ -126,6 +164,14 @@ class Schedule:
     def _heads(self) -> dict[str, int]:
         """Each model's newest committed window as the job begins."""
         return {arm.name: self._log.head("train", arm.name) for arm in self._experiment.arms}
+
+    @cached_property
+    def _supervised_heads(self) -> dict[str, int]:
+        """Each undelayed model's newest window with supervision, which it commits before the window itself."""
+        return {
+            arm.name: NONE if arm.config.supervision.delay else self._log.head("supervise", arm.name)
+            for arm in self._experiment.arms
+        }
 
     def _takes(self, name: str, done: int, window: Window) -> bool:
         """Whether a stage does a window: one that it goes through again must be one that it had committed.

@@ -24,7 +24,7 @@ from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
 from exfm.modeling.cost import flops_by_part, parameters_by_part
-from exfm.supervision.commits import NONE
+from exfm.supervision.commits import NONE, WindowRead
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.joiner import Joiner, SupervisionRows, rows_of
 from exfm.supervision.row_files import (
@@ -117,12 +117,12 @@ class Stage:
         self._constant_flops: dict[str, float] = {}
         self._weights, self._training = Copies(), Copies()
 
-    def begin(self, window: Window, previous: int, parts: Mapping[str, str], missed: Sequence[int] = ()) -> None:
+    def begin(self, window: Window, previous: int, read: WindowRead, missed: Sequence[int] = ()) -> None:
         """Opens a window's files, and takes what the model takes of its teachers' parts.
 
         Args:
             previous: index of the window that the stage has committed before.
-            parts: versions of the stream's parts that the window is read from, by name.
+            read: the state of the stream in which the window is read.
             missed: windows since the previous one whose rows other models have trained on, and that are gone.
         """
         self.counters = WindowCounters()
@@ -131,7 +131,7 @@ class Stage:
         self.sharing.tell(self.trainer, window)
         self._feed.begin()
         self.counters.seconds = time.perf_counter() - start
-        self._window, self._previous, self._parts, self._missed = window, previous, parts, missed
+        self._window, self._previous, self._read_state, self._missed = window, previous, read, missed
         if missed:
             logger.warning(
                 "%s: windows %s were trained on by other models of the run and are in the stream no more: left out",
@@ -274,7 +274,7 @@ class Stage:
             self.store,
             self._window,
             self._previous,
-            self._parts,
+            self._read_state,
             counters,
             self._supervision_counters(),
             self._predictions,
