@@ -77,8 +77,8 @@ def _late(store: Store, arm: Arm) -> list[dict[str, Any]]:
             "model": arm.name,
             "window": late.window.index,
             "start": str(late.window),
-            "rows": late.rows,
-            "parts": list(late.changed),
+            "rows": late.count,
+            "parts": sorted(late.rows),
         }
         for late in LateLog(store.workspace).all(arm.name)
         if late.rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from exfm.interfaces.data_source import Window
@@ -14,15 +14,19 @@ class LateRows:
     """Rows of a committed window that a model has not read and will not read.
 
     Attributes:
-        rows: how many there are; none where a part of the stream was written again with the same rows.
-        changed: names of the stream's parts that have come or changed since the commit.
+        rows: how many there are, by name of the stream's part that they came in; empty where a part was written again
+            with the same rows.
         parts: versions of all parts that overlap the window, by name, when the rows were counted.
     """
 
     window: Window
-    rows: int
-    changed: Sequence[str]
+    rows: Mapping[str, int]
     parts: Mapping[str, str]
+
+    @property
+    def count(self) -> int:
+        """How many rows there are in all parts."""
+        return sum(self.rows.values())
 
 
 class LateLog:
@@ -41,7 +45,7 @@ class LateLog:
             raw = self._workspace.read_json(f"late/{model}/{window:06d}.json")
         except FileNotFoundError:
             return None
-        return LateRows(Window(**raw["window"]), raw["rows"], raw["changed"], raw["parts"])
+        return LateRows(Window(**raw["window"]), raw["rows"], raw["parts"])
 
     def all(self, model: str) -> list[LateRows]:
         """Reads every count of a model in the order of windows."""

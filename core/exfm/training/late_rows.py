@@ -12,14 +12,13 @@ from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from exfm.config.checks import Arm, filter_columns
 from exfm.config.loading import Experiment
 from exfm.data.traffic import rows_where
 from exfm.data.validation import RowChecker
 from exfm.data.windows import WindowGrid, windows_with_events
-from exfm.interfaces.data_source import DataSource, StreamPart, TimeRange, Window, utc
+from exfm.interfaces.data_source import DataSource, Origin, StreamPart, TimeRange, Window, utc
 from exfm.supervision.commits import NONE
 from exfm.supervision.late import LateLog, LateRows
 from exfm.supervision.store import Store
@@ -56,15 +55,15 @@ class LateRowFinder:
             if head != NONE and parts:
                 done = TimeRange(max(span.start_us, grid.origin_us), grid.window(head).end_us)
                 chain = set(self._store.log.windows("train", arm.name))
-                for window, changed in self._changed(arm, grid, done, chain, parts).items():
-                    self._count(arm, window, changed, window.index in chain)
+                for window in self._changed(arm, grid, done, chain, parts):
+                    self._count(arm, window, window.index in chain)
         self._compared |= {(part.name, part.version) for part in parts}
 
     def _changed(
         self, arm: Arm, grid: WindowGrid, done: TimeRange, chain: set[int], parts: list[StreamPart]
-    ) -> dict[Window, list[str]]:
-        """Committed windows, each with the parts in it that are not the versions that were read."""
-        changed: dict[Window, list[str]] = {}
+    ) -> list[Window]:
+        """Lists the committed windows that overlap a part in another version than the one that was read."""
+        changed: dict[int, Window] = {}
         read: dict[int, Mapping[str, str]] = {}
         for part in parts:
             common = TimeRange(max(part.first_us, done.start_us), min(part.last_us + 1, done.end_us))
@@ -72,8 +71,8 @@ class LateRowFinder:
                 if window.index not in read:
                     read[window.index] = self._versions(arm, window.index, chain)
                 if read[window.index].get(part.name) != part.version:
-                    changed.setdefault(window, []).append(part.name)
-        return changed
+                    changed[window.index] = window
+        return [changed[index] for index in sorted(changed)]
 
     def _versions(self, arm: Arm, index: int, chain: set[int]) -> Mapping[str, str]:
         """Versions of the parts of a window that were read, or compared since."""
@@ -82,33 +81,42 @@ class LateRowFinder:
             return late.parts
         return self._store.log.load("train", arm.name, index).read.parts if index in chain else {}
 
-    def _count(self, arm: Arm, window: Window, changed: list[str], committed: bool) -> None:
+    def _count(self, arm: Arm, window: Window, committed: bool) -> None:
         """Counts the examples that a window holds now and was not predicted for."""
         parts = {part.name: part.version for part in self._source.parts() if overlaps(part, window)}
-        read = np.zeros(0, np.int64)
+        known = np.zeros(0, np.int64)
         if committed and self._store.log.load("train", arm.name, window.index).files:
-            read = self._store.predictions(arm.name, window).column("example_id").to_numpy()
-        here = np.concatenate([read[:0], *self._ids(arm, window)])
-        late = LateRows(window, int(np.setdiff1d(here, read).size), sorted(changed), parts)
+            known = self._store.predictions(arm.name, window).column("example_id").to_numpy()
+        before = self._late.read(arm.name, window.index)
+        # What came and has gone again stays counted.
+        rows = {name: count for name, count in (before.rows if before else {}).items() if name not in parts}
+        for name, ids in self._ids(arm, window):
+            new = np.setdiff1d(ids, known)
+            known = np.concatenate([known, new])
+            if new.size:
+                rows[name] = rows.get(name, 0) + int(new.size)
+        late = LateRows(window, rows, parts)
         self._late.write(arm.name, late)
-        if late.rows:
-            names = ", ".join(late.changed[:_NAMED]) + (", ..." if len(late.changed) > _NAMED else "")
+        if late.count > (before.count if before else 0):
             logger.warning(
                 "%s: %d rows of window %s have come after it was committed, and are not read: %s",
-                *(arm.name, late.rows, window, names),
+                *(arm.name, late.count, window, some_of(rows)),
             )
 
-    def _ids(self, arm: Arm, window: Window) -> Iterator[Ids]:
+    def _ids(self, arm: Arm, window: Window) -> Iterator[tuple[str, Ids]]:
+        """Yields the part's name and the example ids of each batch of a window."""
         checker = RowChecker(self._schema, True, newest_us=window.start_us)
         for batch in self._source.read(window):
             rows = checker.check(batch)
             if rows.num_rows:
-                yield self._ids_of(arm, rows)
+                ids: Ids = rows.column(self._schema.example_id).to_numpy(zero_copy_only=False).astype(np.int64)
+                picked = rows_where(rows, arm.config.where, self._columns)
+                yield Origin.of(batch).file, ids if picked is None else ids[picked.numpy()]
 
-    def _ids_of(self, arm: Arm, rows: pa.RecordBatch) -> Ids:
-        ids: Ids = rows.column(self._schema.example_id).to_numpy(zero_copy_only=False).astype(np.int64)
-        picked = rows_where(rows, arm.config.where, self._columns)
-        return ids if picked is None else ids[picked.numpy()]
+
+def some_of(names: Collection[str]) -> str:
+    """Writes the first few of some names."""
+    return ", ".join(sorted(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def overlaps(part: StreamPart, window: Window) -> bool:
