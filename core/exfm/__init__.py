@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from exfm.interfaces.data_source import StreamPart as StreamPart
     from exfm.interfaces.data_source import TimeRange as TimeRange
     from exfm.interfaces.data_source import Window as Window
+    from exfm.interfaces.data_source import mark_bad_rows as mark_bad_rows
     from exfm.interfaces.data_source import slice_rows as slice_rows
     from exfm.interfaces.duration import Duration as Duration
     from exfm.interfaces.jagged import JaggedSequence as JaggedSequence
@@ -120,6 +121,7 @@ _HOME = {
     "Window": "exfm.interfaces.data_source",
     "hookimpl": "exfm.registry.hooks",
     "load_experiment": "exfm.config.loading",
+    "mark_bad_rows": "exfm.interfaces.data_source",
     "run": "exfm.training.run",
     "slice_rows": "exfm.interfaces.data_source",
 }

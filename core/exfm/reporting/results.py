@@ -8,6 +8,7 @@ from typing import Any
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
+from exfm.data.skips import add_counts, sum_counts
 from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
 from exfm.supervision.commits import Commit
@@ -26,13 +27,13 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
     """
     models: dict[str, Any] = {}
     supervision: dict[str, Any] = {}
-    skipped = 0
+    skipped: dict[str, dict[str, int]] = {}
     for arm in experiment.arms:
         commits = store.log.commits("train", arm.name)
         counters = [commit.counters for commit in commits]
         seconds = sum(counted["seconds"] for counted in counters)
         examples = sum(counted["examples"] for counted in counters)
-        skipped = max(skipped, sum(counted["skipped_rows"] for counted in counters))
+        skipped = max(skipped, _skipped(counters), key=sum_counts)
         last = counters[-1] if counters else {}
         parts = _parts(counters)
         models[arm.name] = {
@@ -55,9 +56,17 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         "gains": figures["gains"],
         "supervision": supervision,
         "labelling": {teacher: _labelling(store, teacher) for teacher in supervision if teacher in models},
-        "data": {"skipped_rows": skipped},
+        "data": {"skipped_rows": sum_counts(skipped), "skipped": skipped},
         "time": time,
     }
+
+
+def _skipped(counters: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Rows left out of a model's windows, by column and reason."""
+    total: dict[str, dict[str, int]] = {}
+    for counted in counters:
+        add_counts(total, counted["skipped"])
+    return total
 
 
 def _parts(counters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

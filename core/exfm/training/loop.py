@@ -170,6 +170,7 @@ class StreamLoop:
                     self._done[stage.name].add(window.index)
         finally:
             self.reader.close()
+        self.reader.tell_left_out()
         start = time.perf_counter()
         self.saving.wait()
         self.ranks.wait()

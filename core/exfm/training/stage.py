@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from exfm.data.batch import Batch
+from exfm.data.skips import Counts, sum_counts
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
@@ -220,11 +221,12 @@ class Stage:
         for number, batch in enumerate(chunk.batches(parts, self.trainer.model)):
             yield Turn.at(number, len(parts.batches), accumulate), batch
 
-    def commit(self, rows: int, skipped_rows: int, copy: bool) -> EndedWindow | None:
+    def commit(self, rows: int, skipped: Counts, copy: bool) -> EndedWindow | None:
         """Ends the window; on any process but the first nothing remains to be done.
 
         Args:
             rows: how many rows of the stream were read; of a window without any only the manifest is kept.
+            skipped: rows that were left out, by column and reason.
             copy: whether training goes on while the window is written; that of the window before must have ended.
         """
         trainer = self.trainer
@@ -239,7 +241,8 @@ class Stage:
         counters = {
             "examples": self.counters.examples,
             "seconds": self.counters.seconds,
-            "skipped_rows": skipped_rows,
+            "skipped_rows": sum_counts(skipped),
+            "skipped": skipped,
             "flops_per_example": self.counters.flops,
             "parameters": trainer.model.parameter_counts(),
             "dense_parameters": parameters_by_part(trainer.model),

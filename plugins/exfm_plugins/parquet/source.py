@@ -129,7 +129,7 @@ class Parquet(exfm.DataSource):
             event_time, reached_B = self._times(batch.column(place), reached)
             batch = batch.set_column(place, self.config.event_time, event_time)
             for first, end in _runs((reached_B >= window.start_us) & (reached_B < window.end_us)):
-                yield exfm.Origin(group.file.path, row + first).mark(batch.slice(first, end - first))
+                yield exfm.Origin(group.file.path, row + first, group.overlaps).mark(batch.slice(first, end - first))
             row, reached = row + batch.num_rows, int(reached_B[-1])
 
     def _times(self, column: pa.Array, reached: int) -> tuple[pa.Array, NDArray[np.int64]]:
