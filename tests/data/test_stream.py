@@ -116,6 +116,14 @@ def test_each_model_gets_its_rows() -> None:
         assert chunk.batch.example_id[third].tolist() == [i for i in chunk.batch.example_id.tolist() if i in (1, 5, 9)]
 
 
+def test_a_model_without_rows_is_told_at_the_end_of_the_first_window(caplog: pytest.LogCaptureFixture) -> None:
+    log = reader(lambda: iter([rows(0, 6)]), 4, fm={}, vm={"item": 99}, half={"item": (5, 6)})
+    for _ in range(2):
+        list(log.read(WINDOW))
+    [said] = caplog.messages
+    assert said.startswith("models.vm.where: none of the first 6 rows meets {item: 99}; item holds 0 (1)")
+
+
 def test_a_change_of_width_changes_nothing() -> None:
     """Files that were written by different jobs: equal values in other types, in another order of columns."""
     narrow = rows(8, 3).set_column(2, "item", pa.array([8, 9, 10], pa.int32()))

@@ -25,7 +25,7 @@ from exfm.data.decode import decode
 from exfm.data.repeats import SeenIds, WindowIds
 from exfm.data.skips import Skips, add_counts, in_words, sum_counts
 from exfm.data.source_errors import source_errors
-from exfm.data.traffic import rows_where
+from exfm.data.traffic import Unseen, rows_where
 from exfm.data.validation import RowChecker
 from exfm.interfaces.data_source import DataSource, Shard, TimeRange, Window
 from exfm.interfaces.schema import FeatureSchema
@@ -93,6 +93,8 @@ class ChunkReader:
         self._rows = 0
         self._left_out: dict[str, dict[str, int]] = {}
         self._told = 0
+        self._columns = filter_columns(schema)
+        self._unseen = Unseen(where, self._columns)
 
     def remember(self, example_ids: npt.NDArray[np.int64]) -> None:
         """Adds the example ids of windows that an earlier process has read to those that may not come again."""
@@ -144,6 +146,8 @@ class ChunkReader:
         if self._is_again(window):
             return
         self._read_us = window.end_us
+        if self.shard.index == 0:
+            self._unseen.tell()
         self._rows += checker.skips.rows
         add_counts(self._left_out, self.skipped)
         if checker.ids is not None:
@@ -171,10 +175,11 @@ class ChunkReader:
         return Chunk(blank_batch(self.schema, 0), rows)
 
     def _chunks(self, window: Window, checker: RowChecker) -> Iterator[Chunk]:
-        columns = filter_columns(self.schema)
+        columns = self._columns
         checked = (checker.check(batch) for batch in _read(self.source, window, self.shard))
         for rows in _regroup(checked, self.stream.chunk_rows, self.shard):
             picked = {model: rows_where(rows, where, columns) for model, where in self.where.items()}
+            self._unseen.add(rows, picked)
             yield Chunk(decode(rows, self.schema), picked)
 
 

@@ -45,6 +45,8 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
             "parts": parts,
             "serving_lookups": [lookup.name for lookup in arm.lookups],
         }
+        if arm.config.where and not examples:
+            models[arm.name]["note"] = "no row of the stream meets its where"
         for teacher in arm.teachers:
             covered = _coverage(commits, teacher)
             covered["soft_labels"] = _soft_labels(arm, commits, teacher, figures["first_scored_us"])
