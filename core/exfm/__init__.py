@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from exfm.config.loading import Experiment as Experiment
     from exfm.config.loading import load_experiment as load_experiment
     from exfm.errors import ConfigError as ConfigError
+    from exfm.errors import NotYetError as NotYetError
     from exfm.errors import RunError as RunError
     from exfm.interfaces.backbone import Backbone as Backbone
     from exfm.interfaces.backbone import BackboneInputs as BackboneInputs
@@ -92,6 +93,7 @@ _HOME = {
     "Layout": "exfm.interfaces.layout",
     "LazyComponent": "exfm.registry.hooks",
     "MultiValuedFeature": "exfm.interfaces.schema",
+    "NotYetError": "exfm.errors",
     "Origin": "exfm.interfaces.data_source",
     "ParallelPlan": "exfm.interfaces.parallel_plan",
     "PartShape": "exfm.interfaces.transfer_strategy",

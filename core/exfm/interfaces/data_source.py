@@ -67,7 +67,8 @@ class DataSource(Component, ABC):
     error messages name the file and the row.
 
     Raises (from every method):
-        ValueError: the user's input is wrong: a path that does not exist, a column that a file lacks.
+        ValueError: the user's input is wrong: a path that does not exist, a column that a file lacks. An
+            ``exfm.NotYetError`` where asking again may help: a folder that is still empty, a file still being written.
     """
 
     kind: ClassVar[str] = "data_source"

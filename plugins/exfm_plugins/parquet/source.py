@@ -35,7 +35,8 @@ class Parquet(exfm.DataSource):
     ``time_range`` and ``parts`` look at the files; what is read between two looks is of the files as they were.
 
     Raises:
-        ValueError: there are no files, a file is no Parquet or has no time, or a column is in none of the files.
+        ValueError: there are no files, a file is no Parquet or has no time, or a column is in none of the files. An
+            ``exfm.NotYetError`` where there are no files or no rows yet, or a file is still being written.
     """
 
     name: ClassVar[str] = "parquet"
@@ -64,7 +65,7 @@ class Parquet(exfm.DataSource):
         """From the first to the last event, by the files' statistics."""
         files = self._files.look()
         if not files:
-            raise ValueError(f"parquet: path: the files at {self.config.path!r} have no rows")
+            raise exfm.NotYetError(f"parquet: path: the files at {self.config.path!r} have no rows")
         return exfm.TimeRange(files[0].first_us, max(file.last_us for file in files) + 1)
 
     def parts(self) -> Sequence[exfm.StreamPart]:

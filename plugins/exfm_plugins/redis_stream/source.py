@@ -106,7 +106,7 @@ class RedisStream(exfm.DataSource):
         if self.config.start is not None:
             return int(self.config.start.timestamp() * 1_000_000)
         if extent is None:
-            raise ValueError(
+            raise exfm.NotYetError(
                 f"redis_stream: stream: {self.config.stream!r} holds no entry yet; set start to wait for the first"
             )
         if extent.trimmed:
