@@ -106,6 +106,13 @@ class DataSource(Component, ABC):
         """
         return from_us
 
+    def select(self, schema: FeatureSchema) -> DataSource:
+        """The same stream for a reader who needs the columns of a schema, a part of this source's, and no others.
+
+        Other columns may then be absent. The default, the source itself, is for a stream that always has all of them.
+        """
+        return self
+
 
 BAD_ROW = "exfm.bad_row"
 

@@ -238,7 +238,7 @@ class StreamLoop:
                 self.on_progress(
                     Progress(window, count, chunk.size, {stage.name: stage.counters.ne for stage in stages})
                 )
-            skipped = self.reader.skipped
+            skipped, id_kinds = self.reader.skipped, dict(self.reader.id_kinds)
             rows += self._late_labels(window, stages, span)
             if following is not None:  # its first rows are read while this window is committed
                 self.reader.begin(following)
@@ -246,7 +246,7 @@ class StreamLoop:
             for labeller in labellers:
                 labeller.commit(rows)
             self.saving.wait()
-            ended = [stage.commit(rows, skipped, self.saving.background) for stage in stages]
+            ended = [stage.commit(rows, skipped, id_kinds, self.saving.background) for stage in stages]
             self.saving.do([one for one in ended if one is not None])
             if not self.saving.background:
                 self.ranks.wait()  # until the first process has stored what the others may now read

@@ -221,12 +221,13 @@ class Stage:
         for number, batch in enumerate(chunk.batches(parts, self.trainer.model)):
             yield Turn.at(number, len(parts.batches), accumulate), batch
 
-    def commit(self, rows: int, skipped: Counts, copy: bool) -> EndedWindow | None:
+    def commit(self, rows: int, skipped: Counts, id_kinds: Mapping[str, str], copy: bool) -> EndedWindow | None:
         """Ends the window; on any process but the first nothing remains to be done.
 
         Args:
             rows: how many rows of the stream were read; of a window without any only the manifest is kept.
             skipped: rows that were left out, by column and reason.
+            id_kinds: what each column of ids holds.
             copy: whether training goes on while the window is written; that of the window before must have ended.
         """
         trainer = self.trainer
@@ -243,6 +244,7 @@ class Stage:
             "seconds": self.counters.seconds,
             "skipped_rows": sum_counts(skipped),
             "skipped": skipped,
+            "id_kinds": dict(id_kinds),
             "flops_per_example": self.counters.flops,
             "parameters": trainer.model.parameter_counts(),
             "dense_parameters": parameters_by_part(trainer.model),

@@ -85,6 +85,10 @@ class Parquet(exfm.DataSource):
         reached_R = self._reached(group)
         return int(reached_R[np.searchsorted(reached_R, from_us)])
 
+    def select(self, schema: exfm.FeatureSchema) -> Parquet:
+        """The same stream with fewer columns."""
+        return Parquet(self.config.select(schema))
+
     def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows with the schema's columns; ``event_time`` in microseconds whatever the file has."""
         return exfm.slice_rows(self._window(window), shard, start_row)
