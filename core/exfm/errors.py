@@ -10,6 +10,13 @@ class ConfigError(ValueError):
     """The user's input is wrong: an experiment file, an override, a path, a row of data. Exit status 2."""
 
 
+class NotYetError(ConfigError):
+    """What a data source reads is not there yet, or not complete: asked again later, it may be. Exit status 2.
+
+    A job that follows the stream waits; any other takes it for the user's error.
+    """
+
+
 class PluginError(ConfigError):
     """A component that an experiment names cannot be had from its plugin."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from exfm.cli.context import Session
-from exfm.errors import ConfigError, suggestion
+from exfm.errors import ConfigError, NotYetError, suggestion
 
 if TYPE_CHECKING:
     from exfm.config.loading import Experiment
     from exfm.training.loop import StreamLoop
+
+logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
 
@@ -85,10 +88,19 @@ def _state(loop: StreamLoop) -> str:
 
 
 def _advance(loop: StreamLoop, follow: Follow) -> int:
-    done = loop.advance(complete_windows_only=not follow.final)
+    if not follow.follow:
+        return loop.advance(complete_windows_only=not follow.final)
+    done = 0
     idle_since = time.monotonic()
-    while follow.follow:
-        news = loop.advance(complete_windows_only=True)
+    waiting = ""
+    while True:
+        try:
+            news = loop.advance(complete_windows_only=True)
+        except NotYetError as error:  # an empty folder, a file that is still being written
+            news = 0
+            if str(error) != waiting:
+                waiting = str(error)
+                logger.warning("waiting: %s", waiting)
         done += news
         if news:
             idle_since = time.monotonic()
@@ -96,7 +108,6 @@ def _advance(loop: StreamLoop, follow: Follow) -> int:
             return done + loop.advance()
         else:
             time.sleep(POLL_S)
-    return done
 
 
 def _arms(experiment: Experiment, model: str, stage: str) -> tuple[str, ...]:

@@ -42,6 +42,9 @@ class StreamConfig(_Section):
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="error: a row that breaks the schema stops the run. skip: it is left out and counted."
     )
+    max_skipped_share: float = Field(
+        0.4, gt=0, le=1, description="skip: the share of all rows, of 1,000 at least, that may be left out."
+    )
 
     @field_validator("start")
     @classmethod

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
 
+from exfm.data.source_errors import source_errors
 from exfm.interfaces.data_source import DataSource, TimeRange, Window
 
 _MICROSECOND = timedelta(microseconds=1)
@@ -56,7 +57,8 @@ def windows_with_events(
     while position_us < span.end_us:
         times_us = []
         for delay_us in (0, *delays_us):
-            event_us = source.next_event_us(position_us - delay_us)
+            with source_errors():
+                event_us = source.next_event_us(position_us - delay_us)
             if event_us is not None:
                 times_us.append(event_us + delay_us)
         if not times_us or min(times_us) >= span.end_us:

@@ -8,6 +8,7 @@ from typing import Any
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
+from exfm.data.skips import add_counts, sum_counts
 from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
 from exfm.supervision.commits import Commit
@@ -31,7 +32,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
     """
     models: dict[str, Any] = {}
     supervision: dict[str, Any] = {}
-    skipped = 0
+    skipped: dict[str, dict[str, int]] = {}
     late = []
     missed = []
     for arm in experiment.arms:
@@ -39,7 +40,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         counters = [commit.counters for commit in commits]
         seconds = sum(counted["seconds"] for counted in counters)
         examples = sum(counted["examples"] for counted in counters)
-        skipped = max(skipped, sum(counted["skipped_rows"] for counted in counters))
+        skipped = max(skipped, _skipped(counters), key=sum_counts)
         last = counters[-1] if counters else {}
         late += _late(store, arm)
         missed += [f"{arm.name}: {_missed_words(commit)}" for commit in commits if commit.counters["missed_windows"]]
@@ -53,6 +54,8 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
             "parts": parts,
             "serving_lookups": [lookup.name for lookup in arm.lookups],
         }
+        if arm.config.where and not examples:
+            models[arm.name]["note"] = "no row of the stream meets its where"
         for teacher in arm.teachers:
             covered = _coverage(commits, teacher)
             covered["soft_labels"] = _soft_labels(arm, commits, teacher, figures["first_scored_us"])
@@ -64,7 +67,12 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         "gains": figures["gains"],
         "supervision": supervision,
         "labelling": {teacher: _labelling(store, teacher) for teacher in supervision if teacher in models},
-        "data": {"skipped_rows": skipped, "late_rows": _most(late), "late": late},
+        "data": {
+            "skipped_rows": sum_counts(skipped),
+            "skipped": skipped,
+            "late_rows": _most(late),
+            "late": late,
+        },
         "notes": [*_late_notes(late), *missed, *_change_notes(store)],
         "time": time,
     }
@@ -120,6 +128,14 @@ def _change_notes(store: Store) -> list[str]:
     return [
         f"from {change['at']} on, {change['key']} is {change['now']!r}; it was {change['was']!r}" for change in changes
     ]
+
+
+def _skipped(counters: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Rows left out of a model's windows, by column and reason."""
+    total: dict[str, dict[str, int]] = {}
+    for counted in counters:
+        add_counts(total, counted["skipped"])
+    return total
 
 
 def _parts(counters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -15,11 +15,14 @@ import torch
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.data.batch import Batch
+from exfm.data.column_types import IdKind
+from exfm.data.source_errors import source_errors
 from exfm.data.stream import Chunk, ChunkReader
 from exfm.data.windows import windows_of
 from exfm.errors import ConfigError
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.modeling.ranking_model import RankingModel
+from exfm.serving.reading import to_predict
 from exfm.serving.snapshot import find_arm, newest_snapshot
 from exfm.supervision.row_files import Column, RowWriter
 from exfm.supervision.snapshots import Snapshot
@@ -56,12 +59,13 @@ def predict(
         raise ConfigError(f"--out: {out!r} is a folder; name the Parquet file, such as {out}predictions.parquet")
     store = Store(experiment.run_dir)
     snapshot = newest_snapshot(experiment, arm, store)
+    experiment = to_predict(experiment, arm)
     plan = experiment.config.parallel.build()
     network = _network(experiment, arm, plan, store, snapshot)
     writer = RowWriter(Workspace(out.removesuffix(name) or "."), name, _schema(arm, snapshot))
     rows = 0
     try:
-        for chunk, progress in _chunks(experiment, arm, plan):
+        for chunk, progress in _chunks(experiment, arm, plan, _id_kinds(store, snapshot, arm)):
             predicted = [_predicted(network, batch, plan) for batch in _batches(network, chunk, arm)]
             if predicted:
                 columns = {name: np.concatenate([batch[name] for batch in predicted]) for name in predicted[0]}
@@ -92,13 +96,26 @@ def _schema(arm: Arm, snapshot: Snapshot) -> pa.Schema:
     return pa.schema(fields, metadata={f"exfm.{key}": value for key, value in about.items()})
 
 
-def _chunks(experiment: Experiment, arm: Arm, plan: ParallelPlan) -> Iterator[tuple[Chunk, Progress]]:
+def _id_kinds(store: Store, snapshot: Snapshot, arm: Arm) -> dict[str, IdKind]:
+    """What the columns of ids held that the model was trained on."""
+    kinds: dict[str, IdKind] = store.log.load("train", arm.name, snapshot.version).counters.get("id_kinds", {})
+    return kinds
+
+
+def _chunks(
+    experiment: Experiment, arm: Arm, plan: ParallelPlan, id_kinds: dict[str, IdKind]
+) -> Iterator[tuple[Chunk, Progress]]:
     stream = experiment.config.stream
-    reader = ChunkReader(experiment.source, experiment.schema, stream, {arm.name: arm.config.where}, plan.shard)
-    windows = list(windows_of(experiment.source, stream.window))
+    where = {arm.name: arm.config.where}
+    # Rows to be predicted may show one example again.
+    reader = ChunkReader(experiment.source, experiment.schema, stream, where, plan.shard, unique=False)
+    reader.id_kinds = id_kinds
+    with source_errors():
+        windows = list(windows_of(experiment.source, stream.window))
     for window in windows:
         for chunk in reader.read(window):
             yield chunk, Progress(window, len(windows), chunk.batch.size, {})
+    reader.tell_left_out()
 
 
 def _batches(network: RankingModel, chunk: Chunk, arm: Arm) -> Iterator[Batch]:

@@ -15,13 +15,15 @@ from functools import cached_property
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
+from exfm.data.skips import Counts
+from exfm.data.source_errors import source_errors
 from exfm.data.stream import ChunkReader
 from exfm.data.windows import WindowGrid
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.parallel_plan import ParallelPlan
-from exfm.supervision.commits import WindowRead
+from exfm.supervision.commits import NONE, WindowRead
 from exfm.supervision.external import ExternalSupervision
 from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
@@ -167,12 +169,14 @@ class StreamLoop:
             ConfigError: the stream begins earlier than the run, or a row breaks the schema.
             RunError: a manifest is missing, a committed file is corrupt, or processes do not see the same stream.
         """
-        schedule = self._schedule(complete_windows_only)
-        self._reopen(schedule)
-        if self.ranks.is_first:
-            self._late.look(schedule.grid, schedule.span)
+        with source_errors():
+            schedule = self._schedule(complete_windows_only)
+            self._reopen(schedule)
+            if self.ranks.is_first:
+                self._late.look(schedule.grid, schedule.span)
         self._resume(schedule)
         labelled = {one.name: self.store.log.head("supervise", one.name) for one in self.labellers}
+        self._remember(labelled)
         todo = schedule.work(self._done, labelled)
         count = 0
         self.waiting_for = ""
@@ -189,6 +193,7 @@ class StreamLoop:
                 count += 1
         finally:
             self.reader.close()
+        self.reader.tell_left_out()
         start = time.perf_counter()
         self.saving.wait()
         self.ranks.wait()
@@ -232,6 +237,21 @@ class StreamLoop:
             if stage.name not in self._done and schedule.has_work(self.store.log.head("train", stage.name)):
                 self._done[stage.name] = stage.resume()
 
+    def _remember(self, labelled: Mapping[str, int]) -> None:
+        """Tells a reader that has read nothing yet which examples and types of ids came before.
+
+        They are those of the newest window that every stage and labeller of the job has done.
+        """
+        behind = min([*self._done.values(), *labelled.values()], default=NONE)
+        stage = next((stage for stage in self.stages if self._done.get(stage.name) == behind), None)
+        if behind == NONE or stage is None or self.reader.has_read:
+            return
+        commit = self.store.log.load("train", stage.name, behind)
+        self.reader.id_kinds.update(commit.counters["id_kinds"])
+        if commit.files and self.ranks.count == 1:
+            rows = self.store.predictions(stage.name, commit.window)
+            self.reader.remember(rows.column("example_id").to_numpy())
+
     def _missing(self, schedule: Schedule, work: WindowWork) -> str:
         """Says what a window waits for; nothing where it can be done."""
         missing = ""
@@ -271,12 +291,12 @@ class StreamLoop:
                 self.on_progress(
                     Progress(window, schedule.count, chunk.size, {stage.name: stage.counters.ne for stage in stages})
                 )
-            skipped = self.reader.skipped
+            skipped, id_kinds = self.reader.skipped, dict(self.reader.id_kinds)
             rows += self._late_labels(window, stages, schedule.span)
             if following is not None:  # its first rows are read while this window is committed
                 self.reader.begin(following.window, following.only)
             if rows or skipped:  # a window without rows leaves nothing behind: the next manifest passes over it
-                self._commit(stages, labellers, rows, skipped, schedule.grid)
+                self._commit(stages, labellers, schedule.grid, rows, skipped, id_kinds)
             for stage in stages:
                 self._done[stage.name] = window.index
         finally:
@@ -284,7 +304,13 @@ class StreamLoop:
                 part.close()
 
     def _commit(
-        self, stages: list[Stage], labellers: list[Labeller], rows: int, skipped: int, grid: WindowGrid
+        self,
+        stages: list[Stage],
+        labellers: list[Labeller],
+        grid: WindowGrid,
+        rows: int,
+        skipped: Counts,
+        id_kinds: Mapping[str, str],
     ) -> None:
         start = time.perf_counter()
         if not self._bound and self.ranks.is_first:
@@ -293,7 +319,7 @@ class StreamLoop:
         for labeller in labellers:
             labeller.commit(rows)
         self.saving.wait()
-        ended = [stage.commit(rows, skipped, self.saving.background) for stage in stages]
+        ended = [stage.commit(rows, skipped, id_kinds, self.saving.background) for stage in stages]
         self.saving.do([one for one in ended if one is not None])
         if not self.saving.background:
             self.ranks.wait()  # until the first process has stored what the others may now read
@@ -306,7 +332,8 @@ class StreamLoop:
             RunError: another process sees other parts, and goes on seeing them.
         """
         for attempt in range(_LISTINGS):
-            parts = [part for part in self.experiment.source.parts() if overlaps(part, work.window)]
+            with source_errors():
+                parts = [part for part in self.experiment.source.parts() if overlaps(part, work.window)]
             extents = json.dumps(sorted((part.first_us, part.last_us) for part in parts)).encode()
             if self.ranks.all_agree(self.ranks.broadcast(extents) == extents):
                 break

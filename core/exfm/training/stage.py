@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from exfm.data.batch import Batch
+from exfm.data.skips import Counts, sum_counts
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
@@ -240,11 +241,13 @@ class Stage:
         for number, batch in enumerate(chunk.batches(parts, self.trainer.model)):
             yield Turn.at(number, len(parts.batches), accumulate), batch
 
-    def commit(self, rows: int, skipped_rows: int, copy: bool) -> EndedWindow | None:
+    def commit(self, rows: int, skipped: Counts, id_kinds: Mapping[str, str], copy: bool) -> EndedWindow | None:
         """Ends the window; on any process but the first nothing remains to be done.
 
         Args:
             rows: how many rows of the stream were read; of a window without any only the manifest is kept.
+            skipped: rows that were left out, by column and reason.
+            id_kinds: what each column of ids holds.
             copy: whether training goes on while the window is written; that of the window before must have ended.
         """
         trainer = self.trainer
@@ -259,7 +262,9 @@ class Stage:
         counters = {
             "examples": self.counters.examples,
             "seconds": self.counters.seconds,
-            "skipped_rows": skipped_rows,
+            "skipped_rows": sum_counts(skipped),
+            "skipped": skipped,
+            "id_kinds": dict(id_kinds),
             "missed_windows": list(self._missed),
             "flops_per_example": self.counters.flops,
             "parameters": trainer.model.parameter_counts(),

@@ -34,7 +34,9 @@ def find_files(path: str) -> dict[str, str]:
     whole_folder = filesystem.isdir(place)
     files = {file: info for file, info in found.items() if _is_log(file) or not whole_folder}
     if not files:
-        raise ValueError(f"jsonl: {path}: no such file, or a folder without files named *.jsonl, *.ndjson or *.json")
+        raise exfm.NotYetError(
+            f"jsonl: {path}: no such file, or a folder without files named *.jsonl, *.ndjson or *.json"
+        )
     return {filesystem.unstrip_protocol(file): _version(info) for file, info in files.items()}
 
 

@@ -144,7 +144,7 @@ class JsonlSource(exfm.DataSource):
             if later.first_us < earlier.last_us:
                 raise ValueError(f"jsonl: {later.url} begins before the end of {earlier.url}: they overlap in time")
         if not files:
-            raise ValueError(f"jsonl: {self.config.path} has no lines")
+            raise exfm.NotYetError(f"jsonl: {self.config.path} has no lines")
         self._files = files
 
     def _read_times(self, url: str, version: str) -> _File | None:

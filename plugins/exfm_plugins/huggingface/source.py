@@ -73,6 +73,10 @@ class HuggingFace(exfm.DataSource):
         row = int(np.searchsorted(self._reached, from_us))
         return int(self._reached[row]) if row < self._reached.size else None
 
+    def select(self, schema: exfm.FeatureSchema) -> HuggingFace:
+        """The same stream with fewer columns."""
+        return HuggingFace(self.config.select(schema))
+
     def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows with the schema's columns; row i of the window belongs to shard ``i % count``."""
         start, end = np.searchsorted(self._reached, [window.start_us, window.end_us])

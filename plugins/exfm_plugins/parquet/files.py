@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import exfm
 from exfm.sources import YEAR_9999_US, TimeUnit, list_files
 from exfm_plugins.parquet.bounds import group_bounds
 from exfm_plugins.parquet.columns import check_somewhere, check_time
@@ -18,6 +20,9 @@ from exfm_plugins.parquet.order import Group, StreamFile, in_order
 
 # Reading a footer is waiting, on a remote file system.
 _FOOTERS_AT_ONCE = 16
+
+PATIENCE_S = 60.0
+"""How long a file may stay the same without a footer."""
 
 # What file systems call the sign that a file is another one than before; the first of them that there is.
 _TAGS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
@@ -50,6 +55,7 @@ class ParquetFiles:
         self._unit = unit
         self._examined: dict[tuple[str, str], _Examined] = {}
         self._files: tuple[StreamFile, ...] | None = None
+        self._damaged: dict[str, tuple[str, float]] = {}  # by path: a version that cannot be read, and since when
 
     def look(self) -> tuple[StreamFile, ...]:
         """The files that have rows, in order; those that have come or changed since the last look are examined.
@@ -61,7 +67,7 @@ class ParquetFiles:
         versions = self._versions()
         new = [file for file in versions.items() if file not in self._examined]
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-            footers = list(pool.map(self._examine, [path for path, _ in new]))
+            footers = list(pool.map(lambda file: self._examine(*file), new))
         examined = self._examined | dict(zip(new, footers, strict=True))
         self._examined = {file: examined[file] for file in versions.items()}
         names = {name for one in self._examined.values() for name in one.names}
@@ -79,10 +85,7 @@ class ParquetFiles:
     def open(self, path: str) -> pq.ParquetFile:
         """Opens one file."""
         filesystem, _ = fsspec.url_to_fs(self.url)
-        try:
-            return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"parquet: {path} cannot be read as Parquet: {error}") from error
+        return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)
 
     def _versions(self) -> dict[str, str]:
         """Size and tag of every file, by path."""
@@ -94,13 +97,31 @@ class ParquetFiles:
                 if filesystem.exists(root)
                 else f"there is no file or folder {self.url!r}"
             )
-            raise ValueError(f"parquet: path: {wrong}")
+            raise exfm.NotYetError(f"parquet: path: {wrong}")
         return {path: _version(info) for path, info in found.items()}
 
-    def _examine(self, path: str) -> _Examined:
-        with self.open(path) as file:
+    def _examine(self, path: str, version: str) -> _Examined:
+        try:
+            file = self.open(path)
+        except FileNotFoundError as error:
+            raise exfm.NotYetError(f"parquet: {path} was removed while the files were listed") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the file system, not of the content
+                raise
+            raise self._unreadable(path, version, error) from error
+        with file:
             check_time(path, file.schema_arrow, self._event_time, self._unit)
             return _Examined(tuple(file.schema_arrow.names), tuple(self._groups_of(path, file)))
+
+    def _unreadable(self, path: str, version: str, error: Exception) -> ValueError:
+        """A file without a footer may still be written; one that stays the same for long is taken for damaged."""
+        now = time.monotonic()
+        before, since = self._damaged.get(path, (version, now))
+        self._damaged[path] = (version, since if version == before else now)
+        text = f"parquet: {path} cannot be read as Parquet: {error}"
+        if now - self._damaged[path][1] >= PATIENCE_S:
+            return ValueError(f"{text}; it has not grown for {PATIENCE_S:g} seconds")
+        return exfm.NotYetError(text)
 
     def _groups_of(self, path: str, file: pq.ParquetFile) -> Iterator[Group]:
         first_row = 0

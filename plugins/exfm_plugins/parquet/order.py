@@ -28,13 +28,17 @@ class StreamFile:
 
 @dataclass(frozen=True)
 class PlacedGroup:
-    """A row group in the stream, which has got to ``first_us`` where it begins and to ``last_us`` where it ends."""
+    """A row group in the stream, which has got to ``first_us`` where it begins and to ``last_us`` where it ends.
+
+    ``overlaps`` names another file that the stream has got there with, if rows of this group lie before.
+    """
 
     file: StreamFile
     index: int
     first_row: int
     first_us: int
     last_us: int
+    overlaps: str
 
 
 def in_order(found: Iterable[tuple[str, str, tuple[Group, ...]]]) -> tuple[StreamFile, ...]:
@@ -64,8 +68,11 @@ def placed(files: Sequence[StreamFile]) -> Iterator[PlacedGroup]:
     Rows that go back in time, or have none, stand where the stream has got to.
     """
     newest = files[0].first_us if files else 0
+    reached_by = ""
     for file in files:
         for group in file.groups:
             first, last = group.bounds or (newest, newest)
-            yield PlacedGroup(file, group.index, group.first_row, max(newest, first), max(newest, last))
-            newest = max(newest, last)
+            overlaps = reached_by if first < newest and reached_by != file.path else ""
+            yield PlacedGroup(file, group.index, group.first_row, max(newest, first), max(newest, last), overlaps)
+            if last > newest:
+                newest, reached_by = last, file.path

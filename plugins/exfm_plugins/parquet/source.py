@@ -35,7 +35,8 @@ class Parquet(exfm.DataSource):
     ``time_range`` and ``parts`` look at the files; what is read between two looks is of the files as they were.
 
     Raises:
-        ValueError: there are no files, a file is no Parquet or has no time, or a column is in none of the files.
+        ValueError: there are no files, a file is no Parquet or has no time, or a column is in none of the files. An
+            ``exfm.NotYetError`` where there are no files or no rows yet, or a file is still being written.
     """
 
     name: ClassVar[str] = "parquet"
@@ -64,7 +65,7 @@ class Parquet(exfm.DataSource):
         """From the first to the last event, by the files' statistics."""
         files = self._files.look()
         if not files:
-            raise ValueError(f"parquet: path: the files at {self.config.path!r} have no rows")
+            raise exfm.NotYetError(f"parquet: path: the files at {self.config.path!r} have no rows")
         return exfm.TimeRange(files[0].first_us, max(file.last_us for file in files) + 1)
 
     def parts(self) -> Sequence[exfm.StreamPart]:
@@ -83,6 +84,10 @@ class Parquet(exfm.DataSource):
             return group.first_us
         reached_R = self._reached(group)
         return int(reached_R[np.searchsorted(reached_R, from_us)])
+
+    def select(self, schema: exfm.FeatureSchema) -> Parquet:
+        """The same stream with fewer columns."""
+        return Parquet(self.config.select(schema))
 
     def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows with the schema's columns; ``event_time`` in microseconds whatever the file has."""
@@ -129,7 +134,7 @@ class Parquet(exfm.DataSource):
             event_time, reached_B = self._times(batch.column(place), reached)
             batch = batch.set_column(place, self.config.event_time, event_time)
             for first, end in _runs((reached_B >= window.start_us) & (reached_B < window.end_us)):
-                yield exfm.Origin(group.file.path, row + first).mark(batch.slice(first, end - first))
+                yield exfm.Origin(group.file.path, row + first, group.overlaps).mark(batch.slice(first, end - first))
             row, reached = row + batch.num_rows, int(reached_B[-1])
 
     def _times(self, column: pa.Array, reached: int) -> tuple[pa.Array, NDArray[np.int64]]:

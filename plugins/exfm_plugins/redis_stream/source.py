@@ -89,6 +89,11 @@ class RedisStream(exfm.DataSource):
         entry_ms = self._entries.next_ms(-(-from_us // _US_PER_MS) - self._lateness_ms)
         return None if entry_ms is None else max(from_us, (entry_ms - self._lateness_ms) * _US_PER_MS)
 
+    def select(self, schema: exfm.FeatureSchema) -> RedisStream:
+        """The same stream with fewer columns."""
+        strings = tuple(column for column in self.config.strings if column in schema.columns)
+        return RedisStream(self.config.select(schema).model_copy(update={"strings": strings}))
+
     def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows in order of their time; row i of the window belongs to shard ``i % count``."""
         return exfm.slice_rows(self._window(window), shard, start_row)
@@ -106,7 +111,7 @@ class RedisStream(exfm.DataSource):
         if self.config.start is not None:
             return int(self.config.start.timestamp() * 1_000_000)
         if extent is None:
-            raise ValueError(
+            raise exfm.NotYetError(
                 f"redis_stream: stream: {self.config.stream!r} holds no entry yet; set start to wait for the first"
             )
         if extent.trimmed:
