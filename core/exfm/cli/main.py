@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 import warnings
 from importlib import import_module
+from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +17,7 @@ from typer.core import TyperGroup
 from exfm import __version__
 from exfm.cli.context import Session
 from exfm.errors import ConfigError, RunError
+from exfm.redaction import redact
 from exfm.registry import entry_points
 
 _COMMANDS = {
@@ -102,6 +105,8 @@ def _main() -> None:
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.setLogRecordFactory(_redacted_record)
+    sys.excepthook = _print_traceback
     debug = "--debug" in sys.argv
     try:
         app()
@@ -122,8 +127,21 @@ def _main() -> None:
         if debug:
             raise
         text = " ".join(str(error).split())
-        typer.echo(f"error: {type(error).__name__}: {text} (--debug shows the traceback){_damage()}", err=True)
+        text = redact(f"{type(error).__name__}: {text}")
+        typer.echo(f"error: {text} (--debug shows the traceback){_damage()}", err=True)
         sys.exit(1)
+
+
+def _redacted_record(*arguments: Any, **named: Any) -> logging.LogRecord:
+    """Makes a log record whose message has no secrets, whoever prints it."""
+    record = logging.LogRecord(*arguments, **named)
+    record.msg, record.args = redact(record.getMessage()), None
+    return record
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints a traceback without secrets."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _damage() -> str:

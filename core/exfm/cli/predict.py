@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from exfm.cli.context import CONFIG, OVERRIDES, Session
+from exfm.redaction import without_credentials
 
 
 def command(
@@ -30,4 +31,4 @@ def command(
         snapshot, rows = predict(experiment, model, out, progress.update)
     watermark = f"{datetime.fromtimestamp(snapshot.watermark_us / 1e6, UTC):%Y-%m-%d %H:%M} UTC"
     typer.echo(f"predict {model}: {rows} rows, snapshot {snapshot.version}, trained until {watermark}")
-    typer.echo(out)
+    typer.echo(without_credentials(out))

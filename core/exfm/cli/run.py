@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from exfm.cli.context import CONFIG, OVERRIDES, Session
+from exfm.redaction import without_credentials
 
 
 def command(
@@ -37,4 +38,4 @@ def command(
         return
     console = Console(width=None if Console().is_terminal else 110)
     console.print(result_table(results))
-    typer.echo(f"report: {experiment.run_dir.rstrip('/')}/{REPORT_FILE}")
+    typer.echo(without_credentials(f"report: {experiment.run_dir.rstrip('/')}/{REPORT_FILE}"))

@@ -8,6 +8,7 @@ import typer
 
 from exfm.cli.context import CONFIG, OVERRIDES, Session
 from exfm.errors import RunError
+from exfm.redaction import without_credentials
 
 if TYPE_CHECKING:
     from exfm.training.sweep import Point, Sweep
@@ -86,4 +87,4 @@ def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
     else:
         workspace.write(PLOT_FILE, picture)
     Console(width=None if Console().is_terminal else 140).print(sweep_table(summary))
-    typer.echo(f"comparison: {sweep.folder}/{PAGE_FILE}")
+    typer.echo(without_credentials(f"comparison: {sweep.folder}/{PAGE_FILE}"))

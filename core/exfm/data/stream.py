@@ -18,6 +18,7 @@ from exfm.config.experiment import Condition, StreamConfig
 from exfm.data.batch import Batch
 from exfm.data.blank import blank_batch
 from exfm.data.decode import decode
+from exfm.data.source_errors import source_errors
 from exfm.data.traffic import rows_where
 from exfm.data.validation import RowChecker
 from exfm.errors import ConfigError
@@ -115,10 +116,15 @@ class ChunkReader:
 
     def _chunks(self, window: Window, checker: RowChecker) -> Iterator[Chunk]:
         columns = filter_columns(self.schema)
-        checked = (checker.check(batch) for batch in self.source.read(window, self.shard))
+        checked = (checker.check(batch) for batch in _read(self.source, window, self.shard))
         for rows in _regroup(checked, self.stream.chunk_rows, self.shard):
             picked = {model: rows_where(rows, where, columns) for model, where in self.where.items()}
             yield Chunk(decode(rows, self.schema), picked)
+
+
+def _read(source: DataSource, window: Window, shard: Shard) -> Iterator[pa.RecordBatch]:
+    with source_errors():
+        yield from source.read(window, shard)
 
 
 def _regroup(batches: Iterator[pa.RecordBatch], size: int, shard: Shard) -> Iterator[pa.RecordBatch]:

@@ -14,6 +14,7 @@ from functools import cached_property
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
+from exfm.data.source_errors import source_errors
 from exfm.data.stream import ChunkReader, windows_of
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.parallel_plan import ParallelPlan
@@ -147,7 +148,8 @@ class StreamLoop:
         Args:
             complete_windows_only: leave out a last window that more rows may still come for.
         """
-        span = self.experiment.source.time_range()
+        with source_errors():
+            span = self.experiment.source.time_range()
         span = TimeRange(self.ranks.agree(span.start_us), self.ranks.agree(span.end_us))
         windows = list(windows_of(span, self.experiment.config.stream.window))
         complete = [window for window in windows if window.end_us <= span.end_us or not complete_windows_only]

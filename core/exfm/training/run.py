@@ -15,6 +15,7 @@ from exfm.evaluation.evaluate import Arm as Comparison
 from exfm.evaluation.evaluate import ExperimentView, evaluate
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import rows_may_become
+from exfm.redaction import concealed, same_but_for_credentials
 from exfm.reporting.results import CONFIG_FILE, REPORT_FILE, RESULTS_FILE, assemble
 from exfm.supervision.store import Store
 from exfm.training.loop import Clock, Progress, StreamLoop
@@ -107,7 +108,8 @@ def _difference(previous: Any, current: Any, path: str = "") -> str:
     if isinstance(previous, list) and isinstance(current, list) and len(previous) == len(current):
         pairs = enumerate(zip(previous, current, strict=True))
         return next(filter(None, (_difference(*pair, f"{path}.{number}") for number, pair in pairs)), "")
-    return "" if previous == current else f"{path} was {previous!r} and is now {current!r}"
+    same = same_but_for_credentials(previous, current)
+    return "" if same else f"{path} was {concealed(previous)!r} and is now {concealed(current)!r}"
 
 
 def _versions(experiment: Experiment) -> dict[str, str]:
