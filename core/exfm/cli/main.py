@@ -109,7 +109,7 @@ def _main() -> None:
     sys.excepthook = _print_traceback
     debug = "--debug" in sys.argv
     try:
-        app()
+        typer.main.get_command(app)()  # calling the app would put another hook for tracebacks in place
     except (ConfigError, RunError) as error:
         if debug:
             raise
