@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from exfm.interfaces.data_source import Window as Window
     from exfm.interfaces.data_source import slice_rows as slice_rows
     from exfm.interfaces.duration import Duration as Duration
+    from exfm.interfaces.duration import microseconds as microseconds
     from exfm.interfaces.jagged import JaggedSequence as JaggedSequence
     from exfm.interfaces.layout import Cluster as Cluster
     from exfm.interfaces.layout import Exchange as Exchange
@@ -120,6 +121,7 @@ _HOME = {
     "Window": "exfm.interfaces.data_source",
     "hookimpl": "exfm.registry.hooks",
     "load_experiment": "exfm.config.loading",
+    "microseconds": "exfm.interfaces.duration",
     "run": "exfm.training.run",
     "slice_rows": "exfm.interfaces.data_source",
 }

@@ -23,6 +23,7 @@ from exfm.data.traffic import rows_where
 from exfm.data.validation import RowChecker
 from exfm.errors import ConfigError
 from exfm.interfaces.data_source import DataSource, Shard, TimeRange, Window
+from exfm.interfaces.duration import microseconds
 from exfm.interfaces.schema import FeatureSchema
 
 _AHEAD = 2
@@ -31,7 +32,7 @@ _POLL_S = 0.1
 
 def windows_of(time_range: TimeRange, length: timedelta) -> Iterator[Window]:
     """Cuts a time range into windows, each starting at a multiple of the length since 1970 but for the first."""
-    step = length // timedelta(microseconds=1)
+    step = microseconds(length)
     start, index = time_range.start_us, 0
     while start < time_range.end_us:
         end = (start // step + 1) * step

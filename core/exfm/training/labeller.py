@@ -10,6 +10,7 @@ import torch
 from exfm.config.checks import Arm
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
+from exfm.interfaces.duration import microseconds
 from exfm.supervision.commits import Commit
 from exfm.supervision.joiner import SupervisionRows
 from exfm.supervision.row_files import row_file, supervision_columns, supervision_schema
@@ -38,7 +39,7 @@ class Labeller:
         self.name = trainer.arm.name
         self.store = store
         self.students = students
-        self.delay_us = int(trainer.arm.config.supervision.delay.total_seconds() * 1e6)
+        self.delay_us = microseconds(trainer.arm.config.supervision.delay)
         self._loaded: Snapshot | None = None
         self._corrupt: set[int] = set()
 

@@ -17,6 +17,7 @@ from exfm.config.loading import Experiment
 from exfm.data.source_errors import source_errors
 from exfm.data.stream import ChunkReader, windows_of
 from exfm.interfaces.data_source import TimeRange, Window
+from exfm.interfaces.duration import microseconds
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.supervision.external import ExternalSupervision
 from exfm.supervision.joiner import Joiner
@@ -292,7 +293,7 @@ class StreamLoop:
         """Trains on the labels that became known during the window: those of events a label's delay earlier."""
         rows = 0
         for delay, tasks in self.late.items():
-            shift = int(delay.total_seconds() * 1e6)
+            shift = microseconds(delay)
             earlier = Window(window.index, max(window.start_us - shift, span.start_us), window.end_us - shift)
             if earlier.start_us >= earlier.end_us:
                 continue

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Collection
-from datetime import timedelta
 
 from exfm.config.loading import Experiment
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
+from exfm.interfaces.duration import microseconds
 from exfm.interfaces.transfer_strategy import Parts
 from exfm.modeling.parts import grouped, part_of
 from exfm.supervision.store import Store
@@ -31,8 +31,8 @@ class Sharing:
         self.store = store
         arms = experiment.arms
         self.borrowers = {arm.name: [one.name for one in arms if arm.name in lenders(one)] for arm in arms}
-        self.delay_us = {arm.name: _microseconds(arm.config.supervision.delay) for arm in arms}
-        self.lags_us = {arm.name: _microseconds(arm.config.supervision.lag) for arm in arms}
+        self.delay_us = {arm.name: microseconds(arm.config.supervision.delay) for arm in arms}
+        self.lags_us = {arm.name: microseconds(arm.config.supervision.lag) for arm in arms}
 
     def tell(self, trainer: Trainer, window: Window) -> None:
         """Tells a model's strategies of their teachers' parts, before the window's first batch.
@@ -77,7 +77,3 @@ class Sharing:
             start_us = self.store.log.load("train", student, done[-1]).window.start_us if done else 0
             needed = min(needed, start_us - self.delay_us[teacher])
         return needed
-
-
-def _microseconds(duration: timedelta) -> int:
-    return int(duration.total_seconds() * 1e6)

@@ -21,6 +21,7 @@ from torch import Tensor
 from exfm.data.batch import Batch
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
+from exfm.interfaces.duration import microseconds
 from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
 from exfm.modeling.cost import flops_by_part, parameters_by_part
 from exfm.supervision.coverage import Coverage
@@ -279,7 +280,7 @@ class Stage:
         if not labelled:
             return 0
         behind_us = self.store.log.load("supervise", self.name, labelled[-1]).window.end_us
-        return min(behind_us - int(self.trainer.arm.config.supervision.delay.total_seconds() * 1e6), shared_us)
+        return min(behind_us - microseconds(self.trainer.arm.config.supervision.delay), shared_us)
 
     def close(self) -> None:
         """Discards what was written of the window and not committed."""
