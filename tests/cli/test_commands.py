@@ -115,6 +115,30 @@ def test_wrong_usage_ends_with_status_2(arguments, exfm_cli):
     assert outcome.status == 2 and outcome.out == "" and "Traceback" not in outcome.err
 
 
+ONCE = [
+    ("predict", "--model", "a", "b"),
+    ("predict", "--out", "a", "a"),
+    ("export", "--out", "a", "b"),
+    ("plan", "--world-size", "1", "2"),
+    ("train", "--idle-timeout", "1", "2"),
+    ("log", "--mlflow", "a", "b"),
+    ("schema", "-o", "a", "b"),
+    ("new-plugin", "--kind", "backbone", "data_source"),
+]
+
+
+@pytest.mark.parametrize(("command", "option", "first", "second"), ONCE)
+def test_an_option_of_one_value_is_not_given_twice(command, option, first, second, exfm_cli):
+    outcome = exfm_cli(command, "x", option, first, option, second)
+    words = " ".join(outcome.err.replace("\u2502", " ").split())
+    assert outcome.status == 2 and "it takes one value, and is given twice" in words and option in words
+
+
+def test_an_option_that_may_be_repeated_is_not_refused(exfm_cli):
+    outcome = exfm_cli("plan", "nowhere.yaml", "--world-size", "1", "--length", "a=1", "--length", "b=2")
+    assert "nowhere.yaml: the experiment file cannot be read" in outcome.err
+
+
 def test_validate_goes_on_after_a_wrong_file(experiment, write, exfm_cli):
     good = write(experiment, "good.yaml")
     outcome = exfm_cli("validate", write(experiment | {"seed": "x"}, "bad.yaml"), good, "models.vm.embedding_dim=8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -40,17 +41,19 @@ def run_job(
     session: Session,
     config: str,
     overrides: list[str],
-    model: str,
+    models: Sequence[str],
     stage: Literal["train", "supervise"],
     follow: Follow,
 ) -> None:
-    """Loads the experiment and does one model's windows of one stage."""
+    """Loads the experiment and does the windows of one stage of some models."""
     from exfm.config.loading import load_experiment
 
     experiment = load_experiment(config, overrides, block=session.block)
-    names = _arms(experiment, model, stage)
+    chosen = {name for model in models for name in _arms(experiment, model, stage)}
+    names = tuple(arm.name for arm in experiment.arms if arm.name in chosen)
+    title = f"{stage} {', '.join(dict.fromkeys(models))}"
 
-    from exfm.cli.progress import StreamProgress
+    from exfm.reporting.progress import StreamProgress
     from exfm.supervision.store import Store
     from exfm.training.loop import StreamLoop
     from exfm.training.run import build_plan, open_run
@@ -58,14 +61,14 @@ def run_job(
     store = Store(experiment.run_dir)
     open_run(experiment, store)
     train, label = (names, ()) if stage == "train" else ((), names)
-    with StreamProgress(f"{stage} {model}") as progress:
+    with StreamProgress(title) as progress:
         loop = StreamLoop(experiment, store, build_plan(experiment), progress.update, train, label)
         done = _advance(loop, follow)
     loop.ranks.close()
     if not loop.ranks.is_first:
         return
     rest = f"; waiting for {loop.waiting_for}" if loop.waiting_for else "; all there is"
-    typer.echo(f"{stage} {model}: {done} windows done{rest}")
+    typer.echo(f"{title}: {done} windows done{rest}")
 
 
 def _advance(loop: StreamLoop, follow: Follow) -> int:

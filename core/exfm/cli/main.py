@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from exfm import __version__
 from exfm.cli.context import Session
@@ -40,6 +40,23 @@ _COMMANDS = {
 }
 
 
+class OnceCommand(TyperCommand):
+    """A command that refuses an option given twice, of which click would take the last in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the command line, as click does.
+
+        Raises:
+            BadParameter: an option that has a single value comes twice.
+        """
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        single = [one for one in order if isinstance(one, TyperOption) and not one.multiple]
+        twice = next((one for one in single if single.count(one) > 1), None)
+        if twice is not None:
+            raise typer.BadParameter("it takes one value, and is given twice", ctx, twice)
+        return super().parse_args(ctx, args)
+
+
 class LazyGroup(TyperGroup):
     """Imports a command's module when the command is called, so that `exfm --help` imports none."""
 
@@ -55,7 +72,9 @@ class LazyGroup(TyperGroup):
         if "--help" in sys.argv[1:2]:
             command.command(name, help=_COMMANDS[name])(lambda: None)
         else:
-            command.command(name, help=_COMMANDS[name])(import_module(f"exfm.cli.{name.replace('-', '_')}").command)
+            command.command(name, cls=OnceCommand, help=_COMMANDS[name])(
+                import_module(f"exfm.cli.{name.replace('-', '_')}").command
+            )
         return typer.main.get_command(command)
 
 

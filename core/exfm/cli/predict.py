@@ -24,7 +24,7 @@ def command(
     session: Session = context.obj
     experiment = load_experiment(config, overrides or [], block=session.block)
 
-    from exfm.cli.progress import StreamProgress
+    from exfm.reporting.progress import StreamProgress
     from exfm.serving.predict import predict
 
     with StreamProgress(f"predict {model}") as progress:

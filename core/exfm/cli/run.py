@@ -27,7 +27,7 @@ def command(
 
     from rich.console import Console
 
-    from exfm.cli.progress import StreamProgress
+    from exfm.reporting.progress import StreamProgress
     from exfm.reporting.results import REPORT_FILE
     from exfm.reporting.table import result_table
     from exfm.training.run import run

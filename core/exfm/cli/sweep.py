@@ -47,7 +47,7 @@ def command(
 
 
 def _run(point: Point) -> None:
-    from exfm.cli.progress import StreamProgress
+    from exfm.reporting.progress import StreamProgress
     from exfm.training.run import run
 
     with StreamProgress(point.label) as progress:

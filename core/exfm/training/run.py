@@ -16,6 +16,7 @@ from exfm.evaluation.evaluate import ExperimentView, evaluate
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import rows_may_become
 from exfm.redaction import concealed, same_but_for_credentials
+from exfm.reporting.progress import StreamProgress, in_notebook
 from exfm.reporting.results import CONFIG_FILE, REPORT_FILE, RESULTS_FILE, assemble
 from exfm.supervision.store import Store
 from exfm.training.loop import Clock, Progress, StreamLoop
@@ -23,12 +24,12 @@ from exfm.training.loop import Clock, Progress, StreamLoop
 _FREE_TO_CHANGE = ("run_dir", "evaluation", "plugins", "versions", "parallel", "save_in_background")
 
 
-def run(experiment: Experiment, on_progress: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
+def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
     """Runs an experiment, resuming what is committed, and writes results.json and report.html to its run_dir.
 
     Args:
         experiment: from ``exfm.load_experiment``.
-        on_progress: called after every chunk of rows.
+        on_progress: called after every chunk of rows; in a notebook a bar is shown where it is left out.
 
     Returns:
         The content of results.json. Under a plan of several processes every one calls this; the first one evaluates
@@ -38,10 +39,13 @@ def run(experiment: Experiment, on_progress: Callable[[Progress], None] = lambda
         ConfigError: the run_dir holds another experiment, or a row breaks the schema.
         RunError: a committed file is missing or corrupt.
     """
+    if on_progress is None and in_notebook():
+        with StreamProgress(experiment.config.name) as progress:
+            return run(experiment, progress.update)
     store = Store(experiment.run_dir)
     config_yaml = open_run(experiment, store)
     plan = build_plan(experiment)
-    loop = StreamLoop(experiment, store, plan, on_progress)
+    loop = StreamLoop(experiment, store, plan, on_progress or (lambda _: None))
     loop.advance()
     assert not loop.waiting_for, loop.waiting_for
     plan.ranks.close()
