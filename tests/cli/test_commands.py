@@ -55,6 +55,13 @@ def test_plugins_as_a_table_and_as_json(exfm_cli):
         assert plugin["name"] in table.out and all(component in table.out for component in plugin["components"])
 
 
+def test_the_table_of_plugins_breaks_no_name_at_80_columns(exfm_cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    table = exfm_cli("plugins").out
+    assert all(component in table.split() for component in COMPONENTS) and "\u2026" not in table
+    assert max(map(len, table.splitlines())) <= 80
+
+
 def test_components_of_all_kinds_and_of_one(exfm_cli):
     everything = json.loads(exfm_cli("components", "--json").out)
     assert [f"{one['kind']}.{one['name']}" for one in everything] == sorted(

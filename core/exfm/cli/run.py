@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from exfm.cli.context import CONFIG, OVERRIDES, Session
+from exfm.cli.context import CONFIG, OVERRIDES, Session, console
 from exfm.redaction import without_credentials
 
 
@@ -25,8 +25,6 @@ def command(
         typer.echo(experiment.as_yaml(), nl=False)
         return
 
-    from rich.console import Console
-
     from exfm.reporting.progress import StreamProgress
     from exfm.reporting.results import REPORT_FILE
     from exfm.reporting.table import result_table
@@ -36,6 +34,5 @@ def command(
         results = run(experiment, progress.update)
     if not results:  # this process is not the first of its job
         return
-    console = Console(width=None if Console().is_terminal else 110)
-    console.print(result_table(results))
+    console(110).print(result_table(results))
     typer.echo(without_credentials(f"report: {experiment.run_dir.rstrip('/')}/{REPORT_FILE}"))

@@ -70,7 +70,7 @@ def finish(experiment: Experiment, store: Store, clock: Clock, config_yaml: str)
     from exfm.reporting.html import render_report  # matplotlib, which the first batch need not wait for
 
     figures = evaluate(store, _view(experiment))
-    results = assemble(experiment, store, figures, clock.as_dict())
+    results: dict[str, Any] = concealed(assemble(experiment, store, figures, clock.as_dict()))
     store.workspace.write_json(RESULTS_FILE, results)
     store.workspace.write(REPORT_FILE, render_report(results, config_yaml).encode())
     return results
