@@ -64,7 +64,7 @@ class StreamProgress:
             self._display.update(update, self._rows, elapsed_s)
 
     def __enter__(self) -> Self:
-        if self._display is not None:
+        if isinstance(self._display, _Bar):
             self._display.start()
         return self
 
@@ -94,15 +94,12 @@ def _figures(update: Update, rows: int, elapsed_s: float) -> str:
 
 
 class _Lines:
-    """A line at the beginning, for the first rows, every ten seconds, and for the last rows."""
+    """A line for the first rows, every ten seconds, and for the last rows."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._next_s = 0.0
         self._unseen = ""
-
-    def start(self) -> None:
-        self._print("begins")
 
     def update(self, update: Update, rows: int, elapsed_s: float) -> None:
         self._unseen = _figures(update, rows, elapsed_s)
@@ -125,28 +122,27 @@ class _Picture:
     def __init__(self, name: str) -> None:
         self._name = name
         self._next_s = 0.0
-        self._last: Any = None
+        self._last = ""
         self._handle: Any = None
 
-    def start(self) -> None:
-        from IPython.display import display
-
-        self._handle = display(self._html(0, 1, "begins"), display_id=True)
-
     def update(self, update: Update, rows: int, elapsed_s: float) -> None:
-        self._last = self._html(update.window.index + 1, update.windows, _figures(update, rows, elapsed_s))
+        text = html.escape(f"{self._name}: {_figures(update, rows, elapsed_s)}")
+        self._last = f"<progress value='{update.window.index + 1}' max='{update.windows}'></progress> {text}"
         if elapsed_s >= self._next_s:
             self._next_s = elapsed_s + _PICTURE_EVERY_S
-            self._handle.update(self._last)
+            self._draw()
 
     def stop(self) -> None:
-        if self._last is not None:
-            self._handle.update(self._last)
+        if self._last:
+            self._draw()
 
-    def _html(self, done: int, total: int, text: str) -> Any:
-        from IPython.display import HTML
+    def _draw(self) -> None:
+        from IPython.display import HTML, display
 
-        return HTML(f"<progress value='{done}' max='{total}'></progress> {html.escape(f'{self._name}: {text}')}")
+        if self._handle is None:
+            self._handle = display(HTML(self._last), display_id=True)
+        else:
+            self._handle.update(HTML(self._last))
 
 
 class _Bar:

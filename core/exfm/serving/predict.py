@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +16,13 @@ import torch
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.data.batch import Batch
+from exfm.data.source_errors import source_errors
 from exfm.data.stream import Chunk, ChunkReader, windows_of
 from exfm.errors import ConfigError
+from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.modeling.ranking_model import RankingModel
-from exfm.serving.snapshot import find_arm, newest_snapshot
+from exfm.serving.snapshot import find_arm, find_snapshot
 from exfm.supervision.row_files import Column, RowWriter
 from exfm.supervision.snapshots import Snapshot
 from exfm.supervision.store import Store
@@ -29,9 +32,14 @@ from exfm.training.loop import Progress
 
 
 def predict(
-    experiment: Experiment, model: str, out: str, on_progress: Callable[[Progress], None] = lambda _: None
+    experiment: Experiment,
+    model: str,
+    out: str,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    version: int | None = None,
+    between: TimeRange | None = None,
 ) -> tuple[Snapshot, int]:
-    """Predicts the stream's rows that a model sees with its newest snapshot.
+    """Predicts the stream's rows that a model sees with one of its snapshots.
 
     The file has ``example_id``, ``event_time`` and ``prediction_TASK``, a probability, in the order of the stream; its
     metadata name model, snapshot and watermark. It appears when it is complete.
@@ -41,12 +49,15 @@ def predict(
         model: a model's name; a control is called NAME.control.
         out: the file, any fsspec URL.
         on_progress: called after every chunk of rows.
+        version: of the snapshot; the newest by default.
+        between: the rows' times; the whole stream by default.
 
     Returns:
         The snapshot, and how many rows were predicted.
 
     Raises:
-        ConfigError: there is no such model or no snapshot of it, or a row breaks the schema.
+        ConfigError: there is no such model or no such snapshot of it, no time of the stream lies in ``between``, or a
+            row breaks the schema.
         RunError: the snapshot is corrupt.
     """
     arm = find_arm(experiment, model)
@@ -54,13 +65,14 @@ def predict(
     if not name:
         raise ConfigError(f"--out: {out!r} is a folder; name the Parquet file, such as {out}predictions.parquet")
     store = Store(experiment.run_dir)
-    snapshot = newest_snapshot(experiment, arm, store)
+    snapshot = find_snapshot(experiment, arm, store, version)
+    windows = _windows(experiment, between)
     plan = experiment.config.parallel.build()
     network = _network(experiment, arm, plan, store, snapshot)
     writer = RowWriter(Workspace(out.removesuffix(name) or "."), name, _schema(arm, snapshot))
     rows = 0
     try:
-        for chunk, progress in _chunks(experiment, arm, plan):
+        for chunk, progress in _chunks(experiment, arm, plan, windows):
             predicted = [_predicted(network, batch, plan) for batch in _batches(network, chunk, arm)]
             if predicted:
                 columns = {name: np.concatenate([batch[name] for batch in predicted]) for name in predicted[0]}
@@ -91,10 +103,25 @@ def _schema(arm: Arm, snapshot: Snapshot) -> pa.Schema:
     return pa.schema(fields, metadata={f"exfm.{key}": value for key, value in about.items()})
 
 
-def _chunks(experiment: Experiment, arm: Arm, plan: ParallelPlan) -> Iterator[tuple[Chunk, Progress]]:
+def _windows(experiment: Experiment, between: TimeRange | None) -> list[Window]:
+    """The windows of the stream, cut to a part of it."""
+    with source_errors():
+        stream = experiment.source.time_range()
+    if between is None:
+        return list(windows_of(stream, experiment.config.stream.window))
+    span = TimeRange(max(stream.start_us, between.start_us), min(stream.end_us, between.end_us))
+    if span.start_us >= span.end_us:
+        covered = f"from {Window(0, stream.start_us, 0)} to {Window(0, stream.end_us, 0)}"
+        raise ConfigError(f"--from and --to: the stream has no rows then; it goes {covered}")
+    windows = windows_of(span, experiment.config.stream.window)
+    return [replace(window, end_us=min(window.end_us, span.end_us)) for window in windows]
+
+
+def _chunks(
+    experiment: Experiment, arm: Arm, plan: ParallelPlan, windows: list[Window]
+) -> Iterator[tuple[Chunk, Progress]]:
     stream = experiment.config.stream
     reader = ChunkReader(experiment.source, experiment.schema, stream, {arm.name: arm.config.where}, plan.shard)
-    windows = list(windows_of(experiment.source.time_range(), stream.window))
     for window in windows:
         for chunk in reader.read(window):
             yield chunk, Progress(window, len(windows), chunk.batch.size, {})
