@@ -141,8 +141,10 @@ class Handler(BaseHTTPRequestHandler):
             both = "Content-Length" in self.headers
             status = HTTPStatus.BAD_REQUEST if both else HTTPStatus.LENGTH_REQUIRED
             self._refuse(status, "send the body with Content-Length and without Transfer-Encoding")
-        elif len(lengths) > 1 or not (lengths[0].isascii() and lengths[0].isdigit()):
-            self._refuse(HTTPStatus.BAD_REQUEST, "Content-Length is a whole number, and comes once")
+        elif len(lengths) > 1:
+            self._refuse(HTTPStatus.BAD_REQUEST, "send one Content-Length")
+        elif not (lengths[0].isascii() and lengths[0].isdigit()):
+            self._refuse(HTTPStatus.LENGTH_REQUIRED, "say with Content-Length how many bytes the body has")
         elif len(lengths[0]) > len(str(MOST_BYTES)) or int(lengths[0]) > MOST_BYTES:
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"send at most {MOST_BYTES} bytes")
         else:

@@ -78,7 +78,7 @@ DOUBTFUL = {
     "both lengths": (CHUNKED + REQUEST, 400),
     "chunked": (CHUNKED.replace(b"Content-Length: 5\r\n", b"") + REQUEST, 411),
     "two lengths": (REQUEST.replace(b"Host: x", b"Content-Length: 3") + REQUEST, 400),
-    "no number": (REQUEST.replace(b"Length: %d" % len(BODY), b"Length: +3") + REQUEST, 400),
+    "no number": (REQUEST.replace(b"Length: %d" % len(BODY), b"Length: +3") + REQUEST, 411),
     "no length": (b"POST /predict HTTP/1.1\r\nHost: x\r\n\r\n" + REQUEST, 411),
     "too large": (REQUEST.replace(b"Length: %d" % len(BODY), b"Length: 10000001") + REQUEST, 413),
     "no number that ends": (REQUEST.replace(b"Length: %d" % len(BODY), b"Length: " + b"9" * 5000) + REQUEST, 413),
