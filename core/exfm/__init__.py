@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from exfm.interfaces.data_source import mark_bad_rows as mark_bad_rows
     from exfm.interfaces.data_source import slice_rows as slice_rows
     from exfm.interfaces.duration import Duration as Duration
+    from exfm.interfaces.duration import microseconds as microseconds
     from exfm.interfaces.jagged import JaggedSequence as JaggedSequence
     from exfm.interfaces.layout import Cluster as Cluster
     from exfm.interfaces.layout import Exchange as Exchange
@@ -124,6 +125,7 @@ _HOME = {
     "hookimpl": "exfm.registry.hooks",
     "load_experiment": "exfm.config.loading",
     "mark_bad_rows": "exfm.interfaces.data_source",
+    "microseconds": "exfm.interfaces.duration",
     "run": "exfm.training.run",
     "slice_rows": "exfm.interfaces.data_source",
 }

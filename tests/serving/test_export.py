@@ -18,7 +18,7 @@ from exfm.registry.discovery import discover
 from exfm.serving.export import Form, capture, export, to_onnx
 from exfm.serving.layout import arrays
 from exfm.serving.network import ServedModel
-from exfm.serving.snapshot import find_arm, newest_snapshot
+from exfm.serving.snapshot import find_arm, find_snapshot
 from exfm.supervision.store import Store
 from tests.modeling.cases import schema_of
 from tests.serving.conftest import STUDENTS
@@ -29,7 +29,7 @@ PROGRAM = Form(compiled=False)
 
 def captured(experiment: exfm.Experiment, model: str) -> torch.export.ExportedProgram:
     arm, store = find_arm(experiment, model), Store(experiment.run_dir)
-    weights = store.snapshots.load(newest_snapshot(experiment, arm, store).weights)
+    weights = store.snapshots.load(find_snapshot(experiment, arm, store).weights)
     return capture(ServedModel(arm, experiment.schema, weights))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -49,17 +50,19 @@ def run_job(
     session: Session,
     config: str,
     overrides: list[str],
-    model: str,
+    models: Sequence[str],
     stage: Literal["train", "supervise"],
     follow: Follow,
 ) -> None:
-    """Loads the experiment and does one model's windows of one stage."""
+    """Loads the experiment and does the windows of one stage of some models."""
     from exfm.config.loading import load_experiment
 
     experiment = load_experiment(config, overrides, block=session.block)
-    names = _arms(experiment, model, stage)
+    chosen = {name for model in models for name in _arms(experiment, model, stage)}
+    names = tuple(arm.name for arm in experiment.arms if arm.name in chosen)
+    title = f"{stage} {', '.join(dict.fromkeys(models))}"
 
-    from exfm.cli.progress import StreamProgress
+    from exfm.reporting.progress import StreamProgress
     from exfm.supervision.store import Store
     from exfm.training.identity import open_run
     from exfm.training.loop import StreamLoop
@@ -70,13 +73,13 @@ def run_job(
     if plan.ranks.is_first:
         open_run(experiment, store)
     train, label = (names, ()) if stage == "train" else ((), names)
-    with StreamProgress(f"{stage} {model}") as progress:
+    with StreamProgress(title) as progress:
         loop = StreamLoop(experiment, store, plan, progress.update, train, label)
         done = _advance(loop, follow)
     loop.ranks.close()
     if not loop.ranks.is_first:
         return
-    typer.echo(f"{stage} {model}: {done} windows done; {_state(loop)}")
+    typer.echo(f"{title}: {done} windows done; {_state(loop)}")
 
 
 def _state(loop: StreamLoop) -> str:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from exfm.cli.context import CONFIG, OVERRIDES, Session
+from exfm.cli.context import CONFIG, OVERRIDES, Session, console
+from exfm.redaction import without_credentials
 
 
 def command(
@@ -25,9 +26,7 @@ def command(
         typer.echo(experiment.as_yaml(), nl=False)
         return
 
-    from rich.console import Console
-
-    from exfm.cli.progress import StreamProgress
+    from exfm.reporting.progress import StreamProgress
     from exfm.reporting.results import REPORT_FILE
     from exfm.reporting.table import result_table
     from exfm.supervision.store import Store
@@ -39,8 +38,7 @@ def command(
         results = run(experiment, progress.update)
     if not results:  # this process is not the first of its job
         return
-    console = Console(width=None if Console().is_terminal else 110)
-    console.print(result_table(results))
+    console(110).print(result_table(results))
     if not results["time"]["windows_done"]:
         typer.echo(f"complete since {results['time']['last_commit']}, nothing was run; --fresh starts over")
-    typer.echo(f"report: {experiment.run_dir.rstrip('/')}/{REPORT_FILE}")
+    typer.echo(without_credentials(f"report: {experiment.run_dir.rstrip('/')}/{REPORT_FILE}"))

@@ -13,7 +13,10 @@ from exfm.cli.jobs import FINAL, FOLLOW, IDLE, Follow, run_job
 def command(
     context: typer.Context,
     config: CONFIG,
-    model: Annotated[str, typer.Option("--model", help="The teacher whose snapshots label its students' traffic.")],
+    model: Annotated[
+        list[str],
+        typer.Option("--model", help="A teacher whose snapshots label its students' traffic; may be repeated."),
+    ],
     overrides: OVERRIDES = None,
     follow: FOLLOW = False,
     idle_timeout: IDLE = None,

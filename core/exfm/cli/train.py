@@ -13,11 +13,13 @@ from exfm.cli.jobs import FINAL, FOLLOW, IDLE, Follow, run_job
 def command(
     context: typer.Context,
     config: CONFIG,
-    model: Annotated[str, typer.Option("--model", help="The model to train, with its control if it has one.")],
+    model: Annotated[
+        list[str], typer.Option("--model", help="A model to train, with its control if it has one; may be repeated.")
+    ],
     overrides: OVERRIDES = None,
     follow: FOLLOW = False,
     idle_timeout: IDLE = None,
     final: FINAL = False,
 ) -> None:
-    """Trains one model on the windows whose supervision is there; others may run at the same time."""
+    """Trains models on the windows whose supervision is there; others may run at the same time."""
     run_job(context.obj, config, overrides or [], model, "train", Follow(follow, idle_timeout, final))

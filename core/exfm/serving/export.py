@@ -40,7 +40,7 @@ from exfm.serving.layout import (
     type_name,
 )
 from exfm.serving.network import ServedModel
-from exfm.serving.snapshot import find_arm, newest_snapshot
+from exfm.serving.snapshot import find_arm, find_snapshot
 from exfm.supervision.store import Store
 from exfm.supervision.workspace import Workspace
 from exfm.training.building import growth_of
@@ -75,7 +75,7 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form()) ->
     arm = find_arm(experiment, model)
     _check_tools(form)
     store = Store(experiment.run_dir)
-    snapshot = newest_snapshot(experiment, arm, store)
+    snapshot = find_snapshot(experiment, arm, store)
     growth = growth_of(arm, experiment.schema, experiment.config.seed)
     served = ServedModel(arm, experiment.schema, growth.of(store.snapshots.load(snapshot.weights)))
     columns = _column_types(experiment, served.features)

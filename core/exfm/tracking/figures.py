@@ -15,6 +15,7 @@ from exfm.errors import ConfigError
 from exfm.evaluation.evaluate import TaskScores
 from exfm.evaluation.predictions import task_rows
 from exfm.interfaces.data_source import Window
+from exfm.redaction import without_credentials
 from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
 from exfm.supervision.commits import Commit
 from exfm.supervision.coverage import Coverage
@@ -51,11 +52,11 @@ class TrackedRun:
 
     def __init__(self, run_dir: str) -> None:
         self.store = Store(run_dir)
-        self.url = run_dir.rstrip("/")
+        self.url = without_credentials(run_dir.rstrip("/"))
         if not self.store.workspace.exists(CONFIG_FILE):
             raise ConfigError(f"{run_dir}: no {CONFIG_FILE} here; `exfm run` writes it when a run begins")
         self.config_yaml = self.store.workspace.read(CONFIG_FILE).decode()
-        full = self.store.workspace.fs.unstrip_protocol(self.store.workspace.root)
+        full = without_credentials(self.store.workspace.fs.unstrip_protocol(self.store.workspace.root))
         self.identity = f"{full}#{xxhash.xxh3_64_hexdigest(self.config_yaml.encode())}"
         config = OmegaConf.to_container(OmegaConf.create(self.config_yaml))
         assert isinstance(config, dict)

@@ -22,6 +22,7 @@ from exfm.config.loading import Experiment
 from exfm.data.windows import WindowGrid
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.schema import rows_may_become
+from exfm.redaction import concealed, same_but_for_credentials
 from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE
 from exfm.supervision.store import Store
 
@@ -100,7 +101,7 @@ def _note_changes(store: Store, changes: list[Difference]) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for change in changes:
         logger.warning("%s; the run goes on with it", change)
-        kept.append({"at": now, "key": change.path, "was": change.before, "now": change.now})
+        kept.append({"at": now, "key": change.path, "was": concealed(change.before), "now": concealed(change.now)})
     store.workspace.write_json(CHANGES_FILE, kept)
 
 
@@ -156,7 +157,7 @@ def differences(previous: Any, current: Any, path: str = "") -> Iterator[Differe
     elif isinstance(previous, list) and isinstance(current, list) and len(previous) == len(current):
         for number, pair in enumerate(zip(previous, current, strict=True)):
             yield from differences(*pair, f"{path}.{number}")
-    elif previous != current:
+    elif not same_but_for_credentials(previous, current):
         yield Difference(path, previous, current)
 
 

@@ -11,6 +11,8 @@ from exfm.errors import ConfigError
 from exfm.evaluation.evaluate import Arm as Comparison
 from exfm.evaluation.evaluate import ExperimentView, evaluate
 from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.redaction import concealed
+from exfm.reporting.progress import StreamProgress, in_notebook
 from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE, REPORT_FILE, RESULTS_FILE, assemble
 from exfm.supervision.commits import NONE
 from exfm.supervision.store import Store
@@ -20,12 +22,12 @@ from exfm.training.loop import Progress, StreamLoop
 RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, RUN_FILE)
 
 
-def run(experiment: Experiment, on_progress: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
+def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
     """Runs an experiment, resuming what is committed, and writes results.json and report.html to its run_dir.
 
     Args:
         experiment: from ``exfm.load_experiment``.
-        on_progress: called after every chunk of rows.
+        on_progress: called after every chunk of rows; in a notebook a bar is shown where it is left out.
 
     Returns:
         The content of results.json. Under a plan of several processes every one calls this; the first one evaluates
@@ -35,10 +37,13 @@ def run(experiment: Experiment, on_progress: Callable[[Progress], None] = lambda
         ConfigError: the run_dir holds another experiment, or a row breaks the schema.
         RunError: a committed file is missing or corrupt.
     """
+    if on_progress is None and in_notebook():
+        with StreamProgress(experiment.config.name) as progress:
+            return run(experiment, progress.update)
     store = Store(experiment.run_dir)
     plan = build_plan(experiment)
     config_yaml = open_run(experiment, store) if plan.ranks.is_first else ""
-    loop = StreamLoop(experiment, store, plan, on_progress)
+    loop = StreamLoop(experiment, store, plan, on_progress or (lambda _: None))
     done = loop.advance()
     assert not loop.waiting_for, loop.waiting_for
     plan.ranks.close()
@@ -90,7 +95,7 @@ def finish(experiment: Experiment, store: Store, time: dict[str, Any], config_ya
     from exfm.reporting.html import render_report  # matplotlib, which the first batch need not wait for
 
     figures = evaluate(store, _view(experiment))
-    results = assemble(experiment, store, figures, time)
+    results: dict[str, Any] = concealed(assemble(experiment, store, figures, time))
     store.workspace.write_json(RESULTS_FILE, results)
     store.workspace.write(REPORT_FILE, render_report(results, config_yaml).encode())
     return results

@@ -6,7 +6,7 @@ Legend: R rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -22,6 +22,7 @@ from exfm_plugins.redis_stream.rows import PlacedRows, arrow_schema, parse
 
 _WHOLE = exfm.Shard()
 _US_PER_MS = 1000
+_1970 = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class RedisStream(exfm.DataSource):
@@ -109,7 +110,7 @@ class RedisStream(exfm.DataSource):
 
     def _start_us(self, extent: Extent | None) -> int:
         if self.config.start is not None:
-            return int(self.config.start.timestamp() * 1_000_000)
+            return exfm.microseconds(self.config.start - _1970)
         if extent is None:
             raise exfm.NotYetError(
                 f"redis_stream: stream: {self.config.stream!r} holds no entry yet; set start to wait for the first"

@@ -101,7 +101,7 @@ class SyntheticAds(exfm.DataSource):
             ads=config.ads,
             advertisers=config.advertisers,
             surfaces=config.surfaces,
-            ad_lifetime_us=config.ad_lifetime // timedelta(microseconds=1),
+            ad_lifetime_us=exfm.microseconds(config.ad_lifetime),
             drift=config.drift,
         )
         self._histories = Histories(config.seed, self._world, config.history_length)
