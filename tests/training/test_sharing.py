@@ -13,6 +13,7 @@ from torch import Tensor
 
 import exfm
 from exfm.modeling.parts import grouped
+from exfm.supervision import snapshots
 from exfm.supervision.commits import CommitLog
 from exfm.supervision.snapshots import SnapshotRegistry
 from exfm.supervision.store import Store
@@ -79,7 +80,9 @@ def interrupt_at(chunk: int) -> Any:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """The results of an undisturbed run, and its folder."""
     folder = tmp_path_factory.mktemp("whole")
-    return exfm.run(load(folder, config(folder, "run"))), folder / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshots, "READING_S", 0.0)
+        return exfm.run(load(folder, config(folder, "run"))), folder / "run"
 
 
 def test_the_parts_are_those_of_the_window_before(whole: tuple[dict[str, Any], Path]) -> None:

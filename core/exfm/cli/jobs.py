@@ -71,7 +71,7 @@ def run_job(
     store = Store(experiment.run_dir)
     plan = build_plan(experiment)
     if plan.ranks.is_first:
-        open_run(experiment, store)
+        open_run(experiment, store, names)
     train, label = (names, ()) if stage == "train" else ((), names)
     with StreamProgress(title) as progress:
         loop = StreamLoop(experiment, store, plan, progress.update, train, label)

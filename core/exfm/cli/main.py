@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -19,6 +20,7 @@ from exfm.cli.context import Session
 from exfm.errors import ConfigError, RunError
 from exfm.redaction import redact
 from exfm.registry import entry_points
+from exfm.stopping import StoppedError, heed_sigterm
 
 _COMMANDS = {
     "run": "The whole experiment, resuming what is already committed.",
@@ -59,6 +61,13 @@ class OnceCommand(TyperCommand):
 
 class LazyGroup(TyperGroup):
     """Imports a command's module when the command is called, so that `exfm --help` imports none."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Calls the command; an interrupt is handed on, of which typer would make a status without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise StoppedError(signal.SIGINT) from None
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names, in the order of the table above."""
@@ -128,15 +137,17 @@ def _main() -> None:
     sys.excepthook = _print_traceback
     debug = "--debug" in sys.argv
     try:
+        heed_sigterm()
         typer.main.get_command(app)()  # calling the app would put another hook for tracebacks in place
     except (ConfigError, RunError) as error:
         if debug:
             raise
         typer.echo(f"error: {error}{'' if isinstance(error, ConfigError) else _damage()}", err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; what is committed is kept, and the same command goes on from there", err=True)
-        sys.exit(130)
+    except StoppedError as stopped:
+        how = "interrupted" if stopped.signal == signal.SIGINT else f"ended by {stopped.signal.name}"
+        typer.echo(f"{how}; what is committed is kept, and the same command goes on from there", err=True)
+        sys.exit(128 + stopped.signal)
     except ModuleNotFoundError as error:
         if debug or (error.name or "").partition(".")[0] not in ("torch", "torchrec", "fbgemm_gpu"):
             raise

@@ -133,6 +133,13 @@ class ParallelPlan(Component, ABC):
         """
         model.load_state_dict(dict(weights), strict=strict)
 
+    def table_memory(self, model: nn.Module) -> dict[str, Tensor]:
+        """What of the table optimizer's state lies whole in this process, by the names of ``table_state``.
+
+        A snapshot is read into it, so that a large table is not in memory twice; by default there is none.
+        """
+        return {}
+
     def whole(self, tensor: Tensor) -> Tensor:
         """A parameter, or a tensor that an optimizer keeps for one, whole and on the CPU."""
         return tensor.detach().cpu()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from exfm.interfaces.transfer_strategy import PartShape
 from exfm.modeling.ranking_model import RankingModel
@@ -57,6 +57,14 @@ def grouped(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         if part:
             parts.setdefault(part, {})[name] = tensor
     return parts
+
+
+def model_memory(model: nn.Module) -> dict[str, Tensor]:
+    """The entries of a state dict that lie in this process's memory as they are stored: what is read into them is set.
+
+    Of a tensor that is spread over processes it has none.
+    """
+    return {name: value for name, value in model.state_dict().items() if type(value) in (Tensor, nn.Parameter)}
 
 
 def write_parts(model: RankingModel, parts: Mapping[str, Mapping[str, Tensor]]) -> None:

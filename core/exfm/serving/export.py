@@ -6,11 +6,11 @@ Legend: B examples, V values of a feature, E events.
 from __future__ import annotations
 
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,9 @@ from exfm.serving.layout import (
     type_name,
 )
 from exfm.serving.network import ServedModel
-from exfm.serving.snapshot import find_arm, find_snapshot
+from exfm.serving.snapshot import find_arm, find_snapshot, load_snapshot
 from exfm.supervision.store import Store
+from exfm.supervision.temporary import spool_folder, temporary_folder
 from exfm.supervision.workspace import Workspace
 from exfm.training.building import growth_of
 
@@ -75,9 +76,9 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form()) ->
     arm = find_arm(experiment, model)
     _check_tools(form)
     store = Store(experiment.run_dir)
-    snapshot = find_snapshot(experiment, arm, store)
+    snapshot, weights = load_snapshot(partial(find_snapshot, experiment, arm, store), store)
     growth = growth_of(arm, experiment.schema, experiment.config.seed)
-    served = ServedModel(arm, experiment.schema, growth.of(store.snapshots.load(snapshot.weights)))
+    served = ServedModel(arm, experiment.schema, growth.of(weights))
     columns = _column_types(experiment, served.features)
     try:
         program = capture(served)
@@ -85,8 +86,9 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form()) ->
         raise RunError(f"models.{arm.base}: torch.export cannot capture it: {_first_line(error)}") from error
     _check(served, program, arm.base, 1e-5 if arm.config.precision == "fp32" else 1e-2)
     workspace = Workspace(out)
-    with tempfile.TemporaryDirectory(prefix="exfm-export-") as folder:
-        files = dict(_write(workspace, program, served, form, Path(folder)))
+    workspace.sweep()
+    with temporary_folder(spool_folder()) as folder:
+        files = dict(_write(workspace, program, served, form, folder))
     description = Description(
         experiment=experiment.config.name,
         model=arm.name,

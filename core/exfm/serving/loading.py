@@ -15,8 +15,10 @@ from torch import Tensor
 
 from exfm.data.validation import check_features
 from exfm.errors import ConfigError, RunError, suggestion
+from exfm.serving.archives import check_archive
 from exfm.serving.layout import COMPILED_FILE, DESCRIPTION_FILE, PROGRAM_FILE, Description, arrays, arrow_type
-from exfm.supervision.workspace import FileRecord, Workspace
+from exfm.supervision.hashing import FileRecord
+from exfm.supervision.workspace import Workspace
 
 Program = Callable[..., tuple[Tensor, ...]]
 
@@ -104,6 +106,10 @@ def _program(workspace: Workspace, description: Description, name: str) -> Progr
     file = description.files[name]
     data = BytesIO(workspace.read_checked(FileRecord(name, file.bytes, file.xxh3)))
     if name == PROGRAM_FILE:
+        try:
+            check_archive(data)
+        except ValueError as error:
+            raise RunError(f"{workspace.url}/{name}: not a program that `exfm export` has written: {error}") from error
         program: Program = torch.export.load(data).module()
         return program
     exported = description.versions["torch"]

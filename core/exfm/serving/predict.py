@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +24,10 @@ from exfm.data.windows import WindowGrid, windows_of, windows_with_events
 from exfm.errors import ConfigError
 from exfm.interfaces.data_source import TimeRange, Window, utc
 from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
 from exfm.serving.reading import to_predict
-from exfm.serving.snapshot import find_arm, find_snapshot
+from exfm.serving.snapshot import find_arm, find_snapshot, load_snapshot
 from exfm.supervision.row_files import Column, RowWriter
 from exfm.supervision.snapshots import Snapshot
 from exfm.supervision.store import Store
@@ -68,12 +70,17 @@ def predict(
     if not name:
         raise ConfigError(f"--out: {out!r} is a folder; name the Parquet file, such as {out}predictions.parquet")
     store = Store(experiment.run_dir)
-    snapshot = find_snapshot(experiment, arm, store, version)
+    find = partial(find_snapshot, experiment, arm, store, version)
+    find()  # whether there is one, before anything is built
     experiment = to_predict(experiment, arm)
     windows = _windows(experiment, between)
     plan = experiment.config.parallel.build()
-    network = _network(experiment, arm, plan, store, snapshot)
-    writer = RowWriter(Workspace(out.removesuffix(name) or "."), name, _schema(arm, snapshot))
+    network = _network(experiment, arm, plan)
+    snapshot, weights = load_snapshot(find, store, model_memory(network))
+    plan.load_weights(network, growth_of(arm, experiment.schema, experiment.config.seed).of(weights))
+    workspace = Workspace(out.removesuffix(name) or ".")
+    workspace.sweep()
+    writer = RowWriter(workspace, name, _schema(arm, snapshot))
     rows = 0
     try:
         for chunk, progress in _chunks(experiment, arm, plan, windows, _id_kinds(store, snapshot, arm)):
@@ -90,12 +97,10 @@ def predict(
     return snapshot, rows
 
 
-def _network(experiment: Experiment, arm: Arm, plan: ParallelPlan, store: Store, snapshot: Snapshot) -> RankingModel:
+def _network(experiment: Experiment, arm: Arm, plan: ParallelPlan) -> RankingModel:
     with torch.random.fork_rng(devices=[]):
         network = plan.apply(build_model(arm, experiment.schema), arm.config.optimizer.tables)
     assert isinstance(network, RankingModel)
-    growth = growth_of(arm, experiment.schema, experiment.config.seed)
-    plan.load_weights(network, growth.of(store.snapshots.load(snapshot.weights)))
     return network.eval()
 
 

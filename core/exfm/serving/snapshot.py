@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
@@ -14,6 +16,9 @@ from exfm.errors import ConfigError, suggestion
 from exfm.reporting.results import CONFIG_FILE
 from exfm.supervision.snapshots import Snapshot
 from exfm.supervision.store import Store
+from exfm.supervision.workspace import MissingFileError
+
+logger = logging.getLogger(__name__)
 
 
 def find_arm(experiment: Experiment, model: str) -> Arm:
@@ -48,6 +53,30 @@ def find_snapshot(experiment: Experiment, arm: Arm, store: Store, version: int |
     if changed := _changed(trained, asked):
         raise ConfigError(f"{run_dir}: models.{arm.base} was trained with {changed}; the snapshot is not of this model")
     return snapshot
+
+
+def load_snapshot(
+    find: Callable[[], Snapshot], store: Store, into: Mapping[str, Tensor] | None = None
+) -> tuple[Snapshot, dict[str, Tensor]]:
+    """A snapshot and its weights: where a trainer has removed it meanwhile, those of the one that is found then.
+
+    Args:
+        find: finds the snapshot.
+        into: see ``SnapshotRegistry.load``.
+
+    Raises:
+        RunError: it is corrupt, or missing though no trainer has published another.
+    """
+    snapshot = find()
+    while True:
+        try:
+            return snapshot, store.snapshots.load(snapshot.weights, into)
+        except MissingFileError:
+            newer = find()
+            if newer == snapshot:
+                raise
+            logger.warning("%s: snapshot %d was removed before it was read", snapshot.model, snapshot.version)
+            snapshot = newer
 
 
 def _changed(trained: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

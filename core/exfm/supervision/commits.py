@@ -10,7 +10,6 @@ manifests are read by name: a listing that lacks the newest names only makes a r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -18,9 +17,17 @@ from typing import Any, Literal
 
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
-from exfm.supervision.workspace import FileRecord, Workspace
+from exfm.supervision.hashing import FileRecord
+from exfm.supervision.manifests import files_of, seal, unseal
+from exfm.supervision.workspace import Workspace, numbered
 
 Stage = Literal["train", "supervise"]
+STAGES: tuple[Stage, ...] = ("train", "supervise")
+
+
+class OtherContentError(RunError):
+    """A window was committed before, with other files."""
+
 
 NONE = -1
 """Stands for the window before the first."""
@@ -96,9 +103,7 @@ class CommitLog:
         return head
 
     def _listed(self, stage: Stage, model: str) -> list[int]:
-        names = self.workspace.names(f"commits/{stage}/{model}")
-        stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
-        return sorted(int(stem) for stem in stems if stem.isdecimal())
+        return numbered(self.workspace.names(f"commits/{stage}/{model}"), ".json")
 
     def newest_first(self, stage: Stage, model: str) -> Iterator[int]:
         """Indices of the windows that are done, from the newest back along the chain.
@@ -141,21 +146,27 @@ class CommitLog:
         """
         commit = self._read(stage, model, window)
         if commit is None:
-            raise RunError(f"{self.workspace.url}/{_path(stage, model, window)}: no such commit, or a damaged one")
+            where = self.workspace.name(_path(stage, model, window))
+            raise RunError(f"{where}: no such commit, or a damaged one{self.workspace.remedy}")
         return commit
 
     def _read(self, stage: Stage, model: str, window: int) -> Commit | None:
         """The manifest, or None where there is none, or half of one: half a JSON object is no JSON."""
+        path = _path(stage, model, window)
         try:
-            raw = json.loads(self.workspace.read(_path(stage, model, window)))
-        except (FileNotFoundError, json.JSONDecodeError):
+            raw = unseal(self.workspace.read(path))
+            files = {} if raw is None else files_of(raw, model)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise RunError(f"{self.workspace.name(path)}: damaged: {error}{self.workspace.remedy}") from error
+        if raw is None:
             return None
         if "previous" not in raw:
             raise RunError(
-                f"{self.workspace.url}/{_path(stage, model, window)}: a manifest of exfm 0.1, which counted windows "
-                "otherwise. Read the run with that version, or start over in another run_dir"
+                f"{self.workspace.name(path)}: a manifest of exfm 0.1, which counted windows otherwise. Read the run "
+                "with that version, or start over in another run_dir"
             )
-        files = {role: FileRecord(**record) for role, record in raw["files"].items()}
         read = WindowRead(**raw["read"])
         return Commit(Window(**raw["window"]), raw["counters"], files, raw["previous"], read, raw["written_at"])
 
@@ -179,7 +190,7 @@ class CommitLog:
             by another job at the same time.
 
         Raises:
-            RunError: it had been committed with other files. They stand; this commit does not.
+            OtherContentError: it had been committed with other files. They stand; this commit does not.
         """
         manifest = {
             "window": asdict(commit.window),
@@ -190,7 +201,7 @@ class CommitLog:
             "read": asdict(commit.read),
         }
         path = _path(stage, model, commit.window.index)
-        data = (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode()
+        data = seal(manifest)
         if self.workspace.create(path, data):
             self.note_head(stage, model, commit.window.index)
             return True
@@ -200,9 +211,9 @@ class CommitLog:
             self.note_head(stage, model, commit.window.index)
             return True
         if standing.files != dict(commit.files):
-            raise RunError(
+            raise OtherContentError(
                 f"{self.workspace.url}: window {commit.window} of {model!r} was committed by another job, with other "
-                f"content; that commit stands and this job stops ({stage})"
+                f"content; that commit stands ({stage})"
             )
         self.note_head(stage, model, commit.window.index)
         return False

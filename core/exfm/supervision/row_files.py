@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from exfm.supervision.embeddings import EmbeddingShape
+from exfm.supervision.hashing import FileRecord
 from exfm.supervision.joiner import SupervisionRows
-from exfm.supervision.workspace import FileRecord, Workspace
+from exfm.supervision.workspace import Workspace
 
 Folder = Literal["predictions", "supervision"]
 Column = npt.NDArray[np.generic]
@@ -114,7 +115,8 @@ class RowWriter:
 
     def discard(self) -> None:
         """Leaves nothing behind of a file that was not completed."""
-        self._writer.close()
+        with suppress(Exception):  # its last rows and its footer, of which a full disk takes none
+            self._writer.close()
         error = InterruptedError("discarded")
         with suppress(InterruptedError):
             self._stack.__exit__(type(error), error, None)

@@ -6,21 +6,30 @@ A snapshot is part of its window's commit, so there is no moment at which a read
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from safetensors.torch import load
 from torch import Tensor
 
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.ranks import Ranks
 from exfm.supervision.commits import CommitLog
-from exfm.supervision.tensor_files import write_tensors
-from exfm.supervision.workspace import FileRecord, Workspace
+from exfm.supervision.hashing import FileRecord
+from exfm.supervision.tensor_files import read_tensors, write_tensors
+from exfm.supervision.workspace import Workspace, numbered
 
 MODEL_FILE = "model"
 TRAINING_FILE = "training"
+
+NEWEST = 2
+"""Snapshots that always stay: the last one, and the one before it should the last be damaged."""
+
+READING_S = 60.0
+"""How long a snapshot stays that nobody needs: a reader may have found it when it was the newest, and not opened it."""
+
+LEAVING = 6
+"""So many of those at most: where windows take a second, a minute's snapshots could fill the disk."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class SnapshotRegistry:
     def __init__(self, workspace: Workspace, log: CommitLog) -> None:
         self.workspace = workspace
         self.log = log
+        self._unwanted: dict[str, dict[int, float]] = {}  # since when, by model and version
 
     def write(
         self, model: str, window: Window, weights: dict[str, Tensor], training: dict[str, Tensor]
@@ -90,14 +100,17 @@ class SnapshotRegistry:
                 if self.workspace.exists(snapshot.weights.path):
                     yield snapshot
 
-    def load(self, record: FileRecord) -> dict[str, Tensor]:
-        """The tensors of one of a snapshot's files.
+    def load(self, record: FileRecord, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The tensors of one of a snapshot's files. Large ones lie in the file: what is to stay is copied from them.
+
+        Args:
+            into: memory by name, such as a model's own: a tensor of its form is read into it, with no copy between.
 
         Raises:
-            RunError: the file is missing or corrupt.
+            RunError: the file is missing or corrupt, and ``into`` is as it was; or there is no memory.
         """
-        tensors: dict[str, Tensor] = load(self.workspace.read_checked(record))
-        return tensors
+        with self.workspace.reading(record) as file:
+            return read_tensors(file, self.workspace.name(record.path), into=into)
 
     def load_some(self, record: FileRecord, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
         """Those of a file's tensors whose names are wanted; of the others only the checksum is taken.
@@ -105,31 +118,31 @@ class SnapshotRegistry:
         Raises:
             RunError: the file is missing or corrupt.
         """
-        with self.workspace.open_checked(record) as file:
-            size = int.from_bytes(file.read(8), "little")
-            entries = json.loads(file.read(size))
-            found: dict[str, Any] = {}
-            data = bytearray()
-            for name in filter(wanted, entries.keys() - {"__metadata__"}):
-                start, end = entries[name]["data_offsets"]
-                file.seek(8 + size + start)
-                found[name] = entries[name] | {"data_offsets": [len(data), len(data) + end - start]}
-                data += file.read(end - start)
-        header = json.dumps(found).encode()
-        tensors: dict[str, Tensor] = load(len(header).to_bytes(8, "little") + header + data)
-        return tensors
+        with self.workspace.reading(record) as file:
+            return read_tensors(file, self.workspace.name(record.path), wanted)
+
+    def versions(self, model: str) -> list[int]:
+        """Those whose files are there, in order."""
+        return numbered(self.workspace.names(f"snapshots/{model}"))
 
     def retire(self, model: str, needed_us: int) -> None:
-        """Removes the snapshots that nobody can ask for any more; the newest two always stay.
+        """Removes the snapshots that nobody can ask for any more.
+
+        The newest two always stay. One that has just been found by a reader, as by `exfm predict`, stays for a while:
+        see ``READING_S``.
 
         Args:
             needed_us: the earliest time for which a snapshot may still be wanted.
         """
-        kept = [int(name) for name in self.workspace.names(f"snapshots/{model}")]
         needed = next((snapshot.version for snapshot in self.newest_first(model, needed_us)), -1)
-        for version in kept[:-2]:
-            if version < needed:
+        unwanted = [version for version in self.versions(model)[:-NEWEST] if version < needed]
+        since, now = self._unwanted.setdefault(model, {}), time.monotonic()
+        for version in unwanted:
+            since.setdefault(version, now)
+        for place, version in enumerate(unwanted, start=LEAVING - len(unwanted)):
+            if place < 0 or now - since[version] >= READING_S:
                 self.workspace.remove(_folder(model, version))
+                del since[version]
 
 
 def same_on_all(ranks: Ranks, candidates: Iterator[Snapshot]) -> Iterator[Snapshot]:

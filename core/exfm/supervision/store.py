@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 
 from exfm.interfaces.data_source import Window
-from exfm.supervision.commits import CommitLog
+from exfm.supervision.commits import NONE, STAGES, CommitLog
+from exfm.supervision.orphans import remove_orphans
 from exfm.supervision.row_files import read_rows
 from exfm.supervision.snapshots import SnapshotRegistry
 from exfm.supervision.streaming import SupervisionStream
@@ -22,9 +23,29 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self.workspace = Workspace(url)
+        self.workspace = Workspace(
+            url, f"; `exfm repair {url}` goes back to the newest window before it that is whole, and says so"
+        )
         self.log = CommitLog(self.workspace)
         self.snapshots = SnapshotRegistry(self.workspace, self.log)
+
+    def prepare(self, models: Collection[str]) -> None:
+        """Gets the folder ready to be written to: checks what it must be able to, and removes what the dead have left.
+
+        Raises:
+            RunError: it is in a store that cannot create a file exclusively; the newest manifest of a model is damaged.
+        """
+        self.workspace.check_create()
+        folders = [""]
+        for model in models:
+            folders += [f"{kind}/{model}" for kind in ("predictions", "supervision", *(f"commits/{s}" for s in STAGES))]
+            folders += [f"snapshots/{model}/{name}" for name in self.workspace.names(f"snapshots/{model}")]
+        self.workspace.sweep(folders)
+        for model in models:
+            for stage in STAGES:
+                head = self.log.head(stage, model)
+                if head != NONE:  # the windows before it were cleaned when it was begun
+                    remove_orphans(self.workspace, self.log.load(stage, model, head).files.values())
 
     def supervision(self, teacher: str, window: Window) -> SupervisionStream | None:
         """A teacher's committed supervision of a window, to be followed along the stream; None where it has no rows."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
@@ -18,63 +18,21 @@ import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
 from exfm.errors import RunError
+from exfm.supervision.exclusive import create_file, finish_creations
+from exfm.supervision.hashing import FileRecord, HashingWriter, naming_a_full_disk
+from exfm.supervision.temporary import spool_folder, sweep, temporary_file
+
+_BLOCK = 1 << 20
+_NUMBER = re.compile(r"\d{6,}", re.ASCII)
+
+_NOT_EXCLUSIVE = (
+    "this store writes over an object that exists although it is asked not to (a conditional write, If-None-Match: *), "
+    "so that two jobs could commit the same window; keep the run in a store with conditional writes, or on a disk"
+)
 
 
-@dataclass(frozen=True)
-class FileRecord:
-    """A written file: path relative to the workspace, size, and checksum (XXH3, 128 bits)."""
-
-    path: str
-    bytes: int
-    xxh3: str
-
-
-class HashingWriter:
-    """A binary file that keeps size and digest of what is written to it."""
-
-    def __init__(self, file: IO[bytes], path: str) -> None:
-        self._file = file
-        self._path = path
-        self._digest = xxhash.xxh3_128()
-        self.size = 0
-        self.closed = False
-
-    def write(self, data: Any) -> int:
-        """Writes bytes or a buffer."""
-        view = memoryview(data)
-        self._file.write(view)
-        self._digest.update(view)
-        self.size += view.nbytes
-        return view.nbytes
-
-    def tell(self) -> int:
-        """Bytes written so far."""
-        return self.size
-
-    def flush(self) -> None:
-        """Passes data on to the file system."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Marks the writer closed; the workspace closes the file."""
-        self.closed = True
-
-    def readable(self) -> bool:
-        """Never."""
-        return False
-
-    def writable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Never."""
-        return False
-
-    def record(self) -> FileRecord:
-        """What was written."""
-        digest = self._digest.hexdigest()
-        return FileRecord(self._path.replace("{digest}", digest[:12]), self.size, digest)
+class MissingFileError(RunError):
+    """A committed file is not there."""
 
 
 class Workspace:
@@ -86,10 +44,12 @@ class Workspace:
 
     Args:
         url: the folder, any fsspec URL. It need not exist.
+        remedy: what an error about a damaged file says besides.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, remedy: str = "") -> None:
         self.url = url
+        self.remedy = remedy
         self.fs, self.root = fsspec.core.url_to_fs(url)
         self._local = isinstance(self.fs, LocalFileSystem)
         self._arrow = pafs.LocalFileSystem() if self._local else pafs.PyFileSystem(pafs.FSSpecHandler(self.fs))
@@ -98,31 +58,34 @@ class Workspace:
         """The file system's own path of a file."""
         return f"{self.root.rstrip('/')}/{relative}"
 
+    def name(self, relative: str) -> str:
+        """What messages call a file."""
+        return f"{self.url.rstrip('/')}/{relative}"
+
     @contextmanager
     def writing(self, relative: str) -> Iterator[HashingWriter]:
         """A file to write; it appears, whole, when the block ends without an exception.
 
         ``{digest}`` in its name stands for the first digits of its content's checksum: two writers of different
         content never meet under one name, and writing the same again changes nothing.
+
+        Raises:
+            RunError: the disk is full.
         """
         folder = self.path(relative).rpartition("/")[0]
-        self.fs.makedirs(folder, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=folder if self._local else None, prefix=".exfm.", suffix=".tmp", delete=False
-        ) as file:
-            try:
-                writer = HashingWriter(file, relative)
-                yield writer
-                file.flush()
-                os.fsync(file.fileno())
-                target = self.path(writer.record().path)
-                if self._local:
-                    Path(file.name).replace(target)
-                elif not self._holds(writer.record()):  # never touch what a commit may already refer to
-                    self.fs.put_file(file.name, target)
-                    self._verify_size(target, writer.size)
-            finally:
-                Path(file.name).unlink(missing_ok=True)
+        if not self._local:
+            self.fs.makedirs(folder, exist_ok=True)
+        with temporary_file(folder) if self._local else temporary_file(spool_folder(), 0o600) as file:
+            where = self.name(relative) if self._local else f"{file.name}, on its way to {self.name(relative)}"
+            writer = HashingWriter(file, relative, where)
+            yield writer
+            writer.sync()
+            target = self.path(writer.record().path)
+            if self._local:
+                Path(file.name).replace(target)
+            elif not self._holds(writer.record()):  # never touch what a commit may already refer to
+                self.fs.put_file(str(file.name), target)
+                self._verify_size(target, writer.size)
 
     def write(self, relative: str, data: bytes) -> FileRecord:
         """Writes a small file whole."""
@@ -131,25 +94,49 @@ class Workspace:
         return file.record()
 
     def create(self, relative: str, data: bytes) -> bool:
-        """Writes a small file unless it exists: of several writers at once exactly one is told True."""
+        """Writes a small file unless it exists: of several writers at once exactly one is told True.
+
+        Raises:
+            RunError: the disk is full.
+        """
         target = self.path(relative)
+        if self._local:
+            with naming_a_full_disk(self.name(relative)):
+                return create_file(target, data)
         self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-        if not self._local:
-            try:
-                self.fs.pipe_file(target, data, mode="create")
-            except FileExistsError:
-                return False
-            self._verify_size(target, len(data))
-            return True
-        with tempfile.NamedTemporaryFile(dir=target.rpartition("/")[0], prefix=".exfm.", suffix=".tmp") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            try:
-                os.link(file.name, target)
-            except FileExistsError:
-                return False
+        try:
+            self.fs.pipe_file(target, data, mode="create")
+        except FileExistsError:
+            return False
+        self._verify_size(target, len(data))
         return True
+
+    def check_create(self) -> None:
+        """Checks that a file which exists is not written over where ``create`` asks for that.
+
+        Raises:
+            RunError: it is, as by an object store without conditional writes.
+        """
+        probe = f".exfm.{uuid.uuid4().hex}.probe"
+        try:
+            created = [self.create(probe, b"1"), self.create(probe, b"2")]
+        except (NotImplementedError, ValueError, TypeError) as error:
+            raise RunError(f"{self.url}: {_NOT_EXCLUSIVE} ({error})") from error
+        finally:
+            self.remove_file(probe)
+        if created != [True, False]:
+            raise RunError(f"{self.url}: {_NOT_EXCLUSIVE}")
+
+    def sweep(self, folders: Iterable[str] = ("",)) -> None:
+        """Removes what writers have left unfinished that have died, and completes what they had created.
+
+        Args:
+            folders: of the workspace; what lies in folders inside of them is left alone.
+        """
+        for folder in folders if self._local else ():
+            finish_creations(self.path(folder))
+            sweep(self.path(folder))
+        sweep(spool_folder())
 
     def _holds(self, record: FileRecord) -> bool:
         """Whether the file is there, whole."""
@@ -207,6 +194,44 @@ class Workspace:
             raise self._corrupt(record, len(data))
         return data
 
+    @contextmanager
+    def reading(self, record: FileRecord) -> Iterator[BinaryIO]:
+        """A committed file on a local disk: of an object store a copy, which is gone when nothing refers to it.
+
+        Its checksum is taken before, in one pass at constant memory.
+
+        Raises:
+            RunError: the file is missing, or is not what was committed.
+        """
+        digest, size = xxhash.xxh3_128(), 0
+        with ExitStack() as stack:
+            try:
+                if self._local:
+                    file: BinaryIO = stack.enter_context(Path(self.path(record.path)).open("rb", buffering=0))
+                else:
+                    remote = stack.enter_context(self.fs.open(self.path(record.path), "rb"))
+                    file = stack.enter_context(tempfile.TemporaryFile(dir=spool_folder(), buffering=0))
+            except FileNotFoundError as error:
+                raise self._missing(record) from error
+            while block := (file if self._local else remote).read(_BLOCK):
+                digest.update(block)
+                size += len(block)
+                if not self._local:
+                    with naming_a_full_disk(f"{spool_folder()}, a copy of {self.name(record.path)}", size):
+                        file.write(block)
+            if size != record.bytes or digest.hexdigest() != record.xxh3:
+                raise self._corrupt(record, size)
+            file.seek(0)
+            yield file
+
+    def check(self, record: FileRecord) -> None:
+        """Checks a committed file, in one pass at constant memory.
+
+        Raises:
+            RunError: the file is missing, or is not what was committed.
+        """
+        self.open_checked(record).close()
+
     def open_checked(self, record: FileRecord) -> pa.NativeFile:
         """A committed file, opened to be read here and there; its checksum is taken in one pass at constant memory.
 
@@ -230,13 +255,13 @@ class Workspace:
         file.seek(0)
         return file
 
-    def _missing(self, record: FileRecord) -> RunError:
-        return RunError(f"{self.url}/{record.path}: a committed file is missing")
+    def _missing(self, record: FileRecord) -> MissingFileError:
+        return MissingFileError(f"{self.name(record.path)}: a committed file is missing{self.remedy}")
 
     def _corrupt(self, record: FileRecord, size: int) -> RunError:
         return RunError(
-            f"{self.url}/{record.path}: corrupt: {size} bytes whose checksum is not the committed one "
-            f"({record.bytes} bytes)"
+            f"{self.name(record.path)}: corrupt: {size} bytes whose checksum is not the committed one "
+            f"({record.bytes} bytes){self.remedy}"
         )
 
     def names(self, folder: str) -> list[str]:
@@ -248,7 +273,22 @@ class Workspace:
         names = (str(path).rstrip("/").rpartition("/")[2] for path in found)
         return sorted(name for name in names if not name.startswith("."))
 
+    def remove_file(self, relative: str) -> None:
+        """Removes a file, if it is there."""
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(relative))
+
     def remove(self, folder: str) -> None:
-        """Removes a folder and all that is in it, if it is there."""
-        if self.exists(folder):
-            self.fs.rm(self.path(folder), recursive=True)
+        """Removes the files of a folder, if they are there, and the folder, if nobody writes to it just now."""
+        for name in self.names(folder):
+            self.remove_file(f"{folder}/{name}")
+        if self._local:
+            sweep(self.path(folder))
+        with suppress(OSError):
+            self.fs.rmdir(self.path(folder))
+
+
+def numbered(names: Iterable[str], suffix: str = "") -> list[int]:
+    """The numbers that names stand for, in order: of files and folders that are called by a number, others left out."""
+    stems = (name.removesuffix(suffix) for name in names if name.endswith(suffix))
+    return sorted(int(stem) for stem in stems if _NUMBER.fullmatch(stem))

@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from exfm.interfaces.data_source import Window
-from exfm.supervision.commits import Commit, WindowRead
+from exfm.supervision.commits import Commit, OtherContentError, WindowRead
+from exfm.supervision.hashing import FileRecord
+from exfm.supervision.orphans import remove_orphans
 from exfm.supervision.store import Store
-from exfm.supervision.workspace import FileRecord
 from exfm.training.gathered import GatheredRows
 
 logger = logging.getLogger(__name__)
@@ -51,12 +52,20 @@ class EndedWindow:
         log, snapshots = self.store.log, self.store.snapshots
         if self.supervision is not None:
             files = self.supervision.close() if self.state else {}
-            log.add("supervise", self.name, self._commit(self.supervised, files))
+            try:
+                log.add("supervise", self.name, self._commit(self.supervised, files))
+            except OtherContentError as error:
+                # As where a job was killed between the two manifests, and goes on with another number of processes.
+                # Students may have read what stands; should it be another job's, the second manifest is refused too.
+                logger.warning("%s", error)
+                files = log.load("supervise", self.name, self.window.index).files
+            remove_orphans(self.store.workspace, files.values())
         files = {}
         if self.state:
             files = self.predictions.close() | snapshots.write(self.name, self.window, *self.state)
         if not log.add("train", self.name, self._commit(self.counters, files)):
             logger.warning("window %s of %r: another job had committed it, with equal content", self.window, self.name)
+        remove_orphans(self.store.workspace, files.values())
         snapshots.retire(self.name, self.needed_us(self.window))
 
     def _commit(self, counters: Mapping[str, Any], files: Mapping[str, FileRecord]) -> Commit:

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from exfm.errors import ConfigError
 from exfm.interfaces.ranks import Ranks
+from exfm.supervision.hashing import FileRecord
 from exfm.supervision.row_files import Column, RowWriter, rows_table
-from exfm.supervision.workspace import FileRecord, Workspace
+from exfm.supervision.workspace import Workspace
 
 
 class GatheredRows:

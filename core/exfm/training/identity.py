@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -58,8 +58,11 @@ class Difference:
         )
 
 
-def open_run(experiment: Experiment, store: Store) -> str:
+def open_run(experiment: Experiment, store: Store, models: Collection[str] | None = None) -> str:
     """Writes config.yaml into a folder where nothing is committed; in a run, checks that it is the same experiment.
+
+    Args:
+        models: those that the job will write; all by default.
 
     Returns:
         The YAML.
@@ -76,8 +79,10 @@ def open_run(experiment: Experiment, store: Store) -> str:
                 f"{url}: this folder holds a run of exfm 0.1, whose windows are counted otherwise. Finish it with that "
                 "version, or give another run_dir."
             )
+        store.prepare(models or [arm.name for arm in experiment.arms])
         workspace.write(CONFIG_FILE, text.encode())
         return text
+    store.prepare(models or [arm.name for arm in experiment.arms])
     kept = OmegaConf.to_container(OmegaConf.create(workspace.read(CONFIG_FILE).decode()))
     changes = []
     for difference in differences(kept, current):

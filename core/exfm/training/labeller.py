@@ -14,6 +14,7 @@ from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
 from exfm.supervision.commits import Commit, WindowRead
 from exfm.supervision.joiner import SupervisionRows
+from exfm.supervision.orphans import remove_orphans
 from exfm.supervision.row_files import row_file, supervision_columns, supervision_schema
 from exfm.supervision.snapshots import Snapshot, same_on_all
 from exfm.supervision.store import Store
@@ -107,7 +108,7 @@ class Labeller:
         weights: dict[str, torch.Tensor] = {}
         error: RunError | None = None
         try:
-            weights = self.store.snapshots.load(snapshot.weights)
+            weights = self.store.snapshots.load(snapshot.weights, self.trainer.memory())
         except RunError as unreadable:
             error = unreadable
         if self.ranks.all_agree(error is None):
@@ -131,6 +132,7 @@ class Labeller:
         counters = {"examples": self._examples, "seconds": self._seconds}
         files = self._rows.close() if rows else {}
         self.store.log.add("supervise", self.name, Commit(self._window, counters, files, self._previous, self._read))
+        remove_orphans(self.store.workspace, files.values())
 
     def close(self) -> None:
         """Discards what was written of the window and not committed."""

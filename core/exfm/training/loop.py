@@ -23,6 +23,7 @@ from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.stopping import end_if_asked, ending_after_a_chunk
 from exfm.supervision.commits import NONE, WindowRead
 from exfm.supervision.external import ExternalSupervision
 from exfm.supervision.joiner import Joiner
@@ -188,11 +189,13 @@ class StreamLoop:
                 if self.waiting_for:
                     break
                 following = next(todo, None)
-                self._window(work, schedule, following)
+                with ending_after_a_chunk():
+                    self._window(work, schedule, following)
                 work = following
                 count += 1
         finally:
             self.reader.close()
+            self.saving.settle()
         self.reader.tell_left_out()
         start = time.perf_counter()
         self.saving.wait()
@@ -234,6 +237,8 @@ class StreamLoop:
     def _resume(self, schedule: Schedule) -> None:
         """The first time a stage has windows to do, brings its model to its last committed state."""
         for stage in self.stages:
+            if self.ranks.is_first:
+                self.store.log.windows("train", stage.name)  # raises where a manifest is missing
             if stage.name not in self._done and schedule.has_work(self.store.log.head("train", stage.name)):
                 self._done[stage.name] = stage.resume()
 
@@ -291,6 +296,7 @@ class StreamLoop:
                 self.on_progress(
                     Progress(window, schedule.count, chunk.size, {stage.name: stage.counters.ne for stage in stages})
                 )
+                end_if_asked()
             skipped, id_kinds = self.reader.skipped, dict(self.reader.id_kinds)
             rows += self._late_labels(window, stages, schedule.span)
             if following is not None:  # its first rows are read while this window is committed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -63,6 +63,11 @@ class Saving:
             _write(ended)
         else:
             self._writing = self._thread.submit(_write, ended)
+
+    def settle(self) -> None:
+        """Returns when nothing is being written any more; what the writing has failed with is left to ``wait``."""
+        if self._writing is not None:
+            wait([self._writing])
 
     def wait(self) -> None:
         """Returns when everything is written.

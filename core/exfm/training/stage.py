@@ -180,7 +180,9 @@ class Stage:
     def _read(self, snapshot: Snapshot) -> tuple[dict[str, Tensor], dict[str, Tensor], RunError | None]:
         """Reads a snapshot's weights and training state, or says why they cannot be read."""
         try:
-            return self.store.snapshots.load(snapshot.weights), self.store.snapshots.load(snapshot.training), None
+            memory = self.trainer.memory()
+            weights = self.store.snapshots.load(snapshot.weights, memory)
+            return weights, self.store.snapshots.load(snapshot.training, memory), None
         except RunError as error:
             return {}, {}, error
 

@@ -26,7 +26,7 @@ from exfm.interfaces.transfer_strategy import (
     TransferStrategy,
 )
 from exfm.layers import one_thread
-from exfm.modeling.parts import freeze, write_parts
+from exfm.modeling.parts import freeze, model_memory, write_parts
 from exfm.modeling.ranking_model import RankingModel
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.supervision.joiner import ROW, STATE
@@ -292,6 +292,11 @@ class Trainer:
         """The served part: what serving and labelling need."""
         weights = {name: value.contiguous() for name, value in self.plan.weights(self.model).items()}
         return weights | fold_offsets(self.model)
+
+    def memory(self) -> dict[str, Tensor]:
+        """Memory for what ``weights`` and ``training_state`` give, as far as it lies whole in this process."""
+        tables = self.plan.table_memory(self.model)
+        return model_memory(self.model) | {f"table.{key}": value for key, value in tables.items()}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Puts back what ``weights`` gave, perhaps of tables with fewer rows.

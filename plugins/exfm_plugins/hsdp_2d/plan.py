@@ -210,6 +210,10 @@ class Hsdp2d(Hsdp):
         self._synchronise(model)
         return {k: v for shards in self._shards[model] for k, v in shards.whole_states().items()}
 
+    def table_memory(self, model: nn.Module) -> dict[str, Tensor]:
+        """Nothing: a process has its shards."""
+        return {}
+
     def load_table_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Puts back what ``table_state`` gave, each process its shards."""
         for shards in self._shards[model]:

@@ -111,6 +111,10 @@ class Single(exfm.ParallelPlan):
         """The fused optimizers' accumulators, by table."""
         return {key: state.detach().cpu() for key, state in _accumulators(model)}
 
+    def table_memory(self, model: nn.Module) -> dict[str, Tensor]:
+        """The accumulators themselves."""
+        return dict(_accumulators(model))
+
     def load_table_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Copies the accumulators back in place."""
         for key, current in _accumulators(model):

@@ -1,0 +1,51 @@
+"""A resume takes no more memory than the training that it goes on with: no table is there twice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from .logs import experiment_dict, make_log
+
+ROWS, WIDTH = 4_000_000, 4
+MIB = 1 << 20
+
+
+def peak_bytes(path: Path) -> int:
+    """Peak resident memory of one `exfm run`."""
+    command = [sys.executable, "-m", "exfm", "run", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * 1024
+
+
+def large_tables(folder: Path, run_dir: str) -> dict[str, Any]:
+    """One small model on one large table."""
+    config = experiment_dict(str(folder / "log"), run_dir)
+    config["stream"]["source"]["features"] = [{"name": "user", "kind": "categorical", "rows": ROWS}]
+    config["stream"]["window"] = "3d"
+    model = {"backbone": {"name": "mlp"}, "embedding_dim": WIDTH, "batch_size": 64}
+    config["models"] = {"fm": model}
+    return config
+
+
+def test_a_resume_holds_no_table_twice(tmp_path: Path) -> None:
+    log = make_log(rows=60)
+    half = log.num_rows // 2
+    (tmp_path / "log").mkdir()
+    path = tmp_path / "large.yaml"
+    path.write_text(yaml.safe_dump(large_tables(tmp_path, str(tmp_path / "run"))))
+    pq.write_table(log.slice(0, half), tmp_path / "log" / "0.parquet")
+    trained = peak_bytes(path)
+    pq.write_table(log.slice(half), tmp_path / "log" / "1.parquet")
+    resumed = peak_bytes(path)
+    table = ROWS * WIDTH * 4
+    assert resumed < trained + table / 2, f"{trained / MIB:.0f} MiB, then {resumed / MIB:.0f} MiB"
