@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from exfm.sources.columns import alternatives, check_time_type
 from exfm.sources.delimited import DelimitedFile
+from exfm.sources.files import list_files
 from exfm.sources.histories import Histories, list_column
 from exfm.sources.json_objects import BadObjectError, parse_objects
 from exfm.sources.schema_config import SchemaConfig
@@ -23,6 +24,7 @@ __all__ = [
     "check_time_type",
     "column_times",
     "list_column",
+    "list_files",
     "parse_objects",
     "to_microseconds",
 ]
