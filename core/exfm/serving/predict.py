@@ -20,6 +20,7 @@ from exfm.errors import ConfigError
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.modeling.ranking_model import RankingModel
 from exfm.serving.snapshot import find_arm, newest_snapshot
+from exfm.supervision.finite import check_snapshot, infinite_buffers
 from exfm.supervision.row_files import Column, RowWriter
 from exfm.supervision.snapshots import Snapshot
 from exfm.supervision.store import Store
@@ -47,7 +48,7 @@ def predict(
 
     Raises:
         ConfigError: there is no such model or no snapshot of it, or a row breaks the schema.
-        RunError: the snapshot is corrupt.
+        RunError: the snapshot is corrupt, or not finite.
     """
     arm = find_arm(experiment, model)
     name = out.rpartition("/")[2]
@@ -78,8 +79,10 @@ def _network(experiment: Experiment, arm: Arm, plan: ParallelPlan, store: Store,
     with torch.random.fork_rng(devices=[]):
         network = plan.apply(build_model(arm, experiment.schema), arm.config.optimizer.tables)
     assert isinstance(network, RankingModel)
+    weights = store.snapshots.load(snapshot.weights)
+    check_snapshot(snapshot, weights, infinite_buffers(network), store.workspace.url)
     growth = growth_of(arm, experiment.schema, experiment.config.seed)
-    plan.load_weights(network, growth.of(store.snapshots.load(snapshot.weights)))
+    plan.load_weights(network, growth.of(weights))
     return network.eval()
 
 

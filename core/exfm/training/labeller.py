@@ -11,6 +11,7 @@ from exfm.config.checks import Arm
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.supervision.commits import Commit
+from exfm.supervision.finite import check_snapshot
 from exfm.supervision.joiner import SupervisionRows
 from exfm.supervision.row_files import row_file, supervision_columns, supervision_schema
 from exfm.supervision.snapshots import Snapshot
@@ -89,12 +90,14 @@ class Labeller:
             if snapshot == self._loaded:
                 return snapshot
             try:
-                self.trainer.load_weights(self.store.snapshots.load(snapshot.weights))
+                weights = self.store.snapshots.load(snapshot.weights)
             except RunError as error:
                 logger.warning("%s; labelling with the snapshot before it", error)
                 self._corrupt.add(snapshot.version)
                 self._snapshots += self._older(snapshot)
                 continue
+            check_snapshot(snapshot, weights, self.trainer.constants, self.store.workspace.url)
+            self.trainer.load_weights(weights)
             self._loaded = snapshot
             return snapshot
         return None

@@ -22,6 +22,7 @@ from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
 from exfm.supervision.streaming import SupervisionStream
 from exfm.training.building import teacher_shapes
+from exfm.training.ended_window import EndedWindow
 from exfm.training.labeller import Labeller
 from exfm.training.saving import Saving
 from exfm.training.sharing import Sharing
@@ -243,14 +244,26 @@ class StreamLoop:
             for labeller in labellers:
                 labeller.commit(rows)
             self.saving.wait()
-            ended = [stage.commit(rows, skipped, self.saving.background) for stage in stages]
-            self.saving.do([one for one in ended if one is not None])
+            self.saving.do(self._ended(stages, rows, skipped))
             if not self.saving.background:
                 self.ranks.wait()  # until the first process has stored what the others may now read
             self.clock.commit += time.perf_counter() - start
         finally:
             for part in (*begun, *streams.values()):
                 part.close()
+
+    def _ended(self, stages: list[Stage], rows: int, skipped: int) -> list[EndedWindow]:
+        """What is to be written of a window: of all stages, or of none where the model of one has diverged."""
+        ended: list[EndedWindow] = []
+        try:
+            for stage in stages:
+                one = stage.commit(rows, skipped, self.saving.background)
+                ended += [] if one is None else [one]
+        except BaseException:
+            for one in ended:
+                one.discard()
+            raise
+        return ended
 
     def _open_supervision(
         self, window: Window, stages: list[Stage], labellers: list[Labeller], streams: dict[str, SupervisionStream]
