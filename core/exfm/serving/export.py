@@ -41,6 +41,7 @@ from exfm.serving.layout import (
 )
 from exfm.serving.network import ServedModel
 from exfm.serving.snapshot import find_arm, find_snapshot, load_snapshot
+from exfm.supervision.finite import check_snapshot
 from exfm.supervision.store import Store
 from exfm.supervision.temporary import spool_folder, temporary_folder
 from exfm.supervision.workspace import Workspace
@@ -71,7 +72,7 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form()) ->
 
     Raises:
         ConfigError: there is no such model or no snapshot of it, or a tool that ``form`` needs is missing.
-        RunError: the snapshot is corrupt, or the model cannot be captured or has no ONNX form.
+        RunError: the snapshot is corrupt or not finite, or the model cannot be captured or has no ONNX form.
     """
     arm = find_arm(experiment, model)
     _check_tools(form)
@@ -79,6 +80,7 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form()) ->
     snapshot, weights = load_snapshot(partial(find_snapshot, experiment, arm, store), store)
     growth = growth_of(arm, experiment.schema, experiment.config.seed)
     served = ServedModel(arm, experiment.schema, growth.of(weights))
+    check_snapshot(snapshot, weights, served.constants, store.workspace.url)
     columns = _column_types(experiment, served.features)
     try:
         program = capture(served)

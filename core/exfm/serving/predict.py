@@ -28,6 +28,7 @@ from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
 from exfm.serving.reading import to_predict
 from exfm.serving.snapshot import find_arm, find_snapshot, load_snapshot
+from exfm.supervision.finite import check_snapshot, infinite_buffers
 from exfm.supervision.row_files import Column, RowWriter
 from exfm.supervision.snapshots import Snapshot
 from exfm.supervision.store import Store
@@ -63,7 +64,7 @@ def predict(
     Raises:
         ConfigError: there is no such model or no such snapshot of it, no time of the stream lies in ``between``, or a
             row breaks the schema.
-        RunError: the snapshot is corrupt.
+        RunError: the snapshot is corrupt, or not finite.
     """
     arm = find_arm(experiment, model)
     name = out.rpartition("/")[2]
@@ -76,7 +77,9 @@ def predict(
     windows = _windows(experiment, between)
     plan = experiment.config.parallel.build()
     network = _network(experiment, arm, plan)
+    constants = infinite_buffers(network)
     snapshot, weights = load_snapshot(find, store, model_memory(network))
+    check_snapshot(snapshot, weights, constants, store.workspace.url)
     plan.load_weights(network, growth_of(arm, experiment.schema, experiment.config.seed).of(weights))
     workspace = Workspace(out.removesuffix(name) or ".")
     workspace.sweep()

@@ -80,5 +80,6 @@ def load_snapshot(
 
 
 def _changed(trained: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    different = [key for key in asked if key in trained and trained[key] != asked[key]]
+    # A run may go on with other rates, which are no part of the model.
+    different = [key for key in asked if key in trained and key != "optimizer" and trained[key] != asked[key]]
     return "; ".join(f"{key}: {trained[key]!r}, and is now {asked[key]!r}" for key in different)

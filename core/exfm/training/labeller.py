@@ -13,6 +13,7 @@ from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
 from exfm.supervision.commits import Commit, WindowRead
+from exfm.supervision.finite import check_snapshot
 from exfm.supervision.joiner import SupervisionRows
 from exfm.supervision.orphans import remove_orphans
 from exfm.supervision.row_files import row_file, supervision_columns, supervision_schema
@@ -112,6 +113,7 @@ class Labeller:
         except RunError as unreadable:
             error = unreadable
         if self.ranks.all_agree(error is None):
+            check_snapshot(snapshot, weights, self.trainer.constants, self.store.workspace.url)
             self.trainer.load_weights(weights)
             return True
         reason = error or f"snapshot {snapshot.version} of {self.name!r}: another process cannot read it"

@@ -30,6 +30,7 @@ from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
 from exfm.supervision.streaming import SupervisionStream
 from exfm.training.building import teacher_shapes
+from exfm.training.ended_window import EndedWindow
 from exfm.training.identity import bind_run, grid_of
 from exfm.training.labeller import Labeller
 from exfm.training.late_rows import LateRowFinder, earlier_words, overlaps
@@ -325,8 +326,16 @@ class StreamLoop:
         for labeller in labellers:
             labeller.commit(rows)
         self.saving.wait()
-        ended = [stage.commit(rows, skipped, id_kinds, self.saving.background) for stage in stages]
-        self.saving.do([one for one in ended if one is not None])
+        ended: list[EndedWindow] = []
+        try:
+            for stage in stages:
+                one = stage.commit(rows, skipped, id_kinds, self.saving.background)
+                ended += [] if one is None else [one]
+        except BaseException:  # of all stages or, where the model of one has diverged, of none
+            for one in ended:
+                one.discard()
+            raise
+        self.saving.do(ended)
         if not self.saving.background:
             self.ranks.wait()  # until the first process has stored what the others may now read
         self.clock.commit += time.perf_counter() - start

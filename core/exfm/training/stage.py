@@ -27,6 +27,7 @@ from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
 from exfm.modeling.cost import flops_by_part, parameters_by_part
 from exfm.supervision.commits import NONE, WindowRead
 from exfm.supervision.coverage import Coverage
+from exfm.supervision.finite import check_snapshot, first_not_finite, is_finite
 from exfm.supervision.joiner import Joiner, SupervisionRows, rows_of
 from exfm.supervision.row_files import (
     predictions_schema,
@@ -36,6 +37,7 @@ from exfm.supervision.row_files import (
 )
 from exfm.supervision.snapshots import Snapshot, same_on_all
 from exfm.supervision.store import Store
+from exfm.training.divergence import diverged
 from exfm.training.ended_window import EndedWindow
 from exfm.training.forward_rows import ForwardRows
 from exfm.training.gathered import GatheredRows
@@ -45,8 +47,8 @@ from exfm.training.spread import Part, Parts, SpreadChunk
 from exfm.training.state_feed import StateFeed, listeners
 from exfm.training.trainer import StepLabels, Trainer, Turn
 
-_COUNTED = 64
-"""Examples on which a window's FLOPs are counted: counting is slow, and histories differ little from batch to batch."""
+_FEW = 64
+"""Examples on which a window's FLOPs are counted, as counting is slow, and which a window's model must predict."""
 
 _FEED = "feed."
 """Prefix, in a training state, of what teachers have made and the model is not told of yet."""
@@ -117,6 +119,7 @@ class Stage:
         self.counters = WindowCounters()
         self._constant_flops: dict[str, float] = {}
         self._weights, self._training = Copies(), Copies()
+        self._last: Batch | None = None
 
     def begin(self, window: Window, previous: int, read: WindowRead, missed: Sequence[int] = ()) -> None:
         """Opens a window's files, and takes what the model takes of its teachers' parts.
@@ -157,13 +160,15 @@ class Stage:
         A corrupt snapshot is named and the one before it is taken: the windows since are done again.
 
         Raises:
-            RunError: there are snapshots and none can be read.
+            RunError: there are snapshots and none can be read, or one is not finite.
         """
         failure: RunError | None = None
         candidates = self.store.snapshots.newest_first(self.name, sys.maxsize)
         for snapshot in same_on_all(self.ranks, candidates):
             weights, training, error = self._read(snapshot)
             if self.ranks.all_agree(error is None):
+                for tensors in (weights, training):
+                    check_snapshot(snapshot, tensors, self.trainer.constants, self.store.workspace.url)
                 self.trainer.load_weights(weights)
                 self.trainer.load_training_state(training)
                 told = {name.removeprefix(_FEED): value for name, value in training.items() if name.startswith(_FEED)}
@@ -208,6 +213,7 @@ class Stage:
             learned = frozenset(self.trainer.learned)
             made = self.trainer.step(batch, supervision, learn, part.counts, turn)
             self.trainer.observe(batch, part.own)
+            self._last = batch
             rows_after = self.trainer.rows(batch) if self.supervises else {}
             forward.add(made.with_vectors(rows_after).first(part.own), learned, self._watermark_us)
             self._watermark_us = part.newest_us
@@ -220,7 +226,7 @@ class Stage:
     def _flops(self, batch: Batch) -> dict[str, float]:
         """FLOPs per example: of a model that reads no histories always the same, and counted once."""
         if not self._constant_flops:
-            few = batch.select(torch.arange(min(batch.size, _COUNTED)))
+            few = batch.select(torch.arange(min(batch.size, _FEW)))
             counted = flops_by_part(self.trainer.model, few)
             if batch.sequences:
                 return counted
@@ -235,6 +241,7 @@ class Stage:
             parts = chunk.parts(chunk.rows[self.name], self.trainer.arm.config.batch_size)
             for turn, (batch, part) in self._in_turn(chunk, parts):
                 self.trainer.step(batch, {}, learn, part.counts, turn)
+                self._last = batch
         self.counters.seconds += time.perf_counter() - start
 
     def _in_turn(self, chunk: SpreadChunk, parts: Parts) -> Iterator[tuple[Turn, tuple[Batch, Part]]]:
@@ -253,8 +260,9 @@ class Stage:
             copy: whether training goes on while the window is written; that of the window before must have ended.
         """
         trainer = self.trainer
-        # All processes take part in these two.
+        # All processes take part in these.
         state = (trainer.weights(), self._training_state()) if rows else None
+        self._check_state(state)
         teachers = {name: self._of_all(counted).as_counters() for name, counted in self.counters.teachers.items()}
         if not self.ranks.is_first:
             return None
@@ -289,6 +297,25 @@ class Stage:
             state,
             self._needed_us,
         )
+
+    def _check_state(self, state: tuple[dict[str, Tensor], dict[str, Tensor]] | None) -> None:
+        """Raises RunError, on every process, where what would be committed is not finite, or predicts what is not."""
+        checked = state if state and self.ranks.is_first else ()
+        names = [first_not_finite(tensors, self.trainer.constants) for tensors in checked]
+        name = self.ranks.broadcast(next(filter(None, names), "").encode()).decode()
+        if name:
+            raise self._diverged(f"{name} holds NaN or infinite values")
+        last, self._last = self._last, None
+        if last is not None:
+            made = self.trainer.predict(last.select(torch.arange(min(last.size, _FEW))))
+            wrong = torch.tensor(_not_finite([values.cpu() for values in made.probabilities.values()]))
+            if self.ranks.each(wrong).any():  # numbers so large that the next window would be NaN
+                raise self._diverged("after its last step its predictions are NaN or infinite")
+
+    def _diverged(self, symptom: str) -> RunError:
+        newest = next(self.store.snapshots.newest_first(self.name, sys.maxsize), None)
+        last = None if newest is None else self.store.log.load("train", self.name, newest.version).window
+        return diverged(self.trainer.arm, self._window, symptom, last)
 
     def _training_state(self) -> dict[str, Tensor]:
         return self.trainer.training_state() | {f"{_FEED}{name}": one for name, one in self._feed.state().items()}
@@ -331,9 +358,22 @@ class Stage:
             supervision = supervision_columns(made, self._window.index, self._window.index - 1)
             self._supervision.append(supervision, parts.order)
         first = self.tasks[0]
-        loss = torch.nn.functional.binary_cross_entropy(probabilities[first], seen.labels[first], reduction="sum")
-        sums = torch.stack([loss, seen.labels[first].sum()])
-        self.counters.examples += sum(sum(part.counts) for part in parts.batches)
-        log_loss, positives = self.ranks.each(sums).sum(dim=0).tolist()
+        finite = probabilities[first].nan_to_num(0.5)  # of NaN torch computes no loss
+        loss = torch.nn.functional.binary_cross_entropy(finite, seen.labels[first], reduction="sum")
+        stored = [*made.vectors.values(), *([] if made.embedding is None else made.embedding.numbers())]
+        bad = torch.tensor([_not_finite(list(probabilities.values())), _not_finite(stored)], dtype=loss.dtype)
+        sums = torch.cat([torch.stack([loss, seen.labels[first].sum()]), bad])
+        rows = sum(sum(part.counts) for part in parts.batches)
+        log_loss, positives, *not_finite = self.ranks.each(sums).sum(dim=0).tolist()
+        for count, name in zip(not_finite, ("predictions", "embeddings or states"), strict=True):
+            if count:
+                raise self._diverged(f"its {name} of {count:.0f} of {rows} examples are NaN or infinite")
+        self.counters.examples += rows
         self.counters.log_loss += log_loss
         self.counters.positives += positives
+
+
+def _not_finite(columns: Sequence[Tensor]) -> int:
+    """How many of S rows of columns, (S,) or (S, K), hold a number that is not finite."""
+    wrong = [~column.isfinite().view(column.shape[0], -1).all(dim=1) for column in columns if not is_finite(column)]
+    return int(torch.stack(wrong).any(dim=0).sum()) if wrong else 0
