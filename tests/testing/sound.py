@@ -53,7 +53,7 @@ def total(sequence) -> Tensor:
 
 def padded(sequence, longest: int) -> Tensor:
     """Events (B, T, D), zeros after an example's last."""
-    places = torch.arange(longest)
+    places = torch.arange(longest, device=sequence.offsets.device)
     rows = torch.where(
         places < sequence.lengths.unsqueeze(1), sequence.offsets[:-1].unsqueeze(1) + places, len(sequence.values_ED)
     )
