@@ -35,7 +35,7 @@ class BackboneTests(BehaviourTests, ExecutionTests, SideEffectTests):
         """The sequences it reads."""
         return self.sequences if self.component.consumes_sequences else ()
 
-    def with_names(self, names: Mapping[str, str]) -> Self:
+    def called(self, names: Mapping[str, str]) -> Self:
         """These tests where features and sequences are called otherwise."""
         other: Any = copy(self)
         other.tokens = tuple(names.get(name, name) for name in self.tokens)

@@ -79,14 +79,8 @@ class NetworkTests(ComponentTests):
                 type(self)._refused = {**refused, which: error}
             raise
 
-    def renamed(self, fields: Mapping[str, Any], ending: str) -> tuple[Self, dict[str, Any]]:
-        """These tests with other names of features and sequences, and fields that name them so."""
-        every = (*self.tokens, *self.sequence_names)
-        names = {name: name + ending for name in every if name != "dense" and ":" not in name}
-        return self.with_names(names), {key: _with_names(value, names) for key, value in fields.items()}
-
     @abstractmethod
-    def with_names(self, names: Mapping[str, str]) -> Self:
+    def called(self, names: Mapping[str, str]) -> Self:
         """These tests where features and sequences are called otherwise."""
 
     def make_moved(self, fields: Mapping[str, Any]) -> Any:
@@ -112,15 +106,6 @@ class NetworkTests(ComponentTests):
     def run(self, module: nn.Module, examples: Examples) -> Tensor:
         """The component's output for some examples."""
         return self.call(module, examples.tokens_BND, examples.sequences())
-
-
-def _with_names(fields: Any, names: Mapping[str, str]) -> Any:
-    """Fields as written in YAML, with other names wherever they have one of these."""
-    if isinstance(fields, str):
-        return names.get(fields, fields)
-    if isinstance(fields, Mapping):
-        return {names.get(key, key): _with_names(value, names) for key, value in fields.items()}
-    return [_with_names(one, names) for one in fields] if isinstance(fields, list | tuple) else fields
 
 
 def check_bits(actual: Tensor, expected: Tensor, why: str) -> None:

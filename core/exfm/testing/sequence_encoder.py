@@ -34,7 +34,7 @@ class SequenceEncoderTests(BehaviourTests, ExecutionTests, SideEffectTests):
         """The sequence it reads."""
         return (self.sequence,)
 
-    def with_names(self, names: Mapping[str, str]) -> Self:
+    def called(self, names: Mapping[str, str]) -> Self:
         """These tests where features and the sequence are called otherwise."""
         other: Any = copy(self)
         other.tokens = tuple(names.get(name, name) for name in self.tokens)

@@ -11,11 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from exfm.testing.names import renamings, with_names
 from exfm.testing.network import NetworkTests, check_bits
 from exfm.testing.operations import Elsewhere, Operations, plain_tensors
-
-_RENAMINGS = 6
-"""By chance two names of a set have one order in all of them once in 64 times, and four practically never."""
 
 
 class SideEffectTests(NetworkTests):
@@ -29,11 +27,10 @@ class SideEffectTests(NetworkTests):
         names, expected = self._names_and_output(fields)
         if not torch.equal(self._names_and_output(fields)[1], expected):
             pytest.skip("built again it is another one, whatever features are called")
-        for number in range(_RENAMINGS):
-            ending = f"_{number}"
-            tests, other_fields = self.renamed(fields, ending)
+        for ending, renamed in renamings(self.tokens, self.sequence_names):
+            other_fields = {key: with_names(value, renamed) for key, value in fields.items()}
             try:
-                others, output = tests._names_and_output(other_fields)
+                others, output = self.called(renamed)._names_and_output(other_fields)
             except Exception as error:
                 pytest.skip(f"it wants features of certain names: {type(error).__name__}: {error}")
             differ = [pair for pair in zip(names, others, strict=True) if pair[0] != pair[1].replace(ending, "")]
