@@ -10,6 +10,7 @@ import exfm
 import fsspec
 import pyarrow as pa
 from fsspec.core import url_to_fs
+from fsspec.utils import tokenize
 from pyarrow import json
 
 _ENDINGS = (".jsonl", ".ndjson", ".json")
@@ -25,6 +26,7 @@ def find_files(path: str) -> list[str]:
     """
     filesystem, place = url_to_fs(path)
     try:
+        filesystem.invalidate_cache()
         if filesystem.isdir(place):
             found = [file for file in filesystem.find(place) if _is_log(file)]
         else:
@@ -34,6 +36,17 @@ def find_files(path: str) -> list[str]:
     if not found:
         raise ValueError(f"jsonl: {path}: no such file, or a folder without files named *.jsonl, *.ndjson or *.json")
     return [filesystem.unstrip_protocol(file) for file in sorted(found)]
+
+
+def version_of(url: str) -> str:
+    """What changes with a file: its size, its time of change, or a store's tag.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    filesystem, place = url_to_fs(url)
+    with _told(url):
+        return str(tokenize(filesystem.info(place)))
 
 
 def _is_log(file: str) -> bool:

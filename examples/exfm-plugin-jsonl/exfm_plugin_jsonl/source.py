@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from exfm_plugin_jsonl.files import find_files, read_file, read_types
+from exfm_plugin_jsonl.files import find_files, read_file, read_types, version_of
 
 _WHOLE = exfm.Shard()
 _TIME = pa.timestamp("us", "UTC")
@@ -22,9 +22,10 @@ _TIME = pa.timestamp("us", "UTC")
 
 @dataclass(frozen=True)
 class _File:
-    """A file's URL, and the times of its first and last row, microseconds."""
+    """A file's URL, its version, and the times of its first and last row, microseconds."""
 
     url: str
+    version: str
     first_us: int
     last_us: int
 
@@ -34,7 +35,8 @@ class JsonlSource(exfm.DataSource):
 
     Files ending in ``.gz``, ``.zst`` or ``.bz2`` are unpacked as they are read. Fields of nested objects are columns,
     such as ``user.id``. Times are ISO 8601 text. Files are in order of time by name; all are read once to know their
-    times, and for a window those that it touches, a block at a time.
+    times, and again when they have changed; for a window those that it touches are read, a block at a time. New files
+    and lines are seen.
 
     Args:
         config: see ``Config``.
@@ -74,6 +76,7 @@ class JsonlSource(exfm.DataSource):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        self._known: dict[str, _File | None] = {}
 
     def schema(self) -> exfm.FeatureSchema:
         """As the config says."""
@@ -81,14 +84,24 @@ class JsonlSource(exfm.DataSource):
 
     def time_range(self) -> exfm.TimeRange:
         """From the first line to the last."""
-        return exfm.TimeRange(self._files[0].first_us, self._files[-1].last_us + 1)
+        files = self._files()
+        return exfm.TimeRange(files[0].first_us, files[-1].last_us + 1)
+
+    def parts(self) -> list[exfm.StreamPart]:
+        """The files."""
+        return [exfm.StreamPart(file.url, file.version, file.first_us, file.last_us) for file in self._files()]
+
+    def next_event_us(self, from_us: int) -> int | None:
+        """The time, or that of the first file after it: within a file's time there may be an event at any."""
+        later = [file for file in self._files() if file.last_us >= from_us]
+        return max(from_us, later[0].first_us) if later else None
 
     def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
         """A window's lines."""
         return exfm.slice_rows(self._rows_of(window), shard, start_row)
 
     def _rows_of(self, window: exfm.Window) -> Iterator[pa.RecordBatch]:
-        for file in self._files:
+        for file in self._files():
             if file.last_us < window.start_us or file.first_us >= window.end_us:
                 continue
             for block in read_file(file.url, self._types):
@@ -115,23 +128,27 @@ class JsonlSource(exfm.DataSource):
         """The types of the first file's first block, in which all files are read: a column must keep its type."""
         numbers = [feature.source_column for feature in self.config.features if isinstance(feature, exfm.DenseFeature)]
         known = [(self.config.event_time, _TIME), *((name, pa.float64()) for name in numbers if "." not in name)]
-        return read_types(self._urls[0], pa.schema(known))
+        return read_types(find_files(self.config.path)[0], pa.schema(known))
 
-    @cached_property
-    def _urls(self) -> list[str]:
-        return find_files(self.config.path)
-
-    @cached_property
     def _files(self) -> list[_File]:
+        """The files that have lines, as they are now."""
         files: list[_File] = []
-        for url in self._urls:
-            times = [self._times(block)[[0, -1]].tolist() for block in read_file(url, self._types) if block.num_rows]
-            if any(later[0] < earlier[1] for earlier, later in pairwise(times)):
-                raise ValueError(f"jsonl: {url}: {self.config.event_time} goes back in time")
-            if times and files and times[0][0] < files[-1].last_us:
+        for url in find_files(self.config.path):
+            file = self._file(url)
+            if file and files and file.first_us < files[-1].last_us:
                 raise ValueError(f"jsonl: {url} begins before the end of {files[-1].url}; names are in order of time")
-            if times:
-                files.append(_File(url, times[0][0], times[-1][1]))
+            if file:
+                files.append(file)
         if not files:
             raise ValueError(f"jsonl: {self.config.path} has no lines")
         return files
+
+    def _file(self, url: str) -> _File | None:
+        """What is known of a file; it is read where it has changed since. None where it has no lines."""
+        version, known = version_of(url), self._known.get(url)
+        if known is None or known.version != version:
+            times = [self._times(block)[[0, -1]].tolist() for block in read_file(url, self._types) if block.num_rows]
+            if any(later[0] < earlier[1] for earlier, later in pairwise(times)):
+                raise ValueError(f"jsonl: {url}: {self.config.event_time} goes back in time")
+            self._known[url] = known = _File(url, version, times[0][0], times[-1][1]) if times else None
+        return known
