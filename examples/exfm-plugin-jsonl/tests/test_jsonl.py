@@ -51,6 +51,11 @@ class TestJsonlSource(DataSourceTests):
             (folder / "days" / f"{day}.jsonl{ending}").write_bytes(packed(lines, ending))
         (folder / "days" / "README").write_text("not a log")
 
+    def grow(self, folder: Path) -> None:
+        with (folder / "one.jsonl").open("ab") as log:
+            log.write(b"".join(LINES[150:180]))
+        (folder / "days" / "4.jsonl.gz").write_bytes(packed(LINES[-1:], ".gz"))
+
 
 def source(path: object, **fields: Any) -> JsonlSource:
     return JsonlSource(JsonlSource.Config.model_validate({**FIELDS, "path": str(path), **fields}))
