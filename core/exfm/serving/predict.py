@@ -64,12 +64,15 @@ def predict(
     name = out.rpartition("/")[2]
     if not name:
         raise ConfigError(f"--out: {out!r} is a folder; name the Parquet file, such as {out}predictions.parquet")
+    folder = Workspace(out.removesuffix(name) or ".")
+    if folder.fs.isdir(folder.path(name)):
+        raise ConfigError(f"--out: {out!r} is a folder; name the Parquet file, such as {out}/predictions.parquet")
     store = Store(experiment.run_dir)
     snapshot = find_snapshot(experiment, arm, store, version)
     windows = _windows(experiment, between)
     plan = experiment.config.parallel.build()
     network = _network(experiment, arm, plan, store, snapshot)
-    writer = RowWriter(Workspace(out.removesuffix(name) or "."), name, _schema(arm, snapshot))
+    writer = RowWriter(folder, name, _schema(arm, snapshot))
     rows = 0
     try:
         for chunk, progress in _chunks(experiment, arm, plan, windows):

@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
-from exfm.errors import RunError
+from exfm.errors import ConfigError, RunError
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,17 @@ class Workspace:
 
     Args:
         url: the folder, any fsspec URL. It need not exist.
+
+    Raises:
+        ConfigError: no file system goes by that URL, or its package is not installed.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.fs, self.root = fsspec.core.url_to_fs(url)
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"{url}: the folder cannot be used: {' '.join(str(error).split())}") from error
         self._local = isinstance(self.fs, LocalFileSystem)
         self._arrow = pafs.LocalFileSystem() if self._local else pafs.PyFileSystem(pafs.FSSpecHandler(self.fs))
 
@@ -106,7 +112,7 @@ class Workspace:
         content never meet under one name, and writing the same again changes nothing.
         """
         folder = self.path(relative).rpartition("/")[0]
-        self.fs.makedirs(folder, exist_ok=True)
+        self._make_folder(folder)
         with tempfile.NamedTemporaryFile(
             dir=folder if self._local else None, prefix=".exfm.", suffix=".tmp", delete=False
         ) as file:
@@ -124,6 +130,12 @@ class Workspace:
             finally:
                 Path(file.name).unlink(missing_ok=True)
 
+    def _make_folder(self, folder: str) -> None:
+        try:
+            self.fs.makedirs(folder, exist_ok=True)
+        except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise ConfigError(f"{folder}: the folder cannot be made: {error.strerror or error}") from error
+
     def write(self, relative: str, data: bytes) -> FileRecord:
         """Writes a small file whole."""
         with self.writing(relative) as file:
@@ -133,7 +145,7 @@ class Workspace:
     def create(self, relative: str, data: bytes) -> bool:
         """Writes a small file unless it exists: of several writers at once exactly one is told True."""
         target = self.path(relative)
-        self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        self._make_folder(target.rpartition("/")[0])
         if not self._local:
             try:
                 self.fs.pipe_file(target, data, mode="create")

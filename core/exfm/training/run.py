@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from exfm.config.checks import CONTROL_SUFFIX
+from exfm.config.component_sources import component_hashes
 from exfm.config.loading import Experiment
 from exfm.errors import ConfigError
 from exfm.evaluation.evaluate import Arm as Comparison
@@ -21,7 +22,9 @@ from exfm.reporting.results import CONFIG_FILE, REPORT_FILE, RESULTS_FILE, assem
 from exfm.supervision.store import Store
 from exfm.training.loop import Clock, Progress, StreamLoop
 
-_FREE_TO_CHANGE = ("run_dir", "evaluation", "plugins", "versions", "parallel", "save_in_background")
+_FREE_TO_CHANGE = (
+    "run_dir", "evaluation", "plugins", "versions", "components", "parallel", "save_in_background",
+)  # fmt: skip
 
 
 def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
@@ -78,7 +81,7 @@ def finish(experiment: Experiment, store: Store, clock: Clock, config_yaml: str)
 
 def open_run(experiment: Experiment, store: Store) -> str:
     """Writes config.yaml into a new run; in an old one, checks that it is the same experiment. Returns the YAML."""
-    current = experiment.as_dict() | {"versions": _versions(experiment)}
+    current = experiment.as_dict() | {"versions": _versions(experiment), "components": component_hashes(experiment)}
     text: str = OmegaConf.to_yaml(OmegaConf.create(current))
     if store.workspace.create(CONFIG_FILE, text.encode()):
         return text
@@ -90,6 +93,9 @@ def open_run(experiment: Experiment, store: Store) -> str:
             f"{store.workspace.url}: this folder holds a run of another experiment: {changed}. "
             "Give another run_dir, or remove the folder to start over."
         )
+    assert isinstance(previous, dict)
+    current["components"] |= previous.get("components") or {}  # what the run was begun with
+    text = OmegaConf.to_yaml(OmegaConf.create(current))
     if previous != current:
         store.workspace.write(CONFIG_FILE, text.encode())
     return text
