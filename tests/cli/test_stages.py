@@ -136,3 +136,36 @@ def test_what_a_source_complains_of_is_the_users_input(
     lacking = exfm_cli("run", write(parquet(experiment, tmp_path / "log")))
     assert lacking.status == 2 and "stream.source: " in lacking.err and "'user_id'" in lacking.err
     assert "Traceback" not in lacking.err and "ValueError" not in lacking.err
+
+
+FOLDERS = [
+    (["run", "FILE", "run_dir=LOG"], "LOG: the folder cannot be made: File exists"),
+    (["run", "FILE", "run_dir=LOG/x"], "LOG/x: the folder cannot be made: Not a directory"),
+    (["run", "FILE", "run_dir=nowhere://x"], "nowhere://x: the folder cannot be used: Protocol not known"),
+    (["predict", "FILE", "--model", "fm", "--out", "LOG/p.parquet"], "LOG: the folder cannot be made: File exists"),
+    (["predict", "FILE", "--model", "fm", "--out", "RUN"], "is a folder; name the Parquet file"),
+    (["export", "FILE", "--model", "fm", "--out", "nowhere://x"], "nowhere://x: the folder cannot be used"),
+    (["report", "nowhere://x"], "nowhere://x: the folder cannot be used"),
+    (["log", "RUN", "--tensorboard", "LOG"], "--tensorboard: LOG/small/fm: the folder cannot be made"),
+    (["log", "RUN", "--mlflow", "LOG"], "--mlflow: LOG: "),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), FOLDERS)
+def test_a_folder_that_cannot_be_is_the_users_slip(
+    arguments: list[str], words: str, trained: str, tmp_path: Path, exfm_cli: Any
+) -> None:
+    if "--mlflow" in arguments or "--tensorboard" in arguments:
+        pytest.importorskip(arguments[2].lstrip("-"))
+    places = {"FILE": trained, "RUN": str(Path(trained).parent / "run"), "LOG": str(tmp_path / "log.txt")}
+    Path(places["LOG"]).touch()
+
+    def placed(text: str) -> str:
+        for name, place in places.items():
+            text = text.replace(name, place)
+        return text
+
+    outcome = exfm_cli(*map(placed, arguments))
+    assert outcome.status == 2 and outcome.out == ""
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith("error: ") and placed(words) in last

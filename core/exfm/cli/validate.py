@@ -8,6 +8,7 @@ import typer
 
 from exfm.cli.context import Session
 from exfm.errors import ConfigError
+from exfm.redaction import redact
 
 if TYPE_CHECKING:
     from exfm.config.loading import Experiment
@@ -60,3 +61,6 @@ def _check_data(experiment: Experiment, path: str) -> None:
             experiment.source.time_range()
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}; --no-data checks without the data") from error
+    except OSError as error:
+        text = redact(" ".join(str(error).split()))
+        typer.echo(f"warning: {path}: stream.source: cannot be asked now, so not checked: {text}", err=True)

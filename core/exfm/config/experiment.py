@@ -200,4 +200,7 @@ class ExperimentConfig(_Section):
     versions: dict[str, str] = Field(
         default_factory=dict, description="Written by a run, not read: versions of exfm, torch and the plugins."
     )
+    components: dict[str, str] = Field(
+        default_factory=dict, description="Written by a run, not read: a hash of the code of every component it names."
+    )
     parallel: PlanSpec = Field(description="How each model is spread over processes.")

@@ -70,6 +70,9 @@ def predict(
     name = out.rpartition("/")[2]
     if not name:
         raise ConfigError(f"--out: {out!r} is a folder; name the Parquet file, such as {out}predictions.parquet")
+    folder = Workspace(out.removesuffix(name) or ".")
+    if folder.fs.isdir(folder.path(name)):
+        raise ConfigError(f"--out: {out!r} is a folder; name the Parquet file, such as {out}/predictions.parquet")
     store = Store(experiment.run_dir)
     find = partial(find_snapshot, experiment, arm, store, version)
     find()  # whether there is one, before anything is built
@@ -81,9 +84,8 @@ def predict(
     snapshot, weights = load_snapshot(find, store, model_memory(network))
     check_snapshot(snapshot, weights, constants, store.workspace.url)
     plan.load_weights(network, growth_of(arm, experiment.schema, experiment.config.seed).of(weights))
-    workspace = Workspace(out.removesuffix(name) or ".")
-    workspace.sweep()
-    writer = RowWriter(workspace, name, _schema(arm, snapshot))
+    folder.sweep()
+    writer = RowWriter(folder, name, _schema(arm, snapshot))
     rows = 0
     try:
         for chunk, progress in _chunks(experiment, arm, plan, windows, _id_kinds(store, snapshot, arm)):

@@ -21,6 +21,8 @@ from exfm.supervision.commits import Commit
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.store import Store
 
+_NOT_OF_A_MODEL = ("models", "teachers", "versions", "components", "plugins")
+
 
 @dataclass(frozen=True)
 class TrackedModel:
@@ -134,7 +136,7 @@ def _counted(commit: Commit) -> dict[str, float | None]:
 
 
 def _models(config: Mapping[str, Any]) -> Iterator[TrackedModel]:
-    shared = {key: value for key, value in config.items() if key not in ("models", "teachers", "versions", "plugins")}
+    shared = {key: value for key, value in config.items() if key not in _NOT_OF_A_MODEL}
     for name, model in config["models"].items():
         control = f"{name}{CONTROL_SUFFIX}" if model["control"] else None
         yield TrackedModel(name, control, dict(_flat({**shared, "model": model})))

@@ -45,7 +45,7 @@ class MlflowTracker:
         try:
             self._client: Any = mlflow.MlflowClient(tracking_uri=uri if scheme or not is_folder else _url(uri))
             experiment = self._client.get_experiment_by_name(run.name)
-        except mlflow.exceptions.MlflowException as error:
+        except (mlflow.exceptions.MlflowException, OSError) as error:
             hint = ""
             if scheme.partition("+")[0] in _DATABASES:
                 hint = "; a database takes the whole of MLflow: pip install mlflow. A folder such as ./mlruns does not"

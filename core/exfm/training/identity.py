@@ -18,6 +18,7 @@ from typing import Any
 import xxhash
 from omegaconf import OmegaConf
 
+from exfm.config.component_sources import changed_components, component_hashes
 from exfm.config.loading import Experiment
 from exfm.data.windows import WindowGrid
 from exfm.errors import ConfigError, RunError
@@ -70,7 +71,7 @@ def open_run(experiment: Experiment, store: Store, models: Collection[str] | Non
     Raises:
         ConfigError: the folder holds a run of another experiment, or of exfm 0.1.
     """
-    current = experiment.as_dict() | {"versions": _versions(experiment)}
+    current = experiment.as_dict() | {"versions": _versions(experiment), "components": component_hashes(experiment)}
     text: str = OmegaConf.to_yaml(OmegaConf.create(current))
     url, workspace = store.workspace.url, store.workspace
     if not workspace.exists(RUN_FILE):
@@ -84,6 +85,7 @@ def open_run(experiment: Experiment, store: Store, models: Collection[str] | Non
         return text
     store.prepare(models or [arm.name for arm in experiment.arms])
     kept = OmegaConf.to_container(OmegaConf.create(workspace.read(CONFIG_FILE).decode()))
+    assert isinstance(kept, dict)
     changes = []
     for difference in differences(kept, current):
         if not _is_free(difference.path, experiment):
@@ -95,9 +97,22 @@ def open_run(experiment: Experiment, store: Store, models: Collection[str] | Non
             changes.append(difference)
     if changes:
         _note_changes(store, changes)
+    current["components"] |= kept.get("components") or {}  # the code that the run was begun with
+    text = OmegaConf.to_yaml(OmegaConf.create(current))
     if kept != current:
         workspace.write(CONFIG_FILE, text.encode())
     return text
+
+
+def component_notes(experiment: Experiment, store: Store) -> list[str]:
+    """Names the components whose code is not the code that the run was begun with."""
+    kept = OmegaConf.to_container(OmegaConf.create(store.workspace.read(CONFIG_FILE).decode()))
+    assert isinstance(kept, dict)
+    return [
+        f"{name}: its code has changed since the run was begun; windows committed before are of the old code, and "
+        "`exfm run CONFIG --fresh` starts over"
+        for name in changed_components(experiment, {str(key): value for key, value in kept.items()})
+    ]
 
 
 def _note_changes(store: Store, changes: list[Difference]) -> None:

@@ -16,7 +16,7 @@ from exfm.reporting.progress import StreamProgress, in_notebook
 from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE, REPORT_FILE, RESULTS_FILE, assemble
 from exfm.supervision.commits import NONE
 from exfm.supervision.store import Store
-from exfm.training.identity import RUN_FILE, open_run
+from exfm.training.identity import RUN_FILE, component_notes, open_run
 from exfm.training.loop import Progress, StreamLoop
 
 RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, RUN_FILE)
@@ -96,6 +96,7 @@ def finish(experiment: Experiment, store: Store, time: dict[str, Any], config_ya
 
     figures = evaluate(store, _view(experiment))
     results: dict[str, Any] = concealed(assemble(experiment, store, figures, time))
+    results["notes"] += component_notes(experiment, store)
     store.workspace.write_json(RESULTS_FILE, results)
     store.workspace.write(REPORT_FILE, render_report(results, config_yaml).encode())
     return results

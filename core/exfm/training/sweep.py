@@ -188,7 +188,8 @@ def _is_complete(experiment: Experiment) -> bool:
     if not (workspace.exists(RESULTS_FILE) and workspace.exists(CONFIG_FILE)):
         return False
     kept = OmegaConf.to_container(OmegaConf.create(workspace.read(CONFIG_FILE).decode()))
-    return isinstance(kept, dict) and kept | {"versions": {}} == experiment.as_dict() | {"versions": {}}
+    code: dict[str, dict[str, str]] = {"versions": {}, "components": {}}
+    return isinstance(kept, dict) and kept | code == experiment.as_dict() | code
 
 
 def run_points(points: Sequence[Point], execute: Callable[[Point], None], jobs: int = 1) -> Iterator[tuple[Point, str]]:
