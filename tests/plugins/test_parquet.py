@@ -287,6 +287,30 @@ def test_same_rows_wherever_the_files_are(tmp_path: Path) -> None:
         memory.rm("/stream", recursive=True)
 
 
+def test_columns_of_the_path(tmp_path: Path) -> None:
+    """Integers where all are, padded or not; strings decoded, one missing; a file's own column is its own."""
+    folders = [
+        "hour=03/place=S%C3%A3o%2FPaulo/odd=1",
+        "hour=4/place=__HIVE_DEFAULT_PARTITION__/odd=x",
+        "hour=-5/place=7/odd=2",
+    ]
+    for number, folder in enumerate(folders):
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(table([number], first_id=number), tmp_path / folder / "a.parquet")
+    (tmp_path / "hour=6" / "place=b" / "odd=3").mkdir(parents=True)
+    pq.write_table(table([9], first_id=9, hour=[60]), tmp_path / "hour=6" / "place=b" / "odd=3" / "a.parquet")
+    names = ("hour", "place", "odd")
+    features = [{"name": name, "kind": "categorical", "rows": 10} for name in names]
+    of = source(tmp_path, features=features, domain="place")
+    batches = list(of.read(exfm.Window(0, 0, 10)))
+    rows = [tuple(batch[name][0].as_py() for name in names) for batch in batches]
+    assert rows == [(3, "São/Paulo", "1"), (4, None, "x"), (-5, "7", "2"), (60, "b", "3")]
+    assert {str(batch.schema.field("place").type) for batch in batches} == {"string"}
+    assert set(batches[0].schema.names) == {"example_id", "event_time", "click", *names}
+    with pytest.raises(ValueError, match=r"a column 'our'; did you mean 'hour'"):
+        source(tmp_path, features=[{"name": "our", "kind": "categorical", "rows": 10}]).time_range()
+
+
 def test_links_are_followed(tmp_path: Path) -> None:
     """A partition on another disk, a file elsewhere, a folder of links only; a link to the folder itself ends."""
     other = tmp_path / "other" / "day=1"

@@ -133,6 +133,15 @@ def is_list(kind: pa.DataType) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or _is_view(kind))
 
 
+def is_usual(kind: pa.DataType) -> bool:
+    """Whether a type is one that ids and numbers, or lists of them, commonly have."""
+    if is_list(kind) and not _is_view(kind):
+        return is_usual(kind.value_type)
+    if types.is_dictionary(kind):
+        return is_usual(kind.value_type)
+    return is_number(kind) or bool(types.is_string(kind) or types.is_large_string(kind))
+
+
 def list_lengths(values: pa.Array) -> np.ndarray:
     """Length of every list (int64); 0 where it is null."""
     return np.asarray(pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)).astype(np.int64)

@@ -11,6 +11,9 @@ from exfm.errors import ConfigError
 _FIRST_ROWS = 1000
 """A share is judged of so many rows at least, so that a few bad rows at the beginning are not too many."""
 
+_MOST_REASONS = 50
+"""A source's words may name the value, and so differ from row to row."""
+
 Counts = Mapping[str, Mapping[str, int]]
 """Rows left out, by column and reason."""
 
@@ -45,6 +48,8 @@ class Skips:
 
     def add(self, column: str, reason: str, rows: int, message: str) -> None:
         """Counts rows that are left out; the message names the first of them."""
+        if (column, reason) not in self._counts and len(self._counts) >= _MOST_REASONS:
+            column, reason = "row", "other reasons"
         self._counts[column, reason] += rows
         self._last = message
 

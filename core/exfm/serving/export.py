@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch._inductor.cpp_builder import get_cpp_compiler
@@ -23,6 +23,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 
 from exfm import __version__
 from exfm.config.loading import Experiment
+from exfm.data.column_types import is_usual, plain_rows
 from exfm.data.windows import windows_of
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import DataSource
@@ -178,15 +179,20 @@ def _check_tools(form: Form) -> None:
 
 def _column_types(experiment: Experiment, features: Sequence[Feature]) -> dict[str, str]:
     """The types of the columns that the features are read from, in the stream's first rows."""
-    kinds = _first_schema(experiment.source, experiment)
-    return {column: type_name(kinds.field(column).type) for column in source_columns(features)}
+    rows = _first_rows(experiment.source, experiment)
+    plain = plain_rows(rows, experiment.schema)
+    kinds = {}
+    for column in source_columns(features):
+        kind = rows.schema.field(column).type
+        kinds[column] = type_name(kind if is_usual(kind) else plain.schema.field(column).type)
+    return kinds
 
 
-def _first_schema(source: DataSource, experiment: Experiment) -> Any:
+def _first_rows(source: DataSource, experiment: Experiment) -> pa.RecordBatch:
     for window in windows_of(source, experiment.config.stream.window):
         for rows in source.read(window):
             if rows.num_rows:
-                return rows.schema
+                return rows
     raise ConfigError("stream.source: there are no rows any more, of which to see the types of the columns")
 
 

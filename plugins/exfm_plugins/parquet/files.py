@@ -17,6 +17,7 @@ from exfm.sources import YEAR_9999_US, TimeUnit, list_files
 from exfm_plugins.parquet.bounds import group_bounds
 from exfm_plugins.parquet.columns import check_somewhere, check_time
 from exfm_plugins.parquet.order import Group, StreamFile, in_order
+from exfm_plugins.parquet.partitions import path_columns
 
 # Reading a footer is waiting, on a remote file system.
 _FOOTERS_AT_ONCE = 16
@@ -55,6 +56,7 @@ class ParquetFiles:
         self._unit = unit
         self._examined: dict[tuple[str, str], _Examined] = {}
         self._files: tuple[StreamFile, ...] | None = None
+        self._of_path: dict[str, dict[str, pa.Scalar]] = {}
         self._damaged: dict[str, tuple[str, float]] = {}  # by path: a version that cannot be read, and since when
 
     def look(self) -> tuple[StreamFile, ...]:
@@ -70,7 +72,9 @@ class ParquetFiles:
             footers = list(pool.map(lambda file: self._examine(*file), new))
         examined = self._examined | dict(zip(new, footers, strict=True))
         self._examined = {file: examined[file] for file in versions.items()}
+        self._of_path = path_columns(versions)
         names = {name for one in self._examined.values() for name in one.names}
+        names |= {name for columns in self._of_path.values() for name in columns}
         check_somewhere(self.url, self._columns, names)
         found = [(path, version, one.groups) for (path, version), one in self._examined.items() if one.groups]
         if found and not any(group.bounds for _, _, groups in found for group in groups):
@@ -81,6 +85,10 @@ class ParquetFiles:
     def known(self) -> tuple[StreamFile, ...]:
         """The files as they were at the last look."""
         return self.look() if self._files is None else self._files
+
+    def of_path(self, path: str) -> dict[str, pa.Scalar]:
+        """The columns that stand in a file's path, as it was at the last look, of those that are read."""
+        return {name: value for name, value in self._of_path[path].items() if name in self._columns}
 
     def open(self, path: str) -> pq.ParquetFile:
         """Opens one file."""

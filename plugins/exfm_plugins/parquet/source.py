@@ -32,6 +32,8 @@ class Parquet(exfm.DataSource):
     and names its file and row. So it does with the rows of a file that lacks a column or has it with a type that cannot
     be.
 
+    Columns may also stand in the path, as in ``dt=2024-03-01/hour=3``: integers where every value is one, or strings.
+
     ``time_range`` and ``parts`` look at the files; what is read between two looks is of the files as they were.
 
     Raises:
@@ -128,11 +130,15 @@ class Parquet(exfm.DataSource):
     def _group(self, file: pq.ParquetFile, group: PlacedGroup, window: exfm.Window) -> Iterator[pa.RecordBatch]:
         """The rows of a row group that lie in the window."""
         row, reached = group.first_row, group.first_us
+        of_path = self._files.of_path(group.file.path)
         batches = file.iter_batches(self.config.batch_rows, row_groups=[group.index], columns=list(self.config.columns))
         for batch in batches:
             place = batch.schema.get_field_index(self.config.event_time)
             event_time, reached_B = self._times(batch.column(place), reached)
             batch = batch.set_column(place, self.config.event_time, event_time)
+            for name, value in of_path.items():
+                if name not in batch.schema.names:
+                    batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
             for first, end in _runs((reached_B >= window.start_us) & (reached_B < window.end_us)):
                 yield exfm.Origin(group.file.path, row + first, group.overlaps).mark(batch.slice(first, end - first))
             row, reached = row + batch.num_rows, int(reached_B[-1])

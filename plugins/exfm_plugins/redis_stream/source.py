@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import AwareDatetime, Field
 
 import exfm
@@ -34,7 +34,8 @@ class RedisStream(exfm.DataSource):
     Entries are in the order in which they were appended, at the time that is in their id; their events may be older.
     With ``lateness`` 0 the time of a row is the time of its entry. Otherwise the row itself says its time, which
     differs from that of its entry by ``lateness`` at most, and rows are put in order by it. An event that is later
-    than that stands where the stream has got to, for the core to find that time goes backwards.
+    than that stands where the stream has got to, for the core to find that time goes backwards. An entry that holds no
+    row, or whose event lies further ahead, is a bad row at the time of the entry.
 
     The stream is complete up to its watermark: the time of the newest entry, less ``lateness``. ``--follow`` waits for
     it. A window's rows are the same whenever they are read, so long as the broker keeps them. Entries that it trims are
@@ -42,7 +43,7 @@ class RedisStream(exfm.DataSource):
     entries of twice the lateness.
 
     Raises:
-        ValueError: there is no broker or no such stream, an entry holds no row, or entries of a window are gone.
+        ValueError: there is no broker or no such stream, or entries of a window are gone.
     """
 
     name: ClassVar[str] = "redis_stream"
@@ -139,34 +140,42 @@ class RedisStream(exfm.DataSource):
             yield from self._batches(held)
 
     def _batches(self, placed: PlacedRows) -> Iterator[pa.RecordBatch]:
-        if placed.id_R.size:
-            yield exfm.Origin(f"{self.config.stream} from entry {placed.id_R[0]}", 0).mark(placed.rows)
+        """The rows, each that cannot be read at the beginning of a batch, whose origin names its entry."""
+        bad = np.flatnonzero(placed.rows.column(placed.rows.num_columns - 1).is_valid())
+        for first, end in pairwise(np.unique([0, *bad, placed.id_R.size]).tolist()):
+            origin = exfm.Origin(f"{self.config.stream} from entry {placed.id_R[first]}", 0)
+            yield origin.mark(placed.rows.slice(first, end - first))
 
     def _rows(self, page: list[Entry]) -> PlacedRows:
         """The rows of a page, in the order of time."""
-        rows = parse(page, self._types, self.config.stream, self.config.field)
+        rows, reasons = parse(page, self._types, self.config.field)
         ids_R = np.array([entry.id for entry in page])
         appended_R = np.array([entry.appended_ms for entry in page], np.int64) * _US_PER_MS
         column = rows.schema.get_field_index(self.config.event_time)
         if not self._lateness_ms:
-            return PlacedRows(_with_time(rows, column, pa.array(appended_R)), appended_R, ids_R)
+            rows = exfm.mark_bad_rows(_with_time(rows, column, pa.array(appended_R)), pa.array(reasons, pa.string()))
+            return PlacedRows(rows, appended_R, ids_R)
         given = rows.column(column)
         missing_R = given.is_null().to_numpy(zero_copy_only=False)
         time_R = to_microseconds(given.fill_null(0).to_numpy(), self.config.time_unit)
-        place_R = np.where(missing_R, appended_R, time_R)
-        self._check_clock(page, place_R - appended_R)
-        place_R = np.maximum(place_R, appended_R - self._lateness_ms * _US_PER_MS)
+        lateness_us = self._lateness_ms * _US_PER_MS
+        ahead_R = ~missing_R & (time_R > appended_R + lateness_us)
+        for number in np.flatnonzero(ahead_R).tolist():
+            reasons[number] = self._ahead
+        place_R = np.where(missing_R | ahead_R, appended_R, np.maximum(time_R, appended_R - lateness_us))
         order = np.argsort(place_R, kind="stable")
-        return PlacedRows(_with_time(rows, column, pa.array(time_R, mask=missing_R)), place_R, ids_R).take(order)
+        rows = _with_time(rows, column, pa.array(time_R, mask=missing_R))
+        rows = exfm.mark_bad_rows(rows, pa.array(reasons, pa.string()))
+        return PlacedRows(rows, place_R, ids_R).take(order)
 
-    def _check_clock(self, page: list[Entry], ahead_R: NDArray[np.int64]) -> None:
-        worst = int(ahead_R.argmax())
-        if ahead_R[worst] > self._lateness_ms * _US_PER_MS:
-            raise ValueError(
-                f"redis_stream: {self.config.stream}, entry {page[worst].id}: {self.config.event_time} lies "
-                f"{ahead_R[worst] / 1e6:g} s after the time of the entry, more than lateness allows; is time_unit "
-                f"{self.config.time_unit} right?"
-            )
+    @property
+    def _ahead(self) -> str:
+        """What is wrong with a row whose time no clock can have shown when its entry was appended."""
+        config = self.config
+        return (
+            f"{config.event_time} lies after the time of the entry by more than lateness allows; is time_unit "
+            f"{config.time_unit} right?"
+        )
 
     def _check_kept(self, window: exfm.Window) -> None:
         extent = self._entries.extent()
