@@ -13,16 +13,8 @@ GRACE_S = 10.0
 """How long a chunk may still take: schedulers kill what goes on half a minute after they have asked it to end."""
 
 
-class StoppedError(BaseException):
-    """The job was asked to end. No mistake, so whatever handles those lets it pass.
-
-    Attributes:
-        signal: which signal has asked.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.signal = signal.Signals(number)
+class StoppedError(KeyboardInterrupt):
+    """SIGTERM has asked the job to end: an interrupt, which passes wherever one does."""
 
 
 @dataclass
@@ -60,7 +52,7 @@ def end_if_asked() -> None:
     """
     if _state.asked:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        raise StoppedError(signal.SIGTERM)
+        raise StoppedError
 
 
 def _end_soon(number: int, frame: FrameType | None) -> None:
@@ -71,4 +63,4 @@ def _end_soon(number: int, frame: FrameType | None) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    raise StoppedError(signal.SIGTERM)
+    raise StoppedError

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 import yaml
 
-from .logs import experiment_dict, make_log
+import exfm
+
+from .logs import experiment_dict, load, make_log
 
 ROWS, WIDTH = 4_000_000, 4
 MIB = 1 << 20
@@ -49,3 +52,15 @@ def test_a_resume_holds_no_table_twice(tmp_path: Path) -> None:
     resumed = peak_bytes(path)
     table = ROWS * WIDTH * 4
     assert resumed < trained + table / 2, f"{trained / MIB:.0f} MiB, then {resumed / MIB:.0f} MiB"
+
+
+def test_tables_that_no_memory_can_hold_are_named(tmp_path: Path) -> None:
+    config = large_tables(tmp_path, str(tmp_path / "run"))
+    config["stream"]["source"]["features"][0]["rows"] = 10**12
+    (tmp_path / "log").mkdir()
+    pq.write_table(make_log(rows=60), tmp_path / "log" / "0.parquet")
+    named = (
+        r"models\.fm: no memory for its tables, 16,000,000,000,000 bytes .*'user', 1,000,000,000,000 rows of 4.*plan"
+    )
+    with pytest.raises(exfm.RunError, match=named):
+        exfm.run(load(tmp_path, config))

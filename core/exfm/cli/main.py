@@ -32,6 +32,7 @@ _COMMANDS = {
     "plan": "Where models would go on any number of devices, what each would hold and send, and whether it fits.",
     "validate": "Check experiment files without running them.",
     "report": "Write the HTML report again from results.json.",
+    "repair": "Check a run's committed files, and take it back to before what is damaged.",
     "log": "What a run has committed, to TensorBoard or MLflow.",
     "plugins": "Every plugin: distribution, version, components, status.",
     "components": "The components that experiments can name.",
@@ -63,11 +64,11 @@ class LazyGroup(TyperGroup):
     """Imports a command's module when the command is called, so that `exfm --help` imports none."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Calls the command; an interrupt is handed on, of which typer would make a status without a word."""
+        """Calls the command; of an interrupt typer would make a status without a word."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise StoppedError(signal.SIGINT) from None
+        except KeyboardInterrupt as error:
+            raise typer.Exit(_interrupted(error)) from None
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names, in the order of the table above."""
@@ -144,10 +145,8 @@ def _main() -> None:
             raise
         typer.echo(f"error: {error}{'' if isinstance(error, ConfigError) else _damage()}", err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except StoppedError as stopped:
-        how = "interrupted" if stopped.signal == signal.SIGINT else f"ended by {stopped.signal.name}"
-        typer.echo(f"{how}; what is committed is kept, and the same command goes on from there", err=True)
-        sys.exit(128 + stopped.signal)
+    except KeyboardInterrupt as error:
+        sys.exit(_interrupted(error))
     except ModuleNotFoundError as error:
         if debug or (error.name or "").partition(".")[0] not in ("torch", "torchrec", "fbgemm_gpu"):
             raise
@@ -156,10 +155,20 @@ def _main() -> None:
     except Exception as error:
         if debug:
             raise
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()) or "no memory left" * isinstance(error, MemoryError)
+        if isinstance(error, MemoryError) or "t allocate memory" in text or "out of memory" in text:
+            text += "; `exfm plan CONFIG` says what a process needs, and what would make it fit"
         text = redact(f"{type(error).__name__}: {text}")
         typer.echo(f"error: {text} (--debug shows the traceback){_damage()}", err=True)
         sys.exit(1)
+
+
+def _interrupted(error: KeyboardInterrupt) -> int:
+    """Says that a job was ended; the exit status is that of the signal."""
+    terminated = isinstance(error, StoppedError)
+    how = "ended by SIGTERM" if terminated else "interrupted"
+    typer.echo(f"{how}; what is committed is kept, and the same command goes on from there", err=True)
+    return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
 
 
 def _redacted_record(*arguments: Any, **named: Any) -> logging.LogRecord:

@@ -33,7 +33,7 @@ from exfm.supervision.row_files import Column, RowWriter
 from exfm.supervision.snapshots import Snapshot
 from exfm.supervision.store import Store
 from exfm.supervision.workspace import Workspace
-from exfm.training.building import build_model, growth_of
+from exfm.training.building import build_model, growth_of, place
 from exfm.training.loop import Progress
 
 
@@ -104,9 +104,7 @@ def predict(
 
 def _network(experiment: Experiment, arm: Arm, plan: ParallelPlan) -> RankingModel:
     with torch.random.fork_rng(devices=[]):
-        network = plan.apply(build_model(arm, experiment.schema), arm.config.optimizer.tables)
-    assert isinstance(network, RankingModel)
-    return network.eval()
+        return place(plan, build_model(arm, experiment.schema), arm).eval()
 
 
 def _schema(arm: Arm, snapshot: Snapshot) -> pa.Schema:

@@ -9,7 +9,8 @@ import torch
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
-from exfm.errors import ConfigError
+from exfm.errors import ConfigError, RunError
+from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import FeatureSchema
 from exfm.interfaces.transfer_strategy import StudentShape, TeacherShape, TransferStrategy
 from exfm.modeling.growth import Growth
@@ -27,6 +28,28 @@ def build_model(arm: Arm, schema: FeatureSchema) -> RankingModel:
         return RankingModel(arm.config, schema, arm.tasks, arm.lookups)
     except ValueError as error:
         raise ConfigError(f"models.{arm.base}: {error}") from error
+
+
+def place(plan: ParallelPlan, model: RankingModel, arm: Arm) -> RankingModel:
+    """Has a plan give a model's tables memory, and everything its place.
+
+    Raises:
+        RunError: there is not enough memory.
+    """
+    try:
+        placed = plan.apply(model, arm.config.optimizer.tables)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "t allocate memory" not in str(error):
+            raise
+        rows, dim = model.featurizer.table_rows, model.featurizer.dim
+        largest = max(rows, key=lambda table: rows[table])
+        raise RunError(
+            f"models.{arm.base}: no memory for its tables, {sum(rows.values()) * dim * 4:,} bytes without the state of "
+            f"their optimizer; the largest is {largest!r}, {rows[largest]:,} rows of {dim} numbers. `exfm plan CONFIG` "
+            "says what a process needs, and what would make it fit"
+        ) from error
+    assert isinstance(placed, RankingModel)
+    return placed
 
 
 def growth_of(arm: Arm, schema: FeatureSchema, seed: int) -> Growth:

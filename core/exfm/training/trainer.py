@@ -31,7 +31,7 @@ from exfm.modeling.ranking_model import RankingModel
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.supervision.finite import infinite_buffers
 from exfm.supervision.joiner import ROW, STATE
-from exfm.training.building import build_model, build_strategies, growth_of, seed_of
+from exfm.training.building import build_model, build_strategies, growth_of, place, seed_of
 from exfm.training.folding import add_offsets, fold_offsets, tables_with_offsets
 from exfm.training.soft_labels import SoftLabels
 from exfm.training.taught import taught
@@ -135,13 +135,11 @@ class Trainer:
             torch.manual_seed(seed_of(seed, arm.base))
             model = build_model(arm, schema)
             check_managed(arm, model, type(plan))
-            placed = plan.apply(model, arm.config.optimizer.tables)
-            assert isinstance(placed, RankingModel)
-            self.model = placed
+            self.model = place(plan, model, arm)
             if plan.ranks.count == 1 and plan.device.type == "cpu":
                 self.model.in_pieces = True
                 self.model.threads = torch.get_num_threads()
-            self.strategies = nn.ModuleList(build_strategies(arm, placed, teachers)).to(plan.device)
+            self.strategies = nn.ModuleList(build_strategies(arm, self.model, teachers)).to(plan.device)
         for strategy in self.list_strategies():
             add_offsets(self.model, strategy.table_offsets())
             freeze(self.model, strategy.frozen_parts())
