@@ -18,6 +18,7 @@ from typing import Any, Literal
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.supervision.hashing import FileRecord
+from exfm.supervision.late import late_file
 from exfm.supervision.manifests import files_of, seal, unseal
 from exfm.supervision.workspace import Workspace, numbered
 
@@ -174,7 +175,8 @@ class CommitLog:
         """Takes back the newest commit, so that its window is done again. Its files stay."""
         window = self.head(stage, model)
         previous = self.load(stage, model, window).previous
-        self.workspace.remove(_path(stage, model, window))
+        self.workspace.remove_file(_path(stage, model, window))
+        self.workspace.remove_file(late_file(model, window))  # rows that came late are read with the rest
         self._heads[stage, model] = previous
         self._links.pop((stage, model, window), None)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from exfm.interfaces.data_source import Window
-from exfm.supervision.workspace import Workspace
+from exfm.supervision.workspace import Workspace, numbered
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,23 @@ class LateLog:
 
     def write(self, model: str, late: LateRows) -> None:
         """Keeps a count."""
-        self._workspace.write_json(f"late/{model}/{late.window.index:06d}.json", asdict(late))
+        self._workspace.write_json(late_file(model, late.window.index), asdict(late))
 
     def read(self, model: str, window: int) -> LateRows | None:
         """Reads the count of a window; None where none was made."""
         try:
-            raw = self._workspace.read_json(f"late/{model}/{window:06d}.json")
+            raw = self._workspace.read_json(late_file(model, window))
         except FileNotFoundError:
             return None
         return LateRows(Window(**raw["window"]), raw["rows"], raw["parts"])
 
     def all(self, model: str) -> list[LateRows]:
         """Reads every count of a model in the order of windows."""
-        names = (name.removesuffix(".json") for name in self._workspace.names(f"late/{model}"))
-        counts = (self.read(model, int(name)) for name in names if name.isdecimal())
+        windows = numbered(self._workspace.names(f"late/{model}"), ".json")
+        counts = (self.read(model, window) for window in windows)
         return [late for late in counts if late is not None]
+
+
+def late_file(model: str, window: int) -> str:
+    """The path of a window's count."""
+    return f"late/{model}/{window:06d}.json"

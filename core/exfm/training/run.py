@@ -74,9 +74,11 @@ def start_over(store: Store) -> None:
     for stage in workspace.names("commits"):
         for model in workspace.names(f"commits/{stage}"):
             for name in reversed(workspace.names(f"commits/{stage}/{model}")):
-                workspace.remove(f"commits/{stage}/{model}/{name}")
-    for name in ("commits", "late", "predictions", "supervision", "snapshots", *RUN_FILES):
+                workspace.remove_file(f"commits/{stage}/{model}/{name}")
+    for name in ("commits", "late", "predictions", "supervision", "snapshots"):
         workspace.remove(name)
+    for name in RUN_FILES:
+        workspace.remove_file(name)
 
 
 def last_commit(experiment: Experiment, store: Store) -> str | None:
