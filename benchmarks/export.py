@@ -30,7 +30,7 @@ from exfm.reporting.sweep import t_quantile95
 from exfm.serving import load
 from exfm.serving.export import Form, export
 from exfm.serving.network import ServedModel
-from exfm.serving.snapshot import find_arm, newest_snapshot
+from exfm.serving.snapshot import find_arm, find_snapshot
 from exfm.supervision.store import Store
 from exfm.training.building import build_model
 
@@ -69,7 +69,7 @@ def trained(folder: Path, model: Mapping[str, Any]) -> exfm.Experiment:
 def calls(experiment: exfm.Experiment, folder: Path, rows: pa.RecordBatch) -> dict[str, Callable[[], object]]:
     """What is timed, on some rows."""
     arm, store = find_arm(experiment, "vm"), Store(experiment.run_dir)
-    weights = store.snapshots.load(newest_snapshot(experiment, arm, store).weights)
+    weights = store.snapshots.load(find_snapshot(experiment, arm, store).weights)
     plan = experiment.config.parallel.build()
     eager = plan.apply(build_model(arm, experiment.schema), arm.config.optimizer.tables)
     eager.load_state_dict(weights)

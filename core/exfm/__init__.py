@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from exfm.config.loading import Experiment as Experiment
     from exfm.config.loading import load_experiment as load_experiment
     from exfm.errors import ConfigError as ConfigError
+    from exfm.errors import NotYetError as NotYetError
     from exfm.errors import RunError as RunError
     from exfm.interfaces.backbone import Backbone as Backbone
     from exfm.interfaces.backbone import BackboneInputs as BackboneInputs
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from exfm.interfaces.data_source import StreamPart as StreamPart
     from exfm.interfaces.data_source import TimeRange as TimeRange
     from exfm.interfaces.data_source import Window as Window
+    from exfm.interfaces.data_source import mark_bad_rows as mark_bad_rows
     from exfm.interfaces.data_source import slice_rows as slice_rows
     from exfm.interfaces.duration import Duration as Duration
+    from exfm.interfaces.duration import microseconds as microseconds
     from exfm.interfaces.jagged import JaggedSequence as JaggedSequence
     from exfm.interfaces.layout import Cluster as Cluster
     from exfm.interfaces.layout import Exchange as Exchange
@@ -91,6 +94,7 @@ _HOME = {
     "Layout": "exfm.interfaces.layout",
     "LazyComponent": "exfm.registry.hooks",
     "MultiValuedFeature": "exfm.interfaces.schema",
+    "NotYetError": "exfm.errors",
     "Origin": "exfm.interfaces.data_source",
     "ParallelPlan": "exfm.interfaces.parallel_plan",
     "PartShape": "exfm.interfaces.transfer_strategy",
@@ -120,6 +124,8 @@ _HOME = {
     "Window": "exfm.interfaces.data_source",
     "hookimpl": "exfm.registry.hooks",
     "load_experiment": "exfm.config.loading",
+    "mark_bad_rows": "exfm.interfaces.data_source",
+    "microseconds": "exfm.interfaces.duration",
     "run": "exfm.training.run",
     "slice_rows": "exfm.interfaces.data_source",
 }

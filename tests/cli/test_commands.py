@@ -55,6 +55,13 @@ def test_plugins_as_a_table_and_as_json(exfm_cli):
         assert plugin["name"] in table.out and all(component in table.out for component in plugin["components"])
 
 
+def test_the_table_of_plugins_breaks_no_name_at_80_columns(exfm_cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    table = exfm_cli("plugins").out
+    assert all(component in table.split() for component in COMPONENTS) and "\u2026" not in table
+    assert max(map(len, table.splitlines())) <= 80
+
+
 def test_components_of_all_kinds_and_of_one(exfm_cli):
     everything = json.loads(exfm_cli("components", "--json").out)
     assert [f"{one['kind']}.{one['name']}" for one in everything] == sorted(
@@ -113,6 +120,30 @@ def test_wrong_input_ends_with_status_2_and_one_line(arguments, words, exfm_cli)
 def test_wrong_usage_ends_with_status_2(arguments, exfm_cli):
     outcome = exfm_cli(*arguments)
     assert outcome.status == 2 and outcome.out == "" and "Traceback" not in outcome.err
+
+
+ONCE = [
+    ("predict", "--model", "a", "b"),
+    ("predict", "--out", "a", "a"),
+    ("export", "--out", "a", "b"),
+    ("plan", "--world-size", "1", "2"),
+    ("train", "--idle-timeout", "1", "2"),
+    ("log", "--mlflow", "a", "b"),
+    ("schema", "-o", "a", "b"),
+    ("new-plugin", "--kind", "backbone", "data_source"),
+]
+
+
+@pytest.mark.parametrize(("command", "option", "first", "second"), ONCE)
+def test_an_option_of_one_value_is_not_given_twice(command, option, first, second, exfm_cli):
+    outcome = exfm_cli(command, "x", option, first, option, second)
+    words = " ".join(outcome.err.replace("\u2502", " ").split())
+    assert outcome.status == 2 and "it takes one value, and is given twice" in words and option in words
+
+
+def test_an_option_that_may_be_repeated_is_not_refused(exfm_cli):
+    outcome = exfm_cli("plan", "nowhere.yaml", "--world-size", "1", "--length", "a=1", "--length", "b=2")
+    assert "nowhere.yaml: the experiment file cannot be read" in outcome.err
 
 
 def test_validate_goes_on_after_a_wrong_file(experiment, write, exfm_cli):

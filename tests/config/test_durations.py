@@ -10,6 +10,8 @@ from pydantic import TypeAdapter
 
 import exfm
 from exfm.interfaces.duration import format_duration, parse_duration
+from exfm.supervision.store import Store
+from exfm.training.sharing import Sharing
 
 durations = st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=40_000))
 
@@ -22,6 +24,23 @@ def test_what_is_written_is_read_back(value):
     text = format_duration(value)
     assert parse_duration(text) == value
     assert re.search(TypeAdapter(exfm.Duration).json_schema()["pattern"], text)
+
+
+@given(st.integers(min_value=0, max_value=10**17), st.integers(min_value=0, max_value=6))
+@example(2_010_000, 2)
+@example(9_007_199_254_740_993, 6)
+def test_every_written_duration_is_exact(length_us, decimals):
+    length_us -= length_us % 10 ** (6 - decimals)
+    seconds, micros = divmod(length_us, 1_000_000)
+    text = f"{seconds}.{micros:06}"[: len(str(seconds)) + 1 + decimals].rstrip(".") + "s"
+    assert exfm.microseconds(parse_duration(text)) == length_us
+    assert format_duration(parse_duration(text)) == format_duration(timedelta(microseconds=length_us))
+
+
+def test_a_teacher_is_as_old_as_its_delay_says(experiment, write, tmp_path):
+    experiment["models"]["fm"]["supervision"] = {"delay": "2.01s", "lag": "16.1s"}
+    sharing = Sharing(exfm.load_experiment(write(experiment)), Store(str(tmp_path / "run")))
+    assert (sharing.delay_us["fm"], sharing.lags_us["fm"]) == (2_010_000, 16_100_000)
 
 
 @pytest.mark.parametrize(

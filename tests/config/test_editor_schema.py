@@ -65,7 +65,7 @@ def test_all_examples_are_valid(exfm_cli: Callable[..., Any], tmp_path: Path, mo
     for name, text in MOVIELENS.items():
         (tmp_path / "ml-1m" / name).write_text(text, encoding="latin-1")
     monkeypatch.chdir(tmp_path)
-    outcome = exfm_cli("validate", *map(str, OURS))
+    outcome = exfm_cli("validate", "--no-data", *map(str, OURS))
     assert (outcome.status, outcome.err) == (0, "")
     assert len([line for line in outcome.out.splitlines() if ": ok: " in line]) == len(OURS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import exfm
+from exfm.config.component_sources import component_hashes
 from exfm.config.json_schema import experiment_schema
 from exfm.registry.discovery import discover
 
@@ -49,6 +50,7 @@ def test_a_component_inside_a_component(shell):
     resolved = shell(inner={"name": "shell", "inner": {"name": "dlrm"}}, more=[{"name": "wukong", "layers": 3}])
     config = resolved.config.models["fm"].backbone.config
     assert (config.inner.name, config.inner.config.inner.name, config.more[0].config.layers) == ("shell", "dlrm", 3)
+    assert {"backbone.shell", "backbone.dlrm", "backbone.wukong"} <= component_hashes(resolved).keys()
     written = resolved.as_dict()["models"]["fm"]["backbone"]
     assert written["inner"]["inner"]["name"] == "dlrm" and written["pause"] == "1h"
 

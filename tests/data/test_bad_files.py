@@ -11,6 +11,7 @@ import pytest
 
 import exfm
 from exfm.config.experiment import StreamConfig
+from exfm.data.skips import sum_counts
 from exfm.data.stream import ChunkReader
 from exfm.errors import ConfigError
 from exfm_plugins.parquet.source import Parquet
@@ -19,13 +20,30 @@ GOOD = {"example_id": [0, 1, 2, 3], "item": [5, 6, 7, 8], "click": [0, 1, 0, 1]}
 # What stands in the second of three files instead, which row of it is named, and which rows of it are left.
 DEFECTS: dict[str, tuple[dict[str, Any], int, str, list[int]]] = {
     "missing column": ({"item": None}, 0, r"item: the column is missing", []),
-    "wrong type": ({"item": [0.5] * 4}, 0, r"item: the column must be integers or strings, not double", []),
     "label": ({"click": [0, 1, 2, 1]}, 2, r"click: a label is 0 or 1; given: 2", [4, 5, 7]),
     "no label": ({"click": [0, 1, 1, None]}, 3, r"click: a label is 0 or 1; given: None", [4, 5, 6]),
     "time": ({"event_time": [4, 5, 3, 7]}, 2, r"event_time: time goes backwards", [4, 5, 7]),
     "no time": ({"event_time": [4, None, 6, 7]}, 1, r"event_time: the value is missing", [4, 6, 7]),
     "no id": ({"example_id": [4, None, 6, 7]}, 1, r"example_id: the value is missing", [4, 6, 7]),
-    "other types": ({"item": ["a", "b", "c", "d"], "click": [False, True, False, True]}, -1, "", [4, 5, 6, 7]),
+    "repeated id": ({"example_id": [4, 2, 4, 7]}, 1, r"example_id: this example id came before; given: 2", [4, 7]),
+    "other widths": (
+        {"item": pa.array([5, 6, 7, 8], pa.uint8()), "click": [False, True, False, True]},
+        -1,
+        "",
+        [4, 5, 6, 7],
+    ),
+}
+# What no rows can be left out for.
+MISFITS: dict[str, tuple[dict[str, Any], str]] = {
+    "wrong type": ({"item": [0.5] * 4}, r"item: the column must be integers or strings, not double"),
+    "ids of text": (
+        {"example_id": ["a", "b", "c", "d"]},
+        r"example_id: the column must be a 64-bit integer, not string",
+    ),
+    "another type": (
+        {"item": ["5", "6", "7", "8"]},
+        r"item: the column holds string, and held integers until now",
+    ),
 }
 
 
@@ -55,10 +73,36 @@ def test_a_defect_in_the_middle(tmp_path: Path, defect: str) -> None:
     skipping, window = reader(tmp_path, "skip")
     read = [id for chunk in skipping.read(window) for id in chunk.batch.example_id.tolist()]
     assert read == [0, 1, 2, 3, *left, 8, 9, 10, 11]
-    assert skipping.skipped == 4 - len(left)
+    assert sum_counts(skipping.skipped) == 4 - len(left)
     strict, window = reader(tmp_path, "error")
     if row < 0:
         assert sum(chunk.batch.size for chunk in strict.read(window)) == 12
     else:
         with pytest.raises(ConfigError, match=rf"/part-1\.parquet, row {row}: {reason}"):
             list(strict.read(window))
+
+
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_another_type_is_an_error_whatever_is_done_about_bad_rows(tmp_path: Path, misfit: str, on_bad_row: str) -> None:
+    changes, reason = MISFITS[misfit]
+    for number in range(3):
+        write(tmp_path, number, changes if number == 1 else {})
+    reading, window = reader(tmp_path, on_bad_row)
+    with pytest.raises(ConfigError, match=rf"/part-1\.parquet, row 0: {reason}"):
+        list(reading.read(window))
+
+
+def test_files_that_overlap_in_time_are_named(tmp_path: Path) -> None:
+    """Time goes backwards where the second file begins: the message says which two files it is."""
+    for number, times in enumerate(([0, 2, 4, 6], [1, 3, 5, 7])):
+        write(tmp_path, number, {"event_time": times})
+    strict, window = reader(tmp_path, "error")
+    words = (
+        r"/part-1\.parquet, row 0: event_time: time goes backwards; .*this file and .*/part-0\.parquet overlap in time"
+    )
+    with pytest.raises(ConfigError, match=words):
+        list(strict.read(window))
+    skipping, window = reader(tmp_path, "skip")
+    assert [id for chunk in skipping.read(window) for id in chunk.batch.example_id.tolist()] == [0, 1, 2, 3, 7]
+    assert skipping.skipped == {"event_time": {"time goes backwards": 3}}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 import exfm
 from exfm.config.experiment import Bucket, StreamConfig
-from exfm.data.stream import Chunk, ChunkReader, windows_of
+from exfm.data.stream import Chunk, ChunkReader
+from exfm.data.windows import WindowGrid, windows_of, windows_with_events
 from exfm.errors import ConfigError
 
 WINDOW = exfm.Window(0, 0, 10**9)
@@ -69,23 +71,57 @@ def no_thread_is_left() -> Iterator[None]:
     assert READER not in [thread.name for thread in threading.enumerate()]
 
 
-@given(start=st.integers(-(10**16), 10**16), span=st.integers(0, 10**9), length_us=st.integers(10**7, 10**12))
-def test_windows_partition_time(start: int, span: int, length_us: int) -> None:
-    windows = list(windows_of(exfm.TimeRange(start, start + span), timedelta(microseconds=length_us)))
-    assert [window.index for window in windows] == list(range(len(windows)))
-    edges = [start, *(window.end_us for window in windows)]
-    assert [window.start_us for window in windows] == edges[:-1]
-    assert all(end % length_us == 0 for end in edges[1:])
-    assert all(0 < window.end_us - window.start_us <= length_us for window in windows)
-    assert bool(windows) == bool(span)
-    assert all(window.start_us < start + span for window in windows)
-    assert edges[-1] >= start + span
+class Times(Source):
+    """A stream with events at some times, which it finds; or that says nothing about them."""
+
+    def __init__(self, times: list[int], finds: bool) -> None:
+        super().__init__(lambda: iter(()))
+        self.times, self.finds = sorted(times), finds
+
+    def time_range(self) -> exfm.TimeRange:
+        return exfm.TimeRange(self.times[0], self.times[-1] + 1)
+
+    def next_event_us(self, from_us: int) -> int | None:
+        return next((time for time in self.times if time >= from_us), None) if self.finds else from_us
+
+
+@given(
+    start=st.integers(-(10**16), 10**16),
+    offsets=st.lists(st.integers(0, 10**9), min_size=1, max_size=5),
+    length_us=st.integers(10**7, 10**12),
+    delays=st.lists(st.integers(1, 10**9), max_size=2),
+    finds=st.booleans(),
+)
+def test_windows_are_cells_of_a_grid_and_those_with_events_are_passed_in_order(
+    start: int, offsets: list[int], length_us: int, delays: list[int], finds: bool
+) -> None:
+    source = Times([start + offset for offset in offsets], finds)
+    span = source.time_range()
+    grid = WindowGrid.around(span.start_us, timedelta(microseconds=length_us))
+    windows = list(windows_with_events(source, grid, span, delays))
+    assert grid.origin_us % length_us == 0
+    for window in windows:
+        assert window.start_us == grid.origin_us + window.index * length_us == window.end_us - length_us
+        assert window == grid.window(grid.index_at(window.start_us)) == grid.window(grid.index_at(window.end_us - 1))
+    calls = [time + delay for time in source.times for delay in (0, *delays)]
+    needed = sorted({grid.index_at(time) for time in calls if time < span.end_us})
+    found = [window.index for window in windows]
+    assert found == (needed if finds else list(range(grid.index_at(span.end_us - 1) + 1)))
+
+
+def test_a_stream_that_grows_or_is_cut_changes_no_windows_number() -> None:
+    grid = WindowGrid.around(1_000, timedelta(microseconds=100))
+    for times in ([1_000, 1_250, 1_930], [1_250, 1_930], [1_250, 1_930, 2_050], [900, 1_250, 1_930]):
+        source = Times(times, True)
+        windows = {window.start_us: window.index for window in windows_with_events(source, grid, source.time_range())}
+        assert windows[1_200] == 2
+        assert windows[1_900] == 9
 
 
 def test_long_windows_are_exact() -> None:
     """In floating point the step of a window of years would be off by a microsecond."""
     length = timedelta(days=100_000, microseconds=1)
-    [*_, last] = windows_of(exfm.TimeRange(0, 10**18), length)
+    [*_, last] = windows_of(Times([0, 10**18 - 1], True), length)
     assert last.start_us % (100_000 * 86_400_000_000 + 1) == 0
 
 
@@ -115,26 +151,121 @@ def test_each_model_gets_its_rows() -> None:
         assert chunk.batch.example_id[third].tolist() == [i for i in chunk.batch.example_id.tolist() if i in (1, 5, 9)]
 
 
-def test_a_change_of_type_ends_a_chunk() -> None:
+def test_a_model_without_rows_is_told_at_the_end_of_the_first_window(caplog: pytest.LogCaptureFixture) -> None:
+    log = reader(lambda: iter([rows(0, 6)]), 4, fm={}, vm={"item": 99}, half={"item": (5, 6)})
+    for _ in range(2):
+        list(log.read(WINDOW))
+    [said] = caplog.messages
+    assert said.startswith("models.vm.where: none of the first 6 rows meets {item: 99}; item holds 0 (1)")
+
+
+def test_a_change_of_width_changes_nothing() -> None:
     """Files that were written by different jobs: equal values in other types, in another order of columns."""
-    words = rows(8, 3).set_column(2, "item", pa.array([8, 9, 10], pa.int32()))
-    batches = [rows(0, 3), rows(3, 2, unused=pa.array(["x"] * 2)), words, rows(11, 3).select([3, 1, 0, 2])]
-    read = list(reader(lambda: iter(batches), 4).read(WINDOW))
-    assert ids(iter(read)) == [[0, 1, 2, 3], [4], [8, 9, 10], [11, 12, 13]]
-    assert [chunk.batch.sparse["item"].values().tolist() for chunk in read] == ids(iter(read))
+    narrow = rows(8, 3).set_column(2, "item", pa.array([8, 9, 10], pa.int32()))
+    required = rows(14, 2)
+    fields = [pa.field(field.name, field.type, nullable=False) for field in required.schema]
+    required = pa.RecordBatch.from_arrays(required.columns, schema=pa.schema(fields, required.schema.metadata))
+    others = [rows(3, 2, unused=pa.array(["x"] * 2)), narrow, rows(11, 3).select([3, 1, 0, 2]), required]
+    for shards in (1, 2):
+        read = []
+        for shard in range(shards):
+            batches = [rows(0, 3), *others] if shard == 0 else [*others, rows(16, 3)]
+            of = reader(lambda batches=batches: iter(batches), 4)  # type: ignore[misc]
+            of.shard = exfm.Shard(shard, shards)
+            read.append(list(of.read(WINDOW)))
+        expected = [0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15]
+        size = 4 // shards
+        assert ids(iter(read[0])) == [expected[i : i + size] for i in range(0, len(expected), size)]
+        assert [chunk.batch.sparse["item"].values().tolist() for chunk in read[0]] == ids(iter(read[0]))
 
 
-def test_bad_batches_and_rows_are_skipped_and_counted() -> None:
+def test_bad_batches_and_rows_are_skipped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     lacking = rows(4, 3).drop_columns(["item"])
-    odd = rows(7, 1).set_column(2, "item", pa.array([["x"]]))
     bad_label = rows(8, 2).set_column(3, "click", pa.array([0, 7], pa.int8()))
-    batches = [rows(0, 0).drop_columns(["item"]), rows(0, 4), lacking, odd, bad_label, rows(10, 2)]
+    batches = [rows(0, 0).drop_columns(["item"]), rows(0, 4), lacking, bad_label, rows(10, 2)]
     skipping = reader(lambda: iter(batches), 4, on_bad_row="skip")
     assert ids(skipping.read(WINDOW)) == [[0, 1, 2, 3], [8, 10, 11]]
-    assert skipping.skipped == 5
+    missing = next(iter(skipping.skipped["item"]))
+    assert missing.startswith("the column is missing")
+    assert skipping.skipped == {"item": {missing: 3}, "click": {"a label is 0 or 1": 1}}
+    skipping.tell_left_out()
+    skipping.tell_left_out()
+    [said] = caplog.messages
+    assert said.startswith("4 of 11 rows were left out") and "click: a label is 0 or 1 (1)" in said
     assert ids(reader(lambda: iter([lacking]), on_bad_row="skip").read(WINDOW)) == []
     with pytest.raises(ConfigError, match=r"log, row 4: item: the column is missing"):
         list(reader(lambda: iter(batches)).read(WINDOW))
+
+
+def test_skipping_has_a_limit() -> None:
+    """It is of a thousand rows at least, so that a few bad rows do not end a run, and of all windows together."""
+
+    def some(bad: int, of: int, first: int = 0) -> pa.RecordBatch:
+        labels = pa.array([7] * bad + [0] * (of - bad), pa.int8())
+        return rows(first, of).set_column(3, "click", labels)
+
+    assert len(ids(reader(lambda: iter([some(400, 400)]), on_bad_row="skip").read(WINDOW))) == 0
+    with pytest.raises(
+        ConfigError, match=r"401 of 401 rows were left out, more than .*0\.4.*a label is 0 or 1 \(401\)"
+    ):
+        list(reader(lambda: iter([some(401, 401)]), on_bad_row="skip").read(WINDOW))
+    batches = [some(350, 1000)]
+    skipping = reader(lambda: iter(batches), 100, on_bad_row="skip")
+    for number in range(3):
+        batches[:] = [some(350 + 100 * number, 1000, 1000 * number)]
+        begin = 1000 * number
+        reading = skipping.read(exfm.Window(number, begin, begin + 1000))
+        if number < 2:
+            assert sum(map(len, ids(reading))) == 650 - 100 * number
+        else:
+            with pytest.raises(ConfigError, match=r"1350 of 3000 rows"):
+                list(reading)
+    assert sum(map(len, ids(skipping.read(exfm.Window(0, 0, 10**9))))) == 450, "read again, it is not counted again"
+
+
+def test_an_example_id_comes_once() -> None:
+    """Within a batch, a window, and from window to window; not where a window is read again."""
+    first, second = exfm.Window(0, 0, 20), exfm.Window(1, 20, 40)
+    batches: list[pa.RecordBatch] = []
+
+    def again(of: pa.RecordBatch, *example_ids: int) -> pa.RecordBatch:
+        return of.set_column(0, "example_id", pa.array(example_ids, pa.int64()))
+
+    strict = reader(lambda: iter(batches))
+    for repeated in ([again(rows(0, 3), 0, 1, 0)], [rows(0, 9), again(rows(9, 2), 9, 8)]):
+        batches[:] = repeated
+        with pytest.raises(ConfigError, match=r"row \d+: example_id: this example id came before; given: [08]"):
+            list(strict.read(first))
+    batches[:] = [rows(0, 20)]
+    for _ in range(2):
+        assert sum(map(len, ids(strict.read(first)))) == 20, "a window that is read again, after an error too"
+    batches[:] = [again(rows(20, 2), 20, 19)]
+    with pytest.raises(ConfigError, match=r"row 21: example_id: this example id came before; given: 19"):
+        list(strict.read(second))
+    skipping = reader(lambda: iter(batches), on_bad_row="skip")
+    skipping.remember(np.array([20]))
+    assert ids(skipping.read(second)) == [[19]]
+    assert skipping.skipped == {"example_id": {"this example id came before": 1}}
+    batches[:] = [rows(0, 20)]
+    assert sum(map(len, ids(skipping.read(first)))) == 20, "a window that lies before is read again"
+
+
+def test_ids_keep_their_type_from_window_to_window() -> None:
+    batches = [rows(0, 2)]
+    log = reader(lambda: iter(batches), on_bad_row="skip")
+    assert ids(log.read(exfm.Window(0, 0, 10))) == [[0, 1]]
+    assert log.id_kinds == {"item": "integers"}
+    other = rows(10, 2).set_column(2, "item", pa.array(["10", "11"]))
+    batches[:] = [other]
+    with pytest.raises(ConfigError, match="row 10: item: the column holds string, and held integers until now"):
+        list(log.read(exfm.Window(1, 10, 20)))
+    later = reader(lambda: iter([rows(20, 1)]))
+    later.id_kinds = {"item": "strings"}
+    with pytest.raises(ConfigError, match="item: the column holds int64, and held strings until now"):
+        list(later.read(exfm.Window(2, 20, 30)))
+    nothing = rows(10, 2).set_column(2, "item", pa.nulls(2, pa.string()))
+    batches[:] = [nothing, rows(12, 1)]
+    assert ids(log.read(exfm.Window(1, 10, 20))) == [[10, 11, 12]], "a column without values has no type"
 
 
 def test_every_window_begins_anew() -> None:
@@ -143,7 +274,7 @@ def test_every_window_begins_anew() -> None:
     skipping = reader(lambda: iter([bad]), on_bad_row="skip")
     for _ in range(2):
         assert ids(skipping.read(WINDOW)) == [[0]]
-        assert skipping.skipped == 1
+        assert skipping.skipped == {"click": {"a label is 0 or 1": 1}}
     with pytest.raises(ConfigError, match="row 0: event_time: time goes backwards"):
         list(reader(lambda: iter([rows(0, 2)])).read(exfm.Window(1, 1, 9)))
 

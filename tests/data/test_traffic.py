@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from exfm.config.experiment import Bucket, Condition
 from exfm.data.ids import hash_rows, to_u64
-from exfm.data.traffic import rows_where
+from exfm.data.traffic import Unseen, rows_where
 from exfm.errors import ConfigError
 from tests.data.reference import key, splitmix
 from tests.data.tables import ID_TYPES, ids_of
@@ -99,3 +99,28 @@ def test_a_bucket_is_not_a_stretch_of_a_table(of: int, rows: int) -> None:
 def test_a_value_of_another_type_is_the_users_mistake(column: pa.Array, condition: Condition) -> None:
     with pytest.raises(ConfigError, match=r"^where\.place: "):
         picked(column, condition)
+
+
+@pytest.mark.parametrize("kind", WORDS)
+@pytest.mark.parametrize("value", [False, 72, (72,), (True, False)])
+def test_what_is_not_quoted_is_no_string(kind: pa.DataType, value: Condition) -> None:
+    """YAML reads no as false and 0110 as 72: as text they would meet nothing, or the rows of another value."""
+    with pytest.raises(
+        ConfigError, match=r"^where\.place: the column holds strings, and (false|true|72) is none: quote it"
+    ):
+        picked(pa.array(["no", "false", "72", "0110"], kind), value)
+
+
+def test_a_condition_that_nothing_meets_is_told_with_what_there_is(caplog: pytest.LogCaptureFixture) -> None:
+    where: dict[str, dict[str, Condition]] = {"fm": {}, "vm": {"surface": "fed"}, "late": {"surface": "reels"}}
+    columns = {"surface": "place"}
+    unseen = Unseen(where, columns)
+    unseen.tell()
+    for values in (["feed"] * 3 + [None], ["reels", "feed"]):
+        rows = pa.record_batch({"place": pa.array(values, pa.string())})
+        unseen.add(rows, {model: rows_where(rows, conditions, columns) for model, conditions in where.items()})
+    unseen.tell()
+    unseen.tell()
+    assert caplog.messages == [
+        "models.vm.where: none of the first 6 rows meets {surface: fed}; surface holds feed (4), None (1), reels (1)"
+    ]

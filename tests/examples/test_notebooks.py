@@ -35,5 +35,9 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     assert "Traceback" not in printed and "error:" not in printed.replace("ConfigError", "")
     assert list(tmp_path.glob("runs/*/results.json"))
+    shown = [
+        output.get("data", {}).get("text/html", "") for cell in notebook.cells for output in cell.get("outputs", [])
+    ]
+    assert any("<progress" in html and "rows/s" in html for html in shown), "a run shows its progress"
     if path.stem == "comparing_runs":
         assert list(tmp_path.glob("logs/compare/vm/*.exfm"))

@@ -110,6 +110,32 @@ def test_a_row_that_goes_back_stands_where_it_is(tmp_path: Path) -> None:
     assert exfm.Origin.of(batch) == exfm.Origin(f"{tmp_path}/d, split 'train'", 1)
 
 
+@pytest.mark.parametrize("sort", [False, True])
+def test_a_row_without_a_time_stands_with_the_one_before_it(tmp_path: Path, sort: bool) -> None:
+    """At the beginning it stands with the first time that is known, not in 1970."""
+    of = source(save(tmp_path / "d", table([None, 100, None, 200, None])), sort=sort)
+    assert of.time_range() == exfm.TimeRange(100 * SECOND, 200 * SECOND + 1)
+    for start, expected in ((100, [0, 1, 2]), (200, [3, 4])):
+        found = rows_of(of.read(exfm.Window(0, start * SECOND, (start + 1) * SECOND)))
+        assert [row["example_id"] for row in found] == expected
+        assert sum(row["shown_at"] is None for row in found) == len(found) - 1
+    with pytest.raises(ValueError, match="column 'shown_at' is empty"):
+        source(save(tmp_path / "none", table([None, None])), sort=sort).time_range()
+
+
+def test_the_next_event_and_the_part_are_known(tmp_path: Path) -> None:
+    path = save(tmp_path / "d", table([10, 10, 30]))
+    of = source(path)
+    following = [of.next_event_us(second * SECOND) for second in (0, 10, 11, 30, 31)]
+    assert following == [10 * SECOND, 10 * SECOND, 30 * SECOND, 30 * SECOND, None]
+    [part], [again] = of.parts(), source(path).parts()
+    [batch] = of.read(exfm.Window(0, 0, 100 * SECOND))
+    assert (part.name, part.first_us, part.last_us) == (exfm.Origin.of(batch).file, 10 * SECOND, 30 * SECOND)
+    assert again == part
+    [changed] = source(save(tmp_path / "e", table([10, 20, 30]))).parts()
+    assert changed.version != part.version
+
+
 def test_the_example_runs(tmp_path: Path) -> None:
     path = save(tmp_path / "data", table([90 - number for number in range(60)]))
     assert run_example("huggingface", tmp_path, path=path)["models"]["fm"]["examples"] == 60

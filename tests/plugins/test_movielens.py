@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import exfm
 import exfm_plugins.movielens
+from exfm.sources import unpacking
 from exfm.testing import DataSourceTests
 from exfm_plugins.movielens.source import MovieLens
 from exfm_plugins.movielens.tables import AGE_BRACKETS, FIRST_YEAR, GENRES
@@ -396,3 +397,25 @@ def test_real_data(folder: str, rows: int, like: float) -> None:
     label = np.concatenate(labels)
     assert label.size == rows
     assert label.mean() == pytest.approx(like, abs=5e-4)
+
+
+@pytest.mark.parametrize("packing", ["zip", "gz"])
+def test_what_unpacks_to_far_too_much_is_refused(tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of two megabytes can hold a gigabyte of one line: it is refused before it is read."""
+    monkeypatch.setattr(unpacking, "_AT_LEAST_BYTES", 1 << 16)
+    files = dict(files_latest())
+    files["ratings.csv"] += files["ratings.csv"].splitlines(keepends=True)[-1] * 200_000
+    if packing == "zip":
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(f"ml-latest/{name}", content)
+        path = tmp_path / "ml.zip"
+        path.write_bytes(buffer.getvalue())
+    else:
+        path = tmp_path / "ml"
+        path.mkdir()
+        for name, content in files.items():
+            (path / f"{name}.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match=r"movielens: .*ratings\.csv.* unpacks to more than 50 times its size"):
+        source(str(path)).time_range()

@@ -112,6 +112,8 @@ def test_rows_against_a_reference(
     reference = [(i, time * 10**6 // PER_SECOND[case["unit"]]) for i, time in enumerate(case["times"])]
     time = of.time_range()
     assert time == exfm.TimeRange(reference[0][1], reference[-1][1] + 1)
+    for begin in range(time.start_us - 1, time.end_us + 1, max(1, (time.end_us - time.start_us) // 7)):
+        assert of.next_event_us(begin) == min((at for _, at in reference if at >= begin), default=None)
     length_us = max(length_us, (time.end_us - time.start_us) // 8)
     for begin in range(time.start_us - 3, time.end_us + 3, length_us):
         window = exfm.Window(0, begin, begin + length_us)
@@ -142,15 +144,19 @@ def test_disorder_is_shown_and_loses_nothing(
     tmp_path: Path, times: list[int | None], group_rows: int, batch_rows: int, length: int
 ) -> None:
     """Rows that go back in time, or have none, are read once, where they stand."""
-    groups = [times[i : i + group_rows] for i in range(0, len(times), group_rows)]
-    assume(all(any(time is not None for time in group) for group in groups))
+    assume(any(time is not None for time in times))
     pq.write_table(table(times), tmp_path / "a.parquet", row_group_size=group_rows)
     of = source(tmp_path, batch_rows=batch_rows)
     time = of.time_range()
     read = []
     for begin in range(time.start_us, time.end_us, length):
-        read += rows_of(of.read(exfm.Window(0, begin, begin + length)))
+        here = rows_of(of.read(exfm.Window(0, begin, begin + length)))
+        following = of.next_event_us(begin)
+        assert following is not None and begin <= following
+        assert following < begin + length or not here, "what is passed over has none"
+        read += here
     assert read == list(enumerate(times))
+    assert of.next_event_us(time.end_us) is None
 
 
 def test_a_window_reads_its_row_groups_and_columns_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +199,72 @@ def test_a_growing_folder(tmp_path: Path) -> None:
     assert everything(of) == [(0, 1), (1, 2), (2, 2), (3, 9)]
 
 
+def test_files_follow_each_other_in_time(tmp_path: Path) -> None:
+    """Names without zeros, and a file that arrives late: hour=10 stands after hour=9, and each where its time is."""
+    hours = [0, 1, 2, 9, 11, 23]
+    for hour in hours:
+        path = tmp_path / f"hour={hour}" / "part-0.parquet"
+        path.parent.mkdir()
+        pq.write_table(table([hour * 100, hour * 100 + 50], first_id=hour * 100), path)
+    of = source(tmp_path)
+    expected = [(hour * 100 + k, hour * 100 + 50 * k) for hour in hours for k in (0, 1)]
+    assert everything(of) == expected
+    late = tmp_path / "a-late.parquet"
+    pq.write_table(table([1000], first_id=7), late)
+    assert everything(of) == sorted([*expected, (7, 1000)], key=lambda row: row[1])
+    assert [part.first_us for part in of.parts()] == [0, 100, 200, 900, 1000, 1100, 2300]
+
+
+def test_a_file_is_a_part_of_the_stream(tmp_path: Path) -> None:
+    pq.write_table(table([5, 9]), tmp_path / "a.parquet", row_group_size=1)
+    pq.write_table(table([]), tmp_path / "empty.parquet")
+    of = source(tmp_path)
+    [only] = of.parts()
+    assert (only.name, only.first_us, only.last_us) == (str(tmp_path / "a.parquet"), 5, 9)
+    [batch, _] = of.read(exfm.Window(0, 0, 100))
+    assert exfm.Origin.of(batch).file == only.name
+    assert source(tmp_path).parts() == [only], "another process sees the same version"
+    pq.write_table(table([9, 12], first_id=2), tmp_path / "b.parquet")
+    assert [part.name for part in of.parts()] == [only.name, str(tmp_path / "b.parquet")]
+    pq.write_table(table([5, 10]), tmp_path / "a.parquet", row_group_size=1)
+    [changed, _] = of.parts()
+    assert (changed.name, changed.last_us) == (only.name, 10)
+    assert changed.version != only.version
+
+
+def test_a_stray_time_costs_no_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of 1970 beside rows of 2024, in one row group: the next event is known, and its column is read once."""
+    year_2024, day = 1_709_251_200_000_000, 86_400_000_000
+    times = [0, *(year_2024 + day // 2 * number for number in range(6))]
+    pq.write_table(table(times), tmp_path / "a.parquet")
+    of = source(tmp_path)
+    opened: list[str] = []
+    of_files = of._files
+    monkeypatch.setattr(of_files, "open", lambda path: opened.append(path) or type(of_files).open(of_files, path))
+    assert of.next_event_us(0) == 0
+    assert of.next_event_us(1) == year_2024
+    opened.clear()
+    for begin, following in pairwise(times[1:]):
+        assert of.next_event_us(begin + 1) == following
+    assert opened == []
+    assert of.next_event_us(times[-1] + 1) is None
+
+
+def test_rows_without_a_time_stand_where_the_stream_has_got_to(tmp_path: Path) -> None:
+    """Also where a whole row group, or a whole file, has none, at the beginning of the stream too."""
+    files: list[list[int | None]] = [[None, None, None, None], [None, None, 20, 21], [30, None, None, None, 35]]
+    first_id = 0
+    for number, times in enumerate(files):
+        pq.write_table(table(times, first_id=first_id), tmp_path / f"{number}.parquet", row_group_size=2)
+        first_id += len(times)
+    of = source(tmp_path)
+    assert of.time_range() == exfm.TimeRange(20, 36)
+    first, second = (rows_of(of.read(exfm.Window(0, start, start + 10))) for start in (20, 30))
+    assert [row for row, _ in first] == list(range(8))
+    assert [row for row, _ in second] == list(range(8, 13))
+    assert [time for _, time in first] == [*files[0], *files[1]]
+
+
 def test_same_rows_wherever_the_files_are(tmp_path: Path) -> None:
     parts = [table([1, 2]), table([3, 4], first_id=2)]
     memory = fsspec.filesystem("memory")
@@ -213,6 +285,48 @@ def test_same_rows_wherever_the_files_are(tmp_path: Path) -> None:
         assert everything(source("memory://stream/1.parquet")) == [(2, 3), (3, 4)]
     finally:
         memory.rm("/stream", recursive=True)
+
+
+def test_columns_of_the_path(tmp_path: Path) -> None:
+    """Integers where all are, padded or not; strings decoded, one missing; a file's own column is its own."""
+    folders = [
+        "hour=03/place=S%C3%A3o%2FPaulo/odd=1",
+        "hour=4/place=__HIVE_DEFAULT_PARTITION__/odd=x",
+        "hour=-5/place=7/odd=2",
+    ]
+    for number, folder in enumerate(folders):
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(table([number], first_id=number), tmp_path / folder / "a.parquet")
+    (tmp_path / "hour=6" / "place=b" / "odd=3").mkdir(parents=True)
+    pq.write_table(table([9], first_id=9, hour=[60]), tmp_path / "hour=6" / "place=b" / "odd=3" / "a.parquet")
+    names = ("hour", "place", "odd")
+    features = [{"name": name, "kind": "categorical", "rows": 10} for name in names]
+    of = source(tmp_path, features=features, domain="place")
+    batches = list(of.read(exfm.Window(0, 0, 10)))
+    rows = [tuple(batch[name][0].as_py() for name in names) for batch in batches]
+    assert rows == [(3, "São/Paulo", "1"), (4, None, "x"), (-5, "7", "2"), (60, "b", "3")]
+    assert {str(batch.schema.field("place").type) for batch in batches} == {"string"}
+    assert set(batches[0].schema.names) == {"example_id", "event_time", "click", *names}
+    with pytest.raises(ValueError, match=r"a column 'our'; did you mean 'hour'"):
+        source(tmp_path, features=[{"name": "our", "kind": "categorical", "rows": 10}]).time_range()
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    """A partition on another disk, a file elsewhere, a folder of links only; a link to the folder itself ends."""
+    other = tmp_path / "other" / "day=1"
+    other.mkdir(parents=True)
+    pq.write_table(table([3, 4], first_id=2), other / "a.parquet")
+    data, links = tmp_path / "data", tmp_path / "links"
+    (data / "day=0").mkdir(parents=True)
+    pq.write_table(table([1, 2]), data / "day=0" / "a.parquet")
+    (data / "day=1").symlink_to(other)
+    (data / "again").symlink_to(data)
+    links.mkdir()
+    (links / "0.parquet").symlink_to(data / "day=0" / "a.parquet")
+    (links / "1.parquet").symlink_to(other / "a.parquet")
+    for url in (data, links, links / "*.parquet"):
+        assert everything(source(url)) == [(0, 1), (1, 2), (2, 3), (3, 4)], url
+    assert everything(source(links / "1.parquet")) == [(2, 3), (3, 4)]
 
 
 def test_lists_and_strings_come_through(tmp_path: Path) -> None:
@@ -251,7 +365,7 @@ def test_lists_and_strings_come_through(tmp_path: Path) -> None:
         ({"time_unit": "ms"}, ["'event_time' is timestamp[us]", "an integer"]),
         ({"group": "usr"}, ["a column 'usr'"]),
         ({"event_time": "huge", "time_unit": "s"}, ["'huge'", "9999", "smaller unit"]),
-        ({"event_time": "never"}, ["'never' is empty from row 0"]),
+        ({"event_time": "never"}, ["'never' is empty in every file"]),
     ],
 )
 def test_columns_that_do_not_fit_are_explained(tmp_path: Path, config: dict[str, Any], words: list[str]) -> None:

@@ -15,6 +15,8 @@ from tests.plugins.brokers import redis_server
 
 import exfm
 import exfm_plugins.redis_stream
+from exfm.config.experiment import StreamConfig
+from exfm.data.stream import ChunkReader
 from exfm.supervision.store import Store
 from exfm.testing import DataSourceTests
 from exfm.training.loop import StreamLoop
@@ -131,8 +133,22 @@ def test_late_events_against_a_reference(
     assert read(of, 0, 2000) == rows
     assert rows[: len(early)] == early, "what was complete has changed"
     assert of.time_range() == exfm.TimeRange((1000 + steps[0][0] - 3) * MS, max(at - 3, 1000 + steps[0][0] - 3) * MS)
+    for begin in range(990, 1100):
+        following = of.next_event_us(begin * MS)
+        exact = min((time for time, *_ in reference if time >= begin), default=None)
+        assert exact is None or (following is not None and begin <= following // MS <= exact)
+    assert of.next_event_us((at + 4) * MS) is None
     pieces = [piece for start in range(990, 1100, length) for piece in read(of, start, start + length)]
     assert pieces == rows
+
+
+def test_stretches_without_entries_are_known(url: str, log: Any) -> None:
+    for number, at in enumerate([5_000, 900_000]):
+        append(log, number, at, event_time=at)
+    for lateness in (0, 2_000):
+        of = source(url, lateness=f"{lateness / 1000}s")
+        assert of.next_event_us((5_001 + lateness) * MS) == (900_000 - lateness) * MS
+        assert of.next_event_us((900_001 + lateness) * MS) is None
 
 
 EXPERIMENT = """
@@ -214,24 +230,50 @@ def test_what_is_trimmed_is_missed(url: str, log: Any) -> None:
         source(url).time_range()
 
 
+def checked(of: RedisStream, on_bad_row: str) -> tuple[list[int], dict[str, dict[str, int]]]:
+    """Example ids of the good rows, and what is left out."""
+    config = StreamConfig.model_construct(chunk_rows=64, on_bad_row=on_bad_row)  # type: ignore[call-arg]
+    reader = ChunkReader(of, of.schema(), config, {}, exfm.Shard())
+    ids = [id for chunk in reader.read(exfm.Window(0, 0, 10**9)) for id in chunk.batch.example_id.tolist()]
+    return ids, reader.skipped
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"row": "nonsense"}, ["entry 7-0", "not a JSON object"]),
-        ({"row": '{"item": "seven"}'}, ["entry 7-0", "item", "string"]),
-        ({"row": '{"item": 1}{"item": 2}'}, ["entry 7-0", "several objects"]),
-        ({"row": '{"item": 1'}, ["entry 7-0", "not a row"]),
-        ({"line": "{}"}, ["entry 7-0", "no field 'row'"]),
+        ({"row": "nonsense"}, ["not a JSON object"]),
+        ({"row": '{"item": "seven"}'}, ["item", "string"]),
+        ({"row": '{"item": 1}{"item": 2}'}, ["several objects"]),
+        ({"row": '{"item": 1'}, ["not a row"]),
+        ({"row": json.dumps(row(9, click=True))}, ["click", "boolean"]),
+        ({"row": json.dumps(row(9, item=2**63 + 5))}, ["couldn't parse"]),
+        ({"row": json.dumps(row(9, event_time=5000))}, ["event_time lies after the time of the entry"]),
+        ({"line": "{}"}, ["no field 'row'"]),
     ],
 )
-def test_entries_without_a_row_are_named(url: str, log: Any, fields: dict[str, str], words: list[str]) -> None:
+def test_entries_without_a_row_are_named_or_skipped(
+    url: str, log: Any, fields: dict[str, str], words: list[str]
+) -> None:
+    """One bad entry does not stop a job that skips: it would meet it again at every start."""
     for number in range(5):
-        append(log, number, number + 1)
+        append(log, number, number + 1, event_time=number + 1)
     log.xadd("log", fields, id="7-0")
-    append(log, 5, 8)
-    with pytest.raises(ValueError) as error:
-        read(source(url), 0, 100)
-    assert all(word in str(error.value) for word in ["redis_stream: log", *words]), str(error.value)
+    append(log, 5, 8, event_time=8)
+    of = source(url, lateness="1s")
+    with pytest.raises(exfm.ConfigError, match=r"^log from entry 7-0, row 0: row: ") as error:
+        checked(of, "error")
+    assert all(word in str(error.value) for word in words), str(error.value)
+    ids, skipped = checked(of, "skip")
+    assert ids == [0, 1, 2, 3, 4, 5]
+    assert list(skipped) == ["row"]
+    assert list(skipped["row"].values()) == [1]
+
+
+def test_a_wrong_unit_is_not_skipped_row_by_row(url: str, log: Any) -> None:
+    for number in range(450):
+        append(log, number, 100_000 + number, event_time=100_000 + number)
+    with pytest.raises(exfm.ConfigError, match=r"of \d+ rows were left out, .*is time_unit s right\?"):
+        checked(source(url, lateness="1s", time_unit="s"), "skip")
 
 
 def test_wrong_brokers_and_schemas_are_explained(url: str, log: Any) -> None:
@@ -246,6 +288,3 @@ def test_wrong_brokers_and_schemas_are_explained(url: str, log: Any) -> None:
         source("redis://127.0.0.1:1/0").time_range()
     with pytest.raises(ValueError, match="strings: the schema reads no ids from a column 'wort'"):
         source(url, strings=["wort"]).schema()
-    append(log, 0, 1000, event_time=1_000_000)
-    with pytest.raises(ValueError, match=r"entry 1000-0: event_time lies 999 s after .*time_unit ms right"):
-        read(source(url, lateness="1s"), 0, 2000)

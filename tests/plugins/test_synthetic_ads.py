@@ -67,6 +67,25 @@ def large() -> pa.Table:
     return read(source(days=4), 0, 4 * DAY_US)
 
 
+def test_nothing_is_simulated_before_rows_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading an experiment asks for the schema, and a long history takes gigabytes to simulate at once."""
+    most: list[int] = []
+    before = Histories.before
+
+    def spy(self: Histories, user_B: Any, time_B: Any) -> Any:
+        events = before(self, user_B, time_B)
+        most.append(len(events.row_E))
+        return events
+
+    monkeypatch.setattr(Histories, "before", spy)
+    of = source(history_length=1000, users=200)
+    of.schema()
+    of.time_range()
+    assert not most
+    next(iter(of.read(exfm.Window(0, of.time_range().start_us, of.time_range().start_us + 3_600_000_000))))
+    assert most and max(most) <= 2 << 20
+
+
 def test_the_seed_decides_every_row() -> None:
     _, table = small()
     assert read(source(**SMALL), 0, DAYS).equals(table)

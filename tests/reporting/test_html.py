@@ -113,6 +113,15 @@ def test_a_bare_run_has_a_report_too(results: dict[str, Any]) -> None:
     assert "Supervision" not in text
 
 
+def test_notes_stand_at_the_top(results: dict[str, Any]) -> None:
+    assert 'class="notes"' not in render_report(results, "")
+    results["notes"] = ["300 rows came <late>", "the teacher 'fm' was not used"]
+    page = Page(render_report(results, ""))
+    words = " ".join(" ".join(page.words).split())
+    assert "300 rows came <late>" in words and "the teacher 'fm' was not used" in words
+    assert words.index("was not used") < words.index("Gain over the control")
+
+
 def test_skipped_rows_are_not_kept_quiet(results: dict[str, Any]) -> None:
     assert "skipped" not in Page(render_report(results, "")).text.split("Gain over")[0]
     results["data"]["skipped_rows"] = 1234

@@ -33,6 +33,31 @@ def test_one_line_for_each_model_and_task_within_100_columns(results: dict[str, 
     assert len(lines) == 5
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_no_name_and_no_figure_is_broken_at_any_width(width: int, results: dict[str, Any]) -> None:
+    results["models"]["domain_fm.control"] = results["models"].pop("vm.control")
+    results["models"]["vm"]["tasks"]["conversion"] = results["models"]["vm"]["tasks"]["click"]
+    lines = printed(results, width)
+    assert max(map(len, lines)) <= width
+    words = {word for line in lines for word in line.split()}
+    assert {"fm", "vm", "domain_fm.control", "click", "conversion", "0.8300", "12.5%", "0.35"} <= words
+    text = "\n".join(lines)
+    for whole in ("NE gain (95% interval)", "Bayes NE", "base rate", "+0.43% (+0.31% to +0.55%)"):
+        assert whole in text
+
+
+def test_what_does_not_fit_follows_below_with_the_names(results: dict[str, Any]) -> None:
+    lines = printed(results, 80)
+    assert " ".join(row(lines, "vm")) == "vm click 0.8300 0.8000 0.7500 0.7000 12.5%"
+    assert " ".join(lines[-1].split()) == "vm click +0.43% (+0.31% to +0.55%) 0.35"
+    assert lines[-2].split()[:2] == ["model", "task"]
+
+
+def test_notes_stand_below_the_table(results: dict[str, Any]) -> None:
+    results["notes"] = ["300 rows came late", "[red]a teacher[/] was not used"]
+    assert printed(results)[-2:] == ["note: 300 rows came late", "note: [red]a teacher[/] was not used"]
+
+
 def test_no_column_for_a_limit_nobody_knows(results: dict[str, Any]) -> None:
     for model in results["models"].values():
         del model["tasks"]["click"]["bayes_ne"]

@@ -8,28 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+import yaml
 from torch.fx import GraphModule
 
 import exfm
 import exfm.serving
 from exfm.registry.discovery import discover
-from exfm.serving.export import Form, capture, export, to_onnx
+from exfm.serving.export import Form, _column_types, capture, export, to_onnx
 from exfm.serving.layout import arrays
 from exfm.serving.network import ServedModel
-from exfm.serving.snapshot import find_arm, newest_snapshot
+from exfm.serving.snapshot import find_arm, find_snapshot
 from exfm.supervision.store import Store
 from tests.modeling.cases import schema_of
 from tests.serving.conftest import STUDENTS
 from tests.serving.rows import arm_of, rows_of, trained, with_columns
+from tests.training.logs import experiment_dict, make_log, write_log
 
 PROGRAM = Form(compiled=False)
 
 
 def captured(experiment: exfm.Experiment, model: str) -> torch.export.ExportedProgram:
     arm, store = find_arm(experiment, model), Store(experiment.run_dir)
-    weights = store.snapshots.load(newest_snapshot(experiment, arm, store).weights)
+    weights = store.snapshots.load(find_snapshot(experiment, arm, store).weights)
     return capture(ServedModel(arm, experiment.schema, weights))
 
 
@@ -193,3 +196,15 @@ def test_a_missing_compiler_is_named(run: exfm.Experiment, tmp_path: Path, monke
     monkeypatch.setattr("exfm.serving.export.get_cpp_compiler", none)
     with pytest.raises(exfm.ConfigError, match=r"install g\+\+, or give --no-compile"):
         export(run, "ah", str(tmp_path / "out"))
+
+
+def test_odd_types_are_described_as_what_they_are_read_as(tmp_path: Path) -> None:
+    log = make_log(20)
+    odd = {"item": pa.decimal128(20, 0), "price": pa.decimal128(30, 20), "user": pa.int16()}
+    for name, kind in odd.items():
+        log = log.set_column(log.schema.names.index(name), name, log[name].cast(kind, safe=False))
+    config = experiment_dict(write_log(tmp_path / "log", log), str(tmp_path / "run"))
+    (tmp_path / "odd.yaml").write_text(yaml.safe_dump(config))
+    experiment = exfm.load_experiment(str(tmp_path / "odd.yaml"))
+    kinds = _column_types(experiment, experiment.schema.features)
+    assert (kinds["item"], kinds["price"], kinds["user"]) == ("int64", "double", "int64")

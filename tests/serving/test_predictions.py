@@ -24,6 +24,7 @@ import exfm
 import exfm.serving
 from exfm.serving.export import Form, export
 from exfm.serving.predict import predict
+from exfm.serving.reading import to_predict
 
 SERVER = Path(__file__).parents[2] / "examples/serving/server.py"
 COLUMNS = ("user", "item", "price", "history")
@@ -99,6 +100,59 @@ def test_the_file_may_be_any_url(run: exfm.Experiment, predicted: pa.Table) -> N
     predict(run, "ah", "memory://predicted.parquet")
     with fsspec.open("memory://predicted.parquet") as file:
         assert pq.read_table(file) == predicted
+
+
+def other_log(run: exfm.Experiment, folder: Path, rows: pa.Table) -> exfm.Experiment:
+    """The experiment with other rows in its stream."""
+    folder.mkdir()
+    pq.write_table(rows, folder / "a.parquet")
+    given = [f"stream.source.path={folder}"]
+    return exfm.load_experiment(str(Path(run.run_dir).parent / "served.yaml"), given)
+
+
+def test_rows_to_be_predicted_need_what_the_model_reads(
+    run: exfm.Experiment, predicted: pa.Table, tmp_path: Path
+) -> None:
+    """Labels may be null or absent, as may what other models read; an example may come again."""
+    rows = stream(run)
+    assert {"click", "buy"} < set(rows.schema.names)
+    nulls = rows
+    for label in ("click", "buy"):
+        nulls = nulls.set_column(rows.schema.names.index(label), label, pa.nulls(rows.num_rows, pa.int8()))
+    for name, given in (("absent", rows.drop_columns(["click", "buy"])), ("null", nulls)):
+        out = tmp_path / f"{name}.parquet"
+        predict(other_log(run, tmp_path / name, given), "ah", str(out))
+        assert pq.read_table(out) == predicted
+    config = run.config.models["sa"]
+    assert config.features is not None
+    assert not config.where
+    slim = rows.select(["example_id", "event_time", *config.features]).slice(0, 50)
+    doubled = pa.concat_tables([slim, slim.slice(49)])
+    out = tmp_path / "slim.parquet"
+    predict(other_log(run, tmp_path / "slim", doubled), "sa", str(out))
+    assert pq.read_table(out).num_rows == 51
+    with pytest.raises(exfm.ConfigError, match=f"no file at .* has a column '{config.features[0]}'"):
+        predict(other_log(run, tmp_path / "bare", slim.drop_columns([config.features[0]])), "sa", str(out))
+
+
+def test_what_other_models_read_is_not_asked_for(run: exfm.Experiment, tmp_path: Path) -> None:
+    """Of the features only the model's own, and what its conditions name, in the order of the schema."""
+    given = ["models.sa.features=[item]", "models.sa.where={user: u-1}", f"stream.source.path={tmp_path}"]
+    experiment = exfm.load_experiment(str(Path(run.run_dir).parent / "served.yaml"), given)
+    arm = next(arm for arm in experiment.arms if arm.name == "sa")
+    seen = to_predict(experiment, arm)
+    assert seen.schema.columns == ("example_id", "event_time", "user", "item")
+    pq.write_table(stream(run).select(["item", "user", "event_time", "example_id"]), tmp_path / "a.parquet")
+    span = seen.source.time_range()
+    [batch, *_] = seen.source.read(exfm.Window(0, span.start_us, span.end_us))
+    assert set(batch.schema.names) == set(seen.schema.columns)
+
+
+def test_ids_to_be_predicted_have_the_type_that_was_trained_on(run: exfm.Experiment, tmp_path: Path) -> None:
+    rows = stream(run)
+    numbers = rows.set_column(rows.schema.names.index("user"), "user", pa.array(range(rows.num_rows)))
+    with pytest.raises(exfm.ConfigError, match="user: the column holds int64, and held strings until now"):
+        predict(other_log(run, tmp_path / "numbers", numbers), "ah", str(tmp_path / "out.parquet"))
 
 
 def test_a_snapshot_predicts_what_the_run_predicted_with_it(

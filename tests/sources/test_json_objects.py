@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exfm.sources import BadObjectError, parse_objects
+from exfm.sources import BadObjectError, parse_objects, read_objects
 
 SCHEMA = pa.schema({"n": pa.int64(), "words": pa.list_(pa.string())})
 
@@ -27,3 +27,14 @@ def test_what_cannot_be_read_is_found(before: int, after: int, bad: bytes) -> No
     with pytest.raises(BadObjectError) as error:
         parse_objects([b'{"n": 1}'] * before + [bad] + [b"{}"] * after, SCHEMA)
     assert error.value.index == before
+
+
+def test_objects_that_cannot_be_read_are_null_and_said_why() -> None:
+    objects = [b'{"n": 1}', b"17", b'{"n": 2, "words": ["a"]}', b'{"n": "x"}', b'{"n": 3}']
+    rows, reasons = read_objects(objects, SCHEMA)
+    assert rows["n"].to_pylist() == [1, None, 2, None, 3]
+    assert rows["words"].to_pylist() == [None, None, ["a"], None, None]
+    assert [reason is not None for reason in reasons] == [False, True, False, True, False]
+    assert reasons[1] == "it is not a JSON object"
+    nothing, none = read_objects([], SCHEMA)
+    assert (nothing.num_rows, none) == (0, [])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -53,7 +55,7 @@ def total(sequence) -> Tensor:
 
 def padded(sequence, longest: int) -> Tensor:
     """Events (B, T, D), zeros after an example's last."""
-    places = torch.arange(longest)
+    places = torch.arange(longest, device=sequence.offsets.device)
     rows = torch.where(
         places < sequence.lengths.unsqueeze(1), sequence.offsets[:-1].unsqueeze(1) + places, len(sequence.values_ED)
     )
@@ -66,15 +68,23 @@ def failures(component: type[Any], **attributes: Any) -> dict[str, str]:
     return failed(kit, {"component": component, "supports_export": "slow, and tested elsewhere"} | attributes)
 
 
-def failed(kit: type[Any], attributes: dict[str, Any]) -> dict[str, str]:
-    """The messages of a kit's tests that fail of a component, by name. ``attributes``: those of the test class."""
+def failed(
+    kit: type[Any], attributes: dict[str, Any], fields: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, str]:
+    """The messages of a kit's tests that fail of a component, by name.
+
+    Args:
+        kit: the tests.
+        attributes: those of the test class.
+        fields: the component's.
+    """
     tests = type("TestIt", (kit,), attributes)()
     found = {}
     for name in dir(tests):
         if name.startswith("test_"):
             test = getattr(tests, name)
             try:
-                test({}) if "fields" in inspect.signature(test).parameters else test()
+                test(fields) if "fields" in inspect.signature(test).parameters else test()
             except pytest.skip.Exception:
                 pass
             except (Exception, pytest.fail.Exception) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from typing import ClassVar
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ class OverTheBatch(SoundBackbone):
 class ByPlace(SoundBackbone):
     def forward(self, tokens_BND, sequences):
         x = super().forward(tokens_BND, sequences)
-        return x + torch.arange(len(x)).unsqueeze(1)
+        return x + torch.arange(len(x), device=x.device).unsqueeze(1)
 
 
 class Dropout(SoundBackbone):
@@ -193,7 +194,157 @@ class Branches(SoundBackbone):
         return x + 0 if x.sum() > 0 else x
 
 
+class TokensFromASet(SoundBackbone):
+    """Its layers are made in a set's order, which differs from process to process."""
+
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.scales = nn.ParameterDict()
+        for name in set(inputs.tokens):
+            self.scales[name] = nn.Parameter(torch.ones(inputs.dim))
+
+    def forward(self, tokens_BND, sequences):
+        scaled = [tokens_BND[:, place] * self.scales[name] for place, name in enumerate(self.inputs.tokens)]
+        return super().forward(torch.stack(scaled, dim=1), sequences)
+
+
+class OutputFromASet(SoundBackbone):
+    """All its parameters are in order, and its columns are not."""
+
+    def forward(self, tokens_BND, sequences):
+        places = [self.inputs.tokens.index(name) for name in {str(name) for name in self.inputs.tokens}]
+        return super().forward(tokens_BND, sequences) + tokens_BND[:, places].flatten(1)
+
+
+class SeedsItself(SoundBackbone):
+    def __init__(self, config, inputs):
+        torch.manual_seed(7)
+        super().__init__(config, inputs)
+
+
+class SeedsBetween(SoundBackbone):
+    """The generator is as it was afterwards, and its own weights do not depend on the seed."""
+
+    def __init__(self, config, inputs):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            super().__init__(config, inputs)
+
+
+class LeavesASeed(SoundBackbone):
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        torch.default_generator.manual_seed(7)
+
+
+class DrawsInACall(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        torch.rand(1)
+        return super().forward(tokens_BND, sequences)
+
+
+class SetsThreads(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        torch.set_num_threads(1)
+        return super().forward(tokens_BND, sequences)
+
+
+class SetsThreadsWhenBuilt(SoundBackbone):
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        torch.set_num_threads(torch.get_num_threads())
+
+
+class MadeOnTheDefaultDevice(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        x = super().forward(tokens_BND, sequences)
+        return x + torch.zeros(x.shape, dtype=x.dtype)
+
+
+class MadeOnTheCPU(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        x = super().forward(tokens_BND, sequences)
+        return x * torch.ones(1, dtype=x.dtype, device="cpu")
+
+
+class GoesToTheCPU(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        return super().forward(tokens_BND, sequences).to("cpu")
+
+
+class PlainTensor(SoundBackbone):
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.scale = torch.ones((), dtype=torch.float64)
+
+    def forward(self, tokens_BND, sequences):
+        return super().forward(tokens_BND, sequences) * self.scale.to(tokens_BND)
+
+
+class MovesWhatItMakes(SoundBackbone):
+    """Nothing is wrong: what is made on the CPU goes to the input's device, and a number has no place."""
+
+    def forward(self, tokens_BND, sequences):
+        x = super().forward(tokens_BND, sequences)
+        moved = torch.ones(1).to(x.device) * torch.arange(1, 2, device=x.device)
+        return x * moved.to(x) + torch.zeros_like(x) + torch.tensor(0.0) + x.new_ones(1)
+
+
+class KeepsItsOutput(SoundBackbone):
+    def forward(self, tokens_BND, sequences):
+        self.last = super().forward(tokens_BND, sequences)
+        return self.last
+
+
+class KeepsItsOutputElsewhere(SoundBackbone):
+    kept: ClassVar[list[torch.Tensor]] = []
+
+    def forward(self, tokens_BND, sequences):
+        x = super().forward(tokens_BND, sequences)
+        self.kept[:] = [x.detach().abs().mean(0)]
+        return x
+
+
+class KeepsAMask(SoundBackbone):
+    """Nothing is wrong: what depends on the batch's shape alone is made once."""
+
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.masks = {}
+
+    def forward(self, tokens_BND, sequences):
+        if tokens_BND.shape[1] not in self.masks:
+            self.masks[tokens_BND.shape[1]] = [1.0] * tokens_BND.shape[1]
+        return super().forward(tokens_BND, sequences)
+
+
+class ComparesExamples(SoundBackbone):
+    """Each example meets all others, though nothing comes of it."""
+
+    def forward(self, tokens_BND, sequences):
+        x = super().forward(tokens_BND, sequences)
+        likeness_BB = (x @ x.T).fill_diagonal_(0)
+        return x + 0 * likeness_BB.sum(1, keepdim=True)
+
+
 BROKEN = {
+    TokensFromASet: {"names_do_not_decide": "where its features have other names; go through names in the order of"},
+    OutputFromASet: {"names_do_not_decide": "where its features have other names; go through names in the order of"},
+    SeedsItself: {"the_seed_is_the_runs": "its constructor calls torch.manual_seed"},
+    SeedsBetween: {"the_seed_is_the_runs": "its constructor calls torch.manual_seed"},
+    LeavesASeed: {"the_seed_is_the_runs": "torch's random numbers no longer depend on the seed"},
+    DrawsInACall: {"the_seed_is_the_runs": "a call draws random numbers"},
+    SetsThreads: {"settings_of_the_process_are_left_alone": "SetsThreads sets torch's number of threads to 1"},
+    SetsThreadsWhenBuilt: {"settings_of_the_process_are_left_alone": "sets torch's number of threads to "},
+    MadeOnTheDefaultDevice: {"runs_on_the_inputs_device": "add is given a tensor on the CPU and one on the input's"},
+    MadeOnTheCPU: {"runs_on_the_inputs_device": "mul is given a tensor on the CPU and one on the input's device"},
+    GoesToTheCPU: {"runs_on_the_inputs_device": "the output is on the CPU wherever the input is"},
+    PlainTensor: {"runs_on_the_inputs_device": "scale stays where it was made; register_buffer(..., persistent=False)"},
+    MovesWhatItMakes: {},
+    KeepsItsOutput: {"a_call_leaves_nothing_behind": "of a call that is over, the result of aten"},
+    KeepsItsOutputElsewhere: {"a_call_leaves_nothing_behind": "the result of aten.mean.dim is still in memory"},
+    KeepsAMask: {},
+    ComparesExamples: {"work_follows_the_batch": "the result of aten.mm.default has 144 numbers instead of 36"},
     OverTheBatch: {"neighbours_do_not_matter": "example 0 alone against the whole batch"},
     ByPlace: {"neighbours_do_not_matter": "example 1 alone", "order_of_examples_does_not_matter": "reverse order"},
     Dropout: {"training_is_evaluation": "training against evaluation mode: the outputs differ"},
@@ -236,6 +387,17 @@ def test_what_is_wrong_is_said_by_its_own_test(component) -> None:
 
 def test_what_cannot_be_exported_is_found_where_it_is_claimed() -> None:
     assert failures(Branches, supports_export=True).keys() == {"exports"}
+
+
+def test_one_that_cannot_be_built_is_said_once() -> None:
+    class Blocks(SoundBackbone):
+        def __init__(self, config, inputs):
+            super().__init__(config, inputs)
+            self.blocks = nn.ModuleList()
+
+    found = failures(Blocks)
+    assert len(found) <= 4, found.keys()
+    assert all("'blocks': that is a method of exfm.Backbone" in words for words in found.values())
 
 
 def test_numbers_that_are_not_finite() -> None:

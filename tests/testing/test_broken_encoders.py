@@ -88,7 +88,48 @@ class PositionsWithoutTheLast(SoundEncoder):
         return super().forward(placed, context_BND)
 
 
+class KeepsTheOldest(SoundEncoder):
+    """It cuts a long history at its wrong end."""
+
+    def forward(self, sequence, context_BND):
+        starts = sequence.offsets[:-1][sequence.example_index()]
+        age = torch.arange(len(sequence.values_ED), device=starts.device) - starts
+        kept = sequence.with_values(sequence.values_ED * (age < 20).unsqueeze(1))
+        return super().forward(kept, context_BND)
+
+
+class WeighsTheOldest(SoundEncoder):
+    """It takes the first event for the newest."""
+
+    def forward(self, sequence, context_BND):
+        starts = sequence.offsets[:-1][sequence.example_index()]
+        age = torch.arange(len(sequence.values_ED), device=starts.device) - starts
+        return super().forward(sequence.with_values(sequence.values_ED / (1 + age).unsqueeze(1)), context_BND)
+
+
+class WeighsTheNewest(SoundEncoder):
+    """Nothing is wrong: the older an event, the less it counts."""
+
+    def forward(self, sequence, context_BND):
+        weight_E1 = 0.9 ** sequence.positions().unsqueeze(1)
+        return super().forward(sequence.with_values(sequence.values_ED * weight_E1), context_BND)
+
+
+class ComparesEvents(SoundEncoder):
+    """All events of the batch meet each other, and a mask takes off those of other examples."""
+
+    def forward(self, sequence, context_BND):
+        example = sequence.example_index()
+        same_EE = (example.unsqueeze(0) == example.unsqueeze(1)).to(sequence.values_ED.dtype)
+        counts_E1 = same_EE.sum(1, keepdim=True)
+        return super().forward(sequence.with_values(same_EE @ sequence.values_ED / counts_E1), context_BND)
+
+
 BROKEN = {
+    KeepsTheOldest: {"the_newest_event_counts": "of 50 events of 'clicks' the newest is not read, and older ones are"},
+    WeighsTheOldest: {"the_newest_event_counts": "the oldest has 50 times the newest's gradient"},
+    WeighsTheNewest: {},
+    ComparesEvents: {"work_follows_the_batch": "the result of aten.eq.Tensor has 19600 numbers instead of 4900"},
     DividesByTheLongest: {"neighbours_do_not_matter": "alone against the whole batch"},
     PadsToTheLongest: {"cost_follows_the_events": "as much in a batch with a long one"},
     PadsToTheMost: {"cost_follows_the_events": "where ten times longer ones may be"},

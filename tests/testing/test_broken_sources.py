@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import random
+import socket
 import sqlite3
+import tempfile
+from dataclasses import replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -80,7 +86,20 @@ class FromAFile(Sound):
         path: str = Field(description="The file.")
 
     def times(self):
-        return super().times()[: int(Path(self.config.path).read_text())]
+        try:
+            rows = int(Path(self.config.path).read_text()[:2])
+        except OSError as error:
+            raise ValueError(f"{self.config.path} cannot be read: {error}") from error
+        return super().times()[:rows]
+
+    def parts(self):
+        times, path = self.times(), self.config.path
+        return [exfm.StreamPart("log", Path(path).read_text(), int(times[0]), int(times[-1]))]
+
+    def next_event_us(self, from_us):
+        times = self.times()
+        later = times[times >= from_us]
+        return int(later[0]) if len(later) else None
 
 
 class StillWritten(Sound):
@@ -290,8 +309,8 @@ class ByBatch(Sound):
     """A shard has whole batches, so that shards are of different lengths."""
 
     def read(self, window, shard=WHOLE, start_row=0):
-        batches = list(super().read(window))[shard.index :: shard.count]
-        return exfm.slice_rows(iter(batches), WHOLE, start_row)
+        batches = islice(super().read(window), shard.index, None, shard.count)
+        return exfm.slice_rows(batches, WHOLE, start_row)
 
 
 class FromTheBeginning(Sound):
@@ -318,7 +337,233 @@ class AlwaysRowZero(Sound):
         return (exfm.Origin("log", 0).mark(batch) for batch in super().rows(start, end))
 
 
+class ReadsForItsSchema(Sound):
+    def schema(self):
+        next(self.rows(0, 1))
+        return super().schema()
+
+
+class CallsReadForItsSchema(Sound):
+    def schema(self):
+        for _ in self.read(exfm.Window(0, 0, 1)):
+            pass
+        return super().schema()
+
+
+class ReadsItsFileForItsSchema(FromAFile):
+    """Not as record batches."""
+
+    def schema(self):
+        if Path(self.config.path).exists():
+            Path(self.config.path).read_text()
+        return super().schema()
+
+    def rows(self, start, end):
+        for batch in super().rows(start, end):
+            yield exfm.Origin(self.config.path, exfm.Origin.of(batch).row).mark(batch)
+
+    def parts(self):
+        return ()
+
+
+class KeyOfAPath(FromAFile):
+    def times(self):
+        if not Path(self.config.path).exists():
+            raise KeyError(self.config.path)
+        return super().times()
+
+
+class SilentOfAPath(FromAFile):
+    """It takes a path that is not there for a stream of the default length."""
+
+    def times(self):
+        return super().times() if Path(self.config.path).exists() else Sound.times(self)
+
+
+class NamesNoPath(FromAFile):
+    def times(self):
+        if not Path(self.config.path).exists():
+            raise ValueError("cannot be read")
+        return super().times()
+
+
+class LeavesOpen(Sound):
+    """What a reading opens, it closes at its end; a reading that is given up is never at its end."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.open = []
+
+    def rows(self, start, end):
+        self.open.append(socket.socket())
+        yield from super().rows(start, end)
+        self.open.pop().close()
+
+    def __del__(self):
+        for one in self.open:
+            one.close()
+
+
+class WholeWindow(Sound):
+    def read(self, window, shard=WHOLE, start_row=0):
+        return iter(list(super().read(window, shard, start_row)))
+
+
+class WholeTable(Sound):
+    """It cuts the whole window into batches."""
+
+    def rows(self, start, end):
+        batches = list(super().rows(start, end))
+        for batch in pa.Table.from_batches(batches).to_batches() if batches else ():
+            yield exfm.Origin("log", start).mark(batch)
+            start += batch.num_rows
+
+
+class OneBatch(Sound):
+    def times(self):
+        return START + np.arange(140_000) * 1000
+
+    def rows(self, start, end):
+        if end > start:
+            yield self.batch(np.arange(start, end))
+
+
+class SoundHistory(Sound):
+    """Nothing is wrong: a user's history is of the items of his earlier rows, the newest three."""
+
+    def schema(self):
+        field = exfm.SequenceField(name="item", column="seen_item", table="item", rows=20, ids="row")
+        items = exfm.CategoricalFeature(name="item", rows=20, ids="row")
+        seen = exfm.SequenceFeature(name="seen", max_length=3, fields=(field,))
+        return super().schema().model_copy(update={"features": (items, seen), "group": "user"})
+
+    def columns(self, row):
+        histories = [self.history(number) for number in row.tolist()]
+        seen = {"seen_item": pa.array(histories, pa.list_(pa.int64())), "user": pa.array(row % 2)}
+        return super().columns(row) | seen | {"item": pa.array([self.item(number) for number in row.tolist()])}
+
+    def item(self, row):
+        return row * 7 % 20
+
+    def earlier(self, row):
+        """A user's rows before this one; three rows are of one time, and he has one or two of them."""
+        return [self.item(other) for other in range(row % 2, row // 3 * 3, 2)]
+
+    def history(self, row):
+        return self.earlier(row)[-3:]
+
+
+class HoldsItsOwn(SoundHistory):
+    def history(self, row):
+        return [*self.earlier(row), self.item(row)][-3:]
+
+
+class HoldsItsClick(SoundHistory):
+    """Only where it was clicked."""
+
+    def history(self, row):
+        return [*self.earlier(row), self.item(row)][-3:] if row % 4 in (1, 3) else self.earlier(row)[-3:]
+
+
+class NewestFirst(SoundHistory):
+    def history(self, row):
+        return super().history(row)[::-1]
+
+
+class KeepsTheOldest(SoundHistory):
+    def history(self, row):
+        return self.earlier(row)[:3]
+
+
+class RemembersItsTime(FromAFile):
+    @cached_property
+    def known(self):
+        return super().time_range()
+
+    def time_range(self):
+        return self.known
+
+
+class RemembersItsRows(FromAFile):
+    @cached_property
+    def known(self):
+        return super().times()
+
+    def rows(self, start, end):
+        return super().rows(start, min(end, len(self.known)))
+
+    def time_range(self):
+        assert len(self.known)
+        return super().time_range()
+
+
+class OneVersion(FromAFile):
+    def parts(self):
+        return [replace(part, version="1") for part in super().parts()]
+
+
+class OtherNames(FromAFile):
+    def parts(self):
+        return [replace(part, name="other") for part in super().parts()]
+
+
+class ShortPart(FromAFile):
+    def parts(self):
+        return [replace(part, last_us=part.last_us - 1) for part in super().parts()]
+
+
+class VersionOfTheMoment(FromAFile):
+    def parts(self):
+        return [replace(part, version=str(random.random())) for part in super().parts()]
+
+
+class SkipsAnEvent(FromAFile):
+    def next_event_us(self, from_us):
+        return super().next_event_us(from_us + 1)
+
+
+class NextIsEarlier(FromAFile):
+    def next_event_us(self, from_us):
+        return from_us // (5 * SECOND) * 5 * SECOND
+
+
+class NextIsTheFirst(FromAFile):
+    """It does not look at what it is asked."""
+
+    def next_event_us(self, from_us):
+        return START
+
+
+class EndsTooSoon(FromAFile):
+    def next_event_us(self, from_us):
+        found = super().next_event_us(from_us)
+        return found if found is not None and found < self.times()[-1] else None
+
+
 BROKEN: dict[type[Sound], dict[str, str]] = {
+    ReadsForItsSchema: {"schema_reads_no_rows": "schema() reads rows, by Sound.batch"},
+    CallsReadForItsSchema: {"schema_reads_no_rows": "schema() calls read()"},
+    ReadsItsFileForItsSchema: {"schema_reads_no_rows": "KiB of rows where there are 4096 KiB"},
+    KeyOfAPath: {"a_path_that_is_not_there": "raise a ValueError that names it, not KeyError: '/no_such_folder/rows'"},
+    SilentOfAPath: {"a_path_that_is_not_there": "it reads 60 rows without a word"},
+    NamesNoPath: {"a_path_that_is_not_there": "the message does not name the path: cannot be read"},
+    LeavesOpen: {"readings_are_closed": "8 readings, half of them given up, left 4 files or sockets open"},
+    WholeWindow: {"reads_a_batch_at_a_time": "has all 60 rows of the window before read() yields the first 8"},
+    WholeTable: {"reads_a_batch_at_a_time": "has all 60 rows of the window before read() yields the first 8"},
+    HoldsItsOwn: {"history_is_of_earlier_events": "'item' is in the history 'seen' of 60 of 60 rows, and in another"},
+    HoldsItsClick: {"history_is_of_earlier_events": "'item' is in the history 'seen' of 30 of 30 rows with click=1"},
+    NewestFirst: {"history_is_of_earlier_events": "new events come first in 'seen'"},
+    KeepsTheOldest: {"history_is_of_earlier_events": "'seen' no longer changes where it has 3 events"},
+    RemembersItsTime: {"growth_is_seen": "rows were added, and time_range() still ends at"},
+    RemembersItsRows: {"growth_is_seen": "but read() yields nothing new"},
+    OneVersion: {"growth_is_seen": "parts() has neither another part nor another version of log"},
+    OtherNames: {"parts_are_where_rows_come_from": "rows come from 'log', which is none of the parts other"},
+    ShortPart: {"parts_are_where_rows_come_from": "log has a row of 2023-11-14T22:13:30Z"},
+    VersionOfTheMoment: {"parts_are_where_rows_come_from": "parts() changes from call to call"},
+    SkipsAnEvent: {"next_event_skips_none": "the next event is at"},
+    NextIsEarlier: {"next_event_skips_none": "the next event is at"},
+    NextIsTheFirst: {"next_event_skips_none": "the next event is at"},
+    EndsTooSoon: {"next_event_skips_none": "is None, and there is an event of 2023-11-14T22:13:30Z"},
     GrowingSchema: {"says_the_same_each_time": "the schema after reading is not what it was"},
     Retention: {
         "says_the_same_each_time": "it may only grow at its end",
@@ -362,11 +607,16 @@ FAILS_THROUGHOUT = {NoRows, EmptyRange, Tables, Shuffles, NumbersAsItGoes, Reten
 """What these have wrong shows in most tests; those above must say it best."""
 
 
-def failures(component: type[Sound]) -> dict[str, str]:
-    return failed(DataSourceTests, {"component": component})
+def failures(component: type[Sound], **attributes: Any) -> dict[str, str]:
+    if issubclass(component, FromAFile):
+        with tempfile.TemporaryDirectory() as folder:
+            TestFromAFile().write(Path(folder))
+            own = {"write": TestFromAFile.write, "grow": TestFromAFile.grow, "folder": Path(folder)}
+            return failed(DataSourceTests, {"component": component} | own | attributes, TestFromAFile.configs[0])
+    return failed(DataSourceTests, {"component": component} | attributes)
 
 
-@pytest.mark.parametrize("component", [Sound, Columns])
+@pytest.mark.parametrize("component", [Sound, Columns, FromAFile, SoundHistory])
 def test_nothing_is_wrong_with_sound_ones(component: type[Sound]) -> None:
     assert not failures(component)
 
@@ -378,10 +628,23 @@ class TestFromAFile(DataSourceTests):
     def write(self, folder: Path) -> None:
         (folder / "rows").write_text("31")
 
+    def grow(self, folder: Path) -> None:
+        (folder / "rows").write_text("40")
+
 
 class TestStillWritten(DataSourceTests):
     component = StillWritten
     complete = False
+
+
+def test_a_batch_has_a_bounded_number_of_rows() -> None:
+    kit = type("TestIt", (DataSourceTests,), {"component": OneBatch})()
+    with pytest.raises(AssertionError, match="a batch has 140000 rows, more than 131072; yield slices of it"):
+        kit.test_reads_a_batch_at_a_time({})
+
+
+def test_candidates_of_their_own_history_where_that_is_so() -> None:
+    assert not failures(HoldsItsOwn, repeats=True)
 
 
 def test_a_stream_that_is_said_to_be_complete_is() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -212,7 +213,9 @@ class ByPlace(Sound):
     def term(self, student, supervision, labels, task):
         soft_B, hit_B = supervision.probabilities[task].detach(), supervision.hit[task]
         loss_B = bce(self.heads[task](student.representation_BR), soft_B, reduction="none")
-        return torch.where(hit_B, loss_B * torch.arange(len(loss_B)), 0).sum() / max(len(loss_B), 1)
+        return torch.where(hit_B, loss_B * torch.arange(len(loss_B), device=loss_B.device), 0).sum() / max(
+            len(loss_B), 1
+        )
 
 
 class TeacherLearns(SoundEmbedding):
@@ -329,7 +332,80 @@ class TakesAnyTeacher(SoundEmbedding):
         super().__init__(config, student, teacher)
 
 
+class HeadsFromASet(Sound):
+    """Its heads are made in a set's order, which differs from process to process."""
+
+    def __init__(self, config, student, teacher):
+        super().__init__(config, student, teacher)
+        self.heads = nn.ModuleDict((task, student.new_head()) for task in {str(task) for task in self.tasks})
+
+
+class SeedsItself(Sound):
+    def __init__(self, config, student, teacher):
+        torch.manual_seed(7)
+        super().__init__(config, student, teacher)
+
+
+class SetsThreads(Sound):
+    def loss(self, student, supervision, labels):
+        torch.set_num_threads(1)
+        return super().loss(student, supervision, labels)
+
+
+class KeepsItsLoss(Sound):
+    def loss(self, student, supervision, labels):
+        loss = super().loss(student, supervision, labels)
+        self.log = lambda: loss
+        return loss
+
+    def __deepcopy__(self, memo):
+        self.log = None
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(deepcopy(self.__dict__, memo))
+        return copied
+
+
+class MadeOnTheCPU(Sound):
+    def term(self, student, supervision, labels, task):
+        soft_B, hit_B = supervision.probabilities[task].detach(), supervision.hit[task]
+        loss_B = bce(self.heads[task](student.representation_BR), soft_B, reduction="none")
+        return torch.where(hit_B, loss_B, torch.zeros(len(loss_B))).sum() / max(len(loss_B), 1)
+
+
+class KeepsLabels(SoundAdapter):
+    """Where it has seen a label, it takes that for what the teacher says."""
+
+    known: Any = None
+
+    def own_loss(self, supervision, labels):
+        self.known = {task: label_B.tolist() for task, label_B in labels.items()}
+        return super().own_loss(supervision, labels)
+
+    def target(self, supervision, task):
+        logit_B = super().target(supervision, task)
+        known = (self.known or {}).get(task, [])
+        return logit_B + logit_B.new_tensor(known) if len(known) == len(logit_B) else logit_B
+
+
+class CorrectsByLabels(SoundAdapter):
+    known: Any = None
+
+    def loss(self, student, supervision, labels):
+        self.known = {task: label_B.tolist() for task, label_B in labels.items()}
+        return super().loss(student, supervision, labels)
+
+    def corrected(self, supervision):
+        return {task: hit_B.new_tensor(self.known[task]).to(hit_B) for task, hit_B in supervision.hit.items()}
+
+
 BROKEN: dict[type[Sound], dict[str, str]] = {
+    HeadsFromASet: {"names_do_not_decide": "go through self.tasks in order, never through a set"},
+    SeedsItself: {"the_seed_is_the_runs": "its constructor calls torch.manual_seed"},
+    SetsThreads: {"settings_of_the_process_are_left_alone": "SetsThreads sets torch's number of threads to 1"},
+    KeepsItsLoss: {"a_batch_leaves_nothing_behind": "of a batch that is over, the result of aten."},
+    MadeOnTheCPU: {"runs_on_the_students_device": "where is given a tensor on the CPU and one on the student's device"},
+    KeepsLabels: {"labels_are_learned_by_a_step_alone": "the loss of a batch depends on the labels that own_loss has"},
+    CorrectsByLabels: {"labels_are_learned_by_a_step_alone": "corrected() of 'click' depends on labels"},
     OneElement: {"loss_is_a_finite_scalar": "the loss is (1,) and not a scalar"},
     AlwaysFloat: {"loss_is_a_finite_scalar": "student and strategy are torch.float64, the loss is torch.float32"},
     NeedsLabels: {"what_is_not_known_is_left_out": "click"},

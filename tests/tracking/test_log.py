@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -55,8 +56,16 @@ def results(experiment: exfm.Experiment, folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def mlflow_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     pytest.importorskip("mlflow", reason="mlflow-skinny is not installed: pip install 'exfm[mlflow]'")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # no server and no database in a test
-    return (tmp_path / "mlruns").as_uri()
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return "./mlruns"
+
+
+def tracked_by(uri: str) -> Any:
+    """MLflow's own client of a folder."""
+    import mlflow
+
+    return mlflow.MlflowClient(tracking_uri=Path(uri).absolute().as_uri())
 
 
 def curves_of(logdir: Path, model: str) -> dict[str, list[tuple[int, float]]]:
@@ -113,12 +122,10 @@ def test_tensorboard_shows_the_results_once(
 def test_mlflow_shows_the_results_once(
     results: dict[str, Any], folder: Path, exfm_cli: Callable[..., Any], mlflow_uri: str
 ) -> None:
-    import mlflow
-
     for _ in range(2):
         outcome = exfm_cli("log", str(folder / "run"), "--mlflow", mlflow_uri)
         assert outcome.status == 0, outcome.err
-    client: Any = mlflow.MlflowClient(tracking_uri=mlflow_uri)
+    client = tracked_by(mlflow_uri)
     home = client.get_experiment_by_name("logged").experiment_id
     runs = {run.info.run_name: run for run in client.search_runs([home])}
     assert sorted(runs) == ["fm", "vm", "vm.control"] and len(client.search_runs([home])) == 3
@@ -135,8 +142,6 @@ def test_mlflow_shows_the_results_once(
 def test_a_run_under_way_is_logged_as_far_as_it_has_come(
     experiment: exfm.Experiment, folder: Path, exfm_cli: Callable[..., Any], mlflow_uri: str, tmp_path: Path
 ) -> None:
-    import mlflow
-
     again = exfm.load_experiment(str(folder / "logged.yaml"), [f"run_dir={tmp_path / 'run'}"])
     store = Store(again.run_dir)
     open_run(again, store)
@@ -146,9 +151,18 @@ def test_a_run_under_way_is_logged_as_far_as_it_has_come(
     exfm.run(again)
     outcome = exfm_cli("log", str(tmp_path / "run"), "--mlflow", mlflow_uri, "--follow")
     assert (outcome.status, "8 windows logged" in outcome.out, "complete" in outcome.out) == (0, True, True)
-    client: Any = mlflow.MlflowClient(tracking_uri=mlflow_uri)
+    client = tracked_by(mlflow_uri)
     (run,) = client.search_runs([client.get_experiment_by_name("logged").experiment_id], "tags.`exfm.model` = 'fm'")
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "click/ne")] == [0, 1, 2, 3]
+
+
+def test_what_mlflow_cannot_use_is_said(results: Any, folder: Path, exfm_cli: Callable[..., Any]) -> None:
+    pytest.importorskip("mlflow", reason="mlflow-skinny is not installed: pip install 'exfm[mlflow]'")
+    if importlib.util.find_spec("sqlalchemy"):
+        pytest.skip("the whole of MLflow is installed, which can use a database")
+    outcome = exfm_cli("log", str(folder / "run"), "--mlflow", "sqlite:///mlflow.db")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    assert outcome.err.startswith("error: --mlflow: sqlite:///mlflow.db: ") and "pip install mlflow" in outcome.err
 
 
 @pytest.mark.parametrize(("module", "option"), [("tensorboard", "--tensorboard"), ("mlflow", "--mlflow")])

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 import exfm
-from exfm.data.stream import windows_of
+from exfm.data.windows import windows_of
 from exfm.supervision.store import Store
 from exfm.training.ended_window import EndedWindow
 from exfm.training.loop import StreamLoop
@@ -55,7 +55,7 @@ def job(path: Path, stage: str, model: str) -> tuple[int, str]:
 def experiment_window(path: Path, index: int) -> exfm.Window:
     """A window of the experiment's stream."""
     source = exfm.load_experiment(str(path)).source
-    return list(windows_of(source.time_range(), timedelta(days=1)))[index]
+    return list(windows_of(source, timedelta(days=1)))[index]
 
 
 @pytest.fixture(scope="module")

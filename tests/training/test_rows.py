@@ -11,7 +11,8 @@ import torch
 
 import exfm
 from exfm.data.batch import Batch
-from exfm.data.stream import ChunkReader, windows_of
+from exfm.data.stream import ChunkReader
+from exfm.data.windows import windows_of
 from exfm.training.building import teacher_shapes
 from exfm.training.trainer import StepLabels, Trainer
 from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, write_log
@@ -35,7 +36,7 @@ def config(folder: Path, name: str, log: pa.Table | None = None) -> dict[str, An
 def batches(experiment: exfm.Experiment) -> list[Batch]:
     stream = experiment.config.stream
     reader = ChunkReader(experiment.source, experiment.schema, stream, {}, exfm.Shard())
-    windows = windows_of(experiment.source.time_range(), stream.window)
+    windows = windows_of(experiment.source, stream.window)
     return [chunk.batch for window in windows for chunk in reader.read(window)]
 
 

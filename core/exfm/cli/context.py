@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from exfm.registry.registry import Registry
 
 CONFIG = Annotated[str, typer.Argument(metavar="CONFIG", help="The experiment file, any fsspec URL.")]
@@ -30,6 +33,14 @@ class Session:
         from exfm.registry.discovery import discover
 
         return discover(self.block)
+
+
+def console(columns: int) -> Console:
+    """Where tables are printed: as wide as the terminal or COLUMNS says, elsewhere of so many columns."""
+    from rich.console import Console
+
+    said = Console().is_terminal or "COLUMNS" in os.environ
+    return Console(width=None if said else columns)
 
 
 def print_json(value: Any) -> None:

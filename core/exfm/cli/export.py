@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from exfm.cli.context import CONFIG, OVERRIDES, Session
+from exfm.redaction import without_credentials
 
 
 def command(
@@ -29,4 +30,4 @@ def command(
     written = export(experiment, model, out, Form(compiled, onnx))
     sizes = ", ".join(f"{name} {file.bytes / 1e6:,.1f} MB" for name, file in written.files.items())
     typer.echo(f"export {model}: snapshot {written.snapshot}, trained until {written.watermark:%Y-%m-%d %H:%M} UTC")
-    typer.echo(f"{out}: inputs.json, {sizes}")
+    typer.echo(f"{without_credentials(out)}: inputs.json, {sizes}")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from exfm.cli.context import Session
-from exfm.errors import ConfigError, suggestion
+from exfm.errors import ConfigError, NotYetError, suggestion
 
 if TYPE_CHECKING:
     from exfm.config.loading import Experiment
     from exfm.training.loop import StreamLoop
+
+logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
 
@@ -28,51 +32,78 @@ IDLE = Annotated[
 ]
 
 
+FINAL = Annotated[
+    bool, typer.Option("--final", help="Do the last window too, although more rows of it may still come.")
+]
+
+
 @dataclass(frozen=True)
 class Follow:
-    """Whether a job waits for more, and for how long."""
+    """Whether a job waits for more, for how long, and whether it does an incomplete last window."""
 
     follow: bool
     idle_s: float | None
+    final: bool
 
 
 def run_job(
     session: Session,
     config: str,
     overrides: list[str],
-    model: str,
+    models: Sequence[str],
     stage: Literal["train", "supervise"],
     follow: Follow,
 ) -> None:
-    """Loads the experiment and does one model's windows of one stage."""
+    """Loads the experiment and does the windows of one stage of some models."""
     from exfm.config.loading import load_experiment
 
     experiment = load_experiment(config, overrides, block=session.block)
-    names = _arms(experiment, model, stage)
+    chosen = {name for model in models for name in _arms(experiment, model, stage)}
+    names = tuple(arm.name for arm in experiment.arms if arm.name in chosen)
+    title = f"{stage} {', '.join(dict.fromkeys(models))}"
 
-    from exfm.cli.progress import StreamProgress
+    from exfm.reporting.progress import StreamProgress
     from exfm.supervision.store import Store
+    from exfm.training.identity import open_run
     from exfm.training.loop import StreamLoop
-    from exfm.training.run import build_plan, open_run
+    from exfm.training.run import build_plan
 
     store = Store(experiment.run_dir)
-    open_run(experiment, store)
+    plan = build_plan(experiment)
+    if plan.ranks.is_first:
+        open_run(experiment, store, names)
     train, label = (names, ()) if stage == "train" else ((), names)
-    with StreamProgress(f"{stage} {model}") as progress:
-        loop = StreamLoop(experiment, store, build_plan(experiment), progress.update, train, label)
+    with StreamProgress(title) as progress:
+        loop = StreamLoop(experiment, store, plan, progress.update, train, label)
         done = _advance(loop, follow)
     loop.ranks.close()
     if not loop.ranks.is_first:
         return
-    rest = f"; waiting for {loop.waiting_for}" if loop.waiting_for else "; all there is"
-    typer.echo(f"{stage} {model}: {done} windows done{rest}")
+    typer.echo(f"{title}: {done} windows done; {_state(loop)}")
+
+
+def _state(loop: StreamLoop) -> str:
+    if loop.waiting_for:
+        return f"waiting for {loop.waiting_for}"
+    if loop.incomplete:
+        return f"window {loop.incomplete} waits for its last rows: call again, or give --final to commit it as it is"
+    return "all there is"
 
 
 def _advance(loop: StreamLoop, follow: Follow) -> int:
-    done = loop.advance(complete_windows_only=follow.follow)
+    if not follow.follow:
+        return loop.advance(complete_windows_only=not follow.final)
+    done = 0
     idle_since = time.monotonic()
-    while follow.follow:
-        news = loop.advance(complete_windows_only=True)
+    waiting = ""
+    while True:
+        try:
+            news = loop.advance(complete_windows_only=True)
+        except NotYetError as error:  # an empty folder, a file that is still being written
+            news = 0
+            if str(error) != waiting:
+                waiting = str(error)
+                logger.warning("waiting: %s", waiting)
         done += news
         if news:
             idle_since = time.monotonic()
@@ -80,7 +111,6 @@ def _advance(loop: StreamLoop, follow: Follow) -> int:
             return done + loop.advance()
         else:
             time.sleep(POLL_S)
-    return done
 
 
 def _arms(experiment: Experiment, model: str, stage: str) -> tuple[str, ...]:

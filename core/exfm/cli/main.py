@@ -6,16 +6,19 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from importlib import import_module
+from types import TracebackType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from exfm import __version__
 from exfm.cli.context import Session
 from exfm.errors import ConfigError, RunError
+from exfm.redaction import redact
 from exfm.registry import entry_points
 from exfm.stopping import StoppedError, heed_sigterm
 
@@ -40,6 +43,23 @@ _COMMANDS = {
 }
 
 
+class OnceCommand(TyperCommand):
+    """A command that refuses an option given twice, of which click would take the last in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the command line, as click does.
+
+        Raises:
+            BadParameter: an option that has a single value comes twice.
+        """
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        single = [one for one in order if isinstance(one, TyperOption) and not one.multiple]
+        twice = next((one for one in single if single.count(one) > 1), None)
+        if twice is not None:
+            raise typer.BadParameter("it takes one value, and is given twice", ctx, twice)
+        return super().parse_args(ctx, args)
+
+
 class LazyGroup(TyperGroup):
     """Imports a command's module when the command is called, so that `exfm --help` imports none."""
 
@@ -62,7 +82,9 @@ class LazyGroup(TyperGroup):
         if "--help" in sys.argv[1:2]:
             command.command(name, help=_COMMANDS[name])(lambda: None)
         else:
-            command.command(name, help=_COMMANDS[name])(import_module(f"exfm.cli.{name.replace('-', '_')}").command)
+            command.command(name, cls=OnceCommand, help=_COMMANDS[name])(
+                import_module(f"exfm.cli.{name.replace('-', '_')}").command
+            )
         return typer.main.get_command(command)
 
 
@@ -112,10 +134,12 @@ def _main() -> None:
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.setLogRecordFactory(_redacted_record)
+    sys.excepthook = _print_traceback
     debug = "--debug" in sys.argv
     try:
         heed_sigterm()
-        app()
+        typer.main.get_command(app)()  # calling the app would put another hook for tracebacks in place
     except (ConfigError, RunError) as error:
         if debug:
             raise
@@ -134,7 +158,8 @@ def _main() -> None:
         text = " ".join(str(error).split()) or "no memory left" * isinstance(error, MemoryError)
         if isinstance(error, MemoryError) or "t allocate memory" in text or "out of memory" in text:
             text += "; `exfm plan CONFIG` says what a process needs, and what would make it fit"
-        typer.echo(f"error: {type(error).__name__}: {text} (--debug shows the traceback){_damage()}", err=True)
+        text = redact(f"{type(error).__name__}: {text}")
+        typer.echo(f"error: {text} (--debug shows the traceback){_damage()}", err=True)
         sys.exit(1)
 
 
@@ -144,6 +169,18 @@ def _interrupted(error: KeyboardInterrupt) -> int:
     how = "ended by SIGTERM" if terminated else "interrupted"
     typer.echo(f"{how}; what is committed is kept, and the same command goes on from there", err=True)
     return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+
+
+def _redacted_record(*arguments: Any, **named: Any) -> logging.LogRecord:
+    """Makes a log record whose message has no secrets, whoever prints it."""
+    record = logging.LogRecord(*arguments, **named)
+    record.msg, record.args = redact(record.getMessage()), None
+    return record
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints a traceback without secrets."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _damage() -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from exfm.cli.context import CONFIG, OVERRIDES, Session, print_json
+from exfm.cli.context import CONFIG, OVERRIDES, Session, console, print_json
 from exfm.errors import ConfigError
 
 
@@ -47,13 +47,10 @@ def command(
     if as_json:
         print_json(described)
     else:
-        from rich.console import Console
-
         from exfm.reporting.plan_table import plan_tables
 
-        console = Console(width=None if Console().is_terminal else 110)
         for table in plan_tables(described):
-            console.print(table)
+            console(110).print(table)
     if made.problem:
         typer.echo(f"does not fit: {made.problem}", err=True)
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from exfm.cli.context import Session, print_json
+from exfm.cli.context import Session, console, print_json
 
 
 def command(
@@ -19,15 +19,16 @@ def command(
         print_json([plugin.as_dict() for plugin in plugins])
         return
 
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table("plugin", "distribution", "version", "status", "components", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("plugin", "distribution", "status", "components"):
+        table.add_column(heading, overflow="fold")
     for plugin in plugins:
         table.add_row(
-            plugin.name, plugin.distribution, plugin.version, plugin.status, "\n".join(plugin.components) or "-"
+            plugin.name, f"{plugin.distribution} {plugin.version}", plugin.status, "\n".join(plugin.components) or "-"
         )
-    Console(width=None if Console().is_terminal else 160).print(table)
+    console(160).print(table)
     for plugin in plugins:
         if plugin.reason:
             typer.echo(f"{plugin.name} is {plugin.status}: {plugin.reason}")

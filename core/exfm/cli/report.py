@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from exfm.errors import ConfigError
+from exfm.redaction import without_credentials
 
 
 def command(run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run's folder, any fsspec URL.")]) -> None:
@@ -23,4 +24,4 @@ def command(run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="A ru
         )
     config = workspace.read(CONFIG_FILE).decode()
     workspace.write(REPORT_FILE, render_report(workspace.read_json(RESULTS_FILE), config).encode())
-    typer.echo(f"report: {run_dir.rstrip('/')}/{REPORT_FILE}")
+    typer.echo(without_credentials(f"report: {run_dir.rstrip('/')}/{REPORT_FILE}"))

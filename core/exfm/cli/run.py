@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
-from exfm.cli.context import CONFIG, OVERRIDES, Session
+from exfm.cli.context import CONFIG, OVERRIDES, Session, console
+from exfm.redaction import without_credentials
 
 
 def command(
     context: typer.Context,
     config: CONFIG,
     overrides: OVERRIDES = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run from its folder first: start over.")] = False,
     print_config: Annotated[bool, typer.Option(help="Print the resolved config and exit.")] = False,
 ) -> None:
     """Runs an experiment and prints its table."""
@@ -24,17 +26,19 @@ def command(
         typer.echo(experiment.as_yaml(), nl=False)
         return
 
-    from rich.console import Console
-
-    from exfm.cli.progress import StreamProgress
+    from exfm.reporting.progress import StreamProgress
     from exfm.reporting.results import REPORT_FILE
     from exfm.reporting.table import result_table
-    from exfm.training.run import run
+    from exfm.supervision.store import Store
+    from exfm.training.run import run, start_over
 
+    if fresh:
+        start_over(Store(experiment.run_dir))
     with StreamProgress(experiment.config.name) as progress:
         results = run(experiment, progress.update)
     if not results:  # this process is not the first of its job
         return
-    console = Console(width=None if Console().is_terminal else 110)
-    console.print(result_table(results))
-    typer.echo(f"report: {experiment.run_dir.rstrip('/')}/{REPORT_FILE}")
+    console(110).print(result_table(results))
+    if not results["time"]["windows_done"]:
+        typer.echo(f"complete since {results['time']['last_commit']}, nothing was run; --fresh starts over")
+    typer.echo(without_credentials(f"report: {experiment.run_dir.rstrip('/')}/{REPORT_FILE}"))

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exfm.cli.context import CONFIG, OVERRIDES, Session
+from exfm.cli.context import CONFIG, OVERRIDES, Session, console
 from exfm.errors import RunError
+from exfm.redaction import without_credentials
 
 if TYPE_CHECKING:
     from exfm.training.sweep import Point, Sweep
@@ -46,7 +47,7 @@ def command(
 
 
 def _run(point: Point) -> None:
-    from exfm.cli.progress import StreamProgress
+    from exfm.reporting.progress import StreamProgress
     from exfm.training.run import run
 
     with StreamProgress(point.label) as progress:
@@ -55,8 +56,6 @@ def _run(point: Point) -> None:
 
 def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
     """Prints the table and writes the sweep's own files."""
-    from rich.console import Console
-
     from exfm.reporting.results import RESULTS_FILE
     from exfm.reporting.sweep import (
         PAGE_FILE,
@@ -86,5 +85,5 @@ def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
         workspace.remove_file(PLOT_FILE)  # another sweep's
     else:
         workspace.write(PLOT_FILE, picture)
-    Console(width=None if Console().is_terminal else 140).print(sweep_table(summary))
-    typer.echo(f"comparison: {sweep.folder}/{PAGE_FILE}")
+    console(140).print(sweep_table(summary))
+    typer.echo(without_credentials(f"comparison: {sweep.folder}/{PAGE_FILE}"))

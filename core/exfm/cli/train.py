@@ -7,16 +7,19 @@ from typing import Annotated
 import typer
 
 from exfm.cli.context import CONFIG, OVERRIDES
-from exfm.cli.jobs import FOLLOW, IDLE, Follow, run_job
+from exfm.cli.jobs import FINAL, FOLLOW, IDLE, Follow, run_job
 
 
 def command(
     context: typer.Context,
     config: CONFIG,
-    model: Annotated[str, typer.Option("--model", help="The model to train, with its control if it has one.")],
+    model: Annotated[
+        list[str], typer.Option("--model", help="A model to train, with its control if it has one; may be repeated.")
+    ],
     overrides: OVERRIDES = None,
     follow: FOLLOW = False,
     idle_timeout: IDLE = None,
+    final: FINAL = False,
 ) -> None:
-    """Trains one model on the windows whose supervision is there; others may run at the same time."""
-    run_job(context.obj, config, overrides or [], model, "train", Follow(follow, idle_timeout))
+    """Trains models on the windows whose supervision is there; others may run at the same time."""
+    run_job(context.obj, config, overrides or [], model, "train", Follow(follow, idle_timeout, final))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from exfm.cli.context import Session
 from exfm.errors import ConfigError
+from exfm.redaction import redact
+
+if TYPE_CHECKING:
+    from exfm.config.loading import Experiment
 
 
 def command(
@@ -15,6 +19,9 @@ def command(
     configs: Annotated[
         list[str], typer.Argument(metavar="CONFIG...", help="Experiment files; key=value overrides all.")
     ],
+    data: Annotated[
+        bool, typer.Option("--data/--no-data", help="Ask the data source which time it covers; reads no row.")
+    ] = True,
 ) -> None:
     """Checks each file; exit status 2 when one is wrong."""
     from exfm.config.loading import load_experiment
@@ -30,6 +37,8 @@ def command(
         try:
             experiment = load_experiment(path, overrides, block=session.block)
             check_models(experiment)
+            if data:
+                _check_data(experiment, path)
         except ConfigError as error:
             wrong += 1
             typer.echo(f"error: {error}", err=True)
@@ -41,3 +50,17 @@ def command(
                     typer.echo(f"{path}: models.{arm.name}: costs lookups at serving: {names}")
     if wrong:
         raise typer.Exit(2)
+
+
+def _check_data(experiment: Experiment, path: str) -> None:
+    """Finds out that the data are not there, or that a broker cannot be reached."""
+    from exfm.data.source_errors import source_errors
+
+    try:
+        with source_errors():
+            experiment.source.time_range()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; --no-data checks without the data") from error
+    except OSError as error:
+        text = redact(" ".join(str(error).split()))
+        typer.echo(f"warning: {path}: stream.source: cannot be asked now, so not checked: {text}", err=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from exfm.config.component_field import ComponentField, ComponentSpec
 from exfm.interfaces.duration import Duration, parse_duration
@@ -33,12 +33,24 @@ class StreamConfig(_Section):
     window: Duration = Field(
         gt=timedelta(0), description="Length of a window: each is predicted, trained on and committed as a whole."
     )
+    start: datetime | None = Field(
+        None, description="Rows before this time (UTC) are not part of the stream; by default it begins with its first."
+    )
     chunk_rows: int = Field(
         16_384, gt=0, description="Rows decoded at once and shared by all models; no batch spans two chunks."
     )
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="error: a row that breaks the schema stops the run. skip: it is left out and counted."
     )
+    max_skipped_share: float = Field(
+        0.4, gt=0, le=1, description="skip: the share of all rows, of 1,000 at least, that may be left out."
+    )
+
+    @field_validator("start")
+    @classmethod
+    def _in_utc(cls, start: datetime | None) -> datetime | None:
+        """A time without a zone is UTC, as all times of a run are."""
+        return start.replace(tzinfo=UTC) if start is not None and start.tzinfo is None else start
 
 
 class EvaluationConfig(_Section):
@@ -187,5 +199,8 @@ class ExperimentConfig(_Section):
     )
     versions: dict[str, str] = Field(
         default_factory=dict, description="Written by a run, not read: versions of exfm, torch and the plugins."
+    )
+    components: dict[str, str] = Field(
+        default_factory=dict, description="Written by a run, not read: a hash of the code of every component it names."
     )
     parallel: PlanSpec = Field(description="How each model is spread over processes.")

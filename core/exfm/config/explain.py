@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from exfm.config.shapes import fields_at
 from exfm.config.trails import Location, Trail, inside, same_problem
 from exfm.errors import ConfigError, suggestion
+from exfm.redaction import concealed
 from exfm.registry.registry import Registry
 
 _WANTED = {
@@ -36,17 +37,24 @@ _WANTED = {
 
 
 def explain(
-    error: ValidationError, model: type[BaseModel], raw: Any, file: str, overrides: Sequence[str], registry: Registry
+    error: ValidationError,
+    model: type[BaseModel],
+    raw: Any,
+    given: Any,
+    file: str,
+    overrides: Sequence[str],
+    registry: Registry,
 ) -> ConfigError:
     """The first of an experiment's errors, and how many more there are.
 
     Args:
         model: the class that checked ``raw``, the content of ``file`` with ``overrides`` (their key paths) applied.
+        given: the same with references to environment variables as text, which messages show.
     """
     trails = _first([Trail.of(detail, raw) for detail in error.errors(include_url=False)])
     chosen = same_problem(trails)
     path = dotted(chosen[0].location) + (".name" if chosen[0].detail["type"] == "component_name" else "")
-    text = _sentence(chosen, model, raw, registry)
+    text = _sentence(chosen, model, raw, concealed(given), registry)
     first = trails[0].anchor
     rest = len({trail.anchor for trail in trails if trail.anchor != first[: len(trail.anchor)]})
     more = f" ({rest} more {'error' if rest == 1 else 'errors'} in this file.)" if rest else ""
@@ -75,9 +83,9 @@ def _first(trails: list[Trail]) -> list[Trail]:
     return trails
 
 
-def _sentence(trails: Sequence[Trail], model: type[BaseModel], raw: Any, registry: Registry) -> str:
+def _sentence(trails: Sequence[Trail], model: type[BaseModel], raw: Any, shown: Any, registry: Registry) -> str:
     first, location = trails[0], trails[0].location
-    kind, given = first.detail["type"], _given(first, raw)
+    kind, given = first.detail["type"], _given(first, shown)
     key = str(location[-1]) if location else ""
     if kind == "extra_forbidden":
         return f"unknown key {key!r}.{suggestion(key, fields_at(model, location[:-1], raw, registry))}"
@@ -119,9 +127,9 @@ def _wanted(trail: Trail, model: type[BaseModel], raw: Any, registry: Registry) 
     return _WANTED.get(kind) or re.sub(r"^(Input|\w+) should (be )?", "", trail.detail["msg"])
 
 
-def _given(trail: Trail, raw: Any) -> Any:
+def _given(trail: Trail, shown: Any) -> Any:
     """The value as the file has it; pydantic's may have been converted already."""
-    return reduce(inside, trail.location, raw)
+    return reduce(inside, trail.location, shown)
 
 
 def _short(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
 
@@ -18,9 +18,11 @@ from exfm.config.checks import Arm, check_experiment
 from exfm.config.experiment import ExperimentConfig
 from exfm.config.explain import explain
 from exfm.config.external_files import check_files
+from exfm.config.references import Reference, with_references, written
 from exfm.errors import ConfigError, PluginError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import FeatureSchema
+from exfm.redaction import concealed
 from exfm.registry.discovery import discover
 from exfm.registry.registry import Registry
 
@@ -33,6 +35,7 @@ class Experiment:
 
     Attributes:
         arms: the models in an order in which every teacher comes before its students, control arms included.
+        given: the file's content and the overrides, in which references to environment variables are still text.
     """
 
     config: ExperimentConfig
@@ -40,15 +43,26 @@ class Experiment:
     source: DataSource
     schema: FeatureSchema
     arms: tuple[Arm, ...]
+    given: dict[str, Any] = field(default_factory=dict)
 
     @property
     def run_dir(self) -> str:
         """Where the run is kept."""
         return self.config.run_dir or f"runs/{self.config.name}"
 
+    def run_dir_as_given(self) -> str:
+        """Where the run is kept, as an override may say it: with references to environment variables."""
+        given = self.given.get("run_dir") or Reference(f"runs/{self.given.get('name', self.config.name)}")
+        return str(written(self.run_dir, given))
+
     def as_dict(self) -> dict[str, Any]:
-        """The resolved config, as a user would write it with every default filled in."""
-        return self.config.model_dump(mode="json")
+        """The resolved config, as a user would write it with every default filled in, and without secrets.
+
+        References to environment variables are kept as they are; credentials in URLs, and what stands under keys such
+        as ``password``, are ``***``.
+        """
+        complete = written(self.config.model_dump(mode="json"), self.given)
+        return {key: concealed(value, key) for key, value in complete.items()}
 
     def as_yaml(self) -> str:
         """The resolved config as YAML."""
@@ -75,7 +89,7 @@ def load_experiment(
     Raises:
         ConfigError: the file cannot be read, or anything in it is wrong; the message names file and key path.
     """
-    raw = _merge(_read(path), overrides, path)
+    raw, given = _merge(_read(path), overrides, path)
     if registry is None:
         registry = discover([*block, *_blocked(raw)])
     registry = _with(registry, components)
@@ -85,7 +99,7 @@ def load_experiment(
             raw["parallel"] = {"name": registry.default_plan()}
         config = ExperimentConfig.model_validate(raw, context={"registry": registry})
     except ValidationError as error:
-        raise explain(error, ExperimentConfig, raw, path, keys, registry) from None
+        raise explain(error, ExperimentConfig, raw, given, path, keys, registry) from None
     except PluginError as error:
         raise ConfigError(f"{path}: parallel: {error}") from None
     try:
@@ -95,7 +109,7 @@ def load_experiment(
         raise ConfigError(f"{path}: stream.source: {_line(error)}") from error
     arms = check_experiment(config, schema, path)
     check_files(config.teachers, path)
-    return Experiment(config, registry, source, schema, arms)
+    return Experiment(config, registry, source, schema, arms, given)
 
 
 def _with(registry: Registry, components: Sequence[type[Any]]) -> Registry:
@@ -125,7 +139,8 @@ def _read(path: str) -> DictConfig:
     return loaded
 
 
-def _merge(config: DictConfig, overrides: Sequence[str], path: str) -> dict[str, Any]:
+def _merge(config: DictConfig, overrides: Sequence[str], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The content with all references resolved, and with those to environment variables as text."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not all(key.replace("[", ".").split(".")):
@@ -139,10 +154,9 @@ def _merge(config: DictConfig, overrides: Sequence[str], path: str) -> dict[str,
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        hint = "; a reference is written ${key.path}, from the top of the file" if "nterpolation" in str(error) else ""
-        raise ConfigError(f"{path}: {_where(error)}{_line(error)}{hint}") from error
+        raise ConfigError(f"{path}: {_where(error)}{_unresolved(error)}") from error
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return {str(key): value for key, value in plain.items()}, with_references(config)
 
 
 def _where(error: Exception) -> str:
@@ -156,6 +170,19 @@ def _line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if not line.lstrip().startswith(("full_key:", "object_type="))]
     text = re.sub(r' in "<(file|unicode string)>",', " at", " ".join(" ".join(lines).split()))
     return text or type(error).__name__
+
+
+def _unresolved(error: Exception) -> str:
+    """What a reference lacks, and how one is written."""
+    unset = re.search(r"Environment variable '(.*?)' not found", str(error))
+    if unset:
+        name = unset[1]
+        return (
+            f"the environment variable {name} is not set, which ${{oc.env:{name}}} refers to; set it, or give a "
+            f"default: ${{oc.env:{name},default}}"
+        )
+    hint = "; a reference is written ${key.path}, from the top of the file" if "nterpolation" in str(error) else ""
+    return f"{_line(error)}{hint}"
 
 
 def _blocked(raw: dict[str, Any]) -> list[str]:

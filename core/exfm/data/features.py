@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from exfm.data.column_types import list_lengths
 from exfm.data.ids import hash_rows, hashed, to_u64
-from exfm.data.validation import list_lengths
 from exfm.interfaces.schema import (
     CategoricalFeature,
     DenseFeature,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from exfm.data.ids import id_type_ok
+from exfm.data.column_types import IdKind, Role, column_roles, is_list, is_number, list_lengths, plain_rows
+from exfm.data.id_kinds import check_id_kinds
+from exfm.data.ids import id_type_ok, to_u64
+from exfm.data.repeats import WindowIds
+from exfm.data.skips import Skips
 from exfm.errors import ConfigError, suggestion
-from exfm.interfaces.data_source import Origin
+from exfm.interfaces.data_source import BAD_ROW, Origin
 from exfm.interfaces.schema import (
     CategoricalFeature,
     DenseFeature,
@@ -29,69 +33,107 @@ Mask = npt.NDArray[np.bool_]
 Problem = tuple[Mask, str, str]
 """Which rows are bad, in which column, and why."""
 
+_BACKWARDS = "time goes backwards"
+_ROW = "row"
+"""Stands for the column where a row cannot be read at all."""
+
 
 @dataclass
 class RowChecker:
-    """Checks batches in stream order; keeps the newest time seen and the count of skipped rows.
+    """Checks batches in stream order; keeps the newest time seen, and counts.
 
     Args:
         schema: what the rows must be.
         skip: whether bad rows are left out and counted, or stop the run.
         newest_us: the time before which no row may lie, microseconds.
+        ids: finds example ids that came before; where it is left out they are not compared.
+        id_kinds: what each column of ids has held until now, integers or strings; added to.
+        skipped: the rows left out, and those read.
     """
 
     schema: FeatureSchema
     skip: bool
     newest_us: int
-    skipped: int = 0
+    ids: WindowIds | None = None
+    id_kinds: dict[str, IdKind] = dataclasses.field(default_factory=dict)
+    skips: Skips = dataclasses.field(default_factory=Skips)
+
+    @property
+    def skipped(self) -> int:
+        """Rows left out."""
+        return self.skips.total
 
     def check(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch's good rows, with the schema's columns in an order that is always the same.
+        """The batch's good rows, with the schema's columns in an order and in types that are always the same.
 
         Raises:
-            ConfigError: there is a bad row and ``skip`` is off; the message names file, row, column and value.
+            ConfigError: there is a bad row and ``skip`` is off, or more of them than may be skipped: the message names
+                file, row, column and value. A column has a type that cannot be, whether or not ``skip`` is on.
         """
+        if not batch.num_rows:
+            return batch
+        rows = plain_rows(batch, self.schema)
+        self._check_types(batch, rows)
         bad = np.zeros(batch.num_rows, bool)
-        for mask, column, reason in self._problems(batch):
-            if not self.skip and mask.any():
-                raise ConfigError(_message(batch, int(mask.argmax()), column, reason))
-            bad |= mask
-        self.skipped += int(bad.sum())
-        good = batch.filter(pa.array(~bad)) if bad.any() else batch
-        return good.select(self._names) if good.num_rows else good
+        for mask, column, reason in self._problems(batch, rows, bad):
+            new = mask & ~bad
+            if not new.any():
+                continue
+            message = _message(batch, int(new.argmax()), column, reason)
+            if not self.skip:
+                raise ConfigError(f"{message}. Mend the data, or set stream.on_bad_row=skip to leave such rows out.")
+            self.skips.add(column, reason, int(new.sum()), message)
+            bad |= new
+        self.skips.read(batch.num_rows)
+        good = rows.filter(pa.array(~bad)) if bad.any() else rows
+        return Origin.of(batch).mark(good)
 
-    @cached_property
-    def _names(self) -> list[str]:
-        return list(dict.fromkeys(column for column, _, _ in _columns(self.schema)))
+    def _check_types(self, batch: pa.RecordBatch, rows: pa.RecordBatch) -> None:
+        """A type that cannot be is no matter of single rows: whole files would be left out."""
+        for column, role in column_roles(self.schema):
+            if column not in rows.schema.names:
+                continue
+            type_ok, wanted = _TYPES[role]
+            if not type_ok(rows.schema.field(column).type):
+                kind = batch.schema.field(column).type
+                reason = f"the column must be {wanted}, not {kind}"
+                raise ConfigError(f"{_message(batch, 0, column, reason)}. Mend the data, or the schema.")
+        check_id_kinds(batch, rows, self.schema, self.id_kinds)
 
-    def _problems(self, batch: pa.RecordBatch) -> Iterator[Problem]:
-        for column, type_ok, wanted in _columns(self.schema):
-            if column not in batch.schema.names:
+    def _problems(self, batch: pa.RecordBatch, rows: pa.RecordBatch, bad: Mask) -> Iterator[Problem]:
+        """What is wrong with which rows; ``bad`` are those of which something has been yielded already."""
+        yield from _unread(batch)
+        for column, _ in column_roles(self.schema):
+            if column not in rows.schema.names:
                 near = suggestion(column, batch.schema.names)
                 yield np.ones(batch.num_rows, bool), column, f"the column is missing.{near}"
                 return
-            kind = batch.schema.field(column).type
-            if not type_ok(kind):
-                yield np.ones(batch.num_rows, bool), column, f"the column must be {wanted}, not {kind}"
-                return
-        bad = np.zeros(batch.num_rows, bool)
-        for problem in _value_problems(batch, self.schema):
-            bad |= problem[0]
-            yield problem
+        yield from _value_problems(rows, self.schema)
         # A row that is bad for another reason does not move the clock, wherever the stream is cut into batches.
-        times = np.where(bad, self.newest_us, event_times(batch, self.schema))
+        times = np.where(bad, self.newest_us, event_times(rows, self.schema))
         reached = np.maximum.accumulate(np.concatenate([[self.newest_us], times]))
-        yield times < reached[:-1], self.schema.event_time, "time goes backwards"
+        yield times < reached[:-1], self.schema.event_time, _BACKWARDS
         self.newest_us = int(reached[-1])
+        if self.ids is not None:
+            ids = to_u64(rows.column(self.schema.example_id))
+            yield self.ids.repeated(ids, ~bad), self.schema.example_id, "this example id came before"
+
+
+def _unread(batch: pa.RecordBatch) -> Iterator[Problem]:
+    """The rows that the source could not read, by its reasons."""
+    if BAD_ROW not in batch.schema.names:
+        return
+    reasons = batch.column(BAD_ROW)
+    for reason in reasons.unique().drop_null():
+        yield _mask(pc.fill_null(pc.equal(reasons, reason), False)), _ROW, reason.as_py()
 
 
 def _message(batch: pa.RecordBatch, row: int, column: str, reason: str) -> str:
     origin = Origin.of(batch)
     given = _given(batch, row, column) if column in batch.schema.names else ""
-    return (
-        f"{origin.file}, row {origin.row + row}: {column}: {reason}{given}. "
-        "Mend the data, or set stream.on_bad_row=skip to leave such rows out."
-    )
+    if reason == _BACKWARDS and origin.overlaps:
+        given += f"; this file and {origin.overlaps} overlap in time, and files are read one after the other"
+    return f"{origin.file}, row {origin.row + row}: {column}: {reason}{given}"
 
 
 def _given(batch: pa.RecordBatch, row: int, column: str) -> str:
@@ -125,45 +167,25 @@ def _mask(array: pa.Array) -> Mask:
     return np.asarray(pc.fill_null(array, True).to_numpy(zero_copy_only=False))
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
 def _is_id_list(kind: pa.DataType) -> bool:
-    return _is_list(kind) and id_type_ok(kind.value_type)
+    return is_list(kind) and id_type_ok(kind.value_type)
 
 
 def _is_number_list(kind: pa.DataType) -> bool:
-    return _is_list(kind) and _is_number(kind.value_type)
+    return is_list(kind) and is_number(kind.value_type)
 
 
-def _columns(schema: FeatureSchema) -> Iterator[tuple[str, Callable[[pa.DataType], bool], str]]:
-    yield schema.example_id, pa.types.is_integer, "a 64-bit integer"
-    yield schema.event_time, pa.types.is_timestamp, "a timestamp"
-    for column in (schema.group, schema.domain):
-        if column:
-            yield column, id_type_ok, "integers or strings"
-    for feature in schema.features:
-        if isinstance(feature, SequenceFeature):
-            for field in feature.fields:
-                if field.kind == "dense":
-                    yield field.source_column, _is_number_list, "a list of numbers"
-                else:
-                    yield field.source_column, _is_id_list, "a list of integers or strings"
-        elif isinstance(feature, DenseFeature):
-            yield feature.source_column, _is_number, "a number"
-        elif isinstance(feature, MultiValuedFeature):
-            yield feature.source_column, _is_id_list, "a list of integers or strings"
-        else:
-            yield feature.source_column, id_type_ok, "integers or strings"
-    for label in schema.labels:
-        yield label.source_column, _is_number, "0 or 1"
-        if label.oracle:
-            yield label.oracle, pa.types.is_floating, "a probability"
+_TYPES: dict[Role, tuple[Callable[[pa.DataType], bool], str]] = {
+    "example_id": (pa.types.is_integer, "a 64-bit integer"),
+    "time": (pa.types.is_timestamp, "a timestamp"),
+    "id": (id_type_ok, "integers or strings"),
+    "id_list": (_is_id_list, "a list of integers or strings"),
+    "number": (is_number, "a number"),
+    "number_list": (_is_number_list, "a list of numbers"),
+    "label": (is_number, "0 or 1"),
+    "oracle": (pa.types.is_floating, "a probability"),
+}
+"""What a column may hold, in plain types, by its role, and in words."""
 
 
 def _value_problems(batch: pa.RecordBatch, schema: FeatureSchema) -> Iterator[Problem]:
@@ -232,18 +254,13 @@ def _finite(column: pa.Array) -> Mask:
 
 def _outside(column: pa.Array, rows: int) -> Mask:
     if not pa.types.is_integer(column.type):
-        return np.ones(len(column), bool)
+        return np.asarray(column.is_valid().to_numpy(zero_copy_only=False))
     values = np.asarray(pc.fill_null(column, 0).to_numpy(zero_copy_only=False))
     return np.asarray((values < 0) | (values >= rows))
 
 
 def _range_words(feature: CategoricalFeature | MultiValuedFeature | SequenceField) -> tuple[str, str]:
     return feature.source_column, f"a table row is an integer from 0 to {feature.rows - 1}"
-
-
-def list_lengths(values: pa.Array) -> npt.NDArray[np.int64]:
-    """Length of every list; 0 where it is null."""
-    return np.asarray(pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)).astype(np.int64)
 
 
 def _any_per_row(values: pa.Array, bad_events: Mask) -> Mask:

@@ -73,7 +73,7 @@ def _known_rows(table: pa.Table, task: str, where: str) -> TaskRows:
     if wrong.any():
         raise ValueError(
             f"{where}: {np.count_nonzero(wrong)} of {wrong.size} predictions are not probabilities "
-            f"(the first is {probability[wrong][0]}). The model diverged; a lower learning rate usually helps."
+            f"(the first is {probability[wrong][0]}). the model diverged; a lower learning rate usually helps."
         )
     oracle = f"oracle_{task}"
     return TaskRows(

@@ -10,8 +10,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from exfm.interfaces.blocks import listed_blocks
-from exfm.interfaces.component import Component, ComponentConfig
+from exfm.interfaces.component import ComponentConfig
 from exfm.interfaces.jagged import JaggedSequence
+from exfm.interfaces.network import Network
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class BackboneInputs:
     sequences: tuple[SequenceShape, ...] = ()
 
 
-class Backbone(Component, nn.Module):
+class Backbone(Network):
     """The interaction architecture of a ranking model.
 
     A subclass sets ``name``, usually a ``Config``, and ``output_dim`` in its constructor. Its output for an example
@@ -61,6 +62,8 @@ class Backbone(Component, nn.Module):
 
     kind: ClassVar[str] = "backbone"
     consumes_sequences: ClassVar[bool] = False
+    config: ComponentConfig
+    inputs: BackboneInputs
     output_dim: int
 
     def __init__(self, config: ComponentConfig, inputs: BackboneInputs) -> None:

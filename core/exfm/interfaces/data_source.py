@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import ClassVar, Self
 
@@ -12,6 +12,11 @@ import pyarrow as pa
 
 from exfm.interfaces.component import Component, ComponentConfig
 from exfm.interfaces.schema import FeatureSchema
+
+
+def utc(time_us: int) -> str:
+    """Writes a time in microseconds since 1970 as ISO 8601, UTC, to the second."""
+    return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Window:
     end_us: int
 
     def __str__(self) -> str:
-        return datetime.fromtimestamp(self.start_us / 1e6, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return utc(self.start_us)
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,14 @@ class DataSource(Component, ABC):
     error messages name the file and the row.
 
     Raises (from every method):
-        ValueError: the user's input is wrong: a path that does not exist, a column that a file lacks.
+        ValueError: the user's input is wrong: a path that does not exist, a column that a file lacks. An
+            ``exfm.NotYetError`` where asking again may help: a folder that is still empty, a file still being written.
     """
 
     kind: ClassVar[str] = "data_source"
+    free_fields: ClassVar[frozenset[str]] = frozenset()
+    """Config fields that say where the stream lies or how it is read, not which rows it has: they may change when a run
+    goes on, such as a path whose folder has moved."""
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config
@@ -105,23 +114,57 @@ class DataSource(Component, ABC):
         """
         return from_us
 
+    def select(self, schema: FeatureSchema) -> DataSource:
+        """The same stream for a reader who needs the columns of a schema, a part of this source's, and no others.
+
+        Other columns may then be absent. The default, the source itself, is for a stream that always has all of them.
+        """
+        return self
+
+
+BAD_ROW = "exfm.bad_row"
+
+
+def mark_bad_rows(batch: pa.RecordBatch, reasons: pa.Array) -> pa.RecordBatch:
+    """Says of a batch's rows why they cannot be read.
+
+    A source yields such a row where it stands, with nulls for what is not known. The core stops there, or leaves it out
+    and counts it, as ``stream.on_bad_row`` says.
+
+    Args:
+        reasons: strings; null for a row that could be read.
+    """
+    return batch.append_column(BAD_ROW, reasons.cast(pa.string()))
+
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a record batch was read: a file (or another name a user recognises) and its first row there."""
+    """Where a record batch was read.
+
+    Attributes:
+        file: the file, or another name that a user recognises.
+        row: its first row there.
+        overlaps: another file, read before, whose times this file's overlap: why time may go backwards here.
+    """
 
     file: str
     row: int
+    overlaps: str = ""
 
     def mark(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch, carrying this origin in its schema's metadata (no data is copied)."""
-        return batch.replace_schema_metadata({b"exfm.file": self.file.encode(), b"exfm.row": str(self.row).encode()})
+        metadata = {"exfm.file": self.file, "exfm.row": str(self.row), "exfm.overlaps": self.overlaps}
+        return batch.replace_schema_metadata({key: value for key, value in metadata.items() if value})
 
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> Self:
         """The origin a batch carries; an unnamed one where its source gave none."""
         metadata = batch.schema.metadata or {}
-        return cls(metadata.get(b"exfm.file", b"stream").decode(), int(metadata.get(b"exfm.row", b"0")))
+        return cls(
+            metadata.get(b"exfm.file", b"stream").decode(),
+            int(metadata.get(b"exfm.row", b"0")),
+            metadata.get(b"exfm.overlaps", b"").decode(),
+        )
 
 
 def slice_rows(batches: Iterator[pa.RecordBatch], shard: Shard, start_row: int) -> Iterator[pa.RecordBatch]:
@@ -140,4 +183,5 @@ def slice_rows(batches: Iterator[pa.RecordBatch], shard: Shard, start_row: int) 
         skip -= drop
         if kept.num_rows > drop:
             origin = Origin.of(batch)
-            yield Origin(origin.file, origin.row + drop * shard.count).mark(kept.slice(drop)) if drop else kept
+            first_row = replace(origin, row=origin.row + drop * shard.count)
+            yield first_row.mark(kept.slice(drop)) if drop else kept

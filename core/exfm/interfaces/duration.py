@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
-_UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+_UNITS_US = {"w": 604_800_000_000, "d": 86_400_000_000, "h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000}
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([wdhms])")
 
 
@@ -26,9 +27,15 @@ def parse_duration(value: Any) -> timedelta:
     if not parts or _PART.sub("", text).strip():
         raise ValueError(f"a duration is a number with a unit, such as 7d, 6h, 30m or 90s, not {value!r}")
     try:
-        return sum((timedelta(**{_UNITS[unit]: float(number)}) for number, unit in parts), timedelta())
+        length_us = sum(Decimal(number) * _UNITS_US[unit] for number, unit in parts)
+        return timedelta(microseconds=round(length_us))
     except OverflowError:
         raise ValueError(f"a duration is at most {timedelta.max.days}d, not {value!r}") from None
+
+
+def microseconds(duration: timedelta) -> int:
+    """Counts a duration's microseconds, exactly: in floating point some durations would lose one."""
+    return duration // timedelta(microseconds=1)
 
 
 def format_duration(value: timedelta) -> str:
@@ -36,7 +43,7 @@ def format_duration(value: timedelta) -> str:
     for unit, size in (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("m", timedelta(minutes=1))):
         if value and not value % size:
             return f"{value // size}{unit}"
-    seconds, micros = divmod(value // timedelta(microseconds=1), 1_000_000)
+    seconds, micros = divmod(microseconds(value), 1_000_000)
     return f"{seconds}.{micros:06}".rstrip("0").rstrip(".") + "s"
 
 

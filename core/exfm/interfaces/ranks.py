@@ -59,6 +59,10 @@ class Ranks:
         """The first process's value: what all go by where they could see different things."""
         return value if self.count == 1 else int(self.each(torch.tensor(value))[0])
 
+    def all_agree(self, value: bool) -> bool:
+        """Whether a value is true on every process."""
+        return value if self.count == 1 else bool(self.each(torch.tensor(int(value))).min())
+
     def broadcast(self, data: bytes) -> bytes:
         """Sends the first process's bytes to every process, which all return them."""
         if self.count == 1:

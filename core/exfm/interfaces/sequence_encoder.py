@@ -9,8 +9,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from exfm.interfaces.blocks import listed_blocks
-from exfm.interfaces.component import Component, ComponentConfig
+from exfm.interfaces.component import ComponentConfig
 from exfm.interfaces.jagged import JaggedSequence
+from exfm.interfaces.network import Network
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class EncoderInputs:
     targets: tuple[int, ...]
 
 
-class SequenceEncoder(Component, nn.Module):
+class SequenceEncoder(Network):
     """Summarises one jagged sequence in K tokens.
 
     A subclass sets ``name``, usually a ``Config``, and ``num_tokens`` in its constructor where K is not 1. An example
@@ -45,6 +46,8 @@ class SequenceEncoder(Component, nn.Module):
     """
 
     kind: ClassVar[str] = "sequence_encoder"
+    config: ComponentConfig
+    inputs: EncoderInputs
     num_tokens: int = 1
 
     def __init__(self, config: ComponentConfig, inputs: EncoderInputs) -> None:

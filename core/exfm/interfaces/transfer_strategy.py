@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from exfm.errors import suggestion
-from exfm.interfaces.component import Component, ComponentConfig
+from exfm.interfaces.component import ComponentConfig
+from exfm.interfaces.network import Network
 from exfm.interfaces.packed_rows import packed_rows
 from exfm.interfaces.table_offset import TableOffset
 
@@ -214,7 +215,7 @@ class TransferConfig(ComponentConfig):
         return (self.teacher, *self.fallback)
 
 
-class TransferStrategy(Component, nn.Module):
+class TransferStrategy(Network):
     """Adds what a teacher knows to a student's training. Nothing of it is left in the served model.
 
     A strategy may own parameters (heads, adapters); they are trained with the student, but for those that it trains
@@ -235,6 +236,9 @@ class TransferStrategy(Component, nn.Module):
     reads_parts: ClassVar[bool] = False
     reads_trunk_logits: bool = False
     Config: ClassVar[type[ComponentConfig]] = TransferConfig
+    config: TransferConfig
+    tasks: tuple[str, ...]
+    teacher_tasks: dict[str, str]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -243,7 +247,7 @@ class TransferStrategy(Component, nn.Module):
 
     def __init__(self, config: TransferConfig, student: StudentShape, teacher: TeacherShape) -> None:
         nn.Module.__init__(self)
-        self.config: TransferConfig = config
+        self.config = config
         mapping = config.tasks or {task: task for task in student.tasks if task in teacher.tasks}
         strange = [task for task in mapping if task not in student.tasks]
         strange += [task for task in mapping.values() if task not in teacher.tasks]

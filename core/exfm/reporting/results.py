@@ -8,13 +8,19 @@ from typing import Any
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
+from exfm.data.skips import add_counts, sum_counts
 from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
 from exfm.supervision.commits import Commit
 from exfm.supervision.coverage import Coverage
+from exfm.supervision.late import LateLog
 from exfm.supervision.store import Store
 
 CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"
+CHANGES_FILE = "changes.json"
+
+_NAMED = 3
+"""How many windows or parts a note names."""
 
 
 def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time: dict[str, Any]) -> dict[str, Any]:
@@ -26,14 +32,18 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
     """
     models: dict[str, Any] = {}
     supervision: dict[str, Any] = {}
-    skipped = 0
+    skipped: dict[str, dict[str, int]] = {}
+    late = []
+    missed = []
     for arm in experiment.arms:
         commits = store.log.commits("train", arm.name)
         counters = [commit.counters for commit in commits]
         seconds = sum(counted["seconds"] for counted in counters)
         examples = sum(counted["examples"] for counted in counters)
-        skipped = max(skipped, sum(counted["skipped_rows"] for counted in counters))
+        skipped = max(skipped, _skipped(counters), key=sum_counts)
         last = counters[-1] if counters else {}
+        late += _late(store, arm)
+        missed += [f"{arm.name}: {_missed_words(commit)}" for commit in commits if commit.counters["missed_windows"]]
         parts = _parts(counters)
         models[arm.name] = {
             "examples": examples,
@@ -44,6 +54,8 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
             "parts": parts,
             "serving_lookups": [lookup.name for lookup in arm.lookups],
         }
+        if arm.config.where and not examples:
+            models[arm.name]["note"] = "no row of the stream meets its where"
         for teacher in arm.teachers:
             covered = _coverage(commits, teacher)
             covered["soft_labels"] = _soft_labels(arm, commits, teacher, figures["first_scored_us"])
@@ -55,9 +67,75 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         "gains": figures["gains"],
         "supervision": supervision,
         "labelling": {teacher: _labelling(store, teacher) for teacher in supervision if teacher in models},
-        "data": {"skipped_rows": skipped},
+        "data": {
+            "skipped_rows": sum_counts(skipped),
+            "skipped": skipped,
+            "late_rows": _most(late),
+            "late": late,
+        },
+        "notes": [*_late_notes(late), *missed, *_change_notes(store)],
         "time": time,
     }
+
+
+def _late(store: Store, arm: Arm) -> list[dict[str, Any]]:
+    """Rows that came after their window had been committed, and that the model has therefore not read."""
+    return [
+        {
+            "model": arm.name,
+            "window": late.window.index,
+            "start": str(late.window),
+            "rows": late.count,
+            "parts": sorted(late.rows),
+        }
+        for late in LateLog(store.workspace).all(arm.name)
+        if late.rows
+    ]
+
+
+def _most(late: Sequence[Mapping[str, Any]]) -> int:
+    """The late rows of the model that has most of them: models of one stream miss the same rows."""
+    rows: dict[str, int] = {}
+    for entry in late:
+        rows[entry["model"]] = rows.get(entry["model"], 0) + entry["rows"]
+    return max(rows.values(), default=0)
+
+
+def _late_notes(late: Sequence[Mapping[str, Any]]) -> list[str]:
+    notes = []
+    for model in dict.fromkeys(entry["model"] for entry in late):
+        entries = [entry for entry in late if entry["model"] == model]
+        parts = sorted({part for entry in entries for part in entry["parts"]})
+        names = ", ".join(parts[:_NAMED]) + (", ..." if len(parts) > _NAMED else "")
+        rows = sum(entry["rows"] for entry in entries)
+        windows = ", ".join(entry["start"] for entry in entries[:_NAMED]) + (", ..." if len(entries) > _NAMED else "")
+        notes.append(
+            f"{model}: {rows} rows of {len(entries)} committed windows ({windows}) came later and are not read: {names}"
+        )
+    return notes
+
+
+def _missed_words(commit: Commit) -> str:
+    windows = ", ".join(map(str, commit.counters["missed_windows"]))
+    return f"before window {commit.window}, windows {windows} were left out: their rows had gone from the stream"
+
+
+def _change_notes(store: Store) -> list[str]:
+    """Values that were changed while the run went on."""
+    if not store.workspace.exists(CHANGES_FILE):
+        return []
+    changes = store.workspace.read_json(CHANGES_FILE)
+    return [
+        f"from {change['at']} on, {change['key']} is {change['now']!r}; it was {change['was']!r}" for change in changes
+    ]
+
+
+def _skipped(counters: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Rows left out of a model's windows, by column and reason."""
+    total: dict[str, dict[str, int]] = {}
+    for counted in counters:
+        add_counts(total, counted["skipped"])
+    return total
 
 
 def _parts(counters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from markupsafe import Markup
-from rich.table import Table
 from rich.text import Text
 
 from exfm.reporting.figures import MISSING, fixed, interval, signed, verdict
+from exfm.reporting.fitted_table import FittedTable
 from exfm.reporting.html import environment
 from exfm.reporting.results import REPORT_FILE
 from exfm.reporting.sweep_plot import draw_series, point_label, sweep_png, sweep_svg
@@ -123,22 +123,14 @@ def _t_within(t: float, freedom: int) -> float:
     return (angle + total) * 2 / math.pi if odd else total
 
 
-def sweep_table(summary: Json) -> Table:
-    """Every point, model and task of a sweep.json in one table."""
-    table = Table(title=Text(f"{summary['experiment']}: sweep"), title_justify="left", padding=(0, 1, 0, 0), box=None)
-    for heading in ("point", "model", "task"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("runs", "NE", "AUC", "NE gain (95% interval)", "transfer"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    before: tuple[str, ...] = ("", "")
+def sweep_table(summary: Json) -> FittedTable:
+    """Every point, model and task of a sweep.json in one table, or in several where it is too wide."""
+    figures = ("runs", "NE", "AUC", "NE gain (95% interval)", "transfer")
+    table = FittedTable(f"{summary['experiment']}: sweep", ("point", "model", "task"), figures)
     for cells in _cells(summary):
         gain = Text("" if not cells["gain"] else f"{cells['gain']} ({cells['interval']})", _STYLES[cells["verdict"]])
-        names = cells["point"], cells["model"]
-        point = "" if names[0] == before[0] else names[0]
-        model = "" if names == before else names[1]
-        figures = cells["runs"], cells["ne"], cells["auc"], gain, cells["transfer"]
-        table.add_row(Text(point, style="bold"), Text(model), Text(cells["task"]), *figures)
-        before = names
+        row = cells["runs"], cells["ne"], cells["auc"], gain, cells["transfer"]
+        table.add_row((cells["point"], cells["model"], cells["task"]), row)
     return table
 
 

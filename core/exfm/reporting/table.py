@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from exfm.reporting.figures import MISSING, fixed, interval, percent, signed, verdict
+from exfm.reporting.fitted_table import FittedTable
 
 Json = Mapping[str, Any]
 
 _STYLES = {"better": "green", "worse": "red", "unclear": ""}
 
 
-def result_table(results: Json) -> Table:
-    """Every model and task of a results.json in one table that fits 100 columns.
+def result_table(results: Json) -> FittedTable:
+    """Every model and task of a results.json in one table where 100 columns are there, else in several.
 
     A model that is compared with a control also shows its NE gain with the 95% interval, and the transfer ratio (the
-    first teacher's, where it has several). The Bayes NE has a column where the stream knows it. Below the table stands
-    which models cost lookups at serving.
+    first teacher's, where it has several). The Bayes NE has a column where the stream knows it. Below the table stand
+    the notes of the run, and which models cost lookups at serving.
     """
     gains: dict[tuple[str, str], Json] = {}
     for gain in results.get("gains", ()):
@@ -29,24 +29,19 @@ def result_table(results: Json) -> Table:
         (name, task, figures) for name, model in results["models"].items() for task, figures in model["tasks"].items()
     ]
     with_bayes = any("bayes_ne" in figures for _, _, figures in rows)
-    table = _empty_table(results, with_bayes)
-    previous = None
+    headings = ["NE", *(["Bayes NE"] if with_bayes else []), "AUC", "GAUC", "base rate"]
+    costs = [f"{name} costs lookups at serving: {', '.join(looked_up)}" for name, looked_up in _lookups(results)]
+    table = FittedTable(
+        results["experiment"],
+        ["model", "task"],
+        [*headings, "NE gain (95% interval)", "transfer"],
+        [*(f"note: {note}" for note in results.get("notes", ())), *costs],
+    )
     for name, task, figures in rows:
         bayes = [fixed(figures.get("bayes_ne"))] if with_bayes else []
-        table.add_row(
-            Text(name if name != previous else "", style="bold"),
-            Text(task),
-            fixed(figures["ne"]),
-            *bayes,
-            fixed(figures["auc"]),
-            fixed(figures["gauc"]),
-            percent(figures["base_rate"]),
-            *_gain_cells(gains.get((name, task))),
-        )
-        previous = name
-    notes = [f"{name} costs lookups at serving: {', '.join(looked_up)}" for name, looked_up in _lookups(results)]
-    if notes:
-        table.caption = Text("\n".join(notes))
+        quality = [fixed(figures["ne"]), *bayes, fixed(figures["auc"]), fixed(figures["gauc"])]
+        cells = [*quality, percent(figures["base_rate"]), *_gain_cells(gains.get((name, task)))]
+        table.add_row((name, task), cells)
     return table
 
 
@@ -54,18 +49,6 @@ def _lookups(results: Json) -> Iterator[tuple[str, list[str]]]:
     for name, model in results["models"].items():
         if model.get("serving_lookups"):
             yield name, model["serving_lookups"]
-
-
-def _empty_table(results: Json, with_bayes: bool) -> Table:
-    title = Text(results["experiment"])
-    table = Table(title=title, title_justify="left", caption_justify="left", padding=(0, 1, 0, 0), box=None)
-    table.add_column("model", overflow="fold")
-    table.add_column("task", overflow="fold")
-    for heading in ("NE", *(["Bayes NE"] if with_bayes else []), "AUC", "GAUC", "base rate"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("NE gain (95% interval)", justify="right", no_wrap=True)
-    table.add_column("transfer", justify="right", no_wrap=True)
-    return table
 
 
 def _gain_cells(gain: Json | None) -> tuple[Text, Text]:

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch._inductor.cpp_builder import get_cpp_compiler
@@ -23,7 +23,8 @@ from torch.fx.experimental import _config as symbolic_shapes
 
 from exfm import __version__
 from exfm.config.loading import Experiment
-from exfm.data.stream import windows_of
+from exfm.data.column_types import is_usual, plain_rows
+from exfm.data.windows import windows_of
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature
@@ -40,7 +41,8 @@ from exfm.serving.layout import (
     type_name,
 )
 from exfm.serving.network import ServedModel
-from exfm.serving.snapshot import find_arm, load_snapshot, newest_snapshot
+from exfm.serving.snapshot import find_arm, find_snapshot, load_snapshot
+from exfm.supervision.finite import check_snapshot
 from exfm.supervision.store import Store
 from exfm.supervision.temporary import spool_folder, temporary_folder
 from exfm.supervision.workspace import Workspace
@@ -71,14 +73,15 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form()) ->
 
     Raises:
         ConfigError: there is no such model or no snapshot of it, or a tool that ``form`` needs is missing.
-        RunError: the snapshot is corrupt, or the model cannot be captured or has no ONNX form.
+        RunError: the snapshot is corrupt or not finite, or the model cannot be captured or has no ONNX form.
     """
     arm = find_arm(experiment, model)
     _check_tools(form)
     store = Store(experiment.run_dir)
-    snapshot, weights = load_snapshot(partial(newest_snapshot, experiment, arm, store), store)
+    snapshot, weights = load_snapshot(partial(find_snapshot, experiment, arm, store), store)
     growth = growth_of(arm, experiment.schema, experiment.config.seed)
     served = ServedModel(arm, experiment.schema, growth.of(weights))
+    check_snapshot(snapshot, weights, served.constants, store.workspace.url)
     columns = _column_types(experiment, served.features)
     try:
         program = capture(served)
@@ -176,15 +179,20 @@ def _check_tools(form: Form) -> None:
 
 def _column_types(experiment: Experiment, features: Sequence[Feature]) -> dict[str, str]:
     """The types of the columns that the features are read from, in the stream's first rows."""
-    kinds = _first_schema(experiment.source, experiment)
-    return {column: type_name(kinds.field(column).type) for column in source_columns(features)}
+    rows = _first_rows(experiment.source, experiment)
+    plain = plain_rows(rows, experiment.schema)
+    kinds = {}
+    for column in source_columns(features):
+        kind = rows.schema.field(column).type
+        kinds[column] = type_name(kind if is_usual(kind) else plain.schema.field(column).type)
+    return kinds
 
 
-def _first_schema(source: DataSource, experiment: Experiment) -> Any:
-    for window in windows_of(source.time_range(), experiment.config.stream.window):
+def _first_rows(source: DataSource, experiment: Experiment) -> pa.RecordBatch:
+    for window in windows_of(source, experiment.config.stream.window):
         for rows in source.read(window):
             if rows.num_rows:
-                return rows.schema
+                return rows
     raise ConfigError("stream.source: there are no rows any more, of which to see the types of the columns")
 
 

@@ -19,6 +19,7 @@ from exfm.modeling.embeddings import Lookup
 from exfm.modeling.parts import table_of
 from exfm.modeling.tokens import rows_of
 from exfm.serving.layout import DENSE, input_specs
+from exfm.supervision.finite import infinite_buffers
 from exfm.training.building import build_model
 
 
@@ -74,6 +75,9 @@ class ServedModel(nn.Module):
         schema: the stream's schema.
         weights: its snapshot.
 
+    Attributes:
+        constants: names of weights that are not finite on purpose.
+
     Raises:
         ConfigError: a component refuses its config or its inputs.
     """
@@ -84,6 +88,7 @@ class ServedModel(nn.Module):
         self.names = [spec.name for spec in input_specs(self.features)]
         with torch.random.fork_rng(devices=[]):
             self.model = build_model(_served(arm), schema)
+        self.constants = infinite_buffers(self.model)
         featurizer = self.model.featurizer
         tables = {table_of(key): key for key in weights if table_of(key)}
         fields = [lookup for lookups in featurizer.fields.values() for lookup in lookups]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,12 +17,18 @@ import torch
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.data.batch import Batch
-from exfm.data.stream import Chunk, ChunkReader, windows_of
+from exfm.data.column_types import IdKind
+from exfm.data.source_errors import source_errors
+from exfm.data.stream import Chunk, ChunkReader
+from exfm.data.windows import WindowGrid, windows_of, windows_with_events
 from exfm.errors import ConfigError
+from exfm.interfaces.data_source import TimeRange, Window, utc
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
-from exfm.serving.snapshot import find_arm, load_snapshot, newest_snapshot
+from exfm.serving.reading import to_predict
+from exfm.serving.snapshot import find_arm, find_snapshot, load_snapshot
+from exfm.supervision.finite import check_snapshot, infinite_buffers
 from exfm.supervision.row_files import Column, RowWriter
 from exfm.supervision.snapshots import Snapshot
 from exfm.supervision.store import Store
@@ -31,9 +38,14 @@ from exfm.training.loop import Progress
 
 
 def predict(
-    experiment: Experiment, model: str, out: str, on_progress: Callable[[Progress], None] = lambda _: None
+    experiment: Experiment,
+    model: str,
+    out: str,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    version: int | None = None,
+    between: TimeRange | None = None,
 ) -> tuple[Snapshot, int]:
-    """Predicts the stream's rows that a model sees with its newest snapshot.
+    """Predicts the stream's rows that a model sees with one of its snapshots.
 
     The file has ``example_id``, ``event_time`` and ``prediction_TASK``, a probability, in the order of the stream; its
     metadata name model, snapshot and watermark. It appears when it is complete.
@@ -43,31 +55,40 @@ def predict(
         model: a model's name; a control is called NAME.control.
         out: the file, any fsspec URL.
         on_progress: called after every chunk of rows.
+        version: of the snapshot; the newest by default.
+        between: the rows' times; the whole stream by default.
 
     Returns:
         The snapshot, and how many rows were predicted.
 
     Raises:
-        ConfigError: there is no such model or no snapshot of it, or a row breaks the schema.
-        RunError: the snapshot is corrupt.
+        ConfigError: there is no such model or no such snapshot of it, no time of the stream lies in ``between``, or a
+            row breaks the schema.
+        RunError: the snapshot is corrupt, or not finite.
     """
     arm = find_arm(experiment, model)
     name = out.rpartition("/")[2]
     if not name:
         raise ConfigError(f"--out: {out!r} is a folder; name the Parquet file, such as {out}predictions.parquet")
+    folder = Workspace(out.removesuffix(name) or ".")
+    if folder.fs.isdir(folder.path(name)):
+        raise ConfigError(f"--out: {out!r} is a folder; name the Parquet file, such as {out}/predictions.parquet")
     store = Store(experiment.run_dir)
-    newest_snapshot(experiment, arm, store)  # whether there is one, before anything is built
+    find = partial(find_snapshot, experiment, arm, store, version)
+    find()  # whether there is one, before anything is built
+    experiment = to_predict(experiment, arm)
+    windows = _windows(experiment, between)
     plan = experiment.config.parallel.build()
     network = _network(experiment, arm, plan)
-    find = partial(newest_snapshot, experiment, arm, store)
+    constants = infinite_buffers(network)
     snapshot, weights = load_snapshot(find, store, model_memory(network))
+    check_snapshot(snapshot, weights, constants, store.workspace.url)
     plan.load_weights(network, growth_of(arm, experiment.schema, experiment.config.seed).of(weights))
-    workspace = Workspace(out.removesuffix(name) or ".")
-    workspace.sweep()
-    writer = RowWriter(workspace, name, _schema(arm, snapshot))
+    folder.sweep()
+    writer = RowWriter(folder, name, _schema(arm, snapshot))
     rows = 0
     try:
-        for chunk, progress in _chunks(experiment, arm, plan):
+        for chunk, progress in _chunks(experiment, arm, plan, windows, _id_kinds(store, snapshot, arm)):
             predicted = [_predicted(network, batch, plan) for batch in _batches(network, chunk, arm)]
             if predicted:
                 columns = {name: np.concatenate([batch[name] for batch in predicted]) for name in predicted[0]}
@@ -94,13 +115,42 @@ def _schema(arm: Arm, snapshot: Snapshot) -> pa.Schema:
     return pa.schema(fields, metadata={f"exfm.{key}": value for key, value in about.items()})
 
 
-def _chunks(experiment: Experiment, arm: Arm, plan: ParallelPlan) -> Iterator[tuple[Chunk, Progress]]:
+def _id_kinds(store: Store, snapshot: Snapshot, arm: Arm) -> dict[str, IdKind]:
+    """What the columns of ids held that the model was trained on."""
+    kinds: dict[str, IdKind] = store.log.load("train", arm.name, snapshot.version).counters.get("id_kinds", {})
+    return kinds
+
+
+def _windows(experiment: Experiment, between: TimeRange | None) -> list[Window]:
+    """The windows of the stream, cut to a part of it."""
+    length = experiment.config.stream.window
+    with source_errors():
+        stream = experiment.source.time_range()
+        if between is None:
+            return list(windows_of(experiment.source, length))
+    span = TimeRange(max(stream.start_us, between.start_us), min(stream.end_us, between.end_us))
+    if span.start_us >= span.end_us:
+        covered = f"from {utc(stream.start_us)} to {utc(stream.end_us)}"
+        raise ConfigError(f"--from and --to: the stream has no rows then; it goes {covered}")
+    windows = windows_with_events(experiment.source, WindowGrid.around(span.start_us, length), span)
+    return [
+        replace(window, start_us=max(window.start_us, span.start_us), end_us=min(window.end_us, span.end_us))
+        for window in windows
+    ]
+
+
+def _chunks(
+    experiment: Experiment, arm: Arm, plan: ParallelPlan, windows: list[Window], id_kinds: dict[str, IdKind]
+) -> Iterator[tuple[Chunk, Progress]]:
     stream = experiment.config.stream
-    reader = ChunkReader(experiment.source, experiment.schema, stream, {arm.name: arm.config.where}, plan.shard)
-    windows = list(windows_of(experiment.source.time_range(), stream.window))
+    where = {arm.name: arm.config.where}
+    # Rows to be predicted may show one example again.
+    reader = ChunkReader(experiment.source, experiment.schema, stream, where, plan.shard, unique=False)
+    reader.id_kinds = id_kinds
     for window in windows:
         for chunk in reader.read(window):
             yield chunk, Progress(window, len(windows), chunk.batch.size, {})
+    reader.tell_left_out()
 
 
 def _batches(network: RankingModel, chunk: Chunk, arm: Arm) -> Iterator[Batch]:

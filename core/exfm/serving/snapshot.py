@@ -33,16 +33,20 @@ def find_arm(experiment: Experiment, model: str) -> Arm:
     return arms[model]
 
 
-def newest_snapshot(experiment: Experiment, arm: Arm, store: Store) -> Snapshot:
-    """The newest published version of a model.
+def find_snapshot(experiment: Experiment, arm: Arm, store: Store, version: int | None = None) -> Snapshot:
+    """A published version of a model, by default the newest.
 
     Raises:
-        ConfigError: the run has none, or was of another model of that name.
+        ConfigError: the run has none, or not this one, or was of another model of that name.
     """
     run_dir = experiment.run_dir
-    snapshot = next(store.snapshots.newest_first(arm.name, sys.maxsize), None)
-    if snapshot is None:
+    published = {one.version: one for one in store.snapshots.newest_first(arm.name, sys.maxsize)}
+    if not published:
         raise ConfigError(f"{run_dir}: there is no snapshot of {arm.name!r}; `exfm run` or `exfm train` publishes them")
+    if version is not None and version not in published:
+        kept = ", ".join(map(str, sorted(published)))
+        raise ConfigError(f"{run_dir}: there is no snapshot {version} of {arm.name!r}, or no longer; there are: {kept}")
+    snapshot = published[max(published) if version is None else version]
     kept = OmegaConf.to_container(OmegaConf.create(store.workspace.read(CONFIG_FILE).decode()))
     assert isinstance(kept, dict)
     trained, asked = kept["models"].get(arm.base), experiment.as_dict()["models"][arm.base]
@@ -76,5 +80,6 @@ def load_snapshot(
 
 
 def _changed(trained: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    different = [key for key in asked if key in trained and trained[key] != asked[key]]
+    # A run may go on with other rates, which are no part of the model.
+    different = [key for key in asked if key in trained and key != "optimizer" and trained[key] != asked[key]]
     return "; ".join(f"{key}: {trained[key]!r}, and is now {asked[key]!r}" for key in different)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from exfm.sources.columns import alternatives, check_time_type
 from exfm.sources.delimited import DelimitedFile
+from exfm.sources.files import list_files
 from exfm.sources.histories import Histories, list_column
-from exfm.sources.json_objects import BadObjectError, parse_objects
+from exfm.sources.json_objects import BadObjectError, parse_objects, read_objects
 from exfm.sources.schema_config import SchemaConfig
 from exfm.sources.times import YEAR_9999_US, TimeUnit, column_times, to_microseconds
+from exfm.sources.unpacking import limited
 
 __all__ = [
     "YEAR_9999_US",
@@ -22,7 +24,10 @@ __all__ = [
     "alternatives",
     "check_time_type",
     "column_times",
+    "limited",
     "list_column",
+    "list_files",
     "parse_objects",
+    "read_objects",
     "to_microseconds",
 ]

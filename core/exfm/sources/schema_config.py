@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from exfm.interfaces.component import ComponentConfig
 from exfm.interfaces.schema import FeatureSchema
 
@@ -11,4 +13,8 @@ class SchemaConfig(ComponentConfig, FeatureSchema):
 
     def feature_schema(self) -> FeatureSchema:
         """The schema alone."""
-        return FeatureSchema(**{name: getattr(self, name) for name in FeatureSchema.model_fields})
+        return FeatureSchema.model_construct(**{name: getattr(self, name) for name in FeatureSchema.model_fields})
+
+    def select(self, schema: FeatureSchema) -> Self:
+        """The same config with a part of its schema."""
+        return self.model_copy(update={name: getattr(schema, name) for name in FeatureSchema.model_fields})

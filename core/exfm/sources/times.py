@@ -12,13 +12,18 @@ TimeUnit = Literal["timestamp", "s", "ms", "us", "ns"]
 
 # The last microsecond that a calendar can name; what lies past it was read with the wrong unit.
 YEAR_9999_US = 253_402_300_799_999_999
+_MOST = np.iinfo(np.int64).max
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 def to_microseconds(value: NDArray[np.int64], unit: str) -> NDArray[np.int64]:
-    """Converts times between units; nanoseconds are rounded down."""
+    """Converts times between units; nanoseconds are rounded down, and what 64 bits cannot hold becomes the largest."""
     per_second = _PER_SECOND[unit]
-    return value * (1_000_000 // per_second) if per_second <= 1_000_000 else value // (per_second // 1_000_000)
+    if per_second > 1_000_000:
+        return value // (per_second // 1_000_000)
+    factor = 1_000_000 // per_second
+    most = _MOST // factor
+    return np.clip(value, -most, most) * factor
 
 
 def column_times(column: pa.Array, unit: TimeUnit) -> NDArray[np.int64]:

@@ -8,12 +8,9 @@ from enum import Enum
 
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
-from exfm.supervision.commits import CommitLog, Stage
+from exfm.supervision.commits import NONE, CommitLog, Stage
 from exfm.supervision.hashing import FileRecord
 from exfm.supervision.workspace import MissingFileError, Workspace, numbered
-
-NOTHING = -1
-"""Stands for the window before the first."""
 
 _ROWS = "rows"
 
@@ -49,7 +46,7 @@ class Chain:
     """The windows that a model has committed in one stage, in order.
 
     Attributes:
-        last: index of the last window that stays, where windows go; ``NOTHING`` where all go.
+        last: index of the last window that stays, where windows go; ``NONE`` where all go.
     """
 
     stage: Stage
@@ -72,13 +69,13 @@ class Chain:
         stays = [one for one in self.kept if one.index < before]
         if to_a_snapshot:
             stays = [one for one in stays if one.snapshot is Snapshot.WHOLE]
-        self.last = stays[-1].index if stays else NOTHING
+        self.last = stays[-1].index if stays else NONE
 
 
 def read_chain(log: CommitLog, stage: Stage, model: str) -> Chain:
     """Reads a chain and checks every file of it."""
     entries: list[Entry] = []
-    before = NOTHING
+    before = NONE
     indices = numbered(log.workspace.names(f"commits/{stage}/{model}"), ".json")
     for index in indices:
         entries.append(_entry(log, stage, model, index, before, newest=index == indices[-1]))
@@ -93,7 +90,7 @@ def _entry(log: CommitLog, stage: Stage, model: str, index: int, before: int, ne
     except RunError as error:
         return Entry(index, problems=(_words(error, workspace),))
     problems = []
-    if getattr(commit, "previous", index - 1) != before:
+    if commit.previous != before:
         where = workspace.name(f"commits/{stage}/{model}")
         problems.append(f"{where}: a manifest before that of window {commit.window} is missing")
     errors = {role: _error(workspace, record) for role, record in commit.files.items()}

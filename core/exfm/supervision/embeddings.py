@@ -64,6 +64,10 @@ class CompactEmbedding:
         """Some rows."""
         return CompactEmbedding(self.values_SE[rows], None if self.scale_S is None else self.scale_S[rows])
 
+    def numbers(self) -> list[Tensor]:
+        """Its tensors of floating-point numbers: all that can be other than finite."""
+        return [self.values_SE if self.scale_S is None else self.scale_S]
+
     def decode(self) -> Tensor:
         """The embeddings (S, E), float32, in memory of their own."""
         values_SE = self.values_SE.float()

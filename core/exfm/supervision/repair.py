@@ -12,6 +12,7 @@ from datetime import timedelta
 
 from exfm.supervision.chains import Chain, Snapshot, read_chain
 from exfm.supervision.commits import STAGES, Stage
+from exfm.supervision.late import late_file
 from exfm.supervision.orphans import orphans
 from exfm.supervision.store import Store
 
@@ -174,6 +175,7 @@ def _remove(repair: Repair, together: list[Chain]) -> None:
     for index, _, chain in sorted(removed, key=lambda item: item[:2], reverse=True):
         repair.manifests.append(f"commits/{chain.stage}/{chain.model}/{index:06d}.json")
         if chain.stage == "train":
+            repair.manifests.append(late_file(chain.model, index))  # rows that came late are read with the rest
             repair.folders.append(_folder(chain.model, index))
 
 

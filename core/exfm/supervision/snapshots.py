@@ -5,13 +5,15 @@ A snapshot is part of its window's commit, so there is no moment at which a read
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
 from exfm.interfaces.data_source import Window
+from exfm.interfaces.ranks import Ranks
 from exfm.supervision.commits import CommitLog
 from exfm.supervision.hashing import FileRecord
 from exfm.supervision.tensor_files import read_tensors, write_tensors
@@ -87,12 +89,15 @@ class SnapshotRegistry:
         return Snapshot(model, version, commit.window.end_us, learned, weights, training)
 
     def newest_first(self, model: str, before_us: int) -> Iterator[Snapshot]:
-        """The snapshots whose watermark lies at or before a time, the newest first; retired ones are left out."""
-        kept = set(self.versions(model))
-        for version in reversed(self.log.windows("train", model)):
-            if version in kept:
+        """The snapshots whose watermark lies at or before a time, the newest first; retired ones are left out.
+
+        They are asked for by the names in the manifests: a listing may lack the newest.
+        """
+        for version in self.log.newest_first("train", model):
+            commit = self.log.load("train", model, version)
+            if commit.window.end_us <= before_us and commit.files:
                 snapshot = self.get(model, version)
-                if snapshot.watermark_us <= before_us:
+                if self.workspace.exists(snapshot.weights.path):
                     yield snapshot
 
     def load(self, record: FileRecord, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -138,6 +143,18 @@ class SnapshotRegistry:
             if place < 0 or now - since[version] >= READING_S:
                 self.workspace.remove(_folder(model, version))
                 del since[version]
+
+
+def same_on_all(ranks: Ranks, candidates: Iterator[Snapshot]) -> Iterator[Snapshot]:
+    """Yields the first process's snapshots on every process, whatever the others can see."""
+    while True:
+        own = next(candidates, None) if ranks.is_first else None
+        data = ranks.broadcast(b"" if own is None else json.dumps(asdict(own)).encode())
+        if not data:
+            return
+        raw = json.loads(data)
+        weights, training = FileRecord(**raw.pop("weights")), FileRecord(**raw.pop("training"))
+        yield Snapshot(**raw | {"learned": tuple(raw["learned"])}, weights=weights, training=training)
 
 
 def _folder(model: str, version: int) -> str:

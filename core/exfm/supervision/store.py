@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import pyarrow as pa
 
 from exfm.interfaces.data_source import Window
-from exfm.supervision.commits import STAGES, CommitLog
+from exfm.supervision.commits import NONE, STAGES, CommitLog
 from exfm.supervision.orphans import remove_orphans
 from exfm.supervision.row_files import read_rows
 from exfm.supervision.snapshots import SnapshotRegistry
@@ -43,8 +43,9 @@ class Store:
         self.workspace.sweep(folders)
         for model in models:
             for stage in STAGES:
-                for window in self.log.windows(stage, model)[-1:]:  # those before it were cleaned when it was begun
-                    remove_orphans(self.workspace, self.log.load(stage, model, window).files.values())
+                head = self.log.head(stage, model)
+                if head != NONE:  # the windows before it were cleaned when it was begun
+                    remove_orphans(self.workspace, self.log.load(stage, model, head).files.values())
 
     def supervision(self, teacher: str, window: Window) -> SupervisionStream | None:
         """A teacher's committed supervision of a window, to be followed along the stream; None where it has no rows."""

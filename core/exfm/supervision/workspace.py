@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
-from exfm.errors import RunError
+from exfm.errors import ConfigError, RunError
 from exfm.supervision.exclusive import create_file, finish_creations
 from exfm.supervision.hashing import FileRecord, HashingWriter, naming_a_full_disk
 from exfm.supervision.temporary import spool_folder, sweep, temporary_file
@@ -45,12 +45,18 @@ class Workspace:
     Args:
         url: the folder, any fsspec URL. It need not exist.
         remedy: what an error about a damaged file says besides.
+
+    Raises:
+        ConfigError: no file system goes by that URL, or its package is not installed.
     """
 
     def __init__(self, url: str, remedy: str = "") -> None:
         self.url = url
         self.remedy = remedy
-        self.fs, self.root = fsspec.core.url_to_fs(url)
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"{url}: the folder cannot be used: {' '.join(str(error).split())}") from error
         self._local = isinstance(self.fs, LocalFileSystem)
         self._arrow = pafs.LocalFileSystem() if self._local else pafs.PyFileSystem(pafs.FSSpecHandler(self.fs))
 
@@ -73,8 +79,7 @@ class Workspace:
             RunError: the disk is full.
         """
         folder = self.path(relative).rpartition("/")[0]
-        if not self._local:
-            self.fs.makedirs(folder, exist_ok=True)
+        self._make_folder(folder)
         with temporary_file(folder) if self._local else temporary_file(spool_folder(), 0o600) as file:
             where = self.name(relative) if self._local else f"{file.name}, on its way to {self.name(relative)}"
             writer = HashingWriter(file, relative, where)
@@ -86,6 +91,12 @@ class Workspace:
             elif not self._holds(writer.record()):  # never touch what a commit may already refer to
                 self.fs.put_file(str(file.name), target)
                 self._verify_size(target, writer.size)
+
+    def _make_folder(self, folder: str) -> None:
+        try:
+            self.fs.makedirs(folder, exist_ok=True)
+        except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise ConfigError(f"{folder}: the folder cannot be made: {error.strerror or error}") from error
 
     def write(self, relative: str, data: bytes) -> FileRecord:
         """Writes a small file whole."""
@@ -100,10 +111,10 @@ class Workspace:
             RunError: the disk is full.
         """
         target = self.path(relative)
+        self._make_folder(target.rpartition("/")[0])
         if self._local:
             with naming_a_full_disk(self.name(relative)):
                 return create_file(target, data)
-        self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
         try:
             self.fs.pipe_file(target, data, mode="create")
         except FileExistsError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from copy import copy
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ from exfm.interfaces.jagged import JaggedSequence
 from exfm.testing.behaviour import BehaviourTests
 from exfm.testing.execution import ExecutionTests
 from exfm.testing.network import MAX_LENGTH
+from exfm.testing.side_effects import SideEffectTests
 
 
-class BackboneTests(BehaviourTests, ExecutionTests):
+class BackboneTests(BehaviourTests, ExecutionTests, SideEffectTests):
     """Tests of a backbone; see ``exfm.testing`` for how to use them.
 
     Attributes:
@@ -32,6 +34,13 @@ class BackboneTests(BehaviourTests, ExecutionTests):
     def sequence_names(self) -> tuple[str, ...]:
         """The sequences it reads."""
         return self.sequences if self.component.consumes_sequences else ()
+
+    def called(self, names: Mapping[str, str]) -> Self:
+        """These tests where features and sequences are called otherwise."""
+        other: Any = copy(self)
+        other.tokens = tuple(names.get(name, name) for name in self.tokens)
+        other.sequences = tuple(names.get(name, name) for name in self.sequences)
+        return other  # type: ignore[no-any-return]
 
     def inputs(self, max_length: int) -> BackboneInputs:
         """Tokens and sequences."""

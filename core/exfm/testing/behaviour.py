@@ -11,11 +11,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from exfm.testing.examples import Examples
-from exfm.testing.network import NetworkTests, check_bits, check_close
+from exfm.testing.network import MAX_LENGTH, NetworkTests, check_bits, check_close
 from exfm.testing.overlap import Between
 
 # How many whole calls another one is interrupted by, at most.
 _CALLS = 40
+_LEAST_SHARE = 0.1
+"""How large the newest event's gradient must be beside the oldest's; attention and recurrence give it more."""
 
 
 class BehaviourTests(NetworkTests):
@@ -126,6 +128,25 @@ class BehaviourTests(NetworkTests):
         without = [name for name, _ in module.named_parameters() if not gradients[name][0].any()]
         without += [name for name in examples.events if not any(one.any() for one in gradients[f"events of {name!r}"])]
         assert not without, f"no gradient reaches {', '.join(without)}"
+
+    def test_the_newest_event_counts(self, fields: Mapping[str, Any]) -> None:
+        """A sequence's last event is its newest: who keeps a few events, or weighs them by age, must not lose that one.
+
+        ``JaggedSequence.positions`` counts from the newest event, which has 0; ``recent`` keeps the newest ones.
+        """
+        module, examples = self.make_moved(fields), self.examples((MAX_LENGTH,) * 6).requires_grad()
+        gradients = _gradients(module, examples, self.run(module, examples))
+        for name in examples.events:
+            of_events_T = torch.stack(gradients[f"events of {name!r}"]).norm(dim=2).mean(0)
+            newest, oldest = of_events_T[-1].item(), of_events_T[0].item()
+            assert newest > 0 or not of_events_T.any(), (
+                f"of {MAX_LENGTH} events of {name!r} the newest is not read, and older ones are; events are oldest "
+                "first: sequence.recent(count) keeps the newest"
+            )
+            assert newest >= _LEAST_SHARE * oldest, (
+                f"of {MAX_LENGTH} events of {name!r} the oldest has {oldest / newest:.0f} times the newest's gradient; "
+                "events are oldest first: sequence.positions() is 0 for the newest"
+            )
 
 
 def _gradients(module: nn.Module, examples: Examples, output: Tensor) -> dict[str, list[Tensor]]:

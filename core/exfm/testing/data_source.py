@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -14,64 +13,26 @@ import pytest
 from exfm.data.decode import decode
 from exfm.data.validation import RowChecker, event_times
 from exfm.errors import ConfigError
-from exfm.interfaces.component import Component
-from exfm.interfaces.data_source import DataSource, Origin, Shard, Window
+from exfm.interfaces.data_source import Origin, Shard, Window
 from exfm.interfaces.schema import FeatureSchema
-from exfm.testing.component import ComponentTests
-from exfm.testing.rows import check_batch, check_rows, filled, joined, table_of
+from exfm.testing.reading import ReadingTests
+from exfm.testing.rows import check_batch, check_rows, joined, table_of
+from exfm.testing.stream import DAY_US, WHOLE, at
+from exfm.testing.stream_growth import StreamGrowthTests
 
-_DAY_US = 86_400_000_000
-_WHOLE = Shard()
 
-
-class DataSourceTests(ComponentTests):
+class DataSourceTests(ReadingTests, StreamGrowthTests):
     """Tests of a data source; see ``exfm.testing`` for how to use them.
 
     The stream under test is read some dozens of times: give it a few hundred rows. Where it is read from files,
-    override ``write``, and say ``{folder}`` in ``configs``, such as ``{"path": "{folder}/log.csv"}``.
+    override ``write``, and say ``{folder}`` in ``configs``, such as ``{"path": "{folder}/log.csv"}``. Where it may grow
+    while it is followed, override ``grow`` too.
 
     Attributes:
         complete: whether every row lies in ``time_range()``; False for a stream that is still being written.
+        repeats: whether the candidate item is as a rule in its own history, as where users are shown what they saw.
         folder: where ``write`` has written.
     """
-
-    interface: ClassVar[type[Component]] = DataSource
-    complete: ClassVar[bool] = True
-    folder: ClassVar[Path | None] = None
-
-    def write(self, folder: Path) -> None:
-        """Writes the small stream that ``configs`` read; called once. By default there is nothing to write."""
-
-    @pytest.fixture(autouse=True)
-    def _written(self, tmp_path_factory: pytest.TempPathFactory) -> None:
-        cls = type(self)
-        if "folder" not in vars(cls):
-            cls.folder = tmp_path_factory.mktemp(cls.__name__)
-            self.write(cls.folder)
-
-    def config(self, fields: Mapping[str, Any]) -> Any:
-        """The Config of fields as written in YAML, with the folder's path put in."""
-        return super().config(filled(fields, self.folder))
-
-    def make(self, fields: Mapping[str, Any]) -> Any:
-        """The source."""
-        return self.component(self.config(fields))
-
-    def window(self, source: Any) -> Window:
-        """The whole stream as one window."""
-        time = source.time_range()
-        return Window(0, time.start_us, time.end_us)
-
-    def read(self, source: Any, window: Window, shard: Shard = _WHOLE, start_row: int = 0) -> pa.Table:
-        """The rows that it yields."""
-        return table_of(source.read(window, shard, start_row))
-
-    def whole(self, source: Any) -> tuple[Window, pa.Table]:
-        """The whole stream as one window, and its rows."""
-        window = self.window(source)
-        rows = self.read(source, window)
-        assert rows.num_rows, f"there are no rows in the time range, {window.start_us} to {window.end_us}"
-        return window, rows
 
     def test_says_the_same_each_time(self, fields: Mapping[str, Any]) -> None:
         """Tables are as large as the schema said, and windows are cut from the time range: neither may change."""
@@ -105,7 +66,7 @@ class DataSourceTests(ComponentTests):
         latest: int | None = None
         for batch in source.read(self.window(source)):
             for time in event_times(batch, source.schema()).tolist():
-                assert latest is None or time >= latest, f"a row of {_at(time)} comes after one of {_at(latest)}"
+                assert latest is None or time >= latest, f"a row of {at(time)} comes after one of {at(latest)}"
                 latest = time
 
     def test_example_ids_are_unique(self, fields: Mapping[str, Any]) -> None:
@@ -153,28 +114,26 @@ class DataSourceTests(ComponentTests):
         """Each row lies in the one window with ``start_us <= time < end_us``, wherever windows are cut."""
         source = self.make(fields)
         whole, expected = self.whole(source)
-        for bounds in _cuts(self._times(source, expected), whole):
+        for bounds in _cuts(self.times(source, expected), whole):
             parts: list[pa.Table] = []
             for start, end in pairwise(bounds):
                 part = self.read(source, Window(len(parts), start, end))
-                strange = [time for time in self._times(source, part) if not start <= time < end]
-                assert not strange, f"the window from {_at(start)} to {_at(end)} has a row of {_at(strange[0])}"
+                strange = [time for time in self.times(source, part) if not start <= time < end]
+                assert not strange, f"the window from {at(start)} to {at(end)} has a row of {at(strange[0])}"
                 parts.append(part)
-            check_rows(joined(parts), expected, f"in windows cut at {', '.join(map(_at, bounds[1:-1]))}")
+            check_rows(joined(parts), expected, f"in windows cut at {', '.join(map(at, bounds[1:-1]))}")
 
     def test_the_time_range_has_every_row(self, fields: Mapping[str, Any]) -> None:
         """The last window mostly ends later than the stream does: it has the rows that there are."""
         source = self.make(fields)
         whole, expected = self.whole(source)
-        before = self.read(source, Window(0, whole.start_us - _DAY_US, whole.start_us))
-        assert not before.num_rows, (
-            f"{before.num_rows} rows lie before the start of time_range(), {_at(whole.start_us)}"
-        )
-        longer = self.read(source, Window(0, whole.start_us, whole.end_us + _DAY_US))
+        before = self.read(source, Window(0, whole.start_us - DAY_US, whole.start_us))
+        assert not before.num_rows, f"{before.num_rows} rows lie before the start of time_range(), {at(whole.start_us)}"
+        longer = self.read(source, Window(0, whole.start_us, whole.end_us + DAY_US))
         check_rows(longer.slice(0, expected.num_rows), expected, "in a window that ends later than the stream")
         after = longer.num_rows - expected.num_rows
         assert not (after and self.complete), (
-            f"{after} rows lie at or after the end of time_range(), {_at(whole.end_us)}"
+            f"{after} rows lie at or after the end of time_range(), {at(whole.end_us)}"
         )
 
     def test_shards_part_a_window(self, fields: Mapping[str, Any]) -> None:
@@ -191,7 +150,7 @@ class DataSourceTests(ComponentTests):
         """``start_row`` leaves out the first rows of what would be read, a shard's own where it is a shard."""
         source = self.make(fields)
         window, _ = self.whole(source)
-        for shard in (_WHOLE, Shard(1, 2)):
+        for shard in (WHOLE, Shard(1, 2)):
             expected = self.read(source, window, shard)
             rows = expected.num_rows
             for start in sorted({0, 1, 2, rows // 2, max(rows - 1, 0), rows, rows + 1}):
@@ -212,10 +171,6 @@ class DataSourceTests(ComponentTests):
             assert origin.row >= known, f"{origin.file}, row {origin.row}: a batch before it has reached row {known}"
             reached[origin.file] = origin.row + batch.num_rows
 
-    def _times(self, source: Any, rows: pa.Table) -> list[int]:
-        schema = source.schema()
-        return [time for batch in rows.to_batches() for time in event_times(batch, schema).tolist()]
-
 
 def _cuts(times: list[int], whole: Window) -> Iterator[list[int]]:
     """Bounds of windows: in halves and sevenths, and exactly at the time of a row, or just after it."""
@@ -230,7 +185,3 @@ def _cuts(times: list[int], whole: Window) -> Iterator[list[int]]:
     )
     for of_one in inner:
         yield [start, *sorted({time for time in of_one if start < time < end}), end]
-
-
-def _at(time_us: int) -> str:
-    return f"{Window(0, time_us, time_us)} ({time_us} us)"

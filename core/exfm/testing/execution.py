@@ -15,9 +15,13 @@ from exfm.layers.flops import count_flops
 from exfm.modeling.recompute import recompute
 from exfm.testing.examples import Examples
 from exfm.testing.network import MAX_LENGTH, NetworkTests, check_close
+from exfm.testing.operations import Operations
 
 _WASTE = 2.0
 """How many times the sum of its examples' costs a batch may cost: buckets of similar lengths pad a little."""
+
+_TWICE = 2.2
+"""How many times as large results may be in a batch twice as large."""
 
 
 class ExecutionTests(NetworkTests):
@@ -26,7 +30,7 @@ class ExecutionTests(NetworkTests):
     def test_builds_without_memory(self, fields: Mapping[str, Any]) -> None:
         """``exfm validate`` builds every model on the meta device, where tensors have shapes and no values."""
         with torch.device("meta"):
-            module = self.component(self.config(fields), self.inputs(MAX_LENGTH))
+            module = self.build(fields)
         real = [name for name, parameter in module.named_parameters() if not parameter.is_meta]
         assert not real, f"built on the meta device, {', '.join(real)} took memory; leave the device to torch's default"
 
@@ -118,6 +122,28 @@ class ExecutionTests(NetworkTests):
             f"the same histories cost {factor:.1f} times as much where ten times longer ones may be"
         )
 
+    def test_work_follows_the_batch(self, fields: Mapping[str, Any]) -> None:
+        """Twice the examples are twice the work: what compares all examples, or all their events, takes four times.
+
+        Within an example's history, events may be compared with each other.
+        """
+        module, examples = self.make(fields), self.examples()
+        rows = list(range(examples.count))
+        once, twice = (self._sizes(module, examples.take(some)) for some in (rows, rows + rows))
+        if [name for name, _ in once] != [name for name, _ in twice]:
+            once, twice = _largest(once), _largest(twice)  # it goes through the batch in pieces
+        for (name, before), (_, after) in zip(once, twice, strict=False):
+            assert after <= _TWICE * before, (
+                f"in a batch twice as large, the result of {name} has {after} numbers instead of {before}, "
+                f"{after / max(before, 1):.1f} times as many; let no example meet another"
+            )
+
+    def _sizes(self, module: nn.Module, examples: Examples) -> list[tuple[str, int]]:
+        """Each operation in turn, and the numbers in its largest result."""
+        with torch.no_grad(), Operations() as operations:
+            self.run(module, examples)
+        return operations.sizes
+
     def _cost(self, module: nn.Module, examples: Examples) -> int:
         examples = examples.to(torch.float32)
         return count_flops(lambda: self.run(module, examples))
@@ -125,6 +151,14 @@ class ExecutionTests(NetworkTests):
     def _cost_of_events(self, fields: Mapping[str, Any], lengths: tuple[int, ...]) -> int:
         module = self.make(fields, dtype=torch.float32)
         return self._cost(module, self.examples(lengths)) - self._cost(module, self.examples((0,) * len(lengths)))
+
+
+def _largest(sizes: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The largest result of all calls of each operation."""
+    largest: dict[str, int] = {}
+    for name, size in sizes:
+        largest[name] = max(size, largest.get(name, 0))
+    return sorted(largest.items())
 
 
 class _Exported(nn.Module):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from copy import copy
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -13,9 +14,10 @@ from exfm.interfaces.sequence_encoder import EncoderInputs, SequenceEncoder
 from exfm.testing.behaviour import BehaviourTests
 from exfm.testing.execution import ExecutionTests
 from exfm.testing.network import MAX_LENGTH
+from exfm.testing.side_effects import SideEffectTests
 
 
-class SequenceEncoderTests(BehaviourTests, ExecutionTests):
+class SequenceEncoderTests(BehaviourTests, ExecutionTests, SideEffectTests):
     """Tests of a sequence encoder; see ``exfm.testing`` for how to use them.
 
     Attributes:
@@ -31,6 +33,13 @@ class SequenceEncoderTests(BehaviourTests, ExecutionTests):
     def sequence_names(self) -> tuple[str, ...]:
         """The sequence it reads."""
         return (self.sequence,)
+
+    def called(self, names: Mapping[str, str]) -> Self:
+        """These tests where features and the sequence are called otherwise."""
+        other: Any = copy(self)
+        other.tokens = tuple(names.get(name, name) for name in self.tokens)
+        other.sequence = names.get(self.sequence, self.sequence)
+        return other  # type: ignore[no-any-return]
 
     def inputs(self, max_length: int) -> EncoderInputs:
         """The sequence and the context."""

@@ -15,10 +15,13 @@ from exfm.errors import ConfigError
 from exfm.evaluation.evaluate import TaskScores
 from exfm.evaluation.predictions import task_rows
 from exfm.interfaces.data_source import Window
+from exfm.redaction import without_credentials
 from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
 from exfm.supervision.commits import Commit
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.store import Store
+
+_NOT_OF_A_MODEL = ("models", "teachers", "versions", "components", "plugins")
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,11 @@ class TrackedRun:
 
     def __init__(self, run_dir: str) -> None:
         self.store = Store(run_dir)
-        self.url = run_dir.rstrip("/")
+        self.url = without_credentials(run_dir.rstrip("/"))
         if not self.store.workspace.exists(CONFIG_FILE):
             raise ConfigError(f"{run_dir}: no {CONFIG_FILE} here; `exfm run` writes it when a run begins")
         self.config_yaml = self.store.workspace.read(CONFIG_FILE).decode()
-        full = self.store.workspace.fs.unstrip_protocol(self.store.workspace.root)
+        full = without_credentials(self.store.workspace.fs.unstrip_protocol(self.store.workspace.root))
         self.identity = f"{full}#{xxhash.xxh3_64_hexdigest(self.config_yaml.encode())}"
         config = OmegaConf.to_container(OmegaConf.create(self.config_yaml))
         assert isinstance(config, dict)
@@ -133,7 +136,7 @@ def _counted(commit: Commit) -> dict[str, float | None]:
 
 
 def _models(config: Mapping[str, Any]) -> Iterator[TrackedModel]:
-    shared = {key: value for key, value in config.items() if key not in ("models", "teachers", "versions", "plugins")}
+    shared = {key: value for key, value in config.items() if key not in _NOT_OF_A_MODEL}
     for name, model in config["models"].items():
         control = f"{name}{CONTROL_SUFFIX}" if model["control"] else None
         yield TrackedModel(name, control, dict(_flat({**shared, "model": model})))

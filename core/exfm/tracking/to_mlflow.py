@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from exfm.errors import ConfigError
 from exfm.interfaces.data_source import Window
 from exfm.tracking.figures import TrackedModel, TrackedRun
 
 _RUN, _MODEL = "exfm.run", "exfm.model"
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _MOST_PARAMS, _LONGEST_PARAM = 100, 6000
+
+
+def _url(folder: str) -> str:
+    """A folder's whole address: MLflow keeps in mind what a relative one meant when it was first used."""
+    return Path(folder).absolute().as_uri()
 
 
 class MlflowTracker:
     """Logs to the MLflow runs that an earlier call has made for the same run, or to new ones.
 
     Args:
-        uri: of the tracking server or store.
+        uri: a folder, or the address of a server; a database where the whole of MLflow is installed.
 
     Raises:
-        ConfigError: MLflow is not installed.
+        ConfigError: MLflow is not installed, or cannot use the URI.
     """
 
     def __init__(self, uri: str, run: TrackedRun) -> None:
@@ -29,8 +38,18 @@ class MlflowTracker:
         except ImportError as error:
             raise ConfigError(f"MLflow cannot be imported ({error}): pip install 'exfm[mlflow]'") from error
         self._entities = mlflow.entities
-        self._client: Any = mlflow.MlflowClient(tracking_uri=uri)
-        experiment = self._client.get_experiment_by_name(run.name)
+        scheme = urlsplit(uri).scheme
+        is_folder = scheme == "file" or (not scheme and uri != "databricks")
+        if is_folder:  # MLflow 3 refuses a folder unless one asks for it, which the user has done
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        try:
+            self._client: Any = mlflow.MlflowClient(tracking_uri=uri if scheme or not is_folder else _url(uri))
+            experiment = self._client.get_experiment_by_name(run.name)
+        except (mlflow.exceptions.MlflowException, OSError) as error:
+            hint = ""
+            if scheme.partition("+")[0] in _DATABASES:
+                hint = "; a database takes the whole of MLflow: pip install mlflow. A folder such as ./mlruns does not"
+            raise ConfigError(f"--mlflow: {uri}: {' '.join(str(error).split())}{hint}") from error
         home = experiment.experiment_id if experiment else self._client.create_experiment(run.name)
         self._ids = {model.name: self._run_of(home, run, model) for model in run.models}
         self._last = {model.name: self._newest(self._ids[model.name]) for model in run.models}

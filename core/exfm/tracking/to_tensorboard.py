@@ -32,7 +32,10 @@ class TensorBoardTracker:
         self._last: dict[str, Window] = {}
         for model in run.models:
             folder = Path(logdir) / run.name / model.name
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"--tensorboard: {folder}: the folder cannot be made: {error.strerror}") from error
             for old in folder.glob(f"events.out.tfevents.*{_SUFFIX}"):
                 old.unlink()
             writer = SummaryWriter(str(folder), filename_suffix=_SUFFIX)

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from exfm.interfaces.data_source import Window
-from exfm.supervision.commits import Commit, OtherContentError
+from exfm.supervision.commits import Commit, OtherContentError, WindowRead
+from exfm.supervision.hashing import FileRecord
 from exfm.supervision.orphans import remove_orphans
 from exfm.supervision.store import Store
 from exfm.training.gathered import GatheredRows
@@ -24,6 +25,8 @@ class EndedWindow:
 
     Attributes:
         name: of the model.
+        previous: index of the window that it had committed before.
+        read: the state of the stream in which the window was read.
         counters: what the manifest records.
         supervised: what the supervision's manifest records.
         predictions: the file of its rows; of a window without rows nothing is kept.
@@ -35,6 +38,8 @@ class EndedWindow:
     name: str
     store: Store
     window: Window
+    previous: int
+    read: WindowRead
     counters: Mapping[str, Any]
     supervised: Mapping[str, float]
     predictions: GatheredRows
@@ -48,7 +53,7 @@ class EndedWindow:
         if self.supervision is not None:
             files = self.supervision.close() if self.state else {}
             try:
-                log.add("supervise", self.name, Commit(self.window, self.supervised, files))
+                log.add("supervise", self.name, self._commit(self.supervised, files))
             except OtherContentError as error:
                 # As where a job was killed between the two manifests, and goes on with another number of processes.
                 # Students may have read what stands; should it be another job's, the second manifest is refused too.
@@ -58,10 +63,13 @@ class EndedWindow:
         files = {}
         if self.state:
             files = self.predictions.close() | snapshots.write(self.name, self.window, *self.state)
-        if not log.add("train", self.name, Commit(self.window, self.counters, files)):
+        if not log.add("train", self.name, self._commit(self.counters, files)):
             logger.warning("window %s of %r: another job had committed it, with equal content", self.window, self.name)
         remove_orphans(self.store.workspace, files.values())
         snapshots.retire(self.name, self.needed_us(self.window))
+
+    def _commit(self, counters: Mapping[str, Any], files: Mapping[str, FileRecord]) -> Commit:
+        return Commit(self.window, counters, files, self.previous, self.read)
 
     def discard(self) -> None:
         """Leaves nothing behind of files that were not completed."""

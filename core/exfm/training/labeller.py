@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 
 import torch
 
 from exfm.config.checks import Arm
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
-from exfm.supervision.commits import Commit
+from exfm.interfaces.duration import microseconds
+from exfm.supervision.commits import Commit, WindowRead
+from exfm.supervision.finite import check_snapshot
 from exfm.supervision.joiner import SupervisionRows
 from exfm.supervision.orphans import remove_orphans
 from exfm.supervision.row_files import row_file, supervision_columns, supervision_schema
-from exfm.supervision.snapshots import Snapshot
+from exfm.supervision.snapshots import Snapshot, same_on_all
 from exfm.supervision.store import Store
 from exfm.training.forward_rows import ForwardRows
 from exfm.training.gathered import GatheredRows
@@ -39,17 +42,22 @@ class Labeller:
         self.name = trainer.arm.name
         self.store = store
         self.students = students
-        self.delay_us = int(trainer.arm.config.supervision.delay.total_seconds() * 1e6)
+        self.delay_us = microseconds(trainer.arm.config.supervision.delay)
         self._loaded: Snapshot | None = None
         self._corrupt: set[int] = set()
 
-    def begin(self, window: Window) -> None:
-        """Opens the window's file and finds the snapshots that its examples may be labelled with."""
-        self._window = window
+    def begin(self, window: Window, read: WindowRead) -> None:
+        """Opens the window's file and finds the snapshots that its examples may be labelled with.
+
+        Args:
+            read: the state of the stream in which the window is read.
+        """
+        self._window, self._read = window, read
+        self._previous = self.store.log.head("supervise", self.name)
         self._examples = 0
         self._seconds = 0.0
         self._snapshots: list[Snapshot] = []
-        for snapshot in self.store.snapshots.newest_first(self.name, window.end_us - self.delay_us):
+        for snapshot in self._published(window.end_us - self.delay_us):
             self._snapshots.append(snapshot)
             if snapshot.watermark_us <= window.start_us - self.delay_us and snapshot.version not in self._corrupt:
                 break
@@ -89,21 +97,35 @@ class Labeller:
                 continue
             if snapshot == self._loaded:
                 return snapshot
-            try:
-                weights = self.store.snapshots.load(snapshot.weights, self.trainer.memory())
-            except RunError as error:
-                logger.warning("%s; labelling with the snapshot before it", error)
-                self._corrupt.add(snapshot.version)
-                self._snapshots += self._older(snapshot)
-                continue
-            self.trainer.load_weights(weights)
-            self._loaded = snapshot
-            return snapshot
+            if self._load(snapshot):
+                self._loaded = snapshot
+                return snapshot
+            self._corrupt.add(snapshot.version)
+            self._snapshots += self._older(snapshot)
         return None
 
+    def _load(self, snapshot: Snapshot) -> bool:
+        """Loads a snapshot's weights; not on any process where one of them cannot read it."""
+        weights: dict[str, torch.Tensor] = {}
+        error: RunError | None = None
+        try:
+            weights = self.store.snapshots.load(snapshot.weights, self.trainer.memory())
+        except RunError as unreadable:
+            error = unreadable
+        if self.ranks.all_agree(error is None):
+            check_snapshot(snapshot, weights, self.trainer.constants, self.store.workspace.url)
+            self.trainer.load_weights(weights)
+            return True
+        reason = error or f"snapshot {snapshot.version} of {self.name!r}: another process cannot read it"
+        logger.warning("%s; labelling with the snapshot before it", reason)
+        return False
+
     def _older(self, snapshot: Snapshot) -> list[Snapshot]:
-        older = next(self.store.snapshots.newest_first(self.name, snapshot.watermark_us - 1), None)
+        older = next(self._published(snapshot.watermark_us - 1), None)
         return [] if older is None or older in self._snapshots else [older]
+
+    def _published(self, before_us: int) -> Iterator[Snapshot]:
+        return same_on_all(self.ranks, self.store.snapshots.newest_first(self.name, before_us))
 
     def commit(self, rows: int) -> None:
         """Makes the window's supervision visible; of a window without rows only the manifest is kept."""
@@ -111,7 +133,7 @@ class Labeller:
             return
         counters = {"examples": self._examples, "seconds": self._seconds}
         files = self._rows.close() if rows else {}
-        self.store.log.add("supervise", self.name, Commit(self._window, counters, files))
+        self.store.log.add("supervise", self.name, Commit(self._window, counters, files, self._previous, self._read))
         remove_orphans(self.store.workspace, files.values())
 
     def close(self) -> None:

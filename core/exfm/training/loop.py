@@ -6,25 +6,36 @@ snapshot), each student joins that supervision, predicts, and then trains. At th
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
-from exfm.data.stream import ChunkReader, windows_of
+from exfm.data.skips import Counts
+from exfm.data.source_errors import source_errors
+from exfm.data.stream import ChunkReader
+from exfm.data.windows import WindowGrid
+from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import TimeRange, Window
+from exfm.interfaces.duration import microseconds
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.stopping import end_if_asked, ending_after_a_chunk
+from exfm.supervision.commits import NONE, WindowRead
 from exfm.supervision.external import ExternalSupervision
 from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
 from exfm.supervision.streaming import SupervisionStream
 from exfm.training.building import teacher_shapes
+from exfm.training.ended_window import EndedWindow
+from exfm.training.identity import bind_run, grid_of
 from exfm.training.labeller import Labeller
+from exfm.training.late_rows import LateRowFinder, earlier_words, overlaps
 from exfm.training.saving import Saving
+from exfm.training.schedule import Schedule, WindowWork
 from exfm.training.sharing import Sharing
 from exfm.training.spread import SpreadChunk, check_spread, read_spread
 from exfm.training.stage import Stage
@@ -32,6 +43,10 @@ from exfm.training.teachers import external_teachers
 from exfm.training.trainer import Trainer
 
 NOW = timedelta(0)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_LISTINGS = 10
+"""How often, a second apart, processes list the stream before they say that they see different files."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,7 @@ class StreamLoop:
 
     Attributes:
         waiting_for: why ``advance`` stopped before the end of the stream; empty where it did not.
+        incomplete: the last window, where ``advance`` has left it out because more rows of it may still come.
     """
 
     def __init__(
@@ -112,6 +128,7 @@ class StreamLoop:
         self.clock = Clock()
         self.late = _late_tasks(experiment)
         self.waiting_for = ""
+        self.incomplete: Window | None = None
         arms, schema = experiment.arms, experiment.schema
         self._shapes = teacher_shapes(experiment)
         sharing = Sharing(experiment, store)
@@ -129,7 +146,9 @@ class StreamLoop:
         ]
         read_back = bool(self.labellers) or any(sharing.borrowers.values())
         self.saving = Saving(experiment.config.save_in_background and not read_back)
-        self._done: dict[str, set[int]] = {}  # of the stages that have been brought to their last state
+        self._done: dict[str, int] = {}  # newest window of each stage that has been brought to its last state
+        self._bound = False
+        self._late = LateRowFinder(experiment, store, [stage.trainer.arm for stage in self.stages])
         where = {arm.name: arm.config.where for arm in arms}
         self.reader = ChunkReader(experiment.source, schema, experiment.config.stream, where, plan.shard)
 
@@ -147,125 +166,210 @@ class StreamLoop:
 
         Args:
             complete_windows_only: leave out a last window that more rows may still come for.
+
+        Raises:
+            ConfigError: the stream begins earlier than the run, or a row breaks the schema.
+            RunError: a manifest is missing, a committed file is corrupt, or processes do not see the same stream.
         """
-        span = self.experiment.source.time_range()
-        span = TimeRange(self.ranks.agree(span.start_us), self.ranks.agree(span.end_us))
-        windows = list(windows_of(span, self.experiment.config.stream.window))
-        complete = [window for window in windows if window.end_us <= span.end_us or not complete_windows_only]
-        self._resume({window.index for window in complete})
-        labelled = {one.name: set(self.store.log.windows("supervise", one.name)) for one in self.labellers}
-        todo = [(window, *self._to_do(window, labelled)) for window in complete]
-        todo = [(window, stages, labellers) for window, stages, labellers in todo if stages or labellers]
+        with source_errors():
+            schedule = self._schedule(complete_windows_only)
+            self._reopen(schedule)
+            if self.ranks.is_first:
+                self._late.look(schedule.grid, schedule.span)
+        self._resume(schedule)
+        labelled = {one.name: self.store.log.head("supervise", one.name) for one in self.labellers}
+        self._remember(labelled)
+        todo = schedule.work(self._done, labelled)
         count = 0
         self.waiting_for = ""
+        self.incomplete = schedule.incomplete
+        work = next(todo, None)
         try:
-            for window, stages, labellers in todo:
-                missing = self._missing(window, windows, stages, labellers)
-                if self.ranks.agree(bool(missing)):
-                    self.waiting_for = missing or f"what is missing for window {window}"
+            while work is not None:
+                self.waiting_for = self._missing(schedule, work)
+                if self.waiting_for:
                     break
-                count += 1
-                following = todo[count][0] if count < len(todo) else None
+                following = next(todo, None)
                 with ending_after_a_chunk():
-                    self._window(window, stages, labellers, span, len(windows), following)
-                for stage in stages:
-                    self._done[stage.name].add(window.index)
+                    self._window(work, schedule, following)
+                work = following
+                count += 1
         finally:
             self.reader.close()
             self.saving.settle()
+        self.reader.tell_left_out()
         start = time.perf_counter()
         self.saving.wait()
         self.ranks.wait()
         self.clock.commit += time.perf_counter() - start
         return count
 
-    def _resume(self, windows: set[int]) -> None:
+    def _schedule(self, complete_windows_only: bool) -> Schedule:
+        """Reads which time the stream covers, and how the run counts its windows.
+
+        Raises:
+            ConfigError: the stream begins earlier than the run did.
+        """
+        stream = self.experiment.config.stream
+        span = self.experiment.source.time_range()
+        start_us, end_us = self.ranks.agree(span.start_us), self.ranks.agree(span.end_us)
+        if stream.start is not None:
+            start_us = max(start_us, microseconds(stream.start - EPOCH))
+        span = TimeRange(start_us, max(start_us, end_us))
+        kept = grid_of(self.store) if self.ranks.is_first else None
+        grid = WindowGrid.around(span.start_us, stream.window)
+        if kept is not None and span.start_us < kept.origin_us:
+            raise ConfigError(earlier_words(self.experiment.source, kept, span))
+        if kept is not None:
+            self._bound = True
+            grid = kept
+        grid = WindowGrid(self.ranks.agree(grid.origin_us), grid.length_us)
+        return Schedule(self.experiment, self.store.log, self.ranks, grid, span, complete_windows_only)
+
+    def _reopen(self, schedule: Schedule) -> None:
+        """Takes back last windows that were committed incomplete, where more of their rows have come."""
+        reopened = []
+        if self.ranks.is_first:
+            stages = [stage.name for stage in self.stages]
+            reopened = schedule.reopen(stages, [one.name for one in self.labellers])
+        for name in json.loads(self.ranks.broadcast(json.dumps(reopened).encode())):
+            self._done.pop(name, None)  # its model goes back to the snapshot before
+
+    def _resume(self, schedule: Schedule) -> None:
         """The first time a stage has windows to do, brings its model to its last committed state."""
         for stage in self.stages:
-            if stage.name in self._done:
-                continue
-            done = set(self.store.log.windows("train", stage.name))
-            if windows <= done:
-                continue
-            version = stage.resume()
-            later = {index for index in done if index > version}
-            self._done[stage.name] = done - {i for i in later if self.store.log.load("train", stage.name, i).files}
+            if self.ranks.is_first:
+                self.store.log.windows("train", stage.name)  # raises where a manifest is missing
+            if stage.name not in self._done and schedule.has_work(self.store.log.head("train", stage.name)):
+                self._done[stage.name] = stage.resume()
 
-    def _to_do(self, window: Window, labelled: Mapping[str, set[int]]) -> tuple[list[Stage], list[Labeller]]:
-        """The stages that have not committed a window, and the labellers that have not labelled it."""
-        stages = [s for s in self.stages if s.name in self._done and window.index not in self._done[s.name]]
-        return stages, [one for one in self.labellers if window.index not in labelled[one.name]]
+    def _remember(self, labelled: Mapping[str, int]) -> None:
+        """Tells a reader that has read nothing yet which examples and types of ids came before.
 
-    def _missing(self, window: Window, windows: list[Window], stages: list[Stage], labellers: list[Labeller]) -> str:
-        """What a window needs that is not there yet, in words; nothing where it can be done."""
-        log = self.store.log
-        made_here = {stage.name for stage in stages if stage.supervises} | {one.name for one in labellers}
-        for stage in stages:
-            for teacher in stage.trainer.arm.teachers:
-                external = teacher in self.experiment.config.teachers
-                if not external and teacher not in made_here and not log.has("supervise", teacher, window.index):
-                    return f"the supervision of {teacher!r} for window {window}"
-        for labeller in labellers:
-            limit_us = window.end_us - labeller.delay_us
-            wanted = [earlier for earlier in windows if earlier.end_us <= limit_us and earlier.index < window.index]
-            if wanted and not log.has("train", labeller.name, wanted[-1].index):
-                return f"the snapshot of {labeller.name!r} after window {wanted[-1]}"
-        return ""
+        They are those of the newest window that every stage and labeller of the job has done.
+        """
+        behind = min([*self._done.values(), *labelled.values()], default=NONE)
+        stage = next((stage for stage in self.stages if self._done.get(stage.name) == behind), None)
+        if behind == NONE or stage is None or self.reader.has_read:
+            return
+        commit = self.store.log.load("train", stage.name, behind)
+        self.reader.id_kinds.update(commit.counters["id_kinds"])
+        if commit.files and self.ranks.count == 1:
+            rows = self.store.predictions(stage.name, commit.window)
+            self.reader.remember(rows.column("example_id").to_numpy())
 
-    def _window(
-        self,
-        window: Window,
-        stages: list[Stage],
-        labellers: list[Labeller],
-        span: TimeRange,
-        count: int,
-        following: Window | None,
-    ) -> None:
+    def _missing(self, schedule: Schedule, work: WindowWork) -> str:
+        """Says what a window waits for; nothing where it can be done."""
+        missing = ""
+        if self.ranks.is_first:
+            elsewhere = self.experiment.config.teachers
+            teachers = {
+                stage.name: [teacher for teacher in stage.trainer.arm.teachers if teacher not in elsewhere]
+                for stage in self.stages
+            }
+            missing = schedule.missing(work, teachers, self._supervising(work))
+        return self.ranks.broadcast(missing.encode()).decode()
+
+    def _supervising(self, work: WindowWork) -> set[str]:
+        """The models of this job that supervise a window while it is done."""
+        supervising = {stage.name for stage in self.stages if stage.supervises and stage.name in work.stages}
+        return supervising | set(work.labellers)
+
+    def _window(self, work: WindowWork, schedule: Schedule, following: WindowWork | None) -> None:
+        window = work.window
+        stages = [stage for stage in self.stages if stage.name in work.stages]
+        labellers = [one for one in self.labellers if one.name in work.labellers]
+        read = WindowRead(self._parts(work), min(window.end_us, schedule.span.end_us))
         streams: dict[str, SupervisionStream] = {}
         begun: list[Stage | Labeller] = []
         try:
-            self._open_supervision(window, stages, labellers, streams)
+            self._open_supervision(work, stages, streams)
             for labeller in labellers:
-                labeller.begin(window)
+                labeller.begin(window, read)
                 begun.append(labeller)
             for stage in stages:
-                stage.begin(window)
+                stage.begin(window, self._done[stage.name], read, (work.missed or {}).get(stage.name, ()))
                 begun.append(stage)
             rows = 0
-            for chunk in self._timed(read_spread(self.reader, window, self.ranks)):
+            for chunk in self._timed(read_spread(self.reader, window, self.ranks, work.only)):
                 rows += chunk.size
                 self._chunk(chunk, labellers, stages, streams)
                 self.on_progress(
-                    Progress(window, count, chunk.size, {stage.name: stage.counters.ne for stage in stages})
+                    Progress(window, schedule.count, chunk.size, {stage.name: stage.counters.ne for stage in stages})
                 )
                 end_if_asked()
-            skipped = self.reader.skipped
-            rows += self._late_labels(window, stages, span)
+            skipped, id_kinds = self.reader.skipped, dict(self.reader.id_kinds)
+            rows += self._late_labels(window, stages, schedule.span)
             if following is not None:  # its first rows are read while this window is committed
-                self.reader.begin(following)
-            start = time.perf_counter()
-            for labeller in labellers:
-                labeller.commit(rows)
-            self.saving.wait()
-            ended = [stage.commit(rows, skipped, self.saving.background) for stage in stages]
-            self.saving.do([one for one in ended if one is not None])
-            if not self.saving.background:
-                self.ranks.wait()  # until the first process has stored what the others may now read
-            self.clock.commit += time.perf_counter() - start
+                self.reader.begin(following.window, following.only)
+            if rows or skipped:  # a window without rows leaves nothing behind: the next manifest passes over it
+                self._commit(stages, labellers, schedule.grid, rows, skipped, id_kinds)
+            for stage in stages:
+                self._done[stage.name] = window.index
         finally:
             for part in (*begun, *streams.values()):
                 part.close()
 
-    def _open_supervision(
-        self, window: Window, stages: list[Stage], labellers: list[Labeller], streams: dict[str, SupervisionStream]
+    def _commit(
+        self,
+        stages: list[Stage],
+        labellers: list[Labeller],
+        grid: WindowGrid,
+        rows: int,
+        skipped: Counts,
+        id_kinds: Mapping[str, str],
     ) -> None:
+        start = time.perf_counter()
+        if not self._bound and self.ranks.is_first:
+            bind_run(self.experiment, self.store, grid)
+        self._bound = True
+        for labeller in labellers:
+            labeller.commit(rows)
+        self.saving.wait()
+        ended: list[EndedWindow] = []
+        try:
+            for stage in stages:
+                one = stage.commit(rows, skipped, id_kinds, self.saving.background)
+                ended += [] if one is None else [one]
+        except BaseException:  # of all stages or, where the model of one has diverged, of none
+            for one in ended:
+                one.discard()
+            raise
+        self.saving.do(ended)
+        if not self.saving.background:
+            self.ranks.wait()  # until the first process has stored what the others may now read
+        self.clock.commit += time.perf_counter() - start
+
+    def _parts(self, work: WindowWork) -> dict[str, str]:
+        """Versions of the stream's parts that a window is read from, by name.
+
+        Raises:
+            RunError: another process sees other parts, and goes on seeing them.
+        """
+        for attempt in range(_LISTINGS):
+            with source_errors():
+                parts = [part for part in self.experiment.source.parts() if overlaps(part, work.window)]
+            extents = json.dumps(sorted((part.first_us, part.last_us) for part in parts)).encode()
+            if self.ranks.all_agree(self.ranks.broadcast(extents) == extents):
+                break
+            if attempt + 1 < _LISTINGS:
+                time.sleep(1.0)
+        else:
+            raise RunError(
+                f"stream.source: process {self.ranks.index} and the first one do not see the same parts of window "
+                f"{work.window}; every process must read the same files. Call the job again when they all see them."
+            )
+        return {part.name: part.version for part in parts if work.only is None or part.name in work.only}
+
+    def _open_supervision(self, work: WindowWork, stages: list[Stage], streams: dict[str, SupervisionStream]) -> None:
         """Opens what other jobs, or this one before an interruption, have supervised of the window."""
-        made_here = {stage.name for stage in stages if stage.supervises} | {one.name for one in labellers}
-        needed = {teacher for stage in stages for teacher in stage.trainer.arm.teachers} - made_here
-        for teacher in needed - self.external.keys():
-            stream = self.store.supervision(teacher, window)
-            if stream is not None:
-                streams[teacher] = stream
+        needed = {teacher for stage in stages for teacher in stage.trainer.arm.teachers} - self._supervising(work)
+        for teacher in sorted(needed - self.external.keys()):
+            # One that has passed the window, which had no rows for it then, has nothing to open.
+            if self.ranks.agree(self.ranks.is_first and self.store.log.has("supervise", teacher, work.window.index)):
+                stream = self.store.supervision(teacher, work.window)
+                if stream is not None:
+                    streams[teacher] = stream
 
     def _chunk(
         self,
@@ -294,7 +398,7 @@ class StreamLoop:
         """Trains on the labels that became known during the window: those of events a label's delay earlier."""
         rows = 0
         for delay, tasks in self.late.items():
-            shift = int(delay.total_seconds() * 1e6)
+            shift = microseconds(delay)
             earlier = Window(window.index, max(window.start_us - shift, span.start_us), window.end_us - shift)
             if earlier.start_us >= earlier.end_us:
                 continue

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from exfm.config.checks import CONTROL_SUFFIX
 from exfm.config.loading import Experiment
@@ -14,20 +11,23 @@ from exfm.errors import ConfigError
 from exfm.evaluation.evaluate import Arm as Comparison
 from exfm.evaluation.evaluate import ExperimentView, evaluate
 from exfm.interfaces.parallel_plan import ParallelPlan
-from exfm.interfaces.schema import rows_may_become
-from exfm.reporting.results import CONFIG_FILE, REPORT_FILE, RESULTS_FILE, assemble
+from exfm.redaction import concealed
+from exfm.reporting.progress import StreamProgress, in_notebook
+from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE, REPORT_FILE, RESULTS_FILE, assemble
+from exfm.supervision.commits import NONE
 from exfm.supervision.store import Store
-from exfm.training.loop import Clock, Progress, StreamLoop
+from exfm.training.identity import RUN_FILE, component_notes, open_run
+from exfm.training.loop import Progress, StreamLoop
 
-_FREE_TO_CHANGE = ("run_dir", "evaluation", "plugins", "versions", "parallel", "save_in_background")
+RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, RUN_FILE)
 
 
-def run(experiment: Experiment, on_progress: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
+def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
     """Runs an experiment, resuming what is committed, and writes results.json and report.html to its run_dir.
 
     Args:
         experiment: from ``exfm.load_experiment``.
-        on_progress: called after every chunk of rows.
+        on_progress: called after every chunk of rows; in a notebook a bar is shown where it is left out.
 
     Returns:
         The content of results.json. Under a plan of several processes every one calls this; the first one evaluates
@@ -37,14 +37,20 @@ def run(experiment: Experiment, on_progress: Callable[[Progress], None] = lambda
         ConfigError: the run_dir holds another experiment, or a row breaks the schema.
         RunError: a committed file is missing or corrupt.
     """
+    if on_progress is None and in_notebook():
+        with StreamProgress(experiment.config.name) as progress:
+            return run(experiment, progress.update)
     store = Store(experiment.run_dir)
-    config_yaml = open_run(experiment, store)
     plan = build_plan(experiment)
-    loop = StreamLoop(experiment, store, plan, on_progress)
-    loop.advance()
+    config_yaml = open_run(experiment, store) if plan.ranks.is_first else ""
+    loop = StreamLoop(experiment, store, plan, on_progress or (lambda _: None))
+    done = loop.advance()
     assert not loop.waiting_for, loop.waiting_for
     plan.ranks.close()
-    return finish(experiment, store, loop.clock, config_yaml) if plan.ranks.is_first else {}
+    if not plan.ranks.is_first:
+        return {}
+    time = loop.clock.as_dict() | {"windows_done": done, "last_commit": last_commit(experiment, store)}
+    return finish(experiment, store, time, config_yaml)
 
 
 def build_plan(experiment: Experiment) -> ParallelPlan:
@@ -60,66 +66,42 @@ def build_plan(experiment: Experiment) -> ParallelPlan:
     return plan
 
 
-def finish(experiment: Experiment, store: Store, clock: Clock, config_yaml: str) -> dict[str, Any]:
-    """Evaluates what is committed and writes results.json and report.html."""
+def start_over(store: Store) -> None:
+    """Removes a run from its folder, and nothing else that lies there; newest manifests first, so that a kill
+    meanwhile leaves the beginning of a run.
+    """
+    workspace = store.workspace
+    for stage in workspace.names("commits"):
+        for model in workspace.names(f"commits/{stage}"):
+            for name in reversed(workspace.names(f"commits/{stage}/{model}")):
+                workspace.remove_file(f"commits/{stage}/{model}/{name}")
+    for name in ("commits", "late", "predictions", "supervision", "snapshots"):
+        workspace.remove(name)
+    for name in RUN_FILES:
+        workspace.remove_file(name)
+
+
+def last_commit(experiment: Experiment, store: Store) -> str | None:
+    """When the newest window of a run was committed, ISO 8601; None where nothing is."""
+    heads = {arm.name: store.log.head("train", arm.name) for arm in experiment.arms}
+    written = [store.log.load("train", name, head).written_at for name, head in heads.items() if head != NONE]
+    return max(written, default=None)
+
+
+def finish(experiment: Experiment, store: Store, time: dict[str, Any], config_yaml: str) -> dict[str, Any]:
+    """Evaluates what is committed and writes results.json and report.html.
+
+    Args:
+        time: where the time of this call went, for results.json.
+    """
     from exfm.reporting.html import render_report  # matplotlib, which the first batch need not wait for
 
     figures = evaluate(store, _view(experiment))
-    results = assemble(experiment, store, figures, clock.as_dict())
+    results: dict[str, Any] = concealed(assemble(experiment, store, figures, time))
+    results["notes"] += component_notes(experiment, store)
     store.workspace.write_json(RESULTS_FILE, results)
     store.workspace.write(REPORT_FILE, render_report(results, config_yaml).encode())
     return results
-
-
-def open_run(experiment: Experiment, store: Store) -> str:
-    """Writes config.yaml into a new run; in an old one, checks that it is the same experiment. Returns the YAML."""
-    store.prepare([arm.name for arm in experiment.arms])
-    current = experiment.as_dict() | {"versions": _versions(experiment)}
-    text: str = OmegaConf.to_yaml(OmegaConf.create(current))
-    if store.workspace.create(CONFIG_FILE, text.encode()):
-        return text
-    kept = store.workspace.read(CONFIG_FILE).decode()
-    previous = OmegaConf.to_container(OmegaConf.create(kept))
-    changed = _difference(previous, current)
-    if changed:
-        raise ConfigError(
-            f"{store.workspace.url}: this folder holds a run of another experiment: {changed}. "
-            "Give another run_dir, or remove the folder to start over."
-        )
-    if previous != current:
-        store.workspace.write(CONFIG_FILE, text.encode())
-    return text
-
-
-def _difference(previous: Any, current: Any, path: str = "") -> str:
-    """The first key whose value is not what it was, or nothing; a table of the stream's schema may have grown."""
-    if isinstance(previous, dict) and isinstance(current, dict):
-        for key in [*current, *(key for key in previous if key not in current)]:
-            before, now = previous.get(key), current.get(key)
-            if key == "rows" and path.startswith("stream.") and isinstance(before, int) and isinstance(now, int):
-                refused = rows_may_become(before, now, current.get("ids", "row"))
-                if refused:
-                    return f"{path}.{key}: {refused}"
-            elif path or key not in _FREE_TO_CHANGE:
-                found = _difference(before, now, f"{path}.{key}" if path else str(key))
-                if found:
-                    return found
-        return ""
-    if isinstance(previous, list) and isinstance(current, list) and len(previous) == len(current):
-        pairs = enumerate(zip(previous, current, strict=True))
-        return next(filter(None, (_difference(*pair, f"{path}.{number}") for number, pair in pairs)), "")
-    return "" if previous == current else f"{path} was {previous!r} and is now {current!r}"
-
-
-def _versions(experiment: Experiment) -> dict[str, str]:
-    found = {}
-    for package in ("exfm", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    plugins = experiment.registry.plugins.values()
-    return found | {plugin.distribution: plugin.version for plugin in plugins if plugin.status == "loaded"}
 
 
 def _view(experiment: Experiment) -> ExperimentView:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Collection
-from datetime import timedelta
+
+from torch import Tensor
 
 from exfm.config.loading import Experiment
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
+from exfm.interfaces.duration import microseconds
 from exfm.interfaces.transfer_strategy import Parts
 from exfm.modeling.parts import grouped, part_of
+from exfm.supervision.commits import NONE
+from exfm.supervision.snapshots import same_on_all
 from exfm.supervision.store import Store
 from exfm.training.building import lenders
 from exfm.training.trainer import Trainer
@@ -31,8 +35,8 @@ class Sharing:
         self.store = store
         arms = experiment.arms
         self.borrowers = {arm.name: [one.name for one in arms if arm.name in lenders(one)] for arm in arms}
-        self.delay_us = {arm.name: _microseconds(arm.config.supervision.delay) for arm in arms}
-        self.lags_us = {arm.name: _microseconds(arm.config.supervision.lag) for arm in arms}
+        self.delay_us = {arm.name: microseconds(arm.config.supervision.delay) for arm in arms}
+        self.lags_us = {arm.name: microseconds(arm.config.supervision.lag) for arm in arms}
 
     def tell(self, trainer: Trainer, window: Window) -> None:
         """Tells a model's strategies of their teachers' parts, before the window's first batch.
@@ -50,18 +54,18 @@ class Sharing:
     def _parts(self, student: Trainer, teacher: str, names: Collection[str], before_us: int) -> Parts:
         """Parts of the newest snapshot with a watermark at or before a time; none before there is one."""
         failure: RunError | None = None
-        for version in reversed(self.store.log.windows("train", teacher)):
-            commit = self.store.log.load("train", teacher, version)
-            if commit.window.end_us > before_us or not commit.files:
-                continue
-            weights = self.store.snapshots.get(teacher, version).weights
+        for snapshot in same_on_all(student.plan.ranks, self.store.snapshots.newest_first(teacher, before_us)):
+            found: dict[str, Tensor] = {}
+            error: RunError | None = None
             try:
-                found = self.store.snapshots.load_some(weights, lambda key: part_of(key)[0] in names)
-            except RunError as error:
-                logger.warning("%s; taking the parts of the snapshot before it", error)
-                failure = failure or error
-            else:
+                found = self.store.snapshots.load_some(snapshot.weights, lambda key: part_of(key)[0] in names)
+            except RunError as unreadable:
+                error = unreadable
+            if student.plan.ranks.all_agree(error is None):
                 return grouped(student.growth.of(found))
+            error = error or RunError(f"snapshot {snapshot.version} of {teacher!r}: another process cannot read it")
+            logger.warning("%s; taking the parts of the snapshot before it", error)
+            failure = failure or error
         if failure is not None:
             raise failure
         return {}
@@ -73,11 +77,7 @@ class Sharing:
         """
         needed = sys.maxsize
         for student in self.borrowers[teacher]:
-            done = self.store.log.windows("train", student)
-            start_us = self.store.log.load("train", student, done[-1]).window.start_us if done else 0
+            done = self.store.log.head("train", student)
+            start_us = 0 if done == NONE else self.store.log.load("train", student, done).window.start_us
             needed = min(needed, start_us - self.delay_us[teacher])
         return needed
-
-
-def _microseconds(duration: timedelta) -> int:
-    return int(duration.total_seconds() * 1e6)

@@ -9,7 +9,7 @@ Legend: L own rows of a chunk, G rows of the whole chunk that a model sees, P ba
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,10 +140,12 @@ class SpreadChunk(Chunk):
         return newest_us
 
 
-def read_spread(reader: ChunkReader, window: Window, ranks: Ranks) -> Iterator[SpreadChunk]:
+def read_spread(
+    reader: ChunkReader, window: Window, ranks: Ranks, only: Collection[str] | None = None
+) -> Iterator[SpreadChunk]:
     """A window's chunks; a process that has no rows left gets empty ones as long as another has some."""
     blank = blank_batch(reader.schema, 1) if ranks.count > 1 else None
-    chunks = reader.read(window)
+    chunks = reader.read(window, only)
     start = 0
     while True:
         chunk = next(chunks, None) or reader.nothing()

@@ -9,7 +9,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -19,11 +19,15 @@ import torch
 from torch import Tensor
 
 from exfm.data.batch import Batch
+from exfm.data.skips import Counts, sum_counts
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
+from exfm.interfaces.duration import microseconds
 from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
 from exfm.modeling.cost import flops_by_part, parameters_by_part
+from exfm.supervision.commits import NONE, WindowRead
 from exfm.supervision.coverage import Coverage
+from exfm.supervision.finite import check_snapshot, first_not_finite, is_finite
 from exfm.supervision.joiner import Joiner, SupervisionRows, rows_of
 from exfm.supervision.row_files import (
     predictions_schema,
@@ -31,7 +35,9 @@ from exfm.supervision.row_files import (
     supervision_columns,
     supervision_schema,
 )
+from exfm.supervision.snapshots import Snapshot, same_on_all
 from exfm.supervision.store import Store
+from exfm.training.divergence import diverged
 from exfm.training.ended_window import EndedWindow
 from exfm.training.forward_rows import ForwardRows
 from exfm.training.gathered import GatheredRows
@@ -41,8 +47,8 @@ from exfm.training.spread import Part, Parts, SpreadChunk
 from exfm.training.state_feed import StateFeed, listeners
 from exfm.training.trainer import StepLabels, Trainer, Turn
 
-_COUNTED = 64
-"""Examples on which a window's FLOPs are counted: counting is slow, and histories differ little from batch to batch."""
+_FEW = 64
+"""Examples on which a window's FLOPs are counted, as counting is slow, and which a window's model must predict."""
 
 _FEED = "feed."
 """Prefix, in a training state, of what teachers have made and the model is not told of yet."""
@@ -113,16 +119,28 @@ class Stage:
         self.counters = WindowCounters()
         self._constant_flops: dict[str, float] = {}
         self._weights, self._training = Copies(), Copies()
+        self._last: Batch | None = None
 
-    def begin(self, window: Window) -> None:
-        """Opens a window's files, and takes what the model takes of its teachers' parts."""
+    def begin(self, window: Window, previous: int, read: WindowRead, missed: Sequence[int] = ()) -> None:
+        """Opens a window's files, and takes what the model takes of its teachers' parts.
+
+        Args:
+            previous: index of the window that the stage has committed before.
+            read: the state of the stream in which the window is read.
+            missed: windows since the previous one whose rows other models have trained on, and that are gone.
+        """
         self.counters = WindowCounters()
         start = time.perf_counter()
         self.trainer.begin()
         self.sharing.tell(self.trainer, window)
         self._feed.begin()
         self.counters.seconds = time.perf_counter() - start
-        self._window = window
+        self._window, self._previous, self._read_state, self._missed = window, previous, read, missed
+        if missed:
+            logger.warning(
+                "%s: windows %s were trained on by other models of the run and are in the stream no more: left out",
+                *(self.name, ", ".join(map(str, missed))),
+            )
         self._watermark_us = window.start_us
         predictions = row_file("predictions", self.name, window.index)
         self._predictions = self._rows_file(predictions, predictions_schema(self.tasks, self.oracles))
@@ -137,32 +155,41 @@ class Stage:
         return GatheredRows(self.ranks, self.store.workspace, path, schema)
 
     def resume(self) -> int:
-        """Brings the model to the newest committed state that can be read; returns its window, -1 for none.
+        """Brings the model to the newest committed state that can be read; returns its window, ``NONE`` for none.
 
         A corrupt snapshot is named and the one before it is taken: the windows since are done again.
 
         Raises:
-            RunError: there are snapshots and none can be read.
+            RunError: there are snapshots and none can be read, or one is not finite.
         """
         failure: RunError | None = None
-        for snapshot in self.store.snapshots.newest_first(self.name, sys.maxsize):
-            try:
-                memory = self.trainer.memory()
-                weights = self.store.snapshots.load(snapshot.weights, memory)
-                training = self.store.snapshots.load(snapshot.training, memory)
-            except RunError as error:
-                logger.warning("%s; going back to the snapshot before it", error)
-                failure = failure or error
-                continue
-            self.trainer.load_weights(weights)
-            self.trainer.load_training_state(training)
-            told = {name.removeprefix(_FEED): value for name, value in training.items() if name.startswith(_FEED)}
-            self._feed.load_state(told)
-            self.trainer.learned = set(snapshot.learned)
-            return snapshot.version
+        candidates = self.store.snapshots.newest_first(self.name, sys.maxsize)
+        for snapshot in same_on_all(self.ranks, candidates):
+            weights, training, error = self._read(snapshot)
+            if self.ranks.all_agree(error is None):
+                for tensors in (weights, training):
+                    check_snapshot(snapshot, tensors, self.trainer.constants, self.store.workspace.url)
+                self.trainer.load_weights(weights)
+                self.trainer.load_training_state(training)
+                told = {name.removeprefix(_FEED): value for name, value in training.items() if name.startswith(_FEED)}
+                self._feed.load_state(told)
+                self.trainer.learned = set(snapshot.learned)
+                return snapshot.version
+            error = error or RunError(f"snapshot {snapshot.version} of {self.name!r}: another process cannot read it")
+            logger.warning("%s; going back to the snapshot before it", error)
+            failure = failure or error
         if failure is not None:
             raise failure
-        return -1
+        return NONE
+
+    def _read(self, snapshot: Snapshot) -> tuple[dict[str, Tensor], dict[str, Tensor], RunError | None]:
+        """Reads a snapshot's weights and training state, or says why they cannot be read."""
+        try:
+            memory = self.trainer.memory()
+            weights = self.store.snapshots.load(snapshot.weights, memory)
+            return weights, self.store.snapshots.load(snapshot.training, memory), None
+        except RunError as error:
+            return {}, {}, error
 
     def consume(self, chunk: SpreadChunk, teachers: Mapping[str, Joiner]) -> SupervisionRows:
         """Predicts the arm's rows of a chunk and trains on them, batch by batch; returns its supervision of them."""
@@ -186,6 +213,7 @@ class Stage:
             learned = frozenset(self.trainer.learned)
             made = self.trainer.step(batch, supervision, learn, part.counts, turn)
             self.trainer.observe(batch, part.own)
+            self._last = batch
             rows_after = self.trainer.rows(batch) if self.supervises else {}
             forward.add(made.with_vectors(rows_after).first(part.own), learned, self._watermark_us)
             self._watermark_us = part.newest_us
@@ -198,7 +226,7 @@ class Stage:
     def _flops(self, batch: Batch) -> dict[str, float]:
         """FLOPs per example: of a model that reads no histories always the same, and counted once."""
         if not self._constant_flops:
-            few = batch.select(torch.arange(min(batch.size, _COUNTED)))
+            few = batch.select(torch.arange(min(batch.size, _FEW)))
             counted = flops_by_part(self.trainer.model, few)
             if batch.sequences:
                 return counted
@@ -213,6 +241,7 @@ class Stage:
             parts = chunk.parts(chunk.rows[self.name], self.trainer.arm.config.batch_size)
             for turn, (batch, part) in self._in_turn(chunk, parts):
                 self.trainer.step(batch, {}, learn, part.counts, turn)
+                self._last = batch
         self.counters.seconds += time.perf_counter() - start
 
     def _in_turn(self, chunk: SpreadChunk, parts: Parts) -> Iterator[tuple[Turn, tuple[Batch, Part]]]:
@@ -221,16 +250,19 @@ class Stage:
         for number, batch in enumerate(chunk.batches(parts, self.trainer.model)):
             yield Turn.at(number, len(parts.batches), accumulate), batch
 
-    def commit(self, rows: int, skipped_rows: int, copy: bool) -> EndedWindow | None:
+    def commit(self, rows: int, skipped: Counts, id_kinds: Mapping[str, str], copy: bool) -> EndedWindow | None:
         """Ends the window; on any process but the first nothing remains to be done.
 
         Args:
             rows: how many rows of the stream were read; of a window without any only the manifest is kept.
+            skipped: rows that were left out, by column and reason.
+            id_kinds: what each column of ids holds.
             copy: whether training goes on while the window is written; that of the window before must have ended.
         """
         trainer = self.trainer
-        # All processes take part in these two.
+        # All processes take part in these.
         state = (trainer.weights(), self._training_state()) if rows else None
+        self._check_state(state)
         teachers = {name: self._of_all(counted).as_counters() for name, counted in self.counters.teachers.items()}
         if not self.ranks.is_first:
             return None
@@ -240,7 +272,10 @@ class Stage:
         counters = {
             "examples": self.counters.examples,
             "seconds": self.counters.seconds,
-            "skipped_rows": skipped_rows,
+            "skipped_rows": sum_counts(skipped),
+            "skipped": skipped,
+            "id_kinds": dict(id_kinds),
+            "missed_windows": list(self._missed),
             "flops_per_example": self.counters.flops,
             "parameters": trainer.model.parameter_counts(),
             "dense_parameters": parameters_by_part(trainer.model),
@@ -253,6 +288,8 @@ class Stage:
             self.name,
             self.store,
             self._window,
+            self._previous,
+            self._read_state,
             counters,
             self._supervision_counters(),
             self._predictions,
@@ -260,6 +297,25 @@ class Stage:
             state,
             self._needed_us,
         )
+
+    def _check_state(self, state: tuple[dict[str, Tensor], dict[str, Tensor]] | None) -> None:
+        """Raises RunError, on every process, where what would be committed is not finite, or predicts what is not."""
+        checked = state if state and self.ranks.is_first else ()
+        names = [first_not_finite(tensors, self.trainer.constants) for tensors in checked]
+        name = self.ranks.broadcast(next(filter(None, names), "").encode()).decode()
+        if name:
+            raise self._diverged(f"{name} holds NaN or infinite values")
+        last, self._last = self._last, None
+        if last is not None:
+            made = self.trainer.predict(last.select(torch.arange(min(last.size, _FEW))))
+            wrong = torch.tensor(_not_finite([values.cpu() for values in made.probabilities.values()]))
+            if self.ranks.each(wrong).any():  # numbers so large that the next window would be NaN
+                raise self._diverged("after its last step its predictions are NaN or infinite")
+
+    def _diverged(self, symptom: str) -> RunError:
+        newest = next(self.store.snapshots.newest_first(self.name, sys.maxsize), None)
+        last = None if newest is None else self.store.log.load("train", self.name, newest.version).window
+        return diverged(self.trainer.arm, self._window, symptom, last)
 
     def _training_state(self) -> dict[str, Tensor]:
         return self.trainer.training_state() | {f"{_FEED}{name}": one for name, one in self._feed.state().items()}
@@ -276,11 +332,11 @@ class Stage:
         shared_us = self.sharing.needed_us(self.name)
         if not self.labelled_later:
             return min(window.end_us, shared_us)
-        labelled = self.store.log.windows("supervise", self.name)
-        if not labelled:
+        labelled = self.store.log.head("supervise", self.name)
+        if labelled == NONE:
             return 0
-        behind_us = self.store.log.load("supervise", self.name, labelled[-1]).window.end_us
-        return min(behind_us - int(self.trainer.arm.config.supervision.delay.total_seconds() * 1e6), shared_us)
+        behind_us = self.store.log.load("supervise", self.name, labelled).window.end_us
+        return min(behind_us - microseconds(self.trainer.arm.config.supervision.delay), shared_us)
 
     def close(self) -> None:
         """Discards what was written of the window and not committed."""
@@ -302,9 +358,22 @@ class Stage:
             supervision = supervision_columns(made, self._window.index, self._window.index - 1)
             self._supervision.append(supervision, parts.order)
         first = self.tasks[0]
-        loss = torch.nn.functional.binary_cross_entropy(probabilities[first], seen.labels[first], reduction="sum")
-        sums = torch.stack([loss, seen.labels[first].sum()])
-        self.counters.examples += sum(sum(part.counts) for part in parts.batches)
-        log_loss, positives = self.ranks.each(sums).sum(dim=0).tolist()
+        finite = probabilities[first].nan_to_num(0.5)  # of NaN torch computes no loss
+        loss = torch.nn.functional.binary_cross_entropy(finite, seen.labels[first], reduction="sum")
+        stored = [*made.vectors.values(), *([] if made.embedding is None else made.embedding.numbers())]
+        bad = torch.tensor([_not_finite(list(probabilities.values())), _not_finite(stored)], dtype=loss.dtype)
+        sums = torch.cat([torch.stack([loss, seen.labels[first].sum()]), bad])
+        rows = sum(sum(part.counts) for part in parts.batches)
+        log_loss, positives, *not_finite = self.ranks.each(sums).sum(dim=0).tolist()
+        for count, name in zip(not_finite, ("predictions", "embeddings or states"), strict=True):
+            if count:
+                raise self._diverged(f"its {name} of {count:.0f} of {rows} examples are NaN or infinite")
+        self.counters.examples += rows
         self.counters.log_loss += log_loss
         self.counters.positives += positives
+
+
+def _not_finite(columns: Sequence[Tensor]) -> int:
+    """How many of S rows of columns, (S,) or (S, K), hold a number that is not finite."""
+    wrong = [~column.isfinite().view(column.shape[0], -1).all(dim=1) for column in columns if not is_finite(column)]
+    return int(torch.stack(wrong).any(dim=0).sum()) if wrong else 0

@@ -19,11 +19,12 @@ from omegaconf import OmegaConf
 
 from exfm.config.loading import Experiment, load_experiment
 from exfm.errors import ConfigError, RunError
+from exfm.redaction import concealed, redact
 from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
 from exfm.supervision.store import Store
 from exfm.supervision.workspace import Workspace
 from exfm.training.building import check_models
-from exfm.training.run import open_run
+from exfm.training.identity import open_run
 
 _LONGEST_FOLDER: Final = 120
 _DIGEST: Final = 12
@@ -34,7 +35,7 @@ class Point:
     """One run of a sweep.
 
     Attributes:
-        values: key and value of each axis, as on the command line.
+        values: key and value of each axis, as on the command line but without credentials.
         overrides: all overrides of the run, its folder included.
     """
 
@@ -131,16 +132,27 @@ def plan_sweep(
     both = [key for key in axes if key in {override.partition("=")[0] for override in overrides}]
     if both:
         raise ConfigError(f"{both[0]} is given both by --over and by an override for all points; leave one out")
+    shown = _without_secrets(axes)
     base = load_experiment(config, overrides, block=block)
-    folder = f"{base.run_dir.rstrip('/')}/sweep"
     points = []
-    for chosen in product(*axes.values()):
-        values = dict(zip(axes, chosen, strict=True))
-        run_dir = f"{folder}/{folder_name(values)}"
+    pairs = [list(zip(axes[key], shown[key], strict=True)) for key in axes]
+    for chosen in product(*pairs):
+        own_values = dict(zip(axes, (value for value, _ in chosen), strict=True))
+        values = dict(zip(axes, (name for _, name in chosen), strict=True))
+        run_dir = f"{base.run_dir_as_given().rstrip('/')}/sweep/{folder_name(values)}"
         # A JSON string is YAML too: whatever the folder is called, it is read as it is.
-        own = (*overrides, *(f"{key}={value}" for key, value in values.items()), f"run_dir={json.dumps(run_dir)}")
+        own = (*overrides, *(f"{key}={value}" for key, value in own_values.items()), f"run_dir={json.dumps(run_dir)}")
         points.append(Point(values, own, _load(config, own, block, values)))
-    return Sweep(base.config.name, folder, axes, tuple(points))
+    return Sweep(base.config.name, f"{base.run_dir.rstrip('/')}/sweep", shown, tuple(points))
+
+
+def _without_secrets(axes: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """The values as folders, files and messages name them."""
+    shown = {key: tuple(concealed(list(values), key.rpartition(".")[2])) for key, values in axes.items()}
+    for key, values in shown.items():
+        if len(set(values)) < len(values):
+            raise ConfigError(f"--over {key}: two of the values differ in their credentials alone: {', '.join(values)}")
+    return shown
 
 
 def _load(config: str, overrides: Sequence[str], block: Sequence[str], values: Mapping[str, str]) -> Experiment:
@@ -176,7 +188,8 @@ def _is_complete(experiment: Experiment) -> bool:
     if not (workspace.exists(RESULTS_FILE) and workspace.exists(CONFIG_FILE)):
         return False
     kept = OmegaConf.to_container(OmegaConf.create(workspace.read(CONFIG_FILE).decode()))
-    return isinstance(kept, dict) and kept | {"versions": {}} == experiment.as_dict() | {"versions": {}}
+    code: dict[str, dict[str, str]] = {"versions": {}, "components": {}}
+    return isinstance(kept, dict) and kept | code == experiment.as_dict() | code
 
 
 def run_points(points: Sequence[Point], execute: Callable[[Point], None], jobs: int = 1) -> Iterator[tuple[Point, str]]:
@@ -188,7 +201,7 @@ def run_points(points: Sequence[Point], execute: Callable[[Point], None], jobs: 
         except (ConfigError, RunError) as error:
             return str(error)
         except Exception as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return redact(f"{type(error).__name__}: {' '.join(str(error).split())}")
         return ""
 
     if jobs == 1:

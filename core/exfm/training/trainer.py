@@ -5,7 +5,7 @@ Legend: B examples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -29,6 +29,7 @@ from exfm.layers import one_thread
 from exfm.modeling.parts import freeze, model_memory, write_parts
 from exfm.modeling.ranking_model import RankingModel
 from exfm.supervision.embeddings import EmbeddingShape
+from exfm.supervision.finite import infinite_buffers
 from exfm.supervision.joiner import ROW, STATE
 from exfm.training.building import build_model, build_strategies, growth_of, place, seed_of
 from exfm.training.folding import add_offsets, fold_offsets, tables_with_offsets
@@ -111,6 +112,7 @@ class Trainer:
 
     Attributes:
         embedding: how its representation is stored as supervision, where it is.
+        constants: names, in ``weights`` and ``training_state``, of what is not finite on purpose.
         vectors: width of the states and rows that are stored with its supervision, by column.
         soft_labels: what its soft labels were worth since ``begin``.
 
@@ -154,6 +156,8 @@ class Trainer:
         self.learned: set[str] = set()
         self.optimizer = _dense_optimizer(self.dense, arm.config.optimizer.dense)
         self._has_gradients = False
+        own_constants = {f"transfer.{name}" for name in infinite_buffers(self.strategies)}
+        self.constants = infinite_buffers(self.model) | own_constants
         self.begin()
 
     def begin(self) -> None:
@@ -317,19 +321,37 @@ class Trainer:
         return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what ``training_state`` gave, perhaps of tables with fewer rows."""
+        """Puts back what ``training_state`` gave, perhaps of tables with fewer rows; rates stay the config's.
+
+        Raises:
+            ConfigError: it is the state of another optimizer.
+        """
         state = self.growth.of(state)
-        self.plan.load_table_state(self.model, _part(state, "table."))
+        try:
+            self.plan.load_table_state(self.model, _part(state, "table."))
+        except (KeyError, RuntimeError) as error:
+            raise self._other_optimizer("tables") from error
         self.plan.load_weights(self.model, _part(state, "unfolded."), strict=False)
         self.strategies.load_state_dict(_part(state, "transfer."))
         for prefix, parameters, optimizer in self._optimizers():
+            kept = _part(state, prefix)
+            names = {key.partition(".")[2] for key in kept}
+            if prefix == "dense." and not _fits(names, self.arm.config.optimizer.dense):
+                raise self._other_optimizer("dense")
             optimizer.state.clear()
-            for key, value in _part(state, prefix).items():
+            for key, value in kept.items():
                 index, _, name = key.partition(".")
                 parameter = parameters[int(index)]
                 # Torch keeps a count of steps on the CPU, wherever the parameter is.
                 placed = value.clone() if name == "step" else self.plan.place(value, parameter)
                 optimizer.state.setdefault(parameter, {})[name] = placed
+
+    def _other_optimizer(self, part: str) -> ConfigError:
+        now = getattr(self.arm.config.optimizer, part).name
+        return ConfigError(
+            f"models.{self.arm.base}.optimizer.{part}.name: the run's snapshots hold the state of another optimizer"
+            f" than {now!r}; a run goes on with other rates, and with the same kind of optimizer"
+        )
 
     def _optimizers(self) -> Iterator[tuple[str, list[nn.Parameter], torch.optim.Optimizer]]:
         """The optimizers of what is not a table, each with the prefix of its state and its parameters in order."""
@@ -341,6 +363,14 @@ class Trainer:
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _fits(names: Set[str], config: DenseOptimizer) -> bool:
+    """Whether these are the names of what an optimizer keeps for its parameters."""
+    if config.name == "adagrad":
+        return names == {"step", "sum"}
+    kept = set[str]() if config.name == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
+    return names in (kept, set())  # nothing before its first step
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

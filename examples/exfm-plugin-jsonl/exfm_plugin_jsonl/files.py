@@ -9,6 +9,7 @@ from typing import Any
 import exfm
 import fsspec
 import pyarrow as pa
+from exfm.sources import list_files
 from fsspec.core import url_to_fs
 from pyarrow import json
 
@@ -17,23 +18,31 @@ _PACKED = (".gz", ".zst", ".bz2")
 _BLOCK_BYTES = 1 << 20
 
 
-def find_files(path: str) -> list[str]:
-    """URLs of a file, of a pattern's files, or of all in a folder that are named like JSON lines, in order of name.
+def find_files(path: str) -> dict[str, str]:
+    """URLs of a file, a pattern's files, or all in a folder that are named like JSON lines; each with its version.
+
+    The version is size and time of change, or whatever else the file system has for it.
 
     Raises:
         ValueError: there is none.
     """
     filesystem, place = url_to_fs(path)
     try:
-        if filesystem.isdir(place):
-            found = [file for file in filesystem.find(place) if _is_log(file)]
-        else:
-            found = filesystem.glob(place) if "*" in place else [place] if filesystem.isfile(place) else []
+        found = list_files(filesystem, place, "")
     except OSError as error:
         raise ValueError(f"jsonl: {path} cannot be read: {error}") from error
-    if not found:
-        raise ValueError(f"jsonl: {path}: no such file, or a folder without files named *.jsonl, *.ndjson or *.json")
-    return [filesystem.unstrip_protocol(file) for file in sorted(found)]
+    whole_folder = filesystem.isdir(place)
+    files = {file: info for file, info in found.items() if _is_log(file) or not whole_folder}
+    if not files:
+        raise exfm.NotYetError(
+            f"jsonl: {path}: no such file, or a folder without files named *.jsonl, *.ndjson or *.json"
+        )
+    return {filesystem.unstrip_protocol(file): _version(info) for file, info in files.items()}
+
+
+def _version(info: dict[str, Any]) -> str:
+    tags = (info.get(name) for name in ("ETag", "etag", "mtime", "LastModified", "created"))
+    return f"{info['size']}-{next((tag for tag in tags if tag), '')}"
 
 
 def _is_log(file: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -22,9 +22,10 @@ _TIME = pa.timestamp("us", "UTC")
 
 @dataclass(frozen=True)
 class _File:
-    """A file's URL, and the times of its first and last row, microseconds."""
+    """A file's URL and version, and the times of its first and last row, microseconds."""
 
     url: str
+    version: str
     first_us: int
     last_us: int
 
@@ -33,8 +34,8 @@ class JsonlSource(exfm.DataSource):
     """JSON lines, one example a line, in order of time: a file, a pattern or a folder at any fsspec URL.
 
     Files ending in ``.gz``, ``.zst`` or ``.bz2`` are unpacked as they are read. Fields of nested objects are columns,
-    such as ``user.id``. Times are ISO 8601 text. Files are in order of time by name; all are read once to know their
-    times, and for a window those that it touches, a block at a time.
+    such as ``user.id``. Times are ISO 8601 text. Files follow each other in time, whatever their names; each is read
+    once to know its times, again where it has grown, and for a window those that it touches, a block at a time.
 
     Args:
         config: see ``Config``.
@@ -74,20 +75,33 @@ class JsonlSource(exfm.DataSource):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        self._files: list[_File] = []  # in order of time, as they were at the last look
 
     def schema(self) -> exfm.FeatureSchema:
         """As the config says."""
         return self.config.as_schema()
 
     def time_range(self) -> exfm.TimeRange:
-        """From the first line to the last."""
+        """From the first line to the last, of the files that there are now."""
+        self._look()
         return exfm.TimeRange(self._files[0].first_us, self._files[-1].last_us + 1)
+
+    def parts(self) -> Sequence[exfm.StreamPart]:
+        """The files that have lines."""
+        self._look()
+        return [exfm.StreamPart(file.url, file.version, file.first_us, file.last_us) for file in self._files]
+
+    def next_event_us(self, from_us: int) -> int | None:
+        """The time of the next line as far as files' first and last times say."""
+        self._look_once()
+        return next((max(file.first_us, from_us) for file in self._files if file.last_us >= from_us), None)
 
     def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
         """A window's lines."""
         return exfm.slice_rows(self._rows_of(window), shard, start_row)
 
     def _rows_of(self, window: exfm.Window) -> Iterator[pa.RecordBatch]:
+        self._look_once()
         for file in self._files:
             if file.last_us < window.start_us or file.first_us >= window.end_us:
                 continue
@@ -115,23 +129,27 @@ class JsonlSource(exfm.DataSource):
         """The types of the first file's first block, in which all files are read: a column must keep its type."""
         numbers = [feature.source_column for feature in self.config.features if isinstance(feature, exfm.DenseFeature)]
         known = [(self.config.event_time, _TIME), *((name, pa.float64()) for name in numbers if "." not in name)]
-        return read_types(self._urls[0], pa.schema(known))
+        return read_types(next(iter(find_files(self.config.path))), pa.schema(known))
 
-    @cached_property
-    def _urls(self) -> list[str]:
-        return find_files(self.config.path)
+    def _look_once(self) -> None:
+        if not self._files:
+            self._look()
 
-    @cached_property
-    def _files(self) -> list[_File]:
-        files: list[_File] = []
-        for url in self._urls:
-            times = [self._times(block)[[0, -1]].tolist() for block in read_file(url, self._types) if block.num_rows]
-            if any(later[0] < earlier[1] for earlier, later in pairwise(times)):
-                raise ValueError(f"jsonl: {url}: {self.config.event_time} goes back in time")
-            if times and files and times[0][0] < files[-1].last_us:
-                raise ValueError(f"jsonl: {url} begins before the end of {files[-1].url}; names are in order of time")
-            if times:
-                files.append(_File(url, times[0][0], times[-1][1]))
+    def _look(self) -> None:
+        """Finds the files, and reads those that have come or changed since the last look."""
+        known = {(file.url, file.version): file for file in self._files}
+        found = [known.get(one) or self._read_times(*one) for one in find_files(self.config.path).items()]
+        files = sorted((file for file in found if file is not None), key=lambda file: (file.first_us, file.url))
+        for earlier, later in pairwise(files):
+            if later.first_us < earlier.last_us:
+                raise ValueError(f"jsonl: {later.url} begins before the end of {earlier.url}: they overlap in time")
         if not files:
-            raise ValueError(f"jsonl: {self.config.path} has no lines")
-        return files
+            raise exfm.NotYetError(f"jsonl: {self.config.path} has no lines")
+        self._files = files
+
+    def _read_times(self, url: str, version: str) -> _File | None:
+        """A file with its times; nothing where it has no lines."""
+        times = [self._times(block)[[0, -1]].tolist() for block in read_file(url, self._types) if block.num_rows]
+        if any(later[0] < earlier[1] for earlier, later in pairwise(times)):
+            raise ValueError(f"jsonl: {url}: {self.config.event_time} goes back in time")
+        return _File(url, version, times[0][0], times[-1][1]) if times else None

@@ -51,6 +51,11 @@ class TestJsonlSource(DataSourceTests):
             (folder / "days" / f"{day}.jsonl{ending}").write_bytes(packed(lines, ending))
         (folder / "days" / "README").write_text("not a log")
 
+    def grow(self, folder: Path) -> None:
+        with (folder / "one.jsonl").open("ab") as log:
+            log.write(b"".join(LINES[150:180]))
+        (folder / "days" / "4.jsonl.gz").write_bytes(packed(LINES[-1:], ".gz"))
+
 
 def source(path: object, **fields: Any) -> JsonlSource:
     return JsonlSource(JsonlSource.Config.model_validate({**FIELDS, "path": str(path), **fields}))
@@ -96,6 +101,23 @@ def test_any_fsspec_url() -> None:
         memory.rm("/log", recursive=True)
 
 
+def test_a_folder_grows(tmp_path: Path) -> None:
+    """Later calls see what has come, in its place in time; each file is a part with a version of its own."""
+    for name, lines in (("9.jsonl", LINES[:9]), ("10.jsonl", LINES[20:30])):
+        (tmp_path / name).write_bytes(packed(lines, ""))
+    of = source(tmp_path)
+    assert len(rows_of(of)) == 19
+    before = of.parts()
+    assert [part.name.rpartition("/")[2] for part in before] == ["9.jsonl", "10.jsonl"]
+    assert of.next_event_us(before[0].last_us + 1) == before[1].first_us
+    assert of.next_event_us(before[1].last_us + 1) is None
+    (tmp_path / "late.jsonl").write_bytes(packed(LINES[9:20], ""))
+    (tmp_path / "10.jsonl").write_bytes(packed(LINES[20:31], ""))
+    assert [row["id"] for row in rows_of(of)] == [json.loads(line)["id"] for line in LINES[:31]]
+    after = of.parts()
+    assert after[0] == before[0] and after[2].version != before[1].version
+
+
 BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
     "nothing": ({}, "no such file"),
     "no lines": ({"a.jsonl": b""}, "a.jsonl cannot be read as JSON lines"),
@@ -111,7 +133,10 @@ BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
     ),
     "no time": ({"a.jsonl": LINES[0] + b'{"id": 9}\n'}, "a.jsonl, row 1: time is missing"),
     "back in time": ({"a.jsonl": LINES[9] + LINES[0]}, "a.jsonl, row 1: time goes back in time"),
-    "names out of order": ({"b.jsonl": LINES[0], "a.jsonl": LINES[9]}, "b.jsonl begins before the end of .*a.jsonl"),
+    "overlap": (
+        {"b.jsonl": LINES[0] + LINES[9], "a.jsonl": LINES[5]},
+        "a.jsonl begins before the end of .*b.jsonl: they overlap in time",
+    ),
 }
 
 

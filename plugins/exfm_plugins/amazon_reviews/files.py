@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from exfm.sources import BadObjectError, parse_objects
+from exfm.sources import BadObjectError, limited, parse_objects
 
 _LINES_AT_ONCE = 8192
 _TEXT, _NUMBER = pa.string(), pa.float64()
@@ -151,4 +151,7 @@ def _opened(url: str) -> Iterator[IO[bytes]]:
             file: IO[bytes] = stack.enter_context(filesystem.open(path, "rb"))
         except (FileNotFoundError, IsADirectoryError) as error:
             raise ValueError(f"amazon_reviews: there is no file {url!r}") from error
-        yield cast(IO[bytes], stack.enter_context(gzip.open(file))) if url.endswith(".gz") else file
+        if url.endswith(".gz"):
+            unpacked = cast(IO[bytes], stack.enter_context(gzip.open(file)))
+            file = limited(unpacked, filesystem.size(path), f"amazon_reviews: {url}")
+        yield file

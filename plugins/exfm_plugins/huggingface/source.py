@@ -5,7 +5,7 @@ Legend: N rows, B rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -27,8 +27,8 @@ class HuggingFace(exfm.DataSource):
 
     ``path`` is a folder that ``save_to_disk`` has written, a folder of Parquet, CSV or JSON files, or the name of a
     dataset of the Hub. Rows are in the order of their time; with ``sort`` they are put into it. A row that goes back in
-    time belongs where it stands: it is yielded there, for the core to name it. Rows stay on the disk, as ``datasets``
-    maps them; 16 bytes of each are held in memory, 24 with ``sort``.
+    time belongs where it stands: it is yielded there, for the core to name it. So is one without a time, with the row
+    before it. Rows stay on the disk, as ``datasets`` maps them; 16 bytes of each are held in memory, 24 with ``sort``.
 
     Raises:
         ValueError: there is no such dataset, split or column, or the time is of another type.
@@ -63,6 +63,20 @@ class HuggingFace(exfm.DataSource):
             raise ValueError(f"huggingface: {self._place} has no rows")
         return exfm.TimeRange(int(self._reached[0]), int(self._reached[-1]) + 1)
 
+    def parts(self) -> Sequence[exfm.StreamPart]:
+        """The dataset as a whole."""
+        time = self.time_range()
+        return [exfm.StreamPart(self._place, str(self._table._fingerprint), time.start_us, time.end_us - 1)]
+
+    def next_event_us(self, from_us: int) -> int | None:
+        """The first event at or after a time."""
+        row = int(np.searchsorted(self._reached, from_us))
+        return int(self._reached[row]) if row < self._reached.size else None
+
+    def select(self, schema: exfm.FeatureSchema) -> HuggingFace:
+        """The same stream with fewer columns."""
+        return HuggingFace(self.config.select(schema))
+
     def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows with the schema's columns; row i of the window belongs to shard ``i % count``."""
         start, end = np.searchsorted(self._reached, [window.start_us, window.end_us])
@@ -85,13 +99,23 @@ class HuggingFace(exfm.DataSource):
 
     @cached_property
     def _times(self) -> NDArray[np.int64]:
-        """Every row's time in microseconds, 0 where it is missing, in the dataset's order, (N,)."""
+        """Every row's time in microseconds, in the dataset's order, (N,); where it is missing, that of the row before.
+
+        Missing times at the beginning are taken for the first that is known.
+        """
         table = self._table.select_columns([self.config.event_time])
-        times = [np.zeros(0, np.int64)]
+        times, missing = [np.zeros(0, np.int64)], [np.zeros(0, bool)]
         for first in range(0, len(table), _TIMES_AT_ONCE):
             column = rows(table, slice(first, first + _TIMES_AT_ONCE)).column(0)
             times.append(column_times(column, self.config.time_unit))
-        return np.concatenate(times)
+            missing.append(column.is_null().to_numpy(zero_copy_only=False))
+        time_N, missing_N = np.concatenate(times), np.concatenate(missing)
+        if missing_N.any():
+            if missing_N.all():
+                raise ValueError(f"huggingface: {self._place}: column {self.config.event_time!r} is empty")
+            known_N = np.maximum.accumulate(np.where(missing_N, int(missing_N.argmin()), np.arange(missing_N.size)))
+            time_N = time_N[known_N]
+        return time_N
 
     @cached_property
     def _order(self) -> NDArray[np.int64]:

@@ -12,6 +12,8 @@ from typing import IO, Any, cast
 
 import fsspec
 
+from exfm.sources import limited
+
 
 @dataclass(frozen=True)
 class Release:
@@ -59,16 +61,19 @@ class ReleaseFiles:
     def open(self, name: str) -> Iterator[IO[bytes]]:
         """Opens a file by its released name, unpacked."""
         filesystem, root = fsspec.url_to_fs(self.url)
+        path, packed_bytes = self.paths[name], 0
         with ExitStack() as stack:
             raw: IO[bytes]
             if self.archived:
                 archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(filesystem.open(root, "rb"))))
-                raw = stack.enter_context(archive.open(self.paths[name]))
+                raw = stack.enter_context(archive.open(path))
+                packed_bytes = archive.getinfo(path).compress_size
             else:
-                raw = stack.enter_context(filesystem.open(self.paths[name], "rb"))
-            if self.paths[name].endswith(".gz"):
+                raw = stack.enter_context(filesystem.open(path, "rb"))
+            if path.endswith(".gz"):
+                packed_bytes = packed_bytes or filesystem.size(path)
                 raw = cast(IO[bytes], stack.enter_context(gzip.open(raw)))
-            yield raw
+            yield limited(raw, packed_bytes, f"movielens: {self.label(name)}") if packed_bytes else raw
 
 
 def find_release(url: str) -> ReleaseFiles:

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exfm.sources import YEAR_9999_US, TimeUnit
+import exfm
+from exfm.sources import YEAR_9999_US, TimeUnit, list_files
 from exfm_plugins.parquet.bounds import group_bounds
 from exfm_plugins.parquet.columns import check_somewhere, check_time
+from exfm_plugins.parquet.order import Group, StreamFile, in_order
+from exfm_plugins.parquet.partitions import path_columns
 
 # Reading a footer is waiting, on a remote file system.
 _FOOTERS_AT_ONCE = 16
 
+PATIENCE_S = 60.0
+"""How long a file may stay the same without a footer."""
+
+# What file systems call the sign that a file is another one than before; the first of them that there is.
+_TAGS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
+
 
 @dataclass(frozen=True)
-class RowGroup:
-    """One row group: its first row in the file, and its first and last time in microseconds."""
+class _Examined:
+    """What a footer says: the names of the columns, and the row groups that have rows."""
 
-    index: int
-    first_row: int
-    first_us: int
-    last_us: int
+    names: tuple[str, ...]
+    groups: tuple[Group, ...]
 
 
 class ParquetFiles:
-    """The Parquet files at a URL, in name order, and what is known of their row groups.
+    """The Parquet files at a URL, in the order of their first event, and what is known of their row groups.
 
     A file's footer is examined once; what is kept of it is four numbers per row group.
 
@@ -46,70 +54,94 @@ class ParquetFiles:
         self._columns = columns
         self._event_time = event_time
         self._unit = unit
-        self._examined: dict[tuple[str, int], tuple[RowGroup, ...]] = {}
-        self._names: set[str] = set()
+        self._examined: dict[tuple[str, str], _Examined] = {}
+        self._files: tuple[StreamFile, ...] | None = None
+        self._of_path: dict[str, dict[str, pa.Scalar]] = {}
+        self._damaged: dict[str, tuple[str, float]] = {}  # by path: a version that cannot be read, and since when
 
-    def row_groups(self) -> dict[str, tuple[RowGroup, ...]]:
-        """The row groups of every file, both in order; files that have come since the last call are included.
+    def look(self) -> tuple[StreamFile, ...]:
+        """The files that have rows, in order; those that have come or changed since the last look are examined.
 
         Raises:
-            ValueError: there is no file, a file cannot be read or has no time, or a column is in none of them.
+            ValueError: there is no file, a file cannot be read or has no column of the time, no row of any has a time,
+                or a column is in none of them.
         """
-        sizes = self._sizes()
-        new = [file for file in sizes.items() if file not in self._examined]
+        versions = self._versions()
+        new = [file for file in versions.items() if file not in self._examined]
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-            footers = list(pool.map(self._examine, [path for path, _ in new]))
-        self._names.update(*(names for names, _ in footers))
-        check_somewhere(self.url, self._columns, self._names)
-        examined = self._examined | {file: groups for file, (_, groups) in zip(new, footers, strict=True)}
-        self._examined = {file: examined[file] for file in sizes.items()}
-        return {path: groups for (path, _), groups in self._examined.items()}
+            footers = list(pool.map(lambda file: self._examine(*file), new))
+        examined = self._examined | dict(zip(new, footers, strict=True))
+        self._examined = {file: examined[file] for file in versions.items()}
+        self._of_path = path_columns(versions)
+        names = {name for one in self._examined.values() for name in one.names}
+        names |= {name for columns in self._of_path.values() for name in columns}
+        check_somewhere(self.url, self._columns, names)
+        found = [(path, version, one.groups) for (path, version), one in self._examined.items() if one.groups]
+        if found and not any(group.bounds for _, _, groups in found for group in groups):
+            raise ValueError(f"parquet: column {self._event_time!r} is empty in every file at {self.url!r}")
+        self._files = in_order(found)
+        return self._files
+
+    def known(self) -> tuple[StreamFile, ...]:
+        """The files as they were at the last look."""
+        return self.look() if self._files is None else self._files
+
+    def of_path(self, path: str) -> dict[str, pa.Scalar]:
+        """The columns that stand in a file's path, as it was at the last look, of those that are read."""
+        return {name: value for name, value in self._of_path[path].items() if name in self._columns}
 
     def open(self, path: str) -> pq.ParquetFile:
         """Opens one file."""
         filesystem, _ = fsspec.url_to_fs(self.url)
-        try:
-            return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"parquet: {path} cannot be read as Parquet: {error}") from error
+        return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)
 
-    def _sizes(self) -> dict[str, int]:
-        """Size of every file, by path, in name order."""
+    def _versions(self) -> dict[str, str]:
+        """Size and tag of every file, by path."""
         filesystem, root = fsspec.url_to_fs(self.url)
-        filesystem.invalidate_cache()
-        if any(character in root for character in "*?["):
-            found = filesystem.glob(root, detail=True)
-        elif filesystem.isdir(root):
-            found = filesystem.find(root, detail=True)
-            found = {path: info for path, info in found.items() if _is_data(path.removeprefix(root))}
-        elif filesystem.exists(root):
-            found = {root: filesystem.info(root)}
-        else:
-            raise ValueError(f"parquet: path: there is no file or folder {self.url!r}")
-        sizes = {path: int(info["size"]) for path, info in sorted(found.items()) if info["type"] == "file"}
-        if not sizes:
-            raise ValueError(f"parquet: path: {self.url!r} holds no Parquet file")
-        return sizes
+        found = list_files(filesystem, root, ".parquet")
+        if not found:
+            wrong = (
+                f"{self.url!r} holds no Parquet file"
+                if filesystem.exists(root)
+                else f"there is no file or folder {self.url!r}"
+            )
+            raise exfm.NotYetError(f"parquet: path: {wrong}")
+        return {path: _version(info) for path, info in found.items()}
 
-    def _examine(self, path: str) -> tuple[list[str], tuple[RowGroup, ...]]:
-        """Names of a file's columns, and its row groups."""
-        with self.open(path) as file:
+    def _examine(self, path: str, version: str) -> _Examined:
+        try:
+            file = self.open(path)
+        except FileNotFoundError as error:
+            raise exfm.NotYetError(f"parquet: {path} was removed while the files were listed") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the file system, not of the content
+                raise
+            raise self._unreadable(path, version, error) from error
+        with file:
             check_time(path, file.schema_arrow, self._event_time, self._unit)
-            return file.schema_arrow.names, tuple(self._groups_of(path, file))
+            return _Examined(tuple(file.schema_arrow.names), tuple(self._groups_of(path, file)))
 
-    def _groups_of(self, path: str, file: pq.ParquetFile) -> Iterator[RowGroup]:
+    def _unreadable(self, path: str, version: str, error: Exception) -> ValueError:
+        """A file without a footer may still be written; one that stays the same for long is taken for damaged."""
+        now = time.monotonic()
+        before, since = self._damaged.get(path, (version, now))
+        self._damaged[path] = (version, since if version == before else now)
+        text = f"parquet: {path} cannot be read as Parquet: {error}"
+        if now - self._damaged[path][1] >= PATIENCE_S:
+            return ValueError(f"{text}; it has not grown for {PATIENCE_S:g} seconds")
+        return exfm.NotYetError(text)
+
+    def _groups_of(self, path: str, file: pq.ParquetFile) -> Iterator[Group]:
         first_row = 0
         for index in range(file.num_row_groups):
             rows = file.metadata.row_group(index).num_rows
             if rows:
-                yield RowGroup(index, first_row, *self._bounds(path, file, index, first_row))
+                yield Group(index, first_row, self._bounds(path, file, index))
             first_row += rows
 
-    def _bounds(self, path: str, file: pq.ParquetFile, index: int, first_row: int) -> tuple[int, int]:
+    def _bounds(self, path: str, file: pq.ParquetFile, index: int) -> tuple[int, int] | None:
         bounds = group_bounds(file, index, self._event_time, self._unit)
-        if bounds is None:
-            raise ValueError(f"parquet: {path}: column {self._event_time!r} is empty from row {first_row} on")
-        if bounds[1] > YEAR_9999_US:
+        if bounds is not None and bounds[1] > YEAR_9999_US:
             raise ValueError(
                 f"parquet: {path}: column {self._event_time!r} with time_unit: {self._unit} lies past the year 9999; "
                 "does it count a smaller unit?"
@@ -117,7 +149,6 @@ class ParquetFiles:
         return bounds
 
 
-def _is_data(within: str) -> bool:
-    """Leaves out what writers put next to the data: _SUCCESS, _temporary/, .part.crc."""
-    parts = PurePosixPath(within.lstrip("/")).parts
-    return within.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in parts)
+def _version(info: Mapping[str, Any]) -> str:
+    tag = next((info[name] for name in _TAGS if info.get(name) is not None), "")
+    return f"{info['size']}-{tag}"

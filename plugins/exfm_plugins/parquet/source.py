@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import groupby
 from typing import ClassVar
 
 import numpy as np
@@ -14,23 +16,29 @@ from pydantic import Field
 
 import exfm
 from exfm.sources import SchemaConfig, TimeUnit, column_times
-from exfm_plugins.parquet.files import ParquetFiles, RowGroup
+from exfm_plugins.parquet.files import ParquetFiles
+from exfm_plugins.parquet.order import PlacedGroup, StreamFile, placed
 
 _WHOLE = exfm.Shard()
-_LONG_AGO = -(2**63)
 
 
 class Parquet(exfm.DataSource):
     """Any time-ordered Parquet files, at any fsspec URL, with the schema given in the experiment file.
 
-    Files follow each other in the order of their names, and rows in a file in the order of their time. A window reads
-    the row groups whose statistics overlap it, one at a time, and the schema's columns only: memory is bounded by the
-    largest row group. A row that goes back in time, or has none, belongs to the window that the stream has reached
-    where it stands: it is yielded there, so that the core finds it and names its file and row. So it does with the rows
-    of a file that lacks a column or has it with a type that cannot be.
+    Files follow each other in the order of their first event (where that is equal, of their names), and rows in a file
+    in the order of their time. A window reads the row groups whose statistics overlap it, one at a time, and the
+    schema's columns only: memory is bounded by the largest row group. A row that goes back in time, or has none,
+    belongs to the window that the stream has reached where it stands: it is yielded there, so that the core finds it
+    and names its file and row. So it does with the rows of a file that lacks a column or has it with a type that cannot
+    be.
+
+    Columns may also stand in the path, as in ``dt=2024-03-01/hour=3``: integers where every value is one, or strings.
+
+    ``time_range`` and ``parts`` look at the files; what is read between two looks is of the files as they were.
 
     Raises:
-        ValueError: there are no files, a file is no Parquet or has no time, or a column is in none of the files.
+        ValueError: there are no files, a file is no Parquet or has no time, or a column is in none of the files. An
+            ``exfm.NotYetError`` where there are no files or no rows yet, or a file is still being written.
     """
 
     name: ClassVar[str] = "parquet"
@@ -48,6 +56,8 @@ class Parquet(exfm.DataSource):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        self._placed: tuple[tuple[StreamFile, ...], list[PlacedGroup]] | None = None
+        self._column: tuple[PlacedGroup, NDArray[np.int64]] | None = None  # the one that was read last
 
     def schema(self) -> exfm.FeatureSchema:
         """The schema as it is given."""
@@ -55,10 +65,31 @@ class Parquet(exfm.DataSource):
 
     def time_range(self) -> exfm.TimeRange:
         """From the first to the last event, by the files' statistics."""
-        groups = [group for of_file in self._files.row_groups().values() for group in of_file]
-        if not groups:
-            raise ValueError(f"parquet: path: the files at {self.config.path!r} have no rows")
-        return exfm.TimeRange(groups[0].first_us, max(group.last_us for group in groups) + 1)
+        files = self._files.look()
+        if not files:
+            raise exfm.NotYetError(f"parquet: path: the files at {self.config.path!r} have no rows")
+        return exfm.TimeRange(files[0].first_us, max(file.last_us for file in files) + 1)
+
+    def parts(self) -> Sequence[exfm.StreamPart]:
+        """The files that have rows."""
+        files = self._files.look()
+        return [exfm.StreamPart(file.path, file.version, file.first_us, file.last_us) for file in files]
+
+    def next_event_us(self, from_us: int) -> int | None:
+        """The first event at or after a time, by the row groups' statistics; of one that straddles it, by its rows."""
+        groups = self._groups
+        number = bisect_left(groups, from_us, key=lambda group: group.last_us)
+        if number == len(groups):
+            return None
+        group = groups[number]
+        if group.first_us >= from_us:
+            return group.first_us
+        reached_R = self._reached(group)
+        return int(reached_R[np.searchsorted(reached_R, from_us)])
+
+    def select(self, schema: exfm.FeatureSchema) -> Parquet:
+        """The same stream with fewer columns."""
+        return Parquet(self.config.select(schema))
 
     def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows with the schema's columns; ``event_time`` in microseconds whatever the file has."""
@@ -69,35 +100,55 @@ class Parquet(exfm.DataSource):
         config = self.config
         return ParquetFiles(config.path, config.columns, config.event_time, config.time_unit)
 
-    def _window(self, window: exfm.Window) -> Iterator[pa.RecordBatch]:
-        newest = _LONG_AGO
-        for path, groups in self._files.row_groups().items():
-            overlapping = []
-            for group in groups:
-                if max(newest, group.first_us) < window.end_us and max(newest, group.last_us) >= window.start_us:
-                    overlapping.append((group, max(newest, group.first_us)))
-                newest = max(newest, group.last_us)
-            if overlapping:
-                with self._files.open(path) as file:
-                    for group, reached in overlapping:
-                        yield from self._group(path, file, group, reached, window)
+    @property
+    def _groups(self) -> list[PlacedGroup]:
+        """The row groups of the files as they were at the last look, in order."""
+        files = self._files.known()
+        if self._placed is None or self._placed[0] is not files:
+            self._placed = files, list(placed(files))
+        return self._placed[1]
 
-    def _group(
-        self, path: str, file: pq.ParquetFile, group: RowGroup, reached: int, window: exfm.Window
-    ) -> Iterator[pa.RecordBatch]:
-        """The rows of a row group that lie in the window, where the stream has reached a time before it."""
-        row = group.first_row
+    def _reached(self, group: PlacedGroup) -> NDArray[np.int64]:
+        """The time that the stream has got to at each row of a row group, which is read for it."""
+        if self._column is None or self._column[0] != group:
+            column = [self.config.event_time]
+            with self._files.open(group.file.path) as file:
+                times = [batch.column(0) for batch in file.iter_batches(row_groups=[group.index], columns=column)]
+            reached_R = self._times(pa.chunked_array(times).combine_chunks(), group.first_us)[1]
+            self._column = group, reached_R
+        return self._column[1]
+
+    def _window(self, window: exfm.Window) -> Iterator[pa.RecordBatch]:
+        groups = self._groups
+        first = bisect_left(groups, window.start_us, key=lambda group: group.last_us)
+        end = bisect_left(groups, window.end_us, lo=first, key=lambda group: group.first_us)
+        for path, of_file in groupby(groups[first:end], key=lambda group: group.file.path):
+            with self._files.open(path) as file:
+                for group in of_file:
+                    yield from self._group(file, group, window)
+
+    def _group(self, file: pq.ParquetFile, group: PlacedGroup, window: exfm.Window) -> Iterator[pa.RecordBatch]:
+        """The rows of a row group that lie in the window."""
+        row, reached = group.first_row, group.first_us
+        of_path = self._files.of_path(group.file.path)
         batches = file.iter_batches(self.config.batch_rows, row_groups=[group.index], columns=list(self.config.columns))
         for batch in batches:
             place = batch.schema.get_field_index(self.config.event_time)
-            missing_B = batch.column(place).is_null().to_numpy(zero_copy_only=False)
-            time_B = column_times(batch.column(place), self.config.time_unit)
-            reached_B = np.maximum.accumulate(np.maximum(np.where(missing_B, reached, time_B), reached))
-            event_time = pa.array(time_B, mask=missing_B).view(pa.timestamp("us"))
+            event_time, reached_B = self._times(batch.column(place), reached)
             batch = batch.set_column(place, self.config.event_time, event_time)
+            for name, value in of_path.items():
+                if name not in batch.schema.names:
+                    batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
             for first, end in _runs((reached_B >= window.start_us) & (reached_B < window.end_us)):
-                yield exfm.Origin(path, row + first).mark(batch.slice(first, end - first))
+                yield exfm.Origin(group.file.path, row + first, group.overlaps).mark(batch.slice(first, end - first))
             row, reached = row + batch.num_rows, int(reached_B[-1])
+
+    def _times(self, column: pa.Array, reached: int) -> tuple[pa.Array, NDArray[np.int64]]:
+        """The times of rows in microseconds, and what the stream has got to at each after it had got to ``reached``."""
+        missing_B = column.is_null().to_numpy(zero_copy_only=False)
+        time_B = column_times(column, self.config.time_unit)
+        reached_B = np.maximum.accumulate(np.maximum(np.where(missing_B, reached, time_B), reached))
+        return pa.array(time_B, mask=missing_B).view(pa.timestamp("us")), reached_B
 
 
 def _runs(inside_B: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

@@ -64,6 +64,14 @@ class Entries:
         newest = _milliseconds(info["last-generated-id"])
         return Extent(_milliseconds(first[0]), newest, info["entries-added"] > info["length"])
 
+    def next_ms(self, first_ms: int) -> int | None:
+        """When the first entry was appended that was not appended before ``first_ms``; None where there is none."""
+        try:
+            found = self._redis.xrange(self._key, f"{max(first_ms, 0)}-0", count=1)
+        except self._error as error:
+            raise self._explained(error) from error
+        return _milliseconds(found[0][0]) if found else None
+
     def between(self, first_ms: int, end_ms: int) -> Iterator[list[Entry]]:
         """Pages of the entries that were appended from ``first_ms`` on and before ``end_ms``, in order."""
         start = f"{max(first_ms, 0)}-0"

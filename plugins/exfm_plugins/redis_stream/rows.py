@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 import exfm
-from exfm.sources import BadObjectError, parse_objects
+from exfm.sources import read_objects
 from exfm_plugins.redis_stream.entries import Entry
 
 
@@ -68,17 +68,16 @@ def arrow_schema(schema: exfm.FeatureSchema, strings: Sequence[str]) -> pa.Schem
     return pa.schema(types)
 
 
-def parse(entries: Sequence[Entry], schema: pa.Schema, key: str, field: str) -> pa.RecordBatch:
+def parse(entries: Sequence[Entry], schema: pa.Schema, field: str) -> tuple[pa.RecordBatch, list[str | None]]:
     """The rows of some entries; what an entry does not say is null.
 
-    Raises:
-        ValueError: an entry has no such field, or it is not one JSON object of these types; the message names it.
+    Returns:
+        The rows, and why an entry has none: it has no such field, or it is not one JSON object of these types.
     """
-    for entry in entries:
+    rows, reasons = read_objects([entry.value or b"{}" for entry in entries], schema)
+    for number, entry in enumerate(entries):
         if entry.value is None:
-            raise ValueError(f"redis_stream: {key}, entry {entry.id}: it has no field {field!r}")
-    try:
-        return parse_objects([entry.value or b"" for entry in entries], schema)
-    except BadObjectError as error:
-        place = f"{key}, entry {entries[error.index].id}"
-        raise ValueError(f"redis_stream: {place}: field {field!r} is not a row: {error}") from error
+            reasons[number] = f"it has no field {field!r}"
+        elif reasons[number] is not None:
+            reasons[number] = f"field {field!r} is not a row: {reasons[number]}"
+    return rows, reasons

@@ -6,13 +6,13 @@ Legend: R rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import AwareDatetime, Field
 
 import exfm
@@ -22,6 +22,7 @@ from exfm_plugins.redis_stream.rows import PlacedRows, arrow_schema, parse
 
 _WHOLE = exfm.Shard()
 _US_PER_MS = 1000
+_1970 = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class RedisStream(exfm.DataSource):
@@ -33,7 +34,8 @@ class RedisStream(exfm.DataSource):
     Entries are in the order in which they were appended, at the time that is in their id; their events may be older.
     With ``lateness`` 0 the time of a row is the time of its entry. Otherwise the row itself says its time, which
     differs from that of its entry by ``lateness`` at most, and rows are put in order by it. An event that is later
-    than that stands where the stream has got to, for the core to find that time goes backwards.
+    than that stands where the stream has got to, for the core to find that time goes backwards. An entry that holds no
+    row, or whose event lies further ahead, is a bad row at the time of the entry.
 
     The stream is complete up to its watermark: the time of the newest entry, less ``lateness``. ``--follow`` waits for
     it. A window's rows are the same whenever they are read, so long as the broker keeps them. Entries that it trims are
@@ -41,7 +43,7 @@ class RedisStream(exfm.DataSource):
     entries of twice the lateness.
 
     Raises:
-        ValueError: there is no broker or no such stream, an entry holds no row, or entries of a window are gone.
+        ValueError: there is no broker or no such stream, or entries of a window are gone.
     """
 
     name: ClassVar[str] = "redis_stream"
@@ -84,6 +86,16 @@ class RedisStream(exfm.DataSource):
         newest_ms = 0 if extent is None else extent.newest_ms - self._lateness_ms
         return exfm.TimeRange(start_us, max(newest_ms * _US_PER_MS, start_us))
 
+    def next_event_us(self, from_us: int) -> int | None:
+        """The earliest time that the first entry's event can have, of those whose events may lie at or after a time."""
+        entry_ms = self._entries.next_ms(-(-from_us // _US_PER_MS) - self._lateness_ms)
+        return None if entry_ms is None else max(from_us, (entry_ms - self._lateness_ms) * _US_PER_MS)
+
+    def select(self, schema: exfm.FeatureSchema) -> RedisStream:
+        """The same stream with fewer columns."""
+        strings = tuple(column for column in self.config.strings if column in schema.columns)
+        return RedisStream(self.config.select(schema).model_copy(update={"strings": strings}))
+
     def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows in order of their time; row i of the window belongs to shard ``i % count``."""
         return exfm.slice_rows(self._window(window), shard, start_row)
@@ -99,9 +111,9 @@ class RedisStream(exfm.DataSource):
 
     def _start_us(self, extent: Extent | None) -> int:
         if self.config.start is not None:
-            return int(self.config.start.timestamp() * 1_000_000)
+            return exfm.microseconds(self.config.start - _1970)
         if extent is None:
-            raise ValueError(
+            raise exfm.NotYetError(
                 f"redis_stream: stream: {self.config.stream!r} holds no entry yet; set start to wait for the first"
             )
         if extent.trimmed:
@@ -128,34 +140,42 @@ class RedisStream(exfm.DataSource):
             yield from self._batches(held)
 
     def _batches(self, placed: PlacedRows) -> Iterator[pa.RecordBatch]:
-        if placed.id_R.size:
-            yield exfm.Origin(f"{self.config.stream} from entry {placed.id_R[0]}", 0).mark(placed.rows)
+        """The rows, each that cannot be read at the beginning of a batch, whose origin names its entry."""
+        bad = np.flatnonzero(placed.rows.column(placed.rows.num_columns - 1).is_valid())
+        for first, end in pairwise(np.unique([0, *bad, placed.id_R.size]).tolist()):
+            origin = exfm.Origin(f"{self.config.stream} from entry {placed.id_R[first]}", 0)
+            yield origin.mark(placed.rows.slice(first, end - first))
 
     def _rows(self, page: list[Entry]) -> PlacedRows:
         """The rows of a page, in the order of time."""
-        rows = parse(page, self._types, self.config.stream, self.config.field)
+        rows, reasons = parse(page, self._types, self.config.field)
         ids_R = np.array([entry.id for entry in page])
         appended_R = np.array([entry.appended_ms for entry in page], np.int64) * _US_PER_MS
         column = rows.schema.get_field_index(self.config.event_time)
         if not self._lateness_ms:
-            return PlacedRows(_with_time(rows, column, pa.array(appended_R)), appended_R, ids_R)
+            rows = exfm.mark_bad_rows(_with_time(rows, column, pa.array(appended_R)), pa.array(reasons, pa.string()))
+            return PlacedRows(rows, appended_R, ids_R)
         given = rows.column(column)
         missing_R = given.is_null().to_numpy(zero_copy_only=False)
         time_R = to_microseconds(given.fill_null(0).to_numpy(), self.config.time_unit)
-        place_R = np.where(missing_R, appended_R, time_R)
-        self._check_clock(page, place_R - appended_R)
-        place_R = np.maximum(place_R, appended_R - self._lateness_ms * _US_PER_MS)
+        lateness_us = self._lateness_ms * _US_PER_MS
+        ahead_R = ~missing_R & (time_R > appended_R + lateness_us)
+        for number in np.flatnonzero(ahead_R).tolist():
+            reasons[number] = self._ahead
+        place_R = np.where(missing_R | ahead_R, appended_R, np.maximum(time_R, appended_R - lateness_us))
         order = np.argsort(place_R, kind="stable")
-        return PlacedRows(_with_time(rows, column, pa.array(time_R, mask=missing_R)), place_R, ids_R).take(order)
+        rows = _with_time(rows, column, pa.array(time_R, mask=missing_R))
+        rows = exfm.mark_bad_rows(rows, pa.array(reasons, pa.string()))
+        return PlacedRows(rows, place_R, ids_R).take(order)
 
-    def _check_clock(self, page: list[Entry], ahead_R: NDArray[np.int64]) -> None:
-        worst = int(ahead_R.argmax())
-        if ahead_R[worst] > self._lateness_ms * _US_PER_MS:
-            raise ValueError(
-                f"redis_stream: {self.config.stream}, entry {page[worst].id}: {self.config.event_time} lies "
-                f"{ahead_R[worst] / 1e6:g} s after the time of the entry, more than lateness allows; is time_unit "
-                f"{self.config.time_unit} right?"
-            )
+    @property
+    def _ahead(self) -> str:
+        """What is wrong with a row whose time no clock can have shown when its entry was appended."""
+        config = self.config
+        return (
+            f"{config.event_time} lies after the time of the entry by more than lateness allows; is time_unit "
+            f"{config.time_unit} right?"
+        )
 
     def _check_kept(self, window: exfm.Window) -> None:
         extent = self._entries.extent()

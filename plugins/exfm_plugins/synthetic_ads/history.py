@@ -41,6 +41,7 @@ class Histories:
 
     def __init__(self, seed: int, world: World, longest: int) -> None:
         self._world = world
+        self.longest = longest
         rng = generator(seed, "history")
         # log-uniform from half an event to twice the longest history: some users have none, some are cut
         wanted = np.exp(rng.uniform(np.log(0.5), np.log(2.0 * longest), world.users))

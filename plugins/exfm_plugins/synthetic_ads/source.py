@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -86,6 +87,8 @@ class SyntheticAds(exfm.DataSource):
             timedelta(days=1), ge=timedelta(0), description="How long after its impression a conversion is known."
         )
 
+    config: Config
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._days, self._rows_per_day = config.days, config.rows_per_day
@@ -95,17 +98,30 @@ class SyntheticAds(exfm.DataSource):
         self._time_key, self._click_key, self._conversion_key = (
             key(config.seed, purpose) for purpose in ("time", "click", "conversion")
         )
-        self._world = World(
+        self._batch_rows = max(1, min(BATCH_ROWS, BATCH_EVENTS // config.history_length))
+
+    @cached_property
+    def _world(self) -> World:
+        config = self.config
+        return World(
             config.seed,
             users=config.users,
             ads=config.ads,
             advertisers=config.advertisers,
             surfaces=config.surfaces,
-            ad_lifetime_us=config.ad_lifetime // timedelta(microseconds=1),
+            ad_lifetime_us=exfm.microseconds(config.ad_lifetime),
             drift=config.drift,
         )
-        self._histories = Histories(config.seed, self._world, config.history_length)
-        self._truth = Truth(
+
+    @cached_property
+    def _histories(self) -> Histories:
+        return Histories(self.config.seed, self._world, self.config.history_length)
+
+    @cached_property
+    def _truth(self) -> Truth:
+        """Measured when rows are first asked for: an experiment is loaded without simulating anything."""
+        config = self.config
+        return Truth(
             self._world,
             self._histories,
             click_rate=config.click_rate,
@@ -113,7 +129,6 @@ class SyntheticAds(exfm.DataSource):
             logit_std=config.logit_std,
             sequence_signal=config.sequence_signal,
         )
-        self._batch_rows = max(1, min(BATCH_ROWS, BATCH_EVENTS // config.history_length))
 
     def schema(self) -> exfm.FeatureSchema:
         """What a row holds."""

@@ -13,6 +13,7 @@ from exfm_plugins.synthetic_ads.world import DAY_US, RANK, Impressions, World
 
 PROBE_ROWS = 16_384
 PROBE_DAYS = 28
+PROBE_EVENTS = 1 << 20
 MEMORY_DAYS = 4.0
 # how much a history says whatever the ad is, beside its match with the ad: what a model can learn first
 EAGERNESS = 1.5
@@ -42,14 +43,22 @@ class Truth:
     ) -> None:
         self._world = world
         self._logit_std, self._sequence_signal = logit_std, sequence_signal
-        time_B = np.linspace(0, PROBE_DAYS * DAY_US, PROBE_ROWS).astype(np.int64)
-        shown = world.impressions(np.arange(PROBE_ROWS), time_B)
-        terms_3B = self._terms(shown, histories.before(shown.user, time_B))
+        terms_3B = self._probe(histories)
         spread_3 = terms_3B.std(1, keepdims=True)
         self._mean_3, self._std_3 = terms_3B.mean(1, keepdims=True), np.where(spread_3 > 0, spread_3, 1.0)
         click_B, converted_B = self._logits(terms_3B)
         self._click_bias = _bias_for(click_rate, click_B, np.ones_like(click_B))
         self._conversion_bias = _bias_for(conversion_rate, converted_B, _sigmoid(click_B + self._click_bias))
+
+    def _probe(self, histories: Histories) -> Floats:
+        """The terms of impressions spread over the first weeks, a slice at a time: long histories take memory."""
+        time_B = np.linspace(0, PROBE_DAYS * DAY_US, PROBE_ROWS).astype(np.int64)
+        slices = np.array_split(np.arange(PROBE_ROWS), -(-PROBE_ROWS * histories.longest // PROBE_EVENTS))
+        terms = []
+        for row_B in slices:
+            shown = self._world.impressions(row_B, time_B[row_B])
+            terms.append(self._terms(shown, histories.before(shown.user, time_B[row_B])))
+        return np.concatenate(terms, axis=1)
 
     def probabilities(self, shown: Impressions, events: Events) -> tuple[Floats, Floats]:
         """P(click) and P(conversion), which is at most P(click), (B,) each."""

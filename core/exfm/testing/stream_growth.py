@@ -1,0 +1,99 @@
+"""What a data source says of a stream that grows: its time, its parts, and its next event."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from exfm.data.validation import event_times
+from exfm.interfaces.data_source import Origin, StreamPart, Window
+from exfm.testing.rows import check_rows
+from exfm.testing.stream import DAY_US, StreamTests, at
+
+
+class StreamGrowthTests(StreamTests):
+    """Tests of ``time_range``, ``parts`` and ``next_event_us``."""
+
+    def test_growth_is_seen(self, fields: Mapping[str, Any]) -> None:
+        """``--follow`` asks one source again and again: what it remembers of its files must not hide new rows."""
+        if type(self).grow is StreamTests.grow:
+            pytest.skip(f"{type(self).__name__}.grow adds no rows: its stream does not grow while it is followed")
+        with self.anew() as tests:
+            source = tests.make(fields)
+            window, before = tests.whole(source)
+            newest_us = tests.times(source, before)[-1]  # more events of this very time may follow
+            settled, open_end = Window(0, window.start_us, newest_us), Window(1, newest_us, window.end_us)
+            before, at_the_end = tests.read(source, settled), tests.read(source, open_end)
+            parts = _by_name(source.parts())
+            tests.grow(tests.folder)
+            time = source.time_range()
+            hint = "ask the files again in each call, or remember what was read with their size and time of change"
+            told = f"rows were added, and time_range() still ends at {at(time.end_us)}; {hint}"
+            assert time.end_us > window.end_us, told
+            check_rows(tests.read(source, settled), before, "the rows before the growth, read after it")
+            after = Window(1, newest_us, time.end_us)
+            added = tests.read(source, after)
+            told = f"time_range() has grown to {at(time.end_us)}, but read() yields nothing new; {hint}"
+            assert added.num_rows > at_the_end.num_rows, told
+            other = tests.make(fields)
+            assert other.time_range() == time, f"after growth it says {time}, and another source {other.time_range()}"
+            check_rows(added, tests.read(other, after), "what was added, read by a source that was there before,")
+            first_us = next(time_us for time_us in tests.times(source, added) if time_us > newest_us)
+            found = source.next_event_us(newest_us + 1)
+            told = f"next_event_us({newest_us + 1}) is {found}; an event of {at(first_us)} was added; {hint}"
+            assert found is not None and found <= first_us, told
+            now = _by_name(source.parts())
+            changed = [name for name, part in now.items() if name not in parts or part.version != parts[name].version]
+            told = f"rows were added, and parts() has neither another part nor another version of {', '.join(parts)}"
+            assert changed or not now, told
+
+    def test_parts_are_where_rows_come_from(self, fields: Mapping[str, Any]) -> None:
+        """A window's commit records the parts that overlap it, to tell rows that came late from a stream that grew."""
+        source = self.make(fields)
+        parts = source.parts()
+        if not parts:
+            pytest.skip("parts() lists none: rows that appear behind the newest one go unnoticed")
+        by_name = _by_name(parts)
+        assert len(by_name) == len(parts), "parts() lists one name twice"
+        assert _by_name(source.parts()) == by_name, "parts() changes from call to call, and the stream does not"
+        assert _by_name(self.make(fields).parts()) == by_name, "another source of this config lists other parts"
+        whole = self.window(source)
+        middle = whole.start_us + (whole.end_us - whole.start_us) // 2
+        for window in (Window(0, whole.start_us, middle), Window(1, middle, whole.end_us)):
+            for batch in source.read(window):
+                self._check_origin(source, batch, by_name)
+
+    def _check_origin(self, source: Any, batch: pa.RecordBatch, parts: Mapping[str, StreamPart]) -> None:
+        name = Origin.of(batch).file
+        assert name in parts, f"rows come from {name!r}, which is none of the parts {', '.join(parts)}"
+        part = parts[name]
+        for time in event_times(batch, source.schema()).tolist():
+            inside = part.first_us <= time <= part.last_us
+            assert inside, f"{name} has a row of {at(time)}; its part is from {at(part.first_us)} to {at(part.last_us)}"
+
+    def test_next_event_skips_none(self, fields: Mapping[str, Any]) -> None:
+        """What lies before the next event is passed over unread: an event in it would never be seen."""
+        source = self.make(fields)
+        whole, rows = self.whole(source)
+        times = self.times(source, rows)
+        middle = times[len(times) // 2]
+        asked = {whole.start_us - DAY_US, whole.start_us, middle, middle + 1, times[-1], whole.end_us + DAY_US}
+        asked |= {(earlier + later) // 2 for earlier, later in pairwise(times[:4])}
+        for from_us in sorted(asked):
+            found = source.next_event_us(from_us)
+            event_us = next((time for time in times if time >= from_us), None)
+            said = f"next_event_us({from_us}) is {found}"
+            if event_us is None:
+                assert found is None or found >= from_us, f"{said}, which is earlier"
+                continue
+            assert found is not None, f"{said}, and there is an event of {at(event_us)}"
+            assert isinstance(found, int), f"{said}, a {type(found).__name__}; it must be an int or None"
+            assert from_us <= found <= event_us, f"{said}; the next event is at {at(event_us)}"
+
+
+def _by_name(parts: Any) -> dict[str, StreamPart]:
+    return {part.name: part for part in parts}

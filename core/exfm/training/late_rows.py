@@ -1,0 +1,135 @@
+"""Finds rows that came after their window had been committed: late files, files that have grown, back-fill.
+
+A model trains on a window once, and never on an older one after a newer one. So such rows are set aside: counted,
+named on stderr and in the report. A window is looked at again only where a part of the stream that overlaps it is not
+the version that its commit names; then the examples that it holds now are compared with those it was predicted for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from exfm.config.checks import Arm, filter_columns
+from exfm.config.loading import Experiment
+from exfm.data.traffic import rows_where
+from exfm.data.validation import RowChecker
+from exfm.data.windows import WindowGrid, windows_with_events
+from exfm.interfaces.data_source import DataSource, Origin, StreamPart, TimeRange, Window, utc
+from exfm.supervision.commits import NONE
+from exfm.supervision.late import LateLog, LateRows
+from exfm.supervision.store import Store
+
+Ids = npt.NDArray[np.int64]
+
+_NAMED = 3
+"""How many parts a warning names."""
+
+logger = logging.getLogger(__name__)
+
+
+class LateRowFinder:
+    """Compares the stream with the committed windows of some models.
+
+    Args:
+        arms: the models, by name.
+    """
+
+    def __init__(self, experiment: Experiment, store: Store, arms: Collection[Arm]) -> None:
+        self._source = experiment.source
+        self._schema = experiment.schema
+        self._columns = filter_columns(experiment.schema)
+        self._arms = arms
+        self._store = store
+        self._late = LateLog(store.workspace)
+        self._compared: set[tuple[str, str]] = set()  # parts, by name and version
+
+    def look(self, grid: WindowGrid, span: TimeRange) -> None:
+        """Counts the late rows of what has come or changed since the last look."""
+        parts = [part for part in self._source.parts() if (part.name, part.version) not in self._compared]
+        for arm in self._arms:
+            head = self._store.log.head("train", arm.name)
+            if head != NONE and parts:
+                done = TimeRange(max(span.start_us, grid.origin_us), grid.window(head).end_us)
+                chain = set(self._store.log.windows("train", arm.name))
+                for window in self._changed(arm, grid, done, chain, parts):
+                    self._count(arm, window, window.index in chain)
+        self._compared |= {(part.name, part.version) for part in parts}
+
+    def _changed(
+        self, arm: Arm, grid: WindowGrid, done: TimeRange, chain: set[int], parts: list[StreamPart]
+    ) -> list[Window]:
+        """Lists the committed windows that overlap a part in another version than the one that was read."""
+        changed: dict[int, Window] = {}
+        read: dict[int, Mapping[str, str]] = {}
+        for part in parts:
+            common = TimeRange(max(part.first_us, done.start_us), min(part.last_us + 1, done.end_us))
+            for window in windows_with_events(self._source, grid, common):
+                if window.index not in read:
+                    read[window.index] = self._versions(arm, window.index, chain)
+                if read[window.index].get(part.name) != part.version:
+                    changed[window.index] = window
+        return [changed[index] for index in sorted(changed)]
+
+    def _versions(self, arm: Arm, index: int, chain: set[int]) -> Mapping[str, str]:
+        """Versions of the parts of a window that were read, or compared since."""
+        late = self._late.read(arm.name, index)
+        if late is not None:
+            return late.parts
+        return self._store.log.load("train", arm.name, index).read.parts if index in chain else {}
+
+    def _count(self, arm: Arm, window: Window, committed: bool) -> None:
+        """Counts the examples that a window holds now and was not predicted for."""
+        parts = {part.name: part.version for part in self._source.parts() if overlaps(part, window)}
+        known = np.zeros(0, np.int64)
+        if committed and self._store.log.load("train", arm.name, window.index).files:
+            known = self._store.predictions(arm.name, window).column("example_id").to_numpy()
+        before = self._late.read(arm.name, window.index)
+        # What came and has gone again stays counted.
+        rows = {name: count for name, count in (before.rows if before else {}).items() if name not in parts}
+        for name, ids in self._ids(arm, window):
+            new = np.setdiff1d(ids, known)
+            known = np.concatenate([known, new])
+            if new.size:
+                rows[name] = rows.get(name, 0) + int(new.size)
+        late = LateRows(window, rows, parts)
+        self._late.write(arm.name, late)
+        if late.count > (before.count if before else 0):
+            logger.warning(
+                "%s: %d rows of window %s have come after it was committed, and are not read: %s",
+                *(arm.name, late.count, window, some_of(rows)),
+            )
+
+    def _ids(self, arm: Arm, window: Window) -> Iterator[tuple[str, Ids]]:
+        """Yields the part's name and the example ids of each batch of a window."""
+        checker = RowChecker(self._schema, True, newest_us=window.start_us)
+        for batch in self._source.read(window):
+            rows = checker.check(batch)
+            if rows.num_rows:
+                ids: Ids = rows.column(self._schema.example_id).to_numpy(zero_copy_only=False).astype(np.int64)
+                picked = rows_where(rows, arm.config.where, self._columns)
+                yield Origin.of(batch).file, ids if picked is None else ids[picked.numpy()]
+
+
+def some_of(names: Collection[str]) -> str:
+    """Writes the first few of some names."""
+    return ", ".join(sorted(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
+def overlaps(part: StreamPart, window: Window) -> bool:
+    """Whether a part of the stream may have rows of a window."""
+    return part.first_us < window.end_us and part.last_us >= window.start_us
+
+
+def earlier_words(source: DataSource, grid: WindowGrid, span: TimeRange) -> str:
+    """Says that a stream begins earlier than its run did, which part does, and what to do."""
+    part = next((part.name for part in source.parts() if span.start_us <= part.first_us < grid.origin_us), "")
+    origin = grid.window(0)
+    return (
+        f"stream: it begins at {utc(span.start_us)} now{f' ({part})' if part else ''}, before the run's "
+        f"first window, {origin}: no model of this run can train on such rows any more. Leave them out with "
+        f"stream.start={origin}, or train on them in another run_dir"
+    )

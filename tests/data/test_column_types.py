@@ -1,0 +1,150 @@
+"""Types that other writers make: the same rows whatever they are written as, or an error that names the type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import exfm
+from exfm.config.experiment import StreamConfig
+from exfm.data.batch import Batch
+from exfm.data.stream import ChunkReader
+from tests.data.test_stream import Source
+
+SCHEMA = exfm.FeatureSchema.model_validate(
+    {
+        "domain": "place",
+        "features": [
+            {"kind": "categorical", "name": "item", "rows": 50},
+            {"kind": "categorical", "name": "place", "rows": 50},
+            {"kind": "multi_valued", "name": "tags", "rows": 50},
+            {"kind": "dense", "name": "price"},
+            {"kind": "sequence", "name": "history", "max_length": 2,
+             "fields": [{"name": "seen", "rows": 50}, {"name": "age", "kind": "dense"}]},
+        ],
+        "labels": [{"name": "click"}],
+    }
+)  # fmt: skip
+PLAIN = pa.table(
+    {
+        "example_id": [0, 1, 2],
+        "event_time": pa.array([5, 6, 7], pa.timestamp("us")),
+        "item": [3, None, 4],
+        "place": ["a", "b", None],
+        "tags": [["x", "y"], [], None],
+        "price": [1.5, 2.0, 3.25],
+        "seen": pa.array([[1, 2, 3], [], [4]]),
+        "age": pa.array([[1.0, 2.0, 3.0], [], [0.5]]),
+        "click": pa.array([0, 1, 0], pa.int8()),
+    }
+)
+
+
+WORDS = pa.dictionary(pa.int8(), pa.string())
+LARGE_VIEW = pa.LargeListViewArray
+
+
+def view_of(lists: pa.Array, kind: Any = pa.ListViewArray) -> pa.Array:
+    offsets = lists.offsets.to_pylist()
+    sizes = [end - start for start, end in pairwise(offsets)]
+    return kind.from_arrays(offsets[:-1], sizes, lists.values)
+
+
+def written(column: str) -> pa.Array:
+    return PLAIN[column].combine_chunks()
+
+
+ODD: dict[str, tuple[str, Callable[[], pa.Array]]] = {
+    "decimal ids": ("item", lambda: written("item").cast(pa.decimal128(20, 0))),
+    "decimal ids with a scale": ("item", lambda: written("item").cast(pa.decimal128(25, 3))),
+    "decimal numbers": ("price", lambda: written("price").cast(pa.decimal128(10, 2))),
+    "decimal labels": ("click", lambda: written("click").cast(pa.decimal256(40, 0))),
+    "decimal example ids": ("example_id", lambda: written("example_id").cast(pa.decimal128(20, 0))),
+    "unsigned": ("item", lambda: written("item").cast(pa.uint8())),
+    "bytes": ("place", lambda: written("place").cast(pa.binary())),
+    "large bytes": ("place", lambda: written("place").cast(pa.large_binary())),
+    "string view": ("place", lambda: written("place").cast(pa.string_view())),
+    "large string": ("place", lambda: written("place").cast(pa.large_string())),
+    "dictionary": ("place", lambda: written("place").dictionary_encode()),
+    "dictionary of large strings": ("place", lambda: written("place").cast(pa.large_string()).dictionary_encode()),
+    "list view": ("seen", lambda: view_of(written("seen"))),
+    "large list view": ("age", lambda: view_of(written("age").cast(pa.large_list(pa.float32())), LARGE_VIEW)),
+    "large list": ("seen", lambda: written("seen").cast(pa.large_list(pa.int16()))),
+    "required elements": ("seen", lambda: written("seen").cast(pa.list_(pa.field("e", pa.int64(), nullable=False)))),
+    "list of views": ("tags", lambda: written("tags").cast(pa.list_(pa.string_view()))),
+    "list of dictionaries": ("tags", lambda: pa.array(PLAIN["tags"].to_pylist(), pa.list_(WORDS))),
+    "half floats": ("price", lambda: written("price").cast(pa.float16())),
+    "another zone": ("event_time", lambda: written("event_time").cast(pa.timestamp("ns", "Asia/Tokyo"))),
+}  # fmt: skip
+
+
+def with_column(name: str, values: pa.Array) -> pa.RecordBatch:
+    table = PLAIN.set_column(PLAIN.schema.names.index(name), name, values)
+    return table.combine_chunks().to_batches()[0]
+
+
+def plain(first_id: int) -> pa.RecordBatch:
+    """The rows under other ids and, as time goes on, at other times."""
+    moved = with_column("example_id", pa.array(range(first_id, first_id + 3)))
+    return moved.set_column(1, "event_time", pa.array(range(first_id + 5, first_id + 8), pa.timestamp("us")))
+
+
+def decoded(*batches: pa.RecordBatch) -> list[Batch]:
+    config = StreamConfig.model_construct(chunk_rows=6)  # type: ignore[call-arg]
+    reader = ChunkReader(Source(lambda: iter(batches)), SCHEMA, config, {}, exfm.Shard())
+    return [chunk.batch for chunk in reader.read(exfm.Window(0, 0, 100))]
+
+
+def numbers(batch: Batch) -> dict[str, Any]:
+    history = batch.sequences["history"]
+    return {
+        "ids": batch.example_id.tolist(), "times": batch.event_time_us.tolist(), "groups": batch.group.tolist(),
+        "dense": batch.dense_BF.tolist(), "values": batch.sparse.values().tolist(),
+        "lengths": batch.sparse.lengths().tolist(), "events": history.ids_EC.tolist(),
+        "ages": history.dense_EG.tolist(), "offsets": history.offsets.tolist(),
+        "labels": batch.labels["click"].tolist(),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_the_same_rows_in_other_types(kind: str) -> None:
+    """Alone, and in one chunk with rows in the usual types after them."""
+    column, values = ODD[kind]
+    usual, odd = with_column(column, written(column)), with_column(column, values())
+    for following in ([], [plain(3)]):
+        [expected], [found] = decoded(usual, *following), decoded(odd, *following)
+        assert numbers(found) == numbers(expected)
+
+
+@pytest.mark.parametrize("column", ["item", "place", "tags", "seen"])
+def test_a_column_of_nulls_has_no_type(column: str) -> None:
+    """A day on which nobody has a history, or all ids are missing, as writers without a schema store it."""
+    nothing = pa.nulls(3) if column in ("item", "place") else pa.array([[], None, []])
+    odd = with_column(column, nothing)
+    ages = pa.array([[], None, []], pa.list_(pa.null()))
+    odd = odd.set_column(odd.schema.names.index("age"), "age", ages) if column == "seen" else odd
+    [alone] = decoded(odd)
+    assert alone.size == 3
+    [both] = decoded(odd, plain(3))
+    assert both.example_id.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("item", pa.array(["1.5", "2", "3"]).cast(pa.decimal128(10, 1)), r"not decimal128\(10, 1\)"),
+        ("place", pa.array([b"\xff", b"b", b"c"]), "integers or strings, not binary"),
+        ("place", pa.array([b"a" * 16] * 3, pa.binary(16)), r"not fixed_size_binary\[16\]"),
+        ("item", pa.array([1.0, None, 3.0]), "integers or strings, not double"),
+        ("price", pa.array(["1", "2", "3"]), "a number, not string"),
+        ("seen", pa.array([{"a": 1}] * 3), "a list of integers or strings, not struct"),
+        ("item", pa.array([1, 2, 3], pa.date32()), "integers or strings, not date32"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(column: str, values: pa.Array, words: str) -> None:
+    with pytest.raises(exfm.ConfigError, match=rf"row 0: {column}: the column must be .*{words}"):
+        decoded(with_column(column, values))
