@@ -42,6 +42,7 @@ class Parquet(exfm.DataSource):
     """
 
     name: ClassVar[str] = "parquet"
+    free_fields: ClassVar[frozenset[str]] = frozenset({"path", "batch_rows"})
 
     class Config(SchemaConfig):
         """Where the files are, and what a row of them holds."""
