@@ -70,6 +70,7 @@ def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
     from exfm.supervision.workspace import Workspace
 
     workspace = Workspace(sweep.folder)
+    workspace.sweep()
     points = []
     for point in sweep.points:
         folder = point.experiment.run_dir.rpartition("/")[2]
@@ -81,7 +82,7 @@ def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
     workspace.write(PAGE_FILE, render_sweep(summary).encode())
     picture = render_png(summary)
     if picture is None:
-        workspace.remove(PLOT_FILE)  # another sweep's
+        workspace.remove_file(PLOT_FILE)  # another sweep's
     else:
         workspace.write(PLOT_FILE, picture)
     console(140).print(sweep_table(summary))

@@ -78,7 +78,8 @@ class Predictor:
 def load(url: str, *, compiled: bool | None = None) -> Predictor:
     """Loads what ``exfm export`` wrote.
 
-    The files hold code and are checked against the checksums in inputs.json alone: load exports that you trust.
+    The files hold code and are checked against the checksums in inputs.json alone: load exports that you trust. Nothing
+    is unpickled: a program that holds a pickle is refused.
 
     Args:
         url: the folder, any fsspec URL.
@@ -86,7 +87,7 @@ def load(url: str, *, compiled: bool | None = None) -> Predictor:
 
     Raises:
         ConfigError: there is no export, or it has no compiled program.
-        RunError: a file is corrupt, or was compiled for another version of torch.
+        RunError: a file is corrupt, holds what exfm does not write, or was compiled for another version of torch.
     """
     workspace = Workspace(url)
     if not workspace.exists(DESCRIPTION_FILE):

@@ -25,6 +25,7 @@ from exfm.interfaces.backbone import Backbone, BackboneInputs
 from exfm.interfaces.component import ComponentConfig
 from exfm.interfaces.jagged import JaggedSequence
 from exfm.interfaces.parallel_plan import ParallelPlan, TableOptimizer
+from exfm.modeling.parts import model_memory
 
 ROWS = {"user": 30, "item": 50}
 DIM, WIDTH, STEPS = 8, 6, 6
@@ -167,12 +168,22 @@ class Exercise:
         return {name: value.clone() for name, value in found.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what ``state`` gave on the first process."""
-        self.plan.load_weights(self.model, dict(_part(state, "weight/")))
-        self.plan.load_table_state(self.model, dict(_part(state, "table/")))
+        """Puts back what ``state`` gave on the first process; read into the model where it fits, as snapshots are."""
+        tables = self.plan.table_memory(self.model)
+        self.plan.load_weights(self.model, _read_into(model_memory(self.model), dict(_part(state, "weight/"))))
+        self.plan.load_table_state(self.model, _read_into(tables, dict(_part(state, "table/"))))
         for index, value in _part(state, "dense/"):
             parameter = self.dense[int(index)]
             self.optimizer.state[parameter]["momentum_buffer"] = self.plan.place(value, parameter)
+
+
+def _read_into(memory: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a state holds, in the memory that there is for it."""
+    found = dict(state)
+    for name in memory.keys() & state.keys():
+        if memory[name].shape == state[name].shape:
+            found[name] = memory[name].detach().copy_(state[name])
+    return found
 
 
 def _blank() -> KeyedJaggedTensor:

@@ -178,7 +178,7 @@ def open_points(sweep: Sweep) -> tuple[Point, ...]:
         except ConfigError as error:
             raise ConfigError(f"at the point {point.label}: {error}") from error
         # Where only the evaluation has changed, what is there are the figures of the old one.
-        store.workspace.remove(RESULTS_FILE)
+        store.workspace.remove_file(RESULTS_FILE)
     return unfinished
 
 
