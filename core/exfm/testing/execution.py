@@ -17,6 +17,9 @@ from exfm.testing.examples import Examples
 from exfm.testing.network import MAX_LENGTH, NetworkTests, check_close
 from exfm.testing.operations import Operations
 
+_LARGE = (513, 5_000)
+"""Batches past the sizes at which code may begin to work in another way."""
+
 _WASTE = 2.0
 """How many times the sum of its examples' costs a batch may cost: buckets of similar lengths pad a little."""
 
@@ -90,10 +93,13 @@ class ExecutionTests(NetworkTests):
         shapes = (free, dict.fromkeys(self.sequence_names, free), dict.fromkeys(self.sequence_names, free))
         with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             program = torch.export.export(exported, _tensors(examples), dynamic_shapes=shapes).module()
-        for what, rows in {"one": [2], "fewer": [1, 2], "more": [5, 4, 3, 2, 1, 0, 0, 1, 2, 4]}.items():
+        sizes = {"one": [2], "fewer": [1, 2], "more": [5, 4, 3, 2, 1, 0, 0, 1, 2, 4]}
+        large = _LARGE[:1] if self.sequence_names else _LARGE  # a captured graph pads every history to the longest
+        sizes |= {f"{count:,}": [place % examples.count for place in range(count)] for count in large}
+        for what, rows in sizes.items():
             tensors = _tensors(examples.take(rows))
             check_close(
-                program(*tensors), exported(*tensors), f"exported, with {what} examples than it was traced with"
+                program(*tensors), exported(*tensors), f"exported, with {what} examples, traced with {examples.count}"
             )
 
     def test_cost_is_counted(self, fields: Mapping[str, Any]) -> None:
