@@ -113,17 +113,17 @@ class ExecutionTests(NetworkTests):
     def test_cost_follows_the_events(self, fields: Mapping[str, Any]) -> None:
         """Histories are mostly much shorter than the longest: who pads them pays for events that are not there."""
         many, one = (0, 1, 2, 3, 4) * 6, (MAX_LENGTH,)
-        apart = self._cost_of_events(fields, many) + self._cost_of_events(fields, one)
-        together = self._cost_of_events(fields, many + one)
+        module = self.make(fields, dtype=torch.float32)
+        nothing = self._cost(module, self.examples((0,) * len(many + one)))
+        short = self._cost(module, self.examples(many))
+        apart = short + self._cost(module, self.examples(one)) - nothing
+        together = self._cost(module, self.examples(many + one)) - nothing
         factor = together / max(apart, 1)
         assert factor <= _WASTE, (
             f"{len(many)} short histories cost {factor:.1f} times as much in a batch with a long one"
         )
-        shortest, longest = (
-            self._cost(self.make(fields, dtype=torch.float32, max_length=most), self.examples(many, max_length=most))
-            for most in (MAX_LENGTH, 10 * MAX_LENGTH)
-        )
-        factor = longest / max(shortest, 1)
+        longer = self.make(fields, dtype=torch.float32, max_length=10 * MAX_LENGTH)
+        factor = self._cost(longer, self.examples(many, max_length=10 * MAX_LENGTH)) / max(short, 1)
         assert factor <= _WASTE, (
             f"the same histories cost {factor:.1f} times as much where ten times longer ones may be"
         )
@@ -153,10 +153,6 @@ class ExecutionTests(NetworkTests):
     def _cost(self, module: nn.Module, examples: Examples) -> int:
         examples = examples.to(torch.float32)
         return count_flops(lambda: self.run(module, examples))
-
-    def _cost_of_events(self, fields: Mapping[str, Any], lengths: tuple[int, ...]) -> int:
-        module = self.make(fields, dtype=torch.float32)
-        return self._cost(module, self.examples(lengths)) - self._cost(module, self.examples((0,) * len(lengths)))
 
 
 def _largest(sizes: list[tuple[str, int]]) -> list[tuple[str, int]]:
