@@ -21,7 +21,8 @@ import exfm
 from exfm.supervision.late import LateLog
 from exfm.supervision.store import Store
 from exfm.training.identity import open_run
-from exfm.training.loop import Progress, StreamLoop
+from exfm.training.loop import StreamLoop
+from exfm.training.progress import Progress
 
 from .logs import START_US, load
 
