@@ -17,7 +17,8 @@ from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE, REPORT_FILE, RESUL
 from exfm.supervision.commits import NONE
 from exfm.supervision.store import Store
 from exfm.training.identity import RUN_FILE, component_notes, open_run
-from exfm.training.loop import Progress, StreamLoop
+from exfm.training.loop import StreamLoop
+from exfm.training.progress import Progress
 
 RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, RUN_FILE)
 
