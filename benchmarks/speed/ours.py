@@ -23,7 +23,7 @@ import yaml
 from rows import FEATURES
 
 import exfm
-from exfm.training.loop import Progress
+from exfm.training.progress import Progress
 
 Settings = dict[str, Any]
 

@@ -171,6 +171,27 @@ def test_good_rows_pass_untouched_with_the_schemas_columns() -> None:
     assert exfm.Origin.of(left) == exfm.Origin("logs/day 1.parquet", 100)
 
 
+def test_columns_that_share_a_table_hold_ids_of_one_type() -> None:
+    """The items of a history meet the candidate item only where both are integers, or both strings."""
+    schema = exfm.FeatureSchema.model_validate(
+        {
+            "features": [
+                {"kind": "categorical", "name": "city", "rows": 10, "table": "places"},
+                {"kind": "sequence", "name": "history", "max_length": 5,
+                 "fields": [{"name": "seen", "column": "seen", "rows": 10, "table": "places"}]},
+            ],
+            "labels": [{"name": "click"}],
+        }
+    )  # fmt: skip
+    words = r"row 100: seen: the column holds list<.*int32.*shares the table 'places' with city, which holds strings"
+    with pytest.raises(ConfigError, match=words):
+        checker(skip=True, schema=schema).check(batch())
+    alike = batch(GOOD | {"city": [1, None, 2]})
+    one = checker(schema=schema)
+    assert one.check(alike).num_rows == 3
+    assert one.id_kinds == {"city": "integers", "seen": "integers"}
+
+
 def test_time_goes_on_from_batch_to_batch() -> None:
     one = checker(newest_us=5)
     one.check(batch())

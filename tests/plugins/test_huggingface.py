@@ -136,6 +136,14 @@ def test_the_next_event_and_the_part_are_known(tmp_path: Path) -> None:
     assert changed.version != part.version
 
 
+def test_fewer_columns_are_needed_where_fewer_are_asked_for(tmp_path: Path) -> None:
+    of = source(save(tmp_path / "d", table([10, 20]).drop_columns(["click", "history_items"])))
+    user = of.schema().select(("user",)).model_copy(update={"labels": ()})
+    assert [set(row) for row in everything(of.select(user))] == [{"example_id", "shown_at", "user"}] * 2
+    with pytest.raises(ValueError, match="has no column"):
+        of.time_range()
+
+
 def test_the_example_runs(tmp_path: Path) -> None:
     path = save(tmp_path / "data", table([90 - number for number in range(60)]))
     assert run_example("huggingface", tmp_path, path=path)["models"]["fm"]["examples"] == 60

@@ -269,6 +269,14 @@ def test_entries_without_a_row_are_named_or_skipped(
     assert list(skipped["row"].values()) == [1]
 
 
+def test_fewer_columns_are_read_where_fewer_are_asked_for(url: str, log: Any) -> None:
+    append(log, 0, 5000)
+    of = source(url)
+    item = of.schema().select(("item",)).model_copy(update={"labels": ()})
+    [batch] = of.select(item).read(exfm.Window(0, 0, 10**9))
+    assert {"example_id", "event_time", "item"} == set(batch.schema.names) - {"exfm.bad_row"}
+
+
 def test_a_wrong_unit_is_not_skipped_row_by_row(url: str, log: Any) -> None:
     for number in range(450):
         append(log, number, 100_000 + number, event_time=100_000 + number)

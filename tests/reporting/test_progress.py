@@ -9,7 +9,7 @@ import pytest
 
 import exfm
 from exfm.reporting.progress import StreamProgress
-from exfm.training.loop import Progress
+from exfm.training.progress import Progress
 
 DAY_US = 86_400_000_000
 

@@ -34,7 +34,7 @@ def check(config: dict[str, Any], *features: str, tolerance: float = 1e-6) -> An
     served = ServedModel(arm, schema, weights)
     program = capture(served)
     run = program.module()
-    for size, longest in ((1, 9), (1, 0), (1, 1), (3, 9), (100, 9), (100, 0)):
+    for size, longest in ((1, 9), (1, 0), (1, 1), (3, 9), (100, 9), (100, 0), (513, 3), (5_000, 2)):
         rows = rows_of(schema, size, seed=size, longest=longest)
         with torch.no_grad():
             logits = model(model.narrow(decode(rows, schema))).logits

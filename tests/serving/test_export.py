@@ -107,18 +107,24 @@ def test_another_torch_is_refused(compiled: str, monkeypatch: pytest.MonkeyPatch
     assert exfm.serving.load(compiled, compiled=False).predict([]).keys() == {"click", "buy"}
 
 
-def test_onnx(run: exfm.Experiment, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "features"),
+    [
+        ({"backbone": {"name": "wukong", "layers": 1}}, ("user", "price", "history", "viewed")),
+        ({"backbone": {"name": "mlp"}, "sequence_encoder": {"name": "mean"}}, ("user", "history")),
+    ],
+    ids=["averaged", "event by event"],
+)
+def test_onnx(model: dict[str, Any], features: tuple[str, ...], tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    with pytest.raises(exfm.RunError, match="the model has no ONNX form"):
-        export(run, "ah", str(tmp_path / "sequences"), Form(compiled=False, onnx=True))
-    schema = with_columns(schema_of("user", "price", "viewed"))
-    arm = arm_of({"backbone": {"name": "dlrm"}}, schema)
+    schema = with_columns(schema_of(*features))
+    arm = arm_of({"embedding_dim": 8, **model}, schema)
     served = ServedModel(arm, schema, trained(arm, schema)[1])
     with warnings.catch_warnings(action="ignore"):
         to_onnx(capture(served), served, tmp_path / "model.onnx")
     session = runtime.InferenceSession(tmp_path / "model.onnx")
-    for size in (1, 3, 100):
+    for size in (1, 3, 100, 513, 5_000):
         given = list(arrays(served.features, rows_of(schema, size)))
         found = session.run(["click", "buy"], dict(zip(served.names, given, strict=True)))
         expected = served(*map(torch.from_numpy, given))
@@ -173,6 +179,18 @@ def test_a_component_that_cannot_be_exported(
     with pytest.raises(exfm.RunError, match=f"models.odd: .*{words}"):
         export(experiment, "odd", str(tmp_path / "out"), PROGRAM)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_operation_without_an_onnx_form(
+    plugins: Any, experiment_file: str, run: exfm.Experiment, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript")
+    plugins.install("odd_plugin", BACKBONE.format(body="tokens_BND = torch.special.bessel_j0(tokens_BND)"))
+    overrides = ["models={odd: {backbone: {name: odd}, batch_size: 64}}", f"run_dir={tmp_path / 'run'}"]
+    experiment = exfm.load_experiment(experiment_file, overrides, registry=discover())
+    exfm.run(experiment)
+    with pytest.raises(exfm.RunError, match="the model has no ONNX form"):
+        export(experiment, "odd", str(tmp_path / "out"), Form(compiled=False, onnx=True))
 
 
 def test_wrong_input(run: exfm.Experiment, experiment_file: str, exfm_cli: Any, tmp_path: Path) -> None:

@@ -21,11 +21,12 @@ import yaml
 import exfm
 from exfm.data.windows import windows_of
 from exfm.supervision.store import Store
+from exfm.supervision.workspace import Workspace
 from exfm.training.ended_window import EndedWindow
 from exfm.training.loop import StreamLoop
 from exfm.training.run import open_run
 
-from .logs import differences, experiment_dict, load, make_log, supervision, write_log
+from .logs import differences, experiment_dict, load, make_log, rows_by_window, supervision, write_log
 
 KILLS = 1
 
@@ -77,6 +78,27 @@ def test_stages_run_one_by_one_give_the_same_results(whole: tuple[dict[str, Any]
     assert job(path, "train", "vm") == (5, "")
     results = exfm.run(exfm.load_experiment(str(path)))
     assert differences(results, whole[0]) == []
+
+
+def test_a_listing_that_lacks_the_newest_names_changes_nothing(
+    whole: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = config_of(tmp_path, "stale")
+    names = Workspace.names
+
+    def late(self: Workspace, folder: str) -> list[str]:
+        listed = names(self, folder)
+        return listed[:-1] if folder.startswith(("commits/", "snapshots/")) else listed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workspace, "names", late)
+        turns = 0
+        while sum(job(path, *one)[0] for one in (("supervise", "fm"), ("train", "fm"), ("train", "vm"))):
+            turns += 1
+            assert turns < 20
+    for model in ("fm", "vm"):
+        assert sorted(rows_by_window(str(path.with_suffix("")), "predictions", model)) == list(range(6))
+    assert differences(exfm.run(exfm.load_experiment(str(path))), whole[0]) == []
 
 
 def test_a_restarted_follower_does_the_last_window_with_its_own_state(

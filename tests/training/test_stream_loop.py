@@ -14,7 +14,7 @@ import torch
 
 import exfm
 from exfm.supervision.commits import CommitLog
-from exfm.training.loop import Progress
+from exfm.training.progress import Progress
 
 from .logs import DAY_US, START_US, differences, experiment_dict, load, make_log, predictions, supervision, write_log
 

@@ -16,6 +16,9 @@ MOST = 65_536
 """Ids that are remembered of earlier windows, 8 bytes each."""
 
 _SALT = 3
+_AT_ONCE = 1 << 20
+_LONGEST_RUN = 1 << 22
+"""To join longer runs would take, for a moment, twice the memory of a window's ids."""
 
 
 class SeenIds:
@@ -27,13 +30,21 @@ class SeenIds:
 
     def __init__(self) -> None:
         self._sorted_N: U64 = np.zeros(0, np.uint64)
+        self._limit: np.uint64 | None = None  # once they are many: the largest of their hashes
 
     def add(self, ids: U64) -> None:
         """Remembers ids."""
+        for first in range(0, ids.size, _AT_ONCE):
+            self._add(ids[first : first + _AT_ONCE])
+
+    def _add(self, ids: U64) -> None:
+        if self._limit is not None:
+            ids = ids[mix(ids, _SALT) < self._limit]
         together = np.union1d(self._sorted_N, ids)
         if together.size > MOST:
-            together = together[np.argpartition(mix(together, _SALT), MOST)[:MOST]]
-            together.sort()
+            hashes = mix(together, _SALT)
+            kept = np.sort(np.argpartition(hashes, MOST - 1)[:MOST])
+            together, self._limit = together[kept], hashes[kept].max()
         self._sorted_N = together
 
     def has(self, ids_B: U64) -> Mask:
@@ -44,8 +55,8 @@ class SeenIds:
 class WindowIds:
     """The ids of a window so far, 8 bytes each, beside those of the windows before.
 
-    They are kept as sorted runs of which each is more than twice as long as the next, so that a new batch is compared
-    with few of them.
+    They are kept as sorted runs, each more than twice as long as the next or else of millions of ids, so that a new
+    batch is compared with few of them.
     """
 
     def __init__(self, before: SeenIds) -> None:
@@ -72,7 +83,7 @@ class WindowIds:
         return self._runs
 
     def _keep(self, new: U64) -> None:
-        while self._runs and self._runs[-1].size <= 2 * new.size:
+        while self._runs and self._runs[-1].size <= min(2 * new.size, _LONGEST_RUN - new.size):
             new = np.concatenate([self._runs.pop(), new])
             new.sort(kind="stable")
         if new.size:

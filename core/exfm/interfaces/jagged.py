@@ -37,8 +37,7 @@ class JaggedSequence:
 
     def example_index(self) -> Tensor:
         """The example each event belongs to, (E,)."""
-        index = torch.arange(self.batch_size, device=self.offsets.device)
-        return torch.repeat_interleave(index, self.lengths, output_size=self.values_ED.shape[0])
+        return example_index(self.offsets, self.values_ED.shape[0])
 
     def positions(self) -> Tensor:
         """How many events lie between each event and the newest one of its example, (E,): the newest has 0."""
@@ -102,3 +101,12 @@ class JaggedSequence:
         values = torch.cat([self.values_ED, tokens_BKD.reshape(-1, width).to(self.values_ED.dtype)])
         merged = torch.empty_like(values).index_copy(0, places, values)
         return JaggedSequence(merged, offsets, self.max_length + count)
+
+
+def example_index(offsets: Tensor, events: int) -> Tensor:
+    """The example each of E events belongs to, (E,), from where the events of B examples begin and end, (B + 1,)."""
+    if torch.compiler.is_exporting():  # ONNX has no repeat_interleave of a known size
+        ends_B = offsets[1:]
+        return offsets.new_zeros(events + 1).scatter_add(0, ends_B, torch.ones_like(ends_B)).cumsum(0)[:-1]
+    index = torch.arange(offsets.shape[0] - 1, device=offsets.device)
+    return torch.repeat_interleave(index, offsets.diff(), output_size=events)

@@ -170,15 +170,16 @@ class RankingModel(nn.Module):
             encoders = zip(sequences.values(), self.encoders.values(), strict=True) if self.encoders else ()
             more = [*(encoder(sequence, tokens_BND) for sequence, encoder in encoders), *looked_up]
             tokens_BND = torch.cat([tokens_BND, *more], dim=1) if more else tokens_BND
-            whole = self.reads_sequences or tokens_BND.shape[0] <= _PIECE
-            if whole or not self.in_pieces or not torch.is_grad_enabled():
-                representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
-                return representation_BR.float()
-            return torch.cat([self.backbone(piece, {}) for piece in torch.split(tokens_BND, _PIECE)]).float()
+            # The size is asked last: it would be a condition of a captured graph, where nothing is in pieces.
+            pieces = self.in_pieces and not self.reads_sequences and torch.is_grad_enabled()
+            if pieces and tokens_BND.shape[0] > _PIECE:
+                return torch.cat([self.backbone(piece, {}) for piece in torch.split(tokens_BND, _PIECE)]).float()
+            representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
+            return representation_BR.float()
 
     def shares(self, examples: int) -> int:
         """How many threads share a batch of so many examples: all or one."""
-        return self.threads if examples >= self.threads * _SHARE else 1
+        return self.threads if self.threads > 1 and examples >= self.threads * _SHARE else 1
 
     def _precision(self, tokens_BND: Tensor) -> torch.autocast:
         return torch.autocast(tokens_BND.device.type, torch.bfloat16, enabled=self.low_precision)

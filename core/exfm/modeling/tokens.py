@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
 from exfm.data.batch import Batch, SequenceBatch
-from exfm.interfaces.jagged import JaggedSequence
+from exfm.interfaces.jagged import JaggedSequence, example_index
 from exfm.interfaces.ranks import ALONE, Ranks
 from exfm.interfaces.schema import (
     CategoricalFeature,
@@ -323,6 +323,6 @@ def _id_lookups(sequence: SequenceFeature) -> list[Lookup]:
 
 def _segment_mean(values_EG: Tensor, offsets: Tensor) -> Tensor:
     lengths = offsets.diff()
-    index = torch.repeat_interleave(lengths, output_size=values_EG.shape[0])
+    index = example_index(offsets, values_EG.shape[0])
     total_BG = values_EG.new_zeros(lengths.shape[0], values_EG.shape[1]).index_add_(0, index, values_EG)
     return total_BG / lengths.clamp(min=1).unsqueeze(1)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from importlib import import_module
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -137,12 +138,12 @@ class _Picture:
             self._draw()
 
     def _draw(self) -> None:
-        from IPython.display import HTML, display
-
+        ipython: Any = import_module("IPython.display")
+        picture = ipython.HTML(self._last)
         if self._handle is None:
-            self._handle = display(HTML(self._last), display_id=True)
+            self._handle = ipython.display(picture, display_id=True)
         else:
-            self._handle.update(HTML(self._last))
+            self._handle.update(picture)
 
 
 class _Bar:

@@ -32,6 +32,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
     """
     models: dict[str, Any] = {}
     supervision: dict[str, Any] = {}
+    skipped_rows = 0
     skipped: dict[str, dict[str, int]] = {}
     late = []
     missed = []
@@ -40,6 +41,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         counters = [commit.counters for commit in commits]
         seconds = sum(counted["seconds"] for counted in counters)
         examples = sum(counted["examples"] for counted in counters)
+        skipped_rows = max(skipped_rows, sum(counted["skipped_rows"] for counted in counters))
         skipped = max(skipped, _skipped(counters), key=sum_counts)
         last = counters[-1] if counters else {}
         late += _late(store, arm)
@@ -68,7 +70,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         "supervision": supervision,
         "labelling": {teacher: _labelling(store, teacher) for teacher in supervision if teacher in models},
         "data": {
-            "skipped_rows": sum_counts(skipped),
+            "skipped_rows": skipped_rows,
             "skipped": skipped,
             "late_rows": _most(late),
             "late": late,
@@ -134,7 +136,7 @@ def _skipped(counters: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]
     """Rows left out of a model's windows, by column and reason."""
     total: dict[str, dict[str, int]] = {}
     for counted in counters:
-        add_counts(total, counted["skipped"])
+        add_counts(total, counted.get("skipped", {}))  # none in windows of exfm before it counted them
     return total
 
 

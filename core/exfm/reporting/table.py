@@ -40,7 +40,7 @@ def result_table(results: Json) -> FittedTable:
     for name, task, figures in rows:
         bayes = [fixed(figures.get("bayes_ne"))] if with_bayes else []
         quality = [fixed(figures["ne"]), *bayes, fixed(figures["auc"]), fixed(figures["gauc"])]
-        cells = [*quality, percent(figures["base_rate"]), *_gain_cells(gains.get((name, task)))]
+        cells: list[Text | str] = [*quality, percent(figures["base_rate"]), *_gain_cells(gains.get((name, task)))]
         table.add_row((name, task), cells)
     return table
 

@@ -146,10 +146,17 @@ def _table_rows(feature: Feature | None, field: str) -> int:
     return feature.rows
 
 
+_SIZES = ((1, 0), (1, 1), (2, 1), (3, 0), (8, 40), (513, 3), (5_000, 2))
+_PADDED = 1 << 25
+"""Pairs of events at most in a check: a captured graph pads every history to the longest there may be."""
+
+
 def _check(served: ServedModel, program: ExportedProgram, model: str, tolerance: float) -> None:
     """Raises RunError unless the captured graph gives what the model gives, at sizes other than the captured one."""
     run = program.module()
-    for size, longest in ((1, 0), (1, 1), (2, 1), (3, 0), (8, 40)):
+    histories = [one.max_length for one in served.features if isinstance(one, SequenceFeature)]
+    largest = max(8, _PADDED // max(histories, default=1) ** 2)
+    for size, longest in ((min(size, largest), longest) for size, longest in _SIZES):
         tensors = tuple(_examples(served.features, size, longest))
         try:
             with torch.no_grad():
@@ -230,10 +237,13 @@ def to_onnx(program: ExportedProgram, served: ServedModel, path: Path) -> None:
             verbose=False,
         )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise RunError(
-            "the model has no ONNX form: an operation of its graph has none, as is so with every model that reads "
-            f"sequences one event at a time; export without --onnx ({_first_line(error)})"
-        ) from error
+        raise RunError(f"the model has no ONNX form: {_reason(error)}; export without --onnx") from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch says of the operation that it could not translate, among much else."""
+    causes = [line for line in str(error).splitlines() if line.startswith("<class ")]
+    return causes[-1].partition(": ")[2].partition(". ")[0] if causes else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

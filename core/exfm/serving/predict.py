@@ -34,7 +34,7 @@ from exfm.supervision.snapshots import Snapshot
 from exfm.supervision.store import Store
 from exfm.supervision.workspace import Workspace
 from exfm.training.building import build_model, growth_of, place
-from exfm.training.loop import Progress
+from exfm.training.progress import Progress
 
 
 def predict(

@@ -44,8 +44,10 @@ def find_snapshot(experiment: Experiment, arm: Arm, store: Store, version: int |
     if not published:
         raise ConfigError(f"{run_dir}: there is no snapshot of {arm.name!r}; `exfm run` or `exfm train` publishes them")
     if version is not None and version not in published:
-        kept = ", ".join(map(str, sorted(published)))
-        raise ConfigError(f"{run_dir}: there is no snapshot {version} of {arm.name!r}, or no longer; there are: {kept}")
+        there = ", ".join(map(str, sorted(published)))
+        raise ConfigError(
+            f"{run_dir}: there is no snapshot {version} of {arm.name!r}, or no longer; there are: {there}"
+        )
     snapshot = published[max(published) if version is None else version]
     kept = OmegaConf.to_container(OmegaConf.create(store.workspace.read(CONFIG_FILE).decode()))
     assert isinstance(kept, dict)

@@ -15,6 +15,6 @@ class SchemaConfig(ComponentConfig, FeatureSchema):
         """The schema alone."""
         return FeatureSchema.model_construct(**{name: getattr(self, name) for name in FeatureSchema.model_fields})
 
-    def select(self, schema: FeatureSchema) -> Self:
+    def with_schema(self, schema: FeatureSchema) -> Self:
         """The same config with a part of its schema."""
         return self.model_copy(update={name: getattr(schema, name) for name in FeatureSchema.model_fields})

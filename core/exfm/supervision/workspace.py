@@ -289,6 +289,11 @@ class Workspace:
         with suppress(FileNotFoundError):
             self.fs.rm_file(self.path(relative))
 
+    def remove_tree(self, folder: str) -> None:
+        """Removes a folder with all that is in it, if it is there."""
+        with suppress(FileNotFoundError):
+            self.fs.rm(self.path(folder), recursive=True)
+
     def remove(self, folder: str) -> None:
         """Removes the files of a folder, if they are there, and the folder, if nobody writes to it just now."""
         for name in self.names(folder):

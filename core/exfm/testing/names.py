@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
-_RENAMINGS = 3
+_RENAMINGS = 2
 _MOST_TRIES = 1000
 
 

@@ -34,7 +34,8 @@ class Operations(TorchDispatchMode):
     ) -> Any:
         """Does the operation, and notes it."""
         result = func(*args, **(kwargs or {}))
-        tensors = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
+        leaves = [result] if isinstance(result, Tensor) else tree_leaves(result)
+        tensors = [one for one in leaves if isinstance(one, Tensor)]
         self.sizes.append((str(func), max((tensor.numel() for tensor in tensors), default=0)))
         for tensor in tensors:
             memory = StorageWeakRef(tensor.untyped_storage())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from exfm.config.checks import Arm
-from exfm.config.experiment import OptimizerConfig
+from exfm.config.experiment import DenseOptimizer, OptimizerConfig
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
+from exfm.interfaces.parallel_plan import TableOptimizer
 
 
 def diverged(arm: Arm, window: Window, symptom: str, last: Window | None) -> RunError:
@@ -25,8 +26,11 @@ def diverged(arm: Arm, window: Window, symptom: str, last: Window | None) -> Run
 
 def _lower_rate(optimizer: OptimizerConfig) -> str:
     """The rate that lies furthest above its default, lowered, with what it is now."""
-    rates = {"dense": optimizer.dense, "tables": optimizer.tables}
-    usual = {name: type(part).model_fields["lr"].default for name, part in rates.items()}
-    name = max(rates, key=lambda one: rates[one].lr / usual[one])
-    now = rates[name].lr
+    rates = {"dense": optimizer.dense.lr, "tables": optimizer.tables.lr}
+    usual = {
+        "dense": DenseOptimizer.model_fields["lr"].default,
+        "tables": TableOptimizer.model_fields["lr"].default,
+    }
+    name = max(rates, key=lambda one: rates[one] / usual[one])
+    now = rates[name]
     return f"{name}.lr={min(now / 10, usual[name]):.3g} (now {now:.3g})"

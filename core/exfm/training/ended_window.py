@@ -50,6 +50,7 @@ class EndedWindow:
     def write(self) -> None:
         """Makes the window's supervision visible, then its predictions and the new snapshot."""
         log, snapshots = self.store.log, self.store.snapshots
+        files: Mapping[str, FileRecord]
         if self.supervision is not None:
             files = self.supervision.close() if self.state else {}
             try:

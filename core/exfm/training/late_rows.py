@@ -28,6 +28,8 @@ Ids = npt.NDArray[np.int64]
 _NAMED = 3
 """How many parts a warning names."""
 
+_LONG_AGO = -(2**63)
+
 logger = logging.getLogger(__name__)
 
 
@@ -66,13 +68,24 @@ class LateRowFinder:
         changed: dict[int, Window] = {}
         read: dict[int, Mapping[str, str]] = {}
         for part in parts:
-            common = TimeRange(max(part.first_us, done.start_us), min(part.last_us + 1, done.end_us))
-            for window in windows_with_events(self._source, grid, common):
+            for window in self._windows_of(part, grid, done):
                 if window.index not in read:
                     read[window.index] = self._versions(arm, window.index, chain)
                 if read[window.index].get(part.name) != part.version:
                     changed[window.index] = window
         return [changed[index] for index in sorted(changed)]
+
+    def _windows_of(self, part: StreamPart, grid: WindowGrid, done: TimeRange) -> Iterator[Window]:
+        """Yields the committed windows that may hold rows of a part.
+
+        A part that overlaps others in time goes back in time where it begins: a source yields its rows in the window
+        that the parts before it have reached.
+        """
+        common = TimeRange(max(part.first_us, done.start_us), min(part.last_us + 1, done.end_us))
+        yield from windows_with_events(self._source, grid, common)
+        reached_us = max(other.last_us for other in self._source.parts() if other.first_us <= part.first_us)
+        if reached_us > part.last_us and reached_us < done.end_us:
+            yield grid.window(grid.index_at(reached_us))
 
     def _versions(self, arm: Arm, index: int, chain: set[int]) -> Mapping[str, str]:
         """Versions of the parts of a window that were read, or compared since."""
@@ -105,9 +118,9 @@ class LateRowFinder:
 
     def _ids(self, arm: Arm, window: Window) -> Iterator[tuple[str, Ids]]:
         """Yields the part's name and the example ids of each batch of a window."""
-        checker = RowChecker(self._schema, True, newest_us=window.start_us)
         for batch in self._source.read(window):
-            rows = checker.check(batch)
+            # Each batch by itself: that a late part goes back in time makes none of its rows a bad one.
+            rows = RowChecker(self._schema, True, newest_us=_LONG_AGO).check(batch)
             if rows.num_rows:
                 ids: Ids = rows.column(self._schema.example_id).to_numpy(zero_copy_only=False).astype(np.int64)
                 picked = rows_where(rows, arm.config.where, self._columns)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import cached_property
 
 from exfm.config.checks import Arm
@@ -18,8 +17,6 @@ from exfm.config.loading import Experiment
 from exfm.data.skips import Counts
 from exfm.data.source_errors import source_errors
 from exfm.data.stream import ChunkReader
-from exfm.data.windows import WindowGrid
-from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.parallel_plan import ParallelPlan
@@ -31,67 +28,20 @@ from exfm.supervision.store import Store
 from exfm.supervision.streaming import SupervisionStream
 from exfm.training.building import teacher_shapes
 from exfm.training.ended_window import EndedWindow
-from exfm.training.identity import bind_run, grid_of
+from exfm.training.identity import bind_run
 from exfm.training.labeller import Labeller
-from exfm.training.late_rows import LateRowFinder, earlier_words, overlaps
+from exfm.training.late_rows import LateRowFinder
+from exfm.training.progress import Clock, Progress
 from exfm.training.saving import Saving
 from exfm.training.schedule import Schedule, WindowWork
 from exfm.training.sharing import Sharing
 from exfm.training.spread import SpreadChunk, check_spread, read_spread
 from exfm.training.stage import Stage
+from exfm.training.stream_state import agreed_parts, read_schedule
 from exfm.training.teachers import external_teachers
 from exfm.training.trainer import Trainer
 
 NOW = timedelta(0)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-_LISTINGS = 10
-"""How often, a second apart, processes list the stream before they say that they see different files."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a caller is told after every chunk.
-
-    Attributes:
-        window: the window in work, one of ``windows`` in all.
-        rows: rows of the chunk.
-        ne: NE of each model's first task in this window so far.
-    """
-
-    window: Window
-    windows: int
-    rows: int
-    ne: Mapping[str, float | None]
-
-
-@dataclass
-class Clock:
-    """Where the time of a run goes, in seconds."""
-
-    started: float = field(default_factory=time.perf_counter)
-    first_batch: float | None = None
-    data: float = 0.0
-    train: float = 0.0
-    supervise: float = 0.0
-    commit: float = 0.0
-
-    def since_start(self) -> float:
-        """Seconds since the run began."""
-        return time.perf_counter() - self.started
-
-    def as_dict(self) -> dict[str, float | None]:
-        """The `time` section of results.json; effective training time is the share spent on learning from new data."""
-        total = self.since_start()
-        return {
-            "total_s": round(total, 3),
-            "time_to_first_batch_s": None if self.first_batch is None else round(self.first_batch, 3),
-            "data_s": round(self.data, 3),
-            "train_s": round(self.train, 3),
-            "supervise_s": round(self.supervise, 3),
-            "commit_s": round(self.commit, 3),
-            "effective_training_time": round(self.train / total, 4),
-        }
 
 
 class StreamLoop:
@@ -172,7 +122,7 @@ class StreamLoop:
             RunError: a manifest is missing, a committed file is corrupt, or processes do not see the same stream.
         """
         with source_errors():
-            schedule = self._schedule(complete_windows_only)
+            schedule = read_schedule(self.experiment, self.store, self.ranks, complete_windows_only)
             self._reopen(schedule)
             if self.ranks.is_first:
                 self._late.look(schedule.grid, schedule.span)
@@ -203,28 +153,6 @@ class StreamLoop:
         self.ranks.wait()
         self.clock.commit += time.perf_counter() - start
         return count
-
-    def _schedule(self, complete_windows_only: bool) -> Schedule:
-        """Reads which time the stream covers, and how the run counts its windows.
-
-        Raises:
-            ConfigError: the stream begins earlier than the run did.
-        """
-        stream = self.experiment.config.stream
-        span = self.experiment.source.time_range()
-        start_us, end_us = self.ranks.agree(span.start_us), self.ranks.agree(span.end_us)
-        if stream.start is not None:
-            start_us = max(start_us, microseconds(stream.start - EPOCH))
-        span = TimeRange(start_us, max(start_us, end_us))
-        kept = grid_of(self.store) if self.ranks.is_first else None
-        grid = WindowGrid.around(span.start_us, stream.window)
-        if kept is not None and span.start_us < kept.origin_us:
-            raise ConfigError(earlier_words(self.experiment.source, kept, span))
-        if kept is not None:
-            self._bound = True
-            grid = kept
-        grid = WindowGrid(self.ranks.agree(grid.origin_us), grid.length_us)
-        return Schedule(self.experiment, self.store.log, self.ranks, grid, span, complete_windows_only)
 
     def _reopen(self, schedule: Schedule) -> None:
         """Takes back last windows that were committed incomplete, where more of their rows have come."""
@@ -279,7 +207,9 @@ class StreamLoop:
         window = work.window
         stages = [stage for stage in self.stages if stage.name in work.stages]
         labellers = [one for one in self.labellers if one.name in work.labellers]
-        read = WindowRead(self._parts(work), min(window.end_us, schedule.span.end_us))
+        read = WindowRead(
+            agreed_parts(self.experiment.source, self.ranks, work), min(window.end_us, schedule.span.end_us)
+        )
         streams: dict[str, SupervisionStream] = {}
         begun: list[Stage | Labeller] = []
         try:
@@ -303,26 +233,29 @@ class StreamLoop:
             if following is not None:  # its first rows are read while this window is committed
                 self.reader.begin(following.window, following.only)
             if rows or skipped:  # a window without rows leaves nothing behind: the next manifest passes over it
-                self._commit(stages, labellers, schedule.grid, rows, skipped, id_kinds)
+                self._bind(schedule)
+                self._commit(stages, labellers, rows, skipped, id_kinds)
             for stage in stages:
                 self._done[stage.name] = window.index
         finally:
             for part in (*begun, *streams.values()):
                 part.close()
 
+    def _bind(self, schedule: Schedule) -> None:
+        """Binds the run's folder to the experiment, before its first commit."""
+        if self.ranks.is_first and not (self._bound or schedule.bound):
+            bind_run(self.experiment, self.store, schedule.grid)
+        self._bound = True
+
     def _commit(
         self,
         stages: list[Stage],
         labellers: list[Labeller],
-        grid: WindowGrid,
         rows: int,
         skipped: Counts,
         id_kinds: Mapping[str, str],
     ) -> None:
         start = time.perf_counter()
-        if not self._bound and self.ranks.is_first:
-            bind_run(self.experiment, self.store, grid)
-        self._bound = True
         for labeller in labellers:
             labeller.commit(rows)
         self.saving.wait()
@@ -339,27 +272,6 @@ class StreamLoop:
         if not self.saving.background:
             self.ranks.wait()  # until the first process has stored what the others may now read
         self.clock.commit += time.perf_counter() - start
-
-    def _parts(self, work: WindowWork) -> dict[str, str]:
-        """Versions of the stream's parts that a window is read from, by name.
-
-        Raises:
-            RunError: another process sees other parts, and goes on seeing them.
-        """
-        for attempt in range(_LISTINGS):
-            with source_errors():
-                parts = [part for part in self.experiment.source.parts() if overlaps(part, work.window)]
-            extents = json.dumps(sorted((part.first_us, part.last_us) for part in parts)).encode()
-            if self.ranks.all_agree(self.ranks.broadcast(extents) == extents):
-                break
-            if attempt + 1 < _LISTINGS:
-                time.sleep(1.0)
-        else:
-            raise RunError(
-                f"stream.source: process {self.ranks.index} and the first one do not see the same parts of window "
-                f"{work.window}; every process must read the same files. Call the job again when they all see them."
-            )
-        return {part.name: part.version for part in parts if work.only is None or part.name in work.only}
 
     def _open_supervision(self, work: WindowWork, stages: list[Stage], streams: dict[str, SupervisionStream]) -> None:
         """Opens what other jobs, or this one before an interruption, have supervised of the window."""

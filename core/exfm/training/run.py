@@ -17,7 +17,8 @@ from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE, REPORT_FILE, RESUL
 from exfm.supervision.commits import NONE
 from exfm.supervision.store import Store
 from exfm.training.identity import RUN_FILE, component_notes, open_run
-from exfm.training.loop import Progress, StreamLoop
+from exfm.training.loop import StreamLoop
+from exfm.training.progress import Progress
 
 RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, RUN_FILE)
 
@@ -76,7 +77,7 @@ def start_over(store: Store) -> None:
             for name in reversed(workspace.names(f"commits/{stage}/{model}")):
                 workspace.remove_file(f"commits/{stage}/{model}/{name}")
     for name in ("commits", "late", "predictions", "supervision", "snapshots"):
-        workspace.remove(name)
+        workspace.remove_tree(name)
     for name in RUN_FILES:
         workspace.remove_file(name)
 

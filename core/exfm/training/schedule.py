@@ -46,6 +46,7 @@ class Schedule:
         grid: how the run counts its windows.
         span: the time for which the stream is complete.
         complete_windows_only: leave out a last window that more rows may still come for.
+        bound: whether the run's folder had been bound to an experiment before.
     """
 
     def __init__(
@@ -56,7 +57,9 @@ class Schedule:
         grid: WindowGrid,
         span: TimeRange,
         complete_windows_only: bool,
+        bound: bool = False,
     ) -> None:
+        self.bound = bound
         self.grid = grid
         self.span = span
         self._experiment = experiment

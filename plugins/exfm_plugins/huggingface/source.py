@@ -75,7 +75,7 @@ class HuggingFace(exfm.DataSource):
 
     def select(self, schema: exfm.FeatureSchema) -> HuggingFace:
         """The same stream with fewer columns."""
-        return HuggingFace(self.config.select(schema))
+        return HuggingFace(self.config.with_schema(schema))
 
     def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows with the schema's columns; row i of the window belongs to shard ``i % count``."""

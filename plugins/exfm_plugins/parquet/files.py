@@ -67,11 +67,11 @@ class ParquetFiles:
                 or a column is in none of them.
         """
         versions = self._versions()
+        self._examined = {file: one for file, one in self._examined.items() if file in versions.items()}
         new = [file for file in versions.items() if file not in self._examined]
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-            footers = list(pool.map(lambda file: self._examine(*file), new))
-        examined = self._examined | dict(zip(new, footers, strict=True))
-        self._examined = {file: examined[file] for file in versions.items()}
+            list(pool.map(lambda file: self._examine(*file), new))
+        self._examined = {file: self._examined[file] for file in versions.items()}
         self._of_path = path_columns(versions)
         names = {name for one in self._examined.values() for name in one.names}
         names |= {name for columns in self._of_path.values() for name in columns}
@@ -108,7 +108,8 @@ class ParquetFiles:
             raise exfm.NotYetError(f"parquet: path: {wrong}")
         return {path: _version(info) for path, info in found.items()}
 
-    def _examine(self, path: str, version: str) -> _Examined:
+    def _examine(self, path: str, version: str) -> None:
+        """Keeps what a footer says, so that it is read once even where another file cannot be read yet."""
         try:
             file = self.open(path)
         except FileNotFoundError as error:
@@ -119,7 +120,8 @@ class ParquetFiles:
             raise self._unreadable(path, version, error) from error
         with file:
             check_time(path, file.schema_arrow, self._event_time, self._unit)
-            return _Examined(tuple(file.schema_arrow.names), tuple(self._groups_of(path, file)))
+            examined = _Examined(tuple(file.schema_arrow.names), tuple(self._groups_of(path, file)))
+        self._examined[path, version] = examined
 
     def _unreadable(self, path: str, version: str, error: Exception) -> ValueError:
         """A file without a footer may still be written; one that stays the same for long is taken for damaged."""

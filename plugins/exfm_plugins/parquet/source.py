@@ -42,6 +42,7 @@ class Parquet(exfm.DataSource):
     """
 
     name: ClassVar[str] = "parquet"
+    free_fields: ClassVar[frozenset[str]] = frozenset({"path", "batch_rows"})
 
     class Config(SchemaConfig):
         """Where the files are, and what a row of them holds."""
@@ -89,7 +90,7 @@ class Parquet(exfm.DataSource):
 
     def select(self, schema: exfm.FeatureSchema) -> Parquet:
         """The same stream with fewer columns."""
-        return Parquet(self.config.select(schema))
+        return Parquet(self.config.with_schema(schema))
 
     def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows with the schema's columns; ``event_time`` in microseconds whatever the file has."""

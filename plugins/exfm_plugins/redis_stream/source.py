@@ -94,7 +94,7 @@ class RedisStream(exfm.DataSource):
     def select(self, schema: exfm.FeatureSchema) -> RedisStream:
         """The same stream with fewer columns."""
         strings = tuple(column for column in self.config.strings if column in schema.columns)
-        return RedisStream(self.config.select(schema).model_copy(update={"strings": strings}))
+        return RedisStream(self.config.with_schema(schema).model_copy(update={"strings": strings}))
 
     def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows in order of their time; row i of the window belongs to shard ``i % count``."""
