@@ -76,7 +76,7 @@ class JsonlSource(exfm.DataSource):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._known: dict[str, _File | None] = {}
+        self._cached: dict[str, _File | None] = {}
 
     def schema(self) -> exfm.FeatureSchema:
         """As the config says."""
@@ -145,10 +145,10 @@ class JsonlSource(exfm.DataSource):
 
     def _file(self, url: str) -> _File | None:
         """What is known of a file; it is read where it has changed since. None where it has no lines."""
-        version, known = version_of(url), self._known.get(url)
-        if known is None or known.version != version:
+        version, cached = version_of(url), self._cached.get(url)
+        if cached is None or cached.version != version:
             times = [self._times(block)[[0, -1]].tolist() for block in read_file(url, self._types) if block.num_rows]
             if any(later[0] < earlier[1] for earlier, later in pairwise(times)):
                 raise ValueError(f"jsonl: {url}: {self.config.event_time} goes back in time")
-            self._known[url] = known = _File(url, version, times[0][0], times[-1][1]) if times else None
-        return known
+            self._cached[url] = cached = _File(url, version, times[0][0], times[-1][1]) if times else None
+        return cached
