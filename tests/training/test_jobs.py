@@ -169,9 +169,9 @@ def test_of_two_jobs_on_one_model_one_commits_and_the_other_says_so(
     stage = second.stages[0]
     commit = stage.commit
 
-    def late_commit(rows: int, skipped_rows: int, copy: bool) -> EndedWindow | None:
+    def late_commit(*given: Any) -> EndedWindow | None:
         first.advance()
-        return commit(rows, skipped_rows, copy)
+        return commit(*given)
 
     stage.commit = late_commit  # type: ignore[method-assign]
     second.advance()
