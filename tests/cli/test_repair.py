@@ -89,13 +89,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     "two snapshots": (two_snapshots, "", "snapshots/fm/000005/model-", "fm to after window 2023-11-18"),
     "half a manifest": (
         lambda run: cut(run / "commits/train/vm/000002.json"),
-        r"commits/train/vm/000002\.json: no such commit, or a damaged one",
+        r"commits/train/vm/000002\.json: the manifest is missing or damaged, and window 3",
         "commits/train/vm/000002.json: no such commit",
         "vm to after window 2023-11-16",
     ),
     "a lost manifest": (
         lambda run: (run / "commits/train/vm/000002.json").unlink(),
-        "",
+        r"commits/train/vm/000002\.json: the manifest is missing or damaged, and window 3",
         "commits/train/vm: a manifest before that of window 2023-11-18",
         "vm to after window 2023-11-16",
     ),

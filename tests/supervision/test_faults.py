@@ -94,7 +94,7 @@ def do_window(store: Store, index: int) -> None:
         files = {"rows": rows.close()}
         weights = {"w": torch.full((3,), float(index))}
         files |= store.snapshots.write("vm", window, weights, {"m": torch.zeros(2)})
-        store.log.add("train", "vm", Commit(window, {"examples": 5, "learned": ["click"]}, files))
+        store.log.add("train", "vm", Commit(window, {"examples": 5, "learned": ["click"]}, files, index - 1))
     finally:
         rows.discard()
 

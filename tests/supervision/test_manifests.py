@@ -63,7 +63,7 @@ def test_half_a_manifest_is_none(cut: int, tmp_path: Path) -> None:
     store = committed(tmp_path)
     path = Path(store.workspace.path(MANIFEST))
     path.write_bytes(path.read_bytes()[:cut])
-    assert store.log.windows("train", "vm") == []
+    assert Store(str(tmp_path / "run")).log.windows("train", "vm") == []
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def publish(store: Store, count: int) -> None:
     for index in range(count):
         window = Window(index, index * 100, index * 100 + 100)
         files = store.snapshots.write("vm", window, {"w": torch.full((3,), float(index))}, {"m": torch.zeros(2)})
-        store.log.add("train", "vm", Commit(window, {"learned": []}, files))
+        store.log.add("train", "vm", Commit(window, {"learned": []}, files, index - 1))
         store.snapshots.retire("vm", window.end_us)
 
 

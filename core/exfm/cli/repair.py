@@ -34,9 +34,10 @@ def command(
         raise ConfigError(f"{run_dir}: no {CONFIG_FILE} here; `exfm run` writes it into a run's folder")
     config = OmegaConf.to_container(OmegaConf.create(store.workspace.read(CONFIG_FILE).decode()))
     assert isinstance(config, dict)
+    ties = _ties(config["models"], session.registry)
     if not dry_run:
-        store.workspace.sweep()
-    repair = find_repair(store, _ties(config["models"], session.registry))
+        store.sweep(ties)
+    repair = find_repair(store, ties)
     for words in repair.problems:
         typer.echo(f"damaged: {words}")
     for chain in repair.back:

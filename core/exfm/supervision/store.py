@@ -36,16 +36,20 @@ class Store:
             RunError: it is in a store that cannot create a file exclusively; the newest manifest of a model is damaged.
         """
         self.workspace.check_create()
-        folders = [""]
-        for model in models:
-            folders += [f"{kind}/{model}" for kind in ("predictions", "supervision", *(f"commits/{s}" for s in STAGES))]
-            folders += [f"snapshots/{model}/{name}" for name in self.workspace.names(f"snapshots/{model}")]
-        self.workspace.sweep(folders)
+        self.sweep(models)
         for model in models:
             for stage in STAGES:
                 head = self.log.head(stage, model)
                 if head != NONE:  # the windows before it were cleaned when it was begun
                     remove_orphans(self.workspace, self.log.load(stage, model, head).files.values())
+
+    def sweep(self, models: Collection[str]) -> None:
+        """Removes what writers have left unfinished that have died, in the folder and in those of some models."""
+        kinds = ("predictions", "supervision", "late", *(f"commits/{stage}" for stage in STAGES))
+        folders = [f"{kind}/{model}" for kind in kinds for model in models]
+        for model in models:
+            folders += [f"snapshots/{model}/{name}" for name in self.workspace.names(f"snapshots/{model}")]
+        self.workspace.sweep(["", *folders])
 
     def supervision(self, teacher: str, window: Window) -> SupervisionStream | None:
         """A teacher's committed supervision of a window, to be followed along the stream; None where it has no rows."""

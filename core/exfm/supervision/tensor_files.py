@@ -110,12 +110,15 @@ def _header(file: BinaryIO, where: str) -> tuple[dict[str, Any], int]:
     file.seek(0)
     try:
         size = int.from_bytes(file.read(8), "little")
-        whole = file.seek(0, os.SEEK_END)
+        if size > file.seek(0, os.SEEK_END) - 8:
+            raise ValueError("its header is longer than the file")
         file.seek(8)
-        entries = json.loads(file.read(min(size, whole)))
-        entries.pop("__metadata__", None)
-    except (ValueError, AttributeError) as error:
+        entries = json.loads(file.read(size))
+        if not isinstance(entries, dict):
+            raise ValueError("its header is no object")
+    except ValueError as error:
         raise RunError(f"{where}: no safetensors file: {error}") from error
+    entries.pop("__metadata__", None)
     return entries, 8 + size
 
 

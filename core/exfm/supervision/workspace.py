@@ -128,7 +128,8 @@ class Workspace:
         Raises:
             RunError: it is, as by an object store without conditional writes.
         """
-        probe = f".exfm.{uuid.uuid4().hex}.probe"
+        number = uuid.uuid4().hex
+        probe = f".exfm.probe.{number[:12]}.{number[12:]}.tmp"  # of no machine: where it is left, it goes by its age
         try:
             created = [self.create(probe, b"1"), self.create(probe, b"2")]
         except (NotImplementedError, ValueError, TypeError) as error:
