@@ -160,6 +160,8 @@ def test_a_window_ten_years_on_generates_its_own_rows_only(monkeypatch: pytest.M
         World, "impressions", lambda self, row, time: made.append(len(row)) or impressions(self, row, time)
     )
     zero, hour = of.time_range().start_us + 3649 * DAY_US, DAY_US // 24
+    next(of.read(exfm.Window(0, zero, zero + hour)))  # the truth is measured once, on other rows
+    made.clear()
     rows = sum(batch.num_rows for batch in of.read(exfm.Window(0, zero, zero + hour)))
     assert abs(rows - 1000) <= 1 and sum(made) == rows
     made.clear()

@@ -22,18 +22,18 @@ class Network(Component, nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in vars(cls):
-            owner = _method_of(cls, name)
-            if owner is not None and not callable(getattr(cls, name)):
+            interface = _method_of(cls, name)
+            if interface is not None and not callable(getattr(cls, name)):
                 raise TypeError(
-                    f"{cls.__qualname__}.{name} must be a method, as in exfm.{owner.__name__}; "
+                    f"{cls.__qualname__}.{name} must be a method, as in exfm.{interface.__name__}; "
                     "call the attribute something else"
                 )
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute, unless it would hide, or be hidden by, what the interface needs under that name."""
-        owner = _method_of(type(self), name)
-        if owner is not None and (isinstance(value, nn.Module) or not callable(value)):
-            raise TypeError(_taken(self, name, f"a method of {_public(owner)}"))
+        interface = _method_of(type(self), name)
+        if interface is not None and (isinstance(value, nn.Module) or not callable(value)):
+            raise TypeError(_taken(self, name, f"a method of {_public(interface)}"))
         if isinstance(value, nn.Module | nn.Parameter):
             declared = _declared_in(type(self), name)
             if declared is not None:
@@ -45,18 +45,18 @@ class Network(Component, nn.Module):
 
 def _method_of(cls: type, name: str) -> type | None:
     """The interface, or torch's module class, that has a method of this name."""
-    for owner in cls.__mro__:
-        interface = Network in owner.__bases__ or owner in (Network, nn.Module)
-        if interface and callable(vars(owner).get(name)):
-            return owner
+    for interface in cls.__mro__:
+        is_interface = Network in interface.__bases__ or interface in (Network, nn.Module)
+        if is_interface and callable(vars(interface).get(name)):
+            return interface
     return None
 
 
 def _declared_in(cls: type, name: str) -> type | None:
     """The interface that declares an attribute, or sets it in its constructor."""
-    for owner in cls.__mro__:
-        if Network in owner.__bases__ and name in owner.__annotations__:
-            return owner
+    for interface in cls.__mro__:
+        if Network in interface.__bases__ and name in interface.__annotations__:
+            return interface
     return None
 
 
@@ -71,5 +71,5 @@ def _other_name(name: str) -> str:
     return {"blocks": "layers"}.get(name, f"my_{name}")
 
 
-def _public(owner: type) -> str:
-    return f"torch.nn.{owner.__name__}" if owner is nn.Module else f"exfm.{owner.__name__}"
+def _public(interface: type) -> str:
+    return f"torch.nn.{interface.__name__}" if interface is nn.Module else f"exfm.{interface.__name__}"

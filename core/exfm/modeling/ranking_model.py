@@ -182,7 +182,12 @@ class RankingModel(nn.Module):
         return self.threads if self.threads > 1 and examples >= self.threads * _SHARE else 1
 
     def _precision(self, tokens_BND: Tensor) -> torch.autocast:
-        return torch.autocast(tokens_BND.device.type, torch.bfloat16, enabled=self.low_precision)
+        # All threads have one cache of rounded weights, which any of them empties when it leaves: whether gradients of
+        # a weight add up in bfloat16, in one rounded weight, or in float32 would then depend on who is ahead.
+        one_cache = self.threads == 1
+        return torch.autocast(
+            tokens_BND.device.type, torch.bfloat16, enabled=self.low_precision, cache_enabled=one_cache
+        )
 
     def _trunk_parameters(self) -> Iterator[nn.Parameter]:
         yield from self.encoders.parameters()

@@ -148,7 +148,8 @@ class ExecutionTests(NetworkTests):
         """Each operation in turn, and the numbers in its largest result."""
         with torch.no_grad(), Operations() as operations:
             self.run(module, examples)
-        return operations.sizes
+        sizes: list[tuple[str, int]] = operations.sizes
+        return sizes
 
     def _cost(self, module: nn.Module, examples: Examples) -> int:
         examples = examples.to(torch.float32)

@@ -36,14 +36,16 @@ class Histories:
         for candidate, sequence, column in self._pairs:
             items, events = self._column(candidate.source_column), self._column(column)
             for what, places in self._groups():
-                own = [items[row] in events[row] for row in places]
+                inside = [items[row] in events[row] for row in places]
                 half = len(places) // 2
                 pairs = zip(places, places[half:] + places[:half], strict=True)
-                others = [items[row] in events[other] for row, other in pairs]
+                elsewhere = [items[row] in events[other] for row, other in pairs]
                 count = len(places)
-                if count >= _ENOUGH and sum(own) >= _NEARLY_ALL * count and sum(others) <= _BY_CHANCE * count:
-                    held = f"{candidate.name!r} is in the history {sequence.name!r} of {sum(own)} of {count} rows{what}"
-                    return f"{held}, and in another row's for {sum(others)}"
+                if count >= _ENOUGH and sum(inside) >= _NEARLY_ALL * count and sum(elsewhere) <= _BY_CHANCE * count:
+                    held = (
+                        f"{candidate.name!r} is in the history {sequence.name!r} of {sum(inside)} of {count} rows{what}"
+                    )
+                    return f"{held}, and in another row's for {sum(elsewhere)}"
         return ""
 
     def turned(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from itertools import count as numbers
 from typing import Any
 
 _RENAMINGS = 2
@@ -16,14 +16,14 @@ def renamings(*groups: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     The names of all dense features' token and of summaries of sequences have a meaning, and stay.
     """
     every = [name for group in groups for name in group if name != "dense" and ":" not in name]
-    found = 0
-    for number in count():
+    count = 0
+    for number in numbers():
         names = {name: f"{name}_{number}" for name in every}
         turned = all(_order(group, names) != _order(group, {}) for group in groups if len(group) > 1)
         if turned or number > _MOST_TRIES:
             yield f"_{number}", names
-            found += 1
-        if found == _RENAMINGS:
+            count += 1
+        if count == _RENAMINGS:
             return
 
 
@@ -39,4 +39,4 @@ def with_names(fields: Any, names: Mapping[str, str]) -> Any:
         return names.get(fields, fields)
     if isinstance(fields, Mapping):
         return {names.get(key, key): with_names(value, names) for key, value in fields.items()}
-    return [with_names(one, names) for one in fields] if isinstance(fields, list | tuple) else fields
+    return [with_names(value, names) for value in fields] if isinstance(fields, list | tuple) else fields

@@ -27,7 +27,7 @@ class Operations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.sizes: list[tuple[str, int]] = []
-        self._memory: dict[Any, tuple[str, StorageWeakRef]] = {}
+        self._memory: dict[Any, tuple[str, Any]] = {}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -35,17 +35,17 @@ class Operations(TorchDispatchMode):
         """Does the operation, and notes it."""
         result = func(*args, **(kwargs or {}))
         leaves = [result] if isinstance(result, Tensor) else tree_leaves(result)
-        tensors = [one for one in leaves if isinstance(one, Tensor)]
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         self.sizes.append((str(func), max((tensor.numel() for tensor in tensors), default=0)))
         for tensor in tensors:
-            memory = StorageWeakRef(tensor.untyped_storage())
+            memory = _weakly(tensor)
             self._memory.setdefault(memory.cdata, (str(func), memory))
         return result
 
-    def left(self, known: Iterable[Tensor]) -> list[str]:
-        """Names of the operations whose results are in memory still, but for those that are views of ``known``."""
-        others = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in known}
-        return [name for place, (name, memory) in self._memory.items() if place not in others and not memory.expired()]
+    def left(self, lasting: Iterable[Tensor]) -> list[str]:
+        """Names of the operations whose results are in memory still, but for those that are views of ``lasting``."""
+        others = {_weakly(tensor).cdata for tensor in lasting}
+        return [name for key, (name, memory) in self._memory.items() if key not in others and not memory.expired()]
 
 
 class Elsewhere(TorchFunctionMode):
@@ -56,7 +56,7 @@ class Elsewhere(TorchFunctionMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.met: list[str] = []
         self._on_cpu: dict[int, Tensor] = {}  # holds them, so that no other tensor gets the same id
 
@@ -66,10 +66,10 @@ class Elsewhere(TorchFunctionMode):
         """Does the operation, and follows what is made on the CPU."""
         kwargs = dict(kwargs or {})
         result = func(*args, **kwargs)
-        if func == torch.Tensor.device.__get__:  # type: ignore[attr-defined]
+        if func == torch.Tensor.device.__get__:
             return result if self.stays(args[0]) else _HERE
-        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.dim()]
-        staying = [one for one in tensors if self.stays(one)]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
+        staying = [leaf for leaf in tensors if self.stays(leaf)]
         moves = _moves_to(func, args, kwargs, makes=not tensors)
         if moves is not None:
             stays = moves != _HERE
@@ -78,7 +78,7 @@ class Elsewhere(TorchFunctionMode):
             if len(staying) not in (0, len(tensors)) and not _may_mix(func):
                 self.met.append(getattr(func, "__name__", str(func)))
         if stays:
-            self._on_cpu |= {id(one): one for one in tree_leaves(result) if isinstance(one, Tensor) and one.dim()}
+            self._on_cpu |= {id(leaf): leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.dim()}
         elif moves is not None:
             result = result.view_as(result) if self.stays(result) else result  # what `to` gives back as it is
         return result
@@ -88,6 +88,12 @@ class Elsewhere(TorchFunctionMode):
         return id(tensor) in self._on_cpu
 
 
+def _weakly(tensor: Tensor) -> Any:
+    """A weak reference to a tensor's memory."""
+    reference: Any = StorageWeakRef
+    return reference(tensor.untyped_storage())
+
+
 def _moves_to(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, makes: bool
 ) -> torch.device | None:
@@ -95,8 +101,8 @@ def _moves_to(
     if func is torch.Tensor.cpu:
         return torch.device("cpu")
     if func is torch.Tensor.to:
-        places = [one for one in (*args[1:], kwargs.get("device")) if isinstance(one, str | torch.device)]
-        return torch.device(places[0]) if places else None
+        devices = [leaf for leaf in (*args[1:], kwargs.get("device")) if isinstance(leaf, str | torch.device)]
+        return torch.device(devices[0]) if devices else None
     if kwargs.get("device") is not None:
         return torch.device(kwargs["device"])
     return torch.device("cpu") if makes and func in _device_constructors() else None
@@ -113,5 +119,5 @@ def plain_tensors(module: nn.Module) -> Iterator[str]:
         for attribute, value in vars(part).items():
             if attribute.startswith("_"):
                 continue
-            if any(isinstance(one, Tensor) for one in tree_leaves(value)):
+            if any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
                 yield f"{name}.{attribute}" if name else attribute

@@ -35,10 +35,10 @@ class ReadingTests(StreamTests):
         source = self.make(fields)
         with batches_noticed() as noticed:
             time = source.schema().event_time
-        made = [code.co_qualname for code, columns in noticed.columns.items() if time in columns]
+        functions = [code.co_qualname for code, columns in noticed.columns.items() if time in columns]
         hint = "a schema comes from the Config, or from what a file says of its columns"
-        assert not made, f"schema() reads rows, by {made[0]}; {hint}"
-        read = next(vars(one)["read"] for one in self.component.__mro__ if "read" in vars(one))
+        assert not functions, f"schema() reads rows, by {functions[0]}; {hint}"
+        read = next(vars(cls)["read"] for cls in self.component.__mro__ if "read" in vars(cls))
         assert getattr(read, "__code__", None) not in noticed.calls, f"schema() calls read(); {hint}"
         if not (self.is_of_files(fields) and _BYTES_READ.exists()):
             return

@@ -61,7 +61,7 @@ class SideEffectTests(NetworkTests):
         """Threads, default type and the like are the run's: a component that sets them changes all other ones."""
         with settings_checked(self.component):
             module = self.build(fields).double()
-            self.run(module, self.examples().requires_grad()).sum().backward()
+            torch.autograd.backward(self.run(module, self.examples().requires_grad()).sum())
 
     def test_a_call_leaves_nothing_behind(self, fields: Mapping[str, Any]) -> None:
         """What is kept of a call, its output or its graph, takes memory beside the next one's, in each model.
@@ -72,11 +72,11 @@ class SideEffectTests(NetworkTests):
         self.run(module, examples)
         with Operations() as operations:
             self.run(module, examples)
-        known = [*module.parameters(), *module.buffers(), examples.tokens_BND]
-        known += [event for events in examples.events.values() for event in events]
-        if operations.left(known):
+        lasting = [*module.parameters(), *module.buffers(), examples.tokens_BND]
+        lasting += [event for events in examples.events.values() for event in events]
+        if operations.left(lasting):
             gc.collect()
-        left = operations.left(known)
+        left = operations.left(lasting)
         assert not left, f"of a call that is over, the result of {left[0]} is still in memory; keep nothing of a batch"
 
     def test_runs_on_the_inputs_device(self, fields: Mapping[str, Any]) -> None:
@@ -102,16 +102,16 @@ def _two_states() -> list[Tensor]:
 @contextmanager
 def noticed(name: str) -> Iterator[list[Any]]:
     """Notes what a function of torch is called with."""
-    given: list[Any] = []
+    values: list[Any] = []
     really = getattr(torch, name)
 
     def note(value: Any) -> Any:
-        given.append(value)
+        values.append(value)
         return really(value)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, name, note)
-        yield given
+        yield values
 
 
 @contextmanager

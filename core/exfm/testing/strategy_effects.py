@@ -42,8 +42,8 @@ class StrategyEffectTests(StrategyTests):
     def _names_and_values(self, fields: Mapping[str, Any]) -> tuple[list[str], dict[str, Tensor]]:
         student = Student(self.tasks)
         strategy = self.make(fields, student)
-        found = outcome(strategy, student, self.lesson())
-        return list(strategy.state_dict()), {str(place): value for place, value in enumerate(found.values())}
+        values = outcome(strategy, student, self.lesson())
+        return list(strategy.state_dict()), {str(number): value for number, value in enumerate(values.values())}
 
     def test_the_seed_is_the_runs(self, fields: Mapping[str, Any]) -> None:
         """A strategy that seeds torch's generator itself takes the run's seed from all that is built after it."""
@@ -71,11 +71,11 @@ class StrategyEffectTests(StrategyTests):
             strategy.loss(student(lesson.x_BI), lesson.supervision, lesson.labels)
             if strategy.own_optimizer() is not None:
                 strategy.own_loss(lesson.supervision, lesson.labels)
-        known = [*student.state_dict().values(), *strategy.parameters(), *strategy.buffers()]
-        known += [lesson.x_BI, *lesson.tensors().values()]
-        if operations.left(known):
+        lasting = [*student.state_dict().values(), *strategy.parameters(), *strategy.buffers()]
+        lasting += [lesson.x_BI, *lesson.tensors().values()]
+        if operations.left(lasting):
             gc.collect()
-        left = operations.left(known)
+        left = operations.left(lasting)
         assert not left, f"of a batch that is over, the result of {left[0]} is still in memory; what lasts is a buffer"
 
     def test_runs_on_the_students_device(self, fields: Mapping[str, Any]) -> None:
@@ -101,18 +101,22 @@ class StrategyEffectTests(StrategyTests):
         student, lesson = Student(self.tasks), self.lesson()
         other = replace(lesson, labels={task: 1 - label_B for task, label_B in lesson.labels.items()})
         used = self.make_used(fields, student)
-        taught, corrected = zip(*(self._after(used, student, told, lesson) for told in (lesson, other)), strict=True)
+        taught, corrected = zip(
+            *(self._after(used, student, learned, lesson) for learned in (lesson, other)), strict=True
+        )
         why = "of a batch depends on the labels that own_loss has been given of it, before any step"
         assert torch.equal(*taught), f"the loss {why}"
         for task, soft_B in corrected[0].items():
             same = torch.equal(soft_B, corrected[1][task])
             assert same, f"corrected() of {task!r} depends on labels that its losses have been given, before any step"
 
-    def _after(self, used: Any, student: Student, told: Lesson, lesson: Lesson) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def _after(
+        self, used: Any, student: Student, learned: Lesson, lesson: Lesson
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The loss of a lesson, and what is corrected in it, after losses have been computed with some labels."""
         strategy, output = deepcopy(used), student(lesson.x_BI)
         if strategy.own_optimizer() is not None:
-            strategy.own_loss(told.supervision, told.labels)
+            strategy.own_loss(learned.supervision, learned.labels)
         loss = deepcopy(strategy).loss(output, lesson.supervision, lesson.labels)
-        strategy.loss(output, told.supervision, told.labels)
+        strategy.loss(output, learned.supervision, learned.labels)
         return loss.detach(), strategy.corrected(lesson.supervision)

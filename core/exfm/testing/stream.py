@@ -79,9 +79,9 @@ class StreamTests(ComponentTests):
     @contextmanager
     def anew(self) -> Iterator[Self]:
         """These tests on a stream that is written anew, and may be changed."""
-        with tempfile.TemporaryDirectory(prefix="exfm-kit-") as place:
+        with tempfile.TemporaryDirectory(prefix="exfm-kit-") as path:
             other: Any = copy(self)
-            other.folder = Path(place)
+            other.folder = Path(path)
             other.write(other.folder)
             yield other
 

@@ -29,27 +29,28 @@ class StreamGrowthTests(StreamTests):
             settled, open_end = Window(0, window.start_us, newest_us), Window(1, newest_us, window.end_us)
             before, at_the_end = tests.read(source, settled), tests.read(source, open_end)
             parts = _by_name(source.parts())
+            assert tests.folder is not None
             tests.grow(tests.folder)
             time = source.time_range()
             hint = "ask the files again in each call, or remember what was read with their size and time of change"
-            told = f"rows were added, and time_range() still ends at {at(time.end_us)}; {hint}"
-            assert time.end_us > window.end_us, told
+            message = f"rows were added, and time_range() still ends at {at(time.end_us)}; {hint}"
+            assert time.end_us > window.end_us, message
             check_rows(tests.read(source, settled), before, "the rows before the growth, read after it")
             after = Window(1, newest_us, time.end_us)
             added = tests.read(source, after)
-            told = f"time_range() has grown to {at(time.end_us)}, but read() yields nothing new; {hint}"
-            assert added.num_rows > at_the_end.num_rows, told
+            message = f"time_range() has grown to {at(time.end_us)}, but read() yields nothing new; {hint}"
+            assert added.num_rows > at_the_end.num_rows, message
             other = tests.make(fields)
             assert other.time_range() == time, f"after growth it says {time}, and another source {other.time_range()}"
             check_rows(added, tests.read(other, after), "what was added, read by a source that was there before,")
             first_us = next(time_us for time_us in tests.times(source, added) if time_us > newest_us)
-            found = source.next_event_us(newest_us + 1)
-            told = f"next_event_us({newest_us + 1}) is {found}; an event of {at(first_us)} was added; {hint}"
-            assert found is not None and found <= first_us, told
+            answer = source.next_event_us(newest_us + 1)
+            message = f"next_event_us({newest_us + 1}) is {answer}; an event of {at(first_us)} was added; {hint}"
+            assert answer is not None and answer <= first_us, message
             now = _by_name(source.parts())
             changed = [name for name, part in now.items() if name not in parts or part.version != parts[name].version]
-            told = f"rows were added, and parts() has neither another part nor another version of {', '.join(parts)}"
-            assert changed or not now, told
+            message = f"rows were added, and parts() has neither another part nor another version of {', '.join(parts)}"
+            assert changed or not now, message
 
     def test_parts_are_where_rows_come_from(self, fields: Mapping[str, Any]) -> None:
         """A window's commit records the parts that overlap it, to tell rows that came late from a stream that grew."""
@@ -84,15 +85,15 @@ class StreamGrowthTests(StreamTests):
         asked = {whole.start_us - DAY_US, whole.start_us, middle, middle + 1, times[-1], whole.end_us + DAY_US}
         asked |= {(earlier + later) // 2 for earlier, later in pairwise(times[:4])}
         for from_us in sorted(asked):
-            found = source.next_event_us(from_us)
+            answer = source.next_event_us(from_us)
             event_us = next((time for time in times if time >= from_us), None)
-            said = f"next_event_us({from_us}) is {found}"
+            said = f"next_event_us({from_us}) is {answer}"
             if event_us is None:
-                assert found is None or found >= from_us, f"{said}, which is earlier"
+                assert answer is None or answer >= from_us, f"{said}, which is earlier"
                 continue
-            assert found is not None, f"{said}, and there is an event of {at(event_us)}"
-            assert isinstance(found, int), f"{said}, a {type(found).__name__}; it must be an int or None"
-            assert from_us <= found <= event_us, f"{said}; the next event is at {at(event_us)}"
+            assert answer is not None, f"{said}, and there is an event of {at(event_us)}"
+            assert isinstance(answer, int), f"{said}, a {type(answer).__name__}; it must be an int or None"
+            assert from_us <= answer <= event_us, f"{said}; the next event is at {at(event_us)}"
 
 
 def _by_name(parts: Any) -> dict[str, StreamPart]:
