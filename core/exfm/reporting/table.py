@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from exfm.reporting.figures import MISSING, fixed, interval, percent, signed, verdict
+from exfm.reporting.figures import MISSING, fixed, interval, percent, signed, useless, verdict
 
 Json = Mapping[str, Any]
 
@@ -19,8 +19,9 @@ def result_table(results: Json) -> Table:
     """Every model and task of a results.json in one table that fits 100 columns.
 
     A model that is compared with a control also shows its NE gain with the 95% interval, and the transfer ratio (the
-    first teacher's, where it has several). The Bayes NE has a column where the stream knows it. Below the table stands
-    which models cost lookups at serving.
+    first teacher's, where it has several; a dash where it is not clearly better than the control). The Bayes NE has a
+    column where the stream knows it. Below the table stands which models are of no use, and which cost lookups at
+    serving.
     """
     gains: dict[tuple[str, str], Json] = {}
     for gain in results.get("gains", ()):
@@ -44,7 +45,8 @@ def result_table(results: Json) -> Table:
             *_gain_cells(gains.get((name, task))),
         )
         previous = name
-    notes = [f"{name} costs lookups at serving: {', '.join(looked_up)}" for name, looked_up in _lookups(results)]
+    notes = useless(results)
+    notes += [f"{name} costs lookups at serving: {', '.join(looked_up)}" for name, looked_up in _lookups(results)]
     if notes:
         table.caption = Text("\n".join(notes))
     return table
