@@ -11,12 +11,15 @@ import textwrap
 import venv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, settings
+
+from tests.processes import run_exfm
 
 _ANY_CASE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.register_profile("default", _ANY_CASE, max_examples=10, derandomize=True)
@@ -38,6 +41,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the long files first, in their order."""
     place = {Path(__file__).parent / name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path, len(LONG)))
+
+
+DRAWN = ("cli", "docs", "reporting")
+"""Folders of tests that look at reports. Elsewhere a report lacks its plots, which take as long as the training."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plots_where_they_are_looked_at(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leaves the drawing of plots out, and nothing else of a report, but in the folders above."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.relative_to(Path(__file__).parent).parts[0] not in DRAWN:
+            patch.setattr(
+                "exfm.reporting.plots.svg", lambda _, title: f'<svg role="img" aria-label="{escape(title)}"/>'
+            )
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -97,8 +115,7 @@ class PluginFolder:
     def exfm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """The command line in a process of its own."""
         path = os.pathsep.join(filter(None, [str(self.path), os.environ.get("PYTHONPATH", "")]))
-        command = [sys.executable, "-m", "exfm", *arguments]
-        return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+        return run_exfm(*arguments, environment={"PYTHONPATH": path})
 
 
 @pytest.fixture

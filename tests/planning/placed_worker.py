@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -108,8 +106,3 @@ def main(config: str, each: list[list[str]], started: list[Any], out: Path) -> N
         save_file(states, out / "started.safetensors")
     (out / f"{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.barrier()
-    os._exit(0)  # as `exfm run` does
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], *map(json.loads, sys.argv[2:4]), Path(sys.argv[4]))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -25,9 +22,11 @@ from exfm.planning.needs import lengths_of
 from exfm.planning.plan import as_dict, plan
 from exfm.reporting.plan_table import spans
 from exfm.training.building import build_model
+from tests.processes import torchrun
+
+from . import placed_worker
 
 ROOT = Path(__file__).parents[2]
-WORKER = Path(__file__).with_name("placed_worker.py")
 ROWS = {"user": 10_000, "item": 40_000, "tags": 60, "surface": 8}
 DIM, BATCH, TAGS, EVENTS = 8, 64, 10, 20
 
@@ -188,11 +187,7 @@ def placed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("placed")
     path = folder / "planned.yaml"
     path.write_text(yaml.safe_dump(tree()))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(WORKER)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    given = [str(path), json.dumps(EACH), json.dumps([EACH[0], STARTED, LIKE]), str(folder)]
-    done = subprocess.run([*launch, *given], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-8000:]
+    torchrun(placed_worker.main, str(path), EACH, [EACH[0], STARTED, LIKE], folder, processes=4)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What each process of a parallel test does: the runs of a JSON file, one after the other, in one process group.
+"""What each process of a parallel test does: runs, one after the other, in one process group.
 
 A job is ``{"config": path, "overrides": [...], "log": [[from, to], ...], "die_after": chunks, "processes": n}``, the
 last two optional: the files that its log is to have, after how many chunks the second process is to be killed by
@@ -8,11 +8,9 @@ SIGKILL, once, and how many of the processes do it, the last job all of them.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +72,3 @@ def main(jobs: list[dict[str, Any]], marker: Path) -> None:
         results = exfm.run(exfm.load_experiment(job["config"], job["overrides"]), on_progress)
         assert bool(results) == (dist.get_rank() == 0)
     dist.barrier()
-    os._exit(0)  # as `exfm run` does
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[1]).with_suffix(".killed"))

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 from datetime import timedelta
@@ -25,6 +21,7 @@ from exfm.supervision.workspace import Workspace
 from exfm.training.ended_window import EndedWindow
 from exfm.training.loop import StreamLoop
 from exfm.training.run import open_run
+from tests.processes import start_exfm
 
 from .logs import differences, experiment_dict, load, make_log, supervision, write_log
 
@@ -111,24 +108,23 @@ def test_a_restarted_follower_does_the_last_window_with_its_own_state(
 
 
 def command(path: Path, stage: str, model: str) -> list[str]:
-    return [sys.executable, "-m", "exfm", stage, str(path), "--model", model, "--follow", "--idle-timeout", "6"]
+    return [stage, str(path), "--model", model, "--follow", "--idle-timeout", "6"]
 
 
 def killed_and_restarted(arguments: list[str], commits: Path, seed: int, failures: list[str]) -> None:
     """Runs a job, kills it once it has got somewhere, and lets the last start finish."""
     moments = random.Random(seed)
     for attempt in range(KILLS + 1):
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start_exfm(*arguments)
         if attempt < KILLS:
             before = len(list(commits.rglob("*.json")))
-            while process.poll() is None and len(list(commits.rglob("*.json"))) == before:
+            while process.is_alive() and len(list(commits.rglob("*.json"))) == before:
                 time.sleep(0.02)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=moments.uniform(0, 0.4))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        elif status := process.wait(timeout=120):
-            failures.append(f"{arguments}: status {status}")
+            process.join(moments.uniform(0, 0.4))
+            process.kill()
+        process.join(120)
+        if attempt == KILLS and process.exitcode != 0:
+            failures.append(f"{arguments}: status {process.exitcode}")
 
 
 def test_three_jobs_killed_at_random_moments_end_with_the_same_results(

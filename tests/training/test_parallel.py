@@ -6,10 +6,7 @@ Two launches of torchrun do all runs, one after the other, because processes tak
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +22,12 @@ from torch import Tensor
 
 import exfm
 from exfm.training.spread import check_spread
+from tests.processes import torchrun
 
+from . import parallel_worker
 from .logs import DAY_US, START_US, experiment_dict, make_log, predictions, supervision
 from .parallel_worker import place_log
 
-WORKER = Path(__file__).with_name("parallel_worker.py")
 ARMS = ("fm", "half", "late", "vm")
 SGD = [f"models.{model}.optimizer.tables={{name: sgd, lr: 0.5}}" for model in ARMS]
 GROWN = "stream.source.features.0.rows=192"
@@ -37,16 +35,6 @@ HALVES = "{sharding: [column_wise], columns: 4}"
 DAYS = 4
 FEW = 3  # rows of the third day, fewer than processes
 EXACT, HALF = 1e-5, 0.05  # what bfloat16 rounds depends on the rows that are multiplied together
-
-
-def torchrun(processes: int, jobs: list[dict[str, Any]], folder: Path, *options: str) -> None:
-    """Runs jobs in so many processes."""
-    path = folder / f"jobs-{processes}.json"
-    path.write_text(json.dumps(jobs))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([*launch, str(WORKER), str(path)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-8000:]
 
 
 def config_of(log: str, run_dir: Path) -> dict[str, Any]:
@@ -144,7 +132,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         made.job("often_stopped", often, days=2),
         made.job("rounded", "parallel={name: hsdp_2d, communication: fp16, gradients: bf16}", days=1),
     ]
-    torchrun(4, four, made.folder)
+    torchrun(parallel_worker.main, four, made.folder / "killed-of-four", processes=4)
     for copy in ("turns_grown", "turns_grown_here"):
         made.copied("turns", copy)
     two = [
@@ -152,8 +140,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         made.job("turns", "parallel={name: hsdp, replicas: 1}", days=3),
         made.job("turns_grown", "parallel.name=hsdp_2d", GROWN, log="turns"),
     ]
-    torchrun(2, two, made.folder, "--max-restarts=1")
-    assert (made.folder / "jobs-2.killed").exists(), "no process was killed"
+    torchrun(parallel_worker.main, two, made.folder / "killed-of-two", processes=2, restarts=1)
+    assert (made.folder / "killed-of-two").exists(), "no process was killed"
     made.here(made.job("turns"))
     made.here(made.job("turns_grown_here", GROWN, log="turns"))
     return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tests.training.logs import differences, experiment_dict, load, make_log, pr
 
 PARTS = {"table/user": "added", "table/item": "projected"}
 CHUNK = 128
+ROWS = 400  # of the first days, for runs that are compared no further
 
 
 def config(folder: Path, name: str, log: pa.Table | None = None) -> dict[str, Any]:
@@ -33,6 +35,19 @@ def config(folder: Path, name: str, log: pa.Table | None = None) -> dict[str, An
     return made
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[exfm.Experiment, dict[str, Any]]:
+    """The experiment, run without a stop, and its results."""
+    folder = tmp_path_factory.mktemp("whole")
+    experiment = load(folder, config(folder, "whole"))
+    return experiment, exfm.run(experiment)
+
+
+def probabilities(run_dir: str) -> np.ndarray:
+    """The student's predictions, in the log's order."""
+    return pa.concat_tables(predictions(run_dir, "vm").values()).column("prediction_click").to_numpy()
+
+
 def batches(experiment: exfm.Experiment) -> list[Batch]:
     stream = experiment.config.stream
     reader = ChunkReader(experiment.source, experiment.schema, stream, {}, exfm.Shard())
@@ -40,14 +55,13 @@ def batches(experiment: exfm.Experiment) -> list[Batch]:
     return [chunk.batch for window in windows for chunk in reader.read(window)]
 
 
-def test_rows_are_those_after_training_on_the_batch(tmp_path: Path) -> None:
-    experiment = load(tmp_path, config(tmp_path, "run"))
-    exfm.run(experiment)
+def test_rows_are_those_after_training_on_the_batch(whole: tuple[exfm.Experiment, dict[str, Any]]) -> None:
+    experiment, _ = whole
     arm = next(arm for arm in experiment.arms if arm.name == "fm")
     plan = experiment.config.parallel.build()
     trainer = Trainer(arm, experiment.schema, teacher_shapes(experiment), plan, experiment.config.seed)
     chunk = trainer.model.narrow(batches(experiment)[0])
-    stored = supervision(str(tmp_path / "run"), "fm")[0]
+    stored = supervision(experiment.run_dir, "fm")[0]
     for start in (0, 64):
         batch = chunk.select(torch.arange(start, start + 64))
         trainer.step(batch, {}, StepLabels(("click",), transfer=True))
@@ -61,40 +75,35 @@ def test_rows_are_those_after_training_on_the_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", [5, 40, 64, 100])
-def test_a_students_prediction_depends_on_no_later_label(tmp_path: Path, changed: int) -> None:
+def test_a_students_prediction_depends_on_no_later_label(
+    whole: tuple[exfm.Experiment, dict[str, Any]], tmp_path: Path, changed: int
+) -> None:
     """With other labels from one row on, only predictions after the student's batch with that row change."""
-    table = make_log()
+    table, as_is = make_log().slice(0, ROWS), probabilities(whole[0].run_dir)
     flipped = table.column("click").to_numpy().copy()
     first = CHUNK + changed
     flipped[first:] = 1 - flipped[first:]
     position = table.column_names.index("click")
-    made = {}
-    for name, log in (("as-is", table), ("flipped", table.set_column(position, "click", [flipped]))):
-        exfm.run(load(tmp_path, config(tmp_path, name, log)))
-        windows = predictions(str(tmp_path / name), "vm").values()
-        made[name] = pa.concat_tables(windows).column("prediction_click").to_numpy()
-    per_window = [rows.num_rows for rows in predictions(str(tmp_path / "as-is"), "vm").values()]
+    exfm.run(load(tmp_path, config(tmp_path, "flipped", table.set_column(position, "click", [flipped]))))
+    per_window = [rows.num_rows for rows in predictions(whole[0].run_dir, "vm").values()]
     assert per_window[0] > 2 * CHUNK  # so the second chunk is whole
     end = first // 32 * 32 + 32
-    same = made["as-is"] == made["flipped"]
+    same = as_is[:ROWS] == probabilities(str(tmp_path / "flipped"))
     assert same[:end].all() and not same[end : end + 64].all()
 
 
-def test_rows_make_what_a_snapshot_gives_fresher(tmp_path: Path) -> None:
-    fresh, stale = config(tmp_path, "fresh"), config(tmp_path, "stale")
+def test_rows_make_what_a_snapshot_gives_fresher(whole: tuple[exfm.Experiment, dict[str, Any]], tmp_path: Path) -> None:
+    stale = config(tmp_path, "stale", make_log().slice(0, ROWS))
     stale["models"]["fm"].pop("supervision")
-    for made in (fresh, stale):
-        exfm.run(load(tmp_path, made))
-    found, other = (predictions(str(tmp_path / name), "vm") for name in ("fresh", "stale"))
+    exfm.run(load(tmp_path, stale))
+    found, other = (predictions(run_dir, "vm") for run_dir in (whole[0].run_dir, str(tmp_path / "stale")))
     column = "prediction_click"
     assert found[0].column(column)[:32].equals(other[0].column(column)[:32])
     assert not found[0].column(column).equals(other[0].column(column))
 
 
-def test_an_interrupted_run_ends_alike(tmp_path: Path) -> None:
-    made = config(tmp_path, "whole")
-    whole = exfm.run(load(tmp_path, made))
-    experiment = load(tmp_path, {**made, "run_dir": str(tmp_path / "interrupted")})
+def test_an_interrupted_run_ends_alike(whole: tuple[exfm.Experiment, dict[str, Any]], tmp_path: Path) -> None:
+    experiment = load(tmp_path, {**config(tmp_path, "whole"), "run_dir": str(tmp_path / "interrupted")})
     chunks = 0
 
     def stop(_: object) -> None:
@@ -105,7 +114,7 @@ def test_an_interrupted_run_ends_alike(tmp_path: Path) -> None:
 
     with pytest.raises(InterruptedError):
         exfm.run(experiment, stop)
-    assert not differences(exfm.run(experiment), whole)
+    assert not differences(exfm.run(experiment), whole[1])
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -23,6 +20,7 @@ import exfm_plugins.parquet
 from exfm.supervision.workspace import Workspace
 from exfm.testing import DataSourceTests
 from exfm_plugins.parquet.source import Parquet
+from tests.processes import start_exfm
 
 from .logs import differences, experiment_dict, make_log, write_log
 from .object_store import s3_server
@@ -96,13 +94,13 @@ def test_killed_and_resumed_on_s3_equals_local(store: Any, tmp_path: Path) -> No
         config["stream"]["window"] = "2d"
         config["models"]["vm"]["control"] = False
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "exfm", "run", str(tmp_path / "remote.yaml")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        # The second window's first commit is there, and its last is not.
-        while process.poll() is None and not store.exists("work/run/commits/train/fm/000001.json"):
-            store.invalidate_cache()
-            time.sleep(0.1)
-        process.send_signal(signal.SIGKILL)
+    process = start_exfm("run", str(tmp_path / "remote.yaml"))
+    # The second window's first commit is there, and its last is not.
+    while process.is_alive() and not store.exists("work/run/commits/train/fm/000001.json"):
+        store.invalidate_cache()
+        time.sleep(0.1)
+    process.kill()
+    process.join()
     store.invalidate_cache()
     assert not store.exists("work/run/results.json")
     resumed = exfm.run(exfm.load_experiment(str(tmp_path / "remote.yaml")))

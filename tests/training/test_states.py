@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -15,15 +16,25 @@ from exfm.modeling.entity_states import EntityStates
 from exfm.training.building import teacher_shapes
 from exfm.training.trainer import Trainer
 from exfm_plugins.compact_features.strategy import CompactFeatures
-from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, write_log
+from tests.training.logs import (
+    DAY_US,
+    START_US,
+    differences,
+    experiment_dict,
+    load,
+    make_log,
+    predictions,
+    supervision,
+    write_log,
+)
 
 STATES = {"states": {"user": ["user", "history"], "item": ["item"]}, "state_dim": 4}
 COMPACT = {"name": "compact_features", "teacher": "fm"}
 
 
-def config(folder: Path, name: str, **log: Any) -> dict[str, Any]:
+def config(folder: Path, name: str, log: pa.Table | None = None) -> dict[str, Any]:
     """An FM that stores states and a VM that reads them."""
-    path = write_log(folder / f"log-{name}", make_log(**log))
+    path = write_log(folder / f"log-{name}", make_log() if log is None else log)
     made = experiment_dict(path, str(folder / name))
     made["models"]["fm"]["supervision"] = dict(STATES)
     made["models"]["vm"]["transfer"] = [dict(COMPACT)]
@@ -37,29 +48,32 @@ def trainer_of(experiment: exfm.Experiment, name: str) -> Trainer:
     return Trainer(arm, experiment.schema, teacher_shapes(experiment), plan, experiment.config.seed)
 
 
-def test_states_are_stored_beside_the_predictions(tmp_path: Path) -> None:
-    exfm.run(load(tmp_path, config(tmp_path, "run")))
-    for rows in supervision(str(tmp_path / "run"), "fm").values():
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """The folder of a run without a stop, and its results."""
+    folder = tmp_path_factory.mktemp("whole")
+    return str(folder / "whole"), exfm.run(load(folder, config(folder, "whole")))
+
+
+def test_states_are_stored_beside_the_predictions(whole: tuple[str, dict[str, Any]]) -> None:
+    for rows in supervision(whole[0], "fm").values():
         for entity in STATES["states"]:
             states = rows.column(f"state_{entity}")
             assert states.type.list_size == 4 and states.null_count == 0
             assert len(set(map(str, states.to_pylist()))) > 10
 
 
-def test_the_teacher_learns_as_if_it_stored_no_states(tmp_path: Path) -> None:
-    with_states, without = config(tmp_path, "with"), config(tmp_path, "without")
+def test_the_teacher_learns_as_if_it_stored_no_states(whole: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    without = config(tmp_path, "without")
     without["models"]["fm"].pop("supervision")
     without["models"]["vm"]["transfer"] = [{"name": "direct", "teacher": "fm"}]
-    for made in (with_states, without):
-        exfm.run(load(tmp_path, made))
-    found, expected = (predictions(str(tmp_path / name), "fm") for name in ("with", "without"))
+    exfm.run(load(tmp_path, without))
+    found, expected = (predictions(run_dir, "fm") for run_dir in (whole[0], str(tmp_path / "without")))
     assert all(found[window].equals(expected[window]) for window in expected)
 
 
-def test_an_interrupted_run_and_separate_jobs_end_alike(tmp_path: Path) -> None:
-    made = config(tmp_path, "whole")
-    whole = exfm.run(load(tmp_path, made))
-    experiment = load(tmp_path, {**made, "run_dir": str(tmp_path / "interrupted")})
+def test_an_interrupted_run_and_separate_jobs_end_alike(whole: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    experiment = load(tmp_path, {**config(tmp_path, "whole"), "run_dir": str(tmp_path / "interrupted")})
     chunks = 0
 
     def stop(_: object) -> None:
@@ -70,26 +84,22 @@ def test_an_interrupted_run_and_separate_jobs_end_alike(tmp_path: Path) -> None:
 
     with pytest.raises(InterruptedError):
         exfm.run(experiment, stop)
-    assert not differences(exfm.run(experiment), whole)
+    assert not differences(exfm.run(experiment), whole[1])
 
 
-def test_a_students_prediction_depends_on_no_later_state(tmp_path: Path) -> None:
+def test_a_students_prediction_depends_on_no_later_state(whole: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     """With other labels from the fourth day on, nothing predicted in the first four days changes."""
     table = make_log()
-    late = table.column("event_time").cast("int64").to_numpy() >= 1_700_006_400_000_000 + 3 * 86_400_000_000
+    days = (table.column("event_time").cast("int64").to_numpy() - START_US) // DAY_US
+    table, late = table.filter(pa.array(days < 4)), days[days < 4] == 3
     clicks = zip(table.column("click").to_pylist(), late, strict=True)
     flipped = [1 - click if other else click for click, other in clicks]
     changed = table.set_column(table.column_names.index("click"), "click", [flipped])
-    runs = {}
-    for name, log in (("first", table), ("second", changed)):
-        made = experiment_dict(write_log(tmp_path / f"log-{name}", log), str(tmp_path / name))
-        made["models"]["fm"]["supervision"] = dict(STATES)
-        made["models"]["vm"]["transfer"] = [dict(COMPACT)]
-        exfm.run(load(tmp_path, made))
-        runs[name] = predictions(str(tmp_path / name), "vm")
+    exfm.run(load(tmp_path, config(tmp_path, "changed", changed)))
+    first, second = (predictions(run_dir, "vm") for run_dir in (whole[0], str(tmp_path / "changed")))
     column = "prediction_click"
     for window in range(4):
-        found, expected = (runs[name][window].column(column).to_pylist() for name in ("first", "second"))
+        found, expected = (run[window].column(column).to_pylist() for run in (first, second))
         if window < 3:
             assert found == expected
         else:

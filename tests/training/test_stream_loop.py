@@ -18,10 +18,12 @@ from exfm.training.progress import Progress
 
 from .logs import DAY_US, START_US, differences, experiment_dict, load, make_log, predictions, supervision, write_log
 
+ROWS = 900
+
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_log(tmp_path_factory.mktemp("log"), make_log())
+    return write_log(tmp_path_factory.mktemp("log"), make_log(ROWS))
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,8 @@ def test_every_example_is_predicted_once_per_model_and_in_order(undisturbed: tup
     results, run_dir = undisturbed
     for model in ("fm", "vm", "vm.control"):
         rows = pa.concat_tables(predictions(run_dir, model).values())
-        assert rows.column("example_id").to_pylist() == make_log().column("example_id").to_pylist()
-        assert rows.column("label_click").to_pylist() == make_log().column("click").to_pylist()
+        assert rows.column("example_id").to_pylist() == make_log(ROWS).column("example_id").to_pylist()
+        assert rows.column("label_click").to_pylist() == make_log(ROWS).column("click").to_pylist()
         assert results["models"][model]["examples"] == rows.num_rows
 
 
@@ -87,7 +89,7 @@ def nulls(run_dir: str, teacher: str) -> int:
 def test_labels_of_later_windows_change_no_earlier_prediction(
     log: str, undisturbed: tuple[dict[str, Any], str], tmp_path: Path
 ) -> None:
-    table = make_log()
+    table = make_log(ROWS)
     later = table.column("event_time").cast(pa.int64()).to_numpy() >= START_US + 3 * DAY_US
     shuffled = table.column("click").to_numpy().copy()
     shuffled[later] = np.random.default_rng(1).permutation(1 - shuffled[later])
@@ -104,7 +106,7 @@ def test_labels_of_later_windows_change_no_earlier_prediction(
 def test_an_examples_own_label_never_reaches_its_prediction(
     undisturbed: tuple[dict[str, Any], str], tmp_path: Path
 ) -> None:
-    table = make_log()
+    table = make_log(ROWS)
     flipped = table.column("click").to_numpy().copy()
     flipped[-1] = 1 - flipped[-1]
     changed = table.set_column(table.column_names.index("click"), "click", pa.array(flipped))
@@ -192,7 +194,7 @@ def test_the_same_bits_on_any_file_system(undisturbed: tuple[dict[str, Any], str
 
 def test_batches_do_not_depend_on_how_files_are_cut(undisturbed: tuple[dict[str, Any], str], tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
-    pq.write_table(make_log(), tmp_path / "log" / "all.parquet", row_group_size=97)
+    pq.write_table(make_log(ROWS), tmp_path / "log" / "all.parquet", row_group_size=97)
     config = experiment_dict(str(tmp_path / "log"), str(tmp_path / "run"))
     assert differences(exfm.run(load(tmp_path, config)), undisturbed[0]) == []
 
@@ -236,7 +238,7 @@ def test_models_on_part_of_the_traffic_see_that_part_only(log: str, tmp_path: Pa
     config = experiment_dict(log, str(tmp_path / "run"))
     config["models"]["vm"]["where"] = {"user": [1, 2, 3]}
     results = exfm.run(load(tmp_path, config))
-    table = make_log()
+    table = make_log(ROWS)
     wanted = table.filter(pa.compute.is_in(table.column("user"), pa.array([1, 2, 3])))
     rows = pa.concat_tables(predictions(str(tmp_path / "run"), "vm").values())
     assert rows.column("example_id").to_pylist() == wanted.column("example_id").to_pylist()

@@ -26,37 +26,47 @@ def run(log: str, folder: Path, **fm: Any) -> tuple[dict[str, Any], str]:
     return exfm.run(load(folder, config)), run_dir
 
 
+@pytest.fixture(scope="module")
+def fresh(log: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """Results and folder of a run whose supervision comes at once."""
+    return run(log, tmp_path_factory.mktemp("fresh"))
+
+
+@pytest.fixture(scope="module")
+def delayed(log: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """Results and folder of a run whose supervision comes a day later."""
+    return run(log, tmp_path_factory.mktemp("delayed"), supervision={"delay": "1d"})
+
+
 def equal(before: str, after: str, model: str, task: str) -> list[bool]:
     """Window by window, whether two runs predicted the same bits."""
     old, new = predictions(before, model), predictions(after, model)
     return [old[w].column(f"prediction_{task}") == new[w].column(f"prediction_{task}") for w in sorted(old)]
 
 
-def test_a_late_label_is_used_after_its_delay_and_not_before(log: str, tmp_path: Path) -> None:
+def test_a_late_label_is_used_after_its_delay_and_not_before(fresh: tuple[dict[str, Any], str], tmp_path: Path) -> None:
     table = make_log()
     day = (table.column("event_time").cast(pa.int64()).to_numpy() - START_US) // DAY_US
     buy = table.column("buy").to_numpy().copy()
     buy[day == 2] = 1 - buy[day == 2]
     changed = table.set_column(table.column_names.index("buy"), "buy", pa.array(buy))
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    _, before = run(log, tmp_path / "a")
-    _, after = run(write_log(tmp_path / "log", changed), tmp_path / "b")
+    _, before = fresh
+    _, after = run(write_log(tmp_path / "log", changed), tmp_path)
     for model in ("fm", "vm", "vm.control"):
         # day 2's purchases are known on day 4 and have been learned from when day 5 begins
         assert equal(before, after, model, "buy") == [True] * 5 + [False]
         assert equal(before, after, model, "click") == [True] * 5 + [False]
 
 
-def test_late_labels_are_learned(log: str, tmp_path: Path) -> None:
-    results, _ = run(log, tmp_path)
+def test_late_labels_are_learned(fresh: tuple[dict[str, Any], str]) -> None:
+    results, _ = fresh
     windows = results["models"]["fm"]["tasks"]["buy"]["windows"]
     # nothing is known on the first three days, then the base rate and more
     assert windows[-1]["ne"] < 0.9 * windows[0]["ne"]
 
 
-def test_delayed_supervision_comes_from_a_snapshot_that_is_old_enough(log: str, tmp_path: Path) -> None:
-    results, run_dir = run(log, tmp_path, supervision={"delay": "1d"})
+def test_delayed_supervision_comes_from_a_snapshot_that_is_old_enough(delayed: tuple[dict[str, Any], str]) -> None:
+    results, run_dir = delayed
     for window, rows in supervision(run_dir, "fm").items():
         if window < 2:
             assert rows.num_rows == 0
@@ -71,8 +81,8 @@ def test_delayed_supervision_comes_from_a_snapshot_that_is_old_enough(log: str, 
     assert coverage["age_s"] > 86_400
 
 
-def test_without_supervision_a_model_is_its_control(log: str, tmp_path: Path) -> None:
-    _, run_dir = run(log, tmp_path, supervision={"delay": "1d"})
+def test_without_supervision_a_model_is_its_control(delayed: tuple[dict[str, Any], str]) -> None:
+    _, run_dir = delayed
     vm, control = predictions(run_dir, "vm"), predictions(run_dir, "vm.control")
     same = [vm[w].column("prediction_click") == control[w].column("prediction_click") for w in range(6)]
     assert same[:2] == [True, True]
@@ -98,7 +108,9 @@ def test_the_labeller_labels_each_example_of_its_students_once(log: str, tmp_pat
     assert results["supervision"]["fm"]["one"]["hit_rate"] > 0.5
 
 
-def test_a_stopped_run_with_a_labeller_resumes_to_the_same_predictions(log: str, tmp_path: Path) -> None:
+def test_a_stopped_run_with_a_labeller_resumes_to_the_same_predictions(
+    delayed: tuple[dict[str, Any], str], log: str, tmp_path: Path
+) -> None:
     class StoppedError(Exception):
         pass
 
@@ -106,16 +118,13 @@ def test_a_stopped_run_with_a_labeller_resumes_to_the_same_predictions(log: str,
         if progress.window.index == 3:
             raise StoppedError
 
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    _, whole = run(log, tmp_path / "a", supervision={"delay": "1d"})
-    config = experiment_dict(log, str(tmp_path / "b" / "run"), labels=("click", "buy"))
+    config = experiment_dict(log, str(tmp_path / "run"), labels=("click", "buy"))
     config["models"]["fm"]["supervision"] = {"delay": "1d"}
     with pytest.raises(StoppedError):
-        exfm.run(load(tmp_path / "b", config), stop)
-    exfm.run(load(tmp_path / "b", config))
+        exfm.run(load(tmp_path, config), stop)
+    exfm.run(load(tmp_path, config))
     for model in ("fm", "vm", "vm.control"):
-        assert all(equal(whole, str(tmp_path / "b" / "run"), model, "buy"))
+        assert all(equal(delayed[1], str(tmp_path / "run"), model, "buy"))
 
 
 def test_windows_without_rows_leave_no_trace(tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""Processes for tests, forked from one that has imported torch and torchrec already: that takes longer than most jobs.
+
+Each is a process like any other: with memory of its own, an exit status, and signals that kill it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["torchrec", "exfm.cli.run", "exfm.training.run", "exfm.reporting.html", "torch.distributed.launcher.api"]
+)
+
+
+def start(
+    function: Callable[..., object], *arguments: Any, said: Path | None = None, environment: Mapping[str, str] = {}
+) -> BaseProcess:
+    """Starts a function of a module in a process of its own, in this process's folder and environment.
+
+    Args:
+        said: a folder for what it prints, in the files ``out`` and ``err``; by default that is lost.
+        environment: variables besides.
+    """
+    variables = {**os.environ, **environment}
+    process = _FORKS.Process(target=_call, args=(function, arguments, Path.cwd(), variables, said))
+    process.start()
+    return process
+
+
+def start_exfm(*arguments: str, said: Path | None = None, environment: Mapping[str, str] = {}) -> BaseProcess:
+    """Starts the command line in a process of its own."""
+    return start(_exfm, arguments, said=said, environment=environment)
+
+
+def run_exfm(*arguments: str, environment: Mapping[str, str] = {}) -> CompletedProcess[str]:
+    """Calls the command line in a process of its own, and waits for it."""
+    return _ended(_exfm, arguments, environment=environment)
+
+
+def torchrun(function: Callable[..., object], *arguments: Any, processes: int, restarts: int = 0) -> None:
+    """Calls a function in so many processes at once, as torchrun starts and restarts them."""
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = _ended(_launch, function, arguments, processes, restarts, environment=environment)
+    assert done.returncode == 0, done.stderr[-8000:]
+
+
+def _ended(function: Callable[..., object], *arguments: Any, environment: Mapping[str, str]) -> CompletedProcess[str]:
+    with tempfile.TemporaryDirectory() as name:
+        said = Path(name)
+        process = start(function, *arguments, said=said, environment=environment)
+        process.join()
+        assert process.exitcode is not None
+        out, err = ((said / file).read_text(encoding="utf-8") for file in ("out", "err"))
+    return CompletedProcess([], process.exitcode, out, err)
+
+
+def _call(
+    function: Callable[..., object],
+    arguments: Sequence[Any],
+    folder: Path,
+    variables: dict[str, str],
+    said: Path | None,
+) -> None:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(said / name if said else os.devnull, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, number)
+        os.close(file)
+    function(*arguments)
+
+
+def _exfm(arguments: Sequence[str]) -> None:
+    from exfm.cli.main import main
+
+    sys.argv = ["exfm", *arguments]
+    main()
+
+
+def _launch(function: Callable[..., object], arguments: Sequence[Any], processes: int, restarts: int) -> None:
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=restarts,
+        start_method="fork",
+    )
+    elastic_launch(config, function)(*arguments)
