@@ -23,7 +23,6 @@ SMALL = [
 DELAYED = ("stream.source.days=1", "models.fm.supervision.delay=12h")
 OWN = {
     "ah_ablation": ("stream.source.days=3",),  # a distillation head moves the trunk from the second batch on
-    "fm_size": ("stream.source.days=1",),
     "multi_task": ("stream.source.days=3",),  # conversions are known a day late
     "delay_sweep": DELAYED,
     "adapter_delay": DELAYED,
