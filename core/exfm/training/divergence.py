@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from exfm.config.checks import Arm
-from exfm.config.experiment import OptimizerConfig
+from exfm.config.experiment import DenseOptimizer, OptimizerConfig
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
+from exfm.interfaces.parallel_plan import TableOptimizer
 
 
 def diverged(arm: Arm, window: Window, symptom: str, last: Window | None) -> RunError:
@@ -25,8 +26,7 @@ def diverged(arm: Arm, window: Window, symptom: str, last: Window | None) -> Run
 
 def _lower_rate(optimizer: OptimizerConfig) -> str:
     """The rate that lies furthest above its default, lowered, with what it is now."""
-    rates = {"dense": optimizer.dense, "tables": optimizer.tables}
-    usual = {name: type(part).model_fields["lr"].default for name, part in rates.items()}
-    name = max(rates, key=lambda one: rates[one].lr / usual[one])
-    now = rates[name].lr
-    return f"{name}.lr={min(now / 10, usual[name]):.3g} (now {now:.3g})"
+    usual = {"dense": DenseOptimizer().lr, "tables": TableOptimizer().lr}
+    rates = {"dense": optimizer.dense.lr, "tables": optimizer.tables.lr}
+    name = max(rates, key=lambda one: rates[one] / usual[one])
+    return f"{name}.lr={min(rates[name] / 10, usual[name]):.3g} (now {rates[name]:.3g})"
