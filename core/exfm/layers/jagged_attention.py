@@ -186,7 +186,7 @@ def _recent(padded: Padded, heads: int, queries_b: Tensor, keys_b: Tensor) -> Te
         return _recent_block(*padded, queries_b, keys_b, heads)
     block = max(1, min(q, _BLOCK // k))
     size = max(1, _BLOCK // (block * k))
-    groups = zip(*(part.split(size) for part in (*padded, queries_b, keys_b)), strict=True)
+    groups = zip(*(torch.split(part, size) for part in (*padded, queries_b, keys_b)), strict=True)
     mixed = []
     for query, key, value, own_queries, own_keys in groups:
         outputs = [
@@ -196,7 +196,7 @@ def _recent(padded: Padded, heads: int, queries_b: Tensor, keys_b: Tensor) -> Te
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
-            for number, part in enumerate(query.split(block, dim=1))
+            for number, part in enumerate(torch.split(query, block, dim=1))
         ]
         mixed.append(torch.cat(outputs, dim=1))
     return torch.cat(mixed)

@@ -104,9 +104,10 @@ class HSTULayer(nn.Module):
         block = max(1, min(q, _QUERIES, _BLOCK // t))
         heads = max(1, _BLOCK // (block * t))
         mixed = []
-        for query, key, value in zip(*(part.split(heads) for part in (query_hqA, key_htA, value_htL)), strict=True):
+        parts = (torch.split(part, heads) for part in (query_hqA, key_htA, value_htL))
+        for query, key, value in zip(*parts, strict=True):
             seen, outputs = t - q, []
-            for query_block in query.split(block, dim=1):
+            for query_block in torch.split(query, block, dim=1):
                 seen += query_block.shape[1]
                 inputs = (query_block, key[:, :seen], value[:, :seen])
                 outputs.append(checkpoint(self._mixed, *inputs, use_reentrant=False, preserve_rng_state=False))
