@@ -19,7 +19,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
-from tests.processes import run_exfm
+from tests.processes import run_exfm, run_module
 
 _ANY_CASE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.register_profile("default", _ANY_CASE, max_examples=10, derandomize=True)
@@ -138,12 +138,18 @@ class Environment:
 
     def __post_init__(self) -> None:
         venv.create(self.folder, symlinks=True)
-        site = sysconfig.get_path("purelib", vars={"base": str(self.folder)})
         here = sysconfig.get_path("purelib")
-        Path(site, "here.pth").write_text(f"import site; site.addsitedir({here!r})\n", encoding="utf-8")
+        Path(self.site, "here.pth").write_text(f"import site; site.addsitedir({here!r})\n", encoding="utf-8")
+
+    @property
+    def site(self) -> str:
+        """Where packages are installed."""
+        return sysconfig.get_path("purelib", vars={"base": str(self.folder)})
 
     def run(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Runs `pip`, `pytest` or `exfm` there, without a network."""
+        if command[0] != "pip":  # with what is installed there, in a process that need not import torch anew
+            return run_module(*command, packages=self.site, folder=cwd)
         program = [str(self.folder / "bin" / "python"), "-m", *command]
         # pip reads "no isolation: 0" as isolation off, and builds with what is installed.
         offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}

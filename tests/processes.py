@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
+import site
 import sys
 import tempfile
 import uuid
@@ -16,6 +18,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     ["torchrec", "exfm.cli.run", "exfm.training.run", "exfm.reporting.html", "torch.distributed.launcher.api"]
@@ -45,6 +48,11 @@ def start_exfm(*arguments: str, said: Path | None = None, environment: Mapping[s
 def run_exfm(*arguments: str, environment: Mapping[str, str] = {}) -> CompletedProcess[str]:
     """Calls the command line in a process of its own, and waits for it."""
     return _ended(_exfm, arguments, environment=environment)
+
+
+def run_module(*command: str, packages: str, folder: Path | None = None) -> CompletedProcess[str]:
+    """Calls ``python -m``, with what is installed in another folder besides, and waits for it."""
+    return _ended(_module, command, packages, folder or Path.cwd(), environment={})
 
 
 def torchrun(function: Callable[..., object], *arguments: Any, processes: int, restarts: int = 0) -> None:
@@ -86,6 +94,14 @@ def _exfm(arguments: Sequence[str]) -> None:
 
     sys.argv = ["exfm", *arguments]
     main()
+
+
+def _module(command: Sequence[str], packages: str, folder: Path) -> None:
+    os.chdir(folder)
+    sys.path = [str(folder), *(path for path in sys.path if Path(path) != ROOT)]
+    site.addsitedir(packages)
+    sys.argv = list(command)
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
 
 
 def _launch(function: Callable[..., object], arguments: Sequence[Any], processes: int, restarts: int) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,8 @@ def test_an_experiment_that_needs_it_fails_with_its_reason(broken, experiment, w
 
 def test_damage_that_stops_python_itself_is_named(plugins, experiment, write):
     plugins.add_distribution("exfm-plugin-garbled", "[exfm]\nno equals sign here\n")
-    done = plugins.exfm("validate", write(experiment))
+    command = [sys.executable, "-m", "exfm", "validate", write(experiment)]  # anew: pydantic reads it when imported
+    path = os.pathsep.join(filter(None, [str(plugins.path), os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "exfm-plugin-garbled is damaged: its entry_points.txt cannot be read; install it again" in done.stderr

@@ -18,6 +18,7 @@ from exfm.training.run import open_run
 
 from ..training.logs import experiment_dict, load, make_log, timeless, write_log
 
+ROWS = 900
 STRATEGY = """
 import torch
 import exfm
@@ -47,7 +48,7 @@ def exfm_register_transfer_strategies():
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_log(tmp_path_factory.mktemp("log"), make_log())
+    return write_log(tmp_path_factory.mktemp("log"), make_log(ROWS))
 
 
 def config_of(log: str, run_dir: Path, **supervision: Any) -> dict[str, Any]:
@@ -108,13 +109,13 @@ def test_results_and_report_show_the_age_of_supervision(log: str, tmp_path: Path
     coverage = results["supervision"]["fm"]["vm"]
     windows = coverage["windows"]
     assert [part["window"] for part in windows] == list(range(6))
-    assert sum(part["examples"] for part in windows) == coverage["examples"] == 1_800
+    assert sum(part["examples"] for part in windows) == coverage["examples"] == ROWS
     assert windows[0]["hit_rate"] == 0
     assert windows[0]["age_s"] is None
     assert windows[-1]["hit_rate"] == 1
     edges, counts = coverage["age_histogram"]["edges_s"], coverage["age_histogram"]["counts"]
     assert len(counts) == len(edges) + 1
-    assert sum(counts) == round(coverage["hit_rate"] * 1_800)
+    assert sum(counts) == round(coverage["hit_rate"] * ROWS)
     old = [count for edge, count in zip([0, *edges], counts, strict=True) if 50_000 < edge < 260_000]
     assert sum(old) == sum(counts)  # between one day and three
     assert "Age of supervision: fm" in (tmp_path / "run" / "report.html").read_text()

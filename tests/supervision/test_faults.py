@@ -112,7 +112,7 @@ def check_what_is_visible(store: Store) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(200), pytest.param(range(200, 1_200), marks=pytest.mark.soak)], ids=["some", "many"]
+    "seeds", [range(100), pytest.param(range(100, 1_200), marks=pytest.mark.soak)], ids=["some", "many"]
 )
 def test_no_commit_is_lost_or_half_read(seeds: range) -> None:
     hits = 0
