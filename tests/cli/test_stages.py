@@ -139,8 +139,8 @@ def test_what_a_source_complains_of_is_the_users_input(
 
 
 FOLDERS = [
-    (["run", "FILE", "run_dir=LOG"], "LOG: the folder cannot be made: File exists"),
-    (["run", "FILE", "run_dir=LOG/x"], "LOG/x: the folder cannot be made: Not a directory"),
+    (["run", "FILE", "run_dir=LOG"], "LOG: the folder cannot be used: Not a directory"),
+    (["run", "FILE", "run_dir=LOG/x"], "LOG/x: the folder cannot be used: Not a directory"),
     (["run", "FILE", "run_dir=nowhere://x"], "nowhere://x: the folder cannot be used: Protocol not known"),
     (["predict", "FILE", "--model", "fm", "--out", "LOG/p.parquet"], "LOG: the folder cannot be made: File exists"),
     (["predict", "FILE", "--model", "fm", "--out", "RUN"], "is a folder; name the Parquet file"),

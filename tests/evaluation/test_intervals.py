@@ -99,12 +99,20 @@ def test_transfer_ratio_by_hand() -> None:
     student, teacher = paired([0.95, 0.97], control), paired([0.9, 0.78], control)
     assert student.gain == pytest.approx(4)
     assert teacher.gain == pytest.approx(16)
-    assert transfer_ratio(student, teacher) == pytest.approx(0.25)
+    assert transfer_ratio(student, teacher, (1.0, 20.0)) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("teacher", [[1.0, 1.0], [1.0, 1.2], []])
 def test_no_ratio_to_a_teacher_that_gains_nothing(teacher: list[float]) -> None:
-    assert transfer_ratio(paired([0.9, 0.9], [1.0, 1.0]), paired(teacher, [1.0] * len(teacher))) is None
+    losses = paired(teacher, [1.0] * len(teacher))
+    assert transfer_ratio(paired([0.9, 0.9], [1.0, 1.0]), losses, losses.interval95()) is None
+
+
+@pytest.mark.parametrize("interval", [None, (-0.1, 0.14), (0.0, 0.3)])
+def test_no_ratio_to_a_gain_that_may_be_nothing(interval: tuple[float, float] | None) -> None:
+    student, teacher = paired([0.9, 0.9], [1.0, 1.0]), paired([0.9998, 0.9998], [1.0, 1.0])
+    assert teacher.gain == pytest.approx(0.02)
+    assert transfer_ratio(student, teacher, interval) is None
 
 
 ids = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 12), unique=True, max_size=30)

@@ -23,7 +23,6 @@ SMALL = [
 DELAYED = ("stream.source.days=1", "models.fm.supervision.delay=12h")
 OWN = {
     "ah_ablation": ("stream.source.days=3",),  # a distillation head moves the trunk from the second batch on
-    "fm_size": ("stream.source.days=1",),
     "multi_task": ("stream.source.days=3",),  # conversions are known a day late
     "delay_sweep": DELAYED,
     "adapter_delay": DELAYED,
@@ -109,6 +108,11 @@ def _teachers(arms: Any, name: str) -> tuple[str, ...]:
     return next(arm.teachers for arm in arms if arm.name == name)
 
 
+def _but_for_a_batch(hit_rate: float, batches: int = 2) -> bool:
+    """Whether a teacher has supervised all batches but its first, of which it had learned nothing."""
+    return abs(hit_rate - (1 - 1 / batches)) < 0.15
+
+
 def test_stages_grow_in_cost_and_in_what_they_see(results: Any) -> None:
     models = results("cross_stage")["models"]
     retrieval, early, late, teacher = (models[name] for name in ("retrieval", "early", "late", "fm"))
@@ -123,11 +127,12 @@ def test_each_example_is_routed_to_its_domain_and_the_rest_to_the_fm(results: An
     found = results("cross_domain")
     supervision = found["supervision"]
     rates = [supervision[name]["everywhere"]["hit_rate"] for name in ("first_fm", "second_fm", "fm")]
-    assert 0 < rates[0] < 1 and 0 < rates[1] < 1 and rates[0] + rates[1] < 1 and rates[2] == 1
+    assert 0 < rates[0] < 1 and 0 < rates[1] < 1 and rates[0] + rates[1] < 1 and _but_for_a_batch(rates[2])
     (labels,) = supervision["first_fm"]["everywhere"]["soft_labels"]
     assert labels["examples"] == found["models"]["everywhere"]["tasks"]["click"]["examples"]
-    assert supervision["first_fm"]["first"]["hit_rate"] == supervision["second_fm"]["second"]["hit_rate"] == 1
-    assert "first" not in supervision["fm"] and supervision["fm"]["first_direct"]["hit_rate"] == 1
+    assert _but_for_a_batch(supervision["first_fm"]["first"]["hit_rate"])
+    assert _but_for_a_batch(supervision["second_fm"]["second"]["hit_rate"])
+    assert "first" not in supervision["fm"] and _but_for_a_batch(supervision["fm"]["first_direct"]["hit_rate"])
 
 
 def test_a_conversions_second_head_learns_clicks(results: Any) -> None:
@@ -148,7 +153,8 @@ def test_a_delay_makes_supervision_older(results: Any) -> None:
     old, fresh = (run["supervision"]["fm"]["auxiliary"] for run in runs)
     assert fresh["age_s"] < WINDOW_S < 2 * WINDOW_S < old["age_s"] < 3 * WINDOW_S
     # A snapshot of the first window is twelve hours old when the fourth begins.
-    assert [window["hit_rate"] for window in old["windows"]] == [0, 0, 0, 1] and fresh["hit_rate"] == 1
+    assert [window["hit_rate"] for window in old["windows"]] == [0, 0, 0, 1]
+    assert _but_for_a_batch(fresh["hit_rate"], batches=4)
 
 
 @pytest.mark.parametrize("scenario", ["delay_sweep", "adapter_delay"])

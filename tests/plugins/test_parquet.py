@@ -59,6 +59,12 @@ class TestParquet(DataSourceTests):
         (folder / "seconds").mkdir()
         pq.write_table(table(times // 10**6, pa.int64()), folder / "seconds" / "a.parquet")
 
+    def grow(self, folder: Path) -> None:
+        later = np.arange(120, 150) // 3 * 60_000_000
+        pq.write_table(table(np.concatenate([np.arange(120) // 3 * 60_000_000, later])), folder / "one.parquet")
+        pq.write_table(table(later, first_id=120), folder / "days" / "3.parquet")
+        pq.write_table(table(later // 10**6, pa.int64(), first_id=120), folder / "seconds" / "b.parquet")
+
 
 def rows_of(batches: Iterator[pa.RecordBatch]) -> list[tuple[int, int]]:
     """(example id, time) of every row."""

@@ -136,6 +136,10 @@ def test_skipped_rows_are_not_kept_quiet(results: dict[str, Any]) -> None:
         ({"interval95": None, "ne_gain_percent": 0.1}, "no interval against vm.control"),
         ({"interval95": None, "ne_gain_percent": None}, "no interval against vm.control"),
         ({"transfer_ratio": None, "teacher_ne_gain_percent": -0.2}, "No transfer ratio: fm itself gains \u22120.20%"),
+        (
+            {"transfer_ratio": None, "teacher_ne_gain_percent": 0.02, "teacher_interval95": [-0.1, 0.14]},
+            "No transfer ratio: fm itself gains +0.02% (\u22120.10% to +0.14%)",
+        ),
     ],
 )
 def test_a_gain_is_called_what_it_is(results: dict[str, Any], gain: dict[str, Any], words: str) -> None:
@@ -143,6 +147,13 @@ def test_a_gain_is_called_what_it_is(results: dict[str, Any], gain: dict[str, An
     text = Page(render_report(results, "")).text
     assert words in text
     assert ("better than vm.control" in text) == ("transfer_ratio" in gain)
+
+
+def test_a_model_of_no_use_is_named_first(results: dict[str, Any]) -> None:
+    assert "worse than predicting" not in render_report(results, "")
+    results["models"]["vm"]["tasks"]["click"]["ne"] = 12.04
+    page = render_report(results, "")
+    assert 0 < page.index("vm, click: NE 12.04 is worse than predicting the base rate") < page.index('id="gain"')
 
 
 def test_two_teachers_share_one_comparison(results: dict[str, Any]) -> None:

@@ -66,6 +66,15 @@ def test_no_column_for_a_limit_nobody_knows(results: dict[str, Any]) -> None:
     assert row(lines, "vm")[:4] == ["vm", "click", "0.8300", "0.7500"]
 
 
+def test_a_model_that_is_worse_than_the_base_rate_is_said_to_be(results: dict[str, Any]) -> None:
+    assert not any("worse than" in line for line in printed(results))
+    results["models"]["vm"]["tasks"]["click"]["ne"] = 12.04
+    text = " ".join(" ".join(printed(results)).split())
+    assert (
+        "vm, click: NE 12.04 is worse than predicting the base rate: the model has diverged, or learned nothing" in text
+    )
+
+
 def test_names_are_not_markup(results: dict[str, Any]) -> None:
     results["models"]["[red]x[/]"] = results["models"].pop("fm")
     assert row(printed(results), "[red]x[/]")[1] == "click"

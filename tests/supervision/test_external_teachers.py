@@ -128,6 +128,7 @@ def test_names_are_unique_and_known(log: str, tmp_path: Path) -> None:
     [
         ("p", 307, 1.5, r"part-1\.parquet, row 107: p: a probability lies between 0 and 1; given: 1\.5"),
         ("p", 400, -0.1, r"part-2\.parquet, row 0: p: .*given: -0\.1"),
+        ("z", 5, float("inf"), r"part-0\.parquet, row 5: z: a logit is finite, .*given: inf"),
         ("id", 3, None, r"part-0\.parquet, row 3: id: the example id is missing"),
         ("id", 599, "first", r"part-2\.parquet, row 199: this example id came before"),
     ],
@@ -139,14 +140,16 @@ def test_values_are_checked_when_they_are_read(
     values = table.column(column).to_pylist()
     values[row] = values[0] if value == "first" else value
     changed = table.set_column(table.column_names.index(column), column, pa.array(values))
-    config = config_of(log, tmp_path / "run", write_vendor(tmp_path / "vendor", changed))
+    config = config_of(
+        log, tmp_path / "run", write_vendor(tmp_path / "vendor", changed), *(("z", "logit") if column == "z" else ())
+    )
     with pytest.raises(exfm.ConfigError, match=rf"^teachers\.vendor: .*{message}"):
         exfm.run(load(tmp_path, config))
     assert not (tmp_path / "run" / "predictions").exists()
 
 
 def test_missing_and_unknown_examples_are_misses(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"example_id": [5, 1, 9], "z": pa.array([0.0, None, 800.0])}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"example_id": [5, 1, 9], "z": pa.array([0.0, None, 88.0])}), tmp_path / "a.parquet")
     config = ExternalTeacher(path=str(tmp_path), predictions={"click": {"column": "z", "kind": "logit"}})
     joined = ExternalSupervision.load(ExternalFiles(config, "teachers.x")).join(
         torch.tensor([9, 1, 2, 5]), torch.zeros(4)
@@ -155,6 +158,40 @@ def test_missing_and_unknown_examples_are_misses(tmp_path: Path) -> None:
     assert joined.supervision.hit["click"].tolist() == [True, False, False, True]
     assert joined.supervision.probabilities["click"][[0, 3]].tolist() == [1.0, 0.5]
     assert joined.age_us is None
+
+
+def taught_by(vendor: pa.Table, log: str, folder: Path) -> dict[str, Any]:
+    """The vendor's part of the results of a run of one VM without other teachers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(vendor, folder / "vendor.parquet")
+    config = config_of(log, folder / "run", str(folder / "vendor.parquet"))
+    del config["models"]["fm"]
+    config["models"]["vm"] |= {"transfer": [{"name": "direct", "teacher": "vendor"}], "control": False}
+    coverage: dict[str, Any] = exfm.run(load(folder, config))["supervision"]["vendor"]["vm"]
+    return coverage
+
+
+def test_a_row_without_a_prediction_is_a_miss(log: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ids = make_log().column("example_id")
+    nulls = pa.array([None if row % 3 else 0.4 for row in range(len(ids))], pa.float32())
+    half = taught_by(pa.table({"id": ids, "p": nulls}), log, tmp_path / "nulls")
+    assert half["hit_rate"] == pytest.approx(1 / 3) and not caplog.records
+    assert half["windows"][0]["hit_rate"] == pytest.approx(1 / 3, abs=0.01)
+    nan = pa.array(np.full(len(ids), np.nan, np.float32))
+    none = taught_by(pa.table({"id": ids, "p": nan}), log, tmp_path / "nan")
+    assert none["hit_rate"] == 0 and none["soft_labels"][0]["examples"] == 0
+    assert "teachers.vendor: 1800 of 1800 predictions of 'click' are NaN: misses" in caplog.text
+
+
+def test_hidden_names_among_the_files_are_left_out(tmp_path: Path) -> None:
+    rows = pa.table({"example_id": [1, 2], "p": [0.5, 0.5]})
+    for name in ("a", "_temporary/0/b", ".ipynb_checkpoints/a-checkpoint", "_c"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(rows, tmp_path / f"{name}.parquet")
+    predictions = {"click": {"column": "p", "kind": "probability"}}
+    for path in (str(tmp_path), f"{tmp_path}/**/*.parquet", f"{tmp_path}/*.parquet"):
+        config = ExternalTeacher(path=path, predictions=predictions)  # type: ignore[arg-type]
+        assert ExternalFiles(config, "teachers.x").rows == 2
 
 
 def test_a_teacher_without_rows_misses_everything(tmp_path: Path) -> None:

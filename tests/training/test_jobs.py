@@ -176,6 +176,25 @@ def test_of_two_jobs_on_one_model_one_commits_and_the_other_says_so(
     assert differences(exfm.run(experiments[0]), whole[0]) == []
 
 
+def test_a_labeller_goes_back_to_an_older_snapshot_and_not_to_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = config_of(tmp_path, "damaged")
+    assert job(path, "train", "fm")[0] == 6
+    snapshots = tmp_path / "damaged" / "snapshots" / "fm"
+    (snapshots / "000000").rename(tmp_path / "aside")
+    with pytest.raises(exfm.RunError, match=r"snapshots/fm/000000/model-\w+\.safetensors: a committed file is missing"):
+        job(path, "supervise", "fm")
+    (tmp_path / "aside").rename(snapshots / "000000")
+    (model,) = (snapshots / "000001").glob("model-*")
+    model.write_bytes(model.read_bytes()[:-8] + bytes(8))
+    assert job(path, "supervise", "fm")[1] == ""
+    assert "corrupt" in caplog.text and "labelling with the snapshot before it" in caplog.text
+    labels = supervision(str(tmp_path / "damaged"), "fm")
+    used = [set(labels[window].column("snapshot").to_pylist()) for window in (2, 3, 4)]
+    assert used == [{0}, {0}, {2}]
+
+
 def test_a_commit_with_other_content_is_refused_and_the_first_one_stands(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log", make_log())
     config = experiment_dict(log, str(tmp_path / "run"))

@@ -5,6 +5,7 @@ Legend: S rows of all files together.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ import pyarrow.parquet as pq
 
 from exfm.config.experiment import ExternalTeacher
 from exfm.errors import ConfigError, suggestion
+from exfm.sources import list_files
 
 _FOOTERS_AT_ONCE = 16
+
+logger = logging.getLogger(__name__)
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
@@ -48,7 +52,7 @@ class ExternalFiles:
         self._place = place
         try:
             self._fs, root = fsspec.core.url_to_fs(config.path)
-            self._paths = sorted(_find(self._fs, root))
+            self._paths = list(list_files(self._fs, root, ".parquet"))
         except (OSError, ValueError, ImportError) as error:
             raise ConfigError(f"{place}.path: {config.path!r} cannot be listed: {error}") from error
         if not self._paths:
@@ -65,6 +69,7 @@ class ExternalFiles:
         """
         ids = np.empty(self.rows, np.int64)
         probabilities = {task: np.empty(self.rows, np.float32) for task in self._config.predictions}
+        self._nan = dict.fromkeys(probabilities, 0)
         start = 0
         for path, first, batch in self._batches():
             stop = start + batch.num_rows
@@ -72,6 +77,9 @@ class ExternalFiles:
             for task, values in probabilities.items():
                 values[start:stop] = self._probabilities(path, first, batch, task)
             start = stop
+        for task, count in self._nan.items():
+            if count:
+                logger.warning("%s: %d of %d predictions of %r are NaN: misses", self._place, count, self.rows, task)
         return ExternalRows(ids, probabilities)
 
     def repeated(self, row: int) -> ConfigError:
@@ -104,7 +112,12 @@ class ExternalFiles:
         wanted = self._config.predictions[task]
         column = batch.column(wanted.column)
         values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        self._nan[task] += int(np.isnan(values).sum()) - column.null_count
         if wanted.kind == "logit":
+            infinite = pa.array(np.isinf(values))
+            self._refuse(
+                infinite, path, first, wanted.column, "a logit is finite, and one without a value null", column
+            )
             with np.errstate(over="ignore"):
                 return np.asarray(1 / (1 + np.exp(-values)), np.float32)
         wrong = (values < 0) | (values > 1)
@@ -140,15 +153,6 @@ class ExternalFiles:
 
     def _open(self, path: str) -> pq.ParquetFile:
         return pq.ParquetFile(path, filesystem=self._fs)
-
-
-def _find(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:
-    """The files at a path: a glob's, a folder's that end in .parquet, or the one file."""
-    if any(character in root for character in "*?["):
-        return [str(path) for path in filesystem.glob(root)]
-    if filesystem.isdir(root):
-        return [str(path) for path in filesystem.find(root) if str(path).endswith(".parquet")]
-    return [root] if filesystem.exists(root) else []
 
 
 def check_files(teachers: dict[str, ExternalTeacher], file: str) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from exfm.errors import ConfigError
 
+_KEY = "stream.source"
 _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
@@ -19,8 +20,10 @@ def source_errors() -> Iterator[None]:
     """
     try:
         yield
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        if str(error).startswith(_KEY):
+            raise
+        raise type(error)(f"{_KEY}: {error}") from error  # of its own kind: some are waited for
     except (ValueError, *_NOT_THERE) as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"stream.source: {text}") from error
+        raise ConfigError(f"{_KEY}: {text}") from error

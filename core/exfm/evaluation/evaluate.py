@@ -218,11 +218,14 @@ def _gain_entries(view: ExperimentView, arm: Arm, task: str, comparison: _Compar
         "interval95": None if interval is None else list(interval),
     }
     for teacher, (student_losses, teacher_losses) in comparison.shared.items():
+        of_teacher = teacher_losses.interval95(view.bootstrap_replicates, view.bootstrap_seed)
         yield base | {
             "teacher": teacher,
             "teacher_ne_gain_percent": teacher_losses.gain,
-            "transfer_ratio": transfer_ratio(student_losses, teacher_losses),
+            "teacher_interval95": None if of_teacher is None else list(of_teacher),
+            "transfer_ratio": transfer_ratio(student_losses, teacher_losses, of_teacher),
         }
     external = [name for name, taught in arm.external if task in taught]
     for name in external if comparison.shared or external else [None]:
-        yield base | {"teacher": name, "teacher_ne_gain_percent": None, "transfer_ratio": None}
+        unknown = {"teacher_ne_gain_percent": None, "teacher_interval95": None, "transfer_ratio": None}
+        yield base | {"teacher": name, **unknown}

@@ -85,13 +85,15 @@ def _resampled_sums(sums_n2: Doubles, replicates: int, rng: np.random.Generator)
     return np.concatenate(parts)
 
 
-def transfer_ratio(student: PairedLosses, teacher: PairedLosses) -> float | None:
+def transfer_ratio(
+    student: PairedLosses, teacher: PairedLosses, teacher_interval95: tuple[float, float] | None
+) -> float | None:
     """Share of the teacher's NE gain over a control that the student shows over the same control.
 
-    Both must have been compared on the same examples. None where the teacher is no better than the control: there is
-    nothing to transfer, and a ratio would mislead.
+    Both must have been compared on the same examples. None where the teacher is not clearly better than the control,
+    its interval excluding zero: there is nothing to transfer, and a ratio to noise would mislead.
     """
-    if student.gain is None or teacher.gain is None or teacher.gain <= 0:
+    if student.gain is None or teacher.gain is None or teacher_interval95 is None or teacher_interval95[0] <= 0:
         return None
     return student.gain / teacher.gain
 

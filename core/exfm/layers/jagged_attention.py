@@ -12,12 +12,18 @@ from math import log
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from exfm.interfaces.jagged import JaggedSequence
 
 # Within a bucket the longest example has less than GROWTH times the keys of the shortest; those of up to SHORT keys
 # share one. On the cases of benchmarks/jagged_attention.py the time is flat for growths from 1.15 to 1.6.
 _GROWTH, _SHORT = 1.3, 8
+
+_WHOLE, _BLOCK = 1 << 23, 1 << 22
+"""Pairs of a query and a key up to which a mask is made for a whole bucket, and those of a block where it is not."""
+
+Padded = tuple[Tensor, Tensor, Tensor]
 
 
 def jagged_attention(
@@ -89,14 +95,13 @@ def _in_buckets(query: JaggedSequence, key: JaggedSequence, value_ED: Tensor, he
     parts = (queries.padded(query.values_ED), keys.padded(key.values_ED), keys.padded(value_ED))
     outputs = []
     for bucket, padded in enumerate(zip(*parts, strict=True)):
-        keys_b, q, k = keys.lengths[bucket], queries.longest[bucket], keys.longest[bucket]
-        mask = None
+        keys_b, k = keys.lengths[bucket], keys.longest[bucket]
         if causal and not own:
-            mask = _causal_mask(queries.lengths[bucket], keys_b, q, k)
-        elif not causal and keys.shortest[bucket] < k:
-            mask = _key_mask(keys_b, k)
+            outputs.append(_recent(padded, heads, queries.lengths[bucket], keys_b).flatten(0, 1))
+            continue
+        mask = _key_mask(keys_b, k) if not causal and keys.shortest[bucket] < k else None
         # Padding follows the events, so that no real query of the causal kernel sees it.
-        outputs.append(_attention(padded, heads, mask, causal=causal and own).flatten(0, 1))
+        outputs.append(_attention(padded, heads, mask, causal=causal).flatten(0, 1))
     # An example without keys finds its answer in the row of zeros at the end.
     outputs.append(outputs[0].new_zeros(1, outputs[0].shape[1]))
     found_B = torch.zeros_like(query.lengths).index_fill(0, order_S, 1)
@@ -170,7 +175,39 @@ def _causal_mask(queries_b: Tensor, keys_b: Tensor, q: int, k: int) -> Tensor:
     return (torch.arange(k, device=keys_b.device) <= position_bq.unsqueeze(2)).unsqueeze(1)
 
 
-def _attention(padded: tuple[Tensor, Tensor, Tensor], heads: int, mask: Tensor | None, *, causal: bool) -> Tensor:
+def _recent(padded: Padded, heads: int, queries_b: Tensor, keys_b: Tensor) -> Tensor:
+    """Causal attention of each example's most recent events alone, (b, q, D).
+
+    It needs a number for each query and key, which the kernel keeps for the backward pass. Where these are many, they
+    are made block by block, and again in the backward pass: memory follows the events and not their pairs.
+    """
+    b, q, k = *padded[0].shape[:2], padded[1].shape[1]
+    if b * q * k <= _WHOLE:
+        return _recent_block(*padded, queries_b, keys_b, heads)
+    block = max(1, min(q, _BLOCK // k))
+    size = max(1, _BLOCK // (block * k))
+    groups = zip(*(torch.split(part, size) for part in (*padded, queries_b, keys_b)), strict=True)
+    mixed = []
+    for query, key, value, own_queries, own_keys in groups:
+        outputs = [
+            checkpoint(
+                _recent_block,
+                *(part, key, value, own_queries - number * block, own_keys, heads),
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for number, part in enumerate(torch.split(query, block, dim=1))
+        ]
+        mixed.append(torch.cat(outputs, dim=1))
+    return torch.cat(mixed)
+
+
+def _recent_block(query: Tensor, key: Tensor, value: Tensor, queries_b: Tensor, keys_b: Tensor, heads: int) -> Tensor:
+    mask = _causal_mask(queries_b, keys_b, query.shape[1], key.shape[1])
+    return _attention((query, key, value), heads, mask, causal=False)
+
+
+def _attention(padded: Padded, heads: int, mask: Tensor | None, *, causal: bool) -> Tensor:
     """SDPA of queries (b, q, D), keys (b, k, D) and values (b, k, D): (b, q, D)."""
     query, key, value = (x.view(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2) for x in padded)
     mixed_bHqC = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 MISSING = "\u2013"
 _MINUS = "\u2212"
+_USELESS_NE = 1.05
+"""Above 1, what the base rate scores that is known afterwards, by more than a model loses while it learns it."""
 
 
 def fixed(value: float | None, digits: int = 4) -> str:
@@ -60,6 +62,17 @@ def verdict(gain: Mapping[str, Any]) -> Literal["better", "worse", "unclear"]:
     if low > 0:
         return "better"
     return "worse" if high < 0 else "unclear"
+
+
+def useless(results: Mapping[str, Any]) -> list[str]:
+    """A line for each model and task of a results.json whose predictions are worse than the base rate alone."""
+    return [
+        f"{name}, {task}: NE {fixed(figures['ne'], 2)} is worse than predicting the base rate: the model has diverged, "
+        "or learned nothing; lower its learning rates"
+        for name, model in results["models"].items()
+        for task, figures in model["tasks"].items()
+        if (figures["ne"] or 0.0) > _USELESS_NE
+    ]
 
 
 FILTERS: dict[str, Callable[..., str]] = {

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from exfm.reporting import plots
-from exfm.reporting.figures import FILTERS
+from exfm.reporting.figures import FILTERS, useless
 from exfm.reporting.gains import Scale, comparisons
 
 Json = Mapping[str, Any]
@@ -64,6 +64,7 @@ def render_report(results: Json, config_yaml: str) -> str:
         .render(
             results=results,
             config_yaml=config_yaml,
+            useless=useless(results),
             comparisons=compared,
             verdicts=Counter(comparison["verdict"] for comparison in compared),
             scale=Scale.of(compared),

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from exfm.reporting.figures import MISSING, fixed, interval, percent, signed, verdict
+from exfm.reporting.figures import MISSING, fixed, interval, percent, signed, useless, verdict
 from exfm.reporting.fitted_table import FittedTable
 
 Json = Mapping[str, Any]
@@ -19,8 +19,9 @@ def result_table(results: Json) -> FittedTable:
     """Every model and task of a results.json in one table where 100 columns are there, else in several.
 
     A model that is compared with a control also shows its NE gain with the 95% interval, and the transfer ratio (the
-    first teacher's, where it has several). The Bayes NE has a column where the stream knows it. Below the table stand
-    the notes of the run, and which models cost lookups at serving.
+    first teacher's, where it has several; a dash where it is not clearly better than the control). The Bayes NE has a
+    column where the stream knows it. Below the table stand the notes of the run, which models are of no use, and which
+    cost lookups at serving.
     """
     gains: dict[tuple[str, str], Json] = {}
     for gain in results.get("gains", ()):
@@ -35,7 +36,7 @@ def result_table(results: Json) -> FittedTable:
         results["experiment"],
         ["model", "task"],
         [*headings, "NE gain (95% interval)", "transfer"],
-        [*(f"note: {note}" for note in results.get("notes", ())), *costs],
+        [*(f"note: {note}" for note in results.get("notes", ())), *useless(results), *costs],
     )
     for name, task, figures in rows:
         bayes = [fixed(figures.get("bayes_ne"))] if with_bayes else []

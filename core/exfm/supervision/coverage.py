@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,9 @@ def _no_counts() -> npt.NDArray[np.int64]:
 class Coverage:
     """Counters of one teacher over some of a student's examples.
 
+    An example is a hit where the teacher gives it a prediction of a task that the student takes: a row of nulls, as a
+    teacher writes it that has not learned yet, is a miss.
+
     Attributes:
         hits: examples that the teacher has supervised.
         aged: those of them whose age is known.
@@ -36,12 +39,17 @@ class Coverage:
     age_us: int = 0
     age_counts: npt.NDArray[np.int64] = field(default_factory=_no_counts)
 
-    def add(self, joined: Joined) -> None:
-        """Counts examples."""
-        self.examples += joined.found.numel()
-        self.hits += int(joined.found.sum())
+    def add(self, joined: Joined, tasks: Collection[str] = ()) -> None:
+        """Counts examples.
+
+        Args:
+            tasks: those of the teacher's that the student takes; all where it takes none, but its embedding or states.
+        """
+        hit_B = joined.hits(tasks)
+        self.examples += hit_B.numel()
+        self.hits += int(hit_B.sum())
         if joined.age_us is not None:
-            ages_us = joined.age_us.numpy()
+            ages_us = joined.age_us[hit_B[joined.found]].numpy()
             self.aged += ages_us.size
             self.age_us += int(ages_us.sum())
             bins = np.searchsorted(AGE_EDGES_S, ages_us / 1e6, side="right")

@@ -5,7 +5,7 @@ Legend: S supervised rows, B examples of a batch, K of them that were found, E w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -34,6 +34,11 @@ class Joined:
     supervision: Supervision
     found: Tensor
     age_us: Tensor | None
+
+    def hits(self, tasks: Collection[str] = ()) -> Tensor:
+        """Which examples (B,) have a finite prediction of one of these tasks, or of any where none is named."""
+        known = [hit_B for task, hit_B in self.supervision.hit.items() if task in tasks or not tasks]
+        return torch.stack(known).any(dim=0) if known else torch.zeros_like(self.found)
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,7 @@ class SupervisionIndex:
         if not self.rows.example_id.numel():
             return nothing_stored(example_id)
         row, found = self._locate(example_id, event_time_us)
-        found &= ~torch.stack([values[row].isnan() for values in self.rows.probabilities.values()]).all(dim=0)
+        found &= torch.stack([values[row].isfinite() for values in self.rows.probabilities.values()]).any(dim=0)
         kept = row[found]
         vectors = {column: vector.index_select(0, kept).float() for column, vector in self.rows.vectors.items()}
         return Stored(found, self.rows.watermark_us[kept], vectors)
@@ -208,8 +213,8 @@ def lookup(sorted_id: Tensor, example_id: Tensor) -> tuple[Tensor, Tensor]:
 
 def align(probabilities: Mapping[str, Tensor], embedding: CompactEmbedding | None, found: Tensor) -> Supervision:
     """Supervision of B examples from a row for each (B,), of which those not ``found`` have no meaning."""
-    hit = {task: found & ~values.isnan() for task, values in probabilities.items()}
-    known = {task: values.nan_to_num(0.0) for task, values in probabilities.items()}
+    hit = {task: found & values.isfinite() for task, values in probabilities.items()}
+    known = {task: values.nan_to_num(0.0, 0.0, 0.0) for task, values in probabilities.items()}
     if embedding is None:
         return Supervision(known, hit)
     learned_B = torch.stack(list(hit.values())).any(dim=0)

@@ -47,10 +47,13 @@ class LateLog:
             return None
         return LateRows(Window(**raw["window"]), raw["rows"], raw["parts"])
 
+    def windows(self, model: str) -> list[int]:
+        """Lists the windows of a model that have a count, in order."""
+        return numbered(self._workspace.names(f"late/{model}"), ".json")
+
     def all(self, model: str) -> list[LateRows]:
         """Reads every count of a model in the order of windows."""
-        windows = numbered(self._workspace.names(f"late/{model}"), ".json")
-        counts = (self.read(model, window) for window in windows)
+        counts = (self.read(model, window) for window in self.windows(model))
         return [late for late in counts if late is not None]
 
 

@@ -89,16 +89,21 @@ class SnapshotRegistry:
         return Snapshot(model, version, commit.window.end_us, learned, weights, training)
 
     def newest_first(self, model: str, before_us: int) -> Iterator[Snapshot]:
-        """The snapshots whose watermark lies at or before a time, the newest first; retired ones are left out.
+        """The snapshots whose watermark lies at or before a time, the newest first; retired ones are left out."""
+        for snapshot in self.published(model, before_us):
+            # Of one that has lost a file the reader is to hear.
+            if any(self.workspace.exists(file.path) for file in (snapshot.weights, snapshot.training)):
+                yield snapshot
+
+    def published(self, model: str, before_us: int) -> Iterator[Snapshot]:
+        """The same with those that are retired: for readers whose snapshots are kept for them.
 
         They are asked for by the names in the manifests: a listing may lack the newest.
         """
         for version in self.log.newest_first("train", model):
             commit = self.log.load("train", model, version)
             if commit.window.end_us <= before_us and commit.files:
-                snapshot = self.get(model, version)
-                if self.workspace.exists(snapshot.weights.path):
-                    yield snapshot
+                yield self.get(model, version)
 
     def load(self, record: FileRecord, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The tensors of one of a snapshot's files. Large ones lie in the file: what is to stay is copied from them.

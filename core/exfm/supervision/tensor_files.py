@@ -130,7 +130,7 @@ def _has_form(memory: Tensor, kind: torch.dtype, shape: list[int]) -> bool:
 
 def _read_into(file: BinaryIO, start: int, tensor: Tensor) -> None:
     file.seek(start)
-    left = memoryview(tensor.detach().flatten().view(torch.uint8).numpy())
+    left = tensor.detach().flatten().view(torch.uint8).numpy().data
     while left.nbytes:
         count = file.readinto(left)  # type: ignore[attr-defined]
         if not count:

@@ -282,6 +282,8 @@ class Workspace:
             found = self.fs.ls(self.path(folder), detail=False, refresh=True)
         except FileNotFoundError:
             return []
+        except NotADirectoryError as error:
+            raise ConfigError(f"{self.url}: the folder cannot be used: {error.strerror}: {error.filename}") from error
         names = (str(path).rstrip("/").rpartition("/")[2] for path in found)
         return sorted(name for name in names if not name.startswith("."))
 

@@ -26,11 +26,7 @@ def diverged(arm: Arm, window: Window, symptom: str, last: Window | None) -> Run
 
 def _lower_rate(optimizer: OptimizerConfig) -> str:
     """The rate that lies furthest above its default, lowered, with what it is now."""
+    usual = {"dense": DenseOptimizer().lr, "tables": TableOptimizer().lr}
     rates = {"dense": optimizer.dense.lr, "tables": optimizer.tables.lr}
-    usual = {
-        "dense": DenseOptimizer.model_fields["lr"].default,
-        "tables": TableOptimizer.model_fields["lr"].default,
-    }
     name = max(rates, key=lambda one: rates[one] / usual[one])
-    now = rates[name]
-    return f"{name}.lr={min(now / 10, usual[name]):.3g} (now {now:.3g})"
+    return f"{name}.lr={min(rates[name] / 10, usual[name]):.3g} (now {rates[name]:.3g})"

@@ -44,7 +44,7 @@ class Labeller:
         self.students = students
         self.delay_us = microseconds(trainer.arm.config.supervision.delay)
         self._loaded: Snapshot | None = None
-        self._corrupt: set[int] = set()
+        self._corrupt: dict[int, RunError] = {}
 
     def begin(self, window: Window, read: WindowRead) -> None:
         """Opens the window's file and finds the snapshots that its examples may be labelled with.
@@ -91,21 +91,33 @@ class Labeller:
         return rows
 
     def _snapshot_for(self, time_us: int) -> Snapshot | None:
-        """The newest readable snapshot whose watermark lies a delay before a time, loaded."""
+        """The newest readable snapshot whose watermark lies a delay before a time, loaded; None before there is one.
+
+        Raises:
+            RunError: there are such snapshots, and none can be read.
+        """
+        failure: RunError | None = None
         for snapshot in self._snapshots:
-            if snapshot.watermark_us > time_us - self.delay_us or snapshot.version in self._corrupt:
+            if snapshot.watermark_us > time_us - self.delay_us:
                 continue
-            if snapshot == self._loaded:
-                return snapshot
-            if self._load(snapshot):
-                self._loaded = snapshot
-                return snapshot
-            self._corrupt.add(snapshot.version)
-            self._snapshots += self._older(snapshot)
+            error = self._corrupt.get(snapshot.version)
+            if error is None:
+                if snapshot != self._loaded:
+                    self._loaded = None  # the next one is read into the memory that holds it
+                    error = self._load(snapshot)
+                if error is None:
+                    self._loaded = snapshot
+                    return snapshot
+                logger.warning("%s; labelling with the snapshot before it", error)
+                self._corrupt[snapshot.version] = error
+                self._snapshots += self._older(snapshot)
+            failure = failure or error
+        if failure is not None:
+            raise failure
         return None
 
-    def _load(self, snapshot: Snapshot) -> bool:
-        """Loads a snapshot's weights; not on any process where one of them cannot read it."""
+    def _load(self, snapshot: Snapshot) -> RunError | None:
+        """Loads a snapshot's weights, or says why not: on all processes where one of them cannot read it."""
         weights: dict[str, torch.Tensor] = {}
         error: RunError | None = None
         try:
@@ -115,17 +127,15 @@ class Labeller:
         if self.ranks.all_agree(error is None):
             check_snapshot(snapshot, weights, self.trainer.constants, self.store.workspace.url)
             self.trainer.load_weights(weights)
-            return True
-        reason = error or f"snapshot {snapshot.version} of {self.name!r}: another process cannot read it"
-        logger.warning("%s; labelling with the snapshot before it", reason)
-        return False
+            return None
+        return error or RunError(f"snapshot {snapshot.version} of {self.name!r}: another process cannot read it")
 
     def _older(self, snapshot: Snapshot) -> list[Snapshot]:
         older = next(self._published(snapshot.watermark_us - 1), None)
         return [] if older is None or older in self._snapshots else [older]
 
     def _published(self, before_us: int) -> Iterator[Snapshot]:
-        return same_on_all(self.ranks, self.store.snapshots.newest_first(self.name, before_us))
+        return same_on_all(self.ranks, self.store.snapshots.published(self.name, before_us))
 
     def commit(self, rows: int) -> None:
         """Makes the window's supervision visible; of a window without rows only the manifest is kept."""

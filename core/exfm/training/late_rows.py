@@ -8,7 +8,8 @@ the version that its commit names; then the examples that it holds now are compa
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from exfm.config.loading import Experiment
 from exfm.data.traffic import rows_where
 from exfm.data.validation import RowChecker
 from exfm.data.windows import WindowGrid, windows_with_events
-from exfm.interfaces.data_source import DataSource, Origin, StreamPart, TimeRange, Window, utc
+from exfm.interfaces.data_source import Origin, StreamPart, TimeRange, Window, utc
 from exfm.supervision.commits import NONE
 from exfm.supervision.late import LateLog, LateRows
 from exfm.supervision.store import Store
@@ -37,7 +38,7 @@ class LateRowFinder:
     """Compares the stream with the committed windows of some models.
 
     Args:
-        arms: the models, by name.
+        arms: the models.
     """
 
     def __init__(self, experiment: Experiment, store: Store, arms: Collection[Arm]) -> None:
@@ -49,66 +50,72 @@ class LateRowFinder:
         self._late = LateLog(store.workspace)
         self._compared: set[tuple[str, str]] = set()  # parts, by name and version
 
-    def look(self, grid: WindowGrid, span: TimeRange) -> None:
-        """Counts the late rows of what has come or changed since the last look."""
-        parts = [part for part in self._source.parts() if (part.name, part.version) not in self._compared]
+    def look(self, grid: WindowGrid, span: TimeRange, parts: Sequence[StreamPart]) -> None:
+        """Counts the late rows of what has come or changed since the last look.
+
+        Args:
+            parts: those that the stream consists of now.
+        """
+        places = [place for place in _places(parts) if (place.part.name, place.part.version) not in self._compared]
         for arm in self._arms:
             head = self._store.log.head("train", arm.name)
-            if head != NONE and parts:
+            if head != NONE and places:
                 done = TimeRange(max(span.start_us, grid.origin_us), grid.window(head).end_us)
                 chain = set(self._store.log.windows("train", arm.name))
-                for window in self._changed(arm, grid, done, chain, parts):
-                    self._count(arm, window, window.index in chain)
-        self._compared |= {(part.name, part.version) for part in parts}
+                for window in self._changed(arm, grid, done, chain, places):
+                    self._count(arm, window, parts, window.index in chain)
+        self._compared |= {(place.part.name, place.part.version) for place in places}
 
     def _changed(
-        self, arm: Arm, grid: WindowGrid, done: TimeRange, chain: set[int], parts: list[StreamPart]
+        self, arm: Arm, grid: WindowGrid, done: TimeRange, chain: set[int], places: list[_Place]
     ) -> list[Window]:
         """Lists the committed windows that overlap a part in another version than the one that was read."""
         changed: dict[int, Window] = {}
         read: dict[int, Mapping[str, str]] = {}
-        for part in parts:
-            for window in self._windows_of(part, grid, done):
-                if window.index not in read:
-                    read[window.index] = self._versions(arm, window.index, chain)
-                if read[window.index].get(part.name) != part.version:
-                    changed[window.index] = window
+        counted = set(self._late.windows(arm.name))
+        for place in places:
+            for window in self._windows_of(place, grid, done):
+                index = window.index
+                if index not in read:
+                    read[index] = self._versions(arm, index, index in counted, index in chain)
+                if read[index].get(place.part.name) != place.part.version:
+                    changed[index] = window
         return [changed[index] for index in sorted(changed)]
 
-    def _windows_of(self, part: StreamPart, grid: WindowGrid, done: TimeRange) -> Iterator[Window]:
+    def _windows_of(self, place: _Place, grid: WindowGrid, done: TimeRange) -> Iterator[Window]:
         """Yields the committed windows that may hold rows of a part.
 
         A part that overlaps others in time goes back in time where it begins: a source yields its rows in the window
         that the parts before it have reached.
         """
+        part = place.part
         common = TimeRange(max(part.first_us, done.start_us), min(part.last_us + 1, done.end_us))
         yield from windows_with_events(self._source, grid, common)
-        reached_us = max(other.last_us for other in self._source.parts() if other.first_us <= part.first_us)
-        if reached_us > part.last_us and reached_us < done.end_us:
-            yield grid.window(grid.index_at(reached_us))
+        if part.last_us < place.reached_us < done.end_us:
+            yield grid.window(grid.index_at(place.reached_us))
 
-    def _versions(self, arm: Arm, index: int, chain: set[int]) -> Mapping[str, str]:
+    def _versions(self, arm: Arm, index: int, counted: bool, committed: bool) -> Mapping[str, str]:
         """Versions of the parts of a window that were read, or compared since."""
-        late = self._late.read(arm.name, index)
+        late = self._late.read(arm.name, index) if counted else None
         if late is not None:
             return late.parts
-        return self._store.log.load("train", arm.name, index).read.parts if index in chain else {}
+        return self._store.log.load("train", arm.name, index).read.parts if committed else {}
 
-    def _count(self, arm: Arm, window: Window, committed: bool) -> None:
+    def _count(self, arm: Arm, window: Window, parts: Sequence[StreamPart], committed: bool) -> None:
         """Counts the examples that a window holds now and was not predicted for."""
-        parts = {part.name: part.version for part in self._source.parts() if overlaps(part, window)}
+        versions = {part.name: part.version for part in parts if overlaps(part, window)}
         known = np.zeros(0, np.int64)
         if committed and self._store.log.load("train", arm.name, window.index).files:
             known = self._store.predictions(arm.name, window).column("example_id").to_numpy()
         before = self._late.read(arm.name, window.index)
         # What came and has gone again stays counted.
-        rows = {name: count for name, count in (before.rows if before else {}).items() if name not in parts}
+        rows = {name: count for name, count in (before.rows if before else {}).items() if name not in versions}
         for name, ids in self._ids(arm, window):
             new = np.setdiff1d(ids, known)
             known = np.concatenate([known, new])
             if new.size:
                 rows[name] = rows.get(name, 0) + int(new.size)
-        late = LateRows(window, rows, parts)
+        late = LateRows(window, rows, versions)
         self._late.write(arm.name, late)
         if late.count > (before.count if before else 0):
             logger.warning(
@@ -127,6 +134,21 @@ class LateRowFinder:
                 yield Origin.of(batch).file, ids if picked is None else ids[picked.numpy()]
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A part of the stream, and the time that the parts before it have reached."""
+
+    part: StreamPart
+    reached_us: int
+
+
+def _places(parts: Sequence[StreamPart]) -> Iterator[_Place]:
+    reached_us = _LONG_AGO
+    for part in sorted(parts, key=lambda part: (part.first_us, part.name)):
+        yield _Place(part, reached_us)
+        reached_us = max(reached_us, part.last_us)
+
+
 def some_of(names: Collection[str]) -> str:
     """Writes the first few of some names."""
     return ", ".join(sorted(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
@@ -137,12 +159,12 @@ def overlaps(part: StreamPart, window: Window) -> bool:
     return part.first_us < window.end_us and part.last_us >= window.start_us
 
 
-def earlier_words(source: DataSource, grid: WindowGrid, span: TimeRange) -> str:
+def earlier_words(parts: Sequence[StreamPart], grid: WindowGrid, span: TimeRange) -> str:
     """Says that a stream begins earlier than its run did, which part does, and what to do."""
-    part = next((part.name for part in source.parts() if span.start_us <= part.first_us < grid.origin_us), "")
+    part = next((part.name for part in parts if span.start_us <= part.first_us < grid.origin_us), "")
     origin = grid.window(0)
     return (
-        f"stream: it begins at {utc(span.start_us)} now{f' ({part})' if part else ''}, before the run's "
-        f"first window, {origin}: no model of this run can train on such rows any more. Leave them out with "
-        f"stream.start={origin}, or train on them in another run_dir"
+        f"stream: it begins at {utc(span.start_us)} now{f' ({part})' if part else ''}, before the run's first window, "
+        f"{origin}: no model of this run can train on such rows any more. Leave them out with stream.start={origin}, "
+        "or train on them in another run_dir"
     )

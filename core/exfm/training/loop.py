@@ -37,7 +37,7 @@ from exfm.training.schedule import Schedule, WindowWork
 from exfm.training.sharing import Sharing
 from exfm.training.spread import SpreadChunk, check_spread, read_spread
 from exfm.training.stage import Stage
-from exfm.training.stream_state import agreed_parts, read_schedule
+from exfm.training.stream_state import read_schedule
 from exfm.training.teachers import external_teachers
 from exfm.training.trainer import Trainer
 
@@ -125,7 +125,7 @@ class StreamLoop:
             schedule = read_schedule(self.experiment, self.store, self.ranks, complete_windows_only)
             self._reopen(schedule)
             if self.ranks.is_first:
-                self._late.look(schedule.grid, schedule.span)
+                self._late.look(schedule.grid, schedule.span, schedule.state.parts)
         self._resume(schedule)
         labelled = {one.name: self.store.log.head("supervise", one.name) for one in self.labellers}
         self._remember(labelled)
@@ -207,9 +207,7 @@ class StreamLoop:
         window = work.window
         stages = [stage for stage in self.stages if stage.name in work.stages]
         labellers = [one for one in self.labellers if one.name in work.labellers]
-        read = WindowRead(
-            agreed_parts(self.experiment.source, self.ranks, work), min(window.end_us, schedule.span.end_us)
-        )
+        read = WindowRead(schedule.state.parts_of(work), min(window.end_us, schedule.span.end_us))
         streams: dict[str, SupervisionStream] = {}
         begun: list[Stage | Labeller] = []
         try:
@@ -243,7 +241,7 @@ class StreamLoop:
 
     def _bind(self, schedule: Schedule) -> None:
         """Binds the run's folder to the experiment, before its first commit."""
-        if self.ranks.is_first and not (self._bound or schedule.bound):
+        if self.ranks.is_first and not (self._bound or schedule.state.bound):
             bind_run(self.experiment, self.store, schedule.grid)
         self._bound = True
 

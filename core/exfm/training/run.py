@@ -11,7 +11,7 @@ from exfm.errors import ConfigError
 from exfm.evaluation.evaluate import Arm as Comparison
 from exfm.evaluation.evaluate import ExperimentView, evaluate
 from exfm.interfaces.parallel_plan import ParallelPlan
-from exfm.redaction import concealed
+from exfm.redaction import concealed, redact
 from exfm.reporting.progress import StreamProgress, in_notebook
 from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE, REPORT_FILE, RESULTS_FILE, assemble
 from exfm.supervision.commits import NONE
@@ -99,7 +99,7 @@ def finish(experiment: Experiment, store: Store, time: dict[str, Any], config_ya
 
     figures = evaluate(store, _view(experiment))
     results: dict[str, Any] = concealed(assemble(experiment, store, figures, time))
-    results["notes"] += component_notes(experiment, store)
+    results["notes"] = [redact(note) for note in (*results["notes"], *component_notes(experiment, store))]
     store.workspace.write_json(RESULTS_FILE, results)
     store.workspace.write(REPORT_FILE, render_report(results, config_yaml).encode())
     return results

@@ -15,10 +15,11 @@ from typing import Any
 from exfm.config.loading import Experiment
 from exfm.data.windows import WindowGrid, windows_with_events
 from exfm.errors import RunError
-from exfm.interfaces.data_source import TimeRange, Window
+from exfm.interfaces.data_source import StreamPart, TimeRange, Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.ranks import Ranks
 from exfm.supervision.commits import NONE, CommitLog, Stage
+from exfm.training.late_rows import overlaps
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,34 @@ class WindowWork:
     missed: Mapping[str, Sequence[int]] | None = None
 
 
+@dataclass(frozen=True)
+class StreamState:
+    """The stream as a job finds it when it looks for windows to do.
+
+    Attributes:
+        grid: how the run counts its windows.
+        span: the time for which the stream is complete.
+        parts: those that it consists of.
+        bound: whether the run's folder had been bound to an experiment before.
+    """
+
+    grid: WindowGrid
+    span: TimeRange
+    parts: Sequence[StreamPart]
+    bound: bool
+
+    def parts_of(self, work: WindowWork) -> dict[str, str]:
+        """Gives the versions of the parts that a window is read from, by name."""
+        here = {part.name: part.version for part in self.parts if overlaps(part, work.window)}
+        return here if work.only is None else {name: here[name] for name in here if name in work.only}
+
+
 class Schedule:
     """Finds the windows to do, in order.
 
     Args:
-        grid: how the run counts its windows.
-        span: the time for which the stream is complete.
+        state: the stream.
         complete_windows_only: leave out a last window that more rows may still come for.
-        bound: whether the run's folder had been bound to an experiment before.
     """
 
     def __init__(
@@ -54,14 +75,12 @@ class Schedule:
         experiment: Experiment,
         log: CommitLog,
         ranks: Ranks,
-        grid: WindowGrid,
-        span: TimeRange,
+        state: StreamState,
         complete_windows_only: bool,
-        bound: bool = False,
     ) -> None:
-        self.bound = bound
-        self.grid = grid
-        self.span = span
+        self.state = state
+        self.grid = state.grid
+        self.span = state.span
         self._experiment = experiment
         self._log = log
         self._ranks = ranks
@@ -124,7 +143,7 @@ class Schedule:
         following_us = self._experiment.source.next_event_us(until_us)
         if following_us is None or following_us >= min(commit.window.end_us, self.span.end_us):
             return False
-        return commit.read.parts.keys() <= {part.name for part in self._experiment.source.parts()}
+        return commit.read.parts.keys() <= {part.name for part in self.state.parts}
 
     def has_work(self, index: int) -> bool:
         """Whether a window is to be done after that of an index; the same on every process."""

@@ -54,7 +54,7 @@ class Sharing:
     def _parts(self, student: Trainer, teacher: str, names: Collection[str], before_us: int) -> Parts:
         """Parts of the newest snapshot with a watermark at or before a time; none before there is one."""
         failure: RunError | None = None
-        for snapshot in same_on_all(student.plan.ranks, self.store.snapshots.newest_first(teacher, before_us)):
+        for snapshot in same_on_all(student.plan.ranks, self.store.snapshots.published(teacher, before_us)):
             found: dict[str, Tensor] = {}
             error: RunError | None = None
             try:

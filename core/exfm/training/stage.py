@@ -114,7 +114,12 @@ class Stage:
         self.supervises = teaches and not delayed
         self.labelled_later = teaches and delayed
         self.sharing = sharing
-        told = listeners(trainer.list_strategies(), trainer.model.lookups)
+        strategies = trainer.list_strategies()
+        self._taken = {
+            name: {task for one in strategies if name in one.config.teachers for task in one.teacher_tasks.values()}
+            for name in trainer.arm.teachers
+        }
+        told = listeners(strategies, trainer.model.lookups)
         self._feed = StateFeed(told, sharing.lags_us, self._tables)
         self.counters = WindowCounters()
         self._constant_flops: dict[str, float] = {}
@@ -199,7 +204,7 @@ class Stage:
         seen = chunk.batch.only(frozenset(), torch.zeros(0, dtype=torch.int64)).select(parts.index)
         joined = {name: teachers[name].join(seen.example_id, seen.event_time_us) for name in self.trainer.arm.teachers}
         for name, found in joined.items():
-            self.counters.teachers.setdefault(name, Coverage()).add(found)
+            self.counters.teachers.setdefault(name, Coverage()).add(found, self._taken[name])
         forward = ForwardRows(self.tasks, self.trainer.embedding, self.trainer.vectors)
         self._feed.open(chunk.batch, parts.index, teachers)
         first = 0

@@ -1,22 +1,23 @@
-"""The stream as all processes of a job take it to be: which time it covers, and which parts a window is read from."""
+"""The stream as all processes of a job take it to be: which time it covers, and which parts it has."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from exfm.config.loading import Experiment
 from exfm.data.source_errors import source_errors
 from exfm.data.windows import WindowGrid
 from exfm.errors import ConfigError, RunError
-from exfm.interfaces.data_source import DataSource, TimeRange
+from exfm.interfaces.data_source import DataSource, StreamPart, TimeRange
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.ranks import Ranks
 from exfm.supervision.store import Store
 from exfm.training.identity import grid_of
-from exfm.training.late_rows import earlier_words, overlaps
-from exfm.training.schedule import Schedule, WindowWork
+from exfm.training.late_rows import earlier_words
+from exfm.training.schedule import Schedule, StreamState
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -25,17 +26,19 @@ _LISTINGS = 10
 
 
 def read_schedule(experiment: Experiment, store: Store, ranks: Ranks, complete_windows_only: bool) -> Schedule:
-    """Reads which time the stream covers, and how the run counts its windows.
+    """Reads which time and which parts the stream has, and how the run counts its windows.
 
     Args:
         complete_windows_only: leave out a last window that more rows may still come for.
 
     Raises:
         ConfigError: the stream begins earlier than the run did.
+        RunError: processes do not see the same parts.
     """
     stream = experiment.config.stream
     with source_errors():
         span = experiment.source.time_range()
+    parts = _agreed_parts(experiment.source, ranks)
     start_us, end_us = ranks.agree(span.start_us), ranks.agree(span.end_us)
     if stream.start is not None:
         start_us = max(start_us, microseconds(stream.start - _EPOCH))
@@ -43,28 +46,28 @@ def read_schedule(experiment: Experiment, store: Store, ranks: Ranks, complete_w
     grid = WindowGrid.around(span.start_us, stream.window)
     kept = grid_of(store) if ranks.is_first else None
     if kept is not None and span.start_us < kept.origin_us:
-        raise ConfigError(earlier_words(experiment.source, kept, span))
+        raise ConfigError(earlier_words(parts, kept, span))
     origin_us = ranks.agree(grid.origin_us if kept is None else kept.origin_us)
     grid, bound = WindowGrid(origin_us, grid.length_us), kept is not None
-    return Schedule(experiment, store.log, ranks, grid, span, complete_windows_only, bound)
+    return Schedule(experiment, store.log, ranks, StreamState(grid, span, parts, bound), complete_windows_only)
 
 
-def agreed_parts(source: DataSource, ranks: Ranks, work: WindowWork) -> dict[str, str]:
-    """Lists the versions of the stream's parts that a window is read from, by name.
+def _agreed_parts(source: DataSource, ranks: Ranks) -> Sequence[StreamPart]:
+    """Lists the stream's parts, once every process sees the same.
 
     Raises:
         RunError: another process sees other parts, and goes on seeing them.
     """
     for attempt in range(_LISTINGS):
         with source_errors():
-            parts = [part for part in source.parts() if overlaps(part, work.window)]
+            parts = source.parts()
         # Names and versions may differ between machines that hold copies; which time each covers may not.
         extents = json.dumps(sorted((part.first_us, part.last_us) for part in parts)).encode()
         if ranks.all_agree(ranks.broadcast(extents) == extents):
-            return {part.name: part.version for part in parts if work.only is None or part.name in work.only}
+            return parts
         if attempt + 1 < _LISTINGS:
             time.sleep(1.0)
     raise RunError(
-        f"stream.source: process {ranks.index} and the first one do not see the same parts of window {work.window}; "
-        "every process must read the same files. Call the job again when they all see them."
+        f"stream.source: process {ranks.index} and the first one do not see the same parts of the stream; every "
+        "process must read the same files. Call the job again when they all see them."
     )

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from exfm import JaggedSequence
 from exfm.layers import NormName, norm
 from exfm_plugins.hstu.buckets import in_buckets
+
+_WHOLE, _BLOCK, _QUERIES = 1 << 23, 1 << 22, 512
+"""Attention weights up to which a bucket is computed at once; where it is not, those of a block, and its queries."""
 
 
 class HSTULayer(nn.Module):
@@ -75,14 +79,40 @@ class HSTULayer(nn.Module):
         b, t = qkv_btC.shape[:2]
         q = t if self.queries is None else min(t, self.queries)
         query_btA, key_btA, value_btV = torch.split(qkv_btC, self.widths, dim=2)
-        query, key, value = (self._by_head(part) for part in (query_btA[:, t - q :], key_btA, value_btV))
-        scores_hqt = query @ key.mT
+        parts = [self._by_head(part) for part in (query_btA[:, t - q :], key_btA, value_btV)]
+        whole = torch.compiler.is_exporting() or b * self.heads * q * t <= _WHOLE
+        mixed_hqL = self._mixed(*parts) if whole else self._mixed_in_blocks(*parts)
+        return mixed_hqL.view(b, self.heads, *mixed_hqL.shape[1:]).transpose(1, 2).flatten(2)
+
+    def _mixed(self, query_hqA: Tensor, key_htA: Tensor, value_htL: Tensor) -> Tensor:
+        """``SiLU(Q K^T + rab) V`` (h, q, L), the queries being those of the newest of t events."""
+        q, t = query_hqA.shape[1], key_htA.shape[1]
+        scores_hqt = query_hqA @ key_htA.mT
         if self.bias_P is not None:
             scores_hqt = scores_hqt + self._bias(q, t).to(scores_hqt.dtype)
         # Padding is zeros: its values add nothing, whatever their weights.
         weights_hqt = nn.functional.silu(scores_hqt).tril(t - q)
-        mixed_hqL = weights_hqt @ value
-        return mixed_hqL.view(b, self.heads, *mixed_hqL.shape[1:]).transpose(1, 2).flatten(2)
+        return weights_hqt @ value_htL
+
+    def _mixed_in_blocks(self, query_hqA: Tensor, key_htA: Tensor, value_htL: Tensor) -> Tensor:
+        """The same, block by block of queries, each over the keys that one of them sees.
+
+        No weights are kept for the backward pass, which computes them again: memory follows the events and not their
+        pairs.
+        """
+        q, t = query_hqA.shape[1], key_htA.shape[1]
+        block = max(1, min(q, _QUERIES, _BLOCK // t))
+        heads = max(1, _BLOCK // (block * t))
+        mixed = []
+        parts = (torch.split(part, heads) for part in (query_hqA, key_htA, value_htL))
+        for query, key, value in zip(*parts, strict=True):
+            seen, outputs = t - q, []
+            for query_block in torch.split(query, block, dim=1):
+                seen += query_block.shape[1]
+                inputs = (query_block, key[:, :seen], value[:, :seen])
+                outputs.append(checkpoint(self._mixed, *inputs, use_reentrant=False, preserve_rng_state=False))
+            mixed.append(torch.cat(outputs, dim=1))
+        return torch.cat(mixed)
 
     def _by_head(self, part_btC: Tensor) -> Tensor:
         """(b, t, H * C) to (b * H, t, C)."""
