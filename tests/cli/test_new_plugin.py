@@ -81,17 +81,6 @@ def test_it_is_clean_whatever_it_is_called(name, tmp_path):
         assert done.returncode == 0, done.stdout
 
 
-def test_it_is_typed(tmp_path, exfm_cli, monkeypatch):
-    folders = make(tmp_path, NAMES, exfm_cli)
-    monkeypatch.setenv("MYPYPATH", ":".join(map(str, [*folders, ROOT / "core", ROOT / "plugins"])))
-    options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
-    files = [str(file) for folder in folders for file in folder.rglob("*.py")]
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", *options, *files], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_files_that_others_read(tmp_path, exfm_cli):
     for folder in make(tmp_path, NAMES, exfm_cli):
         (example,) = folder.glob("examples/*.yaml")

@@ -172,7 +172,7 @@ def taught_by(vendor: pa.Table, log: str, folder: Path) -> dict[str, Any]:
 
 
 def test_a_row_without_a_prediction_is_a_miss(log: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ids = make_log().column("example_id")
+    ids = make_log(900).column("example_id")
     nulls = pa.array([None if row % 3 else 0.4 for row in range(len(ids))], pa.float32())
     half = taught_by(pa.table({"id": ids, "p": nulls}), log, tmp_path / "nulls")
     assert half["hit_rate"] == pytest.approx(1 / 3) and not caplog.records
@@ -180,7 +180,7 @@ def test_a_row_without_a_prediction_is_a_miss(log: str, tmp_path: Path, caplog: 
     nan = pa.array(np.full(len(ids), np.nan, np.float32))
     none = taught_by(pa.table({"id": ids, "p": nan}), log, tmp_path / "nan")
     assert none["hit_rate"] == 0 and none["soft_labels"][0]["examples"] == 0
-    assert "teachers.vendor: 1800 of 1800 predictions of 'click' are NaN: misses" in caplog.text
+    assert "teachers.vendor: 900 of 900 predictions of 'click' are NaN: misses" in caplog.text
 
 
 def test_hidden_names_among_the_files_are_left_out(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_supervision_is_the_fms_own_forward(undisturbed: tuple[dict[str, Any], s
         age = written[window].column("event_time").to_numpy() - written[window].column("watermark").to_numpy()
         assert (age >= np.timedelta64(0)).all()
     # A row of nulls teaches nothing.
-    assert results["supervision"]["fm"]["vm"]["hit_rate"] == 1 - nulls(run_dir, "fm") / 1_800
+    assert results["supervision"]["fm"]["vm"]["hit_rate"] == 1 - nulls(run_dir, "fm") / ROWS
 
 
 def nulls(run_dir: str, teacher: str) -> int:
