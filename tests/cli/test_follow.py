@@ -68,20 +68,20 @@ def test_a_follower_waits_for_the_folder_and_for_half_a_file(
             next(writer, None)
 
     monkeypatch.setattr(Parquet, "time_range", time_range)
-    done = jobs._advance(loop(tmp_path), jobs.Follow(True, 0.3))
+    done = jobs._advance(loop(tmp_path), jobs.Follow(True, 0.3, False))
     assert done == 6
     for words in ("no file or folder", "holds no Parquet file"):
         assert any(words in look for look in looks)
     assert any(f"{first} cannot be read" in look for look in looks)
     assert any(f"{second} cannot be read" in look for look in looks)
     said = [record.getMessage() for record in caplog.records if record.name == jobs.__name__]
-    assert said == [f"waiting: {look}" for look in dict.fromkeys(looks)]
+    assert said == [f"waiting: stream.source: {look}" for look in dict.fromkeys(looks)]
 
 
 def test_what_is_not_there_yet_is_an_error_of_any_other_job(
     tmp_path: Path, written: list[tuple[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    never = jobs.Follow(False, None)
+    never = jobs.Follow(False, None, False)
     with pytest.raises(exfm.ConfigError, match="there is no file or folder"):
         jobs._advance(loop(tmp_path), never)
     data = tmp_path / "data"
@@ -90,10 +90,10 @@ def test_what_is_not_there_yet_is_an_error_of_any_other_job(
     with pytest.raises(exfm.ConfigError, match=r"a\.parquet cannot be read as Parquet"):
         jobs._advance(loop(tmp_path), never)
     with pytest.raises(exfm.NotYetError, match=r"a\.parquet cannot be read as Parquet"):
-        jobs._advance(loop(tmp_path), jobs.Follow(True, 0.0))
+        jobs._advance(loop(tmp_path), jobs.Follow(True, 0.0, False))
     monkeypatch.setattr(files, "PATIENCE_S", 0.0)
     with pytest.raises(
         exfm.ConfigError, match=r"a\.parquet cannot be read .* it has not grown for 0 seconds"
     ) as damaged:
-        jobs._advance(loop(tmp_path), jobs.Follow(True, None))
+        jobs._advance(loop(tmp_path), jobs.Follow(True, None, False))
     assert not isinstance(damaged.value, exfm.NotYetError)

@@ -36,7 +36,12 @@ MISTAKES: list[tuple[str, Any, str, list[str]]] = [
     ("models", {}, "", ["at least one model"]),
     ("models", None, "", ["must be a mapping", "given: None"]),
     ("models.fm", [], "", ["must be a mapping {backbone, ", "given: []"]),
-    ("stream", 3, "", ["must be a mapping {source, window, chunk_rows, on_bad_row, max_skipped_share}", "given: 3"]),
+    (
+        "stream",
+        3,
+        "",
+        ["must be a mapping {source, window, start, chunk_rows, on_bad_row, max_skipped_share}", "given: 3"],
+    ),
     ("plugins", 3, "", ["must be a mapping {block}"]),
     ("models.vm.optimizer", "adam", "", ["must be a mapping {dense, tables}", "given: 'adam'"]),
     ("models.vm.where", 3, "", ["must be a mapping"]),

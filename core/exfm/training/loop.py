@@ -97,6 +97,7 @@ class StreamLoop:
         read_back = bool(self.labellers) or any(sharing.borrowers.values())
         self.saving = Saving(experiment.config.save_in_background and not read_back)
         self._done: dict[str, int] = {}  # newest window of each stage that has been brought to its last state
+        self._committed: dict[str, int] = {}  # the newest of them that has left a manifest
         self._bound = False
         self._late = LateRowFinder(experiment, store, [stage.trainer.arm for stage in self.stages])
         where = {arm.name: arm.config.where for arm in arms}
@@ -169,7 +170,7 @@ class StreamLoop:
             if self.ranks.is_first:
                 self.store.log.windows("train", stage.name)  # raises where a manifest is missing
             if stage.name not in self._done and schedule.has_work(self.store.log.head("train", stage.name)):
-                self._done[stage.name] = stage.resume()
+                self._done[stage.name] = self._committed[stage.name] = stage.resume()
 
     def _remember(self, labelled: Mapping[str, int]) -> None:
         """Tells a reader that has read nothing yet which examples and types of ids came before.
@@ -216,7 +217,7 @@ class StreamLoop:
                 labeller.begin(window, read)
                 begun.append(labeller)
             for stage in stages:
-                stage.begin(window, self._done[stage.name], read, (work.missed or {}).get(stage.name, ()))
+                stage.begin(window, self._committed[stage.name], read, (work.missed or {}).get(stage.name, ()))
                 begun.append(stage)
             rows = 0
             for chunk in self._timed(read_spread(self.reader, window, self.ranks, work.only)):
@@ -233,6 +234,7 @@ class StreamLoop:
             if rows or skipped:  # a window without rows leaves nothing behind: the next manifest passes over it
                 self._bind(schedule)
                 self._commit(stages, labellers, rows, skipped, id_kinds)
+                self._committed |= {stage.name: window.index for stage in stages}
             for stage in stages:
                 self._done[stage.name] = window.index
         finally:
