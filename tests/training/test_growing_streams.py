@@ -347,7 +347,7 @@ class History:
         return Path(self.jobs.config["run_dir"], "run.json").exists()
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10 if settings().max_examples <= 10 else 100, suppress_health_check=list(HealthCheck))
 @given(operations=OPERATIONS)
 def test_any_history_of_a_folder(
     operations: list[tuple[str, Any, Any]], tmp_path_factory: pytest.TempPathFactory
