@@ -137,6 +137,7 @@ def test_the_window_that_the_newest_row_lies_in_waits_for_a_later_call(jobs: Job
     jobs.call("fm", final=True)
     assert jobs.predicted("fm")[24:] == list(range(200, 212))
     assert jobs.late("fm") == {}
+    assert jobs.call("fm").incomplete is None
 
 
 def test_a_log_that_loses_its_oldest_file_goes_on_with_its_newest(jobs: Jobs) -> None:

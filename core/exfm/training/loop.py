@@ -133,7 +133,7 @@ class StreamLoop:
         todo = schedule.work(self._done, labelled)
         count = 0
         self.waiting_for = ""
-        self.incomplete = schedule.incomplete
+        self.incomplete = self._left_out(schedule.incomplete)
         work = next(todo, None)
         try:
             while work is not None:
@@ -154,6 +154,12 @@ class StreamLoop:
         self.ranks.wait()
         self.clock.commit += time.perf_counter() - start
         return count
+
+    def _left_out(self, last: Window | None) -> Window | None:
+        """The last window, where it is incomplete and somebody of this job has not committed it all the same."""
+        heads = [self.store.log.head("train", stage.name) for stage in self.stages]
+        heads += [self.store.log.head("supervise", labeller.name) for labeller in self.labellers]
+        return last if last is not None and min(heads, default=NONE) < last.index else None
 
     def _reopen(self, schedule: Schedule) -> None:
         """Takes back last windows that were committed incomplete, where more of their rows have come."""
