@@ -151,7 +151,7 @@ class Environment:
 
     def run(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Runs `pip`, `pytest` or `exfm` there, without a network."""
-        if command[0] != "pip":  # with what is installed there, in a process that need not import torch anew
+        if command[0] == "pytest":  # with what is installed there, in a process that need not import torch anew
             return run_module(*command, packages=self.site, folder=cwd)
         program = [str(self.folder / "bin" / "python"), "-m", *command]
         # pip reads "no isolation: 0" as isolation off, and builds with what is installed.
