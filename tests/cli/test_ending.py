@@ -14,11 +14,16 @@ import yaml
 from tests.training.logs import experiment_dict, make_log, write_log
 
 
+def _heed_sigint() -> None:
+    """Lets Ctrl-C through: of a job that a shell starts in the background it is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def ended(command: list[str], run_dir: Path, number: int) -> tuple[int, str]:
     """Starts a job, sends a signal once a window is committed; its status and what it has said."""
     environment = {**os.environ, "TMPDIR": str(run_dir.parent)}
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment, preexec_fn=_heed_sigint
     ) as job:
         while job.poll() is None and not list((run_dir / "commits").rglob("*.json")):
             time.sleep(0.02)
