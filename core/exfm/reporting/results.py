@@ -13,14 +13,11 @@ from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
 from exfm.supervision.commits import Commit
 from exfm.supervision.coverage import Coverage
-from exfm.supervision.late import LateLog
+from exfm.supervision.late import LateLog, some_of
 from exfm.supervision.store import Store
 
 CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"
 CHANGES_FILE = "changes.json"
-
-_NAMED = 3
-"""How many windows or parts a note names."""
 
 
 def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time: dict[str, Any]) -> dict[str, Any]:
@@ -107,10 +104,10 @@ def _late_notes(late: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = []
     for model in dict.fromkeys(entry["model"] for entry in late):
         entries = [entry for entry in late if entry["model"] == model]
-        parts = sorted({part for entry in entries for part in entry["parts"]})
-        names = ", ".join(parts[:_NAMED]) + (", ..." if len(parts) > _NAMED else "")
+        parts = {part for entry in entries for part in entry["parts"]}
+        names = some_of(parts)
         rows = sum(entry["rows"] for entry in entries)
-        windows = ", ".join(entry["start"] for entry in entries[:_NAMED]) + (", ..." if len(entries) > _NAMED else "")
+        windows = some_of([entry["start"] for entry in entries])
         notes.append(
             f"{model}: {rows} rows of {len(entries)} committed windows ({windows}) came later and are not read: {names}"
         )

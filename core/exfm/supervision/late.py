@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 
 from exfm.interfaces.data_source import Window
 from exfm.supervision.workspace import Workspace, numbered
+
+_NAMED = 3
+"""How many names a warning or a note has."""
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,8 @@ class LateLog:
 def late_file(model: str, window: int) -> str:
     """The path of a window's count."""
     return f"late/{model}/{window:06d}.json"
+
+
+def some_of(names: Collection[str]) -> str:
+    """Writes the first few of some names."""
+    return ", ".join(sorted(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.ranks import Ranks
-from exfm.supervision.commits import CommitLog
+from exfm.supervision.commits import Commit, CommitLog
 from exfm.supervision.hashing import FileRecord
 from exfm.supervision.tensor_files import read_tensors, write_tensors
 from exfm.supervision.workspace import Workspace, numbered
@@ -83,10 +83,7 @@ class SnapshotRegistry:
 
     def get(self, model: str, version: int) -> Snapshot:
         """A published version."""
-        commit = self.log.load("train", model, version)
-        learned = tuple(commit.counters["learned"])
-        weights, training = commit.files[MODEL_FILE], commit.files[TRAINING_FILE]
-        return Snapshot(model, version, commit.window.end_us, learned, weights, training)
+        return _snapshot(model, self.log.load("train", model, version))
 
     def newest_first(self, model: str, before_us: int) -> Iterator[Snapshot]:
         """The snapshots whose watermark lies at or before a time, the newest first; retired ones are left out."""
@@ -103,7 +100,7 @@ class SnapshotRegistry:
         for version in self.log.newest_first("train", model):
             commit = self.log.load("train", model, version)
             if commit.window.end_us <= before_us and commit.files:
-                yield self.get(model, version)
+                yield _snapshot(model, commit)
 
     def load(self, record: FileRecord, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The tensors of one of a snapshot's files. Large ones lie in the file: what is to stay is copied from them.
@@ -160,6 +157,12 @@ def same_on_all(ranks: Ranks, candidates: Iterator[Snapshot]) -> Iterator[Snapsh
         raw = json.loads(data)
         weights, training = FileRecord(**raw.pop("weights")), FileRecord(**raw.pop("training"))
         yield Snapshot(**raw | {"learned": tuple(raw["learned"])}, weights=weights, training=training)
+
+
+def _snapshot(model: str, commit: Commit) -> Snapshot:
+    learned = tuple(commit.counters["learned"])
+    weights, training = commit.files[MODEL_FILE], commit.files[TRAINING_FILE]
+    return Snapshot(model, commit.window.index, commit.window.end_us, learned, weights, training)
 
 
 def _folder(model: str, version: int) -> str:

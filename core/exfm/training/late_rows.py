@@ -21,13 +21,10 @@ from exfm.data.validation import RowChecker
 from exfm.data.windows import WindowGrid, windows_with_events
 from exfm.interfaces.data_source import Origin, StreamPart, TimeRange, Window, utc
 from exfm.supervision.commits import NONE
-from exfm.supervision.late import LateLog, LateRows
+from exfm.supervision.late import LateLog, LateRows, some_of
 from exfm.supervision.store import Store
 
 Ids = npt.NDArray[np.int64]
-
-_NAMED = 3
-"""How many parts a warning names."""
 
 _LONG_AGO = -(2**63)
 
@@ -147,11 +144,6 @@ def _places(parts: Sequence[StreamPart]) -> Iterator[_Place]:
     for part in sorted(parts, key=lambda part: (part.first_us, part.name)):
         yield _Place(part, reached_us)
         reached_us = max(reached_us, part.last_us)
-
-
-def some_of(names: Collection[str]) -> str:
-    """Writes the first few of some names."""
-    return ", ".join(sorted(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def overlaps(part: StreamPart, window: Window) -> bool:

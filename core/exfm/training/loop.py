@@ -157,9 +157,11 @@ class StreamLoop:
 
     def _left_out(self, last: Window | None) -> Window | None:
         """The last window, where it is incomplete and somebody of this job has not committed it all the same."""
+        if last is None:
+            return None
         heads = [self.store.log.head("train", stage.name) for stage in self.stages]
         heads += [self.store.log.head("supervise", labeller.name) for labeller in self.labellers]
-        return last if last is not None and min(heads, default=NONE) < last.index else None
+        return last if min(heads, default=NONE) < last.index else None
 
     def _reopen(self, schedule: Schedule) -> None:
         """Takes back last windows that were committed incomplete, where more of their rows have come."""
