@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import exfm
+from exfm.config.resolved import parse_resolved
 
 GOOD = [
     ("seed=3", ["seed"], 3),
@@ -114,3 +115,9 @@ def test_print_config_prints_what_loads_again(experiment, write, exfm_cli):
     assert first.status == 0 and first.err == ""
     assert yaml.safe_load(first.out)["seed"] == 7
     assert exfm_cli("run", write(first.out, "again.yaml"), "--print-config").out == first.out
+
+
+def test_a_large_file_and_its_resolved_config_are_read(experiment, write):
+    experiment["models"]["vm"]["where"] = {"user_id": list(range(10_000))}
+    large = exfm.load_experiment(write(experiment))
+    assert parse_resolved(large.as_yaml()) == large.as_dict()

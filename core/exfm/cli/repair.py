@@ -22,8 +22,7 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is damaged and change nothing.")] = False,
 ) -> None:
     """Checks every committed file, and takes models back to before the first window that is damaged."""
-    from omegaconf import OmegaConf
-
+    from exfm.config.resolved import parse_resolved
     from exfm.reporting.results import CONFIG_FILE
     from exfm.supervision.repair import find_repair
     from exfm.supervision.store import Store
@@ -32,8 +31,7 @@ def command(
     store = Store(run_dir)
     if not store.workspace.exists(CONFIG_FILE):
         raise ConfigError(f"{run_dir}: no {CONFIG_FILE} here; `exfm run` writes it into a run's folder")
-    config = OmegaConf.to_container(OmegaConf.create(store.workspace.read(CONFIG_FILE).decode()))
-    assert isinstance(config, dict)
+    config = parse_resolved(store.workspace.read(CONFIG_FILE).decode())
     ties = _ties(config["models"], session.registry)
     if not dry_run:
         store.sweep(ties)

@@ -26,6 +26,9 @@ from exfm.redaction import concealed
 from exfm.registry.discovery import discover
 from exfm.registry.registry import Registry
 
+_MOST_NODES = 200_000
+"""YAML nodes of a file with its aliases expanded: room for a fleet of a thousand models, and no room for a bomb."""
+
 _SHAPE = "a mapping of keys such as name, stream and models"
 
 
@@ -129,7 +132,7 @@ def _read(path: str) -> DictConfig:
     except (OSError, ValueError, ImportError) as error:  # ImportError: a protocol whose package is not installed
         raise ConfigError(f"{path}: the experiment file cannot be read: {_line(error)}") from error
     try:
-        loaded = OmegaConf.load(StringIO(text))
+        loaded = OmegaConf.load(StringIO(text), max_yaml_expanded_nodes=_MOST_NODES)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: this is not valid YAML: {_line(error)}") from error
     except (OmegaConfBaseException, ValueError, OSError) as error:

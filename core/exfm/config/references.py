@@ -31,7 +31,9 @@ def with_references(config: DictConfig) -> dict[str, Any]:
     """
     kept: list[str] = []
     unresolved = OmegaConf.to_container(config, resolve=False)
-    marked = OmegaConf.create(_each_text(unresolved, lambda text: _mark(text, kept)))
+    with_marks = _each_text(unresolved, lambda text: _mark(text, kept))
+    # Making a tree of OmegaConf's is what takes long of loading a large file.
+    marked = OmegaConf.create(with_marks) if kept else config
     try:
         resolved = OmegaConf.to_container(marked, resolve=True)
     except OmegaConfBaseException:  # a variable's value chooses a key: all references stay, to other keys too

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
+from exfm.config.resolved import parse_resolved
 from exfm.errors import ConfigError, suggestion
 from exfm.reporting.results import CONFIG_FILE
 from exfm.supervision.snapshots import Snapshot
@@ -49,8 +49,7 @@ def find_snapshot(experiment: Experiment, arm: Arm, store: Store, version: int |
             f"{run_dir}: there is no snapshot {version} of {arm.name!r}, or no longer; there are: {there}"
         )
     snapshot = published[max(published) if version is None else version]
-    kept = OmegaConf.to_container(OmegaConf.create(store.workspace.read(CONFIG_FILE).decode()))
-    assert isinstance(kept, dict)
+    kept = parse_resolved(store.workspace.read(CONFIG_FILE).decode())
     trained, asked = kept["models"].get(arm.base), experiment.as_dict()["models"][arm.base]
     if changed := _changed(trained, asked):
         raise ConfigError(f"{run_dir}: models.{arm.base} was trained with {changed}; the snapshot is not of this model")

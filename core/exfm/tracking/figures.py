@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import xxhash
-from omegaconf import OmegaConf
 
 from exfm.config.checks import CONTROL_SUFFIX
+from exfm.config.resolved import parse_resolved
 from exfm.errors import ConfigError
 from exfm.evaluation.evaluate import TaskScores
 from exfm.evaluation.predictions import task_rows
@@ -60,10 +60,9 @@ class TrackedRun:
         self.config_yaml = self.store.workspace.read(CONFIG_FILE).decode()
         full = without_credentials(self.store.workspace.fs.unstrip_protocol(self.store.workspace.root))
         self.identity = f"{full}#{xxhash.xxh3_64_hexdigest(self.config_yaml.encode())}"
-        config = OmegaConf.to_container(OmegaConf.create(self.config_yaml))
-        assert isinstance(config, dict)
+        config = parse_resolved(self.config_yaml)
         self.name = str(config["name"])
-        self.models = list(_models({str(key): value for key, value in config.items()}))
+        self.models = list(_models(config))
 
     @property
     def complete(self) -> bool:

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from exfm.config.component_sources import changed_components, component_hashes
 from exfm.config.loading import Experiment
+from exfm.config.resolved import parse_resolved
 from exfm.data.windows import WindowGrid
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.schema import rows_may_become
@@ -84,8 +85,7 @@ def open_run(experiment: Experiment, store: Store, models: Collection[str] | Non
         workspace.write(CONFIG_FILE, text.encode())
         return text
     store.prepare(models or [arm.name for arm in experiment.arms])
-    kept = OmegaConf.to_container(OmegaConf.create(workspace.read(CONFIG_FILE).decode()))
-    assert isinstance(kept, dict)
+    kept = parse_resolved(workspace.read(CONFIG_FILE).decode())
     changes = []
     for difference in differences(kept, current):
         if not _is_free(difference.path, experiment):
@@ -106,12 +106,11 @@ def open_run(experiment: Experiment, store: Store, models: Collection[str] | Non
 
 def component_notes(experiment: Experiment, store: Store) -> list[str]:
     """Names the components whose code is not the code that the run was begun with."""
-    kept = OmegaConf.to_container(OmegaConf.create(store.workspace.read(CONFIG_FILE).decode()))
-    assert isinstance(kept, dict)
+    kept = parse_resolved(store.workspace.read(CONFIG_FILE).decode())
     return [
         f"{name}: its code has changed since the run was begun; windows committed before are of the old code, and "
         "`exfm run CONFIG --fresh` starts over"
-        for name in changed_components(experiment, {str(key): value for key, value in kept.items()})
+        for name in changed_components(experiment, kept)
     ]
 
 

@@ -15,9 +15,9 @@ from typing import Final
 from urllib.parse import quote
 
 import yaml
-from omegaconf import OmegaConf
 
 from exfm.config.loading import Experiment, load_experiment
+from exfm.config.resolved import parse_resolved
 from exfm.errors import ConfigError, RunError
 from exfm.redaction import concealed, redact
 from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
@@ -187,9 +187,9 @@ def _is_complete(experiment: Experiment) -> bool:
     workspace = Workspace(experiment.run_dir)
     if not (workspace.exists(RESULTS_FILE) and workspace.exists(CONFIG_FILE)):
         return False
-    kept = OmegaConf.to_container(OmegaConf.create(workspace.read(CONFIG_FILE).decode()))
+    kept = parse_resolved(workspace.read(CONFIG_FILE).decode())
     code: dict[str, dict[str, str]] = {"versions": {}, "components": {}}
-    return isinstance(kept, dict) and kept | code == experiment.as_dict() | code
+    return kept | code == experiment.as_dict() | code
 
 
 def run_points(points: Sequence[Point], execute: Callable[[Point], None], jobs: int = 1) -> Iterator[tuple[Point, str]]:

@@ -1,0 +1,18 @@
+"""Reads the resolved config that a run keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import OmegaConf
+
+
+def parse_resolved(text: str) -> dict[str, Any]:
+    """Parses a run's config.yaml.
+
+    OmegaConf limits the nodes of a YAML text against hostile files. This one was written by exfm, and a fleet of some
+    hundred models is past the limit, so there is none here.
+    """
+    parsed = OmegaConf.to_container(OmegaConf.create(text, max_yaml_expanded_nodes=None))
+    assert isinstance(parsed, dict)
+    return {str(key): value for key, value in parsed.items()}
