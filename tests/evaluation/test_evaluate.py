@@ -87,6 +87,31 @@ def test_overall_figures_agree_with_scikit_learn_on_the_rows_that_count() -> Non
     assert figures["gauc"] == pytest.approx(sum(a * n for a, n in aucs.values()) / known.sum())
 
 
+def test_recalibration_and_recall_cover_the_rows_that_count() -> None:
+    tables = stream(0.5, 1)
+    figures = evaluate(Tables({"vm": tables}), view("vm", skip=0.25, recall_at=(3, 1000)))["models"]["vm"]["tasks"]
+    label, prediction, group = (
+        column(tables, name, [1, 2, 3]) for name in ("label_click", "prediction_click", "group")
+    )
+    recalls = []
+    for user in range(60):
+        rows = np.flatnonzero((group == user) & ~np.isnan(label))
+        top = rows[np.argsort(-prediction[rows])[:3]]
+        recalls.append(label[top].sum() / label[rows].sum())
+    assert figures["click"]["recall_at"] == {"3": pytest.approx(np.mean(recalls)), "1000": None}
+    known = int((~np.isnan(label)).sum())
+    assert figures["click"]["recall_counts"] == {
+        "3": {"groups": 60, "examples": known}, "1000": {"groups": 0, "examples": 0}
+    }  # fmt: skip
+    # The noise of the predictions is what a scale below 1 takes back.
+    assert 0 < figures["click"]["recalibration"]["scale"] < 1
+    assert figures["click"]["ne_recalibrated"] < figures["click"]["ne"]
+
+    plain = evaluate(Tables({"vm": tables}), view("vm", skip=0.25))["models"]["vm"]["tasks"]["click"]
+    assert not {"recall_at", "recall_counts"} & set(plain)
+    assert plain["gauc"] == figures["click"]["gauc"]
+
+
 def test_skipped_windows_are_still_listed() -> None:
     tables = stream(0.5, 1)
     all_of_it = evaluate(Tables({"vm": tables}), view("vm"))["models"]["vm"]["tasks"]["click"]
@@ -187,6 +212,7 @@ def test_figures_without_a_meaning_are_null_in_strict_json(tables: dict[int, pa.
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     figures = result["models"]["vm"]["tasks"]["click"]
     assert (figures["ne"], figures["auc"], figures["gauc"]) == (None, None, None)
+    assert (figures["ne_recalibrated"], figures["recalibration"]) == (None, None)
     assert (figures["log_loss"] is None) == (figures["examples"] == 0)
     (gain,) = result["gains"]
     assert (gain["ne_gain_percent"], gain["interval95"], gain["transfer_ratio"]) == (None, None, None)

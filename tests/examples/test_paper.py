@@ -118,6 +118,7 @@ def test_stages_grow_in_cost_and_in_what_they_see(results: Any) -> None:
     retrieval, early, late, teacher = (models[name] for name in ("retrieval", "early", "late", "fm"))
     costs = [model["flops_per_example"] for model in (retrieval, early, late, teacher)]
     assert all(small < large for small, large in pairwise(costs))
+    assert set(retrieval["tasks"]["click"]["recall_at"]) == {"10", "50"}
     config = load("cross_stage").config.models
     seen = [set(config[name].features or ()) for name in ("retrieval", "early", "late")]
     assert seen[0] < seen[1] < seen[2]

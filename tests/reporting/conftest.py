@@ -15,7 +15,8 @@ def model(ne: float, oracle: bool = True) -> dict[str, Any]:
         for day in range(8)
     ]  # fmt: skip
     figures = {
-        "examples": 600, "ne": ne, "auc": 0.75, "auc_error_bound": 1e-6, "gauc": 0.7, "log_loss": 0.3,
+        "examples": 600, "ne": ne, "ne_recalibrated": ne - 0.01, "recalibration": {"scale": 0.9, "shift": -0.1},
+        "auc": 0.75, "auc_error_bound": 1e-6, "gauc": 0.7, "log_loss": 0.3,
         "calibration": 1.02, "base_rate": 0.125, "windows": windows,
     }  # fmt: skip
     if oracle:

@@ -61,10 +61,20 @@ def test_first_comes_the_gain_with_its_interval_and_transfer_ratio(results: dict
 
 def test_tables_hold_quality_cost_and_supervision(results: dict[str, Any]) -> None:
     text = Page(render_report(results, "")).text
-    assert "fm 0.81000 0.80000 0.01000 0.7500 0.7000 0.30000 1.020 12.50% 600" in text
+    assert "fm 0.81000 0.80000 0.80000 0.01000 0.7500 0.7000 0.30000 1.020 12.50% 600" in text
     assert "vm 1.23k 5.68M 2.5M 12.3k 800" in text
     assert "vm fm 98.7% 25 h" in text
     assert "66.7% of the wall time" in text
+
+
+def test_recall_stands_beside_how_many_groups_it_is_of(results: dict[str, Any]) -> None:
+    assert "recall" not in Page(render_report(results, "")).text.lower()
+    figures = results["models"]["vm"]["tasks"]["click"]
+    figures["recall_at"] = {"10": 0.512345, "50": None}
+    figures["recall_counts"] = {"10": {"groups": 40, "examples": 550}, "50": {"groups": 0, "examples": 0}}
+    text = Page(render_report(results, "")).text
+    assert "vm 10 0.5123 40 550 vm 50 \u2013 0 0" in text
+    assert "more than k examples" in text
 
 
 def test_the_page_needs_nothing_but_itself(results: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ run_dir: {folder}/run
 stream:
   source: {{name: synthetic_ads, days: 2, rows_per_day: 300, users: 30, ads: 40}}
   window: 12h
-evaluation: {{replicates: 100}}
+evaluation: {{replicates: 100, recall_at: [3]}}
 models:
   fm:
     backbone: {{name: wukong, layers: 1}}
@@ -98,6 +98,9 @@ def check(curves: dict[str, list[tuple[int, float]]], results: dict[str, Any], m
         assert dict(curves[key]) == pytest.approx(values, rel=1e-5, abs=1e-5), key
     last = {key: values[-1][1] for key, values in curves.items()}
     assert last["run/click/ne"] == pytest.approx(results["models"][model]["tasks"]["click"]["ne"])
+    scores = results["models"][model]["tasks"]["click"]
+    assert last["run/click/recalibration/scale"] == pytest.approx(scores["recalibration"]["scale"], rel=1e-5)
+    assert last["run/click/recall_at/3"] == pytest.approx(scores["recall_at"]["3"], rel=1e-5)
     assert last["run/parameters/sparse"] == pytest.approx(results["models"][model]["parameters"]["sparse"])
     assert last["run/flops_per_example"] == pytest.approx(results["models"][model]["flops_per_example"])
     if model == "vm":

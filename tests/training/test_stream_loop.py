@@ -178,6 +178,21 @@ def test_a_finished_run_is_not_repeated(undisturbed: tuple[dict[str, Any], str],
     assert seen == []
 
 
+def test_a_finished_run_makes_the_figures_that_are_asked_for_later(
+    undisturbed: tuple[dict[str, Any], str], log: str, tmp_path: Path
+) -> None:
+    results, run_dir = undisturbed
+    seen: list[Progress] = []
+    again = exfm.run(load(tmp_path, experiment_dict(log, run_dir), "evaluation.recall_at=[2,5]"), seen.append)
+    assert seen == []
+    task = again["models"]["vm"]["tasks"]["click"]
+    assert set(task["recall_at"]) == {"2", "5"}
+    assert task["recall_counts"]["5"]["groups"] > 10
+    assert 0 < task["recall_at"]["2"] < task["recall_at"]["5"] < 1
+    assert "Recall of click" in Path(run_dir, "report.html").read_text()
+    assert differences(exfm.run(load(tmp_path, experiment_dict(log, run_dir))), results) == []
+
+
 def test_another_experiment_in_the_same_folder_is_refused(
     undisturbed: tuple[dict[str, Any], str], log: str, tmp_path: Path
 ) -> None:

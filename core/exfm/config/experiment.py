@@ -60,6 +60,9 @@ class EvaluationConfig(_Section):
         0.0, ge=0, lt=1, description="Fraction of the stream, in whole windows, left out of the overall figures."
     )
     replicates: int = Field(2_000, ge=100, description="Bootstrap replicates behind each interval.")
+    recall_at: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        (), description="Also compute recall@k inside groups, for each of these k; none by default."
+    )
 
 
 class Bucket(_Section):

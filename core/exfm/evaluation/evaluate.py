@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from exfm.evaluation.grouped import GroupedRows, stream_gauc
+from exfm.evaluation.grouped import GroupedAuc, GroupedRows, grouped_auc, whole_groups
 from exfm.evaluation.intervals import PairedLosses, match, transfer_ratio
 from exfm.evaluation.metrics import AucHistogram, Moments, auc, log_losses
 from exfm.evaluation.predictions import PredictionReader, TaskRows, task_rows
+from exfm.evaluation.recalibration import LogitHistogram
+from exfm.evaluation.recall import GroupedRecall, grouped_recall
 from exfm.interfaces.data_source import Window
 
 __all__ = ["Arm", "ExperimentView", "PredictionReader", "evaluate"]
@@ -47,6 +49,7 @@ class ExperimentView:
         skip: fraction of the stream's examples that is left out, at its beginning and in whole windows, of the overall
             figures and the gains. The last window is never left out.
         bootstrap_replicates, bootstrap_seed: of the intervals.
+        recall_at: the k of each recall@k to compute.
     """
 
     models: tuple[tuple[str, tuple[str, ...]], ...]
@@ -54,6 +57,7 @@ class ExperimentView:
     skip: float = 0.0
     bootstrap_replicates: int = 2000
     bootstrap_seed: int = 0
+    recall_at: tuple[int, ...] = ()
 
 
 def evaluate(reader: PredictionReader, view: ExperimentView) -> dict[str, Any]:
@@ -68,7 +72,7 @@ def evaluate(reader: PredictionReader, view: ExperimentView) -> dict[str, Any]:
     """
     first_us = _first_scored_us(reader, view)
     return {
-        "models": {name: _score_model(reader, name, tasks, first_us) for name, tasks in view.models},
+        "models": {name: _score_model(reader, view, name, tasks, first_us) for name, tasks in view.models},
         "first_scored_us": first_us,
         "gains": [gain for arm in view.arms for gain in _compare_arm(reader, view, arm, first_us)],
     }
@@ -91,12 +95,26 @@ def _first_scored_us(reader: PredictionReader, view: ExperimentView) -> int:
 
 
 @dataclass
+class GroupedScores:
+    """One model's figures for one task inside groups; ``recall`` by its k."""
+
+    auc: GroupedAuc
+    recall: dict[int, GroupedRecall]
+
+    def add(self, rows: GroupedRows) -> None:
+        """Adds all rows of some groups."""
+        self.auc += grouped_auc(rows)
+        self.recall = {k: recall + grouped_recall(rows, k) for k, recall in self.recall.items()}
+
+
+@dataclass
 class TaskScores:
     """One model's figures for one task, while the stream goes by."""
 
     overall: Moments = field(default_factory=Moments)
     bayes: Moments = field(default_factory=Moments)
     histogram: AucHistogram = field(default_factory=AucHistogram)
+    logits: LogitHistogram = field(default_factory=LogitHistogram)
     windows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, window: Window, rows: TaskRows, scored: bool) -> None:
@@ -117,26 +135,40 @@ class TaskScores:
             self.overall += here
             self.bayes += bayes
             self.histogram.add(rows.probability, rows.label)
+            self.logits.add(rows.probability, rows.label)
 
-    def result(self, gauc: float | None) -> dict[str, Any]:
+    def result(self, grouped: GroupedScores) -> dict[str, Any]:
         """The task's part of results.json."""
+        recalibration = self.logits.recalibration()
         figures: dict[str, Any] = {
             "examples": self.overall.examples,
             "ne": self.overall.ne,
+            "ne_recalibrated": None,
+            "recalibration": None,
             "auc": self.histogram.auc,
             "auc_error_bound": self.histogram.error_bound,
-            "gauc": gauc,
+            "gauc": grouped.auc.gauc,
             "log_loss": self.overall.log_loss,
             "calibration": self.overall.calibration,
             "base_rate": self.overall.base_rate,
         }
+        if recalibration is not None:
+            figures["ne_recalibrated"] = recalibration.ne
+            figures["recalibration"] = {"scale": recalibration.scale, "shift": recalibration.shift}
         if self.bayes.ne is not None and self.overall.ne is not None:
             figures["bayes_ne"] = self.bayes.ne
             figures["ne_above_bayes"] = self.overall.ne - self.bayes.ne
+        if grouped.recall:
+            figures["recall_at"] = {str(k): recall.recall for k, recall in grouped.recall.items()}
+            figures["recall_counts"] = {
+                str(k): {"groups": recall.groups, "examples": recall.examples} for k, recall in grouped.recall.items()
+            }
         return figures | {"windows": self.windows}
 
 
-def _score_model(reader: PredictionReader, model: str, tasks: tuple[str, ...], first_us: int) -> dict[str, Any]:
+def _score_model(
+    reader: PredictionReader, view: ExperimentView, model: str, tasks: tuple[str, ...], first_us: int
+) -> dict[str, Any]:
     scores = {task: TaskScores() for task in tasks}
     for window in reader.windows(model):
         for task, rows in task_rows(reader, model, window, tasks).items():
@@ -148,8 +180,10 @@ def _score_model(reader: PredictionReader, model: str, tasks: tuple[str, ...], f
                 for task, rows in task_rows(reader, model, window, tasks).items():
                     yield task, GroupedRows(rows.group, rows.probability, rows.label)
 
-    gauc = stream_gauc(grouped_rows, rows=sum(score.overall.examples for score in scores.values()))
-    return {"tasks": {task: score.result(gauc.get(task)) for task, score in scores.items()}}
+    grouped = {task: GroupedScores(GroupedAuc(), {k: GroupedRecall() for k in view.recall_at}) for task in tasks}
+    for task, groups in whole_groups(grouped_rows, rows=sum(score.overall.examples for score in scores.values())):
+        grouped[task].add(groups)
+    return {"tasks": {task: score.result(grouped[task]) for task, score in scores.items()}}
 
 
 @dataclass

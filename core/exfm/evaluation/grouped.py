@@ -1,14 +1,15 @@
 """GAUC: AUC inside each group (as a rule a user), averaged with the groups' examples as weights.
 
-Exact, and at constant memory: the groups are dealt into as many parts as it takes for one part's rows to fit, and the
-predictions are read once per part. No group is ever split, so that the parts' sums add up to the whole.
+Figures of groups are exact at constant memory: the groups are dealt into as many shares as it takes for the rows of one
+to fit, and the predictions are read once per share. No group is ever split, so that the shares' sums add up to the
+whole.
 
 Legend: E rows, R runs of equal scores inside a group, G groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,13 +60,13 @@ def grouped_auc(rows: GroupedRows) -> GroupedAuc:
     """GAUC's sums over all rows of some groups, a tie counting one half."""
     if rows.group.size == 0:
         return GroupedAuc()
-    key_E = _sorted_keys(rows)
-    run_R = _starts(key_E >> np.uint64(1))
+    key_E = sorted_keys(rows)
+    run_R = starts(key_E >> np.uint64(1))
     size_R = np.diff(run_R, append=key_E.size)
     positives_R = np.add.reduceat((key_E & np.uint64(1)).astype(np.int64), run_R)
     negatives_R = size_R - positives_R
 
-    first_G = _starts(key_E[run_R] >> np.uint64(33))
+    first_G = starts(key_E[run_R] >> np.uint64(33))
     below_R = np.cumsum(negatives_R) - negatives_R
     below_R -= np.repeat(below_R[first_G], np.diff(first_G, append=run_R.size))
     ordered_G = np.add.reduceat(positives_R * (below_R + negatives_R / 2), first_G)
@@ -78,7 +79,7 @@ def grouped_auc(rows: GroupedRows) -> GroupedAuc:
     return GroupedAuc(float(auc_G @ size_G), int(size_G.sum()))
 
 
-def _sorted_keys(rows: GroupedRows) -> npt.NDArray[np.uint64]:
+def sorted_keys(rows: GroupedRows) -> npt.NDArray[np.uint64]:
     """Group (31 bits), probability (32) and label (1) of each row in one integer that sorts in this order.
 
     The bits of non-negative floats are ordered as the floats are.
@@ -91,15 +92,15 @@ def _sorted_keys(rows: GroupedRows) -> npt.NDArray[np.uint64]:
     return key_E
 
 
-def _starts(sorted_E: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+def starts(sorted_E: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
     """Where each run of equal values begins."""
     return np.flatnonzero(np.concatenate(([True], sorted_E[1:] != sorted_E[:-1])))
 
 
-def stream_gauc(
+def whole_groups(
     read: Callable[[], Iterable[tuple[str, GroupedRows]]], rows: int, rows_per_pass: int = _ROWS_PER_PASS
-) -> dict[str, float | None]:
-    """GAUC of every task of a stream of any length.
+) -> Iterator[tuple[str, GroupedRows]]:
+    """Yields the rows of a stream of any length again, by task and many groups at a time, no group in two pieces.
 
     Args:
         read: reads the stream from its beginning: chunks of rows, each with its task.
@@ -107,13 +108,10 @@ def stream_gauc(
         rows_per_pass: rows one pass holds, give or take the size of the largest groups.
     """
     passes = max(1, -(-rows // rows_per_pass))
-    totals: dict[str, GroupedAuc] = {}
-    for part in range(passes):
+    for share in range(passes):
         held: dict[str, list[GroupedRows]] = {}
         for task, chunk in read():
-            kept = mix(chunk.group) % np.uint64(passes) == part
+            kept = mix(chunk.group) % np.uint64(passes) == share
             held.setdefault(task, []).append(GroupedRows(*(column[kept] for column in chunk)))
         for task, chunks in held.items():
-            joined = GroupedRows(*(np.concatenate(columns) for columns in zip(*chunks, strict=True)))
-            totals[task] = totals.get(task, GroupedAuc()) + grouped_auc(joined)
-    return {task: total.gauc for task, total in totals.items()}
+            yield task, GroupedRows(*(np.concatenate(columns) for columns in zip(*chunks, strict=True)))

@@ -76,6 +76,7 @@ def render_report(results: Json, config_yaml: str) -> str:
             cost=list(_cost(results)),
             has_lookups=any(model.get("serving_lookups") for model in models.values()),
             has_bayes=any("bayes_ne" in figures for model in models.values() for figures in model["tasks"].values()),
+            has_recall=any("recall_at" in figures for model in models.values() for figures in model["tasks"].values()),
             supervision=[
                 {"student": student, "teacher": teacher, **figures}
                 for teacher, students in results.get("supervision", {}).items()

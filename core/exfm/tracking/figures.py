@@ -95,7 +95,7 @@ class TrackedRun:
             **{f"parameters/{kind}": count for kind, count in (figures["parameters"] or {}).items()},
         }
         for task, scores in figures["tasks"].items():
-            values |= {f"{task}/{key}": value for key, value in scores.items() if key != "windows"}
+            values |= _by_path({key: value for key, value in scores.items() if key != "windows"}, task)
         for gain in (gain for gain in results["gains"] if gain["model"] == model.name):
             task, (low, high) = gain["task"], gain["interval95"] or (None, None)
             values |= {f"{task}/ne_gain_percent": gain["ne_gain_percent"]}
@@ -122,6 +122,15 @@ class TrackedRun:
             (entry,) = scores.windows
             values |= {f"{task}/{key}": entry[key] for key in ("ne", "auc", "bayes_ne") if key in entry}
         return values
+
+
+def _by_path(figures: Mapping[str, Any], path: str) -> Iterator[tuple[str, float | None]]:
+    """Yields each figure with the path of its keys, ``path/key/key``."""
+    for key, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from _by_path(value, f"{path}/{key}")
+        else:
+            yield f"{path}/{key}", value
 
 
 def _counted(commit: Commit) -> dict[str, float | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 
 import torch
 
@@ -44,37 +43,36 @@ class Labeller:
         self.students = students
         self.delay_us = microseconds(trainer.arm.config.supervision.delay)
         self._loaded: Snapshot | None = None
-        self._corrupt: dict[int, RunError] = {}
 
     def begin(self, window: Window, read: WindowRead) -> None:
-        """Opens the window's file and finds the snapshots that its examples may be labelled with.
+        """Opens the window's file and loads the snapshot that labels all its examples.
+
+        The snapshot is chosen by the window's start alone, so that it does not depend on how the window is cut into
+        chunks.
 
         Args:
             read: the state of the stream in which the window is read.
+
+        Raises:
+            RunError: there are snapshots that are old enough, and none can be read.
         """
+        start = time.perf_counter()
         self._window, self._read = window, read
         self._previous = self.store.log.head("supervise", self.name)
+        self._snapshot = self._newest(window.start_us - self.delay_us)
         self._examples = 0
-        self._seconds = 0.0
-        self._snapshots: list[Snapshot] = []
-        for snapshot in self._published(window.end_us - self.delay_us):
-            self._snapshots.append(snapshot)
-            if snapshot.watermark_us <= window.start_us - self.delay_us and snapshot.version not in self._corrupt:
-                break
         self._rows = GatheredRows(
             self.ranks,
             self.store.workspace,
             row_file("supervision", self.name, window.index),
             supervision_schema(self.teacher.tasks, self.name, self.trainer.embedding, self.trainer.vectors),
         )
+        self._seconds = time.perf_counter() - start
 
     def label(self, chunk: SpreadChunk) -> SupervisionRows:
-        """Supervises the union of the students' rows of a chunk; nothing before there is a snapshot.
-
-        The snapshot is chosen anew for every chunk, by the time of its first row.
-        """
+        """Supervises the union of the students' rows of a chunk; nothing before there is a snapshot."""
         start = time.perf_counter()
-        snapshot = self._snapshot_for(chunk.first_us)
+        snapshot = self._snapshot
         forward = ForwardRows(self.teacher.tasks, self.trainer.embedding, self.trainer.vectors)
         none = torch.zeros(0, dtype=torch.int64)
         parts = chunk.parts(none if snapshot is None else self._union(chunk), self.teacher.config.batch_size)
@@ -90,27 +88,22 @@ class Labeller:
         self._seconds += time.perf_counter() - start
         return rows
 
-    def _snapshot_for(self, time_us: int) -> Snapshot | None:
-        """The newest readable snapshot whose watermark lies a delay before a time, loaded; None before there is one.
+    def _newest(self, before_us: int) -> Snapshot | None:
+        """Loads the newest readable snapshot whose watermark lies at or before a time; None before there is one.
 
         Raises:
             RunError: there are such snapshots, and none can be read.
         """
         failure: RunError | None = None
-        for snapshot in self._snapshots:
-            if snapshot.watermark_us > time_us - self.delay_us:
-                continue
-            error = self._corrupt.get(snapshot.version)
+        for snapshot in same_on_all(self.ranks, self.store.snapshots.published(self.name, before_us)):
+            if snapshot == self._loaded:
+                return snapshot
+            self._loaded = None  # the snapshot is read into the memory that holds the previous one
+            error = self._load(snapshot)
             if error is None:
-                if snapshot != self._loaded:
-                    self._loaded = None  # the next one is read into the memory that holds it
-                    error = self._load(snapshot)
-                if error is None:
-                    self._loaded = snapshot
-                    return snapshot
-                logger.warning("%s; labelling with the snapshot before it", error)
-                self._corrupt[snapshot.version] = error
-                self._snapshots += self._older(snapshot)
+                self._loaded = snapshot
+                return snapshot
+            logger.warning("%s; labelling with the snapshot before it", error)
             failure = failure or error
         if failure is not None:
             raise failure
@@ -129,13 +122,6 @@ class Labeller:
             self.trainer.load_weights(weights)
             return None
         return error or RunError(f"snapshot {snapshot.version} of {self.name!r}: another process cannot read it")
-
-    def _older(self, snapshot: Snapshot) -> list[Snapshot]:
-        older = next(self._published(snapshot.watermark_us - 1), None)
-        return [] if older is None or older in self._snapshots else [older]
-
-    def _published(self, before_us: int) -> Iterator[Snapshot]:
-        return same_on_all(self.ranks, self.store.snapshots.published(self.name, before_us))
 
     def commit(self, rows: int) -> None:
         """Makes the window's supervision visible; of a window without rows only the manifest is kept."""

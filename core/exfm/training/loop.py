@@ -221,9 +221,11 @@ class StreamLoop:
         begun: list[Stage | Labeller] = []
         try:
             self._open_supervision(work, stages, streams)
+            start = time.perf_counter()
             for labeller in labellers:
                 labeller.begin(window, read)
                 begun.append(labeller)
+            self.clock.supervise += time.perf_counter() - start
             for stage in stages:
                 stage.begin(window, self._committed[stage.name], read, (work.missed or {}).get(stage.name, ()))
                 begun.append(stage)

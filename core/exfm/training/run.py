@@ -126,4 +126,5 @@ def _view(experiment: Experiment) -> ExperimentView:
         skip=evaluation.skip,
         bootstrap_replicates=evaluation.replicates,
         bootstrap_seed=experiment.config.seed,
+        recall_at=evaluation.recall_at,
     )

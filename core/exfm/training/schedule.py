@@ -258,7 +258,7 @@ class Schedule:
         delay_us = microseconds(self._experiment.config.models[teacher].supervision.delay)
         head = self._log.head("train", teacher)
         for following in self.after(head):
-            if following.end_us > window.end_us - delay_us or following.index >= window.index:
+            if following.end_us > window.start_us - delay_us:
                 return None
             if not self._log.has("train", teacher, following.index):
                 return following
