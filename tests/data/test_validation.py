@@ -257,6 +257,15 @@ def as_read(table: Table) -> list[dict[str, Any]]:
     return [row | {"event_time": time} for row, time in zip(table.batch().to_pylist(), times, strict=True)]
 
 
+def as_signed(value: Any) -> Any:
+    """Values with ids past 2**63 as the negative integers of the same 64 bits, which ids are read as."""
+    if isinstance(value, dict):
+        return {key: as_signed(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [as_signed(part) for part in value]
+    return value - 2**64 if isinstance(value, int) and value >= 2**63 else value
+
+
 @given(case=damaged(), late=st.integers(-3, 3))
 def test_exactly_the_bad_rows_are_left_out(case: tuple[Table, list[int]], late: int) -> None:
     table, ends = case
@@ -280,5 +289,5 @@ def test_exactly_the_bad_rows_are_left_out(case: tuple[Table, list[int]], late: 
         else:
             strict.check(part)
     whole = table.batch().select(list(left[0]) if left else []).to_pylist()
-    assert left == [whole[index] for index in expected]
+    assert as_signed(left) == as_signed([whole[index] for index in expected])
     assert skipping.skipped == len(table.rows) - len(expected)
