@@ -21,7 +21,7 @@ class Arm:
 
     Attributes:
         name: the model's name, with ``.control`` for a control arm.
-        base: the model's name under ``models``: arms of one base start from equal weights.
+        base: the model's name under ``models``.
         teachers: the names under ``models`` and ``teachers`` that it learns from, without repetition.
         lookups: the teachers' states that are its input.
     """

@@ -138,6 +138,11 @@ class ModelConfig(_Section):
         description="Entities of each teacher whose newest state is an input; each costs a lookup at serving.",
     )
     control: bool = Field(False, description="Also train it without transfer on the same batches, to measure the gain.")
+    init_seed: int | None = Field(
+        None,
+        ge=0,
+        description="Gives it initial weights of its own; by default models of equal shape start from equal weights.",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: encoders and backbone compute in bfloat16; weights, tables and heads stay in fp32."
     )
