@@ -38,6 +38,14 @@ class Arm:
         """Whether it is trained without transfer to measure the gain of its base."""
         return self.name != self.base
 
+    @property
+    def control(self) -> str | None:
+        """Name of the arm that its gain is measured against; None where it has no control."""
+        named = self.config.control
+        if isinstance(named, str):
+            return named
+        return self.name + CONTROL_SUFFIX if named else None
+
 
 def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str) -> tuple[Arm, ...]:
     """Checks what no single field can, and returns the arms with teachers before students.
@@ -69,7 +77,7 @@ def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str)
         model = config.models[name]
         tasks = _tasks(model, schema)
         arms.append(Arm(name, name, model, tasks, _teachers(model), lookups_of(model, config)))
-        if model.control:
+        if model.control is True:
             nothing = {"transfer": (), "lookups": {}, "control": False, "supervision": SupervisionConfig()}
             untaught = model.model_copy(update=nothing)
             arms.append(Arm(name + CONTROL_SUFFIX, name, untaught, tasks, ()))

@@ -137,7 +137,11 @@ class ModelConfig(_Section):
         default_factory=dict,
         description="Entities of each teacher whose newest state is an input; each costs a lookup at serving.",
     )
-    control: bool = Field(False, description="Also train it without transfer on the same batches, to measure the gain.")
+    control: bool | str = Field(
+        False,
+        description="What its gain is measured against. true: also train it without transfer on the same batches, as "
+        "NAME.control. A name: another model, or the control of another, on the examples that both predict.",
+    )
     init_seed: int | None = Field(
         None,
         ge=0,

@@ -5,6 +5,7 @@ Legend: E and F examples, K buckets, n buckets that hold examples, R replicates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -86,7 +87,7 @@ def _resampled_sums(sums_n2: Doubles, replicates: int, rng: np.random.Generator)
 
 
 def transfer_ratio(
-    student: PairedLosses, teacher: PairedLosses, teacher_interval95: tuple[float, float] | None
+    student: PairedLosses, teacher: PairedLosses, teacher_interval95: Sequence[float] | None
 ) -> float | None:
     """Share of the teacher's NE gain over a control that the student shows over the same control.
 

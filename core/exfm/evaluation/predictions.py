@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,6 +48,14 @@ class TaskRows:
         """The rows at these positions."""
         oracle = None if self.oracle is None else self.oracle[index]
         return TaskRows(self.example_id[index], self.group[index], self.probability[index], self.label[index], oracle)
+
+
+def common_windows(reader: PredictionReader, model: str, other: str, first_us: int) -> Iterator[Window]:
+    """Yields the windows of two models' predictions that begin at ``first_us`` or later."""
+    has = {window.index for window in reader.windows(other)}
+    for window in reader.windows(model):
+        if window.start_us >= first_us and window.index in has:
+            yield window
 
 
 def task_rows(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
+
+from exfm.config.checks import CONTROL_SUFFIX
 
 MISSING = "\u2013"
 _MINUS = "\u2212"
@@ -62,6 +64,25 @@ def verdict(gain: Mapping[str, Any]) -> Literal["better", "worse", "unclear"]:
     if low > 0:
         return "better"
     return "worse" if high < 0 else "unclear"
+
+
+def is_control(model: str) -> bool:
+    """Whether a name is that of a control, which is trained without transfer beside its model."""
+    return model.endswith(CONTROL_SUFFIX)
+
+
+def named_controls(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each control that models name, in place of a control of the same name as theirs.
+
+    Args:
+        entries: with ``model`` and ``control``, which is None where there is none.
+    """
+    models: dict[str, list[str]] = {}
+    for entry in entries:
+        model, control = entry["model"], entry["control"]
+        if control not in (None, model + CONTROL_SUFFIX) and model not in models.setdefault(control, []):
+            models[control].append(model)
+    return [f"NE gain of {', '.join(names)}: over {control}" for control, names in models.items()]
 
 
 def useless(results: Mapping[str, Any]) -> list[str]:

@@ -72,7 +72,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
             "late_rows": _most(late),
             "late": late,
         },
-        "notes": [*_late_notes(late), *missed, *_change_notes(store)],
+        "notes": [*_late_notes(late), *missed, *_change_notes(store), *_uncompared_notes(figures)],
         "time": time,
     }
 
@@ -112,6 +112,17 @@ def _late_notes(late: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{model}: {rows} rows of {len(entries)} committed windows ({windows}) came later and are not read: {names}"
         )
     return notes
+
+
+def _uncompared_notes(figures: Mapping[str, Any]) -> list[str]:
+    """Names the comparisons that have no figures, because the two models predicted no example in common."""
+    pairs = dict.fromkeys(
+        (gain["model"], gain["control"], gain["task"]) for gain in figures["gains"] if not gain["examples"]
+    )
+    return [
+        f"{model} and {control} predicted no example of {task} in common that is scored: their NE is not compared"
+        for model, control, task in pairs
+    ]
 
 
 def _missed_words(commit: Commit) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 from rich.text import Text
 
-from exfm.reporting.figures import MISSING, fixed, interval, signed, verdict
+from exfm.reporting.figures import MISSING, fixed, interval, named_controls, signed, verdict
 from exfm.reporting.fitted_table import FittedTable
 from exfm.reporting.html import environment
 from exfm.reporting.results import REPORT_FILE
@@ -80,6 +80,7 @@ def _rows(values: dict[str, str], runs: Sequence[Json]) -> Iterator[dict[str, An
                 "task": task,
                 **_spread("ne", [score["ne"] for score in scores]),
                 **_spread("auc", [score["auc"] for score in scores]),
+                "control": compared[0]["control"] if compared else None,
                 **_spread("ne_gain_percent", [gain["ne_gain_percent"] for gain in compared]),
                 "interval95": _interval(compared),
                 **_spread("transfer_ratio", [gain["transfer_ratio"] for gain in compared]),
@@ -126,7 +127,8 @@ def _t_within(t: float, freedom: int) -> float:
 def sweep_table(summary: Json) -> FittedTable:
     """Every point, model and task of a sweep.json in one table, or in several where it is too wide."""
     figures = ("runs", "NE", "AUC", "NE gain (95% interval)", "transfer")
-    table = FittedTable(f"{summary['experiment']}: sweep", ("point", "model", "task"), figures)
+    title = f"{summary['experiment']}: sweep"
+    table = FittedTable(title, ("point", "model", "task"), figures, named_controls(summary["rows"]))
     for cells in _cells(summary):
         gain = Text("" if not cells["gain"] else f"{cells['gain']} ({cells['interval']})", _STYLES[cells["verdict"]])
         row = cells["runs"], cells["ne"], cells["auc"], gain, cells["transfer"]
@@ -167,6 +169,7 @@ def render_sweep(summary: Json) -> str:
             summary=summary,
             rows=list(_cells(summary)),
             drawn=drawn,
+            named_controls=named_controls(summary["rows"]),
             svg=Markup(sweep_svg(drawn)) if drawn else None,
             links=[f"{quote(point['folder'])}/{REPORT_FILE}" for point in summary["points"]],
             missing=MISSING,

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from exfm.reporting.figures import MISSING, fixed, interval, percent, signed, useless, verdict
+from exfm.reporting.figures import MISSING, fixed, interval, named_controls, percent, signed, useless, verdict
 from exfm.reporting.fitted_table import FittedTable
 
 Json = Mapping[str, Any]
@@ -36,7 +36,12 @@ def result_table(results: Json) -> FittedTable:
         results["experiment"],
         ["model", "task"],
         [*headings, "NE gain (95% interval)", "transfer"],
-        [*(f"note: {note}" for note in results.get("notes", ())), *useless(results), *costs],
+        [
+            *(f"note: {note}" for note in results.get("notes", ())),
+            *named_controls(results.get("gains", ())),
+            *useless(results),
+            *costs,
+        ],
     )
     for name, task, figures in rows:
         bayes = [fixed(figures.get("bayes_ne"))] if with_bayes else []

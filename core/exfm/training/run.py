@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from exfm.config.checks import CONTROL_SUFFIX
 from exfm.config.loading import Experiment
 from exfm.errors import ConfigError
 from exfm.evaluation.evaluate import Arm as Comparison
@@ -106,19 +105,18 @@ def finish(experiment: Experiment, store: Store, time: dict[str, Any], config_ya
 
 
 def _view(experiment: Experiment) -> ExperimentView:
-    arms = {arm.name: arm for arm in experiment.arms}
+    arms = {arm.name for arm in experiment.arms}
     elsewhere = {name: tuple(config.predictions) for name, config in experiment.config.teachers.items()}
     comparisons = tuple(
         Comparison(
-            arm.base,
             arm.name,
-            tuple(name for name in arms[arm.base].teachers if name in arms),
-            tuple((name, elsewhere[name]) for name in arms[arm.base].teachers if name in elsewhere),
+            arm.control,
+            tuple(name for name in arm.teachers if name in arms),
+            tuple((name, elsewhere[name]) for name in arm.teachers if name in elsewhere),
         )
         for arm in experiment.arms
-        if arm.is_control
+        if arm.control is not None
     )
-    assert all(comparison.control == comparison.model + CONTROL_SUFFIX for comparison in comparisons)
     evaluation = experiment.config.evaluation
     return ExperimentView(
         models=tuple((arm.name, arm.tasks) for arm in experiment.arms),

@@ -1,0 +1,97 @@
+"""Runs whose models are measured against named models: on the examples that both predicted, and no others."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from rich.console import Console
+from sklearn.metrics import log_loss
+
+import exfm
+from exfm.reporting.table import result_table
+
+from .logs import experiment_dict, load, make_log, predictions, write_log
+
+Run = tuple[str, dict[str, Any]]
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """Two equal arms with a control between them, and models of the students' shape on all and on other traffic."""
+    config = experiment_dict(write_log(folder / "log", make_log()), str(folder / "run"))
+    models = config["models"]
+    models["vm"]["where"] = {"user": {"bucket": 0, "of": 2}}
+    models["alone"] = {key: value for key, value in models["vm"].items() if key not in ("where", "transfer", "control")}
+    models["others"] = {**models["alone"], "where": {"user": {"bucket": 1, "of": 2}}}
+    for name, control in (("twin", True), ("shared", "vm.control"), ("wide", "alone"), ("apart", "others")):
+        models[name] = {**copy.deepcopy(models["vm"]), "control": control}
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The folder of a run and its results."""
+    folder = tmp_path_factory.mktemp("baselines")
+    experiment = load(folder, config_of(folder))
+    return experiment.run_dir, exfm.run(experiment)
+
+
+def gain_of(results: dict[str, Any], model: str) -> dict[str, Any]:
+    (gain,) = [entry for entry in results["gains"] if entry["model"] == model]
+    return dict(gain)
+
+
+def scored(run_dir: str, model: str) -> pa.Table:
+    """A model's predictions in the windows that the overall figures cover: of six days all but the first two."""
+    by_window = predictions(run_dir, model)
+    return pa.concat_tables([by_window[index] for index in sorted(by_window)[2:]])
+
+
+def losses(table: pa.Table, ids: np.ndarray) -> float:
+    kept = np.isin(table.column("example_id").to_numpy(), ids)
+    label, probability = (table.column(name).to_numpy()[kept] for name in ("label_click", "prediction_click"))
+    return float(log_loss(label, probability.astype(float), labels=[0, 1]))
+
+
+def test_a_shared_control_is_as_good_as_an_own_one(run: Run) -> None:
+    _, results = run
+    assert {"vm.control", "twin.control"} < results["models"].keys()
+    assert not {"shared.control", "wide.control", "apart.control"} & results["models"].keys()
+    own, shared = gain_of(results, "twin"), gain_of(results, "shared")
+    assert (own.pop("model"), shared.pop("model")) == ("twin", "shared")
+    assert (own.pop("control"), shared.pop("control")) == ("twin.control", "vm.control")
+    assert own == shared and own["ne_gain_percent"] != 0
+
+
+def test_a_control_that_sees_more_is_compared_on_the_models_examples(run: Run) -> None:
+    run_dir, results = run
+    gain = gain_of(results, "wide")
+    model, control = scored(run_dir, "wide"), scored(run_dir, "alone")
+    ids = model.column("example_id").to_numpy()
+    assert control.num_rows > model.num_rows == gain["examples"]
+    assert gain["ne_gain_percent"] == pytest.approx(100 * (1 - losses(model, ids) / losses(control, ids)))
+    teacher = scored(run_dir, "fm")
+    assert gain["teacher_ne_gain_percent"] == pytest.approx(100 * (1 - losses(teacher, ids) / losses(control, ids)))
+    assert gain["interval95"][0] < gain["ne_gain_percent"] < gain["interval95"][1]
+
+
+def test_models_without_a_common_example_are_said_not_to_be_compared(run: Run) -> None:
+    _, results = run
+    gain = gain_of(results, "apart")
+    assert (gain["examples"], gain["ne_gain_percent"], gain["interval95"]) == (0, None, None)
+    (note,) = [note for note in results["notes"] if "in common" in note]
+    assert note.startswith("apart and others predicted no example of click in common")
+
+
+def test_the_table_says_which_models_are_the_controls(run: Run) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(result_table(run[1]))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert {line.rstrip() for line in lines if line.startswith("NE gain of")} == {
+        "NE gain of shared: over vm.control", "NE gain of wide: over alone", "NE gain of apart: over others"
+    }  # fmt: skip
