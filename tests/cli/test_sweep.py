@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import re
@@ -16,9 +17,12 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 import exfm
-from exfm.reporting.sweep import PointResult, render_png, render_sweep, summarize, t_quantile95
+from exfm.reporting.seeds import t_quantile95
+from exfm.reporting.sweep import PointResult, render_png, render_sweep, summarize
+from exfm.reporting.sweep_comparisons import sweep_comparison_table
 from exfm.reporting.sweep_plot import draw_series
 from exfm.training.sweep import folder_name, parse_axes
 
@@ -260,6 +264,41 @@ def test_five_seeds_by_the_textbook() -> None:
     half = 2.7764451 * deviation / math.sqrt(5)
     assert row["interval95"] == pytest.approx([mean - half, mean + half], abs=1e-7)
     assert row["transfer_ratio"] is None and row["transfer_ratio_std"] is None
+
+
+def pair(gain: float | None) -> dict[str, Any]:
+    known = (
+        {"ne": 0.8, "baseline_ne": 0.8 / (1 - gain / 100)} if gain is not None else {"ne": None, "baseline_ne": None}
+    )
+    bounds = None if gain is None else [-9.0, 9.0]
+    names = {"model": "vm", "baseline": "alone", "task": "click", "examples": 0 if gain is None else 50}
+    return {**names, **known, "ne_gain_percent": gain, "interval95": bounds}
+
+
+def shown(summary: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=140)
+    console.print(sweep_comparison_table(summary))
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_pairs_are_averaged_seed_by_seed() -> None:
+    gains = [1.0, 2.0, 4.0, None]
+    runs = [({"seed": str(seed)}, made_up(0.5, 0.8) | {"comparisons": [pair(gain)]}) for seed, gain in enumerate(gains)]
+    summary = of_points({"seed": ["0", "1", "2", "3"]}, runs)
+    (row,) = summary["comparisons"]
+    assert (row["runs"], row["runs_compared"], row["examples"]) == (4, 3, 150)
+    half = 4.30265273 * statistics.stdev([1, 2, 4]) / math.sqrt(3)
+    assert row["ne_gain_percent"] == pytest.approx(7 / 3)
+    assert row["interval95"] == pytest.approx([7 / 3 - half, 7 / 3 + half], abs=1e-7)
+    assert "3 of 4" in shown(summary) and "+2.33%" in shown(summary) and "+2.33%" in render_sweep(summary)
+
+
+def test_pairs_without_a_common_example_are_said() -> None:
+    runs = [({"seed": seed}, made_up(0.5, 0.8) | {"comparisons": [pair(None)]}) for seed in "12"]
+    summary = of_points({"seed": ["1", "2"]}, runs)
+    assert "no common example" in shown(summary) and "no common example" in render_sweep(summary)
+    without = of_points({"seed": ["1"]}, [({"seed": "1"}, made_up(0.5, 0.8))])
+    assert without["comparisons"] == [] and sweep_comparison_table(without) is None
 
 
 def test_a_single_run_keeps_its_own_interval() -> None:

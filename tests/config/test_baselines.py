@@ -1,4 +1,4 @@
-"""Controls by name: which are allowed, which arms are trained, and what is said of those that are wrong."""
+"""Controls by name and compared pairs: which are allowed, which arms are trained, and what is said of wrong ones."""
 
 from __future__ import annotations
 
@@ -59,3 +59,26 @@ def test_a_wrong_control_is_named(arms: Tree, write: Callable[..., str], control
     with pytest.raises(exfm.ConfigError) as error:
         exfm.load_experiment(path)
     assert str(error.value).startswith(f"{path}: models.second.control: ") and words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pair", "key", "words"),
+    [
+        ({"model": "vmm", "baseline": "alone"}, "0.model", "no model is called 'vmm'. Did you mean 'vm'?"),
+        ({"model": "vm", "baseline": "alon"}, "0.baseline", "no model is called 'alon'. Did you mean 'alone'?"),
+        ({"model": "vm", "baseline": "second.control"}, "0.baseline", "no model is called 'second.control'"),
+        ({"model": "vm", "baseline": "vm"}, "0.baseline", "'vm' cannot be measured against itself"),
+        ({"model": "alone", "baseline": "other"}, "0.baseline", "'alone' predicts click, 'other' conversion: no task"),
+        ({"model": "vm", "baseline": "alone", "task": "conversion"}, "0.task", "'conversion'. Allowed: click."),
+        ({"model": "vm", "baseline": "alone", "task": "clik"}, "0.task", "Did you mean 'click'?"),
+        ({"model": "vm", "with": "alone"}, "0.with", "unknown key 'with'. Allowed: baseline, model, task."),
+        ({"model": "vm"}, "0.baseline", "the required key 'baseline' is missing"),
+    ],
+)
+def test_a_wrong_pair_is_named(arms: Tree, write: Callable[..., str], pair: Tree, key: str, words: str) -> None:
+    arms["models"]["other"] = {"backbone": {"name": "dlrm"}, "tasks": ["conversion"]}
+    arms["compare"] = [pair]
+    path = write(arms)
+    with pytest.raises(exfm.ConfigError) as error:
+        exfm.load_experiment(path)
+    assert str(error.value).startswith(f"{path}: compare.{key}: ") and words in str(error.value)

@@ -173,6 +173,16 @@ class ExternalTeacher(_Section):
     predictions: dict[str, PredictionColumn] = Field(min_length=1, description="The column of each task it predicts.")
 
 
+class ComparedPair(_Section):
+    """Two models whose predictions of the same examples are compared."""
+
+    model: str = Field(description="The model; a control is called NAME.control.")
+    baseline: str = Field(description="The model that it is compared with.")
+    task: str | None = Field(
+        None, description="The label to compare them on; every label that both predict by default."
+    )
+
+
 class PluginsConfig(_Section):
     """Which plugins may be loaded."""
 
@@ -205,6 +215,9 @@ class ExperimentConfig(_Section):
     models: Annotated[dict[ModelName, ModelConfig], BeforeValidator(_named)] = Field(description="The models, by name.")
     teachers: dict[ModelName, ExternalTeacher] = Field(
         default_factory=dict, description="Teachers from elsewhere, by name."
+    )
+    compare: tuple[ComparedPair, ...] = Field(
+        (), description="Models that are compared with others, on the examples that both predict."
     )
     versions: dict[str, str] = Field(
         default_factory=dict, description="Written by a run, not read: versions of exfm, torch and the plugins."

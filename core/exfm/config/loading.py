@@ -109,7 +109,7 @@ def load_experiment(
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(f"{path}: stream.source: {_line(error)}") from error
     arms = check_experiment(config, schema, path)
-    check_baselines(arms, path)
+    check_baselines(arms, config.compare, path)
     check_files(config.teachers, path)
     return Experiment(config, registry, source, schema, arms, given)
 

@@ -16,10 +16,11 @@ from exfm.evaluation.gains import Arm, compare_arm
 from exfm.evaluation.grouped import GroupedRows, stream_gauc
 from exfm.evaluation.intervals import PairedLosses
 from exfm.evaluation.metrics import AucHistogram, Moments, auc
+from exfm.evaluation.pairs import Pair, compare_pair, distinct_pairs
 from exfm.evaluation.predictions import PredictionReader, TaskRows, task_rows
 from exfm.interfaces.data_source import Window
 
-__all__ = ["Arm", "ExperimentView", "PredictionReader", "evaluate"]
+__all__ = ["Arm", "ExperimentView", "Pair", "PredictionReader", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class ExperimentView:
 
     Attributes:
         models: every model's name and tasks.
-        arms: the comparisons to report.
+        arms: the models with controls.
+        pairs: the models that are compared with others.
         skip: fraction of the stream's examples that is left out, at its beginning and in whole windows, of the overall
             figures and the gains. The last window is never left out.
         bootstrap_replicates, bootstrap_seed: of the intervals.
@@ -36,6 +38,7 @@ class ExperimentView:
 
     models: tuple[tuple[str, tuple[str, ...]], ...]
     arms: tuple[Arm, ...] = ()
+    pairs: tuple[Pair, ...] = ()
     skip: float = 0.0
     bootstrap_replicates: int = 2000
     bootstrap_seed: int = 0
@@ -47,7 +50,7 @@ class ExperimentView:
 
 
 def evaluate(reader: PredictionReader, view: ExperimentView) -> dict[str, Any]:
-    """Scores all models and compares the arms: the ``models`` and ``gains`` parts of results.json.
+    """Scores all models and compares the arms and the pairs: ``models``, ``gains`` and ``comparisons`` of results.json.
 
     With them comes ``first_scored_us``, where the stretch that the overall figures describe begins.
 
@@ -58,10 +61,13 @@ def evaluate(reader: PredictionReader, view: ExperimentView) -> dict[str, Any]:
     """
     first_us = _first_scored_us(reader, view)
     tasks_of = dict(view.models)
+    arms = (compare_arm(reader, tasks_of, arm, first_us, view.interval95) for arm in view.arms)
+    pairs = (compare_pair(reader, pair, first_us, view.interval95) for pair in distinct_pairs(view.pairs))
     return {
         "models": {name: _score_model(reader, name, tasks, first_us) for name, tasks in view.models},
         "first_scored_us": first_us,
-        "gains": [gain for arm in view.arms for gain in compare_arm(reader, tasks_of, arm, first_us, view.interval95)],
+        "gains": [entry for entries in arms for entry in entries],
+        "comparisons": [entry for entries in pairs for entry in entries],
     }
 
 

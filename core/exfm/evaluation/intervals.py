@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exfm.evaluation.grouped import mix
-from exfm.evaluation.metrics import Ints
+from exfm.evaluation.metrics import Ints, entropy
 
 Doubles = npt.NDArray[np.float64]
 
@@ -61,6 +61,14 @@ class PairedLosses:
             return None
         model, control = self.sums_K2.sum(axis=0)
         return float(100 * (control - model) / control)
+
+    @property
+    def ne(self) -> tuple[float, float] | None:
+        """Normalized entropies of model and control; None where a class is missing."""
+        if not 0 < self.positives < self.examples:
+            return None
+        model, control = self.sums_K2.sum(axis=0) / self.examples / entropy(self.positives / self.examples)
+        return float(model), float(control)
 
     def interval95(self, replicates: int = 2000, seed: int = 0) -> tuple[float, float] | None:
         """95% interval of the gain: paired percentile bootstrap over the buckets.

@@ -8,6 +8,12 @@ from typing import Any, Literal
 from exfm.config.checks import CONTROL_SUFFIX
 
 MISSING = "\u2013"
+NO_COMMON_EXAMPLE = "no common example"
+"""In place of the gain of a pair that was to be compared."""
+
+STYLES = {"better": "green", "worse": "red", "unclear": ""}
+"""Colours of the verdicts in the terminal."""
+
 _MINUS = "\u2212"
 _USELESS_NE = 1.05
 """Above 1, what the base rate scores that is known afterwards, by more than a model loses while it learns it."""

@@ -64,6 +64,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         "seed": experiment.config.seed,
         "models": models,
         "gains": figures["gains"],
+        "comparisons": figures["comparisons"],
         "supervision": supervision,
         "labelling": {teacher: _labelling(store, teacher) for teacher in supervision if teacher in models},
         "data": {
@@ -116,13 +117,15 @@ def _late_notes(late: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _uncompared_notes(figures: Mapping[str, Any]) -> list[str]:
     """Names the comparisons that have no figures, because the two models predicted no example in common."""
-    pairs = dict.fromkeys(
-        (gain["model"], gain["control"], gain["task"]) for gain in figures["gains"] if not gain["examples"]
+    entries = [(entry["control"], entry) for entry in figures["gains"]]
+    entries += [(entry["baseline"], entry) for entry in figures["comparisons"]]
+    notes = (
+        f"{entry['model']} and {baseline} predicted no example of {entry['task']} in common that is scored: they are "
+        "not compared"
+        for baseline, entry in entries
+        if not entry["examples"]
     )
-    return [
-        f"{model} and {control} predicted no example of {task} in common that is scored: their NE is not compared"
-        for model, control, task in pairs
-    ]
+    return list(dict.fromkeys(notes))
 
 
 def _missed_words(commit: Commit) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,17 +10,18 @@ from urllib.parse import quote
 from markupsafe import Markup
 from rich.text import Text
 
-from exfm.reporting.figures import MISSING, fixed, interval, named_controls, signed, verdict
+from exfm.reporting.figures import MISSING, STYLES, interval, named_controls, signed, verdict
 from exfm.reporting.fitted_table import FittedTable
 from exfm.reporting.html import environment
 from exfm.reporting.results import REPORT_FILE
+from exfm.reporting.seeds import gain_interval, spread, with_spread
+from exfm.reporting.sweep_comparisons import compared_cells, compared_rows
 from exfm.reporting.sweep_plot import draw_series, point_label, sweep_png, sweep_svg
 
 Json = Mapping[str, Any]
 
 SWEEP_FILE, PAGE_FILE, PLOT_FILE = "sweep.json", "sweep.html", "sweep.png"
 SEED: Final = "seed"
-_STYLES: Final = {"better": "green", "worse": "red", "unclear": ""}
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ def summarize(experiment: str, axes: Mapping[str, Sequence[str]], points: Sequen
             for point in points
         ],
         "rows": [row for values, runs in groups.items() for row in _rows(dict(values), runs)],
+        "comparisons": [row for values, runs in groups.items() for row in compared_rows(dict(values), runs)],
     }
 
 
@@ -78,50 +78,13 @@ def _rows(values: dict[str, str], runs: Sequence[Json]) -> Iterator[dict[str, An
                 "runs": len(runs),
                 "model": model,
                 "task": task,
-                **_spread("ne", [score["ne"] for score in scores]),
-                **_spread("auc", [score["auc"] for score in scores]),
+                **spread("ne", [score["ne"] for score in scores]),
+                **spread("auc", [score["auc"] for score in scores]),
                 "control": compared[0]["control"] if compared else None,
-                **_spread("ne_gain_percent", [gain["ne_gain_percent"] for gain in compared]),
-                "interval95": _interval(compared),
-                **_spread("transfer_ratio", [gain["transfer_ratio"] for gain in compared]),
+                **spread("ne_gain_percent", [gain["ne_gain_percent"] for gain in compared]),
+                "interval95": gain_interval(compared),
+                **spread("transfer_ratio", [gain["transfer_ratio"] for gain in compared]),
             }
-
-
-def _spread(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
-    known = [value for value in values if value is not None]
-    return {
-        name: statistics.fmean(known) if known else None,
-        f"{name}_std": statistics.stdev(known) if len(known) > 1 else None,
-    }
-
-
-def _interval(gains: Sequence[Json]) -> list[float] | None:
-    known = [gain["ne_gain_percent"] for gain in gains if gain["ne_gain_percent"] is not None]
-    if len(known) > 1:
-        mean, half = statistics.fmean(known), t_quantile95(len(known) - 1) * statistics.stdev(known) / len(known) ** 0.5
-        return [mean - half, mean + half]
-    return next((gain["interval95"] for gain in gains if gain["ne_gain_percent"] is not None), None)
-
-
-def t_quantile95(freedom: int) -> float:
-    """Between minus this and this lies 95% of Student's t distribution: 12.706 for one degree of freedom."""
-    low, high = 1.9, 13.0
-    while high - low > 1e-12:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_within(middle, freedom) < 0.95 else (low, middle)
-    return high
-
-
-def _t_within(t: float, freedom: int) -> float:
-    """P(|T| <= t) in closed form for whole degrees of freedom: Abramowitz and Stegun 26.7.3 and 26.7.4."""
-    odd = freedom % 2
-    angle = math.atan2(t, math.sqrt(freedom))
-    term, total = math.cos(angle) if odd else 1.0, 0.0
-    for factor in range(1 + odd, freedom, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * factor / (factor + 1)
-    total *= math.sin(angle)
-    return (angle + total) * 2 / math.pi if odd else total
 
 
 def sweep_table(summary: Json) -> FittedTable:
@@ -130,7 +93,7 @@ def sweep_table(summary: Json) -> FittedTable:
     title = f"{summary['experiment']}: sweep"
     table = FittedTable(title, ("point", "model", "task"), figures, named_controls(summary["rows"]))
     for cells in _cells(summary):
-        gain = Text("" if not cells["gain"] else f"{cells['gain']} ({cells['interval']})", _STYLES[cells["verdict"]])
+        gain = Text("" if not cells["gain"] else f"{cells['gain']} ({cells['interval']})", STYLES[cells["verdict"]])
         row = cells["runs"], cells["ne"], cells["auc"], gain, cells["transfer"]
         table.add_row((cells["point"], cells["model"], cells["task"]), row)
     return table
@@ -145,18 +108,13 @@ def _cells(summary: Json) -> Iterator[dict[str, str]]:
             "model": row["model"],
             "task": row["task"],
             "runs": str(row["runs"]),
-            "ne": _with_spread(row, "ne", 4),
-            "auc": _with_spread(row, "auc", 4),
+            "ne": with_spread(row, "ne", 4),
+            "auc": with_spread(row, "auc", 4),
             "gain": f"{signed(row['ne_gain_percent'])}%" if compared else "",
             "interval": interval(row["interval95"]) if compared else "",
-            "transfer": _with_spread(row, "transfer_ratio", 2) if compared else "",
+            "transfer": with_spread(row, "transfer_ratio", 2) if compared else "",
             "verdict": verdict(row),
         }
-
-
-def _with_spread(row: Json, name: str, digits: int) -> str:
-    spread = row[f"{name}_std"]
-    return fixed(row[name], digits) + ("" if spread is None else f"±{fixed(spread, digits)}")
 
 
 def render_sweep(summary: Json) -> str:
@@ -169,6 +127,7 @@ def render_sweep(summary: Json) -> str:
             summary=summary,
             rows=list(_cells(summary)),
             drawn=drawn,
+            compared=list(compared_cells(summary)),
             named_controls=named_controls(summary["rows"]),
             svg=Markup(sweep_svg(drawn)) if drawn else None,
             links=[f"{quote(point['folder'])}/{REPORT_FILE}" for point in summary["points"]],

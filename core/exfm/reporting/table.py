@@ -7,12 +7,21 @@ from typing import Any
 
 from rich.text import Text
 
-from exfm.reporting.figures import MISSING, fixed, interval, named_controls, percent, signed, useless, verdict
+from exfm.reporting.figures import (
+    MISSING,
+    NO_COMMON_EXAMPLE,
+    STYLES,
+    fixed,
+    interval,
+    named_controls,
+    percent,
+    signed,
+    useless,
+    verdict,
+)
 from exfm.reporting.fitted_table import FittedTable
 
 Json = Mapping[str, Any]
-
-_STYLES = {"better": "green", "worse": "red", "unclear": ""}
 
 
 def result_table(results: Json) -> FittedTable:
@@ -60,7 +69,26 @@ def _lookups(results: Json) -> Iterator[tuple[str, list[str]]]:
 def _gain_cells(gain: Json | None) -> tuple[Text, Text]:
     if gain is None or gain["ne_gain_percent"] is None:
         return Text(""), Text("")
-    bounds = "" if gain["interval95"] is None else f" ({interval(gain['interval95'])})"
-    size = Text(f"{signed(gain['ne_gain_percent'])}%{bounds}", style=_STYLES[verdict(gain)])
     ratio = gain["transfer_ratio"]
-    return size, Text(MISSING if ratio is None else fixed(ratio, 2))
+    return _gain_cell(gain), Text(MISSING if ratio is None else fixed(ratio, 2))
+
+
+def _gain_cell(entry: Json) -> Text:
+    if entry["ne_gain_percent"] is None:  # all labels of the examples are alike
+        return Text(MISSING)
+    bounds = "" if entry["interval95"] is None else f" ({interval(entry['interval95'])})"
+    return Text(f"{signed(entry['ne_gain_percent'])}%{bounds}", style=STYLES[verdict(entry)])
+
+
+def comparison_table(results: Json) -> FittedTable | None:
+    """Every pair of models that a results.json compares, in one table; None where there is none."""
+    entries = results.get("comparisons", ())
+    if not entries:
+        return None
+    figures = ("examples", "NE", "baseline NE", "NE gain (95% interval)")
+    table = FittedTable("compared on the examples that both predicted", ("model", "baseline", "task"), figures)
+    for entry in entries:
+        gain = _gain_cell(entry) if entry["examples"] else Text(NO_COMMON_EXAMPLE)
+        row = f"{entry['examples']:,}", fixed(entry["ne"]), fixed(entry["baseline_ne"]), gain
+        table.add_row((entry["model"], entry["baseline"], entry["task"]), row)
+    return table
