@@ -126,7 +126,7 @@ def losses_percent(tables: dict[str, dict[int, pa.Table]], keep: np.ndarray) -> 
     return result
 
 
-def test_gain_and_transfer_ratio_compare_the_same_examples_in_any_order() -> None:
+def test_gain_and_gain_share_compare_the_same_examples_in_any_order() -> None:
     tables = {"fm": stream(0.1, 1), "vm": stream(0.6, 2), "control": stream(0.9, 3)}
     # The control's rows come in another order, and the teacher lacks one row in three and the last window.
     shuffle = np.random.default_rng(9).permutation(500)
@@ -142,7 +142,7 @@ def test_gain_and_transfer_ratio_compare_the_same_examples_in_any_order() -> Non
     assert gain["interval95"][0] < gain["ne_gain_percent"] < gain["interval95"][1]
     shared = losses_percent(tables, column(tables["fm"], "example_id", [0, 1, 2]))
     ratio = (shared["control"] - shared["vm"]) / (shared["control"] - shared["fm"])
-    assert gain["transfer_ratio"] == pytest.approx(ratio)
+    assert gain["gain_share"] == gain["transfer_ratio"] == pytest.approx(ratio)
     assert gain["teacher_ne_gain_percent"] == pytest.approx(
         100 * (shared["control"] - shared["fm"]) / shared["control"]
     )
@@ -160,7 +160,7 @@ def test_one_entry_for_each_teacher_and_none_for_a_task_it_lacks() -> None:
         models=(("fm", ()), ("vm", ("click",)), ("control", ("click",))), arms=(Arm("vm", "control", ("fm",)),)
     )
     (alone,) = evaluate(Tables(tables), other)["gains"]
-    assert (alone["teacher"], alone["transfer_ratio"]) == (None, None)
+    assert (alone["teacher"], alone["gain_share"]) == (None, None)
     assert alone["ne_gain_percent"] == gains[0]["ne_gain_percent"]
 
 
@@ -189,7 +189,7 @@ def test_figures_without_a_meaning_are_null_in_strict_json(tables: dict[int, pa.
     assert (figures["ne"], figures["auc"], figures["gauc"]) == (None, None, None)
     assert (figures["log_loss"] is None) == (figures["examples"] == 0)
     (gain,) = result["gains"]
-    assert (gain["ne_gain_percent"], gain["interval95"], gain["transfer_ratio"]) == (None, None, None)
+    assert (gain["ne_gain_percent"], gain["interval95"], gain["gain_share"]) == (None, None, None)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -0.1, 1.5])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from exfm.evaluation.intervals import PairedLosses, match, transfer_ratio
+from exfm.evaluation.intervals import PairedLosses, gain_share, match
 from exfm.evaluation.metrics import log_losses
 from exfm.evaluation.predictions import PredictionReader, TaskRows, common_windows, task_rows
 
@@ -111,13 +111,15 @@ def _entries(arm: Arm, task: str, comparison: _Comparison, interval95: Interval)
     }
     for teacher, (student_losses, teacher_losses) in comparison.shared.items():
         of_teacher = interval95(teacher_losses)
+        share = gain_share(student_losses, teacher_losses, of_teacher)
         yield base | {
             "teacher": teacher,
             "teacher_ne_gain_percent": teacher_losses.gain,
             "teacher_interval95": of_teacher,
-            "transfer_ratio": transfer_ratio(student_losses, teacher_losses, of_teacher),
+            "gain_share": share,
+            "transfer_ratio": share,  # its name in 0.1.0, which scripts read
         }
     external = [name for name, taught in arm.external if task in taught]
     for name in external if comparison.shared or external else [None]:
-        unknown = {"teacher_ne_gain_percent": None, "teacher_interval95": None, "transfer_ratio": None}
-        yield base | {"teacher": name, **unknown}
+        unknown = ("teacher_ne_gain_percent", "teacher_interval95", "gain_share", "transfer_ratio")
+        yield base | {"teacher": name, **dict.fromkeys(unknown)}

@@ -1,4 +1,4 @@
-"""NE gain of a model over its control, with an interval, and the transfer ratio.
+"""NE gain of a model over its control, with an interval, and its share of the teacher's gain.
 
 Legend: E and F examples, K buckets, n buckets that hold examples, R replicates.
 """
@@ -94,10 +94,10 @@ def _resampled_sums(sums_n2: Doubles, replicates: int, rng: np.random.Generator)
     return np.concatenate(parts)
 
 
-def transfer_ratio(
+def gain_share(
     student: PairedLosses, teacher: PairedLosses, teacher_interval95: Sequence[float] | None
 ) -> float | None:
-    """Share of the teacher's NE gain over a control that the student shows over the same control.
+    """Divides the student's NE gain over a control by the teacher's gain over the same control.
 
     Both must have been compared on the same examples. None where the teacher is not clearly better than the control,
     its interval excluding zero: there is nothing to transfer, and a ratio to noise would mislead.

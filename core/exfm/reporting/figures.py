@@ -64,6 +64,12 @@ def interval(bounds: tuple[float, float] | None) -> str:
     return MISSING if bounds is None else f"{signed(bounds[0])}% to {signed(bounds[1])}%"
 
 
+def gain_share(gain: Mapping[str, Any]) -> float | None:
+    """Share of the teacher's gain in an entry of results.json's gains; results of 0.1.0 have its old name alone."""
+    share: float | None = gain["gain_share"] if "gain_share" in gain else gain["transfer_ratio"]
+    return share
+
+
 def verdict(gain: Mapping[str, Any]) -> Literal["better", "worse", "unclear"]:
     """What an entry of results.json's gains says: unclear where its interval holds zero, or is missing."""
     low, high = gain["interval95"] or (0, 0)
@@ -102,13 +108,14 @@ def useless(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
-FILTERS: dict[str, Callable[..., str]] = {
+FILTERS: dict[str, Callable[..., str | float | None]] = {
     "fixed": fixed,
     "signed": signed,
     "percent": percent,
     "count": count,
     "duration": duration,
     "interval": interval,
+    "gain_share": gain_share,
 }
 
 

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
 from rich.text import Text
 
-from exfm.reporting.figures import MISSING, STYLES, interval, named_controls, signed, verdict
+from exfm.reporting.figures import MISSING, STYLES, gain_share, interval, named_controls, signed, verdict
 from exfm.reporting.fitted_table import FittedTable
 from exfm.reporting.html import environment
 from exfm.reporting.results import REPORT_FILE
 from exfm.reporting.seeds import gain_interval, spread, with_spread
 from exfm.reporting.sweep_comparisons import compared_cells, compared_rows
 from exfm.reporting.sweep_plot import draw_series, point_label, sweep_png, sweep_svg
+from exfm.reporting.sweep_ratios import SEED, point_key, ratio_cells, transfer_ratios
 
 Json = Mapping[str, Any]
 
 SWEEP_FILE, PAGE_FILE, PLOT_FILE = "sweep.json", "sweep.html", "sweep.png"
-SEED: Final = "seed"
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,13 @@ def summarize(experiment: str, axes: Mapping[str, Sequence[str]], points: Sequen
         ],
         "rows": [row for values, runs in groups.items() for row in _rows(dict(values), runs)],
         "comparisons": [row for values, runs in groups.items() for row in compared_rows(dict(values), runs)],
+        "transfer_ratios": list(transfer_ratios(axes, {point_key(point.values): point.results for point in points})),
     }
 
 
 def _rows(values: dict[str, str], runs: Sequence[Json]) -> Iterator[dict[str, Any]]:
     """One row for each model and task of a group of runs."""
-    # Of several teachers' entries the first stands for all: they differ in the transfer ratio only.
+    # Of several teachers' entries the first stands for all: they differ in the gain share only.
     gains = [{(gain["model"], gain["task"]): gain for gain in reversed(run.get("gains", ()))} for run in runs]
     for model, figures in runs[0]["models"].items():
         for task in figures["tasks"]:
@@ -83,18 +84,18 @@ def _rows(values: dict[str, str], runs: Sequence[Json]) -> Iterator[dict[str, An
                 "control": compared[0]["control"] if compared else None,
                 **spread("ne_gain_percent", [gain["ne_gain_percent"] for gain in compared]),
                 "interval95": gain_interval(compared),
-                **spread("transfer_ratio", [gain["transfer_ratio"] for gain in compared]),
+                **spread("gain_share", [gain_share(gain) for gain in compared]),
             }
 
 
 def sweep_table(summary: Json) -> FittedTable:
     """Every point, model and task of a sweep.json in one table, or in several where it is too wide."""
-    figures = ("runs", "NE", "AUC", "NE gain (95% interval)", "transfer")
+    figures = ("runs", "NE", "AUC", "NE gain (95% interval)", "gain share")
     title = f"{summary['experiment']}: sweep"
     table = FittedTable(title, ("point", "model", "task"), figures, named_controls(summary["rows"]))
     for cells in _cells(summary):
         gain = Text("" if not cells["gain"] else f"{cells['gain']} ({cells['interval']})", STYLES[cells["verdict"]])
-        row = cells["runs"], cells["ne"], cells["auc"], gain, cells["transfer"]
+        row = cells["runs"], cells["ne"], cells["auc"], gain, cells["gain_share"]
         table.add_row((cells["point"], cells["model"], cells["task"]), row)
     return table
 
@@ -112,7 +113,7 @@ def _cells(summary: Json) -> Iterator[dict[str, str]]:
             "auc": with_spread(row, "auc", 4),
             "gain": f"{signed(row['ne_gain_percent'])}%" if compared else "",
             "interval": interval(row["interval95"]) if compared else "",
-            "transfer": with_spread(row, "transfer_ratio", 2) if compared else "",
+            "gain_share": with_spread(row, "gain_share", 2) if compared else "",
             "verdict": verdict(row),
         }
 
@@ -128,6 +129,7 @@ def render_sweep(summary: Json) -> str:
             rows=list(_cells(summary)),
             drawn=drawn,
             compared=list(compared_cells(summary)),
+            ratios=list(ratio_cells(summary)),
             named_controls=named_controls(summary["rows"]),
             svg=Markup(sweep_svg(drawn)) if drawn else None,
             links=[f"{quote(point['folder'])}/{REPORT_FILE}" for point in summary["points"]],

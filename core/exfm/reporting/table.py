@@ -12,6 +12,7 @@ from exfm.reporting.figures import (
     NO_COMMON_EXAMPLE,
     STYLES,
     fixed,
+    gain_share,
     interval,
     named_controls,
     percent,
@@ -27,7 +28,7 @@ Json = Mapping[str, Any]
 def result_table(results: Json) -> FittedTable:
     """Every model and task of a results.json in one table where 100 columns are there, else in several.
 
-    A model that is compared with a control also shows its NE gain with the 95% interval, and the transfer ratio (the
+    A model that is compared with a control also shows its NE gain with the 95% interval, and the gain share (the
     first teacher's, where it has several; a dash where it is not clearly better than the control). The Bayes NE has a
     column where the stream knows it. Below the table stand the notes of the run, which models are of no use, and which
     cost lookups at serving.
@@ -44,7 +45,7 @@ def result_table(results: Json) -> FittedTable:
     table = FittedTable(
         results["experiment"],
         ["model", "task"],
-        [*headings, "NE gain (95% interval)", "transfer"],
+        [*headings, "NE gain (95% interval)", "gain share"],
         [
             *(f"note: {note}" for note in results.get("notes", ())),
             *named_controls(results.get("gains", ())),
@@ -69,8 +70,7 @@ def _lookups(results: Json) -> Iterator[tuple[str, list[str]]]:
 def _gain_cells(gain: Json | None) -> tuple[Text, Text]:
     if gain is None or gain["ne_gain_percent"] is None:
         return Text(""), Text("")
-    ratio = gain["transfer_ratio"]
-    return _gain_cell(gain), Text(MISSING if ratio is None else fixed(ratio, 2))
+    return _gain_cell(gain), Text(fixed(gain_share(gain), 2))
 
 
 def _gain_cell(entry: Json) -> Text:

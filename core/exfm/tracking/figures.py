@@ -18,6 +18,7 @@ from exfm.evaluation.intervals import PairedLosses
 from exfm.evaluation.predictions import task_rows
 from exfm.interfaces.data_source import Window
 from exfm.redaction import without_credentials
+from exfm.reporting.figures import gain_share
 from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
 from exfm.supervision.commits import NONE, Commit
 from exfm.supervision.coverage import Coverage
@@ -106,7 +107,7 @@ class TrackedRun:
             values |= {f"{task}/ne_gain_percent": gain["ne_gain_percent"]}
             values |= {f"{task}/ne_gain_percent_low": low, f"{task}/ne_gain_percent_high": high}
             if gain["teacher"] is not None:
-                values[f"{task}/transfer_ratio/{gain['teacher']}"] = gain["transfer_ratio"]
+                values[f"{task}/gain_share/{gain['teacher']}"] = gain_share(gain)
         return {f"run/{key}": float(value) for key, value in values.items() if value is not None}
 
     def _scored(self, model: str, control: str | None, window: Window) -> dict[str, float | None]:
