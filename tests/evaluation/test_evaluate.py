@@ -164,6 +164,32 @@ def test_one_entry_for_each_teacher_and_none_for_a_task_it_lacks() -> None:
     assert alone["ne_gain_percent"] == gains[0]["ne_gain_percent"]
 
 
+def test_a_teacher_from_elsewhere_is_compared_as_a_model_is() -> None:
+    tables = {"fm": stream(0.1, 1), "vm": stream(0.6, 2), "control": stream(0.9, 3)}
+    some = np.arange(500) % 3 > 0
+    for index, table in tables["vm"].items():
+        probability = tables["fm"][index].column("prediction_click").to_numpy()
+        for name, values in (
+            ("a/click", np.where(some, probability, np.nan)),
+            ("a_b/click", probability),
+            ("a/b", 0.5),
+        ):
+            values = np.broadcast_to(np.asarray(values, np.float32), 500)
+            table = table.append_column(f"teacher_{name}", pa.array(values, from_pandas=True))
+        tables["vm"][index] = table
+    tables["fm"] = {index: table.filter(pa.array(some)) for index, table in tables["fm"].items()}
+    elsewhere = (("a", ("click", "b")), ("a_b", ("click",)), ("gone", ("click",)))
+    experiment = view("fm", "vm", "control", arms=(Arm("vm", "control", ("fm",), elsewhere),))
+    fm, same, whole, gone = evaluate(Tables(tables), experiment)["gains"]
+    assert [entry.pop("teacher") for entry in (fm, same, whole, gone)] == ["fm", "a", "a_b", "gone"]
+    assert fm == same and fm["gain_share"] > 0
+    assert whole["ne_gain_percent"] == fm["ne_gain_percent"]
+    assert whole["teacher_ne_gain_percent"] != fm["teacher_ne_gain_percent"]
+    unknown = ("teacher_ne_gain_percent", "teacher_interval95", "gain_share")
+    assert [gone[key] for key in unknown] == [None] * 3, "files of before have no column of the teacher's"
+    assert gone["ne_gain_percent"] == fm["ne_gain_percent"]
+
+
 def test_equal_models_gain_nothing_and_skipping_applies_to_gains() -> None:
     tables = {"vm": stream(0.5, 1), "control": stream(0.5, 1)}
     experiment = view("vm", "control", skip=0.5, arms=(Arm("vm", "control"),))

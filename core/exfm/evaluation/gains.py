@@ -21,7 +21,7 @@ class Arm:
     Attributes:
         control: the model that it is measured against, on the examples that both predicted.
         teachers: the models it learned from.
-        external: teachers without predictions of their own, and their tasks.
+        external: teachers without a predictions file, and their tasks; the model's file has their predictions.
     """
 
     model: str
@@ -78,9 +78,10 @@ def compare_arm(
     """
     tasks = tuple(task for task in tasks_of[arm.model] if task in tasks_of[arm.control])
     teachers = {name: tuple(task for task in tasks if task in tasks_of[name]) for name in arm.teachers}
+    known = {**teachers, **dict(arm.external)}
     comparisons = {
         task: _Comparison(
-            shared={name: (PairedLosses(), PairedLosses()) for name, taught in teachers.items() if task in taught}
+            shared={name: (PairedLosses(), PairedLosses()) for name, taught in known.items() if task in taught}
         )
         for task in tasks
     }
@@ -95,6 +96,9 @@ def compare_arm(
         }
         for task, comparison in comparisons.items():
             of_teachers = {name: by_task[task] for name, by_task in taught.items() if task in by_task}
+            # Files of exfm before it kept the predictions of teachers from elsewhere have none.
+            here = rows[task].external.keys() & comparison.shared.keys()
+            of_teachers |= {name: rows[task].as_predicted_by(name) for name in here}
             comparison.add(rows[task], control[task], of_teachers)
     return [entry for task, comparison in comparisons.items() for entry in _entries(arm, task, comparison, interval95)]
 
@@ -119,7 +123,6 @@ def _entries(arm: Arm, task: str, comparison: _Comparison, interval95: Interval)
             "gain_share": share,
             "transfer_ratio": share,  # its name in 0.1.0, which scripts read
         }
-    external = [name for name, taught in arm.external if task in taught]
-    for name in external if comparison.shared or external else [None]:
-        unknown = ("teacher_ne_gain_percent", "teacher_interval95", "gain_share", "transfer_ratio")
-        yield base | {"teacher": name, **dict.fromkeys(unknown)}
+    if not comparison.shared:
+        unknown = ("teacher", "teacher_ne_gain_percent", "teacher_interval95", "gain_share", "transfer_ratio")
+        yield base | dict.fromkeys(unknown)
