@@ -15,6 +15,7 @@ from sklearn.metrics import log_loss
 
 import exfm
 from exfm.reporting.table import comparison_table, result_table
+from exfm.tracking.figures import TrackedRun
 
 from .logs import experiment_dict, load, make_log, predictions, write_log
 
@@ -151,6 +152,24 @@ def test_pairs_are_shown_and_those_without_an_example_too(run: Run) -> None:
     report = (Path(run_dir) / "report.html").read_text()
     assert "Compared with other models" in report and report.count("no common example") == 1
     assert comparison_table(results | {"comparisons": []}) is None
+
+
+def test_trackers_are_told_the_gain_over_a_named_control(run: Run) -> None:
+    run_dir, results = run
+    tracked = TrackedRun(run_dir)
+    models = {model.name: model for model in tracked.models}
+    assert models.keys() == results["models"].keys()
+    windows = {name: dict(tracked.windows(models[name], after=-1)) for name in ("wide", "apart", "shared", "twin")}
+    tables = {name: predictions(run_dir, name) for name in ("wide", "alone")}
+    for window, values in windows["wide"].items():
+        model, control = (tables[name][window.index] for name in ("wide", "alone"))
+        ids = model.column("example_id").to_numpy()
+        expected = 100 * (1 - losses(model, ids) / losses(control, ids))
+        assert values["click/ne_gain_percent"] == pytest.approx(expected)
+    assert len(windows["wide"]) == len(windows["apart"]) == 6
+    assert all("click/ne" in values and "click/ne_gain_percent" not in values for values in windows["apart"].values())
+    gains = [[values["click/ne_gain_percent"] for values in windows[name].values()] for name in ("shared", "twin")]
+    assert gains[0] == gains[1]
 
 
 def test_a_run_that_is_through_takes_other_pairs(run: Run, tmp_path: Path) -> None:

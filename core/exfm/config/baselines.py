@@ -1,4 +1,4 @@
-"""Checks of what models are measured against: controls by name, and the pairs of ``compare``."""
+"""Checks the baselines of an experiment: controls that models name, and the pairs of ``compare``."""
 
 from __future__ import annotations
 

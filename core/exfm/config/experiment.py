@@ -139,8 +139,8 @@ class ModelConfig(_Section):
     )
     control: bool | str = Field(
         False,
-        description="What its gain is measured against. true: also train it without transfer on the same batches, as "
-        "NAME.control. A name: another model, or the control of another, on the examples that both predict.",
+        description="true: also train it without transfer on the same batches, as NAME.control, to measure the gain. A "
+        "name: measure the gain over another model, or another's control, on the examples that both predict.",
     )
     init_seed: int | None = Field(
         None,
