@@ -21,7 +21,7 @@ WARM_UP = 0.25
 
 
 def main() -> None:
-    """Prints NE of every model; a model without a control has that of the one before it."""
+    """Prints NE of every model, and its gain over its control where it has one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
@@ -31,12 +31,12 @@ def main() -> None:
     end_us = first_scored(rows_by_window(whole), whole.config.evaluation.skip)
     with tempfile.TemporaryDirectory() as folder:
         own = [*arguments.overrides, f"run_dir={folder}/run", f"evaluation.skip={WARM_UP}"]
-        models = exfm.run(beginning(exfm.load_experiment(arguments.config, own), end_us))["models"]
-    task, control = whole.schema.labels[0].name, None
-    for name, model in models.items():
-        control = models.get(f"{name}.control", control)
+        results = exfm.run(beginning(exfm.load_experiment(arguments.config, own), end_us))
+    task = whole.schema.labels[0].name
+    gains = {entry["model"]: entry["ne_gain_percent"] for entry in results["gains"] if entry["task"] == task}
+    for name, model in results["models"].items():
         found = model["tasks"][task]
-        gain = "" if control is None else f", gain {100 * (1 - found['ne'] / control['tasks'][task]['ne']):+.2f}%"
+        gain = "" if gains.get(name) is None else f", gain {gains[name]:+.2f}%"
         print(f"{name}: {found['examples']} examples, NE {found['ne']:.4f}{gain}")
 
 

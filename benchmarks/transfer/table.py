@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import t
 
 BAR = 1.5
-COLUMNS = ("model", "base rate", "FM NE", "NE", "control NE", "gain %", "transfer ratio")
+COLUMNS = ("model", "base rate", "FM NE", "NE", "control NE", "gain %", "gain share")
 COLUMNS += ("over the baseline", "gain - 1.5 x it")
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("groups", nargs="+", help="BASELINE,MODEL,...")
-    parser.add_argument("--teacher", default="fm", help="whose gain the transfer ratio is of")
+    parser.add_argument("--teacher", default="fm", help="whose gain the gain share is of")
     parser.add_argument("--points", default="*", help="which points of the sweep, as a glob of their folders")
     arguments = parser.parse_args()
     runs = [json.loads(file.read_text()) for file in sorted(arguments.folder.glob(f"{arguments.points}/results.json"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import re
@@ -16,10 +17,14 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 import exfm
-from exfm.reporting.sweep import PointResult, render_png, render_sweep, summarize, t_quantile95
+from exfm.reporting.seeds import t_quantile95
+from exfm.reporting.sweep import PointResult, render_png, render_sweep, summarize
+from exfm.reporting.sweep_comparisons import sweep_comparison_table
 from exfm.reporting.sweep_plot import draw_series
+from exfm.reporting.sweep_ratios import sweep_ratio_table
 from exfm.training.sweep import folder_name, parse_axes
 
 Cli = Callable[..., Any]
@@ -239,9 +244,9 @@ def made_up(gain: float | None, ne: float) -> dict[str, Any]:
     task = {"ne": ne, "auc": 0.7}
     compared = {
         "model": "vm", "control": "vm.control", "task": "click", "ne_gain_percent": gain, "interval95": [-9.0, 9.0],
-        "teacher": "fm", "transfer_ratio": None,
+        "teacher": "fm", "gain_share": None,
     }  # fmt: skip
-    gains = [] if gain is None else [compared, compared | {"teacher": "other", "transfer_ratio": 3.0}]
+    gains = [] if gain is None else [compared, compared | {"teacher": "other", "gain_share": 3.0}]
     return {"models": {"vm": {"tasks": {"click": task}}}, "gains": gains}
 
 
@@ -259,7 +264,103 @@ def test_five_seeds_by_the_textbook() -> None:
     assert row["ne_gain_percent_std"] == pytest.approx(deviation, abs=1e-12)
     half = 2.7764451 * deviation / math.sqrt(5)
     assert row["interval95"] == pytest.approx([mean - half, mean + half], abs=1e-7)
-    assert row["transfer_ratio"] is None and row["transfer_ratio_std"] is None
+    assert row["gain_share"] is None and row["gain_share_std"] is None
+
+
+def pair(gain: float | None) -> dict[str, Any]:
+    known = (
+        {"ne": 0.8, "baseline_ne": 0.8 / (1 - gain / 100)} if gain is not None else {"ne": None, "baseline_ne": None}
+    )
+    bounds = None if gain is None else [-9.0, 9.0]
+    names = {"model": "vm", "baseline": "alone", "task": "click", "examples": 0 if gain is None else 50}
+    return {**names, **known, "ne_gain_percent": gain, "interval95": bounds}
+
+
+def shown(summary: dict[str, Any], table: Callable[..., Any] = sweep_comparison_table) -> str:
+    console = Console(file=io.StringIO(), width=140)
+    console.print(table(summary))
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_pairs_are_averaged_seed_by_seed() -> None:
+    gains = [1.0, 2.0, 4.0, None]
+    runs = [({"seed": str(seed)}, made_up(0.5, 0.8) | {"comparisons": [pair(gain)]}) for seed, gain in enumerate(gains)]
+    summary = of_points({"seed": ["0", "1", "2", "3"]}, runs)
+    (row,) = summary["comparisons"]
+    assert (row["runs"], row["runs_compared"], row["examples"]) == (4, 3, 150)
+    half = 4.30265273 * statistics.stdev([1, 2, 4]) / math.sqrt(3)
+    assert row["ne_gain_percent"] == pytest.approx(7 / 3)
+    assert row["interval95"] == pytest.approx([7 / 3 - half, 7 / 3 + half], abs=1e-7)
+    assert "3 of 4" in shown(summary) and "+2.33%" in shown(summary) and "+2.33%" in render_sweep(summary)
+
+
+def test_pairs_without_a_common_example_are_said() -> None:
+    runs = [({"seed": seed}, made_up(0.5, 0.8) | {"comparisons": [pair(None)]}) for seed in "12"]
+    summary = of_points({"seed": ["1", "2"]}, runs)
+    assert "no common example" in shown(summary) and "no common example" in render_sweep(summary)
+    without = of_points({"seed": ["1"]}, [({"seed": "1"}, made_up(0.5, 0.8))])
+    assert without["comparisons"] == [] and sweep_comparison_table(without) is None
+
+
+def of_teacher(fm: float, vm: float, examples: int = 100) -> dict[str, Any]:
+    """Results of a VM that an FM has taught, beside a model without a teacher."""
+    models = {
+        name: {"tasks": {"click": {"ne": ne, "auc": 0.7, "examples": examples}}}
+        for name, ne in (("fm", fm), ("vm", vm), ("alone", 0.9))
+    }
+    return {"models": models, "gains": [], "supervision": {"fm": {"vm": {}}, "vendor": {"vm": {}}}}
+
+
+def grid_of(nes: dict[tuple[str, str, str], dict[str, Any] | None]) -> dict[str, Any]:
+    """A summary of results by the FM's size, the VM's size and the seed."""
+    keys = ("fm.dim", "vm.dim", "seed")
+    runs = [(dict(zip(keys, key, strict=True)), results) for key, results in nes.items()]
+    return of_points({name: list(dict.fromkeys(key[place] for key in nes)) for place, name in enumerate(keys)}, runs)
+
+
+def test_a_transfer_ratio_is_paired_by_seed_and_by_all_other_axes() -> None:
+    fms = {("4", "1"): 0.80, ("4", "2"): 0.82, ("8", "1"): 0.78, ("8", "2"): 0.802}
+    vms = {"4": {"a": (0.85, 0.86), "b": (0.81, 0.83)}, "8": {"a": (0.84, 0.849), "b": (0.80, 0.828)}}
+    summary = grid_of(
+        {
+            (dim, size, seed): of_teacher(fms[dim, seed], vms[dim][size][int(seed) - 1])
+            for dim in "48" for size in "ab" for seed in "12"
+        }
+    )  # fmt: skip
+    rows = {row["values"]["vm.dim"]: row for row in summary["transfer_ratios"]}
+    assert [(row["teacher"], row["model"], row["runs"]) for row in summary["transfer_ratios"]] == [("fm", "vm", 2)] * 2
+    for size, row in rows.items():
+        assert (row["values"], row["against"]) == ({"vm.dim": size, "fm.dim": "8"}, {"vm.dim": size, "fm.dim": "4"})
+        teacher = [100 * (1 - fms["8", seed] / fms["4", seed]) for seed in "12"]
+        student = [100 * (1 - new / old) for old, new in zip(vms["4"][size], vms["8"][size], strict=True)]
+        assert row["teacher_ne_gain_percent"] == pytest.approx(sum(teacher) / 2)
+        half = 12.706204736 * abs(teacher[0] - teacher[1]) / 2
+        assert row["teacher_interval95"] == pytest.approx([sum(teacher) / 2 - half, sum(teacher) / 2 + half], abs=1e-7)
+        assert row["transfer_ratio"] == pytest.approx(sum(student) / sum(teacher))
+    assert rows["a"]["transfer_ratio"] != rows["b"]["transfer_ratio"]
+    shown_ratio = f"{rows['a']['transfer_ratio']:.2f}"
+    assert shown_ratio in shown(summary, sweep_ratio_table) and shown_ratio in render_sweep(summary)
+
+
+@pytest.mark.parametrize(
+    ("second", "rows"),
+    [
+        ({"1": of_teacher(0.78, 0.84), "2": of_teacher(0.85, 0.84)}, 1),  # the teacher's gain may be nothing
+        ({"1": of_teacher(0.78, 0.84), "2": None}, 1),  # one seed
+        ({"1": of_teacher(0.80, 0.84), "2": of_teacher(0.82, 0.84)}, 0),  # the same teacher
+        ({"1": of_teacher(0.78, 0.84, 99), "2": of_teacher(0.80, 0.84, 99)}, 0),  # other examples
+    ],
+)
+def test_there_is_no_transfer_ratio_to_noise(second: dict[str, Any], rows: int) -> None:
+    first = {"1": of_teacher(0.80, 0.85), "2": of_teacher(0.82, 0.86)}
+    points = {("4", "a", seed): run for seed, run in first.items()} | {
+        ("8", "a", seed): run for seed, run in second.items()
+    }
+    summary = grid_of(points)
+    assert [row["transfer_ratio"] for row in summary["transfer_ratios"]] == [None] * rows
+    assert (sweep_ratio_table(summary) is None) == (rows == 0)
+    assert rows == 0 or ("two seeds or more" in shown(summary, sweep_ratio_table)) == (second["2"] is None)
+    render_sweep(summary)
 
 
 def test_a_single_run_keeps_its_own_interval() -> None:

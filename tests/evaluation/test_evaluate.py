@@ -151,7 +151,7 @@ def losses_percent(tables: dict[str, dict[int, pa.Table]], keep: np.ndarray) -> 
     return result
 
 
-def test_gain_and_transfer_ratio_compare_the_same_examples_in_any_order() -> None:
+def test_gain_and_gain_share_compare_the_same_examples_in_any_order() -> None:
     tables = {"fm": stream(0.1, 1), "vm": stream(0.6, 2), "control": stream(0.9, 3)}
     # The control's rows come in another order, and the teacher lacks one row in three and the last window.
     shuffle = np.random.default_rng(9).permutation(500)
@@ -167,7 +167,7 @@ def test_gain_and_transfer_ratio_compare_the_same_examples_in_any_order() -> Non
     assert gain["interval95"][0] < gain["ne_gain_percent"] < gain["interval95"][1]
     shared = losses_percent(tables, column(tables["fm"], "example_id", [0, 1, 2]))
     ratio = (shared["control"] - shared["vm"]) / (shared["control"] - shared["fm"])
-    assert gain["transfer_ratio"] == pytest.approx(ratio)
+    assert gain["gain_share"] == gain["transfer_ratio"] == pytest.approx(ratio)
     assert gain["teacher_ne_gain_percent"] == pytest.approx(
         100 * (shared["control"] - shared["fm"]) / shared["control"]
     )
@@ -185,8 +185,34 @@ def test_one_entry_for_each_teacher_and_none_for_a_task_it_lacks() -> None:
         models=(("fm", ()), ("vm", ("click",)), ("control", ("click",))), arms=(Arm("vm", "control", ("fm",)),)
     )
     (alone,) = evaluate(Tables(tables), other)["gains"]
-    assert (alone["teacher"], alone["transfer_ratio"]) == (None, None)
+    assert (alone["teacher"], alone["gain_share"]) == (None, None)
     assert alone["ne_gain_percent"] == gains[0]["ne_gain_percent"]
+
+
+def test_a_teacher_from_elsewhere_is_compared_as_a_model_is() -> None:
+    tables = {"fm": stream(0.1, 1), "vm": stream(0.6, 2), "control": stream(0.9, 3)}
+    some = np.arange(500) % 3 > 0
+    for index, table in tables["vm"].items():
+        probability = tables["fm"][index].column("prediction_click").to_numpy()
+        for name, values in (
+            ("a/click", np.where(some, probability, np.nan)),
+            ("a_b/click", probability),
+            ("a/b", 0.5),
+        ):
+            values = np.broadcast_to(np.asarray(values, np.float32), 500)
+            table = table.append_column(f"teacher_{name}", pa.array(values, from_pandas=True))
+        tables["vm"][index] = table
+    tables["fm"] = {index: table.filter(pa.array(some)) for index, table in tables["fm"].items()}
+    elsewhere = (("a", ("click", "b")), ("a_b", ("click",)), ("gone", ("click",)))
+    experiment = view("fm", "vm", "control", arms=(Arm("vm", "control", ("fm",), elsewhere),))
+    fm, same, whole, gone = evaluate(Tables(tables), experiment)["gains"]
+    assert [entry.pop("teacher") for entry in (fm, same, whole, gone)] == ["fm", "a", "a_b", "gone"]
+    assert fm == same and fm["gain_share"] > 0
+    assert whole["ne_gain_percent"] == fm["ne_gain_percent"]
+    assert whole["teacher_ne_gain_percent"] != fm["teacher_ne_gain_percent"]
+    unknown = ("teacher_ne_gain_percent", "teacher_interval95", "gain_share")
+    assert [gone[key] for key in unknown] == [None] * 3, "files of before have no column of the teacher's"
+    assert gone["ne_gain_percent"] == fm["ne_gain_percent"]
 
 
 def test_equal_models_gain_nothing_and_skipping_applies_to_gains() -> None:
@@ -215,7 +241,7 @@ def test_figures_without_a_meaning_are_null_in_strict_json(tables: dict[int, pa.
     assert (figures["ne_recalibrated"], figures["recalibration"]) == (None, None)
     assert (figures["log_loss"] is None) == (figures["examples"] == 0)
     (gain,) = result["gains"]
-    assert (gain["ne_gain_percent"], gain["interval95"], gain["transfer_ratio"]) == (None, None, None)
+    assert (gain["ne_gain_percent"], gain["interval95"], gain["gain_share"]) == (None, None, None)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -0.1, 1.5])

@@ -1,4 +1,4 @@
-"""Gains, their intervals, transfer ratios, and the matching of rows."""
+"""Gains, their intervals, gain shares, and the matching of rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exfm.evaluation.intervals import PairedLosses, match, transfer_ratio
+from exfm.evaluation.intervals import PairedLosses, gain_share, match
 
 
 def paired(model: list[float], control: list[float], groups: list[int] | None = None) -> PairedLosses:
@@ -94,25 +94,25 @@ def test_nothing_is_claimed_where_a_class_or_a_second_group_is_missing() -> None
     assert single_group.interval95() is None
 
 
-def test_transfer_ratio_by_hand() -> None:
+def test_gain_share_by_hand() -> None:
     control = [1.0, 1.0]
     student, teacher = paired([0.95, 0.97], control), paired([0.9, 0.78], control)
     assert student.gain == pytest.approx(4)
     assert teacher.gain == pytest.approx(16)
-    assert transfer_ratio(student, teacher, (1.0, 20.0)) == pytest.approx(0.25)
+    assert gain_share(student, teacher, (1.0, 20.0)) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("teacher", [[1.0, 1.0], [1.0, 1.2], []])
 def test_no_ratio_to_a_teacher_that_gains_nothing(teacher: list[float]) -> None:
     losses = paired(teacher, [1.0] * len(teacher))
-    assert transfer_ratio(paired([0.9, 0.9], [1.0, 1.0]), losses, losses.interval95()) is None
+    assert gain_share(paired([0.9, 0.9], [1.0, 1.0]), losses, losses.interval95()) is None
 
 
 @pytest.mark.parametrize("interval", [None, (-0.1, 0.14), (0.0, 0.3)])
 def test_no_ratio_to_a_gain_that_may_be_nothing(interval: tuple[float, float] | None) -> None:
     student, teacher = paired([0.9, 0.9], [1.0, 1.0]), paired([0.9998, 0.9998], [1.0, 1.0])
     assert teacher.gain == pytest.approx(0.02)
-    assert transfer_ratio(student, teacher, interval) is None
+    assert gain_share(student, teacher, interval) is None
 
 
 ids = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 12), unique=True, max_size=30)

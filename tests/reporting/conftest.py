@@ -34,7 +34,7 @@ def model(ne: float, oracle: bool = True) -> dict[str, Any]:
 def results() -> dict[str, Any]:
     gain = {
         "model": "vm", "control": "vm.control", "task": "click", "examples": 600, "ne_gain_percent": 0.4321,
-        "interval95": [0.31, 0.55], "teacher": "fm", "teacher_ne_gain_percent": 1.25, "transfer_ratio": 0.3457,
+        "interval95": [0.31, 0.55], "teacher": "fm", "teacher_ne_gain_percent": 1.25, "gain_share": 0.3457,
     }  # fmt: skip
     return {
         "experiment": "drifting",

@@ -51,7 +51,7 @@ class Page(HTMLParser):
         return " ".join(self.words)
 
 
-def test_first_comes_the_gain_with_its_interval_and_transfer_ratio(results: dict[str, Any]) -> None:
+def test_first_comes_the_gain_with_its_interval_and_gain_share(results: dict[str, Any]) -> None:
     text = Page(render_report(results, "name: drifting")).text
     first = text[: text.index("NE over time")]
     for fact in ("vm on click", "+0.43 % NE gain", "better than vm.control", "+0.31% to +0.55%", "0.35"):
@@ -145,10 +145,10 @@ def test_skipped_rows_are_not_kept_quiet(results: dict[str, Any]) -> None:
         ({"interval95": [-0.5, 0.1], "ne_gain_percent": -0.2}, "no clear difference from vm.control"),
         ({"interval95": None, "ne_gain_percent": 0.1}, "no interval against vm.control"),
         ({"interval95": None, "ne_gain_percent": None}, "no interval against vm.control"),
-        ({"transfer_ratio": None, "teacher_ne_gain_percent": -0.2}, "No transfer ratio: fm itself gains \u22120.20%"),
+        ({"gain_share": None, "teacher_ne_gain_percent": -0.2}, "No gain share: fm itself gains \u22120.20%"),
         (
-            {"transfer_ratio": None, "teacher_ne_gain_percent": 0.02, "teacher_interval95": [-0.1, 0.14]},
-            "No transfer ratio: fm itself gains +0.02% (\u22120.10% to +0.14%)",
+            {"gain_share": None, "teacher_ne_gain_percent": 0.02, "teacher_interval95": [-0.1, 0.14]},
+            "No gain share: fm itself gains +0.02% (\u22120.10% to +0.14%)",
         ),
     ],
 )
@@ -156,7 +156,7 @@ def test_a_gain_is_called_what_it_is(results: dict[str, Any], gain: dict[str, An
     results["gains"][0] |= gain
     text = Page(render_report(results, "")).text
     assert words in text
-    assert ("better than vm.control" in text) == ("transfer_ratio" in gain)
+    assert ("better than vm.control" in text) == ("gain_share" in gain)
 
 
 def test_a_model_of_no_use_is_named_first(results: dict[str, Any]) -> None:
@@ -167,11 +167,16 @@ def test_a_model_of_no_use_is_named_first(results: dict[str, Any]) -> None:
 
 
 def test_two_teachers_share_one_comparison(results: dict[str, Any]) -> None:
-    results["gains"].append(results["gains"][0] | {"teacher": "domain_fm", "transfer_ratio": 0.5})
+    results["gains"].append(results["gains"][0] | {"teacher": "domain_fm", "gain_share": 0.5})
     text = Page(render_report(results, "")).text
     assert text.count("% NE gain") == 1
     assert "0.35 : fm" in text
     assert "0.50 : domain_fm" in text
+
+
+def test_results_of_0_1_0_have_the_gain_share_under_its_old_name(results: dict[str, Any]) -> None:
+    results["gains"][0]["transfer_ratio"] = results["gains"][0].pop("gain_share")
+    assert "Gain share 0.35" in Page(render_report(results, "")).text
 
 
 def test_many_models_find_a_style(results: dict[str, Any]) -> None:

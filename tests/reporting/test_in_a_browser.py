@@ -91,5 +91,5 @@ def test_the_gain_and_its_interval_are_on_the_first_screen(
     page = tmp_path / "page.html"
     page.write_text(render_report(results, ""), encoding="utf-8")
     reader = read(driver, page, width, "light")
-    for words in ("+0.43", "+0.31% to +0.55%", "better than vm.control", "Transfer ratio 0.35"):
+    for words in ("+0.43", "+0.31% to +0.55%", "better than vm.control", "Gain share 0.35"):
         assert 0 < reader.top_of(words) < 844, words

@@ -81,7 +81,7 @@ def test_names_are_not_markup(results: dict[str, Any]) -> None:
 
 
 def test_missing_figures_leave_a_dash_and_a_missing_gain_nothing(results: dict[str, Any]) -> None:
-    results["gains"][0] |= {"interval95": None, "transfer_ratio": None}
+    results["gains"][0] |= {"interval95": None, "gain_share": None}
     results["models"]["fm"]["tasks"]["click"]["ne"] = None
     lines = printed(results)
     assert row(lines, "fm")[2] == "\u2013"

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from sklearn.metrics import log_loss
 
 import exfm
 from exfm.config.experiment import ExternalTeacher
@@ -60,9 +61,9 @@ def test_a_run_learns_from_a_vendors_files(log: str, tmp_path: Path) -> None:
     assert sum(coverage["age_histogram"]["counts"]) == 0
     gains = {gain["teacher"]: gain for gain in results["gains"]}
     assert set(gains) == {"fm", "vendor"}
-    assert gains["vendor"]["transfer_ratio"] is None
     assert gains["vendor"]["ne_gain_percent"] == gains["fm"]["ne_gain_percent"]
-    assert "Taught by vendor" in (tmp_path / "a" / "report.html").read_text()
+    _check_gain(gains["vendor"], str(tmp_path / "a"))
+    assert "vendor itself gains +" in " ".join((tmp_path / "a" / "report.html").read_text().split())
     # the same teacher as logits, as one file, in another order
     table = vendor_table()
     (tmp_path / "one").mkdir()
@@ -73,6 +74,27 @@ def test_a_run_learns_from_a_vendors_files(log: str, tmp_path: Path) -> None:
     assert again["models"]["vm.control"] | {"train_examples_per_second": 0} == (
         results["models"]["vm.control"] | {"train_examples_per_second": 0}
     )
+
+
+def _check_gain(gain: dict[str, Any], run_dir: str) -> None:
+    """The teacher's gain and the share of it, from its files and the predictions of model and control."""
+    vendor = {row["id"]: row["p"] for row in vendor_table().to_pylist()}
+    rows: list[tuple[float, float, float, float]] = []
+    files = [predictions(run_dir, name) for name in ("vm", "vm.control")]
+    for window in sorted(files[0])[2:]:  # evaluation.skip leaves two of six days out
+        for model, control in zip(*(by_window[window].to_pylist() for by_window in files), strict=True):
+            expected = vendor.get(model["example_id"])
+            found = model["teacher_vendor/click"]
+            assert (found is None) == (expected is None) and "teacher_vendor/click" not in control
+            if expected is not None:
+                assert found == pytest.approx(expected, rel=1e-6)
+                label = model["label_click"]
+                rows.append((label, expected, model["prediction_click"], control["prediction_click"]))
+    labels, *columns = np.array(rows).T
+    teacher, student, control = (log_loss(labels, column) for column in columns)
+    assert gain["teacher_ne_gain_percent"] == pytest.approx(100 * (1 - teacher / control), rel=1e-5)
+    assert gain["teacher_interval95"][0] > 0, "the vendor knows the labels"
+    assert gain["gain_share"] == pytest.approx((control - student) / (control - teacher), rel=1e-5)
 
 
 def test_a_model_may_have_no_other_teacher(log: str, tmp_path: Path) -> None:

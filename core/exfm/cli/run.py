@@ -28,7 +28,7 @@ def command(
 
     from exfm.reporting.progress import StreamProgress
     from exfm.reporting.results import REPORT_FILE
-    from exfm.reporting.table import result_table
+    from exfm.reporting.table import comparison_table, result_table
     from exfm.supervision.store import Store
     from exfm.training.run import run, start_over
 
@@ -38,7 +38,8 @@ def command(
         results = run(experiment, progress.update)
     if not results:  # this process is not the first of its job
         return
-    console(110).print(result_table(results))
+    tables = (result_table(results), comparison_table(results))
+    console(110).print(*(table for table in tables if table is not None), sep="\n")
     if not results["time"]["windows_done"]:
         typer.echo(f"complete since {results['time']['last_commit']}, nothing was run; --fresh starts over")
     typer.echo(without_credentials(f"report: {experiment.run_dir.rstrip('/')}/{REPORT_FILE}"))

@@ -67,6 +67,8 @@ def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
         summarize,
         sweep_table,
     )
+    from exfm.reporting.sweep_comparisons import sweep_comparison_table
+    from exfm.reporting.sweep_ratios import sweep_ratio_table
     from exfm.supervision.workspace import Workspace
 
     workspace = Workspace(sweep.folder)
@@ -85,5 +87,6 @@ def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
         workspace.remove_file(PLOT_FILE)  # another sweep's
     else:
         workspace.write(PLOT_FILE, picture)
-    console(140).print(sweep_table(summary))
+    tables = (sweep_table(summary), sweep_comparison_table(summary), sweep_ratio_table(summary))
+    console(140).print(*(table for table in tables if table is not None), sep="\n")
     typer.echo(without_credentials(f"comparison: {sweep.folder}/{PAGE_FILE}"))

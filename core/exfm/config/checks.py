@@ -21,7 +21,7 @@ class Arm:
 
     Attributes:
         name: the model's name, with ``.control`` for a control arm.
-        base: the model's name under ``models``: arms of one base start from equal weights.
+        base: the model's name under ``models``.
         teachers: the names under ``models`` and ``teachers`` that it learns from, without repetition.
         lookups: the teachers' states that are its input.
     """
@@ -37,6 +37,14 @@ class Arm:
     def is_control(self) -> bool:
         """Whether it is trained without transfer to measure the gain of its base."""
         return self.name != self.base
+
+    @property
+    def control(self) -> str | None:
+        """Name of the arm that its gain is measured against; None where it has no control."""
+        named = self.config.control
+        if isinstance(named, str):
+            return named
+        return self.name + CONTROL_SUFFIX if named else None
 
 
 def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str) -> tuple[Arm, ...]:
@@ -69,7 +77,7 @@ def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str)
         model = config.models[name]
         tasks = _tasks(model, schema)
         arms.append(Arm(name, name, model, tasks, _teachers(model), lookups_of(model, config)))
-        if model.control:
+        if model.control is True:
             nothing = {"transfer": (), "lookups": {}, "control": False, "supervision": SupervisionConfig()}
             untaught = model.model_copy(update=nothing)
             arms.append(Arm(name + CONTROL_SUFFIX, name, untaught, tasks, ()))

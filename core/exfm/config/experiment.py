@@ -140,7 +140,16 @@ class ModelConfig(_Section):
         default_factory=dict,
         description="Entities of each teacher whose newest state is an input; each costs a lookup at serving.",
     )
-    control: bool = Field(False, description="Also train it without transfer on the same batches, to measure the gain.")
+    control: bool | str = Field(
+        False,
+        description="true: also train it without transfer on the same batches, as NAME.control, to measure the gain. A "
+        "name: measure the gain over another model, or another's control, on the examples that both predict.",
+    )
+    init_seed: int | None = Field(
+        None,
+        ge=0,
+        description="Gives it initial weights of its own; by default models of equal shape start from equal weights.",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: encoders and backbone compute in bfloat16; weights, tables and heads stay in fp32."
     )
@@ -165,6 +174,16 @@ class ExternalTeacher(_Section):
     path: str = Field(description="The files: one, a folder of them, or a glob; any fsspec URL.")
     example_id: str = Field("example_id", description="The column of example ids.")
     predictions: dict[str, PredictionColumn] = Field(min_length=1, description="The column of each task it predicts.")
+
+
+class ComparedPair(_Section):
+    """Two models whose predictions of the same examples are compared."""
+
+    model: str = Field(description="The model; a control is called NAME.control.")
+    baseline: str = Field(description="The model that it is compared with.")
+    task: str | None = Field(
+        None, description="The label to compare them on; every label that both predict by default."
+    )
 
 
 class PluginsConfig(_Section):
@@ -199,6 +218,9 @@ class ExperimentConfig(_Section):
     models: Annotated[dict[ModelName, ModelConfig], BeforeValidator(_named)] = Field(description="The models, by name.")
     teachers: dict[ModelName, ExternalTeacher] = Field(
         default_factory=dict, description="Teachers from elsewhere, by name."
+    )
+    compare: tuple[ComparedPair, ...] = Field(
+        (), description="Models that are compared with others, on the examples that both predict."
     )
     versions: dict[str, str] = Field(
         default_factory=dict, description="Written by a run, not read: versions of exfm, torch and the plugins."

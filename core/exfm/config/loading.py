@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from exfm.config.baselines import check_baselines
 from exfm.config.checks import Arm, check_experiment
 from exfm.config.experiment import ExperimentConfig
 from exfm.config.explain import explain
@@ -111,6 +112,7 @@ def load_experiment(
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(f"{path}: stream.source: {_line(error)}") from error
     arms = check_experiment(config, schema, path)
+    check_baselines(arms, config.compare, path)
     check_files(config.teachers, path)
     return Experiment(config, registry, source, schema, arms, given)
 

@@ -1,1 +1,1 @@
-"""NE, AUC, GAUC, calibration, gains with intervals, transfer ratio."""
+"""NE, AUC, GAUC, calibration, gains with intervals, gain shares."""

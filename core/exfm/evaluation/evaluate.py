@@ -12,31 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from exfm.evaluation.gains import Arm, compare_arm
 from exfm.evaluation.grouped import GroupedAuc, GroupedRows, grouped_auc, whole_groups
-from exfm.evaluation.intervals import PairedLosses, match, transfer_ratio
-from exfm.evaluation.metrics import AucHistogram, Moments, auc, log_losses
+from exfm.evaluation.intervals import PairedLosses
+from exfm.evaluation.metrics import AucHistogram, Moments, auc
+from exfm.evaluation.pairs import Pair, compare_pair, distinct_pairs
 from exfm.evaluation.predictions import PredictionReader, TaskRows, task_rows
 from exfm.evaluation.recalibration import LogitHistogram
 from exfm.evaluation.recall import GroupedRecall, grouped_recall
 from exfm.interfaces.data_source import Window
 
-__all__ = ["Arm", "ExperimentView", "PredictionReader", "evaluate"]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A comparison to report.
-
-    Attributes:
-        control: what the model is measured against.
-        teachers: the models it learned from.
-        external: teachers without predictions of their own, and their tasks.
-    """
-
-    model: str
-    control: str
-    teachers: tuple[str, ...] = ()
-    external: tuple[tuple[str, tuple[str, ...]], ...] = ()
+__all__ = ["Arm", "ExperimentView", "Pair", "PredictionReader", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +31,8 @@ class ExperimentView:
 
     Attributes:
         models: every model's name and tasks.
-        arms: the comparisons to report.
+        arms: the models with controls.
+        pairs: the models that are compared with others.
         skip: fraction of the stream's examples that is left out, at its beginning and in whole windows, of the overall
             figures and the gains. The last window is never left out.
         bootstrap_replicates, bootstrap_seed: of the intervals.
@@ -54,14 +41,20 @@ class ExperimentView:
 
     models: tuple[tuple[str, tuple[str, ...]], ...]
     arms: tuple[Arm, ...] = ()
+    pairs: tuple[Pair, ...] = ()
     skip: float = 0.0
     bootstrap_replicates: int = 2000
     bootstrap_seed: int = 0
     recall_at: tuple[int, ...] = ()
 
+    def interval95(self, losses: PairedLosses) -> list[float] | None:
+        """Bootstraps the 95% interval of a gain, as results.json has it."""
+        interval = losses.interval95(self.bootstrap_replicates, self.bootstrap_seed)
+        return None if interval is None else list(interval)
+
 
 def evaluate(reader: PredictionReader, view: ExperimentView) -> dict[str, Any]:
-    """Scores all models and compares the arms: the ``models`` and ``gains`` parts of results.json.
+    """Scores all models and compares the arms and the pairs: ``models``, ``gains`` and ``comparisons`` of results.json.
 
     With them comes ``first_scored_us``, where the stretch that the overall figures describe begins.
 
@@ -71,10 +64,14 @@ def evaluate(reader: PredictionReader, view: ExperimentView) -> dict[str, Any]:
         ValueError: a prediction is not a probability.
     """
     first_us = _first_scored_us(reader, view)
+    tasks_of = dict(view.models)
+    arms = (compare_arm(reader, tasks_of, arm, first_us, view.interval95) for arm in view.arms)
+    pairs = (compare_pair(reader, pair, first_us, view.interval95) for pair in distinct_pairs(view.pairs))
     return {
         "models": {name: _score_model(reader, view, name, tasks, first_us) for name, tasks in view.models},
         "first_scored_us": first_us,
-        "gains": [gain for arm in view.arms for gain in _compare_arm(reader, view, arm, first_us)],
+        "gains": [entry for entries in arms for entry in entries],
+        "comparisons": [entry for entries in pairs for entry in entries],
     }
 
 
@@ -184,82 +181,3 @@ def _score_model(
     for task, groups in whole_groups(grouped_rows, rows=sum(score.overall.examples for score in scores.values())):
         grouped[task].add(groups)
     return {"tasks": {task: score.result(grouped[task]) for task, score in scores.items()}}
-
-
-@dataclass
-class _Comparison:
-    """One arm's losses on one task, over the control's examples, and again over those that a teacher has too."""
-
-    paired: PairedLosses = field(default_factory=PairedLosses)
-    shared: dict[str, tuple[PairedLosses, PairedLosses]] = field(default_factory=dict)
-
-    def add(self, model: TaskRows, control: TaskRows, teachers: dict[str, TaskRows]) -> None:
-        of_model, of_control = match(model.example_id, control.example_id)
-        model, control = model.take(of_model), control.take(of_control)
-        _add_losses(self.paired, model, control)
-        for name, teacher in teachers.items():
-            of_student, of_teacher = match(model.example_id, teacher.example_id)
-            student_losses, teacher_losses = self.shared[name]
-            _add_losses(student_losses, model.take(of_student), control.take(of_student))
-            _add_losses(teacher_losses, teacher.take(of_teacher), control.take(of_student))
-
-
-def _add_losses(losses: PairedLosses, model: TaskRows, control: TaskRows) -> None:
-    losses.add(
-        control.group,
-        control.label,
-        log_losses(model.probability, model.label),
-        log_losses(control.probability, control.label),
-    )
-
-
-def _compare_arm(reader: PredictionReader, view: ExperimentView, arm: Arm, first_us: int) -> list[dict[str, Any]]:
-    tasks_of = dict(view.models)
-    tasks = tuple(task for task in tasks_of[arm.model] if task in tasks_of[arm.control])
-    teachers = {name: tuple(task for task in tasks if task in tasks_of[name]) for name in arm.teachers}
-    comparisons = {
-        task: _Comparison(
-            shared={name: (PairedLosses(), PairedLosses()) for name, taught in teachers.items() if task in taught}
-        )
-        for task in tasks
-    }
-    has = {name: {window.index for window in reader.windows(name)} for name in (arm.control, *teachers)}
-    for window in reader.windows(arm.model):
-        if window.start_us < first_us or window.index not in has[arm.control]:
-            continue
-        rows = task_rows(reader, arm.model, window, tasks)
-        control = task_rows(reader, arm.control, window, tasks)
-        taught = {
-            name: task_rows(reader, name, window, shared)
-            for name, shared in teachers.items()
-            if window.index in has[name]
-        }
-        for task, comparison in comparisons.items():
-            of_teachers = {name: by_task[task] for name, by_task in taught.items() if task in by_task}
-            comparison.add(rows[task], control[task], of_teachers)
-    return [entry for task, comparison in comparisons.items() for entry in _gain_entries(view, arm, task, comparison)]
-
-
-def _gain_entries(view: ExperimentView, arm: Arm, task: str, comparison: _Comparison) -> Iterator[dict[str, Any]]:
-    """One entry for every teacher that has the task; a single one, without teacher, where none has."""
-    interval = comparison.paired.interval95(view.bootstrap_replicates, view.bootstrap_seed)
-    base = {
-        "model": arm.model,
-        "control": arm.control,
-        "task": task,
-        "examples": comparison.paired.examples,
-        "ne_gain_percent": comparison.paired.gain,
-        "interval95": None if interval is None else list(interval),
-    }
-    for teacher, (student_losses, teacher_losses) in comparison.shared.items():
-        of_teacher = teacher_losses.interval95(view.bootstrap_replicates, view.bootstrap_seed)
-        yield base | {
-            "teacher": teacher,
-            "teacher_ne_gain_percent": teacher_losses.gain,
-            "teacher_interval95": None if of_teacher is None else list(of_teacher),
-            "transfer_ratio": transfer_ratio(student_losses, teacher_losses, of_teacher),
-        }
-    external = [name for name, taught in arm.external if task in taught]
-    for name in external if comparison.shared or external else [None]:
-        unknown = {"teacher_ne_gain_percent": None, "teacher_interval95": None, "transfer_ratio": None}
-        yield base | {"teacher": name, **unknown}

@@ -1,17 +1,18 @@
-"""NE gain of a model over its control, with an interval, and the transfer ratio.
+"""NE gain of a model over its control, with an interval, and its share of the teacher's gain.
 
 Legend: E and F examples, K buckets, n buckets that hold examples, R replicates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from exfm.evaluation.grouped import mix
-from exfm.evaluation.metrics import Ints
+from exfm.evaluation.metrics import Ints, entropy
 
 Doubles = npt.NDArray[np.float64]
 
@@ -61,6 +62,14 @@ class PairedLosses:
         model, control = self.sums_K2.sum(axis=0)
         return float(100 * (control - model) / control)
 
+    @property
+    def ne(self) -> tuple[float, float] | None:
+        """Normalized entropies of model and control; None where a class is missing."""
+        if not 0 < self.positives < self.examples:
+            return None
+        model, control = self.sums_K2.sum(axis=0) / self.examples / entropy(self.positives / self.examples)
+        return float(model), float(control)
+
     def interval95(self, replicates: int = 2000, seed: int = 0) -> tuple[float, float] | None:
         """95% interval of the gain: paired percentile bootstrap over the buckets.
 
@@ -85,10 +94,10 @@ def _resampled_sums(sums_n2: Doubles, replicates: int, rng: np.random.Generator)
     return np.concatenate(parts)
 
 
-def transfer_ratio(
-    student: PairedLosses, teacher: PairedLosses, teacher_interval95: tuple[float, float] | None
+def gain_share(
+    student: PairedLosses, teacher: PairedLosses, teacher_interval95: Sequence[float] | None
 ) -> float | None:
-    """Share of the teacher's NE gain over a control that the student shows over the same control.
+    """Divides the student's NE gain over a control by the teacher's gain over the same control.
 
     Both must have been compared on the same examples. None where the teacher is not clearly better than the control,
     its interval excluding zero: there is nothing to transfer, and a ratio to noise would mislead.

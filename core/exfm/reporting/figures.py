@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
+from exfm.config.checks import CONTROL_SUFFIX
+
 MISSING = "\u2013"
+NO_COMMON_EXAMPLE = "no common example"
+"""In place of the gain of a pair that was to be compared."""
+
+STYLES = {"better": "green", "worse": "red", "unclear": ""}
+"""Colours of the verdicts in the terminal."""
+
 _MINUS = "\u2212"
 _USELESS_NE = 1.05
 """Above 1, what the base rate scores that is known afterwards, by more than a model loses while it learns it."""
@@ -56,12 +64,37 @@ def interval(bounds: tuple[float, float] | None) -> str:
     return MISSING if bounds is None else f"{signed(bounds[0])}% to {signed(bounds[1])}%"
 
 
+def gain_share(gain: Mapping[str, Any]) -> float | None:
+    """Share of the teacher's gain in an entry of results.json's gains; results of 0.1.0 have its old name alone."""
+    share: float | None = gain["gain_share"] if "gain_share" in gain else gain["transfer_ratio"]
+    return share
+
+
 def verdict(gain: Mapping[str, Any]) -> Literal["better", "worse", "unclear"]:
     """What an entry of results.json's gains says: unclear where its interval holds zero, or is missing."""
     low, high = gain["interval95"] or (0, 0)
     if low > 0:
         return "better"
     return "worse" if high < 0 else "unclear"
+
+
+def is_control(model: str) -> bool:
+    """Whether a name is that of a control, which is trained without transfer beside its model."""
+    return model.endswith(CONTROL_SUFFIX)
+
+
+def named_controls(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each control that models name, in place of a control of the same name as theirs.
+
+    Args:
+        entries: with ``model`` and ``control``, which is None where there is none.
+    """
+    models: dict[str, list[str]] = {}
+    for entry in entries:
+        model, control = entry["model"], entry["control"]
+        if control not in (None, model + CONTROL_SUFFIX) and model not in models.setdefault(control, []):
+            models[control].append(model)
+    return [f"NE gain of {', '.join(names)}: over {control}" for control, names in models.items()]
 
 
 def useless(results: Mapping[str, Any]) -> list[str]:
@@ -75,13 +108,14 @@ def useless(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
-FILTERS: dict[str, Callable[..., str]] = {
+FILTERS: dict[str, Callable[..., str | float | None]] = {
     "fixed": fixed,
     "signed": signed,
     "percent": percent,
     "count": count,
     "duration": duration,
     "interval": interval,
+    "gain_share": gain_share,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from exfm.reporting import plots
-from exfm.reporting.figures import FILTERS, useless
+from exfm.reporting.figures import FILTERS, is_control, useless
 from exfm.reporting.gains import Scale, comparisons
 
 Json = Mapping[str, Any]
@@ -70,7 +70,7 @@ def render_report(results: Json, config_yaml: str) -> str:
             scale=Scale.of(compared),
             tasks=_tasks(models),
             styles=styles,
-            over_time=list(_over_time(models, compared, styles)),
+            over_time=list(_over_time(models, styles)),
             age=list(_age(results, styles)),
             calibration=list(_calibration(models, styles)),
             cost=list(_cost(results)),
@@ -90,13 +90,10 @@ def _tasks(models: Mapping[str, Json]) -> list[str]:
     return list(dict.fromkeys(task for model in models.values() for task in model["tasks"]))
 
 
-def _over_time(
-    models: Mapping[str, Json], compared: Sequence[Json], styles: Mapping[str, plots.SeriesStyle]
-) -> Iterator[Plot]:
+def _over_time(models: Mapping[str, Json], styles: Mapping[str, plots.SeriesStyle]) -> Iterator[Plot]:
     drawn, note = models, ""
     if len(models) > _MOST_ROWS:
-        controls = {gain["control"] for gain in compared}
-        drawn, note = {name: model for name, model in models.items() if name not in controls}, ", without controls"
+        drawn, note = {name: model for name, model in models.items() if not is_control(name)}, ", without controls"
     for task in _tasks(drawn):
         names = tuple(name for name, model in drawn.items() if task in model["tasks"])
         yield Plot(f"NE over time: {task}{note}", Markup(plots.ne_plot(drawn, task, styles)), names)

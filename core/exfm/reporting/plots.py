@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from exfm.reporting.figures import count, fixed
+from exfm.config.checks import CONTROL_SUFFIX
+from exfm.reporting.figures import count, fixed, is_control
 from exfm.reporting.timeline import Point, distinct_limits, settled_range, timelines
 
 Json = Mapping[str, Any]
@@ -105,8 +106,8 @@ class SeriesStyle:
 
 
 def series_styles(results: Json) -> dict[str, SeriesStyle]:
-    """A style for each model: a colour and marker of its own; a control has its model's, in outline."""
-    model_of = {gain["control"]: gain["model"] for gain in results.get("gains", ())}
+    """A style for each model: a colour and marker of its own; NAME.control has that of NAME, in outline."""
+    model_of = {name: name.removesuffix(CONTROL_SUFFIX) for name in results["models"] if is_control(name)}
     heads = [name for name in results["models"] if name not in model_of]
     # After all colours are used they come again, with lines of another kind.
     kinds = ((), (8.0, 2.0), (6.0, 2.0, 1.0, 2.0))

@@ -64,6 +64,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         "seed": experiment.config.seed,
         "models": models,
         "gains": figures["gains"],
+        "comparisons": figures["comparisons"],
         "supervision": supervision,
         "labelling": {teacher: _labelling(store, teacher) for teacher in supervision if teacher in models},
         "data": {
@@ -72,7 +73,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
             "late_rows": _most(late),
             "late": late,
         },
-        "notes": [*_late_notes(late), *missed, *_change_notes(store)],
+        "notes": [*_late_notes(late), *missed, *_change_notes(store), *_uncompared_notes(figures)],
         "time": time,
     }
 
@@ -112,6 +113,19 @@ def _late_notes(late: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{model}: {rows} rows of {len(entries)} committed windows ({windows}) came later and are not read: {names}"
         )
     return notes
+
+
+def _uncompared_notes(figures: Mapping[str, Any]) -> list[str]:
+    """Names the comparisons that have no figures, because the two models predicted no example in common."""
+    entries = [(entry["control"], entry) for entry in figures["gains"]]
+    entries += [(entry["baseline"], entry) for entry in figures["comparisons"]]
+    notes = (
+        f"{entry['model']} and {baseline} predicted no example of {entry['task']} in common that is scored: they are "
+        "not compared"
+        for baseline, entry in entries
+        if not entry["examples"]
+    )
+    return list(dict.fromkeys(notes))
 
 
 def _missed_words(commit: Commit) -> str:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
 from rich.text import Text
 
-from exfm.reporting.figures import MISSING, fixed, interval, signed, verdict
+from exfm.reporting.figures import MISSING, STYLES, gain_share, interval, named_controls, signed, verdict
 from exfm.reporting.fitted_table import FittedTable
 from exfm.reporting.html import environment
 from exfm.reporting.results import REPORT_FILE
+from exfm.reporting.seeds import gain_interval, spread, with_spread
+from exfm.reporting.sweep_comparisons import compared_cells, compared_rows
 from exfm.reporting.sweep_plot import draw_series, point_label, sweep_png, sweep_svg
+from exfm.reporting.sweep_ratios import SEED, point_key, ratio_cells, transfer_ratios
 
 Json = Mapping[str, Any]
 
 SWEEP_FILE, PAGE_FILE, PLOT_FILE = "sweep.json", "sweep.html", "sweep.png"
-SEED: Final = "seed"
-_STYLES: Final = {"better": "green", "worse": "red", "unclear": ""}
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,14 @@ def summarize(experiment: str, axes: Mapping[str, Sequence[str]], points: Sequen
             for point in points
         ],
         "rows": [row for values, runs in groups.items() for row in _rows(dict(values), runs)],
+        "comparisons": [row for values, runs in groups.items() for row in compared_rows(dict(values), runs)],
+        "transfer_ratios": list(transfer_ratios(axes, {point_key(point.values): point.results for point in points})),
     }
 
 
 def _rows(values: dict[str, str], runs: Sequence[Json]) -> Iterator[dict[str, Any]]:
     """One row for each model and task of a group of runs."""
-    # Of several teachers' entries the first stands for all: they differ in the transfer ratio only.
+    # Of several teachers' entries the first stands for all: they differ in the gain share only.
     gains = [{(gain["model"], gain["task"]): gain for gain in reversed(run.get("gains", ()))} for run in runs]
     for model, figures in runs[0]["models"].items():
         for task in figures["tasks"]:
@@ -78,58 +79,23 @@ def _rows(values: dict[str, str], runs: Sequence[Json]) -> Iterator[dict[str, An
                 "runs": len(runs),
                 "model": model,
                 "task": task,
-                **_spread("ne", [score["ne"] for score in scores]),
-                **_spread("auc", [score["auc"] for score in scores]),
-                **_spread("ne_gain_percent", [gain["ne_gain_percent"] for gain in compared]),
-                "interval95": _interval(compared),
-                **_spread("transfer_ratio", [gain["transfer_ratio"] for gain in compared]),
+                **spread("ne", [score["ne"] for score in scores]),
+                **spread("auc", [score["auc"] for score in scores]),
+                "control": compared[0]["control"] if compared else None,
+                **spread("ne_gain_percent", [gain["ne_gain_percent"] for gain in compared]),
+                "interval95": gain_interval(compared),
+                **spread("gain_share", [gain_share(gain) for gain in compared]),
             }
-
-
-def _spread(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
-    known = [value for value in values if value is not None]
-    return {
-        name: statistics.fmean(known) if known else None,
-        f"{name}_std": statistics.stdev(known) if len(known) > 1 else None,
-    }
-
-
-def _interval(gains: Sequence[Json]) -> list[float] | None:
-    known = [gain["ne_gain_percent"] for gain in gains if gain["ne_gain_percent"] is not None]
-    if len(known) > 1:
-        mean, half = statistics.fmean(known), t_quantile95(len(known) - 1) * statistics.stdev(known) / len(known) ** 0.5
-        return [mean - half, mean + half]
-    return next((gain["interval95"] for gain in gains if gain["ne_gain_percent"] is not None), None)
-
-
-def t_quantile95(freedom: int) -> float:
-    """Between minus this and this lies 95% of Student's t distribution: 12.706 for one degree of freedom."""
-    low, high = 1.9, 13.0
-    while high - low > 1e-12:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_within(middle, freedom) < 0.95 else (low, middle)
-    return high
-
-
-def _t_within(t: float, freedom: int) -> float:
-    """P(|T| <= t) in closed form for whole degrees of freedom: Abramowitz and Stegun 26.7.3 and 26.7.4."""
-    odd = freedom % 2
-    angle = math.atan2(t, math.sqrt(freedom))
-    term, total = math.cos(angle) if odd else 1.0, 0.0
-    for factor in range(1 + odd, freedom, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * factor / (factor + 1)
-    total *= math.sin(angle)
-    return (angle + total) * 2 / math.pi if odd else total
 
 
 def sweep_table(summary: Json) -> FittedTable:
     """Every point, model and task of a sweep.json in one table, or in several where it is too wide."""
-    figures = ("runs", "NE", "AUC", "NE gain (95% interval)", "transfer")
-    table = FittedTable(f"{summary['experiment']}: sweep", ("point", "model", "task"), figures)
+    figures = ("runs", "NE", "AUC", "NE gain (95% interval)", "gain share")
+    title = f"{summary['experiment']}: sweep"
+    table = FittedTable(title, ("point", "model", "task"), figures, named_controls(summary["rows"]))
     for cells in _cells(summary):
-        gain = Text("" if not cells["gain"] else f"{cells['gain']} ({cells['interval']})", _STYLES[cells["verdict"]])
-        row = cells["runs"], cells["ne"], cells["auc"], gain, cells["transfer"]
+        gain = Text("" if not cells["gain"] else f"{cells['gain']} ({cells['interval']})", STYLES[cells["verdict"]])
+        row = cells["runs"], cells["ne"], cells["auc"], gain, cells["gain_share"]
         table.add_row((cells["point"], cells["model"], cells["task"]), row)
     return table
 
@@ -143,18 +109,13 @@ def _cells(summary: Json) -> Iterator[dict[str, str]]:
             "model": row["model"],
             "task": row["task"],
             "runs": str(row["runs"]),
-            "ne": _with_spread(row, "ne", 4),
-            "auc": _with_spread(row, "auc", 4),
+            "ne": with_spread(row, "ne", 4),
+            "auc": with_spread(row, "auc", 4),
             "gain": f"{signed(row['ne_gain_percent'])}%" if compared else "",
             "interval": interval(row["interval95"]) if compared else "",
-            "transfer": _with_spread(row, "transfer_ratio", 2) if compared else "",
+            "gain_share": with_spread(row, "gain_share", 2) if compared else "",
             "verdict": verdict(row),
         }
-
-
-def _with_spread(row: Json, name: str, digits: int) -> str:
-    spread = row[f"{name}_std"]
-    return fixed(row[name], digits) + ("" if spread is None else f"±{fixed(spread, digits)}")
 
 
 def render_sweep(summary: Json) -> str:
@@ -167,6 +128,9 @@ def render_sweep(summary: Json) -> str:
             summary=summary,
             rows=list(_cells(summary)),
             drawn=drawn,
+            compared=list(compared_cells(summary)),
+            ratios=list(ratio_cells(summary)),
+            named_controls=named_controls(summary["rows"]),
             svg=Markup(sweep_svg(drawn)) if drawn else None,
             links=[f"{quote(point['folder'])}/{REPORT_FILE}" for point in summary["points"]],
             missing=MISSING,

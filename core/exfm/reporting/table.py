@@ -7,18 +7,28 @@ from typing import Any
 
 from rich.text import Text
 
-from exfm.reporting.figures import MISSING, fixed, interval, percent, signed, useless, verdict
+from exfm.reporting.figures import (
+    MISSING,
+    NO_COMMON_EXAMPLE,
+    STYLES,
+    fixed,
+    gain_share,
+    interval,
+    named_controls,
+    percent,
+    signed,
+    useless,
+    verdict,
+)
 from exfm.reporting.fitted_table import FittedTable
 
 Json = Mapping[str, Any]
-
-_STYLES = {"better": "green", "worse": "red", "unclear": ""}
 
 
 def result_table(results: Json) -> FittedTable:
     """Every model and task of a results.json in one table where 100 columns are there, else in several.
 
-    A model that is compared with a control also shows its NE gain with the 95% interval, and the transfer ratio (the
+    A model that is compared with a control also shows its NE gain with the 95% interval, and the gain share (the
     first teacher's, where it has several; a dash where it is not clearly better than the control). The Bayes NE has a
     column where the stream knows it. Below the table stand the notes of the run, which models are of no use, and which
     cost lookups at serving.
@@ -35,8 +45,13 @@ def result_table(results: Json) -> FittedTable:
     table = FittedTable(
         results["experiment"],
         ["model", "task"],
-        [*headings, "NE gain (95% interval)", "transfer"],
-        [*(f"note: {note}" for note in results.get("notes", ())), *useless(results), *costs],
+        [*headings, "NE gain (95% interval)", "gain share"],
+        [
+            *(f"note: {note}" for note in results.get("notes", ())),
+            *named_controls(results.get("gains", ())),
+            *useless(results),
+            *costs,
+        ],
     )
     for name, task, figures in rows:
         bayes = [fixed(figures.get("bayes_ne"))] if with_bayes else []
@@ -55,7 +70,25 @@ def _lookups(results: Json) -> Iterator[tuple[str, list[str]]]:
 def _gain_cells(gain: Json | None) -> tuple[Text, Text]:
     if gain is None or gain["ne_gain_percent"] is None:
         return Text(""), Text("")
-    bounds = "" if gain["interval95"] is None else f" ({interval(gain['interval95'])})"
-    size = Text(f"{signed(gain['ne_gain_percent'])}%{bounds}", style=_STYLES[verdict(gain)])
-    ratio = gain["transfer_ratio"]
-    return size, Text(MISSING if ratio is None else fixed(ratio, 2))
+    return _gain_cell(gain), Text(fixed(gain_share(gain), 2))
+
+
+def _gain_cell(entry: Json) -> Text:
+    if entry["ne_gain_percent"] is None:  # all labels of the examples are alike
+        return Text(MISSING)
+    bounds = "" if entry["interval95"] is None else f" ({interval(entry['interval95'])})"
+    return Text(f"{signed(entry['ne_gain_percent'])}%{bounds}", style=STYLES[verdict(entry)])
+
+
+def comparison_table(results: Json) -> FittedTable | None:
+    """Every pair of models that a results.json compares, in one table; None where there is none."""
+    entries = results.get("comparisons", ())
+    if not entries:
+        return None
+    figures = ("examples", "NE", "baseline NE", "NE gain (95% interval)")
+    table = FittedTable("compared on the examples that both predicted", ("model", "baseline", "task"), figures)
+    for entry in entries:
+        gain = _gain_cell(entry) if entry["examples"] else Text(NO_COMMON_EXAMPLE)
+        row = f"{entry['examples']:,}", fixed(entry["ne"]), fixed(entry["baseline_ne"]), gain
+        table.add_row((entry["model"], entry["baseline"], entry["task"]), row)
+    return table

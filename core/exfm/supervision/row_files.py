@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, Literal
 
@@ -26,12 +26,22 @@ def row_file(folder: Folder, model: str, window: int) -> str:
     return f"{folder}/{model}/window-{window:06d}-{{digest}}.parquet"
 
 
-def predictions_schema(tasks: Sequence[str], oracles: Sequence[str]) -> pa.Schema:
-    """Columns of a predictions file: probabilities from before training on the row, labels, true probabilities."""
+def teacher_column(teacher: str, task: str) -> str:
+    """The column of a predictions file with an external teacher's probability; no name of either has a slash."""
+    return f"teacher_{teacher}/{task}"
+
+
+def predictions_schema(tasks: Sequence[str], oracles: Sequence[str], teachers: Iterable[str] = ()) -> pa.Schema:
+    """Columns of a predictions file: probabilities from before training on the row, labels, true probabilities.
+
+    Args:
+        teachers: columns of external teachers, which have no predictions file; null where one has no prediction.
+    """
     fields = {"example_id": pa.int64(), "window": pa.int32(), "group": pa.int64()}
     fields |= {f"prediction_{task}": pa.float32() for task in tasks}
     fields |= {f"label_{task}": pa.float32() for task in tasks}
     fields |= {f"oracle_{task}": pa.float32() for task in oracles}
+    fields |= dict.fromkeys(teachers, pa.float32())
     return pa.schema(fields)
 
 

@@ -13,11 +13,14 @@ from exfm.config.checks import CONTROL_SUFFIX
 from exfm.config.resolved import parse_resolved
 from exfm.errors import ConfigError
 from exfm.evaluation.evaluate import TaskScores
+from exfm.evaluation.gains import add_common
+from exfm.evaluation.intervals import PairedLosses
 from exfm.evaluation.predictions import task_rows
 from exfm.interfaces.data_source import Window
 from exfm.redaction import without_credentials
+from exfm.reporting.figures import gain_share
 from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
-from exfm.supervision.commits import Commit
+from exfm.supervision.commits import NONE, Commit
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.store import Store
 
@@ -70,19 +73,21 @@ class TrackedRun:
         return self.store.workspace.exists(RESULTS_FILE)
 
     def windows(self, model: TrackedModel, after: int) -> Iterator[tuple[Window, dict[str, float]]]:
-        """The windows later than ``after`` that the model and its control have committed, and the model's figures.
+        """The windows later than ``after`` that the model has committed and its control has passed, and their figures.
 
         For each task: ``TASK/ne``, ``TASK/auc``, ``TASK/bayes_ne`` where the truth is known, and with a control
         ``TASK/ne_gain_percent``. For each teacher: ``supervision/TEACHER/hit_rate`` and ``.../age_s``. Besides, the
         window's ``examples`` and ``train_examples_per_second``. A figure without a meaning is left out.
         """
         log = self.store.log
-        ready = set(log.windows("train", model.name))
-        if model.control is not None:
-            ready &= set(log.windows("train", model.control))
-        for index in sorted(index for index in ready if index > after):
+        windows = log.windows("train", model.name)
+        compared = windows if model.control is None else log.windows("train", model.control)
+        # A control that sees other traffic may lack windows; it has passed them once it has committed a later window.
+        until = max(compared, default=NONE)
+        for index in (index for index in windows if after < index <= until):
             commit = log.load("train", model.name, index)
-            values = _counted(commit) | self._scored(model, commit) if commit.files else {}
+            control = model.control if index in compared else None
+            values = _counted(commit) | self._scored(model.name, control, commit.window) if commit.files else {}
             yield commit.window, {key: value for key, value in values.items() if value is not None}
 
     def summary(self, model: TrackedModel) -> dict[str, float]:
@@ -101,26 +106,23 @@ class TrackedRun:
             values |= {f"{task}/ne_gain_percent": gain["ne_gain_percent"]}
             values |= {f"{task}/ne_gain_percent_low": low, f"{task}/ne_gain_percent_high": high}
             if gain["teacher"] is not None:
-                values[f"{task}/transfer_ratio/{gain['teacher']}"] = gain["transfer_ratio"]
+                values[f"{task}/gain_share/{gain['teacher']}"] = gain_share(gain)
         return {f"run/{key}": float(value) for key, value in values.items() if value is not None}
 
-    def _scored(self, model: TrackedModel, commit: Commit) -> dict[str, float | None]:
-        values = self._scores(model.name, commit.window)
-        if model.control is not None:
-            control = self._scores(model.control, commit.window)
-            for key in [key for key in values if key.endswith("/ne")]:
-                ne, reference = values[key], control.get(key)
-                if ne is not None and reference:
-                    values[f"{key.removesuffix('ne')}ne_gain_percent"] = 100 * (1 - ne / reference)
-        return values
-
-    def _scores(self, model: str, window: Window) -> dict[str, float | None]:
+    def _scored(self, model: str, control: str | None, window: Window) -> dict[str, float | None]:
         values: dict[str, float | None] = {}
-        for task, rows in task_rows(self.store, model, window).items():
+        rows_of_task = task_rows(self.store, model, window)
+        for task, rows in rows_of_task.items():
             scores = TaskScores()
             scores.add(window, rows, scored=False)
             (entry,) = scores.windows
             values |= {f"{task}/{key}": entry[key] for key in ("ne", "auc", "bayes_ne") if key in entry}
+        if control is not None and self.store.log.load("train", control, window.index).files:
+            for task, reference in task_rows(self.store, control, window).items():
+                if task in rows_of_task:
+                    losses = PairedLosses()
+                    add_common(losses, rows_of_task[task], reference)
+                    values[f"{task}/ne_gain_percent"] = losses.gain
         return values
 
 
@@ -146,11 +148,12 @@ def _counted(commit: Commit) -> dict[str, float | None]:
 def _models(config: Mapping[str, Any]) -> Iterator[TrackedModel]:
     shared = {key: value for key, value in config.items() if key not in _NOT_OF_A_MODEL}
     for name, model in config["models"].items():
-        control = f"{name}{CONTROL_SUFFIX}" if model["control"] else None
+        named = model["control"]
+        control = f"{name}{CONTROL_SUFFIX}" if named is True else named or None
         yield TrackedModel(name, control, dict(_flat({**shared, "model": model})))
-        if control is not None:
+        if named is True:
             untaught = {**model, "transfer": [], "lookups": {}, "control": False}
-            yield TrackedModel(control, None, dict(_flat({**shared, "model": untaught})))
+            yield TrackedModel(f"{name}{CONTROL_SUFFIX}", None, dict(_flat({**shared, "model": untaught})))
 
 
 def _flat(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,6 +17,9 @@ from exfm.interfaces.transfer_strategy import StudentShape, TeacherShape, Transf
 from exfm.modeling.growth import Growth
 from exfm.modeling.parts import part_shapes
 from exfm.modeling.ranking_model import RankingModel
+
+_SHAPE = {"backbone", "sequence_encoder", "embedding_dim", "embedding_init", "dense_tokens", "head_hidden"}
+"""Fields of a model that decide its parameters, beside its features and tasks."""
 
 
 def build_model(arm: Arm, schema: FeatureSchema) -> RankingModel:
@@ -54,7 +58,7 @@ def place(plan: ParallelPlan, model: RankingModel, arm: Arm) -> RankingModel:
 
 def growth_of(arm: Arm, schema: FeatureSchema, seed: int) -> Growth:
     """What brings an arm's snapshots to the rows that the schema's tables have now. ``seed``: the experiment's."""
-    return Growth(schema, arm.config.embedding_init, seed_of(seed, arm.base))
+    return Growth(schema, arm.config.embedding_init, seed_of(seed, arm, schema))
 
 
 def build_strategies(arm: Arm, model: RankingModel, teachers: Mapping[str, TeacherShape]) -> list[TransferStrategy]:
@@ -132,6 +136,18 @@ def check_models(experiment: Experiment) -> None:
             build_strategies(arm, build_model(arm, experiment.schema), shapes)
 
 
-def seed_of(seed: int, base: str) -> int:
-    """The seed of a model's initialisation: no other model's depends on it."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{base}".encode()).digest()[:7], "big")
+def seed_of(seed: int, arm: Arm, schema: FeatureSchema) -> int:
+    """Hashes the experiment's seed and a model's shape into the seed of the model's initial weights.
+
+    Models of equal shape start from equal weights, whatever their names, traffic, optimizers, batches and transfer. The
+    hash leaves out lookups and states, which draw from a fork of the generator: all other weights are those of the same
+    model without them. It leaves out the number of a table's rows, which may grow while a run goes on.
+    """
+    config = arm.config
+    shape = {
+        **config.model_dump(mode="json", include=_SHAPE),
+        "features": [feature.name for feature in schema.select(config.features).features],
+        "tasks": list(arm.tasks),
+    }
+    digest = hashlib.sha256(json.dumps([seed, config.init_seed, shape], sort_keys=True).encode()).digest()
+    return int.from_bytes(digest[:7], "big")

@@ -32,7 +32,7 @@ RUN_FILE = "run.json"
 FORMAT = 2
 
 _FREE = re.compile(
-    r"(run_dir|evaluation|plugins|versions|components|parallel|save_in_background|launcher)(\..*)?"
+    r"(run_dir|evaluation|compare|plugins|versions|components|parallel|save_in_background|launcher)(\..*)?"
     r"|stream\.(on_bad_row|start|max_skipped_share)"
     r"|models\.[^.]+\.optimizer\.(dense\.(lr|weight_decay)|tables\.(lr|eps))"
 )

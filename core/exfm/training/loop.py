@@ -84,8 +84,9 @@ class StreamLoop:
         sharing = Sharing(experiment, store)
         prompt = tuple(label.name for label in schema.labels if label.delay == NOW)
         students = {arm.name: tuple(s.name for s in arms if arm.name in s.teachers) for arm in arms}
+        external = {name: tuple(config.predictions) for name, config in experiment.config.teachers.items()}
         self.stages = [
-            Stage(self._trainer(arm, plan), store, schema, prompt, bool(students[arm.name]), sharing)
+            Stage(self._trainer(arm, plan), store, schema, prompt, bool(students[arm.name]), sharing, external)
             for arm in arms
             if train is None or arm.name in train
         ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from exfm.config.checks import CONTROL_SUFFIX
+from exfm.config.baselines import shared_tasks
+from exfm.config.checks import Arm
+from exfm.config.experiment import ComparedPair
 from exfm.config.loading import Experiment
 from exfm.errors import ConfigError
 from exfm.evaluation.evaluate import Arm as Comparison
-from exfm.evaluation.evaluate import ExperimentView, evaluate
+from exfm.evaluation.evaluate import ExperimentView, Pair, evaluate
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.redaction import concealed, redact
 from exfm.reporting.progress import StreamProgress, in_notebook
@@ -110,21 +112,26 @@ def _view(experiment: Experiment) -> ExperimentView:
     elsewhere = {name: tuple(config.predictions) for name, config in experiment.config.teachers.items()}
     comparisons = tuple(
         Comparison(
-            arm.base,
             arm.name,
-            tuple(name for name in arms[arm.base].teachers if name in arms),
-            tuple((name, elsewhere[name]) for name in arms[arm.base].teachers if name in elsewhere),
+            arm.control,
+            tuple(name for name in arm.teachers if name in arms),
+            tuple((name, elsewhere[name]) for name in arm.teachers if name in elsewhere),
         )
         for arm in experiment.arms
-        if arm.is_control
+        if arm.control is not None
     )
-    assert all(comparison.control == comparison.model + CONTROL_SUFFIX for comparison in comparisons)
+    pairs = tuple(Pair(pair.model, pair.baseline, _tasks(pair, arms)) for pair in experiment.config.compare)
     evaluation = experiment.config.evaluation
     return ExperimentView(
         models=tuple((arm.name, arm.tasks) for arm in experiment.arms),
         arms=comparisons,
+        pairs=pairs,
         skip=evaluation.skip,
         bootstrap_replicates=evaluation.replicates,
         bootstrap_seed=experiment.config.seed,
         recall_at=evaluation.recall_at,
     )
+
+
+def _tasks(pair: ComparedPair, arms: Mapping[str, Arm]) -> tuple[str, ...]:
+    return shared_tasks(arms[pair.model], arms[pair.baseline]) if pair.task is None else (pair.task,)

@@ -9,7 +9,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -28,12 +28,13 @@ from exfm.modeling.cost import flops_by_part, parameters_by_part
 from exfm.supervision.commits import NONE, WindowRead
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.finite import check_snapshot, first_not_finite, is_finite
-from exfm.supervision.joiner import Joiner, SupervisionRows, rows_of
+from exfm.supervision.joiner import Joined, Joiner, SupervisionRows, rows_of
 from exfm.supervision.row_files import (
     predictions_schema,
     row_file,
     supervision_columns,
     supervision_schema,
+    teacher_column,
 )
 from exfm.supervision.snapshots import Snapshot, same_on_all
 from exfm.supervision.store import Store
@@ -91,6 +92,7 @@ class Stage:
         teaches: whether other models learn from it. Without a delay, its forward pass is kept as supervision; with
             one, a labeller asks for its snapshots.
         sharing: who reads whose parts.
+        external: tasks of the teachers from elsewhere, whose predictions are kept beside the model's.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Stage:
         prompt: tuple[str, ...],
         teaches: bool,
         sharing: Sharing,
+        external: Mapping[str, Collection[str]],
     ) -> None:
         self.trainer = trainer
         self.ranks = trainer.plan.ranks
@@ -109,6 +112,12 @@ class Stage:
         self.store = store
         self._tables = {f.name: f.table_name for f in schema.features if isinstance(f, CategoricalFeature)}
         self.oracles = tuple(label.name for label in schema.labels if label.oracle and label.name in self.tasks)
+        self._external = {
+            teacher_column(name, task): (name, task)
+            for name in trainer.arm.teachers
+            for task in external.get(name, ())
+            if task in self.tasks
+        }
         self.prompt = tuple(task for task in self.tasks if task in prompt)
         delayed = trainer.arm.config.supervision.delay > timedelta(0)
         self.supervises = teaches and not delayed
@@ -148,7 +157,7 @@ class Stage:
             )
         self._watermark_us = window.start_us
         predictions = row_file("predictions", self.name, window.index)
-        self._predictions = self._rows_file(predictions, predictions_schema(self.tasks, self.oracles))
+        self._predictions = self._rows_file(predictions, predictions_schema(self.tasks, self.oracles, self._external))
         self._owns_files = True
         self._supervision: GatheredRows | None = None
         if self.supervises:
@@ -224,7 +233,7 @@ class Stage:
             self._watermark_us = part.newest_us
         self._feed.keep()
         taught = forward.supervision(seen)
-        self._record(seen, parts, forward.probabilities(), taught)
+        self._record(seen, parts, forward.probabilities(), taught, joined)
         self.counters.seconds += time.perf_counter() - start
         return taught
 
@@ -351,29 +360,39 @@ class Stage:
         if self._supervision is not None:
             self._supervision.discard()
 
-    def _record(self, seen: Batch, parts: Parts, probabilities: Mapping[str, Tensor], made: SupervisionRows) -> None:
+    def _record(
+        self,
+        seen: Batch,
+        parts: Parts,
+        probabilities: Mapping[str, Tensor],
+        made: SupervisionRows,
+        joined: Mapping[str, Joined],
+    ) -> None:
         window = np.full(seen.size, self._window.index, np.int32)
         columns = {"example_id": seen.example_id.numpy(), "window": window}
         predicted = {f"prediction_{task}": values.numpy() for task, values in probabilities.items()}
         labels = {f"label_{task}": seen.labels[task].numpy() for task in self.tasks}
         oracle = {f"oracle_{task}": seen.oracle[task].numpy() for task in self.oracles}
         columns |= {"group": seen.group.numpy(), **predicted, **labels, **oracle}
+        for column, (teacher, task) in self._external.items():
+            supervision = joined[teacher].supervision
+            columns[column] = supervision.probabilities[task].where(supervision.hit[task], math.nan).numpy()
         self._predictions.append(columns, parts.order)
         if self._supervision is not None:
-            supervision = supervision_columns(made, self._window.index, self._window.index - 1)
-            self._supervision.append(supervision, parts.order)
+            rows = supervision_columns(made, self._window.index, self._window.index - 1)
+            self._supervision.append(rows, parts.order)
         first = self.tasks[0]
         finite = probabilities[first].nan_to_num(0.5)  # of NaN torch computes no loss
         loss = torch.nn.functional.binary_cross_entropy(finite, seen.labels[first], reduction="sum")
         stored = [*made.vectors.values(), *([] if made.embedding is None else made.embedding.numbers())]
         bad = torch.tensor([_not_finite(list(probabilities.values())), _not_finite(stored)], dtype=loss.dtype)
         sums = torch.cat([torch.stack([loss, seen.labels[first].sum()]), bad])
-        rows = sum(sum(part.counts) for part in parts.batches)
+        examples = sum(sum(part.counts) for part in parts.batches)
         log_loss, positives, *not_finite = self.ranks.each(sums).sum(dim=0).tolist()
         for count, name in zip(not_finite, ("predictions", "embeddings or states"), strict=True):
             if count:
-                raise self._diverged(f"its {name} of {count:.0f} of {rows} examples are NaN or infinite")
-        self.counters.examples += rows
+                raise self._diverged(f"its {name} of {count:.0f} of {examples} examples are NaN or infinite")
+        self.counters.examples += examples
         self.counters.log_loss += log_loss
         self.counters.positives += positives
 

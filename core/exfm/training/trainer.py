@@ -100,8 +100,8 @@ class Forward:
 class Trainer:
     """Trains one arm.
 
-    Arms of one base start from equal weights: their served parts are built first, from the base's seed, and what
-    transfer adds is built after it.
+    Arms of equal shape start from equal weights: their served parts are built first, from a seed that their shape
+    decides, and what transfer adds is built after it.
 
     Args:
         arm: which model.
@@ -132,7 +132,7 @@ class Trainer:
         self.plan = plan
         self.growth = growth_of(arm, schema, seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(seed, arm.base))
+            torch.manual_seed(seed_of(seed, arm, schema))
             model = build_model(arm, schema)
             check_managed(arm, model, type(plan))
             self.model = place(plan, model, arm)
