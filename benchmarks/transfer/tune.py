@@ -36,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(1)
     whole = exfm.load_experiment(arguments.config, [*arguments.overrides, f"seed={arguments.seed}"])
     end_us = first_scored(rows_by_window(whole), whole.config.evaluation.skip)
-    alone = {**yaml.safe_load(Path(arguments.config).read_text()), "evaluation": {}}
+    alone = {**yaml.safe_load(Path(arguments.config).read_text()), "evaluation": {}, "compare": []}
     model = {**alone["models"][arguments.model], "transfer": [], "control": False, "supervision": {}}
     tried: dict[tuple[float, float, float], float] = {}
 

@@ -34,9 +34,7 @@ class Student(nn.Module):
     def forward(self, x_BI: Tensor) -> StudentOutput:
         representation_BR = self.trunk(x_BI).tanh()
         logits = [head(representation_BR) for head in self.heads]
-        fixed = [representation_BR @ head.weight[0].detach() + head.bias.detach() for head in self.heads]
-        serving, trunk = (dict(zip(self.shape.tasks, of_each, strict=True)) for of_each in (logits, fixed))
-        return StudentOutput(representation_BR, serving, trunk_logits=trunk)
+        return StudentOutput(representation_BR, dict(zip(self.shape.tasks, logits, strict=True)))
 
     def label_loss(self, output: StudentOutput, labels: dict[str, Tensor]) -> Tensor:
         return sum(binary_cross_entropy_with_logits(output.logits[task], labels[task]) for task in self.shape.tasks)

@@ -19,10 +19,10 @@ from exfm_plugins.auxiliary_head.strategy import AuxiliaryHead
 class TestAuxiliaryHead(TransferStrategyTests):
     component = AuxiliaryHead
     plugin = exfm_plugins.auxiliary_head
-    configs = ({}, {"residual": False}, {"label_scale": "auto", "weight": "auto"})
+    configs = ({}, {"label_scale": "auto", "gradient_scale": 2})
 
 
-def build(student: Student, *tasks: str, weight: object = 1, **fields: object) -> AuxiliaryHead:
+def build(student: Student, *tasks: str, weight: float = 1, **fields: object) -> AuxiliaryHead:
     config = AuxiliaryHead.Config(teacher="fm", weight=weight, **fields)
     return AuxiliaryHead(config, student.shape, teacher(*tasks))
 
@@ -37,18 +37,16 @@ def gradients(student: Student, strategy: AuxiliaryHead, size: int = 30) -> dict
     return dict(zip(parts, found, strict=True))
 
 
-@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("tasks", [("click",), ("buy", "click", "share")])
 @pytest.mark.parametrize("label_scale", [0.5, 1.0, 5.0])
-def test_is_the_published_loss(tasks: tuple[str, ...], label_scale: float, residual: bool) -> None:
-    """Of a residual head, with the serving logit added to its own."""
+def test_is_the_published_loss(tasks: tuple[str, ...], label_scale: float) -> None:
     student = Student()
-    strategy = build(student, *tasks, label_scale=label_scale, gradient_scale=3, weight=2.5, residual=residual)
+    strategy = build(student, *tasks, label_scale=label_scale, gradient_scale=3, weight=2.5)
     x, supervision, labels = batch(40, tasks)
     output = student(x)
     strategy.loss(output, supervision, labels)
     for parameter in strategy.parameters():
-        torch.nn.init.normal_(parameter)  # a residual head starts at zero
+        torch.nn.init.normal_(parameter)
     found = strategy.loss(output, supervision, labels).item()
     expected = 0.0
     for task in {"click", "buy"} & set(tasks):
@@ -57,15 +55,13 @@ def test_is_the_published_loss(tasks: tuple[str, ...], label_scale: float, resid
             if supervision.hit[task][row]:
                 target = (label_scale * supervision.probabilities[task][row]).clamp(max=1)
                 logit = head.weight[0] @ output.representation_BR[row] + head.bias[0]
-                logit = logit + output.logits[task][row] if residual else logit
                 expected += 2.5 * bce(logit, target).item() / 40
     assert found == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_each_loss_leaves_the_other_ones_head_alone(residual: bool) -> None:
+def test_each_loss_leaves_the_other_ones_head_alone() -> None:
     student = Student()
-    strategy = build(student, "click", "buy", residual=residual)
+    strategy = build(student, "click", "buy")
     found = gradients(student, strategy)
     assert not found["serving"].any()
     assert found["trunk"].any() and found["distillation"].any()
@@ -97,19 +93,6 @@ def test_gradient_scale_does_not_change_the_forward_pass_by_a_bit() -> None:
         losses.append(AuxiliaryHead(config, shape, teacher("click")).loss(output, supervision, labels))
     assert losses[0].dtype == torch.float32
     assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
-
-
-def test_a_residual_head_starts_as_the_serving_head_and_moves_the_trunk_as_standard_distillation_does() -> None:
-    """Until its own part has learned; standard distillation's gradient of the trunk is that of a teacher on z_S."""
-    student = Student(("click",))
-    strategy = build(student, "click", gradient_scale=3)
-    x, supervision, labels = batch(40, ("click",))
-    output = student(x)
-    found = torch.autograd.grad(strategy.loss(output, supervision, labels), student.trunk.weight, retain_graph=True)[0]
-    hit = supervision.hit["click"]
-    direct = bce(output.logits["click"][hit], supervision.probabilities["click"][hit]).sum() / 40
-    expected = torch.autograd.grad(direct, student.trunk.weight)[0]
-    torch.testing.assert_close(found, 3 * expected, rtol=1e-9, atol=1e-15)
 
 
 def test_scaled_labels_are_clipped_at_one() -> None:
@@ -175,7 +158,7 @@ def test_no_shared_task_is_an_error_that_names_both_sides() -> None:
 
 def test_a_head_starts_at_the_mean_of_its_scaled_labels_once() -> None:
     student = Student(("click",))
-    strategy = build(student, "click", label_scale=2, residual=False)
+    strategy = build(student, "click", label_scale=2)
     head = strategy.heads["task_click"].head
     drawn = head.bias.detach().clone()
     x, supervision, labels = batch(50, ("click",))
@@ -190,19 +173,6 @@ def test_a_head_starts_at_the_mean_of_its_scaled_labels_once() -> None:
     x, supervision, labels = batch(50, ("click",), seed=1)
     strategy.loss(student(x), supervision, labels)
     assert head.bias.item() == pytest.approx(log(mean / (1 - mean)), rel=1e-9)
-
-
-@pytest.mark.parametrize("label_scale", [1, 2])
-def test_a_residual_head_starts_at_what_the_label_scale_sets_apart(label_scale: int) -> None:
-    student = Student(("click",))
-    strategy = build(student, "click", label_scale=label_scale)
-    x, supervision, labels = batch(50, ("click",))
-    strategy.loss(student(x), supervision, labels)
-    soft = supervision.probabilities["click"][supervision.hit["click"]]
-    scaled, plain = ((scale * soft).clamp(max=1).mean().item() for scale in (label_scale, 1))
-    head = strategy.heads["task_click"].head
-    assert head.bias.item() == pytest.approx(log(scaled / (1 - scaled)) - log(plain / (1 - plain)), rel=1e-9)
-    assert not head.weight.any() and bool(head.bias.item()) == (label_scale != 1)
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.9])
@@ -220,63 +190,15 @@ def test_auto_label_scale_brings_the_mean_of_rare_labels_to_a_half(rate: float) 
         total, count = (exp(-len(hits) / 1e5) * old + new for old, new in ((total, sum(hits)), (count, len(hits))))
         alpha = max(1.0, 0.5 * count / total)
         head = strategy.heads["task_click"].head
-        logits = (output.logits["click"] + output.representation_BR @ head.weight[0] + head.bias[0])[hit]
+        logits = (output.representation_BR @ head.weight[0] + head.bias[0])[hit]
         targets = torch.tensor(hits, dtype=torch.float64).mul(alpha).clamp(max=1)
         assert found == pytest.approx(bce(logits, targets).sum().item() / 500, rel=1e-9)
         assert targets.mean() == pytest.approx(0.5, abs=0.02) if rate < 0.1 else alpha == 1
 
 
-def test_auto_weight_is_the_ratio_of_what_teacher_and_student_explain() -> None:
-    """Against the docstring's formula with plain numbers, over batches; the second is without labels."""
-    student = Student(("click",))
-    strategy, plain = build(student, "click", weight="auto"), build(student, "click")
-    plain.load_state_dict(strategy.state_dict(), strict=False)
-    sums, count = [0.0, 0.0, 0.0], 0.0
-    for seed in range(4):
-        x, supervision, labels = batch(400, ("click",), seed)
-        # a student that knows something, and a teacher that knows more
-        label, hit = labels["click"], supervision.hit["click"]
-        output = replace(student(x), logits={"click": 0.5 * label - 1.2 + 0.1 * x[:, 0]})
-        supervision = Supervision({"click": 0.2 + 0.4 * label * supervision.probabilities["click"]}, supervision.hit)
-        known = labels if seed != 1 else {}
-        if known:
-            rows = [row for row in range(400) if hit[row]]
-            teachers = [
-                -log(p if label[r] else 1 - p) for r in rows for p in [float(supervision.probabilities["click"][r])]
-            ]
-            students = [bce(output.logits["click"][r], label[r]).item() for r in rows]
-            new = [sum(teachers), sum(students), float(label[rows].sum())]
-            sums = [exp(-len(rows) / 1e5) * old + one for old, one in zip(sums, new, strict=True)]
-            count = exp(-len(rows) / 1e5) * count + len(rows)
-        rate = sums[2] / count
-        entropy = -count * (rate * log(rate) + (1 - rate) * log(1 - rate))
-        weight = min((max(entropy - sums[0], 0) + 10) / (max(entropy - sums[1], 0) + 10), 10)
-        losses = [one.loss(output, supervision, known).item() for one in (strategy, plain)]
-        assert losses[0] == pytest.approx(weight * losses[1], rel=1e-9)
-    assert 1.2 < weight < 10
-
-
-@pytest.mark.parametrize(("soft", "low", "high"), [("label", 10, 10), ("coin", 0, 0.2), ("student", 1, 1)])
-def test_auto_weight_ends_where_it_should(soft: str, low: float, high: float) -> None:
-    student = Student(("click",))
-    strategy, plain = build(student, "click", weight="auto"), build(student, "click")
-    plain.load_state_dict(strategy.state_dict(), strict=False)
-    x, supervision, labels = batch(5000, ("click",))
-    output = replace(student(x), logits={"click": 0.1 * labels["click"] - 0.9})
-    known = {
-        "label": labels["click"],
-        "coin": torch.rand(5000, dtype=torch.float64),
-        "student": output.logits["click"].sigmoid(),
-    }
-    supervision = replace(supervision, probabilities={"click": known[soft]})
-    losses = [one.loss(output, supervision, labels).item() for one in (strategy, plain)]
-    assert low - 1e-6 <= losses[0] / losses[1] <= high + 1e-6
-
-
 def test_training_goes_on_bit_by_bit_from_a_saved_state() -> None:
     student = Student()
-    one = build(student, "click", "buy", label_scale="auto", weight="auto")
-    other = build(student, "click", "buy", label_scale="auto", weight="auto")
+    one, other = (build(student, "click", "buy", label_scale="auto") for _ in range(2))
     x, supervision, labels = batch(50)
     one.loss(student(x), supervision, labels)
     other.load_state_dict(load(save(one.state_dict())))
@@ -313,7 +235,15 @@ def test_tasks_may_go_by_other_names_and_be_absent() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"label_scale": 0}, {"label_scale": "aut"}, {"gradient_scale": -1}, {"weight": float("inf")}, {"alpha": 5}],
+    [
+        {"label_scale": 0},
+        {"label_scale": "aut"},
+        {"gradient_scale": -1},
+        {"weight": float("inf")},
+        {"alpha": 5},
+        {"residual": True},
+        {"weight": "auto"},
+    ],
 )
 def test_wrong_configs_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

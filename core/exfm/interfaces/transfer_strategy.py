@@ -107,17 +107,11 @@ def _find(name: str, parts: Mapping[str, PartShape], whose: str) -> PartShape:
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """One forward pass of the student: representation (B, R), serving logits (B,) by task, states (B, K) by entity.
-
-    Attributes:
-        trunk_logits: the serving logits once more, (B,) by task, with a gradient to the trunk and none to the serving
-            heads. Only where a strategy ``reads_trunk_logits``.
-    """
+    """One forward pass of the student: representation (B, R), serving logits (B,) by task, states (B, K) by entity."""
 
     representation_BR: Tensor
     logits: Mapping[str, Tensor]
     states: Mapping[str, Tensor] = field(default_factory=dict)
-    trunk_logits: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -224,7 +218,6 @@ class TransferStrategy(Network):
     Attributes:
         reads_states: whether ``observe`` is to be told of the states of the teacher (the first of several).
         reads_parts: whether ``refresh`` is to be told of parts of the teacher (the first of several).
-        reads_trunk_logits: whether ``loss`` is to be given the student's ``trunk_logits``; an instance may say so too.
         tasks: the student's tasks that the teacher teaches. Supervision comes under their names.
 
     Raises:
@@ -234,7 +227,6 @@ class TransferStrategy(Network):
     kind: ClassVar[str] = "transfer_strategy"
     reads_states: ClassVar[bool] = False
     reads_parts: ClassVar[bool] = False
-    reads_trunk_logits: bool = False
     Config: ClassVar[type[ComponentConfig]] = TransferConfig
     config: TransferConfig
     tasks: tuple[str, ...]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from exfm.layers.attention import Attention, AttentionPooling, JaggedAttention
 from exfm.layers.candidate_meeting import CandidateMeeting
-from exfm.layers.distillation import DistillationHead, LossWeight, RecentMeans, soft_label_loss
+from exfm.layers.distillation import DistillationHead, RecentMeans, soft_label_loss
 from exfm.layers.flops import count_flops
 from exfm.layers.gradient import scale_gradient
 from exfm.layers.jagged_attention import jagged_attention
@@ -25,7 +25,6 @@ __all__ = [
     "DistillationHead",
     "InputNormName",
     "JaggedAttention",
-    "LossWeight",
     "MappedRows",
     "NormName",
     "RMSNorm",

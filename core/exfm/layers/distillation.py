@@ -1,4 +1,4 @@
-"""Parts of distillation from soft labels: the loss, a head of its own, and how much the loss counts.
+"""Parts of distillation from soft labels: the loss, and a head of its own.
 
 Legend: B examples, R width of the representation, L soft labels of an example, V averaged values.
 """
@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from exfm.interfaces.transfer_strategy import StudentOutput
 from exfm.layers.gradient import scale_gradient
@@ -17,8 +17,6 @@ from exfm.layers.gradient import scale_gradient
 _RECENT = 100_000
 _EPSILON = 1e-6
 _MEAN_TARGET = 0.5
-_PRIOR_NATS = 10.0
-_MAX_WEIGHT = 10.0
 
 
 def soft_label_loss(logit_B: Tensor, target_LB: Tensor, hit_B: Tensor) -> Tensor:
@@ -42,60 +40,41 @@ class DistillationHead(nn.Module):
 
     ``bce(z_D, min(alpha p, 1))`` for each soft label ``p``; the gradient to the trunk is multiplied by ``beta``.
 
-    ``residual`` is ours: ``z_D = z_S + h(r)``, where ``z_S`` is the serving logit with the serving head held fixed and
-    ``h`` the head, whose last layer starts at zero. What the trunk learns of the soft labels then lies where the
-    serving head reads it, which two heads of different weights leave to the labels; what sets soft labels and labels
-    apart, ``h`` learns.
-
     ``alpha: auto`` is ours: ``alpha = max(1, 0.5 / m)``, where ``m`` is the mean of the first soft label over about the
     last 100,000 hits, this batch included. So the mean target of a rare label is at most 0.5, whatever its base rate.
 
     The head starts, ours too, where serving heads start for labels: the first batch with a hit sets its last bias to
-    the logit of the mean scaled label, so that the trunk need not move it; of a residual head, to that logit less the
-    one of the mean label, which is 0 where alpha is 1.
+    the logit of the mean scaled label, so that the trunk need not move it.
 
     Args:
         head: representation (B, R) -> logits (B,). Without a bias in its last linear layer, nothing is set.
         label_scale: alpha.
         gradient_scale: beta.
-        residual: whether its logit is added to the serving head's.
     """
 
     started: Tensor
 
-    def __init__(
-        self, head: nn.Module, label_scale: float | Literal["auto"], gradient_scale: float, *, residual: bool = False
-    ) -> None:
+    def __init__(self, head: nn.Module, label_scale: float | Literal["auto"], gradient_scale: float) -> None:
         super().__init__()
         self.head = head
-        self.residual = residual
-        if residual:
-            nn.init.zeros_(self._last.weight)
         self._label_scale, self._gradient_scale = label_scale, gradient_scale
         self.mean = RecentMeans(1) if label_scale == "auto" else None
         self.register_buffer("started", torch.tensor(False))
 
-    def forward(self, student: StudentOutput, task: str, soft_LB: Tensor, hit_B: Tensor) -> Tensor:
+    def forward(self, student: StudentOutput, soft_LB: Tensor, hit_B: Tensor) -> Tensor:
         """Losses (L,), as ``soft_label_loss``.
 
         Args:
-            student: its forward pass, with ``trunk_logits`` where the head is residual.
-            task: whose head it is.
+            student: its forward pass.
             soft_LB: (L, B) soft labels.
             hit_B: (B,) bool, which examples have any.
         """
         target_LB = (self._alpha(soft_LB[0], hit_B) * soft_LB).clamp(max=1)
         # Reading a flag of a CPU costs less than what it saves; a GPU would have to be waited for.
         if not (self.started.device.type == "cpu" and self.started):
-            self._start(target_LB[0], soft_LB[0], hit_B)
+            self._start(target_LB[0], hit_B)
         logit_B = self.head(scale_gradient(student.representation_BR, self._gradient_scale))
-        if self.residual:
-            logit_B = logit_B + scale_gradient(student.trunk_logits[task], self._gradient_scale)
         return soft_label_loss(logit_B, target_LB, hit_B)
-
-    @property
-    def _last(self) -> nn.Linear:
-        return [module for module in self.head.modules() if isinstance(module, nn.Linear)][-1]
 
     def _alpha(self, soft_B: Tensor, hit_B: Tensor) -> float | Tensor:
         if self.mean is None:
@@ -107,64 +86,13 @@ class DistillationHead(nn.Module):
         return alpha
 
     @torch.no_grad()
-    def _start(self, target_B: Tensor, soft_B: Tensor, hit_B: Tensor) -> None:
-        bias = self._last.bias
-        start = _mean_logit(target_B, hit_B)
-        if self.residual:
-            # Not less the serving head's own mean: tables would follow what a first, small batch got wrong of it.
-            start = start - _mean_logit(soft_B, hit_B)
+    def _start(self, target_B: Tensor, hit_B: Tensor) -> None:
+        mean = torch.where(hit_B, target_B, 0.0).sum() / hit_B.sum().clamp(min=1)
         now = ~self.started & hit_B.any()
+        bias = [module for module in self.head.modules() if isinstance(module, nn.Linear)][-1].bias
         if bias is not None:
-            bias.copy_(torch.where(now, start, bias))
+            bias.copy_(torch.where(now, torch.logit(mean, eps=_EPSILON), bias))
         self.started |= now
-
-
-def _mean_logit(probability_B: Tensor, hit_B: Tensor) -> Tensor:
-    """The logit of the mean over the hits."""
-    mean = torch.where(hit_B, probability_B, 0.0).sum() / hit_B.sum().clamp(min=1)
-    return torch.logit(mean, eps=_EPSILON)
-
-
-class LossWeight(nn.Module):
-    """The weight of a distillation loss: fixed, or by how much better than the student its soft labels are.
-
-    ``auto`` is ours: ``w = min((e_T + 10) / (e_S + 10), 10)``, where ``e_T`` is how many nats of the labels' entropy
-    the soft labels explain and ``e_S`` how many the serving head explains, ``max(n (H - log loss), 0)``, both over
-    about the last 100,000 examples with soft and true label, ``n`` of them. It is 1 where both are as good, and tends
-    to 0 where the soft labels are worse than the base rate; the 10 nats keep it at 1 while few labels are known.
-
-    Args:
-        weight: w.
-    """
-
-    def __init__(self, weight: float | Literal["auto"]) -> None:
-        super().__init__()
-        self._weight = weight
-        self.means = RecentMeans(3) if weight == "auto" else None
-
-    def forward(self, soft_B: Tensor, logit_B: Tensor, hit_B: Tensor, label_B: Tensor | None) -> float | Tensor:
-        """The weight, a scalar, once a batch is known.
-
-        Args:
-            soft_B: (B,) soft labels.
-            logit_B: (B,) of the serving head.
-            hit_B: (B,) bool, which examples have soft labels.
-            label_B: (B,) of 0 and 1; None where they are not known.
-        """
-        if self.means is None:
-            assert self._weight != "auto"
-            return self._weight
-        if label_B is not None:
-            soft_B = soft_B.detach().clamp(_EPSILON, 1 - _EPSILON)
-            teacher_B = binary_cross_entropy(soft_B, label_B, reduction="none")
-            student_B = binary_cross_entropy_with_logits(logit_B.detach(), label_B, reduction="none")
-            self.means.add(torch.stack([teacher_B, student_B, label_B]), hit_B)
-        count, positives = self.means.count, self.means.total_V[2]
-        classes = torch.stack([positives, count - positives])
-        nats = -torch.xlogy(classes, classes / count.clamp(min=1)).sum()  # n H
-        teacher, student = ((nats - self.means.total_V[:2]).clamp(min=0) + _PRIOR_NATS).unbind()
-        weight: Tensor = (teacher / student).clamp(max=_MAX_WEIGHT)
-        return weight.to(logit_B.dtype)
 
 
 class RecentMeans(nn.Module):

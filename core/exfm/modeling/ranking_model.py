@@ -43,16 +43,6 @@ class Head(nn.Sequential):
             width = size
         super().__init__(*layers, nn.Linear(width, 1), nn.Flatten(0))
 
-    def held_fixed(self, representation_BR: Tensor) -> Tensor:
-        """The same logits, with a gradient to the representation and none to the head."""
-        x: Tensor = representation_BR
-        for layer in self:
-            if isinstance(layer, nn.Linear):
-                x = nn.functional.linear(x, layer.weight.detach(), layer.bias.detach())
-            else:
-                x = layer(x)
-        return x
-
 
 class RankingModel(nn.Module):
     """The served part of a model, complete: nothing of a transfer is in it but what it looks up.
@@ -64,7 +54,6 @@ class RankingModel(nn.Module):
         lookups: the teachers' states that are its input.
 
     Attributes:
-        gives_trunk_logits: whether a forward pass with gradients gives ``trunk_logits`` too.
         in_pieces: whether, while it trains, a large batch goes through a backbone without sequences in pieces: a CPU
             keeps their intermediate results in its cache, and the allocator their memory.
         threads: how many of them may share a large batch behind the tables while it trains.
@@ -109,7 +98,6 @@ class RankingModel(nn.Module):
             for block in self.blocks():
                 recompute(block)
         self.low_precision = config.precision == "bf16"
-        self.gives_trunk_logits = False
         self.in_pieces = False
         self.threads = 1
         self.head_hidden = config.head_hidden
@@ -156,11 +144,8 @@ class RankingModel(nn.Module):
         else:
             representation_BR = self._represent(rows, sequences)
         logits = {task: self.heads[f"task_{task}"](representation_BR) for task in self.tasks}
-        trunk_logits = {}
-        if self.gives_trunk_logits and torch.is_grad_enabled():
-            trunk_logits = {task: self._head(task).held_fixed(representation_BR) for task in self.tasks}
         states = {entity: state.float() for entity, state in states.items()}
-        return StudentOutput(representation_BR, logits, states, trunk_logits)
+        return StudentOutput(representation_BR, logits, states)
 
     def _represent(self, rows: Sequence[Tensor], sequences: Mapping[str, JaggedSequence]) -> Tensor:
         """Encoders and backbone: tokens (B, N, D), and (B, K, D) of lookups where there are any, to (B, R)."""

@@ -44,18 +44,7 @@ class Student(nn.Module):
         """Maps inputs (B, I) to what strategies learn from."""
         representation_BR = self.trunk(x_BI).tanh()
         logits = [head(representation_BR) for head in self.heads]
-        fixed = [self._held_fixed(head, representation_BR) for head in self.heads]
-        tasks = self.shape.tasks
-        return StudentOutput(
-            representation_BR,
-            dict(zip(tasks, logits, strict=True)),
-            trunk_logits=dict(zip(tasks, fixed, strict=True)),
-        )
-
-    def _held_fixed(self, head: nn.Module, representation_BR: Tensor) -> Tensor:
-        weights = {name: parameter.detach() for name, parameter in head.named_parameters()}
-        logit_B: Tensor = torch.func.functional_call(head, weights, (representation_BR,))
-        return logit_B
+        return StudentOutput(representation_BR, dict(zip(self.shape.tasks, logits, strict=True)))
 
 
 def part_shapes(widths: Mapping[str, int]) -> dict[str, PartShape]:

@@ -45,13 +45,11 @@ class Together:
             return output
         width = output.representation_BR.shape[1] if representation else 0
         columns = [output.representation_BR[:, :width], *(logit.unsqueeze(1) for logit in output.logits.values())]
-        columns += (logit.unsqueeze(1) for logit in output.trunk_logits.values())
         columns += output.states.values()
         representation_BR, *rest = self._columns(columns)
         whole = iter(rest)
         logits = {task: next(whole).squeeze(1) for task in output.logits}
-        trunk_logits = {task: next(whole).squeeze(1) for task in output.trunk_logits}
-        return StudentOutput(representation_BR, logits, dict(zip(output.states, whole, strict=True)), trunk_logits)
+        return StudentOutput(representation_BR, logits, dict(zip(output.states, whole, strict=True)))
 
     def labels(self, labels: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Labels of B examples, by task."""

@@ -143,7 +143,6 @@ class Trainer:
         for strategy in self.list_strategies():
             add_offsets(self.model, strategy.table_offsets())
             freeze(self.model, strategy.frozen_parts())
-            self.model.gives_trunk_logits |= strategy.reads_trunk_logits
         supervision = arm.config.supervision
         self.vectors = {f"{STATE}{entity}": supervision.state_dim for entity in supervision.states}
         self.vectors |= {f"{ROW}{feature}": arm.config.embedding_dim for feature in supervision.rows}

@@ -6,7 +6,7 @@ Legend: B examples, L soft labels of an example.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from exfm import StudentOutput, StudentShape, Supervision, TeacherShape, TransferConfig, TransferStrategy
-from exfm.layers import DistillationHead, LossWeight, mlp
+from exfm.layers import DistillationHead, mlp
 
 _EPSILON = 1e-6
 
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class StudentAdapter(TransferStrategy):
@@ -27,7 +27,7 @@ class StudentAdapter(TransferStrategy):
     The teacher that labels an example is older than the example. For each taught task, with ``p_F`` the teacher's
     probability, ``y`` the label, ``sg`` a stopped gradient and ``z_D`` the logit of a distillation head::
 
-        z_A = logit(p_F) + MLP(x)                           x = logit(p_F), or p_F
+        z_A = logit(p_F) + MLP(x), or MLP(x)                x = logit(p_F), or p_F
         adapter:  mean over hits of bce(z_A, y)             an Adam of its own steps the MLP, and nothing else does
         student:  w * mean(bce(z_D, min(alpha * sg(sigmoid(z_A)), 1)))
 
@@ -41,10 +41,11 @@ class StudentAdapter(TransferStrategy):
     Not published either, so ours:
 
     - the MLP adds to the teacher's logit and its last layer starts at zero, so that the corrected label starts as the
-      teacher's; ``p_F`` is clipped to 1e-6 from 0 and 1. Without hidden layers it is Platt's scaling;
+      teacher's (``adds: false`` is the published ``z_A = MLP(p_F)``); ``p_F`` is clipped to 1e-6 from 0 and 1. Without
+      hidden layers it is Platt's scaling;
     - a task whose labels come late has no fresh ones here: its corrected label stays the teacher's;
-    - ``residual``, the start of the heads, and ``auto``, as in ``auxiliary_head``: alpha by the mean of ``p_F`` where
-      the head is shared and else of the corrected label, ``w`` by the log loss of the corrected label.
+    - the start of the heads, and ``label_scale: auto``, as in ``auxiliary_head``: by the mean of ``p_F`` where the head
+      is shared and else of the corrected label.
 
     Args:
         config: see ``Config``.
@@ -63,7 +64,7 @@ class StudentAdapter(TransferStrategy):
         head: Literal["own", "shared"] = Field(
             "own", description="What learns the corrected label: its own head, or one that learns the teacher's too."
         )
-        weight: Weight = Field(1.0, description="w: weight of the corrected label's loss; auto as in auxiliary_head.")
+        weight: Weight = Field(1.0, description="w: weight of the corrected label's loss.")
         teacher_weight: Weight | None = Field(
             None, description="w_F: weight of the teacher's own label on a shared head, where it is 1 by default."
         )
@@ -73,11 +74,11 @@ class StudentAdapter(TransferStrategy):
         gradient_scale: float = Field(
             1.0, ge=0, allow_inf_nan=False, description="Beta: multiplies the gradient from head to trunk."
         )
-        residual: bool = Field(
-            False, description="The head adds to the serving head's logit, as auxiliary_head's does by default."
-        )
         input: Literal["logit", "probability"] = Field(
             "logit", description="What the adapter's MLP reads of the teacher's probability."
+        )
+        adds: bool = Field(
+            True, description="The MLP adds to the teacher's logit; false: it replaces it, as published."
         )
         hidden: tuple[PositiveInt, ...] = Field(
             (16,), description="Widths of the adapter's hidden layers; may be none."
@@ -96,17 +97,13 @@ class StudentAdapter(TransferStrategy):
     def __init__(self, config: Config, student: StudentShape, teacher: TeacherShape) -> None:
         super().__init__(config, student, teacher)
         self._lr, self._shared = config.lr, config.head == "shared"
-        self.reads_trunk_logits = config.residual
         keys = [f"task_{task}" for task in self.tasks]
         alpha, beta = config.label_scale, config.gradient_scale
-        self.heads = nn.ModuleDict(
-            {key: DistillationHead(student.new_head(), alpha, beta, residual=config.residual) for key in keys}
-        )
+        self.heads = nn.ModuleDict({key: DistillationHead(student.new_head(), alpha, beta) for key in keys})
         # In the order of a head's soft labels.
         teacher_weight = 1.0 if config.teacher_weight is None else config.teacher_weight
-        values = (teacher_weight, config.weight) if self._shared else (config.weight,)
-        self.weights = nn.ModuleDict({key: nn.ModuleList(LossWeight(value) for value in values) for key in keys})
-        self.adapters = nn.ModuleDict({key: _Adapter(config.input, config.hidden) for key in keys})
+        self._weights = (teacher_weight, config.weight) if self._shared else (config.weight,)
+        self.adapters = nn.ModuleDict({key: _Adapter(config.input, config.hidden, config.adds) for key in keys})
 
     def own_optimizer(self) -> torch.optim.Optimizer:
         """Adam, of the adapters alone."""
@@ -131,49 +128,39 @@ class StudentAdapter(TransferStrategy):
 
     def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
         """The weighted losses of the tasks' soft labels, summed, a scalar; a miss counts 0 in a mean."""
-        terms = [
-            self._distillation(task, student, supervision, labels.get(task))
-            for task in self.tasks
-            if task in supervision.hit
-        ]
+        terms = [self._distillation(task, student, supervision) for task in self.tasks if task in supervision.hit]
         return torch.stack(terms).sum()
 
     def _corrected(self, task: str, teacher_B: Tensor) -> Tensor:
         logit_B: Tensor = self.adapters[f"task_{task}"](teacher_B)
         return logit_B.sigmoid().to(teacher_B.dtype)
 
-    def _distillation(
-        self, task: str, student: StudentOutput, supervision: Supervision, label_B: Tensor | None
-    ) -> Tensor:
+    def _distillation(self, task: str, student: StudentOutput, supervision: Supervision) -> Tensor:
         key, hit_B, teacher_B = f"task_{task}", supervision.hit[task], supervision.probabilities[task]
         with torch.no_grad():
             adapted_B = self._corrected(task, teacher_B)
         soft_LB = torch.stack([teacher_B, adapted_B] if self._shared else [adapted_B])
-        losses: Tensor = self.heads[key](student, task, soft_LB, hit_B)
-        weights: Any = self.weights[key]
-        terms = [
-            weight(soft_B, student.logits[task], hit_B, label_B) * loss
-            for weight, soft_B, loss in zip(weights, soft_LB, losses, strict=True)
-        ]
-        return torch.stack(terms).sum()
+        losses: Tensor = self.heads[key](student, soft_LB, hit_B)
+        return torch.stack([weight * loss for weight, loss in zip(self._weights, losses, strict=True)]).sum()
 
 
 class _Adapter(nn.Module):
     """Maps a teacher's probabilities (B,) to corrected logits (B,)."""
 
-    def __init__(self, read: Literal["logit", "probability"], hidden: tuple[int, ...]) -> None:
+    def __init__(self, read: Literal["logit", "probability"], hidden: tuple[int, ...], adds: bool) -> None:
         super().__init__()
-        self._read = read
+        self._read, self._adds = read, adds
         self.correction = mlp([1, *hidden, 1], "silu")
-        last = self.correction[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        if adds:
+            last = self.correction[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, teacher_B: Tensor) -> Tensor:
         dtype = next(self.parameters()).dtype
         teacher_B = teacher_B.detach().to(dtype).clamp(_EPSILON, 1 - _EPSILON)
         logit_B = teacher_B.logit()
         read_B = logit_B if self._read == "logit" else teacher_B
-        corrected_B: Tensor = logit_B + self.correction(read_B.unsqueeze(1)).squeeze(1)
-        return corrected_B
+        output_B: Tensor = self.correction(read_B.unsqueeze(1)).squeeze(1)
+        return logit_B + output_B if self._adds else output_B
