@@ -48,7 +48,7 @@ Logits = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Plant:
-    """A student with a cause planted: what differs from the healthy one, and the verdicts that name the cause.
+    """Describes a student with a cause planted: what differs from the healthy one, and the verdict that names it.
 
     Attributes:
         strategy: of the transfer; ``direct`` carries a teacher's faults into the student, ``auxiliary_head`` does not.
@@ -60,7 +60,7 @@ class Plant:
     changes: dict[str, Any] = field(default_factory=dict)
 
     def model(self) -> dict[str, Any]:
-        """The student's section of the experiment."""
+        """Makes the student's section of the experiment."""
         transfer = [{"name": self.strategy, "teacher": self.teacher}]
         return {**copy.deepcopy(STUDENT), **self.changes, "transfer": transfer}
 
@@ -85,10 +85,26 @@ PLANTS = {
     "tables_rate_high": Plant("wrong_rate", changes=_rates(0.002, 4.0)),
     "rates_low": Plant("wrong_rate", changes=_rates(0.0001, 0.01)),
 }
+MILD = {
+    "healthy_direct": Plant("pays"),
+    "biased_mild": Plant("biased_teacher", "fm_biased_mild"),
+    "noisy_mild": Plant("noisy_teacher", "fm_noisy_mild"),
+    "stale_mild": Plant("stale_teacher", "fm_old"),
+    "half_labels": Plant("low_coverage", "fm_half"),
+    "scarce_mild": Plant("scarce_traffic", changes={"where": {"user_id": {"bucket": 0, "of": 12}}}),
+    "small_mild": Plant("small_student", changes={"features": ["ad_id"], "embedding_dim": 4}),
+    "rates_high_mild": Plant("wrong_rate", changes=_rates(0.01, 1.0)),
+    "rates_low_mild": Plant("wrong_rate", changes=_rates(0.0004, 0.04)),
+}
+"""Plants at a fraction of the strength, which need not be the main cause any more."""
+
 DISTORTIONS: dict[str, Callable[[Logits, np.random.Generator], Logits]] = {
     "fm_biased": lambda logit, rng: logit + 1.0,
     "fm_noisy": lambda logit, rng: logit + rng.normal(0, 2.5, logit.shape),
     "fm_sparse": lambda logit, rng: np.where(rng.random(logit.shape) < 0.05, logit, np.nan),
+    "fm_biased_mild": lambda logit, rng: logit + 0.4,
+    "fm_noisy_mild": lambda logit, rng: logit + rng.normal(0, 1, logit.shape),
+    "fm_half": lambda logit, rng: np.where(rng.random(logit.shape) < 0.4, logit, np.nan),
 }
 
 
@@ -97,31 +113,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0-9", help="FIRST-LAST")
     parser.add_argument("--folder", type=Path, default=Path("runs/diagnose"))
+    parser.add_argument("--mild", action="store_true", help="plants of lower strength")
     parser.add_argument("--days", type=int, default=8)
     parser.add_argument("--rows-per-day", type=int, default=6_000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     first, _, last = arguments.seeds.partition("-")
     seeds = range(int(first), int(last or first) + 1)
-    named: dict[str, Counter[str]] = {plant: Counter() for plant in PLANTS}
+    plants, delay = (MILD, "1d") if arguments.mild else (PLANTS, "3d")
+    named: dict[str, Counter[str]] = {plant: Counter() for plant in plants}
     for seed in seeds:
-        verdicts = of_seed(arguments.folder / f"seed-{seed}", seed, arguments.days, arguments.rows_per_day)
+        source = {"days": arguments.days, "rows_per_day": arguments.rows_per_day, "seed": seed}
+        verdicts = of_seed(arguments.folder / f"seed-{seed}", source, plants, delay)
         for plant, cause in verdicts.items():
             named[plant][cause] += 1
         print(f"seed {seed}: {verdicts}", flush=True)
-    print(table(named, len(seeds)))
+    print(table(named, plants, len(seeds)))
 
 
-def of_seed(folder: Path, seed: int, days: int, rows_per_day: int) -> dict[str, str]:
-    """The cause that each plant is diagnosed with."""
-    source = {"name": "synthetic_ads", "days": days, "rows_per_day": rows_per_day, "users": 800, "ads": 200}
-    stream = {"source": {**source, "seed": seed}, "window": "12h"}
+def of_seed(folder: Path, source: dict[str, int], plants: dict[str, Plant], delay: str) -> dict[str, str]:
+    """Returns the cause that each plant is diagnosed with; ``delay`` is that of the stale teacher."""
+    seed = source["seed"]
+    stream = {"source": {"name": "synthetic_ads", "users": 800, "ads": 200, **source}, "window": "12h"}
     common = {"seed": seed, "stream": stream, "evaluation": {"skip": 0.4, "replicates": 1_000}}
     run(folder, {**common, "name": "fm", "models": {"fm": FM}})
     for name, distort in DISTORTIONS.items():
         write_teacher(folder, name, lambda logit, distort=distort: distort(logit, np.random.default_rng(seed)))
     twin = {key: value for key, value in STUDENT.items() if key != "control"}
-    teachers = {"fm": FM, "fm_old": {**FM, "supervision": {"delay": "3d"}}, "twin": twin}
+    teachers = {"fm": FM, "fm_old": {**FM, "supervision": {"delay": delay}}, "twin": twin}
     elsewhere = {
         name: {
             "path": str(folder / f"{name}.parquet"),
@@ -129,13 +148,14 @@ def of_seed(folder: Path, seed: int, days: int, rows_per_day: int) -> dict[str, 
         }
         for name in DISTORTIONS
     }
-    students = {name: plant.model() for name, plant in PLANTS.items()}
-    run(folder, {**common, "name": "students", "models": {**teachers, **students}, "teachers": elsewhere})
-    store = Store(str(folder / "students"))
+    students = {name: plant.model() for name, plant in plants.items()}
+    name = "mild" if plants is MILD else "students"
+    run(folder, {**common, "name": name, "models": {**teachers, **students}, "teachers": elsewhere})
+    store = Store(str(folder / name))
     config_yaml = store.workspace.read("config.yaml").decode()
-    found = diagnose(store, store.workspace.read_json("results.json"), config_yaml)
-    (folder / "diagnosis.json").write_text(json.dumps(found, indent=2))
-    return {entry["model"]: entry["verdict"]["cause"] for entry in found["students"]}
+    diagnosis = diagnose(store, store.workspace.read_json("results.json"), config_yaml)
+    (folder / f"{name}.json").write_text(json.dumps(diagnosis, indent=2))
+    return {entry["model"]: entry["verdict"]["cause"] for entry in diagnosis["students"]}
 
 
 def run(folder: Path, experiment: dict[str, Any]) -> None:
@@ -163,11 +183,11 @@ def write_teacher(folder: Path, name: str, distort: Callable[[Logits], Logits]) 
     )
 
 
-def table(named: dict[str, Counter[str]], seeds: int) -> str:
-    """The table of docs/run/diagnose.md."""
+def table(named: dict[str, Counter[str]], plants: dict[str, Plant], seeds: int) -> str:
+    """Writes the table of docs/run/diagnose.md."""
     lines = ["| planted | verdict expected | named | other verdicts |", "|---|---|---|---|"]
     for plant, counts in named.items():
-        expected = PLANTS[plant].expected
+        expected = plants[plant].expected
         others = ", ".join(f"`{cause}` {count}" for cause, count in counts.most_common() if cause != expected)
         lines.append(f"| {plant} | `{expected}` | {counts[expected]} of {seeds} | {others} |")
     return "\n".join(lines)

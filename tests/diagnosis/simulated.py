@@ -102,6 +102,7 @@ def diagnosed(windows: list[LessonRows]) -> dict[str, Any]:
     entry = {
         **found,
         "model": "vm",
+        "control": "vm.control",
         "teacher": "fm",
         "task": "click",
         "teacher_task": "click",

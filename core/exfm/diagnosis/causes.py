@@ -10,57 +10,25 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from exfm.diagnosis.settings import exploded, settings_to_try
+from exfm.diagnosis.thresholds import (
+    FEW_POSITIVES,
+    FLAT_PERCENT,
+    GAIN_PERCENT,
+    HEADROOM_PERCENT,
+    LARGE_LOSS,
+    LOW_COVERAGE,
+    NOISE_EXAMPLES,
+    NOISY_CONFIRMED,
+    NOISY_SCALE,
+    NOTHING_LEARNED_NE,
+    PAYING_SHARE,
+    RATE_COST_PERCENT,
+    SMALL_EXPLAINED,
+    SOUND_SCALES,
+    USELESS_NE,
+)
 
 Json = Mapping[str, Any]
-
-FEW_POSITIVES: Final = 500
-"""Positive labels that a student has learned from. A logistic regression needs about ten for each coefficient
-(Peduzzi et al. 1996), and the smallest student has some dozens; with fewer, users are too few for the bootstrap too."""
-
-HEADROOM_PERCENT: Final = 0.75
-GAIN_PERCENT: Final = 0.5
-NOISE_EXAMPLES: Final = 30_000
-"""Headroom and gain, at so many scored examples, below which they are not counted; with more examples both shrink as
-these grow. Intervals hold the chance of the examples and not that of the training: six students that differed in their
-initialisation alone had NEs with a standard deviation of 0.36% on 29,000 examples, and of 0.03% on 115,000. Student and
-control begin with equal weights; still, a teacher of 5% of the examples moved students by 0.4% either way."""
-
-USELESS_NE: Final = 1.05
-"""NE above that of the base rate, known afterwards, by more than a drifting base rate costs."""
-
-NOTHING_LEARNED_NE: Final = 0.99
-"""NE above which a model explains next to nothing."""
-
-RATE_COST_PERCENT: Final = 0.2
-"""NE that recalibrating the control takes away. An online model that keeps up is calibrated: sound rates cost 0.00% to
-0.02%, rates 20 times too high or low 0.4% and more."""
-
-SOUND_SCALES: Final = (0.9, 1.15)
-"""Recalibration scale of a control with sound rates; below, its steps overshoot; above, it has not got there yet."""
-
-PAYING_SHARE: Final = 0.1
-"""Share of the teacher's gain from which on a clear gain is worth its teacher."""
-
-LOW_COVERAGE: Final = 0.5
-"""Share of examples with supervision below which a student is taught less than it is left alone."""
-
-LARGE_LOSS: Final = 0.5
-"""Share of the teacher's headroom that age or calibration take away when they are the main cause."""
-
-NOISY_SCALE: Final = 0.6
-"""Recalibration scale of a teacher whose logits vary for the greater part with something else than the label: noise as
-wide as the signal makes it 0.5."""
-
-NOISY_CONFIRMED: Final = 0.25
-"""Share of its disagreement with the control that labels confirm: of a teacher that is right it is near 1, of the
-control's twin about 0.6, as each is right half of the time."""
-
-SMALL_EXPLAINED: Final = 0.5
-"""Share of the entropy that the teacher explains and the control does too, below which the control lacks what the
-teacher has to say; the VMs of the examples have 0.75 to 0.9."""
-
-FLAT_PERCENT: Final = 2.0
-"""Fall of the control's NE from the first to the last third of the scored windows, past which it is still learning."""
 
 Evidence = tuple[str, Mapping[str, float | None]]
 """A sentence, and the figures that it rests on by name."""
@@ -77,8 +45,10 @@ def decide(entry: Json, config: Json) -> dict[str, Any]:
         ``cause``, ``words``, ``figures``, ``settings``, and ``also``: the causes after it that hold as well.
     """
     held = {cause: evidence for cause, ask in CAUSES.items() if (evidence := ask(entry)) is not None}
-    cause, *others = held or {"unclear": None}
-    words, figures = held.get(cause) or _unclear(entry)
+    if not held:
+        held = {"unclear": _unclear(entry)}
+    cause, *others = held
+    words, figures = held[cause]
     return {
         "cause": cause,
         "words": words,
@@ -95,7 +65,7 @@ def worth(percent: float, entry: Json) -> float:
 
 
 def clearly_above(difference: Json | None, percent: float = 0.0) -> bool:
-    """Whether a difference is worth counting, and the whole of its interval above zero."""
+    """Tells whether a difference is worth counting, and the whole of its interval above zero."""
     if difference is None or difference["percent"] is None or difference["interval95"] is None:
         return False
     return bool(difference["interval95"][0] > 0 and difference["percent"] >= percent)
@@ -194,6 +164,8 @@ def _biased(entry: Json) -> Evidence | None:
     ):
         return None
     teacher = entry["predictions"]["teacher"]
+    if teacher["recalibration"] is None:
+        return None
     scale, shift = teacher["recalibration"]["scale"], teacher["recalibration"]["shift"]
     kind = "its predictions are too far apart" if scale < SOUND_SCALES[0] else "its level is wrong"
     kind = "its predictions are too close together" if scale > 1 / SOUND_SCALES[0] else kind

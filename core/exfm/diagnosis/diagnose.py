@@ -51,7 +51,7 @@ def digest(results: Mapping[str, Any]) -> str:
 
 
 def _lessons(results: Json, config: Json) -> tuple[list[Lesson], list[str]]:
-    """The lessons of the models that are measured against a control, and which of these have none and why."""
+    """Lists the lessons of the models that are measured against a control, and which of these have none and why."""
     compared = dict.fromkeys((gain["model"], gain["control"], gain["task"]) for gain in results["gains"])
     lessons, left_out = [], []
     for model, control, task in compared:
@@ -69,13 +69,13 @@ def _taught(model: str, task: str, results: Json, config: Json) -> Iterator[tupl
     for transfer in config["models"].get(model, {}).get("transfer") or ():
         named = transfer["tasks"].get(task) if transfer.get("tasks") else task
         for teacher in teachers_of(transfer):
-            known = elsewhere[teacher]["predictions"] if teacher in elsewhere else results["models"][teacher]["tasks"]
-            if named in known:
+            tasks = elsewhere[teacher]["predictions"] if teacher in elsewhere else results["models"][teacher]["tasks"]
+            if named in tasks:
                 yield teacher, named
 
 
 def _first_window(figures: Json) -> int:
-    """The window from which on overall figures count: they are of the last windows that add up to their examples."""
+    """Finds where the overall figures begin: they are of the last windows that add up to their examples."""
     left = figures["examples"]
     for window in reversed(figures["windows"]):
         left -= window["examples"]
@@ -88,8 +88,8 @@ def _diagnosed(store: Store, lesson: Lesson, results: Json, config: Json) -> Jso
     elsewhere = config.get("teachers") or {}
     rows: TeacherRows
     if lesson.teacher in elsewhere:
-        place = f"{store.workspace.url.rstrip('/')}/config.yaml"
-        rows = ExternalRowsOfTask(lesson.teacher, elsewhere[lesson.teacher], lesson.teacher_task, place)
+        config_name = f"{store.workspace.url.rstrip('/')}/config.yaml"
+        rows = ExternalRowsOfTask(lesson.teacher, elsewhere[lesson.teacher], lesson.teacher_task, config_name)
     else:
         rows = StoredTeacher(store, lesson.teacher, lesson.teacher_task)
     of_teacher = results["models"].get(lesson.teacher, {"tasks": {}})
@@ -116,7 +116,7 @@ def _diagnosed(store: Store, lesson: Lesson, results: Json, config: Json) -> Jso
 
 
 def _share(measured: Json) -> float | None:
-    """The student's gain over the recalibrated teacher's; None where the teacher is not clearly better."""
+    """Divides the student's gain by the recalibrated teacher's; None where the teacher is not clearly better."""
     gain, headroom = measured["gain"], measured["headroom"]["recalibrated"]
     if gain["percent"] is None or headroom["interval95"] is None or headroom["interval95"][0] <= 0:
         return None
@@ -124,15 +124,15 @@ def _share(measured: Json) -> float | None:
 
 
 def _capacity(student: Json, teacher: Json, config: Json) -> Json:
-    """Size of the student, beside its teacher's where that is a model of the run."""
-    own, others = student.get("parameters") or {}, teacher.get("parameters") or {}
-    rows = own["sparse"] / config["embedding_dim"] if own.get("sparse") else None
+    """Describes the size of the student, beside its teacher's where that is a model of the run."""
+    size, teacher_size = student.get("parameters") or {}, teacher.get("parameters") or {}
+    rows = size["sparse"] / config["embedding_dim"] if size.get("sparse") else None
     return {
-        "dense_parameters": own.get("dense"),
-        "sparse_parameters": own.get("sparse"),
+        "dense_parameters": size.get("dense"),
+        "sparse_parameters": size.get("sparse"),
         "flops_per_example": student.get("flops_per_example"),
-        "teacher_dense_parameters": others.get("dense"),
-        "teacher_sparse_parameters": others.get("sparse"),
+        "teacher_dense_parameters": teacher_size.get("dense"),
+        "teacher_sparse_parameters": teacher_size.get("sparse"),
         "teacher_flops_per_example": teacher.get("flops_per_example"),
         "embedding_dim": config["embedding_dim"],
         "examples_per_table_row": student["examples"] / rows if rows else None,

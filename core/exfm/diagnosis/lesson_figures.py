@@ -23,7 +23,7 @@ _AGE_SHARES: Final = (0.1, 0.5, 0.9)
 
 @dataclass
 class FirstPass:
-    """Counts of all rows of a lesson, and levels of its scored ones.
+    """Counts all rows of a lesson, and sums up the levels of its scored ones.
 
     Attributes:
         taught_control: the control on the examples that have supervision.
@@ -71,7 +71,7 @@ class FirstPass:
 
 @dataclass
 class SecondPass:
-    """Comparisons of a lesson's scored rows."""
+    """Compares the models on a lesson's scored rows."""
 
     first: FirstPass
     slices: list[Slices]
@@ -155,16 +155,16 @@ def measure(read: Read, replicates: int, seed: int) -> Json:
 
 def _headroom(second: SecondPass, replicates: int, seed: int) -> Json:
     raw, ordered = difference(second.raw, replicates, seed), difference(second.ordered, replicates, seed)
-    known = raw["percent"] is not None and ordered["percent"] is not None
+    has_both = raw["percent"] is not None and ordered["percent"] is not None
     return {
         "raw": raw,
         "recalibrated": ordered,
-        "calibration_cost_percent": ordered["percent"] - raw["percent"] if known else None,
+        "calibration_cost_percent": ordered["percent"] - raw["percent"] if has_both else None,
     }
 
 
 def _explained(first: FirstPass) -> float | None:
-    """Share of the entropy that the teacher explains and the control does too, both recalibrated, where it teaches."""
+    """Computes the share of the entropy the teacher explains that the control explains too, both recalibrated."""
     control, teacher = first.taught_control.histogram.recalibration(), first.teacher.histogram.recalibration()
     if control is None or teacher is None or teacher.ne >= 1:
         return None
@@ -185,7 +185,7 @@ def _reach(first: FirstPass, second: SecondPass, replicates: int, seed: int) -> 
 
 
 def described(predictions: Predictions) -> Json:
-    """A model's level: NE, NE after recalibration, calibration, and the recalibration."""
+    """Describes a model's level: NE, NE after recalibration, calibration, and the recalibration."""
     fit = predictions.histogram.recalibration()
     return {
         "examples": predictions.moments.examples,
@@ -198,15 +198,15 @@ def described(predictions: Predictions) -> Json:
 
 
 def learning(windows: Sequence[Mapping[str, Any]], first_window: int) -> Json:
-    """How a model's NE moves over the scored windows of results.json.
+    """Describes how a model's NE moves over the scored windows of results.json.
 
     Returns:
         ``ne_worst``, of the worst window, scored or not; ``ne_first`` and ``ne_last``, of the first and the last third
         of the scored windows, weighted by examples, and ``fall_percent`` of the first. None where they have no meaning.
     """
-    known = [window for window in windows if window["ne"] is not None]
-    scored = [(window["ne"], window["examples"]) for window in known if window["window"] >= first_window]
-    worst = max((window["ne"] for window in known), default=None)
+    with_ne = [window for window in windows if window["ne"] is not None]
+    scored = [(window["ne"], window["examples"]) for window in with_ne if window["window"] >= first_window]
+    worst = max((window["ne"] for window in with_ne), default=None)
     third = len(scored) // 3
     if not third:
         return {"ne_worst": worst, "ne_first": None, "ne_last": None, "fall_percent": None}
@@ -215,5 +215,5 @@ def learning(windows: Sequence[Mapping[str, Any]], first_window: int) -> Json:
 
 
 def _mean(scored: Sequence[tuple[float, int]]) -> float:
-    """Mean NE of windows, weighted by their examples."""
+    """Averages the NE of windows, weighted by their examples."""
     return float(np.average([ne for ne, _ in scored], weights=[examples for _, examples in scored]))

@@ -22,7 +22,7 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ServedRows:
-    """What a teacher served to its students for some examples (F,).
+    """Holds what a teacher served to its students for some examples (F,).
 
     Attributes:
         probability: NaN where the teacher has no prediction.
@@ -46,7 +46,7 @@ class TeacherRows(Protocol):
 
 @dataclass(frozen=True)
 class LessonRows:
-    """Examples of one window whose label is known, (E,) each.
+    """Holds the examples of one window whose label is known, (E,) each.
 
     Attributes:
         student, control: probabilities, predicted before training on the example.
@@ -73,7 +73,7 @@ class LessonRows:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One student, taught one task by one teacher.
+    """Names one student, taught one task by one teacher.
 
     Attributes:
         teacher_task: the teacher's name for the task.
@@ -108,9 +108,9 @@ def lesson_rows(
         student, control = student.take(of_student), control.take(of_control)
         fresh = np.full(student.label.size, np.nan)
         if teacher_predicts and window.index in has[lesson.teacher]:
-            own = task_rows(reader, lesson.teacher, window, [lesson.teacher_task])[lesson.teacher_task]
-            of_student, of_teacher = match(student.example_id, own.example_id)
-            fresh[of_student] = own.probability[of_teacher]
+            predicted = task_rows(reader, lesson.teacher, window, [lesson.teacher_task])[lesson.teacher_task]
+            of_student, of_teacher = match(student.example_id, predicted.example_id)
+            fresh[of_student] = predicted.probability[of_teacher]
         yield _with_supervision(window, student, control, fresh, teacher.read(window, student.example_id))
 
 
@@ -139,6 +139,6 @@ def _with_supervision(
 
 
 def logits(probability_E: Doubles) -> Doubles:
-    """Logits of probabilities, clipped as those of the log loss are."""
+    """Computes logits of probabilities, clipped as those of the log loss are."""
     p_E = np.clip(probability_E, CLIP, 1 - CLIP)
     return np.asarray(np.log(p_E) - np.log1p(-p_E))

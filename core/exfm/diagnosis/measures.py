@@ -26,7 +26,7 @@ def recalibrated(probability_E: Doubles, fit: Recalibration) -> Doubles:
 
 
 class Predictions:
-    """Level and recalibration of one model's predictions of one task."""
+    """Sums up level and recalibration of one model's predictions of one task."""
 
     def __init__(self) -> None:
         self.moments = Moments()
@@ -45,7 +45,7 @@ class Predictions:
 
 @dataclass
 class Agreement:
-    """Whether labels and teacher pull a student the same direction.
+    """Measures whether labels and teacher pull a student the same direction.
 
     The gradient of the log loss at the student's logit is ``s - y`` for the label and ``s - t`` for the soft label.
 
@@ -92,7 +92,7 @@ class Agreement:
 
 @dataclass
 class Movement:
-    """How far transfer has moved a student from its control towards its teacher, in logits.
+    """Measures how far transfer has moved a student from its control towards its teacher, in logits.
 
     The slope of ``logit s - logit c`` on ``logit t - logit c``: 0 where the student is its control, 1 where it is its
     teacher.
@@ -110,7 +110,7 @@ class Movement:
 
     @property
     def slope(self) -> float | None:
-        """See above; None where teacher and control are the same."""
+        """The slope; None where teacher and control are the same."""
         return self.products / self.squares if self.squares else None
 
 

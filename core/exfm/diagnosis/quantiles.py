@@ -16,7 +16,7 @@ _EDGES: Final = np.geomspace(1e-3, 1e9, 2401)
 
 
 class QuantileHistogram:
-    """Counts of positive numbers in bins of equal ratio.
+    """Counts positive numbers in bins of equal ratio.
 
     Attributes:
         counts: values below the first edge, between each two edges, and at or above the last.
@@ -35,14 +35,14 @@ class QuantileHistogram:
         return int(self.counts.sum())
 
     def quantiles(self, shares: Sequence[float]) -> list[float] | None:
-        """Lower edges of the bins in which these shares of the values are reached; None without values."""
+        """Finds the lower edges of the bins in which these shares of the values are reached; None without values."""
         if not self.total:
             return None
         bins = np.searchsorted(np.cumsum(self.counts), np.maximum(np.array(shares) * self.total, 0.5), side="left")
         return [float(_EDGES[max(0, min(int(index), _EDGES.size) - 1)]) for index in bins]
 
     def quarters(self) -> list[float]:
-        """Values that cut the stream in four quarters; fewer than three where many values are equal."""
+        """Finds values that cut the stream in four quarters; fewer than three where many values are equal."""
         cuts = self.quantiles((0.25, 0.5, 0.75)) or []
         # A cut at the lowest bin leaves nothing below it.
         lowest = _EDGES[max(0, int(np.flatnonzero(self.counts)[0]) - 1)] if cuts else 0.0

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
+
+from exfm.config.checks import CONTROL_SUFFIX
+from exfm.diagnosis.thresholds import EXPLODED_NE
 
 Json = Mapping[str, Any]
 
 
-EXPLODED_NE: Final = 1.2
-"""NE of a window past which a model has not merely begun badly: sound rates begin at 1.04 to 1.13."""
-
-
 def exploded(entry: Json) -> bool:
-    """Whether the control's NE ran away in some window, as it does with rates that are far too high."""
+    """Tells whether the control's NE ran away in some window, as it does with rates that are far too high."""
     return (entry["learning"]["ne_worst"] or 0.0) > EXPLODED_NE
 
 
@@ -27,7 +26,7 @@ def settings_to_try(cause: str, entry: Json, config: Json) -> list[str]:
     model, teacher = entry["model"], entry["teacher"]
     makers: dict[str, Callable[[], list[str]]] = {
         "scarce_traffic": lambda: _scarce(model, config),
-        "wrong_rate": lambda: _rates(model, entry, config),
+        "wrong_rate": lambda: _rates(entry, config),
         "low_coverage": lambda: _coverage(model, teacher, entry, config),
         "stale_teacher": lambda: _staleness(teacher, config),
         "noisy_teacher": lambda: _noise(teacher, entry, config),
@@ -47,7 +46,8 @@ def _scarce(model: str, config: Json) -> list[str]:
     return [f"models.{model}.where: more traffic", *settings] if config["models"][model].get("where") else settings
 
 
-def _rates(model: str, entry: Json, config: Json) -> list[str]:
+def _rates(entry: Json, config: Json) -> list[str]:
+    model = entry["control"].removesuffix(CONTROL_SUFFIX)
     control = entry["predictions"]["control"]
     higher = control["recalibration"]["scale"] > 1 and not exploded(entry)
     factor = 4.0 if higher else 0.25
@@ -61,7 +61,7 @@ def _rates(model: str, entry: Json, config: Json) -> list[str]:
 
 
 def _transfer_key(entry: Json, config: Json) -> tuple[str, Json]:
-    """The key path of the transfer that teaches the lesson, and its section."""
+    """Finds the key path of the transfer that teaches the lesson, and its section."""
     model, teacher = entry["model"], entry["teacher"]
     for index, transfer in enumerate(config["models"][model]["transfer"]):
         if teacher in teachers_of(transfer):

@@ -49,7 +49,7 @@ class Activity:
 
 @dataclass
 class Slices:
-    """The student's gain and the teacher's headroom in the slices of one dimension.
+    """Measures the student's gain and the teacher's headroom in the slices of one dimension.
 
     Attributes:
         values: a number of each example (E,), not finite where there is none.
@@ -83,7 +83,7 @@ class Slices:
             add_losses(self.headroom[number], rows.take(taught), teacher_E[taught], control_E[taught])
 
     def result(self, seed: int) -> list[dict[str, Any]]:
-        """The slices' entries of a diagnosis."""
+        """Describes the slices as entries of a diagnosis."""
         ends = [None, *self.cuts, None]
         return [
             {
@@ -98,7 +98,7 @@ class Slices:
 
 
 def difference(losses: PairedLosses, replicates: int, seed: int) -> dict[str, Any]:
-    """A difference of log losses for a diagnosis: NE gain in percent of the baseline's, with its interval."""
+    """Describes a difference of log losses for a diagnosis: NE gain in percent of the baseline's, with its interval."""
     bounds = losses.interval95(replicates, seed)
     return {
         "percent": losses.gain,

@@ -9,17 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from exfm.config.experiment import ExternalTeacher
 from exfm.config.external_files import ExternalFiles
 from exfm.diagnosis.lessons import ServedRows
+from exfm.errors import ConfigError
 from exfm.evaluation.metrics import Ints
 from exfm.interfaces.data_source import Window
 from exfm.supervision.store import Store
 
 
 class StoredTeacher:
-    """Supervision of one task by a model of the run, from the run's folder."""
+    """Reads supervision of one task by a model of the run, from the run's folder."""
 
     def __init__(self, store: Store, teacher: str, task: str) -> None:
         self._store = store
@@ -51,24 +53,32 @@ class StoredTeacher:
         return window.index in self._windows
 
 
-class ExternalRowsOfTask:
-    """Supervision of one task by a teacher from elsewhere, in memory as while it teaches: 12 bytes per row."""
+def _resolved(section: Mapping[str, Any], name: str) -> Any:
+    """Resolves the references to environment variables that a run's config keeps."""
+    try:
+        return OmegaConf.to_container(OmegaConf.create(dict(section)), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{name}: {' '.join(str(error).split())}") from error
 
-    def __init__(self, teacher: str, config: Mapping[str, Any], task: str, place: str) -> None:
-        resolved = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
-        assert isinstance(resolved, dict)
-        column = {task: resolved["predictions"][task]}
-        files = ExternalFiles(
-            ExternalTeacher.model_validate({**resolved, "predictions": column}), f"{place}: teachers.{teacher}"
-        )
-        rows = files.read()
+
+class ExternalRowsOfTask:
+    """Holds supervision of one task by a teacher from elsewhere, as in training: 12 bytes per row.
+
+    Raises:
+        ConfigError: its files are not where they were, or a reference to an environment variable has no value.
+    """
+
+    def __init__(self, teacher: str, config: Mapping[str, Any], task: str, name: str) -> None:
+        column = {task: config["predictions"][task]}
+        section = _resolved({**config, "predictions": column}, f"{name}: teachers.{teacher}")
+        rows = ExternalFiles(ExternalTeacher.model_validate(section), f"{name}: teachers.{teacher}").read()
         order = np.argsort(rows.example_id, kind="stable")
         self._sorted_id, self._probability = rows.example_id[order], rows.probabilities[task][order]
 
     def read(self, window: Window, example_id: Ints) -> ServedRows:
-        """Looks the ids up."""
+        """Looks up the ids."""
         if not self._sorted_id.size:
             return ServedRows(example_id[:0], np.zeros(0))
         index = np.minimum(np.searchsorted(self._sorted_id, example_id), self._sorted_id.size - 1)
-        found = self._sorted_id[index] == example_id
-        return ServedRows(example_id[found], self._probability[index[found]])
+        is_hit = self._sorted_id[index] == example_id
+        return ServedRows(example_id[is_hit], self._probability[index[is_hit]])

@@ -18,7 +18,7 @@ _FIGURES = ("verdict", "NE gain (95% interval)", "headroom (95% interval)", "gai
 
 
 def diagnosis_table(diagnosis: Json) -> FittedTable:
-    """The verdict of each student, task and teacher beside its main figures, and below the table settings to try."""
+    """Shows the verdict of each student, task and teacher beside its main figures, and settings to try below."""
     notes = []
     for entry in diagnosis["students"]:
         notes.append(f"\n{entry['model']}, {entry['task']}, taught by {entry['teacher']}: {entry['verdict']['words']}")
@@ -40,7 +40,7 @@ def diagnosis_table(diagnosis: Json) -> FittedTable:
         verdict = Text(entry["verdict"]["cause"], style="green" if entry["verdict"]["cause"] == "pays" else "")
         cells: list[Text | str] = [verdict, difference(entry["gain"]), difference(entry["headroom"]["recalibrated"])]
         cells += [
-            percent(entry["gain_share"], 0),
+            fixed(entry["gain_share"], 2),
             percent(entry["reach"]["supervised_share"]),
             fixed(entry["agreement"]["confirmed"], 2),
         ]
@@ -49,7 +49,7 @@ def diagnosis_table(diagnosis: Json) -> FittedTable:
 
 
 def difference(figure: Json | None) -> str:
-    """A difference in percent with its interval."""
+    """Writes a difference in percent with its interval."""
     if figure is None or figure["percent"] is None:
         return MISSING
     bounds = "" if figure["interval95"] is None else f" ({interval(figure['interval95'])})"
