@@ -79,3 +79,15 @@ def test_figures_without_a_meaning_are_none() -> None:
     found = measured(windows)
     assert found["gain"]["percent"] is None and found["headroom"]["recalibrated"]["percent"] is None
     assert found["predictions"]["control"]["recalibration"] is None
+
+
+def test_the_spread_of_a_control_that_explains_nothing_is_chance() -> None:
+    """Scale and level of predictions that hardly vary say nothing about rates, unless the training blew up before."""
+    blind = {"control": lambda logit, rng: -1.0 + rng.normal(0, 0.02, logit.size), "moved": 0.0}
+    windows = lesson(**blind)
+    found = diagnosed(windows)
+    control = found["predictions"]["control"]
+    assert control["ne"] - control["ne_recalibrated"] > 0.002 and not 0.9 < control["recalibration"]["scale"] < 1.15
+    assert found["verdict"]["cause"] == "small_student"
+    windows[0].control[:] = 0.999
+    assert diagnosed(windows)["verdict"]["cause"] == "wrong_rate"

@@ -89,12 +89,12 @@ def _wrong_rate(entry: Json) -> Evidence | None:
         return None
     cost, scale, worst = 100 * (ne - better) / ne, fit["scale"], entry["learning"]["ne_worst"]
     figures = {"control_ne": ne, "control_scale": scale, "recalibration_takes_percent": cost, "worst_window_ne": worst}
-    if ne > USELESS_NE or (ne > NOTHING_LEARNED_NE and exploded(entry)):
+    if ne > USELESS_NE or (better > NOTHING_LEARNED_NE and exploded(entry)):
         return (
             "Even without a teacher the student does no better than the base rate: its training is in trouble.",
             figures,
         )
-    if cost < RATE_COST_PERCENT or SOUND_SCALES[0] <= scale <= SOUND_SCALES[1]:
+    if better > NOTHING_LEARNED_NE or cost < RATE_COST_PERCENT or SOUND_SCALES[0] <= scale <= SOUND_SCALES[1]:
         return None
     if scale < 1:
         return (
