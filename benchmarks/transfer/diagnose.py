@@ -1,6 +1,6 @@
 """How often `exfm diagnose` names a cause that was planted: runs on the simulated stream, several causes in each.
 
-    python benchmarks/transfer/diagnose.py --seeds 0-9 --folder runs/diagnose
+    python benchmarks/transfer/diagnose.py --seeds 20-29 --folder runs/diagnose
 
 A run per seed trains an FM, and another a student for every plant, all of the same shape but where the plant says so.
 Teachers from elsewhere are the FM's predictions, distorted. What is complete in the folder is not trained again.
@@ -111,7 +111,7 @@ DISTORTIONS: dict[str, Callable[[Logits, np.random.Generator], Logits]] = {
 def main() -> None:
     """Runs what is missing and prints the table of verdicts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="0-9", help="FIRST-LAST")
+    parser.add_argument("--seeds", default="20-29", help="FIRST-LAST")
     parser.add_argument("--folder", type=Path, default=Path("runs/diagnose"))
     parser.add_argument("--mild", action="store_true", help="plants of lower strength")
     parser.add_argument("--days", type=int, default=8)
