@@ -32,6 +32,7 @@ _COMMANDS = {
     "plan": "Where models would go on any number of devices, what each would hold and send, and whether it fits.",
     "validate": "Check experiment files without running them.",
     "report": "Write the HTML report again from results.json.",
+    "diagnose": "Why transfer pays or does not, for each taught model of a finished run.",
     "repair": "Check a run's committed files, and take it back to before what is damaged.",
     "log": "What a run has committed, to TensorBoard or MLflow.",
     "plugins": "Every plugin: distribution, version, components, status.",

@@ -11,7 +11,8 @@ from exfm.redaction import without_credentials
 
 
 def command(run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run's folder, any fsspec URL.")]) -> None:
-    """Writes report.html from results.json and config.yaml."""
+    """Writes report.html from results.json and config.yaml, with the diagnosis of these results where there is one."""
+    from exfm.reporting.diagnosis_table import kept_diagnosis
     from exfm.reporting.html import render_report
     from exfm.reporting.results import CONFIG_FILE, REPORT_FILE, RESULTS_FILE
     from exfm.supervision.workspace import Workspace
@@ -23,5 +24,7 @@ def command(run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="A ru
             f"{run_dir}: no {' and no '.join(missing)} here; `exfm run` writes them when a run is complete"
         )
     config = workspace.read(CONFIG_FILE).decode()
-    workspace.write(REPORT_FILE, render_report(workspace.read_json(RESULTS_FILE), config).encode())
+    results = workspace.read_json(RESULTS_FILE)
+    page = render_report(results, config, kept_diagnosis(workspace, results))
+    workspace.write(REPORT_FILE, page.encode())
     typer.echo(without_credentials(f"report: {run_dir.rstrip('/')}/{REPORT_FILE}"))

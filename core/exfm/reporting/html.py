@@ -50,7 +50,7 @@ def environment() -> Environment:
     return pages
 
 
-def render_report(results: Json, config_yaml: str) -> str:
+def render_report(results: Json, config_yaml: str, diagnosis: Json | None = None) -> str:
     """The page for a run's results.json and its resolved config: styles and plots inside, no script, no network.
 
     The same arguments give the same page. Parts that the results lack (gains, costs, supervision) are left out.
@@ -64,6 +64,7 @@ def render_report(results: Json, config_yaml: str) -> str:
         .render(
             results=results,
             config_yaml=config_yaml,
+            diagnosis=diagnosis,
             useless=useless(results),
             comparisons=compared,
             verdicts=Counter(comparison["verdict"] for comparison in compared),

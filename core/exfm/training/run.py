@@ -9,6 +9,7 @@ from exfm.config.baselines import shared_tasks
 from exfm.config.checks import Arm
 from exfm.config.experiment import ComparedPair
 from exfm.config.loading import Experiment
+from exfm.diagnosis.diagnose import DIAGNOSIS_FILE
 from exfm.errors import ConfigError
 from exfm.evaluation.evaluate import Arm as Comparison
 from exfm.evaluation.evaluate import ExperimentView, Pair, evaluate
@@ -22,7 +23,7 @@ from exfm.training.identity import RUN_FILE, component_notes, open_run
 from exfm.training.loop import StreamLoop
 from exfm.training.progress import Progress
 
-RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, RUN_FILE)
+RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, DIAGNOSIS_FILE, RUN_FILE)
 
 
 def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
@@ -97,13 +98,15 @@ def finish(experiment: Experiment, store: Store, time: dict[str, Any], config_ya
     Args:
         time: where the time of this call went, for results.json.
     """
+    from exfm.reporting.diagnosis_table import kept_diagnosis
     from exfm.reporting.html import render_report  # matplotlib, which the first batch need not wait for
 
     figures = evaluate(store, _view(experiment))
     results: dict[str, Any] = concealed(assemble(experiment, store, figures, time))
     results["notes"] = [redact(note) for note in (*results["notes"], *component_notes(experiment, store))]
     store.workspace.write_json(RESULTS_FILE, results)
-    store.workspace.write(REPORT_FILE, render_report(results, config_yaml).encode())
+    page = render_report(results, config_yaml, kept_diagnosis(store.workspace, results))
+    store.workspace.write(REPORT_FILE, page.encode())
     return results
 
 
