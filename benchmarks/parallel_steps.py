@@ -59,6 +59,8 @@ def measure(plan_text: str, batch_size: int, steps: int) -> None:
     from exfm.training.trainer import StepLabels, Trainer
 
     overrides = [f"parallel={plan_text}", f"models.fm.batch_size={batch_size}", "stream.source.days=2"]
+    # The FM alone is measured; states are refused with several processes.
+    overrides += ["models.fm.supervision={}", "models.vm.transfer=[{name: direct, teacher: fm}]"]
     experiment = exfm.load_experiment(str(EXPERIMENT), overrides)
     arm, schema = experiment.arms[0], experiment.schema
     plan = build_plan(experiment)

@@ -169,7 +169,7 @@ def test_only_the_adapters_students_learn_a_corrected_label(results: Any) -> Non
     corrected = {
         name for name, found in students.items() if "corrected" in {entry["label"] for entry in found["soft_labels"]}
     }
-    assert corrected == {"adapter", "adapter_shared"}
+    assert corrected == {"adapter", "adapter_shared", "adapter_alone", "published"}
 
 
 def test_the_fm_grows_and_the_vm_does_not(results: Any) -> None:
