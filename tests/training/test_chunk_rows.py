@@ -15,7 +15,7 @@ from .logs import DAY_US, DAYS, START_US, experiment_dict, load, make_log, predi
 
 BATCH = 64
 ROWS_PER_DAY = 5 * BATCH  # whole batches, so that windows end with whole ones, and no whole number of larger chunks
-CHUNKS = (64, 128, 256, 320)
+CHUNKS = (64, 320)
 FOLLOWED = {
     "states": ({"states": {"user": ["user"]}, "state_dim": 4}, {"name": "compact_features", "teacher": "fm"}),
     "rows": ({"rows": ["user"]}, {"name": "parameter_sharing", "teacher": "fm", "parts": {"table/user": "added"}}),
