@@ -14,8 +14,7 @@ import pytest
 import yaml
 
 import exfm
-from exfm.diagnosis.lessons import logits
-from exfm.evaluation.metrics import log_losses
+from exfm.evaluation.metrics import log_losses, logits
 
 from ..conftest import Outcome
 

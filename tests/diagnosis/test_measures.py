@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from exfm.diagnosis.lesson_figures import learning
-from exfm.diagnosis.lessons import LessonRows, logits
+from exfm.diagnosis.lessons import LessonRows
 from exfm.diagnosis.measures import Agreement, Movement
 from exfm.diagnosis.quantiles import QuantileHistogram
 from exfm.diagnosis.slices import Activity
-from exfm.evaluation.metrics import log_losses
+from exfm.evaluation.metrics import log_losses, logits
 
 from .simulated import FIRST, lesson, measured
 

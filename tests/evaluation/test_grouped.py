@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from exfm.evaluation.grouped import GroupedAuc, GroupedRows, grouped_auc, mix, whole_groups
+from exfm.evaluation.grouped import GroupedAuc, GroupedRows, grouped_auc, mix, score_runs, whole_groups
 
 rows_lists = st.lists(
     st.tuples(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 4), st.integers(0, 5), st.booleans()), max_size=60
@@ -38,7 +38,7 @@ def by_loop(rows: GroupedRows) -> float | None:
 @given(rows_lists)
 def test_equals_a_loop_over_the_groups(raw: list[tuple[int, int, bool]]) -> None:
     rows = rows_of(raw)
-    assert grouped_auc(rows).gauc == pytest.approx(by_loop(rows), abs=1e-12)
+    assert grouped_auc(score_runs(rows)).gauc == pytest.approx(by_loop(rows), abs=1e-12)
 
 
 @given(rows_lists, st.integers(1, 70), st.integers(1, 20))
@@ -55,9 +55,9 @@ def test_passes_and_chunks_change_nothing(raw: list[tuple[int, int, bool]], per_
 
     totals = {"click": GroupedAuc(), "none_positive": GroupedAuc()}
     for task, groups in whole_groups(read, rows=len(raw), rows_per_pass=per_pass):
-        totals[task] += grouped_auc(groups)
+        totals[task] += grouped_auc(score_runs(groups))
     assert reads == max(1, -(-len(raw) // per_pass))
-    assert totals["click"].gauc == pytest.approx(grouped_auc(rows).gauc, abs=1e-12)
+    assert totals["click"].gauc == pytest.approx(grouped_auc(score_runs(rows)).gauc, abs=1e-12)
     assert totals["none_positive"].gauc is None
 
 
@@ -65,12 +65,12 @@ def test_groups_weigh_by_their_examples() -> None:
     right = [(1, 0, False), (1, 5, True)]
     wrong = [(2, 5, False), (2, 0, True), (2, 0, True), (2, 0, True)]
     one_class = [(3, 0, True)] * 10
-    assert grouped_auc(rows_of(right + wrong + one_class)) == GroupedAuc(2.0, 6)
+    assert grouped_auc(score_runs(rows_of(right + wrong + one_class))) == GroupedAuc(2.0, 6)
 
 
 def test_negative_zero_ties_with_zero() -> None:
     rows = GroupedRows(np.zeros(2, np.int64), np.array([-0.0, 0.0], np.float32), np.array([False, True]))
-    assert grouped_auc(rows).gauc == 0.5
+    assert grouped_auc(score_runs(rows)).gauc == 0.5
 
 
 def test_rows_of_a_pass_are_a_fair_share_even_for_regular_ids() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exfm.evaluation.grouped import GroupedRows, whole_groups
+from exfm.evaluation.grouped import GroupedRows, score_runs, whole_groups
 from exfm.evaluation.recall import GroupedRecall, grouped_recall
 
 rows_lists = st.lists(
@@ -47,14 +47,14 @@ def by_loop(rows: list[tuple[int, int, bool]], k: int) -> GroupedRecall:
 
 @given(rows_lists, st.integers(1, 6))
 def test_equals_a_loop_over_the_groups(raw: list[tuple[int, int, bool]], k: int) -> None:
-    found, expected = grouped_recall(rows_of(raw), k), by_loop(raw, k)
+    found, expected = grouped_recall(score_runs(rows_of(raw)), k), by_loop(raw, k)
     assert (found.groups, found.examples) == (expected.groups, expected.examples)
     assert found.recall_sum == pytest.approx(expected.recall_sum, abs=1e-12)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=2, max_size=6), st.integers(1, 5))
 def test_a_tie_counts_what_it_counts_on_average_over_all_orders(raw: list[tuple[int, bool]], k: int) -> None:
-    found = grouped_recall(rows_of([(7, score, label) for score, label in raw]), k)
+    found = grouped_recall(score_runs(rows_of([(7, score, label) for score, label in raw])), k)
     positives = sum(label for _, label in raw)
     if not positives or len(raw) <= k:
         assert found == GroupedRecall()
@@ -73,8 +73,8 @@ def test_passes_and_chunks_change_nothing(raw: list[tuple[int, int, bool]], per_
 
     total = GroupedRecall()
     for _, groups in whole_groups(read, rows=len(raw), rows_per_pass=per_pass):
-        total += grouped_recall(groups, 2)
-    expected = grouped_recall(rows, 2)
+        total += grouped_recall(score_runs(groups), 2)
+    expected = grouped_recall(score_runs(rows), 2)
     assert (total.groups, total.examples) == (expected.groups, expected.examples)
     assert total.recall_sum == pytest.approx(expected.recall_sum, abs=1e-12)
 
@@ -83,5 +83,5 @@ def test_groups_that_any_ranking_would_serve_do_not_count() -> None:
     short = [(1, 0, True), (1, 1, False)]
     no_positive = [(2, score, False) for score in range(4)]
     found_half = [(3, 3, True), (3, 2, False), (3, 1, False), (3, 0, True)]
-    assert grouped_recall(rows_of(short + no_positive + found_half), 2) == GroupedRecall(0.5, 1, 4)
-    assert grouped_recall(rows_of(short + no_positive), 2).recall is None
+    assert grouped_recall(score_runs(rows_of(short + no_positive + found_half)), 2) == GroupedRecall(0.5, 1, 4)
+    assert grouped_recall(score_runs(rows_of(short + no_positive)), 2).recall is None

@@ -16,9 +16,9 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Says of each taught model with a control why transfer pays or does not; writes diagnosis.json and report.html."""
-    from exfm.diagnosis.diagnose import DIAGNOSIS_FILE, diagnose
+    from exfm.diagnosis.diagnose import diagnose
     from exfm.reporting.html import render_report
-    from exfm.reporting.results import CONFIG_FILE, REPORT_FILE, RESULTS_FILE
+    from exfm.reporting.results import CONFIG_FILE, DIAGNOSIS_FILE, REPORT_FILE, RESULTS_FILE
     from exfm.supervision.store import Store
 
     store = Store(run_dir)

@@ -15,7 +15,6 @@ from exfm.diagnosis.settings import teachers_of
 from exfm.diagnosis.supervision import ExternalRowsOfTask, StoredTeacher
 from exfm.supervision.store import Store
 
-DIAGNOSIS_FILE: Final = "diagnosis.json"
 _UNSLICED: Final = "no slices by surface or domain: predictions keep none"
 
 

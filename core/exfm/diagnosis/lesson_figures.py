@@ -8,11 +8,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from exfm.diagnosis.lessons import LessonRows, logits
+from exfm.diagnosis.lessons import LessonRows
 from exfm.diagnosis.measures import Agreement, Movement, Predictions, add_losses, recalibrated
 from exfm.diagnosis.quantiles import QuantileHistogram
 from exfm.diagnosis.slices import Activity, Slices, difference, make_slices
 from exfm.evaluation.intervals import PairedLosses
+from exfm.evaluation.metrics import logits
 
 Json = dict[str, Any]
 Read = Callable[[bool], Iterable[LessonRows]]

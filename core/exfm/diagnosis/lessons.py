@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exfm.evaluation.intervals import match
-from exfm.evaluation.metrics import CLIP, Bools, Floats, Ints
+from exfm.evaluation.metrics import Bools, Floats, Ints
 from exfm.evaluation.predictions import PredictionReader, TaskRows, task_rows
 from exfm.interfaces.data_source import Window
 
@@ -136,9 +136,3 @@ def _with_supervision(
         age_s=age_E,
         event_time_us=time_E,
     )
-
-
-def logits(probability_E: Doubles) -> Doubles:
-    """Computes logits of probabilities, clipped as those of the log loss are."""
-    p_E = np.clip(probability_E, CLIP, 1 - CLIP)
-    return np.asarray(np.log(p_E) - np.log1p(-p_E))

@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from exfm.diagnosis.lessons import Doubles, LessonRows, logits
+from exfm.diagnosis.lessons import Doubles, LessonRows
 from exfm.evaluation.intervals import PairedLosses
-from exfm.evaluation.metrics import Bools, Moments, log_losses
+from exfm.evaluation.metrics import Bools, Moments, log_losses, logits
 from exfm.evaluation.recalibration import LogitHistogram, Recalibration
 
 IDENTITY: Final = Recalibration(ne=math.nan, scale=1.0, shift=0.0)

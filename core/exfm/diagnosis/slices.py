@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from exfm.diagnosis.lessons import LessonRows, logits
+from exfm.diagnosis.lessons import LessonRows
 from exfm.diagnosis.measures import add_losses
 from exfm.diagnosis.quantiles import QuantileHistogram
 from exfm.evaluation.grouped import mix
 from exfm.evaluation.intervals import PairedLosses
-from exfm.evaluation.metrics import Ints
+from exfm.evaluation.metrics import Ints, logits
 
 _ACTIVITY_CELLS: Final = 1 << 18
 """Counters of users, by hash: two of a million users share a counter of 2 MiB in all, and look a little more active."""

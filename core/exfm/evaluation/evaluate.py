@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from exfm.evaluation.gains import Arm, compare_arm
-from exfm.evaluation.grouped import GroupedAuc, GroupedRows, grouped_auc, whole_groups
+from exfm.evaluation.grouped import GroupedAuc, GroupedRows, grouped_auc, score_runs, whole_groups
 from exfm.evaluation.intervals import PairedLosses
 from exfm.evaluation.metrics import AucHistogram, Moments, auc
 from exfm.evaluation.pairs import Pair, compare_pair, distinct_pairs
@@ -100,8 +100,9 @@ class GroupedScores:
 
     def add(self, rows: GroupedRows) -> None:
         """Adds all rows of some groups."""
-        self.auc += grouped_auc(rows)
-        self.recall = {k: recall + grouped_recall(rows, k) for k, recall in self.recall.items()}
+        runs = score_runs(rows)
+        self.auc += grouped_auc(runs)
+        self.recall = {k: recall + grouped_recall(runs, k) for k, recall in self.recall.items()}
 
 
 @dataclass

@@ -56,19 +56,43 @@ class GroupedAuc:
         return self.weighted_auc / self.weight if self.weight else None
 
 
-def grouped_auc(rows: GroupedRows) -> GroupedAuc:
-    """GAUC's sums over all rows of some groups, a tie counting one half."""
-    if rows.group.size == 0:
-        return GroupedAuc()
-    key_E = sorted_keys(rows)
-    run_R = starts(key_E >> np.uint64(1))
-    size_R = np.diff(run_R, append=key_E.size)
-    positives_R = np.add.reduceat((key_E & np.uint64(1)).astype(np.int64), run_R)
-    negatives_R = size_R - positives_R
+@dataclass(frozen=True)
+class ScoreRuns:
+    """Rows counted in runs of equal scores, by group and with ascending scores: what figures inside groups need.
 
-    first_G = starts(key_E[run_R] >> np.uint64(33))
+    Attributes:
+        start_R: position of each run's first row among all rows.
+        size_R, positives_R: rows of each run, and how many of them are positive.
+        first_G: each group's first run.
+    """
+
+    start_R: npt.NDArray[np.intp]
+    size_R: Ints
+    positives_R: Ints
+    first_G: npt.NDArray[np.intp]
+
+
+def score_runs(rows: GroupedRows) -> ScoreRuns:
+    """Sorts all rows of some groups and counts them in runs."""
+    key_E = _sorted_keys(rows)
+    start_R = _starts(key_E >> np.uint64(1))
+    return ScoreRuns(
+        start_R=start_R,
+        size_R=np.diff(start_R, append=key_E.size),
+        positives_R=np.add.reduceat((key_E & np.uint64(1)).astype(np.int64), start_R),
+        first_G=_starts(key_E[start_R] >> np.uint64(33)),
+    )
+
+
+def grouped_auc(runs: ScoreRuns) -> GroupedAuc:
+    """GAUC's sums over all rows of some groups, a tie counting one half."""
+    if runs.start_R.size == 0:
+        return GroupedAuc()
+    positives_R, first_G = runs.positives_R, runs.first_G
+    negatives_R = runs.size_R - positives_R
+
     below_R = np.cumsum(negatives_R) - negatives_R
-    below_R -= np.repeat(below_R[first_G], np.diff(first_G, append=run_R.size))
+    below_R -= np.repeat(below_R[first_G], np.diff(first_G, append=runs.start_R.size))
     ordered_G = np.add.reduceat(positives_R * (below_R + negatives_R / 2), first_G)
     positives_G = np.add.reduceat(positives_R, first_G)
     negatives_G = np.add.reduceat(negatives_R, first_G)
@@ -79,7 +103,7 @@ def grouped_auc(rows: GroupedRows) -> GroupedAuc:
     return GroupedAuc(float(auc_G @ size_G), int(size_G.sum()))
 
 
-def sorted_keys(rows: GroupedRows) -> npt.NDArray[np.uint64]:
+def _sorted_keys(rows: GroupedRows) -> npt.NDArray[np.uint64]:
     """Group (31 bits), probability (32) and label (1) of each row in one integer that sorts in this order.
 
     The bits of non-negative floats are ordered as the floats are.
@@ -92,9 +116,11 @@ def sorted_keys(rows: GroupedRows) -> npt.NDArray[np.uint64]:
     return key_E
 
 
-def starts(sorted_E: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+def _starts(sorted_E: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
     """Where each run of equal values begins."""
-    return np.flatnonzero(np.concatenate(([True], sorted_E[1:] != sorted_E[:-1])))
+    begins_E = np.ones(sorted_E.size, np.bool_)
+    begins_E[1:] = sorted_E[1:] != sorted_E[:-1]
+    return np.flatnonzero(begins_E)
 
 
 def whole_groups(

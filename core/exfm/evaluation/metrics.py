@@ -31,6 +31,12 @@ def log_losses(probability_E: Floats, label_E: Bools) -> npt.NDArray[np.float64]
     return -np.log(np.where(label_E, p_E, 1 - p_E))
 
 
+def logits(probability_E: Floats) -> npt.NDArray[np.float64]:
+    """Computes logits of probabilities, (E,), clipped as those of the log loss are."""
+    p_E = np.clip(probability_E.astype(np.float64), CLIP, 1 - CLIP)
+    return np.asarray(np.log(p_E) - np.log1p(-p_E))
+
+
 def entropy(rate: float) -> float:
     """Entropy of a coin in nats: the log loss of always predicting ``rate`` where that is the share of positives."""
     return -sum(p * math.log(p) for p in (rate, 1 - rate) if p > 0)

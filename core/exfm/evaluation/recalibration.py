@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from exfm.evaluation.metrics import CLIP, Bools, Floats, Ints, entropy
+from exfm.evaluation.metrics import CLIP, Bools, Floats, Ints, entropy, logits
 
 Doubles = npt.NDArray[np.float64]
 
@@ -63,8 +63,7 @@ class LogitHistogram:
 
     def add(self, probability_E: Floats, label_E: Bools) -> None:
         """Counts E more examples, their probabilities clipped as those of the log loss are."""
-        p_E = np.clip(probability_E.astype(np.float64), CLIP, 1 - CLIP)
-        logit_E = np.log(p_E) - np.log1p(-p_E)
+        logit_E = logits(probability_E)
         bin_E = np.clip((logit_E + _LIMIT) * (_BINS / (2 * _LIMIT)), 0, _BINS - 1).astype(np.int64)
         cell_E = bin_E * 2 + label_E
         self.counts += np.bincount(cell_E, minlength=2 * _BINS).reshape(-1, 2)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exfm.evaluation.grouped import GroupedRows, sorted_keys, starts
+from exfm.evaluation.grouped import ScoreRuns
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,18 @@ class GroupedRecall:
         return self.recall_sum / self.groups if self.groups else None
 
 
-def grouped_recall(rows: GroupedRows, k: int) -> GroupedRecall:
+def grouped_recall(runs: ScoreRuns, k: int) -> GroupedRecall:
     """Computes recall@k's sums over all rows of some groups, a tie counting by expectation over its orders."""
-    if rows.group.size == 0:
+    if runs.start_R.size == 0:
         return GroupedRecall()
-    key_E = sorted_keys(rows)
-    run_R = starts(key_E >> np.uint64(1))
-    size_R = np.diff(run_R, append=key_E.size)
-    positives_R = np.add.reduceat((key_E & np.uint64(1)).astype(np.int64), run_R)
-
-    first_G = starts(key_E[run_R] >> np.uint64(33))
+    size_R, first_G = runs.size_R, runs.first_G
     size_G = np.add.reduceat(size_R, first_G)
-    positives_G = np.add.reduceat(positives_R, first_G)
+    positives_G = np.add.reduceat(runs.positives_R, first_G)
     end_G = np.cumsum(size_G)
-    above_R = np.repeat(end_G, np.diff(first_G, append=run_R.size)) - (run_R + size_R)
+    above_R = np.repeat(end_G, np.diff(first_G, append=runs.start_R.size)) - (runs.start_R + size_R)
     # Of a run that rank k cuts, each row is as likely to be above the cut as any other.
     share_R = np.clip(k - above_R, 0, size_R) / size_R
-    hits_G = np.add.reduceat(positives_R * share_R, first_G)
+    hits_G = np.add.reduceat(runs.positives_R * share_R, first_G)
 
     counts_G = (positives_G > 0) & (size_G > k)
     recall_G = hits_G[counts_G] / positives_G[counts_G]

@@ -17,7 +17,7 @@ from exfm.supervision.late import LateLog, some_of
 from exfm.supervision.store import Store
 
 CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"
-CHANGES_FILE = "changes.json"
+CHANGES_FILE, DIAGNOSIS_FILE = "changes.json", "diagnosis.json"
 
 
 def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time: dict[str, Any]) -> dict[str, Any]:

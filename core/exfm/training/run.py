@@ -9,14 +9,13 @@ from exfm.config.baselines import shared_tasks
 from exfm.config.checks import Arm
 from exfm.config.experiment import ComparedPair
 from exfm.config.loading import Experiment
-from exfm.diagnosis.diagnose import DIAGNOSIS_FILE
 from exfm.errors import ConfigError
 from exfm.evaluation.evaluate import Arm as Comparison
 from exfm.evaluation.evaluate import ExperimentView, Pair, evaluate
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.redaction import concealed, redact
 from exfm.reporting.progress import StreamProgress, in_notebook
-from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE, REPORT_FILE, RESULTS_FILE, assemble
+from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE, DIAGNOSIS_FILE, REPORT_FILE, RESULTS_FILE, assemble
 from exfm.supervision.commits import NONE
 from exfm.supervision.store import Store
 from exfm.training.identity import RUN_FILE, component_notes, open_run
