@@ -1,4 +1,4 @@
-# make demo: the main job on the embedded data.  make test: lint, types, imports, tests.  make docs: the site.
+# make demo: the main job on the embedded data.  make test: lint, words, types, imports, tests.  make docs: the site.
 # On Linux, give pip the CPU index of PyTorch, or it takes a CUDA build:
 #   make demo PIP_ARGS="--extra-index-url URL"        (URL: see pytorch.org/get-started, Compute Platform "CPU")
 
@@ -42,6 +42,7 @@ test: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.words
 	$(MAKE) --jobs 2 --output-sync=none types unit
 
 types:
