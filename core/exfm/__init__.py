@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from exfm.errors import ConfigError as ConfigError
     from exfm.errors import NotYetError as NotYetError
     from exfm.errors import RunError as RunError
+    from exfm.errors import suggestion as suggestion
     from exfm.interfaces.backbone import Backbone as Backbone
     from exfm.interfaces.backbone import BackboneInputs as BackboneInputs
     from exfm.interfaces.backbone import SequenceShape as SequenceShape
@@ -128,6 +129,7 @@ _HOME = {
     "microseconds": "exfm.interfaces.duration",
     "run": "exfm.training.run",
     "slice_rows": "exfm.interfaces.data_source",
+    "suggestion": "exfm.errors",
 }
 """Where each public name lives; a test compares it with the imports above."""
 

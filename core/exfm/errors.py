@@ -34,7 +34,7 @@ class RunError(RuntimeError):
 
 
 def suggestion(given: str, allowed: Iterable[str]) -> str:
-    """``Did you mean 'x'?`` with a leading space where a name is near, else the list of what is allowed."""
+    """Returns ``Did you mean 'x'?`` with a leading space where a name is near, else the list of allowed names."""
     names = sorted(set(allowed))
     near = get_close_matches(given, names, n=1, cutoff=0.6)
     if near:

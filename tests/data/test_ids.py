@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exfm.data.ids import hash_rows, id_type_ok, mix, to_u64
-from tests.data.reference import key, splitmix
+from exfm.splitmix import splitmix64
+from tests.data.reference import GOLDEN, key, splitmix
 from tests.data.tables import ID_TYPES, ids_of
 
 WORDS = ["", "a", "ab", "ba", "\x00", "\x00\x00", "é", "日本語", "😀", "x" * 300, None, "a"]
@@ -30,6 +31,13 @@ def test_mix_and_hash_rows_equal_the_scalar_ones(values: list[int], salt: int, r
     array = np.array(values, np.uint64)
     assert mix(array, salt).tolist() == [splitmix(value, salt) for value in values]
     assert hash_rows(array, rows).tolist() == [splitmix(value) % rows for value in values]
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1)))
+def test_signed_integers_are_mixed_as_their_bits_and_kept(values: list[int]) -> None:
+    array = np.array(values, np.int64)
+    assert splitmix64(array).tolist() == [splitmix(value - GOLDEN) for value in values]
+    assert array.tolist() == values
 
 
 @given(data=st.data(), kind=st.sampled_from(ID_TYPES), cut=st.tuples(st.integers(0, 5), st.integers(0, 12)))

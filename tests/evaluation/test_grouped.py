@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from exfm.evaluation.grouped import GroupedAuc, GroupedRows, grouped_auc, mix, score_runs, whole_groups
+from exfm.evaluation.grouped import GroupedAuc, GroupedRows, grouped_auc, score_runs, whole_groups
+from exfm.splitmix import splitmix64
 
 rows_lists = st.lists(
     st.tuples(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 4), st.integers(0, 5), st.booleans()), max_size=60
@@ -75,10 +76,10 @@ def test_negative_zero_ties_with_zero() -> None:
 
 def test_rows_of_a_pass_are_a_fair_share_even_for_regular_ids() -> None:
     """Ids that are all multiples of the number of passes must not meet in one pass."""
-    shares = np.bincount((mix(np.arange(0, 64_000, 64)) % np.uint64(8)).astype(int), minlength=8)
+    shares = np.bincount((splitmix64(np.arange(0, 64_000, 64)) % np.uint64(8)).astype(int), minlength=8)
     assert shares.min() > 80
     assert shares.max() < 170
 
 
 def test_mixing_keeps_different_groups_apart() -> None:
-    assert np.unique(mix(np.arange(-50_000, 50_000))).size == 100_000
+    assert np.unique(splitmix64(np.arange(-50_000, 50_000))).size == 100_000

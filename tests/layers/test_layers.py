@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from exfm import JaggedSequence
-from exfm.layers import Attention, AttentionPooling, JaggedAttention, activation, count_flops, mlp, norm, rotate
+from exfm.layers import (
+    Attention,
+    AttentionPooling,
+    JaggedAttention,
+    activation,
+    count_flops,
+    mlp,
+    norm,
+    rotate,
+    sum_tokens,
+)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -219,3 +229,11 @@ def test_heads_that_do_not_fit_are_refused(build: object, message: str) -> None:
     assert callable(build)
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("indices", [(1,), (0, 3), (3, 0, 2)])
+def test_sum_of_tokens(indices: tuple[int, ...]) -> None:
+    tokens_BND = random(5, 4, 3)
+    summed_BD = sum_tokens(tokens_BND, indices)
+    for tokens_ND, summed_D in zip(tokens_BND, summed_BD, strict=True):
+        assert torch.allclose(summed_D, sum((tokens_ND[index] for index in indices), torch.zeros(3).double()))

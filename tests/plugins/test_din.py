@@ -149,7 +149,7 @@ def test_only_the_target_tokens_of_the_context_matter() -> None:
 
 
 def test_an_unknown_target_is_an_error_that_names_the_nearest_token() -> None:
-    with pytest.raises(ValueError, match=r"'itme'.*'history'.*user, item, genre, hour.*did you mean 'item'"):
+    with pytest.raises(ValueError, match=r"'itme'.*'history'.* Did you mean 'item'\? .*genre, hour, item, user"):
         build(DIN.Config(target=("itme",)), 3)
 
 

@@ -152,12 +152,12 @@ def test_the_example_runs(tmp_path: Path) -> None:
 def test_what_is_wrong_is_explained(tmp_path: Path) -> None:
     path = save(tmp_path / "d", table([1]))
     column = [{"name": "usr", "kind": "categorical", "rows": 9}]
-    with pytest.raises(ValueError, match=r"split 'train', has no column 'usr'; did you mean 'user'\?"):
+    with pytest.raises(ValueError, match=r"split 'train', has no column 'usr'\. Did you mean 'user'\?"):
         source(path, features=column).time_range()
     with pytest.raises(ValueError, match=r"column 'shown_at' is int64; expected a timestamp"):
         source(path, time_unit="timestamp").time_range()
     datasets.DatasetDict({"train": datasets.Dataset(table([1]))}).save_to_disk(str(tmp_path / "several"))
-    with pytest.raises(ValueError, match=r"several' cannot be loaded: it has no split 'test'; there are train"):
+    with pytest.raises(ValueError, match=r"several' cannot be loaded: it has no split 'test'\. Allowed: train"):
         source(tmp_path / "several", split="test").time_range()
     with pytest.raises(ValueError, match="has no rows"):
         source(save(tmp_path / "empty", table([1]).slice(1))).time_range()

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from exfm.splitmix import splitmix64
+
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
@@ -21,10 +23,7 @@ _BASE = 0x9E3779B97F4A7C15 | 1
 
 def mix(values: U64, salt: int = 0) -> U64:
     """Spreads 64-bit values over 64 bits; different salts give independent hashes."""
-    x = values + np.uint64((salt * _BASE + _BASE) & 0xFFFFFFFFFFFFFFFF)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(x ^ (x >> np.uint64(31)), dtype=np.uint64)
+    return splitmix64(values + np.uint64((salt * _BASE + _BASE) & 0xFFFFFFFFFFFFFFFF))
 
 
 def id_type_ok(kind: pa.DataType) -> bool:

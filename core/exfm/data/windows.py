@@ -13,8 +13,7 @@ from typing import Self
 
 from exfm.data.source_errors import source_errors
 from exfm.interfaces.data_source import DataSource, TimeRange, Window
-
-_MICROSECOND = timedelta(microseconds=1)
+from exfm.interfaces.duration import microseconds
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class WindowGrid:
     @classmethod
     def around(cls, time_us: int, length: timedelta) -> Self:
         """Makes the grid whose window 0 holds a time."""
-        length_us = length // _MICROSECOND
+        length_us = microseconds(length)
         return cls(time_us // length_us * length_us, length_us)
 
     def window(self, index: int) -> Window:

@@ -14,9 +14,9 @@ import numpy as np
 from exfm.diagnosis.lessons import LessonRows
 from exfm.diagnosis.measures import add_losses
 from exfm.diagnosis.quantiles import QuantileHistogram
-from exfm.evaluation.grouped import mix
 from exfm.evaluation.intervals import PairedLosses
 from exfm.evaluation.metrics import Ints, logits
+from exfm.splitmix import splitmix64
 
 _ACTIVITY_CELLS: Final = 1 << 18
 """Counters of users, by hash: two of a million users share a counter of 2 MiB in all, and look a little more active."""
@@ -44,7 +44,7 @@ class Activity:
         return self._counts[self._cells(group_E)]
 
     def _cells(self, group_E: Ints) -> Ints:
-        return (mix(group_E) % np.uint64(_ACTIVITY_CELLS)).astype(np.int64)
+        return (splitmix64(group_E) % np.uint64(_ACTIVITY_CELLS)).astype(np.int64)
 
 
 @dataclass

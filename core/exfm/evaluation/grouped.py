@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exfm.evaluation.metrics import Bools, Floats, Ints
+from exfm.splitmix import splitmix64
 
 _ROWS_PER_PASS = 500_000
 
@@ -27,17 +28,6 @@ class GroupedRows(NamedTuple):
     group: Ints
     probability: Floats
     label: Bools
-
-
-def mix(group_E: Ints) -> npt.NDArray[np.uint64]:
-    """Spreads group ids evenly over 64 bits, whatever pattern they have (the finalizer of splitmix64)."""
-    x_E = group_E.astype(np.uint64)
-    x_E ^= x_E >> np.uint64(30)
-    x_E *= np.uint64(0xBF58476D1CE4E5B9)
-    x_E ^= x_E >> np.uint64(27)
-    x_E *= np.uint64(0x94D049BB133111EB)
-    x_E ^= x_E >> np.uint64(31)
-    return x_E
 
 
 @dataclass(frozen=True)
@@ -137,7 +127,7 @@ def whole_groups(
     for share in range(passes):
         held: dict[str, list[GroupedRows]] = {}
         for task, chunk in read():
-            kept = mix(chunk.group) % np.uint64(passes) == share
+            kept = splitmix64(chunk.group) % np.uint64(passes) == share
             held.setdefault(task, []).append(GroupedRows(*(column[kept] for column in chunk)))
         for task, chunks in held.items():
             yield task, GroupedRows(*(np.concatenate(columns) for columns in zip(*chunks, strict=True)))

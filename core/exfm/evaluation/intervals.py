@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from exfm.evaluation.grouped import mix
 from exfm.evaluation.metrics import Ints, entropy
+from exfm.splitmix import splitmix64
 
 Doubles = npt.NDArray[np.float64]
 
@@ -38,7 +38,7 @@ class PairedLosses:
 
     def add(self, group_E: Ints, positive_E: npt.NDArray[np.bool_], model_E: Doubles, control_E: Doubles) -> None:
         """Adds the log losses (E,) of both on the same E examples, with the examples' groups and labels."""
-        bucket_E = (mix(group_E) >> np.uint64(64 - 12)).astype(np.int64)
+        bucket_E = (splitmix64(group_E) >> np.uint64(64 - 12)).astype(np.int64)
         for column, loss_E in enumerate((model_E, control_E)):
             self.sums_K2[:, column] += np.bincount(bucket_E, weights=loss_E, minlength=_BUCKETS)
         self.examples += group_E.size

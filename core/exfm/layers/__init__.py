@@ -6,7 +6,7 @@ Everything here is public, and none of it is a component. What a kernel costs is
 from __future__ import annotations
 
 from exfm.layers.attention import Attention, AttentionPooling, JaggedAttention
-from exfm.layers.candidate_meeting import CandidateMeeting
+from exfm.layers.candidate_meeting import CandidateMeeting, sum_tokens
 from exfm.layers.distillation import DistillationHead, RecentMeans, soft_label_loss
 from exfm.layers.flops import count_flops
 from exfm.layers.gradient import scale_gradient
@@ -39,5 +39,6 @@ __all__ = [
     "rotate",
     "scale_gradient",
     "soft_label_loss",
+    "sum_tokens",
     "worker_threads",
 ]

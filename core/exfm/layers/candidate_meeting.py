@@ -1,4 +1,4 @@
-"""How events of a history meet the candidate item.
+"""Sums the tokens of the candidate item, and lets events of a history meet it.
 
 Legend: B examples, N tokens, E events, D width.
 """
@@ -11,6 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from exfm.interfaces.jagged import JaggedSequence
+
+
+def sum_tokens(tokens_BND: Tensor, indices: Sequence[int]) -> Tensor:
+    """Sums some of an example's tokens (B, N, D), such as those of the candidate item, to (B, D).
+
+    Args:
+        tokens_BND: the tokens.
+        indices: along N, not empty.
+    """
+    return torch.stack([tokens_BND[:, index] for index in indices]).sum(0)
 
 
 class CandidateMeeting(nn.Module):
@@ -30,7 +40,7 @@ class CandidateMeeting(nn.Module):
 
     def forward(self, sequence: JaggedSequence, tokens_BND: Tensor) -> JaggedSequence:
         """Maps events (E, D) to the same with one event more per example, given tokens (B, N, D)."""
-        target_BD = torch.stack([tokens_BND[:, place] for place in self.places]).sum(0)
+        target_BD = sum_tokens(tokens_BND, self.places)
         product_ED = sequence.values_ED * target_BD.index_select(0, sequence.example_index())
         met_ED = sequence.values_ED + self.linear(product_ED)
         return sequence.with_values(met_ED).append(target_BD.unsqueeze(1))

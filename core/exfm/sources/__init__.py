@@ -5,7 +5,7 @@ Everything here is public, and none of it is a component.
 
 from __future__ import annotations
 
-from exfm.sources.columns import alternatives, check_time_type
+from exfm.sources.columns import check_time_type
 from exfm.sources.delimited import DelimitedFile
 from exfm.sources.files import list_files
 from exfm.sources.histories import Histories, list_column
@@ -13,6 +13,7 @@ from exfm.sources.json_objects import BadObjectError, parse_objects, read_object
 from exfm.sources.schema_config import SchemaConfig
 from exfm.sources.times import YEAR_9999_US, TimeUnit, column_times, to_microseconds
 from exfm.sources.unpacking import limited
+from exfm.splitmix import splitmix64
 
 __all__ = [
     "YEAR_9999_US",
@@ -21,7 +22,6 @@ __all__ = [
     "Histories",
     "SchemaConfig",
     "TimeUnit",
-    "alternatives",
     "check_time_type",
     "column_times",
     "limited",
@@ -29,5 +29,6 @@ __all__ = [
     "list_files",
     "parse_objects",
     "read_objects",
+    "splitmix64",
     "to_microseconds",
 ]

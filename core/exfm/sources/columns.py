@@ -1,22 +1,11 @@
-"""What is said of columns that are missing or of a wrong type."""
+"""Checks the types of columns."""
 
 from __future__ import annotations
-
-import difflib
-from collections.abc import Iterable
 
 import pyarrow as pa
 from pyarrow import types
 
 from exfm.sources.times import TimeUnit
-
-
-def alternatives(column: str, names: Iterable[str]) -> str:
-    """The nearest name, and all that there are."""
-    ordered = sorted(names)
-    close = difflib.get_close_matches(column, ordered, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}there are {', '.join(ordered)}"
 
 
 def check_time_type(place: str, column: str, kind: pa.DataType, unit: TimeUnit) -> None:

@@ -13,8 +13,8 @@ import fsspec
 import pyarrow as pa
 from pyarrow import csv
 
+from exfm.errors import suggestion
 from exfm.interfaces.data_source import Origin
-from exfm.sources.columns import alternatives
 
 _BLOCK_BYTES = 1 << 22
 _ROW = re.compile(r"Row #(\d+)")
@@ -117,7 +117,7 @@ class DelimitedFile:
         for column in self._columns:
             if column not in names:
                 place = f"{self._owner}: {self.url}: the first line"
-                raise ValueError(f"{place} does not name a column {column!r}; {alternatives(column, names)}")
+                raise ValueError(f"{place} does not name a column {column!r}.{suggestion(column, names)}")
         return names
 
     def _open(self) -> IO[bytes]:

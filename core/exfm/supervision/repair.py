@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from exfm.interfaces.duration import microseconds
 from exfm.supervision.chains import Chain, Snapshot, read_chain
 from exfm.supervision.commits import STAGES, Stage
 from exfm.supervision.late import late_file
@@ -114,7 +115,7 @@ class _Run:
         """The first of a model's snapshots that is not there, from the one on with which a reader goes on."""
         published = [one for one in self.chain("train", lender).kept if one.snapshot is not Snapshot.NONE]
         if reader.kept and (last := reader.kept[-1].window) is not None:
-            limit_us = last.end_us - self.ties[lender].delay // timedelta(microseconds=1)
+            limit_us = last.end_us - microseconds(self.ties[lender].delay)
             old = [one for one in published if one.window is not None and one.window.end_us <= limit_us]
             published = published[max(len(old) - 1, 0) :]
         return next((one.index for one in published if one.snapshot is not Snapshot.WHOLE), None)

@@ -6,7 +6,6 @@ T target tokens.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -14,7 +13,8 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from exfm import ComponentConfig, EncoderInputs, JaggedSequence, SequenceEncoder
+from exfm import ComponentConfig, EncoderInputs, JaggedSequence, SequenceEncoder, suggestion
+from exfm.layers import sum_tokens
 
 
 class DIN(SequenceEncoder):
@@ -98,7 +98,7 @@ class DIN(SequenceEncoder):
     def _target(self, context_BND: Tensor) -> Tensor:
         if self.query_D is not None:
             return self.query_D.expand(context_BND.shape[0], -1)
-        return torch.stack([context_BND[:, place] for place in self.targets]).sum(0)
+        return sum_tokens(context_BND, self.targets)
 
     def _first_layer(self, sequence: JaggedSequence, target_BD: Tensor, example_E: Tensor) -> Tensor:
         """``W [e || t || e - t || e * t] + b``, with what depends on the target alone computed once per example."""
@@ -120,10 +120,9 @@ class DIN(SequenceEncoder):
 def _target_places(names: tuple[str, ...], inputs: EncoderInputs) -> tuple[int, ...]:
     for name in names:
         if name not in inputs.context:
-            close = get_close_matches(name, inputs.context, n=1)
             raise ValueError(
-                f"din: target {name!r} is not among the tokens that {inputs.sequence!r} is encoded with: "
-                f"{', '.join(inputs.context) or 'none'}" + (f"; did you mean {close[0]!r}?" if close else "")
+                f"din: target {name!r} is not among the tokens that {inputs.sequence!r} is encoded with."
+                f"{suggestion(name, inputs.context) or ' There are none.'}"
             )
     return tuple(inputs.context.index(name) for name in names) or inputs.targets
 

@@ -6,14 +6,13 @@ Legend: B examples, N tokens, K summary tokens of all sequences, D width, R widt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from exfm import Backbone, BackboneInputs, ComponentConfig, ComponentField, ComponentSpec, JaggedSequence
+from exfm import Backbone, BackboneInputs, ComponentConfig, ComponentField, ComponentSpec, JaggedSequence, suggestion
 from exfm.layers import ActivationName, InputNormName, NormName, input_norm, mlp
 from exfm_plugins.gem.blocks import DomainGate, GemLayer, LayerShape, TargetName
 
@@ -140,9 +139,5 @@ class GEM(Backbone):
 
 def _place(domain: str, inputs: BackboneInputs) -> int:
     if domain not in inputs.tokens:
-        close = get_close_matches(domain, inputs.tokens, n=1)
-        raise ValueError(
-            f"gem: domain {domain!r} is not among the tokens: {', '.join(inputs.tokens)}"
-            + (f"; did you mean {close[0]!r}?" if close else "")
-        )
+        raise ValueError(f"gem: domain {domain!r} is not among the tokens.{suggestion(domain, inputs.tokens)}")
     return inputs.tokens.index(domain)

@@ -8,7 +8,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from exfm.sources import alternatives
+from exfm import suggestion
 
 # What save_to_disk writes next to the rows, of one split and of several.
 _SAVED = ("dataset_info.json", "dataset_dict.json")
@@ -31,8 +31,8 @@ def load(path: str, subset: str, split: str, columns: Sequence[str]) -> Any:
         raise ValueError(f"huggingface: path: {path!r} cannot be loaded: {reason}") from error
     for column in columns:
         if column not in found.column_names:
-            named = alternatives(column, found.column_names)
-            raise ValueError(f"huggingface: {path}, split {split!r}, has no column {column!r}; {named}")
+            hint = suggestion(column, found.column_names)
+            raise ValueError(f"huggingface: {path}, split {split!r}, has no column {column!r}.{hint}")
     return found.select_columns(list(columns)).with_format("arrow")
 
 
@@ -44,7 +44,7 @@ def _load(package: Any, path: str, subset: str, split: str) -> Any:
     if isinstance(found, package.Dataset):
         return found
     if split not in found:
-        raise ValueError(f"it has no split {split!r}; {alternatives(split, found)}")
+        raise ValueError(f"it has no split {split!r}.{suggestion(split, found)}")
     return found[split]
 
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from exfm import ComponentConfig, EncoderInputs, JaggedSequence, SequenceEncoder
-from exfm.layers import ActivationName, AttentionPooling, NormName, mlp, norm
+from exfm.layers import ActivationName, AttentionPooling, NormName, mlp, norm, sum_tokens
 
 
 class PMA(SequenceEncoder):
@@ -76,7 +75,7 @@ class PMA(SequenceEncoder):
         """Maps events (E, D) with offsets, and context tokens (B, N, D), to summary tokens (B, K, D)."""
         query_BKD, shift_BD = self.pooling.query_KD.expand(sequence.batch_size, -1, -1), None
         if self.shift is not None:
-            shift_BD = self.shift(torch.stack([context_BND[:, place] for place in self.inputs.targets]).sum(0))
+            shift_BD = self.shift(sum_tokens(context_BND, self.inputs.targets))
             query_BKD = query_BKD + shift_BD.unsqueeze(1)
         summary_BKD: Tensor = self.norm(query_BKD + self.pooling(sequence, shift_BD))
         if self.ffn is not None and self.ffn_norm is not None:

@@ -6,14 +6,13 @@ Legend: B examples, N tokens, D width, R width of the representation.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from exfm import Backbone, BackboneInputs, ComponentField, ComponentSpec, EncoderInputs, JaggedSequence
+from exfm import Backbone, BackboneInputs, ComponentField, ComponentSpec, EncoderInputs, JaggedSequence, suggestion
 from exfm_plugins.pyramid.encoder import Pyramid
 from exfm_plugins.pyramid.levels import Level
 
@@ -86,9 +85,5 @@ class PyramidBackbone(Backbone):
 
 def _place(token: str, inputs: BackboneInputs) -> int:
     if token not in inputs.tokens:
-        close = get_close_matches(token, inputs.tokens, n=1)
-        raise ValueError(
-            f"pyramid: target {token!r} is not among the tokens: {', '.join(inputs.tokens)}"
-            + (f"; did you mean {close[0]!r}?" if close else "")
-        )
+        raise ValueError(f"pyramid: target {token!r} is not among the tokens.{suggestion(token, inputs.tokens)}")
     return inputs.tokens.index(token)

@@ -10,6 +10,8 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from exfm.sources import splitmix64
+
 Ints = NDArray[np.int64]
 Bits = NDArray[np.uint64]
 Floats = NDArray[np.float64]
@@ -32,15 +34,10 @@ def bits(key_: np.uint64 | Bits, index: Ints) -> Bits:
 
     An array as key nests draws: ``bits(bits(key, user), event)`` are the bits of each user's event.
     """
-    x = index.astype(np.uint64)
-    x *= _GOLDEN
-    x += key_
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x
+    state = index.astype(np.uint64)
+    state *= _GOLDEN
+    state += key_
+    return splitmix64(state)
 
 
 def uniform(bits_: Bits) -> Floats:

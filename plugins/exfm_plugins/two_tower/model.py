@@ -7,14 +7,13 @@ output and of the representation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from exfm import Backbone, BackboneInputs, ComponentConfig, JaggedSequence
+from exfm import Backbone, BackboneInputs, ComponentConfig, JaggedSequence, suggestion
 from exfm.layers import ActivationName, RMSNorm, mlp
 
 
@@ -101,10 +100,5 @@ def _item_places(item: Sequence[str], tokens: Sequence[str]) -> list[int]:
     features = [token.partition(":")[0] for token in tokens]
     for name in item:
         if name not in features:
-            known = list(dict.fromkeys(features))
-            close = get_close_matches(name, known, n=1)
-            raise ValueError(
-                f"two_tower: item {name!r} is not among the features: {', '.join(known)}"
-                + (f"; did you mean {close[0]!r}?" if close else "")
-            )
+            raise ValueError(f"two_tower: item {name!r} is not among the features.{suggestion(name, features)}")
     return [place for place, feature in enumerate(features) if feature in item]
