@@ -33,9 +33,9 @@ class Beginning(exfm.DataSource):
         whole = self.source.time_range()
         return exfm.TimeRange(whole.start_us, min(whole.end_us, self.end_us))
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
         """The source's rows."""
-        return self.source.read(window, shard, start_row)
+        return self.source.read(window, shard)
 
 
 def beginning(experiment: exfm.Experiment, end_us: int | None) -> exfm.Experiment:

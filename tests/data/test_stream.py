@@ -43,7 +43,7 @@ class Source(exfm.DataSource):
     def time_range(self) -> exfm.TimeRange:
         return exfm.TimeRange(WINDOW.start_us, WINDOW.end_us)
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = ALL_ROWS, start_row: int = 0) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.Window, shard: exfm.Shard = ALL_ROWS) -> Iterator[pa.RecordBatch]:
         return self.batches()
 
 

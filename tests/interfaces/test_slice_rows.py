@@ -29,22 +29,22 @@ def rows(read: Iterator[pa.RecordBatch]) -> list[int]:
     return found
 
 
-@given(sizes=sizes_of_batches, count=st.integers(1, 5), start=st.integers(0, 12))
-def test_shards_against_slices_of_a_list(sizes: list[int], count: int, start: int) -> None:
+@given(sizes=sizes_of_batches, count=st.integers(1, 5))
+def test_shards_against_slices_of_a_list(sizes: list[int], count: int) -> None:
     everything = list(range(sum(sizes)))
     for index in range(count):
         shard = exfm.Shard(index, count)
-        assert rows(exfm.slice_rows(batches(sizes), shard, start)) == everything[index::count][start:]
+        assert rows(exfm.slice_rows(batches(sizes), shard)) == everything[index::count]
     together = [
-        row for index in range(count) for row in rows(exfm.slice_rows(batches(sizes), exfm.Shard(index, count), 0))
+        row for index in range(count) for row in rows(exfm.slice_rows(batches(sizes), exfm.Shard(index, count)))
     ]
     assert sorted(together) == everything
 
 
-@given(sizes=sizes_of_batches, start=st.integers(0, 12))
-def test_without_shards_every_row_can_be_found_in_its_file(sizes: list[int], start: int) -> None:
+@given(sizes=sizes_of_batches)
+def test_without_shards_every_row_can_be_found_in_its_file(sizes: list[int]) -> None:
     firsts = {f"file {index}": (1000 * index, sum(sizes[:index])) for index in range(len(sizes))}
-    for batch in exfm.slice_rows(batches(sizes), exfm.Shard(), start):
+    for batch in exfm.slice_rows(batches(sizes), exfm.Shard()):
         origin = exfm.Origin.of(batch)
         first_in_file, first_in_stream = firsts[origin.file]
         assert batch.column("row")[0].as_py() == origin.row - first_in_file + first_in_stream
@@ -58,9 +58,9 @@ def test_rows_are_read_as_they_are_asked_for() -> None:
             asked.append(index)
             yield pa.record_batch({"row": [index]})
 
-    read = exfm.slice_rows(endless(), exfm.Shard(1, 2), 1)
-    assert next(read).column("row").to_pylist() == [3]
-    assert asked == [0, 1, 2, 3]
+    read = exfm.slice_rows(endless(), exfm.Shard(1, 2))
+    assert next(read).column("row").to_pylist() == [1]
+    assert asked == [0, 1]
 
 
 def test_an_unmarked_batch_comes_from_the_stream() -> None:

@@ -56,8 +56,8 @@ class Sound(exfm.DataSource):
         start, end = np.searchsorted(self.times(), [window.start_us, window.end_us])
         return int(start), int(end)
 
-    def read(self, window, shard=WHOLE, start_row=0):
-        return exfm.slice_rows(self.rows(*self.bounds(window)), shard, start_row)
+    def read(self, window, shard=WHOLE):
+        return exfm.slice_rows(self.rows(*self.bounds(window)), shard)
 
     def rows(self, start, end):
         for first in range(start, end, BATCH):
@@ -137,7 +137,7 @@ class Retention(Sound):
 
 
 class NoRows(Sound):
-    def read(self, window, shard=WHOLE, start_row=0):
+    def read(self, window, shard=WHOLE):
         return iter(())
 
 
@@ -147,8 +147,8 @@ class EmptyRange(Sound):
 
 
 class Tables(Sound):
-    def read(self, window, shard=WHOLE, start_row=0):
-        return (pa.Table.from_batches([batch]) for batch in super().read(window, shard, start_row))
+    def read(self, window, shard=WHOLE):
+        return (pa.Table.from_batches([batch]) for batch in super().read(window, shard))
 
 
 class Columns(Sound):
@@ -292,44 +292,25 @@ class StartsLate(Sound):
 
 
 class RefusesTheFuture(Sound):
-    def read(self, window, shard=WHOLE, start_row=0):
+    def read(self, window, shard=WHOLE):
         if window.end_us > START + 3600 * SECOND:
             raise ValueError("there is nothing to read")
-        return super().read(window, shard, start_row)
+        return super().read(window, shard)
 
 
 class AllToEach(Sound):
     """Each process reads everything."""
 
-    def read(self, window, shard=WHOLE, start_row=0):
-        return super().read(window, WHOLE, start_row)
+    def read(self, window, shard=WHOLE):
+        return super().read(window, WHOLE)
 
 
 class ByBatch(Sound):
     """A shard has whole batches, so that shards are of different lengths."""
 
-    def read(self, window, shard=WHOLE, start_row=0):
+    def read(self, window, shard=WHOLE):
         batches = islice(super().read(window), shard.index, None, shard.count)
-        return exfm.slice_rows(batches, WHOLE, start_row)
-
-
-class FromTheBeginning(Sound):
-    def read(self, window, shard=WHOLE, start_row=0):
-        return super().read(window, shard, 0)
-
-
-class SkipsOfTheWindow(Sound):
-    """It leaves out the window's first rows, and not the shard's."""
-
-    def read(self, window, shard=WHOLE, start_row=0):
-        return exfm.slice_rows(super().read(window, WHOLE, start_row), shard, 0)
-
-
-class SkipsBatches(Sound):
-    """It resumes at the batch that the row is in."""
-
-    def read(self, window, shard=WHOLE, start_row=0):
-        return super().read(window, shard, start_row // BATCH * BATCH)
+        return exfm.slice_rows(batches, WHOLE)
 
 
 class AlwaysRowZero(Sound):
@@ -405,8 +386,8 @@ class LeavesOpen(Sound):
 
 
 class WholeWindow(Sound):
-    def read(self, window, shard=WHOLE, start_row=0):
-        return iter(list(super().read(window, shard, start_row)))
+    def read(self, window, shard=WHOLE):
+        return iter(list(super().read(window, shard)))
 
 
 class WholeTable(Sound):
@@ -598,9 +579,6 @@ BROKEN: dict[type[Sound], dict[str, str]] = {
     RefusesTheFuture: {"the_time_range_has_every_row": "there is nothing to read"},
     AllToEach: {"shards_part_a_window": "shard 0 of 2, it has 60 rows instead of 30"},
     ByBatch: {"shards_part_a_window": "shard 0 of 2"},
-    FromTheBeginning: {"resumes_at_any_row": "from row 1 of 60, it has 60 rows instead of 59"},
-    SkipsOfTheWindow: {"resumes_at_any_row": "Shard(index=1, count=2) from row 1 of 30"},
-    SkipsBatches: {"resumes_at_any_row": "from row 1 of 60"},
     AlwaysRowZero: {"origins_count_on": "log, row 0: a batch before it has reached row 8"},
 }
 FAILS_THROUGHOUT = {NoRows, EmptyRange, Tables, Shuffles, NumbersAsItGoes, Retention}

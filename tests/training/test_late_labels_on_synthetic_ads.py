@@ -45,9 +45,9 @@ class Flipped(exfm.DataSource):
     def time_range(self) -> exfm.TimeRange:
         return self.source.time_range()
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.Window, shard: exfm.Shard = WHOLE) -> Iterator[pa.RecordBatch]:
         first = self.time_range().start_us + self.day * DAY_US
-        for batch in self.source.read(window, shard, start_row):
+        for batch in self.source.read(window, shard):
             time = batch.column("event_time").cast(pa.int64()).to_numpy()
             label = batch.column("conversion").to_numpy(zero_copy_only=False)
             turned = np.where((time >= first) & (time < first + DAY_US), 1 - label, label).astype(label.dtype)

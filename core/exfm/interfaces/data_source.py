@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar, Self
 
@@ -93,8 +93,8 @@ class DataSource(Component, ABC):
         """The time for which the stream is complete."""
 
     @abstractmethod
-    def read(self, window: Window, shard: Shard = Shard(), start_row: int = 0) -> Iterator[pa.RecordBatch]:
-        """Yields a shard's rows of a window in time order, leaving out the first ``start_row`` of them."""
+    def read(self, window: Window, shard: Shard = Shard()) -> Iterator[pa.RecordBatch]:
+        """Yields a shard's rows of a window in time order."""
 
     def parts(self) -> Sequence[StreamPart]:
         """Lists the units that the stream consists of now, so that a later call can tell growth from change.
@@ -167,21 +167,17 @@ class Origin:
         )
 
 
-def slice_rows(batches: Iterator[pa.RecordBatch], shard: Shard, start_row: int) -> Iterator[pa.RecordBatch]:
-    """Cuts a window's batches to a shard (row i belongs to shard ``i % count``) and skips its first rows.
+def slice_rows(batches: Iterator[pa.RecordBatch], shard: Shard) -> Iterator[pa.RecordBatch]:
+    """Cuts a window's batches to a shard: row i belongs to shard ``i % count``.
 
     For sources that have no cheaper way to shard. Rows keep their order and, with a single shard, their origin.
     """
-    position, skip = 0, start_row
+    position = 0
     for batch in batches:
         kept = batch
         if shard.count > 1:
             first = (shard.index - position) % shard.count
             kept = batch.take(pa.array(range(first, batch.num_rows, shard.count), pa.int64()))
         position += batch.num_rows
-        drop = min(skip, kept.num_rows)
-        skip -= drop
-        if kept.num_rows > drop:
-            origin = Origin.of(batch)
-            first_row = replace(origin, row=origin.row + drop * shard.count)
-            yield first_row.mark(kept.slice(drop)) if drop else kept
+        if kept.num_rows:
+            yield kept

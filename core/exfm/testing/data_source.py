@@ -17,7 +17,7 @@ from exfm.interfaces.data_source import Origin, Shard, Window
 from exfm.interfaces.schema import FeatureSchema
 from exfm.testing.reading import ReadingTests
 from exfm.testing.rows import check_batch, check_rows, joined, table_of
-from exfm.testing.stream import DAY_US, WHOLE, at
+from exfm.testing.stream import DAY_US, at
 from exfm.testing.stream_growth import StreamGrowthTests
 
 
@@ -145,17 +145,6 @@ class DataSourceTests(ReadingTests, StreamGrowthTests):
                 rows = pa.array(range(index, expected.num_rows, count), pa.int64())
                 actual = self.read(source, window, Shard(index, count))
                 check_rows(actual, expected.take(rows), f"shard {index} of {count}")
-
-    def test_resumes_at_any_row(self, fields: Mapping[str, Any]) -> None:
-        """``start_row`` leaves out the first rows of what would be read, a shard's own where it is a shard."""
-        source = self.make(fields)
-        window, _ = self.whole(source)
-        for shard in (WHOLE, Shard(1, 2)):
-            expected = self.read(source, window, shard)
-            rows = expected.num_rows
-            for start in sorted({0, 1, 2, rows // 2, max(rows - 1, 0), rows, rows + 1}):
-                actual = self.read(source, window, shard, start)
-                check_rows(actual, expected.slice(min(start, rows)), f"{shard} from row {start} of {rows}")
 
     def test_origins_count_on(self, fields: Mapping[str, Any]) -> None:
         """Where batches say which file and row they begin at, a message about a bad row must name the right one."""

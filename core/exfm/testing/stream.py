@@ -65,9 +65,9 @@ class StreamTests(ComponentTests):
         time = source.time_range()
         return Window(0, time.start_us, time.end_us)
 
-    def read(self, source: Any, window: Window, shard: Shard = WHOLE, start_row: int = 0) -> pa.Table:
+    def read(self, source: Any, window: Window, shard: Shard = WHOLE) -> pa.Table:
         """The rows that it yields."""
-        return table_of(source.read(window, shard, start_row))
+        return table_of(source.read(window, shard))
 
     def whole(self, source: Any) -> tuple[Window, pa.Table]:
         """The whole stream as one window, and its rows."""

@@ -96,9 +96,9 @@ class JsonlSource(exfm.DataSource):
         self._look_once()
         return next((max(file.first_us, from_us) for file in self._files if file.last_us >= from_us), None)
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
         """A window's lines."""
-        return exfm.slice_rows(self._rows_of(window), shard, start_row)
+        return exfm.slice_rows(self._rows_of(window), shard)
 
     def _rows_of(self, window: exfm.Window) -> Iterator[pa.RecordBatch]:
         self._look_once()

@@ -94,12 +94,12 @@ class AmazonReviews(exfm.DataSource):
         ms = self._reviews.ms_N
         return exfm.TimeRange(int(ms[0]) * _US_PER_MS, int(ms[-1]) * _US_PER_MS + 1)
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows with their histories; row i of the window belongs to shard ``i % count``."""
         bounds = [-(-window.start_us // _US_PER_MS), -(-window.end_us // _US_PER_MS)]
         reviews = np.searchsorted(self._reviews.ms_N, bounds)
         start, end = np.searchsorted(self._candidates.review_R, reviews)
-        mine = np.arange(start + shard.index, end, shard.count)[start_row:]
+        mine = np.arange(start + shard.index, end, shard.count)
         for first in range(0, mine.size, _BATCH_ROWS):
             rows = mine[first : first + _BATCH_ROWS]
             yield exfm.Origin(f"{self.config.path} (sorted by time)", int(rows[0])).mark(self._batch(rows))

@@ -77,11 +77,11 @@ class Avazu(exfm.DataSource):
             raise ValueError(f"avazu: path: {self.config.path!r} holds no rows")
         return exfm.TimeRange(times[0], times[-1] + HOUR_US)
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
         """Yields the rows of a window's hours; row i of the window belongs to shard ``i % count``."""
         first, end = self._starts.rows(window)
-        rows = self._file.read(first + start_row * shard.count, end)
-        return exfm.slice_rows(map(_finish, rows), shard, 0)
+        rows = self._file.read(first, end)
+        return exfm.slice_rows(map(_finish, rows), shard)
 
     @cached_property
     def _file(self) -> DelimitedFile:

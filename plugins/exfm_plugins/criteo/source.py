@@ -75,9 +75,9 @@ class Criteo(exfm.DataSource):
         first, last = self._parts[0], self._parts[-1]
         return exfm.TimeRange(first.first_day * _DAY_US, (last.first_day + last.days) * _DAY_US)
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows; row i of the window belongs to shard ``i % count``."""
-        return exfm.slice_rows(self._window(window, start_row * shard.count), shard, 0)
+        return exfm.slice_rows(self._window(window), shard)
 
     @cached_property
     def _parts(self) -> tuple[Part, ...]:
@@ -87,15 +87,13 @@ class Criteo(exfm.DataSource):
     def _files(self) -> dict[Part, DelimitedFile]:
         return {part: DelimitedFile(part.url, _COLUMNS, owner="criteo", delimiter="\t") for part in self._parts}
 
-    def _window(self, window: exfm.Window, skip: int) -> Iterator[pa.RecordBatch]:
-        """The window's rows without the first ``skip``."""
+    def _window(self, window: exfm.Window) -> Iterator[pa.RecordBatch]:
+        """Yields the window's rows, file by file."""
         for part, file in self._files.items():
             if window.start_us < (part.first_day + part.days) * _DAY_US and window.end_us > part.first_day * _DAY_US:
                 rows = file.rows
                 first, end = (_first_row(part, rows, time_us) for time_us in (window.start_us, window.end_us))
-                skipped = min(skip, end - first)
-                skip -= skipped
-                for batch in file.read(first + skipped, end):
+                for batch in file.read(first, end):
                     yield _finish(batch, part, rows)
 
 

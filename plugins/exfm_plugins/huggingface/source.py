@@ -77,10 +77,10 @@ class HuggingFace(exfm.DataSource):
         """The same stream with fewer columns."""
         return HuggingFace(self.config.with_schema(schema))
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows with the schema's columns; row i of the window belongs to shard ``i % count``."""
         start, end = np.searchsorted(self._reached, [window.start_us, window.end_us])
-        mine = range(int(start) + shard.index, int(end), shard.count)[start_row:]
+        mine = range(int(start) + shard.index, int(end), shard.count)
         for first in range(0, len(mine), self.config.batch_rows):
             part = mine[first : first + self.config.batch_rows]
             yield exfm.Origin(self._place, part[0]).mark(self._batch(part))

@@ -83,10 +83,10 @@ class KuaiVideo(exfm.DataSource):
         time = self._interactions.time_N
         return exfm.TimeRange(int(time[0]), int(time[-1]) + 1)
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
         """Yields a window's interactions with their histories; row i of the window belongs to shard ``i % count``."""
         start, end = np.searchsorted(self._interactions.time_N, [window.start_us, window.end_us])
-        mine = np.arange(start + shard.index, end, shard.count)[start_row:]
+        mine = np.arange(start + shard.index, end, shard.count)
         for first in range(0, mine.size, _BATCH_ROWS):
             rows = mine[first : first + _BATCH_ROWS]
             yield exfm.Origin(f"{self.config.path} (sorted by time)", int(rows[0])).mark(self._batch(rows))

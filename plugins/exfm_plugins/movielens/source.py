@@ -104,11 +104,11 @@ class MovieLens(exfm.DataSource):
         second = self._ratings.second_N
         return exfm.TimeRange(int(second[0]) * _MICROSECONDS, int(second[-1]) * _MICROSECONDS + 1)
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
         """Yields a window's ratings with their histories; row i of the window belongs to shard ``i % count``."""
         bounds = [-(-window.start_us // _MICROSECONDS), -(-window.end_us // _MICROSECONDS)]
         start, end = np.searchsorted(self._ratings.second_N, bounds)
-        mine = np.arange(start + shard.index, end, shard.count)[start_row:]
+        mine = np.arange(start + shard.index, end, shard.count)
         name = f"{self._files.label(self._files.release.ratings)} (sorted by time)"
         for first in range(0, mine.size, _BATCH_ROWS):
             rows = mine[first : first + _BATCH_ROWS]

@@ -92,9 +92,9 @@ class Parquet(exfm.DataSource):
         """The same stream with fewer columns."""
         return Parquet(self.config.with_schema(schema))
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows with the schema's columns; ``event_time`` in microseconds whatever the file has."""
-        return exfm.slice_rows(self._window(window), shard, start_row)
+        return exfm.slice_rows(self._window(window), shard)
 
     @cached_property
     def _files(self) -> ParquetFiles:

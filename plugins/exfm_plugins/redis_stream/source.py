@@ -96,9 +96,9 @@ class RedisStream(exfm.DataSource):
         strings = tuple(column for column in self.config.strings if column in schema.columns)
         return RedisStream(self.config.with_schema(schema).model_copy(update={"strings": strings}))
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows in order of their time; row i of the window belongs to shard ``i % count``."""
-        return exfm.slice_rows(self._window(window), shard, start_row)
+        return exfm.slice_rows(self._window(window), shard)
 
     @cached_property
     def _entries(self) -> Entries:

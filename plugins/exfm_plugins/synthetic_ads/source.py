@@ -138,10 +138,10 @@ class SyntheticAds(exfm.DataSource):
         """The whole of the configured days."""
         return exfm.TimeRange(self._start_us, self._start_us + self._days * DAY_US)
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE, start_row: int = 0) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
         """Generates a shard's rows of a window; costs no more than these rows."""
         end = self._first_row_at(window.end_us)
-        first = self._first_row_at(window.start_us) + shard.index + start_row * shard.count
+        first = self._first_row_at(window.start_us) + shard.index
         step = self._batch_rows * shard.count
         for begin in range(first, end, step):
             row_B = np.arange(begin, min(begin + step, end), shard.count)
