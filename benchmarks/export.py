@@ -71,7 +71,8 @@ def calls(experiment: exfm.Experiment, folder: Path, rows: pa.RecordBatch) -> di
     arm, store = find_arm(experiment, "vm"), Store(experiment.run_dir)
     weights = store.snapshots.load(find_snapshot(experiment, arm, store).weights)
     plan = experiment.config.parallel.build()
-    eager = plan.apply(build_model(arm, experiment.schema), arm.config.optimizer.tables)
+    eager = build_model(arm, experiment.schema)
+    plan.parallelize(eager, arm.config.optimizer.tables)
     eager.load_state_dict(weights)
     batch = eager.narrow(decode(rows, experiment.schema))  # type: ignore[operator]
     student, control = load(str(folder / "vm")), load(str(folder / "vm.control"))

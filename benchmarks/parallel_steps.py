@@ -67,21 +67,21 @@ def measure(plan_text: str, batch_size: int, steps: int) -> None:
     trainer = Trainer(arm, schema, teacher_shapes(experiment), plan, experiment.config.seed)
     reader = ChunkReader(experiment.source, schema, experiment.config.stream, {arm.name: {}}, plan.shard)
     window = next(windows_of(experiment.source, experiment.config.stream.window))
-    chunk = next(read_spread(reader, window, plan.ranks))
+    chunk = next(read_spread(reader, window, plan.process_group))
     batches = list(chunk.batches(chunk.parts(None, batch_size), trainer.model))
     learn = StepLabels(arm.tasks, transfer=False)
     for number in range(WARM_UP + steps):
         if number == WARM_UP:
-            plan.ranks.wait()
+            plan.process_group.barrier()
             before, start = sent(), time.perf_counter()
         batch, part = batches[number % len(batches)]
         trainer.step(batch, {}, learn, part.counts)
     seconds = (time.perf_counter() - start) / steps
-    moved = int(plan.ranks.each(torch.tensor(sent() - before)).sum()) / steps
-    if plan.ranks.is_first:
+    moved = int(plan.process_group.all_gather(torch.tensor(sent() - before)).sum()) / steps
+    if plan.process_group.is_rank_zero:
         counts = trainer.model.parameter_counts()
         print(json.dumps({"ms": 1e3 * seconds, "bytes": moved, "rows": batches[0][1].counts, **counts}), flush=True)
-    plan.ranks.wait()
+    plan.process_group.barrier()
     sys.stdout.flush()
     os._exit(0)  # as `exfm run` does
 

@@ -37,15 +37,17 @@ if TYPE_CHECKING:
     from exfm.interfaces.duration import microseconds as microseconds
     from exfm.interfaces.jagged import JaggedSequence as JaggedSequence
     from exfm.interfaces.layout import Cluster as Cluster
-    from exfm.interfaces.layout import Exchange as Exchange
+    from exfm.interfaces.layout import Collective as Collective
     from exfm.interfaces.layout import Layout as Layout
-    from exfm.interfaces.layout import TablePlace as TablePlace
+    from exfm.interfaces.layout import LayoutEstimator as LayoutEstimator
     from exfm.interfaces.layout import TableShard as TableShard
+    from exfm.interfaces.layout import TableSharding as TableSharding
     from exfm.interfaces.layout import TableUse as TableUse
-    from exfm.interfaces.layout import TrainingStep as TrainingStep
+    from exfm.interfaces.layout import Workload as Workload
+    from exfm.interfaces.parallel_model import ParallelModel as ParallelModel
     from exfm.interfaces.parallel_plan import ParallelPlan as ParallelPlan
     from exfm.interfaces.parallel_plan import TableOptimizer as TableOptimizer
-    from exfm.interfaces.ranks import Ranks as Ranks
+    from exfm.interfaces.process_group import ProcessGroup as ProcessGroup
     from exfm.interfaces.schema import CategoricalFeature as CategoricalFeature
     from exfm.interfaces.schema import DenseFeature as DenseFeature
     from exfm.interfaces.schema import Feature as Feature
@@ -76,6 +78,7 @@ _HOME = {
     "BackboneInputs": "exfm.interfaces.backbone",
     "CategoricalFeature": "exfm.interfaces.schema",
     "Cluster": "exfm.interfaces.layout",
+    "Collective": "exfm.interfaces.layout",
     "Component": "exfm.interfaces.component",
     "ComponentConfig": "exfm.interfaces.component",
     "ComponentField": "exfm.config.component_field",
@@ -86,20 +89,21 @@ _HOME = {
     "Duration": "exfm.interfaces.duration",
     "EncoderInputs": "exfm.interfaces.sequence_encoder",
     "EntityStates": "exfm.interfaces.transfer_strategy",
-    "Exchange": "exfm.interfaces.layout",
     "Experiment": "exfm.config.loading",
     "Feature": "exfm.interfaces.schema",
     "FeatureSchema": "exfm.interfaces.schema",
     "JaggedSequence": "exfm.interfaces.jagged",
     "Label": "exfm.interfaces.schema",
     "Layout": "exfm.interfaces.layout",
+    "LayoutEstimator": "exfm.interfaces.layout",
     "LazyComponent": "exfm.registry.hooks",
     "MultiValuedFeature": "exfm.interfaces.schema",
     "NotYetError": "exfm.errors",
     "Origin": "exfm.interfaces.data_source",
+    "ParallelModel": "exfm.interfaces.parallel_model",
     "ParallelPlan": "exfm.interfaces.parallel_plan",
     "PartShape": "exfm.interfaces.transfer_strategy",
-    "Ranks": "exfm.interfaces.ranks",
+    "ProcessGroup": "exfm.interfaces.process_group",
     "Recent": "exfm.interfaces.transfer_strategy",
     "RunError": "exfm.errors",
     "SequenceEncoder": "exfm.interfaces.sequence_encoder",
@@ -112,17 +116,17 @@ _HOME = {
     "StudentShape": "exfm.interfaces.transfer_strategy",
     "Supervision": "exfm.interfaces.transfer_strategy",
     "TableOffset": "exfm.interfaces.table_offset",
-    "TablePlace": "exfm.interfaces.layout",
     "TableShard": "exfm.interfaces.layout",
+    "TableSharding": "exfm.interfaces.layout",
     "TableUse": "exfm.interfaces.layout",
     "TableRows": "exfm.interfaces.transfer_strategy",
     "TableOptimizer": "exfm.interfaces.parallel_plan",
     "TeacherShape": "exfm.interfaces.transfer_strategy",
     "TimeRange": "exfm.interfaces.data_source",
-    "TrainingStep": "exfm.interfaces.layout",
     "TransferConfig": "exfm.interfaces.transfer_strategy",
     "TransferStrategy": "exfm.interfaces.transfer_strategy",
     "Window": "exfm.interfaces.data_source",
+    "Workload": "exfm.interfaces.layout",
     "hookimpl": "exfm.registry.hooks",
     "load_experiment": "exfm.config.loading",
     "mark_bad_rows": "exfm.interfaces.data_source",

@@ -41,10 +41,8 @@ def one_thread() -> Iterator[None]:
 def build(config: dict[str, Any], seed: int = 0, schema: exfm.FeatureSchema = SCHEMA) -> RankingModel:
     typed = ModelConfig.model_validate({"embedding_dim": 8, "embedding_init": 0.2, **config})
     torch.manual_seed(seed)
-    model = Single(Single.Config(device="cpu")).apply(
-        RankingModel(typed, schema, typed.tasks or schema.tasks), TableOptimizer()
-    )
-    assert isinstance(model, RankingModel)
+    model = RankingModel(typed, schema, typed.tasks or schema.tasks)
+    Single(Single.Config(device="cpu")).parallelize(model, TableOptimizer())
     return model
 
 

@@ -20,6 +20,7 @@ from exfm.planning.needs import lengths_of
 from exfm.training.building import teacher_shapes
 from exfm.training.run import build_plan
 from exfm.training.trainer import StepLabels, Trainer
+from exfm_plugins.hsdp_2d.model import Hsdp2dModel
 from exfm_plugins.hsdp_2d.plan import Hsdp2d
 
 sent: Counter[str] = Counter()
@@ -51,7 +52,7 @@ def measure(config: str, overrides: list[str]) -> dict[str, int]:
     sent.clear()  # the first step computes twice
     trainer.step(batch, {}, StepLabels(trainer.arm.tasks, transfer=True), [rows] * dist.get_world_size())
     dist.all_to_all_single = all_to_all_single
-    shards = [kept for one in getattr(plan, "_shards", {}).get(trainer.model, []) for kept in one.kept().values()]
+    shards = [kept for one in getattr(trainer.parallel_model, "_shards", []) for kept in one.kept().values()]
     own = [one.to_local() if isinstance(one, DTensor) else one for one in trainer.dense]
     states = [value for state in trainer.optimizer.state.values() for name, value in state.items() if name != "step"]
     return {
@@ -64,12 +65,12 @@ def measure(config: str, overrides: list[str]) -> dict[str, int]:
 
 
 def by_rows(model: nn.Module, sharder: object, optimizer: str) -> dict[str, Any]:
-    """Every table cut by rows in two, as `Placement.found` has it: inside of a machine, which has both groups."""
+    """Every table cut by rows in two, as `Placement.search` has it: inside of a machine, which has both groups."""
     collections = {path: one for path, one in model.named_modules() if isinstance(one, EmbeddingBagCollection)}
     return {
         path: {
             table.name: {
-                "way": "table_row_wise",
+                "sharding_type": "table_row_wise",
                 "shards": [
                     [[part * (table.num_embeddings // 2), 0], [table.num_embeddings // 2, table.embedding_dim], part]
                     for part in range(2)
@@ -81,27 +82,30 @@ def by_rows(model: nn.Module, sharder: object, optimizer: str) -> dict[str, Any]
     }
 
 
-def start_rows(config: str, overrides: list[str], rows: list[int], like: list[int]) -> dict[str, torch.Tensor]:
-    """Everything before and after rows of the item table start: it is cut by rows, and all state is one."""
+def reset_rows(config: str, overrides: list[str], rows: list[int], source_rows: list[int]) -> dict[str, torch.Tensor]:
+    """Everything before and after rows of the item table are reset: it is cut by rows, and all state is one."""
     experiment = exfm.load_experiment(config, overrides)
     plan = build_plan(experiment)
     assert isinstance(plan, Hsdp2d)
-    plan._placement.found = by_rows  # type: ignore[method-assign]  # gloo cannot train such tables, so no plan cuts so
-    model = Trainer(experiment.arms[0], experiment.schema, teacher_shapes(experiment), plan, 0).model
-    for shards in plan._shards[model]:
+    plan._placement.search = by_rows  # type: ignore[method-assign]  # gloo cannot train such tables, so no plan cuts so
+    model = Trainer(experiment.arms[0], experiment.schema, teacher_shapes(experiment), plan, 0).parallel_model
+    assert isinstance(model, Hsdp2dModel)
+    for shards in model._shards:
         for kept in shards.kept().values():
             assert kept.state is not None
             kept.state.fill_(1.0)
-    found = {f"before/{name}": one.clone() for name, one in (plan.weights(model) | plan.table_state(model)).items()}
-    plan.start_rows(model, "table_item", torch.tensor(rows), torch.tensor(like))
-    plan.after_step(model)  # averages the replicas, which all must have done the same
-    return found | {f"after/{name}": one for name, one in (plan.weights(model) | plan.table_state(model)).items()}
+    before = model.state_dict() | model.table_optimizer_state_dict()
+    found = {f"before/{name}": one.clone() for name, one in before.items()}
+    model.reset_rows("table_item", torch.tensor(rows), torch.tensor(source_rows))
+    model.sync_tables()  # averages the replicas, which all must have done the same
+    after = model.state_dict() | model.table_optimizer_state_dict()
+    return found | {f"after/{name}": one for name, one in after.items()}
 
 
 def main(config: str, each: list[list[str]], started: list[Any], out: Path) -> None:
     dist.init_process_group("gloo")
     found = [measure(config, overrides) for overrides in each]
-    states = start_rows(config, *started)
+    states = reset_rows(config, *started)
     if dist.get_rank() == 0:
         save_file(states, out / "started.safetensors")
     (out / f"{dist.get_rank()}.json").write_text(json.dumps(found))

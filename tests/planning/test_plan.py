@@ -230,7 +230,8 @@ def test_activations_are_those_of_a_real_forward_pass(
     with torch.device("meta"):
         model = build_model(arm, schema)
     counted = activation_bytes(model, schema, 16, lengths)
-    real = experiment.config.parallel.build().apply(build_model(arm, schema), arm.config.optimizer.tables)
+    real = build_model(arm, schema)
+    experiment.config.parallel.build().parallelize(real, arm.config.optimizer.tables)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in real.parameters()}
     kept: dict[int, Tensor] = {}
     inside = [False]
@@ -305,9 +306,9 @@ def test_what_cannot_be_planned_is_the_users_input(
 def test_a_plan_that_does_not_tell_is_named(
     write: Callable[..., str], exfm_cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exfm_plugins.single.plan import Single
+    from exfm.parallel import SingleProcessPlan
 
-    monkeypatch.delattr(Single, "layout")
+    monkeypatch.delattr(SingleProcessPlan, "estimate_layout")
     outcome = exfm_cli("plan", write(tree()), "--world-size", "1")
     assert outcome.status == 2 and "parallel: single does not tell where it would put a model" in outcome.err
 

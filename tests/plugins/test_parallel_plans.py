@@ -155,7 +155,7 @@ def test_what_cannot_be_done_is_refused(plan: type[exfm.ParallelPlan], fields: d
 def test_shards_are_named_after_the_devices_of_their_own_group(per_machine: int) -> None:
     """The second of two groups of four, on GPUs that need not exist."""
     cluster, by_rows = exfm.Cluster(8, per_machine, None), TableConstraint(sharding=("row_wise",))
-    placement = Placement(exfm.Ranks(), 4, 4, torch.device("cuda"), {}, by_rows, cluster)
+    placement = Placement(exfm.ProcessGroup(), 4, 4, torch.device("cuda"), {}, by_rows, cluster)
     found = placement.plan(Probe(), EmbeddingBagCollectionSharder(), "sgd")
     for tables in found.values():
         for sharding in tables.values():
@@ -167,8 +167,8 @@ def test_shards_are_named_after_the_devices_of_their_own_group(per_machine: int)
 def test_moments_are_scaled_as_published(name: str) -> None:
     """Some steps with known gradients, against ``lr g / (sqrt(v / c) + eps)`` written out."""
     tables = exfm.TableOptimizer.model_validate({"name": name, "lr": 0.3, "eps": 0.2})
-    model = Single(Single.Config(device="cpu")).apply(Probe(), moment_scaled(tables, 4))
-    assert isinstance(model, Probe)
+    model = Probe()
+    Single(Single.Config(device="cpu")).parallelize(model, moment_scaled(tables, 4))
     weight = model.first.embedding_bags["table_user"].weight
     row = KeyedJaggedTensor(keys=["user"], values=torch.tensor([3]), lengths=torch.ones(1, dtype=torch.int32))
     expected, squares = weight[3].detach().clone(), torch.zeros(DIM)

@@ -53,12 +53,10 @@ def optimizer(name: str, **fields: Any) -> exfm.TableOptimizer:
     return exfm.TableOptimizer.model_validate({"name": name, **fields})
 
 
-def placed(name: str, seed: int = 0, **fields: Any) -> tuple[Single, Two]:
+def placed(name: str, seed: int = 0, **fields: Any) -> tuple[exfm.ParallelModel, Two]:
     torch.manual_seed(seed)
-    plan = Single(Single.Config(device="cpu"))
-    model = plan.apply(Two(), optimizer(name, **fields))
-    assert isinstance(model, Two)
-    return plan, model
+    model = Two()
+    return Single(Single.Config(device="cpu")).parallelize(model, optimizer(name, **fields)), model
 
 
 def bags(seed: int, size: int = 256) -> KeyedJaggedTensor:
@@ -70,12 +68,12 @@ def bags(seed: int, size: int = 256) -> KeyedJaggedTensor:
     return KeyedJaggedTensor(keys=list(ROWS), values=torch.cat(values), lengths=lengths.to(torch.int32))
 
 
-def train(plan: Single, model: Two, seeds: range) -> list[float]:
+def train(parallel: exfm.ParallelModel, model: Two, seeds: range) -> list[float]:
     losses = []
     for seed in seeds:
         loss = (model(bags(seed)) - 1).square().mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        plan.after_step(model)
+        parallel.sync_tables()
         losses.append(loss.item())
     return losses
 
@@ -101,8 +99,8 @@ def test_one_process_reads_all_rows() -> None:
 
 
 def test_tables_get_memory_on_the_device() -> None:
-    plan, model = placed("adagrad")
-    assert {value.device for value in model.state_dict().values()} == {plan.device}
+    _, model = placed("adagrad")
+    assert {value.device for value in model.state_dict().values()} == {torch.device("cpu")}
     assert {name for name in model.state_dict() if "embedding_bags" in name} == {
         "first.embedding_bags.user.weight",
         "second.embedding_bags.item.weight",
@@ -113,9 +111,10 @@ def test_tables_get_memory_on_the_device() -> None:
 def test_two_runs_are_equal_bit_by_bit(name: str) -> None:
     results = []
     for _ in range(2):
-        plan, model = placed(name)
-        losses = train(plan, model, range(50))
-        results.append((losses, state(model), {key: value.clone() for key, value in plan.table_state(model).items()}))
+        parallel, model = placed(name)
+        losses = train(parallel, model, range(50))
+        accumulators = {key: value.clone() for key, value in parallel.table_optimizer_state_dict().items()}
+        results.append((losses, state(model), accumulators))
     assert results[0][0] == results[1][0]
     assert results[0][0][-1] < results[0][0][0]
     assert_equal_bits(results[0][1], results[1][1])
@@ -124,27 +123,27 @@ def test_two_runs_are_equal_bit_by_bit(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_put_back_it_goes_on_as_if_nothing_had_happened(name: str) -> None:
-    plan, model = placed(name)
-    train(plan, model, range(10))
+    parallel, model = placed(name)
+    train(parallel, model, range(10))
     weights = state(model)
-    accumulators = {key: value.clone() for key, value in plan.table_state(model).items()}
-    expected = train(plan, model, range(10, 20))
-    other_plan, other = placed(name, seed=1)
+    accumulators = {key: value.clone() for key, value in parallel.table_optimizer_state_dict().items()}
+    expected = train(parallel, model, range(10, 20))
+    other_parallel, other = placed(name, seed=1)
     other.load_state_dict(weights)
-    other_plan.load_table_state(other, accumulators)
-    assert_equal_bits(other_plan.table_state(other), accumulators)
-    assert train(other_plan, other, range(10, 20)) == expected
+    other_parallel.load_table_optimizer_state_dict(accumulators)
+    assert_equal_bits(other_parallel.table_optimizer_state_dict(), accumulators)
+    assert train(other_parallel, other, range(10, 20)) == expected
     assert_equal_bits(state(other), state(model))
     if name != "sgd":
-        fresh_plan, fresh = placed(name)
+        fresh_parallel, fresh = placed(name)
         fresh.load_state_dict(weights)
-        assert train(fresh_plan, fresh, range(10, 20)) != expected, "the accumulators matter"
+        assert train(fresh_parallel, fresh, range(10, 20)) != expected, "the accumulators matter"
 
 
 @pytest.mark.parametrize(("name", "width"), [("adagrad", 8), ("rowwise_adagrad", 1), ("sgd", 0)])
 def test_the_state_is_what_the_optimizer_needs(name: str, width: int) -> None:
-    plan, model = placed(name)
-    sizes = {key: value.numel() for key, value in plan.table_state(model).items()}
+    parallel, _ = placed(name)
+    sizes = {key: value.numel() for key, value in parallel.table_optimizer_state_dict().items()}
     assert sum(sizes.values()) == width * sum(ROWS.values())
     assert all(key.startswith(("first.", "second.")) for key in sizes)
 
@@ -188,18 +187,18 @@ def many(threads: int) -> list[Tensor]:
             ],
         )
     )
-    placed = Single(Single.Config(device="cpu")).apply(model, optimizer("adagrad"))
+    Single(Single.Config(device="cpu")).parallelize(model, optimizer("adagrad"))
     seen = []
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
         lengths = torch.randint(3, (20 * 500,), generator=generator)
         ids = torch.randint(50, (int(lengths.sum()),), generator=generator)
-        rows = placed(KeyedJaggedTensor(keys=names, values=ids, lengths=lengths.to(torch.int32))).values()
+        rows = model(KeyedJaggedTensor(keys=names, values=ids, lengths=lengths.to(torch.int32))).values()
         rows.square().sum().backward()
         seen.append(rows.detach())
     with torch.no_grad():
-        seen.append(placed(KeyedJaggedTensor(keys=names, values=ids, lengths=lengths.to(torch.int32))).values())
-    return [*seen, *placed.state_dict().values()]
+        seen.append(model(KeyedJaggedTensor(keys=names, values=ids, lengths=lengths.to(torch.int32))).values())
+    return [*seen, *model.state_dict().values()]
 
 
 def test_tables_dealt_out_to_threads_are_the_same_tables() -> None:

@@ -66,8 +66,8 @@ def arm_of(config: dict[str, Any], schema: exfm.FeatureSchema) -> Arm:
 def trained(arm: Arm, schema: exfm.FeatureSchema) -> tuple[RankingModel, dict[str, Tensor]]:
     """The model as training places it, with weights that no two layers share, and these weights."""
     torch.manual_seed(0)
-    model = Single(Single.Config(device="cpu")).apply(build_model(arm, schema), arm.config.optimizer.tables)
-    assert isinstance(model, RankingModel)
+    model = build_model(arm, schema)
+    Single(Single.Config(device="cpu")).parallelize(model, arm.config.optimizer.tables)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)

@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 import exfm
+from exfm.parallel import TorchProcessGroup
 from exfm.supervision.workspace import Workspace
-from exfm_plugins.ddp.processes import Processes
 
 NAMES = Workspace.names
 
@@ -38,7 +38,7 @@ def connect(rank: int, processes: int) -> None:
         dist.destroy_process_group()
     os.environ["WORLD_SIZE"] = str(processes)
     if rank < processes:
-        Processes(torch.device("cpu"))
+        TorchProcessGroup(torch.device("cpu"))
 
 
 def list_late(self: Workspace, folder: str) -> list[str]:

@@ -294,11 +294,11 @@ def test_a_cycle_through_lookups_is_refused(tmp_path: Path) -> None:
         load(tmp_path, made)
 
 
-class Two(exfm.Ranks):
+class Two(exfm.ProcessGroup):
     """Two processes, of which this is the first."""
 
-    count = 2
-    index = 0
+    world_size = 2
+    rank = 0
 
 
 def test_several_processes_are_refused(tmp_path: Path) -> None:

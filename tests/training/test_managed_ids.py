@@ -105,11 +105,12 @@ def test_rows_that_get_another_id_start_anew(logs: Path) -> None:
     experiment = exfm.load_experiment(str(config))
     plan = build_plan(experiment)
     trainer = Trainer(experiment.arms[0], experiment.schema, teacher_shapes(experiment), plan, 0)
-    for name, value in plan.table_state(trainer.model).items():
-        plan.load_table_state(trainer.model, plan.table_state(trainer.model) | {name: torch.ones_like(value)})
+    model = trainer.parallel_model
+    for name, value in model.table_optimizer_state_dict().items():
+        model.load_table_optimizer_state_dict(model.table_optimizer_state_dict() | {name: torch.ones_like(value)})
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    plan.start_rows(trainer.model, "table_item", torch.tensor([3, 5]), torch.tensor([12, 12]))
-    states = plan.table_state(trainer.model)
+    model.reset_rows("table_item", torch.tensor([3, 5]), torch.tensor([12, 12]))
+    states = model.table_optimizer_state_dict()
     item = next(value for name, value in states.items() if "table_item" in name)
     assert item.nonzero().flatten().tolist() == [row for row in range(16) if row not in (3, 5)]
     assert all(bool(value.all()) for name, value in states.items() if "table_item" not in name)
@@ -127,7 +128,7 @@ class Rigid(Single):
 
     name = "rigid"
     is_default = False
-    starts_rows = False
+    resets_rows = False
 
 
 @pytest.mark.parametrize(

@@ -262,8 +262,8 @@ def test_rows_may_travel_rounded(runs: Runs) -> None:
 
 def test_what_several_processes_cannot_do_is_refused_at_the_start(tmp_path: Path) -> None:
     write_days(tmp_path)
-    ranks = exfm.Ranks()
-    ranks.count = 4
+    process_group = exfm.ProcessGroup()
+    process_group.world_size = 4
     for overrides, message in (
         (["stream.on_bad_row=skip"], "stream.on_bad_row: skip needs one process"),
         (["stream.chunk_rows=3"], "stream.chunk_rows: 3 rows do not reach 4 processes"),
@@ -271,4 +271,4 @@ def test_what_several_processes_cannot_do_is_refused_at_the_start(tmp_path: Path
         job = Runs(tmp_path).job("refused", *overrides, *(f"models.{arm}.batch_size=2" for arm in ARMS))
         place_log(job)
         with pytest.raises(exfm.ConfigError, match=message):
-            check_spread(exfm.load_experiment(job["config"], job["overrides"]), ranks)
+            check_spread(exfm.load_experiment(job["config"], job["overrides"]), process_group)

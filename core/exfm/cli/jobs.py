@@ -70,14 +70,14 @@ def run_job(
 
     store = Store(experiment.run_dir)
     plan = build_plan(experiment)
-    if plan.ranks.is_first:
+    if plan.process_group.is_rank_zero:
         open_run(experiment, store, names)
     train, label = (names, ()) if stage == "train" else ((), names)
     with StreamProgress(title) as progress:
         loop = StreamLoop(experiment, store, plan, progress.update, train, label)
         done = _advance(loop, follow)
-    loop.ranks.close()
-    if not loop.ranks.is_first:
+    loop.process_group.close()
+    if not loop.process_group.is_rank_zero:
         return
     typer.echo(f"{title}: {done} windows done; {_state(loop)}")
 
@@ -107,7 +107,7 @@ def _advance(loop: StreamLoop, follow: Follow) -> int:
         done += news
         if news:
             idle_since = time.monotonic()
-        elif follow.idle_s is not None and loop.ranks.agree(time.monotonic() - idle_since >= follow.idle_s):
+        elif follow.idle_s is not None and loop.process_group.broadcast(time.monotonic() - idle_since >= follow.idle_s):
             return done + loop.advance()
         else:
             time.sleep(POLL_S)

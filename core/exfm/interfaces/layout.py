@@ -1,21 +1,25 @@
-"""Layout: where a parallel plan would put a model, told without the processes that it is for."""
+"""Layout: where a parallel plan would place a model, estimated without the processes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from exfm.interfaces.parallel_plan import TableOptimizer
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The processes that a layout is for; none of them need exist.
+    """The processes that a layout is estimated for; none of them need exist.
 
     Attributes:
-        count: how many there are.
-        per_machine: how many of them one machine has.
-        memory: bytes that each has; None for as many as it takes.
-        group: how many keep one copy of the model together; None for what the plan's fields say.
+        count: the number of processes.
+        per_machine: the number of processes of one machine.
+        memory: bytes of each process; None for unlimited memory.
+        group: the number of processes that keep one copy of the model together; None for the plan's fields to decide.
     """
 
     count: int
@@ -26,16 +30,16 @@ class Cluster:
 
 @dataclass(frozen=True)
 class TableUse:
-    """A table, and what a process looks up in it in one step.
+    """A table, and the lookups of a process in it in one step.
 
     Attributes:
-        collection: where the model has the TorchRec collection that the table is in.
-        table: its name there.
-        rows: of the table.
-        width: of a row.
-        keys: how many keys of the collection look it up.
-        bags: of each key; each gives one row of the table's width. Empty ones count.
-        ids: of all keys together.
+        collection: path of the TorchRec collection in the model.
+        table: the table's name in its collection.
+        rows: rows of the table.
+        width: numbers of a row.
+        keys: the number of keys of the collection that look it up.
+        bags: bags of each key, each of which gives a row of the table's width. Empty bags count.
+        ids: ids of all keys together.
     """
 
     collection: str
@@ -48,23 +52,25 @@ class TableUse:
 
 
 @dataclass(frozen=True)
-class TrainingStep:
-    """What a process does in a training step.
+class Workload:
+    """The work of a process in a training step.
 
     Attributes:
-        tables: what it looks up, of its own examples.
-        beside: trained numbers that belong to no module of the model, such as a transfer strategy's.
-        accumulate: batches whose gradients add up before the dense layers learn from them; tables learn from each.
+        tables: lookups for the process's own examples.
+        extra_parameters: the number of trained numbers that belong to no module of the model, such as those of a
+            transfer strategy.
+        accumulate: batches whose gradients are accumulated before the dense optimizer steps; the table optimizer
+            steps with each.
     """
 
     tables: tuple[TableUse, ...]
-    beside: int = 0
+    extra_parameters: int = 0
     accumulate: int = 1
 
 
 @dataclass(frozen=True)
 class TableShard:
-    """A rectangle of a table: so many rows and columns, from these on, on a process, counted inside of its group."""
+    """A rectangle of a table: its first row and column, its size, and its process, counted inside the group."""
 
     process: int
     row: int
@@ -74,74 +80,100 @@ class TableShard:
 
 
 @dataclass(frozen=True)
-class TablePlace:
-    """How a table is cut, in the plan's word for it, and where its parts go."""
+class TableSharding:
+    """The shards of a table.
+
+    Attributes:
+        sharding_type: how the table is cut, in the plan's word.
+    """
 
     collection: str
     table: str
-    way: str
+    sharding_type: str
     shards: tuple[TableShard, ...]
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """Something that processes tell each other in a step.
+class Collective:
+    """A collective operation of one training step.
 
-    Bytes are those that a process sends, with algorithms that use the links best: rings for reductions and gathers.
+    Bytes are those that a process sends with the algorithm that uses the links best: rings for reductions and gathers.
 
     Attributes:
-        name: what is told, and how.
-        processes: how many take part in one exchange.
-        sent: bytes that each process of a group sends, or one number for all of them.
-        held: bytes that each holds for it while it lasts, likewise.
-        every: steps from one to the next.
+        name: the data, and the operation.
+        processes: the number of processes that take part.
+        sent_bytes: bytes that each process of a group sends, or one number for all of them.
+        buffer_bytes: bytes of buffers that each process holds during the operation, likewise.
+        interval: steps from one call to the next.
     """
 
     name: str
     processes: int
-    sent: tuple[int, ...]
-    held: tuple[int, ...] = (0,)
-    every: int = 1
+    sent_bytes: tuple[int, ...]
+    buffer_bytes: tuple[int, ...] = (0,)
+    interval: int = 1
 
     @classmethod
     def all_reduce(
-        cls, name: str, sizes: Sequence[int], processes: int, held: Sequence[int] = (0,), every: int = 1
-    ) -> Exchange:
-        """Every process ends with the sum of what all have, ``sizes`` bytes each."""
-        sent = tuple(2 * size * (processes - 1) // processes for size in sizes)
-        return cls(f"{name}: all-reduce", processes, sent, tuple(held), every)
+        cls, name: str, sizes: Sequence[int], processes: int, buffer_bytes: Sequence[int] = (0,), interval: int = 1
+    ) -> Collective:
+        """Estimates an all-reduce of ``sizes`` bytes of each process."""
+        sent_bytes = tuple(2 * size * (processes - 1) // processes for size in sizes)
+        return cls(f"{name}: all-reduce", processes, sent_bytes, tuple(buffer_bytes), interval)
 
     @classmethod
-    def all_gather(cls, name: str, size: int, processes: int, held: int = 0) -> Exchange:
-        """Every process ends with what all have, ``size`` bytes of all together."""
-        return cls(f"{name}: all-gather", processes, (size * (processes - 1) // processes,), (held,))
+    def all_gather(cls, name: str, size: int, processes: int, buffer_bytes: int = 0) -> Collective:
+        """Estimates an all-gather of ``size`` bytes of all processes together."""
+        return cls(f"{name}: all-gather", processes, (size * (processes - 1) // processes,), (buffer_bytes,))
 
     @classmethod
-    def reduce_scatter(cls, name: str, size: int, processes: int, held: int = 0) -> Exchange:
-        """Every process ends with its part of the sum; each has ``size`` bytes of the whole."""
-        return cls(f"{name}: reduce-scatter", processes, (size * (processes - 1) // processes,), (held,))
+    def reduce_scatter(cls, name: str, size: int, processes: int, buffer_bytes: int = 0) -> Collective:
+        """Estimates a reduce-scatter of ``size`` bytes of each process."""
+        return cls(f"{name}: reduce-scatter", processes, (size * (processes - 1) // processes,), (buffer_bytes,))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a model goes.
+    """The placement of a model.
 
-    The processes form groups of ``group``; each group keeps one copy of the model. All groups are alike, so the rest
-    describes one.
+    The processes form groups of ``group``; each group keeps one copy of the model. All groups are alike, so the other
+    fields describe a single group.
 
     Attributes:
         group: processes of a group.
-        tables: where tables go, all of them.
-        dense: how many elements each process keeps of the dense parameters that are cut, by name; every process keeps
-            the others whole.
-        exchanges: of a step.
-        settings: fields of the plan that give this layout on this cluster, where they are not those it was asked with.
-        alternatives: fields of the plan that could place tables where these do not.
+        tables: shards of all tables.
+        dense: the number of elements that each process stores of each sharded dense parameter, by name; every process
+            stores the other parameters whole.
+        collectives: those of a step.
+        settings: fields of the plan that give this layout on this cluster, where the config has other values.
+        alternatives: fields of the plan that could place tables where the config cannot.
     """
 
     group: int
-    tables: tuple[TablePlace, ...]
+    tables: tuple[TableSharding, ...]
     dense: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    exchanges: tuple[Exchange, ...] = ()
+    collectives: tuple[Collective, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     alternatives: tuple[Mapping[str, Any], ...] = ()
+
+
+@runtime_checkable
+class LayoutEstimator(Protocol):
+    """Optional protocol of a parallel plan's class, not of its instances, for `exfm plan`."""
+
+    @classmethod
+    def estimate_layout(
+        cls, config: Any, model: nn.Module, table_optimizer: TableOptimizer, workload: Workload, cluster: Cluster
+    ) -> Layout:
+        """Estimates where ``parallelize`` would place a model on processes that need not exist.
+
+        Args:
+            config: the plan's config.
+            model: without memory, on the meta device; it is not changed.
+            table_optimizer: the optimizer of its tables.
+            workload: of a process in a training step.
+            cluster: the processes.
+
+        Raises:
+            ValueError: the plan refuses the cluster, or the tables do not fit in its memory.
+        """

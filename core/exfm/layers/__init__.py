@@ -15,7 +15,6 @@ from exfm.layers.mapped_rows import MappedRows
 from exfm.layers.mlp import ActivationName, activation, mlp
 from exfm.layers.norm import InputNormName, NormName, RMSNorm, input_norm, norm
 from exfm.layers.rotary import rotate
-from exfm.layers.threads import one_thread, worker_threads
 
 __all__ = [
     "ActivationName",
@@ -35,10 +34,8 @@ __all__ = [
     "jagged_attention",
     "mlp",
     "norm",
-    "one_thread",
     "rotate",
     "scale_gradient",
     "soft_label_loss",
     "sum_tokens",
-    "worker_threads",
 ]

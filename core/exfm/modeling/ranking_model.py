@@ -15,7 +15,7 @@ from exfm.config.lookups import StateLookup
 from exfm.data.batch import Batch
 from exfm.interfaces.backbone import BackboneInputs, SequenceShape
 from exfm.interfaces.jagged import JaggedSequence
-from exfm.interfaces.ranks import ALONE, Ranks
+from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
 from exfm.interfaces.sequence_encoder import EncoderInputs
 from exfm.interfaces.transfer_strategy import StudentOutput
@@ -192,17 +192,19 @@ class RankingModel(nn.Module):
         """The batch with this model's features only."""
         return batch.only(self.feature_names, self.dense_columns)
 
-    def observe(self, batch: Batch, ranks: Ranks = ALONE, own: int | None = None) -> dict[str, Started]:
+    def observe(
+        self, batch: Batch, process_group: ProcessGroup = SINGLE_PROCESS, own: int | None = None
+    ) -> dict[str, Started]:
         """Learns what is not learned by gradient, after the batch has been predicted.
 
         Args:
-            ranks: the processes that have predicted it together.
+            process_group: the processes that have predicted it together.
             own: how many of its examples count, the first ones; all by default. The others have no ids.
 
         Returns:
             The rows of tables that have got another id, by table.
         """
-        return self.featurizer.observe(batch, ranks, own)
+        return self.featurizer.observe(batch, process_group, own)
 
     def parameter_counts(self) -> dict[str, int]:
         """Dense parameters, and those in embedding tables."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from exfm.interfaces.jagged import JaggedSequence
-from exfm.layers import worker_threads
+from exfm.parallel.threads import worker_threads
 
 Sequences = Mapping[str, JaggedSequence]
 Call = Callable[[Sequence[Tensor], Sequences], Tensor]

@@ -15,7 +15,7 @@ from torchrec import KeyedJaggedTensor
 
 from exfm.data.batch import Batch, SequenceBatch
 from exfm.interfaces.jagged import JaggedSequence, example_index
-from exfm.interfaces.ranks import ALONE, Ranks
+from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
 from exfm.interfaces.schema import (
     CategoricalFeature,
     DenseFeature,
@@ -64,18 +64,20 @@ class DenseTokens(nn.Module):
         return tokens_BND
 
     @torch.no_grad()
-    def observe(self, dense_BF: Tensor, ranks: Ranks = ALONE) -> None:
+    def observe(self, dense_BF: Tensor, process_group: ProcessGroup = SINGLE_PROCESS) -> None:
         """Adds a batch to the statistics (Chan et al. 1979): to be called once it has been predicted.
 
         Args:
             dense_BF: this process's rows of it.
-            ranks: the processes that have the others.
+            process_group: the processes that have the others.
         """
         if self.frozen:
             return
         batch, mean_F, square_F = _moments(dense_BF.to(torch.float64))
-        if ranks.count > 1:
-            batch, mean_F, square_F = _joined(ranks.each(torch.cat([batch.unsqueeze(0), mean_F, square_F])))
+        if process_group.world_size > 1:
+            batch, mean_F, square_F = _joined(
+                process_group.all_gather(torch.cat([batch.unsqueeze(0), mean_F, square_F]))
+            )
         if not batch:
             return
         delta_F = mean_F - self.mean_F
@@ -220,15 +222,19 @@ class Featurizer(nn.Module):
                 found[lookup] = found[lookup] + self._offset(lookup, batch)
         return found
 
-    def observe(self, batch: Batch, ranks: Ranks = ALONE, own: int | None = None) -> dict[str, Started]:
+    def observe(
+        self, batch: Batch, process_group: ProcessGroup = SINGLE_PROCESS, own: int | None = None
+    ) -> dict[str, Started]:
         """Moves the statistics of the dense features and the rows of managed ids, after the batch has been predicted.
 
         Returns:
             The rows that have got another id, by table: the same on every process.
         """
         if self.dense is not None:
-            self.dense.observe(batch.dense_BF[:own], ranks)
-        return {table: self._manager(table).observe(ids) for table, ids in _of_all(self._ids(batch), ranks).items()}
+            self.dense.observe(batch.dense_BF[:own], process_group)
+        return {
+            table: self._manager(table).observe(ids) for table, ids in _of_all(self._ids(batch), process_group).items()
+        }
 
     def _ids(self, batch: Batch) -> dict[str, Tensor]:
         """All ids of a batch, by table that manages them."""
@@ -299,12 +305,12 @@ def rows_of(managed: nn.ModuleDict, table: str, ids: Tensor) -> Tensor:
     return rows
 
 
-def _of_all(ids: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+def _of_all(ids: dict[str, Tensor], process_group: ProcessGroup) -> dict[str, Tensor]:
     """The ids of all processes by table, in two exchanges however many tables there are: every map stays the same."""
-    if ranks.count == 1 or not ids:
+    if process_group.world_size == 1 or not ids:
         return ids
-    counts_RT = ranks.each(torch.tensor([own.numel() for own in ids.values()])).tolist()
-    whole = ranks.all_rows(torch.cat([*ids.values()]), [sum(counts_T) for counts_T in counts_RT])
+    counts_RT = process_group.all_gather(torch.tensor([own.numel() for own in ids.values()])).tolist()
+    whole = process_group.all_gather_rows(torch.cat([*ids.values()]), [sum(counts_T) for counts_T in counts_RT])
     parts = torch.split(whole, [count for counts_T in counts_RT for count in counts_T])
     return {table: torch.cat(parts[number :: len(ids)]) for number, table in enumerate(ids)}
 

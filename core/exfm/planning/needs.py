@@ -12,7 +12,7 @@ from torchrec import EmbeddingBagCollection
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.errors import ConfigError, suggestion
-from exfm.interfaces.layout import TableUse, TrainingStep
+from exfm.interfaces.layout import TableUse, Workload
 from exfm.interfaces.schema import FeatureSchema, MultiValuedFeature, SequenceFeature
 from exfm.interfaces.transfer_strategy import TeacherShape
 from exfm.modeling.embeddings import Lookup
@@ -32,7 +32,7 @@ class Needs:
         model: its served part, on the meta device.
         rows: examples of a batch that one process has, the most of any.
         batch: examples of the whole batch.
-        step: what a process looks up.
+        workload: of a process in a step.
         numbers: of an example that every process gets from the others, for the loss of the whole batch.
         transfer: dense numbers that transfer adds, in training alone; all of them are trained.
         managed_ids: that a process looks up in tables with managed ids.
@@ -42,7 +42,7 @@ class Needs:
     model: RankingModel
     rows: int
     batch: int
-    step: TrainingStep
+    workload: Workload
     numbers: int
     transfer: int
     managed_ids: float
@@ -72,8 +72,8 @@ def needs_of(
     uses = tuple(_uses(model, rows, lengths))
     managed = experiment.schema.select(arm.config.features).managed()
     ids = sum(use.ids for use in uses if use.table.removeprefix("table_") in managed)
-    step = TrainingStep(uses, transfer, arm.config.optimizer.dense.accumulate)
-    return Needs(arm, model, rows, batch, step, numbers, transfer, ids)
+    workload = Workload(uses, transfer, arm.config.optimizer.dense.accumulate)
+    return Needs(arm, model, rows, batch, workload, numbers, transfer, ids)
 
 
 def lengths_of(schema: FeatureSchema, given: Mapping[str, int]) -> dict[str, int]:

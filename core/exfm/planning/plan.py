@@ -15,7 +15,7 @@ import numpy.typing as npt
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.errors import ConfigError, suggestion
-from exfm.interfaces.layout import Cluster, Exchange, Layout, TablePlace
+from exfm.interfaces.layout import Cluster, Collective, Layout, LayoutEstimator, TableSharding
 from exfm.interfaces.parallel_plan import TableOptimizer
 from exfm.planning.activations import activation_bytes
 from exfm.planning.needs import Needs, lengths_of, needs_of
@@ -44,7 +44,7 @@ class ModelPlan:
 
     needs: Needs
     layout: Layout
-    exchanges: tuple[Exchange, ...]
+    collectives: tuple[Collective, ...]
     memory: Mapping[str, Sizes]
 
     def steady(self) -> Sizes:
@@ -125,34 +125,35 @@ def _chosen(experiment: Experiment, model: str | None) -> list[Arm]:
 def _layout(experiment: Experiment, needs: Needs, cluster: Cluster) -> Layout:
     spec = experiment.config.parallel
     check_managed(needs.arm, needs.model, spec.component)
-    try:
-        layout: Layout = spec.component.layout(
-            spec.config, needs.model, needs.arm.config.optimizer.tables, needs.step, cluster
-        )
-    except NotImplementedError:
-        raise ConfigError(f"parallel: {spec.name} does not tell where it would put a model") from None
+    if not isinstance(spec.component, LayoutEstimator):
+        raise ConfigError(f"parallel: {spec.name} does not tell where it would put a model")
+    table_optimizer = needs.arm.config.optimizer.tables
+    layout: Layout = spec.component.estimate_layout(spec.config, needs.model, table_optimizer, needs.workload, cluster)
     return layout
 
 
 def _planned(
     needs: Needs, layout: Layout, cluster: Cluster, experiment: Experiment, lists: Mapping[str, int]
 ) -> ModelPlan:
-    exchanges = layout.exchanges
+    collectives = layout.collectives
     if cluster.count > 1:
         whole = needs.batch * needs.numbers * _FLOAT
-        # As it arrives, put together, and its gradient.
-        told = Exchange.all_gather("outputs and labels of the whole batch", whole, cluster.count, held=3 * whole)
-        exchanges = (*exchanges, told)
+        # Buffers: as it arrives, concatenated, and its gradient.
+        outputs = Collective.all_gather(
+            "outputs and labels of the whole batch", whole, cluster.count, buffer_bytes=3 * whole
+        )
+        collectives = (*collectives, outputs)
     if cluster.count > 1 and needs.managed_ids:
         ids = int(needs.managed_ids * cluster.count) * _ID
-        # As they arrive, and by table.
-        exchanges = (*exchanges, Exchange.all_gather("ids of managed tables", ids, cluster.count, held=2 * ids))
+        # Buffers: as they arrive, and by table.
+        managed = Collective.all_gather("ids of managed tables", ids, cluster.count, buffer_bytes=2 * ids)
+        collectives = (*collectives, managed)
     memory = _kept(needs, layout)
-    held = [np.asarray(exchange.held, np.int64) for exchange in exchanges]
-    memory["communication"] = sum_of(held, layout.group)
+    buffers = [np.asarray(collective.buffer_bytes, np.int64) for collective in collectives]
+    memory["communication"] = sum_of(buffers, layout.group)
     activations = activation_bytes(needs.model, experiment.schema, needs.rows, lists)
     memory["activations"] = np.full(layout.group, activations)
-    return ModelPlan(needs, layout, exchanges, memory)
+    return ModelPlan(needs, layout, collectives, memory)
 
 
 def _kept(needs: Needs, layout: Layout) -> dict[str, Sizes]:
@@ -243,7 +244,7 @@ def _settings(made: Plan) -> Mapping[str, Any]:
 
 def _model_dict(model: ModelPlan, made: Plan) -> dict[str, Any]:
     needs, layout = model.needs, model.layout
-    sent = sum_of([np.asarray(one.sent, np.int64) // one.every for one in model.exchanges], layout.group)
+    sent = sum_of([np.asarray(one.sent_bytes, np.int64) // one.interval for one in model.collectives], layout.group)
     tables = int(model.memory["tables"].sum() + model.memory["table_optimizer"].sum())
     return {
         "batch_size": needs.batch,
@@ -257,11 +258,11 @@ def _model_dict(model: ModelPlan, made: Plan) -> dict[str, Any]:
             {
                 "name": one.name,
                 "processes": one.processes,
-                "every": one.every,
-                "sent_bytes": np.broadcast_to(one.sent, layout.group).tolist(),
-                "held_bytes": np.broadcast_to(one.held, layout.group).tolist(),
+                "every": one.interval,
+                "sent_bytes": np.broadcast_to(one.sent_bytes, layout.group).tolist(),
+                "held_bytes": np.broadcast_to(one.buffer_bytes, layout.group).tolist(),
             }
-            for one in model.exchanges
+            for one in model.collectives
         ],
         "sent_bytes_per_step": sent.tolist(),
         "imbalance": {
@@ -271,8 +272,8 @@ def _model_dict(model: ModelPlan, made: Plan) -> dict[str, Any]:
     }
 
 
-def _table_dict(place: TablePlace, needs: Needs) -> dict[str, Any]:
-    use = next(one for one in needs.step.tables if (one.collection, one.table) == (place.collection, place.table))
+def _table_dict(place: TableSharding, needs: Needs) -> dict[str, Any]:
+    use = next(one for one in needs.workload.tables if (one.collection, one.table) == (place.collection, place.table))
     optimizer = needs.arm.config.optimizer.tables
     state = sum(shard.rows * state_numbers(optimizer, shard.columns) for shard in place.shards) * _FLOAT
     return {
@@ -282,6 +283,6 @@ def _table_dict(place: TablePlace, needs: Needs) -> dict[str, Any]:
         "bytes": use.rows * use.width * _FLOAT,
         "optimizer_bytes": state,
         "ids_per_process": use.ids,
-        "sharding": place.way,
+        "sharding": place.sharding_type,
         "shards": [vars(shard) for shard in place.shards],
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 from exfm.config.loading import Experiment
 from exfm.errors import ConfigError
-from exfm.interfaces.layout import TablePlace
+from exfm.interfaces.layout import TableSharding
 from exfm.planning.plan import Plan, Sizes, plan, sum_of, usable
 
 Load = Callable[[list[str]], Experiment]
@@ -87,7 +87,7 @@ class Search:
         for fields in layout.alternatives:
             yield Change(tuple(f"parallel.{key}={_written(value)}" for key, value in fields.items()))
 
-    def _places(self) -> Iterator[tuple[TablePlace, int]]:
+    def _places(self) -> Iterator[tuple[TableSharding, int]]:
         for planned in self.made.models.values():
             yield from ((place, planned.layout.group) for place in planned.layout.tables)
 

@@ -23,6 +23,7 @@ from exfm.data.stream import Chunk, ChunkReader
 from exfm.data.windows import WindowGrid, windows_of, windows_with_events
 from exfm.errors import ConfigError
 from exfm.interfaces.data_source import TimeRange, Window, utc
+from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
@@ -79,11 +80,11 @@ def predict(
     experiment = to_predict(experiment, arm)
     windows = _windows(experiment, between)
     plan = experiment.config.parallel.build()
-    network = _network(experiment, arm, plan)
+    network, parallel_model = _network(experiment, arm, plan)
     constants = infinite_buffers(network)
     snapshot, weights = load_snapshot(find, store, model_memory(network))
     check_snapshot(snapshot, weights, constants, store.workspace.url)
-    plan.load_weights(network, growth_of(arm, experiment.schema, experiment.config.seed).of(weights))
+    parallel_model.load_state_dict(growth_of(arm, experiment.schema, experiment.config.seed).of(weights))
     folder.sweep()
     writer = RowWriter(folder, name, _schema(arm, snapshot))
     rows = 0
@@ -102,9 +103,11 @@ def predict(
     return snapshot, rows
 
 
-def _network(experiment: Experiment, arm: Arm, plan: ParallelPlan) -> RankingModel:
+def _network(experiment: Experiment, arm: Arm, plan: ParallelPlan) -> tuple[RankingModel, ParallelModel]:
     with torch.random.fork_rng(devices=[]):
-        return place(plan, build_model(arm, experiment.schema), arm).eval()
+        network = build_model(arm, experiment.schema)
+        parallel_model = place(plan, network, arm)
+    return network.eval(), parallel_model
 
 
 def _schema(arm: Arm, snapshot: Snapshot) -> pa.Schema:

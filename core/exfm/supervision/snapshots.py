@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from exfm.interfaces.data_source import Window
-from exfm.interfaces.ranks import Ranks
+from exfm.interfaces.process_group import ProcessGroup
 from exfm.supervision.commits import Commit, CommitLog
 from exfm.supervision.hashing import FileRecord
 from exfm.supervision.tensor_files import read_tensors, write_tensors
@@ -147,11 +147,11 @@ class SnapshotRegistry:
                 del since[version]
 
 
-def same_on_all(ranks: Ranks, candidates: Iterator[Snapshot]) -> Iterator[Snapshot]:
+def same_on_all(process_group: ProcessGroup, candidates: Iterator[Snapshot]) -> Iterator[Snapshot]:
     """Yields the first process's snapshots on every process, whatever the others can see."""
     while True:
-        own = next(candidates, None) if ranks.is_first else None
-        data = ranks.broadcast(b"" if own is None else json.dumps(asdict(own)).encode())
+        own = next(candidates, None) if process_group.is_rank_zero else None
+        data = process_group.broadcast_bytes(b"" if own is None else json.dumps(asdict(own)).encode())
         if not data:
             return
         raw = json.loads(data)

@@ -79,8 +79,8 @@ class ParallelPlanTests(ComponentTests):
     def test_rows_start_anew(self, found: dict[str, Tensor]) -> None:
         """Rows that get another id take other rows' weights and forget their state, wherever they lie; no more."""
         plan: Any = self.component
-        if not plan.starts_rows:
-            pytest.skip(f"{plan.name} does not start rows")
+        if not plan.resets_rows:
+            pytest.skip(f"{plan.name} does not reset rows")
         prefix, rows = "before/", list(STARTED)
         for name, before in ((key.removeprefix(prefix), one) for key, one in found.items() if key.startswith(prefix)):
             expected = before.clone()
@@ -112,7 +112,7 @@ def exercised(component: Any, fields: str, processes: int, optimizer: str, folde
             try:
                 _found[case, 1] = exercise(plan, TableOptimizer.model_validate({"name": optimizer}))
             finally:
-                plan.ranks.close()
+                plan.process_group.close()
         else:
             exercise_together([case], processes, folder)
     return _found[case, processes]

@@ -122,59 +122,62 @@ class Exercise:
     def __init__(self, plan: ParallelPlan, optimizer: TableOptimizer, seed: int) -> None:
         self.plan = plan
         torch.manual_seed(seed)
-        model = plan.apply(Probe(), optimizer)
-        assert isinstance(model, Probe), f"apply gives a {type(model).__name__}: shard a model in place"
-        self.model = model
-        self.dense = model.dense_parameters()
+        self.model = Probe()
+        self.parallel_model = plan.parallelize(self.model, optimizer)
+        placed = self.parallel_model.module
+        assert placed is self.model, f"parallelize places a {type(placed).__name__}: shard the model in place"
+        self.dense = self.model.dense_parameters()
         self.optimizer = torch.optim.SGD(self.dense, lr=DENSE_LR, momentum=MOMENTUM, foreach=False)
 
     def train(self, steps: range) -> Tensor:
         """The losses of some steps."""
         return torch.stack([self._step(step) for step in steps])
 
-    def start_rows(self) -> None:
-        """Gives some rows another meaning."""
+    def reset_rows(self) -> None:
+        """Reassigns some rows to new ids."""
         rows, like = (torch.tensor(chosen, device=self.plan.device) for chosen in (STARTED, LIKE))
-        self.plan.start_rows(self.model, "table_item", rows, like)
+        self.parallel_model.reset_rows("table_item", rows, like)
 
     def _step(self, step: int) -> Tensor:
-        ranks, shard = self.plan.ranks, self.plan.shard
+        process_group, shard = self.plan.process_group, self.plan.shard
         size = SIZES[step % len(SIZES)]
         counts = [len(range(index, size, shard.count)) for index in range(shard.count)]
         own = torch.arange(shard.index, size, shard.count)
         features, label_n = batch(step, own) if own.numel() else (_blank(), torch.zeros(0))
         logit_n1 = self.model(features.to(self.plan.device))[: own.numel()]
-        (logit_B1,) = ranks.all_columns([logit_n1], counts)
-        label_B = ranks.all_rows(label_n.to(self.plan.device), counts)
+        (logit_B1,) = process_group.all_gather_columns([logit_n1], counts)
+        label_B = process_group.all_gather_rows(label_n.to(self.plan.device), counts)
         loss = nn.functional.binary_cross_entropy_with_logits(logit_B1.squeeze(1), label_B)
         last = step % len(SIZES) != ADDS_UP
-        self.plan.before_backward(self.model, last)
+        self.parallel_model.set_gradient_sync(last)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.plan.after_step(self.model)
+        self.parallel_model.sync_tables()
         if last:
-            self.plan.before_step(self.dense)
+            self.parallel_model.reduce_gradients(self.dense)
             self.optimizer.step()
             self.optimizer.zero_grad()
         return loss.detach().cpu()
 
     def state(self) -> dict[str, Tensor]:
         """Everything, whole: weights, and the states of both optimizers."""
-        found = {f"weight/{name}": value for name, value in self.plan.weights(self.model).items()}
-        found |= {f"table/{name}": value for name, value in self.plan.table_state(self.model).items()}
+        tables = self.parallel_model.table_optimizer_state_dict()
+        found = {f"weight/{name}": value for name, value in self.parallel_model.state_dict().items()}
+        found |= {f"table/{name}": value for name, value in tables.items()}
         for index, parameter in enumerate(self.dense):
             kept = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if kept is not None:
-                found[f"dense/{index}"] = self.plan.whole(kept)
+                found[f"dense/{index}"] = self.parallel_model.full_tensor(kept)
         return {name: value.clone() for name, value in found.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Puts back what ``state`` gave on the first process; read into the model where it fits, as snapshots are."""
-        tables = self.plan.table_memory(self.model)
-        self.plan.load_weights(self.model, _read_into(model_memory(self.model), dict(_part(state, "weight/"))))
-        self.plan.load_table_state(self.model, _read_into(tables, dict(_part(state, "table/"))))
+        weights = _read_into(model_memory(self.model), dict(_part(state, "weight/")))
+        tables = _read_into(self.parallel_model.table_optimizer_buffers(), dict(_part(state, "table/")))
+        self.parallel_model.load_state_dict(weights)
+        self.parallel_model.load_table_optimizer_state_dict(tables)
         for index, value in _part(state, "dense/"):
             parameter = self.dense[int(index)]
-            self.optimizer.state[parameter]["momentum_buffer"] = self.plan.place(value, parameter)
+            self.optimizer.state[parameter]["momentum_buffer"] = self.parallel_model.distribute_tensor(value, parameter)
 
 
 def _read_into(memory: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -204,7 +207,7 @@ def exercise(plan: ParallelPlan, optimizer: TableOptimizer) -> dict[str, Tensor]
     Returns:
         On the first process ``start/...``, the state before training; ``losses``, those of training; ``end/...``, the
         state after; ``on`` and ``again``, the losses of both models from there. What is put back comes from a file,
-        so every process reads it: here it is the first process's, sent to all. Of a plan that starts rows also
+        so every process reads it: here it is the first process's, sent to all. Of a plan that resets rows also
         ``before/...`` and ``started/...``, the state on both sides of it, and ``started_on`` and ``started_again``.
     """
     one = Exercise(plan, optimizer, seed=0)
@@ -216,9 +219,9 @@ def exercise(plan: ParallelPlan, optimizer: TableOptimizer) -> dict[str, Tensor]
     other.load(_from_first(plan, end))
     found["on"] = one.train(range(STEPS, 2 * STEPS))
     found["again"] = other.train(range(STEPS, 2 * STEPS))
-    if plan.starts_rows:
+    if plan.resets_rows:
         found |= {f"before/{name}": value for name, value in one.state().items()}
-        one.start_rows()
+        one.reset_rows()
         started = one.state()
         found |= {f"started/{name}": value for name, value in started.items()}
         other.load(_from_first(plan, started))  # the same on every process, as what `one` keeps must be
@@ -228,18 +231,17 @@ def exercise(plan: ParallelPlan, optimizer: TableOptimizer) -> dict[str, Tensor]
 
 def _from_first(plan: ParallelPlan, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The first process's state on every process."""
-    ranks = plan.ranks
-    if ranks.count == 1:
+    group = plan.process_group
+    if group.world_size == 1:
         return dict(state)
     shapes = {name: list(value.shape) for name, value in state.items()}
-    text = json.dumps(shapes).encode() if ranks.is_first else b""
-    sizes = [ranks.agree(len(text)), *(0 for _ in range(ranks.count - 1))]
-    names = ranks.all_rows(torch.tensor(list(text), dtype=torch.uint8), sizes)
+    sent = group.broadcast_bytes(json.dumps(shapes).encode() if group.is_rank_zero else b"")
     shared: dict[str, Tensor] = {}
-    for name, shape in json.loads(bytes(names.tolist())).items():
+    for name, shape in json.loads(sent).items():
         size = torch.Size(shape).numel()
-        own = state[name].flatten() if ranks.is_first else torch.zeros(0)
-        shared[name] = ranks.all_rows(own, [size, *(0 for _ in range(ranks.count - 1))]).view(shape)
+        counts = [size, *(0 for _ in range(group.world_size - 1))]
+        rows = state[name].flatten() if group.is_rank_zero else torch.zeros(0)
+        shared[name] = group.all_gather_rows(rows, counts).view(shape)
     return shared
 
 
@@ -250,9 +252,9 @@ def main(jobs: str) -> None:
         plan_class: Any = getattr(import_module(module), name)
         plan = plan_class(plan_class.Config.model_validate(json.loads(fields)))
         found = exercise(plan, TableOptimizer.model_validate({"name": optimizer}))
-        if plan.ranks.is_first:
+        if plan.process_group.is_rank_zero:
             save_file({key: value.contiguous() for key, value in found.items()}, out)
-        plan.ranks.wait()
+        plan.process_group.barrier()
     os._exit(0)  # a thread of the connection may abort a process whose interpreter ends
 
 

@@ -11,6 +11,7 @@ import torch
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.errors import ConfigError, RunError
+from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import FeatureSchema
 from exfm.interfaces.transfer_strategy import StudentShape, TeacherShape, TransferStrategy
@@ -34,14 +35,14 @@ def build_model(arm: Arm, schema: FeatureSchema) -> RankingModel:
         raise ConfigError(f"models.{arm.base}: {error}") from error
 
 
-def place(plan: ParallelPlan, model: RankingModel, arm: Arm) -> RankingModel:
-    """Has a plan give a model's tables memory, and everything its place.
+def place(plan: ParallelPlan, model: RankingModel, arm: Arm) -> ParallelModel:
+    """Places a model on the devices of a plan, in place.
 
     Raises:
         RunError: there is not enough memory.
     """
     try:
-        placed = plan.apply(model, arm.config.optimizer.tables)
+        return plan.parallelize(model, arm.config.optimizer.tables)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "t allocate memory" not in str(error):
             raise
@@ -52,8 +53,6 @@ def place(plan: ParallelPlan, model: RankingModel, arm: Arm) -> RankingModel:
             f"their optimizer; the largest is {largest!r}, {rows[largest]:,} rows of {dim} numbers. `exfm plan CONFIG` "
             "says what a process needs, and what would make it fit"
         ) from error
-    assert isinstance(placed, RankingModel)
-    return placed
 
 
 def growth_of(arm: Arm, schema: FeatureSchema, seed: int) -> Growth:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from exfm.errors import ConfigError
-from exfm.interfaces.ranks import Ranks
+from exfm.interfaces.process_group import ProcessGroup
 from exfm.supervision.hashing import FileRecord
 from exfm.supervision.row_files import Column, RowWriter, rows_table
 from exfm.supervision.workspace import Workspace
@@ -25,10 +25,10 @@ class GatheredRows:
         schema: its columns.
     """
 
-    def __init__(self, ranks: Ranks, workspace: Workspace, path: str, schema: pa.Schema) -> None:
-        self._ranks = ranks
+    def __init__(self, process_group: ProcessGroup, workspace: Workspace, path: str, schema: pa.Schema) -> None:
+        self._process_group = process_group
         self._schema = schema
-        self._writer = RowWriter(workspace, path, schema) if ranks.is_first else None
+        self._writer = RowWriter(workspace, path, schema) if process_group.is_rank_zero else None
         self._newest_us = 0
 
     def append(self, columns: Mapping[str, Column | pa.Array], order: npt.NDArray[np.int64] | None) -> pa.Table | None:
@@ -45,8 +45,8 @@ class GatheredRows:
             ConfigError: the rows of different processes do not lie in the order of time.
         """
         table = rows_table(columns, self._schema)
-        if self._ranks.count > 1:
-            parts = self._ranks.to_first(_packed(table))
+        if self._process_group.world_size > 1:
+            parts = self._process_group.gather_bytes(_packed(table))
             if self._writer is None:
                 return None
             table = pa.concat_tables([_unpacked(part) for part in parts]).combine_chunks().take(pa.array(order))

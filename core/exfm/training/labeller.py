@@ -36,7 +36,7 @@ class Labeller:
 
     def __init__(self, trainer: Trainer, store: Store, students: tuple[str, ...]) -> None:
         self.trainer = trainer
-        self.ranks = trainer.plan.ranks
+        self.process_group = trainer.plan.process_group
         self.teacher: Arm = trainer.arm
         self.name = trainer.arm.name
         self.store = store
@@ -62,7 +62,7 @@ class Labeller:
         self._snapshot = self._newest(window.start_us - self.delay_us)
         self._examples = 0
         self._rows = GatheredRows(
-            self.ranks,
+            self.process_group,
             self.store.workspace,
             row_file("supervision", self.name, window.index),
             supervision_schema(self.teacher.tasks, self.name, self.trainer.embedding, self.trainer.vectors),
@@ -95,7 +95,7 @@ class Labeller:
             RunError: there are such snapshots, and none can be read.
         """
         failure: RunError | None = None
-        for snapshot in same_on_all(self.ranks, self.store.snapshots.published(self.name, before_us)):
+        for snapshot in same_on_all(self.process_group, self.store.snapshots.published(self.name, before_us)):
             if snapshot == self._loaded:
                 return snapshot
             self._loaded = None  # the snapshot is read into the memory that holds the previous one
@@ -117,7 +117,7 @@ class Labeller:
             weights = self.store.snapshots.load(snapshot.weights, self.trainer.memory())
         except RunError as unreadable:
             error = unreadable
-        if self.ranks.all_agree(error is None):
+        if self.process_group.all_agree(error is None):
             check_snapshot(snapshot, weights, self.trainer.constants, self.store.workspace.url)
             self.trainer.load_weights(weights)
             return None
@@ -125,7 +125,7 @@ class Labeller:
 
     def commit(self, rows: int) -> None:
         """Makes the window's supervision visible; of a window without rows only the manifest is kept."""
-        if not self.ranks.is_first:
+        if not self.process_group.is_rank_zero:
             return
         counters = {"examples": self._examples, "seconds": self._seconds}
         files = self._rows.close() if rows else {}

@@ -72,8 +72,8 @@ class StreamLoop:
     ) -> None:
         self.experiment = experiment
         self.store = store
-        self.ranks = plan.ranks
-        check_spread(experiment, self.ranks)
+        self.process_group = plan.process_group
+        check_spread(experiment, self.process_group)
         self.on_progress = on_progress
         self.clock = Clock()
         self.late = _late_tasks(experiment)
@@ -124,9 +124,9 @@ class StreamLoop:
             RunError: a manifest is missing, a committed file is corrupt, or processes do not see the same stream.
         """
         with source_errors():
-            schedule = read_schedule(self.experiment, self.store, self.ranks, complete_windows_only)
+            schedule = read_schedule(self.experiment, self.store, self.process_group, complete_windows_only)
             self._reopen(schedule)
-            if self.ranks.is_first:
+            if self.process_group.is_rank_zero:
                 self._late.look(schedule.grid, schedule.span, schedule.state.parts)
         self._resume(schedule)
         labelled = {one.name: self.store.log.head("supervise", one.name) for one in self.labellers}
@@ -152,7 +152,7 @@ class StreamLoop:
         self.reader.tell_left_out()
         start = time.perf_counter()
         self.saving.wait()
-        self.ranks.wait()
+        self.process_group.barrier()
         self.clock.commit += time.perf_counter() - start
         return count
 
@@ -167,16 +167,16 @@ class StreamLoop:
     def _reopen(self, schedule: Schedule) -> None:
         """Takes back last windows that were committed incomplete, where more of their rows have come."""
         reopened = []
-        if self.ranks.is_first:
+        if self.process_group.is_rank_zero:
             stages = [stage.name for stage in self.stages]
             reopened = schedule.reopen(stages, [one.name for one in self.labellers])
-        for name in json.loads(self.ranks.broadcast(json.dumps(reopened).encode())):
+        for name in json.loads(self.process_group.broadcast_bytes(json.dumps(reopened).encode())):
             self._done.pop(name, None)  # its model goes back to the snapshot before
 
     def _resume(self, schedule: Schedule) -> None:
         """The first time a stage has windows to do, brings its model to its last committed state."""
         for stage in self.stages:
-            if self.ranks.is_first:
+            if self.process_group.is_rank_zero:
                 self.store.log.windows("train", stage.name)  # raises where a manifest is missing
             if stage.name not in self._done and schedule.has_work(self.store.log.head("train", stage.name)):
                 self._done[stage.name] = self._committed[stage.name] = stage.resume()
@@ -192,21 +192,21 @@ class StreamLoop:
             return
         commit = self.store.log.load("train", stage.name, behind)
         self.reader.id_kinds.update(commit.counters["id_kinds"])
-        if commit.files and self.ranks.count == 1:
+        if commit.files and self.process_group.world_size == 1:
             rows = self.store.predictions(stage.name, commit.window)
             self.reader.remember(rows.column("example_id").to_numpy())
 
     def _missing(self, schedule: Schedule, work: WindowWork) -> str:
         """Says what a window waits for; nothing where it can be done."""
         missing = ""
-        if self.ranks.is_first:
+        if self.process_group.is_rank_zero:
             elsewhere = self.experiment.config.teachers
             teachers = {
                 stage.name: [teacher for teacher in stage.trainer.arm.teachers if teacher not in elsewhere]
                 for stage in self.stages
             }
             missing = schedule.missing(work, teachers, self._supervising(work))
-        return self.ranks.broadcast(missing.encode()).decode()
+        return self.process_group.broadcast_bytes(missing.encode()).decode()
 
     def _supervising(self, work: WindowWork) -> set[str]:
         """The models of this job that supervise a window while it is done."""
@@ -231,7 +231,7 @@ class StreamLoop:
                 stage.begin(window, self._committed[stage.name], read, (work.missed or {}).get(stage.name, ()))
                 begun.append(stage)
             rows = 0
-            for chunk in self._timed(read_spread(self.reader, window, self.ranks, work.only)):
+            for chunk in self._timed(read_spread(self.reader, window, self.process_group, work.only)):
                 rows += chunk.size
                 self._chunk(chunk, labellers, stages, streams)
                 self.on_progress(
@@ -254,7 +254,7 @@ class StreamLoop:
 
     def _bind(self, schedule: Schedule) -> None:
         """Binds the run's folder to the experiment, before its first commit."""
-        if self.ranks.is_first and not (self._bound or schedule.state.bound):
+        if self.process_group.is_rank_zero and not (self._bound or schedule.state.bound):
             bind_run(self.experiment, self.store, schedule.grid)
         self._bound = True
 
@@ -281,7 +281,7 @@ class StreamLoop:
             raise
         self.saving.do(ended)
         if not self.saving.background:
-            self.ranks.wait()  # until the first process has stored what the others may now read
+            self.process_group.barrier()  # until the first process has stored what the others may now read
         self.clock.commit += time.perf_counter() - start
 
     def _open_supervision(self, work: WindowWork, stages: list[Stage], streams: dict[str, SupervisionStream]) -> None:
@@ -289,7 +289,9 @@ class StreamLoop:
         needed = {teacher for stage in stages for teacher in stage.trainer.arm.teachers} - self._supervising(work)
         for teacher in sorted(needed - self.external.keys()):
             # One that has passed the window, which had no rows for it then, has nothing to open.
-            if self.ranks.agree(self.ranks.is_first and self.store.log.has("supervise", teacher, work.window.index)):
+            if self.process_group.broadcast(
+                self.process_group.is_rank_zero and self.store.log.has("supervise", teacher, work.window.index)
+            ):
                 stream = self.store.supervision(teacher, work.window)
                 if stream is not None:
                     streams[teacher] = stream
@@ -325,7 +327,7 @@ class StreamLoop:
             earlier = Window(window.index, max(window.start_us - shift, span.start_us), window.end_us - shift)
             if earlier.start_us >= earlier.end_us:
                 continue
-            for chunk in self._timed(read_spread(self.reader, earlier, self.ranks)):
+            for chunk in self._timed(read_spread(self.reader, earlier, self.process_group)):
                 start = time.perf_counter()
                 rows += chunk.size
                 for stage in stages:

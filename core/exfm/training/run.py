@@ -45,12 +45,12 @@ def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None =
             return run(experiment, progress.update)
     store = Store(experiment.run_dir)
     plan = build_plan(experiment)
-    config_yaml = open_run(experiment, store) if plan.ranks.is_first else ""
+    config_yaml = open_run(experiment, store) if plan.process_group.is_rank_zero else ""
     loop = StreamLoop(experiment, store, plan, on_progress or (lambda _: None))
     done = loop.advance()
     assert not loop.waiting_for, loop.waiting_for
-    plan.ranks.close()
-    if not plan.ranks.is_first:
+    plan.process_group.close()
+    if not plan.process_group.is_rank_zero:
         return {}
     time = loop.clock.as_dict() | {"windows_done": done, "last_commit": last_commit(experiment, store)}
     return finish(experiment, store, time, config_yaml)

@@ -17,7 +17,7 @@ from exfm.data.windows import WindowGrid, windows_with_events
 from exfm.errors import RunError
 from exfm.interfaces.data_source import StreamPart, TimeRange, Window
 from exfm.interfaces.duration import microseconds
-from exfm.interfaces.ranks import Ranks
+from exfm.interfaces.process_group import ProcessGroup
 from exfm.supervision.commits import NONE, CommitLog, Stage
 from exfm.training.late_rows import overlaps
 
@@ -74,7 +74,7 @@ class Schedule:
         self,
         experiment: Experiment,
         log: CommitLog,
-        ranks: Ranks,
+        process_group: ProcessGroup,
         state: StreamState,
         complete_windows_only: bool,
     ) -> None:
@@ -83,7 +83,7 @@ class Schedule:
         self.span = state.span
         self._experiment = experiment
         self._log = log
-        self._ranks = ranks
+        self._process_group = process_group
         self._complete_only = complete_windows_only
         trained = {task for arm in experiment.arms for task in arm.tasks}
         delays = {microseconds(label.delay) for label in experiment.schema.labels if label.name in trained}
@@ -147,7 +147,11 @@ class Schedule:
 
     def has_work(self, index: int) -> bool:
         """Whether a window is to be done after that of an index; the same on every process."""
-        return bool(self._ranks.agree(self._ranks.is_first and next(self.after(index), None) is not None))
+        return bool(
+            self._process_group.broadcast(
+                self._process_group.is_rank_zero and next(self.after(index), None) is not None
+            )
+        )
 
     def work(self, stages: Mapping[str, int], labellers: Mapping[str, int]) -> Iterator[WindowWork]:
         """Yields what is to be done, in order; the same on every process.
@@ -157,10 +161,10 @@ class Schedule:
         """
         done = {"stages": dict(stages), "labellers": dict(labellers)}
         behind = [*stages.values(), *labellers.values()]
-        windows = self.after(min(behind)) if behind and self._ranks.is_first else iter(())
+        windows = self.after(min(behind)) if behind and self._process_group.is_rank_zero else iter(())
         while True:
             window = next(windows, None)
-            data = self._ranks.broadcast(b"" if window is None else _encode(self._work(window, **done)))
+            data = self._process_group.broadcast_bytes(b"" if window is None else _encode(self._work(window, **done)))
             if not data:
                 return
             work = _decode(data)

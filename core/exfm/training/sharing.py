@@ -54,14 +54,14 @@ class Sharing:
     def _parts(self, student: Trainer, teacher: str, names: Collection[str], before_us: int) -> Parts:
         """Parts of the newest snapshot with a watermark at or before a time; none before there is one."""
         failure: RunError | None = None
-        for snapshot in same_on_all(student.plan.ranks, self.store.snapshots.published(teacher, before_us)):
+        for snapshot in same_on_all(student.plan.process_group, self.store.snapshots.published(teacher, before_us)):
             found: dict[str, Tensor] = {}
             error: RunError | None = None
             try:
                 found = self.store.snapshots.load_some(snapshot.weights, lambda key: part_of(key)[0] in names)
             except RunError as unreadable:
                 error = unreadable
-            if student.plan.ranks.all_agree(error is None):
+            if student.plan.process_group.all_agree(error is None):
                 return grouped(student.growth.of(found))
             error = error or RunError(f"snapshot {snapshot.version} of {teacher!r}: another process cannot read it")
             logger.warning("%s; taking the parts of the snapshot before it", error)

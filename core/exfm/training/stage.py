@@ -106,7 +106,7 @@ class Stage:
         external: Mapping[str, Collection[str]],
     ) -> None:
         self.trainer = trainer
-        self.ranks = trainer.plan.ranks
+        self.process_group = trainer.plan.process_group
         self.name = trainer.arm.name
         self.tasks = trainer.arm.tasks
         self.store = store
@@ -166,7 +166,7 @@ class Stage:
             self._supervision = self._rows_file(supervision, schema)
 
     def _rows_file(self, path: str, schema: pa.Schema) -> GatheredRows:
-        return GatheredRows(self.ranks, self.store.workspace, path, schema)
+        return GatheredRows(self.process_group, self.store.workspace, path, schema)
 
     def resume(self) -> int:
         """Brings the model to the newest committed state that can be read; returns its window, ``NONE`` for none.
@@ -178,9 +178,9 @@ class Stage:
         """
         failure: RunError | None = None
         candidates = self.store.snapshots.newest_first(self.name, sys.maxsize)
-        for snapshot in same_on_all(self.ranks, candidates):
+        for snapshot in same_on_all(self.process_group, candidates):
             weights, training, error = self._read(snapshot)
-            if self.ranks.all_agree(error is None):
+            if self.process_group.all_agree(error is None):
                 for tensors in (weights, training):
                     check_snapshot(snapshot, tensors, self.trainer.constants, self.store.workspace.url)
                 self.trainer.load_weights(weights)
@@ -278,7 +278,7 @@ class Stage:
         state = (trainer.weights(), self._training_state()) if rows else None
         self._check_state(state)
         teachers = {name: self._of_all(counted).as_counters() for name, counted in self.counters.teachers.items()}
-        if not self.ranks.is_first:
+        if not self.process_group.is_rank_zero:
             return None
         if state and copy:
             weights, training = state
@@ -314,16 +314,16 @@ class Stage:
 
     def _check_state(self, state: tuple[dict[str, Tensor], dict[str, Tensor]] | None) -> None:
         """Raises RunError, on every process, where what would be committed is not finite, or predicts what is not."""
-        checked = state if state and self.ranks.is_first else ()
+        checked = state if state and self.process_group.is_rank_zero else ()
         names = [first_not_finite(tensors, self.trainer.constants) for tensors in checked]
-        name = self.ranks.broadcast(next(filter(None, names), "").encode()).decode()
+        name = self.process_group.broadcast_bytes(next(filter(None, names), "").encode()).decode()
         if name:
             raise self._diverged(f"{name} holds NaN or infinite values")
         last, self._last = self._last, None
         if last is not None:
             made = self.trainer.predict(last.select(torch.arange(min(last.size, _FEW))))
             wrong = torch.tensor(_not_finite([values.cpu() for values in made.probabilities.values()]))
-            if self.ranks.each(wrong).any():  # numbers so large that the next window would be NaN
+            if self.process_group.all_gather(wrong).any():  # numbers so large that the next window would be NaN
                 raise self._diverged("after its last step its predictions are NaN or infinite")
 
     def _diverged(self, symptom: str) -> RunError:
@@ -336,7 +336,9 @@ class Stage:
 
     def _of_all(self, counted: Coverage) -> Coverage:
         """The counts of all processes together."""
-        return Coverage.of_vector(self.ranks.each(torch.from_numpy(counted.as_vector())).sum(dim=0).numpy())
+        return Coverage.of_vector(
+            self.process_group.all_gather(torch.from_numpy(counted.as_vector())).sum(dim=0).numpy()
+        )
 
     def _supervision_counters(self) -> dict[str, float]:
         return {"examples": self.counters.examples, "seconds": 0.0}
@@ -388,7 +390,7 @@ class Stage:
         bad = torch.tensor([_not_finite(list(probabilities.values())), _not_finite(stored)], dtype=loss.dtype)
         sums = torch.cat([torch.stack([loss, seen.labels[first].sum()]), bad])
         examples = sum(sum(part.counts) for part in parts.batches)
-        log_loss, positives, *not_finite = self.ranks.each(sums).sum(dim=0).tolist()
+        log_loss, positives, *not_finite = self.process_group.all_gather(sums).sum(dim=0).tolist()
         for count, name in zip(not_finite, ("predictions", "embeddings or states"), strict=True):
             if count:
                 raise self._diverged(f"its {name} of {count:.0f} of {examples} examples are NaN or infinite")

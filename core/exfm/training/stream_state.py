@@ -13,7 +13,7 @@ from exfm.data.windows import WindowGrid
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import DataSource, StreamPart, TimeRange
 from exfm.interfaces.duration import microseconds
-from exfm.interfaces.ranks import Ranks
+from exfm.interfaces.process_group import ProcessGroup
 from exfm.supervision.store import Store
 from exfm.training.identity import grid_of
 from exfm.training.late_rows import earlier_words
@@ -25,7 +25,9 @@ _LISTINGS = 10
 """How often, a second apart, processes list the stream before they say that they see different files."""
 
 
-def read_schedule(experiment: Experiment, store: Store, ranks: Ranks, complete_windows_only: bool) -> Schedule:
+def read_schedule(
+    experiment: Experiment, store: Store, process_group: ProcessGroup, complete_windows_only: bool
+) -> Schedule:
     """Reads which time and which parts the stream has, and how the run counts its windows.
 
     Args:
@@ -38,21 +40,21 @@ def read_schedule(experiment: Experiment, store: Store, ranks: Ranks, complete_w
     stream = experiment.config.stream
     with source_errors():
         span = experiment.source.time_range()
-    parts = _agreed_parts(experiment.source, ranks)
-    start_us, end_us = ranks.agree(span.start_us), ranks.agree(span.end_us)
+    parts = _agreed_parts(experiment.source, process_group)
+    start_us, end_us = process_group.broadcast(span.start_us), process_group.broadcast(span.end_us)
     if stream.start is not None:
         start_us = max(start_us, microseconds(stream.start - _EPOCH))
     span = TimeRange(start_us, max(start_us, end_us))
     grid = WindowGrid.around(span.start_us, stream.window)
-    kept = grid_of(store) if ranks.is_first else None
+    kept = grid_of(store) if process_group.is_rank_zero else None
     if kept is not None and span.start_us < kept.origin_us:
         raise ConfigError(earlier_words(parts, kept, span))
-    origin_us = ranks.agree(grid.origin_us if kept is None else kept.origin_us)
+    origin_us = process_group.broadcast(grid.origin_us if kept is None else kept.origin_us)
     grid, bound = WindowGrid(origin_us, grid.length_us), kept is not None
-    return Schedule(experiment, store.log, ranks, StreamState(grid, span, parts, bound), complete_windows_only)
+    return Schedule(experiment, store.log, process_group, StreamState(grid, span, parts, bound), complete_windows_only)
 
 
-def _agreed_parts(source: DataSource, ranks: Ranks) -> Sequence[StreamPart]:
+def _agreed_parts(source: DataSource, process_group: ProcessGroup) -> Sequence[StreamPart]:
     """Lists the stream's parts, once every process sees the same.
 
     Raises:
@@ -63,11 +65,11 @@ def _agreed_parts(source: DataSource, ranks: Ranks) -> Sequence[StreamPart]:
             parts = source.parts()
         # Names and versions may differ between machines that hold copies; which time each covers may not.
         extents = json.dumps(sorted((part.first_us, part.last_us) for part in parts)).encode()
-        if ranks.all_agree(ranks.broadcast(extents) == extents):
+        if process_group.all_agree(process_group.broadcast_bytes(extents) == extents):
             return parts
         if attempt + 1 < _LISTINGS:
             time.sleep(1.0)
     raise RunError(
-        f"stream.source: process {ranks.index} and the first one do not see the same parts of the stream; every "
+        f"stream.source: process {process_group.rank} and the first one do not see the same parts of the stream; every "
         "process must read the same files. Call the job again when they all see them."
     )

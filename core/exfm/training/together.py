@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from exfm.interfaces.ranks import Ranks
+from exfm.interfaces.process_group import ProcessGroup
 from exfm.interfaces.transfer_strategy import StudentOutput, Supervision
 
 
@@ -23,17 +23,17 @@ class Together:
     """Puts one batch together.
 
     Args:
-        ranks: the processes.
+        process_group: the processes.
         counts: how many of its rows each has. A process without any has computed with a blank example in their place.
     """
 
-    ranks: Ranks
+    process_group: ProcessGroup
     counts: Sequence[int]
 
     @property
     def own(self) -> int:
         """n."""
-        return self.counts[self.ranks.index]
+        return self.counts[self.process_group.rank]
 
     def output(self, output: StudentOutput, representation: bool) -> StudentOutput:
         """The forward pass of B examples, with gradients to the own ones.
@@ -41,7 +41,7 @@ class Together:
         Args:
             representation: whether the representation is used; without, it comes back empty.
         """
-        if self.ranks.count == 1:
+        if self.process_group.world_size == 1:
             return output
         width = output.representation_BR.shape[1] if representation else 0
         columns = [output.representation_BR[:, :width], *(logit.unsqueeze(1) for logit in output.logits.values())]
@@ -53,14 +53,14 @@ class Together:
 
     def labels(self, labels: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Labels of B examples, by task."""
-        if self.ranks.count == 1 or not labels:
+        if self.process_group.world_size == 1 or not labels:
             return labels
         columns = self._columns([label.unsqueeze(1) for label in labels.values()])
         return dict(zip(labels, (column.squeeze(1) for column in columns), strict=True))
 
     def supervision(self, supervision: Mapping[str, Supervision]) -> Mapping[str, Supervision]:
         """Supervision of B examples, by teacher."""
-        if self.ranks.count == 1:
+        if self.process_group.world_size == 1:
             return supervision
         return {name: self._of_one(one) for name, one in supervision.items()}
 
@@ -79,4 +79,4 @@ class Together:
 
     def _columns(self, columns: Sequence[Tensor]) -> Sequence[Tensor]:
         """Columns (n or more, K) of all processes, (B, K)."""
-        return self.ranks.all_columns([column[: self.own] for column in columns], self.counts)
+        return self.process_group.all_gather_columns([column[: self.own] for column in columns], self.counts)

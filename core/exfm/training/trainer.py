@@ -25,9 +25,9 @@ from exfm.interfaces.transfer_strategy import (
     TeacherShape,
     TransferStrategy,
 )
-from exfm.layers import one_thread
 from exfm.modeling.parts import freeze, model_memory, write_parts
 from exfm.modeling.ranking_model import RankingModel
+from exfm.parallel.threads import one_thread
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.supervision.finite import infinite_buffers
 from exfm.supervision.joiner import ROW, STATE
@@ -135,8 +135,9 @@ class Trainer:
             torch.manual_seed(seed_of(seed, arm, schema))
             model = build_model(arm, schema)
             check_managed(arm, model, type(plan))
-            self.model = place(plan, model, arm)
-            if plan.ranks.count == 1 and plan.device.type == "cpu":
+            self.model = model
+            self.parallel_model = place(plan, model, arm)
+            if plan.process_group.world_size == 1 and plan.device.type == "cpu":
                 self.model.in_pieces = True
                 self.model.threads = torch.get_num_threads()
             self.strategies = nn.ModuleList(build_strategies(arm, self.model, teachers)).to(plan.device)
@@ -196,7 +197,7 @@ class Trainer:
             The forward pass from before the step.
         """
         with one_thread() if self.model.shares(batch.size) > 1 else nullcontext():
-            together = Together(self.plan.ranks, counts or (batch.size,))
+            together = Together(self.plan.process_group, counts or (batch.size,))
             batch = batch.to(self.plan.device)
             output = self.model(batch)
             predicted = Forward.of(output)
@@ -228,12 +229,12 @@ class Trainer:
         if turn.closes and self._has_gradients and not losses:
             losses = [0.0 * logit.sum() for logit in output.logits.values()]  # what was left to average is averaged now
         if losses:
-            self.plan.before_backward(self.model, turn.closes)
+            self.parallel_model.set_gradient_sync(turn.closes)
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
             self._has_gradients = True
-            self.plan.after_step(self.model)
+            self.parallel_model.sync_tables()
         if turn.closes and self._has_gradients:
-            self.plan.before_step(self.dense)
+            self.parallel_model.reduce_gradients(self.dense)
             if turn.of > 1:  # of the gradient and not of the loss, which is that of the tables too
                 for parameter in self.dense:
                     if parameter.grad is not None:
@@ -262,7 +263,7 @@ class Trainer:
             if optimizer is not None:
                 optimizer.zero_grad()
                 strategy.own_loss(found, known).backward()  # type: ignore[no-untyped-call]
-                self.plan.before_step(_parameters(optimizer))
+                self.parallel_model.reduce_gradients(_parameters(optimizer))
                 optimizer.step()
             losses.append(strategy.loss(output, found, known))
         return losses
@@ -282,8 +283,8 @@ class Trainer:
             own: the batch's examples that are no blanks; all by default.
         """
         own = batch.size if own is None else own
-        for table, started in self.model.observe(batch.to(self.plan.device), self.plan.ranks, own).items():
-            self.plan.start_rows(self.model, f"table_{table}", started.row_N, started.like_N)
+        for table, started in self.model.observe(batch.to(self.plan.device), self.plan.process_group, own).items():
+            self.parallel_model.reset_rows(f"table_{table}", started.row_N, started.like_N)
 
     def list_strategies(self) -> list[TransferStrategy]:
         """Its transfer strategies, in the order of the file."""
@@ -291,12 +292,12 @@ class Trainer:
 
     def weights(self) -> dict[str, Tensor]:
         """The served part: what serving and labelling need."""
-        weights = {name: value.contiguous() for name, value in self.plan.weights(self.model).items()}
+        weights = {name: value.contiguous() for name, value in self.parallel_model.state_dict().items()}
         return weights | fold_offsets(self.model)
 
     def memory(self) -> dict[str, Tensor]:
         """Memory for what ``weights`` and ``training_state`` give, as far as it lies whole in this process."""
-        tables = self.plan.table_memory(self.model)
+        tables = self.parallel_model.table_optimizer_buffers()
         return model_memory(self.model) | {f"table.{key}": value for key, value in tables.items()}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -305,18 +306,19 @@ class Trainer:
         Raises:
             ConfigError: a table cannot have become what it is now.
         """
-        self.plan.load_weights(self.model, self.growth.of(weights))
+        self.parallel_model.load_state_dict(self.growth.of(weights))
 
     def training_state(self) -> dict[str, Tensor]:
         """What continuing the training needs besides: optimizers and the strategies' own parameters."""
-        state = {f"table.{key}": value for key, value in self.plan.table_state(self.model).items()}
+        tables = self.parallel_model.table_optimizer_state_dict()
+        state = {f"table.{key}": value for key, value in tables.items()}
         state |= {f"unfolded.{key}": value for key, value in tables_with_offsets(self.model).items()}
         state |= {f"transfer.{key}": value for key, value in self.strategies.state_dict().items()}
         for prefix, parameters, optimizer in self._optimizers():
             for index, parameter in enumerate(parameters):
                 # In one order: processes put a tensor together at the same time, and files keep none.
                 for name, value in sorted(optimizer.state.get(parameter, {}).items()):
-                    state[f"{prefix}{index}.{name}"] = self.plan.whole(value)
+                    state[f"{prefix}{index}.{name}"] = self.parallel_model.full_tensor(value)
         return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
@@ -327,10 +329,10 @@ class Trainer:
         """
         state = self.growth.of(state)
         try:
-            self.plan.load_table_state(self.model, _part(state, "table."))
+            self.parallel_model.load_table_optimizer_state_dict(_part(state, "table."))
         except (KeyError, RuntimeError) as error:
             raise self._other_optimizer("tables") from error
-        self.plan.load_weights(self.model, _part(state, "unfolded."), strict=False)
+        self.parallel_model.load_state_dict(_part(state, "unfolded."), strict=False)
         self.strategies.load_state_dict(_part(state, "transfer."))
         for prefix, parameters, optimizer in self._optimizers():
             kept = _part(state, prefix)
@@ -342,7 +344,7 @@ class Trainer:
                 index, _, name = key.partition(".")
                 parameter = parameters[int(index)]
                 # Torch keeps a count of steps on the CPU, wherever the parameter is.
-                placed = value.clone() if name == "step" else self.plan.place(value, parameter)
+                placed = value.clone() if name == "step" else self.parallel_model.distribute_tensor(value, parameter)
                 optimizer.state.setdefault(parameter, {})[name] = placed
 
     def _other_optimizer(self, part: str) -> ConfigError:
@@ -396,7 +398,7 @@ def check_managed(arm: Arm, model: RankingModel, plan: type[ParallelPlan]) -> No
     Raises:
         ConfigError: it cannot.
     """
-    if model.featurizer.managed and not plan.starts_rows:
+    if model.featurizer.managed and not plan.resets_rows:
         raise ConfigError(
             f"models.{arm.base}: it reads a table with ids: managed, whose rows get new ids, and the parallel plan "
             f"{plan.name} cannot start rows anew; name another plan, or ids: hash"

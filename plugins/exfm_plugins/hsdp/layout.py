@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 import exfm
-from exfm_plugins.ddp.layout import FLOAT, gradients
+from exfm.parallel import FLOAT_BYTES, estimate_gradient_reduction
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,23 @@ class ShardedDense:
             )
         return kept
 
-    def exchanges(
-        self, tables: Iterable[nn.Parameter], step: exfm.TrainingStep, gradient_bytes: int
-    ) -> list[exfm.Exchange]:
+    def collectives(
+        self, tables: Iterable[nn.Parameter], workload: exfm.Workload, gradient_bytes: int
+    ) -> list[exfm.Collective]:
         """Blocks are gathered for both passes; their gradients are scattered, then averaged over the replicas.
 
         The rest of the gradients is averaged over all processes. Gradients that add up are scattered in a group each
         time, and averaged once.
 
         Args:
-            tables: the parameters that are no dense layers.
-            step: what a process does.
+            tables: the parameters of tables.
+            workload: of a process in a step.
             gradient_bytes: of a number of a block's gradient on the wire.
         """
         units = [sum(self._padded(parameter) for parameter in unit) for unit in self._units()]
         total, largest = sum(units), max(units, default=0)
         sharded = {id(parameter) for unit in self._units() for parameter in unit} | {id(table) for table in tables}
-        rest = step.beside + sum(
+        rest = workload.extra_parameters + sum(
             parameter.numel()
             for parameter in self.model.parameters()
             if parameter.requires_grad and id(parameter) not in sharded
@@ -64,16 +64,22 @@ class ShardedDense:
         group, replicas = self.group, self.count // self.group
         return [
             # A block is there while it computes, and the next one arrives.
-            exfm.Exchange.all_gather(
-                "dense weights, forward and backward", 2 * total * FLOAT, group, held=2 * largest * FLOAT
+            exfm.Collective.all_gather(
+                "dense weights, forward and backward",
+                2 * total * FLOAT_BYTES,
+                group,
+                buffer_bytes=2 * largest * FLOAT_BYTES,
             ),
-            exfm.Exchange.reduce_scatter(
-                "dense gradients in a group", total * gradient_bytes, group, held=largest * (FLOAT + gradient_bytes)
+            exfm.Collective.reduce_scatter(
+                "dense gradients in a group",
+                total * gradient_bytes,
+                group,
+                buffer_bytes=largest * (FLOAT_BYTES + gradient_bytes),
             ),
-            exfm.Exchange.all_reduce(
-                "dense gradients over groups", [total // group * gradient_bytes], replicas, every=step.accumulate
+            exfm.Collective.all_reduce(
+                "dense gradients over groups", [total // group * gradient_bytes], replicas, interval=workload.accumulate
             ),
-            gradients(rest, self.count, step.accumulate),
+            estimate_gradient_reduction(rest, self.count, workload.accumulate),
         ]
 
     def _padded(self, parameter: nn.Parameter) -> int:

@@ -14,12 +14,20 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 import exfm
-from exfm_plugins.ddp.layout import FLOAT, table_exchanges, told, whole_tables
-from exfm_plugins.ddp.plan import Ddp
+from exfm.parallel import (
+    FLOAT_BYTES,
+    DataParallelModel,
+    DataParallelPlan,
+    ReplicatedTables,
+    estimate_replicated_tables,
+    fuse_tables,
+    replicated_tables,
+    select_collectives,
+)
 from exfm_plugins.hsdp.layout import ShardedDense, check_replicas, group_size
 
 
-class Hsdp(Ddp):
+class Hsdp(DataParallelPlan):
     """Hybrid sharded data parallel (FSDP2): memory for dense layers falls with the processes of a group.
 
     The processes form ``replicas`` groups. Inside a group each process keeps its share of every block of the encoders
@@ -30,7 +38,7 @@ class Hsdp(Ddp):
 
     name: ClassVar[str] = "hsdp"
 
-    class Config(Ddp.Config):
+    class Config(DataParallelPlan.Config):
         """Fields of `hsdp`."""
 
         replicas: PositiveInt = Field(
@@ -42,7 +50,7 @@ class Hsdp(Ddp):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        count = self.ranks.count
+        count = self.process_group.world_size
         check_replicas(self.name, config.replicas, count)
         # What encoders put out is concatenated, never changed in place.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
@@ -50,56 +58,69 @@ class Hsdp(Ddp):
         self.mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
         self._precision = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if config.gradients == "bf16" else None)
 
-    def apply(self, model: nn.Module, tables: exfm.TableOptimizer) -> nn.Module:
-        """Places tables and the rest as `ddp` does, then shards the encoders' and the backbone's blocks."""
-        model = super().apply(model, tables)
+    def parallelize(self, model: nn.Module, table_optimizer: exfm.TableOptimizer) -> exfm.ParallelModel:
+        """Places tables and everything else as `ddp` does, then shards the encoders' and the backbone's blocks."""
+        fuse_tables(model, table_optimizer, self.device, ReplicatedTables)
+        self.shard_blocks(model)
+        return HsdpModel(model)
+
+    def shard_blocks(self, model: nn.Module) -> None:
+        """Shards the encoders' and the backbone's blocks, in place."""
         mesh = self.mesh if self.mesh["replicate"].size() > 1 else self.mesh["shard"]
         for module in _bottom_up(model):
             # Dropped after every forward pass: what is loaded between two of them is what the second computes with.
             fully_shard(module, mesh=mesh, mp_policy=self._precision, reshard_after_forward=True)
-        return model
 
     @classmethod
-    def layout(
-        cls, config: Any, model: nn.Module, tables: exfm.TableOptimizer, step: exfm.TrainingStep, cluster: exfm.Cluster
+    def estimate_layout(
+        cls,
+        config: Any,
+        model: nn.Module,
+        table_optimizer: exfm.TableOptimizer,
+        workload: exfm.Workload,
+        cluster: exfm.Cluster,
     ) -> exfm.Layout:
-        """Blocks sharded inside a group, tables whole on every process."""
+        """Shards blocks inside a group, and places tables whole on every process; see ``exfm.LayoutEstimator``."""
         group, settings = group_size(cls.name, config.replicas, cluster)
-        dense, exchanges = cls._dense_layout(config, model, step, cluster.count, group)
-        exchanges = [*table_exchanges(step, cluster.count), *exchanges]
-        return exfm.Layout(group, whole_tables(step, group), dense, told(exchanges), settings)
+        dense, collectives = cls._estimate_dense(config, model, workload, cluster.count, group)
+        collectives = [*estimate_replicated_tables(workload, cluster.count), *collectives]
+        return exfm.Layout(group, replicated_tables(workload, group), dense, select_collectives(collectives), settings)
 
     @classmethod
-    def _dense_layout(
-        cls, config: Any, model: nn.Module, step: exfm.TrainingStep, count: int, group: int
-    ) -> tuple[dict[str, tuple[int, ...]], list[exfm.Exchange]]:
-        """What each process of a group keeps of the sharded parameters, and what dense layers have to tell."""
+    def _estimate_dense(
+        cls, config: Any, model: nn.Module, workload: exfm.Workload, count: int, group: int
+    ) -> tuple[dict[str, tuple[int, ...]], list[exfm.Collective]]:
+        """Estimates what each process of a group stores of the sharded parameters, and the dense collectives."""
         dense = ShardedDense(model, tuple(_bottom_up(model)), group, count)
-        collections = {use.collection for use in step.tables}
-        tables = [one for path in collections for one in model.get_submodule(path).parameters()]
-        exchanges = dense.exchanges(tables, step, 2 if config.gradients == "bf16" else FLOAT)
-        return dense.kept(), exchanges
+        collections = {use.collection for use in workload.tables}
+        tables = [weight for path in collections for weight in model.get_submodule(path).parameters()]
+        collectives = dense.collectives(tables, workload, 2 if config.gradients == "bf16" else FLOAT_BYTES)
+        return dense.kept(), collectives
 
-    def before_backward(self, model: nn.Module, last: bool) -> None:
-        """Has blocks average over the groups only the sum of what adds up; inside a group it is scattered each time."""
-        for module in model.modules():
+
+class HsdpModel(DataParallelModel):
+    """A model whose blocks are sharded inside a group of processes."""
+
+    def set_gradient_sync(self, enabled: bool) -> None:
+        """Has blocks average over the groups only accumulated gradients; inside a group each is scattered."""
+        for module in self.module.modules():
             if isinstance(module, FSDPModule):
-                module.set_is_last_backward(last)
-                module.set_requires_all_reduce(last, recurse=False)
+                module.set_is_last_backward(enabled)
+                module.set_requires_all_reduce(enabled, recurse=False)
 
-    def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor], strict: bool = True) -> None:
-        """Puts back what ``weights`` gave, each process its share."""
-        current = model.state_dict()
-        placed = {name: self.place(value, current[name]) for name, value in weights.items() if name in current}
-        super().load_weights(model, {**weights, **placed}, strict)
+    def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True) -> None:
+        """Loads rank 0's ``state_dict``, on each process its shards."""
+        current = self.module.state_dict()
+        local = {name: self.distribute_tensor(value, current[name]) for name, value in state.items() if name in current}
+        super().load_state_dict({**state, **local}, strict)
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        """A tensor of all shares."""
-        return super().whole(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+    def full_tensor(self, tensor: Tensor) -> Tensor:
+        """Gathers a tensor of its shards."""
+        return super().full_tensor(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
 
-    def place(self, value: Tensor, parameter: Tensor) -> Tensor:
-        """This process's share."""
-        value = super().place(value, parameter)
+    def distribute_tensor(self, value: Tensor, parameter: Tensor) -> Tensor:
+        """Copies this process's shard."""
+        value = super().distribute_tensor(value, parameter)
         if not isinstance(parameter, DTensor):
             return value
         return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -13,19 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 import exfm
-from exfm_plugins.ddp.layout import FLOAT, ID, LENGTH
+from exfm.parallel import FLOAT_BYTES, ID_BYTES, LENGTH_BYTES
 
 _WIRE = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 Bytes = npt.NDArray[np.float64]
 
 
-def places_of(found: Mapping[str, Any]) -> tuple[exfm.TablePlace, ...]:
+def places_of(found: Mapping[str, Any]) -> tuple[exfm.TableSharding, ...]:
     """What the placement has found, as a layout has it."""
     return tuple(
-        exfm.TablePlace(
+        exfm.TableSharding(
             path,
             table,
-            one["way"],
+            one["sharding_type"],
             tuple(exfm.TableShard(rank, *offsets, *sizes) for offsets, sizes, rank in one["shards"]),
         )
         for path, tables in found.items()
@@ -42,35 +42,35 @@ class TableTraffic:
     first, and only sums go to the other machines.
 
     Args:
-        step: what each process looks up.
+        workload: of each process in a step.
         places: of all tables.
         group: P.
         per_machine: L.
         communication: the numbers in which rows travel.
     """
 
-    step: exfm.TrainingStep
-    places: tuple[exfm.TablePlace, ...]
+    workload: exfm.Workload
+    places: tuple[exfm.TableSharding, ...]
     group: int
     per_machine: int
     communication: str
 
-    def exchanges(self) -> list[exfm.Exchange]:
+    def collectives(self) -> list[exfm.Collective]:
         """Ids to the rows, rows back, and the rows' gradients to where they lie."""
         ids, found, gradients, sums = (np.zeros(self.group) for _ in range(4))
         held = np.zeros(self.group)
-        uses = {(use.collection, use.table): use for use in self.step.tables}
+        uses = {(use.collection, use.table): use for use in self.workload.tables}
         wire, others = _WIRE[self.communication], self.group - 1
         for place in self.places:
             use = uses[place.collection, place.table]
             bags = use.keys * use.bags
-            in_machine = place.way == "table_row_wise"
+            in_machine = place.sharding_type == "table_row_wise"
             for shard in place.shards:
-                asked = use.ids * shard.rows / use.rows * ID + bags * LENGTH
+                asked = use.ids * shard.rows / use.rows * ID_BYTES + bags * LENGTH_BYTES
                 ids += asked
                 ids[shard.process] -= asked
                 row_bytes = bags * shard.columns
-                held[shard.process] += self.group * (row_bytes * FLOAT + asked)
+                held[shard.process] += self.group * (row_bytes * FLOAT_BYTES + asked)
                 if in_machine:
                     # Of the machine's sums each of its processes has a share, and sends it on.
                     machine, sent = self.per_machine, row_bytes * wire
@@ -82,7 +82,7 @@ class TableTraffic:
                     found[shard.process] += others * row_bytes * wire
                     gradients += row_bytes * wire
                     gradients[shard.process] -= row_bytes * wire
-        held += sum(use.keys * use.bags * use.width * FLOAT for use in self.step.tables)
+        held += sum(use.keys * use.bags * use.width * FLOAT_BYTES for use in self.workload.tables)
         return [
             self._all_to_all("ids", ids),
             self._all_to_all("looked-up rows", found, held),
@@ -90,23 +90,23 @@ class TableTraffic:
             *([self._in_machine(sums)] if sums.any() else []),
         ]
 
-    def average(self, optimizer: str, replicas: int, every: int) -> exfm.Exchange:
+    def average(self, optimizer: str, replicas: int, interval: int) -> exfm.Collective:
         """The average of the tables and of their optimizer's state over the replicas."""
         kept = np.zeros(self.group)
         for place in self.places:
             for shard in place.shards:
                 state = {"sgd": 0, "rowwise_adagrad": 1}.get(optimizer, shard.columns)
-                kept[shard.process] += shard.rows * (shard.columns + state) * FLOAT
-        return exfm.Exchange.all_reduce("tables over groups", _whole(kept), replicas, every=every)
+                kept[shard.process] += shard.rows * (shard.columns + state) * FLOAT_BYTES
+        return exfm.Collective.all_reduce("tables over groups", _whole(kept), replicas, interval=interval)
 
-    def _all_to_all(self, name: str, sent: Bytes, held: Bytes | None = None) -> exfm.Exchange:
+    def _all_to_all(self, name: str, sent: Bytes, held: Bytes | None = None) -> exfm.Collective:
         kept = (0,) if held is None else _whole(held)
-        return exfm.Exchange(f"{name}: all-to-all", self.group, _whole(sent), kept)
+        return exfm.Collective(f"{name}: all-to-all", self.group, _whole(sent), kept)
 
-    def _in_machine(self, sums: Bytes) -> exfm.Exchange:
+    def _in_machine(self, sums: Bytes) -> exfm.Collective:
         """Parts of rows are added up on the way out, and their gradients gathered on the way back: as many bytes."""
         name = "parts of rows and their gradients: reduce-scatter, all-gather"
-        return exfm.Exchange(name, self.per_machine, _whole(2 * sums))
+        return exfm.Collective(name, self.per_machine, _whole(2 * sums))
 
     def _machine(self, process: int) -> slice:
         first = process // self.per_machine * self.per_machine

@@ -60,7 +60,7 @@ class Placement:
     """Plans one sharding group; the other groups are copies of it.
 
     Args:
-        ranks: all processes.
+        process_group: all processes.
         group_size: how many of them a group has.
         first: the number of this group's first process.
         device: what they compute on.
@@ -71,7 +71,7 @@ class Placement:
 
     def __init__(
         self,
-        ranks: exfm.Ranks,
+        process_group: exfm.ProcessGroup,
         group_size: int,
         first: int,
         device: torch.device,
@@ -79,7 +79,8 @@ class Placement:
         otherwise: TableConstraint,
         cluster: exfm.Cluster | None = None,
     ) -> None:
-        self.ranks, self.group_size, self.first, self.device = ranks, group_size, first, device
+        self.process_group, self.group_size = process_group, group_size
+        self.first, self.device = first, device
         self.tables, self._otherwise, self._cluster = dict(tables), otherwise, cluster
         self._allowed = _ON_CUDA if device.type == "cuda" else _ON_CPU
         for name, constraint in [*self.tables.items(), ("", otherwise)]:
@@ -108,16 +109,16 @@ class Placement:
         Raises:
             ValueError: the tables do not fit.
         """
-        sent = json.dumps(self.found(model, sharder, optimizer)).encode() if self.ranks.is_first else b""
-        counts = [self.ranks.agree(len(sent)), *(0 for _ in range(self.ranks.count - 1))]
-        received = self.ranks.all_rows(torch.tensor(list(sent), dtype=torch.uint8), counts)
+        is_rank_zero = self.process_group.is_rank_zero
+        planned = json.dumps(self.search(model, sharder, optimizer)).encode() if is_rank_zero else b""
+        tables_by_path = json.loads(self.process_group.broadcast_bytes(planned))
         return {
             path: EmbeddingModuleShardingPlan({table: self._sharding(**one) for table, one in tables.items()})
-            for path, tables in json.loads(bytes(received.tolist())).items()
+            for path, tables in tables_by_path.items()
         }
 
-    def found(self, model: nn.Module, sharder: EmbeddingBagCollectionSharder, optimizer: str) -> dict[str, Any]:
-        """What the planner finds, as JSON: each table's way, and its shards with offsets, sizes and process.
+    def search(self, model: nn.Module, sharder: EmbeddingBagCollectionSharder, optimizer: str) -> dict[str, Any]:
+        """Searches a plan, as JSON: each table's sharding type, and its shards with offsets, sizes and process.
 
         Raises:
             ValueError: the tables do not fit.
@@ -138,7 +139,7 @@ class Placement:
         return {
             path: {
                 table: {
-                    "way": sharding.sharding_type,
+                    "sharding_type": sharding.sharding_type,
                     "shards": [
                         [list(shard.shard_offsets), list(shard.shard_sizes), shard.placement.rank()]
                         for shard in sharding.sharding_spec.shards
@@ -149,10 +150,10 @@ class Placement:
             for path, tables in plan.plan.items()
         }
 
-    def _sharding(self, way: str, shards: list[tuple[list[int], list[int], int]]) -> ParameterSharding:
+    def _sharding(self, sharding_type: str, shards: list[tuple[list[int], list[int], int]]) -> ParameterSharding:
         parts = [ShardMetadata(offsets, sizes, self._place(rank)) for offsets, sizes, rank in shards]
         owners = [rank + self.first for _, _, rank in shards]
-        return ParameterSharding(way, _KERNEL, owners, EnumerableShardingSpec(parts))
+        return ParameterSharding(sharding_type, _KERNEL, owners, EnumerableShardingSpec(parts))
 
     def _place(self, rank: int) -> _remote_device:
         owner = rank + self.first
@@ -162,7 +163,7 @@ class Placement:
 
     @property
     def _per_machine(self) -> int:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks.count))
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.process_group.world_size))
         return local if self._cluster is None else self._cluster.per_machine
 
     @property

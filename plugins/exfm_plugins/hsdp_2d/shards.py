@@ -1,6 +1,6 @@
 """The shards of a sharded table collection: their first values, and whole tables from them and back.
 
-Legend: N rows of a table, D its width, n rows that are started.
+Legend: N rows of a table, D its width, n rows that are reset.
 """
 
 from __future__ import annotations
@@ -132,10 +132,11 @@ class Shards:
                         kept.weight[start - shard.row : end - shard.row].copy_(part)
 
     @torch.no_grad()
-    def start_rows(self, table: str, rows: Tensor, like: Tensor, group: dist.ProcessGroup) -> None:
-        """Gives rows (n,) of a table the weights of the rows ``like`` (n,), and zeros to their optimizer's state.
+    def reset_rows(self, table: str, rows: Tensor, source_rows: Tensor, group: dist.ProcessGroup) -> None:
+        """Copies the weights of ``source_rows`` (n,) to rows (n,) of a table, and zeroes their optimizer's state.
 
-        A shard of all rows has both; of a table that is cut by rows, the processes of a group put ``like`` together.
+        A shard of all rows has both. Of a table that is cut by rows, the processes of a group sum up their parts of
+        ``source_rows``.
 
         Args:
             group: the sharding group.
@@ -147,12 +148,12 @@ class Shards:
         if any(shard.rows < config.num_embeddings for shard in self.shards if shard.table == table):
             whole = torch.zeros(rows.numel(), config.embedding_dim, device=rows.device)
             for shard, kept in own:
-                here = shard.has(like)
-                shard.columns_of(whole)[here] = kept.weight[like[here] - shard.row]
+                here = shard.has(source_rows)
+                shard.columns_of(whole)[here] = kept.weight[source_rows[here] - shard.row]
             dist.all_reduce(whole, group=group)
         for shard, kept in own:
             here = shard.has(rows)
-            taken = kept.weight[like] if whole is None else shard.columns_of(whole)[here]
+            taken = kept.weight[source_rows] if whole is None else shard.columns_of(whole)[here]
             kept.weight[rows[here] - shard.row] = taken
             if kept.state is not None:
                 kept.state[rows[here] - shard.row] = 0

@@ -17,7 +17,7 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.optim.keyed import CombinedOptimizer
 
-from exfm.layers import worker_threads
+from exfm.parallel.threads import worker_threads
 
 _TABLES = 8
 """Tables of a thread at least: what a kernel is called for should take longer than the call."""

@@ -12,7 +12,7 @@ from torch.autograd.function import FunctionCtx
 from torchrec import KeyedJaggedTensor, KeyedTensor
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
-from exfm_plugins.ddp.processes import gather
+from exfm.parallel.torch_process_group import all_gather_rows
 
 
 class ReplicatedTables(FusedEmbeddingBagCollection):  # type: ignore[misc]
@@ -38,12 +38,12 @@ def _all_bags(features: KeyedJaggedTensor) -> tuple[list[int], KeyedJaggedTensor
     keys, stride = features.keys(), features.stride()
     lengths_FB = features.lengths().view(len(keys), stride)
     values = features.values()
-    sizes = gather(torch.tensor([[stride, values.numel()]], device=values.device), [1] * dist.get_world_size())
+    sizes = all_gather_rows(torch.tensor([[stride, values.numel()]], device=values.device), [1] * dist.get_world_size())
     counts, value_counts = sizes.T.tolist()
-    lengths_BF = gather(lengths_FB.T.contiguous(), counts)
+    lengths_BF = all_gather_rows(lengths_FB.T.contiguous(), counts)
     # By process, and in it by key; wanted is by key, and in it by process.
     parts = [size for part in torch.split(lengths_BF, counts) for size in part.sum(dim=0).tolist()]
-    all_values = torch.split(gather(values, value_counts), parts)
+    all_values = torch.split(all_gather_rows(values, value_counts), parts)
     by_key = [all_values[process * len(keys) + key] for key in range(len(keys)) for process in range(len(counts))]
     lengths = lengths_BF.T.contiguous().flatten()
     return counts, KeyedJaggedTensor(keys=keys, values=torch.cat(by_key), lengths=lengths, stride=sum(counts))
@@ -61,4 +61,4 @@ class _OwnBags(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         counts = ctx.counts  # type: ignore[attr-defined]
-        return gather(gradient, counts) / len(counts), None, None
+        return all_gather_rows(gradient, counts) / len(counts), None, None

@@ -11,7 +11,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 _POLL_S, _PATIENCE_S = 0.05, 600.0
 
 
-def meeting_store(store: Store, rank: int, count: int) -> Store:
+def rendezvous_store(store: Store, rank: int, count: int) -> Store:
     """A part of a store that no earlier start of the same processes has written to.
 
     torchrun keeps one store when it starts all processes again after one has died, and since torch 2.13 the processes

@@ -1,0 +1,105 @@
+"""The base of parallel plans in which every process computes its rows of each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from exfm.interfaces.data_source import Shard
+from exfm.interfaces.layout import Cluster, Layout, Workload
+from exfm.interfaces.parallel_model import ParallelModel
+from exfm.interfaces.parallel_plan import ParallelPlan, TableOptimizer
+from exfm.interfaces.process_group import ProcessGroup
+from exfm.parallel.device import DeviceConfig, select_local_device
+from exfm.parallel.estimate import (
+    estimate_gradient_reduction,
+    estimate_replicated_tables,
+    replicated_tables,
+    select_collectives,
+)
+from exfm.parallel.fused_model import FusedModel, fuse_tables
+from exfm.parallel.replicated_tables import ReplicatedTables
+from exfm.parallel.torch_process_group import TorchProcessGroup
+
+
+class DataParallelModel(FusedModel):
+    """A replica of a model whose gradients are averaged over the processes after the backward pass."""
+
+    def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Averages gradients in one all-reduce for each dtype; those of sharded parameters are averaged already."""
+        gradients = [
+            parameter.grad
+            for parameter in parameters
+            if parameter.grad is not None and not isinstance(parameter.grad, DTensor)
+        ]
+        for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
+            bucket = [gradient for gradient in gradients if gradient.dtype == dtype]
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
+            means = torch.split(flat, [gradient.numel() for gradient in bucket])
+            for gradient, mean in zip(bucket, means, strict=True):
+                gradient.copy_(mean.view_as(gradient))
+
+
+class DataParallelPlan(ParallelPlan):
+    """Trains in the processes that torchrun starts: every process stores the whole model.
+
+    Gradients of dense layers are averaged over the processes after the backward pass; each process updates all tables
+    with the gradients of all looked-up rows. A subclass sets ``name``; it may extend ``Config`` and override any
+    method, ``parallelize`` above all.
+    """
+
+    resets_rows: ClassVar[bool] = True
+
+    class Config(DeviceConfig):
+        """Fields of a plan of several processes."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._device = select_local_device(config.device)
+        self._process_group = TorchProcessGroup(self._device)
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU, or this process's GPU."""
+        return self._device
+
+    @property
+    def process_group(self) -> ProcessGroup:
+        """All processes that torchrun started."""
+        return self._process_group
+
+    @property
+    def shard(self) -> Shard:
+        """Row i of a window belongs to rank ``i % world_size``."""
+        return Shard(self._process_group.rank, self._process_group.world_size)
+
+    def parallelize(self, model: nn.Module, table_optimizer: TableOptimizer) -> ParallelModel:
+        """Replaces each table collection by a replicated collection, and moves everything else to the device."""
+        fuse_tables(model, table_optimizer, self._device, ReplicatedTables)
+        return DataParallelModel(model)
+
+    @classmethod
+    def estimate_layout(
+        cls, config: Any, model: nn.Module, table_optimizer: TableOptimizer, workload: Workload, cluster: Cluster
+    ) -> Layout:
+        """Places everything on every process; see ``exfm.LayoutEstimator``."""
+        if cluster.group not in (None, 1):
+            raise ValueError(
+                f"{cls.name} keeps the whole model on every process, so there are no groups of {cluster.group}; "
+                "name a plan that shards, such as hsdp_2d"
+            )
+        collections = {use.collection for use in workload.tables}
+        sparse = {id(weight) for path in collections for weight in model.get_submodule(path).parameters()}
+        dense = sum(
+            weight.numel() for weight in model.parameters() if weight.requires_grad and id(weight) not in sparse
+        )
+        average = estimate_gradient_reduction(dense + workload.extra_parameters, cluster.count, workload.accumulate)
+        collectives = select_collectives([*estimate_replicated_tables(workload, cluster.count), average])
+        return Layout(1, replicated_tables(workload, 1), collectives=collectives)

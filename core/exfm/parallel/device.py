@@ -1,0 +1,36 @@
+"""The device of a process."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from exfm.interfaces.component import ComponentConfig
+
+
+class DeviceConfig(ComponentConfig):
+    """Fields of every plan that computes on one device in each process."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to compute; auto takes a GPU when there is one."
+    )
+
+
+def select_device(name: str) -> torch.device:
+    """Returns the device of a plan's ``device`` field: ``auto`` selects a GPU when there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def select_local_device(name: str) -> torch.device:
+    """Returns the device of a process of several: with GPUs, the GPU of the process's number on its machine."""
+    device = select_device(name)
+    if device.type == "cpu":
+        return device
+    local_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(local_device)
+    return local_device

@@ -1,0 +1,47 @@
+"""Estimates of tables that every process stores whole, and of the collectives of data parallelism."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from exfm.interfaces.layout import Collective, TableShard, TableSharding, Workload
+
+FLOAT_BYTES, ID_BYTES, LENGTH_BYTES = 4, 8, 4
+"""Bytes of a weight, of an id, and of the length of a bag."""
+
+
+def replicated_tables(workload: Workload, group: int) -> tuple[TableSharding, ...]:
+    """Places every table whole on every process of a group."""
+    return tuple(
+        TableSharding(
+            use.collection,
+            use.table,
+            "whole",
+            tuple(TableShard(process, 0, 0, use.rows, use.width) for process in range(group)),
+        )
+        for use in workload.tables
+    )
+
+
+def estimate_replicated_tables(workload: Workload, count: int) -> list[Collective]:
+    """Estimates the all-gathers of ``ReplicatedTables``: ids of all processes, and gradients of looked-up rows.
+
+    Each process looks up the bags of all, so it holds the whole batch's rows, and then their gradients too.
+    """
+    ids = int(sum(use.ids * ID_BYTES + use.keys * use.bags * LENGTH_BYTES for use in workload.tables))
+    rows = sum(use.keys * use.bags * use.width * FLOAT_BYTES for use in workload.tables)
+    return [
+        Collective.all_gather("ids", ids * count, count, buffer_bytes=ids * count),
+        Collective.all_gather("gradients of looked-up rows", rows * count, count, buffer_bytes=2 * rows * count),
+    ]
+
+
+def estimate_gradient_reduction(elements: int, count: int, interval: int) -> Collective:
+    """Estimates the average of dense gradients that each process stores whole, in one flat buffer."""
+    size = [elements * FLOAT_BYTES]
+    return Collective.all_reduce("dense gradients", size, count, buffer_bytes=size, interval=interval)
+
+
+def select_collectives(collectives: Iterable[Collective]) -> tuple[Collective, ...]:
+    """Selects the collectives of several processes; a single process sends nothing."""
+    return tuple(collective for collective in collectives if collective.processes > 1)

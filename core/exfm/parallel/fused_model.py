@@ -1,0 +1,76 @@
+"""A model whose tables are fused FBGEMM calls, whole in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrec import EmbeddingBagCollection
+from torchrec.optim.fused import FusedOptimizerModule
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from exfm.interfaces.parallel_model import ParallelModel
+from exfm.interfaces.parallel_plan import TableOptimizer
+
+_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adagrad": torch.optim.Adagrad,
+    "rowwise_adagrad": RowWiseAdagrad,
+    "sgd": torch.optim.SGD,
+}
+
+Fuse = Callable[..., nn.Module]
+"""Builds a fused collection of table configs, an optimizer's class, its options and ``device``."""
+
+
+def fuse_tables(model: nn.Module, table_optimizer: TableOptimizer, device: torch.device, fuse: Fuse) -> None:
+    """Replaces each table collection of a model by a fused collection, and moves everything else to a device, in place.
+
+    Args:
+        fuse: the class of the fused collections, such as ``FusedTables``.
+    """
+    options: dict[str, Any] = {"lr": table_optimizer.lr}
+    if table_optimizer.name != "sgd":
+        options["eps"] = table_optimizer.eps
+    optimizer = _OPTIMIZERS[table_optimizer.name]
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, EmbeddingBagCollection):
+                setattr(parent, name, fuse(child.embedding_bag_configs(), optimizer, options, device=device))
+    model.to(device)
+
+
+class FusedModel(ParallelModel):
+    """A model with fused table collections, each of them whole in this process."""
+
+    @torch.no_grad()
+    def reset_rows(self, table: str, rows: Tensor, source_rows: Tensor) -> None:
+        """Copies weights inside the table, and zeroes accumulators."""
+        for name, accumulator in self._accumulators():
+            if f".{table}.weight." in name:
+                accumulator[rows] = 0
+        for module in self.module.modules():
+            if isinstance(module, FusedOptimizerModule) and table in module.embedding_bags:
+                weight = module.embedding_bags[table].weight
+                weight[rows] = weight[source_rows]
+
+    def table_optimizer_state_dict(self) -> dict[str, Tensor]:
+        """Returns the fused optimizers' accumulators, by table."""
+        return {name: accumulator.detach().cpu() for name, accumulator in self._accumulators()}
+
+    def load_table_optimizer_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copies the accumulators in place."""
+        for name, accumulator in self._accumulators():
+            accumulator.copy_(state[name])
+
+    def table_optimizer_buffers(self) -> dict[str, Tensor]:
+        """Returns the accumulators themselves."""
+        return dict(self._accumulators())
+
+    def _accumulators(self) -> Iterator[tuple[str, Tensor]]:
+        for path, module in self.module.named_modules():
+            if isinstance(module, FusedOptimizerModule):
+                for table, states in module.fused_optimizer().state_dict()["state"].items():
+                    for name, accumulator in states.items():
+                        yield f"{path}.{table}.{name}", accumulator

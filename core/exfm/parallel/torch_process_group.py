@@ -1,0 +1,95 @@
+"""The processes that torchrun starts, connected by torch.distributed: gloo between CPUs, NCCL between GPUs.
+
+Legend: n rows of this process, B rows of all processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.distributed.rendezvous import rendezvous
+
+from exfm.interfaces.process_group import ProcessGroup
+from exfm.parallel.rendezvous import rendezvous_store
+
+
+class TorchProcessGroup(ProcessGroup):
+    """The processes that torchrun started, or this process alone where torchrun did not start it.
+
+    Args:
+        device: where this process computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._ours = not dist.is_initialized()
+        if self._ours:
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            if "WORLD_SIZE" in os.environ:
+                store, rank, count = next(rendezvous("env://"))
+                store = rendezvous_store(store, rank, count)
+                dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+            else:
+                alone = dist.HashStore()  # type: ignore[attr-defined]
+                dist.init_process_group(backend, store=alone, rank=0, world_size=1)
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+
+    def all_gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """Gathers rows of all processes; see ``exfm.ProcessGroup``."""
+        return all_gather_rows(rows, list(counts))
+
+    def all_gather_columns(self, columns: Sequence[Tensor], counts: Sequence[int]) -> Sequence[Tensor]:
+        """Gathers rows of several columns, with gradients; see ``exfm.ProcessGroup``."""
+        whole: Sequence[Tensor] = _AllGatherColumns.apply(list(counts), self.rank, *columns)  # type: ignore[no-untyped-call]
+        return whole
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """Gathers the bytes of every process on rank 0."""
+        sizes = self.all_gather(torch.tensor(len(data))).tolist()
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        if data:
+            padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        received = [torch.empty_like(padded) for _ in sizes] if self.is_rank_zero else None
+        dist.gather(padded, received)
+        return [buffer[:size].numpy().tobytes() for buffer, size in zip(received or [], sizes, strict=False)]
+
+    def close(self) -> None:
+        """Closes the connection, unless it was open before."""
+        if self._ours:
+            dist.destroy_process_group()
+
+
+def all_gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
+    """Gathers rows of all processes, in the order of the ranks; ``counts`` has the number of rows of each."""
+    longest = max(counts)
+    padded = rows.contiguous()
+    if padded.shape[0] < longest:
+        padded = torch.cat([padded, padded.new_zeros(longest - padded.shape[0], *padded.shape[1:])])
+    received = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(received, padded)
+    return torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)])
+
+
+class _AllGatherColumns(torch.autograd.Function):
+    """Gathers columns (n, K) to (B, K); of the gradient, which every process has whole, each keeps its own rows."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, counts: list[int], rank: int, *columns: Tensor) -> tuple[Tensor, ...]:
+        start = sum(counts[:rank])
+        ctx.own = (start, start + counts[rank], len(counts))  # type: ignore[attr-defined]
+        ctx.set_materialize_grads(False)
+        whole = all_gather_rows(torch.cat(columns, dim=1), counts)
+        return torch.split(whole, [column.shape[1] for column in columns], dim=1)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        start, end, count = ctx.own  # type: ignore[attr-defined]
+        # Gradients are averaged over the processes, each of which has the gradient of its own rows only.
+        own = [None if gradient is None else gradient[start:end] * count for gradient in gradients]
+        return None, None, *own
