@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from exfm.interfaces.transfer_strategy import TeacherShape as TeacherShape
     from exfm.interfaces.transfer_strategy import TransferConfig as TransferConfig
     from exfm.interfaces.transfer_strategy import TransferStrategy as TransferStrategy
+    from exfm.interfaces.trunk import TrunkRunner as TrunkRunner
     from exfm.registry.hooks import LazyComponent as LazyComponent
     from exfm.registry.hooks import hookimpl as hookimpl
     from exfm.training.run import run as run
@@ -125,6 +126,7 @@ _HOME = {
     "TimeRange": "exfm.interfaces.data_source",
     "TransferConfig": "exfm.interfaces.transfer_strategy",
     "TransferStrategy": "exfm.interfaces.transfer_strategy",
+    "TrunkRunner": "exfm.interfaces.trunk",
     "Window": "exfm.interfaces.data_source",
     "Workload": "exfm.interfaces.layout",
     "hookimpl": "exfm.registry.hooks",

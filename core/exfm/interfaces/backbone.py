@@ -52,8 +52,8 @@ class Backbone(Network):
 
     A subclass sets ``name``, usually a ``Config``, and ``output_dim`` in its constructor. Its output for an example
     depends on that example alone, and is the same in training and evaluation mode: on a stream that is seen once,
-    the forward pass that trains is also the prediction that is scored. Threads that share a large batch call it at
-    once, so a call keeps nothing in the module.
+    the forward pass that trains is also the prediction that is scored. ``forward`` is re-entrant: it keeps nothing in
+    the module.
 
     Attributes:
         consumes_sequences: whether ``forward`` wants the raw sequences; otherwise it gets an empty mapping.

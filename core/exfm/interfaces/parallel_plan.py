@@ -13,6 +13,7 @@ from exfm.interfaces.component import Component, ComponentConfig
 from exfm.interfaces.data_source import Shard
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
+from exfm.interfaces.trunk import TrunkRunner
 
 
 class TableOptimizer(BaseModel):
@@ -63,6 +64,11 @@ class ParallelPlan(Component, ABC):
     def process_group(self) -> ProcessGroup:
         """The processes of the job; by default a single process."""
         return SINGLE_PROCESS
+
+    @property
+    def trunk_runner(self) -> TrunkRunner:
+        """How training steps run a model between its tables and its heads; by default on the whole batch."""
+        return TrunkRunner()
 
     @abstractmethod
     def parallelize(self, model: nn.Module, table_optimizer: TableOptimizer) -> ParallelModel:

@@ -38,8 +38,8 @@ class SequenceEncoder(Network):
     """Summarises one jagged sequence in K tokens.
 
     A subclass sets ``name``, usually a ``Config``, and ``num_tokens`` in its constructor where K is not 1. An example
-    without history gives finite tokens; an example's tokens depend on that example alone. Threads that share a large
-    batch call it at once, so a call keeps nothing in the module.
+    without history gives finite tokens; an example's tokens depend on that example alone. ``forward`` is
+    re-entrant: it keeps nothing in the module.
 
     Attributes:
         num_tokens: K.

@@ -14,23 +14,16 @@ from exfm.config.experiment import ModelConfig
 from exfm.config.lookups import StateLookup
 from exfm.data.batch import Batch
 from exfm.interfaces.backbone import BackboneInputs, SequenceShape
-from exfm.interfaces.jagged import JaggedSequence
 from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
 from exfm.interfaces.sequence_encoder import EncoderInputs
 from exfm.interfaces.transfer_strategy import StudentOutput
+from exfm.interfaces.trunk import RunBackbone, RunTrunk, Sequences, run_backbone, run_trunk
 from exfm.modeling.entity_states import EntityStates
 from exfm.modeling.lookups import StateLookups
 from exfm.modeling.managed_ids import Started
 from exfm.modeling.recompute import recompute
-from exfm.modeling.shares import in_shares
 from exfm.modeling.tokens import Featurizer
-
-_SHARE = 512
-"""Examples that each thread's share of a batch has at least: of fewer, threads wait for Python more than they gain."""
-
-_PIECE = 512
-"""Examples that go through a backbone without sequences at once."""
 
 
 class Head(nn.Sequential):
@@ -52,11 +45,6 @@ class RankingModel(nn.Module):
         schema: the whole stream's schema; the config picks features from it.
         tasks: the labels it predicts.
         lookups: the teachers' states that are its input.
-
-    Attributes:
-        in_pieces: whether, while it trains, a large batch goes through a backbone without sequences in pieces: a CPU
-            keeps their intermediate results in its cache, and the allocator their memory.
-        threads: how many of them may share a large batch behind the tables while it trains.
     """
 
     def __init__(
@@ -98,8 +86,6 @@ class RankingModel(nn.Module):
             for block in self.blocks():
                 recompute(block)
         self.low_precision = config.precision == "bf16"
-        self.in_pieces = False
-        self.threads = 1
         self.head_hidden = config.head_hidden
         self.tasks = tasks
         self.heads = nn.ModuleDict({f"task_{task}": self.new_head() for task in tasks})
@@ -127,54 +113,51 @@ class RankingModel(nn.Module):
         rate = (labels_B.sum() + 1.0) / (labels_B.numel() + 2.0)
         last.bias.fill_(torch.logit(rate))
 
-    def forward(self, batch: Batch) -> StudentOutput:
-        """Predicts a batch that holds the model's own features (``narrow`` makes one)."""
+    def forward(self, batch: Batch, run_trunk: RunTrunk = run_trunk) -> StudentOutput:
+        """Predicts a batch that holds the model's own features (``narrow`` makes one).
+
+        Args:
+            run_trunk: calls ``represent``; a training step passes the function of its plan's ``TrunkRunner``.
+        """
         tokens_BND, sequences = self.featurizer(batch)
         states: Mapping[str, Tensor] = {}
-        rows = [tokens_BND]
+        inputs = [tokens_BND]
         if self.states is not None:
             with self._precision(tokens_BND):
                 states = self.states(tokens_BND, sequences)
         if self.lookups is not None:
             with self._precision(tokens_BND):
-                rows.append(self.lookups(batch.sparse))
-        count = self.shares(batch.size) if torch.is_grad_enabled() else 1
-        if count > 1:
-            representation_BR = in_shares(self._represent, rows, sequences, list(self._trunk_parameters()), count)
-        else:
-            representation_BR = self._represent(rows, sequences)
+                inputs.append(self.lookups(batch.sparse))
+        representation_BR = run_trunk(self, inputs, sequences)
         logits = {task: self.heads[f"task_{task}"](representation_BR) for task in self.tasks}
         states = {entity: state.float() for entity, state in states.items()}
         return StudentOutput(representation_BR, logits, states)
 
-    def _represent(self, rows: Sequence[Tensor], sequences: Mapping[str, JaggedSequence]) -> Tensor:
-        """Encoders and backbone: tokens (B, N, D), and (B, K, D) of lookups where there are any, to (B, R)."""
-        tokens_BND, *looked_up = rows
+    def represent(
+        self, inputs: Sequence[Tensor], sequences: Sequences, run_backbone: RunBackbone = run_backbone
+    ) -> Tensor:
+        """Maps tokens to the representation (B, R), through the encoders and the backbone.
+
+        Args:
+            inputs: tokens (B, N, D), and those of lookups (B, K, D) where there are any.
+            sequences: by name.
+            run_backbone: calls the backbone.
+        """
+        tokens_BND, *looked_up = inputs
         with self._precision(tokens_BND):
             # Sequences and encoders are both in the schema's order.
             encoders = zip(sequences.values(), self.encoders.values(), strict=True) if self.encoders else ()
             more = [*(encoder(sequence, tokens_BND) for sequence, encoder in encoders), *looked_up]
             tokens_BND = torch.cat([tokens_BND, *more], dim=1) if more else tokens_BND
-            # The size is asked last: it would be a condition of a captured graph, where nothing is in pieces.
-            pieces = self.in_pieces and not self.reads_sequences and torch.is_grad_enabled()
-            if pieces and tokens_BND.shape[0] > _PIECE:
-                return torch.cat([self.backbone(piece, {}) for piece in torch.split(tokens_BND, _PIECE)]).float()
-            representation_BR: Tensor = self.backbone(tokens_BND, sequences if self.reads_sequences else {})
-            return representation_BR.float()
-
-    def shares(self, examples: int) -> int:
-        """How many threads share a batch of so many examples: all or one."""
-        return self.threads if self.threads > 1 and examples >= self.threads * _SHARE else 1
+            # A graph that is captured for serving has no other call of the backbone than this.
+            raw = sequences if self.reads_sequences else {}
+            return run_backbone(self.backbone, tokens_BND, raw).float()
 
     def _precision(self, tokens_BND: Tensor) -> torch.autocast:
-        # All threads have one cache of rounded weights, which any of them empties when it leaves: whether gradients of
-        # a weight add up in bfloat16, in one rounded weight, or in float32 would then depend on who is ahead.
-        one_cache = self.threads == 1
-        return torch.autocast(
-            tokens_BND.device.type, torch.bfloat16, enabled=self.low_precision, cache_enabled=one_cache
-        )
+        return torch.autocast(tokens_BND.device.type, torch.bfloat16, enabled=self.low_precision)
 
-    def _trunk_parameters(self) -> Iterator[nn.Parameter]:
+    def trunk_parameters(self) -> Iterator[nn.Parameter]:
+        """Yields the parameters of the encoders and the backbone."""
         yield from self.encoders.parameters()
         yield from self.backbone.parameters()
 

@@ -5,6 +5,7 @@ Everything here is public, and none of it is a component: a plugin derives its p
 
 from __future__ import annotations
 
+from exfm.parallel.cpu_trunk_runner import CpuTrunkRunner, select_trunk_runner
 from exfm.parallel.data_parallel import DataParallelModel, DataParallelPlan
 from exfm.parallel.device import DeviceConfig
 from exfm.parallel.estimate import (
@@ -26,6 +27,7 @@ __all__ = [
     "FLOAT_BYTES",
     "ID_BYTES",
     "LENGTH_BYTES",
+    "CpuTrunkRunner",
     "DataParallelModel",
     "DataParallelPlan",
     "DeviceConfig",
@@ -39,4 +41,5 @@ __all__ = [
     "fuse_tables",
     "replicated_tables",
     "select_collectives",
+    "select_trunk_runner",
 ]

@@ -15,6 +15,8 @@ from exfm.interfaces.layout import Cluster, Layout, Workload
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.parallel_plan import ParallelPlan, TableOptimizer
 from exfm.interfaces.process_group import ProcessGroup
+from exfm.interfaces.trunk import TrunkRunner
+from exfm.parallel.cpu_trunk_runner import select_trunk_runner
 from exfm.parallel.device import DeviceConfig, select_local_device
 from exfm.parallel.estimate import (
     estimate_gradient_reduction,
@@ -79,6 +81,11 @@ class DataParallelPlan(ParallelPlan):
     def shard(self) -> Shard:
         """Row i of a window belongs to rank ``i % world_size``."""
         return Shard(self._process_group.rank, self._process_group.world_size)
+
+    @property
+    def trunk_runner(self) -> TrunkRunner:
+        """On a CPU a single process divides large batches; see ``CpuTrunkRunner``."""
+        return select_trunk_runner(self._device, self._process_group)
 
     def parallelize(self, model: nn.Module, table_optimizer: TableOptimizer) -> ParallelModel:
         """Replaces each table collection by a replicated collection, and moves everything else to the device."""

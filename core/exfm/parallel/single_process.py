@@ -12,6 +12,8 @@ from exfm.interfaces.data_source import Shard
 from exfm.interfaces.layout import Cluster, Layout, Workload
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.parallel_plan import ParallelPlan, TableOptimizer
+from exfm.interfaces.trunk import TrunkRunner
+from exfm.parallel.cpu_trunk_runner import select_trunk_runner
 from exfm.parallel.device import DeviceConfig, select_device
 from exfm.parallel.estimate import replicated_tables
 from exfm.parallel.fused_model import FusedModel, fuse_tables
@@ -50,6 +52,11 @@ class SingleProcessPlan(ParallelPlan):
     def shard(self) -> Shard:
         """All rows."""
         return Shard()
+
+    @property
+    def trunk_runner(self) -> TrunkRunner:
+        """On a CPU a single process divides large batches; see ``CpuTrunkRunner``."""
+        return select_trunk_runner(self._device, self.process_group)
 
     def parallelize(self, model: nn.Module, table_optimizer: TableOptimizer) -> ParallelModel:
         """Replaces each table collection by a fused collection, and moves everything else to the device."""

@@ -6,7 +6,6 @@ Legend: B examples.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -27,7 +26,6 @@ from exfm.interfaces.transfer_strategy import (
 )
 from exfm.modeling.parts import freeze, model_memory, write_parts
 from exfm.modeling.ranking_model import RankingModel
-from exfm.parallel.threads import one_thread
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.supervision.finite import infinite_buffers
 from exfm.supervision.joiner import ROW, STATE
@@ -137,9 +135,7 @@ class Trainer:
             check_managed(arm, model, type(plan))
             self.model = model
             self.parallel_model = place(plan, model, arm)
-            if plan.process_group.world_size == 1 and plan.device.type == "cpu":
-                self.model.in_pieces = True
-                self.model.threads = torch.get_num_threads()
+            self._trunk_runner = plan.trunk_runner
             self.strategies = nn.ModuleList(build_strategies(arm, self.model, teachers)).to(plan.device)
         for strategy in self.list_strategies():
             add_offsets(self.model, strategy.table_offsets())
@@ -196,10 +192,10 @@ class Trainer:
         Returns:
             The forward pass from before the step.
         """
-        with one_thread() if self.model.shares(batch.size) > 1 else nullcontext():
+        with self._trunk_runner.training_step(batch.size) as run_trunk:
             together = Together(self.plan.process_group, counts or (batch.size,))
             batch = batch.to(self.plan.device)
-            output = self.model(batch)
+            output = self.model(batch, run_trunk)
             predicted = Forward.of(output)
             labels = together.labels(batch.labels)
             new = [task for task in learn.tasks if task not in self.learned]
@@ -207,7 +203,7 @@ class Trainer:
                 for task in new:
                     self.model.start_head(task, labels[task])
                 self.learned.update(new)
-                output = self.model(batch)
+                output = self.model(batch, run_trunk)
             output = together.output(output, representation=bool(len(self.strategies)))
             known = {task: labels[task] for task in learn.tasks}
             losses = [

@@ -23,6 +23,7 @@ from exfm.parallel import (
     fuse_tables,
     replicated_tables,
     select_collectives,
+    select_trunk_runner,
 )
 from exfm_plugins.hsdp.layout import ShardedDense, check_replicas, group_size
 
@@ -57,6 +58,11 @@ class Hsdp(DataParallelPlan):
         shape = (config.replicas, count // config.replicas)
         self.mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
         self._precision = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if config.gradients == "bf16" else None)
+
+    @property
+    def trunk_runner(self) -> exfm.TrunkRunner:
+        """On a CPU a single process divides large batches, on a single thread: FSDP2's hooks are not re-entrant."""
+        return select_trunk_runner(self.device, self.process_group, threads=1)
 
     def parallelize(self, model: nn.Module, table_optimizer: exfm.TableOptimizer) -> exfm.ParallelModel:
         """Places tables and everything else as `ddp` does, then shards the encoders' and the backbone's blocks."""

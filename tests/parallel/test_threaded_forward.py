@@ -1,4 +1,4 @@
-"""A batch in shares is the whole batch: what it predicts and what it learns, whichever thread is ahead."""
+"""A batch that threads share is the whole batch: what it predicts and what it learns, whichever thread is ahead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from exfm.interfaces.jagged import JaggedSequence
-from exfm.modeling.shares import in_shares
+from exfm.parallel import CpuTrunkRunner
+from exfm.parallel.threaded_forward import threaded_forward
 from tests.modeling.cases import random_batch, table_weights
 from tests.modeling.test_ranking_model import SCHEMA, build
 
@@ -29,15 +30,15 @@ def learned(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Logits, and what a step leaves: dense gradients and tables."""
     model = build(config)
-    model.threads, model.in_pieces = threads, True
-    logits = model(model.narrow(random_batch(SCHEMA, examples))).logits
-    sum(logit.square().mean() for logit in logits.values()).backward()  # type: ignore[union-attr]
+    with CpuTrunkRunner(threads).training_step(examples) as run_trunk:
+        logits = model(model.narrow(random_batch(SCHEMA, examples)), run_trunk).logits
+        sum(logit.square().mean() for logit in logits.values()).backward()  # type: ignore[union-attr]
     gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
     return {task: logit.detach() for task, logit in logits.items()}, gradients | table_weights(model)
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
-def test_shares_predict_and_learn_what_the_whole_does(config: dict[str, Any]) -> None:
+def test_threads_predict_and_learn_what_the_whole_does(config: dict[str, Any]) -> None:
     rounding = 1e-2 if config.get("precision") == "bf16" else 1e-4
     for whole, shared in zip(learned(config, 1), learned(config, 2), strict=True):
         assert whole.keys() == shared.keys()
@@ -46,15 +47,15 @@ def test_shares_predict_and_learn_what_the_whole_does(config: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("name", ["encoder", "bf16"])
-def test_a_step_in_shares_repeats_to_the_bit(name: str) -> None:
-    """Of 3,000 examples each thread has three pieces, as many uses of each weight."""
+def test_a_step_on_threads_repeats_to_the_bit(name: str) -> None:
+    """Of 3,000 examples each thread has three micro-batches, as many uses of each weight."""
     first, *others = (learned(MODELS[name], 2, examples=3_000)[1] for _ in range(6))
     for again in others:
         for weight, expected in first.items():
             assert torch.equal(again[weight], expected), weight
 
 
-def test_what_a_share_does_not_use_has_no_gradient_there() -> None:
+def test_what_a_slice_does_not_use_has_no_gradient_there() -> None:
     tokens_BN = torch.randn(6, 3, requires_grad=True)
     events_ED = torch.randn(4, 2, requires_grad=True)
     used, unused = (torch.ones((), requires_grad=True) for _ in range(2))
@@ -65,7 +66,7 @@ def test_what_a_share_does_not_use_has_no_gradient_there() -> None:
         own_BN = rows[0] * used
         return own_BN if not clicks.values_ED.numel() else own_BN + clicks.values_ED.sum()
 
-    result_BN = in_shares(call, [tokens_BN], histories, [used, unused], 2)  # type: ignore[arg-type]
+    result_BN = threaded_forward(call, [tokens_BN], histories, [used, unused], 2)  # type: ignore[arg-type]
     result_BN.sum().backward()  # type: ignore[no-untyped-call]
     assert torch.equal(tokens_BN.grad, torch.ones(6, 3))  # type: ignore[arg-type]
     assert torch.equal(events_ED.grad, torch.full((4, 2), 9.0))  # type: ignore[arg-type]
@@ -74,9 +75,9 @@ def test_what_a_share_does_not_use_has_no_gradient_there() -> None:
     assert unused.grad is None
 
 
-def test_an_error_in_a_share_is_the_callers() -> None:
+def test_an_error_in_a_thread_is_the_callers() -> None:
     def call(rows: list[Tensor], sequences: Mapping[str, JaggedSequence]) -> Tensor:
         raise ValueError("no such luck")
 
     with pytest.raises(ValueError, match="no such luck"):
-        in_shares(call, [torch.randn(4, 2)], {}, [], 2)  # type: ignore[arg-type]
+        threaded_forward(call, [torch.randn(4, 2)], {}, [], 2)  # type: ignore[arg-type]

@@ -1,0 +1,63 @@
+"""Trunk: the encoders and the backbone of a model, and how a parallel plan runs them in training.
+
+Legend: B examples, N tokens, D width, R width of the representation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from exfm.interfaces.backbone import Backbone
+from exfm.interfaces.jagged import JaggedSequence
+
+Sequences = Mapping[str, JaggedSequence]
+
+RunBackbone = Callable[[Backbone, Tensor, Sequences], Tensor]
+"""Maps a backbone, its tokens (B, N, D) and its sequences to the representation (B, R)."""
+
+
+def run_backbone(backbone: Backbone, tokens_BND: Tensor, sequences: Sequences) -> Tensor:
+    """Calls a backbone with the whole batch."""
+    representation_BR: Tensor = backbone(tokens_BND, sequences)
+    return representation_BR
+
+
+class Trunk(Protocol):
+    """The layers of a model between its tables and its heads. Its forward pass is re-entrant."""
+
+    def represent(
+        self, inputs: Sequence[Tensor], sequences: Sequences, run_backbone: RunBackbone = run_backbone
+    ) -> Tensor:
+        """Maps looked-up tokens, each of ``inputs`` (B, ..., D), and sequences by name to the representation (B, R)."""
+
+    def trunk_parameters(self) -> Iterator[nn.Parameter]:
+        """Yields every parameter that ``represent`` uses."""
+
+
+RunTrunk = Callable[[Trunk, Sequence[Tensor], Sequences], Tensor]
+"""Maps a trunk, its inputs and its sequences to the representation (B, R)."""
+
+
+def run_trunk(trunk: Trunk, inputs: Sequence[Tensor], sequences: Sequences) -> Tensor:
+    """Calls a trunk with the whole batch."""
+    return trunk.represent(inputs, sequences)
+
+
+class TrunkRunner:
+    """Runs the trunk on the whole batch. A subclass may divide the batch where that is faster on a device.
+
+    Only training steps use it: predictions and captured graphs call the model alone.
+    """
+
+    @contextmanager
+    def training_step(self, examples: int) -> Iterator[RunTrunk]:
+        """Enters a training step, from its forward pass to the steps of the optimizers.
+
+        Args:
+            examples: B, of this process.
+        """
+        yield run_trunk

@@ -1,0 +1,73 @@
+"""Runs the trunk of a model on a CPU: a large batch in micro-batches, on several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from exfm.interfaces.backbone import Backbone
+from exfm.interfaces.process_group import ProcessGroup
+from exfm.interfaces.trunk import RunTrunk, Sequences, Trunk, TrunkRunner
+from exfm.parallel.threaded_forward import threaded_forward, uncached_autocast
+from exfm.parallel.threads import one_thread
+
+MICROBATCH_SIZE = 512
+"""Examples of a micro-batch; 256 and 1,024 gain less (benchmarks/NOTES.md)."""
+
+MIN_THREAD_EXAMPLES = 512
+"""Examples of a thread at least: with fewer, threads wait for Python more than they gain (benchmarks/NOTES.md)."""
+
+
+@dataclass(frozen=True)
+class CpuTrunkRunner(TrunkRunner):
+    """Divides a large batch between threads, and each thread's examples into micro-batches of the backbone.
+
+    A CPU keeps the intermediate results of a micro-batch in its cache, and the allocator their memory. A backbone that
+    reads sequences gets all examples of a thread at once.
+
+    Args:
+        threads: at most so many; torch's own threads are idle meanwhile.
+        microbatch_size: examples of a call of the backbone.
+    """
+
+    threads: int
+    microbatch_size: int = MICROBATCH_SIZE
+
+    @contextmanager
+    def training_step(self, examples: int) -> Iterator[RunTrunk]:
+        """Enters a training step; all its operations use a single thread where threads share the trunk."""
+        threaded = self.threads > 1 and examples >= self.threads * MIN_THREAD_EXAMPLES
+        threads = one_thread() if threaded else nullcontext()
+        # Small batches too, so that gradients of a weight are added in the same precision in every step.
+        autocast = uncached_autocast() if self.threads > 1 else nullcontext()
+        with threads, autocast:
+            yield self._run_threaded if threaded else self._run
+
+    def _run_threaded(self, trunk: Trunk, inputs: Sequence[Tensor], sequences: Sequences) -> Tensor:
+        parameters = list(trunk.trunk_parameters())
+        return threaded_forward(partial(self._run, trunk), inputs, sequences, parameters, self.threads)
+
+    def _run(self, trunk: Trunk, inputs: Sequence[Tensor], sequences: Sequences) -> Tensor:
+        return trunk.represent(inputs, sequences, self._run_backbone)
+
+    def _run_backbone(self, backbone: Backbone, tokens_BND: Tensor, sequences: Sequences) -> Tensor:
+        if backbone.consumes_sequences or tokens_BND.shape[0] <= self.microbatch_size:
+            representation_BR: Tensor = backbone(tokens_BND, sequences)
+            return representation_BR
+        return torch.cat([backbone(tokens, {}) for tokens in torch.split(tokens_BND, self.microbatch_size)])
+
+
+def select_trunk_runner(device: torch.device, process_group: ProcessGroup, threads: int | None = None) -> TrunkRunner:
+    """Selects the runner of a device: a CPU that the process need not share with others divides large batches.
+
+    Args:
+        threads: at most so many; torch's number of threads by default. A plan whose blocks are not re-entrant takes 1.
+    """
+    if device.type == "cpu" and process_group.world_size == 1:
+        return CpuTrunkRunner(threads or torch.get_num_threads())
+    return TrunkRunner()

@@ -1,0 +1,130 @@
+"""Runs a module on slices of a batch, each on its own thread, forward and backward.
+
+Torch spreads every operation over its threads, which wait for each other at its end, and idle during operations that
+cannot be spread. Here each thread takes a slice of the batch through the whole module.
+
+Legend: B examples, N tokens, D width, E events of a sequence, R width of the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exfm.interfaces.trunk import Sequences
+from exfm.parallel.threads import worker_threads
+
+Call = Callable[[Sequence[Tensor], Sequences], Tensor]
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Detached inputs of a slice of the batch, and its output."""
+
+    inputs: list[Tensor]
+    output_BR: Tensor
+
+
+def threaded_forward(
+    call: Call, inputs: Sequence[Tensor], sequences: Sequences, parameters: Sequence[Tensor], threads: int
+) -> Tensor:
+    """Calls a re-entrant function on slices of a batch, and concatenates their outputs (B, R).
+
+    The gradients of a parameter are added in the order of the slices, whichever thread is ahead, so that a run can be
+    repeated.
+
+    Args:
+        call: maps ``inputs`` and ``sequences`` of a slice to its output; each example by itself.
+        inputs: tensors (B, ...).
+        sequences: by name.
+        parameters: all that ``call`` uses.
+        threads: the number of threads and slices, at most B.
+    """
+    events = [sequence.values_ED for sequence in sequences.values()]
+    tensors = (*inputs, *events, *parameters)
+    output_BR: Tensor = _ThreadedForward.apply(  # type: ignore[no-untyped-call]
+        call, len(inputs), sequences, threads, *tensors
+    )
+    return output_BR
+
+
+@contextmanager
+def uncached_autocast() -> Iterator[None]:
+    """Rounds weights anew for each use in autocast, in this thread.
+
+    The cache of rounded weights is one for all threads, and each thread empties it when it leaves autocast. Whether
+    gradients of a weight are added in bfloat16, in a cached rounded weight, or in float32 would depend on which thread
+    is ahead.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+class _ThreadedForward(torch.autograd.Function):
+    """A single node of the caller's graph; each thread has its own graph of its slice."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, inputs: int, sequences: Sequences, threads: int, *tensors: Tensor) -> Tensor:
+        ctx.needed = ctx.needs_input_grad[4:]
+        ctx.parameters = tensors[inputs + len(sequences) :]
+        size = tensors[0].shape[0]
+        bounds = [size * number // threads for number in range(threads + 1)]
+
+        def run_slice(start: int, stop: int) -> _Slice:
+            cut = {name: sequence.slice(start, stop) for name, sequence in sequences.items()}
+            events = [sequence.values_ED for sequence in cut.values()]
+            rows = [tensor[start:stop] for tensor in tensors[:inputs]]
+            # Detached, so that the backward pass of a thread ends here and not in the caller's graph.
+            leaves = [
+                tensor.detach().requires_grad_(need) for tensor, need in zip([*rows, *events], ctx.needed, strict=False)
+            ]
+            pairs = zip(cut.items(), leaves[inputs:], strict=True)
+            detached = {name: sequence.with_values(values) for (name, sequence), values in pairs}
+            with torch.enable_grad(), uncached_autocast():  # each thread has its own settings
+                return _Slice(leaves, call(leaves[:inputs], detached))
+
+        ctx.slices = list(worker_threads(threads).map(run_slice, bounds[:-1], bounds[1:]))
+        return torch.cat([part.output_BR.detach() for part in ctx.slices])
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BR: Tensor) -> tuple[Tensor | None, ...]:
+        slices: list[_Slice] = ctx.slices
+
+        def differentiate(part: _Slice, gradient: Tensor) -> list[Tensor | None]:
+            tensors = (*part.inputs, *ctx.parameters)
+            trained = [tensor for tensor, need in zip(tensors, ctx.needed, strict=True) if need]
+            gradients = iter(torch.autograd.grad(part.output_BR, trained, gradient, allow_unused=True))
+            return [next(gradients) if need else None for need in ctx.needed]
+
+        sizes = [part.output_BR.shape[0] for part in slices]
+        by_slice = list(worker_threads(len(slices)).map(differentiate, slices, torch.split(gradient_BR, sizes)))
+        inputs = len(slices[0].inputs)
+        of_inputs = [
+            _concatenated([part.inputs[i] for part in slices], [gradients[i] for gradients in by_slice])
+            for i in range(inputs)
+        ]
+        of_parameters = [_added([gradients[i] for gradients in by_slice]) for i in range(inputs, len(ctx.needed))]
+        return (None, None, None, None, *of_inputs, *of_parameters)
+
+
+def _concatenated(inputs: list[Tensor], gradients: list[Tensor | None]) -> Tensor | None:
+    """Concatenates the gradients of an input's slices."""
+    if all(gradient is None for gradient in gradients):
+        return None
+    pairs = zip(inputs, gradients, strict=True)
+    return torch.cat([torch.zeros_like(tensor) if gradient is None else gradient for tensor, gradient in pairs])
+
+
+def _added(gradients: list[Tensor | None]) -> Tensor | None:
+    """Adds up the gradients of a parameter in the order of the slices."""
+    terms = [gradient for gradient in gradients if gradient is not None]
+    return sum(terms[1:], start=terms[0]) if terms else None

@@ -1,0 +1,98 @@
+"""The runner of a CPU divides training steps, and nothing else: neither predictions nor captured graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import exfm
+from exfm.config.experiment import ModelConfig
+from exfm.data.batch import Batch
+from exfm.modeling.ranking_model import RankingModel
+from exfm.parallel import CpuTrunkRunner, SingleProcessPlan
+from exfm.parallel.cpu_trunk_runner import select_trunk_runner
+from exfm_plugins.hsdp.plan import Hsdp
+from tests.modeling.cases import random_batch
+from tests.modeling.test_ranking_model import SCHEMA, build
+
+EXAMPLES = 1_100
+
+
+def backbone_calls(model: RankingModel, call: Callable[[Batch], Any]) -> list[int]:
+    """How many examples each call of the backbone has, in order of size."""
+    sizes: list[int] = []
+    hook = model.backbone.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[0]))
+    call(model.narrow(random_batch(SCHEMA, EXAMPLES)))
+    hook.remove()
+    return sorted(sizes)
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, [76, 512, 512]), (2, [38, 38, 512, 512]), (3, [76, 512, 512])])
+def test_a_training_step_is_divided(threads: int, expected: list[int]) -> None:
+    """Three threads would have fewer than 512 examples each, so they do not share the batch."""
+    model = build({"backbone": {"name": "wukong"}})
+    with CpuTrunkRunner(threads).training_step(EXAMPLES) as run_trunk:
+        assert backbone_calls(model, lambda batch: model(batch, run_trunk)) == expected
+
+
+def test_a_backbone_that_reads_sequences_gets_them_whole() -> None:
+    model = build({"backbone": {"name": "interformer"}})
+    with CpuTrunkRunner(1).training_step(EXAMPLES) as run_trunk:
+        assert backbone_calls(model, lambda batch: model(batch, run_trunk)) == [EXAMPLES]
+
+
+def test_the_model_alone_is_whole_even_in_a_training_step() -> None:
+    model = build({"backbone": {"name": "wukong"}})
+    with CpuTrunkRunner(2).training_step(EXAMPLES):
+        assert backbone_calls(model, model) == [EXAMPLES]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("examples", [EXAMPLES, 100])
+def test_settings_are_as_before_after_a_step(threads: int, examples: int) -> None:
+    before = torch.get_num_threads(), torch.is_autocast_cache_enabled()
+    with pytest.raises(ValueError, match="in the step"), CpuTrunkRunner(threads).training_step(examples):
+        raise ValueError("in the step")
+    assert (torch.get_num_threads(), torch.is_autocast_cache_enabled()) == before
+
+
+def test_only_a_process_alone_on_a_cpu_divides_its_steps() -> None:
+    several = exfm.ProcessGroup()
+    several.world_size = 2
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert select_trunk_runner(cpu, exfm.ProcessGroup()) == CpuTrunkRunner(torch.get_num_threads())
+    for device, group in ((cpu, several), (cuda, exfm.ProcessGroup())):
+        assert type(select_trunk_runner(device, group)) is exfm.TrunkRunner
+
+
+def test_a_plan_chooses_the_runner() -> None:
+    class Whole(SingleProcessPlan):
+        name = "whole"
+
+        @property
+        def trunk_runner(self) -> exfm.TrunkRunner:
+            return exfm.TrunkRunner()
+
+    model = build({"backbone": {"name": "wukong"}})
+    plan = Whole(Whole.Config(device="cpu"))
+    with plan.trunk_runner.training_step(EXAMPLES) as run_trunk:
+        assert backbone_calls(model, lambda batch: model(batch, run_trunk)) == [EXAMPLES]
+
+
+def test_blocks_that_are_not_reentrant_are_called_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP2 gathers a block's weights in hooks that threads would run at once."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    plan = Hsdp(Hsdp.Config(device="cpu"))
+    try:
+        model = RankingModel(ModelConfig.model_validate({"backbone": {"name": "wukong"}}), SCHEMA, SCHEMA.tasks)
+        plan.parallelize(model, exfm.TableOptimizer())
+        examples = 2 * EXAMPLES
+        with plan.trunk_runner.training_step(examples) as run_trunk:
+            output = model(model.narrow(random_batch(SCHEMA, examples)), run_trunk)
+            sum(logit.square().mean() for logit in output.logits.values()).backward()  # type: ignore[union-attr]
+        assert all(parameter.grad is not None for parameter in model.backbone.parameters())
+    finally:
+        plan.process_group.close()
