@@ -41,7 +41,7 @@ class TestUnfused(ParallelPlanTests):
 
 def test_they_need_no_private_import() -> None:
     tree = ast.parse(Path(third_party_plan.__file__).read_text())
-    imports = {one.module: one.names for one in ast.walk(tree) if isinstance(one, ast.ImportFrom) and one.module}
+    imports = {node.module: node.names for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     ours = {module for module in imports if module.partition(".")[0] in ("exfm", "exfm_plugins")}
     assert ours == {"exfm.parallel"}
     assert {alias.name for alias in imports["exfm.parallel"]} <= set(exfm.parallel.__all__)

@@ -1,4 +1,4 @@
-"""A batch that threads share is the whole batch: what it predicts and what it learns, whichever thread is ahead."""
+"""A batch that threads share gives the predictions and gradients of the whole batch, whichever thread is ahead."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ MODELS: dict[str, dict[str, Any]] = {
 def learned(
     config: dict[str, Any], threads: int, examples: int = EXAMPLES
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Logits, and what a step leaves: dense gradients and tables."""
+    """Logits, and the dense gradients and tables after a step."""
     model = build(config)
     with CpuTrunkRunner(threads).training_step(examples) as run_trunk:
         logits = model(model.narrow(random_batch(SCHEMA, examples)), run_trunk).logits
         sum(logit.square().mean() for logit in logits.values()).backward()  # type: ignore[union-attr]
-    gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     return {task: logit.detach() for task, logit in logits.items()}, gradients | table_weights(model)
 
 
@@ -63,8 +63,8 @@ def test_what_a_slice_does_not_use_has_no_gradient_there() -> None:
 
     def call(rows: list[Tensor], sequences: Mapping[str, JaggedSequence]) -> Tensor:
         clicks = sequences["clicks"]
-        own_BN = rows[0] * used
-        return own_BN if not clicks.values_ED.numel() else own_BN + clicks.values_ED.sum()
+        output_BN = rows[0] * used
+        return output_BN if not clicks.values_ED.numel() else output_BN + clicks.values_ED.sum()
 
     result_BN = threaded_forward(call, [tokens_BN], histories, [used, unused], 2)  # type: ignore[arg-type]
     result_BN.sum().backward()  # type: ignore[no-untyped-call]

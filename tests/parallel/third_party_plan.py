@@ -20,7 +20,7 @@ class OneByOne(DataParallelPlan):
     name: ClassVar[str] = "one_by_one"
 
     def parallelize(self, model: nn.Module, table_optimizer: exfm.TableOptimizer) -> exfm.ParallelModel:
-        """Places a model as the base does, under a handle of its own."""
+        """Places a model as the base does, under a separate handle."""
         fuse_tables(model, table_optimizer, self.device, ReplicatedTables)
         return OneByOneModel(model)
 
@@ -76,8 +76,8 @@ class UnfusedModel(exfm.ParallelModel):
     ) -> None:
         super().__init__(module)
         assert table_optimizer.name == "adagrad"
-        own = {id(weight) for collection in tables for weight in collection.parameters()}
-        self._weights = {name: weight for name, weight in module.named_parameters() if id(weight) in own}
+        sparse = {id(weight) for collection in tables for weight in collection.parameters()}
+        self._weights = {name: weight for name, weight in module.named_parameters() if id(weight) in sparse}
         self._optimizer = torch.optim.Adagrad(self._weights.values(), lr=table_optimizer.lr, eps=table_optimizer.eps)
 
     def sync_tables(self) -> None:

@@ -19,7 +19,7 @@ class Cluster:
         count: the number of processes.
         per_machine: the number of processes of one machine.
         memory: bytes of each process; None for unlimited memory.
-        group: the number of processes that keep one copy of the model together; None for the plan's fields to decide.
+        group: the number of processes that keep a copy of the model together; None for the plan's fields to decide.
     """
 
     count: int
@@ -102,9 +102,9 @@ class Collective:
     Attributes:
         name: the data, and the operation.
         processes: the number of processes that take part.
-        sent_bytes: bytes that each process of a group sends, or one number for all of them.
+        sent_bytes: bytes that each process of a group sends, or a single number for all of them.
         buffer_bytes: bytes of buffers that each process holds during the operation, likewise.
-        interval: steps from one call to the next.
+        interval: steps from a call to the next.
     """
 
     name: str
@@ -136,7 +136,7 @@ class Collective:
 class Layout:
     """The placement of a model.
 
-    The processes form groups of ``group``; each group keeps one copy of the model. All groups are alike, so the other
+    The processes form groups of ``group``; each group keeps a copy of the model. All groups are alike, so the other
     fields describe a single group.
 
     Attributes:

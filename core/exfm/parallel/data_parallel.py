@@ -33,7 +33,7 @@ class DataParallelModel(FusedModel):
     """A replica of a model whose gradients are averaged over the processes after the backward pass."""
 
     def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Averages gradients in one all-reduce for each dtype; those of sharded parameters are averaged already."""
+        """Averages gradients in an all-reduce for each dtype; those of sharded parameters are averaged already."""
         gradients = [
             parameter.grad
             for parameter in parameters

@@ -12,7 +12,7 @@ from exfm.interfaces.component import ComponentConfig
 
 
 class DeviceConfig(ComponentConfig):
-    """Fields of every plan that computes on one device in each process."""
+    """Fields of every plan that computes on a single device in each process."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to compute; auto takes a GPU when there is one."

@@ -37,7 +37,7 @@ def estimate_replicated_tables(workload: Workload, count: int) -> list[Collectiv
 
 
 def estimate_gradient_reduction(elements: int, count: int, interval: int) -> Collective:
-    """Estimates the average of dense gradients that each process stores whole, in one flat buffer."""
+    """Estimates the average of dense gradients that each process stores whole, in a flat buffer."""
     size = [elements * FLOAT_BYTES]
     return Collective.all_reduce("dense gradients", size, count, buffer_bytes=size, interval=interval)
 

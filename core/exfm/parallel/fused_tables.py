@@ -1,4 +1,4 @@
-"""The tables of one process: TorchRec's fused collections, without their detour for small batches, on several threads.
+"""The tables of a process: TorchRec's fused collections, without their detour for small batches, on several threads.
 
 Legend: B bags of a key, W columns of a kernel: its keys times their width.
 """
@@ -20,7 +20,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 from exfm.parallel.threads import worker_threads
 
 _TABLES = 8
-"""Tables of a thread at least: what a kernel is called for should take longer than the call."""
+"""Tables of a thread at least, because the work of a kernel should take longer than its call."""
 
 _IDS = 8_192
 """Ids of a batch from which on kernels run at once."""
@@ -34,7 +34,7 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
     FBGEMM's kernels use one thread on a CPU, so many tables are dealt out to several.
 
     Args:
-        configs: the tables, those of one pooling together.
+        configs: the tables, grouped by their pooling.
         optimizer: of the tables, with its ``options``.
         device: where they lie.
     """
@@ -49,14 +49,16 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
         super().__init__()
         self._threads = max(1, min(torch.get_num_threads(), len(configs) // _TABLES)) if device.type == "cpu" else 1
         bounds = [len(configs) * number // self._threads for number in range(self._threads + 1)]
-        parts = [
+        collections = [
             FusedEmbeddingBagCollection(configs[start:stop], optimizer, options, device=device)
             for start, stop in pairwise(bounds)
         ]
-        self.embedding_bags = nn.ModuleDict({name: bag for part in parts for name, bag in part.embedding_bags.items()})
-        self._optimizer = CombinedOptimizer([("", part.fused_optimizer()) for part in parts])
-        # In a list, so that nothing is registered by two names.
-        self._kernels = [kernel for part in parts for kernel in part._emb_modules]
+        self.embedding_bags = nn.ModuleDict(
+            {name: bag for collection in collections for name, bag in collection.embedding_bags.items()}
+        )
+        self._optimizer = CombinedOptimizer([("", collection.fused_optimizer()) for collection in collections])
+        # In a list, so that no module is registered by two names.
+        self._kernels = [kernel for collection in collections for kernel in collection._emb_modules]
         self._keys = [name for config in configs for name in config.feature_names]
         self._widths = [config.embedding_dim for config in configs for _ in config.feature_names]
         self._anchor = torch.empty(0, requires_grad=True)
@@ -91,25 +93,25 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
         first = 0
         for kernel in self._kernels:
             end = first + len(kernel._feature_table_map)
-            own = offsets[first * stride : end * stride + 1]
-            start, stop = int(own[0]), int(own[-1])
-            lookups.append(partial(kernel, ids[start:stop], own - start, None))
+            bounds = offsets[first * stride : end * stride + 1]
+            start, stop = int(bounds[0]), int(bounds[-1])
+            lookups.append(partial(kernel, ids[start:stop], bounds - start, None))
             first = end
         return lookups
 
 
 class _AtOnce(torch.autograd.Function):
-    """Lookups that run at once, forward and backward; each has a graph of its own, which ends in its tables."""
+    """Runs lookups at once, forward and backward; each has a separate graph, which ends in its tables."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, lookups: list[Lookup], threads: int) -> tuple[Tensor, ...]:
         ctx.threads = threads
-        ctx.found = list(worker_threads(threads).map(_with_gradients, lookups))
-        return tuple(found_BW.detach() for found_BW in ctx.found)
+        ctx.columns = list(worker_threads(threads).map(_with_gradients, lookups))
+        return tuple(columns_BW.detach() for columns_BW in ctx.columns)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
-        list(worker_threads(ctx.threads).map(torch.autograd.backward, ctx.found, gradients))
+        list(worker_threads(ctx.threads).map(torch.autograd.backward, ctx.columns, gradients))
         return None, None, None
 
 

@@ -21,7 +21,7 @@ from exfm.parallel.fused_tables import FusedTables
 
 
 class SingleProcessPlan(ParallelPlan):
-    """Trains in one process on one device: every table collection becomes fused FBGEMM calls.
+    """Trains in a single process on a single device: every table collection becomes fused FBGEMM calls.
 
     A subclass sets ``name``; it may extend ``Config`` and override any method.
 

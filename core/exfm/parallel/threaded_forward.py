@@ -57,7 +57,7 @@ def threaded_forward(
 def uncached_autocast() -> Iterator[None]:
     """Rounds weights anew for each use in autocast, in this thread.
 
-    The cache of rounded weights is one for all threads, and each thread empties it when it leaves autocast. Whether
+    All threads share the cache of rounded weights, and each thread empties it when it leaves autocast. Whether
     gradients of a weight are added in bfloat16, in a cached rounded weight, or in float32 would depend on which thread
     is ahead.
     """
@@ -93,23 +93,23 @@ class _ThreadedForward(torch.autograd.Function):
                 return _Slice(leaves, call(leaves[:inputs], detached))
 
         ctx.slices = list(worker_threads(threads).map(run_slice, bounds[:-1], bounds[1:]))
-        return torch.cat([part.output_BR.detach() for part in ctx.slices])
+        return torch.cat([slice_.output_BR.detach() for slice_ in ctx.slices])
 
     @staticmethod
     def backward(ctx: Any, gradient_BR: Tensor) -> tuple[Tensor | None, ...]:
         slices: list[_Slice] = ctx.slices
 
-        def differentiate(part: _Slice, gradient: Tensor) -> list[Tensor | None]:
-            tensors = (*part.inputs, *ctx.parameters)
+        def differentiate(slice_: _Slice, gradient: Tensor) -> list[Tensor | None]:
+            tensors = (*slice_.inputs, *ctx.parameters)
             trained = [tensor for tensor, need in zip(tensors, ctx.needed, strict=True) if need]
-            gradients = iter(torch.autograd.grad(part.output_BR, trained, gradient, allow_unused=True))
+            gradients = iter(torch.autograd.grad(slice_.output_BR, trained, gradient, allow_unused=True))
             return [next(gradients) if need else None for need in ctx.needed]
 
-        sizes = [part.output_BR.shape[0] for part in slices]
+        sizes = [slice_.output_BR.shape[0] for slice_ in slices]
         by_slice = list(worker_threads(len(slices)).map(differentiate, slices, torch.split(gradient_BR, sizes)))
         inputs = len(slices[0].inputs)
         of_inputs = [
-            _concatenated([part.inputs[i] for part in slices], [gradients[i] for gradients in by_slice])
+            _concatenated([slice_.inputs[i] for slice_ in slices], [gradients[i] for gradients in by_slice])
             for i in range(inputs)
         ]
         of_parameters = [_added([gradients[i] for gradients in by_slice]) for i in range(inputs, len(ctx.needed))]

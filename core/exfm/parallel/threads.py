@@ -13,24 +13,24 @@ import torch
 
 @cache
 def worker_threads(count: int) -> ThreadPoolExecutor:
-    """So many threads, always the same ones, each of which does torch's operations by itself.
+    """Starts a pool of threads, or returns the pool of this size; torch's operations of each use no other thread.
 
-    Whether gradients are wanted, and in which precision, is every thread's own: set it in what they are given to do.
+    Gradient mode and autocast are settings of a thread: set them in the function that the pool calls.
     """
-    own = torch.get_num_threads()
+    before = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, "exfm-worker", torch.set_num_threads, (1,))
     started = Barrier(count)
     list(pool.map(lambda _: started.wait(), range(count)))
-    torch.set_num_threads(own)  # what one thread sets, threads to come start with
+    torch.set_num_threads(before)  # a thread's setting is the default of later threads
     return pool
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch's operations of this thread use no other one, which would look for work for a while after each of them."""
-    own = torch.get_num_threads()
+    """Keeps torch's operations on this thread, because idle threads would poll for work after each of them."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(own)
+        torch.set_num_threads(before)

@@ -77,19 +77,19 @@ def all_gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
 
 
 class _AllGatherColumns(torch.autograd.Function):
-    """Gathers columns (n, K) to (B, K); of the gradient, which every process has whole, each keeps its own rows."""
+    """Gathers columns (n, K) to (B, K); of the gradient, which every process has whole, each keeps its rows."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, counts: list[int], rank: int, *columns: Tensor) -> tuple[Tensor, ...]:
         start = sum(counts[:rank])
-        ctx.own = (start, start + counts[rank], len(counts))  # type: ignore[attr-defined]
+        ctx.rows = (start, start + counts[rank], len(counts))  # type: ignore[attr-defined]
         ctx.set_materialize_grads(False)
         whole = all_gather_rows(torch.cat(columns, dim=1), counts)
         return torch.split(whole, [column.shape[1] for column in columns], dim=1)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        start, end, count = ctx.own  # type: ignore[attr-defined]
-        # Gradients are averaged over the processes, each of which has the gradient of its own rows only.
-        own = [None if gradient is None else gradient[start:end] * count for gradient in gradients]
-        return None, None, *own
+        start, end, count = ctx.rows  # type: ignore[attr-defined]
+        # Gradients are averaged over the processes, each of which has the gradient of its rows only.
+        local = [None if gradient is None else gradient[start:end] * count for gradient in gradients]
+        return None, None, *local

@@ -19,7 +19,7 @@ class Hsdp2dModel(HsdpModel):
     Args:
         shards: of each table collection.
         mesh: replicas and shards.
-        sync_every: steps from one average to the next.
+        sync_every: steps from an average to the next.
     """
 
     def __init__(self, module: nn.Module, shards: Sequence[Shards], mesh: DeviceMesh, sync_every: int) -> None:
