@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from exfm.interfaces.process_group import ProcessGroup as ProcessGroup
     from exfm.interfaces.schema import CategoricalFeature as CategoricalFeature
     from exfm.interfaces.schema import DenseFeature as DenseFeature
+    from exfm.interfaces.schema import EventTimes as EventTimes
     from exfm.interfaces.schema import Feature as Feature
     from exfm.interfaces.schema import FeatureSchema as FeatureSchema
     from exfm.interfaces.schema import Label as Label
@@ -90,6 +91,7 @@ _HOME = {
     "Duration": "exfm.interfaces.duration",
     "EncoderInputs": "exfm.interfaces.sequence_encoder",
     "EntityStates": "exfm.interfaces.transfer_strategy",
+    "EventTimes": "exfm.interfaces.schema",
     "Experiment": "exfm.config.loading",
     "Feature": "exfm.interfaces.schema",
     "FeatureSchema": "exfm.interfaces.schema",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import exfm
+from tests.data.tables import US_PER_UNIT
 
 MASK = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -64,6 +65,18 @@ def is_good(row: dict[str, Any], schema: exfm.FeatureSchema, newest_us: int) -> 
     return all(_is_good_feature(row, feature) for feature in schema.features)
 
 
+def ages_s(row: dict[str, Any], times: exfm.EventTimes) -> list[int]:
+    """Whole seconds from each event of a row to the row."""
+    values = [int(value * US_PER_UNIT[times.unit]) for value in row[times.column] or []]
+    return [(value if times.holds == "age" else row["event_time"] - value) // 10**6 for value in values]
+
+
+def _are_good_times(row: dict[str, Any], times: exfm.EventTimes) -> bool:
+    earliest, latest = (0, 2**62) if times.holds == "age" else (-(2**62), row["event_time"])
+    values = row[times.column] or []
+    return all(value is not None and earliest <= value * US_PER_UNIT[times.unit] <= latest for value in values)
+
+
 def _is_good_feature(row: dict[str, Any], feature: exfm.Feature) -> bool:
     if isinstance(feature, exfm.DenseFeature):
         return is_finite(row[feature.source_column])
@@ -73,8 +86,12 @@ def _is_good_feature(row: dict[str, Any], feature: exfm.Feature) -> bool:
     if isinstance(feature, exfm.MultiValuedFeature):
         return all(_is_good_id(value, feature) for value in row[feature.source_column] or [])
     lists = [row[field.source_column] or [] for field in feature.fields]
-    aligned = len({len(values) for values in lists}) == 1
-    return aligned and all(
+    lengths = {len(values) for values in lists}
+    if feature.times is not None:
+        lengths.add(len(row[feature.times.column] or []))
+        if not _are_good_times(row, feature.times):
+            return False
+    return len(lengths) == 1 and all(
         is_finite(value) if field.kind == "dense" else _is_good_id(value, field)
         for field, values in zip(feature.fields, lists, strict=True)
         for value in values

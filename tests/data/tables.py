@@ -18,6 +18,7 @@ ID_TYPES: tuple[pa.DataType, ...] = (
 ROW_TYPES = (pa.int64(), pa.int32(), pa.uint16())
 NUMBER_TYPES = (pa.float64(), pa.float32(), pa.int32(), pa.bool_())
 TIME_TYPES = (pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("ns"), pa.timestamp("ns", "UTC"))
+US_PER_UNIT = {"us": 1, "ms": 1_000, "s": 10**6, "min": 60 * 10**6, "h": 3_600 * 10**6, "d": 86_400 * 10**6}
 _NS_PER_US = 1000
 
 
@@ -41,10 +42,18 @@ class Table:
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_list(kind) and pa.types.is_timestamp(kind.value_type):
+        scale = _NS_PER_US if kind.value_type.unit == "ns" else 1
+        scaled = [None if times is None else [_times(time, scale) for time in times] for times in values]
+        return pa.array(scaled, pa.list_(pa.int64())).cast(kind)
     if pa.types.is_timestamp(kind):
         scale = _NS_PER_US if kind.unit == "ns" else 1
-        return pa.array([None if value is None else value * scale for value in values], pa.int64()).cast(kind)
+        return pa.array([_times(value, scale) for value in values], pa.int64()).cast(kind)
     return pa.array(values, kind)
+
+
+def _times(value: int | None, scale: int) -> int | None:
+    return None if value is None else value * scale
 
 
 def ids_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
@@ -82,6 +91,19 @@ def _scalar(draw: st.DrawFn, dense: bool) -> tuple[dict[str, Any], pa.DataType, 
 
 
 @st.composite
+def _event_times(draw: st.DrawFn, column: str) -> tuple[dict[str, Any], pa.DataType, st.SearchStrategy[Any]]:
+    """The times of a sequence, the type of their column, and values that no example is before."""
+    holds = draw(st.sampled_from(["age", "time"]))
+    times = {"column": column, "holds": holds, "unit": draw(st.sampled_from(["us", "ms", "s", "min", "h", "d"]))}
+    if holds == "age":
+        return times, pa.list_(draw(st.sampled_from([pa.int32(), pa.float64()]))), st.integers(0, 40_000)
+    kind = draw(st.sampled_from([*TIME_TYPES, pa.int64(), pa.float64()]))
+    if pa.types.is_timestamp(kind):
+        return times | {"unit": "us"}, pa.list_(kind), st.integers(-(10**9), START_US)
+    return times, pa.list_(kind), st.integers(-(10**6), START_US // US_PER_UNIT[times["unit"]])
+
+
+@st.composite
 def tables(draw: st.DrawFn, min_rows: int = 1, max_rows: int = 6) -> Table:
     """A schema and good rows."""
     kinds = draw(
@@ -106,6 +128,11 @@ def tables(draw: st.DrawFn, min_rows: int = 1, max_rows: int = 6) -> Table:
                 columns[f"{name}_{part}"] = (draw(_list_type(type_)), values)
             features.append({"kind": kind, "name": name, "fields": fields, "max_length": draw(st.integers(1, 4))})
             lists[name] = (6, [field["column"] for field in fields])
+            if draw(st.booleans()):
+                times, type_, values = draw(_event_times(f"{name}_at"))
+                columns[f"{name}_at"] = (type_, values)
+                features[-1]["times"] = times
+                lists[name][1].append(f"{name}_at")
         else:
             given, type_, values = draw(_scalar(kind == "dense"))
             features.append({"kind": kind, "name": name, "column": f"{name}_column", **given})

@@ -31,6 +31,9 @@ def assert_equal(one: Batch, other: Batch) -> None:
 def assert_equal_sequences(one: SequenceBatch, other: SequenceBatch) -> None:
     for name in ("ids_EC", "dense_EG", "offsets"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=0)
+    assert (one.ages_E is None) == (other.ages_E is None)
+    if one.ages_E is not None:
+        torch.testing.assert_close(one.ages_E, other.ages_E, rtol=0, atol=0)
 
 
 @given(table=tables(max_rows=8), data=st.data())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import exfm
 from exfm.data.batch import Batch
 from exfm.data.decode import decode
-from tests.data.reference import key, number, signed, splitmix, table_row
+from tests.data.reference import ages_s, key, number, signed, splitmix, table_row
 from tests.data.tables import Table, tables
 
 
@@ -72,6 +72,12 @@ def check_dense(batch: Batch, table: Table) -> None:
 def check_sequence(batch: Batch, feature: exfm.SequenceFeature, rows: list[dict[str, Any]]) -> None:
     sequence = batch.sequences[feature.name]
     assert sequence.offsets.dtype == torch.int64
+    if feature.times is None:
+        assert sequence.ages_E is None
+    else:
+        expected_ages = [age for row in rows for age in ages_s(row, feature.times)[-feature.max_length :]]
+        assert sequence.ages_E is not None and sequence.ages_E.dtype == torch.int64
+        assert sequence.ages_E.tolist() == expected_ages
     for row, (ids, numbers) in zip(rows, events(batch, feature.name), strict=True):
         kept = {field.name: (row[field.column] or [])[-feature.max_length :] for field in feature.fields}
         id_fields = [field for field in feature.fields if field.kind == "categorical"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -105,6 +106,43 @@ def test_a_bad_value(column: str, values: tuple[Any, ...], row: int, reason: str
     left = skipping.check(rows)
     assert left.column("example_id").to_pylist() == [id for i, id in enumerate(GOOD["example_id"]) if i != row]
     assert skipping.skipped == 1
+
+
+TIMED = {
+    "ages": ({"column": "at"}, pa.list_(pa.float64()), [[7.0], [1.5, 0], []]),
+    "numbers": ({"column": "at", "holds": "time", "unit": "s"}, pa.list_(pa.int64()), [[1], [-5, 10], []]),
+    "timestamps": ({"column": "at", "holds": "time"}, pa.list_(pa.timestamp("s", "UTC")), [[1], [-5, 10], []]),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "row", "reason"),
+    [
+        ("ages", [[7.0], [1.5, -0.5], []], 1, "an event's age is missing, negative"),
+        ("ages", [[7.0], [1.5, None], []], 1, "an event's age is missing"),
+        ("ages", [[NAN], [1.5, 0], []], 0, "an event's age is missing"),
+        ("ages", [[1e300], [1.5, 0], []], 0, "longer than 64 bits hold"),
+        ("ages", [[7.0], [1.5], []], 1, "not as long as that of seen"),
+        ("numbers", [[1], [-5, 11], []], 1, "an event's time is missing, or later than its example; given: .-5, 11"),
+        ("timestamps", [[1], [-5, 11], []], 1, "later than its example"),
+        ("timestamps", [[None], [-5, 10], []], 0, "an event's time is missing"),
+    ],
+)
+def test_a_bad_time_of_an_event(kind: str, values: list[Any], row: int, reason: str) -> None:
+    times, type_, good = TIMED[kind]
+    fields = [{"name": "seen", "column": "seen", "rows": 10, "ids": "row"}]
+    history = {"kind": "sequence", "name": "history", "max_length": 5, "fields": fields, "times": times}
+    schema = exfm.FeatureSchema.model_validate({"features": [history], "labels": [{"name": "click"}]})
+
+    def rows(at: list[Any]) -> pa.RecordBatch:
+        seen, seconds = pa.array([[1], [1, 2], []], pa.list_(pa.int64())), pa.array([10, 10, 11], pa.timestamp("s"))
+        at_column = pa.array(at, pa.list_(pa.int64())).cast(type_) if kind == "timestamps" else pa.array(at, type_)
+        columns = {"example_id": [1, 2, 3], "event_time": seconds, "click": [0, 1, 0], "seen": seen, "at": at_column}
+        return exfm.Origin("log", 0).mark(pa.record_batch(columns))
+
+    assert checker(schema=schema).check(rows(good)).num_rows == 3
+    with pytest.raises(ConfigError, match=f"row {row}: at: .*{reason}"):
+        checker(schema=schema).check(rows(values))
 
 
 def misfits() -> list[tuple[str, pa.Array, str]]:
@@ -253,16 +291,19 @@ def damaged(draw: st.DrawFn) -> tuple[Table, list[int]]:
 
 def as_read(table: Table) -> list[dict[str, Any]]:
     """The rows' values as Arrow gives them back, times in microseconds."""
-    times = [row["event_time"] for row in table.rows]
-    return [row | {"event_time": time} for row, time in zip(table.batch().to_pylist(), times, strict=True)]
+    times = [name for name, kind in table.types.items() if pa.types.is_timestamp(getattr(kind, "value_type", kind))]
+    rows = zip(table.batch().to_pylist(), table.rows, strict=True)
+    return [row | {name: written[name] for name in times} for row, written in rows]
 
 
 def as_signed(value: Any) -> Any:
-    """Values with ids past 2**63 as the negative integers of the same 64 bits, which ids are read as."""
+    """Values with ids past 2**63 as the negative integers of the same 64 bits, and times in UTC: as they are read."""
     if isinstance(value, dict):
         return {key: as_signed(part) for key, part in value.items()}
     if isinstance(value, list):
         return [as_signed(part) for part in value]
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=None)
     return value - 2**64 if isinstance(value, int) and value >= 2**63 else value
 
 

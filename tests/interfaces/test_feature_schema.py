@@ -37,6 +37,12 @@ def test_columns_are_named_as_the_feature_where_none_is_given() -> None:
     assert [field.source_column for field in history.fields] == ["seen", "rating", "gap"]
 
 
+def test_times_of_events_are_a_column_that_a_field_may_read_too() -> None:
+    timed = {**HISTORY, "times": {"column": "at", "holds": "time"}}
+    assert schema(timed).columns == ("example_id", "event_time", "seen", "rating", "gap", "at", "click")
+    assert schema({**HISTORY, "times": {"column": "gap"}}).columns == schema(HISTORY).columns
+
+
 def test_select_keeps_the_schemas_order_and_the_rest() -> None:
     whole = schema(USER, ITEM, PRICE, HISTORY, group="user", labels=(CLICK, {"name": "buy"}))
     part = whole.select(("price", "user"))
@@ -61,6 +67,9 @@ def test_select_keeps_the_schemas_order_and_the_rest() -> None:
         (({**USER, "name": "user id"},), (CLICK,), "pattern"),
         (({**USER, "rows": 0},), (CLICK,), "greater than 0"),
         (({**HISTORY, "max_length": 0},), (CLICK,), "greater than 0"),
+        (({**HISTORY, "times": {"holds": "age"}},), (CLICK,), "column"),
+        (({**HISTORY, "times": {"column": "at", "holds": "when"}},), (CLICK,), "'age' or 'time'"),
+        (({**HISTORY, "times": {"column": "at", "unit": "weeks"}},), (CLICK,), "'min'"),
         (({**PRICE, "rows": 3},), (CLICK,), "rows"),
         (({**PRICE, "transform": "log"},), (CLICK,), "log1p"),
         (({**USER, "kind": "cathegorical"},), (CLICK,), "categorical"),

@@ -16,7 +16,8 @@ LENGTHS = st.lists(st.integers(0, 6), max_size=6)
 
 def build(lengths: list[int], longest: int = 6) -> tuple[JaggedSequence, list[list[list[float]]]]:
     values_ED = torch.arange(2.0 * sum(lengths)).view(-1, 2).double() + 1
-    sequence = JaggedSequence(values_ED, torch.tensor([0, *lengths]).cumsum(0), longest)
+    ages_E = 1_000 - torch.arange(sum(lengths))
+    sequence = JaggedSequence(values_ED, torch.tensor([0, *lengths]).cumsum(0), longest, ages_E)
     return sequence, as_lists(sequence)
 
 
@@ -25,6 +26,26 @@ def as_lists(sequence: JaggedSequence) -> list[list[list[float]]]:
     rows, offsets = sequence.values_ED.tolist(), sequence.offsets.tolist()
     assert offsets[0] == 0 and offsets[-1] == len(rows)
     return [rows[start:end] for start, end in pairwise(offsets)]
+
+
+def ages(sequence: JaggedSequence) -> list[list[int]]:
+    assert sequence.ages_E is not None and sequence.ages_E.dtype == torch.int64
+    return [part.tolist() for part in sequence.ages_E.split(sequence.lengths.tolist())]
+
+
+@given(lengths=LENGTHS, count=st.integers(0, 3))
+def test_ages_stay_with_their_events(lengths: list[int], count: int) -> None:
+    """What is appended is of the example's time, and what is prepended as old as the oldest event."""
+    sequence, _ = build(lengths)
+    before, added = ages(sequence), tokens(len(lengths), count)
+    assert ages(sequence.append(added)) == [own + [0] * count for own in before]
+    assert ages(sequence.prepend(added)) == [(own or [0])[:1] * count + own for own in before]
+    assert ages(sequence.recent(count)) == [own[max(len(own) - count, 0) :] for own in before]
+    assert ages(sequence.with_values(sequence.values_ED * 2)) == before
+    assert ages(sequence.slice(0, len(lengths))) == before
+    assert [ages(sequence.slice(place, place + 1))[0] for place in range(len(lengths))] == before
+    without = JaggedSequence(sequence.values_ED, sequence.offsets, 6)
+    assert without.append(added).prepend(added).recent(count).slice(0, len(lengths)).ages_E is None
 
 
 def tokens(batch: int, count: int) -> Tensor:

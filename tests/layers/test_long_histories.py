@@ -16,14 +16,14 @@ from exfm.registry.discovery import default_registry
 
 attention = sys.modules["exfm.layers.jagged_attention"]  # the package has a function of that name
 ENCODERS: dict[str, dict[str, Any]] = {
-    "hstu": {"summary": "mean"},
+    "hstu": {"summary": "mean", "time_buckets": 64},
     "transformer": {"queries": [2_100, 30]},
     "pma": {},
     "din": {},
     "mean": {},
     "pyramid": {"queries": [2_000, 100]},
 }
-SMALL = [("hstu", {"summary": "target"}), ("hstu", {}), ("transformer", {"queries": [30, 9]})]
+SMALL = [("hstu", {"summary": "target", "time_buckets": 64}), ("hstu", {}), ("transformer", {"queries": [30, 9]})]
 
 
 class Largest(TorchDispatchMode):
@@ -45,11 +45,12 @@ def encoded(name: str, fields: dict[str, Any], lengths: list[int], dtype: torch.
     component = default_registry().resolve("sequence_encoder", name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        inputs = EncoderInputs("history", 8, max(lengths), ("user", "item"), (1,))
+        inputs = EncoderInputs("history", 8, max(lengths), ("user", "item"), (1,), times=True)
         encoder = component(component.Config(**fields), inputs).to(dtype)
     events_ED = torch.randn(sum(lengths), 8, generator=generator, dtype=dtype, requires_grad=True)
     tokens_BND = torch.randn(len(lengths), 2, 8, generator=generator, dtype=dtype)
-    sequence = JaggedSequence(events_ED, torch.tensor([0, *lengths]).cumsum(0), max(lengths))
+    ages_E = torch.randint(100_000_000, (sum(lengths),), generator=generator)
+    sequence = JaggedSequence(events_ED, torch.tensor([0, *lengths]).cumsum(0), max(lengths), ages_E)
     summary = encoder(sequence, tokens_BND)
     wanted = [events_ED, *encoder.parameters()]
     return [summary, *torch.autograd.grad(summary.square().sum(), wanted, allow_unused=True, materialize_grads=True)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from math import floor, log
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 import exfm_plugins.hstu
 from exfm import EncoderInputs, JaggedSequence
 from exfm.layers import count_flops
-from exfm.testing import SequenceEncoderTests, random_examples
+from exfm.testing import Examples, SequenceEncoderTests, random_examples
 from exfm_plugins.hstu.blocks import HSTULayer
 from exfm_plugins.hstu.encoder import HSTU
 
@@ -31,7 +34,9 @@ def normed(x: Tensor, layer: nn.Module) -> Tensor:
     return centred / (centred.square().mean() + layer.eps).sqrt() * layer.weight + layer.bias
 
 
-def layer_by_the_paper(layer: HSTULayer, events_TD: list[Tensor], config: HSTU.Config, longest: int) -> list[Tensor]:
+def layer_by_the_paper(
+    layer: HSTULayer, events_TD: list[Tensor], ages_T: list[int], config: HSTU.Config, longest: int
+) -> list[Tensor]:
     heads, a_width, l_width = config.heads, config.attention_dim, config.linear_dim
     widths = [heads * a_width, heads * a_width, heads * l_width, heads * l_width]
     parts = [silu(layer.f1.weight @ normed(event, layer.norm) + layer.f1.bias).split(widths) for event in events_TD]
@@ -42,6 +47,9 @@ def layer_by_the_paper(layer: HSTULayer, events_TD: list[Tensor], config: HSTU.C
         for j in range(i + 1):
             key, value = parts[j][1].view(heads, a_width), parts[j][2].view(heads, l_width)
             bias = layer.bias_P[min(i - j, config.position_buckets - 1)] if config.position_buckets else 0.0
+            if config.time_buckets:
+                bucket = floor(log(max(abs(ages_T[i] - ages_T[j]), 1)) / 0.301)
+                bias = bias + layer.time_bias_S[min(bucket, config.time_buckets - 1)]
             for head in range(heads):
                 mixed[head] += silu(query[head] @ key[head] + bias) * value[head]
         divisor = longest if config.divisor == "max_length" else i + 1
@@ -64,14 +72,17 @@ def pooled(module: HSTU, events: list[Tensor], target: Tensor | None, heads: int
     return pooling.out.weight @ torch.cat(mixed) + pooling.out.bias
 
 
-def by_the_paper(module: HSTU, histories: list[Tensor], context_BND: Tensor, config: HSTU.Config) -> Tensor:
+def by_the_paper(module: HSTU, examples: Examples, config: HSTU.Config) -> Tensor:
     rows, targets = [], module.inputs.targets
-    for history_TD, context_ND in zip(histories, context_BND, strict=True):
+    for history_TD, ages_T, context_ND in zip(
+        examples.events["history"], examples.ages["history"], examples.tokens_BND, strict=True
+    ):
         target = sum(context_ND[place] for place in targets) if targets else None
         appended = [target] if target is not None and config.append_target else []
         events = [*history_TD, *appended]
         for layer in module.layers:
-            events = layer_by_the_paper(layer, events, config, LONGEST + len(appended))
+            ages = [*ages_T.tolist(), *[0] * len(appended)]
+            events = layer_by_the_paper(layer, events, ages, config, LONGEST + len(appended))
         events = [normed(event, module.top_norm) for event in events]
         nothing = context_ND.new_zeros(context_ND.shape[1])
         if config.summary == "last":
@@ -85,7 +96,7 @@ def by_the_paper(module: HSTU, histories: list[Tensor], context_BND: Tensor, con
 
 def build(config: HSTU.Config, dim: int, targets: tuple[int, ...] = (1,), longest: int = LONGEST) -> HSTU:
     torch.manual_seed(0)
-    module = HSTU(config, EncoderInputs("history", dim, longest, CONTEXT, targets)).double()
+    module = HSTU(config, EncoderInputs("history", dim, longest, CONTEXT, targets, times=True)).double()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, dtype=parameter.dtype)
@@ -99,6 +110,7 @@ class TestHSTU(SequenceEncoderTests):
         {},
         {"summary": "mean", "heads": 3, "linear_dim": 5, "position_buckets": 0, "append_target": False},
         {"summary": "target", "divisor": "events", "norm": "rms_norm", "layers": 1, "position_buckets": 3},
+        {"time_buckets": 64},
     )
 
 
@@ -109,6 +121,7 @@ class TestHSTU(SequenceEncoderTests):
     widths=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     layers=st.integers(1, 3),
     buckets=st.integers(0, 5),
+    time_buckets=st.sampled_from([0, 1, 9, 64]),
     divisor=st.sampled_from(["max_length", "events"]),
     summary=st.sampled_from(["last", "mean", "target"]),
     append_target=st.booleans(),
@@ -122,6 +135,7 @@ def test_equals_the_published_equations_and_their_gradients(
     widths: tuple[int, int],
     layers: int,
     buckets: int,
+    time_buckets: int,
     divisor: str,
     summary: str,
     append_target: bool,
@@ -134,6 +148,7 @@ def test_equals_the_published_equations_and_their_gradients(
         attention_dim=widths[0],
         linear_dim=widths[1],
         position_buckets=buckets,
+        time_buckets=time_buckets,
         divisor=divisor,
         summary=summary,
         append_target=append_target,
@@ -144,7 +159,7 @@ def test_equals_the_published_equations_and_their_gradients(
         len(lengths), len(CONTEXT), head * heads, {"history": lengths}, max_length=LONGEST
     ).requires_grad()
     actual = module(examples.sequences()["history"], examples.tokens_BND)
-    expected = by_the_paper(module, list(examples.events["history"]), examples.tokens_BND, config)
+    expected = by_the_paper(module, examples, config)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
     if not expected.requires_grad:
         return
@@ -188,6 +203,54 @@ def test_bias_tells_apart_events_of_equal_values() -> None:
         one = module(JaggedSequence(events_TD, offsets, LONGEST), context)
         two = module(JaggedSequence(events_TD[order], offsets, LONGEST), context)
         assert torch.allclose(one, two, rtol=1e-9, atol=1e-9) == same
+
+
+def layer_values(module: HSTU, events_TD: Tensor, ages_T: Tensor) -> Tensor:
+    """All events after the layers, without a candidate."""
+    sequence = JaggedSequence(events_TD, torch.tensor([0, len(events_TD)]), LONGEST, ages_T)
+    for layer in module.layers:
+        sequence = layer(sequence)
+    return sequence.values_ED
+
+
+def test_the_age_of_an_event_reaches_itself_and_newer_ones_only() -> None:
+    module = build(HSTU.Config(summary="mean", time_buckets=64), 4)
+    events_TD = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ages_T = torch.tensor([900_000, 80_000, 7_000, 600, 50, 4])
+    before = layer_values(module, events_TD, ages_T)
+    after = layer_values(module, events_TD, ages_T.index_fill(0, torch.tensor([3]), 3_000))
+    assert torch.equal(after[:3], before[:3])
+    assert (after[3:] != before[3:]).any(1).all()
+
+
+def test_only_differences_of_times_count() -> None:
+    """The same history seen an hour later gives the same events; the candidate item, which is of now, sees it."""
+    module = build(HSTU.Config(summary="mean", time_buckets=64), 4)
+    examples = random_examples(1, len(CONTEXT), 4, {"history": [6]}, max_length=LONGEST)
+    events_TD, ages_T = examples.events["history"][0], examples.ages["history"][0]
+    assert torch.equal(layer_values(module, events_TD, ages_T), layer_values(module, events_TD, ages_T + 3_600))
+    offsets = torch.tensor([0, 6])
+    now, later = (
+        module(JaggedSequence(events_TD, offsets, LONGEST, ages), examples.tokens_BND)
+        for ages in (ages_T, ages_T + 10_000_000)
+    )
+    assert not torch.equal(now, later)
+
+
+def test_buckets_of_time_grow_by_the_factor_of_the_authors_code() -> None:
+    layer = build(HSTU.Config(layers=1, time_buckets=64), 4).layers[0]
+    with torch.no_grad():
+        layer.time_bias_S.copy_(torch.arange(64))
+    seconds = [0, 1, 2, 3, 60, 3_600, 86_400, 31_536_000, 2**31 - 1]
+    found = layer._time_bias(1, torch.tensor([[*seconds, 0]], dtype=torch.int32)).flatten().tolist()[:-1]
+    assert found == [min(floor(log(max(one, 1)) / 0.301), 63) for one in seconds]
+    assert all(before <= after for before, after in pairwise(found))
+
+
+def test_a_sequence_without_times_is_refused() -> None:
+    inputs = EncoderInputs("history", 4, LONGEST, CONTEXT, ())
+    with pytest.raises(ValueError, match="time_buckets: 64, but the sequence 'history' has no times"):
+        HSTU(HSTU.Config(time_buckets=64), inputs)
 
 
 @pytest.mark.parametrize("summary", ["mean", "last"])

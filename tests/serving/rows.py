@@ -39,6 +39,8 @@ def rows_of(schema: exfm.FeatureSchema, size: int, seed: int = 0, longest: int =
             lengths = random.integers(0, longest + 1, size)
             for field in feature.fields:
                 columns[field.source_column] = _lists(random, field, lengths)
+            if feature.times is not None:
+                columns[feature.times.column] = _times(random, lengths)
         elif isinstance(feature, exfm.MultiValuedFeature):
             columns[feature.source_column] = _lists(random, feature, random.integers(0, min(longest, 3) + 1, size))
         elif isinstance(feature, exfm.DenseFeature):
@@ -55,6 +57,12 @@ def _lists(random: np.random.Generator, of: Any, lengths: Any) -> pa.Array:
     values = random.normal(size=total) if of.kind == "dense" else random.integers(0, 1_000, total)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def _times(random: np.random.Generator, lengths: Any) -> pa.Array:
+    """Times before 1970, when the rows are."""
+    values = pa.array(-random.integers(0, 10**14, int(lengths.sum())), pa.timestamp("us"))
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), values)
 
 
 def arm_of(config: dict[str, Any], schema: exfm.FeatureSchema) -> Arm:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sound import SoundEncoder, failures, padded, total
@@ -125,7 +127,42 @@ class ComparesEvents(SoundEncoder):
         return super().forward(sequence.with_values(same_EE @ sequence.values_ED / counts_E1), context_BND)
 
 
+class WeighsByAge(SoundEncoder):
+    """Nothing is wrong: the longer ago an event was, the less it counts."""
+
+    def __init__(self, config, inputs):
+        if not inputs.times:
+            raise ValueError("it needs times")
+        super().__init__(config, inputs)
+        self.reads_times = True
+
+    def forward(self, sequence, context_BND):
+        weight_E1 = (-1e-7 * sequence.ages_E.to(sequence.values_ED.dtype)).exp().unsqueeze(1)
+        return super().forward(sequence.with_values(sequence.values_ED * weight_E1), context_BND)
+
+
+class ReadsTimesInSilence(WeighsByAge):
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.reads_times = False
+
+
+class CannotDoWithoutTimes(WeighsByAge):
+    """It does not say so when it is built."""
+
+    def __init__(self, config, inputs):
+        super().__init__(config, replace(inputs, times=True))
+
+
+class ReadsNoTimes(SoundEncoder):
+    reads_times = True
+
+
 BROKEN = {
+    WeighsByAge: {},
+    ReadsTimesInSilence: {"times_are_read_as_declared": "'NoneType' object has no attribute 'to'"},
+    CannotDoWithoutTimes: {"without_times": "'NoneType' object has no attribute 'to'"},
+    ReadsNoTimes: {"times_are_read_as_declared": "reads_times is set, and ages change nothing"},
     KeepsTheOldest: {"the_newest_event_counts": "of 50 events of 'clicks' the newest is not read, and older ones are"},
     WeighsTheOldest: {"the_newest_event_counts": "the oldest has 50 times the newest's gradient"},
     WeighsTheNewest: {},

@@ -15,27 +15,34 @@ from torchrec import KeyedJaggedTensor
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Histories of B examples: ids (E, C) that are table rows, and numbers (E, G), with offsets (B + 1,)."""
+    """Histories of B examples: ids (E, C) that are table rows, and numbers (E, G), with offsets (B + 1,).
+
+    Where the stream has times of events, ``ages_E`` are whole seconds from each event to its example, int64.
+    """
 
     ids_EC: Tensor
     dense_EG: Tensor
     offsets: Tensor
+    ages_E: Tensor | None = None
 
     def to(self, device: torch.device) -> SequenceBatch:
         """The same histories on a device."""
-        return SequenceBatch(self.ids_EC.to(device), self.dense_EG.to(device), self.offsets.to(device))
+        ages_E = None if self.ages_E is None else self.ages_E.to(device)
+        return SequenceBatch(self.ids_EC.to(device), self.dense_EG.to(device), self.offsets.to(device), ages_E)
 
     def select(self, index: Tensor) -> SequenceBatch:
         """The histories of some examples, in the order of ``index``."""
         events, lengths = _events_of(self.offsets, index)
         offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
-        return SequenceBatch(self.ids_EC[events], self.dense_EG[events], offsets)
+        ages_E = None if self.ages_E is None else self.ages_E[events]
+        return SequenceBatch(self.ids_EC[events], self.dense_EG[events], offsets, ages_E)
 
     def slice(self, start: int, stop: int) -> SequenceBatch:
         """The histories of successive examples; the events are not copied."""
         offsets = self.offsets[start : stop + 1]
         first, last = int(offsets[0]), int(offsets[-1])
-        return SequenceBatch(self.ids_EC[first:last], self.dense_EG[first:last], offsets - first)
+        ages_E = None if self.ages_E is None else self.ages_E[first:last]
+        return SequenceBatch(self.ids_EC[first:last], self.dense_EG[first:last], offsets - first, ages_E)
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ class Batch:
             stride=self.size,
         )
         empty = {
-            name: SequenceBatch(sequence.ids_EC[:0], sequence.dense_EG[:0], torch.zeros_like(sequence.offsets))
+            name: replace(sequence.slice(0, 0), offsets=torch.zeros_like(sequence.offsets))
             for name, sequence in self.sequences.items()
         }
         return replace(self, sparse=sparse, sequences=empty)

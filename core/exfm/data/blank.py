@@ -41,5 +41,6 @@ def blank_batch(schema: FeatureSchema, size: int) -> Batch:
 
 def _blank_sequence(sequence: SequenceFeature, size: int) -> SequenceBatch:
     dense = sum(field.kind == "dense" for field in sequence.fields)
+    ages = torch.zeros(0, dtype=torch.int64) if sequence.times is not None else None
     ids = torch.zeros(0, len(sequence.fields) - dense, dtype=torch.int64)
-    return SequenceBatch(ids, torch.zeros(0, dense), torch.zeros(size + 1, dtype=torch.int64))
+    return SequenceBatch(ids, torch.zeros(0, dense), torch.zeros(size + 1, dtype=torch.int64), ages)

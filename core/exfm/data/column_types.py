@@ -15,10 +15,11 @@ from pyarrow import types
 
 from exfm.interfaces.schema import DenseFeature, FeatureSchema, MultiValuedFeature, SequenceFeature
 
-Role = Literal["example_id", "time", "id", "id_list", "number", "number_list", "label", "oracle"]
+Role = Literal["example_id", "time", "id", "id_list", "number", "number_list", "time_list", "label", "oracle"]
 """What a column is to the schema."""
 
 _ID_ROLES = ("example_id", "id", "id_list")
+_TIME = pa.timestamp("us")
 
 IdKind = Literal["integers", "strings"]
 
@@ -34,6 +35,8 @@ def column_roles(schema: FeatureSchema) -> Iterator[tuple[str, Role]]:
         if isinstance(feature, SequenceFeature):
             for field in feature.fields:
                 yield field.source_column, "number_list" if field.kind == "dense" else "id_list"
+            if feature.times is not None:
+                yield feature.times.column, "number_list" if feature.times.holds == "age" else "time_list"
         elif isinstance(feature, DenseFeature):
             yield feature.source_column, "number"
         else:
@@ -77,7 +80,7 @@ def plain(column: pa.Array, role: Role) -> pa.Array:
     """
     if role == "time" or (role == "oracle" and is_number(column.type)):
         return column
-    if role in ("id_list", "number_list"):
+    if role in ("id_list", "number_list", "time_list"):
         return _plain_list(column, role)
     return _plain_numbers(column) if role in ("number", "label", "oracle") else _plain_ids(column)
 
@@ -158,7 +161,7 @@ def _plain_list(column: pa.Array, role: Role) -> pa.Array:
     if not is_list(kind):
         return column
     values = column.flatten()
-    plain_values = _plain_ids(values) if role == "id_list" else _plain_numbers(values)
+    plain_values = _plain_ids(values) if role == "id_list" else _plain_numbers(_plain_times(values))
     wanted = pa.list_(plain_values.type)
     return column if kind == wanted else _list_of(column, plain_values)
 
@@ -167,6 +170,14 @@ def _list_of(column: pa.Array, values: pa.Array) -> pa.Array:
     """Lists as long as those of a column, with other values. Arrow's own cast of list views gives invalid arrays."""
     offsets = pa.array(np.concatenate([[0], np.cumsum(list_lengths(column))]), pa.int32())
     return pa.ListArray.from_arrays(offsets, values, mask=column.is_null())
+
+
+def _plain_times(column: pa.Array) -> pa.Array:
+    """Timestamps in microseconds of UTC; anything else as it is."""
+    kind = column.type
+    if kind == _TIME or not types.is_timestamp(kind):
+        return column
+    return column.cast(pa.timestamp("us", kind.tz), safe=False).view(_TIME)
 
 
 def _plain_numbers(column: pa.Array) -> pa.Array:

@@ -30,7 +30,7 @@ def decode(rows: pa.RecordBatch, schema: FeatureSchema) -> Batch:
         dense_BF=torch.from_numpy(dense_numbers(rows, schema.features)),
         sparse=_sparse(rows, schema),
         sequences={
-            feature.name: _sequence(rows, feature)
+            feature.name: _sequence(rows, feature, schema.event_time)
             for feature in schema.features
             if isinstance(feature, SequenceFeature)
         },
@@ -61,11 +61,12 @@ def _sparse(rows: pa.RecordBatch, schema: FeatureSchema) -> KeyedJaggedTensor:
     )
 
 
-def _sequence(rows: pa.RecordBatch, feature: SequenceFeature) -> SequenceBatch:
-    found = history(rows, feature)
+def _sequence(rows: pa.RecordBatch, feature: SequenceFeature, event_time: str) -> SequenceBatch:
+    found = history(rows, feature, event_time)
     no_ids = np.zeros((len(found.numbers_EG), 0), np.int64)
     return SequenceBatch(
         ids_EC=torch.from_numpy(np.stack(found.ids, axis=1) if found.ids else no_ids),
         dense_EG=torch.from_numpy(found.numbers_EG),
         offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(found.lengths)])),
+        ages_E=None if found.ages is None else torch.from_numpy(found.ages),
     )

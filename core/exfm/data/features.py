@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from exfm.data.column_types import list_lengths
+from exfm.data.event_ages import US_PER_SECOND, event_ages_us
 from exfm.data.ids import hash_rows, hashed, to_u64
 from exfm.interfaces.schema import (
     CategoricalFeature,
@@ -38,11 +39,19 @@ class Bags:
 
 @dataclass(frozen=True)
 class History:
-    """Events of B examples, oldest first: table rows (E,) of each id field, numbers (E, G), events per example (B,)."""
+    """Events of B examples, oldest first.
+
+    Attributes:
+        ids: table rows (E,) of each id field.
+        numbers_EG: of each number field.
+        lengths: events per example, (B,).
+        ages: whole seconds from each event to its example, (E,); None where the feature has no times.
+    """
 
     ids: tuple[I64, ...]
     numbers_EG: F32
     lengths: I64
+    ages: I64 | None
 
 
 def dense_numbers(rows: pa.RecordBatch, features: Sequence[Feature]) -> F32:
@@ -63,8 +72,14 @@ def bags(rows: pa.RecordBatch, feature: CategoricalFeature | MultiValuedFeature)
     return Bags(ids if present.all() else ids[present], present.astype(np.int64))
 
 
-def history(rows: pa.RecordBatch, feature: SequenceFeature) -> History:
-    """The newest events of one sequence, at most ``max_length`` for each row."""
+def history(rows: pa.RecordBatch, feature: SequenceFeature, event_time: str) -> History:
+    """The newest events of one sequence, at most ``max_length`` for each row.
+
+    Args:
+        rows: with the feature's columns, and ``event_time`` where its times are no ages.
+        feature: the sequence.
+        event_time: the column of the rows' own times.
+    """
     lengths = list_lengths(rows.column(feature.fields[0].source_column))
     kept = np.minimum(lengths, feature.max_length)
     newest: slice | npt.NDArray[np.bool_] = slice(None)
@@ -81,7 +96,10 @@ def history(rows: pa.RecordBatch, feature: SequenceFeature) -> History:
         else:
             ids.append(_table_rows(events, field)[newest])
     numbers_EG = np.stack(numbers, axis=1) if numbers else np.zeros((int(kept.sum()), 0), np.float32)
-    return History(tuple(ids), numbers_EG, kept)
+    ages = None
+    if feature.times is not None:
+        ages = np.floor_divide(event_ages_us(rows, feature.times, event_time)[newest], US_PER_SECOND)
+    return History(tuple(ids), numbers_EG, kept, ages)
 
 
 def _numbers(column: pa.Array, transform: Literal["none", "log1p"]) -> F32:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from exfm.data.column_types import IdKind, Role, column_roles, is_list, is_number, list_lengths, plain_rows
+from exfm.data.event_ages import bad_events, time_us
 from exfm.data.id_kinds import check_id_kinds
 from exfm.data.ids import id_type_ok, to_u64
 from exfm.data.repeats import WindowIds
@@ -143,14 +144,19 @@ def _given(batch: pa.RecordBatch, row: int, column: str) -> str:
     return f"; given: {text if len(text) <= 60 else text[:57] + '...'}"
 
 
-def check_features(rows: pa.RecordBatch, features: Iterable[Feature]) -> None:
+def check_features(rows: pa.RecordBatch, features: Iterable[Feature], event_time: str) -> None:
     """Checks the values of rows that hold features and nothing else, such as those of a request.
+
+    Args:
+        rows: with the features' columns.
+        features: what the rows hold.
+        event_time: the column of the rows' own times, which a sequence may need.
 
     Raises:
         ConfigError: a row is bad; the message names row, column and value.
     """
     for feature in features:
-        for mask, column, reason in _feature_problems(rows, feature):
+        for mask, column, reason in _feature_problems(rows, feature, event_time):
             if mask.any():
                 row = int(mask.argmax())
                 raise ConfigError(f"row {row}: {column}: {reason}{_given(rows, row, column)}")
@@ -158,9 +164,7 @@ def check_features(rows: pa.RecordBatch, features: Iterable[Feature]) -> None:
 
 def event_times(batch: pa.RecordBatch, schema: FeatureSchema) -> npt.NDArray[np.int64]:
     """Event times in microseconds since 1970, UTC; 0 where missing."""
-    column = batch.column(schema.event_time)
-    times = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
-    return np.asarray(pc.fill_null(times, 0).to_numpy(zero_copy_only=False))
+    return time_us(batch.column(schema.event_time))
 
 
 def _mask(array: pa.Array) -> Mask:
@@ -175,6 +179,10 @@ def _is_number_list(kind: pa.DataType) -> bool:
     return is_list(kind) and is_number(kind.value_type)
 
 
+def _is_time_list(kind: pa.DataType) -> bool:
+    return is_list(kind) and (is_number(kind.value_type) or pa.types.is_timestamp(kind.value_type))
+
+
 _TYPES: dict[Role, tuple[Callable[[pa.DataType], bool], str]] = {
     "example_id": (pa.types.is_integer, "a 64-bit integer"),
     "time": (pa.types.is_timestamp, "a timestamp"),
@@ -182,6 +190,7 @@ _TYPES: dict[Role, tuple[Callable[[pa.DataType], bool], str]] = {
     "id_list": (_is_id_list, "a list of integers or strings"),
     "number": (is_number, "a number"),
     "number_list": (_is_number_list, "a list of numbers"),
+    "time_list": (_is_time_list, "a list of timestamps or of numbers"),
     "label": (is_number, "0 or 1"),
     "oracle": (pa.types.is_floating, "a probability"),
 }
@@ -192,14 +201,14 @@ def _value_problems(batch: pa.RecordBatch, schema: FeatureSchema) -> Iterator[Pr
     for column in (schema.example_id, schema.event_time):
         yield _mask(batch.column(column).is_null()), column, "the value is missing"
     for feature in schema.features:
-        yield from _feature_problems(batch, feature)
+        yield from _feature_problems(batch, feature, schema.event_time)
     for label in schema.labels:
         yield from _label_problems(batch, label)
 
 
-def _feature_problems(batch: pa.RecordBatch, feature: Feature) -> Iterator[Problem]:
+def _feature_problems(batch: pa.RecordBatch, feature: Feature, event_time: str) -> Iterator[Problem]:
     if isinstance(feature, SequenceFeature):
-        yield from _sequence_problems(batch, feature)
+        yield from _sequence_problems(batch, feature, event_time)
         return
     values = batch.column(feature.source_column)
     if isinstance(feature, DenseFeature):
@@ -218,7 +227,7 @@ def _list_problems(values: pa.Array, feature: MultiValuedFeature | SequenceField
         yield _any_per_row(values, _outside(ids, feature.rows)), *_range_words(feature)
 
 
-def _sequence_problems(batch: pa.RecordBatch, feature: SequenceFeature) -> Iterator[Problem]:
+def _sequence_problems(batch: pa.RecordBatch, feature: SequenceFeature, event_time: str) -> Iterator[Problem]:
     first = feature.fields[0].source_column
     lengths = list_lengths(batch.column(first))
     for field in feature.fields:
@@ -230,6 +239,12 @@ def _sequence_problems(batch: pa.RecordBatch, feature: SequenceFeature) -> Itera
             yield wrong, field.source_column, "a number in the list is missing, NaN or infinite"
         else:
             yield from _list_problems(values, field)
+    if feature.times is not None:
+        column = feature.times.column
+        values = batch.column(column)
+        yield list_lengths(values) != lengths, column, f"the list is not as long as that of {first}"
+        bad_E, reason = bad_events(batch, feature.times, event_time)
+        yield _any_per_row(values, bad_E), column, reason
 
 
 def _label_problems(batch: pa.RecordBatch, label: Label) -> Iterator[Problem]:

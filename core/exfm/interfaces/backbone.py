@@ -24,11 +24,13 @@ class SequenceShape:
         max_length: the longest history, in events.
         targets: indices of the tokens that share an embedding table with the sequence: the candidate item the history
             is compared with. May be empty.
+        times: whether the stream says when the events happened.
     """
 
     name: str
     max_length: int
     targets: tuple[int, ...] = ()
+    times: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Backbone(Network):
     Attributes:
         consumes_sequences: whether ``forward`` wants the raw sequences; otherwise it gets an empty mapping.
         output_dim: width R of the representation.
+        reads_times: whether ``forward`` reads the events' ages; sequences have none otherwise.
     """
 
     kind: ClassVar[str] = "backbone"

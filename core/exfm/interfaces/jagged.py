@@ -19,11 +19,19 @@ class JaggedSequence:
         lengths    2        0   3
         values_ED  [a0 a1]  []  [c0 c1 c2]
         offsets    0        2   2           5
+
+    Attributes:
+        values_ED: the events.
+        offsets: where each example's events begin, and where the last one's end, (B + 1,).
+        max_length: T.
+        ages_E: whole seconds from each event to its example, int64; None where the stream has no times of events, or
+            nothing in the model reads them (``reads_times``).
     """
 
     values_ED: Tensor
     offsets: Tensor
     max_length: int
+    ages_E: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -53,13 +61,14 @@ class JaggedSequence:
 
     def with_values(self, values_ED: Tensor) -> JaggedSequence:
         """Other values (E, D') of the same events."""
-        return JaggedSequence(values_ED, self.offsets, self.max_length)
+        return JaggedSequence(values_ED, self.offsets, self.max_length, self.ages_E)
 
     def slice(self, start: int, stop: int) -> JaggedSequence:
         """The sequences of successive examples; the events are not copied."""
         offsets = self.offsets[start : stop + 1]
         first, last = int(offsets[0]), int(offsets[-1])
-        return JaggedSequence(self.values_ED[first:last], offsets - first, self.max_length)
+        ages_E = None if self.ages_E is None else self.ages_E[first:last]
+        return JaggedSequence(self.values_ED[first:last], offsets - first, self.max_length, ages_E)
 
     def recent(self, count: int) -> JaggedSequence:
         """The newest ``count`` events of each example, or all it has where these are fewer."""
@@ -69,7 +78,8 @@ class JaggedSequence:
         lengths_B = self.lengths.clamp(max=count)
         offsets = torch.cat([self.offsets[:1], lengths_B.cumsum(0)])
         # index_select's backward pass is a good deal cheaper than that of a boolean mask.
-        return JaggedSequence(self.values_ED.index_select(0, places), offsets, count)
+        ages_E = None if self.ages_E is None else self.ages_E.index_select(0, places)
+        return JaggedSequence(self.values_ED.index_select(0, places), offsets, count, ages_E)
 
     def newest(self, count: int) -> Tensor:
         """The newest ``count`` events of each example, newest first, zeros where it has fewer: (B, count, D)."""
@@ -81,11 +91,14 @@ class JaggedSequence:
         return values.index_select(0, rows_BK.flatten()).view(self.batch_size, count, values.shape[1])
 
     def prepend(self, tokens_BKD: Tensor) -> JaggedSequence:
-        """K further events before each example's oldest one: tokens (B, K, D)."""
+        """K further events before each example's oldest one, and of its age: tokens (B, K, D)."""
         return self._joined(tokens_BKD, before=True)
 
     def append(self, tokens_BKD: Tensor) -> JaggedSequence:
-        """K further events after each example's newest one: tokens (B, K, D), the last of them the newest."""
+        """K further events after each example's newest one: tokens (B, K, D), the last of them the newest.
+
+        Their age is 0: they are of the example's time.
+        """
         return self._joined(tokens_BKD, before=False)
 
     def _joined(self, tokens_BKD: Tensor, *, before: bool) -> JaggedSequence:
@@ -100,7 +113,18 @@ class JaggedSequence:
         places = torch.cat([event_places_E, token_places_BK.flatten()])
         values = torch.cat([self.values_ED, tokens_BKD.reshape(-1, width).to(self.values_ED.dtype)])
         merged = torch.empty_like(values).index_copy(0, places, values)
-        return JaggedSequence(merged, offsets, self.max_length + count)
+        ages_E = None
+        if self.ages_E is not None:
+            added_B = self._oldest_ages() if before else offsets.new_zeros(size)
+            ages = torch.cat([self.ages_E, added_B.repeat_interleave(count)])
+            ages_E = torch.empty_like(ages).index_copy(0, places, ages)
+        return JaggedSequence(merged, offsets, self.max_length + count, ages_E)
+
+    def _oldest_ages(self) -> Tensor:
+        """The age of each example's oldest event, (B,); 0 without events."""
+        assert self.ages_E is not None
+        ages = torch.nn.functional.pad(self.ages_E, (1, 0))  # row 0 stands for no event
+        return ages.index_select(0, torch.where(self.lengths > 0, self.offsets[:-1] + 1, 0))
 
 
 def example_index(offsets: Tensor, events: int) -> Tensor:

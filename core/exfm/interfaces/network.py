@@ -15,9 +15,14 @@ class Network(Component, nn.Module):
     torch keeps submodules, parameters and buffers apart from other attributes, and looks there last: a method or a
     class attribute of the same name hides them. Such an assignment is therefore refused where it is made.
 
+    Attributes:
+        reads_times: whether ``forward`` reads the ages of events.
+
     Raises:
         TypeError: an attribute takes the name of a method, or of what the interface declares.
     """
+
+    reads_times: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -41,6 +46,11 @@ class Network(Component, nn.Module):
             if hasattr(type(self), name):
                 raise TypeError(_taken(self, name, f"a class attribute of {type(self).__qualname__}"))
         super().__setattr__(name, value)
+
+
+def reads_times(module: nn.Module) -> bool:
+    """Whether a network in a module reads the ages of events, itself or through a component of its own."""
+    return any(part.reads_times for part in module.modules() if isinstance(part, Network))
 
 
 def _method_of(cls: type, name: str) -> type | None:

@@ -84,6 +84,25 @@ class SequenceField(_Part):
     transform: Literal["none", "log1p"] = Field("none", description="As for a dense feature.")
 
 
+class EventTimes(BaseModel):
+    """When the events of a sequence happened: a list column, aligned with the fields' lists.
+
+    It is no input by itself: encoders and backbones that read times get each event's age in seconds.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    column: str = Field(min_length=1, description="Its column in the record batches; a field may read the same one.")
+    holds: Literal["age", "time"] = Field(
+        "age",
+        description="age: how long before its example an event happened. time: when it happened, as a timestamp or as "
+        "a number since 1970, UTC.",
+    )
+    unit: Literal["us", "ms", "s", "min", "h", "d"] = Field(
+        "s", description="The unit of numbers; timestamps have their own."
+    )
+
+
 class SequenceFeature(BaseModel):
     """An activity history: aligned list columns, oldest event first, all events strictly before the row's own."""
 
@@ -93,6 +112,7 @@ class SequenceFeature(BaseModel):
     name: str = Field(pattern=_NAME, description="What models and reports call it.")
     fields: tuple[SequenceField, ...] = Field(min_length=1, description="The aspects of an event.")
     max_length: int = Field(gt=0, description="The newest events that are kept of a longer history.")
+    times: EventTimes | None = Field(None, description="When the events happened, for what reads times.")
 
     def table_name(self, field: SequenceField) -> str:
         """The embedding table that one of its fields looks up."""
@@ -204,6 +224,8 @@ class FeatureSchema(BaseModel):
         for feature in self.features:
             fields = feature.fields if isinstance(feature, SequenceFeature) else (feature,)
             yield from (field.source_column for field in fields)
+            if isinstance(feature, SequenceFeature) and feature.times is not None:
+                yield feature.times.column
         for label in self.labels:
             yield from (label.source_column, label.oracle)
 

@@ -25,6 +25,7 @@ class EncoderInputs:
         context: names of the N context tokens, the example's other features.
         targets: indices of the context tokens that share an embedding table with the sequence: the candidate item
             the history is compared with. May be empty.
+        times: whether the stream says when the events happened.
     """
 
     sequence: str
@@ -32,6 +33,7 @@ class EncoderInputs:
     max_length: int
     context: tuple[str, ...]
     targets: tuple[int, ...]
+    times: bool = False
 
 
 class SequenceEncoder(Network):
@@ -43,6 +45,7 @@ class SequenceEncoder(Network):
 
     Attributes:
         num_tokens: K.
+        reads_times: whether ``forward`` reads the events' ages; a sequence has none otherwise.
     """
 
     kind: ClassVar[str] = "sequence_encoder"

@@ -14,6 +14,7 @@ from exfm.config.experiment import ModelConfig
 from exfm.config.lookups import StateLookup
 from exfm.data.batch import Batch
 from exfm.interfaces.backbone import BackboneInputs, SequenceShape
+from exfm.interfaces.network import reads_times
 from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
 from exfm.interfaces.sequence_encoder import EncoderInputs
@@ -67,12 +68,15 @@ class RankingModel(nn.Module):
         targets = {sequence.name: self.featurizer.tokens_like(sequence) for sequence in sequences}
         for sequence in sequences if config.sequence_encoder is not None else []:
             candidate = targets[sequence.name]
-            inputs = EncoderInputs(sequence.name, config.embedding_dim, sequence.max_length, context, candidate)
+            timed = sequence.times is not None
+            inputs = EncoderInputs(sequence.name, config.embedding_dim, sequence.max_length, context, candidate, timed)
             assert config.sequence_encoder is not None
             encoder = config.sequence_encoder.build(inputs)
             self.encoders[f"sequence_{sequence.name}"] = encoder
             summaries += [f"{sequence.name}:{k}" for k in range(encoder.num_tokens)]
-        shapes = tuple(SequenceShape(one.name, one.max_length, targets[one.name]) for one in sequences)
+        shapes = tuple(
+            SequenceShape(one.name, one.max_length, targets[one.name], one.times is not None) for one in sequences
+        )
         shapes = shapes if self.reads_sequences else ()
         self.backbone = config.backbone.build(BackboneInputs((*context, *summaries), config.embedding_dim, shapes))
         self.lookups: StateLookups | None = None
@@ -82,6 +86,7 @@ class RankingModel(nn.Module):
                 self.lookups = StateLookups(lookups, rows, config.embedding_dim)
                 tokens = (*context, *summaries, *self.lookups.token_names)
                 self.backbone = config.backbone.build(BackboneInputs(tokens, config.embedding_dim, shapes))
+        self.featurizer.reads_times = reads_times(self)
         if config.activation_checkpointing:
             for block in self.blocks():
                 recompute(block)

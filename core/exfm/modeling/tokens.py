@@ -118,6 +118,7 @@ class Featurizer(nn.Module):
         token_tables: the table each token reads ("" for a dense one).
         offsets: what transfer adds to the rows of a table, by table. They are not part of the model.
         frozen_tables: the tables that training leaves as they are.
+        reads_times: whether raw sequences have the ages of their events.
         managed: which id has which row, of the tables that manage them.
     """
 
@@ -127,6 +128,7 @@ class Featurizer(nn.Module):
         super().__init__()
         self.sequences = [feature for feature in schema.features if isinstance(feature, SequenceFeature)]
         self.raw_sequences = raw_sequences
+        self.reads_times = False
         self.dim = dim
         self.offsets: dict[str, TableOffset] = {}
         self.frozen_tables: set[str] = set()
@@ -176,7 +178,8 @@ class Featurizer(nn.Module):
             rows = [found[lookup] for lookup in self.fields[sequence.name]]
             if self.raw_sequences:
                 events_ED = self._sum(rows, sequence.name, history.dense_EG)
-                sequences[sequence.name] = JaggedSequence(events_ED, history.offsets, sequence.max_length)
+                ages_E = history.ages_E if self.reads_times else None
+                sequences[sequence.name] = JaggedSequence(events_ED, history.offsets, sequence.max_length, ages_E)
             else:
                 tokens.append(self._sum(rows, sequence.name, _segment_mean(history.dense_EG, history.offsets)))
         if self.dense is not None:

@@ -120,4 +120,5 @@ def _full_sequence(blank: SequenceBatch, size: int, events: int) -> SequenceBatc
         torch.zeros(size * events, blank.ids_EC.shape[1], dtype=torch.int64),
         torch.zeros(size * events, blank.dense_EG.shape[1]),
         torch.arange(size + 1) * events,
+        None if blank.ages_E is None else torch.zeros(size * events, dtype=torch.int64),
     )

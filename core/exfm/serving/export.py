@@ -29,6 +29,7 @@ from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature
 from exfm.serving.layout import (
+    AGES,
     COMPILED_FILE,
     DESCRIPTION_FILE,
     ONNX_FILE,
@@ -37,6 +38,7 @@ from exfm.serving.layout import (
     ExportedFile,
     TensorSpec,
     input_specs,
+    needs_event_time,
     source_columns,
     type_name,
 )
@@ -82,7 +84,8 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form()) ->
     growth = growth_of(arm, experiment.schema, experiment.config.seed)
     served = ServedModel(arm, experiment.schema, growth.of(weights))
     check_snapshot(snapshot, weights, served.constants, store.workspace.url)
-    columns = _column_types(experiment, served.features)
+    event_time = experiment.schema.event_time if needs_event_time(served.features) else ""
+    columns = _column_types(experiment, served.features, event_time)
     try:
         program = capture(served)
     except Exception as error:  # whatever a component of a plugin does that cannot be captured
@@ -99,6 +102,7 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form()) ->
         watermark=datetime.fromtimestamp(snapshot.watermark_us / 1e6, UTC),
         versions={"exfm": __version__, "torch": torch.__version__},
         columns=columns,
+        event_time=event_time,
         features=served.features,
         inputs=tuple(input_specs(served.features)),
         outputs=tuple(
@@ -135,6 +139,8 @@ def _examples(features: Sequence[Feature], size: int, longest: int) -> Iterator[
             yield kept.cumsum(0) - kept
         elif spec.shape == ("B",):
             yield kept
+        elif part == AGES:
+            yield torch.arange(shape[0]).flip(0) ** 3
         else:
             yield torch.arange(shape[0]) % _table_rows(feature, part)
 
@@ -184,12 +190,12 @@ def _check_tools(form: Form) -> None:
         raise ConfigError("an ONNX export needs the package onnxscript: pip install 'exfm[onnx]'")
 
 
-def _column_types(experiment: Experiment, features: Sequence[Feature]) -> dict[str, str]:
+def _column_types(experiment: Experiment, features: Sequence[Feature], event_time: str) -> dict[str, str]:
     """The types of the columns that the features are read from, in the stream's first rows."""
     rows = _first_rows(experiment.source, experiment)
     plain = plain_rows(rows, experiment.schema)
     kinds = {}
-    for column in source_columns(features):
+    for column in (*source_columns(features), *([event_time] if event_time else [])):
         kind = rows.schema.field(column).type
         kinds[column] = type_name(kind if is_usual(kind) else plain.schema.field(column).type)
     return kinds

@@ -23,6 +23,7 @@ COMPILED_FILE = "compiled.pt2"
 ONNX_FILE = "model.onnx"
 
 DENSE = "dense"
+AGES = "age_seconds"
 HASHING = (
     "ids 'row': the value is the table row. ids 'hash': the row is mix(key) modulo rows, all in unsigned 64 bits. "
     "key: an integer itself (two's complement), or for a string the sum over its UTF-8 bytes of "
@@ -38,6 +39,7 @@ _TYPES = {
     "bool": pa.bool_(),
     "string": pa.string(),
     "double": pa.float64(),
+    "timestamp": pa.timestamp("us"),
 }
 _LIST = "list of "
 
@@ -66,7 +68,8 @@ class Description(_Part):
     """The content of inputs.json.
 
     Attributes:
-        columns: the type of every column a row has, as the stream had it.
+        columns: the type of every column a row has, as the stream had it; a timestamp is UTC.
+        event_time: the column of a row's own time, where a sequence needs it; else empty.
         watermark: the model has trained on examples before this time.
         inputs: the program's arguments, in order.
         outputs: what it returns, in order: a probability per example and task.
@@ -79,6 +82,7 @@ class Description(_Part):
     watermark: datetime
     versions: dict[str, str]
     columns: dict[str, str]
+    event_time: str = ""
     features: tuple[Feature, ...]
     hashing: str = HASHING
     inputs: tuple[TensorSpec, ...]
@@ -111,6 +115,9 @@ def input_specs(features: Sequence[Feature]) -> Iterator[TensorSpec]:
             if numbers:
                 shape = (events, len(numbers))
                 yield _spec(f"{feature.name}.numbers", "float32", shape, f"{', '.join(numbers)}; transformed")
+            if feature.times is not None:
+                holds = "whole seconds from the events to their example, rounded down"
+                yield _spec(f"{feature.name}.{AGES}", "int64", (events,), holds)
             kept = f"events of each example, at most the newest {feature.max_length}"
             yield _spec(f"{feature.name}.lengths", "int64", ("B",), kept)
         elif not isinstance(feature, DenseFeature):
@@ -122,17 +129,19 @@ def _spec(name: str, dtype: Literal["float32", "int64"], shape: tuple[int | str,
     return TensorSpec(name=name, dtype=dtype, shape=shape, holds=holds)
 
 
-def arrays(features: Sequence[Feature], rows: pa.RecordBatch) -> Iterator[npt.NDArray[Any]]:
+def arrays(features: Sequence[Feature], rows: pa.RecordBatch, event_time: str = "") -> Iterator[npt.NDArray[Any]]:
     """The program's arguments for some rows, in the order of ``input_specs``."""
     numbers_BF = dense_numbers(rows, features)
     if numbers_BF.shape[1]:
         yield numbers_BF
     for feature in features:
         if isinstance(feature, SequenceFeature):
-            events = history(rows, feature)
+            events = history(rows, feature, event_time)
             yield from events.ids
             if events.numbers_EG.shape[1]:
                 yield events.numbers_EG
+            if events.ages is not None:
+                yield events.ages
             yield events.lengths
         elif not isinstance(feature, DenseFeature):
             found = bags(rows, feature)
@@ -140,11 +149,25 @@ def arrays(features: Sequence[Feature], rows: pa.RecordBatch) -> Iterator[npt.ND
             yield np.cumsum(found.lengths) - found.lengths
 
 
+def without_times(features: Sequence[Feature]) -> Iterator[Feature]:
+    """The features of a model that reads no times of events."""
+    for feature in features:
+        yield feature.model_copy(update={"times": None}) if isinstance(feature, SequenceFeature) else feature
+
+
+def needs_event_time(features: Sequence[Feature]) -> bool:
+    """Whether a row's own time is needed, because events have times and no ages."""
+    times = [feature.times for feature in features if isinstance(feature, SequenceFeature)]
+    return any(one is not None and one.holds == "time" for one in times)
+
+
 def source_columns(features: Sequence[Feature]) -> Iterator[str]:
     """The columns that the features are read from."""
     for feature in features:
         if isinstance(feature, SequenceFeature):
             yield from (field.source_column for field in feature.fields)
+            if feature.times is not None:
+                yield feature.times.column
         else:
             yield feature.source_column
 
@@ -155,6 +178,8 @@ def type_name(kind: pa.DataType) -> str:
         return type_name(kind.value_type)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _LIST + type_name(kind.value_type)
+    if pa.types.is_timestamp(kind):
+        return "timestamp"
     if pa.types.is_integer(kind):
         return "uint64" if kind == pa.uint64() else "int64"
     if pa.types.is_boolean(kind):

@@ -60,9 +60,13 @@ class Predictor:
         named = _from_arrow if isinstance(rows, pa.RecordBatch) else _from_mappings
         columns = {column: named(rows, column, kind) for column, kind in self._types.items()}
         batch = pa.RecordBatch.from_pydict(columns)
-        check_features(batch, self.description.features)
+        features, event_time = self.description.features, self.description.event_time
+        if event_time and batch.column(event_time).null_count:
+            row = batch.column(event_time).is_null().to_pylist().index(True)
+            raise ConfigError(f"row {row}: {event_time}: the value is missing")
+        check_features(batch, features, event_time)
         # What still lies in Arrow's memory is read-only, and torch has no such tensors.
-        given = (np.require(array, requirements="W") for array in arrays(self.description.features, batch))
+        given = (np.require(array, requirements="W") for array in arrays(features, batch, event_time))
         return tuple(torch.from_numpy(array) for array in given)
 
     def run(self, tensors: Sequence[Tensor]) -> dict[str, npt.NDArray[np.float32]]:
@@ -139,7 +143,18 @@ def _from_mappings(rows: Sequence[Mapping[str, Any]], column: str, kind: pa.Data
             raise ConfigError(f"row {number}: {column}: the column is missing.{suggestion(column, row)}")
         if pa.types.is_list(kind) and isinstance(row[column], str | bytes | Mapping):  # Arrow would take its parts
             raise ConfigError(f"row {number}: {column}: the value must be {kind}; given: {row[column]!r}")
+    values = [row[column] for row in rows]
     try:
-        return pa.array([row[column] for row in rows], kind)
+        if _holds_times(kind):  # datetimes, or strings such as 2026-01-31T12:00:00Z
+            return pa.array(values).cast(_in_utc(kind)).cast(kind)
+        return pa.array(values, kind)
     except _ARROW_ERRORS as error:
         raise ConfigError(f"{column}: the values must be {kind}: {error}") from error
+
+
+def _holds_times(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind.value_type if pa.types.is_list(kind) else kind))
+
+
+def _in_utc(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(_in_utc(kind.value_type)) if pa.types.is_list(kind) else pa.timestamp(kind.unit, "UTC")

@@ -18,7 +18,7 @@ from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
 from exfm.modeling.embeddings import Lookup
 from exfm.modeling.parts import table_of
 from exfm.modeling.tokens import rows_of
-from exfm.serving.layout import DENSE, input_specs
+from exfm.serving.layout import AGES, DENSE, input_specs, without_times
 from exfm.supervision.finite import infinite_buffers
 from exfm.training.building import build_model
 
@@ -84,12 +84,13 @@ class ServedModel(nn.Module):
 
     def __init__(self, arm: Arm, schema: FeatureSchema, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.features = schema.select(arm.config.features).features
-        self.names = [spec.name for spec in input_specs(self.features)]
         with torch.random.fork_rng(devices=[]):
             self.model = build_model(_served(arm), schema)
         self.constants = infinite_buffers(self.model)
         featurizer = self.model.featurizer
+        seen = schema.select(arm.config.features).features
+        self.features = seen if featurizer.reads_times else tuple(without_times(seen))
+        self.names = [spec.name for spec in input_specs(self.features)]
         tables = {table_of(key): key for key in weights if table_of(key)}
         fields = [lookup for lookups in featurizer.fields.values() for lookup in lookups]
         lookups = [*featurizer.bags, *fields]
@@ -145,4 +146,5 @@ def _history(feature: SequenceFeature, given: Mapping[str, Tensor], managed: nn.
     # Field by field in memory: columns of an (E, C) tensor would tie the captured graph to E > 1.
     ids_EC = torch.stack(fields).t() if fields else torch.zeros(events, 0, dtype=torch.int64)
     offsets = pad(lengths.cumsum(0), (1, 0))
-    return SequenceBatch(ids_EC, torch.zeros(events, 0) if numbers_EG is None else numbers_EG, offsets)
+    numbers_EG = torch.zeros(events, 0) if numbers_EG is None else numbers_EG
+    return SequenceBatch(ids_EC, numbers_EG, offsets, given.get(f"{feature.name}.{AGES}"))

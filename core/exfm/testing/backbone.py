@@ -44,7 +44,12 @@ class BackboneTests(BehaviourTests, ExecutionTests, SideEffectTests):
 
     def inputs(self, max_length: int) -> BackboneInputs:
         """Tokens and sequences."""
-        shapes = tuple(SequenceShape(name, max_length, self.targets) for name in self.sequence_names)
+        shapes = tuple(SequenceShape(name, max_length, self.targets, times=True) for name in self.sequence_names)
+        return BackboneInputs(self.tokens, self.dim, shapes)
+
+    def inputs_without_times(self) -> BackboneInputs:
+        """The same of a stream that does not say when events happened."""
+        shapes = tuple(SequenceShape(name, MAX_LENGTH, self.targets) for name in self.sequence_names)
         return BackboneInputs(self.tokens, self.dim, shapes)
 
     def call(self, module: nn.Module, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
@@ -67,7 +72,7 @@ class BackboneTests(BehaviourTests, ExecutionTests, SideEffectTests):
 
     def test_without_a_candidate_item(self, fields: Mapping[str, Any]) -> None:
         """No token may share a table with a sequence: a backbone does without, or refuses with a ValueError."""
-        shapes = tuple(SequenceShape(name, MAX_LENGTH) for name in self.sequence_names)
+        shapes = tuple(SequenceShape(name, MAX_LENGTH, times=True) for name in self.sequence_names)
         try:
             module = self.make(fields, inputs=BackboneInputs(self.tokens, self.dim, shapes))
         except ValueError:

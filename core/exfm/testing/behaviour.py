@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from exfm.interfaces.network import reads_times
 from exfm.testing.examples import Examples
 from exfm.testing.network import MAX_LENGTH, NetworkTests, check_bits, check_close
 from exfm.testing.overlap import Between
@@ -147,6 +149,28 @@ class BehaviourTests(NetworkTests):
                 f"of {MAX_LENGTH} events of {name!r} the oldest has {oldest / newest:.0f} times the newest's gradient; "
                 "events are oldest first: sequence.positions() is 0 for the newest"
             )
+
+    def test_without_times(self, fields: Mapping[str, Any]) -> None:
+        """A stream need not say when events happened: a network does without, or refuses with a ValueError."""
+        try:
+            module = self.make(fields, inputs=self.inputs_without_times())
+        except ValueError:
+            return
+        output = self.run(module, self.examples().without_ages())
+        assert output.isfinite().all(), "the output is not finite where events have no times"
+
+    def test_times_are_read_as_declared(self, fields: Mapping[str, Any]) -> None:
+        """Events have ages where a component says ``reads_times``, and the exported model asks for them only then."""
+        module, examples = self.make_moved(fields), self.examples()
+        if not self.sequence_names:
+            return
+        if reads_times(module):
+            younger = {name: [ages_T // 100 for ages_T in of_each] for name, of_each in examples.ages.items()}
+            other = self.run(module, replace(examples, ages=younger))
+            assert not torch.equal(other, self.run(module, examples)), "reads_times is set, and ages change nothing"
+        else:
+            output = self.run(module, examples.without_ages())
+            check_bits(output, self.run(module, examples), "without ages, as reads_times is not set, against with them")
 
 
 def _gradients(module: nn.Module, examples: Examples, output: Tensor) -> dict[str, list[Tensor]]:

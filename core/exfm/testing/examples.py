@@ -6,7 +6,7 @@ Legend: B examples, N tokens, T events of an example, E events of all examples, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,12 +21,14 @@ class Examples:
     Attributes:
         tokens_BND: a backbone's tokens, or an encoder's context.
         events: of each sequence by name, every example's events (T, D), oldest first.
+        ages: of each sequence by name, the seconds from every example's events to the example, (T,).
         max_length: the longest history there may be, in events.
     """
 
     tokens_BND: Tensor
     events: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     max_length: int = 50
+    ages: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -35,27 +37,33 @@ class Examples:
 
     def sequences(self) -> dict[str, JaggedSequence]:
         """The events as a network gets them."""
-        return {name: self._jagged(events) for name, events in self.events.items()}
+        return {name: self._jagged(events, self.ages.get(name)) for name, events in self.events.items()}
 
     def take(self, rows: Sequence[int]) -> Examples:
         """The examples at these places, in this order."""
         events = {name: [of_each[row] for row in rows] for name, of_each in self.events.items()}
-        return Examples(self.tokens_BND[torch.tensor(rows, dtype=torch.long)], events, self.max_length)
+        ages = {name: [of_each[row] for row in rows] for name, of_each in self.ages.items()}
+        return Examples(self.tokens_BND[torch.tensor(rows, dtype=torch.long)], events, self.max_length, ages)
 
     def to(self, dtype: torch.dtype) -> Examples:
         """The same numbers in another precision."""
         events = {name: [one.to(dtype) for one in of_each] for name, of_each in self.events.items()}
-        return Examples(self.tokens_BND.to(dtype), events, self.max_length)
+        return replace(self, tokens_BND=self.tokens_BND.to(dtype), events=events)
 
     def requires_grad(self) -> Examples:
         """The same numbers as leaves that gradients reach."""
         events = {name: [_leaf(one) for one in of_each] for name, of_each in self.events.items()}
-        return Examples(_leaf(self.tokens_BND), events, self.max_length)
+        return replace(self, tokens_BND=_leaf(self.tokens_BND), events=events)
 
-    def _jagged(self, events: Sequence[Tensor]) -> JaggedSequence:
+    def without_ages(self) -> Examples:
+        """The same of a stream that does not say when events happened."""
+        return replace(self, ages={})
+
+    def _jagged(self, events: Sequence[Tensor], ages: Sequence[Tensor] | None) -> JaggedSequence:
         offsets = torch.tensor([0, *(len(one) for one in events)]).cumsum(0)
         nothing_0D = self.tokens_BND.new_zeros(0, self.tokens_BND.shape[-1])
-        return JaggedSequence(torch.cat([nothing_0D, *events]), offsets, self.max_length)
+        ages_E = None if ages is None else torch.cat([offsets[:0], *ages])
+        return JaggedSequence(torch.cat([nothing_0D, *events]), offsets, self.max_length, ages_E)
 
 
 def random_examples(
@@ -68,7 +76,7 @@ def random_examples(
     dtype: torch.dtype = torch.float64,
     max_length: int = 50,
 ) -> Examples:
-    """Standard normal tokens and events.
+    """Standard normal tokens and events, and ages of events from seconds to years.
 
     Args:
         count: B.
@@ -84,8 +92,17 @@ def random_examples(
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=dtype)
 
-    events = {name: [normal(length, dim) for length in of_each] for name, of_each in (lengths or {}).items()}
-    return Examples(normal(count, tokens, dim), events, max_length)
+    lengths = lengths or {}
+    events = {name: [normal(length, dim) for length in of_each] for name, of_each in lengths.items()}
+    tokens_BND = normal(count, tokens, dim)
+    ages = {name: [_ages(length, generator) for length in of_each] for name, of_each in lengths.items()}
+    return Examples(tokens_BND, events, max_length, ages)
+
+
+def _ages(length: int, generator: torch.Generator) -> Tensor:
+    """The oldest first: sums of steps from one second to a month, some of none."""
+    steps = (15 * torch.rand(length, generator=generator, dtype=torch.float64)).exp().long() - 1
+    return steps.cumsum(0).flip(0)
 
 
 def _leaf(tensor: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class ExecutionTests(NetworkTests):
         exported = _Exported(self, self.make(fields))
         examples = self.examples()
         free = {0: torch.export.Dim.DYNAMIC}
-        shapes = (free, dict.fromkeys(self.sequence_names, free), dict.fromkeys(self.sequence_names, free))
+        shapes = (free, *(dict.fromkeys(self.sequence_names, free) for _ in range(3)))
         with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             program = torch.export.export(exported, _tensors(examples), dynamic_shapes=shapes).module()
         sizes = {"one": [2], "fewer": [1, 2], "more": [5, 4, 3, 2, 1, 0, 0, 1, 2, 4]}
@@ -171,12 +171,21 @@ class _Exported(nn.Module):
         super().__init__()
         self._call, self.module = tests.call, module
 
-    def forward(self, tokens_BND: Tensor, values: dict[str, Tensor], offsets: dict[str, Tensor]) -> Tensor:
-        sequences = {name: JaggedSequence(values[name], offsets[name], MAX_LENGTH) for name in values}
+    def forward(
+        self,
+        tokens_BND: Tensor,
+        values: dict[str, Tensor],
+        offsets: dict[str, Tensor],
+        ages: dict[str, Tensor | None],
+    ) -> Tensor:
+        sequences = {name: JaggedSequence(values[name], offsets[name], MAX_LENGTH, ages[name]) for name in values}
         return self._call(self.module, tokens_BND, sequences)
 
 
-def _tensors(examples: Examples) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+def _tensors(
+    examples: Examples,
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor | None]]:
     sequences = examples.sequences()
     values = {name: sequence.values_ED for name, sequence in sequences.items()}
-    return examples.tokens_BND, values, {name: sequence.offsets for name, sequence in sequences.items()}
+    offsets = {name: sequence.offsets for name, sequence in sequences.items()}
+    return examples.tokens_BND, values, offsets, {name: sequence.ages_E for name, sequence in sequences.items()}

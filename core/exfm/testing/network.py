@@ -42,6 +42,10 @@ class NetworkTests(ComponentTests):
         """What the component's constructor takes besides its config."""
 
     @abstractmethod
+    def inputs_without_times(self) -> Any:
+        """The same of a stream that does not say when events happened."""
+
+    @abstractmethod
     def call(self, module: nn.Module, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
         """The component's output."""
 

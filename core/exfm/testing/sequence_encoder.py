@@ -43,7 +43,11 @@ class SequenceEncoderTests(BehaviourTests, ExecutionTests, SideEffectTests):
 
     def inputs(self, max_length: int) -> EncoderInputs:
         """The sequence and the context."""
-        return EncoderInputs(self.sequence, self.dim, max_length, self.tokens, self.targets)
+        return EncoderInputs(self.sequence, self.dim, max_length, self.tokens, self.targets, times=True)
+
+    def inputs_without_times(self) -> EncoderInputs:
+        """The same of a stream that does not say when events happened."""
+        return EncoderInputs(self.sequence, self.dim, MAX_LENGTH, self.tokens, self.targets)
 
     def call(self, module: nn.Module, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
         """The summary tokens (B, K, D)."""
@@ -56,7 +60,7 @@ class SequenceEncoderTests(BehaviourTests, ExecutionTests, SideEffectTests):
 
     def test_without_a_candidate_item(self, fields: Mapping[str, Any]) -> None:
         """No token may share a table with the sequence: an encoder does without, or refuses with a ValueError."""
-        inputs = EncoderInputs(self.sequence, self.dim, MAX_LENGTH, self.tokens, targets=())
+        inputs = EncoderInputs(self.sequence, self.dim, MAX_LENGTH, self.tokens, targets=(), times=True)
         try:
             module = self.make(fields, inputs=inputs)
         except ValueError:

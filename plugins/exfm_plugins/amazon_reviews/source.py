@@ -71,6 +71,7 @@ class AmazonReviews(exfm.DataSource):
         history = exfm.SequenceFeature(
             name="history",
             max_length=self.config.history_length,
+            times=exfm.EventTimes(column="history_age"),
             fields=(
                 exfm.SequenceField(name="item", column="history_item", rows=rows, table="item"),
                 *((category_field,) if self.config.meta else ()),

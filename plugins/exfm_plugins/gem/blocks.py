@@ -103,7 +103,8 @@ class History(nn.Module):
         compressed = [f"compressed:{place}" for place in range(shape.compressed)]
         names = (*compressed, *(f"candidate:{place}" for place in range(len(self.targets))))
         places = tuple(range(len(compressed), len(names))) or tuple(range(len(compressed)))
-        self.encoder = shape.encoder.build(EncoderInputs(sequence.name, dim, sequence.max_length, names, places))
+        inputs = EncoderInputs(sequence.name, dim, sequence.max_length, names, places, sequence.times)
+        self.encoder = shape.encoder.build(inputs)
         self.num_tokens: int = self.encoder.num_tokens
         self.summary_gate = Gate(dim)
 

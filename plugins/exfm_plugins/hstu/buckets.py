@@ -6,7 +6,7 @@ q of its newest events that get a result, Q such events of all examples, V width
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import log
 
 import torch
@@ -19,7 +19,10 @@ from exfm import JaggedSequence
 _GROWTH, _SHORT = 1.4, 8
 
 
-def in_buckets(sequence: JaggedSequence, kept: JaggedSequence, function: Callable[[Tensor], Tensor]) -> Tensor:
+Function = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def in_buckets(sequence: JaggedSequence, kept: JaggedSequence, function: Function) -> Tensor:
     """Applies a function to the examples of each bucket, padded to its longest.
 
     The newest event is the last of its row, and zeros come before the oldest one::
@@ -33,7 +36,8 @@ def in_buckets(sequence: JaggedSequence, kept: JaggedSequence, function: Callabl
     Args:
         sequence: events (E, C).
         kept: the events that get a result, the newest ones of each example.
-        function: maps a bucket (b, t, C) to results (b, q, V) of its newest events, at least of those that are kept.
+        function: maps a bucket (b, t, C), and the ages of its events (b, t) where the sequence has ages, to results
+            (b, q, V) of its newest events, at least of those that are kept. The age of padding is 0.
 
     Returns:
         (Q, V), the results of the kept events.
@@ -43,10 +47,17 @@ def in_buckets(sequence: JaggedSequence, kept: JaggedSequence, function: Callabl
     # gather writes all events.
     values = nn.functional.pad(sequence.values_ED, (0, 0, 0, 1))
     places = [_places(sequence, examples_b, t) for examples_b, t in buckets]
-    rows = torch.split(values.index_select(0, torch.cat(places)), [place.shape[0] for place in places])
+    sizes = [place.shape[0] for place in places]
+    rows = torch.split(values.index_select(0, torch.cat(places)), sizes)
+    ages: Sequence[Tensor | None] = [None] * len(sizes)
+    if sequence.ages_E is not None:
+        padded = nn.functional.pad(sequence.ages_E, (0, 1))
+        ages = torch.split(padded.index_select(0, torch.cat(places)), sizes)
     outputs, ends, total = [], [], 0
-    for (examples_b, t), rows_C in zip(buckets, rows, strict=True):
-        output_bqV = function(rows_C.view(examples_b.shape[0], t, values.shape[1]))
+    for (examples_b, t), rows_C, ages_of_rows in zip(buckets, rows, ages, strict=True):
+        shape = (examples_b.shape[0], t)
+        ages_bt = None if ages_of_rows is None else ages_of_rows.view(shape)
+        output_bqV = function(rows_C.view(*shape, values.shape[1]), ages_bt)
         b, q = output_bqV.shape[:2]
         outputs.append(output_bqV.flatten(0, 1))
         ends.append(total + q * torch.arange(1, b + 1, device=examples_b.device))

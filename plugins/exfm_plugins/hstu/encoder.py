@@ -27,9 +27,10 @@ class HSTU(SequenceEncoder):
     The first norm and N are not in the paper's equations but in its authors' code, where N is the longest history.
     Norm(A V) takes a constant factor out again but for its epsilon, so N matters where attention is weak.
 
-    The paper's bias rab has terms for positions and for time. Events come to an encoder embedded, without time stamps,
-    so there is a bias for positions only: one number for each distance between events, shared by the heads, as in the
-    authors' code. Buckets of an event's age can be a field of the sequence.
+    The bias rab has a number for each distance between events and, with ``time_buckets``, a number for each bucket of
+    the seconds between them, as in the authors' code: heads share both, and bucket k begins at e^(0.301 k) seconds. In
+    that code a query has the time of the event after it, which is to be predicted. Here it has that of its event, and
+    the candidate item has the example's. There is no bias of times by default: it needs a sequence with ``times``.
 
     Where the context has tokens that share a table with the sequence, the candidate item, their sum joins the history
     as its newest event, as in the paper's ranking: it sees all events, and none of them sees it. Computed on the jagged
@@ -42,7 +43,8 @@ class HSTU(SequenceEncoder):
         inputs: width of the tokens, the longest history, and which context tokens are the candidate item's.
 
     Raises:
-        ValueError: ``heads`` do not divide the width, with ``summary: target``.
+        ValueError: ``heads`` do not divide the width, with ``summary: target``; or there are ``time_buckets`` and the
+            sequence has no times.
 
     Example::
 
@@ -64,6 +66,13 @@ class HSTU(SequenceEncoder):
             64,
             description="Distances between events that have a bias of their own; longer ones share the last; 0: none.",
         )
+        time_buckets: int = Field(
+            0,
+            ge=0,
+            le=128,
+            description="Buckets of the time between events that have a bias of their own, 64 for up to 5 years; "
+            "longer times share the last; 0: none.",
+        )
         divisor: Literal["max_length", "events"] = Field(
             "max_length",
             description="N: the longest history there may be (the authors' code), or the events that an event sees.",
@@ -80,6 +89,12 @@ class HSTU(SequenceEncoder):
 
     def __init__(self, config: Config, inputs: EncoderInputs) -> None:
         super().__init__(config, inputs)
+        if config.time_buckets and not inputs.times:
+            raise ValueError(
+                f"time_buckets: {config.time_buckets}, but the sequence {inputs.sequence!r} has no times; name their "
+                "column as the sequence's times, or set time_buckets: 0"
+            )
+        self.reads_times = config.time_buckets > 0
         self.append_target = config.append_target and bool(inputs.targets)
         self.summary = config.summary
         # Nothing reads the last layer's other events.
@@ -91,6 +106,7 @@ class HSTU(SequenceEncoder):
                 config.attention_dim,
                 config.linear_dim,
                 position_buckets=config.position_buckets,
+                time_buckets=config.time_buckets,
                 divisor=inputs.max_length + self.append_target if config.divisor == "max_length" else None,
                 norm_name=config.norm,
                 queries=queries,

@@ -61,6 +61,7 @@ class KuaiVideo(exfm.DataSource):
             exfm.SequenceFeature(
                 name=name,
                 max_length=self.config.history_length,
+                times=exfm.EventTimes(column=f"{name}_age"),
                 fields=(
                     exfm.SequenceField(name="item", column=f"{name}_item", rows=rows, table="item_id"),
                     exfm.SequenceField(name="age", column=f"{name}_age", kind="dense", transform="log1p"),

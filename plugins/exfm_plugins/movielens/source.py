@@ -76,6 +76,7 @@ class MovieLens(exfm.DataSource):
         sequence = exfm.SequenceFeature(
             name="history",
             max_length=self.config.history_length,
+            times=exfm.EventTimes(column="history_age"),
             fields=(
                 exfm.SequenceField(name="movie", column="history_movie", rows=movie_rows, table="movie_id", ids="row"),
                 exfm.SequenceField(name="rating", column="history_rating", rows=11, ids="row"),

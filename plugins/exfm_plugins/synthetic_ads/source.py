@@ -216,6 +216,7 @@ def _schema(config: SyntheticAds.Config) -> exfm.FeatureSchema:
     history = exfm.SequenceFeature(
         name="history",
         max_length=config.history_length,
+        times=exfm.EventTimes(column="history.age_hours", unit="h"),
         fields=(
             exfm.SequenceField(name="ad", column="history.ad", rows=ad_rows, table="ad_id"),
             exfm.SequenceField(name="topic", column="history.topic", rows=TOPICS, table="topics", ids="row"),

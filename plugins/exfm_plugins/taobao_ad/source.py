@@ -77,6 +77,7 @@ class TaobaoAd(exfm.DataSource):
         history = exfm.SequenceFeature(
             name="history",
             max_length=self.config.history_length,
+            times=exfm.EventTimes(column="history_age"),
             fields=(
                 exfm.SequenceField(name="cate", column="history_cate", rows=rows["cate_id"], table="cate_id"),
                 exfm.SequenceField(name="brand", column="history_brand", rows=rows["brand"], table="brand"),

@@ -1,0 +1,73 @@
+"""Times of events in a history, as ages: how long before its example an event happened.
+
+Legend: B rows, E events of all rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import types
+
+from exfm.data.column_types import list_lengths
+from exfm.interfaces.schema import EventTimes
+
+I64 = npt.NDArray[np.int64]
+
+US_PER_SECOND = 1_000_000
+_US = {"us": 1, "ms": 1_000, "s": US_PER_SECOND, "min": 60 * US_PER_SECOND, "h": 3_600 * US_PER_SECOND}
+_US["d"] = 24 * _US["h"]
+
+
+def time_us(column: pa.Array) -> I64:
+    """Timestamps in microseconds since 1970, UTC; 0 where missing."""
+    times = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
+    return np.asarray(pc.fill_null(times, 0).to_numpy(zero_copy_only=False))
+
+
+def event_ages_us(rows: pa.RecordBatch, times: EventTimes, event_time: str) -> I64:
+    """How long before its example each event happened, in microseconds, (E,); of all events, the oldest first.
+
+    Args:
+        rows: checked rows.
+        times: where the times of the events are.
+        event_time: the column of the rows' own times, which ages do not need.
+    """
+    column = rows.column(times.column)
+    values_E = _in_us(column.flatten(), times)
+    if times.holds == "age":
+        return values_E
+    return np.repeat(time_us(rows.column(event_time)), list_lengths(column)) - values_E
+
+
+def bad_events(rows: pa.RecordBatch, times: EventTimes, event_time: str) -> tuple[npt.NDArray[np.bool_], str]:
+    """Which events have no time, or one after their example's, (E,), and the reason in words."""
+    column = rows.column(times.column)
+    values = column.flatten()
+    bad_E = np.asarray(values.is_null().to_numpy(zero_copy_only=False))
+    if not types.is_timestamp(values.type):
+        bad_E = bad_E | ~_fits(values, times)
+    values_E = np.where(bad_E, 0, _in_us(values, times))
+    if times.holds == "age":
+        return bad_E | (values_E < 0), "an event's age is missing, negative, or longer than 64 bits hold"
+    after_E = values_E > np.repeat(time_us(rows.column(event_time)), list_lengths(column))
+    return bad_E | (after_E & ~bad_E), "an event's time is missing, or later than its example"
+
+
+def _in_us(values: pa.Array, times: EventTimes) -> I64:
+    if types.is_timestamp(values.type):
+        return time_us(values)
+    numbers = _numbers(values) * _US[times.unit]
+    return np.where(_fits(values, times), numbers, 0).astype(np.int64)
+
+
+def _fits(values: pa.Array, times: EventTimes) -> npt.NDArray[np.bool_]:
+    """Whether each number is finite, and as microseconds an integer of 64 bits."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(np.abs(_numbers(values) * _US[times.unit]) < 2.0**62)
+
+
+def _numbers(values: pa.Array) -> npt.NDArray[np.float64]:
+    return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
