@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import log, sqrt
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from exfm import JaggedSequence
-from exfm.layers import JaggedAttention, jagged_attention
+from exfm.layers import JaggedAttention, group_sizes, jagged_attention
 
 LONGEST = 200
 
@@ -189,3 +189,18 @@ def test_a_gpu_gives_what_the_formula_gives(causal: bool) -> None:
         query, key, value = (jagged(lengths, 32, seed) for seed in range(3))
         expected = by_formula(query.recent(5), key, value.values_ED, 2, causal)
         assert (actual.double().cpu() - expected).norm() <= tolerance * expected.norm()
+
+
+@given(lengths=st.lists(st.integers(1, 3_000), min_size=1, max_size=40), growth=st.floats(1.1, 2.0))
+def test_groups_are_of_similar_length(lengths: list[int], growth: float) -> None:
+    """Every example is in one group; in a group the longest has less than ``growth`` times the events, or 8 at most."""
+    lengths = sorted(lengths, reverse=True)
+    sizes = group_sizes(torch.tensor(lengths), growth)
+    assert sum(sizes) == len(lengths) and min(sizes) > 0
+    start = 0
+    for size in sizes:
+        longest, shortest = lengths[start], lengths[start + size - 1]
+        assert max(longest, 8) < growth * max(shortest, 8) * (1 + 1e-9)
+        start += size
+    most = log(max(lengths[0], 8) / 8) / log(growth) + 2
+    assert len(sizes) <= most

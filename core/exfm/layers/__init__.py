@@ -10,7 +10,9 @@ from exfm.layers.candidate_meeting import CandidateMeeting, sum_tokens
 from exfm.layers.distillation import DistillationHead, RecentMeans, soft_label_loss
 from exfm.layers.flops import count_flops
 from exfm.layers.gradient import scale_gradient
+from exfm.layers.history_encoder import HistoryEncoder, SummaryName
 from exfm.layers.jagged_attention import jagged_attention
+from exfm.layers.length_groups import group_sizes
 from exfm.layers.mapped_rows import MappedRows
 from exfm.layers.mlp import ActivationName, activation, mlp
 from exfm.layers.norm import InputNormName, NormName, RMSNorm, input_norm, norm
@@ -22,14 +24,17 @@ __all__ = [
     "AttentionPooling",
     "CandidateMeeting",
     "DistillationHead",
+    "HistoryEncoder",
     "InputNormName",
     "JaggedAttention",
     "MappedRows",
     "NormName",
     "RMSNorm",
     "RecentMeans",
+    "SummaryName",
     "activation",
     "count_flops",
+    "group_sizes",
     "input_norm",
     "jagged_attention",
     "mlp",

@@ -8,17 +8,17 @@ R rows of all buckets, padding included, T longest history.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from exfm.interfaces.jagged import JaggedSequence
+from exfm.layers.length_groups import group_sizes
 
-# Within a bucket the longest example has less than GROWTH times the keys of the shortest; those of up to SHORT keys
-# share one. On the cases of benchmarks/jagged_attention.py the time is flat for growths from 1.15 to 1.6.
-_GROWTH, _SHORT = 1.3, 8
+# Within a bucket the longest example has less than GROWTH times the keys of the shortest. On the cases of
+# benchmarks/jagged_attention.py the time is flat for growths from 1.15 to 1.6.
+_GROWTH = 1.3
 
 _WHOLE, _BLOCK = 1 << 23, 1 << 22
 """Pairs of a query and a key up to which a mask is made for a whole bucket, and those of a block where it is not."""
@@ -114,9 +114,7 @@ def _buckets(queries_B: Tensor, keys_B: Tensor) -> tuple[Tensor, list[int]]:
     """The examples with queries and keys, most keys first, and how many of them share each bucket."""
     order_B = keys_B.argsort(descending=True)
     order_S = order_B[(queries_B.minimum(keys_B) > 0)[order_B]]
-    level_S = (keys_B[order_S].clamp(min=_SHORT).double().log() / log(_GROWTH)).floor()
-    _, sizes_b = torch.unique_consecutive(level_S, return_counts=True)
-    return order_S, sizes_b.tolist()
+    return order_S, group_sizes(keys_B[order_S], _GROWTH)
 
 
 def _rows(sequence: JaggedSequence, order_S: Tensor, sizes: list[int]) -> _Rows:

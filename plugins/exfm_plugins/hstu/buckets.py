@@ -7,16 +7,15 @@ q of its newest events that get a result, Q such events of all examples, V width
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import log
 
 import torch
 from torch import Tensor, nn
 
 from exfm import JaggedSequence
+from exfm.layers import group_sizes
 
-# Within a bucket the longest example has less than GROWTH times the events of the shortest; those of up to SHORT
-# events share one.
-_GROWTH, _SHORT = 1.4, 8
+# Within a bucket the longest example has less than GROWTH times the events of the shortest.
+_GROWTH = 1.4
 
 
 Function = Callable[[Tensor, Tensor | None], Tensor]
@@ -76,8 +75,7 @@ def _buckets(sequence: JaggedSequence) -> list[tuple[Tensor, int]]:
     count = int((lengths_B > 0).sum())
     if not count:
         return [(order_B[:0], 1)]
-    level = (lengths_B[:count].clamp(min=_SHORT).double().log() / log(_GROWTH)).floor()
-    sizes = torch.unique_consecutive(level, return_counts=True)[1].tolist()
+    sizes = group_sizes(lengths_B[:count], _GROWTH)
     longest = [int(lengths_b[0]) for lengths_b in torch.split(lengths_B[:count], sizes)]
     return list(zip(torch.split(order_B[:count], sizes), longest, strict=True))
 

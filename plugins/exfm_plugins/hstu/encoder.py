@@ -1,22 +1,17 @@
-"""HSTU as an exfm sequence encoder.
-
-Legend: B examples, E events of all examples, N context tokens, D width.
-"""
+"""HSTU as an exfm sequence encoder."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
-from torch import Tensor, nn
 
-from exfm import ComponentConfig, EncoderInputs, JaggedSequence, SequenceEncoder
-from exfm.layers import AttentionPooling, NormName, norm
+from exfm import ComponentConfig, EncoderInputs
+from exfm.layers import HistoryEncoder, NormName, SummaryName
 from exfm_plugins.hstu.blocks import HSTULayer
 
 
-class HSTU(SequenceEncoder):
+class HSTU(HistoryEncoder):
     """Hierarchical sequential transduction units over the history (arXiv 2402.17152)::
 
         U, V, Q, K = split(SiLU(f1(Norm(X))))
@@ -77,7 +72,7 @@ class HSTU(SequenceEncoder):
             "max_length",
             description="N: the longest history there may be (the authors' code), or the events that an event sees.",
         )
-        summary: Literal["last", "mean", "target"] = Field(
+        summary: SummaryName = Field(
             "last",
             description="last: the newest event; mean: the mean of all events; target: attention over these with the "
             "candidate item as query, or a learned query where there is no candidate.",
@@ -88,18 +83,15 @@ class HSTU(SequenceEncoder):
         norm: NormName = Field("layer_norm", description="Of events, of what attention gives, and before the summary.")
 
     def __init__(self, config: Config, inputs: EncoderInputs) -> None:
-        super().__init__(config, inputs)
         if config.time_buckets and not inputs.times:
             raise ValueError(
                 f"time_buckets: {config.time_buckets}, but the sequence {inputs.sequence!r} has no times; name their "
                 "column as the sequence's times, or set time_buckets: 0"
             )
-        self.reads_times = config.time_buckets > 0
-        self.append_target = config.append_target and bool(inputs.targets)
-        self.summary = config.summary
+        longest = inputs.max_length + (config.append_target and bool(inputs.targets))
         # Nothing reads the last layer's other events.
         last = [1 if config.summary == "last" else None]
-        self.layers = nn.ModuleList(
+        layers = [
             HSTULayer(
                 inputs.dim,
                 config.heads,
@@ -107,28 +99,19 @@ class HSTU(SequenceEncoder):
                 config.linear_dim,
                 position_buckets=config.position_buckets,
                 time_buckets=config.time_buckets,
-                divisor=inputs.max_length + self.append_target if config.divisor == "max_length" else None,
+                divisor=longest if config.divisor == "max_length" else None,
                 norm_name=config.norm,
                 queries=queries,
             )
             for queries in [None] * (config.layers - 1) + last
+        ]
+        super().__init__(
+            config,
+            inputs,
+            layers,
+            summary=config.summary,
+            heads=config.heads,
+            norm_name=config.norm,
+            append_target=config.append_target,
         )
-        self.top_norm = norm(config.norm, inputs.dim)
-        self.pooling = AttentionPooling(inputs.dim, config.heads, 1) if config.summary == "target" else None
-        self.shift = nn.Linear(inputs.dim, inputs.dim, bias=False) if self.pooling and inputs.targets else None
-
-    def forward(self, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
-        """Maps events (E, D) with offsets, and context tokens (B, N, D), to one token (B, 1, D)."""
-        if self.append_target:
-            sequence = sequence.append(self._target(context_BND).unsqueeze(1))
-        for layer in self.layers:
-            sequence = layer(sequence)
-        top = sequence.with_values(self.top_norm(sequence.values_ED))
-        if self.pooling is not None:
-            shift_BD = None if self.shift is None else self.shift(self._target(context_BND))
-            summary_B1D: Tensor = self.pooling(top, shift_BD)
-            return summary_B1D
-        return top.mean().unsqueeze(1) if self.summary == "mean" else top.newest(1)
-
-    def _target(self, context_BND: Tensor) -> Tensor:
-        return torch.stack([context_BND[:, place] for place in self.inputs.targets]).sum(0)
+        self.reads_times = config.time_buckets > 0

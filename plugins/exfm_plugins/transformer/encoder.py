@@ -1,21 +1,20 @@
 """A causal transformer over the history as an exfm sequence encoder.
 
-Legend: B examples, E events of all examples, N context tokens, K summary tokens, D width.
+Legend: E events of all examples, D width.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import torch
 from pydantic import Field, PositiveInt, model_validator
-from torch import Tensor, nn
+from torch import nn
 
-from exfm import ComponentConfig, EncoderInputs, JaggedSequence, SequenceEncoder
-from exfm.layers import ActivationName, AttentionPooling, JaggedAttention, NormName, mlp, norm
+from exfm import ComponentConfig, EncoderInputs, JaggedSequence
+from exfm.layers import ActivationName, HistoryEncoder, JaggedAttention, NormName, SummaryName, mlp, norm
 
 
-class Transformer(SequenceEncoder):
+class Transformer(HistoryEncoder):
     """Causal self-attention over the history, its newest events or a pooling of it as the summary.
 
     Blocks are those of arXiv 1706.03762 with norms first (2002.04745) and rotary positions (2104.09864)::
@@ -55,7 +54,7 @@ class Transformer(SequenceEncoder):
         queries: tuple[PositiveInt, ...] = Field(
             (), description="Most recent events that each layer keeps, one number for each layer; none: all of them."
         )
-        summary: Literal["last", "mean", "target"] = Field(
+        summary: SummaryName = Field(
             "last",
             description="last: the newest events; mean: the mean of the events the last layer keeps; target: attention "
             "over these with the candidate item as query, or a learned query where there is no candidate.",
@@ -77,35 +76,20 @@ class Transformer(SequenceEncoder):
             return self
 
     def __init__(self, config: Config, inputs: EncoderInputs) -> None:
-        super().__init__(config, inputs)
-        dim = inputs.dim
-        self.num_tokens = config.recent if config.summary == "last" else 1
-        self.append_target = config.append_target and bool(inputs.targets)
         kept: list[int | None] = list(config.queries or [None] * config.layers)
         if config.summary == "last":
             # Nothing reads the last layer's other events.
             kept[-1] = min(kept[-1] or config.recent, config.recent)
-        self.layers = nn.ModuleList(Block(dim, config, queries) for queries in kept)
-        self.top_norm = norm(config.norm, dim)
-        self.pooling = AttentionPooling(dim, config.heads, 1) if config.summary == "target" else None
-        self.shift = nn.Linear(dim, dim, bias=False) if self.pooling is not None and inputs.targets else None
-        self.mean = config.summary == "mean"
-
-    def forward(self, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
-        """Maps events (E, D) with offsets, and context tokens (B, N, D), to summary tokens (B, K, D)."""
-        if self.append_target:
-            sequence = sequence.append(self._target(context_BND).unsqueeze(1))
-        for layer in self.layers:
-            sequence = layer(sequence)
-        top = sequence.with_values(self.top_norm(sequence.values_ED))
-        if self.pooling is not None:
-            shift_BD = None if self.shift is None else self.shift(self._target(context_BND))
-            summary_BKD: Tensor = self.pooling(top, shift_BD)
-            return summary_BKD
-        return top.mean().unsqueeze(1) if self.mean else top.newest(self.num_tokens)
-
-    def _target(self, context_BND: Tensor) -> Tensor:
-        return torch.stack([context_BND[:, place] for place in self.inputs.targets]).sum(0)
+        super().__init__(
+            config,
+            inputs,
+            [Block(inputs.dim, config, queries) for queries in kept],
+            summary=config.summary,
+            recent=config.recent,
+            heads=config.heads,
+            norm_name=config.norm,
+            append_target=config.append_target,
+        )
 
 
 class Block(nn.Module):

@@ -1,0 +1,76 @@
+"""Causal layers over a history and a summary of it: what encoders of this form have in common.
+
+Legend: B examples, E events of all examples, N context tokens, K summary tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from torch import Tensor, nn
+
+from exfm.interfaces.component import ComponentConfig
+from exfm.interfaces.jagged import JaggedSequence
+from exfm.interfaces.sequence_encoder import EncoderInputs, SequenceEncoder
+from exfm.layers.attention import AttentionPooling
+from exfm.layers.candidate_meeting import sum_tokens
+from exfm.layers.norm import NormName, norm
+
+SummaryName = Literal["last", "mean", "target"]
+
+
+class HistoryEncoder(SequenceEncoder):
+    """Base of encoders that stack layers on the events, norm the result, and summarise it.
+
+    Where the context has tokens of the candidate item, their sum may join the history as its newest event.
+
+    Args:
+        config: the component's.
+        inputs: the encoder's.
+        layers: modules that map a JaggedSequence to one of the same examples.
+        summary: last: the newest events; mean: the mean of those the last layer keeps; target: attention over these
+            with the candidate item as query, or a learned query where there is no candidate.
+        recent: K with ``last``.
+        heads: of the attention with ``target``.
+        norm_name: before the summary.
+        append_target: whether the candidate item is the newest event, where the context has its tokens.
+
+    Raises:
+        ValueError: the heads do not divide the width, with ``target``.
+    """
+
+    def __init__(
+        self,
+        config: ComponentConfig,
+        inputs: EncoderInputs,
+        layers: Iterable[nn.Module],
+        *,
+        summary: SummaryName,
+        recent: int = 1,
+        heads: int,
+        norm_name: NormName,
+        append_target: bool,
+    ) -> None:
+        super().__init__(config, inputs)
+        dim = inputs.dim
+        self.num_tokens = recent if summary == "last" else 1
+        self.append_target = append_target and bool(inputs.targets)
+        self.mean = summary == "mean"
+        self.layers = nn.ModuleList(layers)
+        self.top_norm = norm(norm_name, dim)
+        self.pooling = AttentionPooling(dim, heads, 1) if summary == "target" else None
+        self.shift = nn.Linear(dim, dim, bias=False) if self.pooling is not None and inputs.targets else None
+
+    def forward(self, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
+        """Maps events (E, D) with offsets, and context tokens (B, N, D), to summary tokens (B, K, D)."""
+        if self.append_target:
+            sequence = sequence.append(sum_tokens(context_BND, self.inputs.targets).unsqueeze(1))
+        for layer in self.layers:
+            sequence = layer(sequence)
+        top = sequence.with_values(self.top_norm(sequence.values_ED))
+        if self.pooling is not None:
+            shift_BD = None if self.shift is None else self.shift(sum_tokens(context_BND, self.inputs.targets))
+            summary_BKD: Tensor = self.pooling(top, shift_BD)
+            return summary_BKD
+        return top.mean().unsqueeze(1) if self.mean else top.newest(self.num_tokens)

@@ -1,0 +1,24 @@
+"""Groups of examples of similar length, which are computed together with little padding."""
+
+from __future__ import annotations
+
+from math import log
+
+import torch
+from torch import Tensor
+
+# Lengths of up to this many events share a group: a kernel for fewer costs as much as one for these.
+_SHORT = 8
+
+
+def group_sizes(lengths_S: Tensor, growth: float) -> list[int]:
+    """How many of the examples, which come longest first, are in each group of similar length.
+
+    Args:
+        lengths_S: events of each example, in descending order, at least 1.
+        growth: within a group the longest example has less than so many times the events of the shortest.
+    """
+    level_S = (lengths_S.clamp(min=_SHORT).double().log() / log(growth)).floor()
+    _, sizes = torch.unique_consecutive(level_S, return_counts=True)
+    groups: list[int] = sizes.tolist()
+    return groups
