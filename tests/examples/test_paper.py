@@ -146,6 +146,14 @@ def test_a_conversions_second_head_learns_clicks(results: Any) -> None:
     assert rates[1] > rates[0], "clicks are more frequent than conversions"
 
 
+def test_representations_per_task_cost_what_one_for_both_costs(results: Any) -> None:
+    found = results("multi_task")
+    costs = {name: found["models"][name]["flops_per_example"] for name in ("both", "both_mmoe", "both_ple")}
+    assert all(abs(cost / costs["both"] - 1) < 0.02 for cost in costs.values())
+    compared = {(entry["model"], entry["baseline"]) for entry in found["comparisons"]}
+    assert compared == {("both_mmoe", "both"), ("both_ple", "both")}
+
+
 def test_a_delay_makes_supervision_older(results: Any) -> None:
     runs = [results("delay_sweep"), results("delay_sweep", "models.fm.supervision.delay=0s")]
     old, fresh = (run["supervision"]["fm"]["auxiliary"] for run in runs)

@@ -224,5 +224,5 @@ def test_odd_types_are_described_as_what_they_are_read_as(tmp_path: Path) -> Non
     config = experiment_dict(write_log(tmp_path / "log", log), str(tmp_path / "run"))
     (tmp_path / "odd.yaml").write_text(yaml.safe_dump(config))
     experiment = exfm.load_experiment(str(tmp_path / "odd.yaml"))
-    kinds = _column_types(experiment, experiment.schema.features)
+    kinds = _column_types(experiment, experiment.schema.features, "")
     assert (kinds["item"], kinds["price"], kinds["user"]) == ("int64", "double", "int64")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -327,7 +328,54 @@ class ComparesExamples(SoundBackbone):
         return x + 0 * likeness_BB.sum(1, keepdim=True)
 
 
+class PerTask(SoundBackbone):
+    """Nothing is wrong: tasks scale what they share."""
+
+    per_task = True
+
+    def __init__(self, config, inputs):
+        if not inputs.tasks:
+            raise ValueError("it needs the model's tasks")
+        super().__init__(config, inputs)
+        self.scale_TR = nn.Parameter(torch.randn(len(inputs.tasks), self.output_dim))
+
+    def forward(self, tokens_BND, sequences):
+        return super().forward(tokens_BND, sequences).unsqueeze(1) * self.scale_TR
+
+
+class PerTaskWithoutTasks(PerTask):
+    """It makes some where there are none."""
+
+    def __init__(self, config, inputs):
+        super().__init__(config, replace(inputs, tasks=inputs.tasks or ("task",)))
+
+
+class OneForAllTasks(PerTask):
+    def forward(self, tokens_BND, sequences):
+        shared_BR = super().forward(tokens_BND, sequences).mean(1)
+        return shared_BR.unsqueeze(1).repeat(1, len(self.inputs.tasks), 1)
+
+
+class PerTaskInSilence(PerTask):
+    per_task = False
+
+
+class CountsTasks(SoundBackbone):
+    """It is another network inside a component."""
+
+    def forward(self, tokens_BND, sequences):
+        return super().forward(tokens_BND, sequences) * (1 + len(self.inputs.tasks))
+
+
 BROKEN = {
+    PerTask: {},
+    PerTaskWithoutTasks: {"tasks_are_read_as_declared": "DID NOT RAISE"},
+    OneForAllTasks: {"tasks_are_read_as_declared": "two tasks have one representation; leave per_task unset"},
+    PerTaskInSilence: {
+        "output_is_as_declared": "output is (6, 3, 32), but (6, 32) is declared",
+        "tasks_are_read_as_declared": "it needs the model's tasks",
+    },
+    CountsTasks: {"tasks_are_read_as_declared": "without tasks, against with them: the outputs differ"},
     TokensFromASet: {"names_do_not_decide": "where its features have other names; go through names in the order of"},
     OutputFromASet: {"names_do_not_decide": "where its features have other names; go through names in the order of"},
     SeedsItself: {"the_seed_is_the_runs": "its constructor calls torch.manual_seed"},

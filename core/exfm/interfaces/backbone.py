@@ -42,11 +42,13 @@ class BackboneInputs:
             features, ``SEQUENCE:k`` for the k-th summary of a sequence.
         dim: width D of every token and event.
         sequences: the raw sequences ``forward`` gets; empty unless the class sets ``consumes_sequences``.
+        tasks: names of the model's T tasks; empty for a backbone inside another component, which has no tasks.
     """
 
     tokens: tuple[str, ...]
     dim: int
     sequences: tuple[SequenceShape, ...] = ()
+    tasks: tuple[str, ...] = ()
 
 
 class Backbone(Network):
@@ -57,14 +59,20 @@ class Backbone(Network):
     the forward pass that trains is also the prediction that is scored. ``forward`` is re-entrant: it keeps nothing in
     the module.
 
+    A backbone may give each task a representation: it sets ``per_task``, refuses with a ValueError inputs that name no
+    tasks, and ``forward`` returns (B, T, R). A task's head reads the task's representation. Everything else, transfer
+    strategies and stored embeddings, reads the mean over the tasks.
+
     Attributes:
         consumes_sequences: whether ``forward`` wants the raw sequences; otherwise it gets an empty mapping.
-        output_dim: width R of the representation.
+        per_task: whether ``forward`` returns a representation per task.
+        output_dim: width R of a representation.
         reads_times: whether ``forward`` reads the events' ages; sequences have none otherwise.
     """
 
     kind: ClassVar[str] = "backbone"
     consumes_sequences: ClassVar[bool] = False
+    per_task: ClassVar[bool] = False
     config: ComponentConfig
     inputs: BackboneInputs
     output_dim: int
@@ -83,4 +91,4 @@ class Backbone(Network):
 
     @abstractmethod
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
-        """Maps tokens (B, N, D) and raw sequences by name to the representation (B, R)."""
+        """Maps tokens (B, N, D) and raw sequences by name to the representation, (B, R) or per task (B, T, R)."""

@@ -28,7 +28,8 @@ PARTS = {
 """The parts of a model, and the children of RankingModel that they are; few have lookups, and only a teacher states."""
 
 _TOKENS, _DIM, _EVENTS, _LONGEST, _EXAMPLES = 26, 16, 20, 50, 8
-REFERENCE = f"{_TOKENS} tokens of {_DIM}, histories of {_EVENTS} events"
+_TASKS = ("click", "conversion")
+REFERENCE = f"{_TOKENS} tokens of {_DIM}, histories of {_EVENTS} events, {len(_TASKS)} tasks"
 """The input that a component's cost is shown for."""
 
 
@@ -78,7 +79,7 @@ def reference_cost(kind: str, component: type[Any]) -> dict[str, int] | None:
     if kind == "backbone":
         sequences = {"history": history} if component.consumes_sequences else {}
         shapes = tuple(SequenceShape(name, _LONGEST, (1,)) for name in sequences)
-        module = component(component.Config(), BackboneInputs(names, _DIM, shapes))
+        module = component(component.Config(), BackboneInputs(names, _DIM, shapes, _TASKS))
         flops = count_flops(lambda: module(tokens_BND, sequences))
     elif kind == "sequence_encoder":
         module = component(component.Config(), EncoderInputs("history", _DIM, _LONGEST, names, (1,)))

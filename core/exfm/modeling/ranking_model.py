@@ -1,6 +1,6 @@
 """RankingModel: features -> tokens -> (encoders) -> backbone -> representation -> one head per task.
 
-Legend: B examples, N tokens, K summary tokens, D width, R width of the representation.
+Legend: B examples, N tokens, K summary tokens, D width, R width of the representation, T tasks.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class RankingModel(nn.Module):
         seen = schema.select(config.features)
         sequences = [feature for feature in seen.features if isinstance(feature, SequenceFeature)]
         self.reads_sequences = bool(config.backbone.component.consumes_sequences)
+        self.per_task = bool(config.backbone.component.per_task)
         raw = config.sequence_encoder is not None or self.reads_sequences
         self.featurizer = Featurizer(seen, config.embedding_dim, config.embedding_init, config.dense_tokens, raw)
         context = self.featurizer.token_names
@@ -78,14 +79,15 @@ class RankingModel(nn.Module):
             SequenceShape(one.name, one.max_length, targets[one.name], one.times is not None) for one in sequences
         )
         shapes = shapes if self.reads_sequences else ()
-        self.backbone = config.backbone.build(BackboneInputs((*context, *summaries), config.embedding_dim, shapes))
+        tokens = (*context, *summaries)
+        self.backbone = config.backbone.build(BackboneInputs(tokens, config.embedding_dim, shapes, tasks))
         self.lookups: StateLookups | None = None
         if lookups:
             rows = {feature.name: feature.rows for feature in seen.features if isinstance(feature, CategoricalFeature)}
             with torch.random.fork_rng(devices=[]):  # the rest starts from the weights it has without
                 self.lookups = StateLookups(lookups, rows, config.embedding_dim)
-                tokens = (*context, *summaries, *self.lookups.token_names)
-                self.backbone = config.backbone.build(BackboneInputs(tokens, config.embedding_dim, shapes))
+                tokens = (*tokens, *self.lookups.token_names)
+                self.backbone = config.backbone.build(BackboneInputs(tokens, config.embedding_dim, shapes, tasks))
         self.featurizer.reads_times = reads_times(self)
         if config.activation_checkpointing:
             for block in self.blocks():
@@ -134,14 +136,17 @@ class RankingModel(nn.Module):
             with self._precision(tokens_BND):
                 inputs.append(self.lookups(batch.sparse))
         representation_BR = run_trunk(self, inputs, sequences)
-        logits = {task: self.heads[f"task_{task}"](representation_BR) for task in self.tasks}
+        read: Sequence[Tensor] = [representation_BR] * len(self.tasks)
+        if self.per_task:  # everything but a task's head reads the mean
+            read, representation_BR = representation_BR.unbind(1), representation_BR.mean(1)
+        logits = {task: self.heads[f"task_{task}"](read_BR) for task, read_BR in zip(self.tasks, read, strict=True)}
         states = {entity: state.float() for entity, state in states.items()}
         return StudentOutput(representation_BR, logits, states)
 
     def represent(
         self, inputs: Sequence[Tensor], sequences: Sequences, run_backbone: RunBackbone = run_backbone
     ) -> Tensor:
-        """Maps tokens to the representation (B, R), through the encoders and the backbone.
+        """Maps tokens to the representation, (B, R) or per task (B, T, R), through the encoders and the backbone.
 
         Args:
             inputs: tokens (B, N, D), and those of lookups (B, K, D) where there are any.

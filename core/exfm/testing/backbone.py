@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Any, ClassVar, Self
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from exfm.interfaces.component import Component
 from exfm.interfaces.jagged import JaggedSequence
 from exfm.testing.behaviour import BehaviourTests
 from exfm.testing.execution import ExecutionTests
-from exfm.testing.network import MAX_LENGTH
+from exfm.testing.network import MAX_LENGTH, check_bits
 from exfm.testing.side_effects import SideEffectTests
 
 
@@ -24,11 +25,13 @@ class BackboneTests(BehaviourTests, ExecutionTests, SideEffectTests):
     Attributes:
         sequences: names of the sequences that a backbone with ``consumes_sequences`` gets.
         targets: places of the candidate item's tokens among ``tokens``.
+        tasks: names of the model's tasks.
     """
 
     interface: ClassVar[type[Component]] = Backbone
     sequences: ClassVar[tuple[str, ...]] = ("clicks", "buys")
     targets: ClassVar[tuple[int, ...]] = (2,)
+    tasks: ClassVar[tuple[str, ...]] = ("click", "conversion", "like")
 
     @property
     def sequence_names(self) -> tuple[str, ...]:
@@ -45,26 +48,26 @@ class BackboneTests(BehaviourTests, ExecutionTests, SideEffectTests):
     def inputs(self, max_length: int) -> BackboneInputs:
         """Tokens and sequences."""
         shapes = tuple(SequenceShape(name, max_length, self.targets, times=True) for name in self.sequence_names)
-        return BackboneInputs(self.tokens, self.dim, shapes)
+        return BackboneInputs(self.tokens, self.dim, shapes, self.tasks)
 
     def inputs_without_times(self) -> BackboneInputs:
         """The same of a stream that does not say when events happened."""
         shapes = tuple(SequenceShape(name, MAX_LENGTH, self.targets) for name in self.sequence_names)
-        return BackboneInputs(self.tokens, self.dim, shapes)
+        return BackboneInputs(self.tokens, self.dim, shapes, self.tasks)
 
     def call(self, module: nn.Module, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
-        """The representation (B, R)."""
-        representation_BR: Tensor = module(tokens_BND, sequences)
-        return representation_BR
+        """The representation (B, R), or (B, T, R) per task."""
+        representation: Tensor = module(tokens_BND, sequences)
+        return representation
 
     def output_shape(self, module: Backbone) -> tuple[int, ...]:
-        """(R,)."""
-        return (module.output_dim,)
+        """(R,), or (T, R)."""
+        return (len(self.tasks), module.output_dim) if module.per_task else (module.output_dim,)
 
     def test_without_sequences(self, fields: Mapping[str, Any]) -> None:
         """A stream may have no sequences: a backbone does without them, or refuses to be built with a ValueError."""
         try:
-            module = self.make(fields, inputs=BackboneInputs(self.tokens, self.dim))
+            module = self.make(fields, inputs=BackboneInputs(self.tokens, self.dim, tasks=self.tasks))
         except ValueError:
             return
         output = module(self.examples().tokens_BND, {})
@@ -74,11 +77,26 @@ class BackboneTests(BehaviourTests, ExecutionTests, SideEffectTests):
         """No token may share a table with a sequence: a backbone does without, or refuses with a ValueError."""
         shapes = tuple(SequenceShape(name, MAX_LENGTH, times=True) for name in self.sequence_names)
         try:
-            module = self.make(fields, inputs=BackboneInputs(self.tokens, self.dim, shapes))
+            module = self.make(fields, inputs=BackboneInputs(self.tokens, self.dim, shapes, self.tasks))
         except ValueError:
             return
         output = self.run(module, self.examples())
         assert output.isfinite().all(), "the output is not finite where no token is the candidate item's"
+
+    def test_tasks_are_read_as_declared(self, fields: Mapping[str, Any]) -> None:
+        """Inside another component there are no tasks; a model's heads read different representations per task."""
+        shapes = self.inputs(MAX_LENGTH).sequences
+        without = BackboneInputs(self.tokens, self.dim, shapes)
+        if self.component.per_task:
+            with pytest.raises(ValueError, match="task"):
+                self.make(fields, inputs=without)
+            first, second = self.run(self.make_moved(fields), self.examples()).unbind(1)[:2]
+            assert not torch.equal(first, second), "two tasks have one representation; leave per_task unset"
+        else:
+            module, inner = self.make(fields), self.make(fields, inputs=without)
+            inner.load_state_dict(module.state_dict())
+            output = self.run(inner, self.examples())
+            check_bits(output, self.run(module, self.examples()), "without tasks, against with them")
 
     def test_gradient_reaches_the_tokens(self, fields: Mapping[str, Any]) -> None:
         """Embedding tables learn through the tokens, and each token has tables of its own."""
