@@ -11,10 +11,10 @@ from exfm.layers.distillation import DistillationHead, RecentMeans, soft_label_l
 from exfm.layers.flops import count_flops
 from exfm.layers.gradient import scale_gradient
 from exfm.layers.jagged_attention import jagged_attention
-from exfm.layers.mapped_rows import MappedRows
 from exfm.layers.mlp import ActivationName, activation, mlp
 from exfm.layers.norm import InputNormName, NormName, RMSNorm, input_norm, norm
 from exfm.layers.rotary import rotate
+from exfm.layers.scaled_identity import scaled_identity
 from exfm.layers.threads import one_thread, worker_threads
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "DistillationHead",
     "InputNormName",
     "JaggedAttention",
-    "MappedRows",
     "NormName",
     "RMSNorm",
     "RecentMeans",
@@ -38,6 +37,7 @@ __all__ = [
     "one_thread",
     "rotate",
     "scale_gradient",
+    "scaled_identity",
     "soft_label_loss",
     "worker_threads",
 ]

@@ -14,11 +14,11 @@ from exfm.config.experiment import ModelConfig
 from exfm.config.lookups import StateLookup
 from exfm.data.batch import Batch
 from exfm.interfaces.backbone import BackboneInputs, SequenceShape
+from exfm.interfaces.distillation_strategy import StudentOutput
 from exfm.interfaces.jagged import JaggedSequence
 from exfm.interfaces.ranks import ALONE, Ranks
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
 from exfm.interfaces.sequence_encoder import EncoderInputs
-from exfm.interfaces.transfer_strategy import StudentOutput
 from exfm.modeling.entity_states import EntityStates
 from exfm.modeling.lookups import StateLookups
 from exfm.modeling.managed_ids import Started
