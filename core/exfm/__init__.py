@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from exfm.interfaces.data_source import Window as Window
     from exfm.interfaces.data_source import mark_bad_rows as mark_bad_rows
     from exfm.interfaces.data_source import slice_rows as slice_rows
+    from exfm.interfaces.distillation_strategy import DistillationStrategy as DistillationStrategy
+    from exfm.interfaces.distillation_strategy import LabelAdapter as LabelAdapter
+    from exfm.interfaces.distillation_strategy import StudentOutput as StudentOutput
+    from exfm.interfaces.distillation_strategy import TeacherOutput as TeacherOutput
     from exfm.interfaces.duration import Duration as Duration
     from exfm.interfaces.duration import microseconds as microseconds
     from exfm.interfaces.jagged import JaggedSequence as JaggedSequence
@@ -47,6 +51,10 @@ if TYPE_CHECKING:
     from exfm.interfaces.parallel_model import ParallelModel as ParallelModel
     from exfm.interfaces.parallel_plan import ParallelPlan as ParallelPlan
     from exfm.interfaces.parallel_plan import TableOptimizer as TableOptimizer
+    from exfm.interfaces.parameter_strategy import AddRows as AddRows
+    from exfm.interfaces.parameter_strategy import CopyPart as CopyPart
+    from exfm.interfaces.parameter_strategy import ParameterStrategy as ParameterStrategy
+    from exfm.interfaces.parameter_strategy import TeacherVectors as TeacherVectors
     from exfm.interfaces.process_group import ProcessGroup as ProcessGroup
     from exfm.interfaces.schema import CategoricalFeature as CategoricalFeature
     from exfm.interfaces.schema import DenseFeature as DenseFeature
@@ -59,15 +67,9 @@ if TYPE_CHECKING:
     from exfm.interfaces.schema import SequenceField as SequenceField
     from exfm.interfaces.sequence_encoder import EncoderInputs as EncoderInputs
     from exfm.interfaces.sequence_encoder import SequenceEncoder as SequenceEncoder
-    from exfm.interfaces.table_offset import TableOffset as TableOffset
-    from exfm.interfaces.transfer_strategy import EntityStates as EntityStates
-    from exfm.interfaces.transfer_strategy import PartShape as PartShape
-    from exfm.interfaces.transfer_strategy import Recent as Recent
-    from exfm.interfaces.transfer_strategy import StudentOutput as StudentOutput
-    from exfm.interfaces.transfer_strategy import StudentShape as StudentShape
-    from exfm.interfaces.transfer_strategy import Supervision as Supervision
-    from exfm.interfaces.transfer_strategy import TableRows as TableRows
-    from exfm.interfaces.transfer_strategy import TeacherShape as TeacherShape
+    from exfm.interfaces.transfer_specs import PartSpec as PartSpec
+    from exfm.interfaces.transfer_specs import StudentSpec as StudentSpec
+    from exfm.interfaces.transfer_specs import TeacherSpec as TeacherSpec
     from exfm.interfaces.transfer_strategy import TransferConfig as TransferConfig
     from exfm.interfaces.transfer_strategy import TransferStrategy as TransferStrategy
     from exfm.interfaces.trunk import TrunkRunner as TrunkRunner
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from exfm.training.run import run as run
 
 _HOME = {
+    "AddRows": "exfm.interfaces.parameter_strategy",
     "Backbone": "exfm.interfaces.backbone",
     "BackboneInputs": "exfm.interfaces.backbone",
     "CategoricalFeature": "exfm.interfaces.schema",
@@ -86,17 +89,19 @@ _HOME = {
     "ComponentField": "exfm.config.component_field",
     "ComponentSpec": "exfm.config.component_field",
     "ConfigError": "exfm.errors",
+    "CopyPart": "exfm.interfaces.parameter_strategy",
     "DataSource": "exfm.interfaces.data_source",
     "DenseFeature": "exfm.interfaces.schema",
+    "DistillationStrategy": "exfm.interfaces.distillation_strategy",
     "Duration": "exfm.interfaces.duration",
     "EncoderInputs": "exfm.interfaces.sequence_encoder",
-    "EntityStates": "exfm.interfaces.transfer_strategy",
     "EventTimes": "exfm.interfaces.schema",
     "Experiment": "exfm.config.loading",
     "Feature": "exfm.interfaces.schema",
     "FeatureSchema": "exfm.interfaces.schema",
     "JaggedSequence": "exfm.interfaces.jagged",
     "Label": "exfm.interfaces.schema",
+    "LabelAdapter": "exfm.interfaces.distillation_strategy",
     "Layout": "exfm.interfaces.layout",
     "LayoutEstimator": "exfm.interfaces.layout",
     "LazyComponent": "exfm.registry.hooks",
@@ -105,9 +110,9 @@ _HOME = {
     "Origin": "exfm.interfaces.data_source",
     "ParallelModel": "exfm.interfaces.parallel_model",
     "ParallelPlan": "exfm.interfaces.parallel_plan",
-    "PartShape": "exfm.interfaces.transfer_strategy",
+    "ParameterStrategy": "exfm.interfaces.parameter_strategy",
+    "PartSpec": "exfm.interfaces.transfer_specs",
     "ProcessGroup": "exfm.interfaces.process_group",
-    "Recent": "exfm.interfaces.transfer_strategy",
     "RunError": "exfm.errors",
     "SequenceEncoder": "exfm.interfaces.sequence_encoder",
     "SequenceFeature": "exfm.interfaces.schema",
@@ -115,16 +120,15 @@ _HOME = {
     "SequenceShape": "exfm.interfaces.backbone",
     "Shard": "exfm.interfaces.data_source",
     "StreamPart": "exfm.interfaces.data_source",
-    "StudentOutput": "exfm.interfaces.transfer_strategy",
-    "StudentShape": "exfm.interfaces.transfer_strategy",
-    "Supervision": "exfm.interfaces.transfer_strategy",
-    "TableOffset": "exfm.interfaces.table_offset",
+    "StudentOutput": "exfm.interfaces.distillation_strategy",
+    "StudentSpec": "exfm.interfaces.transfer_specs",
+    "TableOptimizer": "exfm.interfaces.parallel_plan",
     "TableShard": "exfm.interfaces.layout",
     "TableSharding": "exfm.interfaces.layout",
     "TableUse": "exfm.interfaces.layout",
-    "TableRows": "exfm.interfaces.transfer_strategy",
-    "TableOptimizer": "exfm.interfaces.parallel_plan",
-    "TeacherShape": "exfm.interfaces.transfer_strategy",
+    "TeacherOutput": "exfm.interfaces.distillation_strategy",
+    "TeacherSpec": "exfm.interfaces.transfer_specs",
+    "TeacherVectors": "exfm.interfaces.parameter_strategy",
     "TimeRange": "exfm.interfaces.data_source",
     "TransferConfig": "exfm.interfaces.transfer_strategy",
     "TransferStrategy": "exfm.interfaces.transfer_strategy",

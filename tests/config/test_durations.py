@@ -4,6 +4,7 @@ import re
 from datetime import timedelta
 
 import pytest
+from exfm.training.sharing import Sharing
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
@@ -11,7 +12,6 @@ from pydantic import TypeAdapter
 import exfm
 from exfm.interfaces.duration import format_duration, parse_duration
 from exfm.supervision.store import Store
-from exfm.training.sharing import Sharing
 
 durations = st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=40_000))
 

@@ -59,21 +59,21 @@ def test_encoders_and_strategies_too() -> None:
         def forward(self, sequence, context_BND):
             return self.num_tokens
 
-    class Strategy(exfm.TransferStrategy):
+    class Strategy(exfm.DistillationStrategy):
         name = "strategy"
 
         def __init__(self, config, student, teacher):
             super().__init__(config, student, teacher)
             self.tasks = nn.ModuleDict({"click": student.new_head()})
 
-        def loss(self, student, supervision, labels):
+        def loss(self, student, teacher, labels):
             return student.representation_BR.sum()
 
     with pytest.raises(TypeError, match=r"'num_tokens': that is what exfm\.SequenceEncoder declares"):
         Encoder(exfm.ComponentConfig(), exfm.EncoderInputs("clicks", 4, 5, ("user",), ()))
     with pytest.raises(TypeError, match=r"'tasks': that is what exfm\.TransferStrategy declares"):
-        student = exfm.StudentShape(("click",), 4, lambda: nn.Linear(4, 1))
-        Strategy(exfm.TransferConfig(teacher="fm"), student, exfm.TeacherShape("fm", ("click",)))
+        student = exfm.StudentSpec(("click",), 4, lambda: nn.Linear(4, 1))
+        Strategy(exfm.TransferConfig(teacher="fm"), student, exfm.TeacherSpec("fm", ("click",)))
 
 
 def test_a_class_cannot_have_something_else_under_a_methods_name() -> None:

@@ -17,7 +17,7 @@ from torchrec import EmbeddingBagCollection
 import exfm
 from exfm.planning.activations import _full_batch
 from exfm.planning.needs import lengths_of
-from exfm.training.building import teacher_shapes
+from exfm.training.building import teacher_specs
 from exfm.training.run import build_plan
 from exfm.training.trainer import StepLabels, Trainer
 from exfm_plugins.hsdp_2d.model import Hsdp2dModel
@@ -44,7 +44,7 @@ def measure(config: str, overrides: list[str]) -> dict[str, int]:
     """What this process keeps and sends in a step of one experiment."""
     experiment = exfm.load_experiment(config, overrides)
     plan = build_plan(experiment)
-    trainer = Trainer(experiment.arms[0], experiment.schema, teacher_shapes(experiment), plan, 0)
+    trainer = Trainer(experiment.arms[0], experiment.schema, teacher_specs(experiment), plan, 0)
     rows = experiment.arms[0].config.batch_size // dist.get_world_size()
     batch = trainer.model.narrow(_full_batch(experiment.schema, rows, lengths_of(experiment.schema, {})))
     dist.all_to_all_single = counting
@@ -88,7 +88,7 @@ def reset_rows(config: str, overrides: list[str], rows: list[int], source_rows: 
     plan = build_plan(experiment)
     assert isinstance(plan, Hsdp2d)
     plan._placement.search = by_rows  # type: ignore[method-assign]  # gloo cannot train such tables, so no plan cuts so
-    model = Trainer(experiment.arms[0], experiment.schema, teacher_shapes(experiment), plan, 0).parallel_model
+    model = Trainer(experiment.arms[0], experiment.schema, teacher_specs(experiment), plan, 0).parallel_model
     assert isinstance(model, Hsdp2dModel)
     for shards in model._shards:
         for kept in shards.kept().values():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from exfm import StudentOutput, StudentShape, Supervision, TeacherShape
+from exfm import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec
 
 
 class Head(nn.Linear):
@@ -29,31 +29,31 @@ class Student(nn.Module):
         torch.manual_seed(0)
         self.trunk = nn.Linear(inputs, width, dtype=torch.float64)
         self.heads = nn.ModuleList(Head(width) for _ in tasks)
-        self.shape = StudentShape(tuple(tasks), width, lambda: Head(width))
+        self.spec = StudentSpec(tuple(tasks), width, lambda: Head(width))
 
     def forward(self, x_BI: Tensor) -> StudentOutput:
         representation_BR = self.trunk(x_BI).tanh()
         logits = [head(representation_BR) for head in self.heads]
-        return StudentOutput(representation_BR, dict(zip(self.shape.tasks, logits, strict=True)))
+        return StudentOutput(representation_BR, dict(zip(self.spec.tasks, logits, strict=True)))
 
     def label_loss(self, output: StudentOutput, labels: dict[str, Tensor]) -> Tensor:
-        return sum(binary_cross_entropy_with_logits(output.logits[task], labels[task]) for task in self.shape.tasks)
+        return sum(binary_cross_entropy_with_logits(output.logits[task], labels[task]) for task in self.spec.tasks)
 
 
-def teacher(*tasks: str) -> TeacherShape:
-    return TeacherShape("fm", tasks)
+def teacher(*tasks: str) -> TeacherSpec:
+    return TeacherSpec("fm", tasks)
 
 
 def batch(
     size: int, tasks: Sequence[str] = ("click", "buy"), seed: int = 0
-) -> tuple[Tensor, Supervision, dict[str, Tensor]]:
+) -> tuple[Tensor, TeacherOutput, dict[str, Tensor]]:
     """Inputs, a teacher's supervision with misses, and labels of as many examples."""
     generator = torch.Generator().manual_seed(seed)
     x_BI = torch.randn(size, 3, generator=generator, dtype=torch.float64)
     soft = {task: torch.rand(size, generator=generator, dtype=torch.float64) for task in tasks}
     hit = {task: torch.rand(size, generator=generator) < 0.7 for task in soft}
     hard = {task: (torch.rand(size, generator=generator) < 0.3).double() for task in tasks}
-    return x_BI, Supervision(soft, hit), hard
+    return x_BI, TeacherOutput(soft, hit), hard
 
 
 def bce(logit: Tensor, target: Tensor) -> Tensor:

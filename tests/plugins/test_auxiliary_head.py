@@ -11,12 +11,12 @@ from safetensors.torch import load, save
 from students import Head, Student, batch, bce, teacher
 
 import exfm_plugins.auxiliary_head
-from exfm import StudentShape, Supervision
-from exfm.testing import TransferStrategyTests
+from exfm import StudentSpec, TeacherOutput
+from exfm.testing import DistillationStrategyTests
 from exfm_plugins.auxiliary_head.strategy import AuxiliaryHead
 
 
-class TestAuxiliaryHead(TransferStrategyTests):
+class TestAuxiliaryHead(DistillationStrategyTests):
     component = AuxiliaryHead
     plugin = exfm_plugins.auxiliary_head
     configs = ({}, {"label_scale": "auto", "gradient_scale": 2})
@@ -24,7 +24,7 @@ class TestAuxiliaryHead(TransferStrategyTests):
 
 def build(student: Student, *tasks: str, weight: float = 1, **fields: object) -> AuxiliaryHead:
     config = AuxiliaryHead.Config(teacher="fm", weight=weight, **fields)
-    return AuxiliaryHead(config, student.shape, teacher(*tasks))
+    return AuxiliaryHead(config, student.spec, teacher(*tasks))
 
 
 def gradients(student: Student, strategy: AuxiliaryHead, size: int = 30) -> dict[str, torch.Tensor]:
@@ -83,7 +83,7 @@ def test_gradient_scale_multiplies_the_trunks_gradient_alone_and_exactly(scale: 
 
 def test_gradient_scale_does_not_change_the_forward_pass_by_a_bit() -> None:
     student = Student().float()
-    shape = StudentShape(student.shape.tasks, 4, lambda: Head(4).float())
+    shape = StudentSpec(student.spec.tasks, 4, lambda: Head(4).float())
     x, supervision, labels = batch(200)
     output = student(x.float())
     losses = []
@@ -101,7 +101,7 @@ def test_scaled_labels_are_clipped_at_one() -> None:
     x, _, labels = batch(3, ("click",))
     everywhere = {"click": torch.ones(3, dtype=torch.bool)}
     losses = [
-        strategy.loss(student(x), Supervision({"click": torch.full((3,), p, dtype=torch.float64)}, everywhere), labels)
+        strategy.loss(student(x), TeacherOutput({"click": torch.full((3,), p).double()}, everywhere), labels)
         for p in (0.1, 0.2, 0.9)
     ]
     assert torch.equal(losses[1], losses[2])
@@ -114,7 +114,7 @@ def test_a_miss_contributes_nothing_whatever_its_value() -> None:
     x, supervision, labels = batch(20, ("click",))
     other = torch.where(supervision.hit["click"], supervision.probabilities["click"], -9e9)
     losses = [
-        strategy.loss(student(x), Supervision({"click": p}, supervision.hit), labels)
+        strategy.loss(student(x), TeacherOutput({"click": p}, supervision.hit), labels)
         for p in (supervision.probabilities["click"], other)
     ]
     assert torch.equal(*losses)
@@ -185,7 +185,7 @@ def test_auto_label_scale_brings_the_mean_of_rare_labels_to_a_half(rate: float) 
         x, supervision, labels = batch(500, ("click",), seed)
         soft, hit = rate * supervision.probabilities["click"] ** 0.2, supervision.hit["click"]
         output = student(x)
-        found = strategy.loss(output, Supervision({"click": soft}, {"click": hit}), labels).item()
+        found = strategy.loss(output, TeacherOutput({"click": soft}, {"click": hit}), labels).item()
         hits = [p for p, one in zip(soft.tolist(), hit.tolist(), strict=True) if one]
         total, count = (exp(-len(hits) / 1e5) * old + new for old, new in ((total, sum(hits)), (count, len(hits))))
         alpha = max(1.0, 0.5 * count / total)

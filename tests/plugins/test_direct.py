@@ -7,12 +7,12 @@ import torch
 from students import Student, batch, bce, teacher
 
 import exfm_plugins.direct
-from exfm import Supervision
-from exfm.testing import TransferStrategyTests
+from exfm import TeacherOutput
+from exfm.testing import DistillationStrategyTests
 from exfm_plugins.direct.strategy import Direct
 
 
-class TestDirect(TransferStrategyTests):
+class TestDirect(DistillationStrategyTests):
     component = Direct
     plugin = exfm_plugins.direct
     configs = ({}, {"fallback": ["old_fm"], "weight": 2.0})
@@ -20,7 +20,7 @@ class TestDirect(TransferStrategyTests):
 
 
 def build(student: Student, *tasks: str, weight: float = 1.0) -> Direct:
-    return Direct(Direct.Config(teacher="fm", weight=weight), student.shape, teacher(*tasks))
+    return Direct(Direct.Config(teacher="fm", weight=weight), student.spec, teacher(*tasks))
 
 
 @pytest.mark.parametrize("tasks", [("click",), ("click", "buy"), ("buy", "click", "share")])
@@ -54,13 +54,13 @@ def test_a_miss_contributes_nothing_whatever_its_value() -> None:
     other = torch.where(supervision.hit["click"], supervision.probabilities["click"], 9e9)
     strategy = build(student, "click")
     losses = [
-        strategy.loss(student(x), Supervision({"click": p}, supervision.hit), labels)
+        strategy.loss(student(x), TeacherOutput({"click": p}, supervision.hit), labels)
         for p in (supervision.probabilities["click"], other)
     ]
     assert torch.equal(*losses)
     gradients = [torch.autograd.grad(loss, student.trunk.weight)[0] for loss in losses]
     assert torch.equal(*gradients)
-    nobody = Supervision(supervision.probabilities, {"click": torch.zeros(20, dtype=torch.bool)})
+    nobody = TeacherOutput(supervision.probabilities, {"click": torch.zeros(20, dtype=torch.bool)})
     assert strategy.loss(student(x), nobody, labels).item() == 0
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import exfm_plugins.parameter_sharing
-from exfm.testing import TransferStrategyTests
+from exfm.testing import ParameterStrategyTests
 from exfm_plugins.parameter_sharing.strategy import ParameterSharing
 
 
-class TestParameterSharing(TransferStrategyTests):
+class TestParameterSharing(ParameterStrategyTests):
     component = ParameterSharing
     plugin = exfm_plugins.parameter_sharing
     configs = (

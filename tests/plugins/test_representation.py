@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import exfm_plugins.representation
-from exfm import StudentOutput, StudentShape, Supervision, TeacherShape
-from exfm.testing import TransferStrategyTests
+from exfm import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec
+from exfm.testing import DistillationStrategyTests
 from exfm_plugins.representation.strategy import Representation
 
 
-class TestRepresentation(TransferStrategyTests):
+class TestRepresentation(DistillationStrategyTests):
     component = Representation
     plugin = exfm_plugins.representation
-    needs_embedding = True
     configs = (
         {},
         {"loss": "mse", "hidden": [3], "gradient_scale": 2.0},
@@ -29,27 +28,27 @@ class TestRepresentation(TransferStrategyTests):
 
 def build(width: int, embedding: int, **fields: object) -> Representation:
     torch.manual_seed(0)
-    student = StudentShape(("click", "buy"), width, lambda: torch.nn.Linear(width, 1))
+    student = StudentSpec(("click", "buy"), width, lambda: torch.nn.Linear(width, 1))
     strategy = Representation(
-        Representation.Config(teacher="fm", **fields), student, TeacherShape("fm", ("click", "buy"), embedding)
+        Representation.Config(teacher="fm", **fields), student, TeacherSpec("fm", ("click", "buy"), embedding)
     )
     return strategy.double()
 
 
-def batch(size: int, embedding: int, generator: torch.Generator) -> Supervision:
+def batch(size: int, embedding: int, generator: torch.Generator) -> TeacherOutput:
     """Embeddings far from standard, and hits of which some examples have none."""
     scale_E = 10 ** torch.linspace(-2, 2, embedding, dtype=torch.float64)
     embedding_BE = scale_E * (5 + torch.randn(size, embedding, generator=generator, dtype=torch.float64))
     soft = {task: torch.rand(size, generator=generator, dtype=torch.float64) for task in ("click", "buy")}
     hit = {task: torch.rand(size, generator=generator) < 0.5 for task in soft}
-    return Supervision(soft, hit, embedding_BE)
+    return TeacherOutput(soft, hit, embedding_BE)
 
 
-def rows_hit(supervision: Supervision) -> list[int]:
+def rows_hit(supervision: TeacherOutput) -> list[int]:
     return [row for row in range(len(supervision.embedding)) if any(hit[row] for hit in supervision.hit.values())]
 
 
-def standardised(earlier: list[Supervision], row_E: Tensor) -> list[float]:
+def standardised(earlier: list[TeacherOutput], row_E: Tensor) -> list[float]:
     """An embedding by the weighted mean and variance of all earlier hits, from their definition."""
     weights, rows = [], []
     later = 0
@@ -100,7 +99,7 @@ def test_is_the_documented_loss(
     generator = torch.Generator().manual_seed(seed)
     temperature = {"temperature": 0.3} if loss == "contrastive" else {}
     strategy = build(width, embedding, loss=loss, hidden=hidden, weight=2.5, **temperature)
-    earlier: list[Supervision] = []
+    earlier: list[TeacherOutput] = []
     for size in sizes:
         supervision = batch(size, embedding, generator)
         representation_BR = torch.randn(size, width, generator=generator, dtype=torch.float64)
@@ -133,7 +132,7 @@ def test_scale_and_offset_of_the_embeddings_do_not_matter(loss: str) -> None:
         strategy, generator = build(3, 4, loss=loss), torch.Generator().manual_seed(0)
         for _ in range(2):
             given_ = batch(6, 4, generator)
-            moved = Supervision(given_.probabilities, given_.hit, scale * given_.embedding + offset)
+            moved = TeacherOutput(given_.probabilities, given_.hit, scale * given_.embedding + offset)
             x = torch.randn(6, 3, generator=generator, dtype=torch.float64)
             value = strategy.loss(StudentOutput(x, {}), moved, {}).item()
         losses.append(value)
@@ -146,7 +145,7 @@ def test_embeddings_that_never_vary_do_not_explode() -> None:
     constant, other = torch.full((5, 4), 0.1, dtype=torch.float64), torch.full((5, 4), 7.0, dtype=torch.float64)
     x = torch.randn(5, 3, dtype=torch.float64)
     for embedding_BE in (constant, constant, other):
-        loss = strategy.loss(StudentOutput(x, {}), Supervision({}, hit, embedding_BE), {})
+        loss = strategy.loss(StudentOutput(x, {}), TeacherOutput({}, hit, embedding_BE), {})
     assert loss.isfinite() and 50 < loss.item() < 200
 
 
@@ -169,7 +168,7 @@ def test_one_hit_alone_has_nothing_to_contrast_with() -> None:
     strategy, generator = build(3, 4, loss="contrastive"), torch.Generator().manual_seed(0)
     strategy.loss(StudentOutput(torch.ones(6, 3).double(), {}), batch(6, 4, generator), {})
     x = torch.randn(6, 3, generator=generator, dtype=torch.float64).requires_grad_()
-    alone = Supervision({}, {"click": torch.arange(6) == 2}, batch(6, 4, generator).embedding)
+    alone = TeacherOutput({}, {"click": torch.arange(6) == 2}, batch(6, 4, generator).embedding)
     loss = strategy.loss(StudentOutput(x, {}), alone, {})
     (gradient,) = torch.autograd.grad(loss, x)
     assert loss.item() == 0 and not gradient.any()
@@ -181,7 +180,7 @@ def test_a_student_learns_what_the_embedding_knows(loss: str) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(64, 3, generator=generator, dtype=torch.float64)
     embedding_BE = 30 * inputs @ torch.randn(3, 5, generator=generator, dtype=torch.float64) + 100
-    supervision = Supervision({}, {"click": torch.ones(64, dtype=torch.bool)}, embedding_BE)
+    supervision = TeacherOutput({}, {"click": torch.ones(64, dtype=torch.bool)}, embedding_BE)
     strategy, trunk = build(3, 5, loss=loss), torch.nn.Linear(3, 3).double()
     optimizer = torch.optim.Adam([*trunk.parameters(), *strategy.parameters()], lr=0.05)
     history = []
@@ -212,6 +211,6 @@ def test_wrong_configs_are_refused(wrong: dict[str, object], words: str) -> None
 
 
 def test_a_teacher_without_embeddings_is_refused_with_what_to_set() -> None:
-    student = StudentShape(("click",), 3, lambda: torch.nn.Linear(3, 1))
+    student = StudentSpec(("click",), 3, lambda: torch.nn.Linear(3, 1))
     with pytest.raises(ValueError, match=r"'fm' stores no embeddings; set models\.fm\.supervision\.embedding"):
-        Representation(Representation.Config(teacher="fm"), student, TeacherShape("fm", ("click",)))
+        Representation(Representation.Config(teacher="fm"), student, TeacherSpec("fm", ("click",)))

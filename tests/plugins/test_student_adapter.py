@@ -25,12 +25,12 @@ import exfm_plugins.parquet
 import exfm_plugins.single
 import exfm_plugins.student_adapter
 import exfm_plugins.wukong
-from exfm import Supervision
-from exfm.testing import TransferStrategyTests
+from exfm import TeacherOutput
+from exfm.testing import DistillationStrategyTests
 from exfm_plugins.student_adapter.strategy import StudentAdapter
 
 
-class TestStudentAdapter(TransferStrategyTests):
+class TestStudentAdapter(DistillationStrategyTests):
     component = StudentAdapter
     plugin = exfm_plugins.student_adapter
     configs = (
@@ -42,7 +42,7 @@ class TestStudentAdapter(TransferStrategyTests):
 
 def build(student: Student, *tasks: str, corrects: float = 0.5, **fields: object) -> StudentAdapter:
     """In float64; ``corrects``: the size of the adapter's parameters, 0 for an adapter that has learned nothing."""
-    strategy = StudentAdapter(StudentAdapter.Config(teacher="fm", **fields), student.shape, teacher(*tasks)).double()
+    strategy = StudentAdapter(StudentAdapter.Config(teacher="fm", **fields), student.spec, teacher(*tasks)).double()
     for parameter in strategy.adapters.parameters() if corrects else ():
         torch.nn.init.normal_(parameter, std=corrects)
     return strategy
@@ -62,7 +62,7 @@ def corrected(strategy: StudentAdapter, task: str, p: float, *, of_logit: bool, 
 
 def step(strategy: StudentAdapter, optimizer: torch.optim.Optimizer, *known: Any) -> None:
     optimizer.zero_grad()
-    strategy.own_loss(*known).backward()
+    strategy.adapter_loss(*known).backward()
     optimizer.step()
 
 
@@ -85,7 +85,7 @@ def test_is_the_published_losses(
     strategy.loss(output, supervision, labels)
     for parameter in strategy.heads.parameters():
         torch.nn.init.normal_(parameter)
-    found = [strategy.own_loss(supervision, labels).item(), strategy.loss(output, supervision, labels).item()]
+    found = [strategy.adapter_loss(supervision, labels).item(), strategy.loss(output, supervision, labels).item()]
     expected = [0.0, 0.0]
     for task in {"click", "buy"} & set(tasks):
         rows = [row for row in range(size) if supervision.hit[task][row]]
@@ -118,7 +118,7 @@ def test_each_loss_reaches_its_own_parameters_alone(head: str) -> None:
     x, supervision, labels = batch(30)
     output = student(x)
     losses = {
-        "adapter": strategy.own_loss(supervision, labels),
+        "adapter": strategy.adapter_loss(supervision, labels),
         "distillation": strategy.loss(output, supervision, labels),
         "labels": student.label_loss(output, labels),
     }
@@ -134,7 +134,7 @@ def test_each_loss_reaches_its_own_parameters_alone(head: str) -> None:
         "distillation": {"distillation", "trunk"},
         "labels": {"serving", "trunk"},
     }
-    owned = [parameter for group in strategy.own_optimizer().param_groups for parameter in group["params"]]
+    owned = [parameter for group in strategy.adapter_optimizer().param_groups for parameter in group["params"]]
     assert [id(parameter) for parameter in owned] == [id(parameter) for parameter in parts["adapter"]]
 
 
@@ -167,8 +167,8 @@ def test_a_miss_contributes_nothing_whatever_its_value(head: str) -> None:
     for probabilities in (supervision.probabilities, other):
         torch.manual_seed(0)
         strategy = build(student, "click", "buy", head=head, label_scale="auto", weight=3)
-        taught = Supervision(probabilities, supervision.hit)
-        optimizer = strategy.own_optimizer()
+        taught = TeacherOutput(probabilities, supervision.hit)
+        optimizer = strategy.adapter_optimizer()
         step(strategy, optimizer, taught, labels)
         strategy.loss(student(x), taught, labels).backward()
         gradients = {name: p.grad for name, p in strategy.named_parameters()} | {"trunk": student.trunk.weight.grad}
@@ -177,12 +177,12 @@ def test_a_miss_contributes_nothing_whatever_its_value(head: str) -> None:
     assert found[0] == found[1]
 
 
-def without_hits(supervision: Supervision, labels: dict[str, Tensor]) -> tuple[Supervision, dict[str, Tensor]]:
+def without_hits(supervision: TeacherOutput, labels: dict[str, Tensor]) -> tuple[TeacherOutput, dict[str, Tensor]]:
     nobody = {task: torch.zeros_like(hit) for task, hit in supervision.hit.items()}
-    return Supervision(supervision.probabilities, nobody), labels
+    return TeacherOutput(supervision.probabilities, nobody), labels
 
 
-def without_labels(supervision: Supervision, labels: dict[str, Tensor]) -> tuple[Supervision, dict[str, Tensor]]:
+def without_labels(supervision: TeacherOutput, labels: dict[str, Tensor]) -> tuple[TeacherOutput, dict[str, Tensor]]:
     return supervision, {}
 
 
@@ -190,7 +190,7 @@ def without_labels(supervision: Supervision, labels: dict[str, Tensor]) -> tuple
 def test_the_adapter_rests_where_it_has_nothing_to_learn_from(without: Callable[..., Any]) -> None:
     """Not by a bit, although its optimizer has momentum."""
     strategy = build(Student(), "click", "buy")
-    optimizer = strategy.own_optimizer()
+    optimizer = strategy.adapter_optimizer()
     for seed in range(3):
         step(strategy, optimizer, *batch(30, seed=seed)[1:])
     before = save(strategy.state_dict())
@@ -203,7 +203,7 @@ def test_the_adapter_rests_where_it_has_nothing_to_learn_from(without: Callable[
 
 def test_a_task_without_fresh_labels_keeps_the_teachers_label() -> None:
     strategy = build(Student(), "click", "buy", corrects=0)
-    optimizer = strategy.own_optimizer()
+    optimizer = strategy.adapter_optimizer()
     for seed in range(3):
         _, supervision, labels = batch(30, seed=seed)
         step(strategy, optimizer, supervision, {"click": labels["click"]})
@@ -218,7 +218,7 @@ def test_the_label_scale_of_a_shared_head_is_that_of_the_teachers_mean() -> None
     x, supervision, _ = batch(500, ("click",))
     hit, soft = supervision.hit["click"], 0.4 * supervision.probabilities["click"]
     output = student(x)
-    found = strategy.loss(output, Supervision({"click": soft}, {"click": hit}), {}).item()
+    found = strategy.loss(output, TeacherOutput({"click": soft}, {"click": hit}), {}).item()
     alpha = 0.5 / soft[hit].mean()
     linear, expected = strategy.heads["task_click"].head, 0.0
     for row in range(500):
@@ -247,7 +247,7 @@ def test_tiny_batches_are_finite(size: int) -> None:
     student = Student()
     strategy = build(student, "click", "buy", head="shared", label_scale="auto")
     x, supervision, labels = batch(size)
-    step(strategy, strategy.own_optimizer(), supervision, labels)
+    step(strategy, strategy.adapter_optimizer(), supervision, labels)
     strategy.loss(student(x), supervision, labels).backward()
     assert student.trunk.weight.grad.isfinite().all()
     assert all(value.isfinite().all() for value in strategy.state_dict().values())
@@ -255,7 +255,7 @@ def test_tiny_batches_are_finite(size: int) -> None:
 
 def test_float32_students_learn_from_float64_supervision() -> None:
     student = Student(("click",)).float()
-    shape = exfm.StudentShape(("click",), 4, lambda: Head(4).float())
+    shape = exfm.StudentSpec(("click",), 4, lambda: Head(4).float())
     strategy = StudentAdapter(StudentAdapter.Config(teacher="fm", label_scale="auto"), shape, teacher("click"))
     x, supervision, labels = batch(8, ("click",))
     assert strategy.loss(student(x.float()), supervision, labels).dtype == torch.float32

@@ -8,14 +8,14 @@ from students import Head, Student, batch, minimise, one_hot_stream, teacher
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from exfm import StudentOutput, StudentShape, Supervision, TransferStrategy
+from exfm import DistillationStrategy, StudentOutput, StudentSpec, TeacherOutput
 from exfm_plugins.auxiliary_head.strategy import AuxiliaryHead
 from exfm_plugins.direct.strategy import Direct
 from exfm_plugins.student_adapter.strategy import StudentAdapter
 
 X, LABEL, SOFT = one_hot_stream()
 EVERYWHERE = torch.ones(len(X), dtype=torch.bool)
-TAUGHT = Supervision({"click": SOFT}, {"click": EVERYWHERE})
+TAUGHT = TeacherOutput({"click": SOFT}, {"click": EVERYWHERE})
 WEIGHT = 2.0
 
 
@@ -24,7 +24,7 @@ def by_bucket(values: Tensor) -> Tensor:
     return (X.T @ values) / X.sum(0)
 
 
-def converged(strategy: TransferStrategy) -> Tensor:
+def converged(strategy: DistillationStrategy) -> Tensor:
     """The serving head's probabilities by bucket, where label loss and transfer together are least."""
     serving = Head(4, bias=False)
 
@@ -38,8 +38,8 @@ def converged(strategy: TransferStrategy) -> Tensor:
     return serving.weight[0].detach().sigmoid()
 
 
-def shape() -> StudentShape:
-    return StudentShape(("click",), 4, lambda: Head(4, bias=False))
+def shape() -> StudentSpec:
+    return StudentSpec(("click",), 4, lambda: Head(4, bias=False))
 
 
 def test_with_one_head_the_bias_of_the_teacher_moves_in() -> None:
@@ -65,7 +65,7 @@ def test_with_an_adapter_the_distillation_head_ends_at_the_corrected_teacher(hea
     config = StudentAdapter.Config(teacher="fm", head=head, weight=WEIGHT, hidden=())
     strategy = StudentAdapter(config, shape(), teacher("click")).double()
     adapter = strategy.adapters["task_click"]
-    minimise(lambda: strategy.own_loss(TAUGHT, {"click": LABEL}), list(adapter.parameters()))
+    minimise(lambda: strategy.adapter_loss(TAUGHT, {"click": LABEL}), list(adapter.parameters()))
     corrected = adapter(SOFT).sigmoid().detach()
     # without hidden layers it is a logistic regression on the teacher's logit: calibrated where its loss is least
     assert corrected.mean().item() == pytest.approx(LABEL.mean().item(), abs=1e-6)
@@ -91,8 +91,8 @@ def test_the_corrected_label_follows_a_drift_faster_than_the_teacher(move: str, 
 
     torch.manual_seed(0)
     config = StudentAdapter.Config(teacher="fm", input=read, lr=3e-3)
-    strategy = StudentAdapter(config, Student(("click",)).shape, teacher("click")).double()
-    optimizer, hit = strategy.own_optimizer(), {"click": torch.ones(256, dtype=torch.bool)}
+    strategy = StudentAdapter(config, Student(("click",)).spec, teacher("click")).double()
+    optimizer, hit = strategy.adapter_optimizer(), {"click": torch.ones(256, dtype=torch.bool)}
     errors = torch.zeros(2, dtype=torch.float64)
     for step in range(STEPS):
         noise_B = batch(256, ("click",), seed=step)[0][:, 0]
@@ -102,7 +102,7 @@ def test_the_corrected_label_follows_a_drift_faster_than_the_teacher(move: str, 
         errors += torch.stack([excess(truth_B, teacher_B), excess(truth_B, corrected_B)]) * (step >= DELAY)
         label_B = (torch.rand(256, dtype=torch.float64) < truth_B).double()
         optimizer.zero_grad()
-        strategy.own_loss(Supervision({"click": teacher_B}, hit), {"click": label_B}).backward()
+        strategy.adapter_loss(TeacherOutput({"click": teacher_B}, hit), {"click": label_B}).backward()
         optimizer.step()
     assert errors[1] < 0.3 * errors[0]
 

@@ -49,8 +49,8 @@ BROKEN = {
         "import exfm\n@exfm.hookimpl\ndef exfm_register_backbones(config): return []",
         ["exfm_register_backbones", "config"],
     ),
-    "newer": ("EXFM_API_VERSION = 2", ["plugin API 2, newer than this exfm's API 1"]),
-    "older": ("EXFM_API_VERSION = 0", ["plugin API 0, older than this exfm's API 1"]),
+    "newer": ("EXFM_API_VERSION = 3", ["plugin API 3, newer than this exfm's API 2"]),
+    "older": ("EXFM_API_VERSION = 1", ["plugin API 1, older than this exfm's API 2"]),
     "odd version": ("EXFM_API_VERSION = '1'", ["EXFM_API_VERSION must be a whole number", "'1'"]),
     "true version": ("EXFM_API_VERSION = True", ["EXFM_API_VERSION must be a whole number", "True"]),
     "hook raises": (HOOK.format(returned="[][0]"), ["IndexError", "thing.py:7"]),
@@ -83,6 +83,10 @@ BROKEN = {
     "foreign config": (
         CLASS.format(base="Backbone", body="class Config(BaseModel):\n        size: int = 3"),
         ["Thing.Config must be a subclass of exfm.ComponentConfig"],
+    ),
+    "neither a loss nor parameters": (
+        CLASS.format(base="TransferStrategy", body="name = 'thing'"),
+        ["Thing must extend exfm.DistillationStrategy", "or exfm.ParameterStrategy"],
     ),
     "no teacher": (
         CLASS.format(base="TransferStrategy", body="class Config(exfm.ComponentConfig):\n        pass"),

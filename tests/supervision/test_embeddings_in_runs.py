@@ -23,21 +23,20 @@ STRATEGY = """
 import torch
 import exfm
 
-class Align(exfm.TransferStrategy):
+class Align(exfm.DistillationStrategy):
     '''The student's representation, mapped, learns the teacher's embedding.'''
 
     name = "align"
+    requires = frozenset({"embedding"})
 
     def __init__(self, config, student, teacher):
         super().__init__(config, student, teacher)
-        if teacher.embedding_dim is None:
-            raise ValueError(f"align needs embeddings; set models.{teacher.name}.supervision.embedding")
         self.map = torch.nn.Linear(student.representation_dim, teacher.embedding_dim)
 
-    def loss(self, student, supervision, labels):
-        hit = torch.stack(list(supervision.hit.values())).any(dim=0)
-        assert not supervision.embedding[~hit].any()
-        error = (self.map(student.representation_BR) - supervision.embedding).square().mean(dim=1)
+    def loss(self, student, teacher, labels):
+        hit = torch.stack(list(teacher.hit.values())).any(dim=0)
+        assert not teacher.embedding[~hit].any()
+        error = (self.map(student.representation_BR) - teacher.embedding).square().mean(dim=1)
         return torch.where(hit, error, 0.0).mean()
 
 @exfm.hookimpl

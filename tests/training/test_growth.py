@@ -21,7 +21,8 @@ from .logs import experiment_dict, load, make_log, write_log
 STD = 0.05
 WEIGHT = "featurizer.pooled.bags.embedding_bags.table_user.weight"
 SQUARES = "featurizer.pooled.bags.table_user.weight.table_user.weight.momentum_1"
-STATES = "lookups.tokens.state_fm/user.state_RK"
+STATES = "lookups.tokens.state_fm/user.states.vectors_RK"
+ADDED = "vectors.fm.state_user.table_user.vectors_RK"
 
 
 def growth(rows: int, ids: str, seed: int = 0) -> Growth:
@@ -42,7 +43,8 @@ def test_every_hashed_id_reads_what_it_read_before(rows: int, factor: int, ids: 
 
 def test_new_rows_of_ids_that_are_rows_are_a_new_tables() -> None:
     others = {name: torch.ones(4, 3) for name in ("heads.task_click.0.weight", "0.rows.table_user.map.weight")}
-    state = {WEIGHT: torch.randn(30, 16), SQUARES: torch.rand(30), STATES: torch.ones(30, 4), **others}
+    vectors = {STATES: torch.ones(30, 4), ADDED: torch.ones(30, 3)}
+    state = {WEIGHT: torch.randn(30, 16), SQUARES: torch.rand(30), **vectors, **others}
     grown = growth(5_000, "row").of(state)
     new = grown[WEIGHT][30:]
     assert torch.equal(grown[WEIGHT][:30], state[WEIGHT])
@@ -50,6 +52,7 @@ def test_new_rows_of_ids_that_are_rows_are_a_new_tables() -> None:
     assert new.abs().max() <= STD * 3**0.5 + 1e-6
     assert torch.equal(grown[SQUARES], torch.cat([state[SQUARES], torch.zeros(4_970)]))
     assert torch.equal(grown[STATES].sum(dim=1), torch.tensor([4.0] * 30 + [0.0] * 4_970))
+    assert torch.equal(grown[ADDED].sum(dim=1), torch.tensor([3.0] * 30 + [0.0] * 4_970))
     assert all(torch.equal(grown[name], value) for name, value in others.items())
     assert torch.equal(growth(5_000, "row").of(state)[WEIGHT], grown[WEIGHT]), "every process draws the same"
     assert not torch.equal(growth(5_000, "row", seed=1).of(state)[WEIGHT], grown[WEIGHT])

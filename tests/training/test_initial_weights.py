@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import exfm
-from exfm.training.building import growth_of, teacher_shapes
+from exfm.training.building import growth_of, teacher_specs
 from exfm.training.trainer import Trainer
 
 from .logs import experiment_dict, load
@@ -59,7 +59,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> exfm.Experiment:
 def weights(experiment: exfm.Experiment, name: str) -> Mapping[str, Tensor]:
     arm = next(arm for arm in experiment.arms if arm.name == name)
     plan = experiment.config.parallel.build()
-    trainer = Trainer(arm, experiment.schema, teacher_shapes(experiment), plan, experiment.config.seed)
+    trainer = Trainer(arm, experiment.schema, teacher_specs(experiment), plan, experiment.config.seed)
     return trainer.weights()
 
 

@@ -21,14 +21,16 @@ from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
 from exfm.data.windows import windows_of
 from exfm.modeling.lookups import StateLookups, StateToken
+from exfm.modeling.vector_table import RowVectors
 from exfm.reporting.table import result_table
 from exfm.supervision.store import Store
-from exfm.training.building import teacher_shapes
+from exfm.training.building import teacher_specs
 from exfm.training.loop import StreamLoop
 from exfm.training.run import open_run
 from exfm.training.spread import check_spread
-from exfm.training.state_feed import StateFeed, listeners
 from exfm.training.trainer import Trainer
+from exfm.transfer.chunk_vectors import ChunkVectors
+from exfm.transfer.vector_feed import VectorFeed
 from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, write_log
 
 STATES = {"states": {"user": ["user", "history"], "item": ["item"]}, "state_dim": 4}
@@ -48,7 +50,7 @@ def config(folder: Path, name: str, log: pa.Table | None = None, **vm: Any) -> d
 def trainer_of(experiment: exfm.Experiment, name: str) -> Trainer:
     arm = next(arm for arm in experiment.arms if arm.name == name)
     plan = experiment.config.parallel.build()
-    return Trainer(arm, experiment.schema, teacher_shapes(experiment), plan, experiment.config.seed)
+    return Trainer(arm, experiment.schema, teacher_specs(experiment), plan, experiment.config.seed)
 
 
 def chunks(experiment: exfm.Experiment) -> list[Batch]:
@@ -60,15 +62,10 @@ def chunks(experiment: exfm.Experiment) -> list[Batch]:
 
 def test_a_token_is_the_map_of_the_newest_state_and_zeros_without_one() -> None:
     lookups = StateLookups([StateLookup("a", "user", 3), StateLookup("b", "user", 2)], {"user": 5}, dim=4)
-    observers = lookups.observers()
+    tables = {lookup.teacher: table for lookup, table in lookups.tables().items()}
     states = torch.arange(12.0).view(4, 3)
-    observers["a"](
-        {
-            "user": exfm.EntityStates(torch.tensor([1, 3, 1]), states[:3]),
-            "item": exfm.EntityStates(torch.tensor([2]), states[:1]),
-        }
-    )
-    observers["a"]({"user": exfm.EntityStates(torch.tensor([3]), states[3:])})
+    tables["a"].store(RowVectors(torch.tensor([1, 3, 1]), states[:3]))
+    tables["a"].store(RowVectors(torch.tensor([3]), states[3:]))
     ids = KeyedJaggedTensor(
         keys=["shop", "user"],
         values=torch.tensor([4, 4, 4, 4, 1, 3, 2]),
@@ -109,28 +106,28 @@ def test_what_is_looked_up_is_the_newest_state_that_has_reached_the_example(ende
     window = next(iter(windows_of(experiment.source, experiment.config.stream.window)))
     stream = Store(experiment.run_dir).supervision("fm", window)
     assert stream is not None
-    lag_us, tables = lag_s * 1_000_000, {"user": "user", "item": "item"}
+    lag_us, tables = lag_s * 1_000_000, trainer.transfer.parameters.fed_tables()
 
     def newest(user: int, before: int, at_us: int) -> Tensor:
         reached = [r for r in range(64, before) if users[r] == user and times[r] + lag_us <= at_us]
         return states[reached[-1]] if reached else torch.zeros(4).half()
 
-    feed = StateFeed(listeners([], lookups), {"fm": lag_us}, tables)
+    feed = VectorFeed(tables, {"fm": lag_us})
     for number, batch in enumerate((first, second)):
         teacher = stream.between(int(batch.event_time_us[0]), int(batch.event_time_us[-1]))
-        feed.open(batch, torch.arange(CHUNK), {"fm": teacher})
+        feed.open(ChunkVectors(batch, {"fm": teacher}), torch.arange(CHUNK))
         for start, end in ((0, 32), (32, 96), (96, CHUNK)):
-            feed.recall(slice(start, end))
+            feed.override(slice(start, end))
             rows = range(number * CHUNK + start, number * CHUNK + end)
             expected = [newest(int(users[row]), row, int(times[row])) for row in rows]
-            assert token.recent is not None
-            own = users[number * CHUNK + start : number * CHUNK + end]
-            assert torch.equal(token.recent.over(token.state_RK[own]), torch.stack(expected))
-        feed.keep()
+            ids = users[number * CHUNK + start : number * CHUNK + end]
+            found = token.states.overrides["user"].apply(token.states.vectors_RK[ids])
+            assert torch.equal(found, torch.stack(expected))
+        feed.close()
         past = (number + 1) * CHUNK
         kept = torch.stack([newest(user, past, int(times[past - 1])) for user in range(64)])
-        assert token.recent is None and torch.equal(token.state_RK, kept)
-        state, feed = feed.state(), StateFeed(listeners([], lookups), {"fm": lag_us}, tables)
+        assert not token.states.overrides and torch.equal(token.states.vectors_RK, kept)
+        state, feed = feed.state(), VectorFeed(tables, {"fm": lag_us})
         feed.load_state(state)
         assert bool(state) == (lag_s > 0)
     stream.close()
@@ -222,7 +219,9 @@ def test_the_control_has_no_lookups_and_starts_from_the_rest_of_the_weights(
     model, control = (trainer_of(experiment, name).model for name in ("vm", "vm.control"))
     assert control.lookups is None and model.lookups is not None
     own, plain = model.state_dict(), control.state_dict()
-    assert own.keys() - plain.keys() == {f"lookups.tokens.state_fm/user.{name}" for name in ("map.weight", "state_RK")}
+    assert own.keys() - plain.keys() == {
+        f"lookups.tokens.state_fm/user.{name}" for name in ("map.weight", "states.vectors_RK")
+    }
     equal = {name for name in plain if own[name].shape == plain[name].shape and torch.equal(own[name], plain[name])}
     assert {name for name in plain if not name.startswith("backbone.")} <= equal
     without = experiment_dict(write_log(tmp_path / "log", make_log()), str(tmp_path / "without"))
@@ -238,7 +237,7 @@ def test_a_snapshot_holds_what_serving_looks_up(ended: exfm.Experiment) -> None:
     experiment = ended
     snapshot = next(Store(experiment.run_dir).snapshots.newest_first("vm", 2**62))
     weights = Store(experiment.run_dir).snapshots.load(snapshot.weights)
-    state_RK = weights["lookups.tokens.state_fm/user.state_RK"]
+    state_RK = weights["lookups.tokens.state_fm/user.states.vectors_RK"]
     newest: dict[int, list[float]] = {}
     batches = iter(chunks(experiment))
     users = torch.cat([batch.sparse["user"].values() for batch in batches]).tolist()

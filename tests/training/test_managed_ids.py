@@ -18,7 +18,7 @@ import yaml
 import exfm
 from exfm.modeling.managed_ids import ManagedIds
 from exfm.serving import load
-from exfm.training.building import teacher_shapes
+from exfm.training.building import teacher_specs
 from exfm.training.run import build_plan
 from exfm.training.trainer import Trainer
 from exfm_plugins.single.plan import Single
@@ -104,7 +104,7 @@ def test_rows_that_get_another_id_start_anew(logs: Path) -> None:
     config.write_text(yaml.safe_dump(config_of(logs / "whole", logs / "run-anew")))
     experiment = exfm.load_experiment(str(config))
     plan = build_plan(experiment)
-    trainer = Trainer(experiment.arms[0], experiment.schema, teacher_shapes(experiment), plan, 0)
+    trainer = Trainer(experiment.arms[0], experiment.schema, teacher_specs(experiment), plan, 0)
     model = trainer.parallel_model
     for name, value in model.table_optimizer_state_dict().items():
         model.load_table_optimizer_state_dict(model.table_optimizer_state_dict() | {name: torch.ones_like(value)})

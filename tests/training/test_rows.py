@@ -14,7 +14,7 @@ import exfm
 from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
 from exfm.data.windows import windows_of
-from exfm.training.building import teacher_shapes
+from exfm.training.building import teacher_specs
 from exfm.training.trainer import StepLabels, Trainer
 from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, write_log
 
@@ -59,7 +59,7 @@ def test_rows_are_those_after_training_on_the_batch(whole: tuple[exfm.Experiment
     experiment, _ = whole
     arm = next(arm for arm in experiment.arms if arm.name == "fm")
     plan = experiment.config.parallel.build()
-    trainer = Trainer(arm, experiment.schema, teacher_shapes(experiment), plan, experiment.config.seed)
+    trainer = Trainer(arm, experiment.schema, teacher_specs(experiment), plan, experiment.config.seed)
     chunk = trainer.model.narrow(batches(experiment)[0])
     stored = supervision(experiment.run_dir, "fm")[0]
     for start in (0, 64):

@@ -98,12 +98,13 @@ def test_what_is_added_is_folded_into_the_published_table(whole: tuple[dict[str,
     run_dir = whole[1]
     training = snapshot(run_dir, "vm", 5, "training")
     own = grouped({key.removeprefix("unfolded."): value for key, value in training.items() if "unfolded." in key})
-    map_DE = training["transfer.0.maps.part_table/user.map.weight"]
+    map_DE = training["transfer.0.maps.part_table/user.weight"]
     teacher_RE = parts_of(run_dir, "fm", 4)["table/user"]["weight"]
     expected_RD = own["table/user"]["weight"] + torch.stack([map_DE @ row_E for row_E in teacher_RE])
     torch.testing.assert_close(parts_of(run_dir, "vm", 5)["table/user"]["weight"], expected_RD)
     assert not torch.equal(map_DE, torch.eye(8)), "the map has not learned"
-    assert not any(value.shape == teacher_RE.shape for key, value in training.items() if key.startswith("transfer."))
+    kept = {key: value for key, value in training.items() if key.startswith(("transfer.", "vectors."))}
+    assert not any(value.shape == teacher_RE.shape for value in kept.values())
 
 
 def test_what_is_served_is_as_large_as_the_control(whole: tuple[dict[str, Any], Path]) -> None:
@@ -187,7 +188,7 @@ def test_projected_rows_are_the_teachers_alone(tmp_path: Path) -> None:
     made["models"]["vm"]["embedding_dim"] = 4
     exfm.run(load(tmp_path, made))
     teacher, student = parts_of(tmp_path / "run", "fm", 4), parts_of(tmp_path / "run", "vm", 5)
-    map_DE = snapshot(tmp_path / "run", "vm", 5, "training")["transfer.0.maps.part_table/item.map.weight"]
+    map_DE = snapshot(tmp_path / "run", "vm", 5, "training")["transfer.0.maps.part_table/item.weight"]
     torch.testing.assert_close(student["table/item"]["weight"], teacher["table/item"]["weight"] @ map_DE.T)
     assert torch.equal(student["table/user"]["weight"], teacher["table/user"]["weight"][:, :4])
 

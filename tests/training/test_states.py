@@ -13,7 +13,8 @@ import torch
 import exfm
 from exfm.config.checks import Arm
 from exfm.modeling.entity_states import EntityStates
-from exfm.training.building import teacher_shapes
+from exfm.modeling.vector_table import RowVectors
+from exfm.training.building import teacher_specs
 from exfm.training.trainer import Trainer
 from exfm_plugins.compact_features.strategy import CompactFeatures
 from tests.training.logs import (
@@ -45,7 +46,7 @@ def trainer_of(experiment: exfm.Experiment, name: str) -> Trainer:
     arm = next(arm for arm in experiment.arms if arm.name == name)
     assert isinstance(arm, Arm)
     plan = experiment.config.parallel.build()
-    return Trainer(arm, experiment.schema, teacher_shapes(experiment), plan, experiment.config.seed)
+    return Trainer(arm, experiment.schema, teacher_specs(experiment), plan, experiment.config.seed)
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +111,10 @@ def test_what_is_published_has_the_offsets_inside(tmp_path: Path) -> None:
     experiment = load(tmp_path, config(tmp_path, "run"))
     trainer = trainer_of(experiment, "vm")
     control = trainer_of(experiment, "vm.control")
-    strategy = trainer.list_strategies()[0]
-    rows = torch.arange(40)
-    states = {name: exfm.EntityStates(rows, torch.randn(40, 4)) for name in ("user", "item")}
-    strategy.observe(states)
+    tables = trainer.transfer.parameters.fed_tables()
+    assert {fed.columns for fed in tables} == {("state_user",), ("state_item",)}
+    for fed in tables:
+        fed.table.store(RowVectors(torch.arange(40), torch.randn(40, 4)))
     window = next(iter(_batches(experiment)))
     batch = trainer.model.narrow(window)
     taught = trainer.predict(batch).probabilities["click"]
@@ -138,17 +139,20 @@ def _batches(experiment: exfm.Experiment) -> Any:
             yield chunk.batch
 
 
-def test_the_newest_state_of_a_row_is_kept() -> None:
-    student = exfm.StudentShape(("click",), 8, lambda: torch.nn.Linear(8, 1), 6, {"user": "users"}, {"users": 5})
-    teacher = exfm.TeacherShape("fm", ("click",), None, {"user": 4})
-    strategy = CompactFeatures(CompactFeatures.Config(teacher="fm"), student, teacher)
-    first = torch.arange(12.0).view(3, 4)
-    strategy.observe({"user": exfm.EntityStates(torch.tensor([1, 3, 1]), first)})
-    strategy.observe({"user": exfm.EntityStates(torch.tensor([3]), torch.full((1, 4), -1.0))})
-    offsets = strategy.table_offsets()["users"](torch.arange(5))
-    expected = torch.zeros(5, 6)
-    expected[1, :4], expected[3, :4] = first[2], -1.0
-    assert torch.equal(offsets, expected)
+def test_each_state_is_added_to_the_table_of_its_entity() -> None:
+    tables = {"user": "users", "friend": "users", "item": "items"}
+    rows = {"users": 5, "items": 7}
+    student = exfm.StudentSpec(("click",), 8, lambda: torch.nn.Linear(8, 1), 6, tables, rows)
+    teacher = exfm.TeacherSpec("fm", ("click",), None, {"user": 4, "item": 4, "friend": 4, "shop": 4})
+    strategy = CompactFeatures(CompactFeatures.Config(teacher="fm", scale=0.5), student, teacher)
+    added = {add.table: add for add in strategy.transfers()}
+    assert {table: [source.name for source in add.sources] for table, add in added.items()} == {
+        "users": ["user", "friend"],
+        "items": ["item"],
+    }
+    vector = torch.arange(4.0)
+    expected = torch.cat([vector / 2, torch.zeros(2)])
+    assert all(torch.equal(add.projection(vector), expected) and add.keep_own_row for add in added.values())
 
 
 def test_a_teacher_without_states_is_refused(tmp_path: Path) -> None:

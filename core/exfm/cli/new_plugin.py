@@ -72,9 +72,15 @@ class Project:
             "module": ending.lower(),
             "cls": "".join(part.capitalize() for part in self.name.split("_")) + ending,
             "hook": HOOK_OF_KIND[self.kind],
-            "tests": f"{INTERFACES[self.kind].rpartition(':')[2]}Tests",
+            "tests": _tests_of(self.kind),
             "version": __version__,
         }
+
+
+def _tests_of(kind: str) -> str:
+    """Names the kit's class for the component that is written: a transfer strategy that adds a loss."""
+    interface = "DistillationStrategy" if kind == "transfer_strategy" else INTERFACES[kind].rpartition(":")[2]
+    return f"{interface}Tests"
 
 
 def command(

@@ -67,17 +67,16 @@ def _ties(models: Mapping[str, Any], registry: Registry) -> dict[str, Ties]:
     taught |= {teacher for model in models.values() for teacher in model["lookups"]}
     ties = {}
     for name, model in models.items():
-        lenders = {spec["teacher"] for spec in model["transfer"] if _reads_parts(spec["name"], registry)}
-        ties[name] = Ties(parse_duration(model["supervision"]["delay"]), name in taught, sorted(lenders))
+        read = {spec["teacher"] for spec in model["transfer"] if _reads_parameters(spec["name"], registry)}
+        ties[name] = Ties(parse_duration(model["supervision"]["delay"]), name in taught, sorted(read))
         if model["control"]:
             ties[f"{name}{CONTROL_SUFFIX}"] = Ties()
     return ties
 
 
-def _reads_parts(strategy: str, registry: Registry) -> bool:
+def _reads_parameters(strategy: str, registry: Registry) -> bool:
     """Whether a strategy reads its teacher's snapshots; of one that is not installed it may be so."""
     try:
-        reads: bool = registry.resolve("transfer_strategy", strategy).reads_parts
+        return "parameters" in registry.resolve("transfer_strategy", strategy).requires
     except PluginError:
         return True
-    return reads

@@ -156,7 +156,7 @@ def _check_managed(model: ModelConfig, schema: FeatureSchema, place: str) -> Non
     following = [
         f"transfer.{number}: {spec.name} follows"
         for number, spec in enumerate(model.transfer)
-        if spec.component.reads_states or spec.component.reads_parts
+        if spec.component.requires & {"states", "parameters"}
     ]
     following += ["lookups: they follow"] if model.lookups else []
     if managed and following:

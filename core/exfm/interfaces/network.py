@@ -53,11 +53,15 @@ def reads_times(module: nn.Module) -> bool:
     return any(part.reads_times for part in module.modules() if isinstance(part, Network))
 
 
+def _is_interface(cls: type) -> bool:
+    """Whether a class is one of exfm's interfaces, and no component."""
+    return issubclass(cls, Network) and cls.__module__.startswith(f"{__package__}.")
+
+
 def _method_of(cls: type, name: str) -> type | None:
     """The interface, or torch's module class, that has a method of this name."""
     for interface in cls.__mro__:
-        is_interface = Network in interface.__bases__ or interface in (Network, nn.Module)
-        if is_interface and callable(vars(interface).get(name)):
+        if (_is_interface(interface) or interface is nn.Module) and callable(vars(interface).get(name)):
             return interface
     return None
 
@@ -65,7 +69,7 @@ def _method_of(cls: type, name: str) -> type | None:
 def _declared_in(cls: type, name: str) -> type | None:
     """The interface that declares an attribute, or sets it in its constructor."""
     for interface in cls.__mro__:
-        if Network in interface.__bases__ and name in interface.__annotations__:
+        if _is_interface(interface) and name in interface.__annotations__:
             return interface
     return None
 

@@ -14,10 +14,10 @@ from exfm.layers.gradient import scale_gradient
 from exfm.layers.history_encoder import HistoryEncoder, SummaryName
 from exfm.layers.jagged_attention import jagged_attention
 from exfm.layers.length_groups import group_sizes
-from exfm.layers.mapped_rows import MappedRows
 from exfm.layers.mlp import ActivationName, activation, mlp
 from exfm.layers.norm import InputNormName, NormName, RMSNorm, input_norm, norm
 from exfm.layers.rotary import rotate
+from exfm.layers.scaled_identity import scaled_identity
 
 __all__ = [
     "ActivationName",
@@ -29,7 +29,6 @@ __all__ = [
     "HistoryEncoder",
     "InputNormName",
     "JaggedAttention",
-    "MappedRows",
     "NormName",
     "RMSNorm",
     "RecentMeans",
@@ -43,6 +42,7 @@ __all__ = [
     "norm",
     "rotate",
     "scale_gradient",
+    "scaled_identity",
     "soft_label_loss",
     "sum_tokens",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from exfm.interfaces.transfer_strategy import StudentOutput
+from exfm.interfaces.distillation_strategy import StudentOutput
 from exfm.layers.gradient import scale_gradient
 
 _RECENT = 100_000
@@ -60,6 +60,11 @@ class DistillationHead(nn.Module):
         self._label_scale, self._gradient_scale = label_scale, gradient_scale
         self.mean = RecentMeans(1) if label_scale == "auto" else None
         self.register_buffer("started", torch.tensor(False))
+
+    @property
+    def decomposes(self) -> bool:
+        """Whether the next losses are means of terms of single examples that change no buffer."""
+        return self.mean is None and bool(self.started)
 
     def forward(self, student: StudentOutput, soft_LB: Tensor, hit_B: Tensor) -> Tensor:
         """Losses (L,), as ``soft_label_loss``.

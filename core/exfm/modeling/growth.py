@@ -77,6 +77,6 @@ class Growth:
         for part, kind in pairwise(parts):
             if part.startswith(_TABLE) and kind in ("weight", "state", "vectors_RK"):
                 return part.removeprefix(_TABLE)
-            if part.startswith(_STATE) and kind == "state_RK":
+            if part.startswith(_STATE) and kind == "states":
                 return self._entities[part.rpartition("/")[2]]
         return ""

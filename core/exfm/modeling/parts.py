@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from exfm.interfaces.transfer_strategy import PartShape
+from exfm.interfaces.transfer_specs import PartSpec
 from exfm.modeling.ranking_model import RankingModel
 
 _TABLE = "table/"
@@ -35,18 +35,18 @@ def table_of(key: str) -> str:
     return owner.rpartition(".")[2].removeprefix("table_") if kind == "weight" and ".table_" in f".{owner}" else ""
 
 
-def part_shapes(model: RankingModel) -> dict[str, PartShape]:
-    """The shapes of a model's parts, by name; a table's is that of the whole table, wherever its rows lie."""
+def part_specs(model: RankingModel) -> dict[str, PartSpec]:
+    """Describes a model's parts, by name; a table's shape is that of the whole table, wherever its rows lie."""
     featurizer = model.featurizer
-    shapes: dict[str, PartShape] = {}
+    specs: dict[str, PartSpec] = {}
     for part, tensors in grouped(model.state_dict()).items():
         if part.startswith(_TABLE):
             table = part.removeprefix(_TABLE)
-            shapes[part] = PartShape({"weight": (featurizer.table_rows[table], featurizer.dim)}, table=table)
+            specs[part] = PartSpec({"weight": (featurizer.table_rows[table], featurizer.dim)}, table=table)
         else:
             reads = model.dense_names if part == _DENSE else ()
-            shapes[part] = PartShape({name: tuple(tensor.shape) for name, tensor in tensors.items()}, reads=reads)
-    return shapes
+            specs[part] = PartSpec({name: tuple(tensor.shape) for name, tensor in tensors.items()}, reads=reads)
+    return specs
 
 
 def grouped(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -14,11 +14,11 @@ from exfm.config.experiment import ModelConfig
 from exfm.config.lookups import StateLookup
 from exfm.data.batch import Batch
 from exfm.interfaces.backbone import BackboneInputs, SequenceShape
+from exfm.interfaces.distillation_strategy import StudentOutput
 from exfm.interfaces.network import reads_times
 from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
 from exfm.interfaces.sequence_encoder import EncoderInputs
-from exfm.interfaces.transfer_strategy import StudentOutput
 from exfm.interfaces.trunk import RunBackbone, RunTrunk, Sequences, run_backbone, run_trunk
 from exfm.modeling.entity_states import EntityStates
 from exfm.modeling.lookups import StateLookups

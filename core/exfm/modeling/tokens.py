@@ -23,9 +23,9 @@ from exfm.interfaces.schema import (
     MultiValuedFeature,
     SequenceFeature,
 )
-from exfm.interfaces.table_offset import TableOffset
 from exfm.modeling.embeddings import EventTables, Lookup, PooledTables, TableShape
 from exfm.modeling.managed_ids import ManagedIds, Started
+from exfm.modeling.row_offset import RowOffset
 
 DENSE_TOKEN = "dense"
 
@@ -130,7 +130,7 @@ class Featurizer(nn.Module):
         self.raw_sequences = raw_sequences
         self.reads_times = False
         self.dim = dim
-        self.offsets: dict[str, TableOffset] = {}
+        self.offsets: dict[str, RowOffset] = {}
         self.frozen_tables: set[str] = set()
         # Of these an example has one id at most, and where there are as many ids as examples, one each.
         self._categorical = {feature.name for feature in schema.features if isinstance(feature, CategoricalFeature)}

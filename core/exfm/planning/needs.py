@@ -14,7 +14,7 @@ from exfm.config.loading import Experiment
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.layout import TableUse, Workload
 from exfm.interfaces.schema import FeatureSchema, MultiValuedFeature, SequenceFeature
-from exfm.interfaces.transfer_strategy import TeacherShape
+from exfm.interfaces.transfer_specs import TeacherSpec
 from exfm.modeling.embeddings import Lookup
 from exfm.modeling.parts import freeze
 from exfm.modeling.ranking_model import RankingModel
@@ -49,7 +49,7 @@ class Needs:
 
 
 def needs_of(
-    experiment: Experiment, arm: Arm, teachers: Mapping[str, TeacherShape], processes: int, lengths: Mapping[str, int]
+    experiment: Experiment, arm: Arm, teachers: Mapping[str, TeacherSpec], processes: int, lengths: Mapping[str, int]
 ) -> Needs:
     """What an arm needs where its batch is dealt to so many processes.
 
@@ -58,9 +58,8 @@ def needs_of(
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = build_model(arm, experiment.schema)
-        strategies = build_strategies(arm, model, teachers)
-    for strategy in strategies:
-        freeze(model, strategy.frozen_parts())
+        strategies, declared = build_strategies(arm, model, teachers)
+    freeze(model, [part for one in declared for part in one.frozen_parts])
     batch = arm.config.batch_size
     rows = math.ceil(batch / processes)
     transfer = sum(parameter.numel() for strategy in strategies for parameter in strategy.parameters())

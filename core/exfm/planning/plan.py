@@ -20,7 +20,7 @@ from exfm.interfaces.parallel_plan import TableOptimizer
 from exfm.planning.activations import activation_bytes
 from exfm.planning.needs import Needs, lengths_of, needs_of
 from exfm.reporting.figures import gigabytes
-from exfm.training.building import teacher_shapes
+from exfm.training.building import teacher_specs
 from exfm.training.trainer import check_managed
 
 RESERVED = 0.15
@@ -95,7 +95,7 @@ def plan(
         ConfigError: the plan or a component refuses, or there is no such model.
     """
     lists = lengths_of(experiment.schema, lengths or {})
-    teachers = teacher_shapes(experiment)
+    teachers = teacher_specs(experiment)
     arms = _chosen(experiment, model)
     needs = [needs_of(experiment, arm, teachers, cluster.count, lists) for arm in arms]
     problem = ""

@@ -10,7 +10,7 @@ from typing import Any
 import pluggy
 
 PROJECT = "exfm"
-API_VERSION = 1
+API_VERSION = 2
 """Version of the plugin API. A plugin module may declare the one it was written for as ``EXFM_API_VERSION``."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -64,7 +64,7 @@ class HookSpecs:
 
     @hookspec
     def exfm_register_transfer_strategies(self) -> Iterable[Offer]:  # type: ignore[empty-body]
-        """Classes that extend ``exfm.TransferStrategy``."""
+        """Classes that extend ``exfm.DistillationStrategy`` or ``exfm.ParameterStrategy``."""
 
     @hookspec
     def exfm_register_data_sources(self) -> Iterable[Offer]:  # type: ignore[empty-body]

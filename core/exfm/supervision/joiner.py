@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from exfm.interfaces.transfer_strategy import Supervision
+from exfm.interfaces.distillation_strategy import TeacherOutput
 from exfm.supervision.embeddings import CompactEmbedding
 
 STATE, ROW = "state_", "row_"
@@ -31,7 +31,7 @@ class Joined:
         age_us: (K,) example time minus watermark of those found; None where the watermark is not known.
     """
 
-    supervision: Supervision
+    supervision: TeacherOutput
     found: Tensor
     age_us: Tensor | None
 
@@ -211,22 +211,22 @@ def lookup(sorted_id: Tensor, example_id: Tensor) -> tuple[Tensor, Tensor]:
     return place, sorted_id[place] == example_id
 
 
-def align(probabilities: Mapping[str, Tensor], embedding: CompactEmbedding | None, found: Tensor) -> Supervision:
+def align(probabilities: Mapping[str, Tensor], embedding: CompactEmbedding | None, found: Tensor) -> TeacherOutput:
     """Supervision of B examples from a row for each (B,), of which those not ``found`` have no meaning."""
     hit = {task: found & values.isfinite() for task, values in probabilities.items()}
     known = {task: values.nan_to_num(0.0, 0.0, 0.0) for task, values in probabilities.items()}
     if embedding is None:
-        return Supervision(known, hit)
+        return TeacherOutput(known, hit)
     learned_B = torch.stack(list(hit.values())).any(dim=0)
     decoded_BE = embedding.decode()
     if not learned_B.all():
         decoded_BE.masked_fill_(~learned_B.unsqueeze(1), 0.0)
-    return Supervision(known, hit, decoded_BE)
+    return TeacherOutput(known, hit, decoded_BE)
 
 
-def rows_of(supervision: Supervision, rows: slice) -> Supervision:
+def rows_of(supervision: TeacherOutput, rows: slice) -> TeacherOutput:
     """The supervision of some of the examples."""
-    return Supervision(
+    return TeacherOutput(
         {task: values[rows] for task, values in supervision.probabilities.items()},
         {task: values[rows] for task, values in supervision.hit.items()},
         None if supervision.embedding is None else supervision.embedding[rows],
@@ -238,11 +238,11 @@ def nothing_stored(example_id: Tensor) -> Stored:
     return Stored(torch.zeros_like(example_id, dtype=torch.bool), example_id[:0], {})
 
 
-def miss(tasks: Iterable[str], size: int, embedding_dim: int | None = None) -> Supervision:
+def miss(tasks: Iterable[str], size: int, embedding_dim: int | None = None) -> TeacherOutput:
     """What ``size`` examples get for which there are no rows at all."""
     nothing = {task: torch.zeros(size) for task in tasks}
     embedding_BE = None if embedding_dim is None else torch.zeros(size, embedding_dim)
-    return Supervision(nothing, dict.fromkeys(nothing, torch.zeros(size, dtype=torch.bool)), embedding_BE)
+    return TeacherOutput(nothing, dict.fromkeys(nothing, torch.zeros(size, dtype=torch.bool)), embedding_BE)
 
 
 def _vectors(column: pa.FixedSizeListArray) -> Tensor:

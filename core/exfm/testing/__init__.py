@@ -25,22 +25,24 @@ if TYPE_CHECKING:
     from exfm.testing.backbone import BackboneTests as BackboneTests
     from exfm.testing.component import ComponentTests as ComponentTests
     from exfm.testing.data_source import DataSourceTests as DataSourceTests
+    from exfm.testing.distillation_strategy import DistillationStrategyTests as DistillationStrategyTests
     from exfm.testing.examples import Examples as Examples
     from exfm.testing.examples import random_examples as random_examples
     from exfm.testing.isolation import IsolatedRegistry as IsolatedRegistry
     from exfm.testing.parallel_plan import ParallelPlanTests as ParallelPlanTests
+    from exfm.testing.parameter_strategy import ParameterStrategyTests as ParameterStrategyTests
     from exfm.testing.sequence_encoder import SequenceEncoderTests as SequenceEncoderTests
-    from exfm.testing.transfer_strategy import TransferStrategyTests as TransferStrategyTests
 
 _HOME = {
     "BackboneTests": "exfm.testing.backbone",
     "ComponentTests": "exfm.testing.component",
     "DataSourceTests": "exfm.testing.data_source",
+    "DistillationStrategyTests": "exfm.testing.distillation_strategy",
     "Examples": "exfm.testing.examples",
     "IsolatedRegistry": "exfm.testing.isolation",
     "ParallelPlanTests": "exfm.testing.parallel_plan",
+    "ParameterStrategyTests": "exfm.testing.parameter_strategy",
     "SequenceEncoderTests": "exfm.testing.sequence_encoder",
-    "TransferStrategyTests": "exfm.testing.transfer_strategy",
     "random_examples": "exfm.testing.examples",
 }
 

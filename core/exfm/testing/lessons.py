@@ -1,4 +1,4 @@
-"""A small student, batches that a teacher has supervised, and what a transfer strategy makes of them.
+"""A small student, batches that a teacher has supervised, and the losses that a transfer strategy makes of them.
 
 Legend: B examples, I inputs of the student, R width of its representation, E width of the teacher's embedding.
 """
@@ -13,13 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exfm.interfaces.transfer_strategy import Parts, PartShape, StudentOutput, StudentShape, Supervision
+from exfm.interfaces.distillation_strategy import DistillationStrategy, LabelAdapter, StudentOutput, TeacherOutput
+from exfm.interfaces.parameter_strategy import AddRows, ParameterStrategy
+from exfm.interfaces.transfer_specs import PartSpec, StudentSpec
 from exfm.testing.network import check_bits, check_close
 
 _INPUTS = 3
 _WIDTH = 4
 _MEANINGLESS = 9e9
 _ROWS = {"items": 10, "shops": 2}
+STATES = {"item": 4}
+"""Width of the kit's teacher's states, by entity."""
+TEACHER_TABLES = {"items": 6, "shops": 4}
+"""Width of the rows of the kit's teacher's tables, by table."""
 
 
 class Student(nn.Module):
@@ -33,8 +39,8 @@ class Student(nn.Module):
             self.trunk = nn.Linear(_INPUTS, _WIDTH, dtype=dtype)
             self.heads = nn.ModuleList(self.new_head() for _ in tasks)
         tables = {"item": "items", "shop": "shops"}
-        parts = part_shapes({"items": _WIDTH, "shops": _WIDTH})
-        self.shape = StudentShape(tuple(tasks), _WIDTH, self.new_head, _WIDTH, tables, _ROWS, parts)
+        parts = part_specs({"items": _WIDTH, "shops": _WIDTH})
+        self.spec = StudentSpec(tuple(tasks), _WIDTH, self.new_head, _WIDTH, tables, _ROWS, parts)
 
     def new_head(self) -> nn.Module:
         """(B, R) -> logits (B,)."""
@@ -44,32 +50,23 @@ class Student(nn.Module):
         """Maps inputs (B, I) to what strategies learn from."""
         representation_BR = self.trunk(x_BI).tanh()
         logits = [head(representation_BR) for head in self.heads]
-        return StudentOutput(representation_BR, dict(zip(self.shape.tasks, logits, strict=True)))
+        return StudentOutput(representation_BR, dict(zip(self.spec.tasks, logits, strict=True)))
 
 
-def part_shapes(widths: Mapping[str, int]) -> dict[str, PartShape]:
+def part_specs(widths: Mapping[str, int]) -> dict[str, PartSpec]:
     """The parts of a model with the student's tables in some widths: these, and an encoder of a sequence."""
-    tables = {f"table/{table}": PartShape({"weight": (_ROWS[table], width)}, table) for table, width in widths.items()}
-    return tables | {"sequence_encoder/history": PartShape({"layer.weight": (_WIDTH, _WIDTH), "layer.bias": (_WIDTH,)})}
-
-
-def random_parts(shapes: Mapping[str, PartShape], names: Iterable[str], seed: int) -> Parts:
-    """Some of a model's parts, as a snapshot holds them."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = {
-        part: {name: torch.randn(size, generator=generator) for name, size in shape.tensors.items()}
-        for part, shape in shapes.items()
-    }
-    return {part: drawn[part] for part in names}
+    tables = {f"table/{table}": PartSpec({"weight": (_ROWS[table], width)}, table) for table, width in widths.items()}
+    return tables | {"sequence_encoder/history": PartSpec({"layer.weight": (_WIDTH, _WIDTH), "layer.bias": (_WIDTH,)})}
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A batch: the student's inputs (B, I), the teacher's supervision, and the labels (B,) by task."""
+    """A batch: inputs (B, I) and labels (B,) by task, the teacher's output, and its vectors (B, K) by width."""
 
     x_BI: Tensor
-    supervision: Supervision
+    teacher: TeacherOutput
     labels: Mapping[str, Tensor]
+    vectors: Mapping[int, Tensor]
 
     @property
     def size(self) -> int:
@@ -82,47 +79,49 @@ class Lesson:
 
     def with_hits(self, hit: Mapping[str, Tensor]) -> Lesson:
         """Only these tasks are taught, and with these hits."""
-        given = self.supervision
+        given = self.teacher
         soft = {task: given.probabilities[task] for task in hit}
-        return replace(self, supervision=Supervision(soft, hit, given.embedding))
+        return replace(self, teacher=TeacherOutput(soft, hit, given.embedding))
 
     def of_misses(self) -> Lesson:
-        """Of no example there is any supervision."""
-        return self.with_hits({task: torch.zeros_like(hit) for task, hit in self.supervision.hit.items()})
+        """Of no example there is any teacher output."""
+        return self.with_hits({task: torch.zeros_like(hit) for task, hit in self.teacher.hit.items()})
 
     def with_other_misses(self) -> Lesson:
         """Other values where they have no meaning."""
-        given = self.supervision
+        given = self.teacher
         soft = {task: torch.where(given.hit[task], value, _MEANINGLESS) for task, value in given.probabilities.items()}
         seen_B = torch.stack(list(given.hit.values())).any(dim=0)
         embedding = None if given.embedding is None else given.embedding.where(seen_B.unsqueeze(1), _MEANINGLESS)
-        return replace(self, supervision=Supervision(soft, given.hit, embedding))
+        return replace(self, teacher=TeacherOutput(soft, given.hit, embedding))
 
     def as_leaves(self) -> Lesson:
-        """The same supervision, such that gradients could reach it."""
+        """The same teacher output, such that gradients could reach it."""
 
         def leaf(tensor: Tensor) -> Tensor:
             return tensor.detach().clone().requires_grad_()
 
-        given = self.supervision
+        given = self.teacher
         soft = {task: leaf(value) for task, value in given.probabilities.items()}
         embedding = None if given.embedding is None else leaf(given.embedding)
-        return replace(self, supervision=Supervision(soft, given.hit, embedding))
+        return replace(self, teacher=TeacherOutput(soft, given.hit, embedding))
 
     def tensors(self) -> dict[str, Tensor]:
         """All of its tensors but the inputs, by what they are."""
-        found = {f"probabilities of {task}": value for task, value in self.supervision.probabilities.items()}
-        found |= {f"hits of {task}": value for task, value in self.supervision.hit.items()}
+        found = {f"probabilities of {task}": value for task, value in self.teacher.probabilities.items()}
+        found |= {f"hits of {task}": value for task, value in self.teacher.hit.items()}
         found |= {f"labels of {task}": value for task, value in self.labels.items()}
-        return found if self.supervision.embedding is None else {**found, "embedding": self.supervision.embedding}
+        found |= {f"teacher vectors of width {width}": value for width, value in self.vectors.items()}
+        return found if self.teacher.embedding is None else {**found, "embedding": self.teacher.embedding}
 
     def _map(self, of_each: Callable[[Tensor], Tensor]) -> Lesson:
-        given = self.supervision
+        given = self.teacher
         soft = {task: of_each(value) for task, value in given.probabilities.items()}
         hit = {task: of_each(value) for task, value in given.hit.items()}
         embedding = None if given.embedding is None else of_each(given.embedding)
         labels = {task: of_each(value) for task, value in self.labels.items()}
-        return Lesson(of_each(self.x_BI), Supervision(soft, hit, embedding), labels)
+        vectors = {width: of_each(value) for width, value in self.vectors.items()}
+        return Lesson(of_each(self.x_BI), TeacherOutput(soft, hit, embedding), labels, vectors)
 
 
 def random_lesson(
@@ -140,12 +139,14 @@ def random_lesson(
         hit[task] = torch.arange(size) % 4 != place % 3
         hit[task][3:4] = False
     embedding_BE = None if embedding_dim is None else normal(size, embedding_dim)
-    return Lesson(normal(size, _INPUTS), Supervision(soft, hit, embedding_BE), labels)
+    x_BI = normal(size, _INPUTS)
+    vectors = {width: normal(size, width) for width in sorted({*STATES.values(), *TEACHER_TABLES.values()})}
+    return Lesson(x_BI, TeacherOutput(soft, hit, embedding_BE), labels, vectors)
 
 
 def losses(strategy: Any, student: Student, lesson: Lesson) -> dict[str, Tensor]:
-    """Its loss, and the loss of what it trains itself; whatever it keeps of the batch goes to a copy of it."""
-    return _losses(deepcopy(strategy), student, lesson)
+    """Computes its losses; it keeps nothing of the batch, because a copy of it computes them."""
+    return losses_in_place(deepcopy(strategy), student(lesson.x_BI), lesson)
 
 
 def outcome(strategy: Any, student: Student, lesson: Lesson) -> dict[str, Tensor]:
@@ -154,7 +155,7 @@ def outcome(strategy: Any, student: Student, lesson: Lesson) -> dict[str, Tensor
     leaves = {f"the student's {name}": parameter for name, parameter in student.named_parameters()}
     leaves |= {f"its {name}": parameter for name, parameter in strategy.named_parameters()}
     found = {}
-    for loss_name, loss in _losses(strategy, student, lesson).items():
+    for loss_name, loss in losses_in_place(strategy, student(lesson.x_BI), lesson).items():
         found[loss_name] = loss.detach()
         for name, gradient in zip(leaves, gradients(loss, leaves.values()), strict=True):
             found[f"{loss_name}'s gradient of {name}"] = gradient
@@ -182,8 +183,25 @@ def check_near(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], how
         check_close(actual[what], value, f"{what}, {how}")
 
 
-def _losses(strategy: Any, student: Student, lesson: Lesson) -> dict[str, Tensor]:
+def losses_in_place(strategy: Any, output: StudentOutput, lesson: Lesson) -> dict[str, Tensor]:
+    """Computes an adapter's loss, the loss, and a scalar of each table's offsets, as the core does in a step."""
     found = {}
-    if strategy.own_optimizer() is not None:
-        found["its own loss"] = strategy.own_loss(lesson.supervision, lesson.labels)
-    return found | {"the loss": strategy.loss(student(lesson.x_BI), lesson.supervision, lesson.labels)}
+    if isinstance(strategy, LabelAdapter):
+        found["its adapter's loss"] = strategy.adapter_loss(lesson.teacher, lesson.labels)
+    if isinstance(strategy, DistillationStrategy):
+        found["the loss"] = strategy.loss(output, lesson.teacher, lesson.labels)
+    for number, add in enumerate(additions_of(strategy)):
+        found[f"offset {number}, of {add.table}"] = add.projection(lesson.vectors[width_of(add)]).square().sum()
+    return found
+
+
+def additions_of(strategy: Any) -> list[AddRows]:
+    """Lists the rows that a strategy adds."""
+    transfers = strategy.transfers() if isinstance(strategy, ParameterStrategy) else []
+    return [one for one in transfers if isinstance(one, AddRows)]
+
+
+def width_of(add: AddRows) -> int:
+    """Returns the width K of the vectors that a projection reads of the kit's teacher."""
+    source = add.sources[0]
+    return STATES["item"] if source.kind == "state" else TEACHER_TABLES[source.name]

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
-from exfm.testing.lessons import Lesson, Student, check_same, outcome
+from exfm.testing.lessons import Student, check_same, losses_in_place, outcome
 from exfm.testing.names import renamings, with_names
 from exfm.testing.operations import Elsewhere, Operations, plain_tensors
 from exfm.testing.side_effects import noticed, settings_checked
 from exfm.testing.strategy import StrategyTests
+from exfm.transfer.declared_transfers import declared_transfers
 
 _HINT = "make tensors with device=x.device, or by x.new_zeros and the like"
 
@@ -52,7 +54,7 @@ class StrategyEffectTests(StrategyTests):
             after = []
             for seed in (0, 1):
                 torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
-                self.component(self.config(fields), student.shape, self.teacher(self.tasks))
+                self.component(self.config(fields), student.spec, self.teacher(self.tasks))
                 after.append(torch.get_rng_state())
         assert not seeded, "its constructor calls torch.manual_seed; draw from torch's generator as it is"
         assert not torch.equal(*after), "after its constructor, torch's random numbers no longer depend on the seed"
@@ -68,9 +70,7 @@ class StrategyEffectTests(StrategyTests):
         student, lesson = Student(self.tasks), self.lesson()
         strategy = self.make_used(fields, student)
         with Operations() as operations:
-            strategy.loss(student(lesson.x_BI), lesson.supervision, lesson.labels)
-            if strategy.own_optimizer() is not None:
-                strategy.own_loss(lesson.supervision, lesson.labels)
+            losses_in_place(strategy, student(lesson.x_BI), lesson)
         lasting = [*student.state_dict().values(), *strategy.parameters(), *strategy.buffers()]
         lasting += [lesson.x_BI, *lesson.tensors().values()]
         if operations.left(lasting):
@@ -82,41 +82,91 @@ class StrategyEffectTests(StrategyTests):
         """On an accelerator, a tensor that is made on the CPU meets others that are not, and the step fails."""
         student, lesson = Student(self.tasks), self.lesson()
         strategy, output = self.make_used(fields, student), student(lesson.x_BI)
-        plain = list(plain_tensors(self._build(fields, student, 0, None)))
+        plain = list(plain_tensors(self.make(fields, student)))
         assert not plain, f"{plain[0]} stays where it was made; register_buffer(..., persistent=False) lets it move"
         with Elsewhere() as elsewhere:
-            losses = [strategy.loss(output, lesson.supervision, lesson.labels)]
-            if strategy.own_optimizer() is not None:
-                losses.append(strategy.own_loss(lesson.supervision, lesson.labels))
+            losses = losses_in_place(strategy, output, lesson).values()
         mixed = "is given a tensor on the CPU and one on the student's device"
         assert not elsewhere.met, f"{elsewhere.met[0]} {mixed}; {_HINT}"
         staying = any(elsewhere.stays(loss) for loss in losses)
         assert not staying, f"a loss is on the CPU wherever the student is; {_HINT}"
 
-    def test_labels_are_learned_by_a_step_alone(self, fields: Mapping[str, Any]) -> None:
-        """What is made of a teacher must not hold this very batch's labels: it would seem better than it is.
-
-        Labels reach it by a step of the optimizer; a loss that was only computed leaves nothing of them.
-        """
+    def test_tasks_of_other_names(self, fields: Mapping[str, Any]) -> None:
+        """With ``tasks``, the teacher's tasks have other names; teacher output comes under the student's."""
         student, lesson = Student(self.tasks), self.lesson()
-        other = replace(lesson, labels={task: 1 - label_B for task, label_B in lesson.labels.items()})
-        used = self.make_used(fields, student)
-        taught, corrected = zip(
-            *(self._after(used, student, learned, lesson) for learned in (lesson, other)), strict=True
-        )
-        why = "of a batch depends on the labels that own_loss has been given of it, before any step"
-        assert torch.equal(*taught), f"the loss {why}"
-        for task, soft_B in corrected[0].items():
-            same = torch.equal(soft_B, corrected[1][task])
-            assert same, f"corrected() of {task!r} depends on labels that its losses have been given, before any step"
+        mapping = {task: f"teacher_{task}" for task in self.tasks}
+        plain = self.make({**fields, "tasks": {}}, student)
+        renamed = self.make({**fields, "tasks": mapping}, student, teacher=self.teacher([*mapping.values()]))
+        actual, expected = (outcome(strategy, student, lesson) for strategy in (renamed, plain))
+        check_same(actual, expected, "where the teacher's tasks have names of their own")
+        last = self.tasks[-1]
+        one = self.make({**fields, "tasks": {last: "other"}}, student, teacher=self.teacher(["other"]))
+        part = lesson.with_hits({last: lesson.teacher.hit[last]})
+        check_finite(outcome(one, student, part), f"where {last!r} alone is taught")
 
-    def _after(
-        self, used: Any, student: Student, learned: Lesson, lesson: Lesson
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The loss of a lesson, and what is corrected in it, after losses have been computed with some labels."""
-        strategy, output = deepcopy(used), student(lesson.x_BI)
-        if strategy.own_optimizer() is not None:
-            strategy.own_loss(learned.supervision, learned.labels)
-        loss = deepcopy(strategy).loss(output, lesson.supervision, lesson.labels)
-        strategy.loss(output, learned.supervision, learned.labels)
-        return loss.detach(), strategy.corrected(lesson.supervision)
+    def test_nothing_is_left_in_the_student(self, fields: Mapping[str, Any]) -> None:
+        """What is served is the student alone: with a strategy no module, no hook and no value more than without."""
+        student, lesson = Student(self.tasks), self.lesson()
+        before = deepcopy(student)
+        strategy = self.make_used(fields, student)
+        outcome(strategy, student, lesson)
+        shared = {id(one) for one in student.parameters()} & {id(one) for one in strategy.parameters()}
+        assert not shared, "it holds parameters of the student; new_head() makes heads of its own"
+        left = [name for name, _ in student.named_modules() if name not in dict(before.named_modules())]
+        assert not left, f"it left {', '.join(left)} in the student"
+        for name, module in student.named_modules():
+            hooks = (
+                module._forward_pre_hooks,
+                module._forward_hooks,
+                module._backward_pre_hooks,
+                module._backward_hooks,
+            )
+            assert not any(hooks), f"it left a hook on the student's {name or 'whole'}"
+        check_same(student.state_dict(), before.state_dict(), "of the student, with a strategy and without")
+        actual, expected = (one(lesson.x_BI).logits for one in (student, before))
+        check_same(actual, expected, "served with a strategy and without")
+
+    def test_runs_repeat(self, fields: Mapping[str, Any]) -> None:
+        """All randomness is drawn from torch's generator when the strategy is built; training mode changes nothing."""
+        student, lesson = Student(self.tasks), self.lesson()
+        strategy = self.make_used(fields, student)
+        expected = outcome(strategy.train(), student, lesson)
+        check_same(outcome(self.make_used(fields, student), student, lesson), expected, "built again under one seed")
+        check_same(outcome(strategy.eval(), student, lesson), expected, "in training and in evaluation mode")
+
+    def test_saved_state_is_the_whole_state(self, fields: Mapping[str, Any]) -> None:
+        """A run that stopped goes on from ``state_dict()``, written without pickle, to the same bits."""
+        student, lesson = Student(self.tasks), self.lesson()
+        strategy, other = self.make_used(fields, student), self.make(fields, student, seed=1)
+        other.load_state_dict(load(save(strategy.state_dict())))
+        actual, expected = (outcome(one, student, lesson) for one in (other, strategy))
+        check_same(actual, expected, "of state loaded into a strategy of another seed")
+
+    def test_builds_without_memory(self, fields: Mapping[str, Any]) -> None:
+        """``exfm validate`` builds every strategy on the meta device, where tensors have shapes and no values."""
+        with torch.device("meta"):
+            strategy = self.component(self.config(fields), Student(self.tasks).spec, self.teacher(self.tasks))
+        real = [name for name, value in strategy.state_dict().items() if not value.is_meta]
+        assert not real, f"built on the meta device, {', '.join(real)} took memory; leave the device to torch's default"
+
+    def test_a_teacher_that_lacks_what_is_required_is_refused(self, fields: Mapping[str, Any]) -> None:
+        """Embeddings and states are stored on request: who needs them says so before anything is trained."""
+        requires = self.component.requires
+        if not requires:
+            pytest.skip(f"{self.component.__qualname__} requires nothing beside predictions")
+        student, teacher = Student(self.tasks), self.teacher(self.tasks)
+        lacking = {
+            "embedding": (replace(teacher, embedding_dim=None), r"models\.fm\.supervision\.embedding"),
+            "states": (replace(teacher, states={}), r"models\.fm\.supervision\.states"),
+            "parameters": (replace(teacher, parts={}), "has no part"),
+        }
+        for data in sorted(requires):
+            without, words = lacking[data]
+            with pytest.raises(ValueError, match=words):
+                declared_transfers(self.make(fields, student, teacher=without), student.spec, without)
+
+
+def check_finite(found: Mapping[str, Tensor], what: str) -> None:
+    """Raises AssertionError unless all of an outcome is finite."""
+    wrong = [name for name, value in found.items() if not value.isfinite().all()]
+    assert not wrong, f"{what}, not finite: {', '.join(wrong)}"

@@ -14,10 +14,13 @@ from exfm.errors import ConfigError, RunError
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import FeatureSchema
-from exfm.interfaces.transfer_strategy import StudentShape, TeacherShape, TransferStrategy
+from exfm.interfaces.transfer_specs import StudentSpec, TeacherSpec
+from exfm.interfaces.transfer_strategy import TransferStrategy
 from exfm.modeling.growth import Growth
-from exfm.modeling.parts import part_shapes
+from exfm.modeling.parts import part_specs
 from exfm.modeling.ranking_model import RankingModel
+from exfm.transfer.declared_transfers import DeclaredTransfers, check_copied_once, declared_transfers
+from exfm.transfer.teacher_parameters import parameter_teachers
 
 _SHAPE = {"backbone", "sequence_encoder", "embedding_dim", "embedding_init", "dense_tokens", "head_hidden"}
 """Fields of a model that decide its parameters, beside its features and tasks."""
@@ -60,67 +63,68 @@ def growth_of(arm: Arm, schema: FeatureSchema, seed: int) -> Growth:
     return Growth(schema, arm.config.embedding_init, seed_of(seed, arm, schema))
 
 
-def build_strategies(arm: Arm, model: RankingModel, teachers: Mapping[str, TeacherShape]) -> list[TransferStrategy]:
-    """What transfer adds to an arm, in the order of the file.
+def build_strategies(
+    arm: Arm, model: RankingModel, teachers: Mapping[str, TeacherSpec]
+) -> tuple[list[TransferStrategy], list[DeclaredTransfers]]:
+    """Builds an arm's strategies, in the order of the file, and asks them for the transfers that they declare.
 
     Raises:
-        ConfigError: a strategy refuses its teacher.
+        ConfigError: a strategy refuses its teacher, or declares what cannot be done.
     """
-    student = _student_shape(arm, model)
-    strategies = []
+    student = _student_spec(arm, model)
+    strategies: list[TransferStrategy] = []
+    declared: list[DeclaredTransfers] = []
     for number, spec in enumerate(arm.config.transfer):
         try:
-            strategies.append(spec.build(student, _together([teachers[name] for name in spec.config.teachers])))
+            teacher = _merge([teachers[name] for name in spec.config.teachers])
+            strategies.append(spec.build(student, teacher))
+            declared.append(declared_transfers(strategies[-1], student, teacher))
+            check_copied_once(declared)
         except ValueError as error:
             raise ConfigError(f"models.{arm.base}.transfer.{number}: {error}") from error
-    return strategies
+    return strategies, declared
 
 
-def _student_shape(arm: Arm, model: RankingModel) -> StudentShape:
+def _student_spec(arm: Arm, model: RankingModel) -> StudentSpec:
     featurizer = model.featurizer
     tables = {lookup.key: lookup.table for lookup in featurizer.bags}
-    return StudentShape(
+    return StudentSpec(
         arm.tasks,
         model.backbone.output_dim,
         model.new_head,
         arm.config.embedding_dim,
         tables,
         featurizer.table_rows,
-        part_shapes(model),
+        part_specs(model),
     )
 
 
-def _together(teachers: Sequence[TeacherShape]) -> TeacherShape:
-    """What several teachers know together: each task that one has, and embeddings if all have them in one width."""
+def _merge(teachers: Sequence[TeacherSpec]) -> TeacherSpec:
+    """Describes several teachers as one: all of their tasks, and embeddings if all have them in one width."""
     tasks = dict.fromkeys(task for teacher in teachers for task in teacher.tasks)
     widths = {teacher.embedding_dim for teacher in teachers}
     embedding_dim = widths.pop() if len(widths) == 1 else None
-    return TeacherShape(teachers[0].name, tuple(tasks), embedding_dim, teachers[0].states, teachers[0].parts)
+    return TeacherSpec(teachers[0].name, tuple(tasks), embedding_dim, teachers[0].states, teachers[0].parts)
 
 
-def lenders(arm: Arm) -> set[str]:
-    """The teachers whose parts an arm's strategies read."""
-    return {spec.config.teacher for spec in arm.config.transfer if spec.component.reads_parts}
-
-
-def teacher_shapes(experiment: Experiment) -> dict[str, TeacherShape]:
-    """The shape of every model as a teacher, and of the teachers from elsewhere, by name."""
-    shared = {teacher for arm in experiment.arms for teacher in lenders(arm)}
-    shapes = {arm.name: _teacher_shape(arm, experiment.schema, arm.name in shared) for arm in experiment.arms}
+def teacher_specs(experiment: Experiment) -> dict[str, TeacherSpec]:
+    """Describes every model as a teacher, and the teachers from elsewhere, by name."""
+    shared = {teacher for arm in experiment.arms for teacher in parameter_teachers(arm)}
+    specs = {arm.name: _teacher_spec(arm, experiment.schema, arm.name in shared) for arm in experiment.arms}
     external = experiment.config.teachers.items()
-    return shapes | {name: TeacherShape(name, tuple(config.predictions)) for name, config in external}
+    return specs | {name: TeacherSpec(name, tuple(config.predictions)) for name, config in external}
 
 
-def _teacher_shape(arm: Arm, schema: FeatureSchema, shared: bool) -> TeacherShape:
-    """Its shape as a teacher; what only the model itself knows is asked of one that is built without memory."""
+def _teacher_spec(arm: Arm, schema: FeatureSchema, shared: bool) -> TeacherSpec:
+    """Describes a model as a teacher; a model that is built without memory knows its widths and parts."""
     states = dict.fromkeys(arm.config.supervision.states, arm.config.supervision.state_dim)
     stores_embeddings = arm.config.supervision.embedding != "none"
     if not (stores_embeddings or shared):
-        return TeacherShape(arm.name, arm.tasks, None, states)
+        return TeacherSpec(arm.name, arm.tasks, None, states)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = build_model(arm, schema)
     embedding_dim = model.backbone.output_dim if stores_embeddings else None
-    return TeacherShape(arm.name, arm.tasks, embedding_dim, states, part_shapes(model) if shared else {})
+    return TeacherSpec(arm.name, arm.tasks, embedding_dim, states, part_specs(model) if shared else {})
 
 
 def check_models(experiment: Experiment) -> None:
@@ -129,10 +133,10 @@ def check_models(experiment: Experiment) -> None:
     Raises:
         ConfigError: a component refuses its config, its inputs or its teacher.
     """
-    shapes = teacher_shapes(experiment)
+    specs = teacher_specs(experiment)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         for arm in experiment.arms:
-            build_strategies(arm, build_model(arm, experiment.schema), shapes)
+            build_strategies(arm, build_model(arm, experiment.schema), specs)
 
 
 def seed_of(seed: int, arm: Arm, schema: FeatureSchema) -> int:

@@ -26,7 +26,7 @@ from exfm.supervision.external import ExternalSupervision
 from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
 from exfm.supervision.streaming import SupervisionStream
-from exfm.training.building import teacher_shapes
+from exfm.training.building import teacher_specs
 from exfm.training.ended_window import EndedWindow
 from exfm.training.identity import bind_run
 from exfm.training.labeller import Labeller
@@ -34,12 +34,13 @@ from exfm.training.late_rows import LateRowFinder
 from exfm.training.progress import Clock, Progress
 from exfm.training.saving import Saving
 from exfm.training.schedule import Schedule, WindowWork
-from exfm.training.sharing import Sharing
 from exfm.training.spread import SpreadChunk, check_spread, read_spread
 from exfm.training.stage import Stage
 from exfm.training.stream_state import read_schedule
 from exfm.training.teachers import external_teachers
 from exfm.training.trainer import Trainer
+from exfm.transfer.chunk_vectors import ChunkVectors
+from exfm.transfer.teacher_parameters import TeacherParameters
 
 NOW = timedelta(0)
 
@@ -80,13 +81,13 @@ class StreamLoop:
         self.waiting_for = ""
         self.incomplete: Window | None = None
         arms, schema = experiment.arms, experiment.schema
-        self._shapes = teacher_shapes(experiment)
-        sharing = Sharing(experiment, store)
+        self._teachers = teacher_specs(experiment)
+        shared = TeacherParameters(experiment, store)
         prompt = tuple(label.name for label in schema.labels if label.delay == NOW)
         students = {arm.name: tuple(s.name for s in arms if arm.name in s.teachers) for arm in arms}
         external = {name: tuple(config.predictions) for name, config in experiment.config.teachers.items()}
         self.stages = [
-            Stage(self._trainer(arm, plan), store, schema, prompt, bool(students[arm.name]), sharing, external)
+            Stage(self._trainer(arm, plan), store, schema, prompt, bool(students[arm.name]), shared, external)
             for arm in arms
             if train is None or arm.name in train
         ]
@@ -95,7 +96,7 @@ class StreamLoop:
             for arm in arms
             if students[arm.name] and arm.config.supervision.delay > NOW and (label is None or arm.name in label)
         ]
-        read_back = bool(self.labellers) or any(sharing.borrowers.values())
+        read_back = bool(self.labellers) or any(shared.consumers.values())
         self.saving = Saving(experiment.config.save_in_background and not read_back)
         self._done: dict[str, int] = {}  # newest window of each stage that has been brought to its last state
         self._committed: dict[str, int] = {}  # the newest of them that has left a manifest
@@ -105,7 +106,7 @@ class StreamLoop:
         self.reader = ChunkReader(experiment.source, schema, experiment.config.stream, where, plan.shard)
 
     def _trainer(self, arm: Arm, plan: ParallelPlan) -> Trainer:
-        return Trainer(arm, self.experiment.schema, self._shapes, plan, self.experiment.config.seed)
+        return Trainer(arm, self.experiment.schema, self._teachers, plan, self.experiment.config.seed)
 
     @cached_property
     def external(self) -> dict[str, ExternalSupervision]:
@@ -310,8 +311,9 @@ class StreamLoop:
         for labeller in labellers:
             teachers[labeller.name] = labeller.label(chunk).index()
         labelled = time.perf_counter()
+        vectors = ChunkVectors(chunk.batch, teachers)
         for stage in stages:
-            made = stage.consume(chunk, teachers)
+            made = stage.consume(chunk, teachers, vectors)
             if stage.supervises:
                 teachers[stage.name] = made.index()
             if self.clock.first_batch is None:

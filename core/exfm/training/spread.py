@@ -185,7 +185,7 @@ def check_spread(experiment: Experiment, process_group: ProcessGroup) -> None:
         following = [
             f"transfer.{number}: {spec.name} follows"
             for number, spec in enumerate(arm.config.transfer)
-            if spec.component.reads_states or spec.component.reads_parts
+            if spec.component.requires & {"states", "parameters"}
         ]
         if arm.lookups:
             following.append("lookups: they follow")

@@ -23,7 +23,7 @@ from exfm.data.skips import Counts, sum_counts
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
-from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
+from exfm.interfaces.schema import FeatureSchema
 from exfm.modeling.cost import flops_by_part, parameters_by_part
 from exfm.supervision.commits import NONE, WindowRead
 from exfm.supervision.coverage import Coverage
@@ -43,16 +43,17 @@ from exfm.training.ended_window import EndedWindow
 from exfm.training.forward_rows import ForwardRows
 from exfm.training.gathered import GatheredRows
 from exfm.training.saving import Copies
-from exfm.training.sharing import Sharing
 from exfm.training.spread import Part, Parts, SpreadChunk
-from exfm.training.state_feed import StateFeed, listeners
 from exfm.training.trainer import StepLabels, Trainer, Turn
+from exfm.transfer.chunk_vectors import ChunkVectors
+from exfm.transfer.teacher_parameters import TeacherParameters
+from exfm.transfer.vector_feed import VectorFeed
 
 _FEW = 64
 """Examples on which a window's FLOPs are counted, as counting is slow, and which a window's model must predict."""
 
 _FEED = "feed."
-"""Prefix, in a training state, of what teachers have made and the model is not told of yet."""
+"""State-dict prefix of teacher vectors still in flight, younger than ``supervision.lag``."""
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class Stage:
         prompt: tasks whose labels are known together with the example.
         teaches: whether other models learn from it. Without a delay, its forward pass is kept as supervision; with
             one, a labeller asks for its snapshots.
-        sharing: who reads whose parts.
+        shared: the parameters that students take from their teachers' snapshots.
         external: tasks of the teachers from elsewhere, whose predictions are kept beside the model's.
     """
 
@@ -102,7 +103,7 @@ class Stage:
         schema: FeatureSchema,
         prompt: tuple[str, ...],
         teaches: bool,
-        sharing: Sharing,
+        shared: TeacherParameters,
         external: Mapping[str, Collection[str]],
     ) -> None:
         self.trainer = trainer
@@ -110,7 +111,6 @@ class Stage:
         self.name = trainer.arm.name
         self.tasks = trainer.arm.tasks
         self.store = store
-        self._tables = {f.name: f.table_name for f in schema.features if isinstance(f, CategoricalFeature)}
         self.oracles = tuple(label.name for label in schema.labels if label.oracle and label.name in self.tasks)
         self._external = {
             teacher_column(name, task): (name, task)
@@ -122,14 +122,13 @@ class Stage:
         delayed = trainer.arm.config.supervision.delay > timedelta(0)
         self.supervises = teaches and not delayed
         self.labelled_later = teaches and delayed
-        self.sharing = sharing
-        strategies = trainer.list_strategies()
+        self.shared = shared
+        strategies = trainer.transfer.strategies
         self._taken = {
             name: {task for one in strategies if name in one.config.teachers for task in one.teacher_tasks.values()}
             for name in trainer.arm.teachers
         }
-        told = listeners(strategies, trainer.model.lookups)
-        self._feed = StateFeed(told, sharing.lags_us, self._tables)
+        self._feed = VectorFeed(trainer.transfer.parameters.fed_tables(), shared.lags_us)
         self.counters = WindowCounters()
         self._constant_flops: dict[str, float] = {}
         self._weights, self._training = Copies(), Copies()
@@ -145,8 +144,9 @@ class Stage:
         """
         self.counters = WindowCounters()
         start = time.perf_counter()
-        self.trainer.begin()
-        self.sharing.tell(self.trainer, window)
+        trainer = self.trainer
+        trainer.transfer.begin()
+        self.shared.load_into(trainer.transfer.parameters, trainer.growth, self.process_group, window)
         self._feed.begin()
         self.counters.seconds = time.perf_counter() - start
         self._window, self._previous, self._read_state, self._missed = window, previous, read, missed
@@ -185,8 +185,8 @@ class Stage:
                     check_snapshot(snapshot, tensors, self.trainer.constants, self.store.workspace.url)
                 self.trainer.load_weights(weights)
                 self.trainer.load_training_state(training)
-                told = {name.removeprefix(_FEED): value for name, value in training.items() if name.startswith(_FEED)}
-                self._feed.load_state(told)
+                feed = {name.removeprefix(_FEED): value for name, value in training.items() if name.startswith(_FEED)}
+                self._feed.load_state(feed)
                 self.trainer.learned = set(snapshot.learned)
                 return snapshot.version
             error = error or RunError(f"snapshot {snapshot.version} of {self.name!r}: another process cannot read it")
@@ -205,8 +205,13 @@ class Stage:
         except RunError as error:
             return {}, {}, error
 
-    def consume(self, chunk: SpreadChunk, teachers: Mapping[str, Joiner]) -> SupervisionRows:
-        """Predicts the arm's rows of a chunk and trains on them, batch by batch; returns its supervision of them."""
+    def consume(self, chunk: SpreadChunk, teachers: Mapping[str, Joiner], vectors: ChunkVectors) -> SupervisionRows:
+        """Predicts the arm's rows of a chunk and trains on them, batch by batch; returns its supervision of them.
+
+        Args:
+            teachers: by name.
+            vectors: those that the teachers have stored for the chunk.
+        """
         start = time.perf_counter()
         learn = StepLabels(self.prompt, transfer=True)
         parts = chunk.parts(chunk.rows[self.name], self.trainer.arm.config.batch_size)
@@ -215,7 +220,7 @@ class Stage:
         for name, found in joined.items():
             self.counters.teachers.setdefault(name, Coverage()).add(found, self._taken[name])
         forward = ForwardRows(self.tasks, self.trainer.embedding, self.trainer.vectors)
-        self._feed.open(chunk.batch, parts.index, teachers)
+        self._feed.open(vectors, parts.index)
         first = 0
         for turn, (batch, part) in self._in_turn(chunk, parts):
             rows = slice(first, first + part.own)
@@ -223,7 +228,7 @@ class Stage:
             supervision = {name: rows_of(found.supervision, rows) for name, found in joined.items()}
             if not self.counters.flops:
                 self.counters.flops = self._flops(batch)
-            self._feed.recall(rows)
+            self._feed.override(rows)
             learned = frozenset(self.trainer.learned)
             made = self.trainer.step(batch, supervision, learn, part.counts, turn)
             self.trainer.observe(batch, part.own)
@@ -231,7 +236,7 @@ class Stage:
             rows_after = self.trainer.rows(batch) if self.supervises else {}
             forward.add(made.with_vectors(rows_after).first(part.own), learned, self._watermark_us)
             self._watermark_us = part.newest_us
-        self._feed.keep()
+        self._feed.close()
         taught = forward.supervision(seen)
         self._record(seen, parts, forward.probabilities(), taught, joined)
         self.counters.seconds += time.perf_counter() - start
@@ -294,7 +299,7 @@ class Stage:
             "parameters": trainer.model.parameter_counts(),
             "dense_parameters": parameters_by_part(trainer.model),
             "learned": sorted(trainer.learned),
-            "soft_labels": trainer.soft_labels.counters(),
+            "soft_labels": trainer.transfer.soft_labels.counters(),
             "teachers": teachers,
         }
         self._owns_files = False
@@ -345,7 +350,7 @@ class Stage:
 
     def _needed_us(self, window: Window) -> int:
         """The earliest time for which somebody who may lag behind, labeller or student, can still want a snapshot."""
-        shared_us = self.sharing.needed_us(self.name)
+        shared_us = self.shared.needed_us(self.name)
         if not self.labelled_later:
             return min(window.end_us, shared_us)
         labelled = self.store.log.head("supervise", self.name)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from exfm.interfaces.distillation_strategy import StudentOutput, TeacherOutput
 from exfm.interfaces.process_group import ProcessGroup
-from exfm.interfaces.transfer_strategy import StudentOutput, Supervision
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,20 @@ class Together:
         columns = self._columns([label.unsqueeze(1) for label in labels.values()])
         return dict(zip(labels, (column.squeeze(1) for column in columns), strict=True))
 
-    def supervision(self, supervision: Mapping[str, Supervision]) -> Mapping[str, Supervision]:
+    def supervision(self, supervision: Mapping[str, TeacherOutput]) -> Mapping[str, TeacherOutput]:
         """Supervision of B examples, by teacher."""
         if self.process_group.world_size == 1:
             return supervision
         return {name: self._of_one(one) for name, one in supervision.items()}
 
-    def _of_one(self, one: Supervision) -> Supervision:
+    def _of_one(self, one: TeacherOutput) -> TeacherOutput:
         tasks = list(one.probabilities)
         columns = [*(one.probabilities[task] for task in tasks), *(one.hit[task].float() for task in tasks)]
         columns = [column.unsqueeze(1) for column in columns]
         whole = self._columns(columns if one.embedding is None else [*columns, one.embedding])
         known = [column.squeeze(1) for column in whole[: 2 * len(tasks)]]
         hit = [column > 0 for column in known[len(tasks) :]]
-        return Supervision(
+        return TeacherOutput(
             dict(zip(tasks, known, strict=False)),
             dict(zip(tasks, hit, strict=True)),
             None if one.embedding is None else whole[-1],

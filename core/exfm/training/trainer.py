@@ -14,26 +14,21 @@ from torch import Tensor, nn
 from exfm.config.checks import Arm
 from exfm.config.experiment import DenseOptimizer
 from exfm.data.batch import Batch
-from exfm.errors import ConfigError
+from exfm.errors import ConfigError, RunError
+from exfm.interfaces.distillation_strategy import StudentOutput, TeacherOutput
 from exfm.interfaces.parallel_plan import ParallelPlan
-from exfm.interfaces.schema import FeatureSchema
-from exfm.interfaces.transfer_strategy import (
-    Parts,
-    StudentOutput,
-    Supervision,
-    TeacherShape,
-    TransferStrategy,
-)
-from exfm.modeling.parts import freeze, model_memory, write_parts
+from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
+from exfm.interfaces.transfer_specs import TeacherSpec
+from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.supervision.finite import infinite_buffers
 from exfm.supervision.joiner import ROW, STATE
 from exfm.training.building import build_model, build_strategies, growth_of, place, seed_of
-from exfm.training.folding import add_offsets, fold_offsets, tables_with_offsets
-from exfm.training.soft_labels import SoftLabels
-from exfm.training.taught import taught
 from exfm.training.together import Together
+from exfm.transfer.row_offsets import fold_offsets, tables_with_offsets
+from exfm.transfer.student_parameters import StudentParameters
+from exfm.transfer.student_transfer import STRATEGIES, StudentTransfer, parameters_of
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -104,7 +99,7 @@ class Trainer:
     Args:
         arm: which model.
         schema: the stream's schema.
-        teachers: what is known of each teacher, by its name.
+        teachers: each teacher's description, by its name.
         plan: how it is placed.
         seed: the experiment's seed.
 
@@ -112,7 +107,7 @@ class Trainer:
         embedding: how its representation is stored as supervision, where it is.
         constants: names, in ``weights`` and ``training_state``, of what is not finite on purpose.
         vectors: width of the states and rows that are stored with its supervision, by column.
-        soft_labels: what its soft labels were worth since ``begin``.
+        transfer: its strategies, and the parameters that it takes.
 
     Raises:
         ConfigError: a component refuses its config, its inputs or its teacher.
@@ -122,7 +117,7 @@ class Trainer:
         self,
         arm: Arm,
         schema: FeatureSchema,
-        teachers: Mapping[str, TeacherShape],
+        teachers: Mapping[str, TeacherSpec],
         plan: ParallelPlan,
         seed: int,
     ) -> None:
@@ -136,33 +131,21 @@ class Trainer:
             self.model = model
             self.parallel_model = place(plan, model, arm)
             self._trunk_runner = plan.trunk_runner
-            self.strategies = nn.ModuleList(build_strategies(arm, self.model, teachers)).to(plan.device)
-        for strategy in self.list_strategies():
-            add_offsets(self.model, strategy.table_offsets())
-            freeze(self.model, strategy.frozen_parts())
+            strategies, declared = build_strategies(arm, self.model, teachers)
+        features = {one.name: one.table_name for one in schema.features if isinstance(one, CategoricalFeature)}
+        parameters = StudentParameters(self.model, declared, features, plan.device)
+        self.transfer = StudentTransfer([one.to(plan.device) for one in strategies], parameters, self.parallel_model)
         supervision = arm.config.supervision
         self.vectors = {f"{STATE}{entity}": supervision.state_dim for entity in supervision.states}
         self.vectors |= {f"{ROW}{feature}": arm.config.embedding_dim for feature in supervision.rows}
         form = supervision.embedding
         self.embedding = None if form == "none" else EmbeddingShape(form, model.backbone.output_dim)
-        self.own_optimizers = [strategy.own_optimizer() for strategy in self.list_strategies()]
-        groups = [group for one in self.own_optimizers if one is not None for group in one.param_groups]
-        own = {id(parameter) for group in groups for parameter in group["params"]}
-        self.dense = [*self.model.dense_parameters(), *(p for p in self.strategies.parameters() if id(p) not in own)]
+        self.dense = [*self.model.dense_parameters(), *self.transfer.dense_parameters()]
         self.learned: set[str] = set()
         self.optimizer = _dense_optimizer(self.dense, arm.config.optimizer.dense)
         self._has_gradients = False
-        own_constants = {f"transfer.{name}" for name in infinite_buffers(self.strategies)}
+        own_constants = {f"{STRATEGIES}{name}" for name in infinite_buffers(self.transfer.modules)}
         self.constants = infinite_buffers(self.model) | own_constants
-        self.begin()
-
-    def begin(self) -> None:
-        """Starts the counts of a window."""
-        self.soft_labels = SoftLabels(self.list_strategies())
-
-    def refresh(self, strategy: TransferStrategy, parts: Parts) -> None:
-        """Tells one of its strategies of its teacher's parts, and puts what it makes of them into the model."""
-        write_parts(self.model, strategy.refresh(parts))
 
     def predict(self, batch: Batch) -> Forward:
         """The forward pass, without training."""
@@ -172,7 +155,7 @@ class Trainer:
     def step(
         self,
         batch: Batch,
-        supervision: Mapping[str, Supervision],
+        supervision: Mapping[str, TeacherOutput],
         learn: StepLabels,
         counts: Sequence[int] | None = None,
         turn: Turn = Turn(),
@@ -204,14 +187,14 @@ class Trainer:
                     self.model.start_head(task, labels[task])
                 self.learned.update(new)
                 output = self.model(batch, run_trunk)
-            output = together.output(output, representation=bool(len(self.strategies)))
+            output = together.output(output, representation=bool(self.transfer.strategies))
             known = {task: labels[task] for task in learn.tasks}
             losses = [
                 nn.functional.binary_cross_entropy_with_logits(output.logits[task], label)
                 for task, label in known.items()
             ]
             if learn.transfer:
-                losses += self._transfer(output, together.supervision(supervision), labels, known)
+                losses += self.transfer.losses(output, together.supervision(supervision), labels, known)
             if self.model.states is not None and learn.tasks:
                 losses.append(self.model.states.loss(output.states, output.logits, known))
             self._learn(losses, output, turn)
@@ -237,33 +220,6 @@ class Trainer:
                         parameter.grad /= turn.of
             self.optimizer.step()
 
-    def _transfer(
-        self,
-        output: StudentOutput,
-        supervision: Mapping[str, Supervision],
-        labels: Mapping[str, Tensor],
-        known: Mapping[str, Tensor],
-    ) -> list[Tensor]:
-        """Steps what strategies train themselves, then gives their terms of the student's loss.
-
-        Args:
-            labels: (B,) by task.
-            known: those that are learned from.
-        """
-        losses = []
-        for number, strategy in enumerate(self.list_strategies()):
-            found, optimizer = taught(strategy, supervision), self.own_optimizers[number]
-            if found is None:
-                continue
-            self.soft_labels.add(number, strategy, found, labels)
-            if optimizer is not None:
-                optimizer.zero_grad()
-                strategy.own_loss(found, known).backward()  # type: ignore[no-untyped-call]
-                self.parallel_model.reduce_gradients(_parameters(optimizer))
-                optimizer.step()
-            losses.append(strategy.loss(output, found, known))
-        return losses
-
     def rows(self, batch: Batch) -> dict[str, Tensor]:
         """The rows that are stored with its supervision, as they are now, (B, D) by column."""
         features = self.arm.config.supervision.rows
@@ -281,10 +237,6 @@ class Trainer:
         own = batch.size if own is None else own
         for table, started in self.model.observe(batch.to(self.plan.device), self.plan.process_group, own).items():
             self.parallel_model.reset_rows(f"table_{table}", started.row_N, started.like_N)
-
-    def list_strategies(self) -> list[TransferStrategy]:
-        """Its transfer strategies, in the order of the file."""
-        return [strategy for strategy in self.strategies if isinstance(strategy, TransferStrategy)]
 
     def weights(self) -> dict[str, Tensor]:
         """The served part: what serving and labelling need."""
@@ -305,11 +257,11 @@ class Trainer:
         self.parallel_model.load_state_dict(self.growth.of(weights))
 
     def training_state(self) -> dict[str, Tensor]:
-        """What continuing the training needs besides: optimizers and the strategies' own parameters."""
+        """What continuing the training needs besides: optimizers, and the state of transfer."""
         tables = self.parallel_model.table_optimizer_state_dict()
         state = {f"table.{key}": value for key, value in tables.items()}
         state |= {f"unfolded.{key}": value for key, value in tables_with_offsets(self.model).items()}
-        state |= {f"transfer.{key}": value for key, value in self.strategies.state_dict().items()}
+        state |= self.transfer.state()
         for prefix, parameters, optimizer in self._optimizers():
             for index, parameter in enumerate(parameters):
                 # In one order: processes put a tensor together at the same time, and files keep none.
@@ -322,14 +274,17 @@ class Trainer:
 
         Raises:
             ConfigError: it is the state of another optimizer.
+            RunError: it is the transfer state of another version of exfm or of a strategy.
         """
-        state = self.growth.of(state)
+        # A strategy may call a layer what a table is called here; none of its tensors has a table's rows.
+        strategies = {key: value for key, value in state.items() if key.startswith(STRATEGIES)}
+        state = strategies | self.growth.of({key: value for key, value in state.items() if key not in strategies})
         try:
             self.parallel_model.load_table_optimizer_state_dict(_part(state, "table."))
         except (KeyError, RuntimeError) as error:
             raise self._other_optimizer("tables") from error
         self.parallel_model.load_state_dict(_part(state, "unfolded."), strict=False)
-        self.strategies.load_state_dict(_part(state, "transfer."))
+        self._load_transfer(state)
         for prefix, parameters, optimizer in self._optimizers():
             kept = _part(state, prefix)
             names = {key.partition(".")[2] for key in kept}
@@ -343,6 +298,15 @@ class Trainer:
                 placed = value.clone() if name == "step" else self.parallel_model.distribute_tensor(value, parameter)
                 optimizer.state.setdefault(parameter, {})[name] = placed
 
+    def _load_transfer(self, state: Mapping[str, Tensor]) -> None:
+        try:
+            self.transfer.load_state(state)
+        except (KeyError, RuntimeError) as error:
+            raise RunError(
+                f"models.{self.arm.base}.transfer: the run's snapshots hold the state of another version of exfm, or "
+                "of a strategy: finish the run with that version, or start over with `exfm run CONFIG --fresh`"
+            ) from error
+
     def _other_optimizer(self, part: str) -> ConfigError:
         now = getattr(self.arm.config.optimizer, part).name
         return ConfigError(
@@ -353,9 +317,8 @@ class Trainer:
     def _optimizers(self) -> Iterator[tuple[str, list[nn.Parameter], torch.optim.Optimizer]]:
         """The optimizers of what is not a table, each with the prefix of its state and its parameters in order."""
         yield "dense.", self.dense, self.optimizer
-        for number, optimizer in enumerate(self.own_optimizers):
-            if optimizer is not None:
-                yield f"own.{number}.", _parameters(optimizer), optimizer
+        for number, optimizer in self.transfer.optimizers():
+            yield f"own.{number}.", parameters_of(optimizer), optimizer
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -368,10 +331,6 @@ def _fits(names: Set[str], config: DenseOptimizer) -> bool:
         return names == {"step", "sum"}
     kept = set[str]() if config.name == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
     return names in (kept, set())  # nothing before its first step
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _dense_optimizer(parameters: list[nn.Parameter], config: DenseOptimizer) -> torch.optim.Optimizer:

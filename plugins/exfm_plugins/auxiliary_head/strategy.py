@@ -12,11 +12,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from exfm import StudentOutput, StudentShape, Supervision, TeacherShape, TransferConfig, TransferStrategy
+from exfm import DistillationStrategy, StudentOutput, StudentSpec, TeacherOutput, TeacherSpec, TransferConfig
 from exfm.layers import DistillationHead
 
 
-class AuxiliaryHead(TransferStrategy):
+class AuxiliaryHead(DistillationStrategy):
     """The teacher's predictions are learned by heads of their own on the shared trunk (arXiv 2502.17494, section 3).
 
     Adds to the loss, for each taught task::
@@ -80,7 +80,7 @@ class AuxiliaryHead(TransferStrategy):
                 )
             return fields
 
-    def __init__(self, config: Config, student: StudentShape, teacher: TeacherShape) -> None:
+    def __init__(self, config: Config, student: StudentSpec, teacher: TeacherSpec) -> None:
         super().__init__(config, student, teacher)
         self._weight = config.weight
         alpha, beta = config.label_scale, config.gradient_scale
@@ -88,11 +88,16 @@ class AuxiliaryHead(TransferStrategy):
             {f"task_{task}": DistillationHead(student.new_head(), alpha, beta) for task in self.tasks}
         )
 
-    def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
+    @property
+    def decomposes(self) -> bool:
+        """Not before each head has started, from the mean of a batch, nor with a label scale of recent means."""
+        return all(head.decomposes for head in self.heads.values())
+
+    def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """The weighted losses of the tasks, summed, a scalar; a miss counts 0 in a mean."""
         terms = [
-            self.heads[f"task_{task}"](student, supervision.probabilities[task].unsqueeze(0), supervision.hit[task])
+            self.heads[f"task_{task}"](student, teacher.probabilities[task].unsqueeze(0), teacher.hit[task])
             for task in self.tasks
-            if task in supervision.hit
+            if task in teacher.hit
         ]
         return self._weight * torch.cat(terms).sum()

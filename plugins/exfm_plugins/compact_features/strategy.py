@@ -5,28 +5,17 @@ Legend: K width of a state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from exfm import (
-    EntityStates,
-    Recent,
-    StudentOutput,
-    StudentShape,
-    Supervision,
-    TableOffset,
-    TeacherShape,
-    TransferConfig,
-    TransferStrategy,
-)
-from exfm.layers import MappedRows
+from exfm import AddRows, ParameterStrategy, StudentSpec, TeacherSpec, TeacherVectors, TransferConfig
+from exfm.layers import scaled_identity
 
 
-class CompactFeatures(TransferStrategy):
+class CompactFeatures(ParameterStrategy):
     """The teacher's newest state of each user or item is added to the student's row of it, through a small map.
 
     ``row'_e = row_e + P s_e`` for entity ``e``: ``s_e`` is the state (``supervision.states``) that the teacher had of
@@ -50,7 +39,7 @@ class CompactFeatures(TransferStrategy):
     """
 
     name: ClassVar[str] = "compact_features"
-    reads_states: ClassVar[bool] = True
+    requires = frozenset({"states"})
 
     class Config(TransferConfig):
         """Fields of `compact_features`."""
@@ -60,53 +49,26 @@ class CompactFeatures(TransferStrategy):
         )
         scale: float = Field(1.0, gt=0, description="P starts as the identity times this (ours).")
 
-    def __init__(self, config: Config, student: StudentShape, teacher: TeacherShape) -> None:
+    def __init__(self, config: Config, student: StudentSpec, teacher: TeacherSpec) -> None:
         super().__init__(config, student, teacher)
-        entities = _entities(config.entities, student, teacher)
-        self._tables = {entity: student.tables[entity] for entity in entities}
-        width = teacher.states[entities[0]]
-        self.rows = nn.ModuleDict(
+        self._sources: dict[str, tuple[TeacherVectors, ...]] = {}
+        for entity in _entities(config.entities, student, teacher):
+            table = student.tables[entity]
+            self._sources[table] = (*self._sources.get(table, ()), TeacherVectors("state", entity))
+        widths = {table: teacher.states[sources[0].name] for table, sources in self._sources.items()}
+        self.maps = nn.ModuleDict(
             {
-                _key(table): MappedRows(
-                    student.table_rows[table], width, student.embedding_dim, config.scale, dtype=torch.float16
-                )
-                for table in sorted(set(self._tables.values()))
+                _key(table): scaled_identity(widths[table], student.embedding_dim, config.scale)
+                for table in sorted(self._sources)
             }
         )
 
-    def table_offsets(self) -> Mapping[str, TableOffset]:
-        """``P s`` by table."""
-        return {table: self._rows_of(table) for table in self._tables.values()}
-
-    def observe(self, states: Mapping[str, EntityStates]) -> None:
-        """Keeps the newest state of each row."""
-        for entity, table in self._tables.items():
-            if entity in states:
-                newest = states[entity].newest()
-                self._rows_of(table).keep(newest.row, newest.state_SK)
-
-    def recall(self, recent: Mapping[str, Recent]) -> None:
-        """Holds, for the coming batch, what is newer than what is kept."""
-        for table in set(self._tables.values()):
-            own = [entity for entity, other in self._tables.items() if other == table]
-            self._rows_of(table).recent = {entity: recent[entity] for entity in own if entity in recent}
-
-    def _rows_of(self, table: str) -> MappedRows:
-        found = self.rows[_key(table)]
-        assert isinstance(found, MappedRows)
-        return found
-
-    def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
-        """Nothing: what is transferred is in the tokens."""
-        return student.representation_BR.new_zeros(())
+    def transfers(self) -> Sequence[AddRows]:
+        """``P s``, added to the rows of each table."""
+        return [AddRows(table, sources, self.maps[_key(table)]) for table, sources in self._sources.items()]
 
 
-def _entities(wanted: tuple[str, ...], student: StudentShape, teacher: TeacherShape) -> tuple[str, ...]:
-    if not teacher.states:
-        raise ValueError(
-            f"compact_features: {teacher.name!r} stores no states; say which it shall under "
-            f"models.{teacher.name}.supervision.states, such as {{user_id: [user_id, history]}}"
-        )
+def _entities(wanted: tuple[str, ...], student: StudentSpec, teacher: TeacherSpec) -> tuple[str, ...]:
     known = [entity for entity in teacher.states if entity in student.tables]
     missing = [entity for entity in wanted if entity not in known]
     if missing or not known:

@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from exfm import StudentOutput, StudentShape, Supervision, TeacherShape, TransferConfig, TransferStrategy
+from exfm import DistillationStrategy, StudentOutput, StudentSpec, TeacherOutput, TeacherSpec, TransferConfig
 from exfm.layers import soft_label_loss
 
 
-class Direct(TransferStrategy):
+class Direct(DistillationStrategy):
     """The serving heads learn the labels and the teacher's predictions at once (arXiv 2502.17494, section 2).
 
     Adds ``weight * bce(z_S, p_F)`` to the loss, for each taught task: ``z_S`` is the serving logit, ``p_F`` the
@@ -38,15 +38,15 @@ class Direct(TransferStrategy):
             1.0, ge=0, allow_inf_nan=False, description="Weight of the distillation loss beside the labels' loss."
         )
 
-    def __init__(self, config: Config, student: StudentShape, teacher: TeacherShape) -> None:
+    def __init__(self, config: Config, student: StudentSpec, teacher: TeacherSpec) -> None:
         super().__init__(config, student, teacher)
         self._weight = config.weight
 
-    def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """``weight * mean(bce(z_S, p_F))``, summed over the taught tasks, a scalar; a miss counts 0 in the mean."""
         terms = [
-            soft_label_loss(student.logits[task], supervision.probabilities[task], supervision.hit[task])
+            soft_label_loss(student.logits[task], teacher.probabilities[task], teacher.hit[task])
             for task in self.tasks
-            if task in supervision.hit
+            if task in teacher.hit
         ]
         return self._weight * torch.stack(terms).sum()

@@ -13,7 +13,14 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from exfm import StudentOutput, StudentShape, Supervision, TeacherShape, TransferConfig, TransferStrategy
+from exfm import (
+    DistillationStrategy,
+    StudentOutput,
+    StudentSpec,
+    TeacherOutput,
+    TeacherSpec,
+    TransferConfig,
+)
 from exfm.layers import RecentMeans, mlp, scale_gradient
 
 _TEMPERATURE = 0.1
@@ -21,7 +28,7 @@ _LEAST_VARIANCE = 1e-4
 _LARGEST = 10.0
 
 
-class Representation(TransferStrategy):
+class Representation(DistillationStrategy):
     """The student's representation, projected, is drawn to the teacher's embedding of the same example.
 
     With ``r`` the student's representation, ``e`` the teacher's embedding and ``m, v`` its running mean and variance::
@@ -65,6 +72,8 @@ class Representation(TransferStrategy):
     """
 
     name: ClassVar[str] = "representation"
+    requires = frozenset({"embedding"})
+    decomposes = False  # every batch adds to the embeddings' statistics, and a contrastive loss compares examples
 
     class Config(TransferConfig):
         """Fields of `representation`; the defaults are ours."""
@@ -94,26 +103,22 @@ class Representation(TransferStrategy):
                 )
             return self
 
-    def __init__(self, config: Config, student: StudentShape, teacher: TeacherShape) -> None:
+    def __init__(self, config: Config, student: StudentSpec, teacher: TeacherSpec) -> None:
         super().__init__(config, student, teacher)
-        if teacher.embedding_dim is None:
-            raise ValueError(
-                f"representation: teacher {teacher.name!r} stores no embeddings; set "
-                f"models.{teacher.name}.supervision.embedding to float16 or int8"
-            )
+        assert teacher.embedding_dim is not None
         self._loss, self._temperature = config.loss, config.temperature or _TEMPERATURE
         self._gradient_scale, self._weight = config.gradient_scale, config.weight
         self.projection = mlp((student.representation_dim, *config.hidden, teacher.embedding_dim), "silu")
         self.standard = _Standard(teacher.embedding_dim)
 
-    def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """``weight * mean(l)``, a scalar; a miss counts 0 in the mean. Then the embeddings' statistics are updated."""
-        assert supervision.embedding is not None
-        hit_B = torch.stack(list(supervision.hit.values())).any(dim=0)
+        assert teacher.embedding is not None
+        hit_B = torch.stack(list(teacher.hit.values())).any(dim=0)
         counted_B = hit_B & self.standard.started
         trunk_BR = scale_gradient(student.representation_BR, self._gradient_scale)
         student_BE = self.projection(trunk_BR).to(trunk_BR.dtype)
-        embedding_BE = supervision.embedding.detach().to(trunk_BR.dtype)
+        embedding_BE = teacher.embedding.detach().to(trunk_BR.dtype)
         teacher_BE = torch.where(counted_B.unsqueeze(1), self.standard(embedding_BE), 0.0)
         loss_B = self._distance(student_BE, teacher_BE, counted_B)
         self.standard.add(embedding_BE, hit_B)

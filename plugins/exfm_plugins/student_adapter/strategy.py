@@ -6,6 +6,7 @@ Legend: B examples, L soft labels of an example.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -13,7 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from exfm import StudentOutput, StudentShape, Supervision, TeacherShape, TransferConfig, TransferStrategy
+from exfm import DistillationStrategy, StudentOutput, StudentSpec, TeacherOutput, TeacherSpec, TransferConfig
 from exfm.layers import DistillationHead, mlp
 
 _EPSILON = 1e-6
@@ -21,7 +22,7 @@ _EPSILON = 1e-6
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class StudentAdapter(TransferStrategy):
+class StudentAdapter(DistillationStrategy):
     """A small MLP corrects the teacher with fresh labels; the student learns the corrected label (arXiv 2502.17494).
 
     The teacher that labels an example is older than the example. For each taught task, with ``p_F`` the teacher's
@@ -94,7 +95,7 @@ class StudentAdapter(TransferStrategy):
                 )
             return self
 
-    def __init__(self, config: Config, student: StudentShape, teacher: TeacherShape) -> None:
+    def __init__(self, config: Config, student: StudentSpec, teacher: TeacherSpec) -> None:
         super().__init__(config, student, teacher)
         self._lr, self._shared = config.lr, config.head == "shared"
         keys = [f"task_{task}" for task in self.tasks]
@@ -105,40 +106,46 @@ class StudentAdapter(TransferStrategy):
         self._weights = (teacher_weight, config.weight) if self._shared else (config.weight,)
         self.adapters = nn.ModuleDict({key: _Adapter(config.input, config.hidden, config.adds) for key in keys})
 
-    def own_optimizer(self) -> torch.optim.Optimizer:
+    def adapter_optimizer(self) -> torch.optim.Optimizer:
         """Adam, of the adapters alone."""
         return torch.optim.Adam(self.adapters.parameters(), lr=self._lr)
 
-    def own_loss(self, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
+    def adapter_loss(self, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """``mean(bce(z_A, y))`` over a task's hits, summed over the tasks that have labels and hits, a scalar."""
         terms = []
         for task in self.tasks:
-            hit_B = supervision.hit.get(task)
+            hit_B = teacher.hit.get(task)
             if task in labels and hit_B is not None and hit_B.any():
-                logit_B = self.adapters[f"task_{task}"](supervision.probabilities[task][hit_B])
+                logit_B = self.adapters[f"task_{task}"](teacher.probabilities[task][hit_B])
                 terms.append(binary_cross_entropy_with_logits(logit_B, labels[task][hit_B].to(logit_B.dtype)))
         # Without a term no parameter gets a gradient, not even zeros: Adam would move on them by its momentum.
         return torch.stack(terms).sum() if terms else torch.zeros((), requires_grad=True)
 
     @torch.no_grad()
-    def corrected(self, supervision: Supervision) -> Mapping[str, Tensor]:
-        """``sigmoid(z_A)`` (B,) by task."""
-        known = {task: supervision.probabilities[task] for task in self.tasks if task in supervision.hit}
-        return {task: self._corrected(task, teacher_B) for task, teacher_B in known.items()}
+    def adapt(self, teacher: TeacherOutput) -> TeacherOutput:
+        """The teacher's output with ``sigmoid(z_A)`` (B,) for each task."""
+        taught = [task for task in self.tasks if task in teacher.hit]
+        adapted = {task: self._adapted(task, teacher.probabilities[task]) for task in taught}
+        return replace(teacher, probabilities=adapted)
 
-    def loss(self, student: StudentOutput, supervision: Supervision, labels: Mapping[str, Tensor]) -> Tensor:
+    @property
+    def decomposes(self) -> bool:
+        """Not before each head has started, from the mean of a batch, nor with a label scale of recent means."""
+        return all(head.decomposes for head in self.heads.values())
+
+    def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """The weighted losses of the tasks' soft labels, summed, a scalar; a miss counts 0 in a mean."""
-        terms = [self._distillation(task, student, supervision) for task in self.tasks if task in supervision.hit]
+        terms = [self._distillation(task, student, teacher) for task in self.tasks if task in teacher.hit]
         return torch.stack(terms).sum()
 
-    def _corrected(self, task: str, teacher_B: Tensor) -> Tensor:
+    def _adapted(self, task: str, teacher_B: Tensor) -> Tensor:
         logit_B: Tensor = self.adapters[f"task_{task}"](teacher_B)
         return logit_B.sigmoid().to(teacher_B.dtype)
 
-    def _distillation(self, task: str, student: StudentOutput, supervision: Supervision) -> Tensor:
-        key, hit_B, teacher_B = f"task_{task}", supervision.hit[task], supervision.probabilities[task]
+    def _distillation(self, task: str, student: StudentOutput, teacher: TeacherOutput) -> Tensor:
+        key, hit_B, teacher_B = f"task_{task}", teacher.hit[task], teacher.probabilities[task]
         with torch.no_grad():
-            adapted_B = self._corrected(task, teacher_B)
+            adapted_B = self._adapted(task, teacher_B)
         soft_LB = torch.stack([teacher_B, adapted_B] if self._shared else [adapted_B])
         losses: Tensor = self.heads[key](student, soft_LB, hit_B)
         return torch.stack([weight * loss for weight, loss in zip(self._weights, losses, strict=True)]).sum()

@@ -8,61 +8,71 @@ from collections.abc import Collection
 
 from torch import Tensor
 
+from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
-from exfm.interfaces.transfer_strategy import Parts
+from exfm.interfaces.process_group import ProcessGroup
+from exfm.modeling.growth import Growth
 from exfm.modeling.parts import grouped, part_of
 from exfm.supervision.commits import NONE
 from exfm.supervision.snapshots import same_on_all
 from exfm.supervision.store import Store
-from exfm.training.building import lenders
-from exfm.training.trainer import Trainer
+from exfm.transfer.student_parameters import Parts, StudentParameters
 
 logger = logging.getLogger(__name__)
 
 
-class Sharing:
-    """Who reads whose parts, from which snapshot, and how long the teachers' states and rows are on their way.
+class TeacherParameters:
+    """Which student reads whose parameters, from which snapshot, and how long teachers' vectors are in flight.
 
     A window starts with the teacher's newest snapshot whose watermark lies at or before the window's start less the
     teacher's delay. It is read from the store also where the teacher is trained in this process. To wait for it is not
     necessary: it was committed before the teacher's supervision of the window, which the window waits for.
+
+    Attributes:
+        consumers: the arms that read a model's parameters, by model.
+        lags_us: how long a model's vectors are in flight, by model.
     """
 
     def __init__(self, experiment: Experiment, store: Store) -> None:
         self.store = store
         arms = experiment.arms
-        self.borrowers = {arm.name: [one.name for one in arms if arm.name in lenders(one)] for arm in arms}
+        self.consumers = {arm.name: [one.name for one in arms if arm.name in parameter_teachers(one)] for arm in arms}
         self.delay_us = {arm.name: microseconds(arm.config.supervision.delay) for arm in arms}
         self.lags_us = {arm.name: microseconds(arm.config.supervision.lag) for arm in arms}
 
-    def tell(self, trainer: Trainer, window: Window) -> None:
-        """Tells a model's strategies of their teachers' parts, before the window's first batch.
+    def load_into(self, student: StudentParameters, growth: Growth, group: ProcessGroup, window: Window) -> None:
+        """Begins a window of a student: gives it the parts that it takes of its teachers' snapshots.
+
+        Args:
+            growth: brings tables of older snapshots to the rows that they have now.
+            group: the processes that train the student.
 
         Raises:
             RunError: a teacher has snapshots that are old enough, and none of them can be read.
         """
-        for strategy in trainer.list_strategies():
-            names = strategy.teacher_parts()
-            teacher = strategy.config.teacher
-            parts = self._parts(trainer, teacher, names, window.start_us - self.delay_us[teacher]) if names else {}
+        for teacher, names in student.parts_to_read().items():
+            parts = self._parts(teacher, names, window.start_us - self.delay_us[teacher], growth, group)
             if parts:
-                trainer.refresh(strategy, parts)
+                student.load(teacher, parts)
+        student.begin()
 
-    def _parts(self, student: Trainer, teacher: str, names: Collection[str], before_us: int) -> Parts:
-        """Parts of the newest snapshot with a watermark at or before a time; none before there is one."""
+    def _parts(
+        self, teacher: str, names: Collection[str], before_us: int, growth: Growth, group: ProcessGroup
+    ) -> Parts:
+        """Reads parts of the newest snapshot with a watermark at or before a time; none before there is one."""
         failure: RunError | None = None
-        for snapshot in same_on_all(student.plan.process_group, self.store.snapshots.published(teacher, before_us)):
-            found: dict[str, Tensor] = {}
+        for snapshot in same_on_all(group, self.store.snapshots.published(teacher, before_us)):
+            tensors: dict[str, Tensor] = {}
             error: RunError | None = None
             try:
-                found = self.store.snapshots.load_some(snapshot.weights, lambda key: part_of(key)[0] in names)
+                tensors = self.store.snapshots.load_some(snapshot.weights, lambda key: part_of(key)[0] in names)
             except RunError as unreadable:
                 error = unreadable
-            if student.plan.process_group.all_agree(error is None):
-                return grouped(student.growth.of(found))
+            if group.all_agree(error is None):
+                return grouped(growth.of(tensors))
             error = error or RunError(f"snapshot {snapshot.version} of {teacher!r}: another process cannot read it")
             logger.warning("%s; taking the parts of the snapshot before it", error)
             failure = failure or error
@@ -76,8 +86,13 @@ class Sharing:
         A student whose newest snapshot is lost goes back to the one before it, so its last window counts as undone.
         """
         needed = sys.maxsize
-        for student in self.borrowers[teacher]:
+        for student in self.consumers[teacher]:
             done = self.store.log.head("train", student)
             start_us = 0 if done == NONE else self.store.log.load("train", student, done).window.start_us
             needed = min(needed, start_us - self.delay_us[teacher])
         return needed
+
+
+def parameter_teachers(arm: Arm) -> set[str]:
+    """Names the teachers whose parameters an arm's strategies require."""
+    return {spec.config.teacher for spec in arm.config.transfer if "parameters" in spec.component.requires}

@@ -1,4 +1,4 @@
-"""Table rows together with where they stand, in order."""
+"""Table rows packed with their positions into one number each, so that numpy sorts both at once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def packed_rows(row_S: Tensor) -> tuple[npt.NDArray[np.int64], int]:
-    """Rows and their places, sorted: S numbers ``row << bits | place``, and how many bits a place has.
+    """Sorts rows with their positions: S numbers ``row << bits | position``, and how many bits a position has.
 
-    Numpy sorts these several times faster than torch sorts rows with places.
+    Numpy sorts these several times faster than torch sorts rows with positions.
     """
     size = row_S.numel()
     bits = size.bit_length()

@@ -1,4 +1,4 @@
-"""What a student's soft labels are worth against the labels: the teacher's own, and as a strategy corrects them.
+"""Metrics of a student's soft labels against the labels: of the teacher's, and of those that an adapter corrects.
 
 Legend: B examples of a batch.
 """
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from exfm.evaluation.metrics import CLIP, Moments
-from exfm.interfaces.transfer_strategy import Supervision, TransferStrategy
+from exfm.interfaces.distillation_strategy import TeacherOutput
+from exfm.interfaces.transfer_strategy import TransferStrategy
 
 TEACHER, CORRECTED = "teacher", "corrected"
 _Batch = tuple[Tensor, Tensor, Tensor]
@@ -21,7 +22,7 @@ _WAITING = 32
 """Batches that are summed together: small ones cost a call each, and little else."""
 
 
-class SoftLabels:
+class SoftLabelMetrics:
     """Sums over a window's examples that a teacher has supervised, of each strategy and task.
 
     Of strategies that learn the same tasks from the same teachers, only the first counts the teacher's labels. Labels
@@ -40,20 +41,21 @@ class SoftLabels:
 
     @torch.no_grad()
     def add(
-        self, number: int, strategy: TransferStrategy, supervision: Supervision, labels: Mapping[str, Tensor]
+        self, number: int, teacher: TeacherOutput, labels: Mapping[str, Tensor], adapted: TeacherOutput | None
     ) -> None:
         """Counts a batch of a strategy, before it learns from it.
 
         Args:
-            number: the strategy's place.
-            supervision: what it is taught.
+            number: the strategy's position under ``transfer``.
             labels: (B,) by task.
+            adapted: the teacher's output as the strategy corrects it; None where it does not.
         """
-        teacher = supervision.probabilities if number in self._first else {}
-        for label, known in ((TEACHER, teacher), (CORRECTED, strategy.corrected(supervision))):
-            for task, soft_B in known.items():
+        scored = [(TEACHER, teacher)] if number in self._first else []
+        scored += [] if adapted is None else [(CORRECTED, adapted)]
+        for label, output in scored:
+            for task, soft_B in output.probabilities.items():
                 waiting = self._waiting.setdefault((number, label, task), [])
-                waiting.append((soft_B, labels[task], supervision.hit[task]))
+                waiting.append((soft_B, labels[task], teacher.hit[task]))
                 if len(waiting) == _WAITING:
                     self._count((number, label, task))
 
@@ -64,7 +66,7 @@ class SoftLabels:
         self._waiting[key].clear()
 
     def counters(self) -> list[dict[str, Any]]:
-        """The sums, each with its strategy's place under ``transfer``, as JSON."""
+        """The sums, each with its strategy's position under ``transfer``, as JSON."""
         for key, waiting in self._waiting.items():
             if waiting:
                 self._count(key)

@@ -18,35 +18,35 @@ import exfm_plugins.dlrm
 import exfm_plugins.parquet
 import exfm_plugins.single
 import exfm_plugins.wukong
-from exfm.training.taught import taught
+from exfm.transfer.merge_teachers import merge_teacher_outputs
 from tests.training.logs import differences, experiment_dict, load, make_log, rows_by_window, timeless, write_log
 
 
-class Listener(exfm.TransferStrategy):
+class Listener(exfm.DistillationStrategy):
     """Adds nothing."""
 
     name: ClassVar[str] = "listener"
 
-    def loss(self, student: exfm.StudentOutput, supervision: exfm.Supervision, labels: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, student: exfm.StudentOutput, teacher: exfm.TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         return student.representation_BR.sum() * 0
 
 
 def listener(own: tuple[str, ...], known: tuple[str, ...], **fields: Any) -> Listener:
-    student = exfm.StudentShape(own, 2, lambda: nn.Linear(2, 1))
-    return Listener(exfm.TransferConfig(teacher="a", **fields), student, exfm.TeacherShape("a", known))
+    student = exfm.StudentSpec(own, 2, lambda: nn.Linear(2, 1))
+    return Listener(exfm.TransferConfig(teacher="a", **fields), student, exfm.TeacherSpec("a", known))
 
 
-def supervision(value: float, hit: list[bool], *tasks: str, width: int | None = None) -> exfm.Supervision:
+def supervision(value: float, hit: list[bool], *tasks: str, width: int | None = None) -> exfm.TeacherOutput:
     size = len(hit)
     embedding = None if width is None else torch.full((size, width), value)
-    return exfm.Supervision(
+    return exfm.TeacherOutput(
         {task: torch.full((size,), value) for task in tasks}, {task: torch.tensor(hit) for task in tasks}, embedding
     )
 
 
 def test_the_first_teacher_with_a_row_is_heard() -> None:
     strategy = listener(("click",), ("click",), fallback=("b", "c"))
-    heard = taught(
+    heard = merge_teacher_outputs(
         strategy,
         {
             "c": supervision(0.3, [True, True, True, False], "click", width=2),
@@ -63,16 +63,16 @@ def test_the_first_teacher_with_a_row_is_heard() -> None:
 
 def test_a_teacher_that_is_away_is_passed_over() -> None:
     strategy = listener(("click",), ("click",), fallback=("b",))
-    heard = taught(strategy, {"b": supervision(0.2, [True, False], "click")})
+    heard = merge_teacher_outputs(strategy, {"b": supervision(0.2, [True, False], "click")})
     assert heard is not None and heard.hit["click"].tolist() == [True, False]
-    assert taught(strategy, {}) is None
-    assert taught(strategy, {"b": supervision(0.2, [True], "buy")}) is None
+    assert merge_teacher_outputs(strategy, {}) is None
+    assert merge_teacher_outputs(strategy, {"b": supervision(0.2, [True], "buy")}) is None
 
 
 def test_tasks_go_by_the_students_names() -> None:
     strategy = listener(("click", "cart", "buy"), ("tap", "order"), tasks={"buy": "order", "cart": "order"})
     assert strategy.tasks == ("cart", "buy")
-    heard = taught(strategy, {"a": supervision(0.4, [True], "tap", "order")})
+    heard = merge_teacher_outputs(strategy, {"a": supervision(0.4, [True], "tap", "order")})
     assert heard is not None and set(heard.hit) == {"cart", "buy"}
 
 
@@ -85,33 +85,36 @@ def test_a_task_that_is_not_there_is_named(tasks: dict[str, str], message: str) 
         listener(("click",), ("tap",), tasks=tasks)
 
 
-class Pupil(exfm.TransferStrategy):
+class Pupil(exfm.DistillationStrategy):
     """One number that it trains itself towards the labels' rate."""
 
     name: ClassVar[str] = "pupil"
 
-    def __init__(self, config: exfm.TransferConfig, student: exfm.StudentShape, teacher: exfm.TeacherShape) -> None:
+    def __init__(self, config: exfm.TransferConfig, student: exfm.StudentSpec, teacher: exfm.TeacherSpec) -> None:
         super().__init__(config, student, teacher)
         self.logit = nn.Parameter(torch.zeros(()))
 
-    def own_optimizer(self) -> torch.optim.Optimizer:
+    def adapt(self, teacher: exfm.TeacherOutput) -> exfm.TeacherOutput:
+        return teacher
+
+    def adapter_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.Adam([self.logit], lr=0.01)
 
-    def own_loss(self, supervision: exfm.Supervision, labels: Mapping[str, Tensor]) -> Tensor:
+    def adapter_loss(self, teacher: exfm.TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         return ((self.logit.sigmoid() - labels["click"].mean()) ** 2).sum()
 
-    def loss(self, student: exfm.StudentOutput, supervision: exfm.Supervision, labels: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, student: exfm.StudentOutput, teacher: exfm.TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         return ((student.logits["click"] - self.logit.detach()) ** 2).mean()
 
 
-class Recorder(exfm.TransferStrategy):
+class Recorder(exfm.DistillationStrategy):
     """Adds nothing and keeps what it is told: probabilities where there are any, NaN elsewhere."""
 
     name: ClassVar[str] = "recorder"
     told: ClassVar[list[Tensor]] = []
 
-    def loss(self, student: exfm.StudentOutput, supervision: exfm.Supervision, labels: Mapping[str, Tensor]) -> Tensor:
-        told = supervision.probabilities["click"].masked_fill(~supervision.hit["click"], float("nan"))
+    def loss(self, student: exfm.StudentOutput, teacher: exfm.TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
+        told = teacher.probabilities["click"].masked_fill(~teacher.hit["click"], float("nan"))
         self.told.append(told)
         return student.representation_BR.sum() * 0
 

@@ -1,0 +1,96 @@
+"""DistillationStrategy: the kind of transfer that adds a loss.
+
+Legend: B examples, R width of the representation, K width of a state, E width of an embedding.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from exfm.interfaces.transfer_strategy import TransferStrategy
+
+
+@dataclass(frozen=True)
+class StudentOutput:
+    """One forward pass of the student: representation (B, R), serving logits (B,) by task, states (B, K) by entity."""
+
+    representation_BR: Tensor
+    logits: Mapping[str, Tensor]
+    states: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TeacherOutput:
+    """A teacher's stored predictions, row by row of the student's batch.
+
+    Attributes:
+        probabilities: (B,) by task. Where ``hit`` is false the value is meaningless (and finite).
+        hit: (B,) bool by task, whether the teacher has supervised the example: it had seen the example, and labels of
+            the task before it. A miss is a mask, never a zero.
+        embedding: (B, E) float32, the teacher's representation as it is stored; zeros where no task is hit. None where
+            the teacher stores none.
+    """
+
+    probabilities: Mapping[str, Tensor]
+    hit: Mapping[str, Tensor]
+    embedding: Tensor | None = None
+
+
+class DistillationStrategy(TransferStrategy):
+    """Adds a term to the student's loss.
+
+    With several teachers, ``teacher`` is their output merged: each example has that of the first teacher with a row.
+    A strategy that implements ``LabelAdapter`` corrects the teacher's labels before they are learned.
+    """
+
+    _extends_a_kind: ClassVar[bool] = True
+
+    @property
+    def decomposes(self) -> bool:
+        """Whether the next loss is a mean of terms of single examples that changes no buffer of the strategy.
+
+        Such a loss may be computed by each process on its rows alone. A loss that compares examples with each other,
+        or keeps statistics of the batches, needs the whole batch: it says False, and may do so for some batches only,
+        such as the first.
+        """
+        return True
+
+    @abstractmethod
+    def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
+        """The mean of the term over the batch, a scalar; an example without teacher output counts 0.
+
+        Args:
+            student: the forward pass that is being trained, with gradients.
+            teacher: its stored output of the same examples.
+            labels: (B,) of 0 and 1 by task, of the tasks whose labels are known by now.
+        """
+
+
+@runtime_checkable
+class LabelAdapter(Protocol):
+    """Optional capability of a ``DistillationStrategy``: fresh labels correct the teacher's before they are learned.
+
+    For each batch the core scores ``adapt(teacher)`` for the report, steps ``adapter_optimizer`` on ``adapter_loss``,
+    and then computes ``loss`` from the teacher's uncorrected output.
+    """
+
+    def adapt(self, teacher: TeacherOutput) -> TeacherOutput:
+        """Returns the teacher's output with corrected probabilities, without gradient and without changing anything."""
+        ...
+
+    def adapter_optimizer(self) -> torch.optim.Optimizer:
+        """Makes the optimizer of the adapter's parameters, which the student's optimizer leaves alone.
+
+        Called once, after the strategy has been placed; its state is saved and restored with the student's.
+        """
+        ...
+
+    def adapter_loss(self, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
+        """The scalar that ``adapter_optimizer`` minimises; without hits or labels it reaches no parameter."""
+        ...

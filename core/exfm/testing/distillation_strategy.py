@@ -1,0 +1,252 @@
+"""What every strategy that adds a loss must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from exfm.interfaces.component import Component
+from exfm.interfaces.distillation_strategy import DistillationStrategy, LabelAdapter
+from exfm.testing.lessons import Lesson, Student, check_near, check_same, gradients, losses, outcome
+from exfm.testing.network import check_close
+from exfm.testing.strategy_effects import StrategyEffectTests, check_finite
+
+
+class DistillationStrategyTests(StrategyEffectTests):
+    """Tests of a strategy that adds a loss; see ``exfm.testing`` for how to use them.
+
+    ``configs`` leave ``teacher`` out. A strategy under test has already seen a batch, unless a test says otherwise. The
+    teacher stores embeddings if the strategy requires them.
+
+    Attributes:
+        tasks: of student and teacher, at least two.
+        teaches_serving_heads: whether its loss means to reach the serving heads.
+        teaches_trunk: whether its loss means to reach the student's representation.
+    """
+
+    interface: ClassVar[type[Component]] = DistillationStrategy
+    teaches_serving_heads: ClassVar[bool] = False
+    teaches_trunk: ClassVar[bool] = True
+
+    def test_loss_is_a_finite_scalar(self, fields: Mapping[str, Any]) -> None:
+        """It is added to the student's loss, from the first batch on, however few examples a batch has."""
+        for dtype in (torch.float32, torch.float64):
+            student = Student(self.tasks, dtype)
+            for strategy in (self.make(fields, student), self.make_used(fields, student)):
+                for size in (8, 1, 0):
+                    found = outcome(strategy, student, self.lesson(size, dtype=dtype))
+                    loss = found["the loss"]
+                    assert loss.shape == (), f"the loss is {tuple(loss.shape)} and not a scalar"
+                    assert loss.dtype == dtype, f"student and strategy are {dtype}, the loss is {loss.dtype}"
+                    check_finite(found, f"of {size} examples")
+
+    def test_what_is_not_known_is_left_out(self, fields: Mapping[str, Any]) -> None:
+        """Labels may come late, and a teacher may have nothing to say of a task."""
+        student, lesson, first = Student(self.tasks), self.lesson(), self.tasks[0]
+        strategy = self.make_used(fields, student)
+        parts = {
+            "without labels": replace(lesson, labels={}),
+            f"with labels of {first!r} alone": replace(lesson, labels={first: lesson.labels[first]}),
+            f"with teacher output of {first!r} alone": lesson.with_hits({first: lesson.teacher.hit[first]}),
+        }
+        for what, part in parts.items():
+            check_finite(outcome(strategy, student, part), what)
+
+    def test_a_miss_changes_nothing(self, fields: Mapping[str, Any]) -> None:
+        """Where the teacher has no row, the values it comes with have no meaning."""
+        student, lesson = Student(self.tasks), self.lesson()
+        strategy = self.make_used(fields, student)
+        actual = outcome(strategy, student, lesson.with_other_misses())
+        for what, value in outcome(strategy, student, lesson).items():
+            assert torch.equal(actual[what], value), f"{what} depends on the teacher's values at misses"
+
+    def test_a_batch_of_misses_teaches_nothing(self, fields: Mapping[str, Any]) -> None:
+        """Before a teacher's first snapshot there are misses alone: the student then learns from labels alone."""
+        student = Student(self.tasks)
+        for strategy in (self.make(fields, student), self.make_used(fields, student)):
+            found = outcome(strategy, student, self.lesson().of_misses())
+            wrong = [what for what, value in found.items() if not what.endswith("afterwards") and value.any()]
+            assert not wrong, f"in a batch of misses it is not zero: {', '.join(wrong)}"
+
+    def test_loss_is_a_mean_over_the_batch(self, fields: Mapping[str, Any]) -> None:
+        """A miss counts 0 in the mean: the fewer examples the teacher knows, the less it weighs beside the labels."""
+        student, lesson = Student(self.tasks), self.lesson()
+        strategy = self.make_used(fields, student)
+        few = lesson.take([0, 1, 2, 4, 5])
+        with_misses = lesson.take([0, 1, 2, 4, 5, 3, 3, 3])  # the fourth is a miss of every task
+        sums = [losses(strategy, student, part)["the loss"] * part.size for part in (with_misses, few)]
+        check_close(sums[0], sums[1], "the loss times B, with three misses more in the batch and without")
+
+    def test_order_of_examples_does_not_matter(self, fields: Mapping[str, Any]) -> None:
+        """What is learned from a batch must not depend on places in it."""
+        student, lesson = Student(self.tasks), self.lesson()
+        strategy = self.make_used(fields, student)
+        turned = lesson.take(list(reversed(range(lesson.size))))
+        actual, expected = (outcome(strategy, student, part) for part in (turned, lesson))
+        check_near(actual, expected, "of the same examples in reverse order")
+
+    def test_teacher_gets_no_gradient(self, fields: Mapping[str, Any]) -> None:
+        """The teacher is not trained with the student: its output is data."""
+        student, lesson = Student(self.tasks), self.lesson().as_leaves()
+        leaves = [tensor for tensor in lesson.tensors().values() if tensor.requires_grad]
+        for what, loss in losses(self.make_used(fields, student), student, lesson).items():
+            reached = any(gradient.any() for gradient in gradients(loss, leaves))
+            assert not reached, f"a gradient of {what} reaches the teacher's output; detach it"
+
+    def test_serving_heads_are_left_to_the_labels(self, fields: Mapping[str, Any]) -> None:
+        """What reaches a serving head is served, the teacher's bias too: a strategy that means to says so."""
+        student = Student(self.tasks)
+        found = outcome(self.make_used(fields, student), student, self.lesson())
+        reached = [what for what, value in found.items() if "of the student's heads" in what and value.any()]
+        if self.teaches_serving_heads:
+            assert reached, "teaches_serving_heads is True, but no gradient reaches the serving heads"
+        else:
+            assert not reached, f"teaches_serving_heads is False, but not zero is {', '.join(reached)}"
+
+    def test_every_part_learns(self, fields: Mapping[str, Any]) -> None:
+        """A strategy without a gradient costs time and teaches nothing."""
+        student = Student(self.tasks)
+        strategy = self.make_used(fields, student)
+        with torch.no_grad():
+            for parameter in strategy.parameters():
+                parameter += 0.1  # what is zero at initialisation stops the gradient of what comes before it
+        found = outcome(strategy, student, self.lesson())
+        names = [f"its {name}" for name, _ in strategy.named_parameters()]
+        names += ["the student's trunk.weight"] if self.teaches_trunk else []
+        still = [
+            name for name in names if not any(_moves(found, loss, name) for loss in ("the loss", "its adapter's loss"))
+        ]
+        assert not still, f"no gradient reaches {', '.join(still)}"
+
+    def test_adapter_optimizer_has_parameters_of_its_own(self, fields: Mapping[str, Any]) -> None:
+        """What ``adapter_loss`` trains, the student's optimizer leaves alone, so their losses must not mix."""
+        student = Student(self.tasks)
+        strategy, optimizer = self._with_optimizer(fields, student)
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        trains = {f"its {name}": id(parameter) in own for name, parameter in strategy.named_parameters()}
+        assert len(own) == sum(trains.values()), "adapter_optimizer() has parameters that are not the strategy's"
+        found = outcome(strategy, student, self.lesson())
+        for name, is_own in trains.items():
+            loss, verb = ("the loss", "trains") if is_own else ("its adapter's loss", "does not train")
+            assert not _moves(found, loss, name), f"{loss} reaches {name}, which adapter_optimizer() {verb}"
+
+    def test_adapter_steps_on_labels_alone(self, fields: Mapping[str, Any]) -> None:
+        """Each batch steps it: one without labels, or of misses, must move nothing, not even by momentum."""
+        student, lesson = Student(self.tasks), self.lesson()
+        strategy, optimizer = self._with_optimizer(fields, student)
+
+        def moved(part: Lesson) -> list[str]:
+            before = deepcopy(strategy.state_dict())
+            optimizer.zero_grad()
+            strategy.adapter_loss(part.teacher, part.labels).backward()
+            optimizer.step()
+            return [name for name, value in strategy.state_dict().items() if not torch.equal(value, before[name])]
+
+        assert moved(lesson), "with labels and hits, a step of adapter_optimizer() moves nothing"
+        for what, part in {"without labels": replace(lesson, labels={}), "of misses": lesson.of_misses()}.items():
+            names = moved(part)
+            assert not names, f"in a batch {what}, adapter_optimizer() moves {', '.join(names)}"
+
+    def test_inputs_are_left_alone(self, fields: Mapping[str, Any]) -> None:
+        """Other strategies learn from the same tensors: none may write into them."""
+        student, lesson = Student(self.tasks), self.lesson()
+        strategy, output = self.make_used(fields, student), student(lesson.x_BI)
+        given = lesson.tensors() | {f"logits of {task}": logit for task, logit in output.logits.items()}
+        given["representation"] = output.representation_BR
+        before = {name: tensor.clone() for name, tensor in given.items()}
+        with torch.no_grad():
+            strategy.loss(output, lesson.teacher, lesson.labels)
+            if isinstance(strategy, LabelAdapter):
+                strategy.adapter_loss(lesson.teacher, lesson.labels)
+        for name, tensor in given.items():
+            assert torch.equal(tensor, before[name]), f"the {name} were changed in place"
+
+    def test_adapted_labels_are_probabilities(self, fields: Mapping[str, Any]) -> None:
+        """They are scored in the report, and change nothing."""
+        student, lesson = Student(self.tasks), self.lesson()
+        strategy, _ = self._with_optimizer(fields, student)
+        before = deepcopy(strategy.state_dict())
+        adapted = strategy.adapt(lesson.teacher).probabilities
+        for task, soft_B in adapted.items():
+            hit_B = lesson.teacher.hit[task]
+            assert soft_B.shape == hit_B.shape, f"of {task!r} it has {tuple(soft_B.shape)}, not {tuple(hit_B.shape)}"
+            assert not soft_B.requires_grad, f"a gradient could reach the adapted labels of {task!r}; detach them"
+            wrong = hit_B & ~((soft_B >= 0) & (soft_B <= 1))
+            assert not wrong.any(), f"of {task!r} it has {soft_B[wrong][0].item()}, which is no probability"
+        check_same(strategy.state_dict(), before, "after adapt(), and before")
+        part = lesson.with_hits({self.tasks[0]: lesson.teacher.hit[self.tasks[0]]})
+        assert strategy.adapt(part.teacher).probabilities.keys() <= {self.tasks[0]}, "it adapts what is not taught"
+
+    def test_a_loss_that_decomposes_is_the_mean_over_any_split(self, fields: Mapping[str, Any]) -> None:
+        """Each process may compute such a loss on its rows alone, so no row may depend on the others of its batch."""
+        student, lesson = Student(self.tasks), self.lesson()
+        strategies = [one(fields, student) for one in (self.make, self.make_used)]
+        claiming = [strategy for strategy in strategies if strategy.decomposes]
+        if not claiming:
+            pytest.skip(f"{self.component.__qualname__}.decomposes is False: its loss gets whole batches")
+        for strategy in claiming:
+            before = {f"its {name} afterwards": value for name, value in strategy.state_dict().items()}
+            whole = outcome(strategy, student, lesson)
+            halves = [lesson.take(rows) for rows in ([0, 2, 3], [1, 4, 5, 6, 7])]
+            shares = [(part.size / lesson.size, outcome(strategy, student, part)) for part in halves]
+            for what in (name for name in whole if name.startswith("the loss")):
+                mean = torch.stack([weight * found[what] for weight, found in shares]).sum(dim=0)
+                check_close(mean, whole[what], f"{what}, over two parts of a batch and over all of it: `decomposes`")
+            changed = [what for what, value in before.items() if not torch.equal(whole[what], value)]
+            assert not changed, f"a batch changes {', '.join(changed)}: `decomposes` has to be False for it"
+
+    def test_low_precision_is_close(self, fields: Mapping[str, Any]) -> None:
+        """Training may run under bfloat16 autocast."""
+        student, lesson = Student(self.tasks, torch.float32), self.lesson(dtype=torch.float32)
+        strategy = self.make_used(fields, student)
+        expected = losses(strategy, student, lesson)["the loss"].item()
+        with torch.autocast("cpu", torch.bfloat16):
+            actual = losses(strategy, student, lesson)["the loss"].item()
+        close = abs(actual - expected) <= 0.05 * abs(expected)
+        assert close, f"under bfloat16 autocast a loss of {expected:.3g} is {actual:.3g}, 5% allowed"
+
+    def test_labels_are_learned_by_a_step_alone(self, fields: Mapping[str, Any]) -> None:
+        """A soft label must not hold this very batch's labels: it would seem better than it is.
+
+        Labels reach it by a step of the optimizer; a loss that was only computed leaves nothing of them.
+        """
+        student, lesson = Student(self.tasks), self.lesson()
+        other = replace(lesson, labels={task: 1 - label_B for task, label_B in lesson.labels.items()})
+        used = self.make_used(fields, student)
+        taught, adapted = zip(
+            *(self._after(used, student, learned, lesson) for learned in (lesson, other)), strict=True
+        )
+        why = "of a batch depends on the labels that adapter_loss has been given of it, before any step"
+        assert torch.equal(*taught), f"the loss {why}"
+        for task, soft_B in adapted[0].items():
+            same = torch.equal(soft_B, adapted[1][task])
+            assert same, f"adapt() of {task!r} depends on labels that its losses have been given, before any step"
+
+    def _after(
+        self, used: Any, student: Student, learned: Lesson, lesson: Lesson
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The loss of a lesson, and its adapted labels, after losses have been computed with some labels."""
+        strategy, output = deepcopy(used), student(lesson.x_BI)
+        if isinstance(strategy, LabelAdapter):
+            strategy.adapter_loss(learned.teacher, learned.labels)
+        loss = deepcopy(strategy).loss(output, lesson.teacher, lesson.labels)
+        strategy.loss(output, learned.teacher, learned.labels)
+        adapted = strategy.adapt(lesson.teacher).probabilities if isinstance(strategy, LabelAdapter) else {}
+        return loss.detach(), adapted
+
+    def _with_optimizer(self, fields: Mapping[str, Any], student: Student) -> tuple[Any, torch.optim.Optimizer]:
+        strategy = self.make_used(fields, student)
+        if not isinstance(strategy, LabelAdapter):
+            pytest.skip(f"{self.component.__qualname__} is no label adapter")
+        return strategy, strategy.adapter_optimizer()
+
+
+def _moves(found: Mapping[str, Tensor], loss: str, name: str) -> bool:
+    gradient = found.get(f"{loss}'s gradient of {name}")
+    return gradient is not None and bool(gradient.any())

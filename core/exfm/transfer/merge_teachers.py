@@ -1,0 +1,51 @@
+"""Merges the output of a strategy's teachers, under the student's names of tasks.
+
+Legend: B examples, E width of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from exfm.interfaces.distillation_strategy import TeacherOutput
+from exfm.interfaces.transfer_strategy import TransferStrategy
+
+
+def merge_teacher_outputs(strategy: TransferStrategy, outputs: Mapping[str, TeacherOutput]) -> TeacherOutput | None:
+    """Gives each example the output of the first of a strategy's teachers that has a row of it; None without teachers.
+
+    Args:
+        outputs: by teacher; a teacher without any is left out.
+    """
+    present = [outputs[name] for name in strategy.config.teachers if name in outputs]
+    teaching = [output for output in present if any(task in output.hit for task in strategy.teacher_tasks.values())]
+    if not teaching:
+        return None
+    merged = teaching[0]
+    for output in teaching[1:]:
+        merged = _fill(merged, output)
+    names = {task: name for task, name in strategy.teacher_tasks.items() if name in merged.hit}
+    return replace(
+        merged,
+        probabilities={task: merged.probabilities[name] for task, name in names.items()},
+        hit={task: merged.hit[name] for task, name in names.items()},
+    )
+
+
+def _fill(first: TeacherOutput, second: TeacherOutput) -> TeacherOutput:
+    """Takes the first's rows, and the second's where the first has none."""
+    probabilities, hit = dict(second.probabilities), dict(second.hit)
+    for task, hit_B in first.hit.items():
+        if task in hit:
+            probabilities[task] = torch.where(hit_B, first.probabilities[task], probabilities[task])
+            hit[task] = hit_B | hit[task]
+        else:
+            probabilities[task], hit[task] = first.probabilities[task], hit_B
+    embedding_BE = first.embedding
+    if first.embedding is not None and second.embedding is not None:
+        has_row_B = torch.stack(list(first.hit.values())).any(dim=0)
+        embedding_BE = torch.where(has_row_B.unsqueeze(1), first.embedding, second.embedding)
+    return TeacherOutput(probabilities, hit, embedding_BE)

@@ -1,0 +1,94 @@
+"""Vectors that a teacher makes along a stream, and which of them a student may know at an example of it.
+
+Legend: S vectors, L examples of a student, K width of a vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from exfm.modeling.packed_rows import packed_rows
+from exfm.modeling.vector_table import RowVectors, VectorOverride
+
+
+@dataclass(frozen=True)
+class PendingVectors:
+    """Holds S vectors of one column that not all later examples may know yet, in the order of their examples.
+
+    Attributes:
+        row_S: the table row of each.
+        position_S: the position of its example in the chunk; -1 where that was in an earlier chunk.
+        time_us_S: the time of its example.
+        vector_SK: the vectors.
+    """
+
+    row_S: Tensor
+    position_S: Tensor
+    time_us_S: Tensor
+    vector_SK: Tensor
+
+    def count_known(self, position_L: Tensor, time_us_L: Tensor, lag_us: int) -> Tensor:
+        """Counts the vectors, always the first ones, that may be known at each of L examples of the chunk: (L,)."""
+        earlier_L = _count_below(self.position_S, position_L)
+        if not lag_us:  # the vectors of earlier examples are of no later time
+            return earlier_L
+        return torch.minimum(earlier_L, torch.searchsorted(self.time_us_S, time_us_L - lag_us, right=True))
+
+    def newest(self, row_L: Tensor, known_L: Tensor) -> VectorOverride:
+        """Picks, for each of L table rows, its last vector among the first ``known_L``."""
+        if not self.row_S.numel():
+            unknown_L = torch.zeros_like(row_L, dtype=torch.bool)
+            return VectorOverride(unknown_L, self.vector_SK.new_zeros(len(row_L), self.width))
+        key_S, bits = self._sorted
+        index_L = np.searchsorted(key_S, (row_L.numpy() << bits) | known_L.numpy()) - 1
+        # Before the first key lies index -1, the last key: it is of another row, or of a vector not known yet.
+        key_L = torch.from_numpy(key_S[index_L])
+        newest_L = key_L & ((1 << bits) - 1)
+        known = (key_L >> bits == row_L) & (newest_L < known_L)
+        return VectorOverride(known, self.vector_SK.index_select(0, newest_L))
+
+    @cached_property
+    def _sorted(self) -> tuple[npt.NDArray[np.int64], int]:
+        """Rows packed with their positions, sorted once for all students that know the same vectors."""
+        return packed_rows(self.row_S)
+
+    @property
+    def width(self) -> int:
+        """K."""
+        return self.vector_SK.shape[1]
+
+    def first(self, count: int) -> RowVectors:
+        """Returns rows and vectors of the first ones."""
+        return RowVectors(self.row_S[:count], self.vector_SK[:count])
+
+    def after(self, count: int) -> PendingVectors:
+        """Copies all but the first ones, for the chunks to come."""
+        later = slice(count, None)
+        earlier_chunk = torch.full_like(self.position_S[later], -1)
+        return PendingVectors(
+            self.row_S[later].clone(), earlier_chunk, self.time_us_S[later].clone(), self.vector_SK[later].clone()
+        )
+
+    def followed_by(self, later: PendingVectors) -> PendingVectors:
+        """Concatenates both."""
+        return PendingVectors(
+            torch.cat([self.row_S, later.row_S]),
+            torch.cat([self.position_S, later.position_S]),
+            torch.cat([self.time_us_S, later.time_us_S]),
+            torch.cat([self.vector_SK, later.vector_SK]),
+        )
+
+
+def _count_below(position_S: Tensor, position_L: Tensor) -> Tensor:
+    """Counts the positions (S,), -1 or more, below each of L positions: by counting, not by L searches."""
+    if not position_L.numel():
+        return position_L
+    positions = int(position_L[-1]) + 1
+    below = torch.bincount(position_S[position_S < positions] + 1, minlength=positions + 1).cumsum(0)
+    return below.index_select(0, position_L)

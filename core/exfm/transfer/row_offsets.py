@@ -1,0 +1,97 @@
+"""Row offsets: projected teacher vectors, added in the look-ups of training and folded into published tables.
+
+Legend: V rows that are looked up, B bags, K width of a teacher's vector, D width of a table's row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from exfm.modeling.parts import table_of
+from exfm.modeling.ranking_model import RankingModel
+from exfm.modeling.row_offset import RowOffset
+from exfm.modeling.vector_table import VectorTable
+
+_ROWS = 65_536
+"""Rows of a table that are folded at once: it bounds the memory beside the table."""
+
+
+class ProjectedVectors(RowOffset):
+    """``projection(v)`` of the newest vector ``v`` of each row.
+
+    Args:
+        vectors: the teacher's.
+        projection: maps (V, K) to (V, D).
+    """
+
+    def __init__(self, vectors: VectorTable, projection: nn.Module) -> None:
+        self.vectors, self.projection = vectors, projection
+        self._is_linear = isinstance(projection, nn.Linear) and projection.bias is None
+
+    def __call__(self, rows_V: Tensor, feature: str = "") -> Tensor:
+        """Maps rows (V,), those of a feature of the batch where it is named, to what is added to them, (V, D)."""
+        added_VD: Tensor = self.projection(self.vectors(rows_V, feature, self._dtype))
+        return added_VD
+
+    def mean(self, rows_V: Tensor, offsets: Tensor) -> Tensor:
+        """Averages the offsets of each bag of rows, (B, D), zeros of an empty bag.
+
+        A linear projection comes after the average, because histories hold many more rows than bags; the averages are
+        rounded to the precision of the stored vectors.
+        """
+        if not self._is_linear:
+            return super().mean(rows_V, offsets)
+        vector_BK = nn.functional.embedding_bag(
+            rows_V, self.vectors.vectors_RK, offsets.to(rows_V.dtype), mode="mean", include_last_offset=True
+        )
+        added_BD: Tensor = self.projection(vector_BK.to(self._dtype))
+        return added_BD
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        parameter = next(self.projection.parameters(), None)
+        return torch.get_default_dtype() if parameter is None else parameter.dtype
+
+
+class OffsetSum(RowOffset):
+    """The sum of several offsets."""
+
+    def __init__(self, offsets: Sequence[RowOffset]) -> None:
+        self.offsets = tuple(offsets)
+
+    def __call__(self, rows_V: Tensor, feature: str = "") -> Tensor:
+        """Maps rows (V,), those of a feature of the batch where it is named, to what is added to them, (V, D)."""
+        return _sum([offset(rows_V, feature) for offset in self.offsets])
+
+    def mean(self, rows_V: Tensor, offsets: Tensor) -> Tensor:
+        """Averages the offsets of each bag of rows, (B, D)."""
+        return _sum([offset.mean(rows_V, offsets) for offset in self.offsets])
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def tables_with_offsets(model: RankingModel) -> dict[str, Tensor]:
+    """Returns the tables that have offsets, as they are trained, by their name in the state dict."""
+    return {name: value for name, value in model.state_dict().items() if table_of(name) in model.featurizer.offsets}
+
+
+@torch.no_grad()
+def fold_offsets(model: RankingModel) -> dict[str, Tensor]:
+    """Returns the same tables with the offset of each row added, on the CPU: the tables that are served."""
+    folded = {}
+    for name, weight in tables_with_offsets(model).items():
+        offset = model.featurizer.offsets[table_of(name)]
+        slices = [
+            rows + offset(torch.arange(start, start + rows.shape[0], device=rows.device))
+            for start, rows in zip(range(0, weight.shape[0], _ROWS), torch.split(weight, _ROWS), strict=True)
+        ]
+        folded[name] = torch.cat(slices).cpu()
+    return folded

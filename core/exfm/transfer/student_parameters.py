@@ -1,0 +1,164 @@
+"""The parameters that a student takes from its teachers: copied parts, and vectors that are added to rows.
+
+Legend: R rows of a table, K width of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from exfm.interfaces.parameter_strategy import AddRows, CopyPart, TeacherVectors
+from exfm.modeling.lookups import StateLookups
+from exfm.modeling.parts import freeze, write_parts
+from exfm.modeling.ranking_model import RankingModel
+from exfm.modeling.row_offset import RowOffset
+from exfm.modeling.vector_table import VectorTable
+from exfm.supervision.joiner import ROW, STATE
+from exfm.transfer.declared_transfers import DeclaredTransfers
+from exfm.transfer.row_offsets import OffsetSum, ProjectedVectors
+from exfm.transfer.vector_feed import FedTable
+
+Parts = Mapping[str, Mapping[str, Tensor]]
+"""Tensors of a model's named parts: by part, and by name in it."""
+
+_Source = tuple[str, tuple[TeacherVectors, ...]]
+_VECTORS, _COPIED = "vectors.", "copied"
+
+
+class StudentParameters:
+    """Applies declared transfers to a student.
+
+    A table of teacher vectors is kept once per teacher and sources, however many strategies and served look-ups read
+    it.
+
+    Args:
+        model: the student.
+        declared: by strategy, in the order of the file.
+        features: the table that each categorical feature of the stream reads.
+        device: where the tables of vectors are.
+    """
+
+    def __init__(
+        self,
+        model: RankingModel,
+        declared: Sequence[DeclaredTransfers],
+        features: Mapping[str, str],
+        device: torch.device,
+    ) -> None:
+        self.model = model
+        self._features = features
+        self._shapes = {part: shapes for one in declared for part, shapes in one.shapes.items()}
+        self._copies: list[tuple[str, CopyPart]] = [(one.teacher, copy) for one in declared for copy in one.copies]
+        self._copied: set[str] = set()
+        self._additions: list[tuple[str, AddRows]] = [(one.teacher, add) for one in declared for add in one.additions]
+        self._tables = _served_tables(model.lookups)
+        self._saved: dict[str, VectorTable] = {}
+        for one in declared:
+            for add in one.additions:
+                self._add_table(one.teacher, add, one.widths[add.sources[0]], device)
+        self._add_offsets()
+        freeze(model, [part for one in declared for part in one.frozen_parts])
+
+    def _add_table(self, teacher: str, add: AddRows, width: int, device: torch.device) -> None:
+        source = (teacher, add.sources)
+        if source in self._tables:
+            return
+        is_state = add.sources[0].kind == "state"
+        # States are stored in float16, and rows of a snapshot in float32.
+        dtype = torch.float16 if is_state else torch.float32
+        with device:
+            table = VectorTable(self.model.featurizer.table_rows[add.table], width, dtype)
+        self._tables[source] = table
+        if is_state:  # every window begins by filling a table of rows, so a snapshot need not hold it
+            columns = "+".join(self._columns(add.sources))
+            self._saved[f"{_VECTORS}{teacher}.{columns}.table_{add.table}.vectors_RK"] = table
+
+    def _add_offsets(self) -> None:
+        offsets: dict[str, list[RowOffset]] = {}
+        for teacher, add in self._additions:
+            offset = ProjectedVectors(self._tables[teacher, add.sources], add.projection)
+            offsets.setdefault(add.table, []).append(offset)
+        for table, terms in offsets.items():
+            self.model.featurizer.offsets[table] = terms[0] if len(terms) == 1 else OffsetSum(terms)
+
+    def fed_tables(self) -> list[FedTable]:
+        """Returns the tables of vectors, each with the columns of stored output that fill it."""
+        return [FedTable(key[0], self._columns(key[1]), table) for key, table in self._tables.items()]
+
+    def _columns(self, sources: Sequence[TeacherVectors]) -> tuple[str, ...]:
+        columns: list[str] = []
+        for source in sources:
+            if source.kind == "state":
+                columns.append(f"{STATE}{source.name}")
+            else:
+                columns += [f"{ROW}{feature}" for feature, table in self._features.items() if table == source.name]
+        return tuple(columns)
+
+    def parts_to_read(self) -> dict[str, set[str]]:
+        """Names the parts of each teacher's snapshot that the next window takes, by teacher."""
+        names: dict[str, set[str]] = {}
+        for teacher, copy in self._copies:
+            if copy.part not in self._copied:
+                names.setdefault(teacher, set()).add(copy.part)
+        for teacher, sources in self._tables:
+            rows = {f"table/{source.name}" for source in sources if source.kind == "table_row"}
+            if rows:
+                names.setdefault(teacher, set()).update(rows)
+        return names
+
+    @torch.no_grad()
+    def load(self, teacher: str, parts: Parts) -> None:
+        """Takes the parts of a teacher's snapshot, at the start of a window."""
+        written: dict[str, dict[str, Tensor]] = {}
+        for name, copy in self._copies:
+            if name == teacher and copy.part in parts and copy.part not in self._copied:
+                # A slice as long as the tensor takes all of it; of a wider table it takes the leading columns.
+                shapes = self._shapes[copy.part]
+                tensors = parts[copy.part]
+                written[copy.part] = {key: tensors[key][tuple(map(slice, shape))] for key, shape in shapes.items()}
+                if copy.schedule == "once":
+                    self._copied.add(copy.part)
+        for (name, sources), table in self._tables.items():
+            part = f"table/{sources[0].name}"
+            if name == teacher and sources[0].kind == "table_row" and part in parts:
+                table.vectors_RK.copy_(parts[part]["weight"])
+        write_parts(self.model, written)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Begins a window, after its parts have been loaded: rows that are the teacher's alone become zeros."""
+        for teacher, add in self._additions:
+            if not add.keep_own_row and self._tables[teacher, add.sources].vectors_RK.any():
+                shape = (self.model.featurizer.table_rows[add.table], self.model.featurizer.dim)
+                write_parts(self.model, {f"table/{add.table}": {"weight": torch.zeros(shape)}})
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns the state that the next start needs."""
+        state = {key: table.vectors_RK for key, table in self._saved.items()}
+        once = self._copied_once()
+        return state | ({_COPIED: torch.tensor([part in self._copied for part in once])} if once else {})
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what ``state`` returned.
+
+        Raises:
+            KeyError: it is the state of other transfers.
+        """
+        for key, table in self._saved.items():
+            table.vectors_RK.copy_(state[key])
+        once = self._copied_once()
+        self._copied = {part for part, copied in zip(once, state[_COPIED], strict=True) if copied} if once else set()
+
+    def _copied_once(self) -> list[str]:
+        return [copy.part for _, copy in self._copies if copy.schedule == "once"]
+
+
+def _served_tables(lookups: StateLookups | None) -> dict[_Source, VectorTable]:
+    if lookups is None:
+        return {}
+    return {
+        (lookup.teacher, (TeacherVectors("state", lookup.entity),)): table for lookup, table in lookups.tables().items()
+    }

@@ -1,0 +1,156 @@
+"""Keeps a student's tables of teacher vectors up to date along the stream, and causal.
+
+Legend: L rows of a chunk that the student sees, V ids of a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exfm.modeling.vector_table import VectorOverride, VectorTable
+from exfm.supervision.joiner import STATE
+from exfm.transfer.chunk_vectors import ChunkVectors, feature_of
+from exfm.transfer.pending_vectors import PendingVectors
+
+Column = tuple[str, str]
+"""A teacher, and a column of its stored vectors: ``state_ENTITY`` or ``row_FEATURE``."""
+
+
+@dataclass(frozen=True)
+class FedTable:
+    """A table of teacher vectors and the columns that it takes them from.
+
+    Attributes:
+        columns: in order; of two columns with a vector of one row in a chunk, the later one is stored.
+    """
+
+    teacher: str
+    columns: tuple[str, ...]
+    table: VectorTable
+
+
+@dataclass(frozen=True)
+class _ChunkColumn:
+    """A column in a chunk.
+
+    Attributes:
+        vectors: those of the chunk, after those still in flight.
+        has_id_L: which of the student's rows have an id; None where all have.
+        override: the newest vector that each of the student's rows may know.
+    """
+
+    vectors: PendingVectors
+    has_id_L: Tensor | None
+    override: VectorOverride
+
+    def slice(self, rows: slice) -> VectorOverride:
+        """Returns the overrides of the ids of some of the L rows."""
+        known, vector = self.override.known_V[rows], self.override.vector_VK[rows]
+        if self.has_id_L is None:
+            return VectorOverride(known, vector)
+        has_id = self.has_id_L[rows]
+        return VectorOverride(known[has_id], vector[has_id])
+
+
+class VectorFeed:
+    """Goes along the rows of a stream that the student sees.
+
+    A state of an example was made before the teacher learned from it, so a student may know it from its next example
+    on. A table's row is from after the teacher's step on a whole batch: the student may know it once it has passed
+    that batch. With a lag, either reaches it when so much of the stream's time has passed: vectors that not all
+    examples of the next chunk may know stay in flight. Each example sees the newest vectors before it through
+    overrides, and the tables store those that all later examples may know.
+
+    The bookkeeping is done once per teacher and column, however many tables read it. Students of a job do not share
+    their tables, because after an interruption they may stand at different windows; they share ``ChunkVectors``.
+
+    Args:
+        tables: the student's.
+        lags_us: how long a teacher's vectors are in flight, by teacher.
+    """
+
+    def __init__(self, tables: Iterable[FedTable], lags_us: Mapping[str, int]) -> None:
+        self._tables = tuple(tables)
+        self._lags_us = lags_us
+        self._read = tuple(dict.fromkeys((one.teacher, column) for one in self._tables for column in one.columns))
+        self._in_flight: dict[Column, PendingVectors] = {}
+        self._chunk: dict[Column, _ChunkColumn] = {}
+        self._end_us = 0
+
+    def begin(self) -> None:
+        """Starts a window: the tables of rows are filled from a snapshot, which knows all rows in flight."""
+        self._in_flight = {key: pending for key, pending in self._in_flight.items() if key[1].startswith(STATE)}
+
+    def open(self, chunk: ChunkVectors, seen_L: Tensor) -> None:
+        """Starts a chunk.
+
+        Args:
+            seen_L: the rows of it that the student sees, ascending.
+        """
+        self._end_us = self._end_us if chunk.end_us is None else chunk.end_us
+        self._chunk = {}
+        for teacher, column in self._read:
+            stored, pending = chunk.vectors(teacher, column), self._in_flight.get((teacher, column))
+            if stored is not None and pending is not None:
+                stored = pending.followed_by(stored)
+            vectors = pending if stored is None else stored
+            if vectors is not None:
+                self._chunk[teacher, column] = self._column(teacher, column, vectors, chunk, seen_L)
+
+    def _column(
+        self, teacher: str, column: str, vectors: PendingVectors, chunk: ChunkVectors, seen_L: Tensor
+    ) -> _ChunkColumn:
+        row_L = chunk.rows(feature_of(column))[seen_L]
+        has_id_L = row_L >= 0
+        known_L = vectors.count_known(seen_L, chunk.batch.event_time_us[seen_L], self._lags_us[teacher])
+        return _ChunkColumn(vectors, None if has_id_L.all() else has_id_L, vectors.newest(row_L, known_L))
+
+    def override(self, rows: slice) -> None:
+        """Sets the overrides of the next batch.
+
+        Args:
+            rows: which of the L rows it has.
+        """
+        overrides = {key: column.slice(rows) for key, column in self._chunk.items()}
+        for fed in self._tables:
+            keys = [(fed.teacher, column) for column in fed.columns if (fed.teacher, column) in overrides]
+            fed.table.overrides = {feature_of(key[1]): overrides[key] for key in keys}
+
+    def close(self) -> None:
+        """Ends a chunk: stores the vectors that all later examples may know, and keeps the others in flight."""
+        counts = {}
+        for key, column in self._chunk.items():
+            until_us = torch.tensor(self._end_us - self._lags_us[key[0]])
+            counts[key] = int(torch.searchsorted(column.vectors.time_us_S, until_us, right=True))
+            self._in_flight.pop(key, None)
+            if counts[key] < column.vectors.row_S.numel():
+                self._in_flight[key] = column.vectors.after(counts[key])
+        for fed in self._tables:
+            fed.table.overrides = {}
+            for name in fed.columns:
+                key = (fed.teacher, name)
+                if key in self._chunk:
+                    fed.table.store(self._chunk[key].vectors.first(counts[key]))
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns the states in flight, for the next start."""
+        state: dict[str, Tensor] = {}
+        for (teacher, column), pending in self._in_flight.items():
+            if column.startswith(STATE) and pending.row_S.numel():
+                tensors = {"row": pending.row_S, "time_us": pending.time_us_S, "vector": pending.vector_SK}
+                state |= {f"{teacher}.{column}.{name}": value for name, value in tensors.items()}
+        return state
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what ``state`` returned."""
+        self._in_flight = {}
+        for name, row_S in state.items():
+            key, _, kind = name.rpartition(".")
+            if kind == "row":
+                teacher, _, column = key.partition(".")
+                times, vectors = state[f"{key}.time_us"], state[f"{key}.vector"]
+                self._in_flight[teacher, column] = PendingVectors(row_S, torch.full_like(row_S, -1), times, vectors)

@@ -1,0 +1,57 @@
+"""A label adapter over the teacher's embedding. Legend: B examples, E and R widths of embedding and representation."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+import exfm
+from exfm.layers import soft_label_loss
+
+
+class Reader(exfm.DistillationStrategy):
+    """Fresh labels teach a linear map of the embedding to correct the teacher's logit; a head learns the result."""
+
+    name: ClassVar[str] = "reader"
+    requires = frozenset({"embedding"})
+
+    def __init__(self, config: exfm.TransferConfig, student: exfm.StudentSpec, teacher: exfm.TeacherSpec) -> None:
+        super().__init__(config, student, teacher)
+        assert teacher.embedding_dim is not None
+        self.heads = nn.ModuleDict({f"task_{task}": student.new_head() for task in self.tasks})
+        self.readers = nn.ModuleDict({f"task_{task}": nn.Linear(teacher.embedding_dim, 1) for task in self.tasks})
+        for parameter in self.readers.parameters():
+            nn.init.zeros_(parameter)
+
+    def _logit(self, task: str, teacher: exfm.TeacherOutput) -> Tensor:
+        reader = self.readers[f"task_{task}"]
+        assert teacher.embedding is not None
+        embedding_BE = teacher.embedding.detach().to(reader.weight.dtype)
+        return teacher.probabilities[task].detach().logit(1e-6) + reader(embedding_BE).squeeze(1)
+
+    def adapter_optimizer(self) -> torch.optim.Optimizer:
+        """Adam, of the readers alone."""
+        return torch.optim.Adam(self.readers.parameters(), lr=1e-3)
+
+    def adapter_loss(self, teacher: exfm.TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
+        """Cross-entropy of the corrected logit and the label, over hits; no term reaches a reader without both."""
+        loss = torch.zeros((), requires_grad=True)
+        for task, hit_B in teacher.hit.items():
+            if task in labels and hit_B.any():
+                logit_B = self._logit(task, teacher)[hit_B]
+                loss = loss + binary_cross_entropy_with_logits(logit_B, labels[task][hit_B].to(logit_B.dtype))
+        return loss
+
+    @torch.no_grad()
+    def adapt(self, teacher: exfm.TeacherOutput) -> exfm.TeacherOutput:
+        """The teacher's output with corrected probabilities (B,)."""
+        return replace(teacher, probabilities={task: self._logit(task, teacher).sigmoid() for task in teacher.hit})
+
+    def loss(self, student: exfm.StudentOutput, teacher: exfm.TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
+        """Cross-entropy of each task's head on the representation (B, R) and the corrected label."""
+        soft, r_BR = self.adapt(teacher).probabilities, student.representation_BR
+        terms = [soft_label_loss(self.heads[f"task_{t}"](r_BR), soft[t], hit_B) for t, hit_B in teacher.hit.items()]
+        return torch.stack(terms).sum()
