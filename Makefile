@@ -4,6 +4,10 @@
 
 PYTHON ?= python3
 PIP_ARGS ?=
+# Releases that fit together: see core/exfm/cli/stacks.py.
+TORCH := 2.13.0
+FBGEMM := 1.8.0
+TORCHREC := 1.8.0
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -16,16 +20,16 @@ export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test types unit docs soak bench clean
+.PHONY: setup demo test types unit test-stack test-matrix docs soak bench clean
 
 setup: $(READY)
 
 # torchrec's metadata asks for the CUDA build of fbgemm, so it goes in without its dependencies.
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) torch==2.13.0
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[cpu]'
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps torchrec==1.8.0
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) torch==$(TORCH)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) fbgemm-gpu-cpu==$(FBGEMM) --editable '.[cpu]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps torchrec==$(TORCHREC)
 	touch $@
 
 # What tests, documentation and benchmarks need besides.
@@ -50,6 +54,26 @@ types:
 
 unit:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD)
+
+# What depends most on torch, fbgemm and torchrec, and a short run, on one stack.
+STACK_TESTS := tests/layers tests/modeling tests/plugins/test_din.py tests/plugins/test_single.py \
+	tests/plugins/test_parallel_plans.py tests/serving/test_export.py
+
+test-stack: $(TOOLS)
+	$(BIN)/exfm doctor
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) $(STACK_TESTS)
+	rm -rf runs/stack
+	$(BIN)/exfm run examples/quickstart.yaml stream.source.days=2 run_dir=runs/stack
+
+# The oldest and the newest stack that exfm supports, each in an environment of its own: gigabytes, and many minutes.
+STACKS := from exfm.cli.stacks import STACKS; \
+	print(*(f"VENV=.venv-stack-{s.torch} TORCH={s.torch} FBGEMM={s.fbgemm} TORCHREC={s.torchrec}" \
+	for s in (STACKS[0], STACKS[-1])), sep="\n")
+
+test-matrix:
+	stacks=$$(PYTHONPATH=core $(PYTHON) -c '$(STACKS)') && echo "$$stacks" | while read -r stack; do \
+		$(MAKE) test-stack $$stack < /dev/null || exit 1; \
+	done
 
 # The documentation as a site, in site/: open site/index.html, or `python -m http.server -d site` for its search.
 docs: $(TOOLS)
@@ -76,4 +100,4 @@ bench: $(TOOLS)
 	$(BENCH) benchmarks/speed/startup.py examples/quickstart.yaml
 
 clean:
-	rm -rf $(VENV) runs site
+	rm -rf $(VENV) .venv-stack-* runs site

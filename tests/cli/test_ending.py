@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from tests.training.logs import experiment_dict, make_log, write_log
 
 

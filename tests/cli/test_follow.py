@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.training.logs import experiment_dict, make_log, write_log
 
 import exfm
 from exfm.cli import jobs
@@ -16,6 +15,7 @@ from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
 from exfm_plugins.parquet import files
 from exfm_plugins.parquet.source import Parquet
+from tests.training.logs import experiment_dict, make_log, write_log
 
 
 def loop(folder: Path) -> StreamLoop:

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_new_plugin import NAMES, ROOT
 
 from exfm.cli.new_plugin import checked_project, write_project
 from exfm.registry.discovery import default_registry
+from tests.cli.test_new_plugin import NAMES, ROOT
 
 
 def test_it_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

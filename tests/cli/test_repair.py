@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.training.logs import differences, experiment_dict, load, make_log, write_log
 
 import exfm
 from exfm.supervision import snapshots
+from tests.training.logs import differences, experiment_dict, load, make_log, write_log
 
 Exfm = Callable[..., Any]
 

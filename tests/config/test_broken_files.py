@@ -16,10 +16,10 @@ from unittest.mock import patch
 import pytest
 import yaml
 from hypothesis import given
-from test_config_errors import FILES, MISTAKES, put
-from test_config_mutations import VALID, mutated
 
 from exfm.cli.main import main
+from tests.config.test_config_errors import FILES, MISTAKES, put
+from tests.config.test_config_mutations import VALID, mutated
 
 
 def call(*arguments: str) -> tuple[int, str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from .simulated import diagnosed, lesson, measured
+from tests.diagnosis.simulated import diagnosed, lesson, measured
 
 PLANTS: dict[str, dict[str, Any]] = {
     "pays": {},

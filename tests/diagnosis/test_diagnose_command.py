@@ -15,8 +15,7 @@ import yaml
 
 import exfm
 from exfm.evaluation.metrics import log_losses, logits
-
-from ..conftest import Outcome
+from tests.conftest import Outcome
 
 RATES = {"dense": {"lr": 0.002}, "tables": {"lr": 0.2}}
 

@@ -14,8 +14,7 @@ from exfm.diagnosis.measures import Agreement, Movement
 from exfm.diagnosis.quantiles import QuantileHistogram
 from exfm.diagnosis.slices import Activity
 from exfm.evaluation.metrics import log_losses, logits
-
-from .simulated import FIRST, lesson, measured
+from tests.diagnosis.simulated import FIRST, lesson, measured
 
 
 def scored(windows: list[LessonRows]) -> LessonRows:

@@ -7,8 +7,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tests.training.logs import experiment_dict, load, make_log, write_log
-
 import exfm
 import exfm_plugins.din
 import exfm_plugins.dlrm
@@ -16,6 +14,7 @@ import exfm_plugins.parquet
 import exfm_plugins.single
 import exfm_plugins.wukong
 from exfm.testing import DistillationStrategyTests
+from tests.training.logs import experiment_dict, load, make_log, write_log
 
 FILE = Path(__file__).parents[2] / "examples" / "strategies" / "embedding_reader.py"
 

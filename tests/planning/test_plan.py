@@ -22,9 +22,8 @@ from exfm.planning.needs import lengths_of
 from exfm.planning.plan import as_dict, plan
 from exfm.reporting.plan_table import spans
 from exfm.training.building import build_model
+from tests.planning import placed_worker
 from tests.processes import torchrun
-
-from . import placed_worker
 
 ROOT = Path(__file__).parents[2]
 ROWS = {"user": 10_000, "item": 40_000, "tags": 60, "surface": 8}

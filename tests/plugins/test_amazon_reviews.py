@@ -13,11 +13,11 @@ import fsspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.plugins.sources import everything, run_example
 
 import exfm_plugins.amazon_reviews
 from exfm.testing import DataSourceTests
 from exfm_plugins.amazon_reviews.source import AmazonReviews
+from tests.plugins.sources import everything, run_example
 
 DAY = 86_400
 Review = tuple[str, str, int, int]

@@ -8,12 +8,12 @@ from math import exp, log
 import pytest
 import torch
 from safetensors.torch import load, save
-from students import Head, Student, batch, bce, teacher
 
 import exfm_plugins.auxiliary_head
 from exfm import StudentSpec, TeacherOutput
 from exfm.testing import DistillationStrategyTests
 from exfm_plugins.auxiliary_head.strategy import AuxiliaryHead
+from tests.plugins.students import Head, Student, batch, bce, teacher
 
 
 class TestAuxiliaryHead(DistillationStrategyTests):

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.plugins.sources import everything, rows_of, run_example
 
 import exfm
 import exfm_plugins.avazu
@@ -19,6 +18,7 @@ from exfm.testing import DataSourceTests
 from exfm_plugins.avazu import source as module
 from exfm_plugins.avazu.hours import HOUR_US
 from exfm_plugins.avazu.source import Avazu
+from tests.plugins.sources import everything, rows_of, run_example
 
 HEADER = (
     "id,click,hour,C1,banner_pos,site_id,site_domain,site_category,app_id,app_domain,app_category,device_id,device_ip,"

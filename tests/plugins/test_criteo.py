@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.plugins.sources import everything, rows_of, run_example
 
 import exfm
 import exfm_plugins.criteo
@@ -18,6 +17,7 @@ from exfm.sources import DelimitedFile
 from exfm.testing import DataSourceTests
 from exfm_plugins.criteo import source as module
 from exfm_plugins.criteo.source import Criteo
+from tests.plugins.sources import everything, rows_of, run_example
 
 DAY = timedelta(days=1)
 # The first lines of the challenge's file.

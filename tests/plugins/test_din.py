@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import exfm_plugins.din
-from exfm import EncoderInputs
+from exfm import EncoderInputs, JaggedSequence
 from exfm.testing import Examples, SequenceEncoderTests, random_examples
 from exfm_plugins.din.encoder import DIN
 
@@ -157,3 +157,21 @@ def test_an_unknown_target_is_an_error_that_names_the_nearest_token() -> None:
 def test_wrong_configs_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DIN.Config(**wrong)
+
+
+@pytest.mark.parametrize("normalise", ["none", "softmax"])
+def test_gradients_are_derivatives_for_no_event_one_and_many(normalise: str) -> None:
+    torch.manual_seed(0)
+    encoder = DIN(
+        DIN.Config(normalise=normalise, activation="silu"), EncoderInputs("history", 4, 5, ("user", "item"), (1,))
+    )
+    encoder = encoder.double()
+    values_ED = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    context_BND = torch.randn(4, 2, 4, dtype=torch.float64, requires_grad=True)
+    offsets = torch.tensor([0, 1, 1, 4, 5])
+
+    def encode(values_ED: Tensor, context_BND: Tensor) -> Tensor:
+        summary_B1D: Tensor = encoder(JaggedSequence(values_ED, offsets, 5), context_BND)
+        return summary_B1D
+
+    assert torch.autograd.gradcheck(encode, (values_ED, context_BND))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from students import Student, batch, bce, teacher
 
 import exfm_plugins.direct
 from exfm import TeacherOutput
 from exfm.testing import DistillationStrategyTests
 from exfm_plugins.direct.strategy import Direct
+from tests.plugins.students import Student, batch, bce, teacher
 
 
 class TestDirect(DistillationStrategyTests):

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.plugins.sources import everything, rows_of, run_example
 
 import exfm
 import exfm_plugins.huggingface
 from exfm.testing import DataSourceTests
 from exfm_plugins.huggingface.source import HuggingFace
+from tests.plugins.sources import everything, rows_of, run_example
 
 datasets = pytest.importorskip("datasets", reason="needs the package datasets")
 SECOND = 1_000_000

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.plugins.sources import everything, run_example
 
 import exfm
 import exfm_plugins.kuaivideo
 from exfm.testing import DataSourceTests
 from exfm_plugins.kuaivideo.source import KuaiVideo
+from tests.plugins.sources import everything, run_example
 
 HEADER = "timestamp,user_id,item_id,is_click,is_like,is_follow,pos_items,neg_items\n"
 START_MS = 761_105_059_450

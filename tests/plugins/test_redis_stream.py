@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.plugins.brokers import redis_server
 
 import exfm
 import exfm_plugins.redis_stream
@@ -21,6 +20,7 @@ from exfm.supervision.store import Store
 from exfm.testing import DataSourceTests
 from exfm.training.loop import StreamLoop
 from exfm_plugins.redis_stream.source import RedisStream
+from tests.plugins.brokers import redis_server
 
 FEATURES: list[dict[str, Any]] = [
     {"name": "item", "kind": "categorical", "rows": 100},

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from checks import check_offers
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.modules.embedding_configs import PoolingType
@@ -15,6 +14,7 @@ from torchrec.modules.embedding_configs import PoolingType
 import exfm
 import exfm_plugins.single
 from exfm_plugins.single.plan import Single
+from tests.plugins.checks import check_offers
 
 ROWS = {"user": 30, "item": 50}
 OPTIMIZERS = ["adagrad", "rowwise_adagrad", "sgd"]

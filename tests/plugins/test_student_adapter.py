@@ -12,9 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
-from students import Head, Student, batch, bce, teacher
-from tests.training.logs import differences, experiment_dict, make_log, timeless, write_log
-from tests.training.logs import load as load_experiment
 from torch import Tensor
 
 import exfm
@@ -28,6 +25,9 @@ import exfm_plugins.wukong
 from exfm import TeacherOutput
 from exfm.testing import DistillationStrategyTests
 from exfm_plugins.student_adapter.strategy import StudentAdapter
+from tests.plugins.students import Head, Student, batch, bce, teacher
+from tests.training.logs import differences, experiment_dict, make_log, timeless, write_log
+from tests.training.logs import load as load_experiment
 
 
 class TestStudentAdapter(DistillationStrategyTests):

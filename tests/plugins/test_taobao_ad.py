@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.plugins.sources import everything, run_example
 
 import exfm_plugins.taobao_ad
 from exfm.testing import DataSourceTests
 from exfm_plugins.taobao_ad.source import TaobaoAd
+from tests.plugins.sources import everything, run_example
 
 SAMPLE = "user,time_stamp,adgroup_id,pid,nonclk,clk\n"
 LOG = "user,time_stamp,btag,cate,brand\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from students import Head, Student, batch, minimise, one_hot_stream, teacher
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -12,6 +11,7 @@ from exfm import DistillationStrategy, StudentOutput, StudentSpec, TeacherOutput
 from exfm_plugins.auxiliary_head.strategy import AuxiliaryHead
 from exfm_plugins.direct.strategy import Direct
 from exfm_plugins.student_adapter.strategy import StudentAdapter
+from tests.plugins.students import Head, Student, batch, minimise, one_hot_stream, teacher
 
 X, LABEL, SOFT = one_hot_stream()
 EVERYWHERE = torch.ones(len(X), dtype=torch.bool)

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_quarantine import BROKEN, HOOK
+
+from tests.registry.test_quarantine import BROKEN, HOOK
 
 REQUIRED = {
     "raises on import": "raises",

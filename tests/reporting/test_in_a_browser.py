@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.reporting.browser import chromium, read
 
 from exfm.reporting.html import render_report
 from exfm.reporting.sweep import PointResult, render_sweep, summarize
+from tests.reporting.browser import chromium, read
 
 WIDTHS = (1280, 390)
 MODES = ("light", "dark")

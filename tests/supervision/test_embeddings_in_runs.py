@@ -15,8 +15,7 @@ import exfm
 from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
 from exfm.training.run import open_run
-
-from ..training.logs import experiment_dict, load, make_log, timeless, write_log
+from tests.training.logs import experiment_dict, load, make_log, timeless, write_log
 
 ROWS = 900
 STRATEGY = """

@@ -16,8 +16,7 @@ import exfm
 from exfm.config.experiment import ExternalTeacher
 from exfm.config.external_files import ExternalFiles
 from exfm.supervision.external import ExternalSupervision
-
-from ..training.logs import experiment_dict, load, make_log, predictions, write_log
+from tests.training.logs import experiment_dict, load, make_log, predictions, write_log
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 import pytest
 import torch
-from sound import SoundBackbone, failures, total
 from torch import nn
+
+from tests.testing.sound import SoundBackbone, failures, total
 
 
 class OverTheBatch(SoundBackbone):

@@ -6,10 +6,10 @@ from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_serializer
-from sound import SoundBackbone, failures
 
 import exfm
 from exfm import ComponentConfig
+from tests.testing.sound import SoundBackbone, failures
 
 
 class IgnoresTypos(SoundBackbone):
@@ -94,8 +94,8 @@ def test_what_the_plugin_offers() -> None:
     class Twin(SoundBackbone):
         pass
 
-    here = exfm.LazyComponent("sound", "sound:SoundBackbone")
-    misspelt = exfm.LazyComponent("sund", "sound:SoundBackbone")
+    here = exfm.LazyComponent("sound", "tests.testing.sound:SoundBackbone")
+    misspelt = exfm.LazyComponent("sund", "tests.testing.sound:SoundBackbone")
     assert not failures(SoundBackbone, plugin=plugin_of(SoundBackbone))
     assert not failures(SoundBackbone, plugin=plugin_of(here))
     assert "plugin_of_a_test offers" in failures(SoundBackbone, plugin=plugin_of(Twin))["plugin_offers_it"]

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sound import SoundEncoder, failures, padded, total
 from torch import nn
+
+from tests.testing.sound import SoundEncoder, failures, padded, total
 
 
 class DividesByZero(SoundEncoder):

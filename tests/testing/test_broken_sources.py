@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pydantic import Field
-from sound import failed
 
 import exfm
 from exfm.testing import DataSourceTests
+from tests.testing.sound import failed
 
 SECOND = 1_000_000
 START = 1_700_000_000 * SECOND

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from sound import failed
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from exfm import AddRows, CopyPart, DistillationStrategy, ParameterStrategy, PartSpec, TeacherVectors
 from exfm.testing import DistillationStrategyTests, ParameterStrategyTests
+from tests.testing.sound import failed
 
 
 class Sound(DistillationStrategy):

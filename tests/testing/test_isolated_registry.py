@@ -8,13 +8,13 @@ from typing import Annotated
 
 import pytest
 from pydantic import Field
-from sound import SoundBackbone
 
 import exfm
 import exfm_plugins.dlrm
 import exfm_plugins.single
 import exfm_plugins.synthetic_ads
 from exfm.registry.discovery import default_registry, discover
+from tests.testing.sound import SoundBackbone
 
 
 class Shell(exfm.Backbone):

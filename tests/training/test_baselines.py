@@ -16,8 +16,7 @@ from sklearn.metrics import log_loss
 import exfm
 from exfm.reporting.table import comparison_table, result_table
 from exfm.tracking.figures import TrackedRun
-
-from .logs import experiment_dict, load, make_log, predictions, write_log
+from tests.training.logs import experiment_dict, load, make_log, predictions, write_log
 
 Run = tuple[str, dict[str, Any]]
 

@@ -10,8 +10,17 @@ import pyarrow as pa
 import pytest
 
 import exfm
-
-from .logs import DAY_US, DAYS, START_US, experiment_dict, load, make_log, predictions, supervision, write_log
+from tests.training.logs import (
+    DAY_US,
+    DAYS,
+    START_US,
+    experiment_dict,
+    load,
+    make_log,
+    predictions,
+    supervision,
+    write_log,
+)
 
 BATCH = 64
 ROWS_PER_DAY = 5 * BATCH  # whole batches, so that windows end with whole ones, and no whole number of larger chunks

@@ -19,8 +19,7 @@ from exfm.supervision.commits import Commit
 from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
 from exfm.training.run import build_plan, open_run
-
-from .logs import DAY_US, START_US, experiment_dict, load, make_log, write_log
+from tests.training.logs import DAY_US, START_US, experiment_dict, load, make_log, write_log
 
 DENSE, TABLES = "models.{}.optimizer.dense.lr", "models.{}.optimizer.tables.lr"
 

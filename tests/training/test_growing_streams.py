@@ -23,8 +23,7 @@ from exfm.supervision.store import Store
 from exfm.training.identity import open_run
 from exfm.training.loop import StreamLoop
 from exfm.training.progress import Progress
-
-from .logs import START_US, load
+from tests.training.logs import START_US, load
 
 HOUR_US = 3_600_000_000
 

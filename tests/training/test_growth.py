@@ -15,8 +15,7 @@ from exfm.data.ids import hash_rows
 from exfm.modeling.growth import Growth
 from exfm.supervision.store import Store
 from exfm.training.run import open_run
-
-from .logs import experiment_dict, load, make_log, write_log
+from tests.training.logs import experiment_dict, load, make_log, write_log
 
 STD = 0.05
 WEIGHT = "featurizer.pooled.bags.embedding_bags.table_user.weight"

@@ -14,8 +14,7 @@ from torch import Tensor
 import exfm
 from exfm.training.building import growth_of, teacher_specs
 from exfm.training.trainer import Trainer
-
-from .logs import experiment_dict, load
+from tests.training.logs import experiment_dict, load
 
 SAME_SHAPE: dict[str, dict[str, Any]] = {
     "name": {},

@@ -22,8 +22,7 @@ from exfm.training.ended_window import EndedWindow
 from exfm.training.loop import StreamLoop
 from exfm.training.run import open_run
 from tests.processes import start_exfm
-
-from .logs import differences, experiment_dict, load, make_log, supervision, write_log
+from tests.training.logs import differences, experiment_dict, load, make_log, supervision, write_log
 
 KILLS = 1
 

@@ -11,8 +11,7 @@ import yaml
 
 import exfm
 from tests.processes import start_exfm
-
-from .logs import differences, experiment_dict, load, make_log, write_log
+from tests.training.logs import differences, experiment_dict, load, make_log, write_log
 
 KILLS = 2
 

@@ -16,8 +16,7 @@ import exfm_plugins.dlrm
 import exfm_plugins.single
 import exfm_plugins.synthetic_ads
 import exfm_plugins.wukong
-
-from .logs import DAY_US, load, predictions
+from tests.training.logs import DAY_US, load, predictions
 
 CHANGED = 1
 WHOLE = exfm.Shard()

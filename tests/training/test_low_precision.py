@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import exfm
-
-from .logs import experiment_dict, load, make_log, write_log
+from tests.training.logs import experiment_dict, load, make_log, write_log
 
 
 @pytest.fixture

@@ -22,9 +22,8 @@ from exfm.training.building import teacher_specs
 from exfm.training.run import build_plan
 from exfm.training.trainer import Trainer
 from exfm_plugins.single.plan import Single
-
-from .logs import DAY_US, START_US, experiment_dict, make_log, predictions
-from .test_parallel import furthest
+from tests.training.logs import DAY_US, START_US, experiment_dict, make_log, predictions
+from tests.training.test_parallel import furthest
 
 
 def config_of(log: Path, run_dir: Path, **models: Any) -> dict[str, Any]:

@@ -23,10 +23,9 @@ from torch import Tensor
 import exfm
 from exfm.training.spread import check_spread
 from tests.processes import torchrun
-
-from . import parallel_worker
-from .logs import DAY_US, START_US, experiment_dict, make_log, predictions, supervision
-from .parallel_worker import place_log
+from tests.training import parallel_worker
+from tests.training.logs import DAY_US, START_US, experiment_dict, make_log, predictions, supervision
+from tests.training.parallel_worker import place_log
 
 ARMS = ("fm", "half", "late", "vm")
 SGD = [f"models.{model}.optimizer.tables={{name: sgd, lr: 0.5}}" for model in ARMS]

@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 import exfm
-
-from .logs import experiment_dict, load, make_log
+from tests.training.logs import experiment_dict, load, make_log
 
 ROWS, WIDTH = 4_000_000, 4
 MIB = 1 << 20

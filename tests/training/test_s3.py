@@ -21,9 +21,8 @@ from exfm.supervision.workspace import Workspace
 from exfm.testing import DataSourceTests
 from exfm_plugins.parquet.source import Parquet
 from tests.processes import start_exfm
-
-from .logs import differences, experiment_dict, make_log, write_log
-from .object_store import s3_server
+from tests.training.logs import differences, experiment_dict, make_log, write_log
+from tests.training.object_store import s3_server
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,8 +13,7 @@ import torch
 
 import exfm
 from exfm.training.saving import Copies, Saving
-
-from .logs import experiment_dict, load, make_log, write_log
+from tests.training.logs import experiment_dict, load, make_log, write_log
 
 
 @dataclass

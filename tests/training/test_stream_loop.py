@@ -15,8 +15,17 @@ import torch
 import exfm
 from exfm.supervision.commits import Commit, CommitLog
 from exfm.training.progress import Progress
-
-from .logs import DAY_US, START_US, differences, experiment_dict, load, make_log, predictions, supervision, write_log
+from tests.training.logs import (
+    DAY_US,
+    START_US,
+    differences,
+    experiment_dict,
+    load,
+    make_log,
+    predictions,
+    supervision,
+    write_log,
+)
 
 ROWS = 900
 

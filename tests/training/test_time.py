@@ -10,8 +10,7 @@ import pyarrow as pa
 import pytest
 
 import exfm
-
-from .logs import DAY_US, START_US, experiment_dict, load, make_log, predictions, supervision, write_log
+from tests.training.logs import DAY_US, START_US, experiment_dict, load, make_log, predictions, supervision, write_log
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,7 @@ from exfm.supervision.hashing import FileRecord
 from exfm.supervision.manifests import seal, unseal
 from exfm.supervision.store import Store
 from exfm.training.run import open_run
-
-from .logs import experiment_dict, load, make_log, predictions, supervision, write_log
+from tests.training.logs import experiment_dict, load, make_log, predictions, supervision, write_log
 
 WINDOW = 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.words.counting import Counts, SourceText
 from tests.words.rules import Rules, folder_of
 

@@ -11,25 +11,29 @@ from importlib.metadata import PackageNotFoundError, version
 
 import typer
 
-TESTED = {"torch": "2.13", "fbgemm": "1.8", "torchrec": "1.8"}
-"""What the test suite runs on. Patch releases may differ."""
+from exfm.cli.stacks import STACKS, Stack, minor_release, stack_of
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: fine, or what to type."""
+    """The installed release of a package, and the problem with it, if there is any."""
 
     name: str
-    found: str
+    installed: str
     problem: str = ""
 
 
 def command() -> None:
     """Checks the stack; exit status 1 when something must be installed."""
-    checks = [_torch(), _fbgemm(), _torchrec()]
+    torch_version = _version("torch")
+    stack = stack_of(torch_version) if torch_version else None
+    checks = [_torch(torch_version, stack), _fbgemm(stack), _check("torchrec", _version("torchrec"), stack)]
     typer.echo(f"python     {platform.python_version()} ({sys.executable})")
     for check in checks:
-        typer.echo(f"{check.name:<10} {check.found}{'  <- ' + check.problem if check.problem else ''}")
+        typer.echo(f"{check.name:<10} {check.installed}{'  <- ' + check.problem if check.problem else ''}")
+    for index, fitting in enumerate(STACKS):
+        releases = ", ".join(f"{name} {fitting.minor(name)}" for name in ("torch", "fbgemm", "torchrec"))
+        typer.echo(f"{'' if index else 'tested':<10} {releases}{'  (this one)' if fitting is stack else ''}")
     if not any(check.problem for check in checks):
         import torch
 
@@ -37,58 +41,58 @@ def command() -> None:
         typer.echo(f"devices    cpu, {torch.get_num_threads()} threads; {', '.join(devices) or 'no GPU'}")
         typer.echo("all good")
         return
-    typer.echo(f"\nto install what was tested together, type:\n{_remedy()}")
+    typer.echo(f"\nto install releases that were tested together, type:\n{_remedy(stack or STACKS[-1])}")
     raise typer.Exit(1)
 
 
-def _remedy() -> str:
+def _remedy(stack: Stack) -> str:
+    """Returns the lines to type: for the release of torch that is there, where it is supported."""
+    torch, torchrec = f"'torch=={stack.minor('torch')}.*'", f"'torchrec=={stack.minor('torchrec')}.*'"
     if shutil.which("nvidia-smi"):
-        return "  pip install 'exfm[cuda]'"
+        return f"  pip install 'exfm[cuda]' {torch} 'fbgemm-gpu=={stack.minor('fbgemm')}.*' {torchrec}"
     return (
-        "  pip install 'exfm[cpu]'                       # on Linux add --extra-index-url with PyTorch's CPU index,\n"
-        "  pip install --no-deps 'torchrec==1.8.0'       # see pytorch.org/get-started; torchrec alone would pull CUDA"
+        f"  pip install 'exfm[cpu]' {torch} 'fbgemm-gpu-cpu=={stack.minor('fbgemm')}.*'\n"
+        f"  pip install --no-deps {torchrec}\n"
+        "On Linux add --extra-index-url with PyTorch's CPU index to the first (see pytorch.org/get-started); "
+        "torchrec alone would pull CUDA."
     )
 
 
-def _found(*distributions: str) -> str | None:
-    for distribution in distributions:
-        try:
-            return f"{version(distribution)} ({distribution})" if len(distributions) > 1 else version(distribution)
-        except PackageNotFoundError:
-            continue
-    return None
-
-
-def _check(name: str, found: str | None, module: str) -> Check:
-    if found is None:
-        return Check(name, "missing", "not installed")
-    if not found.startswith(f"{TESTED[name]}."):
-        return Check(name, found, f"tested with {TESTED[name]}.x")
+def _version(distribution: str) -> str | None:
     try:
-        import_module(module)
-    except Exception as error:
-        return Check(name, found, f"import fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    return Check(name, found)
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
-def _torch() -> Check:
-    return _check("torch", _found("torch"), "torch")
+def _torch(installed: str | None, stack: Stack | None) -> Check:
+    if installed and stack is None:
+        return Check("torch", installed, f"tested with {STACKS[0].minor('torch')} to {STACKS[-1].minor('torch')}")
+    return _check("torch", installed, stack)
 
 
-def _fbgemm() -> Check:
-    found = _found("fbgemm-gpu-cpu", "fbgemm-gpu")
-    check = _check("fbgemm", found, "fbgemm_gpu")
-    if check.problem or found is None:
+def _fbgemm(stack: Stack | None) -> Check:
+    cpu_version, gpu_version = _version("fbgemm-gpu-cpu"), _version("fbgemm-gpu")
+    check = _check("fbgemm", cpu_version or gpu_version, stack, module="fbgemm_gpu")
+    if check.problem:
         return check
     import torch
 
-    gpu_build = "fbgemm-gpu-cpu" not in found
-    if gpu_build and not torch.version.cuda:
-        return Check("fbgemm", found, "a CUDA build beside a CPU build of torch; uninstall it and take fbgemm-gpu-cpu")
-    if not gpu_build and torch.version.cuda and torch.cuda.is_available():
-        return Check("fbgemm", found, "a CPU build beside CUDA torch and a GPU; uninstall it and take fbgemm-gpu")
-    return check
+    named = f"{check.installed} ({'fbgemm-gpu-cpu' if cpu_version else 'fbgemm-gpu'})"
+    if not cpu_version and not torch.version.cuda:
+        return Check("fbgemm", named, "a CUDA build beside a CPU build of torch; uninstall it and take fbgemm-gpu-cpu")
+    if cpu_version and torch.version.cuda and torch.cuda.is_available():
+        return Check("fbgemm", named, "a CPU build beside CUDA torch and a GPU; uninstall it and take fbgemm-gpu")
+    return Check("fbgemm", named)
 
 
-def _torchrec() -> Check:
-    return _check("torchrec", _found("torchrec"), "torchrec")
+def _check(name: str, installed: str | None, stack: Stack | None, *, module: str = "") -> Check:
+    if installed is None:
+        return Check(name, "missing", "not installed")
+    if stack and stack.minor(name) != minor_release(installed):
+        return Check(name, installed, f"torch {stack.minor('torch')} goes with {name} {stack.minor(name)}")
+    try:
+        import_module(module or name)
+    except Exception as error:
+        return Check(name, installed, f"import fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    return Check(name, installed)

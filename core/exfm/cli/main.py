@@ -131,8 +131,10 @@ def _main() -> None:
     # Threads that wait by spinning make a run ten times slower on a machine that does anything else; read when
     # torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # torchrec 1.8 warns about torch 2.13's own deprecations while it is imported; a user can do nothing about them.
+    # torchrec warns about torch's own deprecations while it is imported; a user can do nothing about them.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    # fbgemm 1.7 warns many times that it does not know its torch; `exfm doctor` knows which fits.
+    logging.getLogger().addFilter(lambda record: "_fbgemm_torch_compat_table" not in str(record.msg))
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.setLogRecordFactory(_redacted_record)

@@ -141,6 +141,7 @@ def _softmax_sum(values_ED: Tensor, score_E1: Tensor, example_E: Tensor, batch_s
     lowest_B = score_E.new_full((batch_size,), -torch.inf)
     top_B = lowest_B.scatter_reduce(0, example_E, score_E.detach(), "amax")
     power_E1 = (score_E - top_B.index_select(0, example_E)).exp().unsqueeze(1)
-    # An example's top score alone adds 1 to its total, so the clamp changes only examples without events.
-    total_B1 = _segment_sum(power_E1, example_E, batch_size).clamp(min=1)
+    # An example's top score alone adds 1 to its total, so the clamp changes only examples without events. Its bound is
+    # not 1, because a single event's total is exactly 1, where torch 2.14 gives clamp no gradient.
+    total_B1 = _segment_sum(power_E1, example_E, batch_size).clamp(min=0.5)
     return _segment_sum(power_E1 * values_ED, example_E, batch_size) / total_B1
