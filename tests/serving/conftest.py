@@ -35,7 +35,8 @@ def served_experiment(path: str, run_dir: str) -> dict[str, Any]:
     config["name"] = "served"
     config["stream"]["window"] = "3d"
     fm = config["models"]["fm"]
-    fm["supervision"] = {"states": {"user": ["user", "history"]}, "state_dim": 4, "embedding": "float16"}
+    states = {"user": ["user", "history"], "item": {"from": "representation"}}
+    fm["supervision"] = {"states": states, "state_dim": 4, "embedding": "float16", "embedding_dim": 8}
     vm = {"backbone": {"name": "dlrm"}, "sequence_encoder": {"name": "mean"}, "embedding_dim": 8, "batch_size": 64}
     config["models"] = {"fm": fm} | {
         name: {**vm, "features": ["user", "item", "price", "history"], **fields, "control": True}

@@ -29,15 +29,24 @@ from tests.training.logs import (
     write_log,
 )
 
-STATES = {"states": {"user": ["user", "history"], "item": ["item"]}, "state_dim": 4}
+STATES: dict[str, dict[str, Any]] = {
+    "tokens": {"states": {"user": ["user", "history"], "item": ["item"]}, "state_dim": 4},
+    "vectors": {
+        "states": {"user": {"from": "representation"}, "item": {"from": "layers.0"}},
+        "state_dim": 4,
+        "state_dtype": "int8",
+        "embedding": "float16",
+        "embedding_dim": 6,
+    },
+}
 COMPACT = {"name": "compact_features", "teacher": "fm"}
 
 
-def config(folder: Path, name: str, log: pa.Table | None = None) -> dict[str, Any]:
+def config(folder: Path, name: str, log: pa.Table | None = None, states: str = "tokens") -> dict[str, Any]:
     """An FM that stores states and a VM that reads them."""
     path = write_log(folder / f"log-{name}", make_log() if log is None else log)
     made = experiment_dict(path, str(folder / name))
-    made["models"]["fm"]["supervision"] = dict(STATES)
+    made["models"]["fm"]["supervision"] = dict(STATES[states])
     made["models"]["vm"]["transfer"] = [dict(COMPACT)]
     return made
 
@@ -49,16 +58,22 @@ def trainer_of(experiment: exfm.Experiment, name: str) -> Trainer:
     return Trainer(arm, experiment.schema, teacher_specs(experiment), plan, experiment.config.seed)
 
 
+@pytest.fixture(scope="module", params=STATES)
+def states(request: pytest.FixtureRequest) -> str:
+    """Whether states are made of tokens, or read from vectors of the FM."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+def whole(tmp_path_factory: pytest.TempPathFactory, states: str) -> tuple[str, dict[str, Any]]:
     """The folder of a run without a stop, and its results."""
     folder = tmp_path_factory.mktemp("whole")
-    return str(folder / "whole"), exfm.run(load(folder, config(folder, "whole")))
+    return str(folder / "whole"), exfm.run(load(folder, config(folder, "whole", states=states)))
 
 
 def test_states_are_stored_beside_the_predictions(whole: tuple[str, dict[str, Any]]) -> None:
     for rows in supervision(whole[0], "fm").values():
-        for entity in STATES["states"]:
+        for entity in ("user", "item"):
             states = rows.column(f"state_{entity}")
             assert states.type.list_size == 4 and states.null_count == 0
             assert len(set(map(str, states.to_pylist()))) > 10
@@ -73,8 +88,11 @@ def test_the_teacher_learns_as_if_it_stored_no_states(whole: tuple[str, dict[str
     assert all(found[window].equals(expected[window]) for window in expected)
 
 
-def test_an_interrupted_run_and_separate_jobs_end_alike(whole: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
-    experiment = load(tmp_path, {**config(tmp_path, "whole"), "run_dir": str(tmp_path / "interrupted")})
+def test_an_interrupted_run_and_separate_jobs_end_alike(
+    whole: tuple[str, dict[str, Any]], states: str, tmp_path: Path
+) -> None:
+    settings = config(tmp_path, "whole", states=states)
+    experiment = load(tmp_path, {**settings, "run_dir": str(tmp_path / "interrupted")})
     chunks = 0
 
     def stop(_: object) -> None:
@@ -88,7 +106,9 @@ def test_an_interrupted_run_and_separate_jobs_end_alike(whole: tuple[str, dict[s
     assert not differences(exfm.run(experiment), whole[1])
 
 
-def test_a_students_prediction_depends_on_no_later_state(whole: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_students_prediction_depends_on_no_later_state(
+    whole: tuple[str, dict[str, Any]], states: str, tmp_path: Path
+) -> None:
     """With other labels from the fourth day on, nothing predicted in the first four days changes."""
     table = make_log()
     days = (table.column("event_time").cast("int64").to_numpy() - START_US) // DAY_US
@@ -96,7 +116,7 @@ def test_a_students_prediction_depends_on_no_later_state(whole: tuple[str, dict[
     clicks = zip(table.column("click").to_pylist(), late, strict=True)
     flipped = [1 - click if other else click for click, other in clicks]
     changed = table.set_column(table.column_names.index("click"), "click", [flipped])
-    exfm.run(load(tmp_path, config(tmp_path, "changed", changed)))
+    exfm.run(load(tmp_path, config(tmp_path, "changed", changed, states)))
     first, second = (predictions(run_dir, "vm") for run_dir in (whole[0], str(tmp_path / "changed")))
     column = "prediction_click"
     for window in range(4):

@@ -142,12 +142,18 @@ def _check_states(model: ModelConfig, schema: FeatureSchema, place: str) -> None
     entities = [feature.name for feature in seen.features if isinstance(feature, CategoricalFeature)]
     features = [feature.name for feature in seen.features if not isinstance(feature, DenseFeature)]
     _check_names(model.supervision.states, entities, "categorical feature that the model sees, called", place)
-    for entity, described in model.supervision.states.items():
+    for entity, described in model.supervision.described.items():
         _check_names(
             described, features, "feature, other than a dense one, that the model sees, called", f"{place}.{entity}"
         )
         if not described:
             raise ConfigError(f"{place}.{entity}: name at least one feature that describes it; given: []")
+    for entity, vector in model.supervision.read.items():
+        if vector == "tokens":
+            raise ConfigError(
+                f"{place}.{entity}.from: a state made of tokens is written as the list of the features that describe "
+                f"the entity, such as {entity}: [{entity}]"
+            )
 
 
 def _check_managed(model: ModelConfig, schema: FeatureSchema, place: str) -> None:

@@ -29,7 +29,9 @@ class _Shape:
         if not (isinstance(self.kind, type) and issubclass(self.kind, BaseModel)):
             return {}
         fields = {
-            key: typing.Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            field.alias or key: typing.Annotated[field.annotation, *field.metadata]
+            if field.metadata
+            else field.annotation
             for key, field in self.kind.model_fields.items()
         }
         return {"name": str, **fields} if self.named else fields

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -68,6 +69,9 @@ class Backbone(Network):
         per_task: whether ``forward`` returns a representation per task.
         output_dim: width R of a representation.
         reads_times: whether ``forward`` reads the events' ages; sequences have none otherwise.
+        layer_dims: width of each layer that a teacher's states may be read from, by the name of the submodule; none by
+            default. The submodule is called once in a forward pass, and its output, the first where it has several, is
+            (B, ...) with so many numbers per example.
     """
 
     kind: ClassVar[str] = "backbone"
@@ -76,6 +80,7 @@ class Backbone(Network):
     config: ComponentConfig
     inputs: BackboneInputs
     output_dim: int
+    layer_dims: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, config: ComponentConfig, inputs: BackboneInputs) -> None:
         nn.Module.__init__(self)

@@ -1,6 +1,6 @@
-"""Parts of distillation from soft labels: the loss, and a head of its own.
+"""Parts of distillation: the loss of soft labels, a head beside the served head, and vectors of equal scale.
 
-Legend: B examples, R width of the representation, L soft labels of an example, V averaged values.
+Legend: B examples, R width of the representation, L soft labels of an example, V averaged values, E width of a vector.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from exfm.layers.gradient import scale_gradient
 _RECENT = 100_000
 _EPSILON = 1e-6
 _MEAN_TARGET = 0.5
+_LEAST_VARIANCE = 1e-4  # of the mean over the columns: finer differences are not stored
+_LARGEST = 10.0
 
 
 def soft_label_loss(logit_B: Tensor, target_LB: Tensor, hit_B: Tensor) -> Tensor:
@@ -128,3 +130,38 @@ class RecentMeans(nn.Module):
         keep = torch.exp(added * (-1 / _RECENT))
         self.total_V.mul_(keep).add_((values_VB * seen_B).sum(dim=1, dtype=torch.float64))
         self.count.mul_(keep).add_(added)
+
+
+class Standardizer(nn.Module):
+    """Subtracts a vector's recent mean and divides by its recent deviation, column by column; clips at 10 deviations.
+
+    Mean and variance are over about the last 100,000 examples: a stream has no fixed scale. Before there is an example,
+    vectors are only clipped.
+
+    Args:
+        width: E.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.moments = RecentMeans(2 * width)
+
+    @property
+    def started(self) -> Tensor:
+        """Whether any vector has been added, a bool scalar."""
+        return self.moments.count > 0
+
+    def forward(self, vector_BE: Tensor) -> Tensor:
+        """Standardises vectors (B, E)."""
+        dtype = vector_BE.dtype
+        mean_E, square_E = self.moments().chunk(2)
+        variance_E = square_E - mean_E.square()
+        least = (_LEAST_VARIANCE * variance_E.mean()).clamp(min=torch.finfo(torch.float32).tiny)
+        deviation_E = variance_E.clamp(min=least).sqrt().where(self.started, 1.0)
+        standard_BE: Tensor = (vector_BE - mean_E.to(dtype)) / deviation_E.to(dtype)
+        return standard_BE.clamp(-_LARGEST, _LARGEST)
+
+    def add(self, vector_BE: Tensor, seen_B: Tensor) -> None:
+        """Adds the vectors (B, E) of the examples that ``seen_B`` marks."""
+        vector_EB = vector_BE.double().T
+        self.moments.add(torch.cat([vector_EB, vector_EB.square()]), seen_B)

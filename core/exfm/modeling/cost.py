@@ -18,12 +18,12 @@ from exfm.layers.flops import count_flops, flop_counter
 from exfm.modeling.ranking_model import RankingModel
 
 PARTS = {
-    "tokens": "featurizer",
-    "sequence_encoder": "encoders",
-    "lookups": "lookups",
-    "backbone": "backbone",
-    "heads": "heads",
-    "states": "states",
+    "tokens": ("featurizer",),
+    "sequence_encoder": ("encoders",),
+    "lookups": ("lookups",),
+    "backbone": ("backbone",),
+    "heads": ("heads",),
+    "states": ("states", "read_states"),
 }
 """The parts of a model, and the children of RankingModel that they are; few have lookups, and only a teacher states."""
 
@@ -41,11 +41,17 @@ def flops_by_part(model: RankingModel, batch: Batch) -> dict[str, float]:
         model(batch)
     model.featurizer.offsets = offsets
     counted = {path: sum(by_kernel.values()) for path, by_kernel in counter.get_flop_counts().items()}
-    return {part: _of(child, counted) / batch.size for part, child in _parts(model).items()}
+    return {
+        name: sum(_of(child, counted) for child in children) / batch.size for name, children in _parts(model).items()
+    }
 
 
-def _parts(model: RankingModel) -> dict[str, str]:
-    return {part: child for part, child in PARTS.items() if getattr(model, child) is not None}
+def _parts(model: RankingModel) -> dict[str, list[str]]:
+    """The children of each part that the model has any of."""
+    present = {
+        part: [child for child in children if getattr(model, child) is not None] for part, children in PARTS.items()
+    }
+    return {part: children for part, children in present.items() if children}
 
 
 def _of(child: str, counted: dict[str, int]) -> int:
@@ -59,8 +65,13 @@ def parameters_by_part(model: RankingModel) -> dict[str, int]:
     """Dense parameters of each part."""
     dense = {id(parameter) for parameter in model.dense_parameters()}
     return {
-        part: sum(parameter.numel() for parameter in model.get_submodule(child).parameters() if id(parameter) in dense)
-        for part, child in _parts(model).items()
+        name: sum(
+            parameter.numel()
+            for child in children
+            for parameter in model.get_submodule(child).parameters()
+            if id(parameter) in dense
+        )
+        for name, children in _parts(model).items()
     }
 
 

@@ -1,11 +1,13 @@
 """RankingModel: features -> tokens -> (encoders) -> backbone -> representation -> one head per task.
 
-Legend: B examples, N tokens, K summary tokens, D width, R width of the representation, T tasks.
+Legend: B examples, N tokens, K summary tokens, D width, R width of the representation, T tasks, L width of all
+layers that states are read from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,6 @@ from exfm.config.experiment import ModelConfig
 from exfm.config.lookups import StateLookup
 from exfm.data.batch import Batch
 from exfm.interfaces.backbone import BackboneInputs, SequenceShape
-from exfm.interfaces.distillation_strategy import StudentOutput
 from exfm.interfaces.network import reads_times
 from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
@@ -23,6 +24,7 @@ from exfm.interfaces.trunk import RunBackbone, RunTrunk, Sequences, run_backbone
 from exfm.modeling.entity_states import EntityStates
 from exfm.modeling.lookups import StateLookups
 from exfm.modeling.managed_ids import Started
+from exfm.modeling.read_states import ModelOutput, ReadStates
 from exfm.modeling.recompute import recompute
 from exfm.modeling.tokens import Featurizer
 
@@ -97,11 +99,14 @@ class RankingModel(nn.Module):
         self.tasks = tasks
         self.heads = nn.ModuleDict({f"task_{task}": self.new_head() for task in tasks})
         self.states: EntityStates | None = None
-        if config.supervision.states:
-            entities, width = config.supervision.states, config.supervision.state_dim
-            histories = [sequence.name for sequence in sequences if raw]
-            with torch.random.fork_rng(devices=[]):  # the rest, tables included, starts from the weights it has without
-                self.states = EntityStates(entities, context, histories, tasks, config.embedding_dim, width)
+        self.read_states: ReadStates | None = None
+        teaches, dim = config.supervision, config.embedding_dim
+        with torch.random.fork_rng(devices=[]):  # all else, tables included, starts from the weights it has without
+            if teaches.described:
+                histories = [sequence.name for sequence in sequences if raw]
+                self.states = EntityStates(teaches.described, context, histories, tasks, dim, teaches.state_dim)
+            if teaches.read or teaches.embedding_dim is not None:
+                self.read_states = ReadStates(teaches, self.backbone, context, dim, tasks)
         dense = [feature.name for feature in schema.features if isinstance(feature, DenseFeature)]
         names = frozenset(feature.name for feature in seen.features)
         self.feature_names = names
@@ -120,7 +125,7 @@ class RankingModel(nn.Module):
         rate = (labels_B.sum() + 1.0) / (labels_B.numel() + 2.0)
         last.bias.fill_(torch.logit(rate))
 
-    def forward(self, batch: Batch, run_trunk: RunTrunk = run_trunk) -> StudentOutput:
+    def forward(self, batch: Batch, run_trunk: RunTrunk = run_trunk) -> ModelOutput:
         """Predicts a batch that holds the model's own features (``narrow`` makes one).
 
         Args:
@@ -135,13 +140,22 @@ class RankingModel(nn.Module):
         if self.lookups is not None:
             with self._precision(tokens_BND):
                 inputs.append(self.lookups(batch.sparse))
+        layers_BL = self._layer_memory(tokens_BND)
+        if layers_BL is not None:
+            inputs.append(layers_BL)
         representation_BR = run_trunk(self, inputs, sequences)
         read: Sequence[Tensor] = [representation_BR] * len(self.tasks)
         if self.per_task:  # everything but a task's head reads the mean
             read, representation_BR = representation_BR.unbind(1), representation_BR.mean(1)
         logits = {task: self.heads[f"task_{task}"](read_BR) for task, read_BR in zip(self.tasks, read, strict=True)}
         states = {entity: state.float() for entity, state in states.items()}
-        return StudentOutput(representation_BR, logits, states)
+        output = ModelOutput(representation_BR, logits, states)
+        return output if self.read_states is None else self.read_states(output, layers_BL, batch, tokens_BND)
+
+    def _layer_memory(self, tokens_BND: Tensor) -> Tensor | None:
+        """Returns memory (B, L) for the outputs of the layers that states are read from, if there are any."""
+        layers = self.read_states.layers if self.read_states is not None else None
+        return tokens_BND.new_empty(tokens_BND.shape[0], layers.width) if layers is not None else None
 
     def represent(
         self, inputs: Sequence[Tensor], sequences: Sequences, run_backbone: RunBackbone = run_backbone
@@ -149,11 +163,14 @@ class RankingModel(nn.Module):
         """Maps tokens to the representation, (B, R) or per task (B, T, R), through the encoders and the backbone.
 
         Args:
-            inputs: tokens (B, N, D), and those of lookups (B, K, D) where there are any.
+            inputs: tokens (B, N, D), those of lookups (B, K, D), and last the memory (B, L) of layers that are read,
+                where there are any.
             sequences: by name.
             run_backbone: calls the backbone.
         """
         tokens_BND, *looked_up = inputs
+        layers = self.read_states.layers if self.read_states is not None else None
+        writing = layers.into(looked_up.pop()) if layers is not None else nullcontext()
         with self._precision(tokens_BND):
             # Sequences and encoders are both in the schema's order.
             encoders = zip(sequences.values(), self.encoders.values(), strict=True) if self.encoders else ()
@@ -161,7 +178,8 @@ class RankingModel(nn.Module):
             tokens_BND = torch.cat([tokens_BND, *more], dim=1) if more else tokens_BND
             # A graph that is captured for serving has no other call of the backbone than this.
             raw = sequences if self.reads_sequences else {}
-            return run_backbone(self.backbone, tokens_BND, raw).float()
+            with writing:
+                return run_backbone(self.backbone, tokens_BND, raw).float()
 
     def _precision(self, tokens_BND: Tensor) -> torch.autocast:
         return torch.autocast(tokens_BND.device.type, torch.bfloat16, enabled=self.low_precision)
@@ -198,6 +216,20 @@ class RankingModel(nn.Module):
             The rows of tables that have got another id, by table.
         """
         return self.featurizer.observe(batch, process_group, own)
+
+    def state_losses(self, output: ModelOutput, labels: Mapping[str, Tensor]) -> list[Tensor]:
+        """Returns the losses of all that is stored beside predictions; none of them reaches the model itself.
+
+        Args:
+            output: the forward pass of a whole batch, see ``ReadStates.needs_representation``.
+            labels: (B,) by task, where they are known already.
+        """
+        losses = []
+        if self.states is not None:
+            losses.append(self.states.loss(output.states, output.logits, labels))
+        if self.read_states is not None:
+            losses += self.read_states.losses(output, labels)
+        return losses
 
     def parameter_counts(self) -> dict[str, int]:
         """Dense parameters, and those in embedding tables."""

@@ -65,7 +65,9 @@ def needs_of(
     transfer = sum(parameter.numel() for strategy in strategies for parameter in strategy.parameters())
     states = len(arm.config.supervision.states) * arm.config.supervision.state_dim
     numbers = 2 * len(arm.tasks) + states  # logits, labels
-    numbers += model.backbone.output_dim if strategies else 0
+    read = model.read_states
+    numbers += read.exchanged_numbers if read is not None else 0
+    numbers += model.backbone.output_dim if strategies or (read is not None and read.needs_representation) else 0
     for name in {name for spec in arm.config.transfer for name in spec.config.teachers}:
         numbers += 2 * len(teachers[name].tasks) + (teachers[name].embedding_dim or 0)
     uses = tuple(_uses(model, rows, lengths))

@@ -125,13 +125,13 @@ class ServedModel(nn.Module):
 
 def _served(arm: Arm) -> Arm:
     """The same model without what training and teaching alone need."""
-    teaches = arm.config.supervision.model_copy(update={"states": {}})
+    teaches = arm.config.supervision.model_copy(update={"states": {}, "embedding_dim": None})
     config = arm.config.model_copy(update={"supervision": teaches, "activation_checkpointing": False})
     return replace(arm, config=config)
 
 
 def _of_teacher(key: str) -> bool:
-    return key.startswith("states.")
+    return key.startswith(("states.", "read_states."))
 
 
 def _history(feature: SequenceFeature, given: Mapping[str, Tensor], managed: nn.ModuleDict) -> SequenceBatch:

@@ -78,7 +78,7 @@ class SupervisionRows:
         probabilities: (S,) float32 by task; NaN where the teacher had not seen a label of the task yet.
         watermark_us: (S,) int64: the teacher had trained on examples before this time only.
         embedding: of S rows, where the teacher gives any.
-        vectors: (S, K) float16 by column: ``state_ENTITY``, and ``row_FEATURE``, which is from after training.
+        vectors: of S rows by column: ``state_ENTITY``, and ``row_FEATURE``, which is from after training.
     """
 
     example_id: Tensor
@@ -86,25 +86,20 @@ class SupervisionRows:
     probabilities: Mapping[str, Tensor]
     watermark_us: Tensor
     embedding: CompactEmbedding | None = None
-    vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    vectors: Mapping[str, CompactEmbedding] = field(default_factory=dict)
 
     @classmethod
     def from_arrow(cls, rows: pa.RecordBatch) -> SupervisionRows:
         """The rows of a supervision file; they share its memory where nothing is missing."""
         prefix = "prediction_"
         names = rows.schema.names
-        embedding = None
-        if "embedding" in names:
-            values_SE = _vectors(rows.column("embedding"))
-            scale_S = _tensor(rows.column("embedding_scale")) if "embedding_scale" in names else None
-            embedding = CompactEmbedding(values_SE, scale_S)
         return cls(
             _tensor(rows.column("example_id")),
             _tensor(rows.column("event_time").view(pa.int64())),
             {name.removeprefix(prefix): _tensor(rows.column(name)) for name in names if name.startswith(prefix)},
             _tensor(rows.column("watermark").view(pa.int64())),
-            embedding,
-            {name: _vectors(rows.column(name)) for name in names if name.startswith((STATE, ROW))},
+            _compact(rows, "embedding") if "embedding" in names else None,
+            {name: _compact(rows, name) for name in names if name.startswith((STATE, ROW))},
         )
 
     @classmethod
@@ -119,7 +114,7 @@ class SupervisionRows:
             {task: torch.cat([part.probabilities[task] for part in parts]) for task in parts[0].probabilities},
             torch.cat([part.watermark_us for part in parts]),
             CompactEmbedding.cat(embeddings) if embeddings else None,
-            {column: torch.cat([part.vectors[column] for part in parts]) for column in parts[0].vectors},
+            {column: CompactEmbedding.cat([part.vectors[column] for part in parts]) for column in parts[0].vectors},
         )
 
     def slice(self, start: int, stop: int) -> SupervisionRows:
@@ -131,7 +126,7 @@ class SupervisionRows:
             {task: values[rows] for task, values in self.probabilities.items()},
             self.watermark_us[rows],
             None if self.embedding is None else self.embedding.take(rows),
-            {column: vector[rows] for column, vector in self.vectors.items()},
+            {column: vector.take(rows) for column, vector in self.vectors.items()},
         )
 
     def index(self) -> SupervisionIndex:
@@ -169,7 +164,7 @@ class SupervisionIndex:
         row, found = self._locate(example_id, event_time_us)
         found &= torch.stack([values[row].isfinite() for values in self.rows.probabilities.values()]).any(dim=0)
         kept = row[found]
-        vectors = {column: vector.index_select(0, kept).float() for column, vector in self.rows.vectors.items()}
+        vectors = {column: vector.take(kept).decode() for column, vector in self.rows.vectors.items()}
         return Stored(found, self.rows.watermark_us[kept], vectors)
 
     def _locate(self, example_id: Tensor, event_time_us: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,6 +238,17 @@ def miss(tasks: Iterable[str], size: int, embedding_dim: int | None = None) -> T
     nothing = {task: torch.zeros(size) for task in tasks}
     embedding_BE = None if embedding_dim is None else torch.zeros(size, embedding_dim)
     return TeacherOutput(nothing, dict.fromkeys(nothing, torch.zeros(size, dtype=torch.bool)), embedding_BE)
+
+
+def scale_column(column: str) -> str:
+    """Names the column of the scales of a column of int8 vectors."""
+    return "embedding_scale" if column == "embedding" else f"scale_{column}"
+
+
+def _compact(rows: pa.RecordBatch, column: str) -> CompactEmbedding:
+    scale = scale_column(column)
+    scale_S = _tensor(rows.column(scale)) if scale in rows.schema.names else None
+    return CompactEmbedding(_vectors(rows.column(column)), scale_S)
 
 
 def _vectors(column: pa.FixedSizeListArray) -> Tensor:

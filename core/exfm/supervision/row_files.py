@@ -14,7 +14,7 @@ from torch import Tensor
 
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.supervision.hashing import FileRecord
-from exfm.supervision.joiner import SupervisionRows
+from exfm.supervision.joiner import SupervisionRows, scale_column
 from exfm.supervision.workspace import Workspace
 
 Folder = Literal["predictions", "supervision"]
@@ -49,7 +49,7 @@ def supervision_schema(
     tasks: Sequence[str],
     teacher: str | None = None,
     embedding: EmbeddingShape | None = None,
-    vectors: Mapping[str, int] | None = None,
+    vectors: Mapping[str, EmbeddingShape] | None = None,
 ) -> pa.Schema:
     """Columns of a supervision file; its metadata name the teacher and what kind of value each task has.
 
@@ -59,12 +59,11 @@ def supervision_schema(
     fields = {"example_id": pa.int64(), "window": pa.int32(), "event_time": pa.timestamp("us", "UTC")}
     fields |= {f"prediction_{task}": pa.float32() for task in tasks}
     fields |= {"snapshot": pa.int32(), "watermark": pa.timestamp("us", "UTC")}
-    if embedding is not None:
-        number = pa.float16() if embedding.format == "float16" else pa.int8()
-        fields["embedding"] = _vector(number, embedding.dim)
-        if embedding.format == "int8":
-            fields["embedding_scale"] = pa.float32()
-    fields |= {column: _vector(pa.float16(), width) for column, width in (vectors or {}).items()}
+    stored = {**({} if embedding is None else {"embedding": embedding}), **(vectors or {})}
+    for column, shape in stored.items():
+        fields[column] = _vector(pa.float16() if shape.format == "float16" else pa.int8(), shape.dim)
+        if shape.format == "int8":
+            fields[scale_column(column)] = pa.float32()
     kinds = {f"exfm.kind.{task}": "probability" for task in tasks}
     return pa.schema(fields, metadata=kinds if teacher is None else {"exfm.teacher": teacher, **kinds})
 
@@ -90,11 +89,12 @@ def supervision_columns(rows: SupervisionRows, window: int, snapshot: int) -> di
         "snapshot": np.full(count, snapshot, np.int32),
         "watermark": rows.watermark_us.numpy(),
     }
-    if rows.embedding is not None:
-        columns["embedding"] = _vectors(rows.embedding.values_SE)
-        if rows.embedding.scale_S is not None:
-            columns["embedding_scale"] = rows.embedding.scale_S.numpy()
-    return columns | {column: _vectors(vector_SK) for column, vector_SK in rows.vectors.items()}
+    stored = {**({} if rows.embedding is None else {"embedding": rows.embedding}), **rows.vectors}
+    for column, vectors in stored.items():
+        columns[column] = _vectors(vectors.values_SE)
+        if vectors.scale_S is not None:
+            columns[scale_column(column)] = vectors.scale_S.numpy()
+    return columns
 
 
 class RowWriter:
@@ -135,8 +135,8 @@ class RowWriter:
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     """How columns are encoded: a dictionary for those of few values only; built in vain, it takes half the time."""
     few = [name for name in schema.names if name in ("window", "snapshot", "watermark") or name.startswith("label_")]
-    if "embedding" in schema.names and schema.field("embedding").type.value_type == pa.int8():
-        few.append("embedding.list.element")
+    vectors = [field for field in schema if pa.types.is_fixed_size_list(field.type)]
+    few += [f"{field.name}.list.element" for field in vectors if field.type.value_type == pa.int8()]
     return {
         "compression": "zstd",
         "compression_level": 1,

@@ -98,6 +98,20 @@ class BackboneTests(BehaviourTests, ExecutionTests, SideEffectTests):
             output = self.run(inner, self.examples())
             check_bits(output, self.run(module, self.examples()), "without tasks, against with them")
 
+    def test_named_layers_are_as_wide_as_it_says(self, fields: Mapping[str, Any]) -> None:
+        """A teacher's states are read from the layers in ``layer_dims`` while a forward pass calls them."""
+        module, examples = self.make(fields), self.examples()
+        read: dict[str, list[Any]] = {name: [] for name in module.layer_dims}
+        for name in read:
+            module.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: read[name].append(output))
+        size = self.run(module, examples).shape[0]
+        for name, width in module.layer_dims.items():
+            assert len(read[name]) == 1, f"layer_dims: {name} is called {len(read[name])} times in a forward pass"
+            output = read[name][0]
+            first = output[0] if isinstance(output, tuple) else output
+            shape = tuple(first.flatten(1).shape)
+            assert shape == (size, width), f"layer_dims: {name} gives {shape}, not {(size, width)}"
+
     def test_gradient_reaches_the_tokens(self, fields: Mapping[str, Any]) -> None:
         """Embedding tables learn through the tokens, and each token has tables of its own."""
         module, examples = self.make_moved(fields), self.examples().requires_grad()

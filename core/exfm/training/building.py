@@ -119,11 +119,13 @@ def _teacher_spec(arm: Arm, schema: FeatureSchema, shared: bool) -> TeacherSpec:
     """Describes a model as a teacher; a model that is built without memory knows its widths and parts."""
     states = dict.fromkeys(arm.config.supervision.states, arm.config.supervision.state_dim)
     stores_embeddings = arm.config.supervision.embedding != "none"
-    if not (stores_embeddings or shared):
-        return TeacherSpec(arm.name, arm.tasks, None, states)
+    embedding_dim = arm.config.supervision.embedding_dim
+    if not shared and (embedding_dim is not None or not stores_embeddings):
+        return TeacherSpec(arm.name, arm.tasks, embedding_dim, states)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = build_model(arm, schema)
-    embedding_dim = model.backbone.output_dim if stores_embeddings else None
+    if stores_embeddings:
+        embedding_dim = embedding_dim or model.backbone.output_dim
     return TeacherSpec(arm.name, arm.tasks, embedding_dim, states, part_specs(model) if shared else {})
 
 

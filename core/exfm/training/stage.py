@@ -391,7 +391,8 @@ class Stage:
         first = self.tasks[0]
         finite = probabilities[first].nan_to_num(0.5)  # of NaN torch computes no loss
         loss = torch.nn.functional.binary_cross_entropy(finite, seen.labels[first], reduction="sum")
-        stored = [*made.vectors.values(), *([] if made.embedding is None else made.embedding.numbers())]
+        vectors = [*made.vectors.values(), *([] if made.embedding is None else [made.embedding])]
+        stored = [numbers for vector in vectors for numbers in vector.numbers()]
         bad = torch.tensor([_not_finite(list(probabilities.values())), _not_finite(stored)], dtype=loss.dtype)
         sums = torch.cat([torch.stack([loss, seen.labels[first].sum()]), bad])
         examples = sum(sum(part.counts) for part in parts.batches)

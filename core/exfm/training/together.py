@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from exfm.interfaces.distillation_strategy import StudentOutput, TeacherOutput
+from exfm.interfaces.distillation_strategy import TeacherOutput
 from exfm.interfaces.process_group import ProcessGroup
+from exfm.modeling.read_states import ModelOutput
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Together:
         """n."""
         return self.counts[self.process_group.rank]
 
-    def output(self, output: StudentOutput, representation: bool) -> StudentOutput:
+    def output(self, output: ModelOutput, representation: bool) -> ModelOutput:
         """The forward pass of B examples, with gradients to the own ones.
 
         Args:
@@ -45,11 +46,17 @@ class Together:
             return output
         width = output.representation_BR.shape[1] if representation else 0
         columns = [output.representation_BR[:, :width], *(logit.unsqueeze(1) for logit in output.logits.values())]
-        columns += output.states.values()
+        columns += [*output.states.values(), *output.layers.values(), *output.tokens.values()]
         representation_BR, *rest = self._columns(columns)
         whole = iter(rest)
         logits = {task: next(whole).squeeze(1) for task in output.logits}
-        return StudentOutput(representation_BR, logits, dict(zip(output.states, whole, strict=True)))
+        states = {entity: next(whole) for entity in output.states}
+        layers = {layer: next(whole) for layer in output.layers}
+        tokens = {entity: next(whole) for entity in output.tokens}
+        ids_BK = output.ids_BK
+        if ids_BK is not None:
+            ids_BK = self.process_group.all_gather_rows(ids_BK[: self.own], self.counts)
+        return ModelOutput(representation_BR, logits, states, layers, None, tokens, ids_BK)
 
     def labels(self, labels: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Labels of B examples, by task."""

@@ -21,6 +21,7 @@ from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
 from exfm.interfaces.transfer_specs import TeacherSpec
 from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
+from exfm.modeling.read_states import ModelOutput
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.supervision.finite import infinite_buffers
 from exfm.supervision.joiner import ROW, STATE
@@ -64,24 +65,31 @@ class Turn:
 
 @dataclass(frozen=True)
 class Forward:
-    """A forward pass, for others: probabilities (B,) by task, the representation (B, R), vectors (B, K) by column."""
+    """A forward pass, for others.
+
+    Attributes:
+        probabilities: (B,) by task.
+        embedding_BE: the representation as it is stored.
+        vectors: (B, K) by column.
+    """
 
     probabilities: Mapping[str, Tensor]
-    representation_BR: Tensor
+    embedding_BE: Tensor
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, output: StudentOutput) -> Forward:
+    def of(cls, output: ModelOutput) -> Forward:
         """What was put out, without gradients."""
         probabilities = {task: logit.detach().sigmoid() for task, logit in output.logits.items()}
         states = {f"{STATE}{entity}": state.detach() for entity, state in output.states.items()}
-        return cls(probabilities, output.representation_BR.detach(), states)
+        embedding_BE = output.representation_BR if output.embedding_BE is None else output.embedding_BE
+        return cls(probabilities, embedding_BE.detach(), states)
 
     def first(self, rows: int) -> Forward:
         """Of the first rows only."""
         return Forward(
             {task: values[:rows] for task, values in self.probabilities.items()},
-            self.representation_BR[:rows],
+            self.embedding_BE[:rows],
             {column: values[:rows] for column, values in self.vectors.items()},
         )
 
@@ -106,7 +114,7 @@ class Trainer:
     Attributes:
         embedding: how its representation is stored as supervision, where it is.
         constants: names, in ``weights`` and ``training_state``, of what is not finite on purpose.
-        vectors: width of the states and rows that are stored with its supervision, by column.
+        vectors: how the states and rows are stored with its supervision, by column.
         transfer: its strategies, and the parameters that it takes.
 
     Raises:
@@ -136,10 +144,12 @@ class Trainer:
         parameters = StudentParameters(self.model, declared, features, plan.device)
         self.transfer = StudentTransfer([one.to(plan.device) for one in strategies], parameters, self.parallel_model)
         supervision = arm.config.supervision
-        self.vectors = {f"{STATE}{entity}": supervision.state_dim for entity in supervision.states}
-        self.vectors |= {f"{ROW}{feature}": arm.config.embedding_dim for feature in supervision.rows}
-        form = supervision.embedding
-        self.embedding = None if form == "none" else EmbeddingShape(form, model.backbone.output_dim)
+        state = EmbeddingShape(supervision.state_dtype, supervision.state_dim)
+        self.vectors = {f"{STATE}{entity}": state for entity in supervision.states}
+        row = EmbeddingShape("float16", arm.config.embedding_dim)
+        self.vectors |= {f"{ROW}{feature}": row for feature in supervision.rows}
+        form, width = supervision.embedding, supervision.embedding_dim or model.backbone.output_dim
+        self.embedding = None if form == "none" else EmbeddingShape(form, width)
         self.dense = [*self.model.dense_parameters(), *self.transfer.dense_parameters()]
         self.learned: set[str] = set()
         self.optimizer = _dense_optimizer(self.dense, arm.config.optimizer.dense)
@@ -187,7 +197,9 @@ class Trainer:
                     self.model.start_head(task, labels[task])
                 self.learned.update(new)
                 output = self.model(batch, run_trunk)
-            output = together.output(output, representation=bool(self.transfer.strategies))
+            read = self.model.read_states
+            needs_representation = bool(self.transfer.strategies) or (read is not None and read.needs_representation)
+            output = together.output(output, needs_representation)
             known = {task: labels[task] for task in learn.tasks}
             losses = [
                 nn.functional.binary_cross_entropy_with_logits(output.logits[task], label)
@@ -195,8 +207,8 @@ class Trainer:
             ]
             if learn.transfer:
                 losses += self.transfer.losses(output, together.supervision(supervision), labels, known)
-            if self.model.states is not None and learn.tasks:
-                losses.append(self.model.states.loss(output.states, output.logits, known))
+            if learn.tasks:
+                losses += self.model.state_losses(output, known)
             self._learn(losses, output, turn)
             return predicted
 

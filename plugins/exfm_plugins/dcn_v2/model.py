@@ -85,6 +85,7 @@ class DCNV2(Backbone):
             else CrossLayer(width)
             for _ in range(config.layers)
         )
+        self.layer_dims = {f"layers.{i}": width for i in range(config.layers)}
         self.deep = mlp([width, *config.hidden], config.activation, activate_last=True) if config.hidden else None
         self._parallel = config.structure == "parallel"
         deep_width = config.hidden[-1] if config.hidden else 0

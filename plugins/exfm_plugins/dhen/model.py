@@ -81,10 +81,13 @@ class DHEN(Backbone):
         super().__init__(config, inputs)
         tokens = len(inputs.tokens)
         self.layers = nn.ModuleList()
-        for _ in range(config.layers):
+        dims: dict[str, int] = {}
+        for depth in range(config.layers):
             layer = DHENLayer(tokens, inputs.dim, config)
             self.layers.append(layer)
             tokens = layer.out_tokens
+            dims[f"layers.{depth}"] = tokens * inputs.dim
+        self.layer_dims = dims
         self.head = mlp([tokens * inputs.dim, *config.head_hidden], config.activation, activate_last=True)
         self.output_dim = config.head_hidden[-1]
 

@@ -108,6 +108,7 @@ class GEM(Backbone):
         layers = [GemLayer(inputs, shape, first=depth == 0) for depth in range(config.layers)]
         self.layers = nn.ModuleList(layers)
         tokens_width = len(inputs.tokens) * inputs.dim
+        self.layer_dims = {f"layers.{i}": tokens_width for i in range(config.layers)}
         self.input_norm = input_norm(config.input_norm, len(inputs.tokens), inputs.dim)
         self.output_dim = config.head_hidden[-1]
         widths = [tokens_width + layers[-1].num_summaries * inputs.dim, *config.head_hidden]

@@ -181,6 +181,7 @@ class InterFormer(Backbone):
         else:
             arches = [InteractionArch(inputs.tokens, (), inputs.dim, shape) for _ in range(config.layers)]
             self.layers, last = nn.ModuleList(arches), arches[-1]
+        self.layer_dims = {f"layers.{i}": len(inputs.tokens) * inputs.dim for i in range(config.layers)}
         reads_tokens = config.head_input == "tokens"
         self.token_summary = nn.Identity() if reads_tokens else TokenSummary(len(inputs.tokens), inputs.dim, shape)
         self._reads_interaction = config.head_input == "interaction"

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from exfm import (
@@ -21,11 +21,9 @@ from exfm import (
     TeacherSpec,
     TransferConfig,
 )
-from exfm.layers import RecentMeans, mlp, scale_gradient
+from exfm.layers import Standardizer, mlp, scale_gradient
 
 _TEMPERATURE = 0.1
-_LEAST_VARIANCE = 1e-4
-_LARGEST = 10.0
 
 
 class Representation(DistillationStrategy):
@@ -109,7 +107,7 @@ class Representation(DistillationStrategy):
         self._loss, self._temperature = config.loss, config.temperature or _TEMPERATURE
         self._gradient_scale, self._weight = config.gradient_scale, config.weight
         self.projection = mlp((student.representation_dim, *config.hidden, teacher.embedding_dim), "silu")
-        self.standard = _Standard(teacher.embedding_dim)
+        self.standard = Standardizer(teacher.embedding_dim)
 
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """``weight * mean(l)``, a scalar; a miss counts 0 in the mean. Then the embeddings' statistics are updated."""
@@ -133,31 +131,3 @@ class Representation(DistillationStrategy):
         # Finite, where infinity would make a miss's own row NaN.
         logit_BB = logit_BB.masked_fill(~(counted_B & counted_B.unsqueeze(1)), torch.finfo(logit_BB.dtype).min)
         return -(logit_BB.log_softmax(0) + logit_BB.log_softmax(1)).diagonal() / 2
-
-
-class _Standard(nn.Module):
-    """Embeddings less their recent mean, divided by their recent deviation, column by column."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.moments = RecentMeans(2 * width)
-
-    @property
-    def started(self) -> Tensor:
-        """Whether any embedding has been added, a bool scalar."""
-        return self.moments.count > 0
-
-    def forward(self, embedding_BE: Tensor) -> Tensor:
-        """Standardises embeddings (B, E)."""
-        dtype = embedding_BE.dtype
-        mean_E, square_E = self.moments().chunk(2)
-        variance_E = square_E - mean_E.square()
-        least = (_LEAST_VARIANCE * variance_E.mean()).clamp(min=torch.finfo(torch.float32).tiny)
-        deviation_E = variance_E.clamp(min=least).sqrt()
-        standard_BE: Tensor = (embedding_BE - mean_E.to(dtype)) / deviation_E.to(dtype)
-        return standard_BE.clamp(-_LARGEST, _LARGEST)
-
-    def add(self, embedding_BE: Tensor, hit_B: Tensor) -> None:
-        """Adds the embeddings (B, E) of the examples that are hit."""
-        embedding_EB = embedding_BE.double().T
-        self.moments.add(torch.cat([embedding_EB, embedding_EB.square()]), hit_B)

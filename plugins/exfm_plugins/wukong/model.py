@@ -106,10 +106,13 @@ class Wukong(Backbone):
         count = tokens = len(inputs.tokens)
         self.input_norm = input_norm(config.input_norm, count, inputs.dim)
         self.layers = nn.ModuleList()
+        dims: dict[str, int] = {}
         for depth in range(config.layers):
             layer = WukongLayer(tokens, inputs.dim, config, attends=self._attends and depth > 0)
             self.layers.append(layer)
             tokens = layer.out_tokens
+            dims[f"layers.{depth}"] = tokens * inputs.dim
+        self.layer_dims = dims
         self._reads_input = config.head_input == "all"
         widths = [(tokens + count * self._reads_input) * inputs.dim, *config.head_hidden]
         hidden = mlp(widths[:-1], config.activation, activate_last=True, bias=config.bias == "all")

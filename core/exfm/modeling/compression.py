@@ -1,0 +1,179 @@
+"""Compresses vectors of a model, such as its representation, to the few numbers that it stores for its students.
+
+Legend: B examples, R width of a vector, K width of its code, D width of a token, T tasks.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from exfm.layers import Standardizer, mlp
+
+_HIDDEN = 64
+
+STATE_SCALE = 0.1
+"""Codes of states are stored so much smaller: a student adds them to table rows, whose numbers are small (ours)."""
+
+RECONSTRUCTION = 0.1
+"""Weight of a state's reconstruction beside its value at the next example (ours)."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A batch, as the losses of compressors see it.
+
+    Attributes:
+        targets: (B,) by task, the average of label and the model's own probability, where labels are known.
+        previous: (B,) by entity, the index of the entity's latest earlier example in the batch; -1 where it has none.
+        tokens: (B, D) by entity, the model's token of the entity, without gradient.
+    """
+
+    targets: Mapping[str, Tensor]
+    previous: Mapping[str, Tensor]
+    tokens: Mapping[str, Tensor]
+
+
+class Compressor(nn.Module):
+    """An autoencoder of a standardised vector ``x``, linear in both directions: ``s = E x`` is the code.
+
+    The loss is ``|D s - x|^2 / R``, LoopFM's way to compress an FM's hidden states (arXiv 2605.29280), and the terms of
+    a subclass. The vector is read without gradient: the model itself learns as if there were no compressor.
+
+    ``E`` starts as a projection to K random directions, at right angles to each other, so that even the first codes
+    tell examples apart as the vectors do. ``D`` does not start as its transpose: the gradient of ``E`` would be zero
+    there, and its first step rounding errors.
+
+    Args:
+        vector: the name of the vector.
+        width: R.
+        code: K.
+        tasks: the model's tasks.
+
+    Raises:
+        ValueError: the code is wider than the vector.
+    """
+
+    weight = 1.0
+    scale = 1.0
+
+    def __init__(self, vector: str, width: int, code: int, tasks: tuple[str, ...]) -> None:
+        super().__init__()
+        if code > width:
+            raise ValueError(
+                f"{code} numbers are no compression of the {width} of {vector!r}; lower supervision.state_dim or "
+                "supervision.embedding_dim"
+            )
+        self.vector, self.tasks = vector, tasks
+        self.standard = Standardizer(width)
+        self.encoder = nn.Linear(width, code, bias=False)
+        self.decoder = nn.Linear(code, width)
+        if not self.encoder.weight.is_meta:
+            nn.init.orthogonal_(self.encoder.weight)
+
+    def forward(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """Maps vectors (B, R) by name to codes (B, K) as they are stored."""
+        code_BK: Tensor = self.encoder(self.standard(vectors[self.vector].detach()))
+        return self.scale * code_BK.detach().float()
+
+    def loss(self, vectors: Mapping[str, Tensor], examples: Examples) -> Tensor:
+        """Returns the loss, a scalar, with this batch not yet in the moments that standardise it; then adds it."""
+        vector_BR = vectors[self.vector].detach()
+        standard_BR = self.standard(vector_BR)
+        code_BK = self.encoder(standard_BR)
+        loss: Tensor = self.weight * (self.decoder(code_BK) - standard_BR).square().mean()
+        explained_BT, counted_B = self.explain(code_BK, examples)
+        for position, task in enumerate(self.tasks):
+            if task in examples.targets:
+                term_B = binary_cross_entropy_with_logits(
+                    explained_BT[:, position], examples.targets[task], reduction="none"
+                )
+                loss = loss + torch.where(counted_B, term_B, 0.0).mean()
+        self.standard.add(vector_BR, torch.ones_like(counted_B))
+        return loss
+
+    @abstractmethod
+    def explain(self, code_BK: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Maps codes to logits (B, T) of the targets, and says which examples (B,) count."""
+
+
+class EmbeddingCompressor(Compressor):
+    """Compresses the vector of an example for students that learn from the same example.
+
+    ``z = v . s + b`` explains the targets of the example, which keeps the direction in which the model predicts,
+    however little it varies (ours).
+    """
+
+    def __init__(self, vector: str, width: int, code: int, tasks: tuple[str, ...]) -> None:
+        super().__init__(vector, width, code, tasks)
+        self.linear = nn.Linear(code, len(tasks))
+
+    def explain(self, code_BK: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Explains each example by its code."""
+        return self.linear(code_BK), torch.ones_like(code_BK[:, 0], dtype=torch.bool)
+
+
+class StateCompressor(Compressor):
+    """Compresses the vector of an entity's example for a student at the entity's next example.
+
+    With ``s`` the code of the entity's latest earlier example in the batch, and ``q_e`` an MLP of the model's token of
+    each other entity ``e`` now::
+
+        z = v . s + sum_e (w . (s * q_e) + u_e . q_e) + b
+
+    explains the targets of the present example, as the states of entities explain them together (ours). A code that is
+    only reconstructed keeps more of the item that was there than of the user.
+
+    Args:
+        entity: whose state it is.
+        others: the other entities.
+        dim: D.
+    """
+
+    weight = RECONSTRUCTION
+    scale = STATE_SCALE
+
+    def __init__(
+        self, entity: str, others: Iterable[str], dim: int, vector: str, width: int, code: int, tasks: tuple[str, ...]
+    ) -> None:
+        super().__init__(vector, width, code, tasks)
+        self.entity, self.others = entity, tuple(others)
+        self.networks = nn.ModuleList(mlp([dim, _HIDDEN, code], "silu") for _ in self.others)
+        self.product_TK = nn.Parameter(torch.ones(len(tasks), code))
+        self.linear = nn.Linear(code, len(tasks))
+        self.other_linear = nn.ModuleList(nn.Linear(code, len(tasks), bias=False) for _ in self.others)
+
+    def explain(self, code_BK: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Explains each example by the code of the entity's example before it."""
+        previous_B = examples.previous[self.entity]
+        code_BK = code_BK.index_select(0, previous_B.clamp(min=0))
+        explained_BT: Tensor = self.linear(code_BK)
+        for other, network, linear in zip(self.others, self.networks, self.other_linear, strict=True):
+            other_BK = network(examples.tokens[other])
+            explained_BT = explained_BT + (code_BK * other_BK) @ self.product_TK.T + linear(other_BK)
+        return explained_BT, previous_B >= 0
+
+
+def previous_examples(ids_BK: Tensor) -> list[Tensor]:
+    """Returns for each entity the index (B,) of its latest earlier example in the batch, -1 where it has none.
+
+    Args:
+        ids_BK: int64: time, example id, and a column of ids for each entity, -1 where the id is missing. The rows of
+            several processes are concatenated, so that they are not in the order of time.
+    """
+    order_B = torch.argsort(ids_BK[:, 1], stable=True)
+    order_B = order_B[torch.argsort(ids_BK[order_B, 0], stable=True)]
+    result = []
+    for id_B in ids_BK[:, 2:].unbind(1):
+        sorted_B = order_B[torch.argsort(id_B[order_B], stable=True)]
+        earlier_B, later_B = sorted_B[:-1], sorted_B[1:]
+        same_B = (id_B[earlier_B] == id_B[later_B]) & (id_B[later_B] >= 0)
+        previous_B = torch.full_like(id_B, -1)
+        previous_B[later_B] = torch.where(same_B, earlier_B, -1)
+        result.append(previous_B)
+    return result

@@ -1,0 +1,129 @@
+"""States and embeddings that a teacher reads from its vectors: its representation, and its layers' outputs.
+
+Legend: B examples, D width of a token, L width of all layers that are read, E width of a stored embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from exfm.config.experiment import SupervisionConfig
+from exfm.data.batch import Batch
+from exfm.interfaces.backbone import Backbone
+from exfm.interfaces.distillation_strategy import StudentOutput
+from exfm.modeling.compression import Compressor, EmbeddingCompressor, Examples, StateCompressor, previous_examples
+from exfm.modeling.layer_outputs import REPRESENTATION, LayerOutputs
+
+_STATE, _EMBEDDING = "state_", "embedding"
+"""Names of compressors: of an entity's state, prefixed, and of the stored representation."""
+
+
+@dataclass(frozen=True)
+class ModelOutput(StudentOutput):
+    """A forward pass, with the tensors that only a teacher has a use for.
+
+    Attributes:
+        layers: (B, ...) outputs of the backbone's layers that states are read from, by name, without gradient.
+        embedding_BE: the representation as it is stored, where it is compressed.
+        tokens: (B, D) tokens of the entities that have states, by name, without gradient.
+        ids_BK: int64, see ``previous_examples``, of the entities whose states are read from vectors.
+    """
+
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
+    embedding_BE: Tensor | None = None
+    tokens: Mapping[str, Tensor] = field(default_factory=dict)
+    ids_BK: Tensor | None = None
+
+
+class ReadStates(nn.Module):
+    """Compresses vectors of a model to states of entities and to an embedding of the example.
+
+    Args:
+        config: what the model stores, with at least a state or an embedding that is compressed.
+        backbone: the model's.
+        token_names: of the tokens that the featurizer makes.
+        dim: D.
+        tasks: the model's tasks.
+
+    Raises:
+        ValueError: the backbone names no such layer, or a code is wider than its vector.
+    """
+
+    def __init__(
+        self,
+        config: SupervisionConfig,
+        backbone: Backbone,
+        token_names: Sequence[str],
+        dim: int,
+        tasks: tuple[str, ...],
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        keys = {vector: f"supervision.states.{entity}.from" for entity, vector in config.read.items()}
+        keys.pop(REPRESENTATION, None)
+        self.layers = LayerOutputs(backbone, keys) if keys else None
+        widths = {REPRESENTATION: backbone.output_dim, **(self.layers.widths if self.layers is not None else {})}
+        self.read = tuple(config.read)
+        # All entities, because the state of each is read together with the others' tokens.
+        self.tokens = {entity: token_names.index(entity) for entity in config.states} if config.read else {}
+        self.compressors = nn.ModuleDict()
+        for entity, vector in config.read.items():
+            others = [other for other in config.states if other != entity]
+            shape = (vector, widths[vector], config.state_dim, tasks)
+            self.compressors[_STATE + entity] = StateCompressor(entity, others, dim, *shape)
+        if config.embedding_dim is not None:
+            shape = (REPRESENTATION, widths[REPRESENTATION], config.embedding_dim, tasks)
+            self.compressors[_EMBEDDING] = EmbeddingCompressor(*shape)
+
+    def forward(self, output: StudentOutput, layers_BL: Tensor | None, batch: Batch, tokens_BND: Tensor) -> ModelOutput:
+        """Adds states and embedding to a forward pass, and in training all that their losses need."""
+        layers = self.layers.split(layers_BL) if self.layers is not None and layers_BL is not None else {}
+        vectors = {REPRESENTATION: output.representation_BR, **layers}
+        codes = {name: compressor(vectors) for name, compressor in self.compressors.items()}
+        embedding_BE = codes.pop(_EMBEDDING, None)
+        states = {**output.states, **{name.removeprefix(_STATE): code_BK for name, code_BK in codes.items()}}
+        whole = ModelOutput(output.representation_BR, output.logits, states, layers, embedding_BE)
+        if not self.read or not torch.is_grad_enabled():
+            return whole
+        tokens = {entity: tokens_BND[:, index].detach() for entity, index in self.tokens.items()}
+        ids = [batch.event_time_us, batch.example_id, *(_ids(batch, entity) for entity in self.read)]
+        return replace(whole, tokens=tokens, ids_BK=torch.stack(ids, dim=1))
+
+    def losses(self, output: ModelOutput, labels: Mapping[str, Tensor]) -> list[Tensor]:
+        """Returns the losses of the compressors; see ``RankingModel.state_losses``."""
+        vectors = {REPRESENTATION: output.representation_BR, **output.layers}
+        targets = {task: (label + output.logits[task].detach().sigmoid()) / 2 for task, label in labels.items()}
+        previous = previous_examples(output.ids_BK) if output.ids_BK is not None else []
+        examples = Examples(targets, dict(zip(self.read, previous, strict=True)), output.tokens)
+        return [compressor.loss(vectors, examples) for compressor in self._compressors()]
+
+    @property
+    def needs_representation(self) -> bool:
+        """Whether ``losses`` reads the representation."""
+        return any(compressor.vector == REPRESENTATION for compressor in self._compressors())
+
+    @property
+    def exchanged_numbers(self) -> int:
+        """Counts 32-bit numbers per example that ``losses`` needs of all processes, without the representation."""
+        layers = sum(self.layers.widths.values()) if self.layers is not None else 0
+        tokens = len(self.tokens) * self.dim
+        ids = 2 * (2 + len(self.read)) if self.read else 0  # int64: time, example id, and an id per entity
+        return layers + tokens + ids
+
+    def _compressors(self) -> list[Compressor]:
+        return [module for module in self.compressors.values() if isinstance(module, Compressor)]
+
+
+def _ids(batch: Batch, feature: str) -> Tensor:
+    """Returns the id (B,) that each example has of a categorical feature, -1 where it is missing."""
+    bags = batch.sparse[feature]
+    values, lengths = bags.values().long(), bags.lengths()
+    if not values.numel():
+        return torch.full_like(lengths, -1, dtype=torch.int64)
+    # Starts and a clamp, and not a mask of the lengths, whose number of ids a GPU would have to report to the CPU.
+    starts = (lengths.cumsum(0) - lengths).clamp(max=values.numel() - 1)
+    return torch.where(lengths > 0, values.index_select(0, starts), -1)
