@@ -14,6 +14,7 @@ import torch
 import exfm
 from exfm.data.batch import Batch
 from exfm.data.decode import decode
+from exfm.parallel import CpuTrunkRunner
 from exfm.serving.export import capture
 from exfm.serving.layout import Description, input_specs, needs_event_time
 from exfm.serving.loading import Predictor
@@ -59,8 +60,8 @@ def test_threads_that_share_a_batch_read_its_times() -> None:
     batch, outputs = random_batch(SCHEMA, 1_100), []
     for threads in (1, 2):
         model = build(READERS["encoder"], schema=SCHEMA)
-        model.threads = threads
-        outputs.append(model(model.narrow(batch)).logits["click"].detach())
+        with CpuTrunkRunner(threads).training_step(batch.size) as run_trunk:
+            outputs.append(model(model.narrow(batch), run_trunk).logits["click"].detach())
     torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)
 
 

@@ -10,6 +10,7 @@ import torch
 
 import exfm
 from exfm.modeling.cost import flops_by_part
+from exfm.parallel import CpuTrunkRunner
 from tests.modeling.cases import EVERYTHING, random_batch, schema_of
 from tests.modeling.test_ranking_model import build
 from tests.serving.test_captured_graph import check
@@ -48,12 +49,12 @@ def test_a_tasks_loss_moves_no_gate_and_no_head_of_another(backbone: dict[str, A
 
 
 @pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES)
-def test_pieces_and_threads_give_the_same(backbone: dict[str, Any]) -> None:
+def test_micro_batches_and_threads_give_the_same(backbone: dict[str, Any]) -> None:
     batch, outputs = random_batch(SCHEMA, 1_300), []
-    for threads, in_pieces in ((1, False), (1, True), (2, True)):
+    for runner in (exfm.TrunkRunner(), CpuTrunkRunner(1), CpuTrunkRunner(2)):
         model = build({"backbone": backbone})
-        model.threads, model.in_pieces = threads, in_pieces
-        output = model(model.narrow(batch))
+        with runner.training_step(batch.size) as run_trunk:
+            output = model(model.narrow(batch), run_trunk)
         outputs.append(torch.stack([*output.logits.values(), output.representation_BR.sum(1)]).detach())
     for other in outputs[1:]:
         torch.testing.assert_close(other, outputs[0], rtol=1e-5, atol=1e-6)
