@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from exfm.reporting.figures import count, duration, fixed, interval, percent, signed
+from exfm.reporting.formatting import count, duration, fixed, interval, percent, signed
 from exfm.reporting.table import result_table
 
 

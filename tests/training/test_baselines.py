@@ -15,7 +15,7 @@ from sklearn.metrics import log_loss
 
 import exfm
 from exfm.reporting.table import comparison_table, result_table
-from exfm.tracking.figures import TrackedRun
+from exfm.tracking.tracked_run import TrackedRun
 from tests.training.logs import experiment_dict, load, make_log, predictions, write_log
 
 Run = tuple[str, dict[str, Any]]

@@ -11,7 +11,7 @@ from exfm.cli.jobs import POLL_S
 from exfm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from exfm.tracking.figures import TrackedRun
+    from exfm.tracking.tracked_run import TrackedRun
     from exfm.tracking.to_mlflow import MlflowTracker
     from exfm.tracking.to_tensorboard import TensorBoardTracker
 
@@ -23,7 +23,7 @@ def command(
     follow: Annotated[bool, typer.Option("--follow", help="Go on with new windows until the run is done.")] = False,
 ) -> None:
     """Writes what a run has committed to TensorBoard or MLflow; a second call adds what is new."""
-    from exfm.tracking.figures import TrackedRun
+    from exfm.tracking.tracked_run import TrackedRun
 
     if tensorboard is None and mlflow is None:
         raise ConfigError("say where to: --tensorboard LOGDIR, --mlflow URI, or both")

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from exfm.reporting.figures import signed, verdict
+from exfm.reporting.formatting import signed, verdict
 
 Json = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from exfm.reporting import plots
-from exfm.reporting.figures import FILTERS, is_control, useless
+from exfm.reporting.formatting import FILTERS, is_control, useless
 from exfm.reporting.gains import Scale, comparisons
 
 Json = Mapping[str, Any]

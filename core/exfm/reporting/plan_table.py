@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from exfm.reporting.figures import gigabytes
+from exfm.reporting.formatting import gigabytes
 
 Json = Mapping[str, Any]
 

@@ -16,7 +16,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from exfm.config.checks import CONTROL_SUFFIX
-from exfm.reporting.figures import count, fixed, is_control
+from exfm.reporting.formatting import count, fixed, is_control
 from exfm.reporting.timeline import Point, distinct_limits, settled_range, timelines
 
 Json = Mapping[str, Any]

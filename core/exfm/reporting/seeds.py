@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exfm.reporting.figures import fixed
+from exfm.reporting.formatting import fixed
 
 Json = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 from rich.text import Text
 
-from exfm.reporting.figures import MISSING, STYLES, gain_share, interval, named_controls, signed, verdict
+from exfm.reporting.formatting import MISSING, STYLES, gain_share, interval, named_controls, signed, verdict
 from exfm.reporting.fitted_table import FittedTable
 from exfm.reporting.html import environment
 from exfm.reporting.results import REPORT_FILE

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from exfm.reporting.figures import (
+from exfm.reporting.formatting import (
     MISSING,
     NO_COMMON_EXAMPLE,
     STYLES,
