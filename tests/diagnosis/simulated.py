@@ -96,7 +96,11 @@ def diagnosed(windows: list[LessonRows]) -> dict[str, Any]:
     found = measured(windows)
     gain, headroom = found["gain"], found["headroom"]["recalibrated"]
     by_window = [
-        {"window": rows.window.index, "examples": rows.label.size, "ne": Moments.of(rows.control, rows.label).ne}
+        {
+            "window": rows.window.index,
+            "examples": rows.label.size,
+            "ne": Moments.from_predictions(rows.control, rows.label).ne,
+        }
         for rows in windows
     ]
     entry = {

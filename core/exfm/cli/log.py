@@ -11,9 +11,9 @@ from exfm.cli.jobs import POLL_S
 from exfm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from exfm.tracking.tracked_run import TrackedRun
     from exfm.tracking.to_mlflow import MlflowTracker
     from exfm.tracking.to_tensorboard import TensorBoardTracker
+    from exfm.tracking.tracked_run import TrackedRun
 
 
 def command(

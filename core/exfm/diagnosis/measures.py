@@ -34,7 +34,7 @@ class Predictions:
 
     def add(self, probability_E: Doubles, label_E: Bools) -> None:
         """Adds E examples."""
-        self.moments += Moments.of(probability_E, label_E)
+        self.moments += Moments.from_predictions(probability_E, label_E)
         self.histogram.add(probability_E, label_E)
 
     @property

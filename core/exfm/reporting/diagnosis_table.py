@@ -8,8 +8,8 @@ from typing import Any
 from rich.text import Text
 
 from exfm.diagnosis.diagnose import digest
-from exfm.reporting.formatting import MISSING, fixed, interval, percent, signed
 from exfm.reporting.fitted_table import FittedTable
+from exfm.reporting.formatting import MISSING, fixed, interval, percent, signed
 from exfm.reporting.results import DIAGNOSIS_FILE
 from exfm.supervision.workspace import Workspace
 

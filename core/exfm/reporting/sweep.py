@@ -10,8 +10,8 @@ from urllib.parse import quote
 from markupsafe import Markup
 from rich.text import Text
 
-from exfm.reporting.formatting import MISSING, STYLES, gain_share, interval, named_controls, signed, verdict
 from exfm.reporting.fitted_table import FittedTable
+from exfm.reporting.formatting import MISSING, STYLES, gain_share, interval, named_controls, signed, verdict
 from exfm.reporting.html import environment
 from exfm.reporting.results import REPORT_FILE
 from exfm.reporting.seeds import gain_interval, spread, with_spread

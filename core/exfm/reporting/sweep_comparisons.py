@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.text import Text
 
-from exfm.reporting.formatting import MISSING, NO_COMMON_EXAMPLE, STYLES, interval, signed, verdict
 from exfm.reporting.fitted_table import FittedTable
+from exfm.reporting.formatting import MISSING, NO_COMMON_EXAMPLE, STYLES, interval, signed, verdict
 from exfm.reporting.seeds import gain_interval, spread, with_spread
 from exfm.reporting.sweep_plot import point_label
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, Final
 
-from exfm.reporting.formatting import fixed, interval, signed
 from exfm.reporting.fitted_table import FittedTable
+from exfm.reporting.formatting import fixed, interval, signed
 from exfm.reporting.seeds import t_interval95
 from exfm.reporting.sweep_plot import point_label
 

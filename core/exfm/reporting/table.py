@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
+from exfm.reporting.fitted_table import FittedTable
 from exfm.reporting.formatting import (
     MISSING,
     NO_COMMON_EXAMPLE,
@@ -20,7 +21,6 @@ from exfm.reporting.formatting import (
     useless,
     verdict,
 )
-from exfm.reporting.fitted_table import FittedTable
 
 Json = Mapping[str, Any]
 
