@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from exfm.reporting.formatting import count, duration, fixed, interval, percent, signed
-from exfm.reporting.table import result_table
+from exfm.reporting.result_table import result_table
 
 
 def printed(results: dict[str, Any], width: int = 100) -> list[str]:

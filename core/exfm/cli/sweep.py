@@ -57,7 +57,9 @@ def _run(point: Point) -> None:
 def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
     """Prints the table and writes the sweep's own files."""
     from exfm.reporting.results import RESULTS_FILE
-    from exfm.reporting.sweep import (
+    from exfm.reporting.sweep_comparisons import sweep_comparison_table
+    from exfm.reporting.sweep_ratios import sweep_ratio_table
+    from exfm.reporting.sweep_summary import (
         PAGE_FILE,
         PLOT_FILE,
         SWEEP_FILE,
@@ -67,8 +69,6 @@ def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
         summarize,
         sweep_table,
     )
-    from exfm.reporting.sweep_comparisons import sweep_comparison_table
-    from exfm.reporting.sweep_ratios import sweep_ratio_table
     from exfm.supervision.workspace import Workspace
 
     workspace = Workspace(sweep.folder)

@@ -18,7 +18,7 @@ from exfm.evaluation.intervals import PairedLosses
 from exfm.evaluation.predictions import TaskRows, task_rows
 from exfm.interfaces.data_source import Window
 from exfm.redaction import without_credentials
-from exfm.reporting.formatting import gain_share
+from exfm.reporting.formatting import stored_gain_share
 from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
 from exfm.supervision.commits import NONE, Commit
 from exfm.supervision.coverage import Coverage
@@ -161,7 +161,7 @@ def _gain_figures(gain: Mapping[str, Any]) -> dict[str, float | None]:
         f"{task}/ne_gain_percent_high": high,
     }
     if gain["teacher"] is not None:
-        values[f"{task}/gain_share/{gain['teacher']}"] = gain_share(gain)
+        values[f"{task}/gain_share/{gain['teacher']}"] = stored_gain_share(gain)
     return values
 
 
