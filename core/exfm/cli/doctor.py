@@ -87,7 +87,7 @@ def _fbgemm(stack: Stack | None) -> Check:
         return check
     import torch
 
-    # Builds of fbgemm and torch must match: others import, and fail at the first kernel.
+    # Builds of fbgemm and torch must match, or operators of fbgemm fail to load.
     named = f"{check.installed} ({'fbgemm-gpu-cpu' if cpu_version else 'fbgemm-gpu'})"
     if not cpu_version and not torch.version.cuda:
         return Check("fbgemm", named, "a CUDA build beside a CPU build of torch; uninstall it and take fbgemm-gpu-cpu")

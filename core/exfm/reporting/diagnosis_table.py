@@ -36,7 +36,7 @@ def diagnosis_table(diagnosis: Json) -> FittedTable:
     table = FittedTable(title, ["student", "task", "teacher"], _FIGURES, [*notes, "", *left_out])
     for entry in diagnosis["students"]:
         cause = entry["verdict"]["cause"]
-        cells = [
+        cells: list[Text | str] = [
             Text(cause, style="green" if cause == "pays" else ""),
             _difference_cell(entry["gain"]),
             _difference_cell(entry["headroom"]["recalibrated"]),

@@ -149,7 +149,7 @@ def ne_plot(models: Mapping[str, Json], task: str, styles: Mapping[str, SeriesSt
             axes.plot(days, nes, **look, linewidth=line_width, markersize=4)
         for points in distinct_limits(list(lines.values())):
             days = [point.day for point in points]
-            limits = [point.bayes_ne for point in points]
+            limits = [point.bayes_ne for point in points if point.bayes_ne is not None]
             axes.plot(days, limits, color=INK, linestyle=(0, (1, 1.5)), linewidth=1.4)
         _limit_y_axis(axes, list(lines.values()))
         # Between 3 and 7 ticks there is a step for every length of time; matplotlib's own bounds leave gaps.
