@@ -26,7 +26,7 @@ import yaml
 
 import exfm
 from exfm.data.decode import decode
-from exfm.reporting.sweep import t_quantile95
+from exfm.reporting.seeds import t_quantile95
 from exfm.serving import load
 from exfm.serving.export import Form, export
 from exfm.serving.network import ServedModel

@@ -88,7 +88,7 @@ def figures(path: Path, from_us: int) -> Record:
     probability, label = file["prediction"].to_numpy()[scored], file["label"].to_numpy()[scored] > 0
     if not np.isfinite(probability).all():
         raise RuntimeError(f"{path}: predictions are not finite")
-    moments = Moments.of(probability, label)
+    moments = Moments.from_predictions(probability, label)
     names = ("examples", "base_rate", "ne", "log_loss", "calibration")
     costs: Record = json.loads(file.schema.metadata[b"costs"])
     return {name: getattr(moments, name) for name in names} | {"auc": auc(probability, label), **costs}

@@ -86,7 +86,7 @@ def bayes_ne(campaign: Campaign) -> float:
     oracle, clicked = (
         np.concatenate([batch[column].to_numpy() for batch in batches]) for column in (label.oracle, label.name)
     )
-    ne = Moments.of(oracle, clicked > 0).ne
+    ne = Moments.from_predictions(oracle, clicked > 0).ne
     assert ne is not None
     return ne
 

@@ -1,4 +1,4 @@
-"""The command line beside a plugin that breaks on import, as a user runs it: each command in a process of its own."""
+"""The command line beside a plugin that breaks on import, as a user runs it: each command in a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands print, and with which exit status they end."""
+"""The output of the commands, and their exit status."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_version(exfm_cli):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["plugins"], ["components"], []])
-def test_what_lists_does_not_import_torch(arguments):
+def test_commands_that_list_do_not_import_torch(arguments):
     code = (
         "import sys\n"
         f"sys.argv = ['exfm', *{arguments!r}]\n"
@@ -48,9 +48,9 @@ def test_what_lists_does_not_import_torch(arguments):
 
 
 def test_plugins_as_a_table_and_as_json(exfm_cli):
-    table, found = exfm_cli("plugins"), json.loads(exfm_cli("plugins", "--json").out)
-    assert {"wukong", "dlrm", "din", "movielens"} <= {plugin["name"] for plugin in found}
-    for plugin in found:
+    table, plugins = exfm_cli("plugins"), json.loads(exfm_cli("plugins", "--json").out)
+    assert {"wukong", "dlrm", "din", "movielens"} <= {plugin["name"] for plugin in plugins}
+    for plugin in plugins:
         assert plugin.keys() == {"name", "module", "distribution", "version", "status", "reason", "components"}
         assert plugin["name"] in table.out and all(component in table.out for component in plugin["components"])
 
@@ -64,12 +64,13 @@ def test_the_table_of_plugins_breaks_no_name_at_80_columns(exfm_cli, monkeypatch
 
 def test_components_of_all_kinds_and_of_one(exfm_cli):
     everything = json.loads(exfm_cli("components", "--json").out)
-    assert [f"{one['kind']}.{one['name']}" for one in everything] == sorted(
+    assert [f"{listed['kind']}.{listed['name']}" for listed in everything] == sorted(
         COMPONENTS, key=lambda component: (list(INTERFACES).index(component.partition(".")[0]), component)
     )
     for kind in INTERFACES:
         lines = exfm_cli("components", kind).out.splitlines()
-        assert lines == [f"{one['kind']}.{one['name']}  (exfm)" for one in everything if one["kind"] == kind] != []
+        names = [listed["name"] for listed in everything if listed["kind"] == kind]
+        assert lines == [f"{kind}.{name}  (exfm)" for name in names] != []
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -89,8 +90,8 @@ def test_show_tells_all_there_is_to_set(component, exfm_cli):
     required = {"teacher": "fm", "path": "x", "features": [{"name": "a", "kind": "dense"}], "labels": [{"name": "b"}]}
     required["url"] = required["stream"] = "x"
     required |= {"parts": {"table/a": "added"}, "item": ["a"]}
-    given = {key: required[key] for key, field in config.model_fields.items() if field.is_required()}
-    assert config.model_validate(given | defaults) == config.model_validate(given), "defaults are shown as written"
+    values = {key: required[key] for key, field in config.model_fields.items() if field.is_required()}
+    assert config.model_validate(values | defaults) == config.model_validate(values), "defaults are shown as written"
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_what_does_not_fit_is_named_with_the_line_to_type(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     versions = dict(zip(("torch", "fbgemm-gpu-cpu", "torchrec"), installed, strict=True))
-    monkeypatch.setattr("exfm.cli.doctor._version", versions.get)
+    monkeypatch.setattr("exfm.cli.doctor._installed_version", versions.get)
     monkeypatch.setattr("shutil.which", lambda program: None)
     outcome = exfm_cli("doctor")
     torch, fbgemm, torchrec = remedy

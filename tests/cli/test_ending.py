@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a job says what is kept, ends with the signal's status, and leaves nothing unfinished."""
+"""SIGTERM and SIGINT: a job reports the signal, ends with its status, and leaves nothing unfinished."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.training.logs import experiment_dict, make_log, write_log
 
 
 def _heed_sigint() -> None:
-    """Lets Ctrl-C through: of a job that a shell starts in the background it is ignored."""
+    """Restores the handler of Ctrl-C, because a shell makes background jobs ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def ended(command: list[str], run_dir: Path, number: int) -> tuple[int, str]:
-    """Starts a job, sends a signal once a window is committed; its status and what it has said."""
+    """Starts a job, sends a signal once a window is committed, and returns its status and its stderr."""
     environment = {**os.environ, "TMPDIR": str(run_dir.parent)}
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment, preexec_fn=_heed_sigint
@@ -53,7 +53,7 @@ def test_a_job_that_is_asked_to_end_leaves_what_is_committed(
     path.write_text(yaml.safe_dump(config))
     exfm = [sys.executable, "-m", "exfm"]
     job = [*exfm, "train", str(path), "--model", "fm", "--follow"] if command == "follow" else [*exfm, "run", str(path)]
-    found, said = ended(job, tmp_path / "run", number)
+    ended_with, said = ended(job, tmp_path / "run", number)
     last = said.splitlines()[-1]
-    assert (found, last) == (status, f"{how}; what is committed is kept, and the same command goes on from there")
+    assert (ended_with, last) == (status, f"{how}; what is committed is kept, and the same command goes on from there")
     assert not list(tmp_path.rglob(".exfm.*"))

@@ -42,7 +42,7 @@ def test_a_follower_waits_for_the_folder_and_for_half_a_file(
     (first, content), (second, late), (third, end) = written
 
     def steps() -> Iterator[None]:
-        """What a writer does, each after the follower has complained of, or done, what was there before."""
+        """Writes the log step by step, each after the follower has read or refused the files of the step before."""
         yield
         data.mkdir()
         yield
@@ -78,7 +78,7 @@ def test_a_follower_waits_for_the_folder_and_for_half_a_file(
     assert said == [f"waiting: stream.source: {look}" for look in dict.fromkeys(looks)]
 
 
-def test_what_is_not_there_yet_is_an_error_of_any_other_job(
+def test_missing_data_are_an_error_of_any_other_job(
     tmp_path: Path, written: list[tuple[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never = jobs.Follow(False, None, False)

@@ -27,32 +27,33 @@ LONGEST = "a-" + 30 * "b"
 
 
 def make(folder: Path, names: dict[str, str], exfm_cli) -> list[Path]:
-    """A distribution of each kind, in a folder that was not there before."""
-    made = []
+    """Writes a distribution of each kind into a new folder."""
+    folders = []
     for kind, name in names.items():
         done = exfm_cli("new-plugin", name, "--kind", kind, "--out", str(folder))
         assert done.status == 0, done.err
-        made.append(folder / f"exfm-plugin-{name.replace('_', '-')}")
-        assert str(made[-1]) in done.out and made[-1].is_dir()
-    return made
+        folders.append(folder / f"exfm-plugin-{name.replace('_', '-')}")
+        assert str(folders[-1]) in done.out and folders[-1].is_dir()
+    return folders
 
 
 @pytest.fixture(scope="module")
 def outcomes(environment, tmp_path_factory) -> dict[str, dict[str, str]]:
-    """What became of each test of each generated suite, all run at once: {kind: {test: passed, skipped or failed}}."""
+    """Runs all generated suites at once: {kind: {test: passed, skipped or failed}}."""
     folder = tmp_path_factory.mktemp("generated")
     for kind, name in NAMES.items():
         write_project(checked_project(name, kind, default_registry()), folder / kind)
-    made = [str(folder / kind) for kind in NAMES]
-    environment.check("pip", "install", "--quiet", *(word for path in made for word in ("--editable", path)))
-    environment.run("pytest", *made, "-q", "--junitxml", "report.xml", "-p", "no:cacheprovider", cwd=folder)
-    found: dict[str, dict[str, str]] = {kind: {} for kind in NAMES}
+    folders = [str(folder / kind) for kind in NAMES]
+    environment.check("pip", "install", "--quiet", *(word for path in folders for word in ("--editable", path)))
+    environment.run("pytest", *folders, "-q", "--junitxml", "report.xml", "-p", "no:cacheprovider", cwd=folder)
+    reports: dict[str, dict[str, str]] = {kind: {} for kind in NAMES}
     for case in ElementTree.parse(folder / "report.xml").getroot().iter("testcase"):
         kind = next(
             kind for kind, name in NAMES.items() if f"test_{name.replace('-', '_')}" in case.attrib["classname"]
         )
-        found[kind][case.attrib["name"]] = "".join(f"{part.tag}: {part.get('message')}" for part in case) or "passed"
-    return found
+        remarks = [f"{remark.tag}: {remark.get('message')}" for remark in case]
+        reports[kind][case.attrib["name"]] = "".join(remarks) or "passed"
+    return reports
 
 
 @pytest.mark.parametrize("kind", HOOK_OF_KIND)
@@ -75,8 +76,8 @@ def test_installed_they_are_plugins_like_any_other(outcomes, environment, monkey
 
 @pytest.mark.parametrize("name", [None, "a", LONGEST])
 def test_it_is_clean_whatever_it_is_called(name, tmp_path):
-    for kind, given in NAMES.items():
-        write_project(checked_project(name or given, kind, default_registry()), tmp_path / kind)
+    for kind, usual_name in NAMES.items():
+        write_project(checked_project(name or usual_name, kind, default_registry()), tmp_path / kind)
     for check in (["check"], ["format", "--check"]):
         done = subprocess.run([sys.executable, "-m", "ruff", *check, "."], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""`exfm new-plugin`: what it writes for each kind is typed. Checked late, with what mypy knows of torch by then."""
+"""`exfm new-plugin`: the distribution of each kind is typed. Checked late, when mypy has a cache of torch."""
 
 from __future__ import annotations
 

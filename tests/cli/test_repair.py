@@ -20,14 +20,14 @@ Exfm = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Whole:
-    """A run that nothing has happened to."""
+    """Holds an undamaged run."""
 
     config: dict[str, Any]
     results: dict[str, Any]
     run_dir: Path
 
     def copy(self, folder: Path) -> tuple[Path, exfm.Experiment]:
-        """The same run elsewhere, and its experiment."""
+        """Copies the run, and loads the copy's experiment."""
         shutil.copytree(self.run_dir, folder / "run")
         return folder / "run", load(folder, {**self.config, "run_dir": str(folder / "run")})
 
@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return whole_run(tmp_path_factory.mktemp("whole"), lambda models: None, 60.0)
 
 
-def one(run_dir: Path, pattern: str) -> Path:
+def only_path(run_dir: Path, pattern: str) -> Path:
     (path,) = run_dir.glob(pattern)
     return path
 
@@ -55,8 +55,8 @@ def cut(path: Path) -> None:
 
 
 def two_snapshots(run_dir: Path) -> None:
-    cut(one(run_dir, "snapshots/fm/000005/model-*"))
-    one(run_dir, "snapshots/fm/000004/training-*").unlink()
+    cut(only_path(run_dir, "snapshots/fm/000005/model-*"))
+    only_path(run_dir, "snapshots/fm/000004/training-*").unlink()
 
 
 def other_examples(run_dir: Path) -> None:
@@ -67,21 +67,21 @@ def other_examples(run_dir: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
-    # what is done; what a run says of it; what repair names; where the model goes back to
+    # the damage; the error of a run; the file that repair names; the window that the model goes back to
     "predictions": (
-        lambda run: cut(one(run, "predictions/vm/window-000003-*")),
+        lambda run: cut(only_path(run, "predictions/vm/window-000003-*")),
         r"predictions/vm/window-000003-\w+\.parquet: corrupt",
         "predictions/vm/window-000003-",
         "vm to after window 2023-11-17",
     ),
     "lost predictions": (
-        lambda run: one(run, "predictions/vm.control/window-000005-*").unlink(),
+        lambda run: only_path(run, "predictions/vm.control/window-000005-*").unlink(),
         r"predictions/vm.control/window-000005-\w+\.parquet: a committed file is missing",
         "predictions/vm.control/window-000005-",
         "vm.control to after window 2023-11-19",
     ),
     "supervision": (
-        lambda run: cut(one(run, "supervision/fm/window-000004-*")),
+        lambda run: cut(only_path(run, "supervision/fm/window-000004-*")),
         "",  # its students have read it
         "supervision/fm/window-000004-",
         "fm to after window 2023-11-18",
@@ -137,7 +137,7 @@ def test_a_damaged_run_goes_back_and_ends_as_an_undamaged_one(
 
 def test_a_whole_run_is_left_alone_and_files_of_nobody_go(whole: Whole, exfm_cli: Exfm, tmp_path: Path) -> None:
     run_dir, _ = whole.copy(tmp_path)
-    stray = one(run_dir, "predictions/vm/window-000001-*").with_name("window-000001-0123456789ab.parquet")
+    stray = only_path(run_dir, "predictions/vm/window-000001-*").with_name("window-000001-0123456789ab.parquet")
     stray.write_bytes(b"")
     before = sorted(run_dir.rglob("*"))
     outcome = exfm_cli("repair", str(run_dir))
@@ -151,7 +151,7 @@ def test_no_run_is_an_error(exfm_cli: Exfm, tmp_path: Path) -> None:
 
 
 def tied(models: dict[str, Any]) -> None:
-    """A teacher that labels a day late and whose tables its student takes, so that both read its snapshots."""
+    """Lets a teacher label a day late and share its tables with its student, so that both read its snapshots."""
     models["fm"]["supervision"] = {"delay": "1d"}
     sharing = {"name": "parameter_sharing", "teacher": "fm", "parts": {"table/user": "added"}}
     models["vm"] |= {"transfer": [*models["vm"]["transfer"], sharing], "control": False}
@@ -164,7 +164,7 @@ def test_those_whose_snapshots_are_needed_again_go_back_too(
     whole = whole_run(tmp_path_factory.mktemp("tied"), tied, 0.0)
     run_dir, experiment = whole.copy(tmp_path)
     assert not (run_dir / "snapshots/fm/000000").exists()
-    cut(one(run_dir, pattern))
+    cut(only_path(run_dir, pattern))
     outcome = exfm_cli("repair", str(run_dir))
     assert outcome.status == 0 and "goes back: fm to the beginning" in outcome.out
     assert differences(exfm.run(experiment), whole.results) == []

@@ -69,14 +69,14 @@ def test_predict_takes_a_snapshot_and_a_time(small: str, tmp_path: Path, exfm_cl
     assert older.column("example_id").equals(newest.column("example_id"))
     assert not older.column("prediction_click").equals(newest.column("prediction_click"))
     assert predict("--snapshot", "latest", "--from", "2026-01-01T18:00", "--to", "2026-01-02T07:30:00Z").status == 0
-    part = pq.read_table(out)
+    predictions = pq.read_table(out)
     times = newest.column("event_time")
     first, end = datetime(2026, 1, 1, 18, tzinfo=UTC), datetime(2026, 1, 2, 7, 30, tzinfo=UTC)
-    wanted = newest.filter(pc.and_(pc.greater_equal(times, first), pc.less(times, end)))
-    assert 0 < part.num_rows < 240
-    assert part.drop_columns("prediction_click").equals(wanted.drop_columns("prediction_click"))
+    expected_rows = newest.filter(pc.and_(pc.greater_equal(times, first), pc.less(times, end)))
+    assert 0 < predictions.num_rows < 240
+    assert predictions.drop_columns("prediction_click").equals(expected_rows.drop_columns("prediction_click"))
     # The batches have other sizes, and a matrix product rounds by its size.
-    predicted, expected = (table.column("prediction_click").to_numpy() for table in (part, wanted))
+    predicted, expected = (table.column("prediction_click").to_numpy() for table in (predictions, expected_rows))
     assert predicted == pytest.approx(expected, rel=1e-5)
 
 
@@ -129,7 +129,7 @@ def test_validate_says_that_the_data_are_not_there(
     assert exfm_cli("validate", "--no-data", file).out == f"{file}: ok: fm\n"
 
 
-def test_what_a_source_complains_of_is_the_users_input(
+def test_an_error_of_a_source_is_the_users_input(
     experiment: dict[str, Any], write: Any, tmp_path: Path, exfm_cli: Any
 ) -> None:
     absent = exfm_cli("run", write(parquet(experiment, tmp_path / "nowhere")))
@@ -161,12 +161,12 @@ def test_a_folder_that_cannot_be_is_the_users_slip(
 ) -> None:
     if "--mlflow" in arguments or "--tensorboard" in arguments:
         pytest.importorskip(arguments[2].lstrip("-"))
-    places = {"FILE": trained, "RUN": str(Path(trained).parent / "run"), "LOG": str(tmp_path / "log.txt")}
-    Path(places["LOG"]).touch()
+    paths = {"FILE": trained, "RUN": str(Path(trained).parent / "run"), "LOG": str(tmp_path / "log.txt")}
+    Path(paths["LOG"]).touch()
 
     def placed(text: str) -> str:
-        for name, place in places.items():
-            text = text.replace(name, place)
+        for name, path in paths.items():
+            text = text.replace(name, path)
         return text
 
     outcome = exfm_cli(*map(placed, arguments))

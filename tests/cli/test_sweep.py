@@ -21,10 +21,10 @@ from rich.console import Console
 
 import exfm
 from exfm.reporting.seeds import t_quantile95
-from exfm.reporting.sweep import PointResult, render_png, render_sweep, summarize
 from exfm.reporting.sweep_comparisons import sweep_comparison_table
 from exfm.reporting.sweep_plot import draw_series
 from exfm.reporting.sweep_ratios import sweep_ratio_table
+from exfm.reporting.sweep_summary import PointResult, render_png, render_sweep, summarize
 from exfm.training.sweep import folder_name, parse_axes
 
 Cli = Callable[..., Any]
@@ -37,7 +37,7 @@ def tiny(experiment: dict[str, Any], write: Callable[..., str]) -> str:
     """An experiment of two windows whose VM learns from the first row on."""
     experiment["stream"]["source"]["rows_per_day"] = 100
     del experiment["models"]["vm"]["where"]
-    # An auxiliary head teaches the rest of the model from the second batch on.
+    # An auxiliary head teaches the other layers from the second batch on.
     experiment["models"]["vm"]["batch_size"] = 25
     return write(experiment)
 
@@ -71,7 +71,7 @@ def results_of(folder: Path) -> Any:
 
 
 def quality(results: Any) -> Any:
-    """What of results.json does not depend on the machine's speed."""
+    """Selects the figures of results.json that do not depend on the machine's speed."""
     return [{name: model["tasks"] for name, model in results["models"].items()}, results["gains"]]
 
 
@@ -92,7 +92,7 @@ def test_a_grid_is_run_once(swept: Path, tiny: str, exfm_cli: Cli) -> None:
     assert "embedding_dim=4" in table and "vm.control" in table
 
 
-def test_a_grown_grid_runs_what_is_new(swept: Path, tiny: str, exfm_cli: Cli) -> None:
+def test_a_grown_grid_runs_new_points(swept: Path, tiny: str, exfm_cli: Cli) -> None:
     done = exfm_cli("sweep", tiny, "--over", "seed=1,3", "--over", f"{DIM}=8", f"run_dir={swept}")
     lines = [line for line in done.err.splitlines() if "rows/s" not in line]
     assert done.status == 0 and lines == [
@@ -268,12 +268,10 @@ def test_five_seeds_by_the_textbook() -> None:
 
 
 def pair(gain: float | None) -> dict[str, Any]:
-    known = (
-        {"ne": 0.8, "baseline_ne": 0.8 / (1 - gain / 100)} if gain is not None else {"ne": None, "baseline_ne": None}
-    )
+    nes = {"ne": 0.8, "baseline_ne": 0.8 / (1 - gain / 100)} if gain is not None else {"ne": None, "baseline_ne": None}
     bounds = None if gain is None else [-9.0, 9.0]
     names = {"model": "vm", "baseline": "alone", "task": "click", "examples": 0 if gain is None else 50}
-    return {**names, **known, "ne_gain_percent": gain, "interval95": bounds}
+    return {**names, **nes, "ne_gain_percent": gain, "interval95": bounds}
 
 
 def shown(summary: dict[str, Any], table: Callable[..., Any] = sweep_comparison_table) -> str:
@@ -315,7 +313,9 @@ def grid_of(nes: dict[tuple[str, str, str], dict[str, Any] | None]) -> dict[str,
     """A summary of results by the FM's size, the VM's size and the seed."""
     keys = ("fm.dim", "vm.dim", "seed")
     runs = [(dict(zip(keys, key, strict=True)), results) for key, results in nes.items()]
-    return of_points({name: list(dict.fromkeys(key[place] for key in nes)) for place, name in enumerate(keys)}, runs)
+    return of_points(
+        {name: list(dict.fromkeys(key[position] for key in nes)) for position, name in enumerate(keys)}, runs
+    )
 
 
 def test_a_transfer_ratio_is_paired_by_seed_and_by_all_other_axes() -> None:
@@ -346,7 +346,7 @@ def test_a_transfer_ratio_is_paired_by_seed_and_by_all_other_axes() -> None:
     ("second", "rows"),
     [
         ({"1": of_teacher(0.78, 0.84), "2": of_teacher(0.85, 0.84)}, 1),  # the teacher's gain may be nothing
-        ({"1": of_teacher(0.78, 0.84), "2": None}, 1),  # one seed
+        ({"1": of_teacher(0.78, 0.84), "2": None}, 1),  # a single seed
         ({"1": of_teacher(0.80, 0.84), "2": of_teacher(0.82, 0.84)}, 0),  # the same teacher
         ({"1": of_teacher(0.78, 0.84, 99), "2": of_teacher(0.80, 0.84, 99)}, 0),  # other examples
     ],

@@ -1,4 +1,4 @@
-"""Lessons whose truth is known: predictions of student, control and teacher made from the true logits."""
+"""Simulates taught tasks: predictions of student, control and teacher, computed from the true logits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from exfm.diagnosis.causes import decide
-from exfm.diagnosis.lesson_figures import learning, measure
-from exfm.diagnosis.lessons import LessonRows
+from exfm.diagnosis.taught_measures import learning, measure
+from exfm.diagnosis.taught_rows import TaughtRows
 from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
 
@@ -24,12 +24,15 @@ def sigmoid(logit: Logits) -> Logits:
     return np.asarray(1 / (1 + np.exp(-logit)))
 
 
-def attenuation(unknown: float) -> float:
-    """Factor of the logit for those who do not know causes of so much variance (the probit approximation)."""
-    return float(1 / np.sqrt(1 + 0.346 * unknown))
+def attenuation(unseen_variance: float) -> float:
+    """Computes the factor of the logit for a model that does not see causes of this variance.
+
+    The probit approximation: (pi^2 / 3 * (15 / 16)^2)^-1 = 0.346.
+    """
+    return float(1 / np.sqrt(1 + 0.346 * unseen_variance))
 
 
-def lesson(
+def simulate(
     *,
     teacher: Distort = lambda logit, rng: logit,
     fresh: Distort | None = None,
@@ -40,15 +43,15 @@ def lesson(
     covered: float = 1.0,
     rows: int = ROWS,
     seed: int = 0,
-) -> list[LessonRows]:
-    """Windows of a lesson.
+) -> list[TaughtRows]:
+    """Simulates the windows of a taught task.
 
     A click has causes that the student sees and hidden ones, which the teacher knows too. Student, control and teacher
     are calibrated but for the distortions.
 
     Args:
         teacher, control: from the undistorted logits to those of the predictions.
-        fresh: the same for what the teacher itself predicts; not known by default.
+        fresh: the same for the teacher's predictions before training on the example; missing by default.
         knows: share of the hidden causes' variance that the teacher knows.
         sees: share of the other causes' variance that student and control see.
         moved: how much of the teacher's hidden causes the student has.
@@ -65,18 +68,18 @@ def lesson(
         taught, hidden = normal(knows * HIDDEN**2), normal((1 - knows) * HIDDEN**2)
         label = rng.random(rows) < sigmoid(seen + unseen + taught + hidden)
         truth = attenuation((1 - knows) * HIDDEN**2) * (seen + unseen + taught)
-        known = control(attenuation(1 - sees + HIDDEN**2) * seen, rng)
+        control_logit = control(attenuation(1 - sees + HIDDEN**2) * seen, rng)
         served = sigmoid(teacher(truth, rng))
         served[rng.random(rows) >= covered] = np.nan
         start_us = index * 6 * HOUR_US
         time_us = start_us + np.sort(rng.integers(0, 6 * HOUR_US, rows))
         windows.append(
-            LessonRows(
+            TaughtRows(
                 window=Window(index, start_us, start_us + 6 * HOUR_US),
                 group=rng.zipf(1.5, rows).clip(1, 2_000),
                 label=label,
-                student=sigmoid(known + moved * taught),
-                control=sigmoid(known),
+                student=sigmoid(control_logit + moved * taught),
+                control=sigmoid(control_logit),
                 served=served,
                 fresh=np.full(rows, np.nan) if fresh is None else sigmoid(fresh(truth, rng)),
                 age_s=np.where(np.isfinite(served), (time_us - start_us) / 1e6 + 60, np.nan),
@@ -86,21 +89,25 @@ def lesson(
     return windows
 
 
-def measured(windows: list[LessonRows]) -> dict[str, Any]:
-    """The measures of a lesson whose first windows are not scored."""
+def measured(windows: list[TaughtRows]) -> dict[str, Any]:
+    """Measures a taught task whose first windows are not scored."""
     return measure(lambda scored: windows[FIRST:] if scored else windows, 300, 0)
 
 
-def diagnosed(windows: list[LessonRows]) -> dict[str, Any]:
-    """The entry of a lesson in a diagnosis, with its verdict."""
-    found = measured(windows)
-    gain, headroom = found["gain"], found["headroom"]["recalibrated"]
+def diagnosed(windows: list[TaughtRows]) -> dict[str, Any]:
+    """Computes the entry of a taught task in a diagnosis, with its verdict."""
+    measures = measured(windows)
+    gain, headroom = measures["gain"], measures["headroom"]["recalibrated"]
     by_window = [
-        {"window": rows.window.index, "examples": rows.label.size, "ne": Moments.of(rows.control, rows.label).ne}
+        {
+            "window": rows.window.index,
+            "examples": rows.label.size,
+            "ne": Moments.from_predictions(rows.control, rows.label).ne,
+        }
         for rows in windows
     ]
     entry = {
-        **found,
+        **measures,
         "model": "vm",
         "control": "vm.control",
         "teacher": "fm",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.diagnosis.simulated import diagnosed, lesson, measured
+from tests.diagnosis.simulated import diagnosed, measured, simulate
 
 PLANTS: dict[str, dict[str, Any]] = {
     "pays": {},
@@ -28,7 +28,7 @@ PLANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("cause", PLANTS)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_planted_cause_is_named(cause: str, seed: int) -> None:
-    verdict = diagnosed(lesson(**PLANTS[cause], seed=seed))["verdict"]
+    verdict = diagnosed(simulate(**PLANTS[cause], seed=seed))["verdict"]
     assert verdict["cause"] == cause
     assert verdict["words"] and verdict["figures"]
 
@@ -37,57 +37,57 @@ def test_a_planted_cause_is_named(cause: str, seed: int) -> None:
     ("scale", "words", "rate"), [(0.4, "too low", "0.001; 0.004"), (1.6, "too high", "0.001; 0.00025")]
 )
 def test_a_control_whose_spread_is_wrong_has_wrong_rates(scale: float, words: str, rate: str) -> None:
-    found = diagnosed(lesson(control=lambda logit, rng: scale * (logit + 1.5) - 1.5))
-    assert found["verdict"]["cause"] == "wrong_rate"
-    assert words in found["verdict"]["words"]
-    assert f"models.vm.optimizer.dense.lr: now {rate}" in found["verdict"]["settings"][0]
+    entry = diagnosed(simulate(control=lambda logit, rng: scale * (logit + 1.5) - 1.5))
+    assert entry["verdict"]["cause"] == "wrong_rate"
+    assert words in entry["verdict"]["words"]
+    assert f"models.vm.optimizer.dense.lr: now {rate}" in entry["verdict"]["settings"][0]
 
 
 def test_a_model_that_is_worse_than_the_base_rate_is_in_trouble() -> None:
-    found = diagnosed(lesson(control=lambda logit, rng: rng.normal(-1.5, 2, logit.size)))
-    assert found["verdict"]["cause"] == "wrong_rate"
-    assert "base rate" in found["verdict"]["words"]
+    entry = diagnosed(simulate(control=lambda logit, rng: rng.normal(-1.5, 2, logit.size)))
+    assert entry["verdict"]["cause"] == "wrong_rate"
+    assert "base rate" in entry["verdict"]["words"]
 
 
 @pytest.mark.parametrize(("scale", "kind"), [(3.0, "too far apart"), (0.3, "too close together"), (1.0, "level")])
 def test_the_kind_of_bias_is_said(scale: float, kind: str) -> None:
-    found = diagnosed(lesson(teacher=lambda logit, rng: scale * (logit + 1.5) - 1.5 + (scale == 1), moved=-0.3))
-    assert found["verdict"]["cause"] == "biased_teacher"
-    assert kind in found["verdict"]["words"]
+    entry = diagnosed(simulate(teacher=lambda logit, rng: scale * (logit + 1.5) - 1.5 + (scale == 1), moved=-0.3))
+    assert entry["verdict"]["cause"] == "biased_teacher"
+    assert kind in entry["verdict"]["words"]
 
 
 def test_causes_after_the_main_one_are_named_too() -> None:
-    verdict = diagnosed(lesson(teacher=lambda logit, rng: logit + 1))["verdict"]
+    verdict = diagnosed(simulate(teacher=lambda logit, rng: logit + 1))["verdict"]
     assert (verdict["cause"], verdict["also"]) == ("pays", ["biased_teacher"])
 
 
 def test_less_is_worth_counting_the_more_examples_there_are() -> None:
-    """A headroom that two initialisations could have on a short stream is one on a long one."""
+    """A headroom that two initialisations could differ by on a short stream counts on a long stream."""
     nudge = {"knows": 0.05, "moved": 0.5}
-    short = diagnosed(lesson(**nudge, rows=3_000))
-    long = diagnosed(lesson(**nudge, rows=40_000))
+    short = diagnosed(simulate(**nudge, rows=3_000))
+    long = diagnosed(simulate(**nudge, rows=40_000))
     assert short["verdict"]["cause"] == "no_headroom"
     assert long["verdict"]["cause"] == "pays"
     assert long["gain"]["percent"] < 0.5
 
 
 def test_figures_without_a_meaning_are_none() -> None:
-    windows = lesson(rows=50)
+    windows = simulate(rows=50)
     for rows in windows:
         rows.label[:] = False
     windows[0].label[:1] = True
-    found = measured(windows)
-    assert found["gain"]["percent"] is None and found["headroom"]["recalibrated"]["percent"] is None
-    assert found["predictions"]["control"]["recalibration"] is None
+    measures = measured(windows)
+    assert measures["gain"]["percent"] is None and measures["headroom"]["recalibrated"]["percent"] is None
+    assert measures["predictions"]["control"]["recalibration"] is None
 
 
 def test_the_spread_of_a_control_that_explains_nothing_is_chance() -> None:
     """Scale and level of predictions that hardly vary say nothing about rates, unless the training blew up before."""
     blind = {"control": lambda logit, rng: -1.0 + rng.normal(0, 0.02, logit.size), "moved": 0.0}
-    windows = lesson(**blind)
-    found = diagnosed(windows)
-    control = found["predictions"]["control"]
+    windows = simulate(**blind)
+    entry = diagnosed(windows)
+    control = entry["predictions"]["control"]
     assert control["ne"] - control["ne_recalibrated"] > 0.002 and not 0.9 < control["recalibration"]["scale"] < 1.15
-    assert found["verdict"]["cause"] == "small_student"
+    assert entry["verdict"]["cause"] == "small_student"
     windows[0].control[:] = 0.999
     assert diagnosed(windows)["verdict"]["cause"] == "wrong_rate"

@@ -33,11 +33,11 @@ def student(strategy: str, teacher: str) -> dict[str, Any]:
 
 
 def experiment(folder: Path) -> dict[str, Any]:
-    """Two students of the truth, one of them taught with a bias; and a small one of an FM of the run."""
+    """Configures two students of the truth, the second taught with a bias, and a small student of an FM of the run."""
     teacher = {"predictions": {"conversion": {"column": "logit", "kind": "logit"}}}
     fm = {"backbone": {"name": "wukong", "layers": 1}, "tasks": ["click"], "supervision": {"delay": "6h"}}
     return {
-        "name": "lessons",
+        "name": "diagnosed",
         "run_dir": str(folder / "run"),
         "stream": {
             "source": {"name": "synthetic_ads", "days": 3, "rows_per_day": 4_000, "users": 300, "ads": 100},
@@ -58,7 +58,7 @@ def experiment(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("diagnose")
-    file = folder / "lessons.yaml"
+    file = folder / "diagnosed.yaml"
     content = experiment(folder)
     file.write_text(yaml.safe_dump({**content, "models": {"fm": content["models"]["fm"]}, "teachers": {}}))
     source = exfm.load_experiment(str(file)).source
@@ -82,10 +82,10 @@ def diagnosis(run_dir: Path, exfm_cli: Callable[..., Outcome]) -> dict[str, Any]
 
 
 def test_the_planted_bias_and_the_healthy_student_are_named(diagnosis: dict[str, Any]) -> None:
-    found = {entry["model"]: entry for entry in diagnosis["students"]}
-    assert set(found) == {"healthy", "biased", "of_fm"}
-    assert found["healthy"]["verdict"]["cause"] == "pays"
-    biased = found["biased"]
+    entries = {entry["model"]: entry for entry in diagnosis["students"]}
+    assert set(entries) == {"healthy", "biased", "of_fm"}
+    assert entries["healthy"]["verdict"]["cause"] == "pays"
+    biased = entries["biased"]
     assert biased["verdict"]["cause"] == "biased_teacher"
     assert biased["predictions"]["teacher"]["recalibration"]["shift"] == pytest.approx(-2.5, abs=0.2)
     assert biased["verdict"]["settings"][0].startswith("models.biased.transfer.0.name: now direct")
@@ -94,7 +94,7 @@ def test_the_planted_bias_and_the_healthy_student_are_named(diagnosis: dict[str,
 
 
 def test_figures_are_those_of_the_stored_predictions(run_dir: Path, diagnosis: dict[str, Any]) -> None:
-    """The teacher's headroom and age from the files, joined by hand."""
+    """Joins the files by hand, for the teacher's headroom and age."""
 
     def rows(kind: str, model: str) -> pa.Table:
         files = sorted((run_dir / kind / model).glob("*.parquet"))
@@ -109,10 +109,10 @@ def test_figures_are_those_of_the_stored_predictions(run_dir: Path, diagnosis: d
     joined = rows("predictions", "of_fm.control").join(rows("supervision", "fm"), "example_id", right_suffix="_fm")
     joined = joined.sort_by("example_id").slice(joined.num_rows - first)  # ids ascend with time
     hit = joined["prediction_click_fm"].is_valid().to_numpy()
-    label, own, served = (
+    label, control, served = (
         joined[name].to_numpy()[hit] for name in ("label_click", "prediction_click", "prediction_click_fm")
     )
-    losses = [log_losses(probability, label > 0.5).mean() for probability in (served, own)]
+    losses = [log_losses(probability, label > 0.5).mean() for probability in (served, control)]
     assert entry["headroom"]["raw"]["percent"] == pytest.approx(100 * (1 - losses[0] / losses[1]))
     age_us = joined["event_time"].cast(pa.int64()).to_numpy() - joined["watermark"].cast(pa.int64()).to_numpy()
     assert entry["reach"]["age_s"]["p50"] == pytest.approx(np.median(age_us[hit]) / 1e6, rel=0.02)
@@ -128,7 +128,7 @@ def test_the_report_has_the_diagnosis_until_the_results_change(
     assert 'id="diagnosis"' in page.read_text()
     assert exfm_cli("report", str(run_dir)).status == 0
     assert 'id="diagnosis"' in page.read_text()
-    file = str(run_dir.parent / "lessons.yaml")
+    file = str(run_dir.parent / "diagnosed.yaml")
     assert exfm_cli("run", file).status == 0
     assert 'id="diagnosis"' in page.read_text()
     results = json.loads(kept)

@@ -1,4 +1,4 @@
-"""The whole evaluation over hand-made prediction tables."""
+"""Evaluation over prediction tables in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from exfm.evaluation.evaluate import Arm, ExperimentView, evaluate
+from exfm.evaluation.evaluate import ControlComparison, ExperimentView, evaluate
 from exfm.interfaces.data_source import Window
 
 DAY_US = 86_400_000_000
@@ -19,7 +19,7 @@ WINDOWS = tuple(Window(index, index * DAY_US, (index + 1) * DAY_US) for index in
 
 
 class Tables:
-    """A PredictionReader over tables in memory."""
+    """Implements PredictionReader over tables in memory."""
 
     def __init__(self, tables: dict[str, dict[int, pa.Table]]) -> None:
         self.tables = tables
@@ -35,7 +35,7 @@ class Tables:
 
 
 def stream(noise: float, seed: int, rows: int = 500, oracle: bool = False) -> dict[int, pa.Table]:
-    """Four windows of one stream, the same for every call, as predicted by a model with that much noise."""
+    """Simulates four windows, the same at every call, and the predictions of a model with that much noise."""
     world, errors = np.random.default_rng(0), np.random.default_rng(seed)
     tables = {}
     for window in WINDOWS:
@@ -67,13 +67,14 @@ def test_overall_figures_agree_with_scikit_learn_on_the_rows_that_count() -> Non
     figures = evaluate(Tables({"vm": tables}), view("vm", skip=0.25))["models"]["vm"]["tasks"]["click"]
 
     label = column(tables, "label_click", [1, 2, 3])
-    known = ~np.isnan(label)
+    labelled = ~np.isnan(label)
     label, prediction, truth, group = (
-        column(tables, name, [1, 2, 3])[known] for name in ("label_click", "prediction_click", "oracle_click", "group")
+        column(tables, name, [1, 2, 3])[labelled]
+        for name in ("label_click", "prediction_click", "oracle_click", "group")
     )
     base_rate = float(label.mean(dtype=float))
     entropy = -base_rate * np.log(base_rate) - (1 - base_rate) * np.log(1 - base_rate)
-    assert figures["examples"] == known.sum()
+    assert figures["examples"] == labelled.sum()
     assert figures["base_rate"] == pytest.approx(base_rate)
     assert figures["log_loss"] == pytest.approx(log_loss(label, prediction.astype(float)))
     assert figures["ne"] == pytest.approx(log_loss(label, prediction.astype(float)) / entropy)
@@ -84,7 +85,7 @@ def test_overall_figures_agree_with_scikit_learn_on_the_rows_that_count() -> Non
     assert figures["auc"] == pytest.approx(roc_auc_score(label, prediction), abs=figures["auc_error_bound"])
     assert figures["calibration"] == pytest.approx(prediction.sum() / label.sum())
     aucs = {g: (roc_auc_score(label[group == g], prediction[group == g]), (group == g).sum()) for g in set(group)}
-    assert figures["gauc"] == pytest.approx(sum(a * n for a, n in aucs.values()) / known.sum())
+    assert figures["gauc"] == pytest.approx(sum(a * n for a, n in aucs.values()) / labelled.sum())
 
 
 def test_recalibration_and_recall_cover_the_rows_that_count() -> None:
@@ -99,11 +100,11 @@ def test_recalibration_and_recall_cover_the_rows_that_count() -> None:
         top = rows[np.argsort(-prediction[rows])[:3]]
         recalls.append(label[top].sum() / label[rows].sum())
     assert figures["click"]["recall_at"] == {"3": pytest.approx(np.mean(recalls)), "1000": None}
-    known = int((~np.isnan(label)).sum())
+    examples = int((~np.isnan(label)).sum())
     assert figures["click"]["recall_counts"] == {
-        "3": {"groups": 60, "examples": known}, "1000": {"groups": 0, "examples": 0}
+        "3": {"groups": 60, "examples": examples}, "1000": {"groups": 0, "examples": 0}
     }  # fmt: skip
-    # The noise of the predictions is what a scale below 1 takes back.
+    # The noise spreads the predictions too far apart, and a scale below 1 undoes it.
     assert 0 < figures["click"]["recalibration"]["scale"] < 1
     assert figures["click"]["ne_recalibrated"] < figures["click"]["ne"]
 
@@ -140,7 +141,7 @@ def test_the_last_window_is_never_skipped() -> None:
 
 
 def losses_percent(tables: dict[str, dict[int, pa.Table]], keep: np.ndarray) -> dict[str, float]:
-    """Each model's log loss on the kept ids, computed without the code under test."""
+    """Computes each model's log loss on the kept ids, without the code under test."""
     result = {}
     for model, by_window in tables.items():
         ids, label, p = (
@@ -153,13 +154,13 @@ def losses_percent(tables: dict[str, dict[int, pa.Table]], keep: np.ndarray) -> 
 
 def test_gain_and_gain_share_compare_the_same_examples_in_any_order() -> None:
     tables = {"fm": stream(0.1, 1), "vm": stream(0.6, 2), "control": stream(0.9, 3)}
-    # The control's rows come in another order, and the teacher lacks one row in three and the last window.
+    # The control's rows come in another order, and the teacher lacks a third of the rows and the last window.
     shuffle = np.random.default_rng(9).permutation(500)
     tables["control"] = {index: table.take(shuffle) for index, table in tables["control"].items()}
     some = np.arange(500) % 3 > 0
     tables["fm"] = {index: table.filter(pa.array(some)) for index, table in tables["fm"].items() if index < 3}
 
-    experiment = view("fm", "vm", "control", arms=(Arm("vm", "control", ("fm",)),))
+    experiment = view("fm", "vm", "control", control_comparisons=(ControlComparison("vm", "control", ("fm",)),))
     (gain,) = evaluate(Tables(tables), experiment)["gains"]
 
     whole = losses_percent({name: tables[name] for name in ("vm", "control")}, np.arange(2000))
@@ -176,13 +177,16 @@ def test_gain_and_gain_share_compare_the_same_examples_in_any_order() -> None:
 
 def test_one_entry_for_each_teacher_and_none_for_a_task_it_lacks() -> None:
     tables = {"fm": stream(0.1, 1), "domain": stream(0.2, 4), "vm": stream(0.6, 2), "control": stream(0.9, 3)}
-    experiment = view("fm", "domain", "vm", "control", arms=(Arm("vm", "control", ("fm", "domain")),))
+    experiment = view(
+        "fm", "domain", "vm", "control", control_comparisons=(ControlComparison("vm", "control", ("fm", "domain")),)
+    )
     gains = evaluate(Tables(tables), experiment)["gains"]
     assert [gain["teacher"] for gain in gains] == ["fm", "domain"]
     assert gains[0]["interval95"] == gains[1]["interval95"]
 
     other = ExperimentView(
-        models=(("fm", ()), ("vm", ("click",)), ("control", ("click",))), arms=(Arm("vm", "control", ("fm",)),)
+        models=(("fm", ()), ("vm", ("click",)), ("control", ("click",))),
+        control_comparisons=(ControlComparison("vm", "control", ("fm",)),),
     )
     (alone,) = evaluate(Tables(tables), other)["gains"]
     assert (alone["teacher"], alone["gain_share"]) == (None, None)
@@ -204,7 +208,9 @@ def test_a_teacher_from_elsewhere_is_compared_as_a_model_is() -> None:
         tables["vm"][index] = table
     tables["fm"] = {index: table.filter(pa.array(some)) for index, table in tables["fm"].items()}
     elsewhere = (("a", ("click", "b")), ("a_b", ("click",)), ("gone", ("click",)))
-    experiment = view("fm", "vm", "control", arms=(Arm("vm", "control", ("fm",), elsewhere),))
+    experiment = view(
+        "fm", "vm", "control", control_comparisons=(ControlComparison("vm", "control", ("fm",), elsewhere),)
+    )
     fm, same, whole, gone = evaluate(Tables(tables), experiment)["gains"]
     assert [entry.pop("teacher") for entry in (fm, same, whole, gone)] == ["fm", "a", "a_b", "gone"]
     assert fm == same and fm["gain_share"] > 0
@@ -217,7 +223,7 @@ def test_a_teacher_from_elsewhere_is_compared_as_a_model_is() -> None:
 
 def test_equal_models_gain_nothing_and_skipping_applies_to_gains() -> None:
     tables = {"vm": stream(0.5, 1), "control": stream(0.5, 1)}
-    experiment = view("vm", "control", skip=0.5, arms=(Arm("vm", "control"),))
+    experiment = view("vm", "control", skip=0.5, control_comparisons=(ControlComparison("vm", "control"),))
     result = evaluate(Tables(tables), experiment)
     (gain,) = result["gains"]
     assert (gain["ne_gain_percent"], gain["interval95"]) == (0, [0, 0])
@@ -233,7 +239,7 @@ def empty_or_one_class(rows: int) -> dict[int, pa.Table]:
 
 @pytest.mark.parametrize("tables", [{}, empty_or_one_class(0), empty_or_one_class(3)], ids=["none", "empty", "one"])
 def test_figures_without_a_meaning_are_null_in_strict_json(tables: dict[int, pa.Table]) -> None:
-    experiment = view("vm", "control", arms=(Arm("vm", "control", ("control",)),))
+    experiment = view("vm", "control", control_comparisons=(ControlComparison("vm", "control", ("control",)),))
     result = evaluate(Tables({"vm": tables, "control": tables}), experiment)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     figures = result["models"]["vm"]["tasks"]["click"]

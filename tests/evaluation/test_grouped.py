@@ -75,7 +75,7 @@ def test_negative_zero_ties_with_zero() -> None:
 
 
 def test_rows_of_a_pass_are_a_fair_share_even_for_regular_ids() -> None:
-    """Ids that are all multiples of the number of passes must not meet in one pass."""
+    """Ids that are all multiples of the number of passes must not meet in a single pass."""
     shares = np.bincount((splitmix64(np.arange(0, 64_000, 64)) % np.uint64(8)).astype(int), minlength=8)
     assert shares.min() > 80
     assert shares.max() < 170

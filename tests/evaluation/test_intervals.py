@@ -72,7 +72,7 @@ def test_interval_respects_the_dependence_inside_groups() -> None:
     assert width > 4 * too_narrow
 
 
-def test_parts_add_up_to_the_whole() -> None:
+def test_stretches_add_up_to_the_whole() -> None:
     rng = np.random.default_rng(0)
     model, control, ids = rng.random(1000), rng.random(1000), rng.integers(0, 99, 1000)
     label = rng.random(1000) < 0.3
@@ -119,7 +119,7 @@ ids = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 12), unique=Tru
 
 
 @given(ids, ids, st.booleans())
-def test_match_finds_what_both_hold_in_the_left_order(left: list[int], right: list[int], same: bool) -> None:
+def test_match_finds_common_ids_in_the_left_order(left: list[int], right: list[int], same: bool) -> None:
     right = left if same else right
     in_left, in_right = match(np.array(left, np.int64), np.array(right, np.int64))
     assert [left[i] for i in in_left] == [right[i] for i in in_right] == [each for each in left if each in set(right)]

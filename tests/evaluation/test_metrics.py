@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, hand-computed values and their own parts."""
+"""Metrics against scikit-learn, against values computed by hand, and states of stretches against the whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from exfm.evaluation.metrics import AucHistogram, Moments, auc, entropy, log_los
 
 
 def clicks(examples: int, base_logit: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy but informative float32 predictions and their labels."""
+    """Simulates noisy but informative float32 predictions and their labels."""
     rng = np.random.default_rng(seed)
     truth = rng.normal(base_logit, 1.0, examples)
     label = rng.random(examples) < 1 / (1 + np.exp(-truth))
@@ -23,18 +23,18 @@ def clicks(examples: int, base_logit: float, seed: int = 0) -> tuple[np.ndarray,
 
 def test_log_loss_agrees_with_scikit_learn() -> None:
     probability, label = clicks(5_000, -2)
-    assert Moments.of(probability, label).log_loss == pytest.approx(
+    assert Moments.from_predictions(probability, label).log_loss == pytest.approx(
         log_loss(label, probability.astype(float)), rel=1e-9
     )
 
 
-def test_a_confident_mistake_costs_a_finite_and_known_amount() -> None:
+def test_a_confident_mistake_costs_a_finite_amount() -> None:
     losses = log_losses(np.array([0, 1, 0, 1], np.float32), np.array([True, False, False, True]))
     assert losses == pytest.approx([-math.log(1e-7), -math.log(1e-7), 1e-7, 1e-7], rel=1e-6)
 
 
 def test_ne_by_hand() -> None:
-    moments = Moments.of(np.array([0.5, 0.5, 0.5, 0.5]), np.array([True, False, False, False]))
+    moments = Moments.from_predictions(np.array([0.5, 0.5, 0.5, 0.5]), np.array([True, False, False, False]))
     expected = math.log(2) / (-0.25 * math.log(0.25) - 0.75 * math.log(0.75))
     assert moments.ne == pytest.approx(expected, rel=1e-12)
     assert moments.calibration == pytest.approx(2.0)
@@ -43,7 +43,7 @@ def test_ne_by_hand() -> None:
 
 def test_predicting_the_base_rate_has_ne_one() -> None:
     label = np.arange(1000) < 37
-    assert Moments.of(np.full(1000, 0.037), label).ne == pytest.approx(1, rel=1e-12)
+    assert Moments.from_predictions(np.full(1000, 0.037), label).ne == pytest.approx(1, rel=1e-12)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
@@ -54,7 +54,7 @@ def test_entropy_of_certainty_is_zero(rate: float) -> None:
 @pytest.mark.parametrize("label", [[], [True, True], [False]])
 def test_figures_without_a_meaning_are_none(label: list[bool]) -> None:
     labels, probability = np.array(label, bool), np.full(len(label), 0.3, np.float32)
-    moments, histogram = Moments.of(probability, labels), AucHistogram()
+    moments, histogram = Moments.from_predictions(probability, labels), AucHistogram()
     histogram.add(probability, labels)
     assert moments.ne is None
     assert (moments.log_loss is None) == (moments.base_rate is None) == (not label)
@@ -93,7 +93,7 @@ def test_histogram_never_leaves_its_error_bound(rows: list[tuple[float, bool]]) 
 
 
 @given(st.lists(st.tuples(st.integers(1, 63), st.booleans()), min_size=1, max_size=40))
-def test_histogram_is_exact_where_scores_have_bins_of_their_own(rows: list[tuple[int, bool]]) -> None:
+def test_histogram_is_exact_where_no_two_scores_share_a_bin(rows: list[tuple[int, bool]]) -> None:
     probability, label = np.array([k / 64 for k, _ in rows], np.float32), np.array([y for _, y in rows])
     histogram = AucHistogram()
     histogram.add(probability, label)
@@ -116,7 +116,7 @@ def test_histogram_takes_the_borders_of_its_range() -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 777, 2_000])
-def test_parts_add_up_to_the_whole(cut: int) -> None:
+def test_stretches_add_up_to_the_whole(cut: int) -> None:
     probability, label = clicks(2_000, -1)
     whole, left, right = AucHistogram(), AucHistogram(), AucHistogram()
     whole.add(probability, label)
@@ -124,8 +124,9 @@ def test_parts_add_up_to_the_whole(cut: int) -> None:
     right.add(probability[cut:], label[cut:])
     assert np.array_equal((left + right).counts, whole.counts)
 
-    total = Moments.of(probability, label)
-    merged = Moments.of(probability[:cut], label[:cut]) + Moments.of(probability[cut:], label[cut:])
+    total = Moments.from_predictions(probability, label)
+    left_sums = Moments.from_predictions(probability[:cut], label[:cut])
+    merged = left_sums + Moments.from_predictions(probability[cut:], label[cut:])
     assert (merged.examples, merged.positives) == (total.examples, total.positives)
     assert merged.loss_sum == pytest.approx(total.loss_sum, rel=1e-12)
     assert merged.prediction_sum == pytest.approx(total.prediction_sum, rel=1e-12)

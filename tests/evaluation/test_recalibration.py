@@ -1,4 +1,4 @@
-"""Recalibration against scikit-learn's logistic regression, and what must hold of any."""
+"""Recalibration against scikit-learn's logistic regression, and its invariants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from exfm.evaluation.recalibration import LogitHistogram, Recalibration
 
 
 def predictions(examples: int, scale: float, shift: float, rate_logit: float = -2.0) -> tuple[Floats, Bools]:
-    """Probabilities whose logits are ``scale`` and ``shift`` away from the truth, and labels."""
+    """Simulates labels, and probabilities whose logits are ``scale`` and ``shift`` away from the truth."""
     rng = np.random.default_rng(3)
     truth = rng.normal(rate_logit, 1.2, examples)
     label = rng.random(examples) < 1 / (1 + np.exp(-truth))
@@ -58,7 +58,7 @@ def test_true_probabilities_are_left_as_they_are_and_distorted_ones_come_back_to
     probability, label = predictions(100_000, 1, 0)
     true = fitted(probability, label)
     assert (true.scale, true.shift) == (pytest.approx(1, abs=0.05), pytest.approx(0, abs=0.05))
-    assert Moments.of(probability, label).ne == pytest.approx(true.ne, abs=1e-4)
+    assert Moments.from_predictions(probability, label).ne == pytest.approx(true.ne, abs=1e-4)
     distorted, _ = predictions(100_000, 0.5, 1.0)
     back = fitted(distorted, label)
     assert back.ne == pytest.approx(true.ne, abs=1e-5)
@@ -66,7 +66,7 @@ def test_true_probabilities_are_left_as_they_are_and_distorted_ones_come_back_to
         pytest.approx(true.scale / 0.5, rel=1e-3),
         pytest.approx(true.shift - true.scale / 0.5, abs=1e-2),
     )
-    assert (Moments.of(distorted, label).ne or 0) > back.ne + 0.1
+    assert (Moments.from_predictions(distorted, label).ne or 0) > back.ne + 0.1
 
 
 few_scores = st.lists(st.tuples(st.sampled_from([0.0, 1e-6, 0.1, 0.3, 0.5, 0.9, 1.0]), st.booleans()), max_size=40)
@@ -76,7 +76,7 @@ few_scores = st.lists(st.tuples(st.sampled_from([0.0, 1e-6, 0.1, 0.3, 0.5, 0.9, 
 def test_no_monotone_recalibration_beats_it(raw: list[tuple[float, bool]]) -> None:
     probability, label = np.array([p for p, _ in raw]), np.array([positive for _, positive in raw], bool)
     recalibration = histogram(probability, label).recalibration()
-    before = Moments.of(probability, label).ne
+    before = Moments.from_predictions(probability, label).ne
     if before is None:
         assert recalibration is None
         return

@@ -47,20 +47,20 @@ def by_loop(rows: list[tuple[int, int, bool]], k: int) -> GroupedRecall:
 
 @given(rows_lists, st.integers(1, 6))
 def test_equals_a_loop_over_the_groups(raw: list[tuple[int, int, bool]], k: int) -> None:
-    found, expected = grouped_recall(score_runs(rows_of(raw)), k), by_loop(raw, k)
-    assert (found.groups, found.examples) == (expected.groups, expected.examples)
-    assert found.recall_sum == pytest.approx(expected.recall_sum, abs=1e-12)
+    recall, expected = grouped_recall(score_runs(rows_of(raw)), k), by_loop(raw, k)
+    assert (recall.groups, recall.examples) == (expected.groups, expected.examples)
+    assert recall.recall_sum == pytest.approx(expected.recall_sum, abs=1e-12)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=2, max_size=6), st.integers(1, 5))
-def test_a_tie_counts_what_it_counts_on_average_over_all_orders(raw: list[tuple[int, bool]], k: int) -> None:
-    found = grouped_recall(score_runs(rows_of([(7, score, label) for score, label in raw])), k)
+def test_a_tie_counts_its_average_over_all_orders(raw: list[tuple[int, bool]], k: int) -> None:
+    recall = grouped_recall(score_runs(rows_of([(7, score, label) for score, label in raw])), k)
     positives = sum(label for _, label in raw)
     if not positives or len(raw) <= k:
-        assert found == GroupedRecall()
+        assert recall == GroupedRecall()
         return
     shuffles = [sorted(order, key=lambda row: -row[0])[:k] for order in permutations(raw)]
-    assert found.recall == pytest.approx(fmean(sum(label for _, label in top) for top in shuffles) / positives)
+    assert recall.recall == pytest.approx(fmean(sum(label for _, label in top) for top in shuffles) / positives)
 
 
 @given(rows_lists, st.integers(1, 20), st.integers(1, 7))
@@ -82,6 +82,6 @@ def test_passes_and_chunks_change_nothing(raw: list[tuple[int, int, bool]], per_
 def test_groups_that_any_ranking_would_serve_do_not_count() -> None:
     short = [(1, 0, True), (1, 1, False)]
     no_positive = [(2, score, False) for score in range(4)]
-    found_half = [(3, 3, True), (3, 2, False), (3, 1, False), (3, 0, True)]
-    assert grouped_recall(score_runs(rows_of(short + no_positive + found_half)), 2) == GroupedRecall(0.5, 1, 4)
+    half_ranked_first = [(3, 3, True), (3, 2, False), (3, 1, False), (3, 0, True)]
+    assert grouped_recall(score_runs(rows_of(short + no_positive + half_ranked_first)), 2) == GroupedRecall(0.5, 1, 4)
     assert grouped_recall(score_runs(rows_of(short + no_positive)), 2).recall is None

@@ -67,28 +67,28 @@ return found;
 
 @dataclass(frozen=True)
 class Reader:
-    """A page that is open at some width, in light or dark mode."""
+    """Examines a page that is open at some width, in light or dark mode."""
 
     driver: Any
 
     def words_off_screen(self) -> list[str]:
-        """What makes the page wider than the screen: text and pictures outside it, but for what scrolls by itself."""
+        """Lists text and pictures outside the screen, which make the page wider; elements that scroll do not."""
         return list(self.driver.execute_script(_OFF_SCREEN))
 
     def contrasts(self) -> list[tuple[str, float]]:
-        """Each visible text, and each line and shape of a plot, with its contrast to what lies behind it."""
+        """Lists each visible text, and each line and shape of a plot, with its contrast to its background."""
         return [(text, ratio) for text, ratio in self.driver.execute_script(_CONTRASTS)]
 
     def requests(self) -> list[str]:
-        """The addresses of all that the page has loaded beside itself."""
+        """Lists the addresses of everything that the page has loaded beside itself."""
         return list(self.driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)"))
 
     def complaints(self) -> list[str]:
-        """What the browser's console says."""
+        """Lists the messages of the browser's console."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def top_of(self, text: str) -> float:
-        """How far below the page's top the first element lies that holds this text, in pixels."""
+        """Measures the distance in pixels from the page's top to the first element that holds this text."""
         script = (
             "const path = `//body//*[not(self::script)][contains(normalize-space(.), '${arguments[0]}')]`;"
             "const all = document.evaluate(path, document, null, XPathResult.ORDERED_NODE_SNAPSHOT_TYPE, null);"
@@ -99,7 +99,7 @@ class Reader:
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Any]:
-    """A browser of its own; the test is skipped where there is none."""
+    """Starts a browser with a fresh profile; skips the test where none is installed."""
     binary, service = shutil.which("chromium"), shutil.which("chromedriver")
     if binary is None or service is None:
         pytest.skip("no chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)")

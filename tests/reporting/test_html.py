@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from exfm.reporting.gains import Scale
+from exfm.reporting.gain_scale import GainScale
 from exfm.reporting.html import render_report
 from exfm.reporting.plots import series_styles
 
@@ -17,7 +17,7 @@ VOID = {"meta", "link", "br", "img", "line", "path", "use", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """Collects a page's tags, attributes and visible text; fails where a tag is not closed in its place."""
+    """Collects a page's tags, attributes and visible text; fails where tags do not nest."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def test_names_and_config_are_text_and_not_markup(results: dict[str, Any]) -> No
 
 
 def test_a_bare_run_has_a_report_too(results: dict[str, Any]) -> None:
-    """One model without control, oracle, cost or time, all of whose figures are missing."""
+    """A single model without control, oracle, cost or time, all of whose figures are missing."""
     figures = dict.fromkeys(("ne", "auc", "gauc", "log_loss", "calibration", "base_rate"))
     model = {"tasks": {"click": {**figures, "windows": []}}, "parameters": None, "flops_per_example": None}
     bare = {"experiment": "bare", "seed": 0, "models": {"vm": model}}
@@ -152,7 +152,7 @@ def test_skipped_rows_are_not_kept_quiet(results: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_a_gain_is_called_what_it_is(results: dict[str, Any], gain: dict[str, Any], words: str) -> None:
+def test_a_gain_is_described_by_its_interval(results: dict[str, Any], gain: dict[str, Any], words: str) -> None:
     results["gains"][0] |= gain
     text = Page(render_report(results, "")).text
     assert words in text
@@ -214,27 +214,27 @@ def test_many_comparisons_are_counted_and_rows_without_end_are_no_plot(results: 
 @pytest.mark.parametrize("bounds", [[0.31, 0.55], [-3.0, -0.5], [-0.02, 0.01], None])
 def test_gains_lie_where_their_scale_says(bounds: list[float] | None) -> None:
     gain = {"ne_gain_percent": sum(bounds) / 2 if bounds else None, "interval95": bounds}
-    scale = Scale.of([gain])
+    scale = GainScale.from_gains([gain])
     values = [0.0, *(bounds or [])]
-    places = [float(scale.place(value).rstrip("%")) for value in values]
-    assert all(0 < place < 100 for place in places)
-    assert sorted(places) == [place for _, place in sorted(zip(values, places, strict=True))]
-    named = {float(name.rstrip("%").replace("\u2212", "-")): place for place, name in scale.ticks}
-    assert 2 <= len(named) <= 6 and named[0.0] == scale.place(0)
-    assert all(scale.place(value) == place for value, place in named.items())
+    positions = [float(scale.position(value).rstrip("%")) for value in values]
+    assert all(0 < position < 100 for position in positions)
+    assert sorted(positions) == [position for _, position in sorted(zip(values, positions, strict=True))]
+    ticks = {float(label.rstrip("%").replace("\u2212", "-")): position for position, label in scale.ticks}
+    assert 2 <= len(ticks) <= 6 and ticks[0.0] == scale.position(0)
+    assert all(scale.position(value) == position for value, position in ticks.items())
 
 
-def test_table_headers_say_what_they_head(results: dict[str, Any]) -> None:
+def test_table_headers_have_a_scope(results: dict[str, Any]) -> None:
     html = render_report(results, "")
     heads = re.findall(r"<th( [^>]*)?>", html)
     assert heads and all('scope="col"' in head or 'scope="row"' in head for head in heads)
     assert html.count("<table") == html.count("<caption>") == len(re.findall(r'role="region" aria-label="[^"]+"', html))
 
 
-def test_plots_tell_in_words_what_they_show(results: dict[str, Any]) -> None:
-    told = re.findall(r'role="img" aria-label="([^"]*)"', render_report(results, ""))
-    assert len(told) == 5
-    assert told[0] == "NE of click over time, by model. At the end: fm 0.8225, vm 0.8425, vm.control 0.8475."
+def test_plots_have_a_description_in_words(results: dict[str, Any]) -> None:
+    words = re.findall(r'role="img" aria-label="([^"]*)"', render_report(results, ""))
+    assert len(words) == 5
+    assert words[0] == "NE of click over time, by model. At the end: fm 0.8225, vm 0.8425, vm.control 0.8475."
 
 
 def test_calibration_far_off_keeps_the_axis_where_calibrations_can_be(results: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from exfm.reporting.html import render_report
-from exfm.reporting.sweep import PointResult, render_sweep, summarize
+from exfm.reporting.sweep_summary import PointResult, render_sweep, summarize
 from tests.reporting.browser import chromium, read
 
 WIDTHS = (1280, 390)
@@ -25,7 +25,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def many(results: dict[str, Any]) -> dict[str, Any]:
-    """Ten models with controls and two tasks, with long names, gains of all sizes and figures that are missing."""
+    """Adds ten models with controls and two tasks, with long names, gains of all sizes and missing figures."""
     gain = results["gains"][0]
     long = "a_vertical_model_with_a_name_that_is_far_too_long_for_a_phone_or_for_any_card_" * 2
     for index in range(10):
@@ -42,12 +42,12 @@ def many(results: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(params=["one model", "many models", "nothing compared", "a sweep"])
 def page(request: pytest.FixtureRequest, results: dict[str, Any], tmp_path: Path) -> Path:
-    """Every kind of page."""
+    """Writes every kind of page."""
     config = "name: drifting\nrun_dir: " + "folder/" * 40
     if request.param == "a sweep":
         axes = {"models.vm.embedding_dim": ["8", "16"], "seed": ["1", "2"]}
         values = [{"models.vm.embedding_dim": dim, "seed": seed} for dim in ("8", "16") for seed in ("1", "2")]
-        points = [PointResult(of, str(of) * 3, results) for of in values]
+        points = [PointResult(point, str(point) * 3, results) for point in values]
         text = render_sweep(summarize("drifting", axes, points))
     else:
         if request.param == "many models":
@@ -70,11 +70,13 @@ def test_a_page_reads_well(driver: Any, page: Path) -> None:
             assert reader.complaints() == [], where
             contrasts = reader.contrasts()
             assert len(contrasts) > 60, where
-            assert [one for one in contrasts if not one[0].startswith("<") and one[1] < TEXT] == [], where
+            assert [(text, ratio) for text, ratio in contrasts if not text.startswith("<") and ratio < TEXT] == [], (
+                where
+            )
 
 
 def test_lines_of_plots_stand_out(driver: Any, results: dict[str, Any], tmp_path: Path) -> None:
-    """Each colour of a series against the page; the grid may be faint, and what is filled with the page is not seen."""
+    """Each colour of a series against the page; the grid may be faint, and shapes in the page's colour are not seen."""
     page = tmp_path / "page.html"
     page.write_text(render_report(many(results), ""), encoding="utf-8")
     for mode in MODES:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from exfm.reporting.figures import count, duration, fixed, interval, percent, signed
-from exfm.reporting.table import result_table
+from exfm.reporting.formatting import count, duration, fixed, interval, percent, signed
+from exfm.reporting.result_table import result_table
 
 
 def printed(results: dict[str, Any], width: int = 100) -> list[str]:

@@ -1,4 +1,4 @@
-"""`exfm log`: what TensorBoard and MLflow hold is what results.json says, however often and whenever it is called."""
+"""`exfm log`: TensorBoard and MLflow hold the figures of results.json, however often and whenever it is called."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def mlflow_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def tracked_by(uri: str) -> Any:
-    """MLflow's own client of a folder."""
+    """Opens a folder with MLflow's client."""
     import mlflow
 
     return mlflow.MlflowClient(tracking_uri=Path(uri).absolute().as_uri())
 
 
 def curves_of(logdir: Path, model: str) -> dict[str, list[tuple[int, float]]]:
-    """Every scalar of a model, as TensorBoard itself reads it, with step and value."""
+    """Reads every scalar of a model with TensorBoard's reader, as steps and values."""
     loader = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="pip install 'exfm[tensorboard]'"
     )
@@ -83,13 +83,13 @@ def series(results: dict[str, Any], model: str, key: str) -> dict[int, float]:
 
 
 def expected(results: dict[str, Any], model: str) -> dict[str, dict[int, float]]:
-    found = {f"click/{key}": series(results, model, key) for key in ("ne", "auc", "bayes_ne")}
+    figures = {f"click/{key}": series(results, model, key) for key in ("ne", "auc", "bayes_ne")}
     if model == "vm":
         control = series(results, "vm.control", "ne")
-        found["click/ne_gain_percent"] = {
-            window: 100 * (control[window] - ne) / control[window] for window, ne in found["click/ne"].items()
+        figures["click/ne_gain_percent"] = {
+            window: 100 * (control[window] - ne) / control[window] for window, ne in figures["click/ne"].items()
         }
-    return found
+    return figures
 
 
 def check(curves: dict[str, list[tuple[int, float]]], results: dict[str, Any], model: str) -> None:
@@ -135,7 +135,7 @@ def test_mlflow_shows_the_results_once(
     assert sorted(runs) == ["fm", "vm", "vm.control"] and len(client.search_runs([home])) == 3
     for model, run in runs.items():
         history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
-        check({key: [(m.step, m.value) for m in found] for key, found in history.items()}, results, model)
+        check({key: [(m.step, m.value) for m in metrics] for key, metrics in history.items()}, results, model)
         assert run.info.status == "FINISHED"
     assert runs["vm"].data.params["model.transfer"] == json.dumps(
         [{"name": "direct", "teacher": "fm", "fallback": [], "tasks": {}, "weight": 1.0}]
@@ -160,7 +160,9 @@ def test_a_run_under_way_is_logged_as_far_as_it_has_come(
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "click/ne")] == [0, 1, 2, 3]
 
 
-def test_what_mlflow_cannot_use_is_said(results: Any, folder: Path, exfm_cli: Callable[..., Any]) -> None:
+def test_a_database_without_the_complete_mlflow_is_an_error(
+    results: Any, folder: Path, exfm_cli: Callable[..., Any]
+) -> None:
     pytest.importorskip("mlflow", reason="mlflow-skinny is not installed: pip install 'exfm[mlflow]'")
     if importlib.util.find_spec("sqlalchemy"):
         pytest.skip("the whole of MLflow is installed, which can use a database")
@@ -179,7 +181,7 @@ def test_a_missing_package_is_named_with_its_extra(
     assert outcome.status == 2 and f"pip install 'exfm[{module}]'" in outcome.err
 
 
-def test_what_cannot_be_logged(tmp_path: Path, exfm_cli: Callable[..., Any]) -> None:
+def test_a_log_without_destination_or_run_is_an_error(tmp_path: Path, exfm_cli: Callable[..., Any]) -> None:
     assert "say where to" in exfm_cli("log", str(tmp_path)).err
     outcome = exfm_cli("log", str(tmp_path), "--tensorboard", str(tmp_path))
     assert outcome.status == 2 and "no config.yaml here" in outcome.err

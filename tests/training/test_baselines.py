@@ -14,8 +14,8 @@ from rich.console import Console
 from sklearn.metrics import log_loss
 
 import exfm
-from exfm.reporting.table import comparison_table, result_table
-from exfm.tracking.figures import TrackedRun
+from exfm.reporting.result_table import comparison_table, result_table
+from exfm.tracking.tracked_run import TrackedRun
 from tests.training.logs import experiment_dict, load, make_log, predictions, write_log
 
 Run = tuple[str, dict[str, Any]]

@@ -22,7 +22,7 @@ from exfm.data.stream import ChunkReader
 from exfm.data.windows import windows_of
 from exfm.modeling.lookups import StateLookups, StateToken
 from exfm.modeling.vector_table import RowVectors
-from exfm.reporting.table import result_table
+from exfm.reporting.result_table import result_table
 from exfm.supervision.store import Store
 from exfm.training.building import teacher_specs
 from exfm.training.loop import StreamLoop

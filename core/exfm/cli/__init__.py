@@ -1,1 +1,1 @@
-"""The command line: one module per command."""
+"""Implements the command line: a module for each command."""

@@ -16,18 +16,18 @@ def command(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(INTERFACES)}.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Lists the components, of one kind or of all."""
+    """Lists the components, of a single kind or of all."""
     if kind is not None and kind not in INTERFACES:
         raise ConfigError(f"no kind of component is called {kind!r}.{suggestion(kind, INTERFACES)}")
     session: Session = context.obj
     registry = session.registry
-    found = [
-        {"kind": of, "name": name, "provider": registry.provider(of, name).distribution}
-        for of in ([kind] if kind else INTERFACES)
-        for name in registry.names(of)
-    ]
+    kinds = [kind] if kind else list(INTERFACES)
+    components = []
+    for listed in kinds:
+        for name in registry.names(listed):
+            components.append({"kind": listed, "name": name, "provider": registry.provider(listed, name).distribution})
     if as_json:
-        print_json(found)
+        print_json(components)
         return
-    for component in found:
+    for component in components:
         typer.echo(f"{component['kind']}.{component['name']}  ({component['provider']})")

@@ -1,4 +1,4 @@
-"""What the commands share: arguments, blocked plugins, and JSON on the screen."""
+"""Defines arguments that commands share, the session with its blocked plugins, and printing."""
 
 from __future__ import annotations
 
@@ -23,24 +23,27 @@ OVERRIDES = Annotated[
 
 @dataclass
 class Session:
-    """The options before the command."""
+    """Holds the options before the command."""
 
     block: tuple[str, ...]
 
     @cached_property
     def registry(self) -> Registry:
         """The installed components without the blocked plugins."""
+        # Imported here, because `exfm --help` needs no plugin.
         from exfm.registry.discovery import discover
 
         return discover(self.block)
 
 
 def console(columns: int) -> Console:
-    """Where tables are printed: as wide as the terminal or COLUMNS says, elsewhere of so many columns."""
+    """Opens the console for tables: as wide as the terminal or COLUMNS, and elsewhere as ``columns``."""
     from rich.console import Console
 
-    said = Console().is_terminal or "COLUMNS" in os.environ
-    return Console(width=None if said else columns)
+    # Rich takes the width of a terminal or of COLUMNS by itself. In a file it would assume 80 columns.
+    if Console().is_terminal or "COLUMNS" in os.environ:
+        return Console()
+    return Console(width=columns)
 
 
 def print_json(value: Any) -> None:

@@ -15,7 +15,7 @@ def command(
     run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run's folder, any fsspec URL.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Says of each taught model with a control why transfer pays or does not; writes diagnosis.json and report.html."""
+    """Explains why transfer pays or does not, for each taught model; writes diagnosis.json and report.html."""
     from exfm.diagnosis.diagnose import diagnose
     from exfm.reporting.html import render_report
     from exfm.reporting.results import CONFIG_FILE, DIAGNOSIS_FILE, REPORT_FILE, RESULTS_FILE

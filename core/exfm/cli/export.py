@@ -21,7 +21,7 @@ def command(
     ] = True,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also an ONNX model, where the graph has that form.")] = False,
 ) -> None:
-    """Writes the served part of a model's newest snapshot, and the description of its inputs."""
+    """Writes the served layers of a model's newest snapshot, and the description of its inputs."""
     from exfm.config.loading import load_experiment
     from exfm.serving.export import Form, export
 

@@ -1,4 +1,4 @@
-"""One stage of an experiment as a job of its own: what `exfm train` and `exfm supervise` share."""
+"""Runs a single stage of an experiment as a separate job, for `exfm train` and `exfm supervise`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,13 @@ FINAL = Annotated[
 
 @dataclass(frozen=True)
 class Follow:
-    """Whether a job waits for more, for how long, and whether it does an incomplete last window."""
+    """Controls the end of a job.
+
+    Attributes:
+        follow: wait for further windows.
+        idle_s: with ``follow``, stop after so many seconds without anything new; None: never.
+        final: do an incomplete last window too.
+    """
 
     follow: bool
     idle_s: float | None
@@ -54,11 +60,14 @@ def run_job(
     stage: Literal["train", "supervise"],
     follow: Follow,
 ) -> None:
-    """Loads the experiment and does the windows of one stage of some models."""
+    """Loads the experiment and does the windows of a stage of some models."""
     from exfm.config.loading import load_experiment
 
     experiment = load_experiment(config, overrides, block=session.block)
-    chosen = {name for model in models for name in _arms(experiment, model, stage)}
+    chosen: set[str] = set()
+    for model in models:
+        chosen.update(_arm_names(experiment, model, stage))
+    # In the order of the experiment, whatever the order of the options.
     names = tuple(arm.name for arm in experiment.arms if arm.name in chosen)
     title = f"{stage} {', '.join(dict.fromkeys(models))}"
 
@@ -70,6 +79,7 @@ def run_job(
 
     store = Store(experiment.run_dir)
     plan = build_plan(experiment)
+    # Only rank 0 writes into the run's folder.
     if plan.process_group.is_rank_zero:
         open_run(experiment, store, names)
     train, label = (names, ()) if stage == "train" else ((), names)
@@ -79,10 +89,11 @@ def run_job(
     loop.process_group.close()
     if not loop.process_group.is_rank_zero:
         return
-    typer.echo(f"{title}: {done} windows done; {_state(loop)}")
+    typer.echo(f"{title}: {done} windows done; {_outlook(loop)}")
 
 
-def _state(loop: StreamLoop) -> str:
+def _outlook(loop: StreamLoop) -> str:
+    """Describes the input that a job waits for, if any."""
     if loop.waiting_for:
         return f"waiting for {loop.waiting_for}"
     if loop.incomplete:
@@ -91,6 +102,7 @@ def _state(loop: StreamLoop) -> str:
 
 
 def _advance(loop: StreamLoop, follow: Follow) -> int:
+    """Does all windows there are, and with ``follow`` those that arrive; returns how many it did."""
     if not follow.follow:
         return loop.advance(complete_windows_only=not follow.final)
     done = 0
@@ -107,20 +119,24 @@ def _advance(loop: StreamLoop, follow: Follow) -> int:
         done += news
         if news:
             idle_since = time.monotonic()
+        # Clocks of ranks differ, and a rank that stopped alone would leave the others in a collective.
         elif follow.idle_s is not None and loop.process_group.broadcast(time.monotonic() - idle_since >= follow.idle_s):
             return done + loop.advance()
         else:
             time.sleep(POLL_S)
 
 
-def _arms(experiment: Experiment, model: str, stage: str) -> tuple[str, ...]:
+def _arm_names(experiment: Experiment, model: str, stage: str) -> tuple[str, ...]:
+    """Lists the arms that a model's name stands for: the model and its control, or in supervision the model alone."""
     names = tuple(arm.name for arm in experiment.arms if model in (arm.name, arm.base))
     if not names:
         raise ConfigError(f"--model: no model is called {model!r}.{suggestion(model, experiment.config.models)}")
     if stage == "supervise":
-        taught = {teacher for arm in experiment.arms for teacher in arm.teachers}
-        if model not in taught:
-            raise ConfigError(f"--model: nobody learns from {model!r}.{suggestion(model, taught)}")
+        teachers: set[str] = set()
+        for arm in experiment.arms:
+            teachers.update(arm.teachers)
+        if model not in teachers:
+            raise ConfigError(f"--model: nobody learns from {model!r}.{suggestion(model, teachers)}")
         if not experiment.config.models[model].supervision.delay:
             raise ConfigError(
                 f"--model: {model!r} has no supervision.delay: it labels with its own forward pass while "

@@ -11,9 +11,9 @@ from exfm.cli.jobs import POLL_S
 from exfm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from exfm.tracking.figures import TrackedRun
     from exfm.tracking.to_mlflow import MlflowTracker
     from exfm.tracking.to_tensorboard import TensorBoardTracker
+    from exfm.tracking.tracked_run import TrackedRun
 
 
 def command(
@@ -22,8 +22,8 @@ def command(
     mlflow: Annotated[str | None, typer.Option(metavar="URI", help="MLflow's tracking URI.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with new windows until the run is done.")] = False,
 ) -> None:
-    """Writes what a run has committed to TensorBoard or MLflow; a second call adds what is new."""
-    from exfm.tracking.figures import TrackedRun
+    """Writes the committed figures of a run to TensorBoard or MLflow; a second call adds new figures."""
+    from exfm.tracking.tracked_run import TrackedRun
 
     if tensorboard is None and mlflow is None:
         raise ConfigError("say where to: --tensorboard LOGDIR, --mlflow URI, or both")
@@ -45,8 +45,10 @@ def command(
 
 
 def _log(run: TrackedRun, trackers: list[TensorBoardTracker | MlflowTracker], follow: bool) -> None:
+    """Logs the windows that trackers lack, until the run is complete or, without ``follow``, once."""
     while True:
-        complete = run.complete  # asked first: all that a complete run has is then found below
+        # Read before the windows, because a run that completes in between has more windows than are logged below.
+        complete = run.complete
         windows = 0
         for tracker in trackers:
             for model in run.models:
@@ -62,4 +64,5 @@ def _log(run: TrackedRun, trackers: list[TensorBoardTracker | MlflowTracker], fo
         for tracker in trackers:
             for model in run.models:
                 tracker.summary(model, run.summary(model))
-    typer.echo(f"{run.url}: {'complete' if complete else 'under way: call again, or give --follow'}")
+    state = "complete" if complete else "under way: call again, or give --follow"
+    typer.echo(f"{run.url}: {state}")

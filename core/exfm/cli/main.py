@@ -1,4 +1,4 @@
-"""The command `exfm`: options that all commands share, and what becomes of errors."""
+"""Implements the command `exfm`: options that all commands share, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -23,41 +23,42 @@ from exfm.registry import entry_points
 from exfm.stopping import StoppedError, heed_sigterm
 
 _COMMANDS = {
-    "run": "The whole experiment, resuming what is already committed.",
-    "sweep": "One run per point of a grid of values, and their comparison.",
-    "train": "One model's training, as a job of its own.",
-    "supervise": "One teacher's labelling, as a job of its own.",
-    "predict": "Batch predictions of a model's newest snapshot, to Parquet.",
-    "export": "A model's newest snapshot for serving, with the description of its inputs.",
-    "plan": "Where models would go on any number of devices, what each would hold and send, and whether it fits.",
+    "run": "Run the whole experiment, or resume it after its last committed windows.",
+    "sweep": "Run an experiment at every point of a grid of values, and compare the runs.",
+    "train": "Train some models, as a separate job.",
+    "supervise": "Label the stream with a teacher's snapshots, as a separate job.",
+    "predict": "Write batch predictions of a model's newest snapshot to Parquet.",
+    "export": "Export a model's newest snapshot for serving, with the description of its inputs.",
+    "plan": "Show how models would be sharded over any number of devices, the memory they take, and whether they fit.",
     "validate": "Check experiment files without running them.",
     "report": "Write the HTML report again from results.json.",
-    "diagnose": "Why transfer pays or does not, for each taught model of a finished run.",
-    "repair": "Check a run's committed files, and take it back to before what is damaged.",
-    "log": "What a run has committed, to TensorBoard or MLflow.",
-    "plugins": "Every plugin: distribution, version, components, status.",
-    "components": "The components that experiments can name.",
-    "show": "A component's documentation, fields, defaults and provider.",
-    "schema": "JSON Schema of the experiment file, with the installed plugins' fields.",
-    "new-plugin": "A complete distribution exfm-plugin-NAME, with a component that works and passes its tests.",
-    "doctor": "What of torch, fbgemm and torchrec fits together, and what to install.",
+    "diagnose": "Explain why transfer pays or does not, for each taught model of a finished run.",
+    "repair": "Check a run's committed files, and take it back to before any damage.",
+    "log": "Write the committed figures of a run to TensorBoard or MLflow.",
+    "plugins": "List every plugin: distribution, version, components, status.",
+    "components": "List the components that experiments can name.",
+    "show": "Show a component's documentation, fields, defaults and provider.",
+    "schema": "Print the JSON Schema of the experiment file, with the installed plugins' fields.",
+    "new-plugin": "Write a complete distribution exfm-plugin-NAME, with a component that works and passes its tests.",
+    "doctor": "Check whether torch, fbgemm and torchrec fit together, and say how to install them.",
 }
 
 
 class OnceCommand(TyperCommand):
-    """A command that refuses an option given twice, of which click would take the last in silence."""
+    """Refuses an option that is repeated, because click would silently take the last value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parses the command line, as click does.
+        """Parses the command line as click does.
 
         Raises:
             BadParameter: an option that has a single value comes twice.
         """
+        # Parsed on a copy, because click's parser consumes the list, and the base class parses it again.
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
-        single = [one for one in order if isinstance(one, TyperOption) and not one.multiple]
-        twice = next((one for one in single if single.count(one) > 1), None)
-        if twice is not None:
-            raise typer.BadParameter("it takes one value, and is given twice", ctx, twice)
+        single = [option for option in order if isinstance(option, TyperOption) and not option.multiple]
+        for option in single:
+            if single.count(option) > 1:
+                raise typer.BadParameter("it takes one value, and is given twice", ctx, option)
         return super().parse_args(ctx, args)
 
 
@@ -65,21 +66,22 @@ class LazyGroup(TyperGroup):
     """Imports a command's module when the command is called, so that `exfm --help` imports none."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Calls the command; of an interrupt typer would make a status without a word."""
+        """Calls the command, and reports an interrupt, because typer would exit without a message."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise typer.Exit(_interrupted(error)) from None
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names, in the order of the table above."""
+        """Lists the names of all commands, in the order of the help."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: Any, name: str) -> Any:
-        """The command of that name."""
+        """Builds the command of a name; None where there is none."""
         if name not in _COMMANDS:
             return None
         command = typer.Typer(add_completion=False)
+        # `exfm --help` needs the short helps only, so no command's module is imported.
         if "--help" in sys.argv[1:2]:
             command.command(name, help=_COMMANDS[name])(lambda: None)
         else:
@@ -94,7 +96,7 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
+def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"exfm {__version__}")
         raise typer.Exit
@@ -107,7 +109,7 @@ def options(
         list[str] | None, typer.Option(help="Never import this plugin or distribution; may be repeated.")
     ] = None,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
 ) -> None:
     """Train a large model on a stream and let it teach the small models you serve."""
     context.obj = Session(tuple(block_plugin or ()))
@@ -119,8 +121,8 @@ def main() -> None:
         _main()
     except SystemExit as leaving:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            # A thread of the connection that lets go of a tensor while the interpreter ends would abort the process,
-            # and torchrun would start the whole job again.
+            # A thread of the process group that frees a tensor while the interpreter ends would abort the process, and
+            # torchrun would restart the whole job. Without the interpreter's ending nothing flushes the streams.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(leaving.code if isinstance(leaving.code, int) else 0)
@@ -128,8 +130,8 @@ def main() -> None:
 
 
 def _main() -> None:
-    # Threads that wait by spinning make a run ten times slower on a machine that does anything else; read when
-    # torch is loaded, which is later.
+    # Threads that wait by spinning make a run ten times slower on a machine with any other load. OpenMP reads this when
+    # torch is imported, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # torchrec warns about torch's own deprecations while it is imported; a user can do nothing about them.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -139,15 +141,20 @@ def _main() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.setLogRecordFactory(_redacted_record)
     sys.excepthook = _print_traceback
+    # Read before the options are parsed, because parsing may fail too.
     debug = "--debug" in sys.argv
     try:
         heed_sigterm()
-        typer.main.get_command(app)()  # calling the app would put another hook for tracebacks in place
+        # Not app(): typer would replace the hook for tracebacks, which removes secrets.
+        typer.main.get_command(app)()
     except (ConfigError, RunError) as error:
         if debug:
             raise
-        typer.echo(f"error: {error}{'' if isinstance(error, ConfigError) else _damage()}", err=True)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        if isinstance(error, ConfigError):
+            typer.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        typer.echo(f"error: {error}{_damage()}", err=True)
+        sys.exit(1)
     except KeyboardInterrupt as error:
         sys.exit(_interrupted(error))
     except ModuleNotFoundError as error:
@@ -158,7 +165,10 @@ def _main() -> None:
     except Exception as error:
         if debug:
             raise
-        text = " ".join(str(error).split()) or "no memory left" * isinstance(error, MemoryError)
+        text = " ".join(str(error).split())
+        if isinstance(error, MemoryError) and not text:
+            text = "no memory left"
+        # torch's CPU allocator raises RuntimeError ("can't allocate memory"), its CUDA allocator "out of memory".
         if isinstance(error, MemoryError) or "t allocate memory" in text or "out of memory" in text:
             text += "; `exfm plan CONFIG` says what a process needs, and what would make it fit"
         text = redact(f"{type(error).__name__}: {text}")
@@ -167,16 +177,18 @@ def _main() -> None:
 
 
 def _interrupted(error: KeyboardInterrupt) -> int:
-    """Says that a job was ended; the exit status is that of the signal."""
-    terminated = isinstance(error, StoppedError)
-    how = "ended by SIGTERM" if terminated else "interrupted"
+    """Reports that a signal ended a job, and returns the exit status of that signal."""
+    how, number = "interrupted", signal.SIGINT
+    if isinstance(error, StoppedError):
+        how, number = "ended by SIGTERM", signal.SIGTERM
     typer.echo(f"{how}; what is committed is kept, and the same command goes on from there", err=True)
-    return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+    return 128 + number  # as shells do
 
 
 def _redacted_record(*arguments: Any, **named: Any) -> logging.LogRecord:
-    """Makes a log record whose message has no secrets, whoever prints it."""
+    """Creates a log record whose message has no secrets, whichever handler prints it."""
     record = logging.LogRecord(*arguments, **named)
+    # Arguments are merged into the message first, because a secret may span both.
     record.msg, record.args = redact(record.getMessage()), None
     return record
 
@@ -187,9 +199,12 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
 
 
 def _damage() -> str:
-    """What to add to an error that may come of it: pydantic, torch and others read the entry points of everything."""
-    damaged = [found.distribution for found in entry_points.find() if found.entry_point is None]
-    return f"; {damaged[0]} is damaged: its entry_points.txt cannot be read; install it again" if damaged else ""
+    """Names a distribution with damaged entry points, which may have caused an error; empty where none is damaged."""
+    # Any import may fail on it, because pydantic, torch and others read the entry points of all distributions.
+    for entry in entry_points.find():
+        if entry.entry_point is None:
+            return f"; {entry.distribution} is damaged: its entry_points.txt cannot be read; install it again"
+    return ""
 
 
 if __name__ == "__main__":

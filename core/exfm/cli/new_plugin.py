@@ -24,12 +24,12 @@ _ENDINGS = {
     "data_source": "Source",
     "parallel_plan": "Plan",
 }
-"""What the class of a kind's component is called after its name; in lower case, its module."""
+"""Ending of the class name of a component, by kind; in lower case, its module."""
 
 
 @dataclass(frozen=True)
 class Project:
-    """A distribution to be written.
+    """Describes a distribution to write.
 
     Args:
         name: the component's.
@@ -41,11 +41,11 @@ class Project:
 
     @property
     def distribution(self) -> str:
-        """Its name, and its folder's."""
+        """Name of the distribution and of its folder."""
         return f"exfm-plugin-{self.name.replace('_', '-')}"
 
     def files(self) -> dict[str, str]:
-        """The template of each file, by the file's path."""
+        """Maps the path of each file to its template."""
         package, kind = f"exfm_plugin_{self.name}", self.kind
         files = {
             "pyproject.toml": "pyproject.toml",
@@ -58,11 +58,15 @@ class Project:
             f"examples/{self.name}.yaml": f"{kind}/example.yaml",
             f"tests/test_{self.name}.py": f"{kind}/test.py",
         }
-        return files | {"examples/log.csv": "data_source/log.csv"} if kind == "data_source" else files
+        # A data source has an example to read; models of other kinds read a simulated stream.
+        if kind == "data_source":
+            files["examples/log.csv"] = "data_source/log.csv"
+        return files
 
     def words(self) -> dict[str, str]:
-        """What the templates put in."""
+        """Computes the variables of the templates."""
         ending = _ENDINGS[self.kind]
+        class_name = "".join(map(str.capitalize, self.name.split("_"))) + ending
         return {
             "name": self.name,
             "kind": self.kind,
@@ -70,7 +74,7 @@ class Project:
             "distribution": self.distribution,
             "package": f"exfm_plugin_{self.name}",
             "module": ending.lower(),
-            "cls": "".join(part.capitalize() for part in self.name.split("_")) + ending,
+            "cls": class_name,
             "hook": HOOK_OF_KIND[self.kind],
             "tests": _tests_of(self.kind),
             "version": __version__,
@@ -85,7 +89,7 @@ def _tests_of(kind: str) -> str:
 
 def command(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="What experiments will call the component: letters, digits, _ or -.")],
+    name: Annotated[str, typer.Argument(help="Name of the component in experiments: letters, digits, _ or -.")],
     kind: Annotated[str, typer.Option(metavar="KIND", help=f"One of {', '.join(HOOK_OF_KIND)}.")] = "backbone",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to make the folder exfm-plugin-NAME.")] = Path(),
 ) -> None:
@@ -98,28 +102,29 @@ def command(
     typer.echo(f"  pip install --editable '{folder}[test]'\n  pytest {folder}")
 
 
-def checked_project(given: str, kind: str, registry: Registry) -> Project:
-    """The project, if there can be one of this name and kind.
+def checked_project(raw_name: str, kind: str, registry: Registry) -> Project:
+    """Checks a name and a kind, and describes their distribution.
 
     Raises:
-        ConfigError: there cannot.
+        ConfigError: no component can have that name and kind.
     """
     if kind not in HOOK_OF_KIND:
         raise ConfigError(f"--kind: no kind of component is called {kind!r}.{suggestion(kind, HOOK_OF_KIND)}")
-    name = given.replace("-", "_")
+    # A package's name has underscores, so both spellings are the same component.
+    name = raw_name.replace("-", "_")
     if not _NAME.fullmatch(name):
-        near = re.sub(r"[^a-z0-9]+", "_", given.lower()).strip("_0123456789")
+        near = re.sub(r"[^a-z0-9]+", "_", raw_name.lower()).strip("_0123456789")
         hint = f" Did you mean {near!r}?" if _NAME.fullmatch(near) else ""
         raise ConfigError(
             "NAME is a lower-case letter, then letters, digits and single _ or -, at most 32 in all; "
-            f"given: {given!r}.{hint}"
+            f"given: {raw_name!r}.{hint}"
         )
     if name.startswith("exfm_plugin_"):
         raise ConfigError(
-            f"NAME is written without exfm-plugin-: {name.removeprefix('exfm_plugin_')!r}; given: {given!r}"
+            f"NAME is written without exfm-plugin-: {name.removeprefix('exfm_plugin_')!r}; given: {raw_name!r}"
         )
     if name in _NOT_TEXT_IN_YAML:
-        raise ConfigError(f"NAME would be no text in YAML, where {name} has a meaning of its own; given: {given!r}")
+        raise ConfigError(f"NAME would be no text in YAML, where {name} has a meaning of its own; given: {raw_name!r}")
     if name in registry.names(kind):
         raise ConfigError(
             f"{kind} {name!r} is taken by {registry.provider(kind, name).provider}: two plugins that offer one name "
@@ -129,7 +134,7 @@ def checked_project(given: str, kind: str, registry: Registry) -> Project:
 
 
 def write_project(project: Project, folder: Path) -> None:
-    """Renders every file.
+    """Writes every file.
 
     Raises:
         ConfigError: the folder exists, or cannot be written.
@@ -144,11 +149,12 @@ def write_project(project: Project, folder: Path) -> None:
         autoescape=False,
     )
     words: dict[str, Any] = project.words()
-    rendered = {
-        path: environment.get_template(f"{template}.j2").render(words) for path, template in project.files().items()
-    }
+    # All are rendered before any is written, so that an error leaves no half distribution.
+    rendered: dict[str, str] = {}
+    for path, template in project.files().items():
+        rendered[path] = environment.get_template(f"{template}.j2").render(words)
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True)  # fails on a folder that exists, whose files are the user's
         for path, text in rendered.items():
             file = folder / path
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -13,22 +13,26 @@ from exfm.errors import ConfigError
 def command(
     context: typer.Context,
     config: CONFIG,
-    world_size: Annotated[int, typer.Option("--world-size", min=1, help="How many processes, one for each device.")],
+    world_size: Annotated[int, typer.Option("--world-size", min=1, help="Number of processes, each with a device.")],
     overrides: OVERRIDES = None,
     sharding_group: Annotated[
         int | None,
-        typer.Option("--sharding-group", min=1, help="Processes that keep one copy; what the file says by default."),
+        typer.Option(
+            "--sharding-group", min=1, help="Processes that share a copy of the tables; by default as in the file."
+        ),
     ] = None,
     hbm_gb: Annotated[float, typer.Option("--hbm-gb", min=0.0, help="Memory of a device, in 10^9 bytes.")] = 80.0,
     per_machine: Annotated[int, typer.Option("--per-machine", min=1, help="Devices of a machine.")] = 8,
-    model: Annotated[str | None, typer.Option("--model", help="One model; by default all, as `exfm run`.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Plan this model alone; by default all, as `exfm run`.")
+    ] = None,
     length: Annotated[
         list[str] | None,
         typer.Option("--length", metavar="NAME=N", help="Ids of a list, or events of a history; may be repeated."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Shows where an experiment's models would go, what each process would hold and send, and whether it fits."""
+    """Shows how an experiment's models would be sharded, the memory and traffic of a process, and whether it fits."""
     from exfm.config.loading import Experiment, load_experiment
     from exfm.interfaces.layout import Cluster
     from exfm.planning.plan import as_dict, plan
@@ -41,9 +45,12 @@ def command(
 
     cluster = Cluster(world_size, min(per_machine, world_size), int(hbm_gb * 1e9), sharding_group)
     lengths = _lengths(length or [])
-    made = plan(load([]), cluster, model, lengths)
-    found = Search(load, made, model, lengths).found() if made.problem else []
-    described = as_dict(made, found)
+    planned = plan(load([]), cluster, model, lengths)
+    remedies = []
+    # The search plans dozens of changed experiments, which takes a while.
+    if planned.problem:
+        remedies = Search(load, planned, model, lengths).found()
+    described = as_dict(planned, remedies)
     if as_json:
         print_json(described)
     else:
@@ -51,16 +58,17 @@ def command(
 
         for table in plan_tables(described):
             console(110).print(table)
-    if made.problem:
-        typer.echo(f"does not fit: {made.problem}", err=True)
+    if planned.problem:
+        typer.echo(f"does not fit: {planned.problem}", err=True)
         raise typer.Exit(1)
 
 
-def _lengths(given: list[str]) -> dict[str, int]:
+def _lengths(options: list[str]) -> dict[str, int]:
+    """Parses NAME=N of each option."""
     lengths = {}
-    for one in given:
-        name, _, number = one.partition("=")
+    for option in options:
+        name, _, number = option.partition("=")
         if not name or not number.isdigit() or not int(number):
-            raise ConfigError(f"--length {one}: write NAME=N, N a whole number from 1, such as history=50")
+            raise ConfigError(f"--length {option}: write NAME=N, N a whole number from 1, such as history=50")
         lengths[name] = int(number)
     return lengths

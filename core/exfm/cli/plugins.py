@@ -12,7 +12,7 @@ from exfm.cli.context import Session, console, print_json
 def command(
     context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
-    """Lists every plugin, with the reason where one is blocked or broken."""
+    """Lists every plugin, with the reason why any is blocked or broken."""
     session: Session = context.obj
     plugins = list(session.registry.plugins.values())
     if as_json:

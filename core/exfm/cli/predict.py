@@ -33,11 +33,11 @@ def command(
     ] = None,
     until: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Rows before this time.")] = None,
 ) -> None:
-    """Predicts the stream's rows with a model's newest snapshot, or another one."""
+    """Predicts the stream's rows with a model's newest snapshot, or with an older snapshot."""
     from exfm.config.loading import load_experiment
 
     session: Session = context.obj
-    version, between = _version(snapshot), _between(since, until)
+    version, between = _snapshot_version(snapshot), _time_between(since, until)
     experiment = load_experiment(config, overrides or [], block=session.block)
 
     from exfm.reporting.progress import StreamProgress
@@ -50,8 +50,8 @@ def command(
     typer.echo(without_credentials(out))
 
 
-def _version(text: str) -> int | None:
-    """The number of a snapshot; None for the newest."""
+def _snapshot_version(text: str) -> int | None:
+    """Parses the number of a snapshot; None for the newest."""
     if text == "latest":
         return None
     if not text.isdecimal():
@@ -59,20 +59,24 @@ def _version(text: str) -> int | None:
     return int(text)
 
 
-def _between(since: str | None, until: str | None) -> TimeRange | None:
+def _time_between(since: str | None, until: str | None) -> TimeRange | None:
+    """Parses the ends of a time range, either of which may be open; None where both are."""
     from exfm.interfaces.data_source import TimeRange
 
     if since is None and until is None:
         return None
-    start_us = 0 if since is None else _microseconds("--from", since)
-    end_us = sys.maxsize if until is None else _microseconds("--to", until)
+    start_us, end_us = 0, sys.maxsize
+    if since is not None:
+        start_us = _microseconds("--from", since)
+    if until is not None:
+        end_us = _microseconds("--to", until)
     if start_us >= end_us:
         raise ConfigError(f"--from {since} --to {until}: the end must come after the start")
     return TimeRange(start_us, end_us)
 
 
 def _microseconds(option: str, text: str) -> int:
-    """A time in microseconds since 1970; UTC where it says nothing else."""
+    """Parses a time into microseconds since 1970; a time without zone is in UTC."""
     from exfm.interfaces.duration import microseconds
 
     try:
@@ -81,4 +85,7 @@ def _microseconds(option: str, text: str) -> int:
         raise ConfigError(
             f"{option}: write a time such as 2026-01-31 or 2026-01-31T12:00, in UTC; given: {text!r}"
         ) from None
-    return microseconds((time if time.tzinfo else time.replace(tzinfo=UTC)) - _1970)
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=UTC)
+    # A difference is converted in whole numbers; a timestamp in float seconds would lose microseconds.
+    return microseconds(time - _1970)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def command(
     context: typer.Context,
     run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run's folder, any fsspec URL.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is damaged and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report damage and change nothing.")] = False,
 ) -> None:
     """Checks every committed file, and takes models back to before the first window that is damaged."""
     from exfm.config.resolved import parse_resolved
@@ -33,49 +33,64 @@ def command(
         raise ConfigError(f"{run_dir}: no {CONFIG_FILE} here; `exfm run` writes it into a run's folder")
     config = parse_resolved(store.workspace.read(CONFIG_FILE).decode())
     ties = _ties(config["models"], session.registry)
+    # Leftovers of a killed process are no damage, so they are removed before the check.
     if not dry_run:
         store.sweep(ties)
     repair = find_repair(store, ties)
     for words in repair.problems:
         typer.echo(f"damaged: {words}")
+    goes_back, removed = "goes back", "removed"
+    if dry_run:
+        goes_back, removed = "would go back", "would be removed"
     for chain in repair.back:
-        typer.echo(f"{'would go' if dry_run else 'goes'} back: {_in_words(chain)}")
+        typer.echo(f"{goes_back}: {_chain_words(chain)}")
     if repair.orphans:
-        typer.echo(f"{'would be ' if dry_run else ''}removed: {len(repair.orphans)} files that no manifest names")
+        typer.echo(f"{removed}: {len(repair.orphans)} files that no manifest names")
     if not dry_run:
         repair.carry_out(store)
     if not repair.problems:
         typer.echo(f"{run_dir}: {repair.windows} committed windows with {repair.files} files, nothing damaged")
 
 
-def _in_words(chain: Chain) -> str:
-    """Where a model goes back to, and what has to be done again."""
-    what = chain.model if chain.stage == "train" else f"the labels of {chain.model}"
-    kept, count = chain.kept, len(chain.removed)
-    where = f"to after window {kept[-1].window}" if kept else "to the beginning"
-    return f"{what} {where}; the next `exfm run` does {count} {'window' if count == 1 else 'windows'} again"
+def _chain_words(chain: Chain) -> str:
+    """Describes the window that a model goes back to, and the windows that the next run repeats."""
+    subject, goal = chain.model, "to the beginning"
+    if chain.stage != "train":
+        subject = f"the labels of {chain.model}"
+    if chain.kept:
+        goal = f"to after window {chain.kept[-1].window}"
+    count = len(chain.removed)
+    windows = "window" if count == 1 else "windows"
+    return f"{subject} {goal}; the next `exfm run` does {count} {windows} again"
 
 
 def _ties(models: Mapping[str, Any], registry: Registry) -> dict[str, Ties]:
-    """What decides which models go back together, by model; a control is one of its own."""
+    """Computes by model the properties that decide which models go back together; an added control has none."""
     from exfm.config.checks import CONTROL_SUFFIX
     from exfm.interfaces.duration import parse_duration
     from exfm.supervision.repair import Ties
 
-    specs = [spec for model in models.values() for spec in model["transfer"]]
-    taught = {teacher for spec in specs for teacher in (spec["teacher"], *spec["fallback"])}
-    taught |= {teacher for model in models.values() for teacher in model["lookups"]}
+    teachers: set[str] = set()
+    for model in models.values():
+        teachers.update(model["lookups"])
+        for transfer in model["transfer"]:
+            teachers.update((transfer["teacher"], *transfer["fallback"]))
     ties = {}
     for name, model in models.items():
-        read = {spec["teacher"] for spec in model["transfer"] if _reads_parameters(spec["name"], registry)}
-        ties[name] = Ties(parse_duration(model["supervision"]["delay"]), name in taught, sorted(read))
+        # A student that takes parameters of its teacher reads the teacher's snapshots, which an earlier window needs.
+        parameter_teachers: set[str] = set()
+        for transfer in model["transfer"]:
+            if _reads_parameters(transfer["name"], registry):
+                parameter_teachers.add(transfer["teacher"])
+        delay = parse_duration(model["supervision"]["delay"])
+        ties[name] = Ties(delay, name in teachers, sorted(parameter_teachers))
         if model["control"]:
             ties[f"{name}{CONTROL_SUFFIX}"] = Ties()
     return ties
 
 
 def _reads_parameters(strategy: str, registry: Registry) -> bool:
-    """Whether a strategy reads its teacher's snapshots; of one that is not installed it may be so."""
+    """Checks whether a strategy reads its teacher's snapshots; a strategy that is not installed may read them."""
     try:
         return "parameters" in registry.resolve("transfer_strategy", strategy).requires
     except PluginError:

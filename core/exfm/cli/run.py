@@ -27,8 +27,8 @@ def command(
         return
 
     from exfm.reporting.progress import StreamProgress
+    from exfm.reporting.result_table import comparison_table, result_table
     from exfm.reporting.results import REPORT_FILE
-    from exfm.reporting.table import comparison_table, result_table
     from exfm.supervision.store import Store
     from exfm.training.run import run, start_over
 

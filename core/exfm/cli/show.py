@@ -22,7 +22,7 @@ def command(
     component: Annotated[str, typer.Argument(metavar="KIND.NAME", help="Such as backbone.wukong.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Shows what a component is and what can be set on it."""
+    """Shows a component's documentation, its fields with defaults, and its cost."""
     kind, _, name = component.partition(".")
     if kind not in INTERFACES or not name:
         raise ConfigError(f"{component!r}: write KIND.NAME, such as backbone.wukong.{suggestion(kind, INTERFACES)}")
@@ -44,37 +44,49 @@ def command(
 
 
 def describe(registry: Registry, kind: str, name: str) -> dict[str, Any]:
-    """What ``--json`` prints."""
+    """Describes a component as ``--json`` prints it."""
     cls = registry.resolve(kind, name)
+    cost = None
+    # The import of torch takes seconds, and components of other kinds have no forward pass.
+    if kind in ("backbone", "sequence_encoder"):
+        cost = _reference_cost(kind, cls)
     return {
         "kind": kind,
         "name": name,
         "doc": inspect.getdoc(cls),
         "provider": registry.provider(kind, name).as_dict(),
         "fields": describe_fields(cls.Config),
-        # torch takes seconds to import; of what has no forward pass there is nothing to count.
-        "cost": None if kind not in ("backbone", "sequence_encoder") else _cost(kind, cls),
+        "cost": cost,
     }
 
 
 def describe_fields(config: type[BaseModel]) -> list[dict[str, Any]]:
-    """Name, type, default and sentence of every field."""
-    required = any(info.is_required() for info in config.model_fields.values())
-    defaults = (config.model_construct() if required else config()).model_dump(mode="json", warnings=False)
+    """Describes name, type, default and sentence of every field."""
+    # Validated where possible, because a validator may compute defaults; without required fields that is not possible.
+    if any(info.is_required() for info in config.model_fields.values()):
+        defaults = config.model_construct().model_dump(mode="json", warnings=False)
+    else:
+        defaults = config().model_dump(mode="json", warnings=False)
     return [_field(field, info, defaults.get(field)) for field, info in config.model_fields.items()]
 
 
-def _cost(kind: str, cls: type[Any]) -> dict[str, Any] | None:
+def _reference_cost(kind: str, cls: type[Any]) -> dict[str, Any] | None:
     from exfm.modeling.cost import REFERENCE, reference_cost
 
-    counted = reference_cost(kind, cls)
-    return None if counted is None else {"input": REFERENCE, **counted}
+    cost = reference_cost(kind, cls)
+    if cost is None:
+        return None
+    return {"input": REFERENCE, **cost}
 
 
 def _field(name: str, info: Any, default: Any) -> dict[str, Any]:
+    annotation = info.annotation
+    # pydantic splits an annotation and its metadata, and the metadata name the kind of a component.
+    if info.metadata:
+        annotation = Annotated[annotation, *info.metadata]
     return {
         "name": name,
-        "type": _type(Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation),
+        "type": _type(annotation),
         "required": info.is_required(),
         "default": default,
         "description": info.description,
@@ -82,11 +94,13 @@ def _field(name: str, info: Any, default: Any) -> dict[str, Any]:
 
 
 def _type(annotation: Any) -> str:
-    """An annotation in a reader's words."""
+    """Formats an annotation for readers who do not write Python."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        held = [mark.kind for mark in arguments[1:] if isinstance(mark, ComponentField)]
-        return f"component of kind {held[0]}" if held else _type(arguments[0])
+        for mark in arguments[1:]:
+            if isinstance(mark, ComponentField):
+                return f"component of kind {mark.kind}"
+        return _type(arguments[0])
     if origin is Literal:
         return " | ".join(map(repr, arguments))
     if origin in (typing.Union, types.UnionType):

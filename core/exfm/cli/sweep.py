@@ -22,7 +22,7 @@ def command(
         typer.Option(metavar="KEY=A,B,...", help="A key and its values; each --over is an axis."),
     ],
     overrides: OVERRIDES = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Points run at once, each in a process of its own.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Points run at once, each in a separate process.")] = 1,
 ) -> None:
     """Runs an experiment at every point of a grid, and compares."""
     from exfm.training.sweep import open_points, parse_axes, plan_sweep, run_in_process_of_its_own, run_points
@@ -32,15 +32,18 @@ def command(
     unfinished = open_points(sweep)
     typer.echo(f"{len(sweep.points)} points, {len(unfinished)} to run", err=True)
 
-    def in_process_of_its_own(point: Point) -> None:
+    def run_separately(point: Point) -> None:
         run_in_process_of_its_own(point, config, session.block, jobs)
 
+    # A single job runs in this process, which has imported torch already.
+    run_point = _run if jobs == 1 else run_separately
     errors: dict[str, str] = {}
-    for number, (point, error) in enumerate(run_points(unfinished, _run if jobs == 1 else in_process_of_its_own, jobs)):
-        state = f"failed: {error}" if error else "complete"
-        typer.echo(f"[{number + 1}/{len(unfinished)}] {point.label}: {state}", err=True)
+    for number, (point, error) in enumerate(run_points(unfinished, run_point, jobs), start=1):
+        state = "complete"
         if error:
+            state = f"failed: {error}"
             errors[point.label] = error
+        typer.echo(f"[{number}/{len(unfinished)}] {point.label}: {state}", err=True)
     _compare(sweep, errors)
     if errors:
         raise RunError(f"{len(errors)} of {len(sweep.points)} points failed; the same command runs them again")
@@ -55,9 +58,11 @@ def _run(point: Point) -> None:
 
 
 def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
-    """Prints the table and writes the sweep's own files."""
+    """Prints the tables, and writes sweep.json, the page and the picture."""
     from exfm.reporting.results import RESULTS_FILE
-    from exfm.reporting.sweep import (
+    from exfm.reporting.sweep_comparisons import sweep_comparison_table
+    from exfm.reporting.sweep_ratios import sweep_ratio_table
+    from exfm.reporting.sweep_summary import (
         PAGE_FILE,
         PLOT_FILE,
         SWEEP_FILE,
@@ -67,8 +72,6 @@ def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
         summarize,
         sweep_table,
     )
-    from exfm.reporting.sweep_comparisons import sweep_comparison_table
-    from exfm.reporting.sweep_ratios import sweep_ratio_table
     from exfm.supervision.workspace import Workspace
 
     workspace = Workspace(sweep.folder)
@@ -77,6 +80,7 @@ def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
     for point in sweep.points:
         folder = point.experiment.run_dir.rpartition("/")[2]
         error = errors.get(point.label, "")
+        # Results of a point that failed are those of an earlier sweep.
         results = None if error else workspace.read_json(f"{folder}/{RESULTS_FILE}")
         points.append(PointResult(point.values, folder, results, error))
     summary = summarize(sweep.name, sweep.axes, points)
@@ -84,7 +88,7 @@ def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
     workspace.write(PAGE_FILE, render_sweep(summary).encode())
     picture = render_png(summary)
     if picture is None:
-        workspace.remove_file(PLOT_FILE)  # another sweep's
+        workspace.remove_file(PLOT_FILE)  # left by an earlier sweep
     else:
         workspace.write(PLOT_FILE, picture)
     tables = (sweep_table(summary), sweep_comparison_table(summary), sweep_ratio_table(summary))

@@ -14,7 +14,7 @@ def command(
     context: typer.Context,
     config: CONFIG,
     model: Annotated[
-        list[str], typer.Option("--model", help="A model to train, with its control if it has one; may be repeated.")
+        list[str], typer.Option("--model", help="A model to train, with its added control; may be repeated.")
     ],
     overrides: OVERRIDES = None,
     follow: FOLLOW = False,

@@ -23,11 +23,12 @@ def command(
         bool, typer.Option("--data/--no-data", help="Ask the data source which time it covers; reads no row.")
     ] = True,
 ) -> None:
-    """Checks each file; exit status 2 when one is wrong."""
+    """Checks each file; exit status 2 when any is wrong."""
     from exfm.config.loading import load_experiment
     from exfm.training.building import check_models
 
     session: Session = context.obj
+    # A path may hold "=" in its folders, but a key holds no "/".
     overrides = [argument for argument in configs if "=" in argument.partition("/")[0]]
     files = [argument for argument in configs if argument not in overrides]
     if not files:
@@ -53,7 +54,7 @@ def command(
 
 
 def _check_data(experiment: Experiment, path: str) -> None:
-    """Finds out that the data are not there, or that a broker cannot be reached."""
+    """Checks that the data exist and can be reached, by asking the source for its time range."""
     from exfm.data.source_errors import source_errors
 
     try:

@@ -1,1 +1,1 @@
-"""Why transfer pays or does not: measures of a finished run, and the cause that they point to."""
+"""Measures a finished run, and decides on the cause why transfer pays or does not."""

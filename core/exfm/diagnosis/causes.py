@@ -1,7 +1,7 @@
-"""Decides on the main cause why transfer pays or does not, from the measures of a lesson.
+"""Decides on the main cause why transfer pays or does not, from the measures of a taught task.
 
-Causes are asked in the order of ``CAUSES``, and the first that holds is the main cause: a cause that makes the figures
-of later ones meaningless comes before them. Where none holds, it is unclear.
+Causes are checked in the order of ``CAUSES``, and the first that holds is the main cause: a cause that invalidates the
+figures of later causes comes before them. Where none holds, the cause is ``unclear``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from exfm.diagnosis.settings import exploded, settings_to_try
+from exfm.diagnosis.settings_to_try import exploded, settings_to_try
 from exfm.diagnosis.thresholds import (
     FEW_POSITIVES,
     FLAT_PERCENT,
@@ -31,22 +31,27 @@ from exfm.diagnosis.thresholds import (
 Json = Mapping[str, Any]
 
 Evidence = tuple[str, Mapping[str, float | None]]
-"""A sentence, and the figures that it rests on by name."""
+"""A sentence, and by name the figures that it rests on."""
 
 
 def decide(entry: Json, config: Json) -> dict[str, Any]:
-    """Decides on the cause of one lesson.
+    """Decides on the cause of a taught task.
 
     Args:
         entry: its measures, an entry of ``students`` without verdict.
         config: the run's config.
 
     Returns:
-        ``cause``, ``words``, ``figures``, ``settings``, and ``also``: the causes after it that hold as well.
+        ``cause``, ``words``, ``figures``, ``settings``, and ``also``: the later causes that hold as well.
     """
-    held = {cause: evidence for cause, ask in CAUSES.items() if (evidence := ask(entry)) is not None}
+    held: dict[str, Evidence] = {}
+    for cause, evidence_for in CAUSES.items():
+        evidence = evidence_for(entry)
+        if evidence is not None:
+            held[cause] = evidence
     if not held:
-        held = {"unclear": _unclear(entry)}
+        held["unclear"] = _unclear_cause(entry)
+    # Dictionaries keep their order, so the first is the main cause.
     cause, *others = held
     words, figures = held[cause]
     return {
@@ -59,19 +64,19 @@ def decide(entry: Json, config: Json) -> dict[str, Any]:
 
 
 def worth(percent: float, entry: Json) -> float:
-    """Lowers a threshold of NE gain to the number of a lesson's scored examples."""
+    """Lowers a threshold of NE gain in proportion to the scored examples of a taught task."""
     examples: int = entry["gain"]["examples"]
     return percent * min(1.0, NOISE_EXAMPLES / max(examples, 1))
 
 
 def clearly_above(difference: Json | None, percent: float = 0.0) -> bool:
-    """Tells whether a difference is worth counting, and the whole of its interval above zero."""
+    """Checks that a difference is at least ``percent``, and that its whole interval is above zero."""
     if difference is None or difference["percent"] is None or difference["interval95"] is None:
         return False
     return bool(difference["interval95"][0] > 0 and difference["percent"] >= percent)
 
 
-def _scarce(entry: Json) -> Evidence | None:
+def _scarce_traffic(entry: Json) -> Evidence | None:
     positives = entry["positives"]
     if positives >= FEW_POSITIVES:
         return None
@@ -94,6 +99,7 @@ def _wrong_rate(entry: Json) -> Evidence | None:
             "Even without a teacher the student does no better than the base rate: its training is in trouble.",
             figures,
         )
+    # Predictions that hardly vary have no meaningful scale, so it says nothing about rates.
     if better > NOTHING_LEARNED_NE or cost < RATE_COST_PERCENT or SOUND_SCALES[0] <= scale <= SOUND_SCALES[1]:
         return None
     if scale < 1:
@@ -109,27 +115,31 @@ def _wrong_rate(entry: Json) -> Evidence | None:
 
 def _pays(entry: Json) -> Evidence | None:
     gain, share = entry["gain"], entry["gain_share"]
+    # Without a share the teacher is not clearly better than the control, and a gain still counts.
     if not clearly_above(gain, worth(GAIN_PERCENT, entry)) or (share is not None and share < PAYING_SHARE):
         return None
-    of_it = "" if share is None else f", {share:.0%} of what its teacher has over the control"
-    return f"The student is {gain['percent']:.2f}% better than its control{of_it}.", {
+    of_teachers_gain = ""
+    if share is not None:
+        of_teachers_gain = f", {share:.0%} of what its teacher has over the control"
+    return f"The student is {gain['percent']:.2f}% better than its control{of_teachers_gain}.", {
         "gain_percent": gain["percent"], "gain_share": share,
     }  # fmt: skip
 
 
 def _low_coverage(entry: Json) -> Evidence | None:
+    # Since the first supervision, because a teacher that starts late is no hole in the coverage.
     share = entry["reach"]["supervised_share_since_first"] or 0.0
     if share >= LOW_COVERAGE:
         return None
     return f"Only {share:.1%} of the student's examples have supervision.", {"supervised_share": share}
 
 
-def _stale(entry: Json) -> Evidence | None:
+def _stale_teacher(entry: Json) -> Evidence | None:
     reach = entry["reach"]
     fresh, cost = reach["fresh_headroom"], reach["staleness_cost"]
-    if not (
-        clearly_above(fresh, worth(HEADROOM_PERCENT, entry)) and clearly_above(cost, LARGE_LOSS * fresh["percent"])
-    ):
+    if not clearly_above(fresh, worth(HEADROOM_PERCENT, entry)):
+        return None
+    if not clearly_above(cost, LARGE_LOSS * fresh["percent"]):
         return None
     return (
         "The teacher's own predictions are clearly better than the supervision that the student got from it: it was "
@@ -137,14 +147,15 @@ def _stale(entry: Json) -> Evidence | None:
         {
             "staleness_cost_percent": cost["percent"],
             "fresh_headroom_percent": fresh["percent"],
-            "median_age_s": None if reach["age_s"] is None else reach["age_s"]["p50"],
+            "median_age_s": (reach["age_s"] or {}).get("p50"),
         },
     )
 
 
-def _noisy(entry: Json) -> Evidence | None:
+def _noisy_teacher(entry: Json) -> Evidence | None:
     fit, confirmed = entry["predictions"]["teacher"]["recalibration"], entry["agreement"]["confirmed"]
     headroom = entry["headroom"]["recalibrated"]
+    # A noisy teacher that is still clearly better than the control has something to teach.
     if fit is None or confirmed is None or clearly_above(headroom, worth(HEADROOM_PERCENT, entry)):
         return None
     if fit["scale"] >= NOISY_SCALE or confirmed >= NOISY_CONFIRMED:
@@ -155,20 +166,22 @@ def _noisy(entry: Json) -> Evidence | None:
     )
 
 
-def _biased(entry: Json) -> Evidence | None:
+def _biased_teacher(entry: Json) -> Evidence | None:
     ordered, cost = entry["headroom"]["recalibrated"], entry["headroom"]["calibration_cost_percent"]
-    if (
-        not clearly_above(ordered, worth(HEADROOM_PERCENT, entry))
-        or cost is None
-        or cost < LARGE_LOSS * ordered["percent"]
-    ):
+    if not clearly_above(ordered, worth(HEADROOM_PERCENT, entry)):
+        return None
+    if cost is None or cost < LARGE_LOSS * ordered["percent"]:
         return None
     teacher = entry["predictions"]["teacher"]
     if teacher["recalibration"] is None:
         return None
     scale, shift = teacher["recalibration"]["scale"], teacher["recalibration"]["shift"]
-    kind = "its predictions are too far apart" if scale < SOUND_SCALES[0] else "its level is wrong"
-    kind = "its predictions are too close together" if scale > 1 / SOUND_SCALES[0] else kind
+    # Sound scales are those of a control. Around a teacher they are taken symmetrically in the logarithm.
+    kind = "its level is wrong"
+    if scale < SOUND_SCALES[0]:
+        kind = "its predictions are too far apart"
+    if scale > 1 / SOUND_SCALES[0]:
+        kind = "its predictions are too close together"
     return (
         f"The teacher ranks better than the control, and loses more than half of that to its calibration: {kind}.",
         {
@@ -180,28 +193,26 @@ def _biased(entry: Json) -> Evidence | None:
 
 def _no_headroom(entry: Json) -> Evidence | None:
     ordered = entry["headroom"]["recalibrated"]
-    if (
-        ordered["percent"] is None
-        or ordered["interval95"] is None
-        or ordered["percent"] >= worth(HEADROOM_PERCENT, entry)
-    ):
+    if ordered["percent"] is None or ordered["interval95"] is None:
         return None
+    if ordered["percent"] >= worth(HEADROOM_PERCENT, entry):
+        return None
+    # An interval that reaches twice the threshold is too wide to exclude headroom.
     if ordered["interval95"][1] >= 2 * worth(HEADROOM_PERCENT, entry):
-        return None  # too wide to say that there is none
+        return None
     return (
         "Once both are recalibrated, the teacher is no better than the student's control on the student's examples.",
         {"headroom_percent": ordered["percent"]},
     )
 
 
-def _small(entry: Json) -> Evidence | None:
+def _small_student(entry: Json) -> Evidence | None:
     teacher, control = entry["predictions"]["teacher"], entry["predictions"]["control"]
     fall = entry["learning"]["fall_percent"]
-    if (
-        not clearly_above(entry["headroom"]["recalibrated"], worth(HEADROOM_PERCENT, entry))
-        or fall is None
-        or fall > FLAT_PERCENT
-    ):
+    if not clearly_above(entry["headroom"]["recalibrated"], worth(HEADROOM_PERCENT, entry)):
+        return None
+    # A control whose NE still falls may yet explain more: it is young, and not small.
+    if fall is None or fall > FLAT_PERCENT:
         return None
     explained = entry["explained_share"]
     if explained is None or explained >= SMALL_EXPLAINED:
@@ -218,29 +229,29 @@ def _small(entry: Json) -> Evidence | None:
     )
 
 
-def _unclear(entry: Json) -> Evidence:
+def _unclear_cause(entry: Json) -> Evidence:
     moved, bounds = entry["moved"], entry["gain"]["interval95"]
-    worse = " The student is clearly worse than its control." if bounds is not None and bounds[1] < 0 else ""
-    still = " Transfer has hardly moved the student from its control." if moved is not None and moved < 0.1 else ""
-    return (
-        "The figures do not separate the causes: no gain worth its teacher is clear, and no known reason is."
-        f"{worse}{still}",
-        {
-            "gain_percent": entry["gain"]["percent"],
-            "headroom_percent": entry["headroom"]["recalibrated"]["percent"],
-            "moved": moved,
-        },
-    )
+    words = "The figures do not separate the causes: no gain worth its teacher is clear, and no known reason is."
+    if bounds is not None and bounds[1] < 0:
+        words += " The student is clearly worse than its control."
+    # A tenth of the distance from control to teacher: a larger weight has room to move the student further.
+    if moved is not None and moved < 0.1:
+        words += " Transfer has hardly moved the student from its control."
+    return words, {
+        "gain_percent": entry["gain"]["percent"],
+        "headroom_percent": entry["headroom"]["recalibrated"]["percent"],
+        "moved": moved,
+    }
 
 
 CAUSES: Final[Mapping[str, Callable[[Json], Evidence | None]]] = {
-    "scarce_traffic": _scarce,
+    "scarce_traffic": _scarce_traffic,
     "wrong_rate": _wrong_rate,
     "pays": _pays,
     "low_coverage": _low_coverage,
-    "stale_teacher": _stale,
-    "noisy_teacher": _noisy,
-    "biased_teacher": _biased,
+    "stale_teacher": _stale_teacher,
+    "noisy_teacher": _noisy_teacher,
+    "biased_teacher": _biased_teacher,
     "no_headroom": _no_headroom,
-    "small_student": _small,
+    "small_student": _small_student,
 }

@@ -1,4 +1,4 @@
-"""Diagnoses every taught model of a finished run: measures, and the cause that they point to."""
+"""Diagnoses every taught model of a finished run: its measures, and the cause that they point to."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from exfm.config.resolved import parse_resolved
 from exfm.diagnosis.causes import decide
-from exfm.diagnosis.lesson_figures import Json, learning, measure
-from exfm.diagnosis.lessons import Lesson, LessonRows, TeacherRows, lesson_rows
-from exfm.diagnosis.settings import teachers_of
-from exfm.diagnosis.supervision import ExternalRowsOfTask, StoredTeacher
+from exfm.diagnosis.served_rows import ExternalRowsOfTask, StoredTeacher
+from exfm.diagnosis.settings_to_try import teachers_of
+from exfm.diagnosis.taught_measures import Json, learning, measure
+from exfm.diagnosis.taught_rows import TaughtRows, TaughtTask, TeacherRows, taught_rows
 from exfm.supervision.store import Store
 
 _UNSLICED: Final = "no slices by surface or domain: predictions keep none"
@@ -30,51 +30,58 @@ def diagnose(store: Store, results: Json, config_yaml: str) -> Json:
         The content of diagnosis.json.
 
     Raises:
-        ConfigError: the files of a teacher from elsewhere are not where they were.
+        ConfigError: the files of a teacher from elsewhere have moved.
         RunError: a file of the run is missing or corrupt.
     """
     config = parse_resolved(config_yaml)
-    lessons, left_out = _lessons(results, config)
+    taught_tasks, left_out = _taught_tasks(results, config)
     return {
         "experiment": results["experiment"],
         "results": digest(results),
-        "students": [_diagnosed(store, lesson, results, config) for lesson in lessons],
+        "students": [_diagnose_task(store, taught, results, config) for taught in taught_tasks],
         "left_out": [*left_out, _UNSLICED],
     }
 
 
 def digest(results: Mapping[str, Any]) -> str:
-    """Identifies the figures that a diagnosis belongs to: models and gains, not times."""
+    """Identifies the figures that a diagnosis belongs to."""
+    # Models and gains alone: times change with every resumed run, and no measure depends on them.
     text = json.dumps([results["models"], results["gains"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _lessons(results: Json, config: Json) -> tuple[list[Lesson], list[str]]:
-    """Lists the lessons of the models that are measured against a control, and which of these have none and why."""
+def _taught_tasks(results: Json, config: Json) -> tuple[list[TaughtTask], list[str]]:
+    """Lists the taught tasks of the models with a control, and a sentence for each task without a teacher."""
+    # results.json has a gain for each teacher, next to each other; here a task counts once.
     compared = dict.fromkeys((gain["model"], gain["control"], gain["task"]) for gain in results["gains"])
-    lessons, left_out = [], []
+    taught_tasks, left_out = [], []
     for model, control, task in compared:
-        taught = dict(_taught(model, task, results, config))
-        first = _first_window(results["models"][model]["tasks"][task])
-        lessons += [Lesson(model, control, task, teacher, named, first) for teacher, named in taught.items()]
-        if not taught:
+        teacher_tasks = dict(_teacher_tasks(model, task, results, config))
+        first_window = _first_window(results["models"][model]["tasks"][task])
+        for teacher, teacher_task in teacher_tasks.items():
+            taught_tasks.append(TaughtTask(model, control, task, teacher, teacher_task, first_window))
+        if not teacher_tasks:
             left_out.append(f"{model}, {task}: no transfer teaches it soft labels of this task")
-    return lessons, left_out
+    return taught_tasks, left_out
 
 
-def _taught(model: str, task: str, results: Json, config: Json) -> Iterator[tuple[str, str]]:
+def _teacher_tasks(model: str, task: str, results: Json, config: Json) -> Iterator[tuple[str, str]]:
     """Yields the teachers that teach a student a task, and their names for the task."""
     elsewhere = config.get("teachers") or {}
     for transfer in config["models"].get(model, {}).get("transfer") or ():
-        named = transfer["tasks"].get(task) if transfer.get("tasks") else task
+        # Without ``tasks`` a transfer teaches the tasks that teacher and student call alike.
+        teacher_task = task
+        if transfer.get("tasks"):
+            teacher_task = transfer["tasks"].get(task)
         for teacher in teachers_of(transfer):
             tasks = elsewhere[teacher]["predictions"] if teacher in elsewhere else results["models"][teacher]["tasks"]
-            if named in tasks:
-                yield teacher, named
+            if teacher_task in tasks:
+                yield teacher, teacher_task
 
 
 def _first_window(figures: Json) -> int:
-    """Finds where the overall figures begin: they are of the last windows that add up to their examples."""
+    """Finds the first window of the overall figures: they cover the last windows that add up to their examples."""
+    # Backwards, because the windows that are left out are at the beginning.
     left = figures["examples"]
     for window in reversed(figures["windows"]):
         left -= window["examples"]
@@ -83,38 +90,40 @@ def _first_window(figures: Json) -> int:
     return 0
 
 
-def _diagnosed(store: Store, lesson: Lesson, results: Json, config: Json) -> Json:
+def _diagnose_task(store: Store, taught: TaughtTask, results: Json, config: Json) -> Json:
+    """Measures a taught task and decides on its cause: an entry of ``students`` in diagnosis.json."""
     elsewhere = config.get("teachers") or {}
-    rows: TeacherRows
-    if lesson.teacher in elsewhere:
+    served: TeacherRows
+    if taught.teacher in elsewhere:
         config_name = f"{store.workspace.url.rstrip('/')}/config.yaml"
-        rows = ExternalRowsOfTask(lesson.teacher, elsewhere[lesson.teacher], lesson.teacher_task, config_name)
+        served = ExternalRowsOfTask(taught.teacher, elsewhere[taught.teacher], taught.teacher_task, config_name)
     else:
-        rows = StoredTeacher(store, lesson.teacher, lesson.teacher_task)
-    of_teacher = results["models"].get(lesson.teacher, {"tasks": {}})
-    predicts = lesson.teacher_task in of_teacher["tasks"]
+        served = StoredTeacher(store, taught.teacher, taught.teacher_task)
+    # A teacher from elsewhere is no model of the run: it has no predictions and no size here.
+    teacher_results = results["models"].get(taught.teacher, {"tasks": {}})
+    teacher_predicts = taught.teacher_task in teacher_results["tasks"]
 
-    def read(scored: bool) -> Iterator[LessonRows]:
-        return lesson_rows(store, lesson, rows, predicts, scored)
+    def read(scored: bool) -> Iterator[TaughtRows]:
+        return taught_rows(store, taught, served, teacher_predicts, scored)
 
     measured = measure(read, config.get("evaluation", {}).get("replicates", 2_000), results["seed"])
-    control = results["models"][lesson.control]["tasks"][lesson.task]
+    control = results["models"][taught.control]["tasks"][taught.task]
     entry = {
-        "model": lesson.model,
-        "control": lesson.control,
-        "task": lesson.task,
-        "teacher": lesson.teacher,
-        "teacher_task": lesson.teacher_task,
-        "elsewhere": lesson.teacher in elsewhere,
+        "model": taught.model,
+        "control": taught.control,
+        "task": taught.task,
+        "teacher": taught.teacher,
+        "teacher_task": taught.teacher_task,
+        "elsewhere": taught.teacher in elsewhere,
         **measured,
-        "learning": learning(control["windows"], lesson.first_window),
-        "capacity": _capacity(results["models"][lesson.model], of_teacher, config["models"][lesson.model]),
-        "gain_share": _share(measured),
+        "learning": learning(control["windows"], taught.first_window),
+        "capacity": _capacity(results["models"][taught.model], teacher_results, config["models"][taught.model]),
+        "gain_share": _gain_share(measured),
     }
     return {**entry, "verdict": decide(entry, config)}
 
 
-def _share(measured: Json) -> float | None:
+def _gain_share(measured: Json) -> float | None:
     """Divides the student's gain by the recalibrated teacher's; None where the teacher is not clearly better."""
     gain, headroom = measured["gain"], measured["headroom"]["recalibrated"]
     if gain["percent"] is None or headroom["interval95"] is None or headroom["interval95"][0] <= 0:
@@ -123,9 +132,12 @@ def _share(measured: Json) -> float | None:
 
 
 def _capacity(student: Json, teacher: Json, config: Json) -> Json:
-    """Describes the size of the student, beside its teacher's where that is a model of the run."""
+    """Describes the size of the student, and of a teacher that is a model of the run."""
     size, teacher_size = student.get("parameters") or {}, teacher.get("parameters") or {}
-    rows = size["sparse"] / config["embedding_dim"] if size.get("sparse") else None
+    examples_per_row = None
+    if size.get("sparse"):
+        table_rows = size["sparse"] / config["embedding_dim"]
+        examples_per_row = student["examples"] / table_rows
     return {
         "dense_parameters": size.get("dense"),
         "sparse_parameters": size.get("sparse"),
@@ -134,5 +146,5 @@ def _capacity(student: Json, teacher: Json, config: Json) -> Json:
         "teacher_sparse_parameters": teacher_size.get("sparse"),
         "teacher_flops_per_example": teacher.get("flops_per_example"),
         "embedding_dim": config["embedding_dim"],
-        "examples_per_table_row": student["examples"] / rows if rows else None,
+        "examples_per_table_row": examples_per_row,
     }

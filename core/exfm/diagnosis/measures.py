@@ -1,4 +1,4 @@
-"""Sums behind the figures of a diagnosis: constant in size, and those of disjoint rows add up.
+"""Accumulates the figures of a diagnosis in sums of constant size; sums of disjoint rows add up.
 
 Legend: E examples.
 """
@@ -11,22 +11,22 @@ from typing import Final
 
 import numpy as np
 
-from exfm.diagnosis.lessons import Doubles, LessonRows
+from exfm.diagnosis.taught_rows import Doubles, TaughtRows
 from exfm.evaluation.intervals import PairedLosses
 from exfm.evaluation.metrics import Bools, Moments, log_losses, logits
 from exfm.evaluation.recalibration import LogitHistogram, Recalibration
 
 IDENTITY: Final = Recalibration(ne=math.nan, scale=1.0, shift=0.0)
-"""Leaves predictions as they are: for those that have no fit, as a class is missing."""
+"""Leaves predictions as they are, where a missing class allows no fit."""
 
 
 def recalibrated(probability_E: Doubles, fit: Recalibration) -> Doubles:
-    """Applies a Platt recalibration to probabilities (E,)."""
+    """Applies a Platt recalibration to probabilities (E,); NaN stays NaN."""
     return np.asarray(1 / (1 + np.exp(-(fit.scale * logits(probability_E) + fit.shift))))
 
 
 class Predictions:
-    """Sums up level and recalibration of one model's predictions of one task."""
+    """Accumulates level and recalibration of a model's predictions of a task."""
 
     def __init__(self) -> None:
         self.moments = Moments()
@@ -34,18 +34,18 @@ class Predictions:
 
     def add(self, probability_E: Doubles, label_E: Bools) -> None:
         """Adds E examples."""
-        self.moments += Moments.of(probability_E, label_E)
+        self.moments += Moments.from_predictions(probability_E, label_E)
         self.histogram.add(probability_E, label_E)
 
     @property
     def fit(self) -> Recalibration:
-        """The recalibration with the least log loss; the identity where there is none."""
+        """The recalibration with the least log loss; the identity where none is best."""
         return self.histogram.recalibration() or IDENTITY
 
 
 @dataclass
 class Agreement:
-    """Measures whether labels and teacher pull a student the same direction.
+    """Measures whether the gradients of labels and of teacher point the same direction.
 
     The gradient of the log loss at the student's logit is ``s - y`` for the label and ``s - t`` for the soft label.
 
@@ -62,6 +62,7 @@ class Agreement:
 
     def add(self, label_E: Bools, student_E: Doubles, teacher_E: Doubles) -> None:
         """Adds E examples."""
+        # Descent directions, which is the negative of both gradients: products and squares are the same.
         label_pull_E, teacher_pull_E = label_E - student_E, teacher_E - student_E
         self.examples += label_E.size
         self.same += int(np.count_nonzero(label_pull_E * teacher_pull_E > 0))
@@ -71,12 +72,12 @@ class Agreement:
 
     @property
     def sign_share(self) -> float | None:
-        """Share of the examples on which both pull the same direction."""
+        """Share of the examples on which both gradients have the same sign."""
         return self.same / self.examples if self.examples else None
 
     @property
     def cosine(self) -> float | None:
-        """Cosine of both gradients; None where one of them is zero."""
+        """Cosine of both gradients; None where either is zero."""
         size = math.sqrt(self.label_squares * self.teacher_squares)
         return self.products / size if size else None
 
@@ -110,10 +111,10 @@ class Movement:
 
     @property
     def slope(self) -> float | None:
-        """The slope; None where teacher and control are the same."""
+        """Slope of the movement; None where teacher and control are the same."""
         return self.products / self.squares if self.squares else None
 
 
-def add_losses(losses: PairedLosses, rows: LessonRows, model_E: Doubles, baseline_E: Doubles) -> None:
+def add_losses(losses: PairedLosses, rows: TaughtRows, model_E: Doubles, baseline_E: Doubles) -> None:
     """Adds the log losses of two predictions of the rows."""
     losses.add(rows.group, rows.label, log_losses(model_E, rows.label), log_losses(baseline_E, rows.label))

@@ -1,4 +1,4 @@
-"""Quantiles of an endless stream of positive numbers, at constant memory.
+"""Computes quantiles of an endless stream of positive numbers at constant memory.
 
 Legend: E values.
 """
@@ -35,15 +35,19 @@ class QuantileHistogram:
         return int(self.counts.sum())
 
     def quantiles(self, shares: Sequence[float]) -> list[float] | None:
-        """Finds the lower edges of the bins in which these shares of the values are reached; None without values."""
+        """Finds the lower edges of the bins in which the shares of the values are reached; None without values."""
         if not self.total:
             return None
+        # At least half a value, so that a share of 0 is the lowest value and not the first bin.
         bins = np.searchsorted(np.cumsum(self.counts), np.maximum(np.array(shares) * self.total, 0.5), side="left")
+        # Bin 0 lies below the first edge and has no lower edge: it takes the first.
         return [float(_EDGES[max(0, min(int(index), _EDGES.size) - 1)]) for index in bins]
 
     def quarters(self) -> list[float]:
         """Finds values that cut the stream in four quarters; fewer than three where many values are equal."""
         cuts = self.quantiles((0.25, 0.5, 0.75)) or []
+        if not cuts:
+            return []
         # A cut at the lowest bin leaves nothing below it.
-        lowest = _EDGES[max(0, int(np.flatnonzero(self.counts)[0]) - 1)] if cuts else 0.0
+        lowest = _EDGES[max(0, int(np.flatnonzero(self.counts)[0]) - 1)]
         return [cut for cut in dict.fromkeys(cuts) if cut > lowest]

@@ -1,4 +1,4 @@
-"""A lesson's examples in slices: by the user's activity, time, age of the supervision, and the teacher's confidence.
+"""Slices a taught task's examples by user activity, time, age of the supervision, and the teacher's confidence.
 
 Legend: E examples.
 """
@@ -11,26 +11,26 @@ from typing import Any, Final
 
 import numpy as np
 
-from exfm.diagnosis.lessons import LessonRows
 from exfm.diagnosis.measures import add_losses
 from exfm.diagnosis.quantiles import QuantileHistogram
+from exfm.diagnosis.taught_rows import TaughtRows
 from exfm.evaluation.intervals import PairedLosses
 from exfm.evaluation.metrics import Ints, logits
 from exfm.splitmix import splitmix64
 
 _ACTIVITY_CELLS: Final = 1 << 18
-"""Counters of users, by hash: two of a million users share a counter of 2 MiB in all, and look a little more active."""
+"""Counters of users by hash, 2 MiB in all. Among a million users four share a counter, and look more active."""
 
 _HOUR_US: Final = 3_600_000_000
 _HOURS: Final = (6, 12, 18)
 SLICE_REPLICATES: Final = 400
-"""Bootstrap replicates of a slice's interval: there are dozens, and their ends need two digits."""
+"""Bootstrap replicates of a slice's interval: fewer than the run's, because there are dozens of slices."""
 
-Values = Callable[[LessonRows], Any]
+Values = Callable[[TaughtRows], Any]
 
 
 class Activity:
-    """Counts a student's examples by user; group ids share counters by hash, so that the size is constant."""
+    """Counts a student's examples by user, in counters that group ids share by hash, so that the size is constant."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(_ACTIVITY_CELLS, np.int64)
@@ -39,21 +39,22 @@ class Activity:
         """Counts E examples."""
         self._counts += np.bincount(self._cells(group_E), minlength=_ACTIVITY_CELLS)
 
-    def of(self, group_E: Ints) -> Ints:
-        """Looks up how many examples each user has."""
+    def examples_of(self, group_E: Ints) -> Ints:
+        """Looks up the number of examples of each user."""
         return self._counts[self._cells(group_E)]
 
     def _cells(self, group_E: Ints) -> Ints:
+        # Hashed, because ids that share their lowest bits would share a counter.
         return (splitmix64(group_E) % np.uint64(_ACTIVITY_CELLS)).astype(np.int64)
 
 
 @dataclass
 class Slices:
-    """Measures the student's gain and the teacher's headroom in the slices of one dimension.
+    """Measures the student's gain and the teacher's headroom in the slices of a dimension.
 
     Attributes:
-        values: a number of each example (E,), not finite where there is none.
-        cuts: numbers at which a slice ends and the next begins.
+        values: computes a number for each example (E,), not finite where there is none.
+        cuts: ascending numbers at which a slice ends and the next begins.
     """
 
     dimension: str
@@ -67,34 +68,36 @@ class Slices:
         self.gain = [PairedLosses() for _ in range(len(self.cuts) + 1)]
         self.headroom = [PairedLosses() for _ in range(len(self.cuts) + 1)]
 
-    def add(self, rows: LessonRows, teacher_E: Any, control_E: Any) -> None:
+    def add(self, rows: TaughtRows, teacher_E: Any, control_E: Any) -> None:
         """Adds the rows of a window.
 
         Args:
-            teacher_E, control_E: what the headroom compares; NaN where the teacher served nothing.
+            teacher_E, control_E: probabilities that the headroom compares; NaN where the teacher served nothing.
         """
         value_E = self.values(rows)
+        # An example without a value is in no slice.
         slice_E = np.where(np.isfinite(value_E), np.searchsorted(self.cuts, value_E, side="right"), -1)
         for number in range(len(self.cuts) + 1):
             index = np.flatnonzero(slice_E == number)
-            here = rows.take(index)
-            add_losses(self.gain[number], here, here.student, here.control)
-            taught = index[np.isfinite(teacher_E[index])]
-            add_losses(self.headroom[number], rows.take(taught), teacher_E[taught], control_E[taught])
+            in_slice = rows.take(index)
+            add_losses(self.gain[number], in_slice, in_slice.student, in_slice.control)
+            supervised = index[np.isfinite(teacher_E[index])]
+            add_losses(self.headroom[number], rows.take(supervised), teacher_E[supervised], control_E[supervised])
 
     def result(self, seed: int) -> list[dict[str, Any]]:
         """Describes the slices as entries of a diagnosis."""
-        ends = [None, *self.cuts, None]
-        return [
-            {
-                "from": ends[number],
-                "below": ends[number + 1],
+        starts, ends = [None, *self.cuts], [*self.cuts, None]
+        entries = []
+        for start, end, gain, headroom in zip(starts, ends, self.gain, self.headroom, strict=True):
+            entry = {
+                "from": start,
+                "below": end,
                 "examples": gain.examples,
                 "gain": difference(gain, SLICE_REPLICATES, seed),
                 "headroom": difference(headroom, SLICE_REPLICATES, seed),
             }
-            for number, (gain, headroom) in enumerate(zip(self.gain, self.headroom, strict=True))
-        ]
+            entries.append(entry)
+        return entries
 
 
 def difference(losses: PairedLosses, replicates: int, seed: int) -> dict[str, Any]:
@@ -102,6 +105,7 @@ def difference(losses: PairedLosses, replicates: int, seed: int) -> dict[str, An
     bounds = losses.interval95(replicates, seed)
     return {
         "percent": losses.gain,
+        # A list, because JSON has no tuples, and a diagnosis that is read again must equal itself.
         "interval95": None if bounds is None else list(bounds),
         "examples": losses.examples,
     }
@@ -115,22 +119,29 @@ def make_slices(
     windows: Sequence[int],
     with_hours: bool,
 ) -> list[Slices]:
-    """Makes the dimensions that this lesson's rows can be sliced by, each of two slices at least.
+    """Builds the dimensions that have at least two slices for the rows of a taught task.
 
     Args:
         windows: indices of the scored windows, in order.
-        with_hours: whether times of examples are known.
+        with_hours: whether the rows have times.
     """
-    quarters = [windows[len(windows) * quarter // 4] for quarter in (1, 2, 3)] if len(windows) > 3 else []
+    quarters: list[int] = []
+    if len(windows) > 3:
+        quarters = [windows[len(windows) * quarter // 4] for quarter in (1, 2, 3)]
 
-    def hour(rows: LessonRows) -> Any:
+    def hour(rows: TaughtRows) -> Any:
+        # A missing time is -1; NaN keeps it out of every slice.
         return np.where(rows.event_time_us < 0, np.nan, rows.event_time_us // _HOUR_US % 24)
 
+    def examples_of_user(rows: TaughtRows) -> Any:
+        return activity.examples_of(rows.group)
+
     dimensions = [
-        Slices("user activity", "examples of the user", lambda rows: activity.of(rows.group), activities.quarters()),
+        Slices("user activity", "examples of the user", examples_of_user, activities.quarters()),
         Slices("hour of day", "hour, UTC", hour, _HOURS if with_hours else ()),
         Slices("stream", "window", lambda rows: np.full(rows.label.size, rows.window.index), quarters),
         Slices("age of supervision", "seconds", lambda rows: rows.age_s, ages.quarters()),
         Slices("teacher's confidence", "|logit|", lambda rows: np.abs(logits(rows.served)), confidences.quarters()),
     ]
+    # A dimension without cuts is a single slice, which repeats the overall figures.
     return [dimension for dimension in dimensions if dimension.cuts]

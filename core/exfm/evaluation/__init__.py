@@ -1,1 +1,1 @@
-"""NE, AUC, GAUC, calibration, gains with intervals, gain shares."""
+"""Scores predictions: NE, AUC, GAUC, recall@k, calibration, gains with intervals, gain shares."""

@@ -1,7 +1,7 @@
-"""From the predictions of a run to the figures of its results.json.
+"""Computes the figures of results.json from the predictions of a run.
 
-The predictions are read a window at a time, a few times over; nothing that is kept grows with the stream but the list
-of windows.
+Predictions are read window by window, in a few passes, because a run's predictions may exceed memory. All states are
+of constant size but for the list of windows.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from exfm.evaluation.gains import Arm, compare_arm
+from exfm.evaluation.gains import ControlComparison, compare_with_control
 from exfm.evaluation.grouped import GroupedAuc, GroupedRows, grouped_auc, score_runs, whole_groups
 from exfm.evaluation.intervals import PairedLosses
 from exfm.evaluation.metrics import AucHistogram, Moments, auc
@@ -22,16 +20,16 @@ from exfm.evaluation.recalibration import LogitHistogram
 from exfm.evaluation.recall import GroupedRecall, grouped_recall
 from exfm.interfaces.data_source import Window
 
-__all__ = ["Arm", "ExperimentView", "Pair", "PredictionReader", "evaluate"]
+__all__ = ["ControlComparison", "ExperimentView", "Pair", "PredictionReader", "evaluate"]
 
 
 @dataclass(frozen=True)
 class ExperimentView:
-    """What evaluation needs to know of an experiment.
+    """Holds the properties of an experiment that evaluation depends on.
 
     Attributes:
         models: every model's name and tasks.
-        arms: the models with controls.
+        control_comparisons: the models with controls.
         pairs: the models that are compared with others.
         skip: fraction of the stream's examples that is left out, at its beginning and in whole windows, of the overall
             figures and the gains. The last window is never left out.
@@ -40,7 +38,7 @@ class ExperimentView:
     """
 
     models: tuple[tuple[str, tuple[str, ...]], ...]
-    arms: tuple[Arm, ...] = ()
+    control_comparisons: tuple[ControlComparison, ...] = ()
     pairs: tuple[Pair, ...] = ()
     skip: float = 0.0
     bootstrap_replicates: int = 2000
@@ -48,58 +46,73 @@ class ExperimentView:
     recall_at: tuple[int, ...] = ()
 
     def interval95(self, losses: PairedLosses) -> list[float] | None:
-        """Bootstraps the 95% interval of a gain, as results.json has it."""
+        """Bootstraps the 95% interval of a gain, in the form of results.json."""
         interval = losses.interval95(self.bootstrap_replicates, self.bootstrap_seed)
         return None if interval is None else list(interval)
 
 
 def evaluate(reader: PredictionReader, view: ExperimentView) -> dict[str, Any]:
-    """Scores all models and compares the arms and the pairs: ``models``, ``gains`` and ``comparisons`` of results.json.
+    """Scores all models, and compares models with their controls and with the other models of a pair.
 
-    With them comes ``first_scored_us``, where the stretch that the overall figures describe begins.
-
-    Figures without a meaning (an AUC where all labels are alike) are None; all others are finite.
+    Returns:
+        ``models``, ``gains`` and ``comparisons`` of results.json, and ``first_scored_us``, the start of the first
+        window that the overall figures cover. Figures without a meaning (an AUC where all labels are alike) are None;
+        all others are finite.
 
     Raises:
         ValueError: a prediction is not a probability.
     """
     first_us = _first_scored_us(reader, view)
-    tasks_of = dict(view.models)
-    arms = (compare_arm(reader, tasks_of, arm, first_us, view.interval95) for arm in view.arms)
-    pairs = (compare_pair(reader, pair, first_us, view.interval95) for pair in distinct_pairs(view.pairs))
-    return {
-        "models": {name: _score_model(reader, view, name, tasks, first_us) for name, tasks in view.models},
-        "first_scored_us": first_us,
-        "gains": [entry for entries in arms for entry in entries],
-        "comparisons": [entry for entries in pairs for entry in entries],
-    }
+    tasks_of_model = dict(view.models)
+    models: dict[str, Any] = {}
+    for name, tasks in view.models:
+        models[name] = _score_model(reader, view, name, tasks, first_us)
+    gains: list[dict[str, Any]] = []
+    for comparison in view.control_comparisons:
+        gains += compare_with_control(reader, tasks_of_model, comparison, first_us, view.interval95)
+    comparisons: list[dict[str, Any]] = []
+    for pair in distinct_pairs(view.pairs):
+        comparisons += compare_pair(reader, pair, first_us, view.interval95)
+    return {"models": models, "first_scored_us": first_us, "gains": gains, "comparisons": comparisons}
 
 
 def _first_scored_us(reader: PredictionReader, view: ExperimentView) -> int:
-    """Where the overall figures begin: the same time for all models, so that they describe the same stretch.
+    """Finds the start of the first scored window: the same for all models, so that their figures cover the same time.
 
-    Positions in the stream are counted by the model that saw most of it. The last window is never left out.
+    Positions in the stream are counted by the model with the most examples, because others may see a share of the
+    traffic. The last window is never left out.
     """
-    counts = {
-        name: [(window.start_us, reader.examples(name, window)) for window in reader.windows(name)]
-        for name, _ in view.models
-    }
-    widest = max(counts.values(), key=lambda windows: sum(examples for _, examples in windows), default=[])
-    total = sum(examples for _, examples in widest)
-    before = np.cumsum([0, *(examples for _, examples in widest)])
-    scored = [start_us for (start_us, _), rows in zip(widest, before, strict=False) if rows >= view.skip * total]
-    return scored[0] if scored else (widest[-1][0] if widest else 0)
+    most: list[tuple[int, int]] = []
+    total = -1  # below the examples of any model, so that the first model replaces it
+    for name, _ in view.models:
+        counts = [(window.start_us, reader.examples(name, window)) for window in reader.windows(name)]
+        examples = sum(rows for _, rows in counts)
+        if examples > total:
+            most, total = counts, examples
+    if not most:
+        return 0
+    before = 0
+    for start_us, rows in most:
+        if before >= view.skip * total:
+            return start_us
+        before += rows
+    return most[-1][0]
 
 
 @dataclass
 class GroupedScores:
-    """One model's figures for one task inside groups; ``recall`` by its k."""
+    """Accumulates a model's figures inside groups for a task.
+
+    Attributes:
+        recall: recall@k by k.
+    """
 
     auc: GroupedAuc
     recall: dict[int, GroupedRecall]
 
     def add(self, rows: GroupedRows) -> None:
         """Adds all rows of some groups."""
+        # AUC and every recall@k need rows sorted by group and score, and sorting is most of the cost: it is done once.
         runs = score_runs(rows)
         self.auc += grouped_auc(runs)
         self.recall = {k: recall + grouped_recall(runs, k) for k, recall in self.recall.items()}
@@ -107,7 +120,7 @@ class GroupedScores:
 
 @dataclass
 class TaskScores:
-    """One model's figures for one task, while the stream goes by."""
+    """Accumulates a model's figures for a task over the windows of a stream."""
 
     overall: Moments = field(default_factory=Moments)
     bayes: Moments = field(default_factory=Moments)
@@ -117,26 +130,27 @@ class TaskScores:
 
     def add(self, window: Window, rows: TaskRows, scored: bool) -> None:
         """Adds a window to ``windows`` and, where it is ``scored``, to the overall figures."""
-        here = Moments.of(rows.probability, rows.label)
+        moments = Moments.from_predictions(rows.probability, rows.label)
         entry = {
             "window": window.index,
             "start": str(window),
-            "examples": here.examples,
-            "ne": here.ne,
+            "examples": moments.examples,
+            "ne": moments.ne,
             "auc": auc(rows.probability, rows.label),
         }
-        bayes = Moments() if rows.oracle is None else Moments.of(rows.oracle, rows.label)
+        bayes = Moments()
         if rows.oracle is not None:
+            bayes = Moments.from_predictions(rows.oracle, rows.label)
             entry["bayes_ne"] = bayes.ne
         self.windows.append(entry)
         if scored:
-            self.overall += here
+            self.overall += moments
             self.bayes += bayes
             self.histogram.add(rows.probability, rows.label)
             self.logits.add(rows.probability, rows.label)
 
     def result(self, grouped: GroupedScores) -> dict[str, Any]:
-        """The task's part of results.json."""
+        """Returns the entry of the task in results.json."""
         recalibration = self.logits.recalibration()
         figures: dict[str, Any] = {
             "examples": self.overall.examples,
@@ -157,16 +171,16 @@ class TaskScores:
             figures["bayes_ne"] = self.bayes.ne
             figures["ne_above_bayes"] = self.overall.ne - self.bayes.ne
         if grouped.recall:
+            # Keys are text because JSON has no others.
             figures["recall_at"] = {str(k): recall.recall for k, recall in grouped.recall.items()}
-            figures["recall_counts"] = {
-                str(k): {"groups": recall.groups, "examples": recall.examples} for k, recall in grouped.recall.items()
-            }
+            figures["recall_counts"] = {str(k): recall.counts for k, recall in grouped.recall.items()}
         return figures | {"windows": self.windows}
 
 
 def _score_model(
     reader: PredictionReader, view: ExperimentView, model: str, tasks: tuple[str, ...], first_us: int
 ) -> dict[str, Any]:
+    """Scores all tasks of a model: a pass over its windows for the sums, then passes for figures inside groups."""
     scores = {task: TaskScores() for task in tasks}
     for window in reader.windows(model):
         for task, rows in task_rows(reader, model, window, tasks).items():
@@ -178,7 +192,10 @@ def _score_model(
                 for task, rows in task_rows(reader, model, window, tasks).items():
                     yield task, GroupedRows(rows.group, rows.probability, rows.label)
 
-    grouped = {task: GroupedScores(GroupedAuc(), {k: GroupedRecall() for k in view.recall_at}) for task in tasks}
-    for task, groups in whole_groups(grouped_rows, rows=sum(score.overall.examples for score in scores.values())):
+    grouped: dict[str, GroupedScores] = {}
+    for task in tasks:
+        grouped[task] = GroupedScores(GroupedAuc(), {k: GroupedRecall() for k in view.recall_at})
+    scored_rows = sum(score.overall.examples for score in scores.values())
+    for task, groups in whole_groups(grouped_rows, rows=scored_rows):
         grouped[task].add(groups)
     return {"tasks": {task: score.result(grouped[task]) for task, score in scores.items()}}

@@ -1,4 +1,4 @@
-"""NE gains of models over their controls, and what their teachers gain over the same controls."""
+"""Computes NE gains of models over their controls, and the gains of their teachers over the same controls."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from exfm.evaluation.metrics import log_losses
 from exfm.evaluation.predictions import PredictionReader, TaskRows, common_windows, task_rows
 
 Interval = Callable[[PairedLosses], list[float] | None]
-"""Makes the 95% interval of a gain, as results.json has it."""
+"""Computes the 95% interval of a gain, in the form of results.json."""
 
 
 @dataclass(frozen=True)
-class Arm:
-    """A comparison to report.
+class ControlComparison:
+    """Names a model to compare with its control.
 
     Attributes:
-        control: the model that it is measured against, on the examples that both predicted.
-        teachers: the models it learned from.
+        control: the baseline, on the examples that both predicted.
+        teachers: the models that the model learned from.
         external: teachers without a predictions file, and their tasks; the model's file has their predictions.
     """
 
@@ -31,24 +31,32 @@ class Arm:
 
 
 @dataclass
-class _Comparison:
-    """Losses of an arm on one task, over the control's examples, and again over those that a teacher has too."""
+class _TaskLosses:
+    """Accumulates the losses of a model and its control on a task.
+
+    Attributes:
+        paired: on the examples that both predicted.
+        shared: by teacher, of the student and of the teacher, on the examples that the teacher predicted too.
+    """
 
     paired: PairedLosses = field(default_factory=PairedLosses)
     shared: dict[str, tuple[PairedLosses, PairedLosses]] = field(default_factory=dict)
 
-    def add(self, model: TaskRows, control: TaskRows, teachers: dict[str, TaskRows]) -> None:
-        of_model, of_control = match(model.example_id, control.example_id)
-        model, control = model.take(of_model), control.take(of_control)
+    def add(self, model: TaskRows, control: TaskRows, teachers: Mapping[str, TaskRows]) -> None:
+        """Adds the rows of a window."""
+        model_index, control_index = match(model.example_id, control.example_id)
+        model, control = model.take(model_index), control.take(control_index)
         _add_losses(self.paired, model, control)
         for name, teacher in teachers.items():
-            of_student, of_teacher = match(model.example_id, teacher.example_id)
+            # After ``take`` the rows of model and control are aligned, so that the same index serves both.
+            student_index, teacher_index = match(model.example_id, teacher.example_id)
             student_losses, teacher_losses = self.shared[name]
-            _add_losses(student_losses, model.take(of_student), control.take(of_student))
-            _add_losses(teacher_losses, teacher.take(of_teacher), control.take(of_student))
+            _add_losses(student_losses, model.take(student_index), control.take(student_index))
+            _add_losses(teacher_losses, teacher.take(teacher_index), control.take(student_index))
 
 
 def _add_losses(losses: PairedLosses, model: TaskRows, control: TaskRows) -> None:
+    """Adds the losses of aligned rows."""
     losses.add(
         control.group,
         control.label,
@@ -59,70 +67,77 @@ def _add_losses(losses: PairedLosses, model: TaskRows, control: TaskRows) -> Non
 
 def add_common(losses: PairedLosses, model: TaskRows, control: TaskRows) -> None:
     """Adds the losses of a model and its control on the examples that both predicted, matched by example id."""
-    of_model, of_control = match(model.example_id, control.example_id)
-    _add_losses(losses, model.take(of_model), control.take(of_control))
+    model_index, control_index = match(model.example_id, control.example_id)
+    _add_losses(losses, model.take(model_index), control.take(control_index))
 
 
-def compare_arm(
+def compare_with_control(
     reader: PredictionReader,
-    tasks_of: Mapping[str, Sequence[str]],
-    arm: Arm,
+    tasks_of_model: Mapping[str, Sequence[str]],
+    comparison: ControlComparison,
     first_us: int,
     interval95: Interval,
 ) -> list[dict[str, Any]]:
-    """Compares an arm with its control: its entries of ``gains`` in results.json.
+    """Compares a model with its control: its entries of ``gains`` in results.json.
 
     Args:
-        tasks_of: each model's tasks.
+        tasks_of_model: each model's tasks.
         first_us: start of the first window that counts.
     """
-    tasks = tuple(task for task in tasks_of[arm.model] if task in tasks_of[arm.control])
-    teachers = {name: tuple(task for task in tasks if task in tasks_of[name]) for name in arm.teachers}
-    known = {**teachers, **dict(arm.external)}
-    comparisons = {
-        task: _Comparison(
-            shared={name: (PairedLosses(), PairedLosses()) for name, taught in known.items() if task in taught}
-        )
-        for task in tasks
-    }
-    has = {name: {window.index for window in reader.windows(name)} for name in teachers}
-    for window in common_windows(reader, arm.model, arm.control, first_us):
-        rows = task_rows(reader, arm.model, window, tasks)
-        control = task_rows(reader, arm.control, window, tasks)
-        taught = {
-            name: task_rows(reader, name, window, shared)
-            for name, shared in teachers.items()
-            if window.index in has[name]
-        }
-        for task, comparison in comparisons.items():
-            of_teachers = {name: by_task[task] for name, by_task in taught.items() if task in by_task}
+    model, control = comparison.model, comparison.control
+    tasks = tuple(task for task in tasks_of_model[model] if task in tasks_of_model[control])
+    tasks_of_teacher: dict[str, tuple[str, ...]] = {}
+    windows_of_teacher: dict[str, set[int]] = {}
+    for name in comparison.teachers:
+        tasks_of_teacher[name] = tuple(task for task in tasks if task in tasks_of_model[name])
+        windows_of_teacher[name] = {window.index for window in reader.windows(name)}
+    losses: dict[str, _TaskLosses] = {}
+    for task in tasks:
+        losses[task] = _TaskLosses()
+        for name, taught in {**tasks_of_teacher, **dict(comparison.external)}.items():
+            if task in taught:
+                losses[task].shared[name] = PairedLosses(), PairedLosses()
+    for window in common_windows(reader, model, control, first_us):
+        rows = task_rows(reader, model, window, tasks)
+        control_rows = task_rows(reader, control, window, tasks)
+        teacher_rows: dict[str, dict[str, TaskRows]] = {}
+        for name, shared in tasks_of_teacher.items():
+            if window.index in windows_of_teacher[name]:
+                teacher_rows[name] = task_rows(reader, name, window, shared)
+        for task in tasks:
+            of_task = {name: by_task[task] for name, by_task in teacher_rows.items() if task in by_task}
             # Files of exfm before it kept the predictions of teachers from elsewhere have none.
-            here = rows[task].external.keys() & comparison.shared.keys()
-            of_teachers |= {name: rows[task].as_predicted_by(name) for name in here}
-            comparison.add(rows[task], control[task], of_teachers)
-    return [entry for task, comparison in comparisons.items() for entry in _entries(arm, task, comparison, interval95)]
+            for name in rows[task].external.keys() & losses[task].shared.keys():
+                of_task[name] = rows[task].as_predicted_by(name)
+            losses[task].add(rows[task], control_rows[task], of_task)
+    entries: list[dict[str, Any]] = []
+    for task in tasks:
+        entries += _entries(comparison, task, losses[task], interval95)
+    return entries
 
 
-def _entries(arm: Arm, task: str, comparison: _Comparison, interval95: Interval) -> Iterator[dict[str, Any]]:
+def _entries(
+    comparison: ControlComparison, task: str, losses: _TaskLosses, interval95: Interval
+) -> Iterator[dict[str, Any]]:
     """Yields an entry for every teacher that has the task; a single entry, without teacher, where none has."""
     base = {
-        "model": arm.model,
-        "control": arm.control,
+        "model": comparison.model,
+        "control": comparison.control,
         "task": task,
-        "examples": comparison.paired.examples,
-        "ne_gain_percent": comparison.paired.gain,
-        "interval95": interval95(comparison.paired),
+        "examples": losses.paired.examples,
+        "ne_gain_percent": losses.paired.gain,
+        "interval95": interval95(losses.paired),
     }
-    for teacher, (student_losses, teacher_losses) in comparison.shared.items():
-        of_teacher = interval95(teacher_losses)
-        share = gain_share(student_losses, teacher_losses, of_teacher)
+    for teacher, (student_losses, teacher_losses) in losses.shared.items():
+        teacher_interval95 = interval95(teacher_losses)
+        share = gain_share(student_losses, teacher_losses, teacher_interval95)
         yield base | {
             "teacher": teacher,
             "teacher_ne_gain_percent": teacher_losses.gain,
-            "teacher_interval95": of_teacher,
+            "teacher_interval95": teacher_interval95,
             "gain_share": share,
             "transfer_ratio": share,  # its name in 0.1.0, which scripts read
         }
-    if not comparison.shared:
-        unknown = ("teacher", "teacher_ne_gain_percent", "teacher_interval95", "gain_share", "transfer_ratio")
-        yield base | dict.fromkeys(unknown)
+    if not losses.shared:
+        missing = ("teacher", "teacher_ne_gain_percent", "teacher_interval95", "gain_share", "transfer_ratio")
+        yield base | dict.fromkeys(missing)

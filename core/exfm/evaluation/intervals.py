@@ -1,4 +1,4 @@
-"""NE gain of a model over its control, with an interval, and its share of the teacher's gain.
+"""Computes the NE gain of a model over its control, with an interval, and its share of the teacher's gain.
 
 Legend: E and F examples, K buckets, n buckets that hold examples, R replicates.
 """
@@ -16,15 +16,16 @@ from exfm.splitmix import splitmix64
 
 Doubles = npt.NDArray[np.float64]
 
-_BUCKETS: Final = 4096
+_BUCKETS: Final = 4096  # 2^12: the highest 12 bits of a hash are the bucket
+# The bootstrap gathers this many times 4,096 pairs of float64 at once: 4 MiB.
 _REPLICATES_AT_ONCE: Final = 64
 
 
 class PairedLosses:
-    """Log losses of a model and of its control on the same examples, summed in 4,096 buckets of groups.
+    """Sums log losses of a model and of its control on the same examples, in 4,096 buckets of groups.
 
-    A group's examples depend on each other, so groups are what is resampled; dealing them into buckets keeps the
-    state constant in size. States of disjoint parts of a stream add up.
+    The bootstrap resamples groups, because the examples of a group depend on each other. Hashing groups into buckets
+    keeps the state constant in size. States of disjoint stretches of a stream add up.
 
     Attributes:
         sums_K2: summed log losses of model and control by bucket, nats.
@@ -37,7 +38,7 @@ class PairedLosses:
         self.positives = 0
 
     def add(self, group_E: Ints, positive_E: npt.NDArray[np.bool_], model_E: Doubles, control_E: Doubles) -> None:
-        """Adds the log losses (E,) of both on the same E examples, with the examples' groups and labels."""
+        """Adds the log losses (E,) of model and control on the same E examples, with groups and labels."""
         bucket_E = (splitmix64(group_E) >> np.uint64(64 - 12)).astype(np.int64)
         for column, loss_E in enumerate((model_E, control_E)):
             self.sums_K2[:, column] += np.bincount(bucket_E, weights=loss_E, minlength=_BUCKETS)
@@ -55,7 +56,7 @@ class PairedLosses:
     def gain(self) -> float | None:
         """NE gain in percent, 100 (NE_control - NE_model) / NE_control; None where a class is missing.
 
-        On the same examples the entropy in both NEs is the same and cancels: what is left are the losses.
+        On the same examples both NEs have the same denominator, which cancels: the gain depends on the losses alone.
         """
         if not 0 < self.positives < self.examples:
             return None
@@ -71,10 +72,13 @@ class PairedLosses:
         return float(model), float(control)
 
     def interval95(self, replicates: int = 2000, seed: int = 0) -> tuple[float, float] | None:
-        """95% interval of the gain: paired percentile bootstrap over the buckets.
+        """Computes the 95% interval of the gain: a paired percentile bootstrap over the buckets.
 
-        None where ``gain`` is, and where all examples fall in one bucket: one group says nothing about others.
+        None where ``gain`` is None, and where all examples fall in a single bucket: a single group says nothing about
+        other groups.
         """
+        # Empty buckets are no groups: resampling them would widen the interval of a small model. A log loss is never
+        # zero, so a bucket with examples has a positive sum.
         filled_n2 = self.sums_K2[self.sums_K2[:, 1] > 0]
         if self.gain is None or len(filled_n2) < 2:
             return None
@@ -85,13 +89,13 @@ class PairedLosses:
 
 
 def _resampled_sums(sums_n2: Doubles, replicates: int, rng: np.random.Generator) -> Doubles:
-    """Column sums over n rows drawn with replacement, (R, 2); a few replicates at a time, for the sake of memory."""
+    """Sums columns over n rows drawn with replacement, (R, 2); a few replicates at a time, to bound the memory."""
     n = len(sums_n2)
-    parts = []
+    totals = []
     for start in range(0, replicates, _REPLICATES_AT_ONCE):
         count = min(_REPLICATES_AT_ONCE, replicates - start)
-        parts.append(sums_n2[rng.integers(n, size=(count, n))].sum(axis=1))
-    return np.concatenate(parts)
+        totals.append(sums_n2[rng.integers(n, size=(count, n))].sum(axis=1))
+    return np.concatenate(totals)
 
 
 def gain_share(
@@ -108,7 +112,11 @@ def gain_share(
 
 
 def match(left_E: Ints, right_F: Ints) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Positions of the example ids that both arrays hold, in the left one's order. Ids are unique in each."""
+    """Finds the positions of the example ids that both arrays hold, in the order of the left array.
+
+    Ids are unique in each array.
+    """
+    # A model and its control usually predict the same rows in the same order: then there is nothing to sort.
     if np.array_equal(left_E, right_F):
         everything = np.arange(left_E.size)
         return everything, everything
@@ -116,6 +124,7 @@ def match(left_E: Ints, right_F: Ints) -> tuple[npt.NDArray[np.intp], npt.NDArra
         nothing = np.zeros(0, np.intp)
         return nothing, nothing
     order_F = np.argsort(right_F, kind="stable")
+    # An id above all others would be inserted past the end; clipped, it fails the comparison below.
     position_E = np.minimum(np.searchsorted(right_F, left_E, sorter=order_F), right_F.size - 1)
-    found_E = right_F[order_F[position_E]] == left_E
-    return np.flatnonzero(found_E), order_F[position_E[found_E]]
+    is_match_E = right_F[order_F[position_E]] == left_E
+    return np.flatnonzero(is_match_E), order_F[position_E[is_match_E]]

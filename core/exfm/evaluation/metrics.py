@@ -1,7 +1,9 @@
-"""Log loss, normalized entropy, calibration and AUC: pure functions, and float64 states that add up.
+"""Computes log loss, normalized entropy, calibration and AUC with pure functions, and float64 states that add up.
 
-Legend: E examples. A state of constant size is kept whatever the length of the stream; two states of disjoint parts
-add up to the state of the whole.
+States are constant in size whatever the length of the stream; two states of disjoint stretches add up to the state of
+both.
+
+Legend: E examples, K distinct scores or bins.
 """
 
 from __future__ import annotations
@@ -17,39 +19,41 @@ Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
-CLIP: Final = 1e-7
-_MANTISSA_BITS_DROPPED: Final = 9
+CLIP: Final = 1e-7  # about where float32 ends next to 1
+_MANTISSA_BITS_DROPPED: Final = 9  # of float32's 23: leaves 2^14 bins to each halving of the probability
 
 
 def log_losses(probability_E: Floats, label_E: Bools) -> npt.NDArray[np.float64]:
-    """Log loss of each example in nats, (E,).
+    """Computes the log loss of each example in nats, (E,).
 
-    Probabilities are clipped to [1e-7, 1 - 1e-7], about where float32 ends next to 1: one confident mistake costs at
-    most 16.1 nats instead of infinitely many.
+    Probabilities are clipped to [1e-7, 1 - 1e-7], so that a single confident mistake costs at most 16.1 nats instead
+    of infinitely many.
     """
+    # float64, because 1 - 1e-7 is not a float32: it would round to 1 - 1.2e-7.
     p_E = np.clip(probability_E.astype(np.float64), CLIP, 1 - CLIP)
     return -np.log(np.where(label_E, p_E, 1 - p_E))
 
 
 def logits(probability_E: Floats) -> npt.NDArray[np.float64]:
-    """Computes logits of probabilities, (E,), clipped as those of the log loss are."""
+    """Computes logits of probabilities, (E,), clipped as in the log loss."""
     p_E = np.clip(probability_E.astype(np.float64), CLIP, 1 - CLIP)
     return np.asarray(np.log(p_E) - np.log1p(-p_E))
 
 
 def entropy(rate: float) -> float:
-    """Entropy of a coin in nats: the log loss of always predicting ``rate`` where that is the share of positives."""
+    """Computes the entropy of a share of positives in nats: the log loss of always predicting that share."""
     return -sum(p * math.log(p) for p in (rate, 1 - rate) if p > 0)
 
 
 def auc(probability_E: Floats, label_E: Bools) -> float | None:
-    """Exact AUC, a tie counting one half; None where a class is missing. Sorts: for data that is held in memory."""
+    """Computes the exact AUC of examples in memory by sorting; a tie counts 1/2. None where a class is missing."""
     distinct, rank_E = np.unique(probability_E, return_inverse=True)
     return _auc_of_counts(np.bincount(rank_E * 2 + label_E, minlength=2 * distinct.size).reshape(-1, 2))
 
 
 def _auc_of_counts(counts_K2: Ints) -> float | None:
-    """AUC of K ascending scores with (negatives, positives) each."""
+    """Computes the AUC of K ascending scores with (negatives, positives) each."""
+    # float64, because the number of pairs overflows int64 beyond some billion examples of each class.
     negatives_K, positives_K = counts_K2.T.astype(np.float64)
     pairs = negatives_K.sum() * positives_K.sum()
     if pairs == 0:
@@ -60,7 +64,9 @@ def _auc_of_counts(counts_K2: Ints) -> float | None:
 
 @dataclass(frozen=True)
 class Moments:
-    """The sums behind log loss, NE, calibration and base rate. None where a figure has no meaning (no examples).
+    """Sums losses, predictions and labels, for log loss, NE, calibration and base rate.
+
+    A figure without a meaning (no examples) is None.
 
     Attributes:
         loss_sum: sum of the examples' log losses, nats.
@@ -73,12 +79,13 @@ class Moments:
     prediction_sum: float = 0.0
 
     @classmethod
-    def of(cls, probability_E: Floats, label_E: Bools) -> Self:
-        """The sums over E examples."""
+    def from_predictions(cls, probability_E: Floats, label_E: Bools) -> Self:
+        """Sums over E examples."""
         return cls(
             examples=label_E.size,
             positives=int(np.count_nonzero(label_E)),
             loss_sum=float(log_losses(probability_E, label_E).sum()),
+            # float64, because a float32 sum of millions of small probabilities loses digits.
             prediction_sum=float(probability_E.sum(dtype=np.float64)),
         )
 
@@ -114,11 +121,11 @@ class Moments:
 
 
 class AucHistogram:
-    """AUC of an endless stream at constant memory: counts of both classes in 730,000 fixed bins of the probability.
+    """Counts both classes in 730,000 fixed bins of the probability: AUC of an endless stream at constant memory.
 
     Bins are floating point numbers with fewer digits, mirrored at 1/2: 16,384 to each halving of p (or of 1 - p), so
-    that they are as fine for a click rate of 0.001 as for one of 0.5. Scores in one bin count as tied, as do all below
-    1e-7 and all above 1 - 1e-7; ``error_bound`` says what that can have changed.
+    that they are as fine at a click rate of 0.001 as at 0.5. Scores in the same bin count as tied, as do all below
+    1e-7 and all above 1 - 1e-7; ``error_bound`` bounds the effect on the AUC.
 
     Attributes:
         counts: (bins, 2), negatives and positives.
@@ -138,18 +145,19 @@ class AucHistogram:
 
     @property
     def auc(self) -> float | None:
-        """AUC, a tie counting one half; None where a class is missing."""
+        """AUC, where a tie counts 1/2; None where a class is missing."""
         return _auc_of_counts(self.counts)
 
     @property
     def error_bound(self) -> float | None:
-        """The furthest the exact AUC can be from ``auc``: half the share of pairs whose two scores share a bin."""
+        """Largest possible distance of the exact AUC from ``auc``: half the share of pairs that share a bin."""
         negatives, positives = self.counts.T.astype(np.float64)
         pairs = negatives.sum() * positives.sum()
         return float(negatives @ positives / pairs / 2) if pairs else None
 
 
 def _coarse_bits(p_E: npt.NDArray[np.float32]) -> Ints:
+    # The bits of non-negative floats are ordered as the floats are, so their highest bits are ascending bins.
     return (p_E.view(np.uint32) >> _MANTISSA_BITS_DROPPED).astype(np.int64)
 
 
@@ -159,10 +167,10 @@ _BINS: Final = 2 * (_HALF + 1)
 
 
 def _bin(probability_E: Floats) -> Ints:
-    """Bin of each probability, ascending."""
+    """Computes the bin of each probability, ascending."""
     p_E = probability_E.astype(np.float32)
     upper_E = p_E > 0.5
-    # 1 - p is exact in float32 for p >= 1/2: both ends of the unit interval are resolved alike.
+    # 1 - p is exact in float32 for p >= 1/2 (Sterbenz): both ends of the unit interval are resolved alike.
     near_E = np.where(upper_E, np.float32(1) - p_E, p_E)
     index_E = _coarse_bits(np.maximum(near_E, np.float32(CLIP))) - _LOWEST
     return np.where(upper_E, _BINS - 1 - index_E, index_E)

@@ -1,4 +1,4 @@
-"""Pairs of models, compared on the examples that both have predicted."""
+"""Compares pairs of models on the examples that both predicted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exfm.evaluation.predictions import PredictionReader, common_windows, task_r
 
 @dataclass(frozen=True)
 class Pair:
-    """A model and the baseline that it is compared with, on tasks that both predict."""
+    """Names a model and the baseline that it is compared with, on tasks that both predict."""
 
     model: str
     baseline: str
@@ -28,13 +28,15 @@ def compare_pair(reader: PredictionReader, pair: Pair, first_us: int, interval95
     """
     losses = {task: PairedLosses() for task in pair.tasks}
     for window in common_windows(reader, pair.model, pair.baseline, first_us):
-        model, baseline = (task_rows(reader, name, window, pair.tasks) for name in (pair.model, pair.baseline))
+        model = task_rows(reader, pair.model, window, pair.tasks)
+        baseline = task_rows(reader, pair.baseline, window, pair.tasks)
         for task in pair.tasks:
             add_common(losses[task], model[task], baseline[task])
-    return [_entry(pair, task, losses[task], interval95) for task in pair.tasks]
+    return [_comparison(pair, task, losses[task], interval95) for task in pair.tasks]
 
 
-def _entry(pair: Pair, task: str, losses: PairedLosses, interval95: Interval) -> dict[str, Any]:
+def _comparison(pair: Pair, task: str, losses: PairedLosses, interval95: Interval) -> dict[str, Any]:
+    """Describes the comparison on a task for results.json."""
     ne, baseline_ne = losses.ne or (None, None)
     return {
         "model": pair.model,
@@ -49,7 +51,8 @@ def _entry(pair: Pair, task: str, losses: PairedLosses, interval95: Interval) ->
 
 
 def distinct_pairs(pairs: Sequence[Pair]) -> list[Pair]:
-    """Merges pairs of the same two models, so that no task of theirs is compared twice."""
+    """Merges pairs of the same two models, so that no task is compared twice."""
+    # Dictionaries in place of sets, because the order of results.json follows the experiment file.
     tasks: dict[tuple[str, str], dict[str, None]] = {}
     for pair in pairs:
         tasks.setdefault((pair.model, pair.baseline), {}).update(dict.fromkeys(pair.tasks))

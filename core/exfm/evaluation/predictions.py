@@ -1,4 +1,4 @@
-"""What evaluation reads: tables of predictions that were made before any model trained on their rows."""
+"""Reads predictions for evaluation: each was computed before any model trained on its row."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from exfm.interfaces.data_source import Window
 
 
 class PredictionReader(Protocol):
-    """Access to the predictions of a run, window by window, so that none of it has to fit in memory."""
+    """Reads the predictions of a run window by window, because they may exceed memory."""
 
     def windows(self, model: str) -> Sequence[Window]:
-        """The committed windows of a model, in order."""
+        """Lists the committed windows of a model, in order."""
         ...
 
     def examples(self, model: str, window: Window) -> int:
-        """How many rows a model's predictions of one window have."""
+        """Counts the rows of a model's predictions of a window."""
         ...
 
     def predictions(self, model: str, window: Window) -> pa.Table:
-        """A model's predictions for one window, in the order of the stream.
+        """Reads a model's predictions of a window, in the order of the stream.
 
         Columns: ``example_id`` and ``group`` (int64), and for each task T ``prediction_T``, ``label_T`` (0, 1, or NaN
-        where it is not known) and, on a simulated stream, ``oracle_T`` (the true probability). For each teacher E from
-        elsewhere ``teacher_E/T``, its probability, NaN where it has none.
+        where the label is missing) and, on a simulated stream, ``oracle_T`` (the true probability). For each teacher E
+        from elsewhere ``teacher_E/T``, its probability, NaN where it has none.
         """
         ...
 
 
 @dataclass(frozen=True)
 class TaskRows:
-    """The rows of one table whose label of one task is known, column by column, (E,) each.
+    """Holds the labelled rows of a table for a task, as columns (E,).
 
     Attributes:
         external: probabilities by teacher from elsewhere, NaN where it has none.
@@ -51,7 +51,7 @@ class TaskRows:
     external: Mapping[str, Floats] = field(default_factory=dict)
 
     def take(self, index: npt.NDArray[np.intp]) -> TaskRows:
-        """The rows at these positions."""
+        """Selects rows by position."""
         oracle = None if self.oracle is None else self.oracle[index]
         external = {name: values[index] for name, values in self.external.items()}
         return TaskRows(
@@ -59,23 +59,23 @@ class TaskRows:
         )
 
     def as_predicted_by(self, teacher: str) -> TaskRows:
-        """The rows of which a teacher from elsewhere has a prediction, with its probability for the model's."""
+        """Selects the rows that a teacher from elsewhere predicted, with its probability in place of the model's."""
         rows = self.take(np.flatnonzero(~np.isnan(self.external[teacher])))
         return replace(rows, probability=rows.external[teacher])
 
 
 def common_windows(reader: PredictionReader, model: str, other: str, first_us: int) -> Iterator[Window]:
-    """Yields the windows of two models' predictions that begin at ``first_us`` or later."""
-    has = {window.index for window in reader.windows(other)}
+    """Yields the windows that both models predicted and that begin at ``first_us`` or later."""
+    predicted_by_other = {window.index for window in reader.windows(other)}
     for window in reader.windows(model):
-        if window.start_us >= first_us and window.index in has:
+        if window.start_us >= first_us and window.index in predicted_by_other:
             yield window
 
 
 def task_rows(
     reader: PredictionReader, model: str, window: Window, tasks: Sequence[str] | None = None
 ) -> dict[str, TaskRows]:
-    """Reads one window of a model's predictions, by task; by default all that it predicts.
+    """Reads a window of a model's predictions, by task; by default of all tasks that the model predicts.
 
     Raises:
         ValueError: a prediction is not a probability: the model diverged.
@@ -83,14 +83,19 @@ def task_rows(
     table = reader.predictions(model, window)
     if tasks is None:
         tasks = [name.removeprefix("prediction_") for name in table.column_names if name.startswith("prediction_")]
-    return {task: _known_rows(table, task, f"model {model!r}, task {task!r}, window {window}") for task in tasks}
+    return {task: _labelled_rows(table, task, f"model {model!r}, task {task!r}, window {window}") for task in tasks}
 
 
-def _known_rows(table: pa.Table, task: str, where: str) -> TaskRows:
+def _labelled_rows(table: pa.Table, task: str, where: str) -> TaskRows:
+    """Selects the rows whose label of a task is not missing.
+
+    Args:
+        where: begins the message of an error.
+    """
     label = _column(table, f"label_{task}")
-    known = ~np.isnan(label)
-    probability = _column(table, f"prediction_{task}")[known]
-    # Written so that NaN fails too.
+    is_labelled = ~np.isnan(label)
+    probability = _column(table, f"prediction_{task}")[is_labelled]
+    # Negated, because NaN compares false with everything: so it fails too.
     wrong = ~((probability >= 0) & (probability <= 1))
     if wrong.any():
         raise ValueError(
@@ -99,14 +104,19 @@ def _known_rows(table: pa.Table, task: str, where: str) -> TaskRows:
         )
     oracle = f"oracle_{task}"
     start, end = "teacher_", f"/{task}"
-    teachers = [name for name in table.column_names if name.startswith(start) and name.endswith(end)]
+    external: dict[str, Floats] = {}
+    for name in table.column_names:
+        # ``/`` separates teacher and task because no teacher's name has it: ``_`` would be ambiguous.
+        if name.startswith(start) and name.endswith(end):
+            external[name.removeprefix(start).removesuffix(end)] = _column(table, name)[is_labelled]
     return TaskRows(
-        example_id=_column(table, "example_id")[known],
-        group=_column(table, "group")[known],
+        example_id=_column(table, "example_id")[is_labelled],
+        group=_column(table, "group")[is_labelled],
         probability=probability,
-        label=label[known] > 0.5,
-        oracle=_column(table, oracle)[known] if oracle in table.column_names else None,
-        external={name.removeprefix(start).removesuffix(end): _column(table, name)[known] for name in teachers},
+        # Labels are stored as floats, because they have NaN; with NaN gone they become booleans.
+        label=label[is_labelled] > 0.5,
+        oracle=_column(table, oracle)[is_labelled] if oracle in table.column_names else None,
+        external=external,
     )
 
 

@@ -1,8 +1,8 @@
-"""Recalibration: the NE that is left of a model's predictions when two numbers put its calibration right.
+"""Computes the NE of a model's predictions after Platt's recalibration, sigmoid(scale * logit(p) + shift).
 
-Platt's recalibration sigmoid(scale * logit(p) + shift), fitted by maximum likelihood on the scored predictions
-themselves. It keeps their order, so it separates what a model gets wrong in the level of its predictions from what it
-gets wrong in their order. It is no prediction: the fit has seen the labels.
+Scale and shift are fitted by maximum likelihood on the scored predictions themselves. Recalibration keeps the order of
+the predictions, so it separates errors of their level and spread from errors of their order. The result is no
+prediction, because the fit has seen the labels.
 
 Legend: E examples, B bins, N weighted points.
 """
@@ -20,7 +20,7 @@ from exfm.evaluation.metrics import CLIP, Bools, Floats, Ints, entropy, logits
 
 Doubles = npt.NDArray[np.float64]
 
-_BINS: Final = 4096
+_BINS: Final = 4096  # 1/127 wide: see ``LogitHistogram`` for the error
 _LIMIT: Final = math.log((1 - CLIP) / CLIP)
 """The largest logit of a clipped probability, 16.1."""
 
@@ -33,12 +33,12 @@ _MOST_STEPS: Final = 100
 
 @dataclass(frozen=True)
 class Recalibration:
-    """A monotone recalibration of one model's predictions of one task.
+    """Describes a monotone recalibration of a model's predictions of a task.
 
     Attributes:
         ne: normalized entropy of the recalibrated predictions, at most that of the predictions as they are.
         scale: factor of the logit, at least 0. Below 1 the predictions were too far apart, above 1 too close together.
-        shift: what is added to the scaled logit.
+        shift: summand of the scaled logit.
     """
 
     ne: float
@@ -47,10 +47,10 @@ class Recalibration:
 
 
 class LogitHistogram:
-    """Logits of an endless stream at constant memory: by class, counts and sums in 4,096 bins 1/127 wide.
+    """Counts and sums logits by class in 4,096 bins 1/127 wide: an endless stream at constant memory.
 
-    The examples of one class and bin stand for as many at their mean, which changes the log loss of a recalibration
-    with scale a by less than 1e-5 a^2 nats. Histograms of disjoint stretches of a stream add up.
+    The fit replaces the examples of a class in a bin by their mean, which changes the log loss of a recalibration with
+    scale a by less than 1e-5 a^2 nats. Histograms of disjoint stretches of a stream add up.
 
     Attributes:
         counts: (bins, 2), negatives and positives.
@@ -62,10 +62,10 @@ class LogitHistogram:
         self.logit_sums: Doubles = np.zeros((_BINS, 2))
 
     def add(self, probability_E: Floats, label_E: Bools) -> None:
-        """Counts E more examples, their probabilities clipped as those of the log loss are."""
+        """Counts E more examples, with probabilities clipped as in the log loss."""
         logit_E = logits(probability_E)
         bin_E = np.clip((logit_E + _LIMIT) * (_BINS / (2 * _LIMIT)), 0, _BINS - 1).astype(np.int64)
-        cell_E = bin_E * 2 + label_E
+        cell_E = bin_E * 2 + label_E  # both classes in a single bincount
         self.counts += np.bincount(cell_E, minlength=2 * _BINS).reshape(-1, 2)
         self.logit_sums += np.bincount(cell_E, weights=logit_E, minlength=2 * _BINS).reshape(-1, 2)
 
@@ -78,8 +78,8 @@ class LogitHistogram:
     def recalibration(self) -> Recalibration | None:
         """Fits the recalibration with the least log loss among those with a scale of at least 0.
 
-        None where there is none: a class is missing, or no negative lies above a positive, where every larger scale
-        fits better.
+        Returns None where no recalibration is best: a class is missing, or no negative lies above a positive, where
+        every larger scale fits better.
         """
         negatives, positives = self.counts.sum(axis=0)
         if not negatives or not positives:
@@ -102,19 +102,21 @@ class LogitHistogram:
 
 
 def _fit(logit_N: Doubles, count_N: Doubles, positive_N: Bools, constant: float) -> tuple[float, float]:
-    """Scale and shift of maximum likelihood, by Newton's method from the base rate with steps that never go uphill."""
+    """Fits scale and shift by Newton's method from the base rate, halving each step until the loss falls."""
     center = float(logit_N @ count_N / count_N.sum())
     z_N = logit_N - center  # the mean is taken out for the conditioning of the Hessian
     scale, shift = 0.0, constant
     loss = _loss(z_N, count_N, positive_N, scale, shift)
     for _ in range(_MOST_STEPS):
-        p_N = np.exp(-np.logaddexp(0, -(scale * z_N + shift)))  # a sigmoid that does not overflow
+        p_N = np.exp(-np.logaddexp(0, -(scale * z_N + shift)))  # a sigmoid without overflow
         error_N, weight_N = count_N * (p_N - positive_N), count_N * p_N * (1 - p_N)
         gradient = np.array([error_N @ z_N, error_N.sum()])
         mixed = weight_N @ z_N
         hessian = np.array([[weight_N @ z_N**2, mixed], [mixed, weight_N.sum()]])
+        # Least squares, because the Hessian is singular where every p rounds to 0 or 1.
         step = np.linalg.lstsq(hessian, gradient, rcond=None)[0]
         size = 1.0
+        # 20 halvings: a shorter step changes the loss by less than rounding does.
         while size > 1e-6:
             next_scale, next_shift = scale - size * step[0], shift - size * step[1]
             next_loss = _loss(z_N, count_N, positive_N, next_scale, next_shift)
@@ -122,12 +124,12 @@ def _fit(logit_N: Doubles, count_N: Doubles, positive_N: Bools, constant: float)
                 break
             size /= 2
         else:
-            break  # no step lowers the loss any more: the optimum, to rounding
+            break  # no step lowers the loss: the optimum, to rounding
         scale, shift, loss = float(next_scale), float(next_shift), next_loss
     return scale, shift - scale * center
 
 
 def _loss(logit_N: Doubles, count_N: Doubles, positive_N: Bools, scale: float, shift: float) -> float:
-    """Log loss of N recalibrated points, summed over their counts, nats."""
+    """Computes the log loss of N recalibrated points, summed over their counts, in nats."""
     recalibrated_N = scale * logit_N + shift
     return float(count_N @ np.logaddexp(0, np.where(positive_N, -recalibrated_N, recalibrated_N)))

@@ -19,7 +19,7 @@ from exfm.interfaces.layout import Cluster, Collective, Layout, LayoutEstimator,
 from exfm.interfaces.parallel_plan import TableOptimizer
 from exfm.planning.activations import activation_bytes
 from exfm.planning.needs import Needs, lengths_of, needs_of
-from exfm.reporting.figures import gigabytes
+from exfm.reporting.formatting import gigabytes
 from exfm.training.building import teacher_specs
 from exfm.training.trainer import check_managed
 

@@ -1,1 +1,1 @@
-"""results.json and the HTML report."""
+"""Assembles results.json, and renders tables, progress, and HTML pages."""

@@ -1,4 +1,4 @@
-"""The table that `exfm diagnose` prints, and which diagnosis a report shows."""
+"""Renders the table of `exfm diagnose`, and reads the diagnosis that belongs to a run's results."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from rich.text import Text
 
 from exfm.diagnosis.diagnose import digest
-from exfm.reporting.figures import MISSING, fixed, interval, percent, signed
 from exfm.reporting.fitted_table import FittedTable
+from exfm.reporting.formatting import MISSING, fixed, interval, percent, signed
 from exfm.reporting.results import DIAGNOSIS_FILE
 from exfm.supervision.workspace import Workspace
 
@@ -19,7 +19,7 @@ _FIGURES = ("verdict", "NE gain (95% interval)", "headroom (95% interval)", "gai
 
 
 def diagnosis_table(diagnosis: Json) -> FittedTable:
-    """Shows the verdict of each student, task and teacher beside its main figures, and settings to try below."""
+    """Builds a row of verdict and main figures for each student, task and teacher, with settings to try below."""
     notes = []
     for entry in diagnosis["students"]:
         notes.append(f"\n{entry['model']}, {entry['task']}, taught by {entry['teacher']}: {entry['verdict']['words']}")
@@ -27,20 +27,19 @@ def diagnosis_table(diagnosis: Json) -> FittedTable:
             notes.append(f"  also: {', '.join(entry['verdict']['also'])}")
         notes += [f"  try {setting}" for setting in entry["verdict"]["settings"]]
     left_out = [f"left out: {reason}" for reason in diagnosis["left_out"]]
+    # An empty table alone would read as a failure.
     if not diagnosis["students"]:
         left_out.insert(
             0, "no model of this run has both a teacher and a control; control: true under a model adds one"
         )
-    table = FittedTable(
-        f"{diagnosis['experiment']}: why transfer pays or does not",
-        ["student", "task", "teacher"],
-        _FIGURES,
-        [*notes, "", *left_out],
-    )
+    title = f"{diagnosis['experiment']}: why transfer pays or does not"
+    table = FittedTable(title, ["student", "task", "teacher"], _FIGURES, [*notes, "", *left_out])
     for entry in diagnosis["students"]:
-        verdict = Text(entry["verdict"]["cause"], style="green" if entry["verdict"]["cause"] == "pays" else "")
-        cells: list[Text | str] = [verdict, difference(entry["gain"]), difference(entry["headroom"]["recalibrated"])]
-        cells += [
+        cause = entry["verdict"]["cause"]
+        cells: list[Text | str] = [
+            Text(cause, style="green" if cause == "pays" else ""),
+            _difference_cell(entry["gain"]),
+            _difference_cell(entry["headroom"]["recalibrated"]),
             fixed(entry["gain_share"], 2),
             percent(entry["reach"]["supervised_share"]),
             fixed(entry["agreement"]["confirmed"], 2),
@@ -49,17 +48,22 @@ def diagnosis_table(diagnosis: Json) -> FittedTable:
     return table
 
 
-def difference(figure: Json | None) -> str:
-    """Writes a difference in percent with its interval."""
+def _difference_cell(figure: Json | None) -> str:
+    """Formats a difference in percent with its interval."""
     if figure is None or figure["percent"] is None:
         return MISSING
-    bounds = "" if figure["interval95"] is None else f" ({interval(figure['interval95'])})"
+    bounds = ""
+    if figure["interval95"] is not None:
+        bounds = f" ({interval(figure['interval95'])})"
     return f"{signed(figure['percent'])}%{bounds}"
 
 
 def kept_diagnosis(workspace: Workspace, results: Json) -> Json | None:
-    """Reads a run's diagnosis; None where there is none, or where it belongs to other results."""
+    """Reads a run's diagnosis; None where the folder has none, or where it belongs to other results."""
     if not workspace.exists(DIAGNOSIS_FILE):
         return None
     diagnosis: Json = workspace.read_json(DIAGNOSIS_FILE)
-    return diagnosis if diagnosis["results"] == digest(results) else None
+    # A run that went on has other figures, which an old verdict does not describe.
+    if diagnosis["results"] != digest(results):
+        return None
+    return diagnosis

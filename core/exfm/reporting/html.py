@@ -1,4 +1,4 @@
-"""The HTML report of a run: one page that needs nothing but itself."""
+"""Renders the HTML report of a run: a single page without scripts and without files beside it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from exfm.reporting import plots
-from exfm.reporting.figures import FILTERS, is_control, useless
-from exfm.reporting.gains import Scale, comparisons
+from exfm.reporting.formatting import FILTERS, is_control, useless_models
+from exfm.reporting.gain_scale import GainScale, comparisons
 
 Json = Mapping[str, Any]
 
@@ -25,12 +25,16 @@ _TIMES = {
     "time_to_first_batch_s": "until the first batch",
 }
 _MOST_ROWS = 16
-"""Past these, figures are in tables only: a screenful of rows in a plot shows nothing at a glance."""
+"""Rows of a plot above which its figures are in tables only, because it would fill more than a screen."""
 
 
 @dataclass(frozen=True)
-class Plot:
-    """One figure of the page; ``names`` are the models in its legend, none where its rows are named."""
+class ReportPlot:
+    """Holds a figure of the page.
+
+    Attributes:
+        names: the models in its legend; none where its rows are named.
+    """
 
     caption: str
     svg: Markup
@@ -38,12 +42,14 @@ class Plot:
 
 
 def environment() -> Environment:
-    """Where the pages' templates are, with the filters they use; a name they lack is an error."""
+    """Builds the environment of the pages' templates, with the filters they use."""
     pages = Environment(
         loader=PackageLoader("exfm.reporting"),
+        # Names come from experiment files: they are text and never markup.
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
+        # A misspelt name in a template is an error, and not an empty string.
         undefined=StrictUndefined,
     )
     pages.filters |= FILTERS
@@ -51,9 +57,9 @@ def environment() -> Environment:
 
 
 def render_report(results: Json, config_yaml: str, diagnosis: Json | None = None) -> str:
-    """The page for a run's results.json and its resolved config: styles and plots inside, no script, no network.
+    """Renders the page for a run's results.json and its resolved config: styles and plots inside, no network.
 
-    The same arguments give the same page. Parts that the results lack (gains, costs, supervision) are left out.
+    The same arguments give the same page. Sections that the results lack (gains, costs, supervision) are left out.
     """
     models = results["models"]
     styles = plots.series_styles(results)
@@ -65,64 +71,88 @@ def render_report(results: Json, config_yaml: str, diagnosis: Json | None = None
             results=results,
             config_yaml=config_yaml,
             diagnosis=diagnosis,
-            useless=useless(results),
+            useless=useless_models(results),
             comparisons=compared,
             verdicts=Counter(comparison["verdict"] for comparison in compared),
-            scale=Scale.of(compared),
+            scale=GainScale.from_gains(compared),
             tasks=_tasks(models),
             styles=styles,
             over_time=list(_over_time(models, styles)),
             age=list(_age(results, styles)),
             calibration=list(_calibration(models, styles)),
-            cost=list(_cost(results)),
+            cost=list(_costs(results)),
             has_lookups=any(model.get("serving_lookups") for model in models.values()),
-            has_bayes=any("bayes_ne" in figures for model in models.values() for figures in model["tasks"].values()),
-            has_recall=any("recall_at" in figures for model in models.values() for figures in model["tasks"].values()),
-            supervision=[
-                {"student": student, "teacher": teacher, **figures}
-                for teacher, students in results.get("supervision", {}).items()
-                for student, figures in students.items()
-            ],
+            has_bayes=_has_figure(models, "bayes_ne"),
+            has_recall=_has_figure(models, "recall_at"),
+            supervision=list(_supervision_rows(results)),
         )
     )
 
 
+def _has_figure(models: Mapping[str, Json], key: str) -> bool:
+    """Checks whether any model has a figure, so that a column for it is worth its room."""
+    for model in models.values():
+        for figures in model["tasks"].values():
+            if key in figures:
+                return True
+    return False
+
+
+def _supervision_rows(results: Json) -> Iterator[dict[str, Any]]:
+    """Yields a row for each student and teacher."""
+    for teacher, students in results.get("supervision", {}).items():
+        for student, figures in students.items():
+            yield {"student": student, "teacher": teacher, **figures}
+
+
 def _tasks(models: Mapping[str, Json]) -> list[str]:
-    return list(dict.fromkeys(task for model in models.values() for task in model["tasks"]))
+    """Lists the tasks of all models, each once, in order of appearance."""
+    tasks: dict[str, None] = {}
+    for model in models.values():
+        tasks |= dict.fromkeys(model["tasks"])
+    return list(tasks)
 
 
-def _over_time(models: Mapping[str, Json], styles: Mapping[str, plots.SeriesStyle]) -> Iterator[Plot]:
+def _over_time(models: Mapping[str, Json], styles: Mapping[str, plots.SeriesStyle]) -> Iterator[ReportPlot]:
     drawn, note = models, ""
+    # Controls double the lines; where there are many, the gains section compares them better.
     if len(models) > _MOST_ROWS:
         drawn, note = {name: model for name, model in models.items() if not is_control(name)}, ", without controls"
     for task in _tasks(drawn):
         names = tuple(name for name, model in drawn.items() if task in model["tasks"])
-        yield Plot(f"NE over time: {task}{note}", Markup(plots.ne_plot(drawn, task, styles)), names)
+        yield ReportPlot(f"NE over time: {task}{note}", Markup(plots.ne_plot(drawn, task, styles)), names)
 
 
-def _age(results: Json, styles: Mapping[str, plots.SeriesStyle]) -> Iterator[Plot]:
+def _age(results: Json, styles: Mapping[str, plots.SeriesStyle]) -> Iterator[ReportPlot]:
     for teacher, students in results.get("supervision", {}).items():
-        known = {name: figures["age_histogram"] for name, figures in students.items() if figures["age_s"] is not None}
-        if 0 < len(known) <= _MOST_ROWS:
-            yield Plot(f"Age of supervision: {teacher}", Markup(plots.age_plot(known, styles)), tuple(known))
+        histograms: dict[str, Json] = {}
+        for name, figures in students.items():
+            # A student without supervision has an empty histogram, which has no shares.
+            if figures["age_s"] is not None:
+                histograms[name] = figures["age_histogram"]
+        if 0 < len(histograms) <= _MOST_ROWS:
+            caption = f"Age of supervision: {teacher}"
+            yield ReportPlot(caption, Markup(plots.age_plot(histograms, styles)), tuple(histograms))
 
 
-def _calibration(models: Mapping[str, Json], styles: Mapping[str, plots.SeriesStyle]) -> Iterator[Plot]:
-    calibrations = [figures["calibration"] for model in models.values() for figures in model["tasks"].values()]
-    if any(value is not None for value in calibrations) and len(calibrations) <= _MOST_ROWS:
-        yield Plot("Calibration", Markup(plots.calibration_plot(models, styles)))
+def _calibration(models: Mapping[str, Json], styles: Mapping[str, plots.SeriesStyle]) -> Iterator[ReportPlot]:
+    calibrations = []
+    for model in models.values():
+        for figures in model["tasks"].values():
+            calibrations.append(figures["calibration"])
+    is_empty = all(value is None for value in calibrations)
+    if not is_empty and len(calibrations) <= _MOST_ROWS:
+        yield ReportPlot("Calibration", Markup(plots.calibration_plot(models, styles)))
 
 
-def _cost(results: Json) -> Iterator[Plot]:
-    speeds = {
-        name: model["train_examples_per_second"]
-        for name, model in results["models"].items()
-        if model.get("train_examples_per_second") is not None
-    }
+def _costs(results: Json) -> Iterator[ReportPlot]:
+    speeds: dict[str, float] = {}
+    for name, model in results["models"].items():
+        if model.get("train_examples_per_second") is not None:
+            speeds[name] = model["train_examples_per_second"]
     if 0 < len(speeds) <= _MOST_ROWS:
-        yield Plot("Training speed", Markup(plots.bars_plot(speeds, "examples per second", "Training speed")))
-    times = {
-        label: results["time"][key] for key, label in _TIMES.items() if results.get("time", {}).get(key) is not None
-    }
+        yield ReportPlot("Training speed", Markup(plots.bars_plot(speeds, "examples per second", "Training speed")))
+    measured = results.get("time", {})
+    times = {label: measured[key] for key, label in _TIMES.items() if measured.get(key) is not None}
     if times:
-        yield Plot("Time", Markup(plots.bars_plot(times, "seconds", "Time spent")))
+        yield ReportPlot("Time", Markup(plots.bars_plot(times, "seconds", "Time spent")))

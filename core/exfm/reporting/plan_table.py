@@ -1,4 +1,4 @@
-"""The tables that `exfm plan` prints: where tables go, what a process holds, what it sends."""
+"""Renders the tables of `exfm plan`: the shards of tables, the memory of a process, and the bytes that it sends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from exfm.reporting.figures import gigabytes
+from exfm.reporting.formatting import gigabytes
 
 Json = Mapping[str, Any]
 
@@ -25,21 +25,24 @@ _MEMORY = {
 
 
 def plan_tables(plan: Json) -> Iterator[Table | Text]:
-    """What ``exfm plan --json`` prints, for a terminal of 100 columns."""
+    """Yields the tables of a plan, the content of ``exfm plan --json``, for a terminal of 100 columns."""
+    groups = "sharding group"
+    if plan["replicas"] != 1:
+        groups += "s"
     yield Text(
-        f"{plan['plan']} on {plan['world_size']:,} processes: {plan['replicas']:,} sharding group"
-        f"{'s' if plan['replicas'] != 1 else ''} of {plan['sharding_group']:,}, {plan['per_machine']} to a machine, "
-        f"{gigabytes(plan['memory_bytes'])} each\n"
+        f"{plan['plan']} on {plan['world_size']:,} processes: {plan['replicas']:,} {groups} of "
+        f"{plan['sharding_group']:,}, {plan['per_machine']} to a machine, {gigabytes(plan['memory_bytes'])} each\n"
     )
     for name, model in plan["models"].items():
-        yield _places(name, model, plan["sharding_group"])
+        yield _shards(name, model, plan["sharding_group"])
         yield _memory(name, model)
         if model["exchanges"]:
             yield _exchanges(name, model)
     yield _verdict(plan)
 
 
-def _empty(title: str, first: str, *numbers: str) -> Table:
+def _numbers_table(title: str, first: str, *numbers: str) -> Table:
+    """Builds a table of a text column and right-aligned columns of numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", padding=(0, 1, 0, 0), box=None)
     table.add_column(first, overflow="fold")
     for heading in numbers:
@@ -47,27 +50,30 @@ def _empty(title: str, first: str, *numbers: str) -> Table:
     return table
 
 
-def _places(name: str, model: Json, group: int) -> Table:
-    table = _empty(f"{name}: tables", "table", "rows", "width", "size", "optimizer", "sharding")
+def _shards(name: str, model: Json, group: int) -> Table:
+    """Builds a row for each embedding table: its size, its sharding, and the processes with a shard of it."""
+    table = _numbers_table(f"{name}: tables", "table", "rows", "width", "size", "optimizer", "sharding")
     table.add_column("processes of a group", overflow="fold")
-    for one in model["tables"]:
+    for embedding in model["tables"]:
         table.add_row(
-            Text(one["table"]),
-            f"{one['rows']:,}",
-            str(one["width"]),
-            gigabytes(one["bytes"]),
-            gigabytes(one["optimizer_bytes"]),
-            one["sharding"],
-            spans([shard["process"] for shard in one["shards"]], group),
+            Text(embedding["table"]),  # a name in brackets is no markup
+            f"{embedding['rows']:,}",
+            str(embedding["width"]),
+            gigabytes(embedding["bytes"]),
+            gigabytes(embedding["optimizer_bytes"]),
+            embedding["sharding"],
+            spans([shard["process"] for shard in embedding["shards"]], group),
         )
     return table
 
 
 def _memory(name: str, model: Json) -> Table:
-    table = _empty(f"{name}: memory of a process", "for", "mean", "most")
+    """Builds a row for each use of memory: its mean and its maximum over the processes."""
+    table = _numbers_table(f"{name}: memory of a process", "for", "mean", "most")
     for key, words in _MEMORY.items():
         sizes = model["memory"][key]
         table.add_row(words, gigabytes(sum(sizes) / len(sizes)), gigabytes(max(sizes)))
+    # Totals are summed by process first: the process with the most tables need not have the most activations.
     totals = [sum(sizes) for sizes in zip(*model["memory"].values(), strict=True)]
     table.add_row(Text("all", style="bold"), gigabytes(sum(totals) / len(totals)), gigabytes(max(totals)))
     if model["replication_bytes"]:
@@ -76,7 +82,8 @@ def _memory(name: str, model: Json) -> Table:
 
 
 def _exchanges(name: str, model: Json) -> Table:
-    table = _empty(
+    """Builds a row for each collective operation: its group, and the bytes that a process sends."""
+    table = _numbers_table(
         f"{name}: what a process sends in a step of {model['batch_size']:,} examples, "
         f"{model['examples_per_process']:,} its own",
         "what",
@@ -85,12 +92,11 @@ def _exchanges(name: str, model: Json) -> Table:
         "most",
         "every",
     )
-    for one in model["exchanges"]:
-        sent = one["sent_bytes"]
-        steps = "step" if one["every"] == 1 else f"{one['every']:,} steps"
-        table.add_row(
-            one["name"], f"{one['processes']:,}", gigabytes(sum(sent) / len(sent)), gigabytes(max(sent)), steps
-        )
+    for exchange in model["exchanges"]:
+        sent = exchange["sent_bytes"]
+        steps = "step" if exchange["every"] == 1 else f"{exchange['every']:,} steps"
+        mean = gigabytes(sum(sent) / len(sent))
+        table.add_row(exchange["name"], f"{exchange['processes']:,}", mean, gigabytes(max(sent)), steps)
     sent = model["sent_bytes_per_step"]
     table.add_row(Text("a step", style="bold"), "", gigabytes(sum(sent) / len(sent)), gigabytes(max(sent)), "")
     ratios = model["imbalance"]
@@ -102,9 +108,11 @@ def _exchanges(name: str, model: Json) -> Table:
 
 
 def _verdict(plan: Json) -> Text:
+    """Writes whether the plan fits, the settings that run it, and the changes that would make it fit."""
+    # The process with the most decides, because a job fails with its first process.
     needed = max(plan["needed_bytes"])
     share = needed / plan["memory_bytes"]
-    text = Text(f"\n{'fits' if plan['fits'] else 'does not fit'}: ", style="green" if plan["fits"] else "red")
+    text = Text("\nfits: ", style="green") if plan["fits"] else Text("\ndoes not fit: ", style="red")
     text.append(
         f"a process needs {gigabytes(needed)} at most, {share:.0%} of its memory; {gigabytes(plan['usable_bytes'])} "
         "may be taken",
@@ -116,15 +124,22 @@ def _verdict(plan: Json) -> Text:
     if not plan["fits"]:
         remedies = plan["remedies"]
         text.append("\nwould fit:" if remedies else "\nno change that was tried makes it fit", style="default")
-        for one in remedies:
-            text.append(f"\n  {one['change']}  ({gigabytes(one['needed_bytes'])})", style="default")
+        for remedy in remedies:
+            text.append(f"\n  {remedy['change']}  ({gigabytes(remedy['needed_bytes'])})", style="default")
     return text
 
 
 def spans(processes: Sequence[int], group: int) -> str:
-    """Numbers of processes, those in a row as one span."""
+    """Formats numbers of processes, consecutive numbers as a span: ``0, 2-5``; ``all`` where they are a whole group."""
     numbers = sorted(set(processes))
-    if len(numbers) == group:
-        return "all" if group > 1 else "0"
-    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    if len(numbers) == group > 1:
+        return "all"
+    texts = []
+    # In consecutive numbers, the difference of number and position is constant.
+    for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        (_, first), *others = run
+        if others:
+            texts.append(f"{first}-{others[-1][1]}")
+        else:
+            texts.append(str(first))
+    return ", ".join(texts)

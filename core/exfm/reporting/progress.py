@@ -1,4 +1,4 @@
-"""How far a run has come, on stderr or in a notebook: the window, rows, rows per second, and each model's NE."""
+"""Shows the progress of a run on stderr or in a notebook: the window, rows, rows per second, and each model's NE."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from exfm.interfaces.data_source import Window
 
 LINE_EVERY_S = 10.0
-_PICTURE_EVERY_S = 0.5
+# Each drawing is a message to the browser, so a stream of small chunks must not draw after every chunk.
+_DRAW_EVERY_S = 0.5
 
 
 class Update(Protocol):
-    """What a run tells after every chunk; see ``exfm.training.loop.Progress``."""
+    """Describes the progress of a run after a chunk; see ``exfm.training.loop.Progress``."""
 
     @property
     def window(self) -> Window:
-        """The window in work."""
+        """The window of the chunk."""
 
     @property
     def windows(self) -> int:
-        """How many there are."""
+        """Number of windows of the run."""
 
     @property
     def rows(self) -> int:
@@ -44,28 +45,26 @@ class Update(Protocol):
 class StreamProgress:
     """Shows progress while its block runs: a bar on a terminal or in a notebook, otherwise a line every ten seconds.
 
-    In any process of a job but the first it shows nothing.
+    Only rank 0 of a job shows anything.
     """
 
     def __init__(self, name: str) -> None:
-        self._display: _Bar | _Picture | _Lines | None = None
+        self._display: _TerminalBar | _NotebookBar | _Lines | None = None
+        # From the environment, because progress starts before the process group does.
         if os.environ.get("RANK", "0") == "0":
-            if in_notebook():
-                self._display = _Picture(name)
-            else:
-                self._display = _Bar(name) if Console(stderr=True).is_terminal else _Lines(name)
+            self._display = _display_for(name)
         self._started = time.perf_counter()
         self._rows = 0
 
     def update(self, update: Update) -> None:
-        """Shows where the run is."""
+        """Shows the progress after a chunk."""
         self._rows += update.rows
         elapsed_s = time.perf_counter() - self._started
         if self._display is not None:
             self._display.update(update, self._rows, elapsed_s)
 
     def __enter__(self) -> Self:
-        if isinstance(self._display, _Bar):
+        if isinstance(self._display, _TerminalBar):
             self._display.start()
         return self
 
@@ -76,26 +75,49 @@ class StreamProgress:
             self._display.stop()
 
 
+def _display_for(name: str) -> _TerminalBar | _NotebookBar | _Lines:
+    """Chooses the display for the notebook, terminal or file that the process writes to."""
+    if in_notebook():
+        return _NotebookBar(name)
+    if Console(stderr=True).is_terminal:
+        return _TerminalBar(name)
+    return _Lines(name)
+
+
 def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook."""
+    """Checks whether this process is the kernel of a notebook."""
+    # Never imported here: a kernel has imported IPython before any user code, and other processes need not.
     interactive = sys.modules.get("IPython")
     return interactive is not None and hasattr(interactive.get_ipython(), "kernel")
 
 
-def _figures(update: Update, rows: int, elapsed_s: float) -> str:
-    ne = " ".join(f"{model} {value:.4f}" for model, value in update.ne.items() if value is not None)
-    parts = [
+def _ne_words(update: Update, separator: str) -> str:
+    """Formats the NE of each model; empty where no model has any yet."""
+    words = [f"{model} {value:.4f}" for model, value in update.ne.items() if value is not None]
+    if not words:
+        return ""
+    return f"NE {separator.join(words)}"
+
+
+def _rows_per_second(rows: int, elapsed_s: float) -> str:
+    # A clock of low resolution may show no time at all after the first chunk.
+    return f"{rows / max(elapsed_s, 1e-9):,.0f} rows/s"
+
+
+def _line(update: Update, rows: int, elapsed_s: float) -> str:
+    """Formats progress as a line of text."""
+    words = [
         f"window {update.window.index + 1} of {update.windows} ({update.window})",
         f"{rows:,} rows",
-        f"{rows / max(elapsed_s, 1e-9):,.0f} rows/s",
-        *([f"NE {ne}"] if ne else []),
+        _rows_per_second(rows, elapsed_s),
+        _ne_words(update, " "),
         str(timedelta(seconds=int(elapsed_s))),
     ]
-    return ", ".join(parts)
+    return ", ".join(filter(None, words))
 
 
 class _Lines:
-    """A line for the first rows, every ten seconds, and for the last rows."""
+    """Prints a line for the first rows, every ten seconds, and for the last rows."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -103,7 +125,7 @@ class _Lines:
         self._unseen = ""
 
     def update(self, update: Update, rows: int, elapsed_s: float) -> None:
-        self._unseen = _figures(update, rows, elapsed_s)
+        self._unseen = _line(update, rows, elapsed_s)
         if elapsed_s >= self._next_s:
             self._next_s = elapsed_s + LINE_EVERY_S
             self._print(self._unseen)
@@ -114,11 +136,12 @@ class _Lines:
             self._print(self._unseen)
 
     def _print(self, text: str) -> None:
+        # Flushed, because stderr of a job is a file, and lines of a job that is killed would be lost.
         print(f"{self._name}: {text}", file=sys.stderr, flush=True)
 
 
-class _Picture:
-    """A bar in a notebook, of plain HTML: it needs no widgets, and stays when the notebook is saved."""
+class _NotebookBar:
+    """Draws a bar in a notebook with plain HTML: it needs no widgets, and stays when the notebook is saved."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -127,10 +150,10 @@ class _Picture:
         self._handle: Any = None
 
     def update(self, update: Update, rows: int, elapsed_s: float) -> None:
-        text = html.escape(f"{self._name}: {_figures(update, rows, elapsed_s)}")
+        text = html.escape(f"{self._name}: {_line(update, rows, elapsed_s)}")
         self._last = f"<progress value='{update.window.index + 1}' max='{update.windows}'></progress> {text}"
         if elapsed_s >= self._next_s:
-            self._next_s = elapsed_s + _PICTURE_EVERY_S
+            self._next_s = elapsed_s + _DRAW_EVERY_S
             self._draw()
 
     def stop(self) -> None:
@@ -138,6 +161,7 @@ class _Picture:
             self._draw()
 
     def _draw(self) -> None:
+        # Imported here, because IPython is no dependency: it is there where a notebook is.
         ipython: Any = import_module("IPython.display")
         picture = ipython.HTML(self._last)
         if self._handle is None:
@@ -146,8 +170,8 @@ class _Picture:
             self._handle.update(picture)
 
 
-class _Bar:
-    """A bar on a terminal."""
+class _TerminalBar:
+    """Draws a bar on a terminal."""
 
     def __init__(self, name: str) -> None:
         self._bar = Progress(
@@ -159,19 +183,19 @@ class _Bar:
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
+        # The number of windows is unknown until the first chunk arrives.
         self._task = self._bar.add_task(name, total=None, speed="", ne="")
 
     def start(self) -> None:
         self._bar.start()
 
     def update(self, update: Update, rows: int, elapsed_s: float) -> None:
-        ne = "  ".join(f"{model} {value:.4f}" for model, value in update.ne.items() if value is not None)
         self._bar.update(
             self._task,
             completed=update.window.index,
             total=update.windows,
-            speed=f"{rows / max(elapsed_s, 1e-9):,.0f} rows/s",
-            ne=f"NE {ne}" if ne else "",
+            speed=_rows_per_second(rows, elapsed_s),
+            ne=_ne_words(update, "  "),
         )
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""results.json: the figures of a run, from its commits and its predictions."""
+"""Assembles results.json: the figures of a run, from its commits and its predictions."""
 
 from __future__ import annotations
 
@@ -19,42 +19,32 @@ from exfm.supervision.store import Store
 CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"
 CHANGES_FILE, DIAGNOSIS_FILE = "changes.json", "diagnosis.json"
 
+Counters = Mapping[str, Any]
+"""The counters of a window's commit."""
+
 
 def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time: dict[str, Any]) -> dict[str, Any]:
-    """Puts scores, costs and times together.
+    """Assembles scores, costs and times.
 
     Args:
-        figures: what ``evaluate`` returned.
-        time: where this process's time went; a resumed run counts its last part only.
+        figures: the figures that ``evaluate`` returned.
+        time: seconds that this process spent, by purpose; those of earlier processes of a resumed run are not known.
     """
     models: dict[str, Any] = {}
     supervision: dict[str, Any] = {}
     skipped_rows = 0
     skipped: dict[str, dict[str, int]] = {}
-    late = []
-    missed = []
+    late: list[dict[str, Any]] = []
+    missed: list[str] = []
     for arm in experiment.arms:
         commits = store.log.commits("train", arm.name)
         counters = [commit.counters for commit in commits]
-        seconds = sum(counted["seconds"] for counted in counters)
-        examples = sum(counted["examples"] for counted in counters)
-        skipped_rows = max(skipped_rows, sum(counted["skipped_rows"] for counted in counters))
+        # All models read the same stream, so their skipped rows overlap: the model with the most has all of them.
+        skipped_rows = max(skipped_rows, _sum(counters, "skipped_rows"))
         skipped = max(skipped, _skipped(counters), key=sum_counts)
-        last = counters[-1] if counters else {}
         late += _late(store, arm)
         missed += [f"{arm.name}: {_missed_words(commit)}" for commit in commits if commit.counters["missed_windows"]]
-        parts = _parts(counters)
-        models[arm.name] = {
-            "examples": examples,
-            "tasks": figures["models"][arm.name]["tasks"],
-            "train_examples_per_second": round(examples / seconds, 1) if seconds else None,
-            "parameters": last.get("parameters"),
-            "flops_per_example": sum(part["flops_per_example"] for part in parts.values()) if parts else None,
-            "parts": parts,
-            "serving_lookups": [lookup.name for lookup in arm.lookups],
-        }
-        if arm.config.where and not examples:
-            models[arm.name]["note"] = "no row of the stream meets its where"
+        models[arm.name] = _model(arm, counters, figures["models"][arm.name]["tasks"])
         for teacher in arm.teachers:
             covered = _coverage(commits, teacher)
             covered["soft_labels"] = _soft_labels(arm, commits, teacher, figures["first_scored_us"])
@@ -66,6 +56,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         "gains": figures["gains"],
         "comparisons": figures["comparisons"],
         "supervision": supervision,
+        # A teacher from elsewhere is no model, and labels nothing here.
         "labelling": {teacher: _labelling(store, teacher) for teacher in supervision if teacher in models},
         "data": {
             "skipped_rows": skipped_rows,
@@ -78,23 +69,51 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
     }
 
 
+def _sum(counters: Sequence[Counters], key: str) -> Any:
+    return sum(counted[key] for counted in counters)
+
+
+def _model(arm: Arm, counters: Sequence[Counters], tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Describes a model: its scores and its costs."""
+    seconds, examples = _sum(counters, "seconds"), _sum(counters, "examples")
+    # Tables may grow, so the size is that of the last window.
+    last = counters[-1] if counters else {}
+    modules = _modules(counters)
+    flops = None
+    if modules:
+        flops = sum(module["flops_per_example"] for module in modules.values())
+    model = {
+        "examples": examples,
+        "tasks": tasks,
+        "train_examples_per_second": round(examples / seconds, 1) if seconds else None,
+        "parameters": last.get("parameters"),
+        "flops_per_example": flops,
+        "parts": modules,
+        "serving_lookups": [lookup.name for lookup in arm.lookups],
+    }
+    if arm.config.where and not examples:
+        model["note"] = "no row of the stream meets its where"
+    return model
+
+
 def _late(store: Store, arm: Arm) -> list[dict[str, Any]]:
-    """Rows that came after their window had been committed, and that the model has therefore not read."""
-    return [
-        {
-            "model": arm.name,
-            "window": late.window.index,
-            "start": str(late.window),
-            "rows": late.count,
-            "parts": sorted(late.rows),
-        }
-        for late in LateLog(store.workspace).all(arm.name)
-        if late.rows
-    ]
+    """Lists the rows that arrived after their window was committed, and that the model has therefore not read."""
+    entries = []
+    for late in LateLog(store.workspace).all(arm.name):
+        if late.rows:
+            entry = {
+                "model": arm.name,
+                "window": late.window.index,
+                "start": str(late.window),
+                "rows": late.count,
+                "parts": sorted(late.rows),
+            }
+            entries.append(entry)
+    return entries
 
 
 def _most(late: Sequence[Mapping[str, Any]]) -> int:
-    """The late rows of the model that has most of them: models of one stream miss the same rows."""
+    """Counts the late rows of the model with the most, because models of a stream miss the same rows."""
     rows: dict[str, int] = {}
     for entry in late:
         rows[entry["model"]] = rows.get(entry["model"], 0) + entry["rows"]
@@ -102,12 +121,17 @@ def _most(late: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _late_notes(late: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Writes a sentence for each model with late rows."""
+    entries_of_model: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in late:
+        entries_of_model.setdefault(entry["model"], []).append(entry)
     notes = []
-    for model in dict.fromkeys(entry["model"] for entry in late):
-        entries = [entry for entry in late if entry["model"] == model]
-        parts = {part for entry in entries for part in entry["parts"]}
-        names = some_of(parts)
-        rows = sum(entry["rows"] for entry in entries)
+    for model, entries in entries_of_model.items():
+        files: set[str] = set()
+        for entry in entries:
+            files |= set(entry["parts"])
+        names = some_of(files)
+        rows = _sum(entries, "rows")
         windows = some_of([entry["start"] for entry in entries])
         notes.append(
             f"{model}: {rows} rows of {len(entries)} committed windows ({windows}) came later and are not read: {names}"
@@ -116,16 +140,19 @@ def _late_notes(late: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _uncompared_notes(figures: Mapping[str, Any]) -> list[str]:
-    """Names the comparisons that have no figures, because the two models predicted no example in common."""
+    """Writes a sentence for each comparison without figures: the two models predicted no example in common."""
     entries = [(entry["control"], entry) for entry in figures["gains"]]
     entries += [(entry["baseline"], entry) for entry in figures["comparisons"]]
-    notes = (
-        f"{entry['model']} and {baseline} predicted no example of {entry['task']} in common that is scored: they are "
-        "not compared"
-        for baseline, entry in entries
-        if not entry["examples"]
-    )
-    return list(dict.fromkeys(notes))
+    # A dictionary, because a model with several teachers has an entry for each, and its note must appear once.
+    notes: dict[str, None] = {}
+    for baseline, entry in entries:
+        if not entry["examples"]:
+            note = (
+                f"{entry['model']} and {baseline} predicted no example of {entry['task']} in common that is scored: "
+                "they are not compared"
+            )
+            notes[note] = None
+    return list(notes)
 
 
 def _missed_words(commit: Commit) -> str:
@@ -134,7 +161,7 @@ def _missed_words(commit: Commit) -> str:
 
 
 def _change_notes(store: Store) -> list[str]:
-    """Values that were changed while the run went on."""
+    """Writes a sentence for each key of the experiment file that changed during the run."""
     if not store.workspace.exists(CHANGES_FILE):
         return []
     changes = store.workspace.read_json(CHANGES_FILE)
@@ -143,72 +170,67 @@ def _change_notes(store: Store) -> list[str]:
     ]
 
 
-def _skipped(counters: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """Rows left out of a model's windows, by column and reason."""
+def _skipped(counters: Sequence[Counters]) -> dict[str, dict[str, int]]:
+    """Counts the rows that a model's windows left out, by column and reason."""
     total: dict[str, dict[str, int]] = {}
     for counted in counters:
         add_counts(total, counted.get("skipped", {}))  # none in windows of exfm before it counted them
     return total
 
 
-def _parts(counters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Dense parameters and forward FLOPs per example of each part of a model, averaged over its examples."""
-    seen = [counted for counted in counters if counted["flops_per_example"]]
-    examples = sum(counted["examples"] for counted in seen)
-    return {
-        part: {
-            "dense_parameters": parameters,
-            "flops_per_example": sum(c["examples"] * c["flops_per_example"][part] for c in seen) / examples,
-        }
-        for part, parameters in (seen[-1]["dense_parameters"] if seen else {}).items()
-    }
+def _modules(counters: Sequence[Counters]) -> dict[str, Any]:
+    """Averages forward FLOPs per example of each module over a model's examples, beside its dense parameters."""
+    # A window without examples ran no forward pass, and has counted no FLOPs.
+    counted_flops = [counted for counted in counters if counted["flops_per_example"]]
+    if not counted_flops:
+        return {}
+    examples = _sum(counted_flops, "examples")
+    modules: dict[str, Any] = {}
+    for name, parameters in counted_flops[-1]["dense_parameters"].items():
+        # Sequences differ in length from window to window, and so do FLOPs.
+        flops = sum(counted["examples"] * counted["flops_per_example"][name] for counted in counted_flops)
+        modules[name] = {"dense_parameters": parameters, "flops_per_example": flops / examples}
+    return modules
 
 
 def _labelling(store: Store, teacher: str) -> dict[str, int]:
-    """How many examples a teacher computed supervision for, each once however many students read it."""
-    return {"examples": sum(commit.counters["examples"] for commit in store.log.commits("supervise", teacher))}
+    """Counts the examples that a teacher computed supervision for, each once for all its students."""
+    return {"examples": _sum([commit.counters for commit in store.log.commits("supervise", teacher)], "examples")}
 
 
 def _coverage(commits: Sequence[Commit], teacher: str) -> dict[str, Any]:
-    """How much of a student's traffic a teacher supervised and how old that was: in all, and window by window."""
-    windows = {
-        commit.window.index: Coverage.of(commit.counters["teachers"][teacher])
-        for commit in commits
-        if teacher in commit.counters["teachers"]
-    }
+    """Describes the supervised share of a student's traffic and the age of its supervision: overall and by window."""
     total = Coverage()
-    for part in windows.values():
-        total += part
-    return {
-        **total.figures(),
-        "windows": [{"window": window, **part.figures()} for window, part in windows.items()],
-        "age_histogram": total.histogram(),
-    }
+    windows = []
+    for commit in commits:
+        if teacher in commit.counters["teachers"]:
+            coverage = Coverage.of(commit.counters["teachers"][teacher])
+            total += coverage
+            windows.append({"window": commit.window.index, **coverage.figures()})
+    return {**total.figures(), "windows": windows, "age_histogram": total.histogram()}
 
 
 def _soft_labels(arm: Arm, commits: Sequence[Commit], teacher: str, first_us: int) -> list[dict[str, Any]]:
-    """What the soft labels that come from a teacher are worth: an entry for each strategy, kind of label and task."""
+    """Scores the soft labels that come from a teacher: an entry for each strategy, kind of label and task."""
     windows: dict[tuple[int, str, str], dict[Window, Moments]] = {}
     for commit in commits:
         for counted in commit.counters.get("soft_labels", ()):  # none in windows of exfm before it counted them
             if arm.config.transfer[counted["transfer"]].config.teacher == teacher:
                 key = (counted["transfer"], counted["label"], counted["task"])
-                here = Moments(*(counted[field.name] for field in fields(Moments)))
-                windows.setdefault(key, {})[commit.window] = here
+                moments = Moments(*(counted[field.name] for field in fields(Moments)))
+                windows.setdefault(key, {})[commit.window] = moments
     entries = []
     for (transfer, label, task), by_window in sorted(windows.items()):
-        scored = [here for window, here in by_window.items() if window.start_us >= first_us]
-        entries.append(
-            {
-                "transfer": transfer,
-                "label": label,
-                "task": task,
-                **_worth(sum(scored, Moments())),
-                "windows": [{"window": window.index, **_worth(here)} for window, here in by_window.items()],
-            }
-        )
+        total = Moments()
+        figures = []
+        for window, moments in by_window.items():
+            figures.append({"window": window.index, **_score(moments)})
+            # As in the overall figures of the models, windows at the stream's beginning do not count.
+            if window.start_us >= first_us:
+                total += moments
+        entries.append({"transfer": transfer, "label": label, "task": task, **_score(total), "windows": figures})
     return entries
 
 
-def _worth(moments: Moments) -> dict[str, Any]:
+def _score(moments: Moments) -> dict[str, Any]:
     return {"examples": moments.examples, "calibration": moments.calibration, "ne": moments.ne}

@@ -1,4 +1,4 @@
-"""Transfer ratios of a sweep: what students gain where their teacher is better, over what the teacher gains."""
+"""Computes transfer ratios of a sweep: a student's gain from a better teacher, divided by the teacher's gain."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, Final
 
-from exfm.reporting.figures import fixed, interval, signed
 from exfm.reporting.fitted_table import FittedTable
+from exfm.reporting.formatting import fixed, interval, signed
 from exfm.reporting.seeds import t_interval95
 from exfm.reporting.sweep_plot import point_label
 
@@ -19,7 +19,7 @@ SEED: Final = "seed"
 
 
 def point_key(values: Mapping[str, str]) -> PointKey:
-    """A point's values as a key, in no order."""
+    """Converts a point's values to a key that does not depend on their order."""
     return frozenset(values.items())
 
 
@@ -37,52 +37,70 @@ def transfer_ratios(
         axes: the values of each key.
         results: each point's results.json, None where it failed.
     """
+    # A sweep without an axis of seeds has a single run at each point.
     seeds = [{SEED: seed} for seed in axes.get(SEED, ())] or [{}]
-    for axis in (key for key in axes if key != SEED):
-        others = [key for key in axes if key not in (axis, SEED)]
-        for chosen in product(*(axes[key] for key in others)):
-            equal = dict(zip(others, chosen, strict=True))
-            first, *rest = ({**equal, axis: value} for value in axes[axis])
-            for values in rest:
+    for axis in axes:
+        if axis == SEED:
+            continue
+        other_axes = [key for key in axes if key not in (axis, SEED)]
+        for chosen in product(*(axes[key] for key in other_axes)):
+            equal = dict(zip(other_axes, chosen, strict=True))
+            first_value, *later_values = axes[axis]
+            first = {**equal, axis: first_value}
+            for value in later_values:
+                values = {**equal, axis: value}
                 pairs = []
                 for seed in seeds:
-                    before, after = (results.get(point_key({**point, **seed})) for point in (first, values))
+                    before = results.get(point_key({**first, **seed}))
+                    after = results.get(point_key({**values, **seed}))
                     if before is not None and after is not None:
                         pairs.append((before, after))
-                yield from _rows(first, values, pairs)
+                yield from _ratio_rows(first, values, pairs)
 
 
-def _rows(
+def _ratio_rows(
     first: dict[str, str], values: dict[str, str], pairs: Sequence[tuple[Json, Json]]
 ) -> Iterator[dict[str, Any]]:
-    for teacher, student, task in _taught(pairs[0][0]) if pairs else ():
-        of_teacher, of_student = [], []
+    """Yields a row for each teacher, student and task of two points.
+
+    Args:
+        pairs: results at the first point and at the other point, for each seed that has both.
+    """
+    if not pairs:
+        return
+    for teacher, student, task in _taught_tasks(pairs[0][0]):
+        teacher_gains, student_gains = [], []
         for before, after in pairs:
-            gains = _gain(before, after, teacher, task), _gain(before, after, student, task)
-            if gains[0] is not None and gains[1] is not None:
-                of_teacher.append(gains[0])
-                of_student.append(gains[1])
-        if not any(of_teacher):
-            continue  # both points have the same teacher, or other examples
-        teacher_interval = t_interval95(of_teacher) if len(of_teacher) > 1 else None
-        is_certain = teacher_interval is not None and not teacher_interval[0] <= 0 <= teacher_interval[1]
-        ratio = statistics.fmean(of_student) / statistics.fmean(of_teacher) if is_certain else None
+            teacher_gain, student_gain = _gain(before, after, teacher, task), _gain(before, after, student, task)
+            # Both means are over the same seeds, so a seed without either gain counts in neither.
+            if teacher_gain is not None and student_gain is not None:
+                teacher_gains.append(teacher_gain)
+                student_gains.append(student_gain)
+        # No gain at all: both points have the same teacher, or other examples.
+        if not any(teacher_gains):
+            continue
+        teacher_interval, student_interval, ratio = None, None, None
+        # A single seed has no interval, and without an interval there is no ratio.
+        if len(teacher_gains) > 1:
+            teacher_interval, student_interval = t_interval95(teacher_gains), t_interval95(student_gains)
+            if not teacher_interval[0] <= 0 <= teacher_interval[1]:
+                ratio = statistics.fmean(student_gains) / statistics.fmean(teacher_gains)
         yield {
             "values": values,
             "against": first,
             "teacher": teacher,
             "model": student,
             "task": task,
-            "runs": len(of_teacher),
-            "teacher_ne_gain_percent": statistics.fmean(of_teacher),
+            "runs": len(teacher_gains),
+            "teacher_ne_gain_percent": statistics.fmean(teacher_gains),
             "teacher_interval95": teacher_interval,
-            "ne_gain_percent": statistics.fmean(of_student),
-            "interval95": t_interval95(of_student) if len(of_student) > 1 else None,
+            "ne_gain_percent": statistics.fmean(student_gains),
+            "interval95": student_interval,
             "transfer_ratio": ratio,
         }
 
 
-def _taught(results: Json) -> Iterator[tuple[str, str, str]]:
+def _taught_tasks(results: Json) -> Iterator[tuple[str, str, str]]:
     """Yields teacher, student and task of a run; a teacher from elsewhere is no model and has no NE in the run."""
     models = results["models"]
     for teacher, students in results.get("supervision", {}).items():
@@ -93,8 +111,9 @@ def _taught(results: Json) -> Iterator[tuple[str, str, str]]:
 
 
 def _gain(before: Json, after: Json, model: str, task: str) -> float | None:
-    """NE gain in percent from one run to another; None where the model did not predict equally many examples."""
-    first, second = (run["models"].get(model, {"tasks": {}})["tasks"].get(task) for run in (before, after))
+    """Computes the NE gain in percent from a run to another; None where the numbers of predicted examples differ."""
+    first = before["models"].get(model, {"tasks": {}})["tasks"].get(task)
+    second = after["models"].get(model, {"tasks": {}})["tasks"].get(task)
     if first is None or second is None or first["examples"] != second["examples"]:
         return None
     if first["ne"] is None or second["ne"] is None:
@@ -103,7 +122,7 @@ def _gain(before: Json, after: Json, model: str, task: str) -> float | None:
 
 
 def ratio_cells(summary: Json) -> Iterator[dict[str, str]]:
-    """Yields the rows in words, for the terminal and for the page."""
+    """Yields the rows as text, for the terminal and for the page."""
     for row in summary["transfer_ratios"]:
         yield {
             "point": point_label(summary, row["values"]),
@@ -112,25 +131,30 @@ def ratio_cells(summary: Json) -> Iterator[dict[str, str]]:
             "model": row["model"],
             "task": row["task"],
             "runs": str(row["runs"]),
-            "teacher_gain": _in_words(row["teacher_ne_gain_percent"], row["teacher_interval95"]),
-            "gain": _in_words(row["ne_gain_percent"], row["interval95"]),
+            "teacher_gain": _gain_text(row["teacher_ne_gain_percent"], row["teacher_interval95"]),
+            "gain": _gain_text(row["ne_gain_percent"], row["interval95"]),
             "ratio": fixed(row["transfer_ratio"], 2),
         }
 
 
-def _in_words(gain: float, bounds: Sequence[float] | None) -> str:
-    return f"{signed(gain)}%" + ("" if bounds is None else f" ({interval((bounds[0], bounds[1]))})")
+def _gain_text(gain: float, bounds: Sequence[float] | None) -> str:
+    text = f"{signed(gain)}%"
+    if bounds is None:
+        return text
+    return f"{text} ({interval((bounds[0], bounds[1]))})"
 
 
 def sweep_ratio_table(summary: Json) -> FittedTable | None:
-    """Every transfer ratio of a sweep, in one table; None where all points have the same teachers."""
+    """Builds a row for every transfer ratio of a sweep; None where all points have the same teachers."""
     if not summary["transfer_ratios"]:
         return None
-    is_single = any(row["runs"] == 1 for row in summary["transfer_ratios"])
-    notes = ["a transfer ratio takes two seeds or more: of a single seed, the teacher's gain has no interval"]
+    notes = []
+    # Dashes in the column of ratios need a reason.
+    if any(row["runs"] == 1 for row in summary["transfer_ratios"]):
+        notes.append("a transfer ratio takes two seeds or more: of a single seed, the teacher's gain has no interval")
     names = ("point", "against", "teacher", "model", "task")
     figures = ("runs", "teacher's NE gain", "model's NE gain", "transfer ratio")
-    table = FittedTable("points whose teachers differ", names, figures, notes if is_single else ())
+    table = FittedTable("points whose teachers differ", names, figures, notes)
     for cells in ratio_cells(summary):
         row = cells["runs"], cells["teacher_gain"], cells["gain"], cells["ratio"]
         table.add_row(tuple(cells[name] for name in names), row)

@@ -1,4 +1,4 @@
-"""Windows to the points of a plot over time: neighbours put together until chance no longer hides the course."""
+"""Merges windows into the points of a plot over time, because the NE of a few examples is chance."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from matplotlib.dates import date2num
 Json = Mapping[str, Any]
 
 MOST_POINTS: Final = 40
-_NO_USE_NE: Final = 1.1
+_USELESS_NE: Final = 1.1
+"""Highest NE worth showing: above it a model is worse than the base rate by more than a drifting stream explains."""
 
 
 @dataclass(frozen=True)
-class Point:
-    """Some neighbouring windows of one model.
+class TimelinePoint:
+    """Averages neighbouring windows of a model.
 
     Attributes:
         day: their mean start, in matplotlib's days.
@@ -29,81 +30,90 @@ class Point:
     bayes_ne: float | None
 
 
-def timelines(series: Mapping[str, Sequence[Json]]) -> dict[str, list[Point]]:
-    """At most 40 points for each model's windows, with about equally many examples in each.
+def timelines(series: Mapping[str, Sequence[Json]]) -> dict[str, list[TimelinePoint]]:
+    """Merges each model's windows into at most 40 points, with about equally many examples in each.
 
-    The NE of a window of five examples is chance, and a stream may have thousands of windows. All models share the
-    cuts, so that their points compare.
+    A stream may have thousands of windows. All models share the cuts, so that their points compare.
     """
-    part_of = _parts(series.values())
-    return {name: list(_points(windows, part_of)) for name, windows in series.items()}
+    point_of_window = _points_of_windows(series.values())
+    return {name: list(_points(windows, point_of_window)) for name, windows in series.items()}
 
 
-def _parts(series: Iterable[Sequence[Json]]) -> dict[int, int]:
-    """The part that each window falls in; a part holds at least its share of all models' examples."""
+def _points_of_windows(series: Iterable[Sequence[Json]]) -> dict[int, int]:
+    """Numbers the point that each window is merged into; a point holds at least its share of all models' examples."""
     examples: dict[int, int] = {}
     for windows in series:
         for window in windows:
             examples[window["window"]] = examples.get(window["window"], 0) + window["examples"]
     share = sum(examples.values()) / MOST_POINTS
-    parts, part, held = {}, 0, 0
+    points: dict[int, int] = {}
+    point, held = 0, 0
     for index in sorted(examples):
         if held >= share:
-            part, held = part + 1, 0
-        parts[index] = part
+            point, held = point + 1, 0
+        points[index] = point
         held += examples[index]
-    if part and held < share:
-        parts = {index: min(of, part - 1) for index, of in parts.items()}
-    return parts
+    # The last point may have less than its share: its windows join the point before it.
+    if point and held < share:
+        for index, number in points.items():
+            points[index] = min(number, point - 1)
+    return points
 
 
-def _points(windows: Sequence[Json], part_of: Mapping[int, int]) -> Iterator[Point]:
-    together: dict[int, list[Json]] = {}
+def _points(windows: Sequence[Json], point_of_window: Mapping[int, int]) -> Iterator[TimelinePoint]:
+    """Yields the points of a model, in order of time."""
+    members_of_point: dict[int, list[Json]] = {}
     for window in windows:
         if window["examples"]:
-            together.setdefault(part_of[window["window"]], []).append(window)
-    for _, members in sorted(together.items()):
+            members_of_point.setdefault(point_of_window[window["window"]], []).append(window)
+    for _, members in sorted(members_of_point.items()):
         days = [(float(date2num(datetime.fromisoformat(member["start"]))), member["examples"]) for member in members]
-        day = _mean(days)
+        day = _weighted_mean(days)
         assert day is not None
-        yield Point(day, _mean(_weighed(members, "ne")), _mean(_weighed(members, "bayes_ne")))
+        yield TimelinePoint(
+            day, _weighted_mean(_weighted(members, "ne")), _weighted_mean(_weighted(members, "bayes_ne"))
+        )
 
 
-def _weighed(windows: Sequence[Json], key: str) -> list[tuple[float, int]]:
+def _weighted(windows: Sequence[Json], key: str) -> list[tuple[float, int]]:
+    """Lists a figure of the windows that have it, with their examples."""
     return [(window[key], window["examples"]) for window in windows if window.get(key) is not None]
 
 
-def _mean(weighed: Sequence[tuple[float, int]]) -> float | None:
-    if not weighed:
+def _weighted_mean(weighted: Sequence[tuple[float, int]]) -> float | None:
+    if not weighted:
         return None
-    # Relative to the first value: a single one is its own mean, to the last bit.
-    first = weighed[0][0]
-    total = sum(weight for _, weight in weighed)
-    return first + sum((value - first) * weight for value, weight in weighed) / total
+    # Relative to the first value, so that the mean of a single value is that value to the last bit.
+    first = weighted[0][0]
+    total = sum(weight for _, weight in weighted)
+    return first + sum((value - first) * weight for value, weight in weighted) / total
 
 
-def distinct_limits(series: Sequence[Sequence[Point]]) -> list[list[Point]]:
-    """One line for each different Bayes limit: models that see other traffic have other limits."""
-    known = ([point for point in points if point.bayes_ne is not None] for points in series)
-    by_values = {tuple((point.day, point.bayes_ne) for point in points): points for points in known if points}
-    return list(by_values.values())
+def distinct_limits(series: Sequence[Sequence[TimelinePoint]]) -> list[list[TimelinePoint]]:
+    """Selects a line for each different Bayes limit: models that see other traffic have other limits."""
+    lines: dict[tuple[tuple[float, float | None], ...], list[TimelinePoint]] = {}
+    for points in series:
+        line = [point for point in points if point.bayes_ne is not None]
+        if line:
+            # Equal limits are drawn once, for the model that comes last.
+            lines[tuple((point.day, point.bayes_ne) for point in line)] = line
+    return list(lines.values())
 
 
-def settled_range(series: Sequence[Sequence[Point]]) -> tuple[float, float] | None:
-    """Lowest and highest figure worth showing: an untrained model's NE would flatten all that follows.
+def settled_range(series: Sequence[Sequence[TimelinePoint]]) -> tuple[float, float] | None:
+    """Finds the lowest and highest figure worth showing, because an untrained model's NE would flatten all later ones.
 
-    That is all but the first quarter, and nothing far above the NE of always predicting the base rate, unless the
-    stream ends there.
+    The first quarter of the points does not count, nor any figure far above the NE of always predicting the base rate,
+    unless the stream ends there.
     """
-    settled = [
-        value
-        for points in series
-        for point in points[len(points) // 4 :]
-        for value in (point.ne, point.bayes_ne)
-        if value is not None
-    ]
+    settled: list[float] = []
+    ceiling = _USELESS_NE
+    for points in series:
+        for point in points[len(points) // 4 :]:
+            settled += [value for value in (point.ne, point.bayes_ne) if value is not None]
+        # A model that is bad to the end must not vanish from the plot.
+        if points and points[-1].ne is not None:
+            ceiling = max(ceiling, points[-1].ne)
     if not settled:
         return None
-    final = [points[-1].ne for points in series if points]
-    ceiling = max([_NO_USE_NE, *(value for value in final if value is not None)])
     return min(settled), min(max(settled), max(ceiling, min(settled)))

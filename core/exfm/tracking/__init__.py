@@ -1,1 +1,1 @@
-"""The figures of a run in experiment trackers: read from what is committed, so that training knows nothing of it."""
+"""Copies the figures of a run into experiment trackers, from committed files only, because training must not wait."""

@@ -1,4 +1,4 @@
-"""A run in TensorBoard: one TensorBoard run for each model, whose steps are windows and whose clock is the stream's."""
+"""Logs a run to TensorBoard: a TensorBoard run for each model, with windows as steps and the stream's time as clock."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 
 from exfm.errors import ConfigError
 from exfm.interfaces.data_source import Window
-from exfm.tracking.figures import TrackedModel, TrackedRun
+from exfm.tracking.tracked_run import TrackedModel, TrackedRun
 
+# Ends the names of our event files, so that other files in the folder are never deleted.
 _SUFFIX = ".exfm"
 
 
 class TensorBoardTracker:
-    """Writes event files under ``LOGDIR/NAME/MODEL``, in place of those that an earlier call has written there.
+    """Writes event files under ``LOGDIR/NAME/MODEL``, and replaces those of an earlier call.
 
     Args:
-        logdir: the folder that TensorBoard is started with; a local one.
+        logdir: the local folder that TensorBoard is started with.
 
     Raises:
         ConfigError: TensorBoard is not installed.
@@ -36,6 +37,7 @@ class TensorBoardTracker:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ConfigError(f"--tensorboard: {folder}: the folder cannot be made: {error.strerror}") from error
+            # TensorBoard would show the points of both files, so the files of an earlier call go first.
             for old in folder.glob(f"events.out.tfevents.*{_SUFFIX}"):
                 old.unlink()
             writer = SummaryWriter(str(folder), filename_suffix=_SUFFIX)
@@ -43,22 +45,24 @@ class TensorBoardTracker:
             self._writers[model.name] = writer
 
     def last_window(self, model: TrackedModel) -> int:
-        """The last window that is written: none, as every call begins anew."""
-        return self._last[model.name].index if model.name in self._last else -1
+        """Returns the index of the last window that this call wrote; -1 for none, because every call begins anew."""
+        if model.name not in self._last:
+            return -1
+        return self._last[model.name].index
 
     def window(self, model: TrackedModel, window: Window, values: Mapping[str, float]) -> None:
-        """Adds a window's figures."""
+        """Writes the figures of a window."""
         self._last[model.name] = window
         self._add(model, values, window)
         self._writers[model.name].flush()
 
     def summary(self, model: TrackedModel, values: Mapping[str, float]) -> None:
-        """Adds the figures of the run, at its last window."""
+        """Writes the figures of the whole run, at its last window."""
         if model.name in self._last:
             self._add(model, values, self._last[model.name])
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the event files."""
         for writer in self._writers.values():
             writer.close()
 

@@ -10,8 +10,7 @@ from exfm.config.checks import Arm
 from exfm.config.experiment import ComparedPair
 from exfm.config.loading import Experiment
 from exfm.errors import ConfigError
-from exfm.evaluation.evaluate import Arm as Comparison
-from exfm.evaluation.evaluate import ExperimentView, Pair, evaluate
+from exfm.evaluation.evaluate import ControlComparison, ExperimentView, Pair, evaluate
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.redaction import concealed, redact
 from exfm.reporting.progress import StreamProgress, in_notebook
@@ -113,7 +112,7 @@ def _view(experiment: Experiment) -> ExperimentView:
     arms = {arm.name: arm for arm in experiment.arms}
     elsewhere = {name: tuple(config.predictions) for name, config in experiment.config.teachers.items()}
     comparisons = tuple(
-        Comparison(
+        ControlComparison(
             arm.name,
             arm.control,
             tuple(name for name in arm.teachers if name in arms),
@@ -126,7 +125,7 @@ def _view(experiment: Experiment) -> ExperimentView:
     evaluation = experiment.config.evaluation
     return ExperimentView(
         models=tuple((arm.name, arm.tasks) for arm in experiment.arms),
-        arms=comparisons,
+        control_comparisons=comparisons,
         pairs=pairs,
         skip=evaluation.skip,
         bootstrap_replicates=evaluation.replicates,

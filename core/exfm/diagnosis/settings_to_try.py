@@ -1,9 +1,9 @@
-"""Settings to try next for each cause, by the keys of the experiment file."""
+"""Suggests settings for each cause, by the keys of the experiment file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from exfm.config.checks import CONTROL_SUFFIX
 from exfm.diagnosis.thresholds import EXPLODED_NE
@@ -12,56 +12,53 @@ Json = Mapping[str, Any]
 
 
 def exploded(entry: Json) -> bool:
-    """Tells whether the control's NE ran away in some window, as it does with rates that are far too high."""
+    """Checks whether the control's NE diverged in some window, as it does with rates that are far too high."""
     return (entry["learning"]["ne_worst"] or 0.0) > EXPLODED_NE
 
 
 def teachers_of(transfer: Json) -> tuple[str, ...]:
-    """Names the teachers of a transfer's section, in the order in which they are asked."""
+    """Lists the teachers of a transfer's section; the first that has a prediction for an example supervises it."""
     return (transfer["teacher"], *(transfer.get("fallback") or ()))
 
 
 def settings_to_try(cause: str, entry: Json, config: Json) -> list[str]:
-    """Lists settings, each a key with what to do about it."""
-    model, teacher = entry["model"], entry["teacher"]
-    makers: dict[str, Callable[[], list[str]]] = {
-        "scarce_traffic": lambda: _scarce(model, config),
-        "wrong_rate": lambda: _rates(entry, config),
-        "low_coverage": lambda: _coverage(model, teacher, entry, config),
-        "stale_teacher": lambda: _staleness(teacher, config),
-        "noisy_teacher": lambda: _noise(teacher, entry, config),
-        "biased_teacher": lambda: _bias(teacher, entry, config),
-        "no_headroom": lambda: _headroom(teacher, entry),
-        "small_student": lambda: _size(model, config),
-        "unclear": lambda: _unclear(entry, config),
-    }
-    return makers[cause]() if cause in makers else []
+    """Lists settings, each a key with a change to it."""
+    suggest = _SUGGESTIONS.get(cause)
+    if suggest is None:
+        return []
+    return suggest(entry, config)
 
 
-def _scarce(model: str, config: Json) -> list[str]:
+def _more_traffic(entry: Json, config: Json) -> list[str]:
+    model = entry["model"]
     settings = [
         "stream.source: a longer stream",
         f"models.{model}.embedding_dim: now {config['models'][model]['embedding_dim']}; smaller",
     ]
-    return [f"models.{model}.where: more traffic", *settings] if config["models"][model].get("where") else settings
+    if config["models"][model].get("where"):
+        settings.insert(0, f"models.{model}.where: more traffic")
+    return settings
 
 
-def _rates(entry: Json, config: Json) -> list[str]:
+def _other_rates(entry: Json, config: Json) -> list[str]:
+    # An added control has no section in the config: it trains with its model's rates.
     model = entry["control"].removesuffix(CONTROL_SUFFIX)
     control = entry["predictions"]["control"]
+    # A training that diverges has predictions of any scale, so the scale says nothing about its rates.
     higher = control["recalibration"]["scale"] > 1 and not exploded(entry)
+    # Two steps of 4 span the rates that are 20 times too high or too low.
     factor = 4.0 if higher else 0.25
     lines = []
-    for part in ("dense", "tables"):
-        rate = config["models"][model]["optimizer"][part]["lr"]
+    for kind in ("dense", "tables"):
+        rate = config["models"][model]["optimizer"][kind]["lr"]
         lines.append(
-            f"models.{model}.optimizer.{part}.lr: now {rate:g}; {rate * factor:.3g}, then {rate * factor**2:.3g}"
+            f"models.{model}.optimizer.{kind}.lr: now {rate:g}; {rate * factor:.3g}, then {rate * factor**2:.3g}"
         )
     return lines
 
 
 def _transfer_key(entry: Json, config: Json) -> tuple[str, Json]:
-    """Finds the key path of the transfer that teaches the lesson, and its section."""
+    """Finds the key path and the section of the transfer that teaches the task."""
     model, teacher = entry["model"], entry["teacher"]
     for index, transfer in enumerate(config["models"][model]["transfer"]):
         if teacher in teachers_of(transfer):
@@ -69,7 +66,8 @@ def _transfer_key(entry: Json, config: Json) -> tuple[str, Json]:
     raise AssertionError(f"{model} has no transfer from {teacher}")
 
 
-def _coverage(model: str, teacher: str, entry: Json, config: Json) -> list[str]:
+def _more_coverage(entry: Json, config: Json) -> list[str]:
+    model, teacher = entry["model"], entry["teacher"]
     key, _ = _transfer_key(entry, config)
     source = f"teachers.{teacher}.path: files that cover the traffic of {model}"
     if not entry["elsewhere"]:
@@ -77,7 +75,8 @@ def _coverage(model: str, teacher: str, entry: Json, config: Json) -> list[str]:
     return [source, f"{key}.fallback: a teacher of the examples that {teacher} does not cover"]
 
 
-def _staleness(teacher: str, config: Json) -> list[str]:
+def _fresher_supervision(entry: Json, config: Json) -> list[str]:
+    teacher = entry["teacher"]
     delay = config["models"][teacher]["supervision"]["delay"]
     return [
         f"models.{teacher}.supervision.delay: now {delay}; shorter, or 0s",
@@ -85,38 +84,43 @@ def _staleness(teacher: str, config: Json) -> list[str]:
     ]
 
 
-def _teacher_rates(teacher: str, config: Json) -> list[str]:
+def _lower_teacher_rates(teacher: str, config: Json) -> list[str]:
     optimizer = config["models"][teacher]["optimizer"]
     return [
-        f"models.{teacher}.optimizer.{part}.lr: now {optimizer[part]['lr']:g}; lower" for part in ("dense", "tables")
+        f"models.{teacher}.optimizer.{kind}.lr: now {optimizer[kind]['lr']:g}; lower" for kind in ("dense", "tables")
     ]
 
 
-def _kind(teacher: str, entry: Json, config: Json) -> str:
+def _prediction_kind(teacher: str, entry: Json, config: Json) -> str:
     task = entry["teacher_task"]
     kind = config["teachers"][teacher]["predictions"][task]["kind"]
     return f"teachers.{teacher}.predictions.{task}.kind: now {kind}; check that the column holds that"
 
 
-def _noise(teacher: str, entry: Json, config: Json) -> list[str]:
+def _less_noise(entry: Json, config: Json) -> list[str]:
+    teacher = entry["teacher"]
     if entry["elsewhere"]:
         return [
-            _kind(teacher, entry, config),
+            _prediction_kind(teacher, entry, config),
             f"teachers.{teacher}.example_id: check that it names the same examples as the stream's",
         ]
-    return _teacher_rates(teacher, config)
+    return _lower_teacher_rates(teacher, config)
 
 
-def _bias(teacher: str, entry: Json, config: Json) -> list[str]:
+def _less_bias(entry: Json, config: Json) -> list[str]:
+    teacher = entry["teacher"]
     key, transfer = _transfer_key(entry, config)
     strategy = (
         f"{key}.name: now {transfer['name']}; a strategy that corrects soft labels or keeps them from the serving head "
         "(`exfm components transfer_strategy`)"
     )
-    return [strategy, *([_kind(teacher, entry, config)] if entry["elsewhere"] else _teacher_rates(teacher, config))]
+    if entry["elsewhere"]:
+        return [strategy, _prediction_kind(teacher, entry, config)]
+    return [strategy, *_lower_teacher_rates(teacher, config)]
 
 
-def _headroom(teacher: str, entry: Json) -> list[str]:
+def _better_teacher(entry: Json, config: Json) -> list[str]:
+    teacher = entry["teacher"]
     if entry["elsewhere"]:
         return [f"teachers.{teacher}.path: predictions of a better teacher"]
     return [
@@ -126,9 +130,12 @@ def _headroom(teacher: str, entry: Json) -> list[str]:
     ]
 
 
-def _size(model: str, config: Json) -> list[str]:
+def _larger_student(entry: Json, config: Json) -> list[str]:
+    model = entry["model"]
     section = config["models"][model]
-    seen = "all" if section.get("features") is None else ", ".join(section["features"])
+    seen = "all"
+    if section.get("features") is not None:
+        seen = ", ".join(section["features"])
     return [
         f"models.{model}.features: now {seen}; more",
         f"models.{model}.embedding_dim: now {section['embedding_dim']}; larger",
@@ -136,9 +143,23 @@ def _size(model: str, config: Json) -> list[str]:
     ]
 
 
-def _unclear(entry: Json, config: Json) -> list[str]:
+def _narrower_intervals(entry: Json, config: Json) -> list[str]:
     key, transfer = _transfer_key(entry, config)
     more = ["stream.source: a longer stream, for narrower intervals", "seed: other seeds"]
     if "weight" in transfer:
         return [f"{key}.weight: now {transfer['weight']}; larger", *more]
     return more
+
+
+# ``pays`` has none, because there is nothing to repair.
+_SUGGESTIONS: Final[Mapping[str, Callable[[Json, Json], list[str]]]] = {
+    "scarce_traffic": _more_traffic,
+    "wrong_rate": _other_rates,
+    "low_coverage": _more_coverage,
+    "stale_teacher": _fresher_supervision,
+    "noisy_teacher": _less_noise,
+    "biased_teacher": _less_bias,
+    "no_headroom": _better_teacher,
+    "small_student": _larger_student,
+    "unclear": _narrower_intervals,
+}

@@ -1,4 +1,7 @@
-"""All measures of one lesson, in two passes over its rows: the first finds levels and cuts, the second compares."""
+"""Measures a taught task in two passes over its rows: the first finds levels and cuts, the second compares.
+
+Legend: E examples.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,29 @@ from typing import Any, Final
 
 import numpy as np
 
-from exfm.diagnosis.lessons import LessonRows
 from exfm.diagnosis.measures import Agreement, Movement, Predictions, add_losses, recalibrated
 from exfm.diagnosis.quantiles import QuantileHistogram
 from exfm.diagnosis.slices import Activity, Slices, difference, make_slices
+from exfm.diagnosis.taught_rows import TaughtRows
 from exfm.evaluation.intervals import PairedLosses
 from exfm.evaluation.metrics import logits
 
 Json = dict[str, Any]
-Read = Callable[[bool], Iterable[LessonRows]]
-"""Reads a lesson's rows from the beginning: only those of the scored windows, or all."""
+Read = Callable[[bool], Iterable[TaughtRows]]
+"""Reads the rows of a taught task from the beginning: those of the scored windows if the argument is true, or all."""
 
 _AGE_SHARES: Final = (0.1, 0.5, 0.9)
+_AGE_KEYS: Final = ("p10", "p50", "p90")
 
 
 @dataclass
 class FirstPass:
-    """Counts all rows of a lesson, and sums up the levels of its scored ones.
+    """Counts all rows of a taught task, and sums up the levels of its scored rows.
 
     Attributes:
         taught_control: the control on the examples that have supervision.
-        supervised, since_first: of all the student's examples, those with supervision, and those in the windows from
-            the first with any on.
+        supervised: the student's examples with supervision.
+        since_first: the student's examples since the first window with any supervision.
     """
 
     student: Predictions = field(default_factory=Predictions)
@@ -47,21 +51,23 @@ class FirstPass:
     since_first: int = 0
     with_times: bool = False
 
-    def add_all(self, rows: LessonRows) -> None:
+    def add_all(self, rows: TaughtRows) -> None:
         """Adds rows of any window, scored or not."""
         hits = int(np.isfinite(rows.served).sum())
         self.activity.add(rows.group)
         self.examples += rows.label.size
         self.positives += int(rows.label.sum())
         self.supervised += hits
+        # After the line above, so that the first supervised window counts too.
         if self.supervised:
             self.since_first += rows.label.size
 
-    def add_scored(self, rows: LessonRows) -> None:
+    def add_scored(self, rows: TaughtRows) -> None:
         """Adds rows of a scored window."""
         self.windows.append(rows.window.index)
         self.student.add(rows.student, rows.label)
         self.control.add(rows.control, rows.label)
+        # Teacher and control are recalibrated on the same examples, or their NEs would not compare.
         taught = rows.take(np.isfinite(rows.served))
         self.teacher.add(taught.served, taught.label)
         self.taught_control.add(taught.control, taught.label)
@@ -72,7 +78,14 @@ class FirstPass:
 
 @dataclass
 class SecondPass:
-    """Compares the models on a lesson's scored rows."""
+    """Compares the models on the scored rows of a taught task.
+
+    Attributes:
+        gain: of the student over its control.
+        raw, ordered: of the served teacher over the control, as they are and with both recalibrated.
+        fresh: of the teacher's predictions before training on the example, over the control.
+        staleness: of the teacher's predictions before training on the example, over the served predictions.
+    """
 
     first: FirstPass
     slices: list[Slices]
@@ -87,12 +100,11 @@ class SecondPass:
     def __post_init__(self) -> None:
         self._teacher_fit, self._control_fit = self.first.teacher.fit, self.first.taught_control.fit
 
-    def add(self, rows: LessonRows) -> None:
+    def add(self, rows: TaughtRows) -> None:
         """Adds rows of a scored window."""
-        teacher_E, control_E = (
-            recalibrated(rows.served, self._teacher_fit),
-            recalibrated(rows.control, self._control_fit),
-        )
+        # The fits of the first pass, so that a gain is not of calibration alone.
+        teacher_E = recalibrated(rows.served, self._teacher_fit)
+        control_E = recalibrated(rows.control, self._control_fit)
         add_losses(self.gain, rows, rows.student, rows.control)
         hit_E = np.isfinite(rows.served)
         taught = rows.take(hit_E)
@@ -100,6 +112,7 @@ class SecondPass:
         add_losses(self.ordered, taught, teacher_E[hit_E], control_E[hit_E])
         self.agreement.add(taught.label, taught.control, taught.served)
         self.movement.add(taught.student, taught.control, taught.served)
+        # Freshness is compared where served and fresh predictions exist, so that both have the same examples.
         both = rows.take(hit_E & np.isfinite(rows.fresh))
         add_losses(self.fresh, both, both.fresh, both.control)
         add_losses(self.staleness, both, both.fresh, both.served)
@@ -108,27 +121,31 @@ class SecondPass:
 
 
 def measure(read: Read, replicates: int, seed: int) -> Json:
-    """Measures a lesson.
+    """Measures a taught task.
 
     Args:
         read: see ``Read``.
         replicates, seed: of the intervals.
 
     Returns:
-        The parts of a diagnosis that come from predictions and supervision.
+        The keys of a diagnosis that come from predictions and supervision.
     """
     first = FirstPass()
     for rows in read(False):
         first.add_all(rows)
     for rows in read(True):
         first.add_scored(rows)
-        first.activities.add(first.activity.of(rows.group))
+        # All rows are counted by now, so that a user's activity is that of the whole stream.
+        first.activities.add(first.activity.examples_of(rows.group))
     slices = make_slices(
         first.activity, first.activities, first.ages, first.confidences, first.windows, first.with_times
     )
     second = SecondPass(first, slices)
     for rows in read(True):
         second.add(rows)
+    by_dimension: dict[str, Json] = {}
+    for dimension in slices:
+        by_dimension[dimension.dimension] = {"unit": dimension.unit, "slices": dimension.result(seed)}
     return {
         "gain": difference(second.gain, replicates, seed),
         "headroom": _headroom(second, replicates, seed),
@@ -140,28 +157,24 @@ def measure(read: Read, replicates: int, seed: int) -> Json:
         },
         "moved": second.movement.slope,
         "predictions": {
-            name: described(predictions)
-            for name, predictions in (
-                ("student", first.student), ("control", first.control), ("teacher", first.teacher)
-            )
+            "student": describe_level(first.student),
+            "control": describe_level(first.control),
+            "teacher": describe_level(first.teacher),
         },
         "explained_share": _explained(first),
         "examples": first.examples,
         "positives": first.positives,
-        "slices": {
-            dimension.dimension: {"unit": dimension.unit, "slices": dimension.result(seed)} for dimension in slices
-        },
-    }  # fmt: skip
+        "slices": by_dimension,
+    }
 
 
 def _headroom(second: SecondPass, replicates: int, seed: int) -> Json:
+    """Describes the teacher's gain over the control, and the share of it that its calibration costs."""
     raw, ordered = difference(second.raw, replicates, seed), difference(second.ordered, replicates, seed)
-    has_both = raw["percent"] is not None and ordered["percent"] is not None
-    return {
-        "raw": raw,
-        "recalibrated": ordered,
-        "calibration_cost_percent": ordered["percent"] - raw["percent"] if has_both else None,
-    }
+    cost = None
+    if raw["percent"] is not None and ordered["percent"] is not None:
+        cost = ordered["percent"] - raw["percent"]
+    return {"raw": raw, "recalibrated": ordered, "calibration_cost_percent": cost}
 
 
 def _explained(first: FirstPass) -> float | None:
@@ -173,48 +186,59 @@ def _explained(first: FirstPass) -> float | None:
 
 
 def _reach(first: FirstPass, second: SecondPass, replicates: int, seed: int) -> Json:
-    ages = first.ages.quantiles(_AGE_SHARES)
-    fresh = difference(second.fresh, replicates, seed) if second.fresh.examples else None
-    cost = difference(second.staleness, replicates, seed) if second.fresh.examples else None
-    return {
+    """Describes the supervised share of the student's traffic, and the age of the supervision with its cost."""
+    figures: Json = {
         "supervised_share": first.supervised / first.examples if first.examples else None,
         "supervised_share_since_first": first.supervised / first.since_first if first.since_first else None,
-        "age_s": None if ages is None else dict(zip(("p10", "p50", "p90"), ages, strict=True)),
-        "fresh_headroom": fresh,
-        "staleness_cost": cost,
+        "age_s": None,
+        "fresh_headroom": None,
+        "staleness_cost": None,
     }
+    ages = first.ages.quantiles(_AGE_SHARES)
+    if ages is not None:
+        figures["age_s"] = dict(zip(_AGE_KEYS, ages, strict=True))
+    if second.fresh.examples:
+        figures["fresh_headroom"] = difference(second.fresh, replicates, seed)
+        figures["staleness_cost"] = difference(second.staleness, replicates, seed)
+    return figures
 
 
-def described(predictions: Predictions) -> Json:
+def describe_level(predictions: Predictions) -> Json:
     """Describes a model's level: NE, NE after recalibration, calibration, and the recalibration."""
-    fit = predictions.histogram.recalibration()
-    return {
+    figures: Json = {
         "examples": predictions.moments.examples,
         "ne": predictions.moments.ne,
-        "ne_recalibrated": None if fit is None else fit.ne,
+        "ne_recalibrated": None,
         "calibration": predictions.moments.calibration,
         "base_rate": predictions.moments.base_rate,
-        "recalibration": None if fit is None else {"scale": fit.scale, "shift": fit.shift},
+        "recalibration": None,
     }
+    fit = predictions.histogram.recalibration()
+    if fit is not None:
+        figures["ne_recalibrated"] = fit.ne
+        figures["recalibration"] = {"scale": fit.scale, "shift": fit.shift}
+    return figures
 
 
 def learning(windows: Sequence[Mapping[str, Any]], first_window: int) -> Json:
-    """Describes how a model's NE moves over the scored windows of results.json.
+    """Describes how a model's NE changes over the scored windows of results.json.
 
     Returns:
         ``ne_worst``, of the worst window, scored or not; ``ne_first`` and ``ne_last``, of the first and the last third
-        of the scored windows, weighted by examples, and ``fall_percent`` of the first. None where they have no meaning.
+        of the scored windows, weighted by examples; ``fall_percent``, from ``ne_first`` to ``ne_last``. None where a
+        figure has no meaning.
     """
     with_ne = [window for window in windows if window["ne"] is not None]
     scored = [(window["ne"], window["examples"]) for window in with_ne if window["window"] >= first_window]
     worst = max((window["ne"] for window in with_ne), default=None)
+    # Thirds, so that the average of a few noisy windows is compared, and the middle does not blur the difference.
     third = len(scored) // 3
     if not third:
         return {"ne_worst": worst, "ne_first": None, "ne_last": None, "fall_percent": None}
-    start, end = (_mean(some) for some in (scored[:third], scored[-third:]))
+    start, end = _mean_ne(scored[:third]), _mean_ne(scored[-third:])
     return {"ne_worst": worst, "ne_first": start, "ne_last": end, "fall_percent": 100 * (start - end) / start}
 
 
-def _mean(scored: Sequence[tuple[float, int]]) -> float:
+def _mean_ne(scored: Sequence[tuple[float, int]]) -> float:
     """Averages the NE of windows, weighted by their examples."""
     return float(np.average([ne for ne, _ in scored], weights=[examples for _, examples in scored]))
