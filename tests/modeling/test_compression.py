@@ -13,7 +13,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from exfm.modeling.compression import (
     RECONSTRUCTION,
-    STATE_SCALE,
     EmbeddingCompressor,
     Examples,
     StateCompressor,
@@ -56,7 +55,7 @@ def test_the_loss_of_a_state_is_how_it_explains_the_next_example() -> None:
     module = StateCompressor("user", ["item"], 4, "layer", 6, 3, ("click", "buy"))
     vector_BR, examples = torch.randn(5, 6), some_examples()
     code_BK = vector_BR.clamp(-10, 10) @ module.encoder.weight.T  # nothing standardises the first batch
-    torch.testing.assert_close(module({"layer": vector_BR}), STATE_SCALE * code_BK, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(module({"layer": vector_BR}), code_BK, rtol=1e-4, atol=1e-5)
     error = (code_BK @ module.decoder.weight.T + module.decoder.bias - vector_BR).square().mean()
     other_BK = module.networks[0](examples.tokens["item"])
     expected = RECONSTRUCTION * error

@@ -17,9 +17,6 @@ from exfm.layers import Standardizer, mlp
 
 _HIDDEN = 64
 
-STATE_SCALE = 0.1
-"""Codes of states are stored so much smaller: a student adds them to table rows, whose numbers are small (ours)."""
-
 RECONSTRUCTION = 0.1
 """Weight of a state's reconstruction beside its value at the next example (ours)."""
 
@@ -60,7 +57,6 @@ class Compressor(nn.Module):
     """
 
     weight = 1.0
-    scale = 1.0
 
     def __init__(self, vector: str, width: int, code: int, tasks: tuple[str, ...]) -> None:
         super().__init__()
@@ -79,7 +75,7 @@ class Compressor(nn.Module):
     def forward(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """Maps vectors (B, R) by name to codes (B, K) as they are stored."""
         code_BK: Tensor = self.encoder(self.standard(vectors[self.vector].detach()))
-        return self.scale * code_BK.detach().float()
+        return code_BK.detach().float()
 
     def loss(self, vectors: Mapping[str, Tensor], examples: Examples) -> Tensor:
         """Returns the loss, a scalar, with this batch not yet in the moments that standardise it; then adds it."""
@@ -136,7 +132,6 @@ class StateCompressor(Compressor):
     """
 
     weight = RECONSTRUCTION
-    scale = STATE_SCALE
 
     def __init__(
         self, entity: str, others: Iterable[str], dim: int, vector: str, width: int, code: int, tasks: tuple[str, ...]

@@ -43,7 +43,7 @@ class ReadStates(nn.Module):
     """Compresses vectors of a model to states of entities and to an embedding of the example.
 
     Args:
-        config: what the model stores, with at least a state or an embedding that is compressed.
+        config: the supervision of the model, with at least a state or an embedding that is compressed.
         backbone: the model's.
         token_names: of the tokens that the featurizer makes.
         dim: D.
