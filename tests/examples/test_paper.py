@@ -146,11 +146,11 @@ def test_a_conversions_second_head_learns_clicks(results: Any) -> None:
     assert rates[1] > rates[0], "clicks are more frequent than conversions"
 
 
-def test_representations_per_task_cost_what_one_for_both_costs(results: Any) -> None:
-    found = results("multi_task")
-    costs = {name: found["models"][name]["flops_per_example"] for name in ("both", "both_mmoe", "both_ple")}
+def test_representations_per_task_cost_as_much_as_a_common_one(results: Any) -> None:
+    outcome = results("multi_task")
+    costs = {name: outcome["models"][name]["flops_per_example"] for name in ("both", "both_mmoe", "both_ple")}
     assert all(abs(cost / costs["both"] - 1) < 0.02 for cost in costs.values())
-    compared = {(entry["model"], entry["baseline"]) for entry in found["comparisons"]}
+    compared = {(entry["model"], entry["baseline"]) for entry in outcome["comparisons"]}
     assert compared == {("both_mmoe", "both"), ("both_ple", "both")}
 
 

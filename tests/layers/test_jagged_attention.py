@@ -193,7 +193,7 @@ def test_a_gpu_gives_what_the_formula_gives(causal: bool) -> None:
 
 @given(lengths=st.lists(st.integers(1, 3_000), min_size=1, max_size=40), growth=st.floats(1.1, 2.0))
 def test_groups_are_of_similar_length(lengths: list[int], growth: float) -> None:
-    """Every example is in one group; in a group the longest has less than ``growth`` times the events, or 8 at most."""
+    """Every example is in a group, where the longest has less than ``growth`` times the events, or 8 at most."""
     lengths = sorted(lengths, reverse=True)
     sizes = group_sizes(torch.tensor(lengths), growth)
     assert sum(sizes) == len(lengths) and min(sizes) > 0

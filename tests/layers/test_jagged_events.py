@@ -30,20 +30,20 @@ def as_lists(sequence: JaggedSequence) -> list[list[list[float]]]:
 
 def ages(sequence: JaggedSequence) -> list[list[int]]:
     assert sequence.ages_E is not None and sequence.ages_E.dtype == torch.int64
-    return [part.tolist() for part in sequence.ages_E.split(sequence.lengths.tolist())]
+    return [ages_T.tolist() for ages_T in sequence.ages_E.split(sequence.lengths.tolist())]
 
 
 @given(lengths=LENGTHS, count=st.integers(0, 3))
 def test_ages_stay_with_their_events(lengths: list[int], count: int) -> None:
-    """What is appended is of the example's time, and what is prepended as old as the oldest event."""
+    """Appended events are of the example's time, and prepended ones as old as the oldest event."""
     sequence, _ = build(lengths)
     before, added = ages(sequence), tokens(len(lengths), count)
-    assert ages(sequence.append(added)) == [own + [0] * count for own in before]
-    assert ages(sequence.prepend(added)) == [(own or [0])[:1] * count + own for own in before]
-    assert ages(sequence.recent(count)) == [own[max(len(own) - count, 0) :] for own in before]
+    assert ages(sequence.append(added)) == [old + [0] * count for old in before]
+    assert ages(sequence.prepend(added)) == [(old or [0])[:1] * count + old for old in before]
+    assert ages(sequence.recent(count)) == [old[max(len(old) - count, 0) :] for old in before]
     assert ages(sequence.with_values(sequence.values_ED * 2)) == before
     assert ages(sequence.slice(0, len(lengths))) == before
-    assert [ages(sequence.slice(place, place + 1))[0] for place in range(len(lengths))] == before
+    assert [ages(sequence.slice(row, row + 1))[0] for row in range(len(lengths))] == before
     without = JaggedSequence(sequence.values_ED, sequence.offsets, 6)
     assert without.append(added).prepend(added).recent(count).slice(0, len(lengths)).ages_E is None
 

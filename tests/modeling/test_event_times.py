@@ -1,4 +1,4 @@
-"""Times of events on their way to what reads them: through models, threads, exports and the loader of exports."""
+"""Times of events reach the encoders that read them: through models, threads, exports and the loader of exports."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 import exfm
 from exfm.data.batch import Batch
 from exfm.data.decode import decode
+from exfm.parallel import CpuTrunkRunner
 from exfm.serving.export import capture
 from exfm.serving.layout import Description, input_specs, needs_event_time
 from exfm.serving.loading import Predictor
@@ -33,7 +34,7 @@ WITHOUT = {"backbone": {"name": "mlp"}, "sequence_encoder": {"name": "hstu"}}
 
 def older(batch: Batch) -> Batch:
     """The same examples with other times of events."""
-    sequences = {name: replace(one, ages_E=one.ages_E * 1_000 + 70) for name, one in batch.sequences.items()}
+    sequences = {name: replace(events, ages_E=events.ages_E * 1_000 + 70) for name, events in batch.sequences.items()}
     return replace(batch, sequences=sequences)
 
 
@@ -41,8 +42,8 @@ def older(batch: Batch) -> Batch:
 def test_times_reach_what_reads_them(config: dict[str, Any]) -> None:
     model, batch = build(config, schema=SCHEMA), random_batch(SCHEMA, 20)
     with torch.no_grad():
-        now, then = (model(model.narrow(one)).logits["click"] for one in (batch, older(batch)))
-    has_two_events = batch.sequences["visits"].offsets.diff() > 0  # one, and the candidate
+        now, then = (model(model.narrow(examples)).logits["click"] for examples in (batch, older(batch)))
+    has_two_events = batch.sequences["visits"].offsets.diff() > 0  # and the candidate
     assert torch.equal(now != then, has_two_events)
 
 
@@ -51,7 +52,7 @@ def test_what_does_not_read_times_gets_none() -> None:
     _, sequences = model.featurizer(model.narrow(batch))
     assert sequences["visits"].ages_E is None
     with torch.no_grad():
-        now, then = (model(model.narrow(one)).logits["click"] for one in (batch, older(batch)))
+        now, then = (model(model.narrow(examples)).logits["click"] for examples in (batch, older(batch)))
     assert torch.equal(now, then)
 
 
@@ -59,8 +60,8 @@ def test_threads_that_share_a_batch_read_its_times() -> None:
     batch, outputs = random_batch(SCHEMA, 1_100), []
     for threads in (1, 2):
         model = build(READERS["encoder"], schema=SCHEMA)
-        model.threads = threads
-        outputs.append(model(model.narrow(batch)).logits["click"].detach())
+        with CpuTrunkRunner(threads).training_step(1_100) as run_trunk:
+            outputs.append(model(model.narrow(batch), run_trunk).logits["click"].detach())
     torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)
 
 
@@ -95,18 +96,18 @@ def test_an_export_takes_times_as_the_stream_has_them(config: dict[str, Any]) ->
     rows = rows_of(schema, 30)
     with torch.no_grad():
         expected_B = model(model.narrow(decode(rows, schema))).logits["click"].sigmoid()
-    given = rows.select(["user", "item", "visits.item", "visits.at", "event_time"])
+    features = rows.select(["user", "item", "visits.item", "visits.at", "event_time"])
     texts = [
         row
         | {
             "event_time": row["event_time"].isoformat(),
-            "visits.at": [one.isoformat() + "Z" for one in row["visits.at"]],
+            "visits.at": [time.isoformat() + "Z" for time in row["visits.at"]],
         }
-        for row in given.to_pylist()
+        for row in features.to_pylist()
     ]
-    for one in (given, given.to_pylist(), texts):
-        torch.testing.assert_close(torch.from_numpy(loaded.predict(one)["click"]), expected_B, rtol=0, atol=1e-6)
-    late = given.to_pylist()[:1]
+    for form in (features, features.to_pylist(), texts):
+        torch.testing.assert_close(torch.from_numpy(loaded.predict(form)["click"]), expected_B, rtol=0, atol=1e-6)
+    late = features.to_pylist()[:1]
     late[0]["visits.item"], late[0]["visits.at"] = [3], [late[0]["event_time"] + timedelta(seconds=1)]
     with pytest.raises(exfm.ConfigError, match=r"row 0: visits\.at: an event's time is missing, or later"):
         loaded.predict(late)
@@ -134,7 +135,7 @@ def test_a_run_with_absolute_times_is_exported(tmp_path: Path) -> None:
     at = [[time - timedelta(hours=1 + back) for back in range(len(events))][::-1] for time, events in pairs]
     log = log.append_column("history_at", pa.array(at, pa.list_(pa.timestamp("ms"))))
     config = experiment_dict(write_log(tmp_path / "log", log), str(tmp_path / "run"))
-    sequence = next(one for one in config["stream"]["source"]["features"] if one["name"] == "history")
+    sequence = next(column for column in config["stream"]["source"]["features"] if column["name"] == "history")
     sequence["times"] = {"column": "history_at", "holds": "time"}
     config["models"] = {
         "vm": {"backbone": {"name": "mlp"}, "sequence_encoder": TIMED, "embedding_dim": 4, "batch_size": 64}

@@ -1,4 +1,4 @@
-"""A representation per task, through the whole model: which head reads it, and what the others read."""
+"""A representation per task, through the whole model: which head reads it, and that all else reads the mean."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import exfm
+from exfm.interfaces.trunk import TrunkRunner
 from exfm.modeling.cost import flops_by_part
+from exfm.parallel import CpuTrunkRunner
 from tests.modeling.cases import EVERYTHING, random_batch, schema_of
 from tests.modeling.test_ranking_model import build
 from tests.serving.test_captured_graph import check
@@ -48,12 +50,12 @@ def test_a_tasks_loss_moves_no_gate_and_no_head_of_another(backbone: dict[str, A
 
 
 @pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES)
-def test_pieces_and_threads_give_the_same(backbone: dict[str, Any]) -> None:
+def test_micro_batches_and_threads_give_the_same(backbone: dict[str, Any]) -> None:
     batch, outputs = random_batch(SCHEMA, 1_300), []
-    for threads, in_pieces in ((1, False), (1, True), (2, True)):
+    for runner in (TrunkRunner(), CpuTrunkRunner(1), CpuTrunkRunner(2)):
         model = build({"backbone": backbone})
-        model.threads, model.in_pieces = threads, in_pieces
-        output = model(model.narrow(batch))
+        with runner.training_step(1_300) as run_trunk:
+            output = model(model.narrow(batch), run_trunk)
         outputs.append(torch.stack([*output.logits.values(), output.representation_BR.sum(1)]).detach())
     for other in outputs[1:]:
         torch.testing.assert_close(other, outputs[0], rtol=1e-5, atol=1e-6)
@@ -73,7 +75,7 @@ def test_flops_count_experts_and_gates() -> None:
 
 
 def test_as_teacher_and_student_of_every_transfer(tmp_path: Path) -> None:
-    """Embeddings that are stored, and what strategies read, are the mean over the tasks."""
+    """Stored embeddings and strategies read the mean over the tasks."""
     config = experiment_dict(write_log(tmp_path / "log", make_log(600)), str(tmp_path / "run"), labels=("click", "buy"))
     config["stream"]["window"] = "3d"
     models = config["models"]

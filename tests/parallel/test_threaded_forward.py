@@ -19,6 +19,7 @@ EXAMPLES = 1_100
 MODELS: dict[str, dict[str, Any]] = {
     "tokens": {"backbone": {"name": "wukong"}},
     "encoder": {"backbone": {"name": "dcn_v2"}, "sequence_encoder": {"name": "din"}},
+    "per task": {"backbone": {"name": "ple"}},
     "sequences": {"backbone": {"name": "interformer"}},
     "recomputed": {"backbone": {"name": "wukong"}, "activation_checkpointing": True},
     "bf16": {"backbone": {"name": "dcn_v2"}, "precision": "bf16"},

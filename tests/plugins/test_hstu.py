@@ -242,9 +242,9 @@ def test_buckets_of_time_grow_by_the_factor_of_the_authors_code() -> None:
     with torch.no_grad():
         layer.time_bias_S.copy_(torch.arange(64))
     seconds = [0, 1, 2, 3, 60, 3_600, 86_400, 31_536_000, 2**31 - 1]
-    found = layer._time_bias(1, torch.tensor([[*seconds, 0]], dtype=torch.int32)).flatten().tolist()[:-1]
-    assert found == [min(floor(log(max(one, 1)) / 0.301), 63) for one in seconds]
-    assert all(before <= after for before, after in pairwise(found))
+    buckets = layer._time_bias(1, torch.tensor([[*seconds, 0]], dtype=torch.int32)).flatten().tolist()[:-1]
+    assert buckets == [min(floor(log(max(second, 1)) / 0.301), 63) for second in seconds]
+    assert all(before <= after for before, after in pairwise(buckets))
 
 
 def test_a_sequence_without_times_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""`mmoe` against the published equations, one example, task and expert at a time, and what every backbone must hold."""
+"""`mmoe` against the published equations, example by example and expert by expert, and the kit of backbones."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def test_a_tasks_loss_reaches_its_gate_alone_and_every_expert() -> None:
 def test_experts_start_from_different_weights() -> None:
     first, second = build(3, 4, 2, experts=2).experts
     assert not any(
-        torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters(), strict=True) if one.dim() > 1
+        torch.equal(left, right)
+        for left, right in zip(first.parameters(), second.parameters(), strict=True)
+        if left.dim() > 1
     )
 
 

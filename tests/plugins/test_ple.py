@@ -1,4 +1,4 @@
-"""`ple` against the published equations, one example and expert at a time, and what every backbone must hold."""
+"""`ple` against the published equations, example by example and expert by expert, and the kit of backbones."""
 
 from __future__ import annotations
 
@@ -106,10 +106,10 @@ def test_of_several_levels_it_reaches_others_experts_through_the_shared_stream_a
 
 def test_flops_are_those_of_the_docstring() -> None:
     module = build(5, 6, 2, levels=2, shared_experts=3, task_experts=2, hidden=[10, 4]).float()
-    tasks, own, shared, flops = 2, 2, 3, 0
+    tasks, single, shared, flops = 2, 2, 3, 0
     for width, last in ((5 * 6, False), (4, True)):
-        experts = tasks * own + shared
-        flops += experts * 2 * (width * 10 + 10 * 4) + 2 * tasks * (own + shared) * (width + 4)
+        experts = tasks * single + shared
+        flops += experts * 2 * (width * 10 + 10 * 4) + 2 * tasks * (single + shared) * (width + 4)
         flops += 0 if last else 2 * experts * (width + 4)
     assert count_flops(lambda: module(torch.zeros(7, 5, 6), {})) == 7 * flops
 

@@ -329,7 +329,7 @@ class ComparesExamples(SoundBackbone):
 
 
 class PerTask(SoundBackbone):
-    """Nothing is wrong: tasks scale what they share."""
+    """Nothing is wrong: tasks scale a representation that they share."""
 
     per_task = True
 

@@ -22,13 +22,13 @@ _US["d"] = 24 * _US["h"]
 
 
 def time_us(column: pa.Array) -> I64:
-    """Timestamps in microseconds since 1970, UTC; 0 where missing."""
+    """Converts timestamps to microseconds since 1970, UTC; 0 where missing."""
     times = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
     return np.asarray(pc.fill_null(times, 0).to_numpy(zero_copy_only=False))
 
 
 def event_ages_us(rows: pa.RecordBatch, times: EventTimes, event_time: str) -> I64:
-    """How long before its example each event happened, in microseconds, (E,); of all events, the oldest first.
+    """Reads how long before its example each event happened, in microseconds, (E,), the oldest first.
 
     Args:
         rows: checked rows.
@@ -43,7 +43,7 @@ def event_ages_us(rows: pa.RecordBatch, times: EventTimes, event_time: str) -> I
 
 
 def bad_events(rows: pa.RecordBatch, times: EventTimes, event_time: str) -> tuple[npt.NDArray[np.bool_], str]:
-    """Which events have no time, or one after their example's, (E,), and the reason in words."""
+    """Finds the events without a time, or later than their example, (E,), and gives the reason in words."""
     column = rows.column(times.column)
     values = column.flatten()
     bad_E = np.asarray(values.is_null().to_numpy(zero_copy_only=False))

@@ -73,7 +73,7 @@ def bags(rows: pa.RecordBatch, feature: CategoricalFeature | MultiValuedFeature)
 
 
 def history(rows: pa.RecordBatch, feature: SequenceFeature, event_time: str) -> History:
-    """The newest events of one sequence, at most ``max_length`` for each row.
+    """Reads the newest events of a sequence, at most ``max_length`` for each row.
 
     Args:
         rows: with the feature's columns, and ``event_time`` where its times are no ages.

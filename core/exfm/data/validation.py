@@ -149,7 +149,7 @@ def check_features(rows: pa.RecordBatch, features: Iterable[Feature], event_time
 
     Args:
         rows: with the features' columns.
-        features: what the rows hold.
+        features: those that the rows hold.
         event_time: the column of the rows' own times, which a sequence may need.
 
     Raises:

@@ -91,11 +91,11 @@ class JaggedSequence:
         return values.index_select(0, rows_BK.flatten()).view(self.batch_size, count, values.shape[1])
 
     def prepend(self, tokens_BKD: Tensor) -> JaggedSequence:
-        """K further events before each example's oldest one, and of its age: tokens (B, K, D)."""
+        """Puts K further events before each example's oldest event, and of its age: tokens (B, K, D)."""
         return self._joined(tokens_BKD, before=True)
 
     def append(self, tokens_BKD: Tensor) -> JaggedSequence:
-        """K further events after each example's newest one: tokens (B, K, D), the last of them the newest.
+        """Puts K further events after each example's newest event: tokens (B, K, D), the last of them the newest.
 
         Their age is 0: they are of the example's time.
         """

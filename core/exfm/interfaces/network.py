@@ -49,8 +49,8 @@ class Network(Component, nn.Module):
 
 
 def reads_times(module: nn.Module) -> bool:
-    """Whether a network in a module reads the ages of events, itself or through a component of its own."""
-    return any(part.reads_times for part in module.modules() if isinstance(part, Network))
+    """Tells whether a network in a module reads the ages of events, itself or through a nested component."""
+    return any(child.reads_times for child in module.modules() if isinstance(child, Network))
 
 
 def _method_of(cls: type, name: str) -> type | None:

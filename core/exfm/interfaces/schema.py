@@ -92,7 +92,7 @@ class EventTimes(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    column: str = Field(min_length=1, description="Its column in the record batches; a field may read the same one.")
+    column: str = Field(min_length=1, description="Its column in the record batches; a field may read the same column.")
     holds: Literal["age", "time"] = Field(
         "age",
         description="age: how long before its example an event happened. time: when it happened, as a timestamp or as "
@@ -112,7 +112,7 @@ class SequenceFeature(BaseModel):
     name: str = Field(pattern=_NAME, description="What models and reports call it.")
     fields: tuple[SequenceField, ...] = Field(min_length=1, description="The aspects of an event.")
     max_length: int = Field(gt=0, description="The newest events that are kept of a longer history.")
-    times: EventTimes | None = Field(None, description="When the events happened, for what reads times.")
+    times: EventTimes | None = Field(None, description="When the events happened, for encoders that read it.")
 
     def table_name(self, field: SequenceField) -> str:
         """The embedding table that one of its fields looks up."""

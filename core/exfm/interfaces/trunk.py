@@ -1,6 +1,7 @@
 """Trunk: the encoders and the backbone of a model, and how a parallel plan runs them in training.
 
-Legend: B examples, N tokens, D width, R width of the representation.
+Legend: B examples, N tokens, D width, R width of the representation, which has a dimension of T tasks too, (B, T, R),
+where the backbone gives each task a representation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Causal layers over a history and a summary of it: what encoders of this form have in common.
+"""Base of encoders that stack causal layers on a history and summarise it.
 
 Legend: B examples, E events of all examples, N context tokens, K summary tokens, D width.
 """
@@ -28,7 +28,7 @@ class HistoryEncoder(SequenceEncoder):
     Args:
         config: the component's.
         inputs: the encoder's.
-        layers: modules that map a JaggedSequence to one of the same examples.
+        layers: modules that map a JaggedSequence to a JaggedSequence of the same examples.
         summary: last: the newest events; mean: the mean of those the last layer keeps; target: attention over these
             with the candidate item as query, or a learned query where there is no candidate.
         recent: K with ``last``.

@@ -7,12 +7,12 @@ from math import log
 import torch
 from torch import Tensor
 
-# Lengths of up to this many events share a group: a kernel for fewer costs as much as one for these.
+# Lengths of up to this many events share a group: a kernel call for fewer costs as much.
 _SHORT = 8
 
 
 def group_sizes(lengths_S: Tensor, growth: float) -> list[int]:
-    """How many of the examples, which come longest first, are in each group of similar length.
+    """Divides examples, which come longest first, into groups of similar length, and returns the groups' sizes.
 
     Args:
         lengths_S: events of each example, in descending order, at least 1.

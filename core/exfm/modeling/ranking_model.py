@@ -76,7 +76,8 @@ class RankingModel(nn.Module):
             self.encoders[f"sequence_{sequence.name}"] = encoder
             summaries += [f"{sequence.name}:{k}" for k in range(encoder.num_tokens)]
         shapes = tuple(
-            SequenceShape(one.name, one.max_length, targets[one.name], one.times is not None) for one in sequences
+            SequenceShape(sequence.name, sequence.max_length, targets[sequence.name], sequence.times is not None)
+            for sequence in sequences
         )
         shapes = shapes if self.reads_sequences else ()
         tokens = (*context, *summaries)

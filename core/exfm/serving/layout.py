@@ -150,15 +150,15 @@ def arrays(features: Sequence[Feature], rows: pa.RecordBatch, event_time: str = 
 
 
 def without_times(features: Sequence[Feature]) -> Iterator[Feature]:
-    """The features of a model that reads no times of events."""
+    """Yields the features as a model sees them that reads no times of events."""
     for feature in features:
         yield feature.model_copy(update={"times": None}) if isinstance(feature, SequenceFeature) else feature
 
 
 def needs_event_time(features: Sequence[Feature]) -> bool:
-    """Whether a row's own time is needed, because events have times and no ages."""
-    times = [feature.times for feature in features if isinstance(feature, SequenceFeature)]
-    return any(one is not None and one.holds == "time" for one in times)
+    """Tells whether a row's event time is needed, because its events have times and no ages."""
+    sequences = [feature for feature in features if isinstance(feature, SequenceFeature)]
+    return any(sequence.times is not None and sequence.times.holds == "time" for sequence in sequences)
 
 
 def source_columns(features: Sequence[Feature]) -> Iterator[str]:

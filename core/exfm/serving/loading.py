@@ -66,8 +66,8 @@ class Predictor:
             raise ConfigError(f"row {row}: {event_time}: the value is missing")
         check_features(batch, features, event_time)
         # What still lies in Arrow's memory is read-only, and torch has no such tensors.
-        given = (np.require(array, requirements="W") for array in arrays(features, batch, event_time))
-        return tuple(torch.from_numpy(array) for array in given)
+        writable = (np.require(array, requirements="W") for array in arrays(features, batch, event_time))
+        return tuple(torch.from_numpy(array) for array in writable)
 
     def run(self, tensors: Sequence[Tensor]) -> dict[str, npt.NDArray[np.float32]]:
         """The probability of each task, (B,) by task, from the program's arguments."""

@@ -100,7 +100,7 @@ def random_examples(
 
 
 def _ages(length: int, generator: torch.Generator) -> Tensor:
-    """The oldest first: sums of steps from one second to a month, some of none."""
+    """Draws ages, the oldest first: sums of steps from no time to a month."""
     steps = (15 * torch.rand(length, generator=generator, dtype=torch.float64)).exp().long() - 1
     return steps.cumsum(0).flip(0)
 

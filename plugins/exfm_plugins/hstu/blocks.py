@@ -67,7 +67,7 @@ class HSTULayer(nn.Module):
         self.f1 = nn.Linear(dim, sum(self.widths) + heads * linear_dim)
         self.bias_P = nn.Parameter(0.02 * torch.randn(position_buckets)) if position_buckets else None
         self.time_bias_S = nn.Parameter(0.02 * torch.randn(time_buckets)) if time_buckets else None
-        # The least whole number of seconds in each bucket but the first one.
+        # The least whole number of seconds in each bucket but the first.
         least = [min(ceil(exp(_LOG_STEP * bucket)), _LONGEST_AGE) for bucket in range(1, time_buckets)]
         self.register_buffer("least_seconds", torch.tensor(least, dtype=torch.int32), persistent=False)
         self.mixed_norm = norm(norm_name, heads * linear_dim)
@@ -116,21 +116,21 @@ class HSTULayer(nn.Module):
         weights_hqt = nn.functional.silu(scores_hqt).tril(t - q)
         return weights_hqt @ value_htL
 
-    def _mixed_in_blocks(self, query_hqA: Tensor, *parts: Tensor) -> Tensor:
+    def _mixed_in_blocks(self, query_hqA: Tensor, *key_side: Tensor) -> Tensor:
         """The same, block by block of queries, each over the keys that one of them sees.
 
         No weights are kept for the backward pass, which computes them again: memory follows the events and not their
-        pairs. ``parts`` are keys, values and, where there is a bias of times, ages.
+        pairs. ``key_side`` are keys, values and, where there is a bias of times, ages.
         """
-        q, t = query_hqA.shape[1], parts[0].shape[1]
+        q, t = query_hqA.shape[1], key_side[0].shape[1]
         block = max(1, min(q, _QUERIES, _BLOCK // t))
         heads = max(1, _BLOCK // (block * t))
         mixed = []
-        for query, *rest in zip(*(torch.split(part, heads) for part in (query_hqA, *parts)), strict=True):
+        for query, *keyed in zip(*(torch.split(tensor, heads) for tensor in (query_hqA, *key_side)), strict=True):
             seen, outputs = t - q, []
             for query_block in torch.split(query, block, dim=1):
                 seen += query_block.shape[1]
-                inputs = (query_block, *(part[:, :seen] for part in rest))
+                inputs = (query_block, *(tensor[:, :seen] for tensor in keyed))
                 outputs.append(checkpoint(self._mixed, *inputs, use_reentrant=False, preserve_rng_state=False))
             mixed.append(torch.cat(outputs, dim=1))
         return torch.cat(mixed)
@@ -142,7 +142,7 @@ class HSTULayer(nn.Module):
         return by_head.clone(memory_format=torch.contiguous_format).flatten(0, 1)
 
     def _position_bias(self, q: int, t: int) -> Tensor:
-        """The bias of queries and keys, by the number of events from one to the other, (q, t)."""
+        """The bias of queries and keys, by the number of events between them, (q, t)."""
         assert self.bias_P is not None
         place_t = torch.arange(t, device=self.bias_P.device)
         # A key newer than its query has a negative distance, and is not seen.

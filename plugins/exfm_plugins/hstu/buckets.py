@@ -46,7 +46,7 @@ def in_buckets(sequence: JaggedSequence, kept: JaggedSequence, function: Functio
     # gather writes all events.
     values = nn.functional.pad(sequence.values_ED, (0, 0, 0, 1))
     places = [_places(sequence, examples_b, t) for examples_b, t in buckets]
-    sizes = [place.shape[0] for place in places]
+    sizes = [indices.shape[0] for indices in places]
     rows = torch.split(values.index_select(0, torch.cat(places)), sizes)
     ages: Sequence[Tensor | None] = [None] * len(sizes)
     if sequence.ages_E is not None:

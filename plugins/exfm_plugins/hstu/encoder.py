@@ -65,7 +65,7 @@ class HSTU(HistoryEncoder):
             0,
             ge=0,
             le=128,
-            description="Buckets of the time between events that have a bias of their own, 64 for up to 5 years; "
+            description="Buckets of the time between events, each with a bias, 64 for up to 5 years; "
             "longer times share the last; 0: none.",
         )
         divisor: Literal["max_length", "events"] = Field(

@@ -69,7 +69,7 @@ class MMoE(Backbone):
         ]
         self.output_dim = experts[0].output_dim
         self.experts = nn.ModuleList(experts)
-        # Prefixed: torch does not take a child that is called like one of ModuleDict's attributes.
+        # Prefixed: torch refuses a child with the name of an attribute of ModuleDict.
         width = len(inputs.tokens) * inputs.dim
         self.gates = nn.ModuleDict({f"task_{task}": ExpertGate(width, config.experts) for task in inputs.tasks})
 

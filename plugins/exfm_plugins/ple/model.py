@@ -27,9 +27,9 @@ class PLE(Backbone):
         x_shared' = Gate_shared(x_shared; [experts_1(x_1) || ... || experts_T(x_T) || experts_shared(x_shared)])
         Gate(x; f) = sum over e of softmax(W x)_e f_e
 
-    The last level has no shared stream, and its task streams are the representations. One level is the paper's CGC.
-    Experts are MLPs. Of one level, a task's loss reaches no experts and no gates of other tasks; of several, it reaches
-    those that the shared stream mixes.
+    The last level has no shared stream; its task streams are the representations. A single level is the paper's CGC.
+    Experts are MLPs. In a single level a task's loss reaches no experts and gates of other tasks. In several it reaches
+    the experts that the shared stream mixes.
 
     With M_t experts of each task and M_s shared experts the FLOPs of a level are, per example, those of
     ``T M_t + M_s`` MLPs and ``2 T (M_t + M_s) (I + R)``; and ``2 (T M_t + M_s) (I + R)`` where it is not the last.
@@ -81,7 +81,7 @@ class PLE(Backbone):
 
 
 class Experts(nn.ModuleList):
-    """The experts of one stream."""
+    """The experts of a stream."""
 
     def forward(self, stream_BI: Tensor) -> list[Tensor]:
         """Maps a stream (B, I) to the output (B, R) of each expert."""
