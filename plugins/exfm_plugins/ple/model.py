@@ -27,7 +27,7 @@ class PLE(Backbone):
         x_shared' = Gate_shared(x_shared; [experts_1(x_1) || ... || experts_T(x_T) || experts_shared(x_shared)])
         Gate(x; f) = sum over e of softmax(W x)_e f_e
 
-    The last level has no shared stream, and its task streams are the representations. A single level is CGC of the paper.
+    The last level has no shared stream; its task streams are the representations. A single level is the paper's CGC.
     Experts are MLPs. In a single level a task's loss reaches no experts and gates of other tasks. In several it reaches
     the experts that the shared stream mixes.
 
