@@ -1,4 +1,7 @@
-"""Where in the file an error lies. Pydantic's locations also name the alternatives of a union; a file has none."""
+"""Locates errors in the experiment file.
+
+Pydantic's locations also name the alternatives of a union; the key path in a file has no such names.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,23 @@ from typing import Any
 Location = tuple[int | str, ...]
 
 
-def inside(node: Any, part: int | str) -> Any:
-    """A part of a mapping or a list; None where it has no such part."""
+def inside(node: Any, key: int | str) -> Any:
+    """Returns the value under a key of a mapping or an index of a list; None where there is no such value."""
     if isinstance(node, dict):
-        return node.get(part)
-    return node[part] if isinstance(node, list) and isinstance(part, int) and part < len(node) else None
+        return node.get(key)
+    if isinstance(node, list) and isinstance(key, int) and key < len(node):
+        return node[key]
+    return None
 
 
 @dataclass(frozen=True)
-class Trail:
-    """One of pydantic's errors and the way to it.
+class ErrorPath:
+    """An error of pydantic and the path to it.
 
     Attributes:
         detail: the error as pydantic describes it.
-        steps: the way from the top: a key or index of the file, or the name of a union's alternative.
-        branches: for each step, whether it is such a name.
+        steps: the path from the top: keys and indices of the file, and names of a union's alternatives.
+        branches: for each step, whether it names an alternative.
         names_key: whether the error is in a key and not in its value.
     """
 
@@ -33,61 +38,71 @@ class Trail:
     names_key: bool = False
 
     @classmethod
-    def of(cls, detail: Any, raw: Any) -> Trail:
-        """Tells the file's keys from the alternatives' names by looking into the file."""
+    def from_detail(cls, detail: Any, raw: Any) -> ErrorPath:
+        """Separates keys of the file from names of alternatives: a step that the file does not have is a name."""
         steps, branches, node = detail["loc"], [], raw
         names_key = bool(steps) and steps[-1] == "[key]"
-        steps = steps[:-1] if names_key else steps
+        if names_key:
+            steps = steps[:-1]
         for index, step in enumerate(steps):
             last = index == len(steps) - 1
+            # The last step to a missing key is a key too, although the file does not have it.
             is_key = isinstance(node, dict) and (step in node or (last and detail["type"] == "missing"))
             is_index = isinstance(node, list) and isinstance(step, int) and step < len(node)
             branches.append(not (is_key or is_index))
-            node = inside(node, step) if is_key or is_index else node
+            if is_key or is_index:
+                node = inside(node, step)
         return cls(detail, tuple(steps), tuple(branches), names_key)
 
     @property
     def location(self) -> Location:
-        """The key path in the file."""
+        """Returns the key path in the file."""
         return tuple(step for step, branch in zip(self.steps, self.branches, strict=True) if not branch)
 
     @property
     def anchor(self) -> Location:
-        """The key path of the outermost union on the way, or the whole way where there is none."""
-        return self.steps[: self.branch] if self.branch is not None else self.location
+        """Returns the key path of the outermost union on the path, or the whole key path where there is none."""
+        if self.branch is None:
+            return self.location
+        return self.steps[: self.branch]
 
     @property
     def branch(self) -> int | None:
-        """The first step that names an alternative."""
+        """Returns the index of the first step that names an alternative."""
         return self.branches.index(True) if True in self.branches else None
 
-    def without(self, index: int) -> Trail:
-        """The same without one step."""
+    def without(self, index: int) -> ErrorPath:
+        """Copies the path without the step at an index."""
         steps, branches = list(self.steps), list(self.branches)
         del steps[index], branches[index]
         return replace(self, steps=tuple(steps), branches=tuple(branches))
 
 
-def same_problem(trails: Sequence[Trail]) -> list[Trail]:
-    """The trails that tell together what is wrong in the first one's place.
+def same_problem(paths: Sequence[ErrorPath]) -> list[ErrorPath]:
+    """Selects the errors that describe the same problem as the first error.
 
-    They are more than one where a value fits no alternative of a union. Where it has the shape of one alternative and
-    the error lies deeper inside, that alternative alone is reported.
+    They are several where a value fits no alternative of a union. Where the value has the shape of an alternative and
+    the error lies deeper inside, only the errors of that alternative are selected.
     """
-    first = trails[0]
+    first = paths[0]
     index = first.branch
     if index is None:
         return [first]
-    alternatives: dict[int | str, list[Trail]] = {}
-    for trail in trails:
-        if trail.branch == index and trail.steps[:index] == first.steps[:index]:
-            alternatives.setdefault(trail.steps[index], []).append(trail)
-    deep = [of_one for of_one in alternatives.values() if all(not all(trail.branches[index:]) for trail in of_one)]
+    alternatives: dict[int | str, list[ErrorPath]] = {}
+    for path in paths:
+        if path.branch == index and path.steps[:index] == first.steps[:index]:
+            alternatives.setdefault(path.steps[index], []).append(path)
+    # An alternative's errors lie deeper where each has a key of the file below the union.
+    deep: list[list[ErrorPath]] = []
+    for errors in alternatives.values():
+        if not any(all(path.branches[index:]) for path in errors):
+            deep.append(errors)
     if deep or len(alternatives) == 1:
+        # The alternative with the fewest errors is the nearest to the user's intent.
         chosen = min(deep or alternatives.values(), key=len)
-        return same_problem(_unknown_first([trail.without(index) for trail in chosen]))
-    return [of_one[0] for of_one in alternatives.values()]
+        return same_problem(_unknown_keys_first([path.without(index) for path in chosen]))
+    return [errors[0] for errors in alternatives.values()]
 
 
-def _unknown_first(trails: list[Trail]) -> list[Trail]:
-    return sorted(trails, key=lambda trail: trail.detail["type"] != "extra_forbidden")
+def _unknown_keys_first(paths: list[ErrorPath]) -> list[ErrorPath]:
+    return sorted(paths, key=lambda path: path.detail["type"] != "extra_forbidden")
