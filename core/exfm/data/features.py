@@ -111,7 +111,8 @@ def _transformed(column: pa.Array, transform: Literal["none", "log1p"]) -> F32:
     # float32 before the logarithm: serving gets numbers in single precision, and must compute the same bits.
     values = np.asarray(column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False))
     if transform == "log1p":
-        return np.sign(values) * np.log1p(np.abs(values))
+        logarithms: F32 = np.sign(values) * np.log1p(np.abs(values))
+        return logarithms
     return values
 
 

@@ -45,10 +45,9 @@ def rows_where(rows: pa.RecordBatch, where: Mapping[str, Condition], columns: Ma
                     f"where.{name}: a bucket is one of integers or strings; the column holds {column.type}"
                 )
             buckets = mix(to_u64(column), BUCKET_SALT) % np.uint64(condition.of)
-            # to_u64 maps nulls to 0: a missing id is in no bucket.
-            kept &= np.isin(buckets, np.array(condition.bucket, np.uint64)) & column.is_valid().to_numpy(
-                zero_copy_only=False
-            )
+            # to_u64 maps nulls to 0, and a missing id is in no bucket: hence the mask of valid values.
+            kept &= np.isin(buckets, np.array(condition.bucket, np.uint64))
+            kept &= column.is_valid().to_numpy(zero_copy_only=False)
         else:
             values = condition if isinstance(condition, tuple) else (condition,)
             kept &= _is_in(column, list(values), name)
