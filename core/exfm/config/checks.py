@@ -163,8 +163,8 @@ def _check_states(model: ModelConfig, schema: FeatureSchema, key_path: str) -> N
     for entity, vector in model.supervision.read.items():
         if vector == "tokens":
             raise ConfigError(
-                f"{key_path}.{entity}.from: a state made of tokens is written as the list of the features that describe "
-                f"the entity, such as {entity}: [{entity}]"
+                f"{key_path}.{entity}.from: a state made of tokens is written as the list of the features that "
+                f"describe the entity, such as {entity}: [{entity}]"
             )
 
 
