@@ -52,7 +52,7 @@ def measure(plan_text: str, batch_size: int, steps: int) -> None:
 
     import exfm
     from exfm.data.stream import ChunkReader
-    from exfm.data.windows import windows_of
+    from exfm.data.windows import stream_windows
     from exfm.training.building import teacher_shapes
     from exfm.training.run import build_plan
     from exfm.training.spread import read_spread
@@ -66,7 +66,7 @@ def measure(plan_text: str, batch_size: int, steps: int) -> None:
     plan = build_plan(experiment)
     trainer = Trainer(arm, schema, teacher_shapes(experiment), plan, experiment.config.seed)
     reader = ChunkReader(experiment.source, schema, experiment.config.stream, {arm.name: {}}, plan.shard)
-    window = next(windows_of(experiment.source, experiment.config.stream.window))
+    window = next(stream_windows(experiment.source, experiment.config.stream.window))
     chunk = next(read_spread(reader, window, plan.process_group))
     batches = list(chunk.batches(chunk.parts(None, batch_size), trainer.model))
     learn = StepLabels(arm.tasks, transfer=False)

@@ -9,7 +9,7 @@ from itertools import accumulate
 import pyarrow as pa
 
 import exfm
-from exfm.data.windows import windows_of
+from exfm.data.windows import stream_windows
 
 _WHOLE = exfm.Shard()
 
@@ -46,7 +46,7 @@ def beginning(experiment: exfm.Experiment, end_us: int | None) -> exfm.Experimen
 def rows_by_window(experiment: exfm.Experiment) -> list[tuple[exfm.Window, int]]:
     """All windows of the stream, each with its number of rows: reads them once."""
     source = experiment.source
-    windows = windows_of(source, experiment.config.stream.window)
+    windows = stream_windows(source, experiment.config.stream.window)
     return [(window, sum(batch.num_rows for batch in source.read(window))) for window in windows]
 
 

@@ -15,7 +15,7 @@ import torch
 
 import exfm
 from exfm.data.stream import ChunkReader
-from exfm.data.windows import windows_of
+from exfm.data.windows import stream_windows
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "quality"))
 from streams import first_scored, rows_by_window
@@ -40,7 +40,7 @@ def batch_ages(experiment: exfm.Experiment, model: str) -> np.ndarray:
     reader = ChunkReader(experiment.source, experiment.schema, stream, {model: config.where}, exfm.Shard())
     first_us = first_scored(rows_by_window(experiment), experiment.config.evaluation.skip)
     ages = []
-    for window in windows_of(experiment.source, stream.window):
+    for window in stream_windows(experiment.source, stream.window):
         for chunk in reader.read(window) if window.start_us >= first_us else ():
             picked = chunk.rows[model]
             times = chunk.batch.event_time_us if picked is None else chunk.batch.event_time_us[picked]

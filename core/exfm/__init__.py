@@ -1,6 +1,6 @@
 """exfm: external distillation for recommendation, from a foundation model to the models that are served.
 
-Everything a plugin or a script needs is exported here. Names are imported when they are first used, so that
+Exports every name that a plugin or a script needs. A name is imported when it is first used, because then
 ``import exfm`` costs nothing and no command waits for torch that does not need it.
 """
 
@@ -148,6 +148,7 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
+# A module without an attribute calls its __getattr__ (PEP 562): so a public name is imported at its first use.
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'exfm' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Errors for the user: one short paragraph that says what, where, what was given and what is allowed."""
+"""Defines the errors shown to the user: a short paragraph with the problem, its location and the allowed values."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class ConfigError(ValueError):
 
 
 class NotYetError(ConfigError):
-    """What a data source reads is not there yet, or not complete: asked again later, it may be. Exit status 2.
+    """The input of a data source is missing or incomplete now, and may be complete later. Exit status 2.
 
-    A job that follows the stream waits; any other takes it for the user's error.
+    A job that follows the stream waits; any other job reports it as the user's error.
     """
 
 
 class PluginError(ConfigError):
-    """A component that an experiment names cannot be had from its plugin."""
+    """A component that an experiment names cannot be loaded from its plugin."""
 
 
 class RunError(RuntimeError):
@@ -33,10 +33,13 @@ class RunError(RuntimeError):
         super().__init__(redact(message))
 
 
-def suggestion(given: str, allowed: Iterable[str]) -> str:
+def suggestion(name: str, allowed: Iterable[str]) -> str:
     """Returns ``Did you mean 'x'?`` with a leading space where a name is near, else the list of allowed names."""
     names = sorted(set(allowed))
-    near = get_close_matches(given, names, n=1, cutoff=0.6)
+    # 0.6 is difflib's default: about three of five letters agree, in order.
+    near = get_close_matches(name, names, n=1, cutoff=0.6)
     if near:
         return f" Did you mean {near[0]!r}? (one of: {', '.join(names)})"
-    return f" Allowed: {', '.join(names)}." if names else ""
+    if names:
+        return f" Allowed: {', '.join(names)}."
+    return ""

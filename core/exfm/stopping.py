@@ -1,4 +1,4 @@
-"""Ending a job when it is asked to: at once where it waits, after the chunk in work where it trains."""
+"""Ends a job on SIGTERM: at once while it waits, and after the current chunk while it trains."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from types import FrameType
 
 GRACE_S = 10.0
-"""How long a chunk may still take: schedulers kill what goes on half a minute after they have asked it to end."""
+"""Time that the current chunk may still take, because schedulers send SIGKILL about 30 s after SIGTERM."""
 
 
 class StoppedError(KeyboardInterrupt):
-    """SIGTERM has asked the job to end: an interrupt, which passes wherever one does."""
+    """The job received SIGTERM. Handlers that let an interrupt pass let this exception pass too."""
 
 
 @dataclass
@@ -23,19 +23,20 @@ class _State:
     asked: bool = False
 
 
+# Signal handlers are global to a process, and so is their state.
 _state = _State()
 
 
 def heed_sigterm() -> None:
-    """Makes SIGTERM end this process by ``StoppedError``, where a handler can be set: in the main thread."""
+    """Makes SIGTERM raise ``StoppedError`` in the main thread, the only thread that can set signal handlers."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _end_soon)
-        signal.signal(signal.SIGALRM, _end)
+        signal.signal(signal.SIGTERM, _stop_soon)
+        signal.signal(signal.SIGALRM, _stop_now)
 
 
 @contextmanager
 def ending_after_a_chunk() -> Iterator[None]:
-    """Puts off the end until ``end_if_asked`` is called, or the block is left, or the time for it is over."""
+    """Delays the end until ``end_if_asked`` is called, the block is left, or ``GRACE_S`` is over."""
     _state.working = True
     try:
         yield
@@ -45,22 +46,24 @@ def ending_after_a_chunk() -> Iterator[None]:
 
 
 def end_if_asked() -> None:
-    """Ends the job, if it was asked to.
+    """Ends the job if SIGTERM has arrived.
 
     Raises:
-        StoppedError: it was.
+        StoppedError: SIGTERM has arrived.
     """
     if _state.asked:
+        # The alarm is cancelled, because it would interrupt the clean-up that follows.
         signal.setitimer(signal.ITIMER_REAL, 0)
         raise StoppedError
 
 
-def _end_soon(number: int, frame: FrameType | None) -> None:
+def _stop_soon(number: int, frame: FrameType | None) -> None:
+    # A second SIGTERM does not wait for the chunk.
     if not _state.working or _state.asked:
-        _end(number, frame)
+        _stop_now(number, frame)
     _state.asked = True
     signal.setitimer(signal.ITIMER_REAL, GRACE_S)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+def _stop_now(number: int, frame: FrameType | None) -> None:
     raise StoppedError

@@ -17,7 +17,7 @@ import torch
 import exfm
 from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
-from exfm.data.windows import windows_of
+from exfm.data.windows import stream_windows
 from exfm.training.trainer import Trainer
 
 ROWS, CHUNK, BATCH = 500, 64, 20
@@ -89,7 +89,7 @@ def experiment_path(tmp_path: Path) -> Path:
 
 def batches(experiment: exfm.Experiment) -> list[Batch]:
     reader = ChunkReader(experiment.source, experiment.schema, experiment.config.stream, {}, exfm.Shard())
-    windows = windows_of(experiment.source, experiment.config.stream.window)
+    windows = stream_windows(experiment.source, experiment.config.stream.window)
     return [chunk.batch for window in windows for chunk in reader.read(window)]
 
 

@@ -13,7 +13,7 @@ import yaml
 from exfm.cli.new_plugin import checked_project, write_project
 from exfm.errors import ConfigError
 from exfm.registry.discovery import default_registry
-from exfm.registry.hooks import HOOK_OF_KIND
+from exfm.registry.hooks import HOOK_BY_KIND
 
 ROOT = Path(__file__).parents[2]
 NAMES = {
@@ -56,7 +56,7 @@ def outcomes(environment, tmp_path_factory) -> dict[str, dict[str, str]]:
     return reports
 
 
-@pytest.mark.parametrize("kind", HOOK_OF_KIND)
+@pytest.mark.parametrize("kind", HOOK_BY_KIND)
 def test_its_tests_pass_at_once(kind, outcomes):
     of_kind = outcomes[kind]
     assert {test: how for test, how in of_kind.items() if how != "passed" and not how.startswith("skipped")} == {}
@@ -127,7 +127,7 @@ def test_a_name_of_another_kind_is_free(tmp_path, exfm_cli):
 
 def test_every_built_in_name_could_be_a_plugins():
     registry = default_registry()
-    for kind in HOOK_OF_KIND:
+    for kind in HOOK_BY_KIND:
         for name in registry.names(kind):
             with pytest.raises(ConfigError, match=f"{kind} {name!r} is taken"):
                 checked_project(name, kind, registry)

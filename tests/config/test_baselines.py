@@ -1,4 +1,4 @@
-"""Controls by name and compared pairs: which are allowed, which arms are trained, and what is said of wrong ones."""
+"""Tests controls by name and compared pairs: the allowed ones, the trained arms, and the errors for wrong names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More than fifty broken experiment files at the command line: what `exfm validate` and `exfm run` print of each.
+"""Runs `exfm validate` and `exfm run` on more than fifty broken experiment files, and checks their messages.
 
 The files are those of ``test_config_errors`` (written by hand) and ``test_config_mutations`` (by hypothesis).
 """
@@ -34,7 +34,7 @@ def call(*arguments: str) -> tuple[int, str, str]:
 
 
 def check_refused(command: str, file: str) -> str:
-    """A command refuses the file with a single line, which is returned."""
+    """Checks that a command refuses the file with a single line, and returns the line."""
     status, out, err = call(command, file)
     assert (status, out) == (2, ""), (command, out, err)
     assert err.startswith(f"error: {file}: ") and err.count("\n") == 1 and "Traceback" not in err, err
@@ -43,14 +43,14 @@ def check_refused(command: str, file: str) -> str:
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, list[str]]]:
-    """The key path and the words that the message on each hand-written file must have, by file."""
+    """Writes the broken files; returns the key path and the words that the message must have, by file."""
     folder, files = tmp_path_factory.mktemp("broken"), {}
-    for number, (path, value, place, words) in enumerate(MISTAKES):
+    for number, (path, value, key_path, words) in enumerate(MISTAKES):
         tree = copy.deepcopy(VALID)
         put(tree, path, value)
         file = folder / f"{number}.yaml"
         file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
-        files[str(file)] = (f"{place or path}: ", words)
+        files[str(file)] = (f"{key_path or path}: ", words)
     return files
 
 
@@ -63,9 +63,9 @@ def test_there_are_more_than_fifty_and_no_two_are_alike(broken: dict[str, tuple[
 
 def test_run_tells_each_in_one_line_with_file_and_key_path(broken: dict[str, tuple[str, list[str]]]) -> None:
     assert len(broken) / 2 + len(FILES) > 50
-    for file, (place, words) in list(broken.items())[::2]:  # as the message is the same, half of them will do
+    for file, (key_path, words) in list(broken.items())[::2]:  # as the message is the same, half of them will do
         text = check_refused("run", file)
-        assert place in text and all(word in text for word in words), text
+        assert key_path in text and all(word in text for word in words), text
 
 
 def test_validate_tells_all_of_them_at_once(broken: dict[str, tuple[str, list[str]]]) -> None:
@@ -73,8 +73,8 @@ def test_validate_tells_all_of_them_at_once(broken: dict[str, tuple[str, list[st
     assert (status, out) == (2, "") and "Traceback" not in err
     lines = err.splitlines()
     assert len(lines) == len(broken)
-    for line, (file, (place, words)) in zip(lines, broken.items(), strict=True):
-        assert line.startswith(f"error: {file}: ") and place in line and all(word in line for word in words), line
+    for line, (file, (key_path, words)) in zip(lines, broken.items(), strict=True):
+        assert line.startswith(f"error: {file}: ") and key_path in line and all(word in line for word in words), line
 
 
 @pytest.mark.parametrize("text", FILES)

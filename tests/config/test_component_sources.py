@@ -1,4 +1,4 @@
-"""The hash of a component's code: it follows the files, and a run keeps the one that it was begun with."""
+"""Tests the hash of a component's code: it follows the files, and a run keeps the hash of its beginning."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Thin(exfm.Backbone):
 
 
 def kept(experiment: exfm.Experiment) -> dict[str, Any]:
-    """What config.yaml says."""
+    """Reads config.yaml of a run."""
     content = OmegaConf.to_container(OmegaConf.load(Path(experiment.run_dir) / "config.yaml"))
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
@@ -39,7 +39,7 @@ def kept(experiment: exfm.Experiment) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(plugins: Any) -> Path:
-    """A plugin that is a package of two modules."""
+    """Installs a plugin that is a package of two modules."""
     package = plugins.path / "thin_plugin"
     package.mkdir()
     source = MODULE.replace("from helper", "from thin_plugin.helper")
@@ -52,7 +52,7 @@ def folder(plugins: Any) -> Path:
     return Path(package)
 
 
-def test_a_run_knows_what_code_it_was_begun_with(folder: Path, experiment: Any, write: Any, tmp_path: Path) -> None:
+def test_a_run_keeps_the_hashes_of_its_first_code(folder: Path, experiment: Any, write: Any, tmp_path: Path) -> None:
     experiment["models"] = {"vm": {"backbone": {"name": "thin"}, "tasks": ["click"]}}
     experiment["stream"]["source"] |= {"days": 1, "rows_per_day": 100}
     experiment |= {"run_dir": str(tmp_path / "run"), "evaluation": {"replicates": 100}}
@@ -70,12 +70,12 @@ def test_a_run_knows_what_code_it_was_begun_with(folder: Path, experiment: Any, 
 
 
 def backbone(body: str) -> type[exfm.Backbone]:
-    """A class without a file, as a notebook defines one."""
+    """Defines a class without a file, as a notebook does."""
     space: dict[str, Any] = {"exfm": exfm, "ClassVar": ClassVar, "__name__": "no_such_module"}
     exec(MODULE.replace("from helper import WIDTH\n", "").replace("tokens_BND.sum(dim=1)", body), space)
-    made = space["Thin"]
-    assert isinstance(made, type) and issubclass(made, exfm.Backbone)
-    return made
+    defined = space["Thin"]
+    assert isinstance(defined, type) and issubclass(defined, exfm.Backbone)
+    return defined
 
 
 def test_a_class_without_a_file_is_known_by_its_functions(experiment: Any, write: Any) -> None:

@@ -1,4 +1,4 @@
-"""Every mistake in an experiment file is told in one paragraph: file, key path, what was given, what is allowed."""
+"""Tests the paragraph on every mistake in an experiment file: file, key path, value, allowed values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import exfm
 
 GONE = object()
 
-# What is put where; the key path the message names (the same where it is empty); words it must contain.
+# Key path and value of the mistake; key path in the message (the same where it is empty); words in the message.
 MISTAKES: list[tuple[str, Any, str, list[str]]] = [
     ("seeds", 1, "", ["unknown key 'seeds'", "Did you mean 'seed'?"]),
     ("stream.widow", "1d", "", ["unknown key 'widow'", "Did you mean 'window'?"]),
@@ -120,10 +120,10 @@ MISTAKES: list[tuple[str, Any, str, list[str]]] = [
 
 
 def put(tree: Any, path: str, value: Any) -> None:
-    """Sets or deletes one node, making the mappings on the way."""
-    *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
-    for part in way:
-        tree = tree.setdefault(part, {}) if isinstance(tree, dict) else tree[part]
+    """Sets or deletes a node, and creates missing mappings above it."""
+    *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+    for key in parents:
+        tree = tree.setdefault(key, {}) if isinstance(tree, dict) else tree[key]
     if value is GONE:
         del tree[last]
     else:
@@ -135,15 +135,15 @@ def test_the_experiment_is_valid_to_begin_with(experiment, write):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "place", "words"), MISTAKES, ids=[f"{m[0]}={'' if m[1] is GONE else m[1]}" for m in MISTAKES]
+    ("path", "value", "key_path", "words"), MISTAKES, ids=[f"{m[0]}={'' if m[1] is GONE else m[1]}" for m in MISTAKES]
 )
-def test_a_mistake_is_told_in_one_paragraph(path, value, place, words, experiment, write):
+def test_a_mistake_is_told_in_one_paragraph(path, value, key_path, words, experiment, write):
     put(experiment, path, value)
     file = write(experiment)
     with pytest.raises(exfm.ConfigError) as error:
         exfm.load_experiment(file)
     text = str(error.value)
-    assert text.startswith(f"{file}: ") and (f"{place or path}: " in text), text
+    assert text.startswith(f"{file}: ") and (f"{key_path or path}: " in text), text
     assert all(word in text for word in words), text
     assert "\n" not in text and len(text) < len(file) + 600
     assert "more error" not in text, "one mistake is one error"

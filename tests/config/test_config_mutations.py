@@ -1,4 +1,4 @@
-"""Whatever is done to a valid experiment file, it loads or is refused in one paragraph that names the file."""
+"""Mutates a valid experiment file: it loads, or an error of a paragraph names the file."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ VALID: dict[str, Any] = yaml.safe_load(EXPERIMENT)
 _numbers = count()
 
 
-def places(tree: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to every node below the top."""
+def node_paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yields the path to every node below the top."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:
-        yield (*way, key)
-        yield from places(value, (*way, key))
+        yield (*path, key)
+        yield from node_paths(value, (*path, key))
 
 
-def node_at(tree: Any, way: tuple[Any, ...]) -> Any:
-    for part in way:
-        tree = tree[part]
+def node_at(tree: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
     return tree
 
 
-PLACES = list(places(VALID))
-keys = st.sampled_from([str(way[-1]) for way in PLACES] + ["nme", "fm.control", "", "1", "name "]) | st.integers(0, 2)
+PATHS = list(node_paths(VALID))
+keys = st.sampled_from([str(path[-1]) for path in PATHS] + ["nme", "fm.control", "", "1", "name "]) | st.integers(0, 2)
 scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -47,7 +47,7 @@ scalars = st.one_of(
     st.sampled_from(["fm", "vm", "click", "ad_id", "wukong", "din", "direct", "3", "7d", "0s", "", "x" * 200, "é\n"]),
     st.sampled_from(["${name}", "${", "${models}", "${models.vm}", "${..}", "???", "\\${x}", "2026-01-01", "1e3"]),
 )
-copies = st.sampled_from(PLACES).map(lambda way: node_at(VALID, way))
+copies = st.sampled_from(PATHS).map(lambda path: node_at(VALID, path))
 values = st.one_of(
     scalars, copies, st.lists(scalars | copies, max_size=3), st.dictionaries(keys, scalars | copies, max_size=3)
 )
@@ -55,11 +55,11 @@ values = st.one_of(
 
 @st.composite
 def mutated(draw: st.DrawFn) -> dict[Any, Any]:
-    """The valid experiment after a few deletions, replacements, additions and renamings of nodes."""
+    """Draws the valid experiment after a few deletions, replacements, additions and renamings of nodes."""
     tree = copy.deepcopy(VALID)
     for _ in range(draw(st.integers(1, 3))):
-        way = draw(st.sampled_from(list(places(tree)) or [("name",)]))
-        parent, last = node_at(tree, way[:-1]), way[-1]
+        path = draw(st.sampled_from(list(node_paths(tree)) or [("name",)]))
+        parent, last = node_at(tree, path[:-1]), path[-1]
         action = draw(st.sampled_from(["delete", "replace", "rename", "add"]))
         if action == "replace":
             parent[last] = copy.deepcopy(draw(values))
@@ -75,7 +75,7 @@ def mutated(draw: st.DrawFn) -> dict[Any, Any]:
 
 
 def load(text: str, *overrides: str) -> exfm.Experiment | str:
-    """The experiment, or what is wrong with it."""
+    """Loads a file; returns the experiment, or the error message."""
     file = f"memory://mutations/{next(_numbers)}.yaml"
     with fsspec.open(file, "wt", encoding="utf-8") as stream:
         stream.write(text)
@@ -100,10 +100,10 @@ def test_a_mutated_experiment_loads_or_is_explained(tree):
         assert again.as_dict() == loaded.as_dict()
 
 
-@given(st.sampled_from(PLACES), values, st.sampled_from(["", ".x", ".0", "[0]", ".", "[", "${name}"]))
-def test_any_override_is_applied_or_explained(way, value, suffix):
+@given(st.sampled_from(PATHS), values, st.sampled_from(["", ".x", ".0", "[0]", ".", "[", "${name}"]))
+def test_any_override_is_applied_or_explained(path, value, suffix):
     written = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
-    load(EXPERIMENT, f"{'.'.join(map(str, way))}{suffix}={written}")
+    load(EXPERIMENT, f"{'.'.join(map(str, path))}{suffix}={written}")
 
 
 @given(st.text(max_size=40) | st.sampled_from(["*a", "&a b", "!x y", "%YAML 9", "{", "? a", "a: b: c", "'", "<<: 3"]))
@@ -111,14 +111,14 @@ def test_any_text_is_explained(text):
     assert isinstance(load(text), str)
 
 
-@pytest.mark.parametrize("way", PLACES, ids=lambda way: ".".join(map(str, way)))
-def test_a_misspelt_or_missing_key_is_explained(way):
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: ".".join(map(str, path)))
+def test_a_misspelt_or_missing_key_is_explained(path):
     tree = copy.deepcopy(VALID)
-    parent = node_at(tree, way[:-1])
-    value = parent.pop(way[-1])
+    parent = node_at(tree, path[:-1])
+    value = parent.pop(path[-1])
     missing = load(yaml.safe_dump(tree, sort_keys=False))
-    assert isinstance(missing, exfm.Experiment) or str(way[-1]) in missing or "name: NAME" in missing
-    if isinstance(parent, dict) and way[:-1] != ("models",) and way[-1] != "name":
-        parent[f"{way[-1]}_"] = value
+    assert isinstance(missing, exfm.Experiment) or str(path[-1]) in missing or "name: NAME" in missing
+    if isinstance(parent, dict) and path[:-1] != ("models",) and path[-1] != "name":
+        parent[f"{path[-1]}_"] = value
         misspelt = load(yaml.safe_dump(tree, sort_keys=False))
-        assert isinstance(misspelt, str) and f"'{way[-1]}_'" in misspelt and f"'{way[-1]}'" in misspelt
+        assert isinstance(misspelt, str) and f"'{path[-1]}_'" in misspelt and f"'{path[-1]}'" in misspelt

@@ -1,4 +1,4 @@
-"""The schema that editors read: named in the examples' first lines, and of one mind with what is installed."""
+"""Tests the schema that editors read: examples name it in their first lines, and it equals the installed schema."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def example_id(path: Path) -> str:
 
 
 def with_sentences(node: Any, where: str = "") -> Iterator[tuple[str, str]]:
-    """Every place of a schema that has a sentence: what editors show, however pydantic writes the rest."""
+    """Yields every description in a schema, because editors show it; other details are pydantic's choice."""
     if isinstance(node, dict):
         if isinstance(node.get("description"), str):
             yield where, node["description"]

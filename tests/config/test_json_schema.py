@@ -1,4 +1,4 @@
-"""The JSON Schema of the experiment file: valid, complete, and of one mind with what loads the file."""
+"""Tests the JSON Schema of the experiment file: valid, complete, and consistent with loading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from exfm.registry.hooks import INTERFACES
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
 
 ROOT = Path(__file__).parents[2]
-# A distribution of its own brings components that are not installed here: see tests/examples/test_distributions.py.
+# Other distributions bring components that are not installed here: see tests/examples/test_distributions.py.
 EXAMPLES = [path for path in sorted((ROOT / "examples").rglob("*.yaml")) if "exfm-plugin-" not in str(path)]
 VALID = yaml.safe_load((ROOT / "tests" / "experiment.yaml").read_text(encoding="utf-8"))
 
@@ -114,13 +114,13 @@ BAD: list[tuple[list[Any], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("way", "value"), BAD, ids=[".".join(map(str, way)) for way, _ in BAD])
-def test_mistakes_do_not_fit(way, value, errors):
+@pytest.mark.parametrize(("path", "value"), BAD, ids=[".".join(map(str, path)) for path, _ in BAD])
+def test_mistakes_do_not_fit(path, value, errors):
     tree = copy.deepcopy(VALID)
     node = tree
-    for part in way[:-1]:
-        node = node[part]
-    node[way[-1]] = value
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
     assert errors(tree)
 
 

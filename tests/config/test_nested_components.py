@@ -1,4 +1,4 @@
-"""A component that holds other components, written by a third party."""
+"""Tests a third party's component that holds other components."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def exfm_register_backbones():
 
 @pytest.fixture
 def shell(plugins, experiment, write):
-    """Loads the experiment with the given backbone for its FM."""
+    """Returns a function that loads the experiment with a shell of these fields as backbone of its FM."""
     plugins.install("shell", PLUGIN)
 
     def load(**fields):

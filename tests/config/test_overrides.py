@@ -1,4 +1,4 @@
-"""Overrides, references between keys, and the resolved config."""
+"""Tests overrides, references between keys, and the resolved config."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ GOOD = [
 @pytest.mark.parametrize(("override", "path", "value"), GOOD)
 def test_an_override_replaces_the_files_value(override, path, value, experiment, write):
     node = exfm.load_experiment(write(experiment), [override]).as_dict()
-    for part in path:
-        node = node[part]
+    for key in path:
+        node = node[key]
     assert node == value
 
 

@@ -1,4 +1,4 @@
-"""What stands for a secret is written and printed; the secret itself is in memory only."""
+"""Tests secrets: references are written and printed, and values stay in memory."""
 
 from __future__ import annotations
 
@@ -163,10 +163,10 @@ def test_urls_are_written_without_credentials(text: str, expected: str) -> None:
     assert redact(text) == expected and without_credentials(expected) == expected
 
 
-def test_what_stands_under_the_name_of_a_secret_is_not_written() -> None:
-    given = {"options": [{"password": "a", "aws_secret_access_key": "b", "token": "${oc.env:T}", "key": "row"}]}
+def test_text_under_the_name_of_a_secret_is_not_written() -> None:
+    tree = {"options": [{"password": "a", "aws_secret_access_key": "b", "token": "${oc.env:T}", "key": "row"}]}
     expected = {"options": [{"password": "***", "aws_secret_access_key": "***", "token": "${oc.env:T}", "key": "row"}]}
-    assert concealed(given) == expected
+    assert concealed(tree) == expected
 
 
 def test_who_logs_in_is_no_difference() -> None:

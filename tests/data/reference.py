@@ -1,4 +1,4 @@
-"""Second formulations of the data path: one row, one value at a time, in plain Python."""
+"""Formulates the data path a second time, in plain Python: row by row, value by value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 def signed(value: int) -> int:
-    """The same 64 bits, read as a signed integer."""
+    """Reads the same 64 bits as a signed integer."""
     return value - 2**64 if value >= 2**63 else value
 
 
@@ -27,7 +27,7 @@ def splitmix(value: int, salt: int = 0) -> int:
 
 
 def key(value: int | str | None) -> int:
-    """64 bits of an id; a string by Horner's rule over its UTF-8 bytes, from the last one."""
+    """Returns 64 bits of an id; of a string by Horner's rule over its UTF-8 bytes, from the last byte."""
     if isinstance(value, str):
         total = 0
         for octet in reversed(value.encode()):
@@ -36,25 +36,25 @@ def key(value: int | str | None) -> int:
     return 0 if value is None else int(value) & MASK
 
 
-def table_row(value: int | str, of: Any) -> int:
-    """The table row of an id, for a feature or a sequence's field."""
-    assert of.ids == "hash" or isinstance(value, int)
-    return int(value) if of.ids == "row" else splitmix(key(value)) % of.rows
+def table_row(value: int | str, feature: Any) -> int:
+    """Returns the table row of an id, for a feature or a sequence's field."""
+    assert feature.ids == "hash" or isinstance(value, int)
+    return int(value) if feature.ids == "row" else splitmix(key(value)) % feature.rows
 
 
 def number(value: float, transform: str) -> np.float32:
-    """A dense value as a model gets it."""
+    """Returns a dense value as a model gets it."""
     single = np.float32(value)
     return np.float32(math.copysign(math.log1p(abs(float(single))), single)) if transform == "log1p" else single
 
 
 def is_finite(value: float | None) -> bool:
-    """Whether a number is there, and finite in single precision."""
+    """Tells whether a number is present, and finite in single precision."""
     return value is not None and abs(value) <= float(np.finfo(np.float32).max)
 
 
 def is_good(row: dict[str, Any], schema: exfm.FeatureSchema, newest_us: int) -> bool:
-    """Whether a row keeps to the schema, after a row of time ``newest_us``."""
+    """Tells whether a row follows the schema, after a row of time ``newest_us``."""
     if row[schema.example_id] is None or row[schema.event_time] is None or row[schema.event_time] < newest_us:
         return False
     for label in schema.labels:
@@ -98,5 +98,5 @@ def _is_good_feature(row: dict[str, Any], feature: exfm.Feature) -> bool:
     )
 
 
-def _is_good_id(value: int | str | None, of: Any) -> bool:
-    return value is not None and (of.ids == "hash" or (isinstance(value, int) and 0 <= value < of.rows))
+def _is_good_id(value: int | str | None, feature: Any) -> bool:
+    return value is not None and (feature.ids == "hash" or (isinstance(value, int) and 0 <= value < feature.rows))

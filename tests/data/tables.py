@@ -1,4 +1,4 @@
-"""Random schemas, and random rows that keep to them, as Python values and as Arrow batches."""
+"""Draws random schemas, and random rows that follow them, as Python values and as Arrow batches."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Table:
     rows: list[dict[str, Any]]
 
     def batch(self, rows: list[dict[str, Any]] | None = None) -> pa.RecordBatch:
-        """Some rows (by default all) as one batch."""
+        """Makes a batch of some rows, by default of all."""
         rows = self.rows if rows is None else rows
         return pa.record_batch({name: _array([row[name] for row in rows], kind) for name, kind in self.types.items()})
 
     def sliced(self, before: int, after: int) -> pa.RecordBatch:
-        """All rows as a slice of a longer batch, so that every buffer has an offset."""
+        """Makes a batch of all rows as a slice of a longer batch, so that every buffer has an offset."""
         padded = [*self.rows[-before:], *self.rows, *self.rows[:after]] if before else [*self.rows, *self.rows[:after]]
         return self.batch(padded).slice(len(self.rows[-before:]) if before else 0, len(self.rows))
 
@@ -56,10 +56,10 @@ def _times(value: int | None, scale: int) -> int | None:
     return None if value is None else value * scale
 
 
-def ids_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
-    """Ids that a column of a type can hold."""
+def ids_in(kind: pa.DataType) -> st.SearchStrategy[Any]:
+    """Draws ids that a column of a type can hold."""
     if pa.types.is_dictionary(kind):
-        return ids_of(kind.value_type)
+        return ids_in(kind.value_type)
     if pa.types.is_boolean(kind):
         return st.booleans()
     if pa.types.is_integer(kind):
@@ -69,7 +69,7 @@ def ids_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
     return st.text("ab\0é日😀", max_size=5)
 
 
-def _numbers_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
+def _numbers_in(kind: pa.DataType) -> st.SearchStrategy[Any]:
     if pa.types.is_boolean(kind):
         return st.booleans()
     if pa.types.is_integer(kind):
@@ -79,20 +79,20 @@ def _numbers_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
 
 @st.composite
 def _scalar(draw: st.DrawFn, dense: bool) -> tuple[dict[str, Any], pa.DataType, st.SearchStrategy[Any]]:
-    """The fields of a feature (or of a sequence's field), the type of one value, and its values."""
+    """Draws the fields of a feature or of a sequence's field, the type of a value, and its values."""
     if dense:
         kind = draw(st.sampled_from(NUMBER_TYPES))
-        return {"transform": draw(st.sampled_from(["none", "log1p"]))}, kind, _numbers_of(kind)
+        return {"transform": draw(st.sampled_from(["none", "log1p"]))}, kind, _numbers_in(kind)
     rows = draw(st.integers(1, 50))
     if draw(st.booleans()):
         return {"rows": rows, "ids": "row"}, draw(st.sampled_from(ROW_TYPES)), st.integers(0, rows - 1)
     kind = draw(st.sampled_from(ID_TYPES))
-    return {"rows": rows}, kind, ids_of(kind)
+    return {"rows": rows}, kind, ids_in(kind)
 
 
 @st.composite
 def _event_times(draw: st.DrawFn, column: str) -> tuple[dict[str, Any], pa.DataType, st.SearchStrategy[Any]]:
-    """The times of a sequence, the type of their column, and values that no example is before."""
+    """Draws the times of a sequence, the type of their column, and values that no example precedes."""
     holds = draw(st.sampled_from(["age", "time"]))
     times = {"column": column, "holds": holds, "unit": draw(st.sampled_from(["us", "ms", "s", "min", "h", "d"]))}
     if holds == "age":
@@ -105,7 +105,7 @@ def _event_times(draw: st.DrawFn, column: str) -> tuple[dict[str, Any], pa.DataT
 
 @st.composite
 def tables(draw: st.DrawFn, min_rows: int = 1, max_rows: int = 6) -> Table:
-    """A schema and good rows."""
+    """Draws a schema and good rows."""
     kinds = draw(
         st.lists(st.sampled_from(["dense", "categorical", "multi_valued", "sequence"]), min_size=1, max_size=5)
     )
@@ -120,12 +120,12 @@ def tables(draw: st.DrawFn, min_rows: int = 1, max_rows: int = 6) -> Table:
         name = f"f{index}"
         if kind == "sequence":
             fields = []
-            for part in range(draw(st.integers(1, 3))):
+            for number in range(draw(st.integers(1, 3))):
                 dense = draw(st.booleans())
-                given, type_, values = draw(_scalar(dense))
-                fields.append({"name": f"p{part}", "column": f"{name}_{part}", **given})
+                drawn, type_, values = draw(_scalar(dense))
+                fields.append({"name": f"p{number}", "column": f"{name}_{number}", **drawn})
                 fields[-1]["kind"] = "dense" if dense else "categorical"
-                columns[f"{name}_{part}"] = (draw(_list_type(type_)), values)
+                columns[f"{name}_{number}"] = (draw(_list_type(type_)), values)
             features.append({"kind": kind, "name": name, "fields": fields, "max_length": draw(st.integers(1, 4))})
             lists[name] = (6, [field["column"] for field in fields])
             if draw(st.booleans()):
@@ -134,8 +134,8 @@ def tables(draw: st.DrawFn, min_rows: int = 1, max_rows: int = 6) -> Table:
                 features[-1]["times"] = times
                 lists[name][1].append(f"{name}_at")
         else:
-            given, type_, values = draw(_scalar(kind == "dense"))
-            features.append({"kind": kind, "name": name, "column": f"{name}_column", **given})
+            drawn, type_, values = draw(_scalar(kind == "dense"))
+            features.append({"kind": kind, "name": name, "column": f"{name}_column", **drawn})
             if kind == "multi_valued":
                 lists[name] = (4, [f"{name}_column"])
                 type_ = draw(_list_type(type_))
@@ -145,7 +145,7 @@ def tables(draw: st.DrawFn, min_rows: int = 1, max_rows: int = 6) -> Table:
     group = draw(st.sampled_from(["", "user"]))
     if group:
         kind = draw(st.sampled_from(ID_TYPES))
-        columns[group] = (kind, ids_of(kind))
+        columns[group] = (kind, ids_in(kind))
     labels = [{"name": "click", "oracle": draw(st.sampled_from(["", "truth"]))}]
     schema = exfm.FeatureSchema.model_validate({"features": features, "labels": labels, "group": group})
     rows = _rows(draw, columns, lists, draw(st.integers(min_rows, max_rows)))

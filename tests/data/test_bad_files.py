@@ -1,4 +1,4 @@
-"""Parquet files with something wrong in them, read as a run reads them: named to the file and row, or left out."""
+"""Tests broken Parquet files, read as a run reads them: an error names file and row, or rows are left out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from exfm.errors import ConfigError
 from exfm_plugins.parquet.source import Parquet
 
 GOOD = {"example_id": [0, 1, 2, 3], "item": [5, 6, 7, 8], "click": [0, 1, 0, 1]}
-# What stands in the second of three files instead, which row of it is named, and which rows of it are left.
+# Columns of the second of three files, the row of it that the error names, and the rows of it that are left.
 DEFECTS: dict[str, tuple[dict[str, Any], int, str, list[int]]] = {
     "missing column": ({"item": None}, 0, r"item: the column is missing", []),
     "label": ({"click": [0, 1, 2, 1]}, 2, r"click: a label is 0 or 1; given: 2", [4, 5, 7]),
@@ -33,7 +33,7 @@ DEFECTS: dict[str, tuple[dict[str, Any], int, str, list[int]]] = {
         [4, 5, 6, 7],
     ),
 }
-# What no rows can be left out for.
+# Wrong types are errors, whether or not bad rows are left out.
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "wrong type": ({"item": [0.5] * 4}, r"item: the column must be integers or strings, not double"),
     "ids of text": (
@@ -58,8 +58,8 @@ def write(folder: Path, number: int, changes: dict[str, Any]) -> None:
 
 def reader(folder: Path, on_bad_row: str) -> tuple[ChunkReader, exfm.Window]:
     features = [{"kind": "categorical", "name": "item", "rows": 100}]
-    given = {"path": str(folder), "features": features, "labels": [{"name": "click"}]}
-    source = Parquet(Parquet.Config.model_validate(given))
+    fields = {"path": str(folder), "features": features, "labels": [{"name": "click"}]}
+    source = Parquet(Parquet.Config.model_validate(fields))
     config = StreamConfig.model_construct(chunk_rows=5, on_bad_row=on_bad_row)  # type: ignore[call-arg]
     time = source.time_range()
     return ChunkReader(source, source.schema(), config, {}, exfm.Shard()), exfm.Window(0, time.start_us, time.end_us)
@@ -94,7 +94,7 @@ def test_another_type_is_an_error_whatever_is_done_about_bad_rows(tmp_path: Path
 
 
 def test_files_that_overlap_in_time_are_named(tmp_path: Path) -> None:
-    """Time goes backwards where the second file begins: the message says which two files it is."""
+    """Time goes backwards where the second file begins: the message names both files."""
     for number, times in enumerate(([0, 2, 4, 6], [1, 3, 5, 7])):
         write(tmp_path, number, {"event_time": times})
     strict, window = reader(tmp_path, "error")

@@ -1,4 +1,4 @@
-"""Picking rows and features of a batch equals picking them before decoding."""
+"""Tests that picking rows and features of a batch equals picking them before decoding."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from exfm.data.decode import decode
 from tests.data.tables import Table, tables
 
 
-def assert_equal(one: Batch, other: Batch) -> None:
-    """Equal bits, types and names."""
+def assert_equal(batch: Batch, other: Batch) -> None:
+    """Asserts equal bits, types and names."""
     for name in ("example_id", "event_time_us", "group", "dense_BF"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=0)
-    assert one.sparse.keys() == other.sparse.keys()
-    assert one.sparse.stride() == other.sparse.stride()
-    torch.testing.assert_close(one.sparse.values(), other.sparse.values(), rtol=0, atol=0)
-    torch.testing.assert_close(one.sparse.lengths(), other.sparse.lengths(), rtol=0, atol=0)
-    assert one.sequences.keys() == other.sequences.keys()
-    for name, sequence in one.sequences.items():
+        torch.testing.assert_close(getattr(batch, name), getattr(other, name), rtol=0, atol=0)
+    assert batch.sparse.keys() == other.sparse.keys()
+    assert batch.sparse.stride() == other.sparse.stride()
+    torch.testing.assert_close(batch.sparse.values(), other.sparse.values(), rtol=0, atol=0)
+    torch.testing.assert_close(batch.sparse.lengths(), other.sparse.lengths(), rtol=0, atol=0)
+    assert batch.sequences.keys() == other.sequences.keys()
+    for name, sequence in batch.sequences.items():
         assert_equal_sequences(sequence, other.sequences[name])
-    for mine, its in ((one.labels, other.labels), (one.oracle, other.oracle)):
+    for mine, its in ((batch.labels, other.labels), (batch.oracle, other.oracle)):
         torch.testing.assert_close(dict(mine), dict(its), rtol=0, atol=0)
 
 
-def assert_equal_sequences(one: SequenceBatch, other: SequenceBatch) -> None:
+def assert_equal_sequences(sequence: SequenceBatch, other: SequenceBatch) -> None:
     for name in ("ids_EC", "dense_EG", "offsets"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=0)
-    assert (one.ages_E is None) == (other.ages_E is None)
-    if one.ages_E is not None:
-        torch.testing.assert_close(one.ages_E, other.ages_E, rtol=0, atol=0)
+        torch.testing.assert_close(getattr(sequence, name), getattr(other, name), rtol=0, atol=0)
+    assert (sequence.ages_E is None) == (other.ages_E is None)
+    if sequence.ages_E is not None:
+        torch.testing.assert_close(sequence.ages_E, other.ages_E, rtol=0, atol=0)
 
 
 @given(table=tables(max_rows=8), data=st.data())
@@ -54,9 +54,9 @@ def test_a_slice_is_the_rows_it_names(table: Table, data: st.DataObject) -> None
     whole = decode(table.batch(), table.schema)
     assert_equal(whole.slice(start, stop), decode(table.batch(table.rows[start:stop]), table.schema))
     assert_equal(whole.slice(start, size).slice(0, stop - start), whole.slice(start, stop))
-    part = whole.slice(start, stop)
-    assert part.dense_BF.data_ptr() == whole.dense_BF[start].data_ptr()
-    assert part.sparse.lengths().is_contiguous() and part.sparse.values().is_contiguous(), "else it cannot be sent"
+    rows = whole.slice(start, stop)
+    assert rows.dense_BF.data_ptr() == whole.dense_BF[start].data_ptr()
+    assert rows.sparse.lengths().is_contiguous() and rows.sparse.values().is_contiguous(), "else it cannot be sent"
 
 
 @given(table=tables(), data=st.data())
@@ -66,7 +66,7 @@ def test_only_equals_decoding_those_features(table: Table, data: st.DataObject) 
     dense = [feature.name for feature in table.schema.features if isinstance(feature, exfm.DenseFeature)]
     columns = torch.tensor([i for i, name in enumerate(dense) if name in kept], dtype=torch.int64)
     narrowed = decode(table.batch(), table.schema).only(frozenset(kept), columns)
-    # A schema without features is no user's, but it is what is left for a record of predictions.
+    # A user's schema has features; a record of predictions is decoded with a schema without any.
     schema = table.schema.select(tuple(kept))
     assert_equal(narrowed, decode(table.batch(), schema))
     index = torch.arange(len(table.rows)).flip(0)

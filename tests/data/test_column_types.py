@@ -48,7 +48,7 @@ WORDS = pa.dictionary(pa.int8(), pa.string())
 LARGE_VIEW = pa.LargeListViewArray
 
 
-def view_of(lists: pa.Array, kind: Any = pa.ListViewArray) -> pa.Array:
+def as_view(lists: pa.Array, kind: Any = pa.ListViewArray) -> pa.Array:
     offsets = lists.offsets.to_pylist()
     sizes = [end - start for start, end in pairwise(offsets)]
     return kind.from_arrays(offsets[:-1], sizes, lists.values)
@@ -71,8 +71,8 @@ ODD: dict[str, tuple[str, Callable[[], pa.Array]]] = {
     "large string": ("place", lambda: written("place").cast(pa.large_string())),
     "dictionary": ("place", lambda: written("place").dictionary_encode()),
     "dictionary of large strings": ("place", lambda: written("place").cast(pa.large_string()).dictionary_encode()),
-    "list view": ("seen", lambda: view_of(written("seen"))),
-    "large list view": ("age", lambda: view_of(written("age").cast(pa.large_list(pa.float32())), LARGE_VIEW)),
+    "list view": ("seen", lambda: as_view(written("seen"))),
+    "large list view": ("age", lambda: as_view(written("age").cast(pa.large_list(pa.float32())), LARGE_VIEW)),
     "large list": ("seen", lambda: written("seen").cast(pa.large_list(pa.int16()))),
     "required elements": ("seen", lambda: written("seen").cast(pa.list_(pa.field("e", pa.int64(), nullable=False)))),
     "list of views": ("tags", lambda: written("tags").cast(pa.list_(pa.string_view()))),
@@ -112,12 +112,12 @@ def numbers(batch: Batch) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ODD)
 def test_the_same_rows_in_other_types(kind: str) -> None:
-    """Alone, and in one chunk with rows in the usual types after them."""
+    """The rows alone, and in a chunk with rows in the usual types after them."""
     column, values = ODD[kind]
     usual, odd = with_column(column, written(column)), with_column(column, values())
     for following in ([], [plain(3)]):
-        [expected], [found] = decoded(usual, *following), decoded(odd, *following)
-        assert numbers(found) == numbers(expected)
+        [expected], [actual] = decoded(usual, *following), decoded(odd, *following)
+        assert numbers(actual) == numbers(expected)
 
 
 @pytest.mark.parametrize("column", ["item", "place", "tags", "seen"])

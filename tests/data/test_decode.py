@@ -18,15 +18,15 @@ from tests.data.tables import Table, tables
 
 
 def bags(batch: Batch) -> dict[str, list[list[int]]]:
-    """Each sparse feature's table rows, row by row."""
-    found = {}
+    """Returns each sparse feature's table rows, row by row."""
+    rows = {}
     for name, feature in batch.sparse.to_dict().items():
-        found[name] = [part.tolist() for part in feature.values().split(feature.lengths().tolist())]
-    return found
+        rows[name] = [bag.tolist() for bag in feature.values().split(feature.lengths().tolist())]
+    return rows
 
 
 def events(batch: Batch, name: str) -> list[tuple[list[list[int]], list[list[float]]]]:
-    """Each history's ids and numbers, row by row."""
+    """Returns each history's ids and numbers, row by row."""
     sequence = batch.sequences[name]
     lengths = sequence.offsets.diff().tolist()
     parts = zip(sequence.ids_EC.split(lengths), sequence.dense_EG.split(lengths), strict=True)
@@ -154,7 +154,7 @@ def test_a_null_in_a_dictionarys_values_is_a_missing_id() -> None:
 
 
 def test_tensors_do_not_share_memory_with_arrow() -> None:
-    """Arrow's buffers are read-only; a tensor over one would let an in-place operation corrupt other batches."""
+    """Arrow's buffers are read-only; with shared memory an in-place operation would corrupt other batches."""
     tags = pa.array([[1]], pa.list_(pa.int64()))
     rows = columns(tags=tags, item=pa.array([[1]]), age=pa.array([[1.0]], pa.list_(pa.float32())))
     batch = decode(rows, SCHEMA)

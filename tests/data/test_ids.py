@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from exfm.data.ids import hash_rows, id_type_ok, mix, to_u64
 from exfm.splitmix import splitmix64
 from tests.data.reference import GOLDEN, key, splitmix
-from tests.data.tables import ID_TYPES, ids_of
+from tests.data.tables import ID_TYPES, ids_in
 
 WORDS = ["", "a", "ab", "ba", "\x00", "\x00\x00", "é", "日本語", "😀", "x" * 300, None, "a"]
 
@@ -42,7 +42,7 @@ def test_signed_integers_are_mixed_as_their_bits_and_kept(values: list[int]) -> 
 
 @given(data=st.data(), kind=st.sampled_from(ID_TYPES), cut=st.tuples(st.integers(0, 5), st.integers(0, 12)))
 def test_keys_of_every_type_and_slice(data: st.DataObject, kind: pa.DataType, cut: tuple[int, int]) -> None:
-    values = data.draw(st.lists(st.none() | ids_of(kind), max_size=12))
+    values = data.draw(st.lists(st.none() | ids_in(kind), max_size=12))
     array = pa.array(values, kind)
     assert to_u64(array).tolist() == [key(value) for value in values]
     assert to_u64(array.slice(*cut)).tolist() == [key(value) for value in values[cut[0] : sum(cut)]]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import exfm
 from exfm.config.experiment import Bucket, StreamConfig
 from exfm.data.stream import Chunk, ChunkReader
-from exfm.data.windows import WindowGrid, windows_of, windows_with_events
+from exfm.data.windows import WindowGrid, stream_windows, windows_with_events
 from exfm.errors import ConfigError
 
 WINDOW = exfm.Window(0, 0, 10**9)
@@ -28,7 +28,7 @@ Batches = Callable[[], Iterator[pa.RecordBatch]]
 
 
 class Source(exfm.DataSource):
-    """Yields what it is given."""
+    """Yields the batches of a function."""
 
     name = "given"
 
@@ -50,8 +50,8 @@ class Source(exfm.DataSource):
 def rows(first: int, count: int, **columns: Any) -> pa.RecordBatch:
     numbers = range(first, first + count)
     times = pa.array(numbers, pa.timestamp("us"))
-    given = {"example_id": pa.array(numbers, pa.int64()), "event_time": times, "item": pa.array(numbers, pa.int64())}
-    batch = pa.record_batch(given | {"click": pa.array([i % 2 for i in numbers], pa.int8())} | columns)
+    usual = {"example_id": pa.array(numbers, pa.int64()), "event_time": times, "item": pa.array(numbers, pa.int64())}
+    batch = pa.record_batch(usual | {"click": pa.array([i % 2 for i in numbers], pa.int8())} | columns)
     return exfm.Origin("log", first).mark(batch)
 
 
@@ -105,8 +105,8 @@ def test_windows_are_cells_of_a_grid_and_those_with_events_are_passed_in_order(
         assert window == grid.window(grid.index_at(window.start_us)) == grid.window(grid.index_at(window.end_us - 1))
     calls = [time + delay for time in source.times for delay in (0, *delays)]
     needed = sorted({grid.index_at(time) for time in calls if time < span.end_us})
-    found = [window.index for window in windows]
-    assert found == (needed if finds else list(range(grid.index_at(span.end_us - 1) + 1)))
+    indices = [window.index for window in windows]
+    assert indices == (needed if finds else list(range(grid.index_at(span.end_us - 1) + 1)))
 
 
 def test_a_stream_that_grows_or_is_cut_changes_no_windows_number() -> None:
@@ -121,7 +121,7 @@ def test_a_stream_that_grows_or_is_cut_changes_no_windows_number() -> None:
 def test_long_windows_are_exact() -> None:
     """In floating point the step of a window of years would be off by a microsecond."""
     length = timedelta(days=100_000, microseconds=1)
-    [*_, last] = windows_of(Times([0, 10**18 - 1], True), length)
+    [*_, last] = stream_windows(Times([0, 10**18 - 1], True), length)
     assert last.start_us % (100_000 * 86_400_000_000 + 1) == 0
 
 
@@ -139,13 +139,13 @@ def test_chunks_do_not_depend_on_the_sources_batches(sizes: list[int], chunk_row
 
 def test_each_model_gets_its_rows() -> None:
     half = {"example_id": Bucket(bucket=0, of=2)}
-    rest = {"example_id": Bucket(bucket=1, of=2)}
-    read = reader(lambda: iter([rows(0, 10)]), 4, fm={}, a=half, b=rest, c={"item": (1, 5, 9)}).read(WINDOW)
+    other_half = {"example_id": Bucket(bucket=1, of=2)}
+    read = reader(lambda: iter([rows(0, 10)]), 4, fm={}, a=half, b=other_half, c={"item": (1, 5, 9)}).read(WINDOW)
     for chunk in read:
         assert chunk.rows["fm"] is None
-        one, other = chunk.rows["a"], chunk.rows["b"]
-        assert one is not None and other is not None
-        assert sorted([*one.tolist(), *other.tolist()]) == list(range(chunk.batch.size))
+        first, second = chunk.rows["a"], chunk.rows["b"]
+        assert first is not None and second is not None
+        assert sorted([*first.tolist(), *second.tolist()]) == list(range(chunk.batch.size))
         third = chunk.rows["c"]
         assert third is not None
         assert chunk.batch.example_id[third].tolist() == [i for i in chunk.batch.example_id.tolist() if i in (1, 5, 9)]
@@ -170,9 +170,9 @@ def test_a_change_of_width_changes_nothing() -> None:
         read = []
         for shard in range(shards):
             batches = [rows(0, 3), *others] if shard == 0 else [*others, rows(16, 3)]
-            of = reader(lambda batches=batches: iter(batches), 4)  # type: ignore[misc]
-            of.shard = exfm.Shard(shard, shards)
-            read.append(list(of.read(WINDOW)))
+            log = reader(lambda batches=batches: iter(batches), 4)  # type: ignore[misc]
+            log.shard = exfm.Shard(shard, shards)
+            read.append(list(log.read(WINDOW)))
         expected = [0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15]
         size = 4 // shards
         assert ids(iter(read[0])) == [expected[i : i + size] for i in range(0, len(expected), size)]
@@ -188,8 +188,8 @@ def test_bad_batches_and_rows_are_skipped_and_counted(caplog: pytest.LogCaptureF
     missing = next(iter(skipping.skipped["item"]))
     assert missing.startswith("the column is missing")
     assert skipping.skipped == {"item": {missing: 3}, "click": {"a label is 0 or 1": 1}}
-    skipping.tell_left_out()
-    skipping.tell_left_out()
+    skipping.warn_left_out()
+    skipping.warn_left_out()
     [said] = caplog.messages
     assert said.startswith("4 of 11 rows were left out") and "click: a label is 0 or 1 (1)" in said
     assert ids(reader(lambda: iter([lacking]), on_bad_row="skip").read(WINDOW)) == []
@@ -200,9 +200,9 @@ def test_bad_batches_and_rows_are_skipped_and_counted(caplog: pytest.LogCaptureF
 def test_skipping_has_a_limit() -> None:
     """It is of a thousand rows at least, so that a few bad rows do not end a run, and of all windows together."""
 
-    def some(bad: int, of: int, first: int = 0) -> pa.RecordBatch:
-        labels = pa.array([7] * bad + [0] * (of - bad), pa.int8())
-        return rows(first, of).set_column(3, "click", labels)
+    def some(bad: int, total: int, first: int = 0) -> pa.RecordBatch:
+        labels = pa.array([7] * bad + [0] * (total - bad), pa.int8())
+        return rows(first, total).set_column(3, "click", labels)
 
     assert len(ids(reader(lambda: iter([some(400, 400)]), on_bad_row="skip").read(WINDOW))) == 0
     with pytest.raises(
@@ -228,8 +228,8 @@ def test_an_example_id_comes_once() -> None:
     first, second = exfm.Window(0, 0, 20), exfm.Window(1, 20, 40)
     batches: list[pa.RecordBatch] = []
 
-    def again(of: pa.RecordBatch, *example_ids: int) -> pa.RecordBatch:
-        return of.set_column(0, "example_id", pa.array(example_ids, pa.int64()))
+    def again(batch: pa.RecordBatch, *example_ids: int) -> pa.RecordBatch:
+        return batch.set_column(0, "example_id", pa.array(example_ids, pa.int64()))
 
     strict = reader(lambda: iter(batches))
     for repeated in ([again(rows(0, 3), 0, 1, 0)], [rows(0, 9), again(rows(9, 2), 9, 8)]):
@@ -309,29 +309,29 @@ def test_an_abandoned_reader_stops_and_closes_its_source() -> None:
 
 
 def test_the_source_is_read_a_few_chunks_ahead_only() -> None:
-    made: list[weakref.ref[Any]] = []
+    produced: list[weakref.ref[Any]] = []
     limit, passed = 5, threading.Event()
 
     def endless() -> Iterator[pa.RecordBatch]:
         for first in range(0, 10**9, 4):
             batch = rows(first, 4)
-            made.append(weakref.ref(batch))
-            if len(made) > limit:
+            produced.append(weakref.ref(batch))
+            if len(produced) > limit:
                 passed.set()
             yield batch
             del batch
 
     read = reader(endless).read(WINDOW)
     next(read)
-    # One chunk in the caller's hands, two in the queue, one waiting to enter it.
+    # A chunk in the caller's hands, two in the queue, and a chunk waiting to enter it.
     assert not passed.wait(timeout=0.3)
     limit = 10**9
     for _ in range(30):
         next(read)
     read.close()  # type: ignore[attr-defined]
     gc.collect()
-    assert len(made) >= 31
-    assert sum(batch() is not None for batch in made) <= 8
+    assert len(produced) >= 31
+    assert sum(batch() is not None for batch in produced) <= 8
 
 
 def test_a_window_that_was_begun_is_read_once_and_its_error_is_raised_when_it_is_read() -> None:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from exfm.config.experiment import Bucket, Condition
 from exfm.data.ids import hash_rows, to_u64
-from exfm.data.traffic import Unseen, rows_where
+from exfm.data.traffic import UnmetConditions, rows_where
 from exfm.errors import ConfigError
 from tests.data.reference import key, splitmix
-from tests.data.tables import ID_TYPES, ids_of
+from tests.data.tables import ID_TYPES, ids_in
 
 WORDS = (pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string()))
 INTEGERS = (pa.int8(), pa.uint64(), pa.int64(), pa.dictionary(pa.int16(), pa.int32()))
@@ -58,25 +58,25 @@ def test_conditions_are_met_together_and_none_is_no_condition() -> None:
     assert rows_where(rows, {}, columns) is None
 
 
-@given(data=st.data(), kind=st.sampled_from(ID_TYPES), of=st.integers(2, 7))
-def test_buckets_partition_the_rows(data: st.DataObject, kind: pa.DataType, of: int) -> None:
-    values = data.draw(st.lists(st.none() | ids_of(kind), max_size=12))
+@given(data=st.data(), kind=st.sampled_from(ID_TYPES), count=st.integers(2, 7))
+def test_buckets_partition_the_rows(data: st.DataObject, kind: pa.DataType, count: int) -> None:
+    values = data.draw(st.lists(st.none() | ids_in(kind), max_size=12))
     column = pa.array(values, kind)
-    for bucket in range(of):
-        expected = [i for i, v in enumerate(values) if v is not None and splitmix(key(v), salt=1) % of == bucket]
-        assert picked(column, Bucket(bucket=bucket, of=of)) == expected
-    first, second = (picked(column, Bucket(bucket=bucket, of=of)) for bucket in (0, 1))
-    assert picked(column, Bucket(bucket=(1, 0), of=of)) == sorted(first + second)
-    everyone = picked(column, Bucket(bucket=tuple(range(of)), of=of))
+    for bucket in range(count):
+        expected = [i for i, v in enumerate(values) if v is not None and splitmix(key(v), salt=1) % count == bucket]
+        assert picked(column, Bucket(bucket=bucket, of=count)) == expected
+    first, second = (picked(column, Bucket(bucket=bucket, of=count)) for bucket in (0, 1))
+    assert picked(column, Bucket(bucket=(1, 0), of=count)) == sorted(first + second)
+    everyone = picked(column, Bucket(bucket=tuple(range(count)), of=count))
     assert everyone == [index for index, value in enumerate(values) if value is not None]
 
 
-@pytest.mark.parametrize(("of", "rows"), [(5, 5), (5, 10), (4, 1000)])
-def test_a_bucket_is_not_a_stretch_of_a_table(of: int, rows: int) -> None:
-    """Of the users of one bucket, table rows are as even as of all users."""
+@pytest.mark.parametrize(("count", "rows"), [(5, 5), (5, 10), (4, 1000)])
+def test_a_bucket_is_not_a_stretch_of_a_table(count: int, rows: int) -> None:
+    """The users of a bucket spread over table rows as evenly as all users."""
     column = pa.array(np.arange(40_000))
-    ids = np.array(picked(column, Bucket(bucket=0, of=of)))
-    assert abs(len(ids) - 40_000 / of) < 5 * np.sqrt(40_000 / of)
+    ids = np.array(picked(column, Bucket(bucket=0, of=count)))
+    assert abs(len(ids) - 40_000 / count) < 5 * np.sqrt(40_000 / count)
     observed = np.bincount(hash_rows(to_u64(column), rows)[ids], minlength=rows)
     expected = len(ids) / rows
     chi_square = ((observed - expected) ** 2 / expected).sum()
@@ -114,13 +114,13 @@ def test_what_is_not_quoted_is_no_string(kind: pa.DataType, value: Condition) ->
 def test_a_condition_that_nothing_meets_is_told_with_what_there_is(caplog: pytest.LogCaptureFixture) -> None:
     where: dict[str, dict[str, Condition]] = {"fm": {}, "vm": {"surface": "fed"}, "late": {"surface": "reels"}}
     columns = {"surface": "place"}
-    unseen = Unseen(where, columns)
-    unseen.tell()
+    unmet = UnmetConditions(where, columns)
+    unmet.warn()
     for values in (["feed"] * 3 + [None], ["reels", "feed"]):
         rows = pa.record_batch({"place": pa.array(values, pa.string())})
-        unseen.add(rows, {model: rows_where(rows, conditions, columns) for model, conditions in where.items()})
-    unseen.tell()
-    unseen.tell()
+        unmet.add(rows, {model: rows_where(rows, conditions, columns) for model, conditions in where.items()})
+    unmet.warn()
+    unmet.warn()
     assert caplog.messages == [
         "models.vm.where: none of the first 6 rows meets {surface: fed}; surface holds feed (4), None (1), reels (1)"
     ]

@@ -54,7 +54,7 @@ def batch(values: dict[str, Any] = GOOD) -> pa.RecordBatch:
 
 
 def broken(column: str, *values: Any) -> pa.RecordBatch:
-    """The good rows, with a column's values in their place."""
+    """Makes a batch of the good rows with other values of a column."""
     return batch(GOOD | {column: values})
 
 
@@ -225,19 +225,19 @@ def test_columns_that_share_a_table_hold_ids_of_one_type() -> None:
     with pytest.raises(ConfigError, match=words):
         checker(skip=True, schema=schema).check(batch())
     alike = batch(GOOD | {"city": [1, None, 2]})
-    one = checker(schema=schema)
-    assert one.check(alike).num_rows == 3
-    assert one.id_kinds == {"city": "integers", "seen": "integers"}
+    row_checker = checker(schema=schema)
+    assert row_checker.check(alike).num_rows == 3
+    assert row_checker.id_kinds == {"city": "integers", "seen": "integers"}
 
 
 def test_time_goes_on_from_batch_to_batch() -> None:
-    one = checker(newest_us=5)
-    one.check(batch())
-    assert one.newest_us == 11
+    row_checker = checker(newest_us=5)
+    row_checker.check(batch())
+    assert row_checker.newest_us == 11
     with pytest.raises(
         ConfigError, match=r"row 100: event_time: time goes backwards; given: 1970-01-01 00:00:00\.000010"
     ):
-        one.check(batch())
+        row_checker.check(batch())
 
 
 def test_a_row_that_is_bad_for_another_reason_does_not_move_the_clock() -> None:
@@ -261,7 +261,7 @@ DAMAGES: tuple[Any, ...] = (None, NAN, INF, -INF, 1e300, 2, -1, 10**6)
 
 
 def damage(draw: st.DrawFn, table: Table) -> Table:
-    """Some cells replaced by what may or may not be good there, where the column's type can hold it."""
+    """Replaces some cells by values that may or may not be good there, where the column's type can hold them."""
     rows = copy.deepcopy(table.rows)
     for _ in range(draw(st.integers(0, 4))):
         row = draw(st.sampled_from(rows))
@@ -299,9 +299,9 @@ def as_read(table: Table) -> list[dict[str, Any]]:
 def as_signed(value: Any) -> Any:
     """Values with ids past 2**63 as the negative integers of the same 64 bits, and times in UTC: as they are read."""
     if isinstance(value, dict):
-        return {key: as_signed(part) for key, part in value.items()}
+        return {key: as_signed(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [as_signed(part) for part in value]
+        return [as_signed(item) for item in value]
     if isinstance(value, datetime):
         return value.replace(tzinfo=None)
     return value - 2**64 if isinstance(value, int) and value >= 2**63 else value
@@ -320,15 +320,15 @@ def test_exactly_the_bad_rows_are_left_out(case: tuple[Table, list[int]], late: 
     strict = checker(False, START_US + late, table.schema)
     left: list[dict[str, Any]] = []
     for start, end in itertools.pairwise(ends):
-        part = table.batch().slice(start, end - start)
-        good = skipping.check(part)
+        sliced = table.batch().slice(start, end - start)
+        good = skipping.check(sliced)
         left += good.to_pylist()
-        if good.num_rows < part.num_rows:
+        if good.num_rows < sliced.num_rows:
             with pytest.raises(ConfigError):
-                strict.check(part)
+                strict.check(sliced)
             strict.newest_us = skipping.newest_us
         else:
-            strict.check(part)
+            strict.check(sliced)
     whole = table.batch().select(list(left[0]) if left else []).to_pylist()
     assert as_signed(left) == as_signed([whole[index] for index in expected])
     assert skipping.skipped == len(table.rows) - len(expected)

@@ -15,7 +15,7 @@ import exfm
 from exfm.config import experiment as sections
 from exfm.interfaces.parallel_plan import TableOptimizer
 from exfm.registry.discovery import discover
-from exfm.registry.hooks import HOOK_OF_KIND
+from exfm.registry.hooks import HOOK_BY_KIND
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
@@ -129,7 +129,7 @@ def test_the_page_on_experiments_names_every_key() -> None:
 
 def test_the_page_on_plugins_names_every_hook() -> None:
     text = (ROOT / "docs/plugins/index.md").read_text(encoding="utf-8")
-    assert [hook for hook in HOOK_OF_KIND.values() if f"`{hook}`" not in text] == []
+    assert [hook for hook in HOOK_BY_KIND.values() if f"`{hook}`" not in text] == []
 
 
 def test_messages_that_are_explained_exist() -> None:

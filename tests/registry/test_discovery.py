@@ -8,7 +8,7 @@ import pytest
 
 from exfm.errors import ConfigError, PluginError
 from exfm.registry.discovery import discover
-from exfm.registry.hooks import HOOK_OF_KIND, INTERFACES, HookSpecs
+from exfm.registry.hooks import HOOK_BY_KIND, INTERFACES, HookSpecs
 
 LAZY = """
 import exfm
@@ -24,8 +24,8 @@ def install(plugins, module: str, *names: str, **more: str) -> None:
 
 
 def test_every_kind_has_a_hook_and_an_interface():
-    assert HOOK_OF_KIND.keys() == INTERFACES.keys()
-    assert {name for name in vars(HookSpecs) if name.startswith("exfm_")} == set(HOOK_OF_KIND.values())
+    assert HOOK_BY_KIND.keys() == INTERFACES.keys()
+    assert {name for name in vars(HookSpecs) if name.startswith("exfm_")} == set(HOOK_BY_KIND.values())
 
 
 def test_the_built_in_plugins_register_like_anyone_elses():

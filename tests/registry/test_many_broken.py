@@ -1,4 +1,4 @@
-"""Every kind of broken plugin installed at once: each has its line, and what needs none of them works."""
+"""Installs every kind of broken plugin at once: each is reported in a line, and other commands work."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ REQUIRED = {
     "missing dependency": "dependency",
     "component that is not a subclass": "no backbone",
 }
-"""What must be among them, and where it is."""
+"""Kinds of broken plugins that must be installed, and the key of each in ``BROKEN``."""
 
 
 @pytest.fixture
 def broken(plugins) -> dict[str, str]:
-    """The distribution of each broken plugin, by the plugin's name."""
+    """Installs the broken plugins; returns the distribution of each by the plugin's name."""
     for number, (source, _) in enumerate(BROKEN.values()):
-        own_module = source.replace("'thing.model:", f"'broken_{number}.model:")
-        plugins.install(f"broken_{number}", own_module, distribution=f"exfm-plugin-broken-{number}")
+        relocated = source.replace("'thing.model:", f"'broken_{number}.model:")
+        plugins.install(f"broken_{number}", relocated, distribution=f"exfm-plugin-broken-{number}")
     twin = HOOK.format(returned="[exfm.LazyComponent('twin', __name__ + ':Twin')]")
     for name in ("twin_1", "twin_2"):
         plugins.install(name, twin, distribution=f"exfm-plugin-{name}")
     plugins.install("nowhere", "", target="a_module_that_is_not_there", distribution="exfm-plugin-nowhere")
     plugins.add_distribution("exfm-plugin-garbled", "[exfm]\nno equals sign here\n")
-    own = {f"broken_{number}": f"exfm-plugin-broken-{number}" for number in range(len(BROKEN))}
-    return own | {name: f"exfm-plugin-{name}" for name in ("twin_1", "twin_2", "nowhere")} | {"exfm-plugin-garbled": ""}
+    single = {f"broken_{number}": f"exfm-plugin-broken-{number}" for number in range(len(BROKEN))}
+    named = {name: f"exfm-plugin-{name}" for name in ("twin_1", "twin_2", "nowhere")}
+    return single | named | {"exfm-plugin-garbled": ""}
 
 
 def test_they_are_more_than_twenty_and_of_every_kind(broken):
@@ -66,14 +67,14 @@ def test_each_has_its_line_and_every_command_works(broken, plugins, experiment, 
         ["predict", file, "--model", "vm", "--out", str(tmp_path / "predicted.parquet")],
         ["export", file, "--model", "vm", "--out", str(tmp_path / "export"), "--no-compile"],
     ):
-        if command[0] == "export":  # torch.export reads the entry points of all distributions, and stops at this one
+        if command[0] == "export":  # torch.export reads the entry points of all distributions, and fails on this file
             shutil.rmtree(plugins.path / "exfm_plugin_garbled-1.0.dist-info")
         done = exfm_cli(*command)
         assert done.status == 0, (command, done.err)
         assert not any(name in done.out for name in broken)
 
 
-def test_an_experiment_that_names_one_is_told_why(broken, experiment, write, exfm_cli):
+def test_an_experiment_that_names_a_broken_plugin_gets_the_reason(broken, experiment, write, exfm_cli):
     experiment["models"]["vm"]["backbone"] = {"name": "twin"}
     done = exfm_cli("run", write(experiment))
     assert done.status == 2 and done.err.count("\n") == 1

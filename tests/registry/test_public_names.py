@@ -1,4 +1,4 @@
-"""What `import exfm` promises: names, documentation, and that it costs nothing."""
+"""Tests the promises of `import exfm`: names, documentation, and no import of torch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ TREE = ast.parse(Path(exfm.__file__).read_text(encoding="utf-8"))
 
 
 def imported_for_type_checkers() -> dict[str, str]:
-    """Name and module of every import under ``if TYPE_CHECKING``."""
+    """Returns name and module of every import under ``if TYPE_CHECKING``."""
     blocks = [node for node in TREE.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    found = {}
+    modules = {}
     for statement in (statement for block in blocks for statement in block.body):
         assert isinstance(statement, ast.ImportFrom) and statement.module
         for alias in statement.names:
             assert alias.asname == alias.name, "only `x as x` is a public name to a type checker"
-            found[alias.name] = statement.module
-    return found
+            modules[alias.name] = statement.module
+    return modules
 
 
 def test_type_checkers_and_python_see_the_same_names():
@@ -61,7 +61,7 @@ def test_an_unknown_name_is_an_attribute_error():
         "from exfm.registry.discovery import discover; assert len(discover().plugins) > 9",
     ],
 )
-def test_what_needs_no_torch_does_not_import_it(code):
+def test_torch_is_not_imported_where_it_is_not_needed(code):
     heavy = "{'torch', 'torchrec', 'fbgemm_gpu', 'pyarrow', 'numpy', 'pandas', 'matplotlib'}"
     check = f"import sys; {code}; print(sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""A plugin may be broken in any way: one clear line says how, and nothing else is touched."""
+"""Tests plugins that are broken in any way: a clear line says how, and other plugins are not affected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text files by row number: any range of rows, at any block size, and lines that cannot be read."""
+"""Tests reading text files by row number: any range of rows, any block size, and lines that cannot be read."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ def test_any_rows(
     newline: str,
 ) -> None:
     lines = ["n,word"] * header + [f"{'' if n is None else n},{word or ''}" for n, word in values]
-    of = file(tmp_path / "f", newline.join(lines) + newline * (ended and bool(lines)), header, block_bytes)
+    log = file(tmp_path / "f", newline.join(lines) + newline * (ended and bool(lines)), header, block_bytes)
     if values or header:
-        assert of.rows == len(values)
+        assert log.rows == len(values)
     rows: list[tuple[int | None, str | None]] = []
-    place = first
-    for batch in of.read(first, first + length):
-        assert Origin.of(batch) == Origin(of.url, place)
-        place += batch.num_rows
-        rows += [(row["n"], row["word"]) for row in batch.to_pylist()]
+    row = first
+    for batch in log.read(first, first + length):
+        assert Origin.of(batch) == Origin(log.url, row)
+        row += batch.num_rows
+        rows += [(line["n"], line["word"]) for line in batch.to_pylist()]
     assert rows == values[first : first + length]
 
 
 def test_columns_by_name(tmp_path: Path) -> None:
-    of = file(tmp_path / "f", "more,word,n\n1,a,2\n3,b,4\n", header=True)
-    assert [batch.to_pydict() for batch in of.read(0, 9)] == [{"n": [2, 4], "word": ["a", "b"]}]
-    assert [batch.to_pydict() for batch in of.read(1, 2, ["word"])] == [{"word": ["b"]}]
+    log = file(tmp_path / "f", "more,word,n\n1,a,2\n3,b,4\n", header=True)
+    assert [batch.to_pydict() for batch in log.read(0, 9)] == [{"n": [2, 4], "word": ["a", "b"]}]
+    assert [batch.to_pydict() for batch in log.read(1, 2, ["word"])] == [{"word": ["b"]}]
 
 
 def test_any_file_system() -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/f.csv", b"1,a\n2,b\n")
     try:
-        of = DelimitedFile("memory://f.csv", COLUMNS, owner="test", block_bytes=2)
-        assert [batch.to_pydict() for batch in of.read(1, 9)] == [{"n": [2], "word": ["b"]}]
+        log = DelimitedFile("memory://f.csv", COLUMNS, owner="test", block_bytes=2)
+        assert [batch.to_pydict() for batch in log.read(1, 9)] == [{"n": [2], "word": ["b"]}]
     finally:
         memory.rm("/", recursive=True)
 
@@ -78,9 +78,9 @@ def test_any_file_system() -> None:
     ],
 )
 def test_lines_that_cannot_be_read_are_named(tmp_path: Path, text: str, words: list[str]) -> None:
-    of = file(tmp_path / "f", text)
+    log = file(tmp_path / "f", text)
     with pytest.raises(ValueError) as error:
-        list(of.read(0, of.rows))
+        list(log.read(0, log.rows))
     assert all(word in str(error.value) for word in ["test: ", *words]), str(error.value)
 
 

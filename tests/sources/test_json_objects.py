@@ -1,4 +1,4 @@
-"""JSON objects to Arrow: asked-for types, and the one that cannot be read by its place."""
+"""Tests reading JSON objects to Arrow: types of a schema, and the index of an object that cannot be read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_types_do_not_depend_on_the_values() -> None:
     after=st.integers(0, 9),
     bad=st.sampled_from([b"", b"17", b"[{}]", b'{"n": "one"}', b'{"n": 1.5}', b'{"n": 1', b"{}{}", b'{"n": 1} x']),
 )
-def test_what_cannot_be_read_is_found(before: int, after: int, bad: bytes) -> None:
+def test_the_index_of_an_object_that_cannot_be_read(before: int, after: int, bad: bytes) -> None:
     with pytest.raises(BadObjectError) as error:
         parse_objects([b'{"n": 1}'] * before + [bad] + [b"{}"] * after, SCHEMA)
     assert error.value.index == before

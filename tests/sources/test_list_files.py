@@ -1,4 +1,4 @@
-"""One list of data files: hidden names are left out, links followed, and every file listed once."""
+"""Tests the list of data files: hidden names are left out, links followed, and every file listed once."""
 
 import os
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_a_folder_of_links_only_that_is_a_link_itself(tmp_path, data):
 def test_links_in_a_circle_end(tmp_path, data):
     _write(tmp_path / "_under" / "private.parquet")
     (data / "self").symlink_to(data)
-    (data / "dt=1" / "up").symlink_to(data / "..")  # leads above the folder: what lies there was not asked for
+    (data / "dt=1" / "up").symlink_to(data / "..")  # leads above the folder: the user did not ask for its files
     (data / "c.parquet" / "across").symlink_to(data / "dt=1")
     (data / "dt=1" / "back").symlink_to(data / "c.parquet")
     assert _listed(data) == ["b.parquet", "c.parquet/part-0.parquet", "dt=1/a.parquet"]

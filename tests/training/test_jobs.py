@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import exfm
-from exfm.data.windows import windows_of
+from exfm.data.windows import stream_windows
 from exfm.supervision.store import Store
 from exfm.supervision.workspace import Workspace
 from exfm.training.ended_window import EndedWindow
@@ -52,7 +52,7 @@ def job(path: Path, stage: str, model: str) -> tuple[int, str]:
 def experiment_window(path: Path, index: int) -> exfm.Window:
     """A window of the experiment's stream."""
     source = exfm.load_experiment(str(path)).source
-    return list(windows_of(source, timedelta(days=1)))[index]
+    return list(stream_windows(source, timedelta(days=1)))[index]
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import exfm
-from exfm.config.lookups import StateLookup
+from exfm.config.state_lookups import StateLookup
 from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
-from exfm.data.windows import windows_of
+from exfm.data.windows import stream_windows
 from exfm.modeling.lookups import StateLookups, StateToken
 from exfm.modeling.vector_table import RowVectors
 from exfm.reporting.result_table import result_table
@@ -56,7 +56,7 @@ def trainer_of(experiment: exfm.Experiment, name: str) -> Trainer:
 def chunks(experiment: exfm.Experiment) -> list[Batch]:
     stream = experiment.config.stream
     reader = ChunkReader(experiment.source, experiment.schema, stream, {}, exfm.Shard())
-    windows = windows_of(experiment.source, stream.window)
+    windows = stream_windows(experiment.source, stream.window)
     return [chunk.batch for window in windows for chunk in reader.read(window)]
 
 
@@ -103,7 +103,7 @@ def test_what_is_looked_up_is_the_newest_state_that_has_reached_the_example(ende
     first, second = chunks(experiment)[:2]
     users = torch.cat([first.sparse["user"].values(), second.sparse["user"].values()])
     times = torch.cat([first.event_time_us, second.event_time_us])
-    window = next(iter(windows_of(experiment.source, experiment.config.stream.window)))
+    window = next(iter(stream_windows(experiment.source, experiment.config.stream.window)))
     stream = Store(experiment.run_dir).supervision("fm", window)
     assert stream is not None
     lag_us, tables = lag_s * 1_000_000, trainer.transfer.parameters.fed_tables()

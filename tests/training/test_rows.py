@@ -13,7 +13,7 @@ import torch
 import exfm
 from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
-from exfm.data.windows import windows_of
+from exfm.data.windows import stream_windows
 from exfm.training.building import teacher_specs
 from exfm.training.trainer import StepLabels, Trainer
 from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, write_log
@@ -51,7 +51,7 @@ def probabilities(run_dir: str) -> np.ndarray:
 def batches(experiment: exfm.Experiment) -> list[Batch]:
     stream = experiment.config.stream
     reader = ChunkReader(experiment.source, experiment.schema, stream, {}, exfm.Shard())
-    windows = windows_of(experiment.source, stream.window)
+    windows = stream_windows(experiment.source, stream.window)
     return [chunk.batch for window in windows for chunk in reader.read(window)]
 
 

@@ -149,12 +149,12 @@ def test_what_is_published_has_the_offsets_inside(tmp_path: Path) -> None:
 
 def _batches(experiment: exfm.Experiment) -> Any:
     from exfm.data.stream import ChunkReader
-    from exfm.data.windows import windows_of
+    from exfm.data.windows import stream_windows
     from exfm.interfaces.data_source import Shard
 
     stream = experiment.config.stream
     reader = ChunkReader(experiment.source, experiment.schema, stream, {}, Shard())
-    for window in windows_of(experiment.source, stream.window):
+    for window in stream_windows(experiment.source, stream.window):
         for chunk in reader.read(window):
             yield chunk.batch
 

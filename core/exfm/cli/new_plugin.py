@@ -12,7 +12,7 @@ import typer
 from exfm import __version__
 from exfm.cli.context import Session
 from exfm.errors import ConfigError, suggestion
-from exfm.registry.hooks import HOOK_OF_KIND, INTERFACES
+from exfm.registry.hooks import HOOK_BY_KIND, INTERFACES
 from exfm.registry.registry import Registry
 
 _NAME = re.compile(r"(?=.{1,32}$)[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -75,7 +75,7 @@ class Project:
             "package": f"exfm_plugin_{self.name}",
             "module": ending.lower(),
             "cls": class_name,
-            "hook": HOOK_OF_KIND[self.kind],
+            "hook": HOOK_BY_KIND[self.kind],
             "tests": _tests_of(self.kind),
             "version": __version__,
         }
@@ -90,7 +90,7 @@ def _tests_of(kind: str) -> str:
 def command(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name of the component in experiments: letters, digits, _ or -.")],
-    kind: Annotated[str, typer.Option(metavar="KIND", help=f"One of {', '.join(HOOK_OF_KIND)}.")] = "backbone",
+    kind: Annotated[str, typer.Option(metavar="KIND", help=f"One of {', '.join(HOOK_BY_KIND)}.")] = "backbone",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to make the folder exfm-plugin-NAME.")] = Path(),
 ) -> None:
     """Writes a complete distribution: a component that works, its tests, an example, README and CI."""
@@ -108,8 +108,8 @@ def checked_project(raw_name: str, kind: str, registry: Registry) -> Project:
     Raises:
         ConfigError: no component can have that name and kind.
     """
-    if kind not in HOOK_OF_KIND:
-        raise ConfigError(f"--kind: no kind of component is called {kind!r}.{suggestion(kind, HOOK_OF_KIND)}")
+    if kind not in HOOK_BY_KIND:
+        raise ConfigError(f"--kind: no kind of component is called {kind!r}.{suggestion(kind, HOOK_BY_KIND)}")
     # A package's name has underscores, so both spellings are the same component.
     name = raw_name.replace("-", "_")
     if not _NAME.fullmatch(name):

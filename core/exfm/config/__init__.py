@@ -1,1 +1,1 @@
-"""The experiment file: typed, checked, with errors that name the place."""
+"""Loads and checks the experiment file, with errors that name file and key path."""

@@ -13,10 +13,11 @@ def check_baselines(arms: Sequence[Arm], pairs: Sequence[ComparedPair], file: st
     """Checks the controls that models name, and the pairs that are compared.
 
     Raises:
-        ConfigError: no model has the name, it is the model itself, or the two models share no task or not the task that
-            is named.
+        ConfigError: no model has the name, a model is compared with itself, or the two models share no task, or not the
+            task that is named.
     """
     by_name = {arm.name: arm for arm in arms}
+    # Only names are checked: the arm of `control: true` always exists.
     for arm in arms:
         if isinstance(arm.config.control, str):
             key = f"{file}: models.{arm.name}.control"
@@ -36,7 +37,7 @@ def check_baselines(arms: Sequence[Arm], pairs: Sequence[ComparedPair], file: st
 
 
 def shared_tasks(arm: Arm, other: Arm) -> tuple[str, ...]:
-    """Lists the tasks that two arms predict, in the order of the first."""
+    """Lists the tasks that both arms predict, in the order of the first arm."""
     return tuple(task for task in arm.tasks if task in other.tasks)
 
 

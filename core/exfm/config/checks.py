@@ -1,4 +1,4 @@
-"""The checks that span sections: the graph of models, and models against the data's schema."""
+"""Checks constraints across sections: the graph of models, and models against the data's schema."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import timedelta
 from graphlib import CycleError, TopologicalSorter
 
 from exfm.config.experiment import Bucket, ExperimentConfig, ModelConfig, SupervisionConfig
-from exfm.config.lookups import StateLookup, check_lookups, lookups_of
+from exfm.config.state_lookups import StateLookup, check_lookups, model_lookups
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
 
@@ -17,13 +17,13 @@ CONTROL_SUFFIX = ".control"
 
 @dataclass(frozen=True)
 class Arm:
-    """One model that is trained: a model of the experiment, or the control of one.
+    """A model that is trained: a model of the experiment, or its control.
 
     Attributes:
         name: the model's name, with ``.control`` for a control arm.
         base: the model's name under ``models``.
         teachers: the names under ``models`` and ``teachers`` that it learns from, without repetition.
-        lookups: the teachers' states that are its input.
+        lookups: the teachers' states that the arm reads as input.
     """
 
     name: str
@@ -35,20 +35,20 @@ class Arm:
 
     @property
     def is_control(self) -> bool:
-        """Whether it is trained without transfer to measure the gain of its base."""
+        """Tells whether the arm is trained without transfer, to measure the gain of its base."""
         return self.name != self.base
 
     @property
     def control(self) -> str | None:
-        """Name of the arm that its gain is measured against; None where it has no control."""
-        named = self.config.control
-        if isinstance(named, str):
-            return named
-        return self.name + CONTROL_SUFFIX if named else None
+        """Returns the name of the arm that the gain is measured against; None without a control."""
+        control = self.config.control
+        if isinstance(control, str):
+            return control
+        return self.name + CONTROL_SUFFIX if control else None
 
 
 def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str) -> tuple[Arm, ...]:
-    """Checks what no single field can, and returns the arms with teachers before students.
+    """Checks constraints that no single field can, and returns the arms, teachers before students.
 
     Raises:
         ConfigError: a teacher that does not exist, a cycle, a feature, task or column the data does not have, a
@@ -60,131 +60,145 @@ def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str)
         _check_names(teacher.predictions, schema.tasks, "task", f"{file}: teachers.{name}.predictions")
     for name, model in config.models.items():
         _check_model(model, config, schema, f"{file}: models.{name}")
-    graph = {
-        name: tuple(teacher for teacher in _teachers(model) if teacher in config.models)
-        for name, model in config.models.items()
-    }
+    graph: dict[str, tuple[str, ...]] = {}
+    for name, model in config.models.items():
+        # Teachers from elsewhere are not trained, and cannot be in a cycle.
+        graph[name] = tuple(teacher for teacher in _teachers(model) if teacher in config.models)
     try:
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
+        # The second argument lists the nodes of the cycle, the first node again at the end (documented by graphlib).
         cycle = error.args[1]
         key = "lookups" if cycle[0] in config.models[cycle[1]].lookups else "transfer"
         raise ConfigError(
             f"{file}: models.{cycle[1]}.{key}: teachers form a cycle: {' teaches '.join(cycle)}"
         ) from None
     arms: list[Arm] = []
-    for name in sorted(order, key=lambda name: (_depth(name, graph), list(config.models).index(name))):
+    # By depth and then as in the file, because a topological order alone leaves independent models in any order.
+    positions = {name: position for position, name in enumerate(config.models)}
+    for name in sorted(order, key=lambda name: (_depth(name, graph), positions[name])):
         model = config.models[name]
-        tasks = _tasks(model, schema)
-        arms.append(Arm(name, name, model, tasks, _teachers(model), lookups_of(model, config)))
+        tasks = _model_tasks(model, schema)
+        arms.append(Arm(name, name, model, tasks, _teachers(model), model_lookups(model, config)))
         if model.control is True:
-            nothing = {"transfer": (), "lookups": {}, "control": False, "supervision": SupervisionConfig()}
-            untaught = model.model_copy(update=nothing)
-            arms.append(Arm(name + CONTROL_SUFFIX, name, untaught, tasks, ()))
+            no_transfer = {"transfer": (), "lookups": {}, "control": False, "supervision": SupervisionConfig()}
+            control = model.model_copy(update=no_transfer)
+            arms.append(Arm(name + CONTROL_SUFFIX, name, control, tasks, ()))
     return tuple(arms)
 
 
 def _depth(name: str, graph: dict[str, tuple[str, ...]]) -> int:
+    """Returns the number of models on the longest path of teachers that ends at a model."""
     return 1 + max((_depth(teacher, graph) for teacher in graph[name]), default=0)
 
 
 def _teachers(model: ModelConfig) -> tuple[str, ...]:
-    taught = (teacher for spec in model.transfer for teacher in spec.config.teachers)
-    return tuple(dict.fromkeys((*taught, *model.lookups)))
+    """Lists the teachers of a model's transfer and lookups, each once, in the order of the file."""
+    teachers: list[str] = []
+    for spec in model.transfer:
+        teachers += spec.config.teachers
+    return tuple(dict.fromkeys((*teachers, *model.lookups)))
 
 
-def _tasks(model: ModelConfig, schema: FeatureSchema) -> tuple[str, ...]:
+def _model_tasks(model: ModelConfig, schema: FeatureSchema) -> tuple[str, ...]:
     return schema.tasks if model.tasks is None else model.tasks
 
 
-def _check_names(given: Iterable[str], allowed: Iterable[str], what: str, place: str) -> None:
-    names = list(allowed)
-    for name in given:
-        if name not in names:
-            raise ConfigError(f"{place}: the data has no {what} {name!r}.{suggestion(name, names)}")
+def _check_names(names: Iterable[str], allowed: Iterable[str], noun: str, key_path: str) -> None:
+    """Checks that all names are allowed; ``noun`` says in the message which kind of thing they name."""
+    allowed = list(allowed)
+    for name in names:
+        if name not in allowed:
+            raise ConfigError(f"{key_path}: the data has no {noun} {name!r}.{suggestion(name, allowed)}")
 
 
-def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSchema, place: str) -> None:
-    _check_names(model.features or (), (feature.name for feature in schema.features), "feature", f"{place}.features")
-    _check_names(model.tasks or (), schema.tasks, "task", f"{place}.tasks")
-    for key, given in (("features", model.features), ("tasks", model.tasks)):
-        if given is not None and (not given or len(set(given)) < len(given)):
-            raise ConfigError(f"{place}.{key}: name at least one, and each once; given: {list(given)}")
-    _check_names(model.where, filter_columns(schema), "column", f"{place}.where")
+def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSchema, key_path: str) -> None:
+    _check_names(model.features or (), (feature.name for feature in schema.features), "feature", f"{key_path}.features")
+    _check_names(model.tasks or (), schema.tasks, "task", f"{key_path}.tasks")
+    for key, names in (("features", model.features), ("tasks", model.tasks)):
+        if names is not None and (not names or len(set(names)) < len(names)):
+            raise ConfigError(f"{key_path}.{key}: name at least one, and each once; given: {list(names)}")
+    _check_names(model.where, filter_columns(schema), "column", f"{key_path}.where")
     for column, condition in model.where.items():
         if isinstance(condition, Bucket):
             buckets = condition.bucket if isinstance(condition.bucket, tuple) else (condition.bucket,)
             if not buckets or not all(0 <= bucket < condition.of for bucket in buckets):
                 raise ConfigError(
-                    f"{place}.where.{column}.bucket: name at least one, from 0 to {condition.of - 1}; "
+                    f"{key_path}.where.{column}.bucket: name at least one, from 0 to {condition.of - 1}; "
                     f"given: {list(buckets)}"
                 )
         elif condition == ():
-            raise ConfigError(f"{place}.where.{column}: name at least one value; given: []")
-    _check_states(model, schema, f"{place}.supervision.states")
-    _check_rows(model, schema, f"{place}.supervision.rows")
-    check_lookups(model, config, schema, f"{place}.lookups")
-    _check_managed(model, schema, place)
+            raise ConfigError(f"{key_path}.where.{column}: name at least one value; given: []")
+    _check_states(model, schema, f"{key_path}.supervision.states")
+    _check_rows(model, schema, f"{key_path}.supervision.rows")
+    check_lookups(model, config, schema, f"{key_path}.lookups")
+    _check_managed(model, schema, key_path)
     if model.batch_size > config.stream.chunk_rows:
         raise ConfigError(
-            f"{place}.batch_size: {model.batch_size} rows do not fit in a chunk; raise stream.chunk_rows, "
+            f"{key_path}.batch_size: {model.batch_size} rows do not fit in a chunk; raise stream.chunk_rows, "
             f"now {config.stream.chunk_rows}, or lower the batch"
         )
     for index, spec in enumerate(model.transfer):
         for teacher in spec.config.teachers:
             key = "teacher" if teacher == spec.config.teacher else "fallback"
-            _check_transfer(model, teacher, spec.config.tasks, config, schema, f"{place}.transfer.{index}.{key}")
+            _check_transfer(model, teacher, spec.config.tasks, config, schema, f"{key_path}.transfer.{index}.{key}")
 
 
-def _check_states(model: ModelConfig, schema: FeatureSchema, place: str) -> None:
-    """An entity is a categorical feature; what describes it, features that the model sees; a sequence is read raw."""
+def _check_states(model: ModelConfig, schema: FeatureSchema, key_path: str) -> None:
+    """Checks ``supervision.states``: an entity is a categorical feature, described by features that the model sees."""
+    # Dense features cannot describe an entity: a state is made of embeddings and of raw sequences.
     seen = schema.select(model.features)
     entities = [feature.name for feature in seen.features if isinstance(feature, CategoricalFeature)]
-    features = [feature.name for feature in seen.features if not isinstance(feature, DenseFeature)]
-    _check_names(model.supervision.states, entities, "categorical feature that the model sees, called", place)
+    allowed = [feature.name for feature in seen.features if not isinstance(feature, DenseFeature)]
+    _check_names(model.supervision.states, entities, "categorical feature that the model sees, called", key_path)
     for entity, described in model.supervision.described.items():
         _check_names(
-            described, features, "feature, other than a dense one, that the model sees, called", f"{place}.{entity}"
+            described,
+            allowed,
+            "feature, other than a dense one, that the model sees, called",
+            f"{key_path}.{entity}",
         )
         if not described:
-            raise ConfigError(f"{place}.{entity}: name at least one feature that describes it; given: []")
+            raise ConfigError(f"{key_path}.{entity}: name at least one feature that describes it; given: []")
     for entity, vector in model.supervision.read.items():
         if vector == "tokens":
             raise ConfigError(
-                f"{place}.{entity}.from: a state made of tokens is written as the list of the features that describe "
-                f"the entity, such as {entity}: [{entity}]"
+                f"{key_path}.{entity}.from: a state made of tokens is written as the list of the features that "
+                f"describe the entity, such as {entity}: [{entity}]"
             )
 
 
-def _check_managed(model: ModelConfig, schema: FeatureSchema, place: str) -> None:
-    """What follows a table row by row would take the row of one id for another's."""
+def _check_managed(model: ModelConfig, schema: FeatureSchema, key_path: str) -> None:
+    """Checks that managed ids are not combined with teachers that are followed row by row."""
+    # With managed ids a row changes its id over time, and the same row has other ids in other models.
     managed = schema.select(model.features).managed()
-    following = [
-        f"transfer.{number}: {spec.name} follows"
-        for number, spec in enumerate(model.transfer)
-        if spec.component.requires & {"states", "parameters"}
-    ]
-    following += ["lookups: they follow"] if model.lookups else []
+    following: list[str] = []
+    for number, spec in enumerate(model.transfer):
+        if spec.component.requires & {"states", "parameters"}:
+            following.append(f"transfer.{number}: {spec.name} follows")
+    if model.lookups:
+        following.append("lookups: they follow")
     if managed and following:
         raise ConfigError(
-            f"{place}.{following[0]} a teacher row by row, and the ids of table {next(iter(managed))!r} are managed: "
-            "their rows change, and differ between models. Leave one of the two out"
+            f"{key_path}.{following[0]} a teacher row by row, and the ids of table {next(iter(managed))!r} are "
+            "managed: their rows change, and differ between models. Leave one of the two out"
         )
 
 
-def _check_rows(model: ModelConfig, schema: FeatureSchema, place: str) -> None:
-    """Rows are those of features with one id, each of a table of its own, and of a model that labels as it trains."""
+def _check_rows(model: ModelConfig, schema: FeatureSchema, key_path: str) -> None:
+    """Checks ``supervision.rows``: categorical features without a shared table, of a model that labels as it trains."""
+    # A shared table would be stored twice, and a model that labels later has rows of another time.
     seen = schema.select(model.features)
     tables = {feature.name: feature.table_name for feature in seen.features if isinstance(feature, CategoricalFeature)}
-    _check_names(model.supervision.rows, tables, "categorical feature that the model sees, called", place)
+    _check_names(model.supervision.rows, tables, "categorical feature that the model sees, called", key_path)
     read = [tables[feature] for feature in model.supervision.rows]
     twice = next((table for table in read if read.count(table) > 1), None)
     if twice is not None:
         named = ", ".join(feature for feature in model.supervision.rows if tables[feature] == twice)
-        raise ConfigError(f"{place}: {named} read one table, {twice!r}: name one of them")
+        raise ConfigError(f"{key_path}: {named} read one table, {twice!r}: name one of them")
     if model.supervision.rows and model.supervision.delay > timedelta(0):
         raise ConfigError(
-            f"{place}: rows are stored while the model trains, and with a delay it labels later; "
+            f"{key_path}: rows are stored while the model trains, and with a delay it labels later; "
             "leave rows out, or set delay: 0s"
         )
 
@@ -195,25 +209,29 @@ def _check_transfer(
     mapping: Mapping[str, str],
     config: ExperimentConfig,
     schema: FeatureSchema,
-    place: str,
+    key_path: str,
 ) -> None:
     if teacher not in config.models and teacher not in config.teachers:
         names = (*config.models, *config.teachers)
-        raise ConfigError(f"{place}: no model is called {teacher!r}.{suggestion(teacher, names)}")
+        raise ConfigError(f"{key_path}: no model is called {teacher!r}.{suggestion(teacher, names)}")
     external = config.teachers.get(teacher)
-    own = _tasks(model, schema)
-    taught = _tasks(config.models[teacher], schema) if external is None else tuple(external.predictions)
-    if not (set(mapping.values()) or set(own)) & set(taught):
+    student_tasks = _model_tasks(model, schema)
+    teacher_tasks = _model_tasks(config.models[teacher], schema) if external is None else tuple(external.predictions)
+    # An explicit mapping of tasks replaces the match by name.
+    if not (set(mapping.values()) or set(student_tasks)) & set(teacher_tasks):
         raise ConfigError(
-            f"{place}: {teacher!r} predicts {', '.join(taught)}, the student {', '.join(own)}: no task in common"
+            f"{key_path}: {teacher!r} predicts {', '.join(teacher_tasks)}, the student {', '.join(student_tasks)}: "
+            "no task in common"
         )
 
 
 def filter_columns(schema: FeatureSchema) -> dict[str, str]:
-    """The names ``where`` may use, and the Arrow column behind each: scalar features, group, domain, example id."""
-    columns = {
-        feature.name: feature.source_column
-        for feature in schema.features
-        if not isinstance(feature, SequenceFeature) and feature.kind != "multi_valued"
-    }
-    return columns | {column: column for column in (schema.group, schema.domain, schema.example_id) if column}
+    """Maps the names allowed in ``where`` to Arrow columns: scalar features, group, domain, example id."""
+    columns: dict[str, str] = {}
+    for feature in schema.features:
+        if not isinstance(feature, SequenceFeature) and feature.kind != "multi_valued":
+            columns[feature.name] = feature.source_column
+    for column in (schema.group, schema.domain, schema.example_id):
+        if column:
+            columns[column] = column
+    return columns

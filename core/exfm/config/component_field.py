@@ -1,4 +1,4 @@
-"""A field of a Config that holds another component, written ``{name: NAME, field: value}`` in YAML."""
+"""Defines Config fields that hold another component, written ``{name: NAME, field: value}`` in YAML."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from exfm.interfaces.component import ComponentConfig
 from exfm.registry.discovery import default_registry
 
 SCHEMA_MARK = "x-exfm-component"
-"""What a component field is in a raw JSON Schema, until ``json_schema`` puts the installed components in."""
+"""Key of a component field in a raw JSON Schema, which ``json_schema`` replaces by the installed components."""
 
 
 @dataclass(frozen=True)
 class ComponentSpec:
-    """A component that was named and configured, and can be built.
+    """A component with its checked config, ready to be built.
 
     Attributes:
         component: its class.
@@ -31,11 +31,11 @@ class ComponentSpec:
     config: Any
 
     def build(self, *inputs: Any) -> Any:
-        """Makes the component from its config and what its interface's constructor takes."""
+        """Builds the component from its config and the further inputs of its interface's constructor."""
         return self.component(self.config, *inputs)
 
     def as_dict(self) -> dict[str, Any]:
-        """As a user would write it, with every default filled in."""
+        """Returns the component as a user would write it, with every default filled in."""
         return {"name": self.name, **self.config.model_dump(mode="json")}
 
 
@@ -60,10 +60,12 @@ class ComponentField:
     def _validate(self, value: Any, info: ValidationInfo) -> ComponentSpec:
         if isinstance(value, ComponentSpec):
             return value
+        # A Config that is validated on its own, as in a test or a notebook, has no context.
         registry = (info.context or {}).get("registry") or default_registry()
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             allowed = ", ".join(registry.names(self.kind)) or "none is installed"
             reason = f"a {self.kind} is written {{name: NAME, field: value}}, NAME one of: {allowed}"
+            # The text is an argument, because pydantic would read its braces as a template.
             raise PydanticCustomError("component", "{reason}", {"reason": reason})
         try:
             component = registry.resolve(self.kind, value["name"])

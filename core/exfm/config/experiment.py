@@ -1,4 +1,4 @@
-"""The experiment file, typed. Components appear by name; everything else is a field with a sentence."""
+"""Defines the types of the experiment file. Components appear by name; every other key is a described field."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ TransferSpec = Annotated[ComponentSpec, ComponentField("transfer_strategy")]
 SourceSpec = Annotated[ComponentSpec, ComponentField("data_source")]
 PlanSpec = Annotated[ComponentSpec, ComponentField("parallel_plan")]
 
+# Names are folders of a run and keys of overrides: no dot, slash or space.
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*$"
 
 
@@ -27,7 +28,7 @@ class _Section(BaseModel):
 
 
 class StreamConfig(_Section):
-    """Where examples come from, and how the stream is cut."""
+    """The source of examples, and the cut of the stream into windows and chunks."""
 
     source: SourceSpec = Field(description="The data source.")
     window: Duration = Field(
@@ -49,12 +50,14 @@ class StreamConfig(_Section):
     @field_validator("start")
     @classmethod
     def _in_utc(cls, start: datetime | None) -> datetime | None:
-        """A time without a zone is UTC, as all times of a run are."""
-        return start.replace(tzinfo=UTC) if start is not None and start.tzinfo is None else start
+        """Reads a time without a zone as UTC, as all times of a run are."""
+        if start is not None and start.tzinfo is None:
+            return start.replace(tzinfo=UTC)
+        return start
 
 
 class EvaluationConfig(_Section):
-    """What the overall figures cover."""
+    """Coverage of the overall figures."""
 
     skip: float = Field(
         0.0, ge=0, lt=1, description="Fraction of the stream, in whole windows, left out of the overall figures."
@@ -66,29 +69,30 @@ class EvaluationConfig(_Section):
 
 
 class Bucket(_Section):
-    """Part of a column's values by their hash."""
+    """A share of a column's values, chosen by their hash."""
 
     bucket: int | tuple[int, ...] = Field(description="The bucket, or buckets, that are kept.")
     of: int = Field(gt=1, description="How many buckets there are.")
 
 
+# bool before int, because pydantic tries a union in order of exactness and then of position.
 Scalar = bool | int | str
 Condition = Bucket | tuple[Scalar, ...] | Scalar
 
 
 class DenseOptimizer(_Section):
-    """The optimizer of everything but the embedding tables."""
+    """The optimizer of all parameters but the embedding tables."""
 
     name: Literal["adam", "adamw", "adagrad", "sgd"] = Field("adam", description="Which of torch's optimizers.")
     lr: float = Field(1e-3, gt=0, description="Learning rate.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
     accumulate: int = Field(
-        1, gt=0, description="Batches whose mean gradient makes one step, of one chunk; tables step with every batch."
+        1, gt=0, description="Batches of a chunk whose mean gradient makes a step; tables step with every batch."
     )
 
 
 class OptimizerConfig(_Section):
-    """Tables and dense layers want learning rates of their own."""
+    """The optimizers: tables and dense layers need different learning rates."""
 
     dense: DenseOptimizer = Field(default_factory=DenseOptimizer, description="For the dense layers.")
     tables: TableOptimizer = Field(default_factory=TableOptimizer, description="For the embedding tables.")
@@ -107,7 +111,7 @@ class StateSource(_Section):
 
 
 class SupervisionConfig(_Section):
-    """What a model writes for its students."""
+    """The supervision that a model writes for its students."""
 
     delay: Duration = Field(
         parse_duration("0s"),
@@ -134,7 +138,7 @@ class SupervisionConfig(_Section):
     lag: Duration = Field(
         parse_duration("0s"),
         description="How long after an example its states and rows reach students; 0s, for the student's next example, "
-        "is an upper bound of what they can bring.",
+        "is an upper bound of their benefit.",
     )
 
     @property
@@ -158,11 +162,11 @@ class SupervisionConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """One model of the experiment: an FM, a VM, or anything between."""
+    """A model of the experiment: an FM, a VM, or anything between."""
 
     backbone: BackboneSpec = Field(description="The interaction architecture.")
     sequence_encoder: EncoderSpec | None = Field(
-        None, description="Summarises each sequence; without one, a sequence is averaged like a multi-valued feature."
+        None, description="Summarises each sequence; without it, a sequence is averaged like a multi-valued feature."
     )
     features: tuple[str, ...] | None = Field(None, description="The features it sees; all of them by default.")
     where: dict[str, Condition] = Field(
@@ -173,7 +177,7 @@ class ModelConfig(_Section):
     embedding_init: float = Field(0.05, gt=0, description="Standard deviation of a new table row.")
     dense_tokens: int = Field(1, gt=0, description="Tokens made of the dense features together.")
     head_hidden: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="Hidden layers of each task's head.")
-    transfer: tuple[TransferSpec, ...] = Field((), description="What it learns from which teacher.")
+    transfer: tuple[TransferSpec, ...] = Field((), description="How it learns from its teachers.")
     lookups: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
         description="Entities of each teacher whose newest state is an input; each costs a lookup at serving.",
@@ -186,7 +190,7 @@ class ModelConfig(_Section):
     init_seed: int | None = Field(
         None,
         ge=0,
-        description="Gives it initial weights of its own; by default models of equal shape start from equal weights.",
+        description="Seed of its initial weights; by default models of equal shape start from equal weights.",
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: encoders and backbone compute in bfloat16; weights, tables and heads stay in fp32."
@@ -203,13 +207,13 @@ class PredictionColumn(_Section):
     """A column of predictions that another system made."""
 
     column: str = Field(description="The column's name.")
-    kind: Literal["probability", "logit"] = Field(description="What its numbers are.")
+    kind: Literal["probability", "logit"] = Field(description="The scale of its numbers.")
 
 
 class ExternalTeacher(_Section):
     """A teacher from elsewhere: its supervision is in Parquet files."""
 
-    path: str = Field(description="The files: one, a folder of them, or a glob; any fsspec URL.")
+    path: str = Field(description="A file, a folder of files, or a glob; any fsspec URL.")
     example_id: str = Field("example_id", description="The column of example ids.")
     predictions: dict[str, PredictionColumn] = Field(min_length=1, description="The column of each task it predicts.")
 
@@ -225,12 +229,13 @@ class ComparedPair(_Section):
 
 
 class PluginsConfig(_Section):
-    """Which plugins may be loaded."""
+    """Selection of the plugins that may be loaded."""
 
     block: tuple[str, ...] = Field((), description="Plugins or distributions that are never imported.")
 
 
-def _named(models: Any) -> Any:
+def _check_not_empty(models: Any) -> Any:
+    # Before validation, because pydantic's message for an empty mapping would not say this.
     if isinstance(models, dict) and not models:
         raise ValueError("an experiment needs at least one model")
     return models
@@ -248,12 +253,14 @@ class ExperimentConfig(_Section):
     plugins: PluginsConfig = Field(default_factory=PluginsConfig, description="Which plugins may be loaded.")
     save_in_background: bool = Field(
         False,
-        description="Write a window's files while the next one trains, from a second copy of the weights in memory; "
-        "not where one model reads another's snapshots.",
+        description="Write a window's files while the next window trains, from a second copy of the weights in memory; "
+        "not where a model reads another's snapshots.",
     )
     stream: StreamConfig = Field(description="The stream of examples.")
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="What the figures cover.")
-    models: Annotated[dict[ModelName, ModelConfig], BeforeValidator(_named)] = Field(description="The models, by name.")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Coverage of the figures.")
+    models: Annotated[dict[ModelName, ModelConfig], BeforeValidator(_check_not_empty)] = Field(
+        description="The models, by name."
+    )
     teachers: dict[ModelName, ExternalTeacher] = Field(
         default_factory=dict, description="Teachers from elsewhere, by name."
     )

@@ -1,4 +1,4 @@
-"""JSON Schema of the experiment file, with every installed plugin's fields and their sentences."""
+"""Builds the JSON Schema of the experiment file, with the fields of every installed plugin and their descriptions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from exfm.registry.registry import Registry
 
 
 def experiment_schema(registry: Registry) -> dict[str, Any]:
-    """The schema a YAML editor completes and checks an experiment file with (draft 2020-12)."""
+    """Builds the schema with which a YAML editor completes and checks an experiment file (draft 2020-12)."""
     schema = ExperimentConfig.model_json_schema()
     schema["$schema"] = GenerateJsonSchema.schema_dialect
     schema["title"] = "exfm experiment"
+    # Loading fills in the default plan, which depends on the installed plugins.
     schema["required"] = [key for key in schema["required"] if key != "parallel"]
     definitions: dict[str, Any] = schema.setdefault("$defs", {})
     for kind in INTERFACES:
@@ -28,23 +29,32 @@ def experiment_schema(registry: Registry) -> dict[str, Any]:
             try:
                 component = component_schema(registry, kind, name, definitions)
             except (PluginError, PydanticUserError):
-                continue  # `exfm show` says why; the schema offers what can be used
+                # A component that cannot be used is left out; `exfm show` says why.
+                continue
             definitions[f"{kind}.{name}"] = component
             names.append(component["properties"]["name"])
             choices.append({"$ref": f"#/$defs/{kind}.{name}"})
         # An editor offers no choice that lacks a required field; the names by themselves it offers always.
-        definitions[kind] = {"properties": {"name": {"anyOf": names}}, "oneOf": choices} if names else {"not": {}}
+        if names:
+            definitions[kind] = {"properties": {"name": {"anyOf": names}}, "oneOf": choices}
+        else:
+            definitions[kind] = {"not": {}}
     linked = _link(schema)
     assert isinstance(linked, dict)
     return linked
 
 
 def component_schema(registry: Registry, kind: str, name: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    """One component's schema; what its Config refers to is added to ``definitions`` under names of its own."""
+    """Builds the schema of a component.
+
+    Definitions that its Config refers to are added to ``definitions`` with the component's name as prefix, because two
+    plugins may define classes of the same name.
+    """
     component = registry.resolve(kind, name)
     schema: dict[str, Any] = component.Config.model_json_schema(ref_template=f"#/$defs/{kind}.{name}.{{model}}")
     for key, value in schema.pop("$defs", {}).items():
         definitions[f"{kind}.{name}.{key}"] = value
+    # A first line may introduce an example.
     first = (inspect.getdoc(component) or name).splitlines()[0].removesuffix("::")
     schema["title"] = name
     schema["description"] = first
@@ -55,7 +65,7 @@ def component_schema(registry: Registry, kind: str, name: str, definitions: dict
 
 
 def _link(node: Any) -> Any:
-    """Puts references to the installed components where the raw schema has marks."""
+    """Replaces the marks of the raw schema by references to the installed components."""
     if isinstance(node, list):
         return [_link(item) for item in node]
     if not isinstance(node, dict):

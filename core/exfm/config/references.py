@@ -1,4 +1,4 @@
-"""References to environment variables: their values are used, and the references are what a run writes down."""
+"""Keeps references to environment variables: a run uses the values, and writes the references into its files."""
 
 from __future__ import annotations
 
@@ -13,92 +13,105 @@ from omegaconf.errors import OmegaConfBaseException
 from exfm.redaction import remember
 
 _ENVIRONMENT = re.compile(r"oc\.env:\s*([^\s,{}]+)")
+# Letters and digits only, so that a mark survives OmegaConf in keys and inside other references.
 _MARK = "exfmreference{}mark"
 _MARKED = re.compile(_MARK.format(r"(\d+)"))
 
 
-class Reference(str):
-    """Text with a reference to an environment variable in it."""
+class ReferenceText(str):
+    """Text that contains a reference to an environment variable."""
 
     __slots__ = ()
 
 
-def with_references(config: DictConfig) -> dict[str, Any]:
-    """The content of a file as it is once it is resolved, but for references to environment variables.
+def keep_references(config: DictConfig) -> dict[str, Any]:
+    """Resolves the content of a file, except for references to environment variables.
 
-    A value that depends on one is a ``Reference``: its text as the file has it, with other keys' values put in. The
-    variables' values are remembered, so that messages have the references in their place too.
+    A value that depends on a variable is a ``ReferenceText``: its text in the file, with the values of other keys
+    inserted. The variables' values are remembered, because messages must show the references too.
     """
     kept: list[str] = []
     unresolved = OmegaConf.to_container(config, resolve=False)
-    with_marks = _each_text(unresolved, lambda text: _mark(text, kept))
-    # Making a tree of OmegaConf's is what takes long of loading a large file.
-    marked = OmegaConf.create(with_marks) if kept else config
+    # Marks stand for the references while OmegaConf resolves the other keys.
+    with_marks = _map_texts(unresolved, lambda text: _mark(text, kept))
+    marked = config
+    if kept:
+        # Only where needed: creating OmegaConf's tree dominates the time to load a large file.
+        marked = OmegaConf.create(with_marks)
     try:
         resolved = OmegaConf.to_container(marked, resolve=True)
-    except OmegaConfBaseException:  # a variable's value chooses a key: all references stay, to other keys too
-        resolved = _each_text(unresolved, lambda text: Reference(text) if "${" in text else text)
+    except OmegaConfBaseException:
+        # The value of a variable selects a key, as in ${${oc.env:A}}: all references stay, those to keys included.
+        resolved = _map_texts(unresolved, lambda text: ReferenceText(text) if "${" in text else text)
     assert isinstance(resolved, dict)
     for reference in kept:
         for name in _ENVIRONMENT.findall(reference):
             if name in os.environ:
                 remember(os.environ[name], f"${{oc.env:{name}}}")
-    return {str(key): _each_text(value, lambda text: _unmark(text, kept)) for key, value in resolved.items()}
+    unmarked = _map_texts(resolved, lambda text: _unmark(text, kept))
+    return {str(key): value for key, value in unmarked.items()}
 
 
-def written(value: Any, given: Any) -> Any:
-    """A config's value as a file has it: references as they were given, and other text so that it is not one.
+def write_back(value: Any, unresolved: Any) -> Any:
+    """Writes a config's value for a file: with the file's references, and other text escaped so that it is none.
 
     Args:
         value: the value with all defaults filled in, of JSON's types.
-        given: what the file has there, from ``with_references``.
+        unresolved: the file's value at the same key path, from ``keep_references``.
     """
-    if not _refers(given):
-        return _each_text(value, lambda text: text.replace("${", "\\${"))
-    if isinstance(value, Mapping) and isinstance(given, Mapping):
-        named = {str(key): one for key, one in given.items()}
-        if named.keys() <= value.keys():
-            return {key: written(one, named.get(key)) for key, one in value.items()}
-    if isinstance(value, list) and isinstance(given, list) and len(value) == len(given):
-        return [written(one, its) for one, its in zip(value, given, strict=True)]
-    return _each_text(given, str)
+    if not _contains_reference(unresolved):
+        return _map_texts(value, lambda text: text.replace("${", "\\${"))
+    if isinstance(value, Mapping) and isinstance(unresolved, Mapping):
+        # JSON's keys are text; a YAML file may have numbers.
+        by_key = {str(key): child for key, child in unresolved.items()}
+        if by_key.keys() <= value.keys():
+            return {key: write_back(child, by_key.get(key)) for key, child in value.items()}
+    if isinstance(value, list) and isinstance(unresolved, list) and len(value) == len(unresolved):
+        return list(map(write_back, value, unresolved))
+    # The shapes differ, because validation converted the value: the file's text stays.
+    return _map_texts(unresolved, str)
 
 
-def _refers(node: Any) -> bool:
+def _contains_reference(node: Any) -> bool:
     if isinstance(node, Mapping):
-        return any(map(_refers, node.values()))
-    return any(map(_refers, node)) if isinstance(node, list) else isinstance(node, Reference)
+        return any(map(_contains_reference, node.values()))
+    if isinstance(node, list):
+        return any(map(_contains_reference, node))
+    return isinstance(node, ReferenceText)
 
 
-def _each_text(node: Any, change: Any) -> Any:
-    """The tree with every text changed."""
+def _map_texts(node: Any, change: Any) -> Any:
+    """Copies a tree, and applies ``change`` to every text in it."""
     if isinstance(node, Mapping):
-        return {key: _each_text(value, change) for key, value in node.items()}
+        return {key: _map_texts(value, change) for key, value in node.items()}
     if isinstance(node, list | tuple):
-        return [_each_text(value, change) for value in node]
-    return change(node) if isinstance(node, str) else node
+        return [_map_texts(value, change) for value in node]
+    if isinstance(node, str):
+        return change(node)
+    return node
 
 
 def _mark(text: str, kept: list[str]) -> str:
-    """The text with a mark for each outermost reference that an environment variable takes part in."""
+    """Replaces each outermost reference that contains an environment variable by a mark, and keeps the reference."""
     pieces: list[str] = []
-    place = 0
+    position = 0
     for start, end in _outermost(text):
         reference = text[start:end]
-        pieces.append(text[place:start])
+        pieces.append(text[position:start])
         if _ENVIRONMENT.search(reference):
             pieces.append(_MARK.format(len(kept)))
             kept.append(reference)
         else:
             pieces.append(reference)
-        place = end
-    return "".join([*pieces, text[place:]])
+        position = end
+    return "".join([*pieces, text[position:]])
 
 
 def _outermost(text: str) -> list[tuple[int, int]]:
-    """Where the references begin and end that are in no other one; after a backslash there is none."""
-    found: list[tuple[int, int]] = []
+    """Returns start and end of each reference that is inside no other reference."""
+    spans: list[tuple[int, int]] = []
     depth = start = 0
+    # A backslash escapes the character after it, and braces of a default are counted to find the closing brace.
     for match in re.finditer(r"\\.|\$\{|\{|\}", text):
         token = match[0]
         if token == "${" and not depth:
@@ -108,11 +121,12 @@ def _outermost(text: str) -> list[tuple[int, int]]:
         elif token == "}" and depth:
             depth -= 1
             if not depth:
-                found.append((start, match.end()))
-    return found
+                spans.append((start, match.end()))
+    return spans
 
 
 def _unmark(text: str, kept: list[str]) -> str:
-    if isinstance(text, Reference) or not _MARKED.search(text):
+    """Replaces marks by the references that they stand for."""
+    if isinstance(text, ReferenceText) or not _MARKED.search(text):
         return text
-    return Reference(_MARKED.sub(lambda match: kept[int(match[1])], text))
+    return ReferenceText(_MARKED.sub(lambda match: kept[int(match[1])], text))

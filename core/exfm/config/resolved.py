@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 def parse_resolved(text: str) -> dict[str, Any]:
     """Parses a run's config.yaml.
 
-    OmegaConf limits the nodes of a YAML text against hostile files. This one was written by exfm, and a fleet of some
-    hundred models is past the limit, so there is none here.
+    OmegaConf limits the nodes of a YAML text as a defence against hostile files. There is no limit here, because exfm
+    wrote the text, and a run of some hundred models exceeds the limit.
     """
     parsed = OmegaConf.to_container(OmegaConf.create(text, max_yaml_expanded_nodes=None))
     assert isinstance(parsed, dict)

@@ -1,1 +1,1 @@
-"""Arrow record batches to model batches: validation, hashing, jagged tensors, prefetch."""
+"""Turns Arrow record batches into model batches: validation, hashing, jagged tensors, prefetch."""

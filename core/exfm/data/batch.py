@@ -1,4 +1,4 @@
-"""Batch: examples as tensors, and how rows are picked from them.
+"""Defines Batch: examples as tensors, with selection of rows and features.
 
 Legend: B examples, F dense features, E events of a sequence, C id fields and G dense fields of an event.
 """
@@ -15,7 +15,7 @@ from torchrec import KeyedJaggedTensor
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Histories of B examples: ids (E, C) that are table rows, and numbers (E, G), with offsets (B + 1,).
+    """Histories of B examples: table rows (E, C) of their ids, and numbers (E, G), with offsets (B + 1,).
 
     Where the stream has times of events, ``ages_E`` are whole seconds from each event to its example, int64.
     """
@@ -26,19 +26,19 @@ class SequenceBatch:
     ages_E: Tensor | None = None
 
     def to(self, device: torch.device) -> SequenceBatch:
-        """The same histories on a device."""
+        """Copies the histories to a device."""
         ages_E = None if self.ages_E is None else self.ages_E.to(device)
         return SequenceBatch(self.ids_EC.to(device), self.dense_EG.to(device), self.offsets.to(device), ages_E)
 
     def select(self, index: Tensor) -> SequenceBatch:
-        """The histories of some examples, in the order of ``index``."""
-        events, lengths = _events_of(self.offsets, index)
+        """Selects the histories of some examples, in the order of ``index``."""
+        events, lengths = _jagged_positions(self.offsets, index)
         offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
         ages_E = None if self.ages_E is None else self.ages_E[events]
         return SequenceBatch(self.ids_EC[events], self.dense_EG[events], offsets, ages_E)
 
     def slice(self, start: int, stop: int) -> SequenceBatch:
-        """The histories of successive examples; the events are not copied."""
+        """Slices the histories of successive examples, as views of the events."""
         offsets = self.offsets[start : stop + 1]
         first, last = int(offsets[0]), int(offsets[-1])
         ages_E = None if self.ages_E is None else self.ages_E[first:last]
@@ -71,11 +71,11 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """B."""
+        """Returns B, the number of examples."""
         return self.example_id.shape[0]
 
     def to(self, device: torch.device) -> Batch:
-        """The same examples on a device; no copy where they are there already."""
+        """Copies the examples to a device; returns the batch itself where it is on the device already."""
         if self.example_id.device == device:
             return self
         return Batch(
@@ -90,35 +90,45 @@ class Batch:
         )
 
     def only(self, features: frozenset[str], dense: Tensor) -> Batch:
-        """The same examples with some features only: names of sparse ones and histories, columns of dense ones."""
+        """Selects features of the examples.
+
+        Args:
+            features: names of the sparse features and histories to keep.
+            dense: columns of the dense features to keep.
+        """
         keys = self.sparse.keys()
         kept = [position for position, key in enumerate(keys) if key in features]
-        sparse = self.sparse if len(kept) == len(keys) else self.sparse.permute(kept)
+        sparse, dense_BF = self.sparse, self.dense_BF
+        # Nothing is copied where all features are kept: most models see every feature.
+        if len(kept) < len(keys):
+            sparse = sparse.permute(kept)
+        if dense.numel() != dense_BF.shape[1]:
+            dense_BF = dense_BF[:, dense]
         sequences = {name: sequence for name, sequence in self.sequences.items() if name in features}
-        dense_BF = self.dense_BF if dense.numel() == self.dense_BF.shape[1] else self.dense_BF[:, dense]
         return Batch(
             self.example_id, self.event_time_us, self.group, dense_BF, sparse, sequences, self.labels, self.oracle
         )
 
-    def bags_of(self, features: frozenset[str]) -> Batch:
-        """The same examples, of which all but the named sparse features are empty."""
+    def bags_only(self, features: frozenset[str]) -> Batch:
+        """Empties the histories, and all sparse features but the named ones."""
         keys, lengths = self.sparse.keys(), self.sparse.lengths().view(-1, self.size)
+        # A factor of 0 or 1 per key: keys stay, because the model looks up every key, and get empty bags.
         kept = torch.tensor([key in features for key in keys], device=lengths.device)
         values = [self.sparse[key].values() for key in keys if key in features]
         sparse = KeyedJaggedTensor(
             keys=keys,
+            # The empty slice gives dtype and device where no key is kept.
             values=torch.cat([self.sparse.values()[:0], *values]),
             lengths=(lengths * kept.unsqueeze(1)).flatten(),
             stride=self.size,
         )
-        empty = {
-            name: replace(sequence.slice(0, 0), offsets=torch.zeros_like(sequence.offsets))
-            for name, sequence in self.sequences.items()
-        }
+        empty: dict[str, SequenceBatch] = {}
+        for name, sequence in self.sequences.items():
+            empty[name] = replace(sequence.slice(0, 0), offsets=torch.zeros_like(sequence.offsets))
         return replace(self, sparse=sparse, sequences=empty)
 
     def select(self, index: Tensor) -> Batch:
-        """Some of the examples, in the order of ``index`` (int64)."""
+        """Selects examples, in the order of ``index`` (int64)."""
         return Batch(
             example_id=self.example_id[index],
             event_time_us=self.event_time_us[index],
@@ -131,7 +141,7 @@ class Batch:
         )
 
     def slice(self, start: int, stop: int) -> Batch:
-        """Successive examples; of most tensors nothing is copied."""
+        """Slices successive examples; most tensors are views, and sparse values and lengths are copies."""
         rows = slice(start, stop)
         return Batch(
             example_id=self.example_id[rows],
@@ -146,38 +156,46 @@ class Batch:
 
 
 def _slice_sparse(sparse: KeyedJaggedTensor, start: int, stop: int) -> KeyedJaggedTensor:
+    """Slices rows ``start`` to ``stop`` of every key."""
     keys, size = sparse.keys(), sparse.stride()
     bags = torch.arange(len(keys)) * size
+    # A single read of the offsets, because each tolist on a GPU waits for all work in flight.
     ends = sparse.offsets()[torch.stack([bags + start, bags + stop]).to(sparse.device())].tolist()
     values = [sparse.values()[first:last] for first, last in zip(*ends, strict=True)]
+    # Contiguous, because collectives send the memory as it is.
     lengths = sparse.lengths().view(len(keys), size)[:, start:stop].contiguous().flatten()
     return KeyedJaggedTensor(
         keys=keys,
         values=torch.cat([sparse.values()[:0], *values]),
         lengths=lengths,
         stride=stop - start,
-        length_per_key=[part.numel() for part in values],  # or each look at one key sums all lengths first
+        # Without it, the first lookup of a key sums all lengths.
+        length_per_key=[key_values.numel() for key_values in values],
     )
 
 
 def _select_sparse(sparse: KeyedJaggedTensor, index: Tensor) -> KeyedJaggedTensor:
+    """Selects the rows ``index`` of every key, in order."""
     keys = sparse.keys()
     if not keys:
         return KeyedJaggedTensor(keys=[], values=sparse.values(), lengths=sparse.lengths()[:0], stride=index.numel())
     lengths = sparse.lengths().view(len(keys), sparse.stride())
+    # Where every bag holds a single id, as with categorical features without nulls, values are a dense matrix.
     if sparse.values().numel() == lengths.numel() and bool((lengths == 1).all()):
         values = sparse.values().view(lengths.shape)[:, index].flatten()
         return KeyedJaggedTensor(keys=keys, values=values, lengths=torch.ones_like(values, dtype=lengths.dtype))
     first = torch.arange(len(keys), device=index.device) * lengths.shape[1]
     bags = (first.unsqueeze(1) + index).flatten()
-    positions, picked = _events_of(sparse.offsets(), bags)
+    positions, picked = _jagged_positions(sparse.offsets(), bags)
+    # The dtype of lengths is kept: differences of offsets are int64, lengths often int32.
     return KeyedJaggedTensor(keys=keys, values=sparse.values()[positions], lengths=picked.to(lengths.dtype))
 
 
-def _events_of(offsets: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of all values of the jagged rows ``index``, in order, and the rows' lengths."""
+def _jagged_positions(offsets: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the positions of all values of the jagged rows ``index``, in order, and the rows' lengths."""
     lengths = offsets.diff()[index]
     total = int(lengths.sum())
     ends = lengths.cumsum(0)
+    # Per value, the distance from its new position to its old position; output_size spares a second synchronisation.
     shift = torch.repeat_interleave(offsets[:-1][index] - (ends - lengths), lengths, output_size=total)
     return shift + torch.arange(total, device=shift.device), lengths

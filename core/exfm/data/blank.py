@@ -1,4 +1,4 @@
-"""Examples of which nothing is known: what a process computes with where it has no row and the others have.
+"""Makes placeholder examples for a process that has no rows left while other processes have some.
 
 Legend: B examples.
 """
@@ -19,21 +19,30 @@ from exfm.interfaces.schema import (
 
 
 def blank_batch(schema: FeatureSchema, size: int) -> Batch:
-    """A batch of B examples without ids and events, their numbers and labels 0."""
-    features = schema.features
-    keys = [one.name for one in features if isinstance(one, CategoricalFeature | MultiValuedFeature)]
+    """Makes a batch of B examples without ids and events; numbers and labels are 0."""
+    keys: list[str] = []
+    sequences: dict[str, SequenceBatch] = {}
+    dense = 0
+    for feature in schema.features:
+        if isinstance(feature, CategoricalFeature | MultiValuedFeature):
+            keys.append(feature.name)
+        elif isinstance(feature, SequenceFeature):
+            sequences[feature.name] = _blank_sequence(feature, size)
+        elif isinstance(feature, DenseFeature):
+            dense += 1
+    # The dtypes are those of decode, because ids and lengths of all processes meet in collectives.
     return Batch(
         example_id=torch.zeros(size, dtype=torch.int64),
         event_time_us=torch.zeros(size, dtype=torch.int64),
         group=torch.zeros(size, dtype=torch.int64),
-        dense_BF=torch.zeros(size, sum(isinstance(one, DenseFeature) for one in features)),
+        dense_BF=torch.zeros(size, dense),
         sparse=KeyedJaggedTensor(
             keys=keys,
             values=torch.zeros(0, dtype=torch.int64),
             lengths=torch.zeros(len(keys) * size, dtype=torch.int32),
             stride=size,
         ),
-        sequences={one.name: _blank_sequence(one, size) for one in features if isinstance(one, SequenceFeature)},
+        sequences=sequences,
         labels={label.name: torch.zeros(size) for label in schema.labels},
         oracle={label.name: torch.zeros(size) for label in schema.labels if label.oracle},
     )

@@ -1,6 +1,7 @@
-"""One type per column, whatever a writer has chosen: integers of 64 bits, strings, numbers in double precision, lists.
+"""Casts columns to plain types: 64-bit integers, strings, double-precision numbers, and lists of these.
 
-Rows keep their values. So batches of different files can follow each other, and be cut alike by several processes.
+Values are unchanged. Writers choose different types for equal values; in plain types, batches of different files can be
+concatenated, and several processes cut the stream at the same rows.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pyarrow import types
 from exfm.interfaces.schema import DenseFeature, FeatureSchema, MultiValuedFeature, SequenceFeature
 
 Role = Literal["example_id", "time", "id", "id_list", "number", "number_list", "time_list", "label", "oracle"]
-"""What a column is to the schema."""
+"""The use of a column by the schema."""
 
 _ID_ROLES = ("example_id", "id", "id_list")
 _TIME = pa.timestamp("us")
@@ -25,7 +26,7 @@ IdKind = Literal["integers", "strings"]
 
 
 def column_roles(schema: FeatureSchema) -> Iterator[tuple[str, Role]]:
-    """The role of every column that the schema reads; a column of two roles comes twice."""
+    """Yields the role of every column that the schema reads; a column with two roles comes twice."""
     yield schema.example_id, "example_id"
     yield schema.event_time, "time"
     for column in (schema.group, schema.domain):
@@ -34,13 +35,21 @@ def column_roles(schema: FeatureSchema) -> Iterator[tuple[str, Role]]:
     for feature in schema.features:
         if isinstance(feature, SequenceFeature):
             for field in feature.fields:
-                yield field.source_column, "number_list" if field.kind == "dense" else "id_list"
+                if field.kind == "dense":
+                    yield field.source_column, "number_list"
+                else:
+                    yield field.source_column, "id_list"
             if feature.times is not None:
-                yield feature.times.column, "number_list" if feature.times.holds == "age" else "time_list"
+                if feature.times.holds == "age":
+                    yield feature.times.column, "number_list"
+                else:
+                    yield feature.times.column, "time_list"
         elif isinstance(feature, DenseFeature):
             yield feature.source_column, "number"
+        elif isinstance(feature, MultiValuedFeature):
+            yield feature.source_column, "id_list"
         else:
-            yield feature.source_column, "id_list" if isinstance(feature, MultiValuedFeature) else "id"
+            yield feature.source_column, "id"
     for label in schema.labels:
         yield label.source_column, "label"
         if label.oracle:
@@ -48,7 +57,7 @@ def column_roles(schema: FeatureSchema) -> Iterator[tuple[str, Role]]:
 
 
 def id_tables(schema: FeatureSchema) -> Iterator[tuple[str, str]]:
-    """Every column of ids, and the embedding table that it is looked up in; nothing for a group or a domain."""
+    """Yields every column of ids with its embedding table; the table is empty for a group or a domain."""
     for column in (schema.group, schema.domain):
         if column:
             yield column, ""
@@ -62,82 +71,96 @@ def id_tables(schema: FeatureSchema) -> Iterator[tuple[str, str]]:
 
 
 def plain_rows(batch: pa.RecordBatch, schema: FeatureSchema) -> pa.RecordBatch:
-    """A batch's columns of the schema, those that it has, in an order that is always the same and in plain types."""
+    """Selects the schema's columns that a batch has, always in the same order, and casts them to plain types."""
     roles: dict[str, Role] = {}
     for column, role in column_roles(schema):
-        if role in _ID_ROLES or column not in roles:  # ids stay ids where they are read as numbers too
+        # Ids stay ids where another feature reads the column as numbers, because a cast to double loses large ids.
+        if role in _ID_ROLES or column not in roles:
             roles[column] = role
     names = [column for column in roles if column in batch.schema.names]
     columns = [plain(batch.column(name), roles[name]) for name in names]
-    # Whether a column may be null is no difference: fields are built anew.
+    # New fields are all nullable: files that differ in nullability only get equal schemas.
     return pa.RecordBatch.from_arrays(columns, names)
 
 
 def plain(column: pa.Array, role: Role) -> pa.Array:
-    """The column in the type of its role; as it is where it cannot be that, such as decimals with a fraction for ids.
+    """Casts a column to the type of its role, or returns it unchanged where the cast would lose values.
 
-    A dictionary of strings or integers stays one, since that is faster to hash.
+    A dictionary of strings or integers stays a dictionary, because it is faster to hash.
     """
     if role == "time" or (role == "oracle" and is_number(column.type)):
         return column
     if role in ("id_list", "number_list", "time_list"):
         return _plain_list(column, role)
-    return _plain_numbers(column) if role in ("number", "label", "oracle") else _plain_ids(column)
+    if role in ("number", "label", "oracle"):
+        return _plain_numbers(column)
+    return _plain_ids(column)
 
 
-def alike(batches: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    """Batches in plain types, with one type for each column.
+def unify(batches: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """Casts batches in plain types to a common type for each column.
 
-    What differs still is dictionaries and what they hold, units and zones of time, and columns without any value.
+    Plain types may still differ in dictionaries and their values, in units and zones of time, and in columns without
+    any value.
     """
-    columns = [_alike([batch.column(name) for batch in batches]) for name in batches[0].schema.names]
     names = batches[0].schema.names
+    columns = []
+    for name in names:
+        arrays = [batch.column(name) for batch in batches]
+        columns.append(_unify_arrays(arrays))
     return [pa.RecordBatch.from_arrays(list(arrays), names) for arrays in zip(*columns, strict=True)]
 
 
-def _alike(arrays: list[pa.Array]) -> list[pa.Array]:
+def _unify_arrays(arrays: list[pa.Array]) -> list[pa.Array]:
+    """Casts arrays of a column to a common type."""
     if all(array.type == arrays[0].type for array in arrays):
         return arrays
     if types.is_timestamp(arrays[0].type):
-        return [array.cast(pa.timestamp("us", array.type.tz), safe=False).view(pa.timestamp("us")) for array in arrays]
+        return list(map(_plain_times, arrays))
     arrays = [_without_dictionary(array) for array in arrays]
+    # The first array with a value decides, because an array of nulls has an arbitrary type.
     kind = next((array.type for array in arrays if id_kind(array) is not None), arrays[0].type)
     return [array if array.type == kind else _empty_as(array, kind) for array in arrays]
 
 
 def _without_dictionary(column: pa.Array) -> pa.Array:
+    """Replaces dictionary indices by their values, in lists too."""
     kind = column.type
     if types.is_dictionary(kind):
         return _plain_ids(column.cast(kind.value_type))
     if types.is_list(kind) and types.is_dictionary(kind.value_type):
-        return _list_of(column, _without_dictionary(column.flatten()))
+        return _replace_values(column, _without_dictionary(column.flatten()))
     return column
 
 
 def _empty_as(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column that holds no value, in another type: ids keep their type once they have one."""
+    """Casts a column without any value to another type, which a cast by Arrow does not always allow."""
     if is_list(kind):
-        return _list_of(column, pa.nulls(len(column.flatten()), kind.value_type))
+        return _replace_values(column, pa.nulls(len(column.flatten()), kind.value_type))
     assert column.null_count == len(column), f"{column.type} beside {kind}"
     return pa.nulls(len(column), kind)
 
 
 def id_kind(column: pa.Array) -> IdKind | None:
-    """What a column of ids, or of lists of them, holds; nothing where it holds no value."""
-    values = column.flatten() if is_list(column.type) else column
+    """Returns the kind of a column's ids, which may be in lists; None where it holds no value."""
+    values = column
+    if is_list(column.type):
+        values = column.flatten()
     if values.null_count == len(values):
         return None
-    kind = values.type.value_type if types.is_dictionary(values.type) else values.type
+    kind = values.type
+    if types.is_dictionary(kind):
+        kind = kind.value_type
     return "strings" if types.is_string(kind) or types.is_large_string(kind) else "integers"
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a type is one of lists."""
+    """Tells whether a type is a list type of any layout."""
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or _is_view(kind))
 
 
 def is_usual(kind: pa.DataType) -> bool:
-    """Whether a type is one that ids and numbers, or lists of them, commonly have."""
+    """Tells whether a type is common for ids, numbers, or lists of them."""
     if is_list(kind) and not _is_view(kind):
         return is_usual(kind.value_type)
     if types.is_dictionary(kind):
@@ -146,7 +169,8 @@ def is_usual(kind: pa.DataType) -> bool:
 
 
 def list_lengths(values: pa.Array) -> np.ndarray:
-    """Length of every list (int64); 0 where it is null."""
+    """Returns the length of every list (int64); 0 where it is null."""
+    # int64, because fixed-size and large lists give lengths of other widths.
     return np.asarray(pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)).astype(np.int64)
 
 
@@ -155,44 +179,52 @@ def _is_view(kind: pa.DataType) -> bool:
 
 
 def _plain_list(column: pa.Array, role: Role) -> pa.Array:
-    kind = column.type
+    """Casts lists of ids or numbers to the plain list type."""
+    kind, has_ids = column.type, role == "id_list"
     if types.is_null(kind):
-        return column.cast(pa.list_(pa.int64() if role == "id_list" else pa.float64()))
+        return column.cast(pa.list_(pa.int64() if has_ids else pa.float64()))
     if not is_list(kind):
         return column
     values = column.flatten()
-    plain_values = _plain_ids(values) if role == "id_list" else _plain_numbers(_plain_times(values))
-    wanted = pa.list_(plain_values.type)
-    return column if kind == wanted else _list_of(column, plain_values)
+    plain_values = _plain_ids(values) if has_ids else _plain_numbers(_plain_times(values))
+    if kind == pa.list_(plain_values.type):
+        return column
+    return _replace_values(column, plain_values)
 
 
-def _list_of(column: pa.Array, values: pa.Array) -> pa.Array:
-    """Lists as long as those of a column, with other values. Arrow's own cast of list views gives invalid arrays."""
+def _replace_values(column: pa.Array, values: pa.Array) -> pa.Array:
+    """Makes lists as long as those of a column, with other values."""
+    # Offsets are computed, because Arrow's cast of list views gives invalid arrays.
     offsets = pa.array(np.concatenate([[0], np.cumsum(list_lengths(column))]), pa.int32())
     return pa.ListArray.from_arrays(offsets, values, mask=column.is_null())
 
 
 def _plain_times(column: pa.Array) -> pa.Array:
-    """Timestamps in microseconds of UTC; anything else as it is."""
+    """Casts timestamps to microseconds of UTC; returns other values unchanged."""
     kind = column.type
     if kind == _TIME or not types.is_timestamp(kind):
         return column
+    # The view drops the zone without moving the clock: Arrow stores UTC whatever the zone.
     return column.cast(pa.timestamp("us", kind.tz), safe=False).view(_TIME)
 
 
 def _plain_numbers(column: pa.Array) -> pa.Array:
+    """Casts numbers to double precision."""
     kind = column.type
     if kind == pa.float64() or not (is_number(kind) or types.is_decimal(kind) or types.is_null(kind)):
         return column
+    # Unsafe: a safe cast refuses integers above 2**53, and they round as any number does.
     return column.cast(pa.float64(), safe=False)
 
 
 def _plain_ids(column: pa.Array) -> pa.Array:
+    """Casts ids to 64-bit integers or strings; returns values that are neither unchanged."""
     kind = column.type
     if kind in (pa.int64(), pa.string()) or types.is_dictionary(kind):
         return column
     if types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind):
-        return column.cast(pa.int64(), safe=False)  # the highest bit of an unsigned integer becomes the sign
+        # Unsafe: the highest bit of an unsigned integer becomes the sign, and the 64 bits stay.
+        return column.cast(pa.int64(), safe=False)
     if types.is_large_string(kind) or types.is_string_view(kind):
         return column.cast(pa.string())
     try:
@@ -200,11 +232,12 @@ def _plain_ids(column: pa.Array) -> pa.Array:
             return column.cast(pa.int64())
         if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
             return column.cast(pa.binary()).cast(pa.string())
-    except pa.ArrowInvalid:  # a fraction, or octets that are no text
+    except pa.ArrowInvalid:
+        # A fraction, or bytes that are not UTF-8: the check of types names the column.
         return column
     return column
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether a type is one of numbers, booleans among them."""
+    """Tells whether a type is numeric; booleans are."""
     return bool(types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind))

@@ -1,4 +1,4 @@
-"""Arrow to Batch: ids to table rows, lists to jagged tensors, all vectorised.
+"""Decodes Arrow record batches to Batch: ids to table rows, lists to jagged tensors, without a loop over rows.
 
 Legend: B rows, E events, C id fields, G dense fields.
 """
@@ -21,19 +21,19 @@ from exfm.interfaces.schema import CategoricalFeature, FeatureSchema, MultiValue
 
 def decode(rows: pa.RecordBatch, schema: FeatureSchema) -> Batch:
     """Turns checked rows into a Batch."""
+    # np.array and astype copy throughout: Arrow's memory is read-only, and torch tensors are written in place.
     example_id = np.asarray(rows.column(schema.example_id).to_numpy(zero_copy_only=False)).astype(np.int64)
+    # Without a group column each example is a group, and its id is the key.
     keys = to_u64(rows.column(schema.group)) if schema.group else example_id.view(np.uint64)
+    histories = [feature for feature in schema.features if isinstance(feature, SequenceFeature)]
     return Batch(
         example_id=torch.from_numpy(example_id),
         event_time_us=torch.from_numpy(np.array(event_times(rows, schema))),
+        # Salt 2 is the hash of groups: other salts pick table rows, buckets and remembered ids.
         group=torch.from_numpy(mix(keys, salt=2).view(np.int64)),
         dense_BF=torch.from_numpy(dense_numbers(rows, schema.features)),
         sparse=_sparse(rows, schema),
-        sequences={
-            feature.name: _sequence(rows, feature, schema.event_time)
-            for feature in schema.features
-            if isinstance(feature, SequenceFeature)
-        },
+        sequences={feature.name: _sequence(rows, feature, schema.event_time) for feature in histories},
         labels={label.name: _float_tensor(rows.column(label.source_column)) for label in schema.labels},
         oracle={label.name: _float_tensor(rows.column(label.oracle)) for label in schema.labels if label.oracle},
     )
@@ -44,17 +44,20 @@ def _float_tensor(column: pa.Array) -> Tensor:
 
 
 def _sparse(rows: pa.RecordBatch, schema: FeatureSchema) -> KeyedJaggedTensor:
+    """Decodes categorical and multi-valued features, in the schema's order."""
     keys: list[str] = []
     values: list[npt.NDArray[np.int64]] = []
     lengths: list[npt.NDArray[np.int32]] = []
     for feature in schema.features:
         if isinstance(feature, CategoricalFeature | MultiValuedFeature):
-            found = bags(rows, feature)
+            decoded = bags(rows, feature)
             keys.append(feature.name)
-            values.append(found.rows_V)
-            lengths.append(found.lengths.astype(np.int32))
+            values.append(decoded.rows_V)
+            # int32 lengths, as torchrec expects them.
+            lengths.append(decoded.lengths.astype(np.int32))
     return KeyedJaggedTensor(
         keys=keys,
+        # The empty arrays give the dtype where no feature is sparse.
         values=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *values])),
         lengths=torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *lengths])),
         stride=rows.num_rows,
@@ -62,11 +65,14 @@ def _sparse(rows: pa.RecordBatch, schema: FeatureSchema) -> KeyedJaggedTensor:
 
 
 def _sequence(rows: pa.RecordBatch, feature: SequenceFeature, event_time: str) -> SequenceBatch:
-    found = history(rows, feature, event_time)
-    no_ids = np.zeros((len(found.numbers_EG), 0), np.int64)
+    """Decodes the histories of a feature."""
+    decoded = history(rows, feature, event_time)
+    ids_EC = np.zeros((len(decoded.numbers_EG), 0), np.int64)
+    if decoded.ids:
+        ids_EC = np.stack(decoded.ids, axis=1)
     return SequenceBatch(
-        ids_EC=torch.from_numpy(np.stack(found.ids, axis=1) if found.ids else no_ids),
-        dense_EG=torch.from_numpy(found.numbers_EG),
-        offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(found.lengths)])),
-        ages_E=None if found.ages is None else torch.from_numpy(found.ages),
+        ids_EC=torch.from_numpy(ids_EC),
+        dense_EG=torch.from_numpy(decoded.numbers_EG),
+        offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(decoded.lengths)])),
+        ages_E=None if decoded.ages is None else torch.from_numpy(decoded.ages),
     )

@@ -1,4 +1,4 @@
-"""Times of events in a history, as ages: how long before its example an event happened.
+"""Computes the ages of events in a history: the time from an event to its example.
 
 Legend: B rows, E events of all rows.
 """
@@ -28,12 +28,12 @@ def time_us(column: pa.Array) -> I64:
 
 
 def event_ages_us(rows: pa.RecordBatch, times: EventTimes, event_time: str) -> I64:
-    """Reads how long before its example each event happened, in microseconds, (E,), the oldest first.
+    """Returns the time from each event to its example in microseconds, (E,), oldest event first.
 
     Args:
         rows: checked rows.
-        times: where the times of the events are.
-        event_time: the column of the rows' own times, which ages do not need.
+        times: the column of the events' times, and its unit.
+        event_time: the column of the rows' times, which ages do not need.
     """
     column = rows.column(times.column)
     values_E = _in_us(column.flatten(), times)
@@ -43,7 +43,7 @@ def event_ages_us(rows: pa.RecordBatch, times: EventTimes, event_time: str) -> I
 
 
 def bad_events(rows: pa.RecordBatch, times: EventTimes, event_time: str) -> tuple[npt.NDArray[np.bool_], str]:
-    """Finds the events without a time, or later than their example, (E,), and gives the reason in words."""
+    """Returns a mask of the events without a time, or with a time after their example's, (E,), and the reason."""
     column = rows.column(times.column)
     values = column.flatten()
     bad_E = np.asarray(values.is_null().to_numpy(zero_copy_only=False))
@@ -57,17 +57,20 @@ def bad_events(rows: pa.RecordBatch, times: EventTimes, event_time: str) -> tupl
 
 
 def _in_us(values: pa.Array, times: EventTimes) -> I64:
+    """Converts times or ages to microseconds; 0 where 64 bits do not suffice."""
     if types.is_timestamp(values.type):
         return time_us(values)
-    numbers = _numbers(values) * _US[times.unit]
+    # Float to integer is undefined out of range, so those numbers are replaced before the cast.
+    numbers = _in_double(values) * _US[times.unit]
     return np.where(_fits(values, times), numbers, 0).astype(np.int64)
 
 
 def _fits(values: pa.Array, times: EventTimes) -> npt.NDArray[np.bool_]:
-    """Whether each number is finite, and as microseconds an integer of 64 bits."""
+    """Returns a mask of the numbers that are finite, and in microseconds fit into 64 bits."""
+    # 2**62 and not 2**63, so that a difference of two times fits too.
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.asarray(np.abs(_numbers(values) * _US[times.unit]) < 2.0**62)
+        return np.asarray(np.abs(_in_double(values) * _US[times.unit]) < 2.0**62)
 
 
-def _numbers(values: pa.Array) -> npt.NDArray[np.float64]:
+def _in_double(values: pa.Array) -> npt.NDArray[np.float64]:
     return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))

@@ -1,4 +1,4 @@
-"""Arrow columns to numbers, table rows and histories: what training and serving compute of a row alike.
+"""Computes numbers, table rows and histories from Arrow columns, the same for training and for serving.
 
 Legend: B rows, V values of all rows, E events, F dense features, G numbers of an event.
 """
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from exfm.data.column_types import list_lengths
 from exfm.data.event_ages import US_PER_SECOND, event_ages_us
-from exfm.data.ids import hash_rows, hashed, to_u64
+from exfm.data.ids import hash_63, hash_rows, to_u64
 from exfm.interfaces.schema import (
     CategoricalFeature,
     DenseFeature,
@@ -31,7 +31,7 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Bags:
-    """Table rows (V,) of B examples, one after the other, and how many each has (B,)."""
+    """Table rows (V,) of B examples in their order, and the number of rows of each example (B,)."""
 
     rows_V: I64
     lengths: I64
@@ -43,7 +43,7 @@ class History:
 
     Attributes:
         ids: table rows (E,) of each id field.
-        numbers_EG: of each number field.
+        numbers_EG: the numbers of each dense field.
         lengths: events per example, (B,).
         ages: whole seconds from each event to its example, (E,); None where the feature has no times.
     """
@@ -55,33 +55,34 @@ class History:
 
 
 def dense_numbers(rows: pa.RecordBatch, features: Sequence[Feature]) -> F32:
-    """The dense features, transformed, in the order given: (B, F)."""
+    """Returns the dense features among ``features``, transformed, in their order: (B, F)."""
     dense = [feature for feature in features if isinstance(feature, DenseFeature)]
-    columns = [_numbers(rows.column(feature.source_column), feature.transform) for feature in dense]
+    columns = [_transformed(rows.column(feature.source_column), feature.transform) for feature in dense]
     return np.stack(columns, axis=1) if columns else np.zeros((rows.num_rows, 0), np.float32)
 
 
 def bags(rows: pa.RecordBatch, feature: CategoricalFeature | MultiValuedFeature) -> Bags:
-    """The table rows of one feature; a missing id has none."""
+    """Returns the table rows of a feature; a missing id has none."""
     column = rows.column(feature.source_column)
     if isinstance(feature, MultiValuedFeature):
-        return Bags(_table_rows(column.flatten(), feature), list_lengths(column))
-    ids = _table_rows(column, feature)
-    # Not null_count: it overlooks a null that lies in a dictionary's values.
+        return Bags(_to_table_rows(column.flatten(), feature), list_lengths(column))
+    ids = _to_table_rows(column, feature)
+    # is_valid and not null_count, because null_count overlooks a null among a dictionary's values.
     present = column.is_valid().to_numpy(zero_copy_only=False)
     return Bags(ids if present.all() else ids[present], present.astype(np.int64))
 
 
 def history(rows: pa.RecordBatch, feature: SequenceFeature, event_time: str) -> History:
-    """Reads the newest events of a sequence, at most ``max_length`` for each row.
+    """Returns the newest events of a sequence, at most ``max_length`` for each row.
 
     Args:
         rows: with the feature's columns, and ``event_time`` where its times are no ages.
         feature: the sequence.
-        event_time: the column of the rows' own times.
+        event_time: the column of the rows' times.
     """
     lengths = list_lengths(rows.column(feature.fields[0].source_column))
     kept = np.minimum(lengths, feature.max_length)
+    # A slice of everything copies nothing; a mask is built for batches with a history that is too long.
     newest: slice | npt.NDArray[np.bool_] = slice(None)
     if (kept < lengths).any():
         ends = np.cumsum(lengths)
@@ -92,23 +93,34 @@ def history(rows: pa.RecordBatch, feature: SequenceFeature, event_time: str) -> 
     for field in feature.fields:
         events = rows.column(field.source_column).flatten()
         if field.kind == "dense":
-            numbers.append(_numbers(events, field.transform)[newest])
+            numbers.append(_transformed(events, field.transform)[newest])
         else:
-            ids.append(_table_rows(events, field)[newest])
-    numbers_EG = np.stack(numbers, axis=1) if numbers else np.zeros((int(kept.sum()), 0), np.float32)
+            ids.append(_to_table_rows(events, field)[newest])
+    numbers_EG = np.zeros((int(kept.sum()), 0), np.float32)
+    if numbers:
+        numbers_EG = np.stack(numbers, axis=1)
     ages = None
     if feature.times is not None:
+        # Whole seconds: rounded down, so that an event never seems older than it is.
         ages = np.floor_divide(event_ages_us(rows, feature.times, event_time)[newest], US_PER_SECOND)
     return History(tuple(ids), numbers_EG, kept, ages)
 
 
-def _numbers(column: pa.Array, transform: Literal["none", "log1p"]) -> F32:
+def _transformed(column: pa.Array, transform: Literal["none", "log1p"]) -> F32:
+    """Returns a column's numbers in single precision, transformed."""
+    # float32 before the logarithm: serving gets numbers in single precision, and must compute the same bits.
     values = np.asarray(column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False))
-    return np.sign(values) * np.log1p(np.abs(values)) if transform == "log1p" else values
+    if transform == "log1p":
+        logarithms: F32 = np.sign(values) * np.log1p(np.abs(values))
+        return logarithms
+    return values
 
 
-def _table_rows(column: pa.Array, feature: CategoricalFeature | MultiValuedFeature | SequenceField) -> I64:
+def _to_table_rows(column: pa.Array, feature: CategoricalFeature | MultiValuedFeature | SequenceField) -> I64:
+    """Maps ids to rows of the feature's table; managed ids to the 63 bits that the model finds rows for."""
     keys = to_u64(column)
     if feature.ids == "row":
         return keys.view(np.int64)
-    return hashed(keys) if feature.ids == "managed" else hash_rows(keys, feature.rows)
+    if feature.ids == "managed":
+        return hash_63(keys)
+    return hash_rows(keys, feature.rows)

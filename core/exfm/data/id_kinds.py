@@ -1,4 +1,4 @@
-"""Ids keep their type: 5 and "5" are different ids, and what was learned of one is not known of the other."""
+"""Checks that a column's ids keep their type, because 5 and "5" are different ids with different table rows."""
 
 from __future__ import annotations
 
@@ -11,40 +11,44 @@ from exfm.interfaces.schema import FeatureSchema
 
 
 def check_id_kinds(
-    batch: pa.RecordBatch, rows: pa.RecordBatch, schema: FeatureSchema, known: dict[str, IdKind]
+    batch: pa.RecordBatch, rows: pa.RecordBatch, schema: FeatureSchema, kinds: dict[str, IdKind]
 ) -> None:
-    """Compares what columns of ids hold with what they have held, and with the other columns of their table.
+    """Compares the kinds of ids in a batch with those of earlier batches, and between columns that share a table.
 
     Args:
-        batch: as the source gave it.
-        rows: the same in plain types; a column of it that holds no value has no kind.
-        known: what each column has held until now; added to.
+        batch: the batch as its source yields it.
+        rows: the batch in plain types; a column of it without any value has no kind.
+        kinds: the kind of each column in earlier batches; this batch's kinds are added.
 
     Raises:
-        ConfigError: a column held integers and now holds strings, or the other way round, or columns that share a
-            table differ.
+        ConfigError: a column held integers and now holds strings, or vice versa, or columns that share a table differ.
     """
-    of_table: dict[str, str] = {}
+    columns_by_table: dict[str, str] = {}
     for column, table in id_tables(schema):
-        kind = id_kind(rows.column(column)) if column in rows.schema.names else None
-        before = known.get(column)
+        before = kinds.get(column)
+        kind = None
+        if column in rows.schema.names:
+            kind = id_kind(rows.column(column))
         if kind is not None and before is not None and kind != before:
             raise ConfigError(
-                f"{_place(batch, column)}, and held {before} until now. 5 and '5' are different ids: what was learned "
-                "of one would be lost. Write the column in one type."
+                f"{_column_type(batch, column)}, and held {before} until now. 5 and '5' are different ids: what was "
+                "learned of one would be lost. Write the column in one type."
             )
         kind = kind or before
         if kind is None:
             continue
-        known[column] = kind
-        other = of_table.setdefault(table, column) if table else column
-        if known[other] != kind:
+        kinds[column] = kind
+        # The first column of a table decides; a group or a domain has no table, and is compared with itself.
+        other = columns_by_table.setdefault(table, column) if table else column
+        if kinds[other] != kind:
             raise ConfigError(
-                f"{_place(batch, column)}; it shares the table {table!r} with {other}, which holds {known[other]}. "
-                "5 and '5' are different ids: write both columns in one type, or give each a table of its own."
+                f"{_column_type(batch, column)}; it shares the table {table!r} with {other}, which holds "
+                f"{kinds[other]}. 5 and '5' are different ids: write both columns in one type, or give each a table of "
+                "its own."
             )
 
 
-def _place(batch: pa.RecordBatch, column: str) -> str:
+def _column_type(batch: pa.RecordBatch, column: str) -> str:
+    """Names file, row, column and Arrow type, for the beginning of a message."""
     origin = Origin.of(batch)
     return f"{origin.file}, row {origin.row}: {column}: the column holds {batch.schema.field(column).type}"

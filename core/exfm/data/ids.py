@@ -1,7 +1,7 @@
-"""Ids to table rows: integers and strings, hashed the same on every machine, without a loop over rows.
+"""Hashes ids to table rows: integers and strings, the same on every machine, without a loop over rows.
 
-Integers go through the finaliser of splitmix64 (Steele et al. 2014). Strings are first reduced to 64 bits by a
-polynomial over their UTF-8 bytes modulo 2**64, then go the same way.
+Integers go through the finalizer of splitmix64 (Steele et al. 2014). Strings are first reduced to 64 bits by a
+polynomial over their UTF-8 bytes modulo 2**64, then hashed as integers.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from exfm.splitmix import splitmix64
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
+# The increment of splitmix64, 2**64 divided by the golden ratio. Odd, so that its powers keep all bits of a term.
 _BASE = 0x9E3779B97F4A7C15 | 1
 
 
 def mix(values: U64, salt: int = 0) -> U64:
     """Spreads 64-bit values over 64 bits; different salts give independent hashes."""
+    # In Python's integers first, because numpy warns where a scalar overflows.
     return splitmix64(values + np.uint64((salt * _BASE + _BASE) & 0xFFFFFFFFFFFFFFFF))
 
 
 def id_type_ok(kind: pa.DataType) -> bool:
-    """Whether a column of this type can hold ids."""
+    """Tells whether a column of this type can hold ids."""
     return bool(
         pa.types.is_integer(kind)
         or pa.types.is_boolean(kind)
@@ -38,33 +40,37 @@ def id_type_ok(kind: pa.DataType) -> bool:
 
 
 def to_u64(values: pa.Array) -> U64:
-    """One 64-bit key per value: the integer itself, or a string's polynomial. Nulls become 0: mask them."""
+    """Returns a 64-bit key per value: the integer itself, or a string's polynomial. Nulls become 0: mask them."""
     kind = values.type
     if pa.types.is_dictionary(kind):
-        found = np.zeros(len(values), np.uint64)
+        # Each distinct value is hashed once.
+        keys = np.zeros(len(values), np.uint64)
         present = values.indices.is_valid().to_numpy(zero_copy_only=False)
-        found[present] = to_u64(values.dictionary)[values.indices.drop_null().to_numpy()]
-        return found
+        keys[present] = to_u64(values.dictionary)[values.indices.drop_null().to_numpy()]
+        return keys
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _string_keys(pc.fill_null(values, ""))
     if pa.types.is_boolean(kind):
         values = values.cast(pa.int8())
+    # Arrow turns integers with nulls into floats: large ids would be rounded.
     if values.null_count:
         values = pc.fill_null(values, 0)
     return np.asarray(values.to_numpy(zero_copy_only=False)).astype(np.int64, copy=False).view(np.uint64)
 
 
 def hash_rows(keys: U64, rows: int) -> I64:
-    """A table row in [0, rows) per key."""
+    """Returns a table row in [0, rows) per key."""
     return (mix(keys) % np.uint64(rows)).astype(np.int64)
 
 
-def hashed(keys: U64) -> I64:
-    """63 bits per key, not negative: what a model that manages its ids gives rows to."""
+def hash_63(keys: U64) -> I64:
+    """Returns 63 bits per key, not negative: the managed ids that a model assigns rows to."""
     return (mix(keys) >> np.uint64(1)).astype(np.int64)
 
 
 def _string_keys(values: Any) -> U64:
+    """Returns the polynomial of every string's bytes, modulo 2**64."""
+    # Large binary, because its offsets are int64 and the loop-free sums below index with them.
     data = values.cast(pa.large_binary())
     offsets = np.frombuffer(data.buffers()[1], np.int64)[data.offset : data.offset + len(data) + 1]
     if len(data) == 0:
@@ -74,7 +80,10 @@ def _string_keys(values: Any) -> U64:
     octets = np.frombuffer(buffer, np.uint8)[start:end] if buffer is not None else np.zeros(0, np.uint8)
     lengths = np.diff(offsets)
     position = np.arange(end - start) - np.repeat(offsets[:-1] - start, lengths)
+    # uint64 arithmetic wraps around, which is the modulus.
     powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, _BASE, np.uint64), dtype=np.uint64)
+    # Plus 1, because a zero byte must count: "a" and "a\0" are different ids.
     terms = (octets.astype(np.uint64) + np.uint64(1)) * powers[position]
+    # A string's sum is a difference of running sums: exact in modular arithmetic, whatever came before.
     total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
     return np.asarray(total[offsets[1:] - start] - total[offsets[:-1] - start], dtype=np.uint64)

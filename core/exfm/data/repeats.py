@@ -1,4 +1,4 @@
-"""Example ids that come again: exactly within a window, and across windows by a memory of constant size.
+"""Finds repeated example ids: exactly within a window, and across windows by a sample of constant size.
 
 Legend: B rows of a batch, N ids.
 """
@@ -13,24 +13,27 @@ from exfm.data.ids import U64, mix
 Mask = npt.NDArray[np.bool_]
 
 MOST = 65_536
-"""Ids that are remembered of earlier windows, 8 bytes each."""
+"""Number of ids remembered from earlier windows, 8 bytes each."""
 
+# Independent of the hashes of table rows, buckets and groups.
 _SALT = 3
+# Ids added in a single step: bounds the temporary arrays.
 _AT_ONCE = 1 << 20
 _LONGEST_RUN = 1 << 22
-"""To join longer runs would take, for a moment, twice the memory of a window's ids."""
+"""Longer runs are not joined, because that would take twice the memory of a window's ids for a moment."""
 
 
 class SeenIds:
-    """Ids of the windows before: those with the smallest hashes, all of them where they are few.
+    """Remembers ids of earlier windows: those with the smallest hashes, and all of them while they are few.
 
-    So a repeated id is found for certain in a short stream, and in a long one as soon as enough of them repeat; an id
-    that is new is never taken for a repeated one.
+    In a short stream every repeated id is found, in a long stream some are, as soon as enough ids repeat. A new id is
+    never reported as repeated.
     """
 
     def __init__(self) -> None:
         self._sorted_N: U64 = np.zeros(0, np.uint64)
-        self._limit: np.uint64 | None = None  # once they are many: the largest of their hashes
+        # The largest remembered hash, once ids have been dropped.
+        self._limit: np.uint64 | None = None
 
     def add(self, ids: U64) -> None:
         """Remembers ids."""
@@ -38,25 +41,27 @@ class SeenIds:
             self._add(ids[first : first + _AT_ONCE])
 
     def _add(self, ids: U64) -> None:
+        # Larger hashes would be dropped anyway, and the sample that remains does not depend on the batches.
         if self._limit is not None:
             ids = ids[mix(ids, _SALT) < self._limit]
         together = np.union1d(self._sorted_N, ids)
         if together.size > MOST:
             hashes = mix(together, _SALT)
+            # Positions in order, so that the ids stay sorted.
             kept = np.sort(np.argpartition(hashes, MOST - 1)[:MOST])
             together, self._limit = together[kept], hashes[kept].max()
         self._sorted_N = together
 
     def has(self, ids_B: U64) -> Mask:
-        """Which of some ids are remembered."""
+        """Returns a mask of the ids that are remembered."""
         return _in_sorted(ids_B, self._sorted_N)
 
 
 class WindowIds:
-    """The ids of a window so far, 8 bytes each, beside those of the windows before.
+    """Collects the ids of a window, 8 bytes each, and compares them with those of earlier windows.
 
-    They are kept as sorted runs, each more than twice as long as the next or else of millions of ids, so that a new
-    batch is compared with few of them.
+    Ids are kept as sorted runs, because a new batch is then compared with few of them: each run is more than twice as
+    long as the next, or has millions of ids.
     """
 
     def __init__(self, before: SeenIds) -> None:
@@ -64,8 +69,9 @@ class WindowIds:
         self._runs: list[U64] = []
 
     def repeated(self, ids_B: U64, usable_B: Mask) -> Mask:
-        """Which of a batch's usable rows have an id that came before; the ids of the others are remembered."""
+        """Returns a mask of the usable rows whose id came before, and remembers the ids of the other usable rows."""
         order = np.flatnonzero(usable_B)
+        # Stable, so that the first row of an id in the batch is the good row.
         order = order[np.argsort(ids_B[order], kind="stable")]
         sorted_ids = ids_B[order]
         again = np.zeros(order.size, bool)
@@ -79,21 +85,23 @@ class WindowIds:
         return repeated_B
 
     def all(self) -> list[U64]:
-        """The ids of the window."""
+        """Returns the ids of the window, as sorted arrays."""
         return self._runs
 
     def _keep(self, new: U64) -> None:
+        """Adds a sorted run, joined with shorter runs before it."""
         while self._runs and self._runs[-1].size <= min(2 * new.size, _LONGEST_RUN - new.size):
             new = np.concatenate([self._runs.pop(), new])
+            # numpy's stable sort (timsort) merges two sorted halves in linear time.
             new.sort(kind="stable")
         if new.size:
             self._runs.append(new)
 
 
 def _in_sorted(ids_B: U64, sorted_N: U64) -> Mask:
-    """Which ids are among some that are sorted."""
+    """Returns a mask of the ids that are among sorted ids."""
     if not sorted_N.size or not ids_B.size:
         return np.zeros(ids_B.size, bool)
-    place_B = np.minimum(np.searchsorted(sorted_N, ids_B), sorted_N.size - 1)
-    found: Mask = sorted_N[place_B] == ids_B
-    return found
+    position_B = np.minimum(np.searchsorted(sorted_N, ids_B), sorted_N.size - 1)
+    mask_B: Mask = sorted_N[position_B] == ids_B
+    return mask_B

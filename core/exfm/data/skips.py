@@ -1,4 +1,4 @@
-"""Rows that are left out: how many, why, and when it is too many."""
+"""Counts rows that are left out, by reason, and raises an error when there are too many."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from exfm.errors import ConfigError
 
 _FIRST_ROWS = 1000
-"""A share is judged of so many rows at least, so that a few bad rows at the beginning are not too many."""
+"""A share is taken of so many rows at least, because a few bad rows at the beginning are not too many."""
 
 _MOST_REASONS = 50
-"""A source's words may name the value, and so differ from row to row."""
+"""Reasons counted separately: a source's reason may name the value, and differ from row to row."""
 
 Counts = Mapping[str, Mapping[str, int]]
-"""Rows left out, by column and reason."""
+"""Number of rows left out, by column and reason."""
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Skips:
 
     Args:
         most: the share of rows that may be left out.
-        rows_before, total_before: rows read, and left out, before.
+        rows_before, total_before: rows read, and left out, in earlier windows.
     """
 
     most: float = 1.0
@@ -36,28 +36,29 @@ class Skips:
 
     @property
     def total(self) -> int:
-        """Rows left out here."""
+        """Returns the number of rows left out of this stream."""
         return self._counts.total()
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Rows left out, by column and reason."""
-        found: dict[str, dict[str, int]] = {}
+        """Returns the number of rows left out, by column and reason."""
+        nested: dict[str, dict[str, int]] = {}
         for (column, reason), rows in self._counts.items():
-            found.setdefault(column, {})[reason] = rows
-        return found
+            nested.setdefault(column, {})[reason] = rows
+        return nested
 
     def add(self, column: str, reason: str, rows: int, message: str) -> None:
         """Counts rows that are left out; the message names the first of them."""
+        # Bounds the memory, and the size of results.json.
         if (column, reason) not in self._counts and len(self._counts) >= _MOST_REASONS:
             column, reason = "row", "other reasons"
         self._counts[column, reason] += rows
         self._last = message
 
     def read(self, rows: int) -> None:
-        """Counts rows that were read, bad ones among them.
+        """Counts rows that were read, bad rows included.
 
         Raises:
-            ConfigError: more of all rows are left out than may be.
+            ConfigError: the share of rows left out is above ``most``.
         """
         self.rows += rows
         rows, total = self.rows_before + self.rows, self.total_before + self.total
@@ -69,7 +70,7 @@ class Skips:
 
 
 def add_counts(total: dict[str, dict[str, int]], more: Counts) -> None:
-    """Adds counts by column and reason to others."""
+    """Adds ``more`` to ``total``, in place."""
     for column, by_reason in more.items():
         kept = total.setdefault(column, {})
         for reason, rows in by_reason.items():
@@ -77,11 +78,15 @@ def add_counts(total: dict[str, dict[str, int]], more: Counts) -> None:
 
 
 def sum_counts(counts: Counts) -> int:
-    """All rows of counts by column and reason."""
-    return sum(rows for by_reason in counts.values() for rows in by_reason.values())
+    """Sums the rows of all columns and reasons."""
+    return sum(sum(by_reason.values()) for by_reason in counts.values())
 
 
 def in_words(counts: Counts) -> str:
-    """Counts by column and reason, the largest first."""
-    each = [(rows, f"{column}: {reason}") for column, reasons in counts.items() for reason, rows in reasons.items()]
-    return "; ".join(f"{text} ({rows})" for rows, text in sorted(each, key=lambda one: -one[0]))
+    """Lists counts by column and reason in a sentence, the largest first."""
+    pairs: list[tuple[int, str]] = []
+    for column, by_reason in counts.items():
+        pairs += [(rows, f"{column}: {reason}") for reason, rows in by_reason.items()]
+    # Sorted by the negative count and not in reverse, so that equal counts keep their order.
+    pairs.sort(key=lambda pair: -pair[0])
+    return "; ".join(f"{text} ({rows})" for rows, text in pairs)

@@ -1,4 +1,4 @@
-"""What a data source complains of is the user's input: a path that is not there, a file that lacks a column."""
+"""Turns a data source's exceptions into errors for the user: a missing path, a file that lacks a column."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, Permissi
 
 @contextmanager
 def source_errors() -> Iterator[None]:
-    """Turns what a source raises about the user's input into an error that names the key of the experiment file.
+    """Turns a source's exception about the user's input into an error that names the key of the experiment file.
 
     Raises:
-        ConfigError: the source raised a ValueError, or found no file, or may not read it.
+        ConfigError: the source raised a ValueError, or a file does not exist or may not be read.
     """
     try:
         yield
     except ConfigError as error:
+        # Blocks may be nested: the key is named once.
         if str(error).startswith(_KEY):
             raise
-        raise type(error)(f"{_KEY}: {error}") from error  # of its own kind: some are waited for
+        # The type is kept, because a job that follows the stream waits on a NotYetError.
+        raise type(error)(f"{_KEY}: {error}") from error
     except (ValueError, *_NOT_THERE) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{_KEY}: {text}") from error

@@ -1,4 +1,4 @@
-"""A window's rows as decoded chunks of equal size, read, checked and decoded ahead in a background thread."""
+"""Reads a window as decoded chunks of equal size; a background thread reads, checks and decodes ahead."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ from exfm.config.checks import filter_columns
 from exfm.config.experiment import Condition, StreamConfig
 from exfm.data.batch import Batch
 from exfm.data.blank import blank_batch
-from exfm.data.column_types import IdKind, alike
+from exfm.data.column_types import IdKind, unify
 from exfm.data.decode import decode
 from exfm.data.repeats import SeenIds, WindowIds
 from exfm.data.skips import Skips, add_counts, in_words, sum_counts
 from exfm.data.source_errors import source_errors
-from exfm.data.traffic import Unseen, rows_where
+from exfm.data.traffic import UnmetConditions, rows_where
 from exfm.data.validation import RowChecker
 from exfm.interfaces.data_source import DataSource, Origin, Shard, Window
 from exfm.interfaces.schema import FeatureSchema
 
 logger = logging.getLogger(__name__)
 
+# Chunks in the queue: enough to even out slow reads; more would only take memory.
 _AHEAD = 2
+# How long the thread waits for room in the queue before it looks whether the reader was closed.
 _POLL_S = 0.1
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Decoded rows, and which of them each model sees (None: all)."""
+    """Decoded rows, and the indices of the rows that each model sees (None: all rows)."""
 
     batch: Batch
     rows: Mapping[str, Tensor | None]
@@ -47,18 +49,18 @@ class ChunkReader:
     """Reads windows of a source as chunks.
 
     Args:
-        stream: chunk size, and what to do about bad rows.
+        stream: chunk size, and the treatment of bad rows.
         where: each model's conditions, by model name.
-        shard: the part of each window's rows that is read.
-        unique: whether an example id that comes again makes a bad row.
+        shard: the shard of each window's rows that is read.
+        unique: whether a repeated example id makes a bad row.
 
     Attributes:
         skipped: bad rows left out of the window that was read last, by column and reason.
-        id_kinds: what each column of ids holds, integers or strings, as far as windows have been read to their end; may
-            be set to what an earlier process has seen.
+        id_kinds: integers or strings for each column of ids, from windows that have been read to their end; may be set
+            to the kinds that an earlier process has seen.
     """
 
-    _begun: tuple[Window, RowChecker, _Ahead] | None = None
+    _begun: tuple[Window, RowChecker, _Prefetcher] | None = None
 
     def __init__(
         self,
@@ -78,148 +80,156 @@ class ChunkReader:
         self.skipped: dict[str, dict[str, int]] = {}
         self.id_kinds: dict[str, IdKind] = {}
         self._seen = SeenIds()
-        self._read_us: int | None = None  # windows before this time have been read to their end
+        # End of the newest window that has been read to its end.
+        self._read_us: int | None = None
         self._rows = 0
         self._left_out: dict[str, dict[str, int]] = {}
-        self._told = 0
+        self._reported = 0
         self._columns = filter_columns(schema)
-        self._unseen = Unseen(where, self._columns)
+        self._unmet = UnmetConditions(where, self._columns)
 
     @property
     def has_read(self) -> bool:
-        """Whether a window has been read to its end."""
+        """Tells whether a window has been read to its end."""
         return self._read_us is not None
 
     def remember(self, example_ids: npt.NDArray[np.int64]) -> None:
-        """Adds the example ids of windows that an earlier process has read to those that may not come again."""
+        """Remembers the example ids of windows that an earlier process has read: if repeated, they are bad."""
         self._seen.add(example_ids.view(np.uint64))
 
     def read(self, window: Window, only: Collection[str] | None = None) -> Iterator[Chunk]:
-        """The window's chunks, each of ``chunk_rows`` rows but for the last, decoded ahead of the caller.
+        """Yields the window's chunks, decoded ahead of the caller; all but the last have ``chunk_rows`` rows.
 
-        Of a shard, a chunk has the shard's rows of the chunk that the whole stream would have there. A window that
-        begins before the end of one that has been read is read again, such as for late labels: its rows are known, and
-        counted no more.
+        With several shards, a chunk contains this shard's rows of ``chunk_rows`` rows of the stream. A window that
+        begins before the end of a window that has been read is read again, for example for late labels: its repeated
+        ids and bad rows are not counted a second time.
 
         Args:
-            only: names of the stream's parts that are read, the others being left out; all by default.
+            only: names of the stream's units (``StreamPart``) that are read; all by default.
 
         Raises:
-            ConfigError: a row breaks the schema and bad rows are not to be skipped, or too many are; a column has a
-                type that cannot be, or ids of another type than before.
+            ConfigError: a row breaks the schema and bad rows are not skipped, or too many are skipped; a column has a
+                type that the schema does not allow, or ids of another type than before.
         """
         if self._begun is None or self._begun[0] != window:
             self.begin(window, only)
         assert self._begun is not None
-        (_, checker, ahead), self._begun = self._begun, None
+        (_, checker, prefetcher), self._begun = self._begun, None
         try:
-            yield from ahead
+            yield from prefetcher
         finally:
-            ahead.close()
-        self._keep(window, checker)
+            prefetcher.close()
+        # Only after the last chunk: an error or an abandoned window leaves no trace, and may be read again.
+        self._commit(window, checker)
 
     def begin(self, window: Window, only: Collection[str] | None = None) -> None:
-        """Begins to read a window that ``read`` will be called for next; what is wrong with it is said there."""
+        """Begins to read ahead the window that ``read`` will be called for next; ``read`` raises its errors."""
         self.close()
         again = self._is_again(window)
-        most = 1.0 if again else self.stream.max_skipped_share
+        ids = None
+        if self.unique:
+            # A window that is read again would meet its own ids among those of earlier windows.
+            ids = WindowIds(SeenIds() if again else self._seen)
         checker = RowChecker(
             self.schema,
             self.stream.on_bad_row == "skip",
             newest_us=window.start_us,
-            ids=WindowIds(SeenIds() if again else self._seen) if self.unique else None,
+            ids=ids,
             id_kinds=dict(self.id_kinds),
-            skips=Skips(most, self._rows, sum_counts(self._left_out)),
+            skips=Skips(1.0 if again else self.stream.max_skipped_share, self._rows, sum_counts(self._left_out)),
         )
-        self._begun = window, checker, _Ahead(self._chunks(window, checker, only))
+        self._begun = window, checker, _Prefetcher(self._chunks(window, checker, only))
 
     def _is_again(self, window: Window) -> bool:
         return self._read_us is not None and window.start_us < self._read_us
 
-    def _keep(self, window: Window, checker: RowChecker) -> None:
-        """Takes over what a window that has been read to its end says about those to come."""
+    def _commit(self, window: Window, checker: RowChecker) -> None:
+        """Keeps the counts, ids and kinds of a window that has been read to its end, for the windows after it."""
         self.skipped = checker.skips.counts()
         self.id_kinds |= checker.id_kinds
         if self._is_again(window):
             return
         self._read_us = window.end_us
+        # A single process warns, because the shards of a window have similar rows.
         if self.shard.index == 0:
-            self._unseen.tell()
+            self._unmet.warn()
         self._rows += checker.skips.rows
         add_counts(self._left_out, self.skipped)
         if checker.ids is not None:
             for ids in checker.ids.all():
                 self._seen.add(ids)
 
-    def tell_left_out(self) -> None:
-        """Says on stderr how many rows have been left out, and why, where there are more than at the last call."""
+    def warn_left_out(self) -> None:
+        """Logs how many rows have been left out, and why, where there are more than at the last call."""
         rows = sum_counts(self._left_out)
-        if rows > self._told:
+        if rows > self._reported:
             why = in_words(self._left_out)
             logger.warning("%d of %d rows were left out (stream.on_bad_row: skip): %s", rows, self._rows, why)
-        self._told = rows
+        self._reported = rows
 
     def close(self) -> None:
-        """Leaves a window that was begun and not read."""
+        """Stops reading ahead a window that was begun and not read."""
         begun, self._begun = self._begun, None
         if begun is not None:
             begun[2].close()
 
-    def nothing(self) -> Chunk:
-        """A chunk without rows, for a process that has read all of its rows while another has some left."""
+    def empty_chunk(self) -> Chunk:
+        """Makes a chunk without rows, for a process that has read all of its rows while another has some left."""
         none = torch.zeros(0, dtype=torch.int64)
         rows = {model: none if where else None for model, where in self.where.items()}
         return Chunk(blank_batch(self.schema, 0), rows)
 
     def _chunks(self, window: Window, checker: RowChecker, only: Collection[str] | None) -> Iterator[Chunk]:
         columns = self._columns
-        batches = _read(self.source, window, self.shard)
+        batches = _read_source(self.source, window, self.shard)
         if only is not None:
             batches = (batch for batch in batches if Origin.of(batch).file in only)
-        checked = (checker.check(batch) for batch in batches)
-        for rows in _regroup(checked, self.stream.chunk_rows, self.shard):
+        for rows in _regroup(map(checker.check, batches), self.stream.chunk_rows, self.shard):
             picked = {model: rows_where(rows, where, columns) for model, where in self.where.items()}
-            self._unseen.add(rows, picked)
+            self._unmet.add(rows, picked)
             yield Chunk(decode(rows, self.schema), picked)
 
 
-def _read(source: DataSource, window: Window, shard: Shard) -> Iterator[pa.RecordBatch]:
+def _read_source(source: DataSource, window: Window, shard: Shard) -> Iterator[pa.RecordBatch]:
+    # The source runs alone in the block: errors of the consumer are not the source's.
     with source_errors():
         yield from source.read(window, shard)
 
 
 def _regroup(batches: Iterator[pa.RecordBatch], size: int, shard: Shard) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of ``size``, the last one smaller.
+    """Regroups rows into batches of ``size`` rows; the last batch may be smaller.
 
-    Of a shard, whose rows are each ``shard.count``-th of the stream's, a batch has its rows of ``size`` of the stream.
+    A shard has every ``shard.count``-th row of the stream, and its batch those among ``size`` rows of the stream.
     """
+    # Batch `number` covers the stream's rows from number * size; the first of the shard's has the offset below.
     sizes = (len(range((shard.index - number * size) % shard.count, size, shard.count)) for number in count())
-    wanted = next(sizes)
+    needed = next(sizes)
     pending: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:
         if not batch.num_rows:
             continue
+        # Without origin: a chunk may mix files, and batches of unequal metadata do not concatenate.
         pending.append(batch.replace_schema_metadata(None))
         if len(pending) > 1 and not pending[-1].schema.equals(pending[0].schema):
-            pending = alike(pending)
+            pending = unify(pending)
         rows += batch.num_rows
-        while rows >= wanted:
+        while rows >= needed:
             table = pa.Table.from_batches(pending)
-            yield _one(table.slice(0, wanted))
-            pending = table.slice(wanted).to_batches()
-            rows -= wanted
-            wanted = next(sizes)
+            yield _to_batch(table.slice(0, needed))
+            pending = table.slice(needed).to_batches()
+            rows -= needed
+            needed = next(sizes)
     if rows:
-        yield _one(pa.Table.from_batches(pending))
+        yield _to_batch(pa.Table.from_batches(pending))
 
 
-def _one(table: pa.Table) -> pa.RecordBatch:
+def _to_batch(table: pa.Table) -> pa.RecordBatch:
     return table.combine_chunks().to_batches()[0]
 
 
-class _Ahead:
-    """Runs an iterator in a thread, a few items ahead; its exception is raised where they are read."""
+class _Prefetcher:
+    """Runs an iterator in a thread, a few items ahead; the consumer gets its exception after the items before it."""
 
     def __init__(self, chunks: Iterator[Chunk]) -> None:
         self._queue: Queue[Chunk | BaseException | None] = Queue(maxsize=_AHEAD)
@@ -228,7 +238,7 @@ class _Ahead:
         self._thread.start()
 
     def __iter__(self) -> Iterator[Chunk]:
-        """The items."""
+        """Yields the items in order."""
         while True:
             item = self._queue.get()
             if item is None:
@@ -249,9 +259,11 @@ class _Ahead:
                     return
             self._put(None)
         except BaseException as error:
+            # Not swallowed: the consumer raises it.
             self._put(error)
 
     def _put(self, item: Chunk | BaseException | None) -> bool:
+        """Puts an item into the queue; returns False where the consumer has closed it."""
         while not self._closed.is_set():
             try:
                 self._queue.put(item, timeout=_POLL_S)

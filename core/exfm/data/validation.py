@@ -1,4 +1,4 @@
-"""Finds the rows of a record batch that break the schema, column by column, without a loop over rows."""
+"""Checks record batches against the schema, column by column, without a loop over rows."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from exfm.interfaces.schema import (
 
 Mask = npt.NDArray[np.bool_]
 Problem = tuple[Mask, str, str]
-"""Which rows are bad, in which column, and why."""
+"""A mask of bad rows, the column, and the reason."""
 
 _BACKWARDS = "time goes backwards"
 _ROW = "row"
-"""Stands for the column where a row cannot be read at all."""
+"""Named in place of a column where a row cannot be read at all."""
 
 
 @dataclass
 class RowChecker:
-    """Checks batches in stream order; keeps the newest time seen, and counts.
+    """Checks batches in stream order, keeps the newest event time, and counts bad rows.
 
     Args:
-        schema: what the rows must be.
+        schema: the schema that rows must follow.
         skip: whether bad rows are left out and counted, or stop the run.
-        newest_us: the time before which no row may lie, microseconds.
-        ids: finds example ids that came before; where it is left out they are not compared.
-        id_kinds: what each column of ids has held until now, integers or strings; added to.
-        skipped: the rows left out, and those read.
+        newest_us: the watermark: an earlier event time is bad, microseconds.
+        ids: finds repeated example ids; None to accept them.
+        id_kinds: integers or strings for each column of ids until now; updated.
+        skips: counts the rows left out and the rows read.
     """
 
     schema: FeatureSchema
@@ -61,15 +61,15 @@ class RowChecker:
 
     @property
     def skipped(self) -> int:
-        """Rows left out."""
+        """Returns the number of rows left out."""
         return self.skips.total
 
     def check(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch's good rows, with the schema's columns in an order and in types that are always the same.
+        """Returns the batch's good rows, with the schema's columns in plain types and always in the same order.
 
         Raises:
-            ConfigError: there is a bad row and ``skip`` is off, or more of them than may be skipped: the message names
-                file, row, column and value. A column has a type that cannot be, whether or not ``skip`` is on.
+            ConfigError: there is a bad row and ``skip`` is off, or too many are skipped: the message names file, row,
+                column and value. Or a column has a type that the schema does not allow, whether or not ``skip`` is on.
         """
         if not batch.num_rows:
             return batch
@@ -77,6 +77,7 @@ class RowChecker:
         self._check_types(batch, rows)
         bad = np.zeros(batch.num_rows, bool)
         for mask, column, reason in self._problems(batch, rows, bad):
+            # A row is counted for its first problem only.
             new = mask & ~bad
             if not new.any():
                 continue
@@ -84,25 +85,27 @@ class RowChecker:
             if not self.skip:
                 raise ConfigError(f"{message}. Mend the data, or set stream.on_bad_row=skip to leave such rows out.")
             self.skips.add(column, reason, int(new.sum()), message)
+            # In place, because _problems reads the mask between its problems.
             bad |= new
         self.skips.read(batch.num_rows)
         good = rows.filter(pa.array(~bad)) if bad.any() else rows
         return Origin.of(batch).mark(good)
 
     def _check_types(self, batch: pa.RecordBatch, rows: pa.RecordBatch) -> None:
-        """A type that cannot be is no matter of single rows: whole files would be left out."""
+        """Checks column types; a wrong type is an error under ``skip`` too, because whole files would be left out."""
         for column, role in column_roles(self.schema):
             if column not in rows.schema.names:
                 continue
-            type_ok, wanted = _TYPES[role]
+            type_ok, expected = _TYPES[role]
             if not type_ok(rows.schema.field(column).type):
                 kind = batch.schema.field(column).type
-                reason = f"the column must be {wanted}, not {kind}"
+                reason = f"the column must be {expected}, not {kind}"
                 raise ConfigError(f"{_message(batch, 0, column, reason)}. Mend the data, or the schema.")
         check_id_kinds(batch, rows, self.schema, self.id_kinds)
 
     def _problems(self, batch: pa.RecordBatch, rows: pa.RecordBatch, bad: Mask) -> Iterator[Problem]:
-        """What is wrong with which rows; ``bad`` are those of which something has been yielded already."""
+        """Yields the problems of a batch; the caller marks their rows in ``bad`` before the next problem."""
+        # Rows that could not be read come first, because their other values are null.
         yield from _unread(batch)
         for column, _ in column_roles(self.schema):
             if column not in rows.schema.names:
@@ -110,18 +113,19 @@ class RowChecker:
                 yield np.ones(batch.num_rows, bool), column, f"the column is missing.{near}"
                 return
         yield from _value_problems(rows, self.schema)
-        # A row that is bad for another reason does not move the clock, wherever the stream is cut into batches.
+        # A row that is bad for another reason does not move the watermark, wherever the stream is cut into batches.
         times = np.where(bad, self.newest_us, event_times(rows, self.schema))
         reached = np.maximum.accumulate(np.concatenate([[self.newest_us], times]))
         yield times < reached[:-1], self.schema.event_time, _BACKWARDS
         self.newest_us = int(reached[-1])
+        # Last, because only rows without another problem are remembered.
         if self.ids is not None:
             ids = to_u64(rows.column(self.schema.example_id))
             yield self.ids.repeated(ids, ~bad), self.schema.example_id, "this example id came before"
 
 
 def _unread(batch: pa.RecordBatch) -> Iterator[Problem]:
-    """The rows that the source could not read, by its reasons."""
+    """Yields the rows that the source could not read, by its reasons."""
     if BAD_ROW not in batch.schema.names:
         return
     reasons = batch.column(BAD_ROW)
@@ -130,27 +134,35 @@ def _unread(batch: pa.RecordBatch) -> Iterator[Problem]:
 
 
 def _message(batch: pa.RecordBatch, row: int, column: str, reason: str) -> str:
+    """Names file, row, column, reason and value of a bad row."""
     origin = Origin.of(batch)
-    given = _given(batch, row, column) if column in batch.schema.names else ""
+    shown = ""
+    if column in batch.schema.names:
+        shown = _shown_value(batch, row, column)
     if reason == _BACKWARDS and origin.overlaps:
-        given += f"; this file and {origin.overlaps} overlap in time, and files are read one after the other"
-    return f"{origin.file}, row {origin.row + row}: {column}: {reason}{given}"
+        shown += f"; this file and {origin.overlaps} overlap in time, and files are read one after the other"
+    return f"{origin.file}, row {origin.row + row}: {column}: {reason}{shown}"
 
 
-def _given(batch: pa.RecordBatch, row: int, column: str) -> str:
+def _shown_value(batch: pa.RecordBatch, row: int, column: str) -> str:
+    """Writes a value for the end of a message, at most 60 characters long."""
     value = batch.column(column)[row]
-    # A time may lie where no Python datetime does.
-    text = str(value.cast(pa.string()) if pa.types.is_timestamp(value.type) else value)
-    return f"; given: {text if len(text) <= 60 else text[:57] + '...'}"
+    # Arrow writes times, because a time may lie outside the range of Python's datetime.
+    if pa.types.is_timestamp(value.type):
+        value = value.cast(pa.string())
+    text = str(value)
+    if len(text) > 60:
+        text = text[:57] + "..."
+    return f"; given: {text}"
 
 
 def check_features(rows: pa.RecordBatch, features: Iterable[Feature], event_time: str) -> None:
-    """Checks the values of rows that hold features and nothing else, such as those of a request.
+    """Checks the values of rows that hold features only, such as those of a request.
 
     Args:
         rows: with the features' columns.
-        features: those that the rows hold.
-        event_time: the column of the rows' own times, which a sequence may need.
+        features: the features to check.
+        event_time: the column of the rows' times, which a sequence may need.
 
     Raises:
         ConfigError: a row is bad; the message names row, column and value.
@@ -159,15 +171,16 @@ def check_features(rows: pa.RecordBatch, features: Iterable[Feature], event_time
         for mask, column, reason in _feature_problems(rows, feature, event_time):
             if mask.any():
                 row = int(mask.argmax())
-                raise ConfigError(f"row {row}: {column}: {reason}{_given(rows, row, column)}")
+                raise ConfigError(f"row {row}: {column}: {reason}{_shown_value(rows, row, column)}")
 
 
 def event_times(batch: pa.RecordBatch, schema: FeatureSchema) -> npt.NDArray[np.int64]:
-    """Event times in microseconds since 1970, UTC; 0 where missing."""
+    """Returns event times in microseconds since 1970, UTC; 0 where missing."""
     return time_us(batch.column(schema.event_time))
 
 
 def _mask(array: pa.Array) -> Mask:
+    # A null is bad: it comes from a comparison with a missing value.
     return np.asarray(pc.fill_null(array, True).to_numpy(zero_copy_only=False))
 
 
@@ -194,7 +207,7 @@ _TYPES: dict[Role, tuple[Callable[[pa.DataType], bool], str]] = {
     "label": (is_number, "0 or 1"),
     "oracle": (pa.types.is_floating, "a probability"),
 }
-"""What a column may hold, in plain types, by its role, and in words."""
+"""By role, a test of a column's plain type, and the allowed types in words."""
 
 
 def _value_problems(batch: pa.RecordBatch, schema: FeatureSchema) -> Iterator[Problem]:
@@ -220,7 +233,7 @@ def _feature_problems(batch: pa.RecordBatch, feature: Feature, event_time: str) 
 
 
 def _list_problems(values: pa.Array, feature: MultiValuedFeature | SequenceField) -> Iterator[Problem]:
-    """What can be wrong with the ids in lists."""
+    """Yields rows with a missing or invalid id in a list."""
     ids = values.flatten()
     yield _any_per_row(values, _mask(ids.is_null())), feature.source_column, "an id in the list is missing"
     if feature.ids == "row":
@@ -228,6 +241,8 @@ def _list_problems(values: pa.Array, feature: MultiValuedFeature | SequenceField
 
 
 def _sequence_problems(batch: pa.RecordBatch, feature: SequenceFeature, event_time: str) -> Iterator[Problem]:
+    """Yields rows whose lists differ in length, or hold an invalid number, id or time."""
+    # All fields are compared with the first, because decoding cuts their events by its lengths.
     first = feature.fields[0].source_column
     lengths = list_lengths(batch.column(first))
     for field in feature.fields:
@@ -257,17 +272,19 @@ def _label_problems(batch: pa.RecordBatch, label: Label) -> Iterator[Problem]:
 
 
 def _numbers(column: pa.Array) -> npt.NDArray[np.float64]:
-    """The values as float64, NaN where null."""
+    """Returns the values as float64, NaN where null."""
     return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
 
 
 def _finite(column: pa.Array) -> Mask:
-    """Whether each value is finite as the float32 it becomes."""
+    """Returns a mask of finite values."""
+    # In float32, because decode casts to it and a large double overflows.
     numbers = column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
     return np.asarray(np.isfinite(numbers))
 
 
 def _outside(column: pa.Array, rows: int) -> Mask:
+    """Returns a mask of the ids that are no row of a table; a null is not outside."""
     if not pa.types.is_integer(column.type):
         return np.asarray(column.is_valid().to_numpy(zero_copy_only=False))
     values = np.asarray(pc.fill_null(column, 0).to_numpy(zero_copy_only=False))
@@ -279,7 +296,8 @@ def _range_words(feature: CategoricalFeature | MultiValuedFeature | SequenceFiel
 
 
 def _any_per_row(values: pa.Array, bad_events: Mask) -> Mask:
-    """Whether any of a row's events is bad."""
+    """Returns a mask of the rows with a bad event."""
+    # Bad events per row by differences of a running count, without a loop over rows.
     ends = np.cumsum(list_lengths(values))
     counts = np.concatenate([[0], np.cumsum(bad_events)])
     return np.asarray(np.diff(counts[np.concatenate([[0], ends])]) > 0)

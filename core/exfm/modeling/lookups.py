@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
-from exfm.config.lookups import StateLookup
+from exfm.config.state_lookups import StateLookup
 from exfm.interfaces.jagged import JaggedSequence
 from exfm.modeling.vector_table import VectorTable
 

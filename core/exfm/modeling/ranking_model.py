@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from exfm.config.experiment import ModelConfig
-from exfm.config.lookups import StateLookup
+from exfm.config.state_lookups import StateLookup
 from exfm.data.batch import Batch
 from exfm.interfaces.backbone import BackboneInputs, SequenceShape
 from exfm.interfaces.network import reads_times

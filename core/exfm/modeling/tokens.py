@@ -199,7 +199,7 @@ class Featurizer(nn.Module):
     @torch.no_grad()
     def rows(self, batch: Batch, features: Collection[str]) -> dict[str, Tensor]:
         """What the bags of some features look up, (B, D) by feature."""
-        found = self._look_up(self._with_rows(batch.bags_of(frozenset(features))))
+        found = self._look_up(self._with_rows(batch.bags_only(frozenset(features))))
         return {lookup.key: found[lookup] for lookup in self.bags if lookup.key in features}
 
     def tokens_like(self, sequence: SequenceFeature) -> tuple[int, ...]:

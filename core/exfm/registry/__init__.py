@@ -1,1 +1,1 @@
-"""Hooks, discovery of plugins, and the registry of their components."""
+"""Discovers plugins by their hooks, and registers their components."""

@@ -1,4 +1,4 @@
-"""The entry points of the group ``exfm``, read from the metadata of what is installed. Nothing is imported."""
+"""Reads the entry points of the group ``exfm`` from the metadata of installed distributions, without an import."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from exfm.registry.hooks import PROJECT
 
 
 @dataclass(frozen=True)
-class Found:
-    """An entry point and its distribution's name and version.
+class PluginEntryPoint:
+    """An entry point with its distribution's name and version.
 
     Attributes:
         entry_point: None where the distribution's metadata cannot be read.
-        problem: why it cannot.
+        problem: the exception while reading the metadata.
     """
 
     distribution: str
@@ -25,57 +25,66 @@ class Found:
     problem: BaseException | None = None
 
 
-def find() -> list[Found]:
-    """All of them, in an order that does not depend on the machine."""
-    found: dict[str, list[Found]] = {}
+def find() -> list[PluginEntryPoint]:
+    """Finds all entry points of exfm, in an order that does not depend on the machine."""
+    points: list[PluginEntryPoint] = []
+    visited: set[str] = set()
     for distribution in distributions():
         name, version = _identity(distribution)
-        if normal(name) not in found:  # of two copies on the path, the first is the one that is imported
-            found[normal(name)] = list(_of(distribution, name, version))
-    every = [one for of_one in found.values() for one in of_one]
-    return sorted(every, key=lambda one: (one.entry_point is None, _text(one.entry_point), one.distribution))
+        # Python imports the first of two copies on the path.
+        if normal(name) not in visited:
+            visited.add(normal(name))
+            points += _read_entry_points(distribution, name, version)
+    return sorted(points, key=_sort_key)
 
 
 def matches(names: Collection[str], *candidates: str) -> bool:
-    """Whether one of the names is one of the candidates; ``my_plugin`` and ``my-plugin`` are one distribution."""
-    return bool({normal(name) for name in names} & {normal(candidate) for candidate in candidates})
+    """Tells whether any of the names is a candidate; ``my_plugin`` and ``my-plugin`` are the same distribution."""
+    return not set(map(normal, names)).isdisjoint(map(normal, candidates))
 
 
 def normal(name: str) -> str:
-    """A distribution's name in its normal form."""
+    """Returns a distribution's name in its normal form (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _identity(distribution: Distribution) -> tuple[str, str]:
-    """Name and version. ``distribution.metadata`` would parse all that every distribution says of itself."""
+    """Reads name and version of a distribution."""
+    # Not distribution.metadata, because it would parse the whole description of every distribution.
     try:
         text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
-    except (OSError, UnicodeDecodeError):  # a damaged installation must not take the others down
+    except (OSError, UnicodeDecodeError):
+        # A damaged installation must not hide the others; the name of its folder identifies it.
         return str(getattr(distribution, "_path", "unknown")).rpartition("/")[2], "0"
     headers = text.partition("\n\n")[0]
     return _header(headers, "Name") or "unknown", _header(headers, "Version") or "0"
 
 
 def _header(headers: str, name: str) -> str:
-    found = re.search(rf"^{name}:(.*)$", headers, re.MULTILINE | re.IGNORECASE)
-    return found[1].strip() if found else ""
+    match = re.search(rf"^{name}:(.*)$", headers, re.MULTILINE | re.IGNORECASE)
+    return match[1].strip() if match else ""
 
 
-def _of(distribution: Distribution, name: str, version: str) -> Iterator[Found]:
+def _read_entry_points(distribution: Distribution, name: str, version: str) -> Iterator[PluginEntryPoint]:
+    """Yields the entry points of a distribution that are exfm's."""
     try:
         text = distribution.read_text("entry_points.txt") or ""
     except (OSError, UnicodeDecodeError):
+        # Unreadable, and there is no sign that it is a plugin of exfm.
         return
     if f"[{PROJECT}]" not in text:
         return
     try:
         entry_points = [point for point in distribution.entry_points if point.group == PROJECT]
     except Exception as error:
-        yield Found(name, version, None, error)
+        # A malformed file is reported as a broken plugin.
+        yield PluginEntryPoint(name, version, None, error)
         return
     for entry_point in entry_points:
-        yield Found(name, version, entry_point)
+        yield PluginEntryPoint(name, version, entry_point)
 
 
-def _text(entry_point: EntryPoint | None) -> tuple[str, str]:
-    return (entry_point.name, entry_point.value) if entry_point else ("", "")
+def _sort_key(point: PluginEntryPoint) -> tuple[bool, str, str, str]:
+    if point.entry_point is None:
+        return True, "", "", point.distribution
+    return False, point.entry_point.name, point.entry_point.value, point.distribution

@@ -1,4 +1,4 @@
-"""The plugin API: one hook per kind of component, in the entry-point group ``exfm``."""
+"""Defines the plugin API: a hook per kind of component, in the entry-point group ``exfm``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pluggy
 
 PROJECT = "exfm"
 API_VERSION = 2
-"""Version of the plugin API. A plugin module may declare the one it was written for as ``EXFM_API_VERSION``."""
+"""Version of the plugin API. A plugin module may declare its version of the API as ``EXFM_API_VERSION``."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -27,7 +27,7 @@ INTERFACES = {
 
 
 def import_target(target: str) -> Any:
-    """The object that ``module:attribute`` names."""
+    """Imports the object that ``module:attribute`` names."""
     module, _, attribute = target.partition(":")
     return getattr(import_module(module), attribute)
 
@@ -36,8 +36,8 @@ def import_target(target: str) -> Any:
 class LazyComponent:
     """A component by name, imported when an experiment uses it.
 
-    A hook may return classes or these. With these, commands that only list components do not wait for the import of
-    torch.
+    A hook may return classes or lazy components. Lazy components are better, because commands that only list components
+    then do not wait for the import of torch.
 
     Args:
         name: the component's name, equal to the class's ``name``.
@@ -52,30 +52,30 @@ Offer = type[Any] | LazyComponent
 
 
 class HookSpecs:
-    """What a plugin module may implement, each marked with ``@exfm.hookimpl`` and taking no arguments."""
+    """Hooks that a plugin module may implement, each marked with ``@exfm.hookimpl`` and without arguments."""
 
     @hookspec
     def exfm_register_backbones(self) -> Iterable[Offer]:  # type: ignore[empty-body]
-        """Classes that extend ``exfm.Backbone``."""
+        """Returns classes that extend ``exfm.Backbone``."""
 
     @hookspec
     def exfm_register_sequence_encoders(self) -> Iterable[Offer]:  # type: ignore[empty-body]
-        """Classes that extend ``exfm.SequenceEncoder``."""
+        """Returns classes that extend ``exfm.SequenceEncoder``."""
 
     @hookspec
     def exfm_register_transfer_strategies(self) -> Iterable[Offer]:  # type: ignore[empty-body]
-        """Classes that extend ``exfm.DistillationStrategy`` or ``exfm.ParameterStrategy``."""
+        """Returns classes that extend ``exfm.DistillationStrategy`` or ``exfm.ParameterStrategy``."""
 
     @hookspec
     def exfm_register_data_sources(self) -> Iterable[Offer]:  # type: ignore[empty-body]
-        """Classes that extend ``exfm.DataSource``."""
+        """Returns classes that extend ``exfm.DataSource``."""
 
     @hookspec
     def exfm_register_parallel_plans(self) -> Iterable[Offer]:  # type: ignore[empty-body]
-        """Classes that extend ``exfm.ParallelPlan``."""
+        """Returns classes that extend ``exfm.ParallelPlan``."""
 
 
-HOOK_OF_KIND = {
+HOOK_BY_KIND = {
     "backbone": "exfm_register_backbones",
     "sequence_encoder": "exfm_register_sequence_encoders",
     "transfer_strategy": "exfm_register_transfer_strategies",

@@ -1,4 +1,4 @@
-"""Why a plugin's code failed, in one line."""
+"""Summarises the failure of a plugin's code in a line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 import pluggy
 import pydantic
 
+# Characters of a message, because `exfm plugins` prints a line per plugin.
 _LONGEST = 400
+# Frames in these files are not the plugin's: exfm calls pluggy and pydantic, and those call the plugin.
 _NOT_THE_PLUGIN = (
     str(Path(__file__).parents[1]),
     str(Path(pluggy.__file__).parent),
@@ -20,23 +22,26 @@ _NOT_THE_PLUGIN = (
 )
 
 
-def reason_of(error: BaseException) -> str:
-    """Type and message, with the last place in the plugin's own code where there is one."""
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_PLUGIN)]
-    place = f" ({outside[-1].filename}:{outside[-1].lineno})" if outside else ""
+def failure_reason(error: BaseException) -> str:
+    """Returns type and message of an exception, and the last line of the plugin's code in its traceback."""
+    location = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if not frame.filename.startswith(_NOT_THE_PLUGIN):
+            location = f" ({frame.filename}:{frame.lineno})"
     try:
         text = " ".join(str(error).split())
-    except Exception:  # a plugin's exception may fail to print itself
+    except Exception:
+        # The __str__ of a plugin's exception may itself raise.
         text = ""
-    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-    return f"{type(error).__name__}: {text or 'no message'}{place}"
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}..."
+    return f"{type(error).__name__}: {text or 'no message'}{location}"
 
 
 def is_missing(module: str) -> bool:
-    """Whether a module is known not to exist, found out without importing anything.
+    """Tells whether a module certainly does not exist, without importing anything.
 
-    A module of a package that is not imported yet counts as existing: to look for it would import the package.
+    A module of a package that is not imported yet counts as existing, because looking for it would import the package.
     """
     parent = module.rpartition(".")[0]
     if parent and parent not in sys.modules:

@@ -1,4 +1,4 @@
-"""The registry: components by kind and name, and the plugins they come from."""
+"""Registers components by kind and name, with the plugins that offer them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from exfm.errors import PluginError, suggestion
 from exfm.registry.hooks import INTERFACES, LazyComponent, Offer, import_target
-from exfm.registry.reasons import reason_of
+from exfm.registry.reasons import failure_reason
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """One entry point of the group ``exfm``, and what became of it."""
+    """An entry point of the group ``exfm``, and the outcome of loading it."""
 
     name: str
     module: str
@@ -27,20 +27,21 @@ class Plugin:
 
     @property
     def provider(self) -> str:
-        """Distribution and version, as error messages name it."""
+        """Returns distribution and version, as error messages name the plugin."""
         return f"{self.distribution} {self.version} (plugin {self.name!r})"
 
     def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Returns the fields as ``exfm plugins --json`` prints them."""
         return asdict(self)
 
 
 @dataclass
 class Registry:
-    """Every component the installed plugins offer. ``exfm.registry.discovery`` fills it."""
+    """Holds every component that installed plugins offer. ``exfm.registry.discovery`` fills it."""
 
     plugins: dict[str, Plugin] = field(default_factory=dict)
     _offers: dict[tuple[str, str], tuple[Offer, Plugin]] = field(default_factory=dict)
+    # All plugins that ever offered a name, quarantined plugins included, so that a third plugin is contested too.
     _claims: dict[tuple[str, str], list[Plugin]] = field(default_factory=dict)
 
     def add(self, plugin: Plugin, offers: list[tuple[str, str, Offer]]) -> None:
@@ -48,8 +49,8 @@ class Registry:
 
         A name that two plugins offer belongs to neither: both are quarantined, with a reason that names both.
         """
-        plugin = replace(plugin, components=tuple(f"{kind}.{name}" for kind, name, _ in offers))
         keys = [(kind, name) for kind, name, _ in offers]
+        plugin = replace(plugin, components=tuple(map(".".join, keys)))
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
             self.quarantine(plugin, f"it offers {twice[0][0]} {twice[0][1]!r} twice")
@@ -59,7 +60,8 @@ class Registry:
         contested = [key for key in keys if len(self._claims[key]) > 1]
         if not contested:
             self.plugins[plugin.name] = plugin
-            self._offers |= {(kind, name): (offer, plugin) for kind, name, offer in offers}
+            for kind, name, offer in offers:
+                self._offers[kind, name] = offer, plugin
         for kind, name in contested:
             parties = self._claims[kind, name]
             who = " and by ".join(party.provider for party in parties)
@@ -67,10 +69,10 @@ class Registry:
                 self.quarantine(party, f"{kind} {name!r} is offered by {who}; block all but one with --block-plugin")
 
     def with_classes(self, components: Sequence[type[Any]]) -> Registry:
-        """A copy that also has these classes, which no installed plugin offers.
+        """Copies the registry and adds classes that no installed plugin offers.
 
         Raises:
-            TypeError: one of them is no component, or has no name.
+            TypeError: a class is no component, or has no name.
         """
         offers: list[tuple[str, str, Offer]] = []
         for component in components:
@@ -79,28 +81,32 @@ class Registry:
                 raise TypeError(f"{component!r} extends none of exfm's base classes")
             check_component(kind, component)
             offers.append((kind, component.name, component))
-        copy = Registry(dict(self.plugins), dict(self._offers), {key: [*found] for key, found in self._claims.items()})
+        # The lists of claims are copied too, because add appends to them.
+        claims = {key: list(plugins) for key, plugins in self._claims.items()}
+        copy = Registry(dict(self.plugins), dict(self._offers), claims)
         copy.add(Plugin("components", "", "(this process)", "0"), offers)
         return copy
 
     def quarantine(self, plugin: Plugin, reason: str, status: Literal["broken", "blocked"] = "broken") -> None:
-        """Records a plugin whose components cannot be used, and why."""
-        self._offers = {key: value for key, value in self._offers.items() if value[1].name != plugin.name}
+        """Records a plugin whose components cannot be used, with the reason, and withdraws its offers."""
+        for key, (_, provider) in list(self._offers.items()):
+            if provider.name == plugin.name:
+                del self._offers[key]
         self.plugins[plugin.name] = replace(plugin, status=status, reason=reason)
 
     def names(self, kind: str) -> list[str]:
-        """Names of a kind's components, in order."""
-        return sorted(name for of_kind, name in self._offers if of_kind == kind)
+        """Lists the names of a kind's components, sorted."""
+        return sorted(name for offered_kind, name in self._offers if offered_kind == kind)
 
     def provider(self, kind: str, name: str) -> Plugin:
-        """The plugin a component comes from."""
+        """Returns the plugin that offers a component."""
         return self._offers[kind, name][1]
 
     def resolve(self, kind: str, name: str) -> type[Any]:
-        """The class of a component.
+        """Returns the class of a component, and imports a lazy component.
 
         Raises:
-            PluginError: no plugin offers it, or its plugin is blocked or broken (with the reason).
+            PluginError: no plugin offers the component, or its plugin is blocked or broken (with the reason).
         """
         if (kind, name) not in self._offers:
             raise PluginError(self._missing(kind, name))
@@ -108,26 +114,28 @@ class Registry:
         if not isinstance(offer, LazyComponent):
             return offer
         try:
-            with redirect_stdout(sys.stderr):  # stdout belongs to the command, whatever a plugin prints
+            # stdout belongs to the command, whatever a plugin prints.
+            with redirect_stdout(sys.stderr):
                 component = import_target(offer.target)
                 check_component(kind, component)
                 if component.name != name:
                     raise TypeError(f"{offer.target} is called {component.name!r}, not {name!r}")
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # a plugin may even call sys.exit() when it is imported
+        # BaseException, because a plugin may even call sys.exit() when it is imported.
+        except BaseException as error:
             hint = "; `exfm doctor` says what to install" if isinstance(error, ImportError) else ""
             raise PluginError(
-                f"{kind} {name!r} of {plugin.provider} cannot be loaded: {reason_of(error)}{hint}"
+                f"{kind} {name!r} of {plugin.provider} cannot be loaded: {failure_reason(error)}{hint}"
             ) from error
         assert isinstance(component, type)
         return component
 
     def default_plan(self) -> str:
-        """Name of the parallel plan an experiment gets that names none.
+        """Returns the name of the parallel plan for an experiment that names none.
 
         Raises:
-            PluginError: no plan, or more than one, declares itself the default.
+            PluginError: no plan, or several plans, declare themselves the default.
         """
         names = self.names("parallel_plan")
         defaults = [name for name in names if self.resolve("parallel_plan", name).is_default]
@@ -136,15 +144,28 @@ class Registry:
         return defaults[0]
 
     def _missing(self, kind: str, name: str) -> str:
+        """Explains why a component is missing: its name belongs to another kind, or its plugin is unusable."""
+        others: list[str] = []
+        for other_kind, other_name in self._offers:
+            if other_name == name:
+                others.append(f" {name!r} is a {other_kind}.")
         unusable = [plugin for plugin in self.plugins.values() if plugin.status != "loaded"]
-        culprits = [p for p in unusable if f"{kind}.{name}" in p.components or p.name == name] or unusable
-        reasons = dict.fromkeys(f" {p.provider} is {p.status}: {p.reason.rstrip('.')}." for p in culprits)
-        others = [f" {name!r} is a {of_kind}." for of_kind, of_name in self._offers if of_name == name]
-        return f"no {kind} is called {name!r}.{suggestion(name, self.names(kind))}{''.join([*others, *reasons])}"
+        culprits = [p for p in unusable if f"{kind}.{name}" in p.components or p.name == name]
+        # A plugin that failed at import names no components: any of them may be the culprit.
+        reasons: list[str] = []
+        for plugin in culprits or unusable:
+            reason = f" {plugin.provider} is {plugin.status}: {plugin.reason.rstrip('.')}."
+            if reason not in reasons:
+                reasons.append(reason)
+        return f"no {kind} is called {name!r}.{suggestion(name, self.names(kind))}{''.join(others + reasons)}"
 
 
 def check_component(kind: str, component: object) -> None:
-    """Raises TypeError unless ``component`` is a named class that extends its kind's interface."""
+    """Checks a component.
+
+    Raises:
+        TypeError: it is not a class that extends its kind's interface, or its name is not a lower-case identifier.
+    """
     base = import_target(INTERFACES[kind])
     if not (isinstance(component, type) and issubclass(component, base)):
         raise TypeError(f"{component!r} is not a subclass of exfm.{base.__name__}")
@@ -152,6 +173,10 @@ def check_component(kind: str, component: object) -> None:
 
 
 def check_name(name: object, owner: str) -> None:
-    """Raises TypeError unless ``name`` is a lower-case identifier."""
+    """Checks a component's name.
+
+    Raises:
+        TypeError: it is not a lower-case identifier.
+    """
     if not (isinstance(name, str) and name.isidentifier() and name == name.lower()):
         raise TypeError(f"{owner}.name must be a lower-case identifier, not {name!r}")

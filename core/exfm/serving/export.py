@@ -24,7 +24,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 from exfm import __version__
 from exfm.config.loading import Experiment
 from exfm.data.column_types import is_usual, plain_rows
-from exfm.data.windows import windows_of
+from exfm.data.windows import stream_windows
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature
@@ -202,7 +202,7 @@ def _column_types(experiment: Experiment, features: Sequence[Feature], event_tim
 
 
 def _first_rows(source: DataSource, experiment: Experiment) -> pa.RecordBatch:
-    for window in windows_of(source, experiment.config.stream.window):
+    for window in stream_windows(source, experiment.config.stream.window):
         for rows in source.read(window):
             if rows.num_rows:
                 return rows

@@ -20,7 +20,7 @@ from exfm.data.batch import Batch
 from exfm.data.column_types import IdKind
 from exfm.data.source_errors import source_errors
 from exfm.data.stream import Chunk, ChunkReader
-from exfm.data.windows import WindowGrid, windows_of, windows_with_events
+from exfm.data.windows import WindowGrid, stream_windows, windows_with_events
 from exfm.errors import ConfigError
 from exfm.interfaces.data_source import TimeRange, Window, utc
 from exfm.interfaces.parallel_model import ParallelModel
@@ -130,7 +130,7 @@ def _windows(experiment: Experiment, between: TimeRange | None) -> list[Window]:
     with source_errors():
         stream = experiment.source.time_range()
         if between is None:
-            return list(windows_of(experiment.source, length))
+            return list(stream_windows(experiment.source, length))
     span = TimeRange(max(stream.start_us, between.start_us), min(stream.end_us, between.end_us))
     if span.start_us >= span.end_us:
         covered = f"from {utc(stream.start_us)} to {utc(stream.end_us)}"
@@ -153,7 +153,7 @@ def _chunks(
     for window in windows:
         for chunk in reader.read(window):
             yield chunk, Progress(window, len(windows), chunk.batch.size, {})
-    reader.tell_left_out()
+    reader.warn_left_out()
 
 
 def _batches(network: RankingModel, chunk: Chunk, arm: Arm) -> Iterator[Batch]:

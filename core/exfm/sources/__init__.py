@@ -1,6 +1,6 @@
-"""What data sources share: schemas given in YAML, times in any unit, JSON, large text files, histories.
+"""Helps to write data sources: schemas in YAML, times in any unit, JSON, large text files, histories.
 
-Everything here is public, and none of it is a component.
+All names are public; none is a component.
 """
 
 from __future__ import annotations

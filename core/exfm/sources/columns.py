@@ -8,12 +8,19 @@ from pyarrow import types
 from exfm.sources.times import TimeUnit
 
 
-def check_time_type(place: str, column: str, kind: pa.DataType, unit: TimeUnit) -> None:
-    """Raises ValueError where a column does not hold what its unit says; ``place`` is where it was found."""
+def check_time_type(location: str, column: str, kind: pa.DataType, unit: TimeUnit) -> None:
+    """Checks that a column of times has the type that its unit requires.
+
+    Args:
+        location: source and file of the column, for the message.
+
+    Raises:
+        ValueError: the column has another type.
+    """
     if unit == "timestamp" and not types.is_timestamp(kind):
-        wanted = "a timestamp (for an integer, set time_unit to s, ms, us or ns)"
+        expected = "a timestamp (for an integer, set time_unit to s, ms, us or ns)"
     elif unit != "timestamp" and not types.is_integer(kind):
-        wanted = "an integer, since time_unit is set"
+        expected = "an integer, since time_unit is set"
     else:
         return
-    raise ValueError(f"{place}: column {column!r} is {kind}; expected {wanted}")
+    raise ValueError(f"{location}: column {column!r} is {kind}; expected {expected}")

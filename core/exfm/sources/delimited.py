@@ -1,4 +1,4 @@
-"""Delimited text files of any size, read by row number at constant memory."""
+"""Reads delimited text files of any size by row number, at constant memory."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from pyarrow import csv
 from exfm.errors import suggestion
 from exfm.interfaces.data_source import Origin
 
+# 4 MiB: small enough to parse in memory, large enough that reads from an object store are few.
 _BLOCK_BYTES = 1 << 22
+# Arrow's CSV reader names the row of a block in its message, counting from 1.
 _ROW = re.compile(r"Row #(\d+)")
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Whole lines: where they begin in the file, and which rows they are."""
+    """Whole lines: their byte offset in the file, and their row numbers."""
 
     offset: int
     bytes: int
@@ -31,22 +33,22 @@ class _Block:
 
 
 class DelimitedFile:
-    """A text file with one row per line and no quotes, at any fsspec URL.
+    """A text file with a row per line and without quotes, at any fsspec URL.
 
-    The first use passes over the file once and remembers where every few MiB begin; from then on any range of rows
-    costs what it holds, wherever it lies. Lines that are blank are rows too, so that row numbers and lines agree.
+    The first use passes over the file once and remembers the offset of every few MiB; after that the cost of any range
+    of rows is proportional to its length. Blank lines are rows too, because row numbers and lines must agree.
 
     Args:
         url: the file, not compressed: rows are read from its middle.
         columns: names and types of the columns that are read; without a header, all columns of the file, in order.
-        owner: what messages begin with, the name of the data source.
-        delimiter: what separates columns.
+        owner: name of the data source, with which messages begin.
+        delimiter: separator of columns.
         header: whether the first line names the columns; then they may be in any order, and there may be others.
-        nulls: what stands for a missing value.
+        nulls: spellings of a missing value.
 
     Raises:
-        ValueError: from every method: the file is not there, lacks a column, or has a line that cannot be read; the
-            message names the row, the first being 0.
+        ValueError: from every method: the file does not exist, lacks a column, or has a line that cannot be read; the
+            message names the row, counted from 0.
     """
 
     def __init__(
@@ -72,35 +74,40 @@ class DelimitedFile:
 
     @property
     def rows(self) -> int:
-        """How many rows there are, the header apart."""
-        return self._blocks[-1].first_row + self._blocks[-1].rows if self._blocks else 0
+        """Returns the number of rows, without the header."""
+        if not self._blocks:
+            return 0
+        return self._blocks[-1].first_row + self._blocks[-1].rows
 
     def read(self, first: int, end: int, columns: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
-        """The rows from ``first`` to ``end``, that one excluded, each batch marked with its origin.
+        """Yields the rows from ``first`` to ``end``, excluded, in batches marked with their origin.
 
         Args:
-            columns: those that are wanted; all by default.
+            columns: names of the columns to read; all by default.
         """
-        wanted = list(columns or self._columns)
-        firsts = [block.first_row for block in self._blocks]
+        names = list(columns or self._columns)
         with self._open() as file:
-            for block in self._blocks[max(bisect_right(firsts, first) - 1, 0) :]:
+            # The last block that begins at or before the first row contains it.
+            start = bisect_right(self._blocks, first, key=lambda block: block.first_row) - 1
+            for block in self._blocks[max(start, 0) :]:
                 if block.first_row >= end:
                     return
                 skip = max(first - block.first_row, 0)
                 take = min(end - block.first_row, block.rows) - skip
                 if take > 0:
                     file.seek(block.offset)
-                    batch = self._parse(file.read(block.bytes), block.first_row, wanted)
+                    batch = self._parse(file.read(block.bytes), block.first_row, names)
                     yield Origin(self.url, block.first_row + skip).mark(batch.slice(skip, take))
 
     @cached_property
     def _blocks(self) -> list[_Block]:
+        """Finds blocks of whole lines in a single pass over the file."""
         blocks: list[_Block] = []
         row = 0
         with self._open() as file:
             offset = len(file.readline()) if self._header else 0
             while data := file.read(self._block_bytes):
+                # Up to the end of the line, so that every block parses alone; the last line may lack its newline.
                 data += file.readline()
                 rows = data.count(b"\n") + (not data.endswith(b"\n"))
                 blocks.append(_Block(offset, len(data), row, rows))
@@ -109,15 +116,16 @@ class DelimitedFile:
 
     @cached_property
     def _names(self) -> list[str]:
-        """The file's columns, in its order."""
+        """Returns the names of the file's columns, in its order."""
         if not self._header:
             return list(self._columns)
         with self._open() as file:
-            names = [name.strip() for name in file.readline().decode("utf-8", "replace").split(self._delimiter)]
+            header = file.readline().decode("utf-8", "replace")
+        names = [name.strip() for name in header.split(self._delimiter)]
         for column in self._columns:
             if column not in names:
-                place = f"{self._owner}: {self.url}: the first line"
-                raise ValueError(f"{place} does not name a column {column!r}.{suggestion(column, names)}")
+                location = f"{self._owner}: {self.url}: the first line"
+                raise ValueError(f"{location} does not name a column {column!r}.{suggestion(column, names)}")
         return names
 
     def _open(self) -> IO[bytes]:
@@ -128,20 +136,24 @@ class DelimitedFile:
             raise ValueError(f"{self._owner}: path: there is no file {self.url!r}") from error
         return file
 
-    def _parse(self, data: bytes, first_row: int, wanted: list[str]) -> pa.RecordBatch:
-        types: dict[str, Any] = {name: self._columns[name] for name in wanted}
+    def _parse(self, data: bytes, first_row: int, names: list[str]) -> pa.RecordBatch:
+        """Parses the lines of a block, whose first line is row ``first_row``."""
+        types: dict[str, Any] = {name: self._columns[name] for name in names}
         try:
             table = csv.read_csv(
                 pa.BufferReader(data),
+                # A single Arrow block, because row numbers in messages count from the beginning of a block.
                 csv.ReadOptions(column_names=self._names, block_size=len(data) + 1, use_threads=False),
                 csv.ParseOptions(delimiter=self._delimiter, quote_char=False, ignore_empty_lines=False),
                 csv.ConvertOptions(
-                    column_types=types, include_columns=wanted, null_values=self._nulls, strings_can_be_null=True
+                    column_types=types, include_columns=names, null_values=self._nulls, strings_can_be_null=True
                 ),
             )
         except pa.ArrowInvalid as error:
-            place = _ROW.search(str(error))
-            row = f", row {first_row + int(place[1]) - 1}" if place else ""
-            reason = str(error) if place is None else str(error)[place.end() :].lstrip(": ")
+            row, reason = "", str(error)
+            named = _ROW.search(reason)
+            if named is not None:
+                row = f", row {first_row + int(named[1]) - 1}"
+                reason = reason[named.end() :].lstrip(": ")
             raise ValueError(f"{self._owner}: {self.url}{row}: {reason}") from error
         return table.combine_chunks().to_batches()[0]

@@ -1,4 +1,4 @@
-"""One list of data files, for every reader of a folder: streams and teachers leave out and follow the same."""
+"""Lists data files the same for every reader of a folder: streams and teachers skip and follow the same paths."""
 
 from __future__ import annotations
 
@@ -14,117 +14,145 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 _WILD = re.compile(r"[*?\[]")
-_Shown = Callable[[str], bool]
+_IsShown = Callable[[str], bool]
 _Info = dict[str, Any]
 
 
 def list_files(filesystem: AbstractFileSystem, root: str, suffix: str) -> dict[str, _Info]:
-    """Lists the files at a path, in name order, with what the file system says of each (``size`` and more).
+    """Lists the files at a path, in name order, with the file system's information on each (``size`` and more).
 
-    Names that begin with ``_`` or ``.`` below the path are what writers put beside the data (``_temporary``, ``.crc``)
-    and are left out, unless a glob spells them. Local links are followed; a file that several paths lead to is listed
-    once, and a folder that links to itself ends.
+    Names that begin with ``_`` or ``.`` below the path are left out, unless a glob spells them, because writers put
+    temporary files and checksums beside the data (``_temporary``, ``.crc``). Local links are followed; a file that
+    several paths lead to is listed once, and a folder that links to itself is read once.
 
     Args:
         root: a folder (its sub-folders included), a file, or a glob of files and folders; without a protocol.
-        suffix: how the names in a folder end; a file that is named or that a glob matches may be called anything.
+        suffix: the end of the names in a folder; a file that is named or that a glob matches may be called anything.
 
     Returns:
-        Information by path; empty where there is nothing.
+        Information by path; empty where no file exists.
 
     Raises:
         ValueError: a link leads nowhere.
         OSError: a folder cannot be read.
     """
+    # fsspec caches listings, and a stream grows while it is followed.
     filesystem.invalidate_cache()
+    base = root
     wild = _WILD.search(root)
-    base = root[: wild.start()].rpartition("/")[0] if wild else root
-    shown = _shown_by(root.removeprefix(base))
-    listed = _local if isinstance(filesystem, LocalFileSystem) else _remote
-    infos = listed(filesystem, base, root, suffix, shown)
+    if wild:
+        base = root[: wild.start()].rpartition("/")[0]
+    is_shown = _visibility(root.removeprefix(base))
+    list_infos = _list_local if isinstance(filesystem, LocalFileSystem) else _list_remote
+    infos = list_infos(filesystem, base, root, suffix, is_shown)
     return {path: infos[path] for path in sorted(infos) if infos[path]["type"] == "file"}
 
 
-def _remote(filesystem: AbstractFileSystem, base: str, root: str, suffix: str, shown: _Shown) -> dict[str, _Info]:
-    """Information by path, of a store without links."""
+def _list_remote(
+    filesystem: AbstractFileSystem, base: str, root: str, suffix: str, is_shown: _IsShown
+) -> dict[str, _Info]:
+    """Lists information by path in a store without links."""
+    matched: dict[str, _Info] = {}
     if base != root:
-        matched = filesystem.glob(root, detail=True)
-        matched = {path: info for path, info in matched.items() if shown(path.removeprefix(base))}
-    else:
-        matched = {root: filesystem.info(root)} if filesystem.exists(root) else {}
+        for path, info in filesystem.glob(root, detail=True).items():
+            if is_shown(path.removeprefix(base)):
+                matched[path] = info
+    elif filesystem.exists(root):
+        matched = {root: filesystem.info(root)}
     infos = {path: info for path, info in matched.items() if info["type"] == "file"}
-    folders = [path for path in matched if path not in infos and "**" not in root]
-    for folder in folders:
-        below = filesystem.find(folder, detail=True)
-        infos |= {
-            path: info for path, info in below.items() if path.endswith(suffix) and shown(path.removeprefix(folder))
-        }
+    # A glob with ** has matched the files of sub-folders itself.
+    if "**" in root:
+        return infos
+    for folder in matched.keys() - infos.keys():
+        for path, info in filesystem.find(folder, detail=True).items():
+            if path.endswith(suffix) and is_shown(path.removeprefix(folder)):
+                infos[path] = info
     return infos
 
 
-def _local(filesystem: AbstractFileSystem, base: str, root: str, suffix: str, shown: _Shown) -> dict[str, _Info]:
-    """Information by path, links followed."""
+def _list_local(
+    filesystem: AbstractFileSystem, base: str, root: str, suffix: str, is_shown: _IsShown
+) -> dict[str, _Info]:
+    """Lists information by path, following links."""
     if base == root:
+        # lexists: a link that leads nowhere is an error below, and not an empty list.
         matched = [root] if os.path.lexists(root) else []
     elif "**" in root:
+        # Not glob, because glob does not enter links below ** and would not end in a circle of links.
         match = re.compile(glob_translate(root)).match
-        matched = [path for path in _walk(base or "/", shown) if match(path)]
+        matched = [path for path in _walk(base or "/", is_shown) if match(path)]
     else:
-        matched = [path for path in glob.glob(root, include_hidden=True) if shown(path.removeprefix(base))]  # noqa: PTH207
-    folders = {path for path in matched if Path(path).is_dir()}
-    paths = set(matched) - folders
-    for folder in folders:
-        paths.update(path for path in _walk(folder, shown) if path.endswith(suffix))
-    infos = {path: _info(filesystem, path) for path in _once(base, paths)}
-    return {path: info for path, info in infos.items() if info is not None}
+        matched = glob.glob(root, include_hidden=True)  # noqa: PTH207
+        matched = [path for path in matched if is_shown(path.removeprefix(base))]
+    paths: set[str] = set()
+    for path in matched:
+        if Path(path).is_dir():
+            paths.update(below for below in _walk(path, is_shown) if below.endswith(suffix))
+        else:
+            paths.add(path)
+    infos: dict[str, _Info] = {}
+    for path in _deduplicate(base, paths):
+        info = _info(filesystem, path)
+        if info is not None:
+            infos[path] = info
+    return infos
 
 
-def _shown_by(pattern: str) -> _Shown:
-    """Whether a path below the root is data; a pattern's hidden names are what the user asks for."""
-    spelled = {part[0] for part in pattern.split("/") if part.startswith(("_", "."))}
+def _visibility(pattern: str) -> _IsShown:
+    """Returns a test of paths below the root: hidden names are no data, unless the pattern spells such a name."""
+    spelled = {name[0] for name in pattern.split("/") if name.startswith(("_", "."))}
     hidden = tuple({"_", "."} - spelled)
 
-    def shown(within: str) -> bool:
-        return not any(part.startswith(hidden) or part == "lost+found" for part in within.split("/"))
+    def is_shown(within: str) -> bool:
+        # lost+found is at the top of every ext4 disk, and only root may read it.
+        return not any(name.startswith(hidden) or name == "lost+found" for name in within.split("/"))
 
-    return shown
+    return is_shown
 
 
-def _walk(top: str, shown: _Shown) -> Iterator[str]:
-    """Paths of the files below a local folder; a link is entered if it leads to where nobody has been."""
-    been: set[str] = set()
+def _walk(top: str, is_shown: _IsShown) -> Iterator[str]:
+    """Yields the files below a local folder; enters a link if it leads to a folder that was not visited yet."""
+    visited: set[str] = set()
     waiting = [top]
     while waiting:
         start = waiting.pop(0)
-        if start != top and (os.path.realpath(start) in been or _holds(start, str(Path(start).parent), top)):
+        # A link to a folder above itself or above the top would list files that the user did not ask for.
+        if start != top and (os.path.realpath(start) in visited or _contains(start, str(Path(start).parent), top)):
             continue
         for folder, folders, names in os.walk(start, onerror=_raise):
-            been.add(os.path.realpath(folder))
+            visited.add(os.path.realpath(folder))
             within = folder.removeprefix(top)
-            folders[:] = [name for name in folders if shown(f"{within}/{name}")]
-            waiting += [link for link in (f"{folder}/{name}" for name in sorted(folders)) if Path(link).is_symlink()]
-            yield from (f"{folder.rstrip('/')}/{name}" for name in names if shown(f"{within}/{name}"))
+            # In place: os.walk enters the folders that remain in its list, and no links among them.
+            folders[:] = [name for name in folders if is_shown(f"{within}/{name}")]
+            for name in sorted(folders):
+                if Path(f"{folder}/{name}").is_symlink():
+                    waiting.append(f"{folder}/{name}")
+            for name in names:
+                if is_shown(f"{within}/{name}"):
+                    yield f"{folder.rstrip('/')}/{name}"
 
 
-def _holds(link: str, *folders: str) -> bool:
-    """Whether a link leads to a folder that one of these lies in."""
+def _contains(link: str, *folders: str) -> bool:
+    """Tells whether a link leads to a folder that contains any of these folders."""
     target = os.path.realpath(link)
     return any(os.path.commonpath([target, os.path.realpath(folder)]) == target for folder in folders)
 
 
-def _once(base: str, paths: set[str]) -> set[str]:
-    """One path for every file: the one without links, or else the first."""
+def _deduplicate(base: str, paths: set[str]) -> set[str]:
+    """Picks a path for every file: the path without links, or else the first in order."""
     real_base = os.path.realpath(base or "/").rstrip("/")
     by_file: dict[str, str] = {}
     for path in sorted(paths):
         real = os.path.realpath(path)
-        direct = real == real_base + path.removeprefix(base)
-        by_file[real] = path if direct else by_file.get(real, path)
+        if real == real_base + path.removeprefix(base):
+            by_file[real] = path
+        else:
+            by_file.setdefault(real, path)
     return set(by_file.values())
 
 
 def _info(filesystem: AbstractFileSystem, path: str) -> _Info | None:
-    """What the file system says of a file; nothing where it went while the folder was read."""
+    """Returns the file system's information on a file; None where it was removed while the folder was read."""
     try:
         return dict(filesystem.info(path))
     except FileNotFoundError:
@@ -134,5 +162,6 @@ def _info(filesystem: AbstractFileSystem, path: str) -> _Info | None:
 
 
 def _raise(error: OSError) -> None:
+    # A folder that was removed while its parent was read is no error; os.walk swallows all others by default.
     if not isinstance(error, FileNotFoundError):
         raise error

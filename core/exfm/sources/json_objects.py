@@ -1,4 +1,4 @@
-"""JSON objects to Arrow: types are those that are asked for, and what cannot be read is found."""
+"""Reads JSON objects to Arrow with the types of a schema, and finds the objects that cannot be read."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pyarrow import json
 
 
 class BadObjectError(ValueError):
-    """One of several JSON objects cannot be read.
+    """A JSON object among several cannot be read.
 
     Attributes:
-        index: which one.
+        index: position of the object.
     """
 
     def __init__(self, index: int, reason: str) -> None:
@@ -21,10 +21,10 @@ class BadObjectError(ValueError):
 
 
 def parse_objects(objects: Sequence[bytes], schema: pa.Schema) -> pa.RecordBatch:
-    """One row per JSON object, with the columns of the schema; what an object does not say is null.
+    """Parses a row per JSON object, with the columns of the schema; a key that an object lacks is null.
 
     Raises:
-        BadObjectError: a text is not one JSON object, or a value is not of its column's type.
+        BadObjectError: a text is not a single JSON object, or a value is not of its column's type.
     """
     rows, reasons = read_objects(objects, schema)
     for index, reason in enumerate(reasons):
@@ -34,13 +34,15 @@ def parse_objects(objects: Sequence[bytes], schema: pa.Schema) -> pa.RecordBatch
 
 
 def read_objects(objects: Sequence[bytes], schema: pa.Schema) -> tuple[pa.RecordBatch, list[str | None]]:
-    """One row per JSON object, with the columns of the schema; what an object does not say is null.
+    """Reads a row per JSON object, with the columns of the schema; a key that an object lacks is null.
 
     Returns:
-        The rows, and why each could not be read that could not: all of such a row is null.
+        The rows, and for each row the reason why its object cannot be read, or None. All columns of a row with a
+        reason are null.
     """
+    # Arrow does not say which object is bad, so halves are read again: few calls where bad objects are few.
     try:
-        return _read(objects, schema), [None] * len(objects)
+        return _parse_lines(objects, schema), [None] * len(objects)
     except _UnreadableError as error:
         if len(objects) == 1:
             nulls = [pa.nulls(1, field.type) for field in schema]
@@ -55,13 +57,19 @@ class _UnreadableError(Exception):
     """Some of several objects cannot be read."""
 
 
-def _read(objects: Sequence[bytes], schema: pa.Schema) -> pa.RecordBatch:
+def _parse_lines(objects: Sequence[bytes], schema: pa.Schema) -> pa.RecordBatch:
+    """Parses all objects at once.
+
+    Raises:
+        _UnreadableError: an object cannot be read.
+    """
     if not objects:
         return pa.RecordBatch.from_pylist([], schema)
-    # Each begins an object, so that one that holds two is not hidden by a blank one beside it.
+    # Each text begins an object, because a text with two objects could hide a blank text from the count below.
     if not all(text.lstrip().startswith(b"{") for text in objects):
         raise _UnreadableError("it is not a JSON object")
     lines = b"\n".join(objects)
+    # A single block, because Arrow refuses an object that is longer than a block.
     reading = json.ReadOptions(use_threads=False, block_size=len(lines) + 1)
     parsing = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     try:

@@ -1,11 +1,13 @@
-"""Packed files that unpack to no more than such files do: a few kilobytes can hold gigabytes of one letter."""
+"""Limits the unpacked size of compressed files, because a few kilobytes can hold gigabytes of a repeated letter."""
 
 from __future__ import annotations
 
 import io
 from typing import IO, Any, cast
 
+# Text of logs compresses to a tenth at best: five times that is no log.
 _RATIO = 50
+# Small files may be very repetitive, and 64 MiB fit into memory.
 _AT_LEAST_BYTES = 64 << 20
 
 
@@ -28,15 +30,15 @@ class _Limited(io.RawIOBase):
 
 
 def limited(unpacked: IO[bytes], packed_bytes: int, label: str) -> IO[bytes]:
-    """A file that is read as it is unpacked, up to 50 times its packed size (64 MiB at least).
+    """Wraps an unpacking file so that it reads at most 50 times its packed size (64 MiB at least).
 
-    Text of logs is packed to a tenth at best. What is read is bounded before it is parsed, whatever a header says.
+    The size is limited before parsing and independent of headers in the file.
 
     Args:
-        label: what the message calls the file.
+        label: name of the file in messages.
 
     Raises:
-        ValueError: while reading, there is more.
+        ValueError: while reading, when there is more.
     """
     raw = _Limited(unpacked, max(_RATIO * packed_bytes, _AT_LEAST_BYTES), label)
     return cast(IO[bytes], io.BufferedReader(raw, 1 << 20))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from exfm.registry import discovery, entry_points
-from exfm.registry.entry_points import Found
-from exfm.registry.hooks import HOOK_OF_KIND, PROJECT, hookimpl
+from exfm.registry.entry_points import PluginEntryPoint
+from exfm.registry.hooks import HOOK_BY_KIND, PROJECT, hookimpl
 from exfm.registry.registry import Registry
 
 
@@ -24,7 +24,7 @@ class IsolatedRegistry:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
-        self._found: list[Found] = []
+        self._found: list[PluginEntryPoint] = []
         monkeypatch.setattr(entry_points, "find", lambda: list(self._found))
         discovery.default_registry.cache_clear()
 
@@ -37,7 +37,7 @@ class IsolatedRegistry:
         for one in offered:
             plugin = one if isinstance(one, ModuleType) else self._plugin_of(one)
             point = EntryPoint(plugin.__name__.rpartition(".")[2], plugin.__name__, PROJECT)
-            self._found.append(Found("put-in-by-a-test", "0", point))
+            self._found.append(PluginEntryPoint("put-in-by-a-test", "0", point))
         discovery.default_registry.cache_clear()
         return discovery.default_registry()
 
@@ -48,6 +48,6 @@ class IsolatedRegistry:
         def offer() -> list[type[Any]]:
             return [component]
 
-        setattr(plugin, HOOK_OF_KIND[component.kind], hookimpl(offer))
+        setattr(plugin, HOOK_BY_KIND[component.kind], hookimpl(offer))
         self._monkeypatch.setitem(sys.modules, plugin.__name__, plugin)
         return plugin

@@ -150,7 +150,7 @@ class StreamLoop:
         finally:
             self.reader.close()
             self.saving.settle()
-        self.reader.tell_left_out()
+        self.reader.warn_left_out()
         start = time.perf_counter()
         self.saving.wait()
         self.process_group.barrier()

@@ -149,7 +149,7 @@ def read_spread(
     chunks = reader.read(window, only)
     start = 0
     while True:
-        chunk = next(chunks, None) or reader.nothing()
+        chunk = next(chunks, None) or reader.empty_chunk()
         times = chunk.batch.event_time_us
         extent = [times.numel(), int(times[0]), -int(times[-1])] if times.numel() else [0, _LATEST, _LATEST]
         extents_R3 = process_group.all_gather(torch.tensor(extent))

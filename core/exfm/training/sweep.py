@@ -139,7 +139,7 @@ def plan_sweep(
     for chosen in product(*pairs):
         own_values = dict(zip(axes, (value for value, _ in chosen), strict=True))
         values = dict(zip(axes, (name for _, name in chosen), strict=True))
-        run_dir = f"{base.run_dir_as_given().rstrip('/')}/sweep/{folder_name(values)}"
+        run_dir = f"{base.unresolved_run_dir().rstrip('/')}/sweep/{folder_name(values)}"
         # A JSON string is YAML too: whatever the folder is called, it is read as it is.
         own = (*overrides, *(f"{key}={value}" for key, value in own_values.items()), f"run_dir={json.dumps(run_dir)}")
         points.append(Point(values, own, _load(config, own, block, values)))

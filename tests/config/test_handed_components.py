@@ -13,10 +13,10 @@ import exfm
 from exfm.registry.discovery import discover
 
 
-class Given(exfm.Backbone):
+class Handed(exfm.Backbone):
     """The sum of the tokens."""
 
-    name: ClassVar[str] = "given"
+    name: ClassVar[str] = "handed"
 
     class Config(exfm.ComponentConfig):
         """Fields."""
@@ -32,35 +32,35 @@ class Given(exfm.Backbone):
         return self.out(tokens_BND.sum(dim=1))
 
 
-class Second(Given):
+class Second(Handed):
     name: ClassVar[str] = "dlrm"
 
 
-def test_a_given_class_is_found_by_its_name_and_checked(experiment: dict[str, Any], write: Callable[..., str]) -> None:
-    experiment["models"]["vm"]["backbone"] = {"name": "given", "width": 4}
+def test_a_handed_class_has_its_name_and_is_checked(experiment: dict[str, Any], write: Callable[..., str]) -> None:
+    experiment["models"]["vm"]["backbone"] = {"name": "handed", "width": 4}
     path = write(experiment)
-    loaded = exfm.load_experiment(path, components=[Given])
-    assert loaded.config.models["vm"].backbone.component is Given
+    loaded = exfm.load_experiment(path, components=[Handed])
+    assert loaded.config.models["vm"].backbone.component is Handed
     with pytest.raises(exfm.ConfigError, match=r"models\.vm\.backbone\.widht.*Did you mean 'width'"):
-        exfm.load_experiment(path, ["models.vm.backbone.widht=3"], components=[Given])
-    with pytest.raises(exfm.ConfigError, match="no backbone is called 'given'"):
+        exfm.load_experiment(path, ["models.vm.backbone.widht=3"], components=[Handed])
+    with pytest.raises(exfm.ConfigError, match="no backbone is called 'handed'"):
         exfm.load_experiment(path)
 
 
-def test_it_joins_the_registry_that_is_given_and_leaves_it_as_it_was(
+def test_it_joins_the_registry_of_the_caller_and_leaves_it_unchanged(
     experiment: dict[str, Any], write: Callable[..., str]
 ) -> None:
     registry = discover()
-    experiment["models"]["vm"]["backbone"] = {"name": "given"}
-    assert exfm.load_experiment(write(experiment), registry=registry, components=[Given])
-    assert "given" not in registry.names("backbone")
+    experiment["models"]["vm"]["backbone"] = {"name": "handed"}
+    assert exfm.load_experiment(write(experiment), registry=registry, components=[Handed])
+    assert "handed" not in registry.names("backbone")
 
 
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [(nn.Linear, "none of exfm's base classes"), (exfm.Backbone, "lower-case identifier")],
 )
-def test_what_is_no_component_is_refused(
+def test_a_class_that_is_no_component_is_refused(
     wrong: type[Any], reason: str, experiment: dict[str, Any], write: Callable[..., str]
 ) -> None:
     with pytest.raises(exfm.ConfigError, match=reason):
