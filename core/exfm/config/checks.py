@@ -8,7 +8,7 @@ from datetime import timedelta
 from graphlib import CycleError, TopologicalSorter
 
 from exfm.config.experiment import Bucket, ExperimentConfig, ModelConfig, SupervisionConfig
-from exfm.config.lookups import StateLookup, check_lookups, lookups_of
+from exfm.config.inputs import ModelInput, resolve_inputs
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
 
@@ -23,7 +23,7 @@ class Arm:
         name: the model's name, with ``.control`` for a control arm.
         base: the model's name under ``models``.
         teachers: the names under ``models`` and ``teachers`` that it learns from, without repetition.
-        lookups: the teachers' states that are its input.
+        inputs: the stored vectors of teachers that are its input.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Arm:
     config: ModelConfig
     tasks: tuple[str, ...]
     teachers: tuple[str, ...]
-    lookups: tuple[StateLookup, ...] = ()
+    inputs: tuple[ModelInput, ...] = ()
 
     @property
     def is_control(self) -> bool:
@@ -68,7 +68,8 @@ def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str)
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         cycle = error.args[1]
-        key = "lookups" if cycle[0] in config.models[cycle[1]].lookups else "transfer"
+        read = {spec.config.teacher for spec in config.models[cycle[1]].inputs}
+        key = "inputs" if cycle[0] in read else "transfer"
         raise ConfigError(
             f"{file}: models.{cycle[1]}.{key}: teachers form a cycle: {' teaches '.join(cycle)}"
         ) from None
@@ -76,9 +77,10 @@ def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str)
     for name in sorted(order, key=lambda name: (_depth(name, graph), list(config.models).index(name))):
         model = config.models[name]
         tasks = _tasks(model, schema)
-        arms.append(Arm(name, name, model, tasks, _teachers(model), lookups_of(model, config)))
+        inputs = resolve_inputs(model, config, schema, f"{file}: models.{name}.inputs")
+        arms.append(Arm(name, name, model, tasks, _teachers(model), inputs))
         if model.control is True:
-            nothing = {"transfer": (), "lookups": {}, "control": False, "supervision": SupervisionConfig()}
+            nothing = {"transfer": (), "inputs": (), "control": False, "supervision": SupervisionConfig()}
             untaught = model.model_copy(update=nothing)
             arms.append(Arm(name + CONTROL_SUFFIX, name, untaught, tasks, ()))
     return tuple(arms)
@@ -90,7 +92,7 @@ def _depth(name: str, graph: dict[str, tuple[str, ...]]) -> int:
 
 def _teachers(model: ModelConfig) -> tuple[str, ...]:
     taught = (teacher for spec in model.transfer for teacher in spec.config.teachers)
-    return tuple(dict.fromkeys((*taught, *model.lookups)))
+    return tuple(dict.fromkeys((*taught, *(spec.config.teacher for spec in model.inputs))))
 
 
 def _tasks(model: ModelConfig, schema: FeatureSchema) -> tuple[str, ...]:
@@ -123,7 +125,7 @@ def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSc
             raise ConfigError(f"{place}.where.{column}: name at least one value; given: []")
     _check_states(model, schema, f"{place}.supervision.states")
     _check_rows(model, schema, f"{place}.supervision.rows")
-    check_lookups(model, config, schema, f"{place}.lookups")
+    resolve_inputs(model, config, schema, f"{place}.inputs")
     _check_managed(model, schema, place)
     if model.batch_size > config.stream.chunk_rows:
         raise ConfigError(
@@ -164,7 +166,7 @@ def _check_managed(model: ModelConfig, schema: FeatureSchema, place: str) -> Non
         for number, spec in enumerate(model.transfer)
         if spec.component.requires & {"states", "parameters"}
     ]
-    following += ["lookups: they follow"] if model.lookups else []
+    following += ["inputs: they follow"] if model.inputs else []
     if managed and following:
         raise ConfigError(
             f"{place}.{following[0]} a teacher row by row, and the ids of table {next(iter(managed))!r} are managed: "
