@@ -29,7 +29,7 @@ settings.load_profile("default")
 LONG = (
     "training/test_parallel.py", "training/test_stream_loop.py", "serving/test_export.py", "planning/test_plan.py",
     "cli/test_new_plugin.py", "examples/test_distributions.py", "docs/test_recipes.py", "cli/test_sweep.py",
-    "examples/test_notebooks.py", "examples/test_paper.py", "training/test_jobs.py", "training/test_lookups.py",
+    "examples/test_notebooks.py", "examples/test_paper.py", "training/test_jobs.py", "training/test_teacher_inputs.py",
 )  # fmt: skip
 """The files that take longest, which come first: at the end one process would wait for the other."""
 

@@ -67,6 +67,10 @@ if TYPE_CHECKING:
     from exfm.interfaces.schema import SequenceField as SequenceField
     from exfm.interfaces.sequence_encoder import EncoderInputs as EncoderInputs
     from exfm.interfaces.sequence_encoder import SequenceEncoder as SequenceEncoder
+    from exfm.interfaces.teacher_input import InputSpec as InputSpec
+    from exfm.interfaces.teacher_input import TeacherInput as TeacherInput
+    from exfm.interfaces.teacher_input import TeacherInputConfig as TeacherInputConfig
+    from exfm.interfaces.teacher_input import VectorHistory as VectorHistory
     from exfm.interfaces.transfer_specs import PartSpec as PartSpec
     from exfm.interfaces.transfer_specs import StudentSpec as StudentSpec
     from exfm.interfaces.transfer_specs import TeacherSpec as TeacherSpec
@@ -99,6 +103,7 @@ _HOME = {
     "Experiment": "exfm.config.loading",
     "Feature": "exfm.interfaces.schema",
     "FeatureSchema": "exfm.interfaces.schema",
+    "InputSpec": "exfm.interfaces.teacher_input",
     "JaggedSequence": "exfm.interfaces.jagged",
     "Label": "exfm.interfaces.schema",
     "LabelAdapter": "exfm.interfaces.distillation_strategy",
@@ -126,6 +131,8 @@ _HOME = {
     "TableShard": "exfm.interfaces.layout",
     "TableSharding": "exfm.interfaces.layout",
     "TableUse": "exfm.interfaces.layout",
+    "TeacherInput": "exfm.interfaces.teacher_input",
+    "TeacherInputConfig": "exfm.interfaces.teacher_input",
     "TeacherOutput": "exfm.interfaces.distillation_strategy",
     "TeacherSpec": "exfm.interfaces.transfer_specs",
     "TeacherVectors": "exfm.interfaces.parameter_strategy",
@@ -133,6 +140,7 @@ _HOME = {
     "TransferConfig": "exfm.interfaces.transfer_strategy",
     "TransferStrategy": "exfm.interfaces.transfer_strategy",
     "TrunkRunner": "exfm.interfaces.trunk",
+    "VectorHistory": "exfm.interfaces.teacher_input",
     "Window": "exfm.interfaces.data_source",
     "Workload": "exfm.interfaces.layout",
     "hookimpl": "exfm.registry.hooks",

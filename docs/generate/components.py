@@ -24,6 +24,7 @@ TITLES = {
     "backbone": "Backbones",
     "sequence_encoder": "Sequence encoders",
     "transfer_strategy": "Transfer strategies",
+    "teacher_input": "Teacher inputs",
     "data_source": "Data sources",
     "parallel_plan": "Parallel plans",
 }

@@ -20,6 +20,7 @@ NAMES = {
     "backbone": "shallow",
     "sequence_encoder": "my-encoder",
     "transfer_strategy": "mimic_2",
+    "teacher_input": "newest",
     "data_source": "clicks",
     "parallel_plan": "few-threads",
 }

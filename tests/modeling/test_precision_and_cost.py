@@ -75,7 +75,7 @@ def test_the_parts_add_up_to_the_whole() -> None:
     model = build(MODEL)
     batch = model.narrow(random_batch(SCHEMA, 16))
     parts = flops_by_part(model, batch)
-    assert parts.keys() == PARTS.keys() - {"states", "lookups"}
+    assert parts.keys() == PARTS.keys() - {"states", "inputs"}
     assert min(parts.values()) > 0
     assert sum(parts.values()) * batch.size == count_flops(lambda: model(batch))
     assert sum(parameters_by_part(model).values()) == model.parameter_counts()["dense"]

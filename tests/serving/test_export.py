@@ -73,12 +73,16 @@ def test_the_folder_and_its_description(tmp_path: Path, exfm_cli: Any, experimen
     assert [(task["name"], task["shape"]) for task in described["outputs"]] == [("click", ["B"]), ("buy", ["B"])]
 
 
-def test_lookups_of_a_teacher_are_part_of_it(run: exfm.Experiment, experiment_file: str, tmp_path: Path) -> None:
-    overrides = ["models.ah.lookups={fm: [user]}", "models.ah.tasks=[click]", f"run_dir={tmp_path / 'run'}"]
+def test_inputs_of_a_teacher_are_part_of_it(run: exfm.Experiment, experiment_file: str, tmp_path: Path) -> None:
+    overrides = [
+        "models.ah.inputs=[{name: loopfm, teacher: fm, states: 4}, {name: latest_state, teacher: fm}]",
+        "models.ah.tasks=[click]",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     experiment = exfm.load_experiment(experiment_file, overrides)
     exfm.run(experiment)
     weights = captured(experiment, "ah").state_dict
-    assert [value.shape for key, value in weights.items() if "lookups" in key and value.dim() == 2]
+    assert [value.shape for key, value in weights.items() if "inputs.tables" in key and value.dim() == 2]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from tests.training.logs import experiment_dict, load, make_log, write_log
 STD = 0.05
 WEIGHT = "featurizer.pooled.bags.embedding_bags.table_user.weight"
 SQUARES = "featurizer.pooled.bags.table_user.weight.table_user.weight.momentum_1"
-STATES = "lookups.tokens.state_fm/user.states.vectors_RK"
+STATES = "inputs.tables.state_fm/user.vectors_RK"
 ADDED = "vectors.fm.state_user.table_user.vectors_RK"
 
 

@@ -51,7 +51,7 @@ def test_an_override_comes_before_the_stored_vector(dtype: torch.dtype) -> None:
     offset = projected(dtype=dtype)
     assert torch.equal(offset(torch.tensor([0])), torch.zeros(1, 3))
     rows, newer = torch.tensor([2, 2]), torch.randn(2, 4)
-    offset.vectors.overrides = {"item": VectorOverride(torch.tensor([False, True]), newer)}
+    offset.vectors.overrides = {"item": VectorOverride(torch.tensor([[False], [True]]), newer.unsqueeze(1))}
     stored, overridden = offset(rows, "item")
     torch.testing.assert_close(overridden, offset.projection(newer)[1])
     assert torch.equal(stored, offset(rows)[0])

@@ -10,18 +10,18 @@ import torch
 import exfm
 from exfm.transfer.row_offsets import OffsetSum
 from tests.training.logs import load, make_log
-from tests.training.test_lookups import config, trainer_of
+from tests.training.test_teacher_inputs import config, trainer_of
 
 COMPACT = {"name": "compact_features", "teacher": "fm"}
 
 
-def test_strategies_and_lookups_of_one_column_read_one_table(tmp_path: Path) -> None:
+def test_strategies_and_inputs_of_one_column_read_one_table(tmp_path: Path) -> None:
     made = config(tmp_path, "run", make_log(60), transfer=[COMPACT, COMPACT | {"entities": ["user"], "scale": 0.5}])
     trainer = trainer_of(load(tmp_path, made), "vm")
     tables = {fed.columns: fed.table for fed in trainer.transfer.parameters.fed_tables()}
     assert tables.keys() == {("state_user",), ("state_item",)}
-    assert trainer.model.lookups is not None
-    (looked_up,) = trainer.model.lookups.tables().values()
+    assert trainer.model.inputs is not None
+    (looked_up,) = trainer.model.inputs.stored().values()
     assert looked_up is tables["state_user",]
     offset = trainer.model.featurizer.offsets["user"]
     assert isinstance(offset, OffsetSum) and [one.vectors for one in offset.offsets] == 2 * [looked_up]

@@ -21,6 +21,7 @@ _ENDINGS = {
     "backbone": "Backbone",
     "sequence_encoder": "Encoder",
     "transfer_strategy": "Strategy",
+    "teacher_input": "Input",
     "data_source": "Source",
     "parallel_plan": "Plan",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -72,7 +72,7 @@ def _ties(models: Mapping[str, Any], registry: Registry) -> dict[str, Ties]:
 
     teachers: set[str] = set()
     for model in models.values():
-        teachers.update(model["lookups"])
+        teachers.update(_input_teachers(model))
         for transfer in model["transfer"]:
             teachers.update((transfer["teacher"], *transfer["fallback"]))
     ties = {}
@@ -87,6 +87,12 @@ def _ties(models: Mapping[str, Any], registry: Registry) -> dict[str, Ties]:
         if model["control"]:
             ties[f"{name}{CONTROL_SUFFIX}"] = Ties()
     return ties
+
+
+def _input_teachers(model: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the teachers whose stored vectors a model reads; exfm 0.1 named them under ``lookups``."""
+    yield from (spec["teacher"] for spec in model.get("inputs", ()))
+    yield from model.get("lookups", ())
 
 
 def _reads_parameters(strategy: str, registry: Registry) -> bool:

@@ -46,8 +46,8 @@ def command(
         else:
             typer.echo(f"{path}: ok: {', '.join(arm.name for arm in experiment.arms)}")
             for arm in experiment.arms:
-                if arm.lookups:
-                    names = ", ".join(lookup.name for lookup in arm.lookups)
+                if arm.inputs:
+                    names = ", ".join(name for entry in arm.inputs for name in entry.lookups)
                     typer.echo(f"{path}: models.{arm.name}: costs lookups at serving: {names}")
     if wrong:
         raise typer.Exit(2)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from graphlib import CycleError, TopologicalSorter
 
 from exfm.config.experiment import Bucket, ExperimentConfig, ModelConfig, SupervisionConfig
-from exfm.config.state_lookups import StateLookup, check_lookups, model_lookups
+from exfm.config.inputs import ModelInput, resolve_inputs
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
 
@@ -23,7 +23,7 @@ class Arm:
         name: the model's name, with ``.control`` for a control arm.
         base: the model's name under ``models``.
         teachers: the names under ``models`` and ``teachers`` that it learns from, without repetition.
-        lookups: the teachers' states that the arm reads as input.
+        inputs: the stored vectors of teachers that are its input.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Arm:
     config: ModelConfig
     tasks: tuple[str, ...]
     teachers: tuple[str, ...]
-    lookups: tuple[StateLookup, ...] = ()
+    inputs: tuple[ModelInput, ...] = ()
 
     @property
     def is_control(self) -> bool:
@@ -69,7 +69,8 @@ def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str)
     except CycleError as error:
         # The second argument lists the nodes of the cycle, the first node again at the end (documented by graphlib).
         cycle = error.args[1]
-        key = "lookups" if cycle[0] in config.models[cycle[1]].lookups else "transfer"
+        read = {spec.config.teacher for spec in config.models[cycle[1]].inputs}
+        key = "inputs" if cycle[0] in read else "transfer"
         raise ConfigError(
             f"{file}: models.{cycle[1]}.{key}: teachers form a cycle: {' teaches '.join(cycle)}"
         ) from None
@@ -79,11 +80,12 @@ def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str)
     for name in sorted(order, key=lambda name: (_depth(name, graph), positions[name])):
         model = config.models[name]
         tasks = _model_tasks(model, schema)
-        arms.append(Arm(name, name, model, tasks, _teachers(model), model_lookups(model, config)))
+        inputs = resolve_inputs(model, config, schema, f"{file}: models.{name}.inputs")
+        arms.append(Arm(name, name, model, tasks, _teachers(model), inputs))
         if model.control is True:
-            no_transfer = {"transfer": (), "lookups": {}, "control": False, "supervision": SupervisionConfig()}
-            control = model.model_copy(update=no_transfer)
-            arms.append(Arm(name + CONTROL_SUFFIX, name, control, tasks, ()))
+            nothing = {"transfer": (), "inputs": (), "control": False, "supervision": SupervisionConfig()}
+            untaught = model.model_copy(update=nothing)
+            arms.append(Arm(name + CONTROL_SUFFIX, name, untaught, tasks, ()))
     return tuple(arms)
 
 
@@ -93,11 +95,13 @@ def _depth(name: str, graph: dict[str, tuple[str, ...]]) -> int:
 
 
 def _teachers(model: ModelConfig) -> tuple[str, ...]:
-    """Lists the teachers of a model's transfer and lookups, each once, in the order of the file."""
+    """Lists the teachers of a model's transfer and inputs, each once, in the order of the file."""
     teachers: list[str] = []
     for spec in model.transfer:
         teachers += spec.config.teachers
-    return tuple(dict.fromkeys((*teachers, *model.lookups)))
+    for spec in model.inputs:
+        teachers.append(spec.config.teacher)
+    return tuple(dict.fromkeys(teachers))
 
 
 def _model_tasks(model: ModelConfig, schema: FeatureSchema) -> tuple[str, ...]:
@@ -131,7 +135,7 @@ def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSc
             raise ConfigError(f"{key_path}.where.{column}: name at least one value; given: []")
     _check_states(model, schema, f"{key_path}.supervision.states")
     _check_rows(model, schema, f"{key_path}.supervision.rows")
-    check_lookups(model, config, schema, f"{key_path}.lookups")
+    resolve_inputs(model, config, schema, f"{key_path}.inputs")
     _check_managed(model, schema, key_path)
     if model.batch_size > config.stream.chunk_rows:
         raise ConfigError(
@@ -176,8 +180,8 @@ def _check_managed(model: ModelConfig, schema: FeatureSchema, key_path: str) -> 
     for number, spec in enumerate(model.transfer):
         if spec.component.requires & {"states", "parameters"}:
             following.append(f"transfer.{number}: {spec.name} follows")
-    if model.lookups:
-        following.append("lookups: they follow")
+    if model.inputs:
+        following.append("inputs: they follow")
     if managed and following:
         raise ConfigError(
             f"{key_path}.{following[0]} a teacher row by row, and the ids of table {next(iter(managed))!r} are "

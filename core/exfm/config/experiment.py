@@ -14,6 +14,7 @@ from exfm.interfaces.parallel_plan import TableOptimizer
 BackboneSpec = Annotated[ComponentSpec, ComponentField("backbone")]
 EncoderSpec = Annotated[ComponentSpec, ComponentField("sequence_encoder")]
 TransferSpec = Annotated[ComponentSpec, ComponentField("transfer_strategy")]
+TeacherInputSpec = Annotated[ComponentSpec, ComponentField("teacher_input")]
 SourceSpec = Annotated[ComponentSpec, ComponentField("data_source")]
 PlanSpec = Annotated[ComponentSpec, ComponentField("parallel_plan")]
 
@@ -164,6 +165,17 @@ class SupervisionConfig(_Section):
 class ModelConfig(_Section):
     """A model of the experiment: an FM, a VM, or anything between."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lookups_are_inputs(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("lookups"):
+            entries = [f"{{name: latest_state, teacher: {teacher}}}" for teacher in fields["lookups"]]
+            raise ValueError(
+                f"lookups: exfm 0.1 had this; write inputs: [{', '.join(entries)}], with entities: [...] for some of "
+                "the teacher's states"
+            )
+        return fields
+
     backbone: BackboneSpec = Field(description="The interaction architecture.")
     sequence_encoder: EncoderSpec | None = Field(
         None, description="Summarises each sequence; without it, a sequence is averaged like a multi-valued feature."
@@ -178,9 +190,8 @@ class ModelConfig(_Section):
     dense_tokens: int = Field(1, gt=0, description="Tokens made of the dense features together.")
     head_hidden: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="Hidden layers of each task's head.")
     transfer: tuple[TransferSpec, ...] = Field((), description="How it learns from its teachers.")
-    lookups: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict,
-        description="Entities of each teacher whose newest state is an input; each costs a lookup at serving.",
+    inputs: tuple[TeacherInputSpec, ...] = Field(
+        (), description="Stored vectors of teachers that are an input; each entity costs a lookup at serving."
     )
     control: bool | str = Field(
         False,

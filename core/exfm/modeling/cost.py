@@ -20,12 +20,12 @@ from exfm.modeling.ranking_model import RankingModel
 PARTS = {
     "tokens": ("featurizer",),
     "sequence_encoder": ("encoders",),
-    "lookups": ("lookups",),
+    "inputs": ("inputs",),
     "backbone": ("backbone",),
     "heads": ("heads",),
     "states": ("states", "read_states"),
 }
-"""The parts of a model, and the children of RankingModel that they are; few have lookups, and only a teacher states."""
+"""The parts of a model, and the children of RankingModel that they are; few have inputs, and only a teacher states."""
 
 _TOKENS, _DIM, _EVENTS, _LONGEST, _EXAMPLES = 26, 16, 20, 50, 8
 _TASKS = ("click", "conversion")

@@ -46,8 +46,8 @@ class Growth:
 
         Args:
             state: weights, or the state of optimizers or strategies. An entry has a table's rows where two parts of
-                its name, between dots, are ``table_NAME`` and ``weight``, ``state`` or ``vectors_RK``, or as a lookup's
-                states.
+                its name, between dots, are ``table_NAME`` and ``weight``, ``state`` or ``vectors_RK``, or as a teacher
+                input's stored vectors.
 
         Raises:
             ConfigError: a table has fewer rows than before, or more hashed ones that are no multiple.
@@ -77,6 +77,6 @@ class Growth:
         for part, kind in pairwise(parts):
             if part.startswith(_TABLE) and kind in ("weight", "state", "vectors_RK"):
                 return part.removeprefix(_TABLE)
-            if part.startswith(_STATE) and kind == "states":
+            if part.startswith(_STATE) and kind in ("vectors_RK", "count_R"):
                 return self._entities[part.rpartition("/")[2]]
         return ""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from exfm.config.experiment import ModelConfig
-from exfm.config.state_lookups import StateLookup
+from exfm.config.inputs import ModelInput
 from exfm.data.batch import Batch
 from exfm.interfaces.backbone import BackboneInputs, SequenceShape
 from exfm.interfaces.network import reads_times
@@ -22,10 +22,10 @@ from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSche
 from exfm.interfaces.sequence_encoder import EncoderInputs
 from exfm.interfaces.trunk import RunBackbone, RunTrunk, Sequences, run_backbone, run_trunk
 from exfm.modeling.entity_states import EntityStates
-from exfm.modeling.lookups import StateLookups
 from exfm.modeling.managed_ids import Started
 from exfm.modeling.read_states import ModelOutput, ReadStates
 from exfm.modeling.recompute import recompute
+from exfm.modeling.teacher_inputs import TeacherInputs
 from exfm.modeling.tokens import Featurizer
 
 
@@ -41,13 +41,13 @@ class Head(nn.Sequential):
 
 
 class RankingModel(nn.Module):
-    """The served part of a model, complete: nothing of a transfer is in it but what it looks up.
+    """The served part of a model, complete: nothing of a transfer is in it, but its teacher inputs are.
 
     Args:
         config: the model's section of the experiment.
         schema: the whole stream's schema; the config picks features from it.
         tasks: the labels it predicts.
-        lookups: the teachers' states that are its input.
+        inputs: its teacher inputs.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class RankingModel(nn.Module):
         config: ModelConfig,
         schema: FeatureSchema,
         tasks: tuple[str, ...],
-        lookups: Sequence[StateLookup] = (),
+        inputs: Sequence[ModelInput] = (),
     ) -> None:
         super().__init__()
         seen = schema.select(config.features)
@@ -72,9 +72,11 @@ class RankingModel(nn.Module):
         for sequence in sequences if config.sequence_encoder is not None else []:
             candidate = targets[sequence.name]
             timed = sequence.times is not None
-            inputs = EncoderInputs(sequence.name, config.embedding_dim, sequence.max_length, context, candidate, timed)
+            encoder_inputs = EncoderInputs(
+                sequence.name, config.embedding_dim, sequence.max_length, context, candidate, timed
+            )
             assert config.sequence_encoder is not None
-            encoder = config.sequence_encoder.build(inputs)
+            encoder = config.sequence_encoder.build(encoder_inputs)
             self.encoders[f"sequence_{sequence.name}"] = encoder
             summaries += [f"{sequence.name}:{k}" for k in range(encoder.num_tokens)]
         shapes = tuple(
@@ -84,12 +86,12 @@ class RankingModel(nn.Module):
         shapes = shapes if self.reads_sequences else ()
         tokens = (*context, *summaries)
         self.backbone = config.backbone.build(BackboneInputs(tokens, config.embedding_dim, shapes, tasks))
-        self.lookups: StateLookups | None = None
-        if lookups:
+        self.inputs: TeacherInputs | None = None
+        if inputs:
             rows = {feature.name: feature.rows for feature in seen.features if isinstance(feature, CategoricalFeature)}
             with torch.random.fork_rng(devices=[]):  # the rest starts from the weights it has without
-                self.lookups = StateLookups(lookups, rows, config.embedding_dim)
-                tokens = (*tokens, *self.lookups.token_names)
+                self.inputs = TeacherInputs(inputs, rows)
+                tokens = (*tokens, *self.inputs.token_names)
                 self.backbone = config.backbone.build(BackboneInputs(tokens, config.embedding_dim, shapes, tasks))
         self.featurizer.reads_times = reads_times(self)
         if config.activation_checkpointing:
@@ -138,9 +140,9 @@ class RankingModel(nn.Module):
         if self.states is not None:
             with self._precision(tokens_BND):
                 states = self.states(tokens_BND, sequences)
-        if self.lookups is not None:
+        if self.inputs is not None:
             with self._precision(tokens_BND):
-                inputs.append(self.lookups(batch.sparse))
+                inputs.append(self.inputs(batch.sparse))
         layers_BL = self._layer_memory(tokens_BND)
         if layers_BL is not None:
             inputs.append(layers_BL)
@@ -164,8 +166,8 @@ class RankingModel(nn.Module):
         """Maps tokens to the representation, (B, R) or per task (B, T, R), through the encoders and the backbone.
 
         Args:
-            inputs: tokens (B, N, D), those of lookups (B, K, D), and last the memory (B, L) of layers that are read,
-                where there are any.
+            inputs: tokens (B, N, D), those of teacher inputs (B, M, D), and last the memory (B, L) of layers that are
+                read, where there are any.
             sequences: by name.
             run_backbone: calls the backbone.
         """

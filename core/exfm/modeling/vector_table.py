@@ -1,6 +1,6 @@
-"""The newest vector that a teacher has published for each row of a table, as a student may know it.
+"""The newest vectors that a teacher has published for each row of a table, as a student may know them.
 
-Legend: R rows of the table, S vectors, V ids of a feature in a batch, K width of a vector.
+Legend: R rows of the table, S vectors, V ids of a feature in a batch, L vectors of a row, K width of a vector.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -27,29 +28,68 @@ class RowVectors:
     row_S: Tensor
     vector_SK: Tensor
 
-    def newest(self) -> RowVectors:
-        """Returns the last vector of each row: torch keeps any of the values that are written to one row."""
+    def newest(self, length: int = 1) -> tuple[Tensor, VectorOverride]:
+        """Returns the different rows, and the last vectors of each: torch keeps any of the values written to one row.
+
+        Args:
+            length: L.
+        """
         key_S, bits = packed_rows(self.row_S)
-        last = torch.from_numpy(key_S[np.diff(key_S >> bits, append=-1) != 0])
-        return RowVectors(last >> bits, self.vector_SK.index_select(0, last & ((1 << bits) - 1)))
+        last_V = np.flatnonzero(np.diff(key_S >> bits, append=-1))
+        row_V = torch.from_numpy(key_S[last_V] >> bits)
+        return row_V, pick(key_S, bits, torch.from_numpy(last_V), row_V, self.row_S.numel(), self.vector_SK, length)
 
 
 @dataclass(frozen=True)
 class VectorOverride:
-    """Holds, for each id of a feature in a batch, the teacher's vector that is newer than the stored one.
+    """Holds, for each id of a feature in a batch, the teacher's vectors that are newer than the stored ones.
 
     Attributes:
-        known_V: (V,) bool, whether there is a newer vector that precedes the example.
-        vector_VK: (V, K), the newest of them; meaningless where there is none.
+        valid_VL: (V, L) bool, whether there is such a vector that precedes the example; those that there are come
+            first.
+        vector_VLK: (V, L, K), newest first; meaningless where there is none.
     """
 
-    known_V: Tensor
-    vector_VK: Tensor
+    valid_VL: Tensor
+    vector_VLK: Tensor
+
+    def slice(self, rows: slice, kept: Tensor | None = None) -> VectorOverride:
+        """Returns some of the V rows, and of these the kept ones."""
+        valid_VL, vector_VLK = self.valid_VL[rows], self.vector_VLK[rows]
+        if kept is not None:
+            valid_VL, vector_VLK = valid_VL[kept], vector_VLK[kept]
+        return VectorOverride(valid_VL, vector_VLK)
 
     def apply(self, stored_VK: Tensor) -> Tensor:
-        """Returns ``stored_VK`` with the overridden vectors replaced."""
-        known_V, vector_VK = self.known_V.to(stored_VK.device), self.vector_VK.to(stored_VK)
-        return torch.where(known_V.unsqueeze(1), vector_VK, stored_VK)
+        """Returns ``stored_VK`` with the overridden vectors replaced by the newest ones."""
+        valid_V1, vector_VK = self.valid_VL[:, :1].to(stored_VK.device), self.vector_VLK[:, 0].to(stored_VK)
+        return torch.where(valid_V1, vector_VK, stored_VK)
+
+
+def pick(
+    key_S: npt.NDArray[np.int64],
+    bits: int,
+    last_V: Tensor,
+    row_V: Tensor,
+    end: Tensor | int,
+    vector_SK: Tensor,
+    length: int,
+) -> VectorOverride:
+    """Picks the vectors of V rows from sorted keys, backwards from an index of each.
+
+    Args:
+        key_S: rows packed with positions, sorted (``packed_rows``).
+        last_V: the index of each row's newest key that is known; one of another row where it has none.
+        end: a position from which on vectors are not known.
+        length: L.
+    """
+    index_VL = last_V.unsqueeze(1) - torch.arange(length)
+    key_VL = torch.from_numpy(key_S)[index_VL.clamp(min=0)]
+    position_VL = key_VL & ((1 << bits) - 1)
+    limit = end.unsqueeze(1) if isinstance(end, Tensor) else end
+    valid_VL = (index_VL >= 0) & (key_VL >> bits == row_V.unsqueeze(1)) & (position_VL < limit)
+    vector_VLK = vector_SK.index_select(0, position_VL.flatten()).view(-1, length, vector_SK.shape[1])
+    return VectorOverride(valid_VL, vector_VLK)
 
 
 class VectorTable(nn.Module):
@@ -63,10 +103,12 @@ class VectorTable(nn.Module):
         dtype: the precision of the stored vectors.
 
     Attributes:
+        length: how many of the newest vectors of a row are kept, L.
         overrides: by feature, the newer vectors of the coming batch.
     """
 
     vectors_RK: Tensor
+    length = 1
 
     def __init__(self, rows: int, width: int, dtype: torch.dtype = torch.float16) -> None:
         super().__init__()
@@ -81,5 +123,51 @@ class VectorTable(nn.Module):
     @torch.no_grad()
     def store(self, vectors: RowVectors) -> None:
         """Writes the last vector of each row."""
-        newest, device = vectors.newest(), self.vectors_RK.device
-        self.vectors_RK.index_copy_(0, newest.row_S.to(device), newest.vector_SK.to(device, self.vectors_RK.dtype))
+        row_V, newest = vectors.newest()
+        device = self.vectors_RK.device
+        vector_VK = newest.vector_VLK[:, 0].to(device, self.vectors_RK.dtype)
+        self.vectors_RK.index_copy_(0, row_V.to(device), vector_VK)
+
+
+class HistoryTable(VectorTable):
+    """Stores the L newest vectors of each row that all later examples may know, newest first, in float16.
+
+    Args:
+        rows: R.
+        width: K.
+        length: L.
+    """
+
+    count_R: Tensor
+
+    def __init__(self, rows: int, width: int, length: int) -> None:
+        super().__init__(rows, length * width)
+        self.length, self.width = length, width
+        self.register_buffer("count_R", torch.zeros(rows, dtype=torch.uint8))
+
+    def history(self, rows_V: Tensor, feature: str = "") -> tuple[Tensor, Tensor]:
+        """Looks up vectors (V, L, K) in float32 and which there are (V, L), of a feature if it is named."""
+        stored_VLK = self.vectors_RK.index_select(0, rows_V).float().view(-1, self.length, self.width)
+        count_V1 = self.count_R.index_select(0, rows_V).long().unsqueeze(1)
+        slot_1L = torch.arange(self.length, device=rows_V.device).unsqueeze(0)
+        if feature not in self.overrides:
+            return stored_VLK, slot_1L < count_V1
+        newer = self.overrides[feature]
+        newer_VLK, valid_VL = newer.vector_VLK[:, : self.length].to(stored_VLK), newer.valid_VL[:, : self.length]
+        newer_V1 = valid_VL.to(rows_V.device).sum(dim=1, keepdim=True)
+        older_VL = (slot_1L - newer_V1).clamp(min=0)
+        older_VLK = stored_VLK.gather(1, older_VL.unsqueeze(2).expand_as(stored_VLK))
+        valid_VL = slot_1L < newer_V1 + count_V1
+        vector_VLK = torch.where((slot_1L < newer_V1).unsqueeze(2), newer_VLK, older_VLK)
+        return torch.where(valid_VL.unsqueeze(2), vector_VLK, 0.0), valid_VL
+
+    @torch.no_grad()
+    def store(self, vectors: RowVectors) -> None:
+        """Writes the last vectors of each row before those that are stored, and drops the oldest."""
+        row_V, newest = vectors.newest(self.length)
+        row_V = row_V.to(self.vectors_RK.device)
+        self.overrides = {"": newest}
+        vector_VLK, valid_VL = self.history(row_V)
+        self.overrides = {}
+        self.vectors_RK.index_copy_(0, row_V, vector_VLK.flatten(1).to(self.vectors_RK.dtype))
+        self.count_R.index_copy_(0, row_V, valid_VL.sum(dim=1).to(torch.uint8))

@@ -20,6 +20,7 @@ INTERFACES = {
     "backbone": "exfm.interfaces.backbone:Backbone",
     "sequence_encoder": "exfm.interfaces.sequence_encoder:SequenceEncoder",
     "transfer_strategy": "exfm.interfaces.transfer_strategy:TransferStrategy",
+    "teacher_input": "exfm.interfaces.teacher_input:TeacherInput",
     "data_source": "exfm.interfaces.data_source:DataSource",
     "parallel_plan": "exfm.interfaces.parallel_plan:ParallelPlan",
 }
@@ -67,6 +68,10 @@ class HookSpecs:
         """Returns classes that extend ``exfm.DistillationStrategy`` or ``exfm.ParameterStrategy``."""
 
     @hookspec
+    def exfm_register_teacher_inputs(self) -> Iterable[Offer]:  # type: ignore[empty-body]
+        """Classes that extend ``exfm.TeacherInput``."""
+
+    @hookspec
     def exfm_register_data_sources(self) -> Iterable[Offer]:  # type: ignore[empty-body]
         """Returns classes that extend ``exfm.DataSource``."""
 
@@ -79,6 +84,7 @@ HOOK_BY_KIND = {
     "backbone": "exfm_register_backbones",
     "sequence_encoder": "exfm_register_sequence_encoders",
     "transfer_strategy": "exfm_register_transfer_strategies",
+    "teacher_input": "exfm_register_teacher_inputs",
     "data_source": "exfm_register_data_sources",
     "parallel_plan": "exfm_register_parallel_plans",
 }

@@ -89,7 +89,7 @@ def _model(arm: Arm, counters: Sequence[Counters], tasks: Mapping[str, Any]) -> 
         "parameters": last.get("parameters"),
         "flops_per_example": flops,
         "parts": modules,
-        "serving_lookups": [lookup.name for lookup in arm.lookups],
+        "serving_lookups": [name for entry in arm.inputs for name in entry.lookups],
     }
     if arm.config.where and not examples:
         model["note"] = "no row of the stream meets its where"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from exfm.testing.parallel_plan import ParallelPlanTests as ParallelPlanTests
     from exfm.testing.parameter_strategy import ParameterStrategyTests as ParameterStrategyTests
     from exfm.testing.sequence_encoder import SequenceEncoderTests as SequenceEncoderTests
+    from exfm.testing.teacher_input import TeacherInputTests as TeacherInputTests
 
 _HOME = {
     "BackboneTests": "exfm.testing.backbone",
@@ -43,6 +44,7 @@ _HOME = {
     "ParallelPlanTests": "exfm.testing.parallel_plan",
     "ParameterStrategyTests": "exfm.testing.parameter_strategy",
     "SequenceEncoderTests": "exfm.testing.sequence_encoder",
+    "TeacherInputTests": "exfm.testing.teacher_input",
     "random_examples": "exfm.testing.examples",
 }
 

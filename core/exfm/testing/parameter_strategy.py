@@ -1,4 +1,4 @@
-"""What every strategy that takes parameters must hold."""
+"""Tests that hold for every strategy that takes parameters."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class ParameterStrategyTests(StrategyEffectTests):
         strategy = self.make(fields, student)
         with torch.no_grad():
             for parameter in strategy.parameters():
-                parameter += 0.1  # what is zero at initialisation stops the gradient of what comes before it
-        found = outcome(strategy, student, self.lesson())
-        reached = {what.partition("gradient of its ")[2] for what, value in found.items() if value.any()}
+                parameter += 0.1  # a layer of zeros stops the gradient of the layers before it
+        gradients = outcome(strategy, student, self.lesson())
+        reached = {name.partition("gradient of its ")[2] for name, value in gradients.items() if value.any()}
         still = [name for name, _ in strategy.named_parameters() if name not in reached]
         assert not still, f"no gradient reaches its {', '.join(still)}"
 
     def _additions(self, fields: Mapping[str, Any], student: Student) -> list[Any]:
-        found = additions_of(self.make(fields, student))
-        if not found:
+        additions = additions_of(self.make(fields, student))
+        if not additions:
             pytest.skip(f"{self.component.__qualname__} adds no rows with this config")
-        return found
+        return additions

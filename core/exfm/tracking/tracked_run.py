@@ -196,7 +196,7 @@ def _models(config: Mapping[str, Any]) -> Iterator[TrackedModel]:
         yield TrackedModel(name, control, dict(_by_key_path({**shared, "model": model})))
         if model["control"] is True:
             # The config has no section for an added control: it is the model's, without everything a teacher offers.
-            without_teacher = {**model, "transfer": [], "lookups": {}, "control": False}
+            without_teacher = {**model, "transfer": [], "inputs": (), "control": False}
             yield TrackedModel(added_control, None, dict(_by_key_path({**shared, "model": without_teacher})))
 
 

@@ -33,7 +33,7 @@ def build_model(arm: Arm, schema: FeatureSchema) -> RankingModel:
         ConfigError: a component refuses its config or its inputs.
     """
     try:
-        return RankingModel(arm.config, schema, arm.tasks, arm.lookups)
+        return RankingModel(arm.config, schema, arm.tasks, arm.inputs)
     except ValueError as error:
         raise ConfigError(f"models.{arm.base}: {error}") from error
 
@@ -145,8 +145,8 @@ def seed_of(seed: int, arm: Arm, schema: FeatureSchema) -> int:
     """Hashes the experiment's seed and a model's shape into the seed of the model's initial weights.
 
     Models of equal shape start from equal weights, whatever their names, traffic, optimizers, batches and transfer. The
-    hash leaves out lookups and states, which draw from a fork of the generator: all other weights are those of the same
-    model without them. It leaves out the number of a table's rows, which may grow while a run goes on.
+    hash leaves out teacher inputs and states, which draw from a fork of the generator: all other weights are those of
+    the same model without them. It leaves out the number of a table's rows, which may grow while a run goes on.
     """
     config = arm.config
     shape = {

@@ -166,7 +166,7 @@ def check_spread(experiment: Experiment, process_group: ProcessGroup) -> None:
 
     Raises:
         ConfigError: bad rows are to be left out, a chunk has fewer rows than there are processes, or a transfer
-            strategy or a lookup follows its teacher's states or parts.
+            strategy or an input follows its teacher's states or parts.
     """
     count = process_group.world_size
     if count == 1:
@@ -187,8 +187,8 @@ def check_spread(experiment: Experiment, process_group: ProcessGroup) -> None:
             for number, spec in enumerate(arm.config.transfer)
             if spec.component.requires & {"states", "parameters"}
         ]
-        if arm.lookups:
-            following.append("lookups: they follow")
+        if arm.inputs:
+            following.append("inputs: they follow")
         if following:
             raise ConfigError(
                 f"models.{arm.base}.{following[0]} a teacher's states or parts row by row, which needs one process; "

@@ -80,7 +80,7 @@ def feature_of(column: str) -> str:
 
 
 def _last_of_batch(watermark_us: Tensor) -> Tensor:
-    """Returns, for each of S rows, the last row of the teacher's batch it was in: a batch has one watermark."""
+    """Returns the last row of the teacher's batch of each of S rows: all rows of a batch share a watermark."""
     _, batch_S, count = torch.unique_consecutive(watermark_us, return_inverse=True, return_counts=True)
     last: Tensor = (count.cumsum(0) - 1)[batch_S]
     return last

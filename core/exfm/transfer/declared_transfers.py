@@ -15,7 +15,7 @@ from exfm.interfaces.transfer_strategy import TransferStrategy
 
 @dataclass(frozen=True)
 class DeclaredTransfers:
-    """Holds the transfers of one strategy, once they have been checked.
+    """Holds the checked transfers of a strategy.
 
     Attributes:
         shapes: the shapes in the student of the tensors of each copied part, by part.
@@ -44,8 +44,8 @@ def declared_transfers(strategy: TransferStrategy, student: StudentSpec, teacher
     if not isinstance(strategy, ParameterStrategy):
         return DeclaredTransfers(teacher.name)
     transfers = strategy.transfers()
-    copies = tuple(one for one in transfers if isinstance(one, CopyPart))
-    additions = tuple(one for one in transfers if isinstance(one, AddRows))
+    copies = tuple(transfer for transfer in transfers if isinstance(transfer, CopyPart))
+    additions = tuple(transfer for transfer in transfers if isinstance(transfer, AddRows))
     _check_required(strategy, copies, additions)
     for copy in copies:
         _check_copy(strategy.name, copy, teacher.part(copy.part), student.part(copy.part))
@@ -58,9 +58,9 @@ def declared_transfers(strategy: TransferStrategy, student: StudentSpec, teacher
 
 
 def check_copied_once(declared: Sequence[DeclaredTransfers]) -> None:
-    """Raises ValueError where two transfers of a student copy one part."""
-    parts = [copy.part for one in declared for copy in one.copies]
-    twice = next((part for part in parts if parts.count(part) > 1), None)
+    """Raises ValueError where two transfers of a student copy the same part."""
+    parts = [copy.part for strategy in declared for copy in strategy.copies]
+    twice = next((name for name in parts if parts.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"{twice} is copied by two transfers: the later would overwrite the earlier; leave one out")
 
@@ -73,20 +73,20 @@ def _check_required(strategy: TransferStrategy, copies: Sequence[CopyPart], addi
         raise ValueError(f"{strategy.name}: its transfers use {missing.pop()!r}, which `requires` has to say")
 
 
-def _check_copy(name: str, copy: CopyPart, given: PartSpec, wanted: PartSpec) -> None:
-    if given.reads != wanted.reads:
+def _check_copy(name: str, copy: CopyPart, theirs: PartSpec, ours: PartSpec) -> None:
+    if theirs.reads != ours.reads:
         raise ValueError(
-            f"{name}: parts.{copy.part}: the teacher's reads {', '.join(given.reads)}, the student's "
-            f"{', '.join(wanted.reads)}: their weights do not mean the same"
+            f"{name}: parts.{copy.part}: the teacher's reads {', '.join(theirs.reads)}, the student's "
+            f"{', '.join(ours.reads)}: their weights do not mean the same"
         )
-    if given.tensors == wanted.tensors:
+    if theirs.tensors == ours.tensors:
         return
-    if wanted.table is None:
+    if ours.table is None:
         raise ValueError(
-            f"{name}: parts.{copy.part}: the teacher's has {_shapes(given)}, the student's {_shapes(wanted)}: "
+            f"{name}: parts.{copy.part}: the teacher's has {_shapes(theirs)}, the student's {_shapes(ours)}: "
             "they must be equal"
         )
-    width, dim = given.tensors["weight"][1], wanted.tensors["weight"][1]
+    width, dim = theirs.tensors["weight"][1], ours.tensors["weight"][1]
     if not copy.leading_columns or width < dim:
         raise ValueError(
             f"{name}: parts.{copy.part}: the teacher's rows have width {width}, the student's {dim}: give both one "
@@ -94,8 +94,8 @@ def _check_copy(name: str, copy: CopyPart, given: PartSpec, wanted: PartSpec) ->
         )
 
 
-def _shapes(part: PartSpec) -> str:
-    return ", ".join(f"{name} {shape}" for name, shape in part.tensors.items())
+def _shapes(spec: PartSpec) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in spec.tensors.items())
 
 
 def _width(source: TeacherVectors, teacher: TeacherSpec) -> int:

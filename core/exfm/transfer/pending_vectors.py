@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from exfm.modeling.packed_rows import packed_rows
-from exfm.modeling.vector_table import RowVectors, VectorOverride
+from exfm.modeling.vector_table import RowVectors, VectorOverride, pick
 
 
 @dataclass(frozen=True)
 class PendingVectors:
-    """Holds S vectors of one column that not all later examples may know yet, in the order of their examples.
+    """Holds S vectors of a column that not all later examples may know yet, in the order of their examples.
 
     Attributes:
         row_S: the table row of each.
@@ -40,18 +40,18 @@ class PendingVectors:
             return earlier_L
         return torch.minimum(earlier_L, torch.searchsorted(self.time_us_S, time_us_L - lag_us, right=True))
 
-    def newest(self, row_L: Tensor, known_L: Tensor) -> VectorOverride:
-        """Picks, for each of L table rows, its last vector among the first ``known_L``."""
+    def newest(self, row_L: Tensor, visible_L: Tensor, length: int = 1) -> VectorOverride:
+        """Picks, for each of L table rows, its last vectors among the first ``visible_L``, newest first.
+
+        Args:
+            length: how many of them.
+        """
         if not self.row_S.numel():
-            unknown_L = torch.zeros_like(row_L, dtype=torch.bool)
-            return VectorOverride(unknown_L, self.vector_SK.new_zeros(len(row_L), self.width))
+            unknown = torch.zeros(len(row_L), length, dtype=torch.bool)
+            return VectorOverride(unknown, self.vector_SK.new_zeros(len(row_L), length, self.width))
         key_S, bits = self._sorted
-        index_L = np.searchsorted(key_S, (row_L.numpy() << bits) | known_L.numpy()) - 1
-        # Before the first key lies index -1, the last key: it is of another row, or of a vector not known yet.
-        key_L = torch.from_numpy(key_S[index_L])
-        newest_L = key_L & ((1 << bits) - 1)
-        known = (key_L >> bits == row_L) & (newest_L < known_L)
-        return VectorOverride(known, self.vector_SK.index_select(0, newest_L))
+        last_L = torch.from_numpy(np.searchsorted(key_S, (row_L.numpy() << bits) | visible_L.numpy()) - 1)
+        return pick(key_S, bits, last_L, row_L, visible_L, self.vector_SK, length)
 
     @cached_property
     def _sorted(self) -> tuple[npt.NDArray[np.int64], int]:

@@ -32,7 +32,7 @@ class ProjectedVectors(RowOffset):
         self._is_linear = isinstance(projection, nn.Linear) and projection.bias is None
 
     def __call__(self, rows_V: Tensor, feature: str = "") -> Tensor:
-        """Maps rows (V,), those of a feature of the batch where it is named, to what is added to them, (V, D)."""
+        """Maps rows (V,), those of a feature of the batch where it is named, to their offsets (V, D)."""
         added_VD: Tensor = self.projection(self.vectors(rows_V, feature, self._dtype))
         return added_VD
 
@@ -63,7 +63,7 @@ class OffsetSum(RowOffset):
         self.offsets = tuple(offsets)
 
     def __call__(self, rows_V: Tensor, feature: str = "") -> Tensor:
-        """Maps rows (V,), those of a feature of the batch where it is named, to what is added to them, (V, D)."""
+        """Maps rows (V,), those of a feature of the batch where it is named, to their offsets (V, D)."""
         return _sum([offset(rows_V, feature) for offset in self.offsets])
 
     def mean(self, rows_V: Tensor, offsets: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class SoftLabelMetrics:
         # Sums stay on the device until the window ends: reading one would wait for it at every batch.
         self._sums: dict[tuple[int, str, str], Tensor] = {}
         self._waiting: dict[tuple[int, str, str], list[_Batch]] = {}
-        taught = [(one.config.teachers, one.teacher_tasks) for one in strategies]
+        taught = [(strategy.config.teachers, strategy.teacher_tasks) for strategy in strategies]
         self._first = {number for number, pair in enumerate(taught) if taught.index(pair) == number}
 
     @torch.no_grad()

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from exfm.interfaces.parameter_strategy import AddRows, CopyPart, TeacherVectors
-from exfm.modeling.lookups import StateLookups
 from exfm.modeling.parts import freeze, write_parts
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.row_offset import RowOffset
@@ -31,8 +30,8 @@ _VECTORS, _COPIED = "vectors.", "copied"
 class StudentParameters:
     """Applies declared transfers to a student.
 
-    A table of teacher vectors is kept once per teacher and sources, however many strategies and served look-ups read
-    it.
+    A table of teacher vectors is kept once per teacher and sources, however many strategies and served inputs
+    read it.
 
     Args:
         model: the student.
@@ -50,17 +49,26 @@ class StudentParameters:
     ) -> None:
         self.model = model
         self._features = features
-        self._shapes = {part: shapes for one in declared for part, shapes in one.shapes.items()}
-        self._copies: list[tuple[str, CopyPart]] = [(one.teacher, copy) for one in declared for copy in one.copies]
+        self._shapes = {name: shapes for strategy in declared for name, shapes in strategy.shapes.items()}
+        self._copies: list[tuple[str, CopyPart]] = []
+        self._additions: list[tuple[str, AddRows]] = []
+        for strategy in declared:
+            self._copies += [(strategy.teacher, copy) for copy in strategy.copies]
+            self._additions += [(strategy.teacher, add) for add in strategy.additions]
         self._copied: set[str] = set()
-        self._additions: list[tuple[str, AddRows]] = [(one.teacher, add) for one in declared for add in one.additions]
-        self._tables = _served_tables(model.lookups)
+        self._served = {} if model.inputs is None else model.inputs.stored()
+        # A served table of single vectors is read by strategies too.
+        self._tables: dict[_Source, VectorTable] = {
+            (teacher, (TeacherVectors("state", entity),)): table
+            for (teacher, entity), table in self._served.items()
+            if table.length == 1
+        }
         self._saved: dict[str, VectorTable] = {}
-        for one in declared:
-            for add in one.additions:
-                self._add_table(one.teacher, add, one.widths[add.sources[0]], device)
+        for strategy in declared:
+            for add in strategy.additions:
+                self._add_table(strategy.teacher, add, strategy.widths[add.sources[0]], device)
         self._add_offsets()
-        freeze(model, [part for one in declared for part in one.frozen_parts])
+        freeze(model, [name for strategy in declared for name in strategy.frozen_parts])
 
     def _add_table(self, teacher: str, add: AddRows, width: int, device: torch.device) -> None:
         source = (teacher, add.sources)
@@ -86,7 +94,9 @@ class StudentParameters:
 
     def fed_tables(self) -> list[FedTable]:
         """Returns the tables of vectors, each with the columns of stored output that fill it."""
-        return [FedTable(key[0], self._columns(key[1]), table) for key, table in self._tables.items()]
+        longer = {key: table for key, table in self._served.items() if table.length > 1}
+        served = [FedTable(teacher, (f"{STATE}{entity}",), table) for (teacher, entity), table in longer.items()]
+        return [*served, *(FedTable(key[0], self._columns(key[1]), table) for key, table in self._tables.items())]
 
     def _columns(self, sources: Sequence[TeacherVectors]) -> tuple[str, ...]:
         columns: list[str] = []
@@ -122,9 +132,9 @@ class StudentParameters:
                 if copy.schedule == "once":
                     self._copied.add(copy.part)
         for (name, sources), table in self._tables.items():
-            part = f"table/{sources[0].name}"
-            if name == teacher and sources[0].kind == "table_row" and part in parts:
-                table.vectors_RK.copy_(parts[part]["weight"])
+            table_part = f"table/{sources[0].name}"
+            if name == teacher and sources[0].kind == "table_row" and table_part in parts:
+                table.vectors_RK.copy_(parts[table_part]["weight"])
         write_parts(self.model, written)
 
     @torch.no_grad()
@@ -139,7 +149,7 @@ class StudentParameters:
         """Returns the state that the next start needs."""
         state = {key: table.vectors_RK for key, table in self._saved.items()}
         once = self._copied_once()
-        return state | ({_COPIED: torch.tensor([part in self._copied for part in once])} if once else {})
+        return state | ({_COPIED: torch.tensor([name in self._copied for name in once])} if once else {})
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Puts back what ``state`` returned.
@@ -150,15 +160,7 @@ class StudentParameters:
         for key, table in self._saved.items():
             table.vectors_RK.copy_(state[key])
         once = self._copied_once()
-        self._copied = {part for part, copied in zip(once, state[_COPIED], strict=True) if copied} if once else set()
+        self._copied = {name for name, copied in zip(once, state[_COPIED], strict=True) if copied} if once else set()
 
     def _copied_once(self) -> list[str]:
         return [copy.part for _, copy in self._copies if copy.schedule == "once"]
-
-
-def _served_tables(lookups: StateLookups | None) -> dict[_Source, VectorTable]:
-    if lookups is None:
-        return {}
-    return {
-        (lookup.teacher, (TeacherVectors("state", lookup.entity),)): table for lookup, table in lookups.tables().items()
-    }

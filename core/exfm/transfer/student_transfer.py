@@ -30,7 +30,7 @@ class StudentTransfer:
         parallel_model: averages the gradients of adapters over the processes.
 
     Attributes:
-        modules: the strategies, as one module.
+        modules: the strategies as a module.
         soft_labels: the metrics of the student's soft labels since ``begin``.
     """
 
@@ -66,7 +66,7 @@ class StudentTransfer:
         output: StudentOutput,
         teachers: Mapping[str, TeacherOutput],
         labels: Mapping[str, Tensor],
-        known: Mapping[str, Tensor],
+        learned: Mapping[str, Tensor],
     ) -> list[Tensor]:
         """Steps the label adapters, and returns the terms of the student's loss.
 
@@ -74,7 +74,7 @@ class StudentTransfer:
             output: the student's forward pass.
             teachers: output of the same examples, by teacher; a teacher without any is left out.
             labels: (B,) by task.
-            known: those that are learned from by now.
+            learned: those that are learned from by now.
         """
         losses = []
         for number, strategy in enumerate(self.strategies):
@@ -84,9 +84,9 @@ class StudentTransfer:
             adapter = strategy if isinstance(strategy, LabelAdapter) else None
             self.soft_labels.add(number, teacher, labels, None if adapter is None else adapter.adapt(teacher))
             if adapter is not None:
-                self._step(self._adapters[number], adapter.adapter_loss(teacher, known))
+                self._step(self._adapters[number], adapter.adapter_loss(teacher, learned))
             if isinstance(strategy, DistillationStrategy):
-                losses.append(strategy.loss(output, teacher, known))
+                losses.append(strategy.loss(output, teacher, learned))
         return losses
 
     def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -106,7 +106,7 @@ class StudentTransfer:
         Raises:
             KeyError, RuntimeError: it is the state of other strategies, or of another version of them.
         """
-        strategies = {key.removeprefix(STRATEGIES): one for key, one in state.items() if key.startswith(STRATEGIES)}
+        strategies = {key.removeprefix(STRATEGIES): value for key, value in state.items() if key.startswith(STRATEGIES)}
         self.modules.load_state_dict(strategies)
         self.parameters.load_state(state)
 

@@ -39,7 +39,10 @@ class TeacherParameters:
     def __init__(self, experiment: Experiment, store: Store) -> None:
         self.store = store
         arms = experiment.arms
-        self.consumers = {arm.name: [one.name for one in arms if arm.name in parameter_teachers(one)] for arm in arms}
+        self.consumers: dict[str, list[str]] = {arm.name: [] for arm in arms}
+        for student in arms:
+            for teacher in parameter_teachers(student) & self.consumers.keys():
+                self.consumers[teacher].append(student.name)
         self.delay_us = {arm.name: microseconds(arm.config.supervision.delay) for arm in arms}
         self.lags_us = {arm.name: microseconds(arm.config.supervision.lag) for arm in arms}
 
@@ -83,7 +86,7 @@ class TeacherParameters:
     def needed_us(self, teacher: str) -> int:
         """The earliest time for which a student may still want a snapshot of a teacher.
 
-        A student whose newest snapshot is lost goes back to the one before it, so its last window counts as undone.
+        A student whose newest snapshot is lost goes back to an earlier snapshot, so its last window counts as undone.
         """
         needed = sys.maxsize
         for student in self.consumers[teacher]:

@@ -40,7 +40,7 @@ class _ChunkColumn:
     Attributes:
         vectors: those of the chunk, after those still in flight.
         has_id_L: which of the student's rows have an id; None where all have.
-        override: the newest vector that each of the student's rows may know.
+        override: the newest vectors that each of the student's rows may know.
     """
 
     vectors: PendingVectors
@@ -49,11 +49,7 @@ class _ChunkColumn:
 
     def slice(self, rows: slice) -> VectorOverride:
         """Returns the overrides of the ids of some of the L rows."""
-        known, vector = self.override.known_V[rows], self.override.vector_VK[rows]
-        if self.has_id_L is None:
-            return VectorOverride(known, vector)
-        has_id = self.has_id_L[rows]
-        return VectorOverride(known[has_id], vector[has_id])
+        return self.override.slice(rows, None if self.has_id_L is None else self.has_id_L[rows])
 
 
 class VectorFeed:
@@ -76,7 +72,11 @@ class VectorFeed:
     def __init__(self, tables: Iterable[FedTable], lags_us: Mapping[str, int]) -> None:
         self._tables = tuple(tables)
         self._lags_us = lags_us
-        self._read = tuple(dict.fromkeys((one.teacher, column) for one in self._tables for column in one.columns))
+        self._read = tuple(dict.fromkeys((fed.teacher, column) for fed in self._tables for column in fed.columns))
+        self._lengths = {
+            key: max(fed.table.length for fed in self._tables if fed.teacher == key[0] and key[1] in fed.columns)
+            for key in self._read
+        }
         self._in_flight: dict[Column, PendingVectors] = {}
         self._chunk: dict[Column, _ChunkColumn] = {}
         self._end_us = 0
@@ -106,8 +106,9 @@ class VectorFeed:
     ) -> _ChunkColumn:
         row_L = chunk.rows(feature_of(column))[seen_L]
         has_id_L = row_L >= 0
-        known_L = vectors.count_known(seen_L, chunk.batch.event_time_us[seen_L], self._lags_us[teacher])
-        return _ChunkColumn(vectors, None if has_id_L.all() else has_id_L, vectors.newest(row_L, known_L))
+        visible_L = vectors.count_known(seen_L, chunk.batch.event_time_us[seen_L], self._lags_us[teacher])
+        newest = vectors.newest(row_L, visible_L, self._lengths[teacher, column])
+        return _ChunkColumn(vectors, None if has_id_L.all() else has_id_L, newest)
 
     def override(self, rows: slice) -> None:
         """Sets the overrides of the next batch.

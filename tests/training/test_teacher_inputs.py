@@ -1,4 +1,4 @@
-"""Lookups: a teacher's newest states as input tokens; told in time, the same in every way to run, and marked."""
+"""Teacher inputs: stored states as input tokens; causal, the same in every way to run, and marked."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import exfm
-from exfm.config.state_lookups import StateLookup
+from exfm.config.inputs import ModelInput
 from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
 from exfm.data.windows import stream_windows
-from exfm.modeling.lookups import StateLookups, StateToken
-from exfm.modeling.vector_table import RowVectors
+from exfm.modeling.teacher_inputs import TeacherInputs
+from exfm.modeling.vector_table import HistoryTable, RowVectors
 from exfm.reporting.result_table import result_table
 from exfm.supervision.store import Store
 from exfm.training.building import teacher_specs
@@ -30,10 +30,13 @@ from exfm.training.run import open_run
 from exfm.training.spread import check_spread
 from exfm.training.trainer import Trainer
 from exfm.transfer.chunk_vectors import ChunkVectors
-from exfm.transfer.vector_feed import VectorFeed
+from exfm.transfer.vector_feed import FedTable, VectorFeed
+from exfm_plugins.latest_state.model import LatestState
 from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, write_log
 
 STATES = {"states": {"user": ["user", "history"], "item": ["item"]}, "state_dim": 4}
+LATEST = {"name": "latest_state", "teacher": "fm", "entities": ["user"]}
+LOOPFM = {"name": "loopfm", "teacher": "fm", "entities": ["user"], "states": 3}
 CHUNK = 128
 ROWS = 400  # of the first days, for runs that are compared no further
 
@@ -43,7 +46,7 @@ def config(folder: Path, name: str, log: pa.Table | None = None, **vm: Any) -> d
     path = write_log(folder / f"log-{name}", make_log() if log is None else log)
     made = experiment_dict(path, str(folder / name))
     made["models"]["fm"]["supervision"] = dict(STATES)
-    made["models"]["vm"] |= {"batch_size": 32, "transfer": [], "lookups": {"fm": ["user"]}} | vm
+    made["models"]["vm"] |= {"batch_size": 32, "transfer": [], "inputs": [dict(LATEST)]} | vm
     return made
 
 
@@ -60,23 +63,29 @@ def chunks(experiment: exfm.Experiment) -> list[Batch]:
     return [chunk.batch for window in windows for chunk in reader.read(window)]
 
 
+def latest(teacher: str, width: int) -> ModelInput:
+    fields = LatestState.Config(teacher=teacher, entities=("user",))
+    spec = exfm.ComponentSpec("teacher_input", "latest_state", LatestState, fields)
+    return ModelInput(spec, exfm.InputSpec(4, 1, {"user": width}))
+
+
 def test_a_token_is_the_map_of_the_newest_state_and_zeros_without_one() -> None:
-    lookups = StateLookups([StateLookup("a", "user", 3), StateLookup("b", "user", 2)], {"user": 5}, dim=4)
-    tables = {lookup.teacher: table for lookup, table in lookups.tables().items()}
+    inputs = TeacherInputs([latest("a", 3), latest("b", 2)], {"user": 5})
+    tables = inputs.stored()
     states = torch.arange(12.0).view(4, 3)
-    tables["a"].store(RowVectors(torch.tensor([1, 3, 1]), states[:3]))
-    tables["a"].store(RowVectors(torch.tensor([3]), states[3:]))
+    tables["a", "user"].store(RowVectors(torch.tensor([1, 3, 1]), states[:3]))
+    tables["a", "user"].store(RowVectors(torch.tensor([3]), states[3:]))
     ids = KeyedJaggedTensor(
         keys=["shop", "user"],
         values=torch.tensor([4, 4, 4, 4, 1, 3, 2]),
         lengths=torch.tensor([1, 1, 1, 1, 1, 0, 1, 1]),  # the second example has no user
     )
-    tokens_BMD = lookups(ids)
-    weight = lookups.tokens["state_a/user"].map.weight
+    tokens_BMD = inputs(ids)
+    weight = inputs.components[0].maps["entity_user"].weight
     expected = torch.stack([weight @ states[2], torch.zeros(4), weight @ states[3], torch.zeros(4)])
     torch.testing.assert_close(tokens_BMD[:, 0], expected)
     assert not tokens_BMD[:, 1].any()
-    assert lookups.token_names == ("a.user", "b.user")
+    assert inputs.token_names == ("latest_state.0:0", "latest_state.1:0")
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +96,14 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> exfm.Experiment:
     return experiment
 
 
+@pytest.mark.parametrize("length", [1, 3])
 @pytest.mark.parametrize("lag_s", [0, 1, 90, 3_600, 10**9])
-def test_what_is_looked_up_is_the_newest_state_that_has_reached_the_example(ended: exfm.Experiment, lag_s: int) -> None:
+def test_what_is_looked_up_are_the_newest_states_that_have_reached_the_example(
+    ended: exfm.Experiment, lag_s: int, length: int
+) -> None:
     """Against a search through the stored rows: of a row that the student has to predict, nothing is known."""
     experiment = ended
-    trainer = trainer_of(experiment, "vm")
-    lookups = trainer.model.lookups
-    assert lookups is not None
-    token = lookups.tokens["state_fm/user"]
-    assert isinstance(token, StateToken)
+    table = HistoryTable(64, 4, length)
     stored = supervision(experiment.run_dir, "fm")[0]
     states = torch.tensor(stored.column("state_user").to_pylist()).half()
     learned = ~np.isnan(stored.column("prediction_click").to_numpy())
@@ -106,11 +114,18 @@ def test_what_is_looked_up_is_the_newest_state_that_has_reached_the_example(ende
     window = next(iter(stream_windows(experiment.source, experiment.config.stream.window)))
     stream = Store(experiment.run_dir).supervision("fm", window)
     assert stream is not None
-    lag_us, tables = lag_s * 1_000_000, trainer.transfer.parameters.fed_tables()
+    lag_us, tables = lag_s * 1_000_000, [FedTable("fm", ("state_user",), table)]
 
-    def newest(user: int, before: int, at_us: int) -> Tensor:
-        reached = [r for r in range(64, before) if users[r] == user and times[r] + lag_us <= at_us]
-        return states[reached[-1]] if reached else torch.zeros(4).half()
+    def newest(user: int, before: int, at_us: int) -> tuple[Tensor, Tensor]:
+        reached = [r for r in range(64, before) if users[r] == user and times[r] + lag_us <= at_us][::-1][:length]
+        vectors = torch.zeros(length, 4).half()
+        for slot, row in enumerate(reached):
+            vectors[slot] = states[row]
+        return vectors, torch.arange(length) < len(reached)
+
+    def check(found: tuple[Tensor, Tensor], expected: list[tuple[Tensor, Tensor]]) -> None:
+        vectors, known = zip(*expected, strict=True)
+        assert torch.equal(found[0].half(), torch.stack(vectors)) and torch.equal(found[1], torch.stack(known))
 
     feed = VectorFeed(tables, {"fm": lag_us})
     for number, batch in enumerate((first, second)):
@@ -119,14 +134,12 @@ def test_what_is_looked_up_is_the_newest_state_that_has_reached_the_example(ende
         for start, end in ((0, 32), (32, 96), (96, CHUNK)):
             feed.override(slice(start, end))
             rows = range(number * CHUNK + start, number * CHUNK + end)
-            expected = [newest(int(users[row]), row, int(times[row])) for row in rows]
             ids = users[number * CHUNK + start : number * CHUNK + end]
-            found = token.states.overrides["user"].apply(token.states.vectors_RK[ids])
-            assert torch.equal(found, torch.stack(expected))
+            check(table.history(ids, "user"), [newest(int(users[row]), row, int(times[row])) for row in rows])
         feed.close()
         past = (number + 1) * CHUNK
-        kept = torch.stack([newest(user, past, int(times[past - 1])) for user in range(64)])
-        assert not token.states.overrides and torch.equal(token.states.vectors_RK, kept)
+        assert not table.overrides
+        check(table.history(torch.arange(64)), [newest(user, past, int(times[past - 1])) for user in range(64)])
         state, feed = feed.state(), VectorFeed(tables, {"fm": lag_us})
         feed.load_state(state)
         assert bool(state) == (lag_s > 0)
@@ -147,19 +160,35 @@ def without_history(table: pa.Table, first: int) -> pa.Table:
     return table.set_column(table.column_names.index("history"), "history", pa.array(kept, pa.list_(pa.int64())))
 
 
+@pytest.fixture(scope="module")
+def with_loopfm(tmp_path_factory: pytest.TempPathFactory) -> exfm.Experiment:
+    folder = tmp_path_factory.mktemp("loopfm")
+    experiment = load(folder, config(folder, "run", make_log().slice(0, ROWS), inputs=[dict(LOOPFM)]))
+    exfm.run(experiment)
+    return experiment
+
+
+@pytest.mark.parametrize("component", [LATEST, LOOPFM], ids=["latest_state", "loopfm"])
 @pytest.mark.parametrize(("change", "changed"), [(flipped_clicks, 5), (flipped_clicks, 100), (without_history, 40)])
 def test_a_prediction_depends_on_no_later_label_nor_on_its_own_state(
-    ended: exfm.Experiment, tmp_path: Path, change: Callable[[pa.Table, int], pa.Table], changed: int
+    ended: exfm.Experiment,
+    with_loopfm: exfm.Experiment,
+    tmp_path: Path,
+    component: dict[str, Any],
+    change: Callable[[pa.Table, int], pa.Table],
+    changed: int,
 ) -> None:
     """With a log that is another one from a row on, only predictions after that row change.
 
     Other labels are learned with the batch that holds them; another state may be read from the next example on.
     """
     first = CHUNK + changed
-    exfm.run(load(tmp_path, config(tmp_path, "changed", change(make_log().slice(0, ROWS), first))))
+    log = change(make_log().slice(0, ROWS), first)
+    exfm.run(load(tmp_path, config(tmp_path, "changed", log, inputs=[dict(component)])))
+    undisturbed = ended if component is LATEST else with_loopfm
     as_is, other = (
         pa.concat_tables(predictions(run_dir, "vm").values()).column("prediction_click").to_numpy()[:ROWS]
-        for run_dir in (ended.run_dir, str(tmp_path / "changed"))
+        for run_dir in (undisturbed.run_dir, str(tmp_path / "changed"))
     )
     end = first + 1 if change is without_history else first // 32 * 32 + 32
     same = as_is == other
@@ -169,6 +198,7 @@ def test_a_prediction_depends_on_no_later_label_nor_on_its_own_state(
 def test_an_interrupted_run_with_states_on_their_way_ends_alike_and_is_marked(tmp_path: Path) -> None:
     made = config(tmp_path, "whole")
     made["models"]["fm"]["supervision"] |= {"lag": "2h"}
+    made["models"]["vm"]["inputs"].append(dict(LOOPFM))
     whole = exfm.run(load(tmp_path, made))
     experiment = load(tmp_path, {**made, "run_dir": str(tmp_path / "interrupted")})
     count = 0
@@ -183,8 +213,8 @@ def test_an_interrupted_run_with_states_on_their_way_ends_alike_and_is_marked(tm
         exfm.run(experiment, stop)
     assert not differences(exfm.run(experiment), whole)
     marked = {name: model["serving_lookups"] for name, model in whole["models"].items()}
-    assert marked == {"fm": [], "vm": ["fm.user"], "vm.control": []}
-    assert whole["models"]["vm"]["parts"]["lookups"]["dense_parameters"] == 4 * 8
+    assert marked == {"fm": [], "vm": ["fm.user", "fm.user (newest 3)"], "vm.control": []}
+    assert whole["models"]["vm"]["parts"]["inputs"]["dense_parameters"] > 4 * 8
     assert whole["supervision"]["fm"]["vm"]["hit_rate"] > 0.9
     assert [gain["teacher"] for gain in whole["gains"]] == ["fm"]
     console = Console(file=io.StringIO(), width=100)
@@ -212,15 +242,17 @@ def test_separate_jobs_with_a_delay_end_alike(tmp_path: Path) -> None:
     assert whole["supervision"]["fm"]["vm"]["age_s"] > 86_400
 
 
-def test_the_control_has_no_lookups_and_starts_from_the_rest_of_the_weights(
+def test_the_control_has_no_inputs_and_starts_from_the_rest_of_the_weights(
     ended: exfm.Experiment, tmp_path: Path
 ) -> None:
     experiment = ended
     model, control = (trainer_of(experiment, name).model for name in ("vm", "vm.control"))
-    assert control.lookups is None and model.lookups is not None
+    assert control.inputs is None and model.inputs is not None
     own, plain = model.state_dict(), control.state_dict()
     assert own.keys() - plain.keys() == {
-        f"lookups.tokens.state_fm/user.{name}" for name in ("map.weight", "states.vectors_RK")
+        "inputs.components.0.maps.entity_user.weight",
+        "inputs.tables.state_fm/user.vectors_RK",
+        "inputs.tables.state_fm/user.count_R",
     }
     equal = {name for name in plain if own[name].shape == plain[name].shape and torch.equal(own[name], plain[name])}
     assert {name for name in plain if not name.startswith("backbone.")} <= equal
@@ -237,7 +269,7 @@ def test_a_snapshot_holds_what_serving_looks_up(ended: exfm.Experiment) -> None:
     experiment = ended
     snapshot = next(Store(experiment.run_dir).snapshots.newest_first("vm", 2**62))
     weights = Store(experiment.run_dir).snapshots.load(snapshot.weights)
-    state_RK = weights["lookups.tokens.state_fm/user.states.vectors_RK"]
+    state_RK = weights["inputs.tables.state_fm/user.vectors_RK"]
     newest: dict[int, list[float]] = {}
     batches = iter(chunks(experiment))
     users = torch.cat([batch.sparse["user"].values() for batch in batches]).tolist()
@@ -254,42 +286,54 @@ def test_a_snapshot_holds_what_serving_looks_up(ended: exfm.Experiment) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lookups", "message"),
+    ("changes", "message"),
     [
-        ({"fmm": ["user"]}, r"models\.vm\.lookups: no model is called 'fmm'\. Did you mean 'fm'"),
-        ({"vendor": ["user"]}, r"models\.vm\.lookups: 'vendor' is a teacher from elsewhere"),
-        ({"fm": []}, r"models\.vm\.lookups\.fm: name at least one, and each once; given: \[\]"),
-        ({"fm": ["user", "user"]}, r"lookups\.fm: name at least one, and each once"),
-        ({"fm": ["usr"]}, r"lookups\.fm: 'fm' stores no state of 'usr'\. Did you mean 'user'"),
-        ({"vm": ["user"]}, r"'vm' stores no state of 'user'. It stores none: see models\.vm\.supervision\.states"),
+        ({"teacher": "fmm"}, r"models\.vm\.inputs\.0\.teacher: no model is called 'fmm'\. Did you mean 'fm'"),
+        ({"teacher": "vendor"}, r"models\.vm\.inputs\.0\.teacher: 'vendor' is a teacher from elsewhere"),
+        ({"entities": ["user", "user"]}, r"inputs\.0\.entities: name each once; given: \['user', 'user'\]"),
+        ({"entities": ["usr"]}, r"inputs\.0\.entities: 'fm' stores no state of 'usr'\. Did you mean 'user'"),
+        ({"teacher": "vm"}, r"'vm' stores no state of 'user'. It stores none: see models\.vm\.supervision\.states"),
+        (
+            {"teacher": "vm", "entities": []},
+            r"inputs\.0: 'vm' stores no state .*stores none, .*user, item",
+        ),
+        ({"name": "latest"}, r"inputs\.0.*no teacher_input is called 'latest'\. Did you mean 'latest_state'"),
+        ({"name": "loopfm", "states": 0}, r"inputs\.0\.states"),
     ],
 )
-def test_wrong_lookups_are_refused(tmp_path: Path, lookups: dict[str, list[str]], message: str) -> None:
-    made = config(tmp_path, "run", lookups=lookups)
+def test_wrong_inputs_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    made = config(tmp_path, "run", inputs=[LATEST | changes])
     made["teachers"] = {"vendor": {"path": "nowhere", "predictions": {"click": {"column": "p", "kind": "logit"}}}}
+    with pytest.raises(exfm.ConfigError, match=message):
+        load(tmp_path, made)
+
+
+def test_lookups_of_0_1_say_how_to_write_them(tmp_path: Path) -> None:
+    made = config(tmp_path, "run", lookups={"fm": ["user"]})
+    message = r"models\.vm.*lookups: .*inputs: \[\{name: latest_state, teacher: fm\}\]"
     with pytest.raises(exfm.ConfigError, match=message):
         load(tmp_path, made)
 
 
 def test_an_entity_that_the_model_does_not_see_is_refused(tmp_path: Path) -> None:
     made = config(tmp_path, "run", features=["item", "price"])
-    with pytest.raises(exfm.ConfigError, match=r"lookups\.fm: the model does not see 'user', .*item"):
+    with pytest.raises(exfm.ConfigError, match=r"inputs\.0\.entities: the model does not see 'user', .*item"):
         load(tmp_path, made)
 
 
 def test_a_late_label_is_refused(tmp_path: Path) -> None:
     made = config(tmp_path, "run")
     made["stream"]["source"]["labels"].append({"name": "buy", "delay": "2d"})
-    with pytest.raises(exfm.ConfigError, match=r"models\.vm\.lookups: buy is known late.* at once: click"):
+    with pytest.raises(exfm.ConfigError, match=r"models\.vm\.inputs: buy is known late.* at once: click"):
         load(tmp_path, made)
     made["models"]["vm"]["tasks"] = ["click"]
     assert load(tmp_path, made).arms
 
 
-def test_a_cycle_through_lookups_is_refused(tmp_path: Path) -> None:
+def test_a_cycle_through_inputs_is_refused(tmp_path: Path) -> None:
     made = config(tmp_path, "run")
     made["models"]["fm"]["transfer"] = [{"name": "direct", "teacher": "vm"}]
-    with pytest.raises(exfm.ConfigError, match=r"models\.(vm\.lookups|fm\.transfer): teachers form a cycle"):
+    with pytest.raises(exfm.ConfigError, match=r"models\.(vm\.inputs|fm\.transfer): teachers form a cycle"):
         load(tmp_path, made)
 
 
@@ -302,5 +346,5 @@ class Two(exfm.ProcessGroup):
 
 def test_several_processes_are_refused(tmp_path: Path) -> None:
     experiment = load(tmp_path, config(tmp_path, "run"))
-    with pytest.raises(exfm.ConfigError, match=r"models\.vm\.lookups: they follow a teacher's states"):
+    with pytest.raises(exfm.ConfigError, match=r"models\.vm\.inputs: they follow a teacher's states"):
         check_spread(experiment, Two())

@@ -1,0 +1,94 @@
+"""TeacherInput: a teacher's stored vectors in, a few tokens of the model out.
+
+Legend: B examples, L vectors of an entity, K width of a vector, M tokens, D width of a token.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from exfm.interfaces.component import ComponentConfig
+from exfm.interfaces.network import Network
+
+
+class TeacherInputConfig(ComponentConfig):
+    """Base of a teacher input's Config."""
+
+    teacher: str = Field(description="Whose stored states are read: a name under `models`.")
+    entities: tuple[str, ...] = Field(
+        (), description="Which of the teacher's entities; all that are features of the model by default."
+    )
+
+    @property
+    def length(self) -> int:
+        """L: how many of the newest vectors of each entity are read, and stored beside the served model."""
+        return 1
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Describes a teacher input's surroundings when it is built.
+
+    Attributes:
+        dim: width D of a token.
+        length: L, as the Config says.
+        widths: width K of the teacher's vectors, by entity, in order.
+    """
+
+    dim: int
+    length: int
+    widths: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class VectorHistory:
+    """The teacher's newest vectors of each example's entity, newest first.
+
+    Attributes:
+        vector_BLK: (B, L, K); meaningless where there is none.
+        valid_BL: (B, L) bool, whether there is a vector; those that there are come first.
+    """
+
+    vector_BLK: Tensor
+    valid_BL: Tensor
+
+
+class TeacherInput(Network):
+    """Gives a model its teacher's stored vectors as input tokens, at the cost of a look-up per entity when it serves.
+
+    It is a part of the served model, unlike transfer; a control has none. An example sees vectors that the teacher made
+    at earlier examples, less its lag. An example's tokens depend on that example alone.
+
+    A subclass sets ``name``, usually a ``Config``, and ``num_tokens`` in its constructor where M is not the number of
+    entities.
+
+    Attributes:
+        num_tokens: M.
+    """
+
+    kind: ClassVar[str] = "teacher_input"
+    Config: ClassVar[type[ComponentConfig]] = TeacherInputConfig
+    config: TeacherInputConfig
+    inputs: InputSpec
+    num_tokens: int
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not issubclass(cls.Config, TeacherInputConfig):
+            raise TypeError(f"{cls.__qualname__}.Config must be a subclass of exfm.TeacherInputConfig")
+
+    def __init__(self, config: TeacherInputConfig, inputs: InputSpec) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.inputs = inputs
+        self.num_tokens = len(inputs.widths)
+
+    @abstractmethod
+    def forward(self, histories: Mapping[str, VectorHistory]) -> Tensor:
+        """Maps the vectors of each example, by entity, to tokens (B, M, D)."""

@@ -1,0 +1,12 @@
+"""`latest_state`: stored states of a teacher as input tokens."""
+
+from __future__ import annotations
+
+import exfm_plugins.latest_state
+from exfm.testing import TeacherInputTests
+from exfm_plugins.latest_state.model import LatestState
+
+
+class TestLatestState(TeacherInputTests):
+    component = LatestState
+    plugin = exfm_plugins.latest_state
