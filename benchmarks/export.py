@@ -26,13 +26,13 @@ import yaml
 
 import exfm
 from exfm.data.decode import decode
+from exfm.modeling.build import build_model
 from exfm.reporting.seeds import t_quantile95
 from exfm.serving import load
 from exfm.serving.export import Form, export
 from exfm.serving.network import ServedModel
 from exfm.serving.snapshot import find_arm, find_snapshot
 from exfm.supervision.store import Store
-from exfm.training.building import build_model
 
 SIZES = (1, 100)
 SAME = 1.05
@@ -135,7 +135,7 @@ def measure(name: str, model: Mapping[str, Any], repeats: int) -> list[tuple[Rat
         for exported in ("vm", "vm.control"):
             export(experiment, exported, str(folder / exported), Form(compiled=True))
         span = experiment.source.time_range()
-        rows = next(iter(experiment.source.read(exfm.Window(0, span.start_us, span.end_us))))
+        rows = next(iter(experiment.source.read(exfm.sources.Window(0, span.start_us, span.end_us))))
         for size in SIZES:
             us = times_us(calls(experiment, folder, rows.slice(0, size)), repeats)
             same, faster = Ratio.of(us["compiled"], us["control"]), Ratio.of(us["eager"], us["compiled"])

@@ -16,7 +16,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from exfm import JaggedSequence
+from exfm.components import JaggedSequence
 from exfm.layers import jagged_attention
 
 BATCH, DIM, HEADS = 256, 64, 4

@@ -53,10 +53,10 @@ def measure(plan_text: str, batch_size: int, steps: int) -> None:
     import exfm
     from exfm.data.stream import ChunkReader
     from exfm.data.windows import stream_windows
-    from exfm.training.building import teacher_shapes
-    from exfm.training.run import build_plan
-    from exfm.training.spread import read_spread
+    from exfm.distributed.chunk_exchange import read_spread
+    from exfm.experiment.run import build_plan
     from exfm.training.trainer import StepLabels, Trainer
+    from exfm.transfer.build import teacher_shapes
 
     overrides = [f"parallel={plan_text}", f"models.fm.batch_size={batch_size}", "stream.source.days=2"]
     # The FM alone is measured; states are refused with several processes.

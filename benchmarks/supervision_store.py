@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from exfm.storage.hashing import FileRecord
+from exfm.storage.workspace import Workspace
 from exfm.supervision.embeddings import CompactEmbedding, EmbeddingShape
-from exfm.supervision.hashing import FileRecord
 from exfm.supervision.joiner import SupervisionRows
 from exfm.supervision.row_files import RowWriter, parquet_options, row_file, supervision_columns, supervision_schema
 from exfm.supervision.streaming import SupervisionStream
-from exfm.supervision.workspace import Workspace
 
 CHUNK, TASKS = 16_384, ("click", "conversion")
 GOAL = 0.7

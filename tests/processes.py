@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["torchrec", "exfm.cli.run", "exfm.training.run", "exfm.reporting.html", "torch.distributed.launcher.api"]
+    ["torchrec", "exfm.cli.run", "exfm.experiment.run", "exfm.reporting.html", "torch.distributed.launcher.api"]
 )
 
 

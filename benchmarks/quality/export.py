@@ -93,19 +93,19 @@ def batch_numbers(rows: int, size: int) -> NDArray[np.int32]:
     return np.repeat(np.arange(len(parts), dtype=np.int32), [part.size for part in parts])
 
 
-def _batches(experiment: exfm.Experiment, window: exfm.Window) -> Iterator[Batch]:
-    reader = ChunkReader(experiment.source, experiment.schema, experiment.config.stream, {}, exfm.Shard())
+def _batches(experiment: exfm.Experiment, window: exfm.sources.Window) -> Iterator[Batch]:
+    reader = ChunkReader(experiment.source, experiment.schema, experiment.config.stream, {}, exfm.sources.Shard())
     return (chunk.batch for chunk in reader.read(window))
 
 
-def _columns(schema: exfm.FeatureSchema) -> list[dict[str, Any]]:
+def _columns(schema: exfm.schema.FeatureSchema) -> list[dict[str, Any]]:
     """The features of the export, as exfm's schema writes them; a sequence's ``target`` is the feature of its item."""
-    candidates = {f.table_name: f.name for f in schema.features if isinstance(f, exfm.CategoricalFeature)}
+    candidates = {f.table_name: f.name for f in schema.features if isinstance(f, exfm.schema.CategoricalFeature)}
     columns: list[dict[str, Any]] = []
     for feature in schema.features:
-        if isinstance(feature, exfm.DenseFeature):
+        if isinstance(feature, exfm.schema.DenseFeature):
             columns.append({"name": feature.name, "kind": "dense"})
-        elif isinstance(feature, exfm.SequenceFeature):
+        elif isinstance(feature, exfm.schema.SequenceFeature):
             ids = [field for field in feature.fields if field.kind == "categorical"]
             place = next(i for i, field in enumerate(ids) if feature.table_name(field) in candidates)
             table = feature.table_name(ids[place])
@@ -119,7 +119,7 @@ def _columns(schema: exfm.FeatureSchema) -> list[dict[str, Any]]:
 
 
 def _statistics(
-    experiment: exfm.Experiment, windows: Sequence[exfm.Window]
+    experiment: exfm.Experiment, windows: Sequence[exfm.sources.Window]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and reciprocal standard deviation of every dense feature, (F,) each, over some windows."""
     dense = [batch.dense_BF.double().numpy() for window in windows for batch in _batches(experiment, window)]
@@ -137,7 +137,7 @@ def _arrow_schema(experiment: exfm.Experiment, columns: Sequence[dict[str, Any]]
 
 
 def _arrays(
-    schema: exfm.FeatureSchema, columns: Sequence[dict[str, Any]], batch: Batch, dense_BF: NDArray[np.float32]
+    schema: exfm.schema.FeatureSchema, columns: Sequence[dict[str, Any]], batch: Batch, dense_BF: NDArray[np.float32]
 ) -> dict[str, Any]:
     task = schema.labels[0].name
     arrays: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pyarrow as pa
 import exfm
 from exfm.data.windows import stream_windows
 
-_WHOLE = exfm.Shard()
+_WHOLE = exfm.sources.Shard()
 
 
 class Beginning(exfm.DataSource):
@@ -24,16 +24,16 @@ class Beginning(exfm.DataSource):
         self.source = source
         self.end_us = end_us
 
-    def schema(self) -> exfm.FeatureSchema:
+    def schema(self) -> exfm.schema.FeatureSchema:
         """The source's."""
         return self.source.schema()
 
-    def time_range(self) -> exfm.TimeRange:
+    def time_range(self) -> exfm.sources.TimeRange:
         """The source's, cut."""
         whole = self.source.time_range()
-        return exfm.TimeRange(whole.start_us, min(whole.end_us, self.end_us))
+        return exfm.sources.TimeRange(whole.start_us, min(whole.end_us, self.end_us))
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.sources.Window, shard: exfm.sources.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
         """The source's rows."""
         return self.source.read(window, shard)
 
@@ -43,21 +43,21 @@ def beginning(experiment: exfm.Experiment, end_us: int | None) -> exfm.Experimen
     return experiment if end_us is None else replace(experiment, source=Beginning(experiment.source, end_us))
 
 
-def rows_by_window(experiment: exfm.Experiment) -> list[tuple[exfm.Window, int]]:
+def rows_by_window(experiment: exfm.Experiment) -> list[tuple[exfm.sources.Window, int]]:
     """All windows of the stream, each with its number of rows: reads them once."""
     source = experiment.source
     windows = stream_windows(source, experiment.config.stream.window)
     return [(window, sum(batch.num_rows for batch in source.read(window))) for window in windows]
 
 
-def end_of_rows(windows: Sequence[tuple[exfm.Window, int]], rows: int) -> int:
+def end_of_rows(windows: Sequence[tuple[exfm.sources.Window, int]], rows: int) -> int:
     """The end of the window in which so many rows are reached, or of the stream."""
     reached = accumulate(count for _, count in windows)
     ends = (window.end_us for (window, _), seen in zip(windows, reached, strict=True) if seen >= rows)
     return next(ends, windows[-1][0].end_us)
 
 
-def first_scored(windows: Sequence[tuple[exfm.Window, int]], skip: float) -> int:
+def first_scored(windows: Sequence[tuple[exfm.sources.Window, int]], skip: float) -> int:
     """Where the figures of a run over these windows begin, by the rule of ``evaluation.skip``."""
     total, before = sum(count for _, count in windows), 0
     for window, count in windows:

@@ -37,7 +37,7 @@ def main() -> None:
 def batch_ages(experiment: exfm.Experiment, model: str) -> np.ndarray:
     """Microseconds between each example and the first of its batch."""
     stream, config = experiment.config.stream, experiment.config.models[model]
-    reader = ChunkReader(experiment.source, experiment.schema, stream, {model: config.where}, exfm.Shard())
+    reader = ChunkReader(experiment.source, experiment.schema, stream, {model: config.where}, exfm.sources.Shard())
     first_us = first_scored(rows_by_window(experiment), experiment.config.evaluation.skip)
     ages = []
     for window in stream_windows(experiment.source, stream.window):

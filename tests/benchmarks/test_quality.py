@@ -88,7 +88,7 @@ def experiment_path(tmp_path: Path) -> Path:
 
 
 def batches(experiment: exfm.Experiment) -> list[Batch]:
-    reader = ChunkReader(experiment.source, experiment.schema, experiment.config.stream, {}, exfm.Shard())
+    reader = ChunkReader(experiment.source, experiment.schema, experiment.config.stream, {}, exfm.sources.Shard())
     windows = stream_windows(experiment.source, experiment.config.stream.window)
     return [chunk.batch for window in windows for chunk in reader.read(window)]
 

@@ -13,8 +13,8 @@ import exfm
 from exfm.cli import jobs
 from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
-from exfm_plugins.parquet import files
-from exfm_plugins.parquet.source import Parquet
+from exfm_plugins.sources.parquet import files
+from exfm_plugins.sources.parquet.source import Parquet
 from tests.training.logs import experiment_dict, make_log, write_log
 
 
@@ -58,10 +58,10 @@ def test_a_follower_waits_for_the_folder_and_for_half_a_file(
     looks: list[str] = []
     look = Parquet.time_range
 
-    def time_range(self: Any) -> exfm.TimeRange:
+    def time_range(self: Any) -> exfm.sources.TimeRange:
         try:
             return look(self)
-        except exfm.NotYetError as error:
+        except exfm.components.NotYetError as error:
             looks.append(str(error))
             raise
         finally:
@@ -89,11 +89,11 @@ def test_missing_data_are_an_error_of_any_other_job(
     (data / "a.parquet").write_bytes(written[0][1][:-8])
     with pytest.raises(exfm.ConfigError, match=r"a\.parquet cannot be read as Parquet"):
         jobs._advance(loop(tmp_path), never)
-    with pytest.raises(exfm.NotYetError, match=r"a\.parquet cannot be read as Parquet"):
+    with pytest.raises(exfm.components.NotYetError, match=r"a\.parquet cannot be read as Parquet"):
         jobs._advance(loop(tmp_path), jobs.Follow(True, 0.0, False))
     monkeypatch.setattr(files, "PATIENCE_S", 0.0)
     with pytest.raises(
         exfm.ConfigError, match=r"a\.parquet cannot be read .* it has not grown for 0 seconds"
     ) as damaged:
         jobs._advance(loop(tmp_path), jobs.Follow(True, None, False))
-    assert not isinstance(damaged.value, exfm.NotYetError)
+    assert not isinstance(damaged.value, exfm.components.NotYetError)

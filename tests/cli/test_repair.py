@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import exfm
-from exfm.supervision import snapshots
+from exfm.storage import snapshots
 from tests.training.logs import differences, experiment_dict, load, make_log, write_log
 
 Exfm = Callable[..., Any]

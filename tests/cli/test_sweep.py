@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import exfm
+from exfm.experiment.sweep import folder_name, parse_axes
 from exfm.reporting.seeds import t_quantile95
 from exfm.reporting.sweep_comparisons import sweep_comparison_table
 from exfm.reporting.sweep_plot import draw_series
 from exfm.reporting.sweep_ratios import sweep_ratio_table
 from exfm.reporting.sweep_summary import PointResult, render_png, render_sweep, summarize
-from exfm.training.sweep import folder_name, parse_axes
 
 Cli = Callable[..., Any]
 DIM = "models.vm.embedding_dim"

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 import exfm
 from exfm.config.component_sources import changed_components, component_hashes
+from exfm.experiment.run import open_run
 from exfm.supervision.store import Store
-from exfm.training.run import open_run
 
 MODULE = """
 from typing import ClassVar

@@ -23,7 +23,7 @@ durations = st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=40_00
 def test_what_is_written_is_read_back(value):
     text = format_duration(value)
     assert parse_duration(text) == value
-    assert re.search(TypeAdapter(exfm.Duration).json_schema()["pattern"], text)
+    assert re.search(TypeAdapter(exfm.sources.Duration).json_schema()["pattern"], text)
 
 
 @given(st.integers(min_value=0, max_value=10**17), st.integers(min_value=0, max_value=6))
@@ -33,7 +33,7 @@ def test_every_written_duration_is_exact(length_us, decimals):
     length_us -= length_us % 10 ** (6 - decimals)
     seconds, micros = divmod(length_us, 1_000_000)
     text = f"{seconds}.{micros:06}"[: len(str(seconds)) + 1 + decimals].rstrip(".") + "s"
-    assert exfm.microseconds(parse_duration(text)) == length_us
+    assert exfm.sources.microseconds(parse_duration(text)) == length_us
     assert format_duration(parse_duration(text)) == format_duration(timedelta(microseconds=length_us))
 
 

@@ -23,7 +23,7 @@ class Handed(exfm.Backbone):
 
         width: int = Field(8, gt=0, description="Width of the representation.")
 
-    def __init__(self, config: Config, inputs: exfm.BackboneInputs) -> None:
+    def __init__(self, config: Config, inputs: exfm.components.BackboneInputs) -> None:
         super().__init__(config, inputs)
         self.out = nn.Linear(inputs.dim, config.width)
         self.output_dim = config.width

@@ -23,10 +23,10 @@ class Shell(exfm.Backbone):
     name = "shell"
 
     class Config(exfm.ComponentConfig):
-        inner: Annotated[exfm.ComponentSpec, exfm.ComponentField("backbone")] = Field(description="What it wraps.")
-        more: tuple[Annotated[exfm.ComponentSpec, exfm.ComponentField("backbone")], ...] = Field((), description="M.")
+        inner: Annotated[ComponentSpec, ComponentField("backbone")] = Field(description="What it wraps.")
+        more: tuple[Annotated[ComponentSpec, ComponentField("backbone")], ...] = Field((), description="M.")
         towers: dict[str, Tower] = Field(default_factory=dict, description="Towers by name.")
-        pause: exfm.Duration = Field("1h", description="A pause.")
+        pause: exfm.sources.Duration = Field("1h", description="A pause.")
 
 @exfm.hookimpl
 def exfm_register_backbones():

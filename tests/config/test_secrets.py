@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 import exfm
+from exfm.experiment.sweep import plan_sweep
 from exfm.redaction import concealed, redact, same_but_for_credentials, without_credentials
-from exfm.training.sweep import plan_sweep
 
 SECRET = "hunter2-of-the-broker"
 

@@ -53,7 +53,7 @@ def is_finite(value: float | None) -> bool:
     return value is not None and abs(value) <= float(np.finfo(np.float32).max)
 
 
-def is_good(row: dict[str, Any], schema: exfm.FeatureSchema, newest_us: int) -> bool:
+def is_good(row: dict[str, Any], schema: exfm.schema.FeatureSchema, newest_us: int) -> bool:
     """Tells whether a row follows the schema, after a row of time ``newest_us``."""
     if row[schema.example_id] is None or row[schema.event_time] is None or row[schema.event_time] < newest_us:
         return False
@@ -65,25 +65,25 @@ def is_good(row: dict[str, Any], schema: exfm.FeatureSchema, newest_us: int) -> 
     return all(_is_good_feature(row, feature) for feature in schema.features)
 
 
-def ages_s(row: dict[str, Any], times: exfm.EventTimes) -> list[int]:
+def ages_s(row: dict[str, Any], times: exfm.schema.EventTimes) -> list[int]:
     """Whole seconds from each event of a row to the row."""
     values = [int(value * US_PER_UNIT[times.unit]) for value in row[times.column] or []]
     return [(value if times.holds == "age" else row["event_time"] - value) // 10**6 for value in values]
 
 
-def _are_good_times(row: dict[str, Any], times: exfm.EventTimes) -> bool:
+def _are_good_times(row: dict[str, Any], times: exfm.schema.EventTimes) -> bool:
     earliest, latest = (0, 2**62) if times.holds == "age" else (-(2**62), row["event_time"])
     values = row[times.column] or []
     return all(value is not None and earliest <= value * US_PER_UNIT[times.unit] <= latest for value in values)
 
 
-def _is_good_feature(row: dict[str, Any], feature: exfm.Feature) -> bool:
-    if isinstance(feature, exfm.DenseFeature):
+def _is_good_feature(row: dict[str, Any], feature: exfm.schema.Feature) -> bool:
+    if isinstance(feature, exfm.schema.DenseFeature):
         return is_finite(row[feature.source_column])
-    if isinstance(feature, exfm.CategoricalFeature):
+    if isinstance(feature, exfm.schema.CategoricalFeature):
         value = row[feature.source_column]
         return value is None or _is_good_id(value, feature)
-    if isinstance(feature, exfm.MultiValuedFeature):
+    if isinstance(feature, exfm.schema.MultiValuedFeature):
         return all(_is_good_id(value, feature) for value in row[feature.source_column] or [])
     lists = [row[field.source_column] or [] for field in feature.fields]
     lengths = {len(values) for values in lists}

@@ -26,7 +26,7 @@ _NS_PER_US = 1000
 class Table:
     """Rows of a schema: Python values by column (times in microseconds), and the Arrow type of each column."""
 
-    schema: exfm.FeatureSchema
+    schema: exfm.schema.FeatureSchema
     types: dict[str, pa.DataType]
     rows: list[dict[str, Any]]
 
@@ -147,7 +147,7 @@ def tables(draw: st.DrawFn, min_rows: int = 1, max_rows: int = 6) -> Table:
         kind = draw(st.sampled_from(ID_TYPES))
         columns[group] = (kind, ids_in(kind))
     labels = [{"name": "click", "oracle": draw(st.sampled_from(["", "truth"]))}]
-    schema = exfm.FeatureSchema.model_validate({"features": features, "labels": labels, "group": group})
+    schema = exfm.schema.FeatureSchema.model_validate({"features": features, "labels": labels, "group": group})
     rows = _rows(draw, columns, lists, draw(st.integers(min_rows, max_rows)))
     types = {name: kind for name, (kind, _) in columns.items()}
     return Table(schema, {**types, "event_time": draw(st.sampled_from(TIME_TYPES))}, rows)

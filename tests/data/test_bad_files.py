@@ -14,7 +14,7 @@ from exfm.config.experiment import StreamConfig
 from exfm.data.skips import sum_counts
 from exfm.data.stream import ChunkReader
 from exfm.errors import ConfigError
-from exfm_plugins.parquet.source import Parquet
+from exfm_plugins.sources.parquet.source import Parquet
 
 GOOD = {"example_id": [0, 1, 2, 3], "item": [5, 6, 7, 8], "click": [0, 1, 0, 1]}
 # Columns of the second of three files, the row of it that the error names, and the rows of it that are left.
@@ -56,13 +56,15 @@ def write(folder: Path, number: int, changes: dict[str, Any]) -> None:
     pq.write_table(pa.table(columns), folder / f"part-{number}.parquet", row_group_size=3)
 
 
-def reader(folder: Path, on_bad_row: str) -> tuple[ChunkReader, exfm.Window]:
+def reader(folder: Path, on_bad_row: str) -> tuple[ChunkReader, exfm.sources.Window]:
     features = [{"kind": "categorical", "name": "item", "rows": 100}]
     fields = {"path": str(folder), "features": features, "labels": [{"name": "click"}]}
     source = Parquet(Parquet.Config.model_validate(fields))
     config = StreamConfig.model_construct(chunk_rows=5, on_bad_row=on_bad_row)  # type: ignore[call-arg]
     time = source.time_range()
-    return ChunkReader(source, source.schema(), config, {}, exfm.Shard()), exfm.Window(0, time.start_us, time.end_us)
+    return ChunkReader(source, source.schema(), config, {}, exfm.sources.Shard()), exfm.sources.Window(
+        0, time.start_us, time.end_us
+    )
 
 
 @pytest.mark.parametrize("defect", DEFECTS)

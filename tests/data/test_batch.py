@@ -63,7 +63,7 @@ def test_a_slice_is_the_rows_it_names(table: Table, data: st.DataObject) -> None
 def test_only_equals_decoding_those_features(table: Table, data: st.DataObject) -> None:
     names = [feature.name for feature in table.schema.features]
     kept = data.draw(st.sets(st.sampled_from(names)))
-    dense = [feature.name for feature in table.schema.features if isinstance(feature, exfm.DenseFeature)]
+    dense = [feature.name for feature in table.schema.features if isinstance(feature, exfm.schema.DenseFeature)]
     columns = torch.tensor([i for i, name in enumerate(dense) if name in kept], dtype=torch.int64)
     narrowed = decode(table.batch(), table.schema).only(frozenset(kept), columns)
     # A user's schema has features; a record of predictions is decoded with a schema without any.
@@ -85,7 +85,7 @@ def test_selecting_no_row(table: Table) -> None:
 
 
 def test_to_the_same_device_is_the_same_batch() -> None:
-    schema = exfm.FeatureSchema.model_validate(
+    schema = exfm.schema.FeatureSchema.model_validate(
         {"features": [{"kind": "dense", "name": "price"}], "labels": [{"name": "click"}]}
     )
     rows = {"example_id": 1, "event_time": 5, "price": 2.0, "click": 1}

@@ -15,7 +15,7 @@ from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
 from tests.data.test_stream import Source
 
-SCHEMA = exfm.FeatureSchema.model_validate(
+SCHEMA = exfm.schema.FeatureSchema.model_validate(
     {
         "domain": "place",
         "features": [
@@ -95,8 +95,8 @@ def plain(first_id: int) -> pa.RecordBatch:
 
 def decoded(*batches: pa.RecordBatch) -> list[Batch]:
     config = StreamConfig.model_construct(chunk_rows=6)  # type: ignore[call-arg]
-    reader = ChunkReader(Source(lambda: iter(batches)), SCHEMA, config, {}, exfm.Shard())
-    return [chunk.batch for chunk in reader.read(exfm.Window(0, 0, 100))]
+    reader = ChunkReader(Source(lambda: iter(batches)), SCHEMA, config, {}, exfm.sources.Shard())
+    return [chunk.batch for chunk in reader.read(exfm.sources.Window(0, 0, 100))]
 
 
 def numbers(batch: Batch) -> dict[str, Any]:

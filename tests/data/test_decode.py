@@ -48,20 +48,20 @@ def check(batch: Batch, table: Table) -> None:
     check_dense(batch, table)
     sparse = bags(batch)
     for feature in schema.features:
-        if isinstance(feature, exfm.CategoricalFeature):
+        if isinstance(feature, exfm.schema.CategoricalFeature):
             values = [row[feature.column] for row in rows]
             expected = [[] if value is None else [table_row(value, feature)] for value in values]
             assert sparse.pop(feature.name) == expected
-        elif isinstance(feature, exfm.MultiValuedFeature):
+        elif isinstance(feature, exfm.schema.MultiValuedFeature):
             expected = [[table_row(value, feature) for value in row[feature.column] or []] for row in rows]
             assert sparse.pop(feature.name) == expected
-        elif isinstance(feature, exfm.SequenceFeature):
+        elif isinstance(feature, exfm.schema.SequenceFeature):
             check_sequence(batch, feature, rows)
     assert not sparse
 
 
 def check_dense(batch: Batch, table: Table) -> None:
-    dense = [feature for feature in table.schema.features if isinstance(feature, exfm.DenseFeature)]
+    dense = [feature for feature in table.schema.features if isinstance(feature, exfm.schema.DenseFeature)]
     assert batch.dense_BF.shape == (len(table.rows), len(dense))
     assert batch.dense_BF.dtype == torch.float32
     for column, feature in zip(batch.dense_BF.T, dense, strict=True):
@@ -69,7 +69,7 @@ def check_dense(batch: Batch, table: Table) -> None:
         np.testing.assert_allclose(column.numpy(), expected, rtol=1e-6)
 
 
-def check_sequence(batch: Batch, feature: exfm.SequenceFeature, rows: list[dict[str, Any]]) -> None:
+def check_sequence(batch: Batch, feature: exfm.schema.SequenceFeature, rows: list[dict[str, Any]]) -> None:
     sequence = batch.sequences[feature.name]
     assert sequence.offsets.dtype == torch.int64
     if feature.times is None:
@@ -95,7 +95,7 @@ def test_decode_equals_the_loop(table: Table, before: int, after: int) -> None:
     check(decode(table.sliced(before, after), table.schema), table)
 
 
-SCHEMA = exfm.FeatureSchema.model_validate(
+SCHEMA = exfm.schema.FeatureSchema.model_validate(
     {
         "features": [
             {"kind": "multi_valued", "name": "tags", "rows": 100},
@@ -144,7 +144,7 @@ def test_histories_of_mixed_list_types_and_hidden_values() -> None:
 
 
 def test_a_null_in_a_dictionarys_values_is_a_missing_id() -> None:
-    schema = exfm.FeatureSchema.model_validate(
+    schema = exfm.schema.FeatureSchema.model_validate(
         {"features": [{"kind": "categorical", "name": "city", "rows": 9}], "labels": [{"name": "click"}]}
     )
     city = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0], pa.int8()), pa.array(["Rio", None]))

@@ -21,8 +21,8 @@ from exfm.data.stream import Chunk, ChunkReader
 from exfm.data.windows import WindowGrid, stream_windows, windows_with_events
 from exfm.errors import ConfigError
 
-WINDOW = exfm.Window(0, 0, 10**9)
-ALL_ROWS = exfm.Shard()
+WINDOW = exfm.sources.Window(0, 0, 10**9)
+ALL_ROWS = exfm.sources.Shard()
 READER = "exfm-reader"
 Batches = Callable[[], Iterator[pa.RecordBatch]]
 
@@ -36,14 +36,14 @@ class Source(exfm.DataSource):
         super().__init__(exfm.ComponentConfig())
         self.batches = batches
 
-    def schema(self) -> exfm.FeatureSchema:
+    def schema(self) -> exfm.schema.FeatureSchema:
         feature = {"kind": "categorical", "name": "item", "rows": 10**6, "ids": "row"}
-        return exfm.FeatureSchema.model_validate({"features": [feature], "labels": [{"name": "click"}]})
+        return exfm.schema.FeatureSchema.model_validate({"features": [feature], "labels": [{"name": "click"}]})
 
-    def time_range(self) -> exfm.TimeRange:
-        return exfm.TimeRange(WINDOW.start_us, WINDOW.end_us)
+    def time_range(self) -> exfm.sources.TimeRange:
+        return exfm.sources.TimeRange(WINDOW.start_us, WINDOW.end_us)
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = ALL_ROWS) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.sources.Window, shard: exfm.sources.Shard = ALL_ROWS) -> Iterator[pa.RecordBatch]:
         return self.batches()
 
 
@@ -52,13 +52,13 @@ def rows(first: int, count: int, **columns: Any) -> pa.RecordBatch:
     times = pa.array(numbers, pa.timestamp("us"))
     usual = {"example_id": pa.array(numbers, pa.int64()), "event_time": times, "item": pa.array(numbers, pa.int64())}
     batch = pa.record_batch(usual | {"click": pa.array([i % 2 for i in numbers], pa.int8())} | columns)
-    return exfm.Origin("log", first).mark(batch)
+    return exfm.sources.Origin("log", first).mark(batch)
 
 
 def reader(batches: Batches, chunk_rows: int = 4, on_bad_row: str = "error", **where: Any) -> ChunkReader:
     source = Source(batches)
     config = StreamConfig.model_construct(chunk_rows=chunk_rows, on_bad_row=on_bad_row)  # type: ignore[call-arg]
-    return ChunkReader(source, source.schema(), config, where or {"vm": {}}, exfm.Shard())
+    return ChunkReader(source, source.schema(), config, where or {"vm": {}}, exfm.sources.Shard())
 
 
 def ids(chunks: Iterator[Chunk]) -> list[list[int]]:
@@ -78,8 +78,8 @@ class Times(Source):
         super().__init__(lambda: iter(()))
         self.times, self.finds = sorted(times), finds
 
-    def time_range(self) -> exfm.TimeRange:
-        return exfm.TimeRange(self.times[0], self.times[-1] + 1)
+    def time_range(self) -> exfm.sources.TimeRange:
+        return exfm.sources.TimeRange(self.times[0], self.times[-1] + 1)
 
     def next_event_us(self, from_us: int) -> int | None:
         return next((time for time in self.times if time >= from_us), None) if self.finds else from_us
@@ -171,7 +171,7 @@ def test_a_change_of_width_changes_nothing() -> None:
         for shard in range(shards):
             batches = [rows(0, 3), *others] if shard == 0 else [*others, rows(16, 3)]
             log = reader(lambda batches=batches: iter(batches), 4)  # type: ignore[misc]
-            log.shard = exfm.Shard(shard, shards)
+            log.shard = exfm.sources.Shard(shard, shards)
             read.append(list(log.read(WINDOW)))
         expected = [0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15]
         size = 4 // shards
@@ -214,18 +214,20 @@ def test_skipping_has_a_limit() -> None:
     for number in range(3):
         batches[:] = [some(350 + 100 * number, 1000, 1000 * number)]
         begin = 1000 * number
-        reading = skipping.read(exfm.Window(number, begin, begin + 1000))
+        reading = skipping.read(exfm.sources.Window(number, begin, begin + 1000))
         if number < 2:
             assert sum(map(len, ids(reading))) == 650 - 100 * number
         else:
             with pytest.raises(ConfigError, match=r"1350 of 3000 rows"):
                 list(reading)
-    assert sum(map(len, ids(skipping.read(exfm.Window(0, 0, 10**9))))) == 450, "read again, it is not counted again"
+    assert sum(map(len, ids(skipping.read(exfm.sources.Window(0, 0, 10**9))))) == 450, (
+        "read again, it is not counted again"
+    )
 
 
 def test_an_example_id_comes_once() -> None:
     """Within a batch, a window, and from window to window; not where a window is read again."""
-    first, second = exfm.Window(0, 0, 20), exfm.Window(1, 20, 40)
+    first, second = exfm.sources.Window(0, 0, 20), exfm.sources.Window(1, 20, 40)
     batches: list[pa.RecordBatch] = []
 
     def again(batch: pa.RecordBatch, *example_ids: int) -> pa.RecordBatch:
@@ -253,19 +255,19 @@ def test_an_example_id_comes_once() -> None:
 def test_ids_keep_their_type_from_window_to_window() -> None:
     batches = [rows(0, 2)]
     log = reader(lambda: iter(batches), on_bad_row="skip")
-    assert ids(log.read(exfm.Window(0, 0, 10))) == [[0, 1]]
+    assert ids(log.read(exfm.sources.Window(0, 0, 10))) == [[0, 1]]
     assert log.id_kinds == {"item": "integers"}
     other = rows(10, 2).set_column(2, "item", pa.array(["10", "11"]))
     batches[:] = [other]
     with pytest.raises(ConfigError, match="row 10: item: the column holds string, and held integers until now"):
-        list(log.read(exfm.Window(1, 10, 20)))
+        list(log.read(exfm.sources.Window(1, 10, 20)))
     later = reader(lambda: iter([rows(20, 1)]))
     later.id_kinds = {"item": "strings"}
     with pytest.raises(ConfigError, match="item: the column holds int64, and held strings until now"):
-        list(later.read(exfm.Window(2, 20, 30)))
+        list(later.read(exfm.sources.Window(2, 20, 30)))
     nothing = rows(10, 2).set_column(2, "item", pa.nulls(2, pa.string()))
     batches[:] = [nothing, rows(12, 1)]
-    assert ids(log.read(exfm.Window(1, 10, 20))) == [[10, 11, 12]], "a column without values has no type"
+    assert ids(log.read(exfm.sources.Window(1, 10, 20))) == [[10, 11, 12]], "a column without values has no type"
 
 
 def test_every_window_begins_anew() -> None:
@@ -276,7 +278,7 @@ def test_every_window_begins_anew() -> None:
         assert ids(skipping.read(WINDOW)) == [[0]]
         assert skipping.skipped == {"click": {"a label is 0 or 1": 1}}
     with pytest.raises(ConfigError, match="row 0: event_time: time goes backwards"):
-        list(reader(lambda: iter([rows(0, 2)])).read(exfm.Window(1, 1, 9)))
+        list(reader(lambda: iter([rows(0, 2)])).read(exfm.sources.Window(1, 1, 9)))
 
 
 def test_the_sources_exception_reaches_the_caller_after_its_rows() -> None:
@@ -349,7 +351,7 @@ def test_a_window_that_was_begun_is_read_once_and_its_error_is_raised_when_it_is
         list(log.read(WINDOW))
     assert calls == [0]
     log.begin(WINDOW)
-    later = exfm.Window(1, WINDOW.start_us, 2 * WINDOW.end_us)
+    later = exfm.sources.Window(1, WINDOW.start_us, 2 * WINDOW.end_us)
     assert ids(log.read(later)) == [[0, 1, 2]], "another window than the one that was begun"
     log.begin(WINDOW)
     log.close()

@@ -19,7 +19,7 @@ from tests.data.reference import is_good
 from tests.data.tables import START_US, Table, tables
 
 INF, NAN = float("inf"), float("nan")
-SCHEMA = exfm.FeatureSchema.model_validate(
+SCHEMA = exfm.schema.FeatureSchema.model_validate(
     {
         "group": "user",
         "features": [
@@ -50,7 +50,7 @@ TYPES = {
 
 def batch(values: dict[str, Any] = GOOD) -> pa.RecordBatch:
     rows = pa.record_batch({name: pa.array(column, TYPES.get(name)) for name, column in values.items()})
-    return exfm.Origin("logs/day 1.parquet", 100).mark(rows)
+    return exfm.sources.Origin("logs/day 1.parquet", 100).mark(rows)
 
 
 def broken(column: str, *values: Any) -> pa.RecordBatch:
@@ -58,7 +58,7 @@ def broken(column: str, *values: Any) -> pa.RecordBatch:
     return batch(GOOD | {column: values})
 
 
-def checker(skip: bool = False, newest_us: int = 0, schema: exfm.FeatureSchema = SCHEMA) -> RowChecker:
+def checker(skip: bool = False, newest_us: int = 0, schema: exfm.schema.FeatureSchema = SCHEMA) -> RowChecker:
     return RowChecker(schema, skip, newest_us)
 
 
@@ -132,13 +132,13 @@ def test_a_bad_time_of_an_event(kind: str, values: list[Any], row: int, reason: 
     times, type_, good = TIMED[kind]
     fields = [{"name": "seen", "column": "seen", "rows": 10, "ids": "row"}]
     history = {"kind": "sequence", "name": "history", "max_length": 5, "fields": fields, "times": times}
-    schema = exfm.FeatureSchema.model_validate({"features": [history], "labels": [{"name": "click"}]})
+    schema = exfm.schema.FeatureSchema.model_validate({"features": [history], "labels": [{"name": "click"}]})
 
     def rows(at: list[Any]) -> pa.RecordBatch:
         seen, seconds = pa.array([[1], [1, 2], []], pa.list_(pa.int64())), pa.array([10, 10, 11], pa.timestamp("s"))
         at_column = pa.array(at, pa.list_(pa.int64())).cast(type_) if kind == "timestamps" else pa.array(at, type_)
         columns = {"example_id": [1, 2, 3], "event_time": seconds, "click": [0, 1, 0], "seen": seen, "at": at_column}
-        return exfm.Origin("log", 0).mark(pa.record_batch(columns))
+        return exfm.sources.Origin("log", 0).mark(pa.record_batch(columns))
 
     assert checker(schema=schema).check(rows(good)).num_rows == 3
     with pytest.raises(ConfigError, match=f"row {row}: at: .*{reason}"):
@@ -206,12 +206,12 @@ def test_good_rows_pass_untouched_with_the_schemas_columns() -> None:
     assert set(left.schema.names) == set(GOOD)
     assert left.schema.names == checker().check(batch()).schema.names
     assert left.to_pylist() == batch().select(left.schema.names).to_pylist()
-    assert exfm.Origin.of(left) == exfm.Origin("logs/day 1.parquet", 100)
+    assert exfm.sources.Origin.of(left) == exfm.sources.Origin("logs/day 1.parquet", 100)
 
 
 def test_columns_that_share_a_table_hold_ids_of_one_type() -> None:
     """The items of a history meet the candidate item only where both are integers, or both strings."""
-    schema = exfm.FeatureSchema.model_validate(
+    schema = exfm.schema.FeatureSchema.model_validate(
         {
             "features": [
                 {"kind": "categorical", "name": "city", "rows": 10, "table": "places"},

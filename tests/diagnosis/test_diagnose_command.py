@@ -63,7 +63,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file.write_text(yaml.safe_dump({**content, "models": {"fm": content["models"]["fm"]}, "teachers": {}}))
     source = exfm.load_experiment(str(file)).source
     span = source.time_range()
-    rows = pa.Table.from_batches(list(source.read(exfm.Window(0, span.start_us, span.end_us))))
+    rows = pa.Table.from_batches(list(source.read(exfm.sources.Window(0, span.start_us, span.end_us))))
     logit = logits(rows["click_oracle"].to_numpy())
     for name, shift in (("truth", 0.0), ("shifted", 2.5)):
         pq.write_table(pa.table({"example_id": rows["example_id"], "logit": logit + shift}), folder / f"{name}.parquet")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import exfm
-from exfm.training.building import check_models
+from exfm.transfer.build import check_models
 
 FILES = sorted((Path(__file__).parents[2] / "examples" / "data").glob("*.yaml"))
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import exfm
-from exfm.training.building import check_models
-from exfm.training.sweep import parse_axes, plan_sweep
+from exfm.experiment.sweep import parse_axes, plan_sweep
+from exfm.transfer.build import check_models
 
 FOLDER = Path(__file__).parents[2] / "examples" / "paper"
 FILES = sorted(FOLDER.glob("*.yaml"))

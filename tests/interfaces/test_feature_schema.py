@@ -20,8 +20,10 @@ HISTORY = {
 CLICK = {"name": "click"}
 
 
-def schema(*features: dict[str, Any], labels: tuple[dict[str, Any], ...] = (CLICK,), **more: Any) -> exfm.FeatureSchema:
-    return exfm.FeatureSchema.model_validate({"features": features, "labels": labels, **more})
+def schema(
+    *features: dict[str, Any], labels: tuple[dict[str, Any], ...] = (CLICK,), **more: Any
+) -> exfm.schema.FeatureSchema:
+    return exfm.schema.FeatureSchema.model_validate({"features": features, "labels": labels, **more})
 
 
 def test_tables_are_shared_by_name() -> None:
@@ -30,9 +32,9 @@ def test_tables_are_shared_by_name() -> None:
 
 def test_columns_are_named_as_the_feature_where_none_is_given() -> None:
     user, price, history = schema(USER, PRICE, HISTORY).features
-    assert isinstance(user, exfm.CategoricalFeature)
-    assert isinstance(price, exfm.DenseFeature)
-    assert isinstance(history, exfm.SequenceFeature)
+    assert isinstance(user, exfm.schema.CategoricalFeature)
+    assert isinstance(price, exfm.schema.DenseFeature)
+    assert isinstance(history, exfm.schema.SequenceFeature)
     assert (user.source_column, price.source_column) == ("user", "price_usd")
     assert [field.source_column for field in history.fields] == ["seen", "rating", "gap"]
 

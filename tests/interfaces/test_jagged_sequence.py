@@ -12,7 +12,7 @@ import exfm
 @given(lengths=st.lists(st.integers(0, 5), max_size=8))
 def test_helpers_equal_the_loop(lengths: list[int]) -> None:
     offsets = torch.tensor([sum(lengths[:index]) for index in range(len(lengths) + 1)])
-    sequence = exfm.JaggedSequence(torch.randn(sum(lengths), 3), offsets, max_length=5)
+    sequence = exfm.components.JaggedSequence(torch.randn(sum(lengths), 3), offsets, max_length=5)
     assert sequence.batch_size == len(lengths)
     assert sequence.lengths.tolist() == lengths
     assert sequence.example_index().tolist() == [i for i, length in enumerate(lengths) for _ in range(length)]
@@ -22,7 +22,7 @@ def test_helpers_equal_the_loop(lengths: list[int]) -> None:
 @given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=8), data=st.data())
 def test_a_slice_has_the_events_of_its_examples(lengths: list[int], data: st.DataObject) -> None:
     offsets = torch.tensor([sum(lengths[:index]) for index in range(len(lengths) + 1)])
-    sequence = exfm.JaggedSequence(torch.randn(sum(lengths), 3), offsets, max_length=5)
+    sequence = exfm.components.JaggedSequence(torch.randn(sum(lengths), 3), offsets, max_length=5)
     start = data.draw(st.integers(0, len(lengths)))
     stop = data.draw(st.integers(start, len(lengths)))
     cut = sequence.slice(start, stop)

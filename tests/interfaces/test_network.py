@@ -25,7 +25,7 @@ def backbone(attribute: str, value: Any, base: type[Any] = Free) -> Any:
             super().__init__(config, inputs)
             setattr(self, attribute, value)
 
-    return Named(exfm.ComponentConfig(), exfm.BackboneInputs(("user", "item"), 4))
+    return Named(exfm.ComponentConfig(), exfm.components.BackboneInputs(("user", "item"), 4))
 
 
 TAKEN: dict[str, tuple[str, Any, str]] = {
@@ -70,10 +70,10 @@ def test_encoders_and_strategies_too() -> None:
             return student.representation_BR.sum()
 
     with pytest.raises(TypeError, match=r"'num_tokens': that is what exfm\.SequenceEncoder declares"):
-        Encoder(exfm.ComponentConfig(), exfm.EncoderInputs("clicks", 4, 5, ("user",), ()))
+        Encoder(exfm.ComponentConfig(), exfm.components.EncoderInputs("clicks", 4, 5, ("user",), ()))
     with pytest.raises(TypeError, match=r"'tasks': that is what exfm\.TransferStrategy declares"):
-        student = exfm.StudentSpec(("click",), 4, lambda: nn.Linear(4, 1))
-        Strategy(exfm.TransferConfig(teacher="fm"), student, exfm.TeacherSpec("fm", ("click",)))
+        student = exfm.transfer.StudentSpec(("click",), 4, lambda: nn.Linear(4, 1))
+        Strategy(exfm.transfer.TransferConfig(teacher="fm"), student, exfm.transfer.TeacherSpec("fm", ("click",)))
 
 
 def test_a_class_cannot_have_something_else_under_a_methods_name() -> None:

@@ -17,7 +17,9 @@ def batches(sizes: list[int]) -> Iterator[pa.RecordBatch]:
     """Numbered rows; every batch is a file's rows from 1000 times its index on."""
     first = 0
     for index, size in enumerate(sizes):
-        yield exfm.Origin(f"file {index}", 1000 * index).mark(pa.record_batch({"row": range(first, first + size)}))
+        yield exfm.sources.Origin(f"file {index}", 1000 * index).mark(
+            pa.record_batch({"row": range(first, first + size)})
+        )
         first += size
 
 
@@ -33,10 +35,12 @@ def rows(read: Iterator[pa.RecordBatch]) -> list[int]:
 def test_shards_against_slices_of_a_list(sizes: list[int], count: int) -> None:
     everything = list(range(sum(sizes)))
     for index in range(count):
-        shard = exfm.Shard(index, count)
-        assert rows(exfm.slice_rows(batches(sizes), shard)) == everything[index::count]
+        shard = exfm.sources.Shard(index, count)
+        assert rows(exfm.sources.slice_rows(batches(sizes), shard)) == everything[index::count]
     together = [
-        row for index in range(count) for row in rows(exfm.slice_rows(batches(sizes), exfm.Shard(index, count)))
+        row
+        for index in range(count)
+        for row in rows(exfm.sources.slice_rows(batches(sizes), exfm.sources.Shard(index, count)))
     ]
     assert sorted(together) == everything
 
@@ -44,8 +48,8 @@ def test_shards_against_slices_of_a_list(sizes: list[int], count: int) -> None:
 @given(sizes=sizes_of_batches)
 def test_without_shards_every_row_can_be_found_in_its_file(sizes: list[int]) -> None:
     firsts = {f"file {index}": (1000 * index, sum(sizes[:index])) for index in range(len(sizes))}
-    for batch in exfm.slice_rows(batches(sizes), exfm.Shard()):
-        origin = exfm.Origin.of(batch)
+    for batch in exfm.sources.slice_rows(batches(sizes), exfm.sources.Shard()):
+        origin = exfm.sources.Origin.of(batch)
         first_in_file, first_in_stream = firsts[origin.file]
         assert batch.column("row")[0].as_py() == origin.row - first_in_file + first_in_stream
 
@@ -58,19 +62,19 @@ def test_rows_are_read_as_they_are_asked_for() -> None:
             asked.append(index)
             yield pa.record_batch({"row": [index]})
 
-    read = exfm.slice_rows(endless(), exfm.Shard(1, 2))
+    read = exfm.sources.slice_rows(endless(), exfm.sources.Shard(1, 2))
     assert next(read).column("row").to_pylist() == [1]
     assert asked == [0, 1]
 
 
 def test_an_unmarked_batch_comes_from_the_stream() -> None:
     batch = pa.record_batch({"row": [1]})
-    assert exfm.Origin.of(batch) == exfm.Origin("stream", 0)
-    marked = exfm.Origin("données/é 1.parquet", 2**40).mark(batch)
-    assert exfm.Origin.of(marked) == exfm.Origin("données/é 1.parquet", 2**40)
-    assert exfm.Origin.of(marked.slice(0, 1)) == exfm.Origin.of(marked)
+    assert exfm.sources.Origin.of(batch) == exfm.sources.Origin("stream", 0)
+    marked = exfm.sources.Origin("données/é 1.parquet", 2**40).mark(batch)
+    assert exfm.sources.Origin.of(marked) == exfm.sources.Origin("données/é 1.parquet", 2**40)
+    assert exfm.sources.Origin.of(marked.slice(0, 1)) == exfm.sources.Origin.of(marked)
     assert marked.column("row").buffers()[1].address == batch.column("row").buffers()[1].address
 
 
 def test_a_window_is_named_by_its_start() -> None:
-    assert str(exfm.Window(3, 1_600_000_000_000_000, 1_600_003_600_000_000)) == "2020-09-13T12:26:40Z"
+    assert str(exfm.sources.Window(3, 1_600_000_000_000_000, 1_600_003_600_000_000)) == "2020-09-13T12:26:40Z"

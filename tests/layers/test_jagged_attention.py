@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from exfm import JaggedSequence
+from exfm.components import JaggedSequence
 from exfm.layers import JaggedAttention, group_sizes, jagged_attention
 
 LONGEST = 200

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from exfm import JaggedSequence
+from exfm.components import JaggedSequence
 
 LENGTHS = st.lists(st.integers(0, 6), max_size=6)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from exfm import JaggedSequence
+from exfm.components import JaggedSequence
 from exfm.layers import (
     Attention,
     AttentionPooling,

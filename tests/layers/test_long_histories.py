@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import exfm_plugins.hstu.blocks
-from exfm import EncoderInputs, JaggedSequence
+import exfm_plugins.encoders.hstu.blocks
+from exfm.components import EncoderInputs, JaggedSequence
 from exfm.registry.discovery import default_registry
 
 attention = sys.modules["exfm.layers.jagged_attention"]  # the package has a function of that name
@@ -68,7 +68,7 @@ def test_no_tensor_grows_with_the_pairs_of_events(name: str) -> None:
 def test_blocks_give_what_the_whole_gives(name: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = [40, 0, 37, 1, 39, 12]
     whole = encoded(name, fields, lengths, torch.float64)
-    for module in (attention, exfm_plugins.hstu.blocks):
+    for module in (attention, exfm_plugins.encoders.hstu.blocks):
         monkeypatch.setattr(module, "_WHOLE", 100)
         monkeypatch.setattr(module, "_BLOCK", 300)
     for expected, found in zip(whole, encoded(name, fields, lengths, torch.float64), strict=True):

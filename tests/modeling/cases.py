@@ -32,13 +32,15 @@ FEATURES: dict[str, dict[str, Any]] = {
 EVERYTHING = tuple(name for name in FEATURES if name != "visits")
 
 
-def schema_of(*names: str) -> exfm.FeatureSchema:
+def schema_of(*names: str) -> exfm.schema.FeatureSchema:
     """A schema with some of the features, and two labels."""
     features = [{"name": name, **FEATURES[name]} for name in names]
-    return exfm.FeatureSchema.model_validate({"features": features, "labels": [{"name": "click"}, {"name": "buy"}]})
+    return exfm.schema.FeatureSchema.model_validate(
+        {"features": features, "labels": [{"name": "click"}, {"name": "buy"}]}
+    )
 
 
-def random_batch(schema: exfm.FeatureSchema, size: int, seed: int = 0) -> Batch:
+def random_batch(schema: exfm.schema.FeatureSchema, size: int, seed: int = 0) -> Batch:
     """Random examples; ids may be missing, lists and histories empty."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -48,7 +50,7 @@ def random_batch(schema: exfm.FeatureSchema, size: int, seed: int = 0) -> Batch:
     keys, values, lengths = [], [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int32)]
     sequences = {}
     for feature in schema.features:
-        if isinstance(feature, exfm.SequenceFeature):
+        if isinstance(feature, exfm.schema.SequenceFeature):
             offsets = torch.cat([torch.zeros(1, dtype=torch.int64), integers(feature.max_length + 1, size).cumsum(0)])
             ids = [integers(field.rows, int(offsets[-1])) for field in feature.fields if field.kind == "categorical"]
             numbers = sum(field.kind == "dense" for field in feature.fields)
@@ -56,11 +58,11 @@ def random_batch(schema: exfm.FeatureSchema, size: int, seed: int = 0) -> Batch:
             dense_EG = torch.randn(int(offsets[-1]), numbers, generator=generator)
             ages_E = None if feature.times is None else integers(10**6, int(offsets[-1]))
             sequences[feature.name] = SequenceBatch(ids_EC, dense_EG, offsets, ages_E)
-        elif not isinstance(feature, exfm.DenseFeature):
+        elif not isinstance(feature, exfm.schema.DenseFeature):
             keys.append(feature.name)
             lengths.append(integers(4 if feature.kind == "multi_valued" else 2, size).to(torch.int32))
             values.append(integers(feature.rows, int(lengths[-1].sum())))
-    dense = sum(isinstance(feature, exfm.DenseFeature) for feature in schema.features)
+    dense = sum(isinstance(feature, exfm.schema.DenseFeature) for feature in schema.features)
     return Batch(
         example_id=torch.arange(size),
         event_time_us=torch.arange(size),
@@ -93,17 +95,17 @@ def mean(rows_ND: Tensor) -> Tensor:
     return rows_ND.mean(dim=0) if rows_ND.shape[0] else rows_ND.new_zeros(rows_ND.shape[1])
 
 
-def reference_bags(weights: Mapping[str, Tensor], batch: Batch, schema: exfm.FeatureSchema) -> dict[str, Tensor]:
+def reference_bags(weights: Mapping[str, Tensor], batch: Batch, schema: exfm.schema.FeatureSchema) -> dict[str, Tensor]:
     """The token (B, D) of every categorical and multi-valued feature."""
     return {
         feature.name: torch.stack([mean(weights[feature.table_name][ids]) for ids in bags_of(batch, feature.name)])
         for feature in schema.features
-        if isinstance(feature, exfm.CategoricalFeature | exfm.MultiValuedFeature)
+        if isinstance(feature, exfm.schema.CategoricalFeature | exfm.schema.MultiValuedFeature)
     }
 
 
 def reference_events(
-    weights: Mapping[str, Tensor], linears: nn.ModuleDict, batch: Batch, feature: exfm.SequenceFeature
+    weights: Mapping[str, Tensor], linears: nn.ModuleDict, batch: Batch, feature: exfm.schema.SequenceFeature
 ) -> list[Tensor]:
     """Events (T_i, D) of every example's history: the sum of its ids' rows, plus its numbers projected."""
     sequence = batch.sequences[feature.name]

@@ -65,7 +65,7 @@ def test_threads_that_share_a_batch_read_its_times() -> None:
     torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)
 
 
-def predictor(config: dict[str, Any], schema: exfm.FeatureSchema) -> tuple[Predictor, ServedModel, Any]:
+def predictor(config: dict[str, Any], schema: exfm.schema.FeatureSchema) -> tuple[Predictor, ServedModel, Any]:
     """An export, without its files."""
     arm = arm_of({"embedding_dim": 8, **config}, schema)
     model, weights = trained(arm, schema)

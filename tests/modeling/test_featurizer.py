@@ -12,7 +12,7 @@ import exfm
 from exfm.data.batch import Batch
 from exfm.interfaces.parallel_plan import TableOptimizer
 from exfm.modeling.tokens import Featurizer
-from exfm_plugins.single.plan import Single
+from exfm_plugins.parallel.single.plan import Single
 from tests.modeling.cases import (
     EVERYTHING,
     mean,
@@ -48,7 +48,7 @@ def one_thread() -> Iterator[None]:
 
 
 def featurizer(
-    schema: exfm.FeatureSchema, raw: bool, dense_tokens: int = 1, optimizer: str = "sgd", lr: float = 0.5
+    schema: exfm.schema.FeatureSchema, raw: bool, dense_tokens: int = 1, optimizer: str = "sgd", lr: float = 0.5
 ) -> Featurizer:
     torch.manual_seed(0)
     made = Featurizer(schema, DIM, 0.3, dense_tokens, raw)
@@ -58,13 +58,13 @@ def featurizer(
 
 
 def reference(
-    module: Featurizer, weights: dict[str, Tensor], batch: Batch, schema: exfm.FeatureSchema
+    module: Featurizer, weights: dict[str, Tensor], batch: Batch, schema: exfm.schema.FeatureSchema
 ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
     """Tokens (B, D) by name, without the dense ones, and histories' events, example by example."""
     tokens = reference_bags(weights, batch, schema)
     histories = {}
     for feature in schema.features:
-        if isinstance(feature, exfm.SequenceFeature):
+        if isinstance(feature, exfm.schema.SequenceFeature):
             events = reference_events(weights, module.event_dense, batch, feature)
             if module.raw_sequences:
                 histories[feature.name] = events
@@ -158,7 +158,7 @@ def test_a_table_is_held_once() -> None:
 
 def test_new_rows_have_the_configured_spread() -> None:
     features = [{"kind": "categorical", "name": "item", "rows": 20_000}]
-    schema = exfm.FeatureSchema.model_validate({"features": features, "labels": [{"name": "click"}]})
+    schema = exfm.schema.FeatureSchema.model_validate({"features": features, "labels": [{"name": "click"}]})
     weight = table_weights(featurizer(schema, raw=False))["item"]
     assert weight.std().item() == pytest.approx(0.3, rel=0.02)
     assert abs(weight.mean().item()) < 0.005
@@ -174,7 +174,7 @@ def test_names_that_torch_uses_itself() -> None:
          "fields": [{"name": "id", "rows": 6, "table": "values"}, {"name": "age", "kind": "dense"}]},
         {"kind": "categorical", "name": "training", "rows": 6, "table": "values"},
     ]  # fmt: skip
-    schema = exfm.FeatureSchema.model_validate({"features": features, "labels": [{"name": "click"}]})
+    schema = exfm.schema.FeatureSchema.model_validate({"features": features, "labels": [{"name": "click"}]})
     for raw in (True, False):
         tokens_BND, _ = featurizer(schema, raw)(random_batch(schema, 5))
         assert torch.isfinite(tokens_BND).all()
@@ -186,7 +186,7 @@ def test_a_histories_field_and_a_feature_may_have_nearly_one_name() -> None:
         {"kind": "categorical", "name": "history_0", "rows": 5},
         {"kind": "sequence", "name": "history", "max_length": 4, "fields": [{"name": "item", "rows": 6}]},
     ]
-    schema = exfm.FeatureSchema.model_validate({"features": features, "labels": [{"name": "click"}]})
+    schema = exfm.schema.FeatureSchema.model_validate({"features": features, "labels": [{"name": "click"}]})
     for raw in (True, False):
         module = featurizer(schema, raw)
         batch = random_batch(schema, 6)

@@ -8,15 +8,17 @@ import exfm
 from exfm.layers import count_flops
 from exfm.modeling.cost import PARTS, flops_by_part, parameters_by_part, reference_cost
 from exfm.parallel import CpuTrunkRunner
-from exfm_plugins.dlrm.model import DLRM
+from exfm_plugins.backbones.dlrm.model import DLRM
 from tests.modeling.cases import random_batch
 from tests.modeling.test_ranking_model import MODELS, SCHEMA, build, logits, train
 
 MODEL = MODELS["wukong+din"]
-WHOLE = exfm.TrunkRunner()
+WHOLE = exfm.parallel.TrunkRunner()
 
 
-def gradients(config: dict[str, object], size: int = 16, runner: exfm.TrunkRunner = WHOLE) -> dict[str, torch.Tensor]:
+def gradients(
+    config: dict[str, object], size: int = 16, runner: exfm.parallel.TrunkRunner = WHOLE
+) -> dict[str, torch.Tensor]:
     model = build({**MODEL, **config})
     with runner.training_step(size) as run_trunk:
         output = model(model.narrow(random_batch(SCHEMA, size)), run_trunk)

@@ -13,7 +13,7 @@ from exfm.config.experiment import ModelConfig
 from exfm.data.batch import Batch
 from exfm.interfaces.parallel_plan import TableOptimizer
 from exfm.modeling.ranking_model import RankingModel
-from exfm_plugins.single.plan import Single
+from exfm_plugins.parallel.single.plan import Single
 from tests.modeling.cases import EVERYTHING, random_batch, schema_of, table_weights
 
 SCHEMA = schema_of(*EVERYTHING)
@@ -38,7 +38,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def build(config: dict[str, Any], seed: int = 0, schema: exfm.FeatureSchema = SCHEMA) -> RankingModel:
+def build(config: dict[str, Any], seed: int = 0, schema: exfm.schema.FeatureSchema = SCHEMA) -> RankingModel:
     typed = ModelConfig.model_validate({"embedding_dim": 8, "embedding_init": 0.2, **config})
     torch.manual_seed(seed)
     model = RankingModel(typed, schema, typed.tasks or schema.tasks)
@@ -163,7 +163,7 @@ def test_names_that_torch_uses_itself() -> None:
         {"kind": "categorical", "name": "type", "rows": 6},
     ]
     labels = [{"name": "pop"}, {"name": "update"}]
-    schema = exfm.FeatureSchema.model_validate({"features": features, "labels": labels})
+    schema = exfm.schema.FeatureSchema.model_validate({"features": features, "labels": labels})
     model = build(MODELS["wukong+din"], schema=schema)
     assert logits(model, random_batch(schema, 3)).keys() == {"pop", "update"}
 

@@ -14,7 +14,7 @@ from exfm.data.batch import Batch
 from exfm.modeling.ranking_model import RankingModel
 from exfm.parallel import CpuTrunkRunner, SingleProcessPlan
 from exfm.parallel.cpu_trunk_runner import select_trunk_runner
-from exfm_plugins.hsdp.plan import Hsdp
+from exfm_plugins.parallel.hsdp.plan import Hsdp
 from tests.modeling.cases import random_batch
 from tests.modeling.test_ranking_model import SCHEMA, build
 
@@ -60,12 +60,12 @@ def test_settings_are_as_before_after_a_step(threads: int, examples: int) -> Non
 
 
 def test_only_a_process_alone_on_a_cpu_divides_its_steps() -> None:
-    several = exfm.ProcessGroup()
+    several = exfm.parallel.ProcessGroup()
     several.world_size = 2
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert select_trunk_runner(cpu, exfm.ProcessGroup()) == CpuTrunkRunner(torch.get_num_threads())
-    for device, group in ((cpu, several), (cuda, exfm.ProcessGroup())):
-        assert type(select_trunk_runner(device, group)) is exfm.TrunkRunner
+    assert select_trunk_runner(cpu, exfm.parallel.ProcessGroup()) == CpuTrunkRunner(torch.get_num_threads())
+    for device, group in ((cpu, several), (cuda, exfm.parallel.ProcessGroup())):
+        assert type(select_trunk_runner(device, group)) is exfm.parallel.TrunkRunner
 
 
 def test_a_plan_chooses_the_runner() -> None:
@@ -73,8 +73,8 @@ def test_a_plan_chooses_the_runner() -> None:
         name = "whole"
 
         @property
-        def trunk_runner(self) -> exfm.TrunkRunner:
-            return exfm.TrunkRunner()
+        def trunk_runner(self) -> exfm.parallel.TrunkRunner:
+            return exfm.parallel.TrunkRunner()
 
     model = build({"backbone": {"name": "wukong"}})
     plan = Whole(Whole.Config(device="cpu"))
@@ -88,7 +88,7 @@ def test_blocks_that_are_not_reentrant_are_called_one_after_the_other(monkeypatc
     plan = Hsdp(Hsdp.Config(device="cpu"))
     try:
         model = RankingModel(ModelConfig.model_validate({"backbone": {"name": "wukong"}}), SCHEMA, SCHEMA.tasks)
-        plan.parallelize(model, exfm.TableOptimizer())
+        plan.parallelize(model, exfm.parallel.TableOptimizer())
         examples = 2 * EXAMPLES
         with plan.trunk_runner.training_step(examples) as run_trunk:
             output = model(model.narrow(random_batch(SCHEMA, examples)), run_trunk)

@@ -19,7 +19,9 @@ class OneByOne(DataParallelPlan):
 
     name: ClassVar[str] = "one_by_one"
 
-    def parallelize(self, model: nn.Module, table_optimizer: exfm.TableOptimizer) -> exfm.ParallelModel:
+    def parallelize(
+        self, model: nn.Module, table_optimizer: exfm.parallel.TableOptimizer
+    ) -> exfm.parallel.ParallelModel:
         """Places a model as the base does, under a separate handle."""
         fuse_tables(model, table_optimizer, self.device, ReplicatedTables)
         return OneByOneModel(model)
@@ -53,11 +55,13 @@ class Unfused(exfm.ParallelPlan):
         return torch.device("cpu")
 
     @property
-    def shard(self) -> exfm.Shard:
+    def shard(self) -> exfm.sources.Shard:
         """All rows."""
-        return exfm.Shard()
+        return exfm.sources.Shard()
 
-    def parallelize(self, model: nn.Module, table_optimizer: exfm.TableOptimizer) -> exfm.ParallelModel:
+    def parallelize(
+        self, model: nn.Module, table_optimizer: exfm.parallel.TableOptimizer
+    ) -> exfm.parallel.ParallelModel:
         """Allocates the tables, and draws their weights in the order in which other plans draw them."""
         collections = [module for module in model.modules() if isinstance(module, EmbeddingBagCollection)]
         for collection in collections:
@@ -68,11 +72,11 @@ class Unfused(exfm.ParallelPlan):
         return UnfusedModel(model, collections, table_optimizer)
 
 
-class UnfusedModel(exfm.ParallelModel):
+class UnfusedModel(exfm.parallel.ParallelModel):
     """Owns the tables' optimizer."""
 
     def __init__(
-        self, module: nn.Module, tables: list[EmbeddingBagCollection], table_optimizer: exfm.TableOptimizer
+        self, module: nn.Module, tables: list[EmbeddingBagCollection], table_optimizer: exfm.parallel.TableOptimizer
     ) -> None:
         super().__init__(module)
         assert table_optimizer.name == "adagrad"

@@ -15,13 +15,13 @@ from torch.distributed.tensor import DTensor
 from torchrec import EmbeddingBagCollection
 
 import exfm
+from exfm.experiment.run import build_plan
 from exfm.planning.activations import _full_batch
 from exfm.planning.needs import lengths_of
-from exfm.training.building import teacher_specs
-from exfm.training.run import build_plan
 from exfm.training.trainer import StepLabels, Trainer
-from exfm_plugins.hsdp_2d.model import Hsdp2dModel
-from exfm_plugins.hsdp_2d.plan import Hsdp2d
+from exfm.transfer.build import teacher_specs
+from exfm_plugins.parallel.hsdp_2d.model import Hsdp2dModel
+from exfm_plugins.parallel.hsdp_2d.plan import Hsdp2d
 
 sent: Counter[str] = Counter()
 

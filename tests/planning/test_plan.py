@@ -17,11 +17,11 @@ from torch import Tensor
 
 import exfm
 from exfm.interfaces.layout import Cluster
+from exfm.modeling.build import build_model
 from exfm.planning.activations import _full_batch, activation_bytes
 from exfm.planning.needs import lengths_of
 from exfm.planning.plan import as_dict, plan
 from exfm.reporting.plan_table import spans
-from exfm.training.building import build_model
 from tests.planning import placed_worker
 from tests.processes import torchrun
 

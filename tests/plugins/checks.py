@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from exfm import Component
+from exfm.components import Component
 
 
 def check_offers(plugin: ModuleType, component: type[Component]) -> None:

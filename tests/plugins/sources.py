@@ -25,7 +25,7 @@ def rows_of(batches: Iterator[pa.RecordBatch]) -> list[dict[str, Any]]:
 def everything(source: exfm.DataSource) -> list[dict[str, Any]]:
     """All rows of the stream."""
     time = source.time_range()
-    return rows_of(source.read(exfm.Window(0, time.start_us, time.end_us)))
+    return rows_of(source.read(exfm.sources.Window(0, time.start_us, time.end_us)))
 
 
 def run_example(name: str, folder: Path, *overrides: str, **source: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from exfm import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec
+from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec
 
 
 class Head(nn.Linear):

@@ -9,16 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-import exfm_plugins.auxiliary_head
-from exfm import StudentSpec, TeacherOutput
+import exfm_plugins.transfer.auxiliary_head
 from exfm.testing import DistillationStrategyTests
-from exfm_plugins.auxiliary_head.strategy import AuxiliaryHead
+from exfm.transfer import StudentSpec, TeacherOutput
+from exfm_plugins.transfer.auxiliary_head.strategy import AuxiliaryHead
 from tests.plugins.students import Head, Student, batch, bce, teacher
 
 
 class TestAuxiliaryHead(DistillationStrategyTests):
     component = AuxiliaryHead
-    plugin = exfm_plugins.auxiliary_head
+    plugin = exfm_plugins.transfer.auxiliary_head
     configs = ({}, {"label_scale": "auto", "gradient_scale": 2})
 
 

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
-import exfm_plugins.avazu
+import exfm_plugins.sources.avazu
 from exfm.sources import DelimitedFile
 from exfm.testing import DataSourceTests
-from exfm_plugins.avazu import source as module
-from exfm_plugins.avazu.hours import HOUR_US
-from exfm_plugins.avazu.source import Avazu
+from exfm_plugins.sources.avazu import source as module
+from exfm_plugins.sources.avazu.hours import HOUR_US
+from exfm_plugins.sources.avazu.source import Avazu
 from tests.plugins.sources import everything, rows_of, run_example
 
 HEADER = (
@@ -48,7 +48,7 @@ def line(hour: int, number: int) -> str:
 
 class TestAvazu(DataSourceTests):
     component = Avazu
-    plugin = exfm_plugins.avazu
+    plugin = exfm_plugins.sources.avazu
     configs = ({"path": "{folder}/train.csv"}, {"path": "{folder}/train.csv", "table_rows": 50})
 
     def write(self, folder: Path) -> None:
@@ -94,7 +94,7 @@ def test_hours_against_a_reference(
     start = of.time_range().start_us - hours[0] * HOUR_US
     for first in range(0, 6, window):
         piece = rows_of(
-            of.read(exfm.Window(0, start + first * 3_600_000_000, start + (first + window) * 3_600_000_000))
+            of.read(exfm.sources.Window(0, start + first * 3_600_000_000, start + (first + window) * 3_600_000_000))
         )
         expected = [i for i, hour in enumerate(reached) if first <= hour < first + window]
         assert [row["example_id"] for row in piece] == expected

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
-import exfm_plugins.criteo
+import exfm_plugins.sources.criteo
 from exfm.sources import DelimitedFile
 from exfm.testing import DataSourceTests
-from exfm_plugins.criteo import source as module
-from exfm_plugins.criteo.source import Criteo
+from exfm_plugins.sources.criteo import source as module
+from exfm_plugins.sources.criteo.source import Criteo
 from tests.plugins.sources import everything, rows_of, run_example
 
 DAY = timedelta(days=1)
@@ -43,7 +43,7 @@ def put(path: Path, rows: int) -> Path:
 
 class TestCriteo(DataSourceTests):
     component = Criteo
-    plugin = exfm_plugins.criteo
+    plugin = exfm_plugins.sources.criteo
     configs = (
         {"path": "{folder}"},
         {"path": "{folder}/train.txt", "table_rows": 50},
@@ -80,7 +80,7 @@ def test_the_click_logs(tmp_path: Path) -> None:
     expected += [start + DAY * (2 + quarter / 4) for quarter in range(4)]
     assert [row["event_time"] for row in rows] == expected
     assert [row["example_id"] & 0xFF for row in rows] == [0, 1, 2, 0, 0, 1, 2, 3]
-    assert of.time_range() == exfm.TimeRange(86_400_000_000, 4 * 86_400_000_000)
+    assert of.time_range() == exfm.sources.TimeRange(86_400_000_000, 4 * 86_400_000_000)
     alone = source(tmp_path / "day_3", release="click_logs")
     assert everything(alone) == rows[4:]
     assert alone.schema().tables()["C9"] == 252
@@ -96,7 +96,7 @@ def test_what_is_not_needed_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "day_1").write_text("nonsense")
     of = source(tmp_path, release="click_logs")
     assert of.time_range().end_us == 2 * 86_400_000_000
-    assert len(rows_of(of.read(exfm.Window(0, 0, 86_400_000_000)))) == 2
+    assert len(rows_of(of.read(exfm.sources.Window(0, 0, 86_400_000_000)))) == 2
 
 
 @given(
@@ -110,7 +110,7 @@ def test_windows_against_a_reference(
     monkeypatch.setattr(module, "DelimitedFile", partial(DelimitedFile, block_bytes=block))
     of = source(put(tmp_path / "train.txt", rows))
     times = [row * 7 * 86_400_000 // rows * 1000 for row in range(rows)]
-    got = [row["example_id"] for row in rows_of(of.read(exfm.Window(0, *bounds)))]
+    got = [row["example_id"] for row in rows_of(of.read(exfm.sources.Window(0, *bounds)))]
     assert got == [row for row, time in enumerate(times) if bounds[0] <= time < bounds[1]]
 
 

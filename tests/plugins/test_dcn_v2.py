@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.dcn_v2
-from exfm import BackboneInputs
+import exfm_plugins.backbones.dcn_v2
+from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
-from exfm_plugins.dcn_v2.model import DCNV2
+from exfm_plugins.backbones.dcn_v2.model import DCNV2
 
 
 def g(x: Tensor, name: str | None) -> Tensor:
@@ -70,7 +70,7 @@ def by_the_paper(module: DCNV2, tokens_BND: Tensor, config: DCNV2.Config) -> Ten
 
 class TestDCNV2(BackboneTests):
     component = DCNV2
-    plugin = exfm_plugins.dcn_v2
+    plugin = exfm_plugins.backbones.dcn_v2
     configs = (
         {},
         {"layers": 1, "structure": "parallel", "hidden": [6]},

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import exfm_plugins.deepfm
-from exfm import BackboneInputs
+import exfm_plugins.backbones.deepfm
+from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
-from exfm_plugins.deepfm.model import DeepFM
+from exfm_plugins.backbones.deepfm.model import DeepFM
 
 
 def inputs(tokens: int, dim: int) -> BackboneInputs:
@@ -38,7 +38,7 @@ def terms_by_the_paper(module: DeepFM, example_ND: Tensor) -> tuple[Tensor, Tens
 
 class TestDeepFM(BackboneTests):
     component = DeepFM
-    plugin = exfm_plugins.deepfm
+    plugin = exfm_plugins.backbones.deepfm
     configs = ({}, {"hidden": [6], "activation": "silu"})
 
 

@@ -10,16 +10,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.dhen
-from exfm import BackboneInputs
+import exfm_plugins.backbones.dhen
+from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
-from exfm_plugins.dhen.model import DHEN, DHENLayer
+from exfm_plugins.backbones.dhen.model import DHEN, DHENLayer
 
 
 class TestDHEN(BackboneTests):
     component = DHEN
-    plugin = exfm_plugins.dhen
+    plugin = exfm_plugins.backbones.dhen
     configs = (
         {},
         {"modules": ["attention", "linear"], "ensemble": "sum", "num_tokens": 4, "norm": "rms_norm"},

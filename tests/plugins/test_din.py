@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.din
-from exfm import EncoderInputs, JaggedSequence
+import exfm_plugins.encoders.din
+from exfm.components import EncoderInputs, JaggedSequence
 from exfm.testing import Examples, SequenceEncoderTests, random_examples
-from exfm_plugins.din.encoder import DIN
+from exfm_plugins.encoders.din.encoder import DIN
 
 CONTEXT = ("user", "item", "genre", "hour")
 
@@ -104,7 +104,7 @@ def test_equals_the_published_equations_and_their_gradients(
 
 class TestDIN(SequenceEncoderTests):
     component = DIN
-    plugin = exfm_plugins.din
+    plugin = exfm_plugins.encoders.din
     configs = (
         {},
         {"hidden": [6, 5], "activation": "prelu", "position_buckets": 0},

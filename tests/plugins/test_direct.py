@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-import exfm_plugins.direct
-from exfm import TeacherOutput
+import exfm_plugins.transfer.direct
 from exfm.testing import DistillationStrategyTests
-from exfm_plugins.direct.strategy import Direct
+from exfm.transfer import TeacherOutput
+from exfm_plugins.transfer.direct.strategy import Direct
 from tests.plugins.students import Student, batch, bce, teacher
 
 
 class TestDirect(DistillationStrategyTests):
     component = Direct
-    plugin = exfm_plugins.direct
+    plugin = exfm_plugins.transfer.direct
     configs = ({}, {"fallback": ["old_fm"], "weight": 2.0})
     teaches_serving_heads = True
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import exfm_plugins.dlrm
-from exfm import BackboneInputs
+import exfm_plugins.backbones.dlrm
+from exfm.components import BackboneInputs
 from exfm.testing import BackboneTests, random_examples
-from exfm_plugins.dlrm.model import DLRM
+from exfm_plugins.backbones.dlrm.model import DLRM
 
 ACTIVATIONS = {"relu": lambda x: x.clamp(min=0), "silu": lambda x: x / (1 + (-x).exp())}
 
@@ -57,7 +57,7 @@ def test_equals_the_published_equations(
 
 class TestDLRM(BackboneTests):
     component = DLRM
-    plugin = exfm_plugins.dlrm
+    plugin = exfm_plugins.backbones.dlrm
     configs = ({}, {"hidden": [16, 8], "concat": "dense", "activation": "silu"})
 
 

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.gem
-from exfm import BackboneInputs, JaggedSequence, SequenceShape
+import exfm_plugins.backbones.gem
+from exfm.components import BackboneInputs, JaggedSequence, SequenceShape
 from exfm.testing import BackboneTests
-from exfm_plugins.gem.blocks import DomainGate, GemLayer, History
-from exfm_plugins.gem.model import GEM
+from exfm_plugins.backbones.gem.blocks import DomainGate, GemLayer, History
+from exfm_plugins.backbones.gem.model import GEM
 
 TOKENS = ("user", "surface", "item", "hour")
 SMALL = {"interaction": {"name": "dlrm", "hidden": [5]}, "encoder": {"name": "din", "hidden": [3]}}
@@ -193,7 +193,7 @@ def test_equals_the_equations(
 
 class TestGEM(BackboneTests):
     component = GEM
-    plugin = exfm_plugins.gem
+    plugin = exfm_plugins.backbones.gem
     configs = (
         {**SMALL, "domain": "user", "norm": "rms_norm"},
         {

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.hstu
-from exfm import EncoderInputs, JaggedSequence
+import exfm_plugins.encoders.hstu
+from exfm.components import EncoderInputs, JaggedSequence
 from exfm.layers import count_flops
 from exfm.testing import Examples, SequenceEncoderTests, random_examples
-from exfm_plugins.hstu.blocks import HSTULayer
-from exfm_plugins.hstu.encoder import HSTU
+from exfm_plugins.encoders.hstu.blocks import HSTULayer
+from exfm_plugins.encoders.hstu.encoder import HSTU
 
 CONTEXT = ("user", "item", "genre")
 LONGEST = 12
@@ -105,7 +105,7 @@ def build(config: HSTU.Config, dim: int, targets: tuple[int, ...] = (1,), longes
 
 class TestHSTU(SequenceEncoderTests):
     component = HSTU
-    plugin = exfm_plugins.hstu
+    plugin = exfm_plugins.encoders.hstu
     configs = (
         {},
         {"summary": "mean", "heads": 3, "linear_dim": 5, "position_buckets": 0, "append_target": False},

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import exfm
-import exfm_plugins.huggingface
+import exfm_plugins.sources.huggingface
 from exfm.testing import DataSourceTests
-from exfm_plugins.huggingface.source import HuggingFace
+from exfm_plugins.sources.huggingface.source import HuggingFace
 from tests.plugins.sources import everything, rows_of, run_example
 
 datasets = pytest.importorskip("datasets", reason="needs the package datasets")
@@ -59,7 +59,7 @@ def source(path: Any, **config: Any) -> HuggingFace:
 
 class TestHuggingFace(DataSourceTests):
     component = HuggingFace
-    plugin = exfm_plugins.huggingface
+    plugin = exfm_plugins.sources.huggingface
     configs = (
         {**FIELDS, "path": "{folder}/sorted", "batch_rows": 7},
         {**FIELDS, "path": "{folder}/shuffled", "sort": True, "time_unit": "s", "split": "logs"},
@@ -86,8 +86,8 @@ def test_rows_are_sorted_by_time_and_otherwise_as_given(tmp_path: Path) -> None:
     assert [row["example_id"] for row in rows] == [1, 3, 2, 0]
     assert rows[2]["history_items"] == [0, 1]
     assert set(rows[0]) == {"example_id", "shown_at", "user", "history_items", "click"}, "no more than is asked for"
-    assert of.time_range() == exfm.TimeRange(10 * SECOND, 30 * SECOND + 1)
-    assert [row["example_id"] for row in rows_of(of.read(exfm.Window(0, 15 * SECOND, 30 * SECOND)))] == [2]
+    assert of.time_range() == exfm.sources.TimeRange(10 * SECOND, 30 * SECOND + 1)
+    assert [row["example_id"] for row in rows_of(of.read(exfm.sources.Window(0, 15 * SECOND, 30 * SECOND)))] == [2]
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
@@ -97,26 +97,26 @@ def test_any_unit(tmp_path: Path, unit: str) -> None:
     whole = source(save(tmp_path / "whole", table(counts)), time_unit=unit)
     stamps = source(save(tmp_path / "stamps", table(counts, pa.timestamp(unit))), time_unit="timestamp")
     for of in (whole, stamps):
-        assert of.time_range() == exfm.TimeRange(10 * SECOND, 20 * SECOND + 1)
+        assert of.time_range() == exfm.sources.TimeRange(10 * SECOND, 20 * SECOND + 1)
         assert [row["shown_at"].second for row in everything(of)] == [10, 20]
 
 
 def test_a_row_that_goes_back_stands_where_it_is(tmp_path: Path) -> None:
     of = source(save(tmp_path / "d", table([10, 30, 20, None, 40])))
-    found = rows_of(of.read(exfm.Window(0, 25 * SECOND, 35 * SECOND)))
+    found = rows_of(of.read(exfm.sources.Window(0, 25 * SECOND, 35 * SECOND)))
     assert [row["example_id"] for row in found] == [1, 2, 3]
     assert found[2]["shown_at"] is None
-    [batch] = of.read(exfm.Window(0, 25 * SECOND, 35 * SECOND))
-    assert exfm.Origin.of(batch) == exfm.Origin(f"{tmp_path}/d, split 'train'", 1)
+    [batch] = of.read(exfm.sources.Window(0, 25 * SECOND, 35 * SECOND))
+    assert exfm.sources.Origin.of(batch) == exfm.sources.Origin(f"{tmp_path}/d, split 'train'", 1)
 
 
 @pytest.mark.parametrize("sort", [False, True])
 def test_a_row_without_a_time_stands_with_the_one_before_it(tmp_path: Path, sort: bool) -> None:
     """At the beginning it stands with the first time that is known, not in 1970."""
     of = source(save(tmp_path / "d", table([None, 100, None, 200, None])), sort=sort)
-    assert of.time_range() == exfm.TimeRange(100 * SECOND, 200 * SECOND + 1)
+    assert of.time_range() == exfm.sources.TimeRange(100 * SECOND, 200 * SECOND + 1)
     for start, expected in ((100, [0, 1, 2]), (200, [3, 4])):
-        found = rows_of(of.read(exfm.Window(0, start * SECOND, (start + 1) * SECOND)))
+        found = rows_of(of.read(exfm.sources.Window(0, start * SECOND, (start + 1) * SECOND)))
         assert [row["example_id"] for row in found] == expected
         assert sum(row["shown_at"] is None for row in found) == len(found) - 1
     with pytest.raises(ValueError, match="column 'shown_at' is empty"):
@@ -129,8 +129,8 @@ def test_the_next_event_and_the_part_are_known(tmp_path: Path) -> None:
     following = [of.next_event_us(second * SECOND) for second in (0, 10, 11, 30, 31)]
     assert following == [10 * SECOND, 10 * SECOND, 30 * SECOND, 30 * SECOND, None]
     [part], [again] = of.parts(), source(path).parts()
-    [batch] = of.read(exfm.Window(0, 0, 100 * SECOND))
-    assert (part.name, part.first_us, part.last_us) == (exfm.Origin.of(batch).file, 10 * SECOND, 30 * SECOND)
+    [batch] = of.read(exfm.sources.Window(0, 0, 100 * SECOND))
+    assert (part.name, part.first_us, part.last_us) == (exfm.sources.Origin.of(batch).file, 10 * SECOND, 30 * SECOND)
     assert again == part
     [changed] = source(save(tmp_path / "e", table([10, 20, 30]))).parts()
     assert changed.version != part.version

@@ -11,24 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.interformer
-from exfm import BackboneInputs, SequenceShape
+import exfm_plugins.backbones.interformer
+from exfm.components import BackboneInputs, SequenceShape
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests, Examples, random_examples
-from exfm_plugins.interformer.layer import InterFormerLayer
-from exfm_plugins.interformer.model import InterFormer
+from exfm_plugins.backbones.interformer.layer import InterFormerLayer
+from exfm_plugins.backbones.interformer.model import InterFormer
 
 SMALL = {"name": "wukong", "layers": 1, "num_fmb_tokens": 2, "num_lcb_tokens": 1, "k": 2, "fmb_hidden": [3]}
 
 
 class TestInterFormer(BackboneTests):
     component = InterFormer
-    plugin = exfm_plugins.interformer
+    plugin = exfm_plugins.backbones.interformer
 
 
 class TestInterFormerOnOneSequence(BackboneTests):
     component = InterFormer
-    plugin = exfm_plugins.interformer
+    plugin = exfm_plugins.backbones.interformer
     sequences = ("items",)
     configs = (
         {

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
-import exfm_plugins.kuaivideo
+import exfm_plugins.sources.kuaivideo
 from exfm.testing import DataSourceTests
-from exfm_plugins.kuaivideo.source import KuaiVideo
+from exfm_plugins.sources.kuaivideo.source import KuaiVideo
 from tests.plugins.sources import everything, run_example
 
 HEADER = "timestamp,user_id,item_id,is_click,is_like,is_follow,pos_items,neg_items\n"
@@ -38,7 +38,7 @@ def source(path: str, **config: Any) -> KuaiVideo:
 
 class TestKuaiVideo(DataSourceTests):
     component = KuaiVideo
-    plugin = exfm_plugins.kuaivideo
+    plugin = exfm_plugins.sources.kuaivideo
     configs = (
         {"path": "{folder}"},
         {"path": "{folder}", "labels": ["like", "follow"], "history_length": 2, "time_unit": "us", "item_rows": 10},
@@ -57,7 +57,7 @@ def test_both_files_are_one_stream(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [row["click"] for row in rows] == [1, 0, 1, 1, 1, 0, 0]
     assert [row["like"] for row in rows] == [0, 0, 1, 0, 1, 0, 0]
-    assert of.time_range() == exfm.TimeRange(START_MS * 1000, (START_MS + 20) * 1000 + 1)
+    assert of.time_range() == exfm.sources.TimeRange(START_MS * 1000, (START_MS + 20) * 1000 + 1)
     assert [row["clicked_item"] for row in rows] == [[], [10], [], [10], [10, 14], [10, 14], [10, 14, 13]]
     assert [row["passed_item"] for row in rows] == [[], [], [], [], [11], [11], [11, 10]]
     assert rows[6]["clicked_age"] == pytest.approx([0.02, 0.015, 0.011])

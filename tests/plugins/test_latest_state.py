@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import exfm_plugins.latest_state
+import exfm_plugins.inputs.latest_state
 from exfm.testing import TeacherInputTests
-from exfm_plugins.latest_state.model import LatestState
+from exfm_plugins.inputs.latest_state.model import LatestState
 
 
 class TestLatestState(TeacherInputTests):
     component = LatestState
-    plugin = exfm_plugins.latest_state
+    plugin = exfm_plugins.inputs.latest_state

@@ -7,15 +7,15 @@ import math
 import pytest
 import torch
 
-import exfm_plugins.loopfm
-from exfm import InputSpec, VectorHistory
+import exfm_plugins.inputs.loopfm
 from exfm.testing import TeacherInputTests
-from exfm_plugins.loopfm.model import LoopFM
+from exfm.transfer import InputSpec, VectorHistory
+from exfm_plugins.inputs.loopfm.model import LoopFM
 
 
 class TestLoopFM(TeacherInputTests):
     component = LoopFM
-    plugin = exfm_plugins.loopfm
+    plugin = exfm_plugins.inputs.loopfm
     configs = ({}, {"states": 3, "pooling": "mean"}, {"states": 1})
 
 

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import exfm_plugins.mlp
-from exfm import BackboneInputs
+import exfm_plugins.backbones.mlp
+from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
-from exfm_plugins.mlp.model import MLP
+from exfm_plugins.backbones.mlp.model import MLP
 
 ACTIVATIONS = {"relu": lambda x: x.clamp(min=0), "silu": lambda x: x / (1 + (-x).exp())}
 
@@ -22,7 +22,7 @@ def inputs(tokens: int, dim: int) -> BackboneInputs:
 
 class TestMLP(BackboneTests):
     component = MLP
-    plugin = exfm_plugins.mlp
+    plugin = exfm_plugins.backbones.mlp
     configs = ({}, {"hidden": [6], "activation": "gelu"})
 
 

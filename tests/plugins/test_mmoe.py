@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import exfm_plugins.mmoe
-from exfm import BackboneInputs, ComponentSpec
+import exfm_plugins.backbones.mmoe
+from exfm.components import BackboneInputs, ComponentSpec
 from exfm.config.experiment import ModelConfig
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
-from exfm_plugins.mmoe.model import MMoE
+from exfm_plugins.backbones.mmoe.model import MMoE
 
 TASKS = ("click", "items", "buy")
 
@@ -26,7 +26,7 @@ def build(tokens: int, dim: int, tasks: int, **fields: object) -> MMoE:
 
 class TestMMoE(BackboneTests):
     component = MMoE
-    plugin = exfm_plugins.mmoe
+    plugin = exfm_plugins.backbones.mmoe
     configs = (
         {},
         {"experts": 3, "expert": {"name": "dcn_v2", "layers": 1}},

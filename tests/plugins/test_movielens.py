@@ -18,11 +18,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import exfm
-import exfm_plugins.movielens
+import exfm_plugins.sources.movielens
 from exfm.sources import unpacking
 from exfm.testing import DataSourceTests
-from exfm_plugins.movielens.source import MovieLens
-from exfm_plugins.movielens.tables import AGE_BRACKETS, FIRST_YEAR, GENRES
+from exfm_plugins.sources.movielens.source import MovieLens
+from exfm_plugins.sources.movielens.tables import AGE_BRACKETS, FIRST_YEAR, GENRES
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SECOND = 1_000_000
@@ -89,7 +89,7 @@ def source(path: str, **config: Any) -> MovieLens:
 
 class TestMovieLens(DataSourceTests):
     component = MovieLens
-    plugin = exfm_plugins.movielens
+    plugin = exfm_plugins.sources.movielens
     configs = (
         {"path": "{folder}/1m"},
         {"path": "{folder}/100k", "task": "like", "history_length": 2},
@@ -112,7 +112,7 @@ def rows_of(batches: Iterator[pa.RecordBatch]) -> list[dict[str, Any]]:
 
 def everything(of: MovieLens) -> list[dict[str, Any]]:
     time = of.time_range()
-    return rows_of(of.read(exfm.Window(0, time.start_us, time.end_us)))
+    return rows_of(of.read(exfm.sources.Window(0, time.start_us, time.end_us)))
 
 
 def told(rows: list[dict[str, Any]]) -> list[tuple[int, int, int]]:
@@ -130,7 +130,7 @@ def test_1m_row_by_row(tmp_path: Path) -> None:
     assert [row["example_id"] for row in rows] == list(range(6))
     assert [row["like"] for row in rows] == [int(r >= 4) for _, _, r, _ in SORTED]
     assert [row["love"] for row in rows] == [int(r == 5) for _, _, r, _ in SORTED]
-    assert of.time_range() == exfm.TimeRange(100 * SECOND, 900 * SECOND + 1)
+    assert of.time_range() == exfm.sources.TimeRange(100 * SECOND, 900 * SECOND + 1)
     first, last = rows[0], rows[-1]
     assert (first["gender"], AGE_BRACKETS[first["age"]], first["occupation"], first["zip_area"]) == (0, 1, 10, 481)
     assert (last["gender"], AGE_BRACKETS[last["age"]], last["occupation"], last["zip_area"]) == (1, 56, 16, 982)
@@ -152,10 +152,10 @@ def test_schema_fits_the_rows(tmp_path: Path) -> None:
         assert schema.group == "user_id"
         assert ("gender" in {feature.name for feature in schema.features}) == (name != "latest")
         for feature in schema.features:
-            if isinstance(feature, exfm.SequenceFeature):
+            if isinstance(feature, exfm.schema.SequenceFeature):
                 assert feature.max_length == 2
                 assert max(len(row["history_movie"]) for row in rows) == 2
-            elif isinstance(feature, exfm.DenseFeature):
+            elif isinstance(feature, exfm.schema.DenseFeature):
                 assert all(np.isfinite(row[feature.source_column]) for row in rows)
             elif feature.ids == "row":
                 ids = [row[feature.source_column] for row in rows]
@@ -216,8 +216,8 @@ def test_same_rows_wherever_the_files_are(tmp_path: Path) -> None:
 def test_batches_say_where_they_come_from(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(zipped(files_100k(), "ml-100k/"))
     of = source(str(tmp_path / "x.zip"))
-    [batch] = of.read(exfm.Window(0, 300 * SECOND, 301 * SECOND))
-    assert exfm.Origin.of(batch) == exfm.Origin(f"{tmp_path}/x.zip::ml-100k/u.data (sorted by time)", 3)
+    [batch] = of.read(exfm.sources.Window(0, 300 * SECOND, 301 * SECOND))
+    assert exfm.sources.Origin.of(batch) == exfm.sources.Origin(f"{tmp_path}/x.zip::ml-100k/u.data (sorted by time)", 3)
 
 
 def brute_force(rows: list[tuple[int, int, int, int]], most: int) -> list[dict[str, Any]]:
@@ -300,11 +300,11 @@ def test_windows_shards_and_resuming(
     length_us = max(length_us, (time.end_us - time.start_us) // 50 + 1)
     pieces: list[dict[str, Any]] = []
     for index, begin in enumerate(range(time.start_us, time.end_us, length_us)):
-        window = exfm.Window(index, begin, begin + length_us)
+        window = exfm.sources.Window(index, begin, begin + length_us)
         piece = rows_of(of.read(window))
         pieces += piece
         for shard in range(shards):
-            mine = rows_of(of.read(window, exfm.Shard(shard, shards), start))
+            mine = rows_of(of.read(window, exfm.sources.Shard(shard, shards), start))
             assert mine == piece[shard::shards][start:]
     assert pieces == whole
 
@@ -385,7 +385,7 @@ def test_real_data(folder: str, rows: int, like: float) -> None:
     of = source(str(DATA / folder), task="like")
     time = of.time_range()
     tables, labels, last = of.schema().tables(), [], None
-    for batch in of.read(exfm.Window(0, time.start_us, time.end_us)):
+    for batch in of.read(exfm.sources.Window(0, time.start_us, time.end_us)):
         labels.append(batch["like"].to_numpy())
         seconds = batch["event_time"].cast(pa.int64()).to_numpy()
         assert (np.diff(seconds) >= 0).all()

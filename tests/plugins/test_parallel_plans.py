@@ -13,18 +13,18 @@ from torchrec import KeyedJaggedTensor
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 
 import exfm
-import exfm_plugins.ddp
-import exfm_plugins.hsdp
-import exfm_plugins.hsdp_2d
-import exfm_plugins.single
+import exfm_plugins.parallel.ddp
+import exfm_plugins.parallel.hsdp
+import exfm_plugins.parallel.hsdp_2d
+import exfm_plugins.parallel.single
 from exfm.testing import ParallelPlanTests
 from exfm.testing.parallel_plan import Reference, exercise_together, exercised
 from exfm.testing.plan_exercise import ADDS_UP, DENSE_LR, DIM, MOMENTUM, SIZES, STEPS, Probe, batch
-from exfm_plugins.ddp.plan import Ddp
-from exfm_plugins.hsdp.plan import Hsdp
-from exfm_plugins.hsdp_2d.placement import Placement, TableConstraint
-from exfm_plugins.hsdp_2d.plan import Hsdp2d, moment_scaled
-from exfm_plugins.single.plan import Single
+from exfm_plugins.parallel.ddp.plan import Ddp
+from exfm_plugins.parallel.hsdp.plan import Hsdp
+from exfm_plugins.parallel.hsdp_2d.placement import Placement, TableConstraint
+from exfm_plugins.parallel.hsdp_2d.plan import Hsdp2d, moment_scaled
+from exfm_plugins.parallel.single.plan import Single
 
 CPU = {"device": "cpu"}
 REPLICAS = {"device": "cpu", "replicas": 2}
@@ -44,21 +44,21 @@ def started_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 class TestSingle(ParallelPlanTests):
     component = Single
-    plugin = exfm_plugins.single
+    plugin = exfm_plugins.parallel.single
     configs = ({"device": "cpu"},)
     processes = (1,)
 
 
 class TestDdp(ParallelPlanTests):
     component = Ddp
-    plugin = exfm_plugins.ddp
+    plugin = exfm_plugins.parallel.ddp
     configs = (CPU,)
     optimizers = ("adagrad",)
 
 
 class TestHsdp(ParallelPlanTests):
     component = Hsdp
-    plugin = exfm_plugins.hsdp
+    plugin = exfm_plugins.parallel.hsdp
     configs = (CPU,)
     processes = (2,)
     optimizers = ("adagrad",)
@@ -66,7 +66,7 @@ class TestHsdp(ParallelPlanTests):
 
 class TestHsdp2d(ParallelPlanTests):
     component = Hsdp2d
-    plugin = exfm_plugins.hsdp_2d
+    plugin = exfm_plugins.parallel.hsdp_2d
     configs = ({"device": "cpu"}, {"device": "cpu", "tables": {"item": {"sharding": ["table_wise"]}}})
     processes = (1,)
 
@@ -86,7 +86,7 @@ def test_replicas_learn_as_published(optimizer: str, tmp_path: Path) -> None:
     """Two groups of one process, written out: each steps its tables with the mean gradient of its own rows and
     ``lr g / (sqrt(v / 2) + eps)``, then weights and squares are averaged."""
     found = exercised(Hsdp2d, json.dumps(REPLICAS), GROUPS, optimizer, tmp_path)
-    options = exfm.TableOptimizer.model_validate({"name": optimizer})
+    options = exfm.parallel.TableOptimizer.model_validate({"name": optimizer})
     models = [Reference(found, "sgd").model for _ in range(GROUPS)]
     for model in models[1:]:
         model.backbone, model.head = models[0].backbone, models[0].head
@@ -121,7 +121,9 @@ def test_replicas_learn_as_published(optimizer: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def average(tables: list[list[torch.nn.Parameter]], squares: list[Tensor], options: exfm.TableOptimizer) -> None:
+def average(
+    tables: list[list[torch.nn.Parameter]], squares: list[Tensor], options: exfm.parallel.TableOptimizer
+) -> None:
     """One published step of all tables, in place."""
     for number, replicas in enumerate(zip(*tables, strict=True)):
         after, sums = [], []
@@ -154,8 +156,8 @@ def test_what_cannot_be_done_is_refused(plan: type[exfm.ParallelPlan], fields: d
 @pytest.mark.parametrize("per_machine", [8, 2])
 def test_shards_are_named_after_the_devices_of_their_own_group(per_machine: int) -> None:
     """The second of two groups of four, on GPUs that need not exist."""
-    cluster, by_rows = exfm.Cluster(8, per_machine, None), TableConstraint(sharding=("row_wise",))
-    placement = Placement(exfm.ProcessGroup(), 4, 4, torch.device("cuda"), {}, by_rows, cluster)
+    cluster, by_rows = exfm.parallel.Cluster(8, per_machine, None), TableConstraint(sharding=("row_wise",))
+    placement = Placement(exfm.parallel.ProcessGroup(), 4, 4, torch.device("cuda"), {}, by_rows, cluster)
     found = placement.plan(Probe(), EmbeddingBagCollectionSharder(), "sgd")
     for tables in found.values():
         for sharding in tables.values():
@@ -166,7 +168,7 @@ def test_shards_are_named_after_the_devices_of_their_own_group(per_machine: int)
 @pytest.mark.parametrize("name", ["adagrad", "rowwise_adagrad", "sgd"])
 def test_moments_are_scaled_as_published(name: str) -> None:
     """Some steps with known gradients, against ``lr g / (sqrt(v / c) + eps)`` written out."""
-    tables = exfm.TableOptimizer.model_validate({"name": name, "lr": 0.3, "eps": 0.2})
+    tables = exfm.parallel.TableOptimizer.model_validate({"name": name, "lr": 0.3, "eps": 0.2})
     model = Probe()
     Single(Single.Config(device="cpu")).parallelize(model, moment_scaled(tables, 4))
     weight = model.first.embedding_bags["table_user"].weight

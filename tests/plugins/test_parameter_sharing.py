@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import exfm_plugins.parameter_sharing
+import exfm_plugins.transfer.parameter_sharing
 from exfm.testing import ParameterStrategyTests
-from exfm_plugins.parameter_sharing.strategy import ParameterSharing
+from exfm_plugins.transfer.parameter_sharing.strategy import ParameterSharing
 
 
 class TestParameterSharing(ParameterStrategyTests):
     component = ParameterSharing
-    plugin = exfm_plugins.parameter_sharing
+    plugin = exfm_plugins.transfer.parameter_sharing
     configs = (
         {"parts": {"table/items": "added", "table/shops": "frozen", "sequence_encoder/history": "fine_tuned"}},
         {"parts": {"table/items": "projected", "table/shops": "copied"}, "scale": 0.5},

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import exfm
-import exfm_plugins.parquet
+import exfm_plugins.sources.parquet
 from exfm.testing import DataSourceTests
-from exfm_plugins.parquet.source import Parquet
+from exfm_plugins.sources.parquet.source import Parquet
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 GLOBO = Path(__file__).resolve().parents[2] / "examples" / "globo.yaml"
@@ -43,7 +43,7 @@ def table(times: Any, kind: pa.DataType = MICROSECONDS, first_id: int = 0, **col
 
 class TestParquet(DataSourceTests):
     component = Parquet
-    plugin = exfm_plugins.parquet
+    plugin = exfm_plugins.sources.parquet
     configs = tuple(
         {"path": "{folder}/" + path, "features": FEATURES, "labels": LABELS, **more}
         for path, more in (("one.parquet", {}), ("days", {"batch_rows": 7}), ("seconds", {"time_unit": "s"}))
@@ -78,7 +78,7 @@ def rows_of(batches: Iterator[pa.RecordBatch]) -> list[tuple[int, int]]:
 
 def everything(of: Parquet) -> list[tuple[int, int]]:
     time = of.time_range()
-    return rows_of(of.read(exfm.Window(0, time.start_us, time.end_us)))
+    return rows_of(of.read(exfm.sources.Window(0, time.start_us, time.end_us)))
 
 
 cases = st.fixed_dictionaries(
@@ -117,16 +117,16 @@ def test_rows_against_a_reference(
     of = write(tmp_path, case)
     reference = [(i, time * 10**6 // PER_SECOND[case["unit"]]) for i, time in enumerate(case["times"])]
     time = of.time_range()
-    assert time == exfm.TimeRange(reference[0][1], reference[-1][1] + 1)
+    assert time == exfm.sources.TimeRange(reference[0][1], reference[-1][1] + 1)
     for begin in range(time.start_us - 1, time.end_us + 1, max(1, (time.end_us - time.start_us) // 7)):
         assert of.next_event_us(begin) == min((at for _, at in reference if at >= begin), default=None)
     length_us = max(length_us, (time.end_us - time.start_us) // 8)
     for begin in range(time.start_us - 3, time.end_us + 3, length_us):
-        window = exfm.Window(0, begin, begin + length_us)
+        window = exfm.sources.Window(0, begin, begin + length_us)
         expected = [row for row in reference if begin <= row[1] < begin + length_us]
         assert rows_of(of.read(window)) == expected
         for shard in range(shards):
-            assert rows_of(of.read(window, exfm.Shard(shard, shards), start)) == expected[shard::shards][start:]
+            assert rows_of(of.read(window, exfm.sources.Shard(shard, shards), start)) == expected[shard::shards][start:]
 
 
 @given(case=cases)
@@ -134,8 +134,8 @@ def test_origins_name_file_and_row(tmp_path: Path, case: dict[str, Any]) -> None
     case["cuts"] = [cut for cut in case["cuts"] if cut <= len(case["times"])]
     of = write(tmp_path, case)
     time = of.time_range()
-    for batch in of.read(exfm.Window(0, time.start_us + 1, time.end_us)):
-        origin = exfm.Origin.of(batch)
+    for batch in of.read(exfm.sources.Window(0, time.start_us + 1, time.end_us)):
+        origin = exfm.sources.Origin.of(batch)
         stored = pq.read_table(origin.file)["example_id"].slice(origin.row, batch.num_rows)
         assert stored.to_pylist() == batch["example_id"].to_pylist()
 
@@ -156,7 +156,7 @@ def test_disorder_is_shown_and_loses_nothing(
     time = of.time_range()
     read = []
     for begin in range(time.start_us, time.end_us, length):
-        here = rows_of(of.read(exfm.Window(0, begin, begin + length)))
+        here = rows_of(of.read(exfm.sources.Window(0, begin, begin + length)))
         following = of.next_event_us(begin)
         assert following is not None and begin <= following
         assert following < begin + length or not here, "what is passed over has none"
@@ -187,7 +187,7 @@ def test_a_window_reads_its_row_groups_and_columns_only(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(pq.ParquetFile, "__init__", spy_init)
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
-    assert len(rows_of(of.read(exfm.Window(0, 1850, 2120)))) == 270
+    assert len(rows_of(of.read(exfm.sources.Window(0, 1850, 2120)))) == 270
     assert opened == ["1.parquet", "2.parquet"]
     assert [groups for groups, _ in read] == [[8], [9], [0], [1]]
     assert {name for _, columns in read for name in columns} == {"example_id", "event_time", "item", "click"}
@@ -199,9 +199,9 @@ def test_a_window_reads_its_row_groups_and_columns_only(tmp_path: Path, monkeypa
 def test_a_growing_folder(tmp_path: Path) -> None:
     pq.write_table(table([1, 2]), tmp_path / "0.parquet")
     of = source(tmp_path)
-    assert of.time_range() == exfm.TimeRange(1, 3)
+    assert of.time_range() == exfm.sources.TimeRange(1, 3)
     pq.write_table(table([2, 9], first_id=2), tmp_path / "1.parquet")
-    assert of.time_range() == exfm.TimeRange(1, 10)
+    assert of.time_range() == exfm.sources.TimeRange(1, 10)
     assert everything(of) == [(0, 1), (1, 2), (2, 2), (3, 9)]
 
 
@@ -227,8 +227,8 @@ def test_a_file_is_a_part_of_the_stream(tmp_path: Path) -> None:
     of = source(tmp_path)
     [only] = of.parts()
     assert (only.name, only.first_us, only.last_us) == (str(tmp_path / "a.parquet"), 5, 9)
-    [batch, _] = of.read(exfm.Window(0, 0, 100))
-    assert exfm.Origin.of(batch).file == only.name
+    [batch, _] = of.read(exfm.sources.Window(0, 0, 100))
+    assert exfm.sources.Origin.of(batch).file == only.name
     assert source(tmp_path).parts() == [only], "another process sees the same version"
     pq.write_table(table([9, 12], first_id=2), tmp_path / "b.parquet")
     assert [part.name for part in of.parts()] == [only.name, str(tmp_path / "b.parquet")]
@@ -264,8 +264,8 @@ def test_rows_without_a_time_stand_where_the_stream_has_got_to(tmp_path: Path) -
         pq.write_table(table(times, first_id=first_id), tmp_path / f"{number}.parquet", row_group_size=2)
         first_id += len(times)
     of = source(tmp_path)
-    assert of.time_range() == exfm.TimeRange(20, 36)
-    first, second = (rows_of(of.read(exfm.Window(0, start, start + 10))) for start in (20, 30))
+    assert of.time_range() == exfm.sources.TimeRange(20, 36)
+    first, second = (rows_of(of.read(exfm.sources.Window(0, start, start + 10))) for start in (20, 30))
     assert [row for row, _ in first] == list(range(8))
     assert [row for row, _ in second] == list(range(8, 13))
     assert [time for _, time in first] == [*files[0], *files[1]]
@@ -308,7 +308,7 @@ def test_columns_of_the_path(tmp_path: Path) -> None:
     names = ("hour", "place", "odd")
     features = [{"name": name, "kind": "categorical", "rows": 10} for name in names]
     of = source(tmp_path, features=features, domain="place")
-    batches = list(of.read(exfm.Window(0, 0, 10)))
+    batches = list(of.read(exfm.sources.Window(0, 0, 10)))
     rows = [tuple(batch[name][0].as_py() for name in names) for batch in batches]
     assert rows == [(3, "São/Paulo", "1"), (4, None, "x"), (-5, "7", "2"), (60, "b", "3")]
     assert {str(batch.schema.field("place").type) for batch in batches} == {"string"}
@@ -354,7 +354,7 @@ def test_lists_and_strings_come_through(tmp_path: Path) -> None:
     of = source(tmp_path, features=features, group="user")
     assert of.schema().group == "user"
     assert of.schema().features[3].fields[1].source_column == "seen_age"  # type: ignore[union-attr]
-    [batch] = of.read(exfm.Window(0, 0, 9))
+    [batch] = of.read(exfm.sources.Window(0, 0, 9))
     assert set(batch.schema.names) == {"example_id", "event_time", "click", "item", *columns}
     assert batch["tags"].to_pylist() == [["x"], []]
     assert batch["seen"].to_pylist() == [[3, 4], None]
@@ -389,7 +389,7 @@ def test_a_file_may_lack_columns_for_the_core_to_find(tmp_path: Path) -> None:
     pq.write_table(table([4], first_id=3, item=odd, click=odd), tmp_path / "c.parquet")
     of = source(tmp_path)
     assert everything(of) == [(0, 1), (1, 2), (2, 3), (3, 4)]
-    schemas = [set(batch.schema.names) for batch in of.read(exfm.Window(0, 0, 9))]
+    schemas = [set(batch.schema.names) for batch in of.read(exfm.sources.Window(0, 0, 9))]
     assert schemas == [{"example_id", "event_time", "click"}, *[{"example_id", "event_time", "click", "item"}] * 2]
 
 
@@ -429,7 +429,7 @@ def test_real_data() -> None:
     time, hours6 = of.time_range(), 6 * 3600 * 10**6
     rows = clicks = 0
     for begin in range(time.start_us, time.end_us, hours6):
-        for batch in of.read(exfm.Window(0, begin, begin + hours6)):
+        for batch in of.read(exfm.sources.Window(0, begin, begin + hours6)):
             assert batch["example_id"][0].as_py() == rows, "the ids count the rows of the stream"
             rows += batch.num_rows
             clicks += int(batch["click"].to_numpy().sum())

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.ple
-from exfm import BackboneInputs
+import exfm_plugins.backbones.ple
+from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
-from exfm_plugins.ple.model import PLE
+from exfm_plugins.backbones.ple.model import PLE
 
 TASKS = ("click", "buy", "like")
 
@@ -25,7 +25,7 @@ def build(tokens: int, dim: int, tasks: int, **fields: object) -> PLE:
 
 class TestPLE(BackboneTests):
     component = PLE
-    plugin = exfm_plugins.ple
+    plugin = exfm_plugins.backbones.ple
     configs = ({}, {"levels": 1, "shared_experts": 2, "hidden": [6]}, {"levels": 3, "task_experts": 2})
 
 

@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.pma
-from exfm import EncoderInputs, JaggedSequence
+import exfm_plugins.encoders.pma
+from exfm.components import EncoderInputs, JaggedSequence
 from exfm.layers import count_flops
 from exfm.testing import SequenceEncoderTests
-from exfm_plugins.pma.encoder import PMA
+from exfm_plugins.encoders.pma.encoder import PMA
 
 CONTEXT = ("user", "item", "hour")
 
 
 class TestPMA(SequenceEncoderTests):
     component = PMA
-    plugin = exfm_plugins.pma
+    plugin = exfm_plugins.encoders.pma
     configs = ({}, {"queries": 3, "heads": 1, "ffn": 0, "target_aware": False}, {"norm": "rms_norm"})
 
 

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.pyramid
-from exfm import BackboneInputs, EncoderInputs, JaggedSequence, SequenceShape
+import exfm_plugins.encoders.pyramid
+from exfm.components import BackboneInputs, EncoderInputs, JaggedSequence, SequenceShape
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests, SequenceEncoderTests
-from exfm_plugins.pyramid.backbone import PyramidBackbone
-from exfm_plugins.pyramid.encoder import Pyramid
-from exfm_plugins.pyramid.levels import Level, Merge
+from exfm_plugins.encoders.pyramid.backbone import PyramidBackbone
+from exfm_plugins.encoders.pyramid.encoder import Pyramid
+from exfm_plugins.encoders.pyramid.levels import Level, Merge
 
 CONTEXT = ("user", "item", "hour")
 
@@ -167,13 +167,13 @@ def test_equals_the_equations(
 
 class TestPyramid(SequenceEncoderTests):
     component = Pyramid
-    plugin = exfm_plugins.pyramid
+    plugin = exfm_plugins.encoders.pyramid
     configs = ({}, {"queries": [9, 6], "strides": [3], "shrink": 1, "merge": "linear", "norm": "rms_norm", "recent": 3})
 
 
 class TestPyramidBackbone(BackboneTests):
     component = PyramidBackbone
-    plugin = exfm_plugins.pyramid
+    plugin = exfm_plugins.encoders.pyramid
     configs = ({"queries": [9], "strides": [3], "target": ["item"], "interaction": {"name": "dlrm"}},)
 
 

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
-import exfm_plugins.redis_stream
+import exfm_plugins.sources.redis_stream
 from exfm.config.experiment import StreamConfig
 from exfm.data.stream import ChunkReader
 from exfm.supervision.store import Store
 from exfm.testing import DataSourceTests
 from exfm.training.loop import StreamLoop
-from exfm_plugins.redis_stream.source import RedisStream
+from exfm_plugins.sources.redis_stream.source import RedisStream
 from tests.plugins.brokers import redis_server
 
 FEATURES: list[dict[str, Any]] = [
@@ -65,7 +65,7 @@ def source(url: str, **config: Any) -> RedisStream:
 def read(of: RedisStream, start_ms: int, end_ms: int) -> list[tuple[int, int]]:
     """Example id and time in milliseconds of a window's rows."""
     found: list[tuple[int, int]] = []
-    for batch in of.read(exfm.Window(0, start_ms * MS, end_ms * MS)):
+    for batch in of.read(exfm.sources.Window(0, start_ms * MS, end_ms * MS)):
         times = batch["event_time"].cast(pa.int64()).to_pylist()
         found += zip(batch["example_id"].to_pylist(), [time // MS for time in times], strict=True)
     return found
@@ -73,7 +73,7 @@ def read(of: RedisStream, start_ms: int, end_ms: int) -> list[tuple[int, int]]:
 
 class TestRedisStream(DataSourceTests):
     component = RedisStream
-    plugin = exfm_plugins.redis_stream
+    plugin = exfm_plugins.sources.redis_stream
     complete = False
     configs = (
         {**FIELDS, "url": "set by config()", "stream": "appended", "batch_rows": 7},
@@ -100,11 +100,11 @@ def test_rows_come_in_the_order_of_their_entries(url: str, log: Any) -> None:
     for number, at in enumerate([5000, 5000, 5001, 9000]):
         append(log, number, at)
     of = source(url, batch_rows=1)
-    assert of.time_range() == exfm.TimeRange(5_000_000, 9_000_000)
+    assert of.time_range() == exfm.sources.TimeRange(5_000_000, 9_000_000)
     assert read(of, 5000, 10_000) == [(0, 5000), (1, 5000), (2, 5001), (3, 9000)]
     assert read(of, 5001, 9000) == [(2, 5001)]
-    [batch] = source(url).read(exfm.Window(0, 9_000_000, 9_000_001))
-    assert exfm.Origin.of(batch) == exfm.Origin("log from entry 9000-0", 0)
+    [batch] = source(url).read(exfm.sources.Window(0, 9_000_000, 9_000_001))
+    assert exfm.sources.Origin.of(batch) == exfm.sources.Origin("log from entry 9000-0", 0)
     assert batch.to_pylist()[0]["word"] == []
 
 
@@ -132,7 +132,9 @@ def test_late_events_against_a_reference(
     rows = [(number, time) for _, number, time in sorted(reference, key=lambda one: one[:2])]
     assert read(of, 0, 2000) == rows
     assert rows[: len(early)] == early, "what was complete has changed"
-    assert of.time_range() == exfm.TimeRange((1000 + steps[0][0] - 3) * MS, max(at - 3, 1000 + steps[0][0] - 3) * MS)
+    assert of.time_range() == exfm.sources.TimeRange(
+        (1000 + steps[0][0] - 3) * MS, max(at - 3, 1000 + steps[0][0] - 3) * MS
+    )
     for begin in range(990, 1100):
         following = of.next_event_us(begin * MS)
         exact = min((time for time, *_ in reference if time >= begin), default=None)
@@ -233,8 +235,8 @@ def test_what_is_trimmed_is_missed(url: str, log: Any) -> None:
 def checked(of: RedisStream, on_bad_row: str) -> tuple[list[int], dict[str, dict[str, int]]]:
     """Example ids of the good rows, and what is left out."""
     config = StreamConfig.model_construct(chunk_rows=64, on_bad_row=on_bad_row)  # type: ignore[call-arg]
-    reader = ChunkReader(of, of.schema(), config, {}, exfm.Shard())
-    ids = [id for chunk in reader.read(exfm.Window(0, 0, 10**9)) for id in chunk.batch.example_id.tolist()]
+    reader = ChunkReader(of, of.schema(), config, {}, exfm.sources.Shard())
+    ids = [id for chunk in reader.read(exfm.sources.Window(0, 0, 10**9)) for id in chunk.batch.example_id.tolist()]
     return ids, reader.skipped
 
 
@@ -273,7 +275,7 @@ def test_fewer_columns_are_read_where_fewer_are_asked_for(url: str, log: Any) ->
     append(log, 0, 5000)
     of = source(url)
     item = of.schema().select(("item",)).model_copy(update={"labels": ()})
-    [batch] = of.select(item).read(exfm.Window(0, 0, 10**9))
+    [batch] = of.select(item).read(exfm.sources.Window(0, 0, 10**9))
     assert {"example_id", "event_time", "item"} == set(batch.schema.names) - {"exfm.bad_row"}
 
 

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import exfm_plugins.representation
-from exfm import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec
+import exfm_plugins.transfer.representation
 from exfm.testing import DistillationStrategyTests
-from exfm_plugins.representation.strategy import Representation
+from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec
+from exfm_plugins.transfer.representation.strategy import Representation
 
 
 class TestRepresentation(DistillationStrategyTests):
     component = Representation
-    plugin = exfm_plugins.representation
+    plugin = exfm_plugins.transfer.representation
     configs = (
         {},
         {"loss": "mse", "hidden": [3], "gradient_scale": 2.0},

@@ -12,8 +12,8 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 from torchrec.modules.embedding_configs import PoolingType
 
 import exfm
-import exfm_plugins.single
-from exfm_plugins.single.plan import Single
+import exfm_plugins.parallel.single
+from exfm_plugins.parallel.single.plan import Single
 from tests.plugins.checks import check_offers
 
 ROWS = {"user": 30, "item": 50}
@@ -49,11 +49,11 @@ class Two(nn.Module):
         return logit.squeeze(1)
 
 
-def optimizer(name: str, **fields: Any) -> exfm.TableOptimizer:
-    return exfm.TableOptimizer.model_validate({"name": name, **fields})
+def optimizer(name: str, **fields: Any) -> exfm.parallel.TableOptimizer:
+    return exfm.parallel.TableOptimizer.model_validate({"name": name, **fields})
 
 
-def placed(name: str, seed: int = 0, **fields: Any) -> tuple[exfm.ParallelModel, Two]:
+def placed(name: str, seed: int = 0, **fields: Any) -> tuple[exfm.parallel.ParallelModel, Two]:
     torch.manual_seed(seed)
     model = Two()
     return Single(Single.Config(device="cpu")).parallelize(model, optimizer(name, **fields)), model
@@ -68,7 +68,7 @@ def bags(seed: int, size: int = 256) -> KeyedJaggedTensor:
     return KeyedJaggedTensor(keys=list(ROWS), values=torch.cat(values), lengths=lengths.to(torch.int32))
 
 
-def train(parallel: exfm.ParallelModel, model: Two, seeds: range) -> list[float]:
+def train(parallel: exfm.parallel.ParallelModel, model: Two, seeds: range) -> list[float]:
     losses = []
     for seed in seeds:
         loss = (model(bags(seed)) - 1).square().mean()
@@ -88,13 +88,13 @@ def assert_equal_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 def test_it_is_offered_and_the_default() -> None:
-    check_offers(exfm_plugins.single, Single)
+    check_offers(exfm_plugins.parallel.single, Single)
     assert Single.is_default
 
 
 def test_one_process_reads_all_rows() -> None:
     plan = Single(Single.Config(device="cpu"))
-    assert plan.shard == exfm.Shard(0, 1)
+    assert plan.shard == exfm.sources.Shard(0, 1)
     assert plan.device == torch.device("cpu")
 
 

@@ -15,16 +15,16 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 import exfm
-import exfm_plugins.auxiliary_head
-import exfm_plugins.din
-import exfm_plugins.dlrm
-import exfm_plugins.parquet
-import exfm_plugins.single
-import exfm_plugins.student_adapter
-import exfm_plugins.wukong
-from exfm import TeacherOutput
+import exfm_plugins.backbones.dlrm
+import exfm_plugins.backbones.wukong
+import exfm_plugins.encoders.din
+import exfm_plugins.parallel.single
+import exfm_plugins.sources.parquet
+import exfm_plugins.transfer.auxiliary_head
+import exfm_plugins.transfer.student_adapter
 from exfm.testing import DistillationStrategyTests
-from exfm_plugins.student_adapter.strategy import StudentAdapter
+from exfm.transfer import TeacherOutput
+from exfm_plugins.transfer.student_adapter.strategy import StudentAdapter
 from tests.plugins.students import Head, Student, batch, bce, teacher
 from tests.training.logs import differences, experiment_dict, make_log, timeless, write_log
 from tests.training.logs import load as load_experiment
@@ -32,7 +32,7 @@ from tests.training.logs import load as load_experiment
 
 class TestStudentAdapter(DistillationStrategyTests):
     component = StudentAdapter
-    plugin = exfm_plugins.student_adapter
+    plugin = exfm_plugins.transfer.student_adapter
     configs = (
         {},
         {"adds": False},
@@ -255,7 +255,7 @@ def test_tiny_batches_are_finite(size: int) -> None:
 
 def test_float32_students_learn_from_float64_supervision() -> None:
     student = Student(("click",)).float()
-    shape = exfm.StudentSpec(("click",), 4, lambda: Head(4).float())
+    shape = exfm.transfer.StudentSpec(("click",), 4, lambda: Head(4).float())
     strategy = StudentAdapter(StudentAdapter.Config(teacher="fm", label_scale="auto"), shape, teacher("click"))
     x, supervision, labels = batch(8, ("click",))
     assert strategy.loss(student(x.float()), supervision, labels).dtype == torch.float32

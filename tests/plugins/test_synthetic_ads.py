@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 import exfm
-import exfm_plugins.synthetic_ads
+import exfm_plugins.sources.synthetic_ads
 from exfm.testing import DataSourceTests
-from exfm_plugins.synthetic_ads.history import Histories
-from exfm_plugins.synthetic_ads.source import SyntheticAds
-from exfm_plugins.synthetic_ads.world import DAY_US, World
+from exfm_plugins.sources.synthetic_ads.history import Histories
+from exfm_plugins.sources.synthetic_ads.source import SyntheticAds
+from exfm_plugins.sources.synthetic_ads.world import DAY_US, World
 
 SMALL = {"days": 3, "rows_per_day": 700, "users": 60, "ads": 50, "advertisers": 7, "history_length": 9}
 DAYS = SMALL["days"] * DAY_US
-WHOLE = exfm.Shard()
+WHOLE = exfm.sources.Shard()
 
 
 class TestSyntheticAds(DataSourceTests):
     component = SyntheticAds
-    plugin = exfm_plugins.synthetic_ads
+    plugin = exfm_plugins.sources.synthetic_ads
     configs = (
         {**SMALL, "rows_per_day": 60},
         {**SMALL, "rows_per_day": 90, "seed": 3, "surfaces": 2, "sequence_signal": 0.8, "conversion_delay": "6h"},
@@ -39,11 +39,11 @@ def source(**fields: Any) -> SyntheticAds:
     return SyntheticAds(SyntheticAds.Config(**fields))
 
 
-def read(of: SyntheticAds, start: int, end: int, shard: exfm.Shard = WHOLE) -> pa.Table:
+def read(of: SyntheticAds, start: int, end: int, shard: exfm.sources.Shard = WHOLE) -> pa.Table:
     """The rows of a window given in microseconds since the stream's start."""
     zero = of.time_range().start_us
-    batches = list(of.read(exfm.Window(0, zero + start, zero + end), shard))
-    empty = next(of.read(exfm.Window(0, zero, zero + DAY_US))).slice(0, 0)
+    batches = list(of.read(exfm.sources.Window(0, zero + start, zero + end), shard))
+    empty = next(of.read(exfm.sources.Window(0, zero, zero + DAY_US))).slice(0, 0)
     return pa.Table.from_batches([batch.replace_schema_metadata(None) for batch in [empty, *batches]])
 
 
@@ -82,7 +82,7 @@ def test_nothing_is_simulated_before_rows_are_asked_for(monkeypatch: pytest.Monk
     of.schema()
     of.time_range()
     assert not most
-    next(iter(of.read(exfm.Window(0, of.time_range().start_us, of.time_range().start_us + 3_600_000_000))))
+    next(iter(of.read(exfm.sources.Window(0, of.time_range().start_us, of.time_range().start_us + 3_600_000_000))))
     assert most and max(most) <= 2 << 20
 
 
@@ -128,7 +128,7 @@ def test_shards_are_slices_of_the_window(data: st.DataObject) -> None:
     of, _ = small()
     start, end = sorted(data.draw(st.tuples(st.integers(0, DAYS), st.integers(0, DAYS))))
     count = data.draw(st.integers(1, 5))
-    shard = exfm.Shard(data.draw(st.integers(0, count - 1)), count)
+    shard = exfm.sources.Shard(data.draw(st.integers(0, count - 1)), count)
     window = read(of, start, end)
     expected = window.take(pa.array(range(shard.index, window.num_rows, count), pa.int64()))
     assert read(of, start, end, shard).equals(expected)
@@ -137,11 +137,13 @@ def test_shards_are_slices_of_the_window(data: st.DataObject) -> None:
 def test_batches_are_cut_without_effect_and_say_where_they_begin() -> None:
     of = source(**{**SMALL, "rows_per_day": 20_000, "days": 1})
     start = of.time_range().start_us
-    batches = list(of.read(exfm.Window(0, start, start + DAY_US)))
+    batches = list(of.read(exfm.sources.Window(0, start, start + DAY_US)))
     assert len(batches) > 1
     whole = read(of, 0, DAY_US)
     for batch in batches:
-        assert exfm.Origin.of(batch) == exfm.Origin("synthetic_ads(seed=0)", batch["example_id"][0].as_py())
+        assert exfm.sources.Origin.of(batch) == exfm.sources.Origin(
+            "synthetic_ads(seed=0)", batch["example_id"][0].as_py()
+        )
         assert whole["click_oracle"][batch["example_id"][0].as_py()] == batch["click_oracle"][0]
 
 
@@ -158,12 +160,12 @@ def test_a_window_ten_years_on_generates_its_own_rows_only(monkeypatch: pytest.M
         World, "impressions", lambda self, row, time: made.append(len(row)) or impressions(self, row, time)
     )
     zero, hour = of.time_range().start_us + 3649 * DAY_US, DAY_US // 24
-    next(of.read(exfm.Window(0, zero, zero + hour)))  # the truth is measured once, on other rows
+    next(of.read(exfm.sources.Window(0, zero, zero + hour)))  # the truth is measured once, on other rows
     made.clear()
-    rows = sum(batch.num_rows for batch in of.read(exfm.Window(0, zero, zero + hour)))
+    rows = sum(batch.num_rows for batch in of.read(exfm.sources.Window(0, zero, zero + hour)))
     assert abs(rows - 1000) <= 1 and sum(made) == rows
     made.clear()
-    rest = sum(batch.num_rows for batch in of.read(exfm.Window(0, zero, zero + hour), exfm.Shard(1, 4)))
+    rest = sum(batch.num_rows for batch in of.read(exfm.sources.Window(0, zero, zero + hour), exfm.sources.Shard(1, 4)))
     assert sum(made) == rest == (rows - 1 + 3) // 4
 
 
@@ -172,7 +174,7 @@ def test_rows_hold_what_the_schema_says() -> None:
     schema = of.schema()
     assert schema.tasks == ("click", "conversion")
     for feature in schema.features:
-        parts = feature.fields if isinstance(feature, exfm.SequenceFeature) else (feature,)
+        parts = feature.fields if isinstance(feature, exfm.schema.SequenceFeature) else (feature,)
         for part in parts:
             column = table[part.source_column].combine_chunks()
             values = column.flatten() if pa.types.is_list(column.type) else column
@@ -189,7 +191,7 @@ def test_the_config_says_delay_and_domains() -> None:
     click, conversion = of.schema().labels
     assert click.delay.total_seconds() == 0 and conversion.delay.total_seconds() == 6 * 3600
     assert set(numbers(read(of, 0, DAYS), "surface")) == {0, 1}
-    assert str(exfm.Window(0, *vars(of.time_range()).values())) == "2025-03-01T00:00:00Z"
+    assert str(exfm.sources.Window(0, *vars(of.time_range()).values())) == "2025-03-01T00:00:00Z"
     with pytest.raises(ValidationError, match="rows_a_day"):
         source(rows_a_day=3)
     with pytest.raises(ValidationError, match="sequence_signal"):

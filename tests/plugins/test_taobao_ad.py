@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import exfm_plugins.taobao_ad
+import exfm_plugins.sources.taobao_ad
 from exfm.testing import DataSourceTests
-from exfm_plugins.taobao_ad.source import TaobaoAd
+from exfm_plugins.sources.taobao_ad.source import TaobaoAd
 from tests.plugins.sources import everything, run_example
 
 SAMPLE = "user,time_stamp,adgroup_id,pid,nonclk,clk\n"
@@ -63,7 +63,7 @@ def second_of(row: dict[str, Any]) -> int:
 
 class TestTaobaoAd(DataSourceTests):
     component = TaobaoAd
-    plugin = exfm_plugins.taobao_ad
+    plugin = exfm_plugins.sources.taobao_ad
     configs = (
         {"path": "{folder}"},
         {"path": "{folder}", "behaviors": ["buy"], "history_length": 1, "table_rows": 64},

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from exfm import DistillationStrategy, StudentOutput, StudentSpec, TeacherOutput
-from exfm_plugins.auxiliary_head.strategy import AuxiliaryHead
-from exfm_plugins.direct.strategy import Direct
-from exfm_plugins.student_adapter.strategy import StudentAdapter
+from exfm import DistillationStrategy
+from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput
+from exfm_plugins.transfer.auxiliary_head.strategy import AuxiliaryHead
+from exfm_plugins.transfer.direct.strategy import Direct
+from exfm_plugins.transfer.student_adapter.strategy import StudentAdapter
 from tests.plugins.students import Head, Student, batch, minimise, one_hot_stream, teacher
 
 X, LABEL, SOFT = one_hot_stream()

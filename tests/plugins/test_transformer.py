@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.transformer
-from exfm import EncoderInputs, JaggedSequence
+import exfm_plugins.encoders.transformer
+from exfm.components import EncoderInputs, JaggedSequence
 from exfm.layers import count_flops
 from exfm.testing import SequenceEncoderTests
-from exfm_plugins.transformer.encoder import Block, Transformer
+from exfm_plugins.encoders.transformer.encoder import Block, Transformer
 
 CONTEXT = ("user", "item", "hour")
 
 
 class TestTransformer(SequenceEncoderTests):
     component = Transformer
-    plugin = exfm_plugins.transformer
+    plugin = exfm_plugins.encoders.transformer
     configs = (
         {},
         {"queries": [9, 4], "recent": 3, "append_target": False},

@@ -8,18 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.two_tower
-from exfm import BackboneInputs
+import exfm_plugins.backbones.two_tower
+from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
-from exfm_plugins.two_tower.model import TwoTower
+from exfm_plugins.backbones.two_tower.model import TwoTower
 
 TOKENS = ("dense", "dense:1", "user", "item", "shop", "history:0")
 
 
 class TestTwoTower(BackboneTests):
     component = TwoTower
-    plugin = exfm_plugins.two_tower
+    plugin = exfm_plugins.backbones.two_tower
     configs = (
         {"item": ["item", "shop"]},
         {"item": ["dense"], "hidden": [], "output": 6, "normalise": False, "activation": "gelu"},

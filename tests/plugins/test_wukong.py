@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.wukong
-from exfm import BackboneInputs
+import exfm_plugins.backbones.wukong
+from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
-from exfm_plugins.wukong.blocks import WukongLayer
-from exfm_plugins.wukong.model import Wukong
+from exfm_plugins.backbones.wukong.blocks import WukongLayer
+from exfm_plugins.backbones.wukong.model import Wukong
 
 
 class TestWukong(BackboneTests):
     component = Wukong
-    plugin = exfm_plugins.wukong
+    plugin = exfm_plugins.backbones.wukong
     configs = (
         {"num_fmb_tokens": 3, "num_lcb_tokens": 1},
         {"layers": 3, "cross_layer_attention": True, "norm": "rms_norm", "bias": "last"},

@@ -147,4 +147,4 @@ def test_blocking_what_an_experiment_needs_is_explained(experiment, write):
     import exfm
 
     with pytest.raises(ConfigError, match=r"models\.fm\.backbone\.name: no backbone is called 'wukong'.* is blocked"):
-        exfm.load_experiment(write(experiment), block=["wukong"])
+        exfm.load_experiment(write(experiment), block=["backbones"])

@@ -90,7 +90,7 @@ BROKEN = {
     ),
     "no teacher": (
         CLASS.format(base="TransferStrategy", body="class Config(exfm.ComponentConfig):\n        pass"),
-        ["Thing.Config must be a subclass of exfm.TransferConfig"],
+        ["Thing.Config must be a subclass of exfm.transfer.TransferConfig"],
     ),
     "lazy without module": (
         HOOK.format(returned="[exfm.LazyComponent('thing', 'nowhere_at_all:Thing')]"),

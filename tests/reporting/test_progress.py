@@ -15,7 +15,9 @@ DAY_US = 86_400_000_000
 
 
 def chunk(index: int, rows: int = 100) -> Progress:
-    return Progress(exfm.Window(index, index * DAY_US, (index + 1) * DAY_US), 3, rows, {"fm": 0.875, "vm": None})
+    return Progress(
+        exfm.sources.Window(index, index * DAY_US, (index + 1) * DAY_US), 3, rows, {"fm": 0.875, "vm": None}
+    )
 
 
 def test_a_job_says_early_where_it_is_and_ends_with_the_last_rows(capsys: pytest.CaptureFixture[str]) -> None:

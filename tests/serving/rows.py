@@ -12,22 +12,22 @@ from torch import Tensor
 import exfm
 from exfm.config.checks import Arm
 from exfm.config.experiment import ModelConfig
+from exfm.modeling.build import build_model
 from exfm.modeling.ranking_model import RankingModel
 from exfm.registry.discovery import default_registry
-from exfm.training.building import build_model
-from exfm_plugins.single.plan import Single
+from exfm_plugins.parallel.single.plan import Single
 
 
-def with_columns(schema: exfm.FeatureSchema) -> exfm.FeatureSchema:
+def with_columns(schema: exfm.schema.FeatureSchema) -> exfm.schema.FeatureSchema:
     """The same schema with a column of its own for every field of a sequence."""
     features = schema.model_dump()["features"]
     for feature in features:
         for field in feature.get("fields", ()):
             field["column"] = f"{feature['name']}.{field['name']}"
-    return exfm.FeatureSchema.model_validate(schema.model_dump() | {"features": features})
+    return exfm.schema.FeatureSchema.model_validate(schema.model_dump() | {"features": features})
 
 
-def rows_of(schema: exfm.FeatureSchema, size: int, seed: int = 0, longest: int = 9) -> pa.RecordBatch:
+def rows_of(schema: exfm.schema.FeatureSchema, size: int, seed: int = 0, longest: int = 9) -> pa.RecordBatch:
     """Random rows; ids may be missing, lists and histories empty, histories longer than is kept."""
     random = np.random.default_rng(seed)
     columns: dict[str, Any] = {
@@ -35,15 +35,15 @@ def rows_of(schema: exfm.FeatureSchema, size: int, seed: int = 0, longest: int =
         "event_time": pa.array(np.arange(size), pa.timestamp("us", "UTC")),
     }
     for feature in schema.features:
-        if isinstance(feature, exfm.SequenceFeature):
+        if isinstance(feature, exfm.schema.SequenceFeature):
             lengths = random.integers(0, longest + 1, size)
             for field in feature.fields:
                 columns[field.source_column] = _lists(random, field, lengths)
             if feature.times is not None:
                 columns[feature.times.column] = _times(random, lengths)
-        elif isinstance(feature, exfm.MultiValuedFeature):
+        elif isinstance(feature, exfm.schema.MultiValuedFeature):
             columns[feature.source_column] = _lists(random, feature, random.integers(0, min(longest, 3) + 1, size))
-        elif isinstance(feature, exfm.DenseFeature):
+        elif isinstance(feature, exfm.schema.DenseFeature):
             columns[feature.source_column] = random.normal(5, 3, size)
         else:
             missing = random.random(size) < 0.2
@@ -65,13 +65,13 @@ def _times(random: np.random.Generator, lengths: Any) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), values)
 
 
-def arm_of(config: dict[str, Any], schema: exfm.FeatureSchema) -> Arm:
+def arm_of(config: dict[str, Any], schema: exfm.schema.FeatureSchema) -> Arm:
     """A model of this config that nobody teaches."""
     parsed = ModelConfig.model_validate(config, context={"registry": default_registry()})
     return Arm("vm", "vm", parsed, parsed.tasks or schema.tasks, ())
 
 
-def trained(arm: Arm, schema: exfm.FeatureSchema) -> tuple[RankingModel, dict[str, Tensor]]:
+def trained(arm: Arm, schema: exfm.schema.FeatureSchema) -> tuple[RankingModel, dict[str, Tensor]]:
     """The model as training places it, with weights that no two layers share, and these weights."""
     torch.manual_seed(0)
     model = build_model(arm, schema)

@@ -95,7 +95,7 @@ def compiled(run: exfm.Experiment, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
 def test_the_compiled_model_gives_what_the_program_gives(size: int, compiled: str, run: exfm.Experiment) -> None:
     machine_code, program = exfm.serving.load(compiled), exfm.serving.load(compiled, compiled=False)
-    window = exfm.Window(0, run.source.time_range().start_us, run.source.time_range().end_us)
+    window = exfm.sources.Window(0, run.source.time_range().start_us, run.source.time_range().end_us)
     rows = next(iter(run.source.read(window))).slice(5, size)
     for given in (rows, [row | {"history": []} for row in rows.to_pylist()]):
         found, expected = machine_code.predict(given), program.predict(given)

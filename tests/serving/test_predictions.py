@@ -52,7 +52,7 @@ def predicted(run: exfm.Experiment, tmp_path_factory: pytest.TempPathFactory) ->
 
 def stream(run: exfm.Experiment) -> pa.Table:
     span = run.source.time_range()
-    return pa.Table.from_batches(run.source.read(exfm.Window(0, span.start_us, span.end_us)))
+    return pa.Table.from_batches(run.source.read(exfm.sources.Window(0, span.start_us, span.end_us)))
 
 
 def rows_seen(run: exfm.Experiment, predicted: pa.Table) -> pa.RecordBatch:
@@ -144,7 +144,7 @@ def test_what_other_models_read_is_not_asked_for(run: exfm.Experiment, tmp_path:
     assert seen.schema.columns == ("example_id", "event_time", "user", "item")
     pq.write_table(stream(run).select(["item", "user", "event_time", "example_id"]), tmp_path / "a.parquet")
     span = seen.source.time_range()
-    [batch, *_] = seen.source.read(exfm.Window(0, span.start_us, span.end_us))
+    [batch, *_] = seen.source.read(exfm.sources.Window(0, span.start_us, span.end_us))
     assert set(batch.schema.names) == set(seen.schema.columns)
 
 

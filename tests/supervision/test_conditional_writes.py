@@ -10,7 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import exfm
-from exfm.supervision.workspace import Workspace
+from exfm.storage.workspace import Workspace
 from tests.training.logs import experiment_dict, load, make_log, write_log
 
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import exfm
+from exfm.experiment.run import open_run
 from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
-from exfm.training.run import open_run
 from tests.training.logs import experiment_dict, load, make_log, timeless, write_log
 
 ROWS = 900

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from exfm.interfaces.data_source import Window
-from exfm.supervision.commits import Commit
+from exfm.storage.commits import Commit
+from exfm.storage.workspace import Workspace
 from exfm.supervision.store import Store
-from exfm.supervision.workspace import Workspace
 
 NO_LINKS = """
 import errno, os
@@ -26,7 +26,7 @@ if {no_links}:
 WRITER = """
 import sys
 from pathlib import Path
-from exfm.supervision.exclusive import create_file
+from exfm.storage.exclusive import create_file
 folder = Path(sys.argv[1])
 while not (folder / "go").exists():
     pass
@@ -36,7 +36,7 @@ print(sum(create_file(str(folder / f"{number:06d}.json"), b"x" * 1000) for numbe
 KILLED = """
 import os, sys
 from pathlib import Path
-from exfm.supervision.exclusive import create_file
+from exfm.storage.exclusive import create_file
 sys.stdout.flush()
 steps = ["mkdir", "touch", "open", "rename", "rmdir", "unlink"]
 for number, (step, after) in enumerate((step, after) for step in steps for after in (False, True)):

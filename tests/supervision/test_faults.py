@@ -15,7 +15,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from exfm.interfaces.data_source import Window
-from exfm.supervision.commits import Commit
+from exfm.storage.commits import Commit
 from exfm.supervision.row_files import RowWriter, predictions_schema, read_rows, row_file
 from exfm.supervision.store import Store
 

@@ -13,8 +13,8 @@ import xxhash
 
 import exfm
 from exfm.interfaces.data_source import Window
-from exfm.supervision.commits import Commit
-from exfm.supervision.manifests import seal, unseal
+from exfm.storage.commits import Commit
+from exfm.storage.manifests import seal, unseal
 from exfm.supervision.store import Store
 
 MANIFEST = "commits/train/vm/000000.json"

@@ -16,10 +16,10 @@ from torch import Tensor
 import exfm
 from exfm.interfaces.data_source import Window
 from exfm.serving.predict import predict
-from exfm.supervision import snapshots
-from exfm.supervision.commits import Commit
-from exfm.supervision.hashing import FileRecord
-from exfm.supervision.snapshots import LEAVING, NEWEST, SnapshotRegistry
+from exfm.storage import snapshots
+from exfm.storage.commits import Commit
+from exfm.storage.hashing import FileRecord
+from exfm.storage.snapshots import LEAVING, NEWEST, SnapshotRegistry
 from exfm.supervision.store import Store
 from tests.training.logs import experiment_dict, load, make_log
 

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
+from exfm.storage.hashing import FileRecord
+from exfm.storage.workspace import Workspace
 from exfm.supervision.embeddings import CompactEmbedding, EmbeddingShape
-from exfm.supervision.hashing import FileRecord
 from exfm.supervision.joiner import SupervisionRows
 from exfm.supervision.row_files import RowWriter, row_file, supervision_columns, supervision_schema
 from exfm.supervision.streaming import SupervisionStream
-from exfm.supervision.workspace import Workspace
 
 TASKS = ("click", "buy")
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from exfm.supervision.snapshots import SnapshotRegistry
+from exfm.storage.snapshots import SnapshotRegistry
+from exfm.storage.temporary import temporary_folder
+from exfm.storage.workspace import Workspace
 from exfm.supervision.store import Store
-from exfm.supervision.temporary import temporary_folder
-from exfm.supervision.workspace import Workspace
 
 WRITER = """
 import sys
-from exfm.supervision.temporary import temporary_folder
-from exfm.supervision.workspace import Workspace
+from exfm.storage.temporary import temporary_folder
+from exfm.storage.workspace import Workspace
 with Workspace(sys.argv[1]).writing("rows.parquet") as file, temporary_folder(sys.argv[1]):
     print("writing", flush=True)
     sys.stdin.read()

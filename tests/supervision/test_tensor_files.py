@@ -13,8 +13,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 import exfm
-from exfm.supervision import tensor_files
-from exfm.supervision.tensor_files import read_tensors, write_tensors
+from exfm.storage import tensor_files
+from exfm.storage.tensor_files import read_tensors, write_tensors
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

@@ -9,8 +9,9 @@ import torch
 from sound import failed
 from torch import nn
 
-from exfm import TeacherInput, TeacherInputConfig
+from exfm import TeacherInput
 from exfm.testing import TeacherInputTests
+from exfm.transfer import TeacherInputConfig
 
 
 class Sound(TeacherInput):

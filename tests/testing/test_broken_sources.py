@@ -25,7 +25,7 @@ SECOND = 1_000_000
 START = 1_700_000_000 * SECOND
 ROWS = 60
 BATCH = 8
-WHOLE = exfm.Shard()
+WHOLE = exfm.sources.Shard()
 
 
 class Sound(exfm.DataSource):
@@ -34,20 +34,22 @@ class Sound(exfm.DataSource):
     name = "sound"
 
     def schema(self):
-        return exfm.FeatureSchema(
+        return exfm.schema.FeatureSchema(
             features=(
-                exfm.CategoricalFeature(name="item", rows=10, ids="row"),
-                exfm.DenseFeature(name="price"),
-                exfm.SequenceFeature(
-                    name="seen", max_length=3, fields=(exfm.SequenceField(name="item", column="seen_item", rows=10),)
+                exfm.schema.CategoricalFeature(name="item", rows=10, ids="row"),
+                exfm.schema.DenseFeature(name="price"),
+                exfm.schema.SequenceFeature(
+                    name="seen",
+                    max_length=3,
+                    fields=(exfm.schema.SequenceField(name="item", column="seen_item", rows=10),),
                 ),
             ),
-            labels=(exfm.Label(name="click"),),
+            labels=(exfm.schema.Label(name="click"),),
         )
 
     def time_range(self):
         times = self.times()
-        return exfm.TimeRange(int(times[0]), int(times[-1]) + 1)
+        return exfm.sources.TimeRange(int(times[0]), int(times[-1]) + 1)
 
     def times(self):
         return START + np.arange(ROWS) // 3 * SECOND
@@ -57,11 +59,11 @@ class Sound(exfm.DataSource):
         return int(start), int(end)
 
     def read(self, window, shard=WHOLE):
-        return exfm.slice_rows(self.rows(*self.bounds(window)), shard)
+        return exfm.sources.slice_rows(self.rows(*self.bounds(window)), shard)
 
     def rows(self, start, end):
         for first in range(start, end, BATCH):
-            yield exfm.Origin("log", first).mark(self.batch(np.arange(first, min(first + BATCH, end))))
+            yield exfm.sources.Origin("log", first).mark(self.batch(np.arange(first, min(first + BATCH, end))))
 
     def batch(self, row):
         return pa.RecordBatch.from_pydict(self.columns(row))
@@ -94,7 +96,7 @@ class FromAFile(Sound):
 
     def parts(self):
         times, path = self.times(), self.config.path
-        return [exfm.StreamPart("log", Path(path).read_text(), int(times[0]), int(times[-1]))]
+        return [exfm.sources.StreamPart("log", Path(path).read_text(), int(times[0]), int(times[-1]))]
 
     def next_event_us(self, from_us):
         times = self.times()
@@ -106,7 +108,7 @@ class StillWritten(Sound):
     """Nothing is wrong: the newest rows may not be complete."""
 
     def time_range(self):
-        return exfm.TimeRange(START, START + 9 * SECOND)
+        return exfm.sources.TimeRange(START, START + 9 * SECOND)
 
 
 class GrowingSchema(Sound):
@@ -115,7 +117,7 @@ class GrowingSchema(Sound):
     most = 10
 
     def schema(self):
-        items = exfm.CategoricalFeature(name="item", rows=self.most, ids="row")
+        items = exfm.schema.CategoricalFeature(name="item", rows=self.most, ids="row")
         return super().schema().model_copy(update={"features": (items,)})
 
     def rows(self, start, end):
@@ -143,7 +145,7 @@ class NoRows(Sound):
 
 class EmptyRange(Sound):
     def time_range(self):
-        return exfm.TimeRange(START, START)
+        return exfm.sources.TimeRange(START, START)
 
 
 class Tables(Sound):
@@ -268,7 +270,7 @@ class WholeSeconds(Sound):
         return int(start), int(end)
 
     def time_range(self):
-        return exfm.TimeRange(START, START + 20 * SECOND)
+        return exfm.sources.TimeRange(START, START + 20 * SECOND)
 
 
 class StrictlyAfter(Sound):
@@ -283,12 +285,12 @@ class ForgetsTheLast(Sound):
     """Its range ends at the last row, which it thereby loses."""
 
     def time_range(self):
-        return exfm.TimeRange(START, int(self.times()[-1]))
+        return exfm.sources.TimeRange(START, int(self.times()[-1]))
 
 
 class StartsLate(Sound):
     def time_range(self):
-        return exfm.TimeRange(START + 1, START + 20 * SECOND)
+        return exfm.sources.TimeRange(START + 1, START + 20 * SECOND)
 
 
 class RefusesTheFuture(Sound):
@@ -310,12 +312,12 @@ class ByBatch(Sound):
 
     def read(self, window, shard=WHOLE):
         batches = islice(super().read(window), shard.index, None, shard.count)
-        return exfm.slice_rows(batches, WHOLE)
+        return exfm.sources.slice_rows(batches, WHOLE)
 
 
 class AlwaysRowZero(Sound):
     def rows(self, start, end):
-        return (exfm.Origin("log", 0).mark(batch) for batch in super().rows(start, end))
+        return (exfm.sources.Origin("log", 0).mark(batch) for batch in super().rows(start, end))
 
 
 class ReadsForItsSchema(Sound):
@@ -326,7 +328,7 @@ class ReadsForItsSchema(Sound):
 
 class CallsReadForItsSchema(Sound):
     def schema(self):
-        for _ in self.read(exfm.Window(0, 0, 1)):
+        for _ in self.read(exfm.sources.Window(0, 0, 1)):
             pass
         return super().schema()
 
@@ -341,7 +343,7 @@ class ReadsItsFileForItsSchema(FromAFile):
 
     def rows(self, start, end):
         for batch in super().rows(start, end):
-            yield exfm.Origin(self.config.path, exfm.Origin.of(batch).row).mark(batch)
+            yield exfm.sources.Origin(self.config.path, exfm.sources.Origin.of(batch).row).mark(batch)
 
     def parts(self):
         return ()
@@ -396,7 +398,7 @@ class WholeTable(Sound):
     def rows(self, start, end):
         batches = list(super().rows(start, end))
         for batch in pa.Table.from_batches(batches).to_batches() if batches else ():
-            yield exfm.Origin("log", start).mark(batch)
+            yield exfm.sources.Origin("log", start).mark(batch)
             start += batch.num_rows
 
 
@@ -413,9 +415,9 @@ class SoundHistory(Sound):
     """Nothing is wrong: a user's history is of the items of his earlier rows, the newest three."""
 
     def schema(self):
-        field = exfm.SequenceField(name="item", column="seen_item", table="item", rows=20, ids="row")
-        items = exfm.CategoricalFeature(name="item", rows=20, ids="row")
-        seen = exfm.SequenceFeature(name="seen", max_length=3, fields=(field,))
+        field = exfm.schema.SequenceField(name="item", column="seen_item", table="item", rows=20, ids="row")
+        items = exfm.schema.CategoricalFeature(name="item", rows=20, ids="row")
+        seen = exfm.schema.SequenceFeature(name="seen", max_length=3, fields=(field,))
         return super().schema().model_copy(update={"features": (items, seen), "group": "user"})
 
     def columns(self, row):

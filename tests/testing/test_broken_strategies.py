@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from exfm import AddRows, CopyPart, DistillationStrategy, ParameterStrategy, PartSpec, TeacherVectors
+from exfm import DistillationStrategy, ParameterStrategy
 from exfm.testing import DistillationStrategyTests, ParameterStrategyTests
+from exfm.transfer import AddRows, CopyPart, PartSpec, TeacherVectors
 from tests.testing.sound import failed
 
 

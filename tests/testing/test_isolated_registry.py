@@ -10,9 +10,9 @@ import pytest
 from pydantic import Field
 
 import exfm
-import exfm_plugins.dlrm
-import exfm_plugins.single
-import exfm_plugins.synthetic_ads
+import exfm_plugins.backbones.dlrm
+import exfm_plugins.parallel.single
+import exfm_plugins.sources.synthetic_ads
 from exfm.registry.discovery import default_registry, discover
 from tests.testing.sound import SoundBackbone
 
@@ -21,7 +21,9 @@ class Shell(exfm.Backbone):
     name = "shell"
 
     class Config(exfm.ComponentConfig):
-        inner: Annotated[exfm.ComponentSpec, exfm.ComponentField("backbone")] = Field(description="What it wraps.")
+        inner: Annotated[exfm.components.ComponentSpec, exfm.components.ComponentField("backbone")] = Field(
+            description="What it wraps."
+        )
 
 
 def test_it_is_empty_whatever_is_installed(exfm_registry) -> None:
@@ -29,7 +31,7 @@ def test_it_is_empty_whatever_is_installed(exfm_registry) -> None:
 
 
 def test_classes_and_plugins_that_are_put_in_are_found(exfm_registry) -> None:
-    registry = exfm_registry.put(SoundBackbone, exfm_plugins.dlrm)
+    registry = exfm_registry.put(SoundBackbone, exfm_plugins.backbones.dlrm)
     assert registry.names("backbone") == ["dlrm", "sound"] == discover().names("backbone")
     assert registry.resolve("backbone", "sound") is SoundBackbone
     assert registry.plugins["dlrm"].status == "loaded"
@@ -46,10 +48,10 @@ def test_a_nested_component_is_looked_up_there(exfm_registry) -> None:
 def test_experiments_are_loaded_with_it(exfm_registry, experiment, write) -> None:
     experiment["models"] = {"one": {"backbone": {"name": "shell", "inner": {"name": "sound"}}}}
     path = write(experiment)
-    exfm_registry.put(SoundBackbone, Shell, exfm_plugins.synthetic_ads)
+    exfm_registry.put(SoundBackbone, Shell, exfm_plugins.sources.synthetic_ads)
     with pytest.raises(exfm.ConfigError, match="no parallel_plan is called 'single'"):
         exfm.load_experiment(path)
-    exfm_registry.put(exfm_plugins.single)
+    exfm_registry.put(exfm_plugins.parallel.single)
     assert exfm.load_experiment(path)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import exfm
+from exfm.experiment.run import build_plan, open_run
 from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
-from exfm.training.run import build_plan, open_run
 
 EXPERIMENT = """
 name: logged

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 import exfm
 from exfm.parallel import TorchProcessGroup
-from exfm.supervision.workspace import Workspace
+from exfm.storage.workspace import Workspace
 
 NAMES = Workspace.names
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save
 
 import exfm
 from exfm.errors import RunError
+from exfm.experiment.run import build_plan, open_run
 from exfm.serving.export import Form, export
 from exfm.serving.predict import predict
-from exfm.supervision.commits import Commit
+from exfm.storage.commits import Commit
 from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
-from exfm.training.run import build_plan, open_run
 from tests.training.logs import DAY_US, START_US, experiment_dict, load, make_log, write_log
 
 DENSE, TABLES = "models.{}.optimizer.dense.lr", "models.{}.optimizer.tables.lr"

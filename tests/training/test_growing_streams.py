@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import exfm
-from exfm.supervision.late import LateLog
+from exfm.scheduling.identity import open_run
+from exfm.storage.late_log import LateLog
 from exfm.supervision.store import Store
-from exfm.training.identity import open_run
 from exfm.training.loop import StreamLoop
 from exfm.training.progress import Progress
 from tests.training.logs import START_US, load

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import exfm
 from exfm.data.ids import hash_rows
+from exfm.experiment.run import open_run
 from exfm.modeling.growth import Growth
 from exfm.supervision.store import Store
-from exfm.training.run import open_run
 from tests.training.logs import experiment_dict, load, make_log, write_log
 
 STD = 0.05
@@ -26,7 +26,7 @@ ADDED = "vectors.fm.state_user.table_user.vectors_RK"
 
 def growth(rows: int, ids: str, seed: int = 0) -> Growth:
     feature = {"name": "user", "kind": "categorical", "rows": rows, "ids": ids}
-    schema = exfm.FeatureSchema.model_validate({"features": [feature], "labels": [{"name": "click"}]})
+    schema = exfm.schema.FeatureSchema.model_validate({"features": [feature], "labels": [{"name": "click"}]})
     return Growth(schema, STD, seed)
 
 

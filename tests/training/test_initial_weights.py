@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 import exfm
-from exfm.training.building import growth_of, teacher_specs
+from exfm.modeling.build import growth_of
 from exfm.training.trainer import Trainer
+from exfm.transfer.build import teacher_specs
 from tests.training.logs import experiment_dict, load
 
 SAME_SHAPE: dict[str, dict[str, Any]] = {

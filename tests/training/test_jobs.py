@@ -16,11 +16,11 @@ import yaml
 
 import exfm
 from exfm.data.windows import stream_windows
+from exfm.experiment.run import open_run
+from exfm.storage.workspace import Workspace
 from exfm.supervision.store import Store
-from exfm.supervision.workspace import Workspace
-from exfm.training.ended_window import EndedWindow
+from exfm.training.commit_writer import WindowCommit
 from exfm.training.loop import StreamLoop
-from exfm.training.run import open_run
 from tests.processes import start_exfm
 from tests.training.logs import differences, experiment_dict, load, make_log, supervision, write_log
 
@@ -49,7 +49,7 @@ def job(path: Path, stage: str, model: str) -> tuple[int, str]:
     return loop.advance(), loop.waiting_for
 
 
-def experiment_window(path: Path, index: int) -> exfm.Window:
+def experiment_window(path: Path, index: int) -> exfm.sources.Window:
     """A window of the experiment's stream."""
     source = exfm.load_experiment(str(path)).source
     return list(stream_windows(source, timedelta(days=1)))[index]
@@ -164,7 +164,7 @@ def test_of_two_jobs_on_one_model_one_commits_and_the_other_says_so(
     stage = second.stages[0]
     commit = stage.commit
 
-    def late_commit(*given: Any) -> EndedWindow | None:
+    def late_commit(*given: Any) -> WindowCommit | None:
         first.advance()
         return commit(*given)
 

@@ -11,15 +11,15 @@ import pyarrow as pa
 from pydantic import Field
 
 import exfm
-import exfm_plugins.auxiliary_head
-import exfm_plugins.dlrm
-import exfm_plugins.single
-import exfm_plugins.synthetic_ads
-import exfm_plugins.wukong
+import exfm_plugins.backbones.dlrm
+import exfm_plugins.backbones.wukong
+import exfm_plugins.parallel.single
+import exfm_plugins.sources.synthetic_ads
+import exfm_plugins.transfer.auxiliary_head
 from tests.training.logs import DAY_US, load, predictions
 
 CHANGED = 1
-WHOLE = exfm.Shard()
+WHOLE = exfm.sources.Shard()
 
 
 class Flipped(exfm.DataSource):
@@ -30,7 +30,9 @@ class Flipped(exfm.DataSource):
     class Config(exfm.ComponentConfig):
         """Fields of `flipped`."""
 
-        source: Annotated[exfm.ComponentSpec, exfm.ComponentField("data_source")] = Field(description="The other.")
+        source: Annotated[exfm.components.ComponentSpec, exfm.components.ComponentField("data_source")] = Field(
+            description="The other."
+        )
         day: int = Field(description="Which day, from the stream's start; -1 for none.")
 
     def __init__(self, config: Config) -> None:
@@ -38,13 +40,13 @@ class Flipped(exfm.DataSource):
         self.source = config.source.build()
         self.day = config.day
 
-    def schema(self) -> exfm.FeatureSchema:
+    def schema(self) -> exfm.schema.FeatureSchema:
         return self.source.schema()
 
-    def time_range(self) -> exfm.TimeRange:
+    def time_range(self) -> exfm.sources.TimeRange:
         return self.source.time_range()
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = WHOLE) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.sources.Window, shard: exfm.sources.Shard = WHOLE) -> Iterator[pa.RecordBatch]:
         first = self.time_range().start_us + self.day * DAY_US
         for batch in self.source.read(window, shard):
             time = batch.column("event_time").cast(pa.int64()).to_numpy()
@@ -57,11 +59,11 @@ class Flipped(exfm.DataSource):
 def test_a_conversion_is_used_a_day_after_its_impression_and_not_before(tmp_path: Path, exfm_registry: Any) -> None:
     exfm_registry.put(
         Flipped,
-        exfm_plugins.synthetic_ads,
-        exfm_plugins.wukong,
-        exfm_plugins.dlrm,
-        exfm_plugins.auxiliary_head,
-        exfm_plugins.single,
+        exfm_plugins.sources.synthetic_ads,
+        exfm_plugins.backbones.wukong,
+        exfm_plugins.backbones.dlrm,
+        exfm_plugins.transfer.auxiliary_head,
+        exfm_plugins.parallel.single,
     )
     for name, day in (("before", -1), ("after", CHANGED)):
         source = {"name": "synthetic_ads", "days": 4, "rows_per_day": 150, "users": 20, "advertisers": 5}

@@ -16,12 +16,12 @@ import torch
 import yaml
 
 import exfm
+from exfm.experiment.run import build_plan
 from exfm.modeling.managed_ids import ManagedIds
 from exfm.serving import load
-from exfm.training.building import teacher_specs
-from exfm.training.run import build_plan
 from exfm.training.trainer import Trainer
-from exfm_plugins.single.plan import Single
+from exfm.transfer.build import teacher_specs
+from exfm_plugins.parallel.single.plan import Single
 from tests.training.logs import DAY_US, START_US, experiment_dict, make_log, predictions
 from tests.training.test_parallel import furthest
 

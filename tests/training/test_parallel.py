@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import exfm
-from exfm.training.spread import check_spread
+from exfm.distributed.chunk_exchange import check_spread
 from tests.processes import torchrun
 from tests.training import parallel_worker
 from tests.training.logs import DAY_US, START_US, experiment_dict, make_log, predictions, supervision
@@ -268,7 +268,7 @@ def test_rows_may_travel_rounded(runs: Runs) -> None:
 
 def test_what_several_processes_cannot_do_is_refused_at_the_start(tmp_path: Path) -> None:
     write_days(tmp_path)
-    process_group = exfm.ProcessGroup()
+    process_group = exfm.parallel.ProcessGroup()
     process_group.world_size = 4
     for overrides, message in (
         (["stream.on_bad_row=skip"], "stream.on_bad_row: skip needs one process"),

@@ -11,8 +11,8 @@ import torch
 
 import exfm
 from exfm.supervision.joiner import SupervisionRows
-from exfm.training.building import check_models
 from exfm.training.trainer import StepLabels
+from exfm.transfer.build import check_models
 from tests.training.logs import differences, load, predictions, supervision
 from tests.training.test_jobs import job
 from tests.training.test_states import _batches, config, trainer_of

@@ -14,8 +14,8 @@ import exfm
 from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
 from exfm.data.windows import stream_windows
-from exfm.training.building import teacher_specs
 from exfm.training.trainer import StepLabels, Trainer
+from exfm.transfer.build import teacher_specs
 from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, write_log
 
 PARTS = {"table/user": "added", "table/item": "projected"}
@@ -50,7 +50,7 @@ def probabilities(run_dir: str) -> np.ndarray:
 
 def batches(experiment: exfm.Experiment) -> list[Batch]:
     stream = experiment.config.stream
-    reader = ChunkReader(experiment.source, experiment.schema, stream, {}, exfm.Shard())
+    reader = ChunkReader(experiment.source, experiment.schema, stream, {}, exfm.sources.Shard())
     windows = stream_windows(experiment.source, stream.window)
     return [chunk.batch for window in windows for chunk in reader.read(window)]
 

@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 import exfm
-import exfm_plugins.parquet
-from exfm.supervision.workspace import Workspace
+import exfm_plugins.sources.parquet
+from exfm.storage.workspace import Workspace
 from exfm.testing import DataSourceTests
-from exfm_plugins.parquet.source import Parquet
+from exfm_plugins.sources.parquet.source import Parquet
 from tests.processes import start_exfm
 from tests.training.logs import differences, experiment_dict, make_log, write_log
 from tests.training.object_store import s3_server
@@ -50,7 +50,7 @@ def upload(store: Any, folder: str, log: pa.Table) -> str:
 
 class TestParquetOnS3(DataSourceTests):
     component = Parquet
-    plugin = exfm_plugins.parquet
+    plugin = exfm_plugins.sources.parquet
     configs = (
         {
             "path": "s3://data/rows",

@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 import exfm
+from exfm.experiment.run import open_run
 from exfm.modeling.parts import grouped
-from exfm.supervision import snapshots
-from exfm.supervision.commits import CommitLog
-from exfm.supervision.snapshots import SnapshotRegistry
+from exfm.storage import snapshots
+from exfm.storage.commits import CommitLog
+from exfm.storage.snapshots import SnapshotRegistry
+from exfm.storage.workspace import Workspace
 from exfm.supervision.store import Store
-from exfm.supervision.workspace import Workspace
 from exfm.training.loop import StreamLoop
-from exfm.training.run import open_run
 from tests.training.logs import DAY_US, START_US, differences, experiment_dict, load, make_log, predictions, write_log
 
 PARTS = {

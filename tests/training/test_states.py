@@ -14,9 +14,9 @@ import exfm
 from exfm.config.checks import Arm
 from exfm.modeling.entity_states import EntityStates
 from exfm.modeling.vector_table import RowVectors
-from exfm.training.building import teacher_specs
 from exfm.training.trainer import Trainer
-from exfm_plugins.compact_features.strategy import CompactFeatures
+from exfm.transfer.build import teacher_specs
+from exfm_plugins.transfer.compact_features.strategy import CompactFeatures
 from tests.training.logs import (
     DAY_US,
     START_US,
@@ -162,8 +162,8 @@ def _batches(experiment: exfm.Experiment) -> Any:
 def test_each_state_is_added_to_the_table_of_its_entity() -> None:
     tables = {"user": "users", "friend": "users", "item": "items"}
     rows = {"users": 5, "items": 7}
-    student = exfm.StudentSpec(("click",), 8, lambda: torch.nn.Linear(8, 1), 6, tables, rows)
-    teacher = exfm.TeacherSpec("fm", ("click",), None, {"user": 4, "item": 4, "friend": 4, "shop": 4})
+    student = exfm.transfer.StudentSpec(("click",), 8, lambda: torch.nn.Linear(8, 1), 6, tables, rows)
+    teacher = exfm.transfer.TeacherSpec("fm", ("click",), None, {"user": 4, "item": 4, "friend": 4, "shop": 4})
     strategy = CompactFeatures(CompactFeatures.Config(teacher="fm", scale=0.5), student, teacher)
     added = {add.table: add for add in strategy.transfers()}
     assert {table: [source.name for source in add.sources] for table, add in added.items()} == {

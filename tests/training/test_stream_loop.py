@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import exfm
-from exfm.supervision.commits import Commit, CommitLog
+from exfm.storage.commits import Commit, CommitLog
 from exfm.training.progress import Progress
 from tests.training.logs import (
     DAY_US,

@@ -20,18 +20,18 @@ from exfm.config.inputs import ModelInput
 from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
 from exfm.data.windows import stream_windows
+from exfm.distributed.chunk_exchange import check_spread
+from exfm.experiment.run import open_run
 from exfm.modeling.teacher_inputs import TeacherInputs
 from exfm.modeling.vector_table import HistoryTable, RowVectors
 from exfm.reporting.result_table import result_table
 from exfm.supervision.store import Store
-from exfm.training.building import teacher_specs
 from exfm.training.loop import StreamLoop
-from exfm.training.run import open_run
-from exfm.training.spread import check_spread
 from exfm.training.trainer import Trainer
+from exfm.transfer.build import teacher_specs
 from exfm.transfer.chunk_vectors import ChunkVectors
 from exfm.transfer.vector_feed import FedTable, VectorFeed
-from exfm_plugins.latest_state.model import LatestState
+from exfm_plugins.inputs.latest_state.model import LatestState
 from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, write_log
 
 STATES = {"states": {"user": ["user", "history"], "item": ["item"]}, "state_dim": 4}
@@ -58,15 +58,15 @@ def trainer_of(experiment: exfm.Experiment, name: str) -> Trainer:
 
 def chunks(experiment: exfm.Experiment) -> list[Batch]:
     stream = experiment.config.stream
-    reader = ChunkReader(experiment.source, experiment.schema, stream, {}, exfm.Shard())
+    reader = ChunkReader(experiment.source, experiment.schema, stream, {}, exfm.sources.Shard())
     windows = stream_windows(experiment.source, stream.window)
     return [chunk.batch for window in windows for chunk in reader.read(window)]
 
 
 def latest(teacher: str, width: int) -> ModelInput:
     fields = LatestState.Config(teacher=teacher, entities=("user",))
-    spec = exfm.ComponentSpec("teacher_input", "latest_state", LatestState, fields)
-    return ModelInput(spec, exfm.InputSpec(4, 1, {"user": width}))
+    spec = exfm.components.ComponentSpec("teacher_input", "latest_state", LatestState, fields)
+    return ModelInput(spec, exfm.transfer.InputSpec(4, 1, {"user": width}))
 
 
 def test_a_token_is_the_map_of_the_newest_state_and_zeros_without_one() -> None:
@@ -337,7 +337,7 @@ def test_a_cycle_through_inputs_is_refused(tmp_path: Path) -> None:
         load(tmp_path, made)
 
 
-class Two(exfm.ProcessGroup):
+class Two(exfm.parallel.ProcessGroup):
     """Two processes, of which this is the first."""
 
     world_size = 2

@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 import exfm
-from exfm.supervision.commits import CommitLog
-from exfm.supervision.hashing import FileRecord
-from exfm.supervision.manifests import seal, unseal
+from exfm.experiment.run import open_run
+from exfm.storage.commits import CommitLog
+from exfm.storage.hashing import FileRecord
+from exfm.storage.manifests import seal, unseal
 from exfm.supervision.store import Store
-from exfm.training.run import open_run
 from tests.training.logs import experiment_dict, load, make_log, predictions, supervision, write_log
 
 WINDOW = 1
@@ -139,7 +139,7 @@ def test_a_full_disk_is_said_with_path_and_bytes_and_leaves_nothing_half(
 TRAINER = """
 import sys
 from pathlib import Path
-from exfm.supervision import snapshots
+from exfm.storage import snapshots
 from exfm.cli.main import main
 snapshots.READING_S = 0.0
 go = Path(sys.argv.pop())

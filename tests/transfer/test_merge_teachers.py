@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import exfm
-import exfm_plugins.din
-import exfm_plugins.dlrm
-import exfm_plugins.parquet
-import exfm_plugins.single
-import exfm_plugins.wukong
+import exfm_plugins.backbones.dlrm
+import exfm_plugins.backbones.wukong
+import exfm_plugins.encoders.din
+import exfm_plugins.parallel.single
+import exfm_plugins.sources.parquet
 from exfm.transfer.merge_teachers import merge_teacher_outputs
 from tests.training.logs import differences, experiment_dict, load, make_log, rows_by_window, timeless, write_log
 
@@ -27,19 +27,21 @@ class Listener(exfm.DistillationStrategy):
 
     name: ClassVar[str] = "listener"
 
-    def loss(self, student: exfm.StudentOutput, teacher: exfm.TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
+    def loss(
+        self, student: exfm.transfer.StudentOutput, teacher: exfm.transfer.TeacherOutput, labels: Mapping[str, Tensor]
+    ) -> Tensor:
         return student.representation_BR.sum() * 0
 
 
 def listener(own: tuple[str, ...], known: tuple[str, ...], **fields: Any) -> Listener:
-    student = exfm.StudentSpec(own, 2, lambda: nn.Linear(2, 1))
-    return Listener(exfm.TransferConfig(teacher="a", **fields), student, exfm.TeacherSpec("a", known))
+    student = exfm.transfer.StudentSpec(own, 2, lambda: nn.Linear(2, 1))
+    return Listener(exfm.transfer.TransferConfig(teacher="a", **fields), student, exfm.transfer.TeacherSpec("a", known))
 
 
-def supervision(value: float, hit: list[bool], *tasks: str, width: int | None = None) -> exfm.TeacherOutput:
+def supervision(value: float, hit: list[bool], *tasks: str, width: int | None = None) -> exfm.transfer.TeacherOutput:
     size = len(hit)
     embedding = None if width is None else torch.full((size, width), value)
-    return exfm.TeacherOutput(
+    return exfm.transfer.TeacherOutput(
         {task: torch.full((size,), value) for task in tasks}, {task: torch.tensor(hit) for task in tasks}, embedding
     )
 
@@ -90,20 +92,27 @@ class Pupil(exfm.DistillationStrategy):
 
     name: ClassVar[str] = "pupil"
 
-    def __init__(self, config: exfm.TransferConfig, student: exfm.StudentSpec, teacher: exfm.TeacherSpec) -> None:
+    def __init__(
+        self,
+        config: exfm.transfer.TransferConfig,
+        student: exfm.transfer.StudentSpec,
+        teacher: exfm.transfer.TeacherSpec,
+    ) -> None:
         super().__init__(config, student, teacher)
         self.logit = nn.Parameter(torch.zeros(()))
 
-    def adapt(self, teacher: exfm.TeacherOutput) -> exfm.TeacherOutput:
+    def adapt(self, teacher: exfm.transfer.TeacherOutput) -> exfm.transfer.TeacherOutput:
         return teacher
 
     def adapter_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.Adam([self.logit], lr=0.01)
 
-    def adapter_loss(self, teacher: exfm.TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
+    def adapter_loss(self, teacher: exfm.transfer.TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         return ((self.logit.sigmoid() - labels["click"].mean()) ** 2).sum()
 
-    def loss(self, student: exfm.StudentOutput, teacher: exfm.TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
+    def loss(
+        self, student: exfm.transfer.StudentOutput, teacher: exfm.transfer.TeacherOutput, labels: Mapping[str, Tensor]
+    ) -> Tensor:
         return ((student.logits["click"] - self.logit.detach()) ** 2).mean()
 
 
@@ -113,7 +122,9 @@ class Recorder(exfm.DistillationStrategy):
     name: ClassVar[str] = "recorder"
     told: ClassVar[list[Tensor]] = []
 
-    def loss(self, student: exfm.StudentOutput, teacher: exfm.TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
+    def loss(
+        self, student: exfm.transfer.StudentOutput, teacher: exfm.transfer.TeacherOutput, labels: Mapping[str, Tensor]
+    ) -> Tensor:
         told = teacher.probabilities["click"].masked_fill(~teacher.hit["click"], float("nan"))
         self.told.append(told)
         return student.representation_BR.sum() * 0
@@ -122,7 +133,12 @@ class Recorder(exfm.DistillationStrategy):
 def test_each_row_is_taught_by_the_fm_of_its_domain(tmp_path: Path, exfm_registry: Any) -> None:
     """Two surfaces, an FM of each, and a student of both: the FM that has the row is its teacher."""
     exfm_registry.put(
-        Recorder, exfm_plugins.dlrm, exfm_plugins.wukong, exfm_plugins.din, exfm_plugins.parquet, exfm_plugins.single
+        Recorder,
+        exfm_plugins.backbones.dlrm,
+        exfm_plugins.backbones.wukong,
+        exfm_plugins.encoders.din,
+        exfm_plugins.sources.parquet,
+        exfm_plugins.parallel.single,
     )
     log = make_log()
     surface = np.random.default_rng(1).integers(0, 2, log.num_rows)
@@ -153,7 +169,12 @@ class StopError(Exception):
 
 def test_what_a_strategy_trains_itself_resumes_where_it_was(tmp_path: Path, exfm_registry: Any) -> None:
     exfm_registry.put(
-        Pupil, exfm_plugins.dlrm, exfm_plugins.wukong, exfm_plugins.din, exfm_plugins.parquet, exfm_plugins.single
+        Pupil,
+        exfm_plugins.backbones.dlrm,
+        exfm_plugins.backbones.wukong,
+        exfm_plugins.encoders.din,
+        exfm_plugins.sources.parquet,
+        exfm_plugins.parallel.single,
     )
     path = write_log(tmp_path / "log", make_log())
     results = []

@@ -71,11 +71,11 @@ def run_job(
     names = tuple(arm.name for arm in experiment.arms if arm.name in chosen)
     title = f"{stage} {', '.join(dict.fromkeys(models))}"
 
+    from exfm.experiment.run import build_plan
     from exfm.reporting.progress import StreamProgress
+    from exfm.scheduling.identity import open_run
     from exfm.supervision.store import Store
-    from exfm.training.identity import open_run
     from exfm.training.loop import StreamLoop
-    from exfm.training.run import build_plan
 
     store = Store(experiment.run_dir)
     plan = build_plan(experiment)

@@ -12,7 +12,7 @@ from exfm.errors import ConfigError, PluginError
 
 if TYPE_CHECKING:
     from exfm.registry.registry import Registry
-    from exfm.supervision.chains import Chain
+    from exfm.storage.chains import Chain
     from exfm.supervision.repair import Ties
 
 

@@ -15,7 +15,7 @@ def command(run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="A ru
     from exfm.reporting.diagnosis_table import kept_diagnosis
     from exfm.reporting.html import render_report
     from exfm.reporting.results import CONFIG_FILE, REPORT_FILE, RESULTS_FILE
-    from exfm.supervision.workspace import Workspace
+    from exfm.storage.workspace import Workspace
 
     workspace = Workspace(run_dir)
     missing = [name for name in (RESULTS_FILE, CONFIG_FILE) if not workspace.exists(name)]

@@ -26,11 +26,11 @@ def command(
         typer.echo(experiment.as_yaml(), nl=False)
         return
 
+    from exfm.experiment.run import run, start_over
     from exfm.reporting.progress import StreamProgress
     from exfm.reporting.result_table import comparison_table, result_table
     from exfm.reporting.results import REPORT_FILE
     from exfm.supervision.store import Store
-    from exfm.training.run import run, start_over
 
     if fresh:
         start_over(Store(experiment.run_dir))

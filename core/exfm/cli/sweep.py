@@ -11,7 +11,7 @@ from exfm.errors import RunError
 from exfm.redaction import without_credentials
 
 if TYPE_CHECKING:
-    from exfm.training.sweep import Point, Sweep
+    from exfm.experiment.sweep import Point, Sweep
 
 
 def command(
@@ -25,7 +25,7 @@ def command(
     jobs: Annotated[int, typer.Option(min=1, help="Points run at once, each in a separate process.")] = 1,
 ) -> None:
     """Runs an experiment at every point of a grid, and compares."""
-    from exfm.training.sweep import open_points, parse_axes, plan_sweep, run_in_process_of_its_own, run_points
+    from exfm.experiment.sweep import open_points, parse_axes, plan_sweep, run_in_process_of_its_own, run_points
 
     session: Session = context.obj
     sweep = plan_sweep(config, parse_axes(over), overrides or [], session.block)
@@ -50,8 +50,8 @@ def command(
 
 
 def _run(point: Point) -> None:
+    from exfm.experiment.run import run
     from exfm.reporting.progress import StreamProgress
-    from exfm.training.run import run
 
     with StreamProgress(point.label) as progress:
         run(point.experiment, progress.update)
@@ -72,7 +72,7 @@ def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
         summarize,
         sweep_table,
     )
-    from exfm.supervision.workspace import Workspace
+    from exfm.storage.workspace import Workspace
 
     workspace = Workspace(sweep.folder)
     workspace.sweep()

@@ -25,7 +25,7 @@ def command(
 ) -> None:
     """Checks each file; exit status 2 when any is wrong."""
     from exfm.config.loading import load_experiment
-    from exfm.training.building import check_models
+    from exfm.transfer.build import check_models
 
     session: Session = context.obj
     # A path may hold "=" in its folders, but a key holds no "/".

@@ -41,7 +41,7 @@ class ComponentSpec:
 
 @dataclass(frozen=True)
 class ComponentField:
-    """Marks a Config field: ``interaction: Annotated[exfm.ComponentSpec, exfm.ComponentField("backbone")]``.
+    """Marks a Config field: ``interaction: Annotated[ComponentSpec, ComponentField("backbone")]``.
 
     The name selects the Config class that checks the remaining keys.
     """

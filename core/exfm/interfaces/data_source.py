@@ -73,7 +73,8 @@ class DataSource(Component, ABC):
 
     Raises (from every method):
         ValueError: the user's input is wrong: a path that does not exist, a column that a file lacks. An
-            ``exfm.NotYetError`` where asking again may help: a folder that is still empty, a file still being written.
+            ``exfm.components.NotYetError`` where asking again may help: a folder that is still empty, a file that
+            is still being written.
     """
 
     kind: ClassVar[str] = "data_source"

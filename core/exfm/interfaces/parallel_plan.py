@@ -34,7 +34,7 @@ class ParallelPlan(Component, ABC):
     Every process of a job builds the same plan, and calls it and its models in the same order. Each process predicts
     its own rows of a batch; every process computes the loss over all rows (``ProcessGroup.all_gather_columns``).
 
-    A plan whose class also has ``estimate_layout`` (``exfm.LayoutEstimator``) works with `exfm plan`.
+    A plan whose class also has ``estimate_layout`` (``exfm.parallel.LayoutEstimator``) works with `exfm plan`.
     ``exfm.parallel`` has plans to derive from, for one process and for several.
 
     Raises:

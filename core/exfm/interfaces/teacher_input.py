@@ -81,7 +81,7 @@ class TeacherInput(Network):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not issubclass(cls.Config, TeacherInputConfig):
-            raise TypeError(f"{cls.__qualname__}.Config must be a subclass of exfm.TeacherInputConfig")
+            raise TypeError(f"{cls.__qualname__}.Config must be a subclass of exfm.transfer.TeacherInputConfig")
 
     def __init__(self, config: TeacherInputConfig, inputs: InputSpec) -> None:
         nn.Module.__init__(self)

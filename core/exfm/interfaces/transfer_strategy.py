@@ -59,7 +59,7 @@ class TransferStrategy(Network):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not issubclass(cls.Config, TransferConfig):
-            raise TypeError(f"{cls.__qualname__}.Config must be a subclass of exfm.TransferConfig")
+            raise TypeError(f"{cls.__qualname__}.Config must be a subclass of exfm.transfer.TransferConfig")
         if hasattr(cls, "name") and not cls._extends_a_kind:
             raise TypeError(
                 f"{cls.__qualname__} must extend exfm.DistillationStrategy, which adds a loss, or "

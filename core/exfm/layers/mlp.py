@@ -13,7 +13,7 @@ _ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {"relu": nn.ReLU, "silu": 
 
 
 def activation(name: ActivationName) -> nn.Module:
-    """A new activation."""
+    """Builds an activation module."""
     return _ACTIVATIONS[name]()
 
 

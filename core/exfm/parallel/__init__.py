@@ -5,6 +5,20 @@ Everything here is public, and none of it is a component: a plugin derives its p
 
 from __future__ import annotations
 
+from exfm.interfaces.layout import (
+    Cluster,
+    Collective,
+    Layout,
+    LayoutEstimator,
+    TableShard,
+    TableSharding,
+    TableUse,
+    Workload,
+)
+from exfm.interfaces.parallel_model import ParallelModel
+from exfm.interfaces.parallel_plan import TableOptimizer
+from exfm.interfaces.process_group import ProcessGroup
+from exfm.interfaces.trunk import TrunkRunner
 from exfm.parallel.cpu_trunk_runner import CpuTrunkRunner, select_trunk_runner
 from exfm.parallel.data_parallel import DataParallelModel, DataParallelPlan
 from exfm.parallel.device import DeviceConfig
@@ -27,15 +41,27 @@ __all__ = [
     "FLOAT_BYTES",
     "ID_BYTES",
     "LENGTH_BYTES",
+    "Cluster",
+    "Collective",
     "CpuTrunkRunner",
     "DataParallelModel",
     "DataParallelPlan",
     "DeviceConfig",
     "FusedModel",
     "FusedTables",
+    "Layout",
+    "LayoutEstimator",
+    "ParallelModel",
+    "ProcessGroup",
     "ReplicatedTables",
     "SingleProcessPlan",
+    "TableOptimizer",
+    "TableShard",
+    "TableSharding",
+    "TableUse",
     "TorchProcessGroup",
+    "TrunkRunner",
+    "Workload",
     "estimate_gradient_reduction",
     "estimate_replicated_tables",
     "fuse_tables",

@@ -96,7 +96,7 @@ class DataParallelPlan(ParallelPlan):
     def estimate_layout(
         cls, config: Any, model: nn.Module, table_optimizer: TableOptimizer, workload: Workload, cluster: Cluster
     ) -> Layout:
-        """Places everything on every process; see ``exfm.LayoutEstimator``."""
+        """Places everything on every process; see ``exfm.parallel.LayoutEstimator``."""
         if cluster.group not in (None, 1):
             raise ValueError(
                 f"{cls.name} keeps the whole model on every process, so there are no groups of {cluster.group}; "

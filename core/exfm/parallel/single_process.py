@@ -67,7 +67,7 @@ class SingleProcessPlan(ParallelPlan):
     def estimate_layout(
         cls, config: Any, model: nn.Module, table_optimizer: TableOptimizer, workload: Workload, cluster: Cluster
     ) -> Layout:
-        """Places everything on the single process; see ``exfm.LayoutEstimator``."""
+        """Places everything on the single process; see ``exfm.parallel.LayoutEstimator``."""
         if cluster.count > 1:
             raise ValueError(
                 f"{cls.name} computes in one process, and {cluster.count} are planned for; name a plan of several, "

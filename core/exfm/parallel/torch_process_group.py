@@ -41,11 +41,11 @@ class TorchProcessGroup(ProcessGroup):
         self.world_size = dist.get_world_size()
 
     def all_gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
-        """Gathers rows of all processes; see ``exfm.ProcessGroup``."""
+        """Gathers rows of all processes; see ``exfm.parallel.ProcessGroup``."""
         return all_gather_rows(rows, list(counts))
 
     def all_gather_columns(self, columns: Sequence[Tensor], counts: Sequence[int]) -> Sequence[Tensor]:
-        """Gathers rows of several columns, with gradients; see ``exfm.ProcessGroup``."""
+        """Gathers rows of several columns, with gradients; see ``exfm.parallel.ProcessGroup``."""
         whole: Sequence[Tensor] = _AllGatherColumns.apply(list(counts), self.rank, *columns)  # type: ignore[no-untyped-call]
         return whole
 

@@ -15,10 +15,11 @@ from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.layout import TableUse, Workload
 from exfm.interfaces.schema import FeatureSchema, MultiValuedFeature, SequenceFeature
 from exfm.interfaces.transfer_specs import TeacherSpec
+from exfm.modeling.build import build_model
 from exfm.modeling.embeddings import Lookup
 from exfm.modeling.parts import freeze
 from exfm.modeling.ranking_model import RankingModel
-from exfm.training.building import build_model, build_strategies
+from exfm.transfer.build import build_strategies
 
 IDS_OF_A_LIST = 10
 """Ids of a multi-valued feature, where nothing is said of it. A sequence counts as full."""

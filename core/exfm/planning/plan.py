@@ -20,8 +20,8 @@ from exfm.interfaces.parallel_plan import TableOptimizer
 from exfm.planning.activations import activation_bytes
 from exfm.planning.needs import Needs, lengths_of, needs_of
 from exfm.reporting.formatting import gigabytes
-from exfm.training.building import teacher_specs
 from exfm.training.trainer import check_managed
+from exfm.transfer.build import teacher_specs
 
 RESERVED = 0.15
 """Share of a process's memory that is left to the device's context, the communication library and fragments."""

@@ -11,7 +11,7 @@ from exfm.diagnosis.diagnose import digest
 from exfm.reporting.fitted_table import FittedTable
 from exfm.reporting.formatting import MISSING, fixed, interval, percent, signed
 from exfm.reporting.results import DIAGNOSIS_FILE
-from exfm.supervision.workspace import Workspace
+from exfm.storage.workspace import Workspace
 
 Json = Mapping[str, Any]
 

@@ -11,9 +11,9 @@ from exfm.config.loading import Experiment
 from exfm.data.skips import add_counts, sum_counts
 from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
-from exfm.supervision.commits import Commit
+from exfm.storage.commits import Commit
+from exfm.storage.late_log import LateLog, some_of
 from exfm.supervision.coverage import Coverage
-from exfm.supervision.late import LateLog, some_of
 from exfm.supervision.store import Store
 
 CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"

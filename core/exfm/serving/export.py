@@ -28,6 +28,7 @@ from exfm.data.windows import stream_windows
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature
+from exfm.modeling.build import growth_of
 from exfm.serving.layout import (
     AGES,
     COMPILED_FILE,
@@ -44,11 +45,10 @@ from exfm.serving.layout import (
 )
 from exfm.serving.network import ServedModel
 from exfm.serving.snapshot import find_arm, find_snapshot, load_snapshot
-from exfm.supervision.finite import check_snapshot
+from exfm.storage.finite import check_snapshot
+from exfm.storage.temporary import spool_folder, temporary_folder
+from exfm.storage.workspace import Workspace
 from exfm.supervision.store import Store
-from exfm.supervision.temporary import spool_folder, temporary_folder
-from exfm.supervision.workspace import Workspace
-from exfm.training.building import growth_of
 
 
 @dataclass(frozen=True)

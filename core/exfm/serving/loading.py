@@ -17,8 +17,8 @@ from exfm.data.validation import check_features
 from exfm.errors import ConfigError, RunError, suggestion
 from exfm.serving.archives import check_archive
 from exfm.serving.layout import COMPILED_FILE, DESCRIPTION_FILE, PROGRAM_FILE, Description, arrays, arrow_type
-from exfm.supervision.hashing import FileRecord
-from exfm.supervision.workspace import Workspace
+from exfm.storage.hashing import FileRecord
+from exfm.storage.workspace import Workspace
 
 Program = Callable[..., tuple[Tensor, ...]]
 

@@ -15,12 +15,12 @@ from torch.nn.functional import embedding, embedding_bag, pad
 from exfm.config.checks import Arm
 from exfm.data.batch import Batch, SequenceBatch
 from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
+from exfm.modeling.build import build_model
 from exfm.modeling.embeddings import Lookup
 from exfm.modeling.parts import table_of
 from exfm.modeling.tokens import rows_of
 from exfm.serving.layout import AGES, DENSE, input_specs, without_times
-from exfm.supervision.finite import infinite_buffers
-from exfm.training.building import build_model
+from exfm.storage.finite import infinite_buffers
 
 
 @dataclass(frozen=True)

@@ -25,16 +25,16 @@ from exfm.errors import ConfigError
 from exfm.interfaces.data_source import TimeRange, Window, utc
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.modeling.build import build_model, growth_of, place
 from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
 from exfm.serving.reading import to_predict
 from exfm.serving.snapshot import find_arm, find_snapshot, load_snapshot
-from exfm.supervision.finite import check_snapshot, infinite_buffers
+from exfm.storage.finite import check_snapshot, infinite_buffers
+from exfm.storage.snapshots import Snapshot
+from exfm.storage.workspace import Workspace
 from exfm.supervision.row_files import Column, RowWriter
-from exfm.supervision.snapshots import Snapshot
 from exfm.supervision.store import Store
-from exfm.supervision.workspace import Workspace
-from exfm.training.building import build_model, growth_of, place
 from exfm.training.progress import Progress
 
 

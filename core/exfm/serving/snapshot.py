@@ -14,9 +14,9 @@ from exfm.config.loading import Experiment
 from exfm.config.resolved import parse_resolved
 from exfm.errors import ConfigError, suggestion
 from exfm.reporting.results import CONFIG_FILE
-from exfm.supervision.snapshots import Snapshot
+from exfm.storage.snapshots import Snapshot
+from exfm.storage.workspace import MissingFileError
 from exfm.supervision.store import Store
-from exfm.supervision.workspace import MissingFileError
 
 logger = logging.getLogger(__name__)
 

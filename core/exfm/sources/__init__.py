@@ -5,6 +5,8 @@ All names are public; none is a component.
 
 from __future__ import annotations
 
+from exfm.interfaces.data_source import Origin, Shard, StreamPart, TimeRange, Window, mark_bad_rows, slice_rows
+from exfm.interfaces.duration import Duration, microseconds
 from exfm.sources.columns import check_time_type
 from exfm.sources.delimited import DelimitedFile
 from exfm.sources.files import list_files
@@ -19,16 +21,25 @@ __all__ = [
     "YEAR_9999_US",
     "BadObjectError",
     "DelimitedFile",
+    "Duration",
     "Histories",
+    "Origin",
     "SchemaConfig",
+    "Shard",
+    "StreamPart",
+    "TimeRange",
     "TimeUnit",
+    "Window",
     "check_time_type",
     "column_times",
     "limited",
     "list_column",
     "list_files",
+    "mark_bad_rows",
+    "microseconds",
     "parse_objects",
     "read_objects",
+    "slice_rows",
     "splitmix64",
     "to_microseconds",
 ]

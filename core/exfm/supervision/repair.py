@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from exfm.interfaces.duration import microseconds
-from exfm.supervision.chains import Chain, Snapshot, read_chain
-from exfm.supervision.commits import STAGES, Stage
-from exfm.supervision.late import late_file
-from exfm.supervision.orphans import orphans
+from exfm.storage.chains import Chain, Snapshot, read_chain
+from exfm.storage.commits import STAGES, Stage
+from exfm.storage.late_log import late_file
+from exfm.storage.orphans import orphans
 from exfm.supervision.store import Store
 
 

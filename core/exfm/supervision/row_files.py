@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from exfm.storage.hashing import FileRecord
+from exfm.storage.workspace import Workspace
 from exfm.supervision.embeddings import EmbeddingShape
-from exfm.supervision.hashing import FileRecord
 from exfm.supervision.joiner import SupervisionRows, scale_column
-from exfm.supervision.workspace import Workspace
 
 Folder = Literal["predictions", "supervision"]
 Column = npt.NDArray[np.generic]

@@ -7,12 +7,12 @@ from collections.abc import Collection, Sequence
 import pyarrow as pa
 
 from exfm.interfaces.data_source import Window
-from exfm.supervision.commits import NONE, STAGES, CommitLog
-from exfm.supervision.orphans import remove_orphans
+from exfm.storage.commits import NONE, STAGES, CommitLog
+from exfm.storage.orphans import remove_orphans
+from exfm.storage.snapshots import SnapshotRegistry
+from exfm.storage.workspace import Workspace
 from exfm.supervision.row_files import read_rows
-from exfm.supervision.snapshots import SnapshotRegistry
 from exfm.supervision.streaming import SupervisionStream
-from exfm.supervision.workspace import Workspace
 
 
 class Store:

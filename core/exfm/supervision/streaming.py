@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exfm.supervision.hashing import FileRecord
+from exfm.storage.hashing import FileRecord
+from exfm.storage.workspace import Workspace
 from exfm.supervision.joiner import SupervisionIndex, SupervisionRows
-from exfm.supervision.workspace import Workspace
 
 _UNUSED = ("window", "snapshot")
 

@@ -38,7 +38,7 @@ class DataSourceTests(ReadingTests, StreamGrowthTests):
         """Tables are as large as the schema said, and windows are cut from the time range: neither may change."""
         source, other = self.make(fields), self.make(fields)
         schema, time = source.schema(), source.time_range()
-        assert isinstance(schema, FeatureSchema), f"schema() must return an exfm.FeatureSchema, not {schema!r}"
+        assert isinstance(schema, FeatureSchema), f"schema() must return an exfm.schema.FeatureSchema, not {schema!r}"
         assert time.start_us < time.end_us, f"time_range() is empty: {time}"
         self.read(source, self.window(source))
         for again, when in ((source, "after reading"), (other, "of another source of this config")):
@@ -153,7 +153,7 @@ class DataSourceTests(ReadingTests, StreamGrowthTests):
         for batch in source.read(self.window(source)):
             if b"exfm.file" not in (batch.schema.metadata or {}):
                 pytest.skip(
-                    "its batches are not marked: exfm.Origin(file, row).mark(batch) would name a bad row's place"
+                    "its batches are not marked: exfm.sources.Origin(file, row).mark(batch) would name a bad row"
                 )
             origin = Origin.of(batch)
             known = reached.get(origin.file, origin.row)

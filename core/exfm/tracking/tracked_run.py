@@ -20,7 +20,7 @@ from exfm.interfaces.data_source import Window
 from exfm.redaction import without_credentials
 from exfm.reporting.formatting import stored_gain_share
 from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
-from exfm.supervision.commits import NONE, Commit
+from exfm.storage.commits import NONE, Commit
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.store import Store
 

@@ -8,19 +8,19 @@ import time
 import torch
 
 from exfm.config.checks import Arm
+from exfm.distributed.chunk_exchange import SpreadChunk
+from exfm.distributed.row_gatherer import RowGatherer
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
-from exfm.supervision.commits import Commit, WindowRead
-from exfm.supervision.finite import check_snapshot
+from exfm.storage.commits import Commit, WindowRead
+from exfm.storage.finite import check_snapshot
+from exfm.storage.orphans import remove_orphans
+from exfm.storage.snapshots import Snapshot, same_on_all
 from exfm.supervision.joiner import SupervisionRows
-from exfm.supervision.orphans import remove_orphans
 from exfm.supervision.row_files import row_file, supervision_columns, supervision_schema
-from exfm.supervision.snapshots import Snapshot, same_on_all
 from exfm.supervision.store import Store
-from exfm.training.forward_rows import ForwardRows
-from exfm.training.gathered import GatheredRows
-from exfm.training.spread import SpreadChunk
+from exfm.training.model_output import ModelOutput
 from exfm.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Labeller:
         self._previous = self.store.log.head("supervise", self.name)
         self._snapshot = self._newest(window.start_us - self.delay_us)
         self._examples = 0
-        self._rows = GatheredRows(
+        self._rows = RowGatherer(
             self.process_group,
             self.store.workspace,
             row_file("supervision", self.name, window.index),
@@ -73,7 +73,7 @@ class Labeller:
         """Supervises the union of the students' rows of a chunk; nothing before there is a snapshot."""
         start = time.perf_counter()
         snapshot = self._snapshot
-        forward = ForwardRows(self.teacher.tasks, self.trainer.embedding, self.trainer.vectors)
+        forward = ModelOutput(self.teacher.tasks, self.trainer.embedding, self.trainer.vectors)
         none = torch.zeros(0, dtype=torch.int64)
         parts = chunk.parts(none if snapshot is None else self._union(chunk), self.teacher.config.batch_size)
         if snapshot is not None:

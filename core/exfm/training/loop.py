@@ -17,28 +17,27 @@ from exfm.config.loading import Experiment
 from exfm.data.skips import Counts
 from exfm.data.source_errors import source_errors
 from exfm.data.stream import ChunkReader
+from exfm.distributed.chunk_exchange import SpreadChunk, check_spread, read_spread
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.scheduling.identity import bind_run
+from exfm.scheduling.late_rows import LateRowFinder
+from exfm.scheduling.schedule import Schedule, WindowWork
+from exfm.scheduling.stream_state import read_schedule
 from exfm.stopping import end_if_asked, ending_after_a_chunk
-from exfm.supervision.commits import NONE, WindowRead
+from exfm.storage.commits import NONE, WindowRead
 from exfm.supervision.external import ExternalSupervision
+from exfm.supervision.external_teachers import external_teachers
 from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
 from exfm.supervision.streaming import SupervisionStream
-from exfm.training.building import teacher_specs
-from exfm.training.ended_window import EndedWindow
-from exfm.training.identity import bind_run
+from exfm.training.commit_writer import CommitWriter, WindowCommit
 from exfm.training.labeller import Labeller
-from exfm.training.late_rows import LateRowFinder
 from exfm.training.progress import Clock, Progress
-from exfm.training.saving import Saving
-from exfm.training.schedule import Schedule, WindowWork
-from exfm.training.spread import SpreadChunk, check_spread, read_spread
 from exfm.training.stage import Stage
-from exfm.training.stream_state import read_schedule
-from exfm.training.teachers import external_teachers
 from exfm.training.trainer import Trainer
+from exfm.transfer.build import teacher_specs
 from exfm.transfer.chunk_vectors import ChunkVectors
 from exfm.transfer.teacher_parameters import TeacherParameters
 
@@ -97,7 +96,7 @@ class StreamLoop:
             if students[arm.name] and arm.config.supervision.delay > NOW and (label is None or arm.name in label)
         ]
         read_back = bool(self.labellers) or any(shared.consumers.values())
-        self.saving = Saving(experiment.config.save_in_background and not read_back)
+        self.saving = CommitWriter(experiment.config.save_in_background and not read_back)
         self._done: dict[str, int] = {}  # newest window of each stage that has been brought to its last state
         self._committed: dict[str, int] = {}  # the newest of them that has left a manifest
         self._bound = False
@@ -271,7 +270,7 @@ class StreamLoop:
         for labeller in labellers:
             labeller.commit(rows)
         self.saving.wait()
-        ended: list[EndedWindow] = []
+        ended: list[WindowCommit] = []
         try:
             for stage in stages:
                 one = stage.commit(rows, skipped, id_kinds, self.saving.background)

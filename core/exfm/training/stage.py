@@ -20,14 +20,17 @@ from torch import Tensor
 
 from exfm.data.batch import Batch
 from exfm.data.skips import Counts, sum_counts
+from exfm.distributed.chunk_exchange import Part, Parts, SpreadChunk
+from exfm.distributed.row_gatherer import RowGatherer
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.schema import FeatureSchema
 from exfm.modeling.cost import flops_by_part, parameters_by_part
-from exfm.supervision.commits import NONE, WindowRead
+from exfm.storage.commits import NONE, WindowRead
+from exfm.storage.finite import check_snapshot, first_not_finite, is_finite
+from exfm.storage.snapshots import Snapshot, same_on_all
 from exfm.supervision.coverage import Coverage
-from exfm.supervision.finite import check_snapshot, first_not_finite, is_finite
 from exfm.supervision.joiner import Joined, Joiner, SupervisionRows, rows_of
 from exfm.supervision.row_files import (
     predictions_schema,
@@ -36,14 +39,10 @@ from exfm.supervision.row_files import (
     supervision_schema,
     teacher_column,
 )
-from exfm.supervision.snapshots import Snapshot, same_on_all
 from exfm.supervision.store import Store
+from exfm.training.commit_writer import ReusableBuffers, WindowCommit
 from exfm.training.divergence import diverged
-from exfm.training.ended_window import EndedWindow
-from exfm.training.forward_rows import ForwardRows
-from exfm.training.gathered import GatheredRows
-from exfm.training.saving import Copies
-from exfm.training.spread import Part, Parts, SpreadChunk
+from exfm.training.model_output import ModelOutput
 from exfm.training.trainer import StepLabels, Trainer, Turn
 from exfm.transfer.chunk_vectors import ChunkVectors
 from exfm.transfer.teacher_parameters import TeacherParameters
@@ -131,7 +130,7 @@ class Stage:
         self._feed = VectorFeed(trainer.transfer.parameters.fed_tables(), shared.lags_us)
         self.counters = WindowCounters()
         self._constant_flops: dict[str, float] = {}
-        self._weights, self._training = Copies(), Copies()
+        self._weights, self._training = ReusableBuffers(), ReusableBuffers()
         self._last: Batch | None = None
 
     def begin(self, window: Window, previous: int, read: WindowRead, missed: Sequence[int] = ()) -> None:
@@ -159,14 +158,14 @@ class Stage:
         predictions = row_file("predictions", self.name, window.index)
         self._predictions = self._rows_file(predictions, predictions_schema(self.tasks, self.oracles, self._external))
         self._owns_files = True
-        self._supervision: GatheredRows | None = None
+        self._supervision: RowGatherer | None = None
         if self.supervises:
             supervision = row_file("supervision", self.name, window.index)
             schema = supervision_schema(self.tasks, self.name, self.trainer.embedding, self.trainer.vectors)
             self._supervision = self._rows_file(supervision, schema)
 
-    def _rows_file(self, path: str, schema: pa.Schema) -> GatheredRows:
-        return GatheredRows(self.process_group, self.store.workspace, path, schema)
+    def _rows_file(self, path: str, schema: pa.Schema) -> RowGatherer:
+        return RowGatherer(self.process_group, self.store.workspace, path, schema)
 
     def resume(self) -> int:
         """Brings the model to the newest committed state that can be read; returns its window, ``NONE`` for none.
@@ -219,7 +218,7 @@ class Stage:
         joined = {name: teachers[name].join(seen.example_id, seen.event_time_us) for name in self.trainer.arm.teachers}
         for name, found in joined.items():
             self.counters.teachers.setdefault(name, Coverage()).add(found, self._taken[name])
-        forward = ForwardRows(self.tasks, self.trainer.embedding, self.trainer.vectors)
+        forward = ModelOutput(self.tasks, self.trainer.embedding, self.trainer.vectors)
         self._feed.open(vectors, parts.index)
         first = 0
         for turn, (batch, part) in self._in_turn(chunk, parts):
@@ -269,7 +268,7 @@ class Stage:
         for number, batch in enumerate(chunk.batches(parts, self.trainer.model)):
             yield Turn.at(number, len(parts.batches), accumulate), batch
 
-    def commit(self, rows: int, skipped: Counts, id_kinds: Mapping[str, str], copy: bool) -> EndedWindow | None:
+    def commit(self, rows: int, skipped: Counts, id_kinds: Mapping[str, str], copy: bool) -> WindowCommit | None:
         """Ends the window; on any process but the first nothing remains to be done.
 
         Args:
@@ -287,7 +286,7 @@ class Stage:
             return None
         if state and copy:
             weights, training = state
-            state = self._weights.of(weights), self._training.of(training)
+            state = self._weights.copy(weights), self._training.copy(training)
         counters = {
             "examples": self.counters.examples,
             "seconds": self.counters.seconds,
@@ -303,7 +302,7 @@ class Stage:
             "teachers": teachers,
         }
         self._owns_files = False
-        return EndedWindow(
+        return WindowCommit(
             self.name,
             self.store,
             self._window,

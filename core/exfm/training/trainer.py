@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from exfm.config.checks import Arm
 from exfm.config.experiment import DenseOptimizer
 from exfm.data.batch import Batch
+from exfm.distributed.batch_gatherer import BatchGatherer
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.distillation_strategy import StudentOutput, TeacherOutput
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
 from exfm.interfaces.transfer_specs import TeacherSpec
+from exfm.modeling.build import build_model, growth_of, place, seed_of
 from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.read_states import ModelOutput
+from exfm.storage.finite import infinite_buffers
 from exfm.supervision.embeddings import EmbeddingShape
-from exfm.supervision.finite import infinite_buffers
 from exfm.supervision.joiner import ROW, STATE
-from exfm.training.building import build_model, build_strategies, growth_of, place, seed_of
-from exfm.training.together import Together
+from exfm.transfer.build import build_strategies
 from exfm.transfer.row_offsets import fold_offsets, tables_with_offsets
 from exfm.transfer.student_parameters import StudentParameters
 from exfm.transfer.student_transfer import STRATEGIES, StudentTransfer, parameters_of
@@ -186,7 +187,7 @@ class Trainer:
             The forward pass from before the step.
         """
         with self._trunk_runner.training_step(batch.size) as run_trunk:
-            together = Together(self.plan.process_group, counts or (batch.size,))
+            together = BatchGatherer(self.plan.process_group, counts or (batch.size,))
             batch = batch.to(self.plan.device)
             output = self.model(batch, run_trunk)
             predicted = Forward.of(output)

@@ -1,1 +1,25 @@
 """What goes from teachers to a student while it trains: teacher output, vectors and parameters, each in its time."""
+
+from __future__ import annotations
+
+from exfm.interfaces.distillation_strategy import LabelAdapter, StudentOutput, TeacherOutput
+from exfm.interfaces.parameter_strategy import AddRows, CopyPart, TeacherVectors
+from exfm.interfaces.teacher_input import InputSpec, TeacherInputConfig, VectorHistory
+from exfm.interfaces.transfer_specs import PartSpec, StudentSpec, TeacherSpec
+from exfm.interfaces.transfer_strategy import TransferConfig
+
+__all__ = [
+    "AddRows",
+    "CopyPart",
+    "InputSpec",
+    "LabelAdapter",
+    "PartSpec",
+    "StudentOutput",
+    "StudentSpec",
+    "TeacherInputConfig",
+    "TeacherOutput",
+    "TeacherSpec",
+    "TeacherVectors",
+    "TransferConfig",
+    "VectorHistory",
+]

@@ -16,8 +16,8 @@ from exfm.interfaces.duration import microseconds
 from exfm.interfaces.process_group import ProcessGroup
 from exfm.modeling.growth import Growth
 from exfm.modeling.parts import grouped, part_of
-from exfm.supervision.commits import NONE
-from exfm.supervision.snapshots import same_on_all
+from exfm.storage.commits import NONE
+from exfm.storage.snapshots import same_on_all
 from exfm.supervision.store import Store
 from exfm.transfer.student_parameters import Parts, StudentParameters
 

@@ -34,7 +34,7 @@ def find_files(path: str) -> dict[str, str]:
     whole_folder = filesystem.isdir(place)
     files = {file: info for file, info in found.items() if _is_log(file) or not whole_folder}
     if not files:
-        raise exfm.NotYetError(
+        raise exfm.components.NotYetError(
             f"jsonl: {path}: no such file, or a folder without files named *.jsonl, *.ndjson or *.json"
         )
     return {filesystem.unstrip_protocol(file): _version(info) for file, info in files.items()}
@@ -64,7 +64,7 @@ def read_file(url: str, types: pa.Schema) -> Iterator[pa.RecordBatch]:
     row = 0
     with _told(url), _opened(url) as stream, _reader(stream, types) as reader:
         for block in reader:
-            yield exfm.Origin(url, row).mark(_flat(block))
+            yield exfm.sources.Origin(url, row).mark(_flat(block))
             row += block.num_rows
 
 

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from exfm_plugin_jsonl.files import find_files, read_file, read_types
 
-_WHOLE = exfm.Shard()
+_WHOLE = exfm.sources.Shard()
 _TIME = pa.timestamp("us", "UTC")
 
 
@@ -50,8 +50,10 @@ class JsonlSource(exfm.DataSource):
         """Where the log is, and what a line holds."""
 
         path: str = Field(description="File, pattern or folder; any fsspec URL.")
-        features: tuple[exfm.Feature, ...] = Field(min_length=1, description="What a model may see.")
-        labels: tuple[exfm.Label, ...] = Field(min_length=1, description="What a model may predict: one task each.")
+        features: tuple[exfm.schema.Feature, ...] = Field(min_length=1, description="What a model may see.")
+        labels: tuple[exfm.schema.Label, ...] = Field(
+            min_length=1, description="What a model may predict: one task each."
+        )
         example_id: str = Field("example_id", description="Column of a 64-bit integer that is unique in the log.")
         event_time: str = Field("event_time", description="Column of the time, ISO 8601 text; lines are ordered by it.")
         group: str = Field("", description="Column whose values group examples for GAUC and intervals.")
@@ -61,9 +63,9 @@ class JsonlSource(exfm.DataSource):
             self.as_schema()
             return self
 
-        def as_schema(self) -> exfm.FeatureSchema:
+        def as_schema(self) -> exfm.schema.FeatureSchema:
             """What a row holds."""
-            return exfm.FeatureSchema(
+            return exfm.schema.FeatureSchema(
                 example_id=self.example_id,
                 event_time=self.event_time,
                 group=self.group,
@@ -77,30 +79,30 @@ class JsonlSource(exfm.DataSource):
         super().__init__(config)
         self._files: list[_File] = []  # in order of time, as they were at the last look
 
-    def schema(self) -> exfm.FeatureSchema:
+    def schema(self) -> exfm.schema.FeatureSchema:
         """As the config says."""
         return self.config.as_schema()
 
-    def time_range(self) -> exfm.TimeRange:
+    def time_range(self) -> exfm.sources.TimeRange:
         """From the first line to the last, of the files that there are now."""
         self._look()
-        return exfm.TimeRange(self._files[0].first_us, self._files[-1].last_us + 1)
+        return exfm.sources.TimeRange(self._files[0].first_us, self._files[-1].last_us + 1)
 
-    def parts(self) -> Sequence[exfm.StreamPart]:
+    def parts(self) -> Sequence[exfm.sources.StreamPart]:
         """The files that have lines."""
         self._look()
-        return [exfm.StreamPart(file.url, file.version, file.first_us, file.last_us) for file in self._files]
+        return [exfm.sources.StreamPart(file.url, file.version, file.first_us, file.last_us) for file in self._files]
 
     def next_event_us(self, from_us: int) -> int | None:
         """The time of the next line as far as files' first and last times say."""
         self._look_once()
         return next((max(file.first_us, from_us) for file in self._files if file.last_us >= from_us), None)
 
-    def read(self, window: exfm.Window, shard: exfm.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
+    def read(self, window: exfm.sources.Window, shard: exfm.sources.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
         """A window's lines."""
-        return exfm.slice_rows(self._rows_of(window), shard)
+        return exfm.sources.slice_rows(self._rows_of(window), shard)
 
-    def _rows_of(self, window: exfm.Window) -> Iterator[pa.RecordBatch]:
+    def _rows_of(self, window: exfm.sources.Window) -> Iterator[pa.RecordBatch]:
         self._look_once()
         for file in self._files:
             if file.last_us < window.start_us or file.first_us >= window.end_us:
@@ -108,13 +110,13 @@ class JsonlSource(exfm.DataSource):
             for block in read_file(file.url, self._types):
                 start, end = np.searchsorted(self._times(block), [window.start_us, window.end_us]).tolist()
                 if end > start:
-                    origin = exfm.Origin.of(block)
-                    yield exfm.Origin(origin.file, origin.row + start).mark(block.slice(start, end - start))
+                    origin = exfm.sources.Origin.of(block)
+                    yield exfm.sources.Origin(origin.file, origin.row + start).mark(block.slice(start, end - start))
                 if end < block.num_rows:
                     break
 
     def _times(self, block: pa.RecordBatch) -> NDArray[np.int64]:
-        column, origin = self.config.event_time, exfm.Origin.of(block)
+        column, origin = self.config.event_time, exfm.sources.Origin.of(block)
         if block[column].null_count:
             row = origin.row + block[column].is_null().index(True).as_py()
             raise ValueError(f"jsonl: {origin.file}, row {row}: {column} is missing")
@@ -127,7 +129,9 @@ class JsonlSource(exfm.DataSource):
     @cached_property
     def _types(self) -> pa.Schema:
         """The types of the first file's first block, in which all files are read: a column must keep its type."""
-        numbers = [feature.source_column for feature in self.config.features if isinstance(feature, exfm.DenseFeature)]
+        numbers = [
+            feature.source_column for feature in self.config.features if isinstance(feature, exfm.schema.DenseFeature)
+        ]
         known = [(self.config.event_time, _TIME), *((name, pa.float64()) for name in numbers if "." not in name)]
         return read_types(next(iter(find_files(self.config.path))), pa.schema(known))
 
@@ -144,7 +148,7 @@ class JsonlSource(exfm.DataSource):
             if later.first_us < earlier.last_us:
                 raise ValueError(f"jsonl: {later.url} begins before the end of {earlier.url}: they overlap in time")
         if not files:
-            raise exfm.NotYetError(f"jsonl: {self.config.path} has no lines")
+            raise exfm.components.NotYetError(f"jsonl: {self.config.path} has no lines")
         self._files = files
 
     def _read_times(self, url: str, version: str) -> _File | None:

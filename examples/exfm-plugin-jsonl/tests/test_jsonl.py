@@ -63,7 +63,7 @@ def source(path: object, **fields: Any) -> JsonlSource:
 
 def rows_of(of: JsonlSource) -> list[dict[str, Any]]:
     time = of.time_range()
-    return [row for batch in of.read(exfm.Window(0, time.start_us, time.end_us)) for row in batch.to_pylist()]
+    return [row for batch in of.read(exfm.sources.Window(0, time.start_us, time.end_us)) for row in batch.to_pylist()]
 
 
 def test_every_line_is_a_row_whatever_it_is_packed_in(tmp_path: Path) -> None:
@@ -85,10 +85,10 @@ def test_a_file_is_read_a_block_at_a_time(tmp_path: Path) -> None:
     path.write_bytes(b"".join(padded))
     of = source(path)
     time = of.time_range()
-    batches = list(of.read(exfm.Window(0, time.start_us, time.end_us)))
+    batches = list(of.read(exfm.sources.Window(0, time.start_us, time.end_us)))
     assert len(batches) > 4 and sum(batch.num_rows for batch in batches) == len(lines)
     for batch in batches:
-        assert json.loads(padded[exfm.Origin.of(batch).row])["id"] == batch["id"][0].as_py()
+        assert json.loads(padded[exfm.sources.Origin.of(batch).row])["id"] == batch["id"][0].as_py()
 
 
 def test_any_fsspec_url() -> None:

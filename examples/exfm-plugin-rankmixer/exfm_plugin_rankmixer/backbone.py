@@ -34,7 +34,7 @@ class RankmixerBackbone(exfm.Backbone):
 
     Example::
 
-        inputs = exfm.BackboneInputs(tokens=("user", "item", "hour"), dim=16)
+        inputs = exfm.components.BackboneInputs(tokens=("user", "item", "hour"), dim=16)
         backbone = RankmixerBackbone(RankmixerBackbone.Config(tokens=4, width=32), inputs)
         representation_BR = backbone(torch.randn(8, 3, 16), {})  # (8, 32)
     """
@@ -55,7 +55,7 @@ class RankmixerBackbone(exfm.Backbone):
                 raise ValueError(f"width must be a multiple of tokens; given: width={self.width}, tokens={self.tokens}")
             return self
 
-    def __init__(self, config: Config, inputs: exfm.BackboneInputs) -> None:
+    def __init__(self, config: Config, inputs: exfm.components.BackboneInputs) -> None:
         super().__init__(config, inputs)
         whole = len(inputs.tokens) * inputs.dim
         part = -(-whole // config.tokens)
@@ -69,7 +69,7 @@ class RankmixerBackbone(exfm.Backbone):
         self.layers = nn.ModuleList(Block(config.tokens, config.width, config.expansion) for _ in range(config.layers))
         self.output_dim = config.width
 
-    def forward(self, tokens_BND: Tensor, sequences: Mapping[str, exfm.JaggedSequence]) -> Tensor:
+    def forward(self, tokens_BND: Tensor, sequences: Mapping[str, exfm.components.JaggedSequence]) -> Tensor:
         """Maps tokens (B, N, D) to the representation (B, R). ``sequences`` is not used."""
         x_BTR: Tensor = self.project(pad(tokens_BND.flatten(1), (0, self.missing)).view(-1, *self.parts))
         for layer in self.layers:

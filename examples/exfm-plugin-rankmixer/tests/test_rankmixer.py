@@ -27,7 +27,7 @@ class TestRankmixerBackbone(BackboneTests):
 
 def build(features: int, dim: int, **fields: int) -> RankmixerBackbone:
     torch.manual_seed(0)
-    inputs = exfm.BackboneInputs(tokens=tuple(f"feature_{number}" for number in range(features)), dim=dim)
+    inputs = exfm.components.BackboneInputs(tokens=tuple(f"feature_{number}" for number in range(features)), dim=dim)
     return RankmixerBackbone(RankmixerBackbone.Config(**fields), inputs).double()
 
 

@@ -1,0 +1,1 @@
+"""Several processes: chunks are exchanged, batches and rows are gathered."""

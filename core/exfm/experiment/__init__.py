@@ -1,0 +1,1 @@
+"""Experiments: runs and sweeps, above training, evaluation and reporting."""

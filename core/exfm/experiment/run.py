@@ -1,0 +1,138 @@
+"""Runs a whole experiment: the stream loop, then evaluation and report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from exfm.config.baselines import shared_tasks
+from exfm.config.checks import Arm
+from exfm.config.experiment import ComparedPair
+from exfm.config.loading import Experiment
+from exfm.errors import ConfigError
+from exfm.evaluation.evaluate import ControlComparison, ExperimentView, Pair, evaluate
+from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.redaction import concealed, redact
+from exfm.reporting.progress import StreamProgress, in_notebook
+from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE, DIAGNOSIS_FILE, REPORT_FILE, RESULTS_FILE, assemble
+from exfm.scheduling.identity import RUN_FILE, component_notes, open_run
+from exfm.storage.commits import NONE
+from exfm.supervision.store import Store
+from exfm.training.loop import StreamLoop
+from exfm.training.progress import Progress
+
+RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, DIAGNOSIS_FILE, RUN_FILE)
+
+
+def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
+    """Runs an experiment, resuming what is committed, and writes results.json and report.html to its run_dir.
+
+    Args:
+        experiment: from ``exfm.load_experiment``.
+        on_progress: called after every chunk of rows; in a notebook a bar is shown where it is left out.
+
+    Returns:
+        The content of results.json. Under a plan of several processes every one calls this; the first one evaluates
+        and gets the results, the others get nothing.
+
+    Raises:
+        ConfigError: the run_dir holds another experiment, or a row breaks the schema.
+        RunError: a committed file is missing or corrupt.
+    """
+    if on_progress is None and in_notebook():
+        with StreamProgress(experiment.config.name) as progress:
+            return run(experiment, progress.update)
+    store = Store(experiment.run_dir)
+    plan = build_plan(experiment)
+    config_yaml = open_run(experiment, store) if plan.process_group.is_rank_zero else ""
+    loop = StreamLoop(experiment, store, plan, on_progress or (lambda _: None))
+    done = loop.advance()
+    assert not loop.waiting_for, loop.waiting_for
+    plan.process_group.close()
+    if not plan.process_group.is_rank_zero:
+        return {}
+    time = loop.clock.as_dict() | {"windows_done": done, "last_commit": last_commit(experiment, store)}
+    return finish(experiment, store, time, config_yaml)
+
+
+def build_plan(experiment: Experiment) -> ParallelPlan:
+    """The experiment's parallel plan, connected to the other processes.
+
+    Raises:
+        ConfigError: it refuses the number of processes.
+    """
+    try:
+        plan: ParallelPlan = experiment.config.parallel.build()
+    except ValueError as error:
+        raise ConfigError(f"parallel: {error}") from error
+    return plan
+
+
+def start_over(store: Store) -> None:
+    """Removes a run from its folder, and nothing else that lies there; newest manifests first, so that a kill
+    meanwhile leaves the beginning of a run.
+    """
+    workspace = store.workspace
+    for stage in workspace.names("commits"):
+        for model in workspace.names(f"commits/{stage}"):
+            for name in reversed(workspace.names(f"commits/{stage}/{model}")):
+                workspace.remove_file(f"commits/{stage}/{model}/{name}")
+    for name in ("commits", "late", "predictions", "supervision", "snapshots"):
+        workspace.remove_tree(name)
+    for name in RUN_FILES:
+        workspace.remove_file(name)
+
+
+def last_commit(experiment: Experiment, store: Store) -> str | None:
+    """When the newest window of a run was committed, ISO 8601; None where nothing is."""
+    heads = {arm.name: store.log.head("train", arm.name) for arm in experiment.arms}
+    written = [store.log.load("train", name, head).written_at for name, head in heads.items() if head != NONE]
+    return max(written, default=None)
+
+
+def finish(experiment: Experiment, store: Store, time: dict[str, Any], config_yaml: str) -> dict[str, Any]:
+    """Evaluates what is committed and writes results.json and report.html.
+
+    Args:
+        time: where the time of this call went, for results.json.
+    """
+    from exfm.reporting.diagnosis_table import kept_diagnosis
+    from exfm.reporting.html import render_report  # matplotlib, which the first batch need not wait for
+
+    figures = evaluate(store, _view(experiment))
+    results: dict[str, Any] = concealed(assemble(experiment, store, figures, time))
+    results["notes"] = [redact(note) for note in (*results["notes"], *component_notes(experiment, store))]
+    store.workspace.write_json(RESULTS_FILE, results)
+    page = render_report(results, config_yaml, kept_diagnosis(store.workspace, results))
+    store.workspace.write(REPORT_FILE, page.encode())
+    return results
+
+
+def _view(experiment: Experiment) -> ExperimentView:
+    arms = {arm.name: arm for arm in experiment.arms}
+    elsewhere = {name: tuple(config.predictions) for name, config in experiment.config.teachers.items()}
+    comparisons = tuple(
+        ControlComparison(
+            arm.name,
+            arm.control,
+            tuple(name for name in arm.teachers if name in arms),
+            tuple((name, elsewhere[name]) for name in arm.teachers if name in elsewhere),
+        )
+        for arm in experiment.arms
+        if arm.control is not None
+    )
+    pairs = tuple(Pair(pair.model, pair.baseline, _tasks(pair, arms)) for pair in experiment.config.compare)
+    evaluation = experiment.config.evaluation
+    return ExperimentView(
+        models=tuple((arm.name, arm.tasks) for arm in experiment.arms),
+        control_comparisons=comparisons,
+        pairs=pairs,
+        skip=evaluation.skip,
+        bootstrap_replicates=evaluation.replicates,
+        bootstrap_seed=experiment.config.seed,
+        recall_at=evaluation.recall_at,
+    )
+
+
+def _tasks(pair: ComparedPair, arms: Mapping[str, Arm]) -> tuple[str, ...]:
+    return shared_tasks(arms[pair.model], arms[pair.baseline]) if pair.task is None else (pair.task,)

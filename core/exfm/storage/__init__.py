@@ -1,0 +1,1 @@
+"""The run's folder: workspace, commits, manifests, snapshots and their retention."""

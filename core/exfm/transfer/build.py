@@ -1,0 +1,97 @@
+"""Builds the transfer strategies of an arm, and describes its teachers to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from exfm.config.checks import Arm
+from exfm.config.loading import Experiment
+from exfm.errors import ConfigError
+from exfm.interfaces.schema import FeatureSchema
+from exfm.interfaces.transfer_specs import StudentSpec, TeacherSpec
+from exfm.interfaces.transfer_strategy import TransferStrategy
+from exfm.modeling.build import build_model
+from exfm.modeling.parts import part_specs
+from exfm.modeling.ranking_model import RankingModel
+from exfm.transfer.declared_transfers import DeclaredTransfers, check_copied_once, declared_transfers
+from exfm.transfer.teacher_parameters import parameter_teachers
+
+
+def build_strategies(
+    arm: Arm, model: RankingModel, teachers: Mapping[str, TeacherSpec]
+) -> tuple[list[TransferStrategy], list[DeclaredTransfers]]:
+    """Builds an arm's strategies, in the order of the file, and asks them for the transfers that they declare.
+
+    Raises:
+        ConfigError: a strategy refuses its teacher, or declares what cannot be done.
+    """
+    student = _student_spec(arm, model)
+    strategies: list[TransferStrategy] = []
+    declared: list[DeclaredTransfers] = []
+    for number, spec in enumerate(arm.config.transfer):
+        try:
+            teacher = _merge([teachers[name] for name in spec.config.teachers])
+            strategies.append(spec.build(student, teacher))
+            declared.append(declared_transfers(strategies[-1], student, teacher))
+            check_copied_once(declared)
+        except ValueError as error:
+            raise ConfigError(f"models.{arm.base}.transfer.{number}: {error}") from error
+    return strategies, declared
+
+
+def _student_spec(arm: Arm, model: RankingModel) -> StudentSpec:
+    featurizer = model.featurizer
+    tables = {lookup.key: lookup.table for lookup in featurizer.bags}
+    return StudentSpec(
+        arm.tasks,
+        model.backbone.output_dim,
+        model.new_head,
+        arm.config.embedding_dim,
+        tables,
+        featurizer.table_rows,
+        part_specs(model),
+    )
+
+
+def _merge(teachers: Sequence[TeacherSpec]) -> TeacherSpec:
+    """Describes several teachers as one: all of their tasks, and embeddings if all have them in one width."""
+    tasks = dict.fromkeys(task for teacher in teachers for task in teacher.tasks)
+    widths = {teacher.embedding_dim for teacher in teachers}
+    embedding_dim = widths.pop() if len(widths) == 1 else None
+    return TeacherSpec(teachers[0].name, tuple(tasks), embedding_dim, teachers[0].states, teachers[0].parts)
+
+
+def teacher_specs(experiment: Experiment) -> dict[str, TeacherSpec]:
+    """Describes every model as a teacher, and the teachers from elsewhere, by name."""
+    shared = {teacher for arm in experiment.arms for teacher in parameter_teachers(arm)}
+    specs = {arm.name: _teacher_spec(arm, experiment.schema, arm.name in shared) for arm in experiment.arms}
+    external = experiment.config.teachers.items()
+    return specs | {name: TeacherSpec(name, tuple(config.predictions)) for name, config in external}
+
+
+def _teacher_spec(arm: Arm, schema: FeatureSchema, shared: bool) -> TeacherSpec:
+    """Describes a model as a teacher; a model that is built without memory knows its widths and parts."""
+    states = dict.fromkeys(arm.config.supervision.states, arm.config.supervision.state_dim)
+    stores_embeddings = arm.config.supervision.embedding != "none"
+    embedding_dim = arm.config.supervision.embedding_dim
+    if not shared and (embedding_dim is not None or not stores_embeddings):
+        return TeacherSpec(arm.name, arm.tasks, embedding_dim, states)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = build_model(arm, schema)
+    if stores_embeddings:
+        embedding_dim = embedding_dim or model.backbone.output_dim
+    return TeacherSpec(arm.name, arm.tasks, embedding_dim, states, part_specs(model) if shared else {})
+
+
+def check_models(experiment: Experiment) -> None:
+    """Builds every arm without memory.
+
+    Raises:
+        ConfigError: a component refuses its config, its inputs or its teacher.
+    """
+    specs = teacher_specs(experiment)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        for arm in experiment.arms:
+            build_strategies(arm, build_model(arm, experiment.schema), specs)

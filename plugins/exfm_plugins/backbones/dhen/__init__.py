@@ -1,0 +1,1 @@
+"""DHEN: different interaction modules side by side, in layers (arXiv 2203.11014)."""

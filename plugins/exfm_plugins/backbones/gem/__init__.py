@@ -1,0 +1,1 @@
+"""GEM: sequences and tokens learned in turns, domain by domain, after Meta's ads foundation model."""

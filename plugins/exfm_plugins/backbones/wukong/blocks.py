@@ -1,0 +1,141 @@
+"""The interaction layer of Wukong.
+
+Legend: B examples, N tokens in, D width of a token, K columns of the projection Y, C tokens that Y is made of,
+F tokens of the factorization machine block, L tokens of the linear compression block, M = F + L tokens out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from exfm.layers import ActivationName, Attention, NormName, mlp, norm
+
+if TYPE_CHECKING:
+    from exfm_plugins.backbones.wukong.model import Wukong
+
+
+class TokenMaps(nn.Module):
+    """Several linear maps of the token axis, ``W_1 X, W_2 X, ...``, as one matrix product.
+
+    Args:
+        tokens: N.
+        rows: tokens each of the maps makes.
+    """
+
+    def __init__(self, tokens: int, rows: Sequence[int]) -> None:
+        super().__init__()
+        self.rows = list(rows)
+        self.weight_RN = nn.Parameter(torch.empty(sum(rows), tokens))
+        nn.init.uniform_(self.weight_RN, -(tokens**-0.5), tokens**-0.5)
+
+    def forward(self, tokens_BND: Tensor) -> tuple[Tensor, ...]:
+        """Maps tokens (B, N, D) to one (B, rows_i, D) per map."""
+        # One product of two matrices and one copy of X: less than einsum or a batched W X copies, forward and backward.
+        mapped_BRD = nn.functional.linear(tokens_BND.mT, self.weight_RN).mT
+        return torch.split(mapped_BRD, self.rows, dim=1)
+
+
+class InputDependentProjection(nn.Module):
+    """``Y = MLP(flatten(W_C X))``: a projection for each example, made of its linearly compressed tokens (section 3.6).
+
+    Args:
+        widths: of the MLP's input, C * D, and of its hidden layers.
+        shape: N and K.
+        activation: of the hidden layers.
+        bias: whether the MLP's layers have biases.
+    """
+
+    def __init__(
+        self, widths: Sequence[int], shape: tuple[int, int], activation: ActivationName, *, bias: bool
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.mlp = mlp([*widths, shape[0] * shape[1]], activation, bias=bias)
+
+    def forward(self, compressed_BCD: Tensor) -> Tensor:
+        """Maps compressed tokens (B, C, D) to Y (B, N, K)."""
+        y_BNK: Tensor = self.mlp(compressed_BCD.flatten(1)).unflatten(1, self.shape)
+        return y_BNK
+
+
+class CrossLayerAttention(nn.Module):
+    """``Norm(X + MHA(X, [X_0 || X_1 || ...]))``: tokens ask those of all earlier layers.
+
+    Args:
+        dim: D.
+        heads: of the attention.
+        name: of the norm.
+        bias: whether the projections have biases.
+
+    Raises:
+        ValueError: the heads do not divide the width.
+    """
+
+    def __init__(self, dim: int, heads: int, name: NormName, *, bias: bool) -> None:
+        super().__init__()
+        self.attention = Attention(dim, heads, bias=bias)
+        self.norm = norm(name, dim)
+
+    def forward(self, tokens_BMD: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+        """Maps tokens (B, M, D) to (B, M, D), given the tokens (B, N_i, D) of each earlier layer."""
+        output_BMD: Tensor = self.norm(tokens_BMD + self.attention(tokens_BMD, torch.cat(list(earlier), dim=1)))
+        return output_BMD
+
+
+class WukongLayer(nn.Module):
+    """``X' = Norm([FMB(X) || LCB(X)] + X)``, from N tokens to M = F + L.
+
+    ``FMB(X) = reshape(MLP(Norm(flatten(X (X^T Y)))))`` and ``LCB(X) = W_L X``. Where M is not N, the residual is
+    mapped to M tokens by a learned matrix. After layer i the tokens hold interactions of orders 1 to 2^i.
+
+    Args:
+        tokens: N.
+        dim: D.
+        config: the backbone's.
+        attends: whether ``X'`` then attends over the tokens of earlier layers.
+
+    Raises:
+        ValueError: ``attends``, and the heads do not divide the width.
+    """
+
+    def __init__(self, tokens: int, dim: int, config: Wukong.Config, *, attends: bool) -> None:
+        super().__init__()
+        fmb_tokens, k, bias = config.num_fmb_tokens, config.k, config.bias == "all"
+        self.out_tokens = fmb_tokens + config.num_lcb_tokens
+        self.fmb_shape = (fmb_tokens, dim)
+        self.projection = None
+        makes_y = k
+        if config.projection == "input_dependent":
+            makes_y = config.projection_tokens
+            widths = (makes_y * dim, *config.projection_hidden)
+            self.projection = InputDependentProjection(widths, (tokens, k), config.activation, bias=bias)
+        self.maps_residual = tokens != self.out_tokens
+        # X^T Y with a static Y, W_L X and the residual's map all mix tokens: one matrix product serves the three.
+        self.maps = TokenMaps(tokens, [makes_y, config.num_lcb_tokens, self.out_tokens if self.maps_residual else 0])
+        self.fm_norm = norm(config.norm, tokens * k)
+        self.fmb = mlp([tokens * k, *config.fmb_hidden, fmb_tokens * dim], config.activation, bias=bias)
+        self.norm = norm(config.norm, dim)
+        self.attention = CrossLayerAttention(dim, config.heads, config.norm, bias=bias) if attends else None
+
+    def forward(self, tokens_BND: Tensor, *before: Tensor) -> Tensor:
+        """Maps tokens (B, N, D) to tokens (B, M, D).
+
+        Args:
+            tokens_BND: X.
+            before: inputs of the layers before this one, which attention takes besides X.
+        """
+        compressed_BCD, lcb_BLD, residual_BMD = self.maps(tokens_BND)
+        if self.projection is None:
+            low_rank_BDK = compressed_BCD.mT
+        else:
+            low_rank_BDK = torch.bmm(tokens_BND.mT, self.projection(compressed_BCD))
+        fm_BNK = torch.bmm(tokens_BND, low_rank_BDK)
+        fmb_BFD = self.fmb(self.fm_norm(fm_BNK.flatten(1))).unflatten(1, self.fmb_shape)
+        if not self.maps_residual:
+            residual_BMD = tokens_BND
+        out_BMD: Tensor = self.norm(torch.cat([fmb_BFD, lcb_BLD], dim=1) + residual_BMD)
+        return out_BMD if self.attention is None else self.attention(out_BMD, [*before, tokens_BND])

@@ -1,0 +1,1 @@
+"""DIN: a history summarised by attention of the candidate item over its events (arXiv 1706.06978)."""

@@ -1,0 +1,1 @@
+"""HSTU: a history read by pointwise aggregated attention (arXiv 2402.17152)."""

@@ -1,0 +1,1 @@
+"""Mean: a history summarised by the average of its events."""

@@ -1,0 +1,1 @@
+"""Pyramid: a long history read at several time scales, in fewer tokens from level to level."""

@@ -1,0 +1,1 @@
+"""Transformer: a history read by causal self-attention with rotary positions."""

@@ -1,0 +1,1 @@
+"""ddp: every process keeps the whole model."""

@@ -1,0 +1,145 @@
+"""Dense layers sharded by FSDP2, block by block, on a mesh of replicas and shards."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+import exfm
+from exfm.parallel import (
+    FLOAT_BYTES,
+    DataParallelModel,
+    DataParallelPlan,
+    ReplicatedTables,
+    estimate_replicated_tables,
+    fuse_tables,
+    replicated_tables,
+    select_collectives,
+    select_trunk_runner,
+)
+from exfm_plugins.parallel.hsdp.layout import ShardedDense, check_replicas, group_size
+
+
+class Hsdp(DataParallelPlan):
+    """Hybrid sharded data parallel (FSDP2): memory for dense layers falls with the processes of a group.
+
+    The processes form ``replicas`` groups. Inside a group each process keeps its share of every block of the encoders
+    and the backbone, and of its optimizer's state; a block's weights are gathered when it computes, and dropped
+    afterwards. Gradients are reduced and scattered inside the group, then averaged over the groups. What is not in a
+    block or around one, as heads and projections, is small, and every process keeps it; so are tables, as in `ddp`.
+    """
+
+    name: ClassVar[str] = "hsdp"
+
+    class Config(DataParallelPlan.Config):
+        """Fields of `hsdp`."""
+
+        replicas: PositiveInt = Field(
+            1, description="Copies of the dense layers: so many groups of processes each keep one of them together."
+        )
+        gradients: Literal["fp32", "bf16"] = Field(
+            "fp32", description="The numbers in which gradients of blocks travel; bf16 halves the bytes."
+        )
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        count = self.process_group.world_size
+        check_replicas(self.name, config.replicas, count)
+        # What encoders put out is concatenated, never changed in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
+        shape = (config.replicas, count // config.replicas)
+        self.mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
+        self._precision = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if config.gradients == "bf16" else None)
+
+    @property
+    def trunk_runner(self) -> exfm.parallel.TrunkRunner:
+        """On a CPU a single process divides large batches, on a single thread: FSDP2's hooks are not re-entrant."""
+        return select_trunk_runner(self.device, self.process_group, threads=1)
+
+    def parallelize(
+        self, model: nn.Module, table_optimizer: exfm.parallel.TableOptimizer
+    ) -> exfm.parallel.ParallelModel:
+        """Places tables and everything else as `ddp` does, then shards the encoders' and the backbone's blocks."""
+        fuse_tables(model, table_optimizer, self.device, ReplicatedTables)
+        self.shard_blocks(model)
+        return HsdpModel(model)
+
+    def shard_blocks(self, model: nn.Module) -> None:
+        """Shards the encoders' and the backbone's blocks, in place."""
+        mesh = self.mesh if self.mesh["replicate"].size() > 1 else self.mesh["shard"]
+        for module in _bottom_up(model):
+            # Dropped after every forward pass: what is loaded between two of them is what the second computes with.
+            fully_shard(module, mesh=mesh, mp_policy=self._precision, reshard_after_forward=True)
+
+    @classmethod
+    def estimate_layout(
+        cls,
+        config: Any,
+        model: nn.Module,
+        table_optimizer: exfm.parallel.TableOptimizer,
+        workload: exfm.parallel.Workload,
+        cluster: exfm.parallel.Cluster,
+    ) -> exfm.parallel.Layout:
+        """Shards blocks inside a group, and places tables whole on every process; see ``LayoutEstimator``."""
+        group, settings = group_size(cls.name, config.replicas, cluster)
+        dense, collectives = cls._estimate_dense(config, model, workload, cluster.count, group)
+        collectives = [*estimate_replicated_tables(workload, cluster.count), *collectives]
+        return exfm.parallel.Layout(
+            group, replicated_tables(workload, group), dense, select_collectives(collectives), settings
+        )
+
+    @classmethod
+    def _estimate_dense(
+        cls, config: Any, model: nn.Module, workload: exfm.parallel.Workload, count: int, group: int
+    ) -> tuple[dict[str, tuple[int, ...]], list[exfm.parallel.Collective]]:
+        """Estimates what each process of a group stores of the sharded parameters, and the dense collectives."""
+        dense = ShardedDense(model, tuple(_bottom_up(model)), group, count)
+        collections = {use.collection for use in workload.tables}
+        tables = [weight for path in collections for weight in model.get_submodule(path).parameters()]
+        collectives = dense.collectives(tables, workload, 2 if config.gradients == "bf16" else FLOAT_BYTES)
+        return dense.kept(), collectives
+
+
+class HsdpModel(DataParallelModel):
+    """A model whose blocks are sharded inside a group of processes."""
+
+    def set_gradient_sync(self, enabled: bool) -> None:
+        """Has blocks average over the groups only accumulated gradients; inside a group each is scattered."""
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.set_is_last_backward(enabled)
+                module.set_requires_all_reduce(enabled, recurse=False)
+
+    def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True) -> None:
+        """Loads rank 0's ``state_dict``, on each process its shards."""
+        current = self.module.state_dict()
+        local = {name: self.distribute_tensor(value, current[name]) for name, value in state.items() if name in current}
+        super().load_state_dict({**state, **local}, strict)
+
+    def full_tensor(self, tensor: Tensor) -> Tensor:
+        """Gathers a tensor of its shards."""
+        return super().full_tensor(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+
+    def distribute_tensor(self, value: Tensor, parameter: Tensor) -> Tensor:
+        """Copies this process's shard."""
+        value = super().distribute_tensor(value, parameter)
+        if not isinstance(parameter, DTensor):
+            return value
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def _bottom_up(model: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of encoders and backbones, and these themselves, each once and after what is inside of it."""
+    parts = [module for module in model.modules() if isinstance(module, exfm.Backbone | exfm.SequenceEncoder)]
+    chosen = {id(module) for part in parts for module in (part, *part.blocks())}
+    for module in reversed(list(model.modules())):
+        if id(module) in chosen and next(module.parameters(), None) is not None:
+            yield module

@@ -1,0 +1,22 @@
+"""Data sources: logs as a time-ordered stream."""
+
+from __future__ import annotations
+
+import exfm
+
+
+@exfm.hookimpl
+def exfm_register_data_sources() -> list[exfm.LazyComponent]:
+    """Offers the built-in sources."""
+    return [
+        exfm.LazyComponent("amazon_reviews", "exfm_plugins.sources.amazon_reviews.source:AmazonReviews"),
+        exfm.LazyComponent("avazu", "exfm_plugins.sources.avazu.source:Avazu"),
+        exfm.LazyComponent("criteo", "exfm_plugins.sources.criteo.source:Criteo"),
+        exfm.LazyComponent("huggingface", "exfm_plugins.sources.huggingface.source:HuggingFace"),
+        exfm.LazyComponent("kuaivideo", "exfm_plugins.sources.kuaivideo.source:KuaiVideo"),
+        exfm.LazyComponent("movielens", "exfm_plugins.sources.movielens.source:MovieLens"),
+        exfm.LazyComponent("parquet", "exfm_plugins.sources.parquet.source:Parquet"),
+        exfm.LazyComponent("redis_stream", "exfm_plugins.sources.redis_stream.source:RedisStream"),
+        exfm.LazyComponent("synthetic_ads", "exfm_plugins.sources.synthetic_ads.source:SyntheticAds"),
+        exfm.LazyComponent("taobao_ad", "exfm_plugins.sources.taobao_ad.source:TaobaoAd"),
+    ]

@@ -1,0 +1,1 @@
+"""Amazon reviews: the released JSON lines as a time-ordered stream."""

@@ -1,0 +1,117 @@
+"""Criteo's display ads as a stream: one row per line, in the released order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+import exfm
+from exfm.sources import DelimitedFile
+from exfm_plugins.sources.criteo.releases import CARDINALITY, Part, ReleaseName, find_parts
+
+_INTEGERS = tuple(f"I{number}" for number in range(1, 14))
+_IDS = tuple(f"C{number}" for number in range(1, 27))
+_COLUMNS = {"click": pa.int8()} | dict.fromkeys(_INTEGERS, pa.int64()) | dict.fromkeys(_IDS, pa.string())
+_DAY_US, _DAY_MS = 86_400_000_000, 86_400_000
+# Leaves room for the rows of any day: example ids of day d begin at d << 40.
+_DAY_BITS = 40
+_WHOLE = exfm.sources.Shard()
+
+
+class Criteo(exfm.DataSource):
+    """Criteo's released display ads: the challenge's ``train.txt``, or the click logs' ``day_0`` to ``day_23``.
+
+    Columns as published (kaggle.com/c/criteo-display-ad-challenge/data, ailab.criteo.com), separated by tabs and
+    without a header: the label, 13 integers (I1 to I13), 26 hashed categories (C1 to C26). A missing integer reads as
+    0, a missing category as a missing id. Categories are hashed, each column into some four times as many rows as it
+    has values.
+
+    **Times are assigned.** The files have none, but their rows are in the order of time: ``train.txt`` covers 7 days,
+    each ``day_N`` one. Row i of a file's n rows happens i/n of the way through the file's days, to the millisecond, and
+    day 0 is 1 January 1970. Rows are spread evenly, so hours of the day mean nothing. ``example_id`` is (day << 40) +
+    the row's number.
+
+    The first use of a file passes over it once, to count its rows; memory does not grow with it.
+
+    Raises:
+        ValueError: the path holds neither release, a day is missing, or a line cannot be read.
+    """
+
+    name: ClassVar[str] = "criteo"
+
+    class Config(exfm.ComponentConfig):
+        """Where the files are, and how large tables may be."""
+
+        path: str = Field(description="train.txt or a day_N, unpacked, or the folder with either; any fsspec URL.")
+        release: ReleaseName = Field(
+            "challenge", description="challenge: train.txt, of seven days. click_logs: the files day_0 to day_23."
+        )
+        table_rows: int = Field(262_144, gt=0, description="The most rows of a table; several have more values.")
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+
+    def schema(self) -> exfm.schema.FeatureSchema:
+        """I1 to I13, on a logarithmic scale, and C1 to C26."""
+        sizes = [min(4 * values, self.config.table_rows) for values in CARDINALITY[self.config.release]]
+        return exfm.schema.FeatureSchema(
+            features=(
+                *(exfm.schema.DenseFeature(name=name, transform="log1p") for name in _INTEGERS),
+                *(exfm.schema.CategoricalFeature(name=n, rows=rows) for n, rows in zip(_IDS, sizes, strict=True)),
+            ),
+            labels=(exfm.schema.Label(name="click"),),
+        )
+
+    def time_range(self) -> exfm.sources.TimeRange:
+        """The days of the files, known without reading them."""
+        first, last = self._parts[0], self._parts[-1]
+        return exfm.sources.TimeRange(first.first_day * _DAY_US, (last.first_day + last.days) * _DAY_US)
+
+    def read(self, window: exfm.sources.Window, shard: exfm.sources.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
+        """Yields a window's rows; row i of the window belongs to shard ``i % count``."""
+        return exfm.sources.slice_rows(self._window(window), shard)
+
+    @cached_property
+    def _parts(self) -> tuple[Part, ...]:
+        return find_parts(self.config.path, self.config.release)
+
+    @cached_property
+    def _files(self) -> dict[Part, DelimitedFile]:
+        return {part: DelimitedFile(part.url, _COLUMNS, owner="criteo", delimiter="\t") for part in self._parts}
+
+    def _window(self, window: exfm.sources.Window) -> Iterator[pa.RecordBatch]:
+        """Yields the window's rows, file by file."""
+        for part, file in self._files.items():
+            if window.start_us < (part.first_day + part.days) * _DAY_US and window.end_us > part.first_day * _DAY_US:
+                rows = file.rows
+                first, end = (_first_row(part, rows, time_us) for time_us in (window.start_us, window.end_us))
+                for batch in file.read(first, end):
+                    yield _finish(batch, part, rows)
+
+
+def _first_row(part: Part, rows: int, time_us: int) -> int:
+    """The first of a file's rows that happens at a time or later."""
+    since_ms = -(-time_us // 1000) - part.first_day * _DAY_MS
+    return min(max(-(-since_ms * rows // (part.days * _DAY_MS)), 0), rows)
+
+
+def _finish(batch: pa.RecordBatch, part: Part, rows: int) -> pa.RecordBatch:
+    """The batch with times and ids, and 0 for missing integers."""
+    origin = exfm.sources.Origin.of(batch)
+    row_B = np.arange(origin.row, origin.row + batch.num_rows)
+    time_B = part.first_day * _DAY_US + row_B * (part.days * _DAY_MS) // rows * 1000
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    columns |= {name: pc.fill_null(columns[name], 0) for name in _INTEGERS}
+    columns |= {
+        "example_id": (part.first_day << _DAY_BITS) + row_B,
+        "event_time": pa.array(time_B).view(pa.timestamp("us")),
+    }
+    return origin.mark(pa.RecordBatch.from_pydict(columns))

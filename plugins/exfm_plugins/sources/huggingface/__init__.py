@@ -1,0 +1,1 @@
+"""Hugging Face datasets: any table of the Hub or of a disk as a time-ordered stream."""

@@ -1,0 +1,1 @@
+"""KuaiVideo: the released interactions with micro-videos as a time-ordered stream."""

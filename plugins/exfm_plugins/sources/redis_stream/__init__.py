@@ -1,0 +1,1 @@
+"""Redis Streams: a log of events that has no end."""

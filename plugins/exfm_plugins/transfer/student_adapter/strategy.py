@@ -1,0 +1,174 @@
+"""ExFM's student adapter as an exfm transfer strategy.
+
+Legend: B examples, L soft labels of an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from exfm import DistillationStrategy
+from exfm.layers import DistillationHead, mlp
+from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec, TransferConfig
+
+_EPSILON = 1e-6
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class StudentAdapter(DistillationStrategy):
+    """A small MLP corrects the teacher with fresh labels; the student learns the corrected label (arXiv 2502.17494).
+
+    The teacher that labels an example is older than the example. For each taught task, with ``p_F`` the teacher's
+    probability, ``y`` the label, ``sg`` a stopped gradient and ``z_D`` the logit of a distillation head::
+
+        z_A = logit(p_F) + MLP(x), or MLP(x)                x = logit(p_F), or p_F
+        adapter:  mean over hits of bce(z_A, y)             an Adam of its own steps the MLP, and nothing else does
+        student:  w * mean(bce(z_D, min(alpha * sg(sigmoid(z_A)), 1)))
+
+    In each batch the adapter steps first. It follows a drift of the labels faster than the teacher does, which theorem
+    3.2 bounds. The gradient from ``z_D`` to the trunk is multiplied by ``beta``; the serving head sees labels alone.
+
+    Which head learns the corrected label is not published. ``head: own`` gives it one of its own, beside those of an
+    ``auxiliary_head`` in the same list. ``head: shared`` contains the auxiliary head: one head learns both labels, and
+    ``w_F * mean(bce(z_D, min(alpha * p_F, 1)))`` is added.
+
+    Not published either, so ours:
+
+    - the MLP adds to the teacher's logit and its last layer starts at zero, so that the corrected label starts as the
+      teacher's (``adds: false`` is the published ``z_A = MLP(p_F)``); ``p_F`` is clipped to 1e-6 from 0 and 1. Without
+      hidden layers it is Platt's scaling;
+    - a task whose labels come late has no fresh ones here: its corrected label stays the teacher's;
+    - the start of the heads, and ``label_scale: auto``, as in ``auxiliary_head``: by the mean of ``p_F`` where the head
+      is shared and else of the corrected label.
+
+    Args:
+        config: see ``Config``.
+        student: the student's tasks and how its heads are made.
+        teacher: the teacher's name and tasks.
+
+    Raises:
+        ValueError: there is no task to teach.
+    """
+
+    name: ClassVar[str] = "student_adapter"
+
+    class Config(TransferConfig):
+        """Fields of `student_adapter`. The paper publishes neither the MLP's size nor its learning rate."""
+
+        head: Literal["own", "shared"] = Field(
+            "own", description="What learns the corrected label: its own head, or one that learns the teacher's too."
+        )
+        weight: Weight = Field(1.0, description="w: weight of the corrected label's loss.")
+        teacher_weight: Weight | None = Field(
+            None, description="w_F: weight of the teacher's own label on a shared head, where it is 1 by default."
+        )
+        label_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = Field(
+            1.0, description="Alpha: multiplies soft labels, clipped at 1; auto as in auxiliary_head."
+        )
+        gradient_scale: float = Field(
+            1.0, ge=0, allow_inf_nan=False, description="Beta: multiplies the gradient from head to trunk."
+        )
+        input: Literal["logit", "probability"] = Field(
+            "logit", description="What the adapter's MLP reads of the teacher's probability."
+        )
+        adds: bool = Field(
+            True, description="The MLP adds to the teacher's logit; false: it replaces it, as published."
+        )
+        hidden: tuple[PositiveInt, ...] = Field(
+            (16,), description="Widths of the adapter's hidden layers; may be none."
+        )
+        lr: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Learning rate of the adapter's Adam.")
+
+        @model_validator(mode="after")
+        def _teacher_needs_a_shared_head(self) -> StudentAdapter.Config:
+            if self.head == "own" and self.teacher_weight is not None:
+                raise ValueError(
+                    f"teacher_weight: {self.teacher_weight} needs head: shared; with head: own, put an auxiliary_head "
+                    "beside the student_adapter"
+                )
+            return self
+
+    def __init__(self, config: Config, student: StudentSpec, teacher: TeacherSpec) -> None:
+        super().__init__(config, student, teacher)
+        self._lr, self._shared = config.lr, config.head == "shared"
+        keys = [f"task_{task}" for task in self.tasks]
+        alpha, beta = config.label_scale, config.gradient_scale
+        self.heads = nn.ModuleDict({key: DistillationHead(student.new_head(), alpha, beta) for key in keys})
+        # In the order of a head's soft labels.
+        teacher_weight = 1.0 if config.teacher_weight is None else config.teacher_weight
+        self._weights = (teacher_weight, config.weight) if self._shared else (config.weight,)
+        self.adapters = nn.ModuleDict({key: _Adapter(config.input, config.hidden, config.adds) for key in keys})
+
+    def adapter_optimizer(self) -> torch.optim.Optimizer:
+        """Adam, of the adapters alone."""
+        return torch.optim.Adam(self.adapters.parameters(), lr=self._lr)
+
+    def adapter_loss(self, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
+        """``mean(bce(z_A, y))`` over a task's hits, summed over the tasks that have labels and hits, a scalar."""
+        terms = []
+        for task in self.tasks:
+            hit_B = teacher.hit.get(task)
+            if task in labels and hit_B is not None and hit_B.any():
+                logit_B = self.adapters[f"task_{task}"](teacher.probabilities[task][hit_B])
+                terms.append(binary_cross_entropy_with_logits(logit_B, labels[task][hit_B].to(logit_B.dtype)))
+        # Without a term no parameter gets a gradient, not even zeros: Adam would move on them by its momentum.
+        return torch.stack(terms).sum() if terms else torch.zeros((), requires_grad=True)
+
+    @torch.no_grad()
+    def adapt(self, teacher: TeacherOutput) -> TeacherOutput:
+        """The teacher's output with ``sigmoid(z_A)`` (B,) for each task."""
+        taught = [task for task in self.tasks if task in teacher.hit]
+        adapted = {task: self._adapted(task, teacher.probabilities[task]) for task in taught}
+        return replace(teacher, probabilities=adapted)
+
+    @property
+    def decomposes(self) -> bool:
+        """Not before each head has started, from the mean of a batch, nor with a label scale of recent means."""
+        return all(head.decomposes for head in self.heads.values())
+
+    def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
+        """The weighted losses of the tasks' soft labels, summed, a scalar; a miss counts 0 in a mean."""
+        terms = [self._distillation(task, student, teacher) for task in self.tasks if task in teacher.hit]
+        return torch.stack(terms).sum()
+
+    def _adapted(self, task: str, teacher_B: Tensor) -> Tensor:
+        logit_B: Tensor = self.adapters[f"task_{task}"](teacher_B)
+        return logit_B.sigmoid().to(teacher_B.dtype)
+
+    def _distillation(self, task: str, student: StudentOutput, teacher: TeacherOutput) -> Tensor:
+        key, hit_B, teacher_B = f"task_{task}", teacher.hit[task], teacher.probabilities[task]
+        with torch.no_grad():
+            adapted_B = self._adapted(task, teacher_B)
+        soft_LB = torch.stack([teacher_B, adapted_B] if self._shared else [adapted_B])
+        losses: Tensor = self.heads[key](student, soft_LB, hit_B)
+        return torch.stack([weight * loss for weight, loss in zip(self._weights, losses, strict=True)]).sum()
+
+
+class _Adapter(nn.Module):
+    """Maps a teacher's probabilities (B,) to corrected logits (B,)."""
+
+    def __init__(self, read: Literal["logit", "probability"], hidden: tuple[int, ...], adds: bool) -> None:
+        super().__init__()
+        self._read, self._adds = read, adds
+        self.correction = mlp([1, *hidden, 1], "silu")
+        if adds:
+            last = self.correction[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, teacher_B: Tensor) -> Tensor:
+        dtype = next(self.parameters()).dtype
+        teacher_B = teacher_B.detach().to(dtype).clamp(_EPSILON, 1 - _EPSILON)
+        logit_B = teacher_B.logit()
+        read_B = logit_B if self._read == "logit" else teacher_B
+        output_B: Tensor = self.correction(read_B.unsqueeze(1)).squeeze(1)
+        return logit_B + output_B if self._adds else output_B

@@ -1,0 +1,76 @@
+"""CommitWriter in the background: the same files, in the same order, and a failure is not lost."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import exfm
+from exfm.training.commit_writer import CommitWriter, ReusableBuffers
+from tests.training.logs import experiment_dict, load, make_log, write_log
+
+
+@dataclass
+class Ended:
+    """Something to write that takes its time, and may fail."""
+
+    name: str
+    done: list[str]
+    fails: bool = False
+    discarded: list[str] = field(default_factory=list)
+
+    def write(self) -> None:
+        time.sleep(0.01)
+        if self.fails:
+            raise OSError(self.name)
+        self.done.append(self.name)
+
+    def discard(self) -> None:
+        self.discarded.append(self.name)
+
+
+def test_copies_take_the_memory_of_the_copies_before_where_they_fit() -> None:
+    copies, grown = ReusableBuffers(), torch.zeros(2)
+    weight = torch.ones(3, 2)
+    first = copies.copy({"weight": weight, "grown": grown})
+    weight.add_(1)
+    assert first["weight"].tolist() == [[1, 1]] * 3
+    second = copies.copy({"weight": weight, "grown": torch.full((4,), 7.0)})
+    assert second["weight"].tolist() == [[2, 2]] * 3 and second["grown"].tolist() == [7] * 4
+    assert second["weight"].data_ptr() == first["weight"].data_ptr()
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_windows_are_written_in_order_and_up_to_the_first_that_fails(background: bool) -> None:
+    saving, done = CommitWriter(background), []
+    windows: list[list[Any]] = [
+        [Ended("fm 0", done), Ended("vm 0", done)],
+        [Ended("fm 1", done), Ended("vm 1", done, fails=True), Ended("control 1", done)],
+    ]
+    saving.do(windows[0])
+    with pytest.raises(OSError, match="vm 1"):
+        saving.do(windows[1])
+        saving.wait()
+    saving.wait()
+    assert done == ["fm 0", "vm 0", "fm 1"]
+    assert all(one.discarded == [one.name] for window in windows for one in window)
+
+
+def test_a_run_saved_in_the_background_is_the_same_run(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", make_log(rows=300))
+    files = []
+    for name in ("waiting", "background"):
+        config = experiment_dict(log, str(tmp_path / name))
+        exfm.run(load(tmp_path, config, f"save_in_background={'true' if name == 'background' else 'false'}"))
+        manifests = sorted((tmp_path / name / "commits").rglob("*.json"))
+        files.append(
+            {str(path.relative_to(tmp_path / name)): json.loads(path.read_text())["files"] for path in manifests}
+        )
+    assert len(files[0]) == 4 * 6  # three models and one model's supervision
+    assert files[0] == files[1]
