@@ -30,8 +30,8 @@ from exfm.modeling.build import build_model
 from exfm.reporting.seeds import t_quantile95
 from exfm.serving import load
 from exfm.serving.export import Form, export
-from exfm.serving.network import ServedModel
-from exfm.serving.snapshot import find_arm, find_snapshot
+from exfm.serving.find_snapshot import find_arm, find_snapshot
+from exfm.serving.served_model import ServedModel
 from exfm.supervision.store import Store
 
 SIZES = (1, 100)

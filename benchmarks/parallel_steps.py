@@ -56,7 +56,7 @@ def measure(plan_text: str, batch_size: int, steps: int) -> None:
     from exfm.distributed.chunk_exchange import read_spread
     from exfm.experiment.run import build_plan
     from exfm.training.trainer import StepLabels, Trainer
-    from exfm.transfer.build import teacher_shapes
+    from exfm.transfer.build import teacher_specs
 
     overrides = [f"parallel={plan_text}", f"models.fm.batch_size={batch_size}", "stream.source.days=2"]
     # The FM alone is measured; states are refused with several processes.
@@ -64,7 +64,7 @@ def measure(plan_text: str, batch_size: int, steps: int) -> None:
     experiment = exfm.load_experiment(str(EXPERIMENT), overrides)
     arm, schema = experiment.arms[0], experiment.schema
     plan = build_plan(experiment)
-    trainer = Trainer(arm, schema, teacher_shapes(experiment), plan, experiment.config.seed)
+    trainer = Trainer(arm, schema, teacher_specs(experiment), plan, experiment.config.seed)
     reader = ChunkReader(experiment.source, schema, experiment.config.stream, {arm.name: {}}, plan.shard)
     window = next(stream_windows(experiment.source, experiment.config.stream.window))
     chunk = next(read_spread(reader, window, plan.process_group))

@@ -1,4 +1,4 @@
-"""`jagged_attention` against the formula, one example, head and query at a time, and what its speed must not break."""
+"""`jagged_attention` equals a loop over examples, heads and queries, and pads little."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ def examples(sequence: JaggedSequence, values_ED: Tensor | None = None) -> list[
 
 def by_formula(query: JaggedSequence, key: JaggedSequence, value_ED: Tensor, heads: int, causal: bool) -> Tensor:
     rows = []
-    for asked, keys, values in zip(examples(query), examples(key), examples(key, value_ED), strict=True):
-        for place, q in enumerate(asked):
-            seen = len(keys) - len(asked) + place + 1 if causal else len(keys)
+    for queries, keys, values in zip(examples(query), examples(key), examples(key, value_ED), strict=True):
+        for position, q in enumerate(queries):
+            # The last query is the last event.
+            seen = len(keys) - len(queries) + position + 1 if causal else len(keys)
             answer = torch.zeros_like(q)
             for columns in torch.arange(len(q)).chunk(heads):
                 weights = (keys[:seen, columns] @ q[columns] / sqrt(len(columns))).softmax(0)
@@ -42,8 +43,8 @@ def by_formula(query: JaggedSequence, key: JaggedSequence, value_ED: Tensor, hea
     return torch.stack(rows) if rows else torch.zeros_like(query.values_ED)
 
 
-def three(lengths: list[int], dim: int) -> tuple[JaggedSequence, JaggedSequence, Tensor]:
-    """Queries, keys and values, as leaves of a graph."""
+def leaf_inputs(lengths: list[int], dim: int) -> tuple[JaggedSequence, JaggedSequence, Tensor]:
+    """Makes queries, keys and values, which are leaves of a graph."""
     key = jagged(lengths, dim, seed=1)
     query, value_ED = (jagged(lengths, dim, seed).values_ED.requires_grad_() for seed in (0, 2))
     key.values_ED.requires_grad_()
@@ -57,7 +58,7 @@ def three(lengths: list[int], dim: int) -> tuple[JaggedSequence, JaggedSequence,
     kept=st.none() | st.integers(1, 9),
 )
 def test_equals_the_formula_and_its_gradients(lengths: list[int], heads: int, causal: bool, kept: int | None) -> None:
-    everything, key, value_ED = three(lengths, 2 * heads)
+    everything, key, value_ED = leaf_inputs(lengths, 2 * heads)
     query = everything if kept is None else everything.recent(kept)
     actual = jagged_attention(query, key, value_ED, heads, causal=causal)
     expected = by_formula(query, key, value_ED, heads, causal)
@@ -66,15 +67,15 @@ def test_equals_the_formula_and_its_gradients(lengths: list[int], heads: int, ca
     leaves = (everything.values_ED, key.values_ED, value_ED)
     if sum(lengths):
         slope = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3), dtype=expected.dtype)
-        one = torch.autograd.grad(actual.values_ED, leaves, slope, retain_graph=True)
-        torch.testing.assert_close(one, torch.autograd.grad(expected, leaves, slope), rtol=1e-9, atol=1e-9)
+        gradients = torch.autograd.grad(actual.values_ED, leaves, slope, retain_graph=True)
+        torch.testing.assert_close(gradients, torch.autograd.grad(expected, leaves, slope), rtol=1e-9, atol=1e-9)
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 40)), min_size=1, max_size=6))
 def test_queries_need_not_be_events(pairs: list[tuple[int, int]]) -> None:
-    """Queries of any number, some of an example without keys, as in pooling and cross-attention."""
-    asked, kept = (list(column) for column in zip(*pairs, strict=True))
-    query, key, value_ED = jagged(asked, 4), jagged(kept, 4, seed=1), jagged(kept, 4, seed=2).values_ED
+    """As in pooling and cross-attention, numbers of queries and keys differ, and an example may have no keys."""
+    queries, keys = (list(column) for column in zip(*pairs, strict=True))
+    query, key, value_ED = jagged(queries, 4), jagged(keys, 4, seed=1), jagged(keys, 4, seed=2).values_ED
     actual = jagged_attention(query, key, value_ED, 2, causal=False)
     expected = by_formula(query, key, value_ED, 2, causal=False)
     torch.testing.assert_close(actual.values_ED, expected, rtol=1e-9, atol=1e-9)
@@ -82,30 +83,31 @@ def test_queries_need_not_be_events(pairs: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("causal", [True, False])
-def test_keeps_the_type(dtype: torch.dtype, causal: bool) -> None:
+def test_keeps_the_dtype(dtype: torch.dtype, causal: bool) -> None:
     lengths = [3, 0, 70, 12]
     values = [jagged(lengths, 8, seed, dtype) for seed in range(3)]
     actual = jagged_attention(values[0], values[1], values[2].values_ED, 2, causal=causal).values_ED
     exact = [sequence.with_values(sequence.values_ED.double()) for sequence in values]
     expected = by_formula(exact[0], exact[1], exact[2].values_ED, 2, causal)
     assert actual.dtype == dtype
-    assert (actual.double() - expected).norm() <= (1e-6 if dtype == torch.float32 else 2e-2) * expected.norm()
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
+    assert (actual.double() - expected).norm() <= tolerance * expected.norm()
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kept", [LONGEST, 3])
 def test_a_broken_example_breaks_no_other(causal: bool, kept: int) -> None:
-    """Padding never takes another example's events: even one that is not a number stays with its example."""
+    """Padding never reads another example's events: a NaN stays in its example."""
     key = jagged([9, 5, 0, 7], 4)
     expected = jagged_attention(key.recent(kept), key, key.values_ED, 2, causal=causal)
     broken = key.with_values(key.values_ED.index_fill(0, torch.arange(9, 14), torch.nan))
     actual = jagged_attention(broken.recent(kept), broken, broken.values_ED, 2, causal=causal)
-    for example, (one, two) in enumerate(zip(examples(actual), examples(expected), strict=True)):
-        assert one.isnan().all() if example == 1 else torch.equal(one, two)
+    for example, (mixed, unbroken) in enumerate(zip(examples(actual), examples(expected), strict=True)):
+        assert mixed.isnan().all() if example == 1 else torch.equal(mixed, unbroken)
 
 
 class Attending(nn.Module):
-    """What is captured: attention of the most recent events over all."""
+    """Computes attention of the most recent events over all events."""
 
     def __init__(self, causal: bool, kept: int) -> None:
         super().__init__()
@@ -118,7 +120,7 @@ class Attending(nn.Module):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kept", [LONGEST, 3])
-def test_a_captured_graph_gives_the_same(causal: bool, kept: int) -> None:
+def test_a_captured_graph_computes_the_same(causal: bool, kept: int) -> None:
     module, dynamic = Attending(causal, kept), torch.export.Dim.DYNAMIC
     first = jagged([4, 0, 11], 4)
     program = torch.export.export(
@@ -131,7 +133,7 @@ def test_a_captured_graph_gives_the_same(causal: bool, kept: int) -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that any operation makes."""
+    """Tracks the number of elements of the largest tensor that an operation returns."""
 
     size = 0
 
@@ -143,8 +145,8 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_one_user_of_thousands_of_events_among_short_ones() -> None:
-    """Nothing is padded to the longest history, and no matrix of all pairs of events is kept."""
+def test_a_long_history_among_short_histories() -> None:
+    """No history is padded to the longest, and no matrix of all pairs of events is stored."""
     torch.manual_seed(0)
     lengths, dim, longest = [30] * 40 + [4_000] + [50] * 40, 8, 4_000
     layer = JaggedAttention(dim, 2, causal=True).double()
@@ -160,7 +162,7 @@ def test_one_user_of_thousands_of_events_among_short_ones() -> None:
     alone = layer(JaggedSequence(history, torch.tensor([0, 4_000]), longest), queries=5)
     key, value = layer.key_value(history).chunk(2, dim=1)
     far = 4_000 - torch.arange(1.0, 4_001, dtype=torch.float64)
-    # Two pairs of columns a head, as complex numbers turned by the distance to the newest event.
+    # Rotary embedding of two pairs of columns per head, as complex numbers, by the distance to the newest event.
     turn = torch.polar(
         torch.ones(4_000, 2, dtype=torch.float64), -far[:, None] * torch.tensor([1, 0.01], dtype=torch.float64)
     )
@@ -178,7 +180,7 @@ def test_one_user_of_thousands_of_events_among_short_ones() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's kernel for variable lengths is for GPUs")
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_gpu_gives_what_the_formula_gives(causal: bool) -> None:
+def test_a_gpu_computes_the_formula(causal: bool) -> None:
     lengths = [3, 0, 70, 12]
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         on_gpu = [
@@ -193,7 +195,7 @@ def test_a_gpu_gives_what_the_formula_gives(causal: bool) -> None:
 
 @given(lengths=st.lists(st.integers(1, 3_000), min_size=1, max_size=40), growth=st.floats(1.1, 2.0))
 def test_groups_are_of_similar_length(lengths: list[int], growth: float) -> None:
-    """Every example is in a group, where the longest has less than ``growth`` times the events, or 8 at most."""
+    """Every example is in a group, whose longest has less than ``growth`` times the events of the shortest, or 8."""
     lengths = sorted(lengths, reverse=True)
     sizes = group_sizes(torch.tensor(lengths), growth)
     assert sum(sizes) == len(lengths) and min(sizes) > 0

@@ -1,4 +1,4 @@
-"""JaggedSequence's ways to take and add events, against Python lists."""
+"""JaggedSequence selects and adds events as Python lists do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build(lengths: list[int], longest: int = 6) -> tuple[JaggedSequence, list[li
 
 
 def as_lists(sequence: JaggedSequence) -> list[list[list[float]]]:
-    """Also checks that the offsets are those of the values."""
+    """Splits the values into lists by example, and checks the ends of the offsets."""
     rows, offsets = sequence.values_ED.tolist(), sequence.offsets.tolist()
     assert offsets[0] == 0 and offsets[-1] == len(rows)
     return [rows[start:end] for start, end in pairwise(offsets)]
@@ -35,15 +35,15 @@ def ages(sequence: JaggedSequence) -> list[list[int]]:
 
 @given(lengths=LENGTHS, count=st.integers(0, 3))
 def test_ages_stay_with_their_events(lengths: list[int], count: int) -> None:
-    """Appended events are of the example's time, and prepended ones as old as the oldest event."""
+    """Appended events have the example's time, and prepended events are as old as the oldest event."""
     sequence, _ = build(lengths)
     before, added = ages(sequence), tokens(len(lengths), count)
-    assert ages(sequence.append(added)) == [old + [0] * count for old in before]
-    assert ages(sequence.prepend(added)) == [(old or [0])[:1] * count + old for old in before]
-    assert ages(sequence.recent(count)) == [old[max(len(old) - count, 0) :] for old in before]
+    assert ages(sequence.append(added)) == [example + [0] * count for example in before]
+    assert ages(sequence.prepend(added)) == [(example or [0])[:1] * count + example for example in before]
+    assert ages(sequence.recent(count)) == [example[max(len(example) - count, 0) :] for example in before]
     assert ages(sequence.with_values(sequence.values_ED * 2)) == before
     assert ages(sequence.slice(0, len(lengths))) == before
-    assert [ages(sequence.slice(row, row + 1))[0] for row in range(len(lengths))] == before
+    assert [ages(sequence.slice(index, index + 1))[0] for index in range(len(lengths))] == before
     without = JaggedSequence(sequence.values_ED, sequence.offsets, 6)
     assert without.append(added).prepend(added).recent(count).slice(0, len(lengths)).ages_E is None
 
@@ -80,14 +80,14 @@ def test_gradients_go_where_the_values_came_from(lengths: list[int], count: int)
     added = tokens(len(lengths), 2).requires_grad_()
     outputs = torch.cat([sequence.append(added).recent(count).values_ED.flatten(), sequence.newest(count).flatten()])
     by_leaf, by_added = torch.autograd.grad(outputs.sum(), (leaf, added))
-    for place, row in zip(sequence.positions().tolist(), by_leaf.tolist(), strict=True):
-        assert row == [float((place + 2 < count) + (place < count))] * 2
+    for position, row in zip(sequence.positions().tolist(), by_leaf.tolist(), strict=True):
+        assert row == [float((position + 2 < count) + (position < count))] * 2
     assert by_added.tolist() == [[[float(count > 1)] * 2, [float(count > 0)] * 2]] * len(lengths)
 
 
 @given(lengths=LENGTHS)
 def test_with_values_keeps_the_events(lengths: list[int]) -> None:
     sequence, _ = build(lengths)
-    places = sequence.with_values(sequence.positions().unsqueeze(1))
-    assert as_lists(places) == [[[place] for place in range(length - 1, -1, -1)] for length in lengths]
-    assert places.max_length == sequence.max_length
+    positions = sequence.with_values(sequence.positions().unsqueeze(1))
+    assert as_lists(positions) == [[[position] for position in reversed(range(length))] for length in lengths]
+    assert positions.max_length == sequence.max_length

@@ -1,4 +1,4 @@
-"""Modules of `exfm.layers` against loops over their formulas, and what they cost."""
+"""Modules of `exfm.layers` equal loops over their formulas, and their FLOPs are counted."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def linear(x: Tensor, of: nn.Module) -> Tensor:
-    assert isinstance(of, nn.Linear)
-    return of.weight @ x + (0 if of.bias is None else of.bias)
+def linear(x: Tensor, layer: nn.Module) -> Tensor:
+    assert isinstance(layer, nn.Linear)
+    return layer.weight @ x if layer.bias is None else layer.weight @ x + layer.bias
 
 
 def mix(query: Tensor, keys: list[Tensor], values: list[Tensor], heads: int) -> Tensor:
-    """Multi-head attention of one query."""
+    """Computes multi-head attention of a query."""
     answer = torch.zeros_like(query)
     for columns in torch.arange(len(query)).chunk(heads):
         powers = [(query[columns] @ key[columns] / sqrt(len(columns))).exp() for key in keys]
@@ -44,22 +44,22 @@ def mix(query: Tensor, keys: list[Tensor], values: list[Tensor], heads: int) -> 
     return answer
 
 
-def turned(row: Tensor, position: int, heads: int) -> Tensor:
-    """Rotary embedding as complex multiplication: pair p of a head is column p and column p + P."""
-    parts = []
+def rotated(row: Tensor, position: int, heads: int) -> Tensor:
+    """Rotates by complex multiplication; pair p of a head is in columns p and p + P."""
+    halves = []
     for head in row.chunk(heads):
         first, second = head.chunk(2)
         angle = position * 10_000.0 ** (-torch.arange(len(first), dtype=torch.float64) / len(first))
         product = torch.complex(first, second) * torch.polar(torch.ones_like(angle), angle)
-        parts += [product.real, product.imag]
-    return torch.cat(parts)
+        halves += [product.real, product.imag]
+    return torch.cat(halves)
 
 
 @given(positions=st.lists(st.integers(-5_000, 5_000), max_size=4), heads=st.integers(1, 3), pairs=st.integers(1, 3))
 def test_rotate_is_complex_multiplication(positions: list[int], heads: int, pairs: int) -> None:
     values_ED = random(len(positions), 2 * heads * pairs)
     actual = rotate(values_ED, torch.tensor(positions, dtype=torch.long), heads)
-    rows = [turned(row, position, heads) for row, position in zip(values_ED, positions, strict=True)]
+    rows = [rotated(row, position, heads) for row, position in zip(values_ED, positions, strict=True)]
     expected = torch.stack(rows) if rows else values_ED
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
@@ -76,10 +76,11 @@ def test_rotated_products_depend_on_distances_alone(query: int, key: int, shift:
 
 def test_rotate_keeps_low_precision_types_and_computes_in_float32() -> None:
     values_ED = random(3, 8)
-    places = torch.tensor([0, -700, -4_000])
-    low = rotate(values_ED.bfloat16(), places, 2)
+    positions = torch.tensor([0, -700, -4_000])
+    low = rotate(values_ED.bfloat16(), positions, 2)
     assert low.dtype == torch.bfloat16
-    torch.testing.assert_close(low.double(), rotate(values_ED.bfloat16().double(), places, 2), rtol=1e-2, atol=2e-2)
+    exact = rotate(values_ED.bfloat16().double(), positions, 2)
+    torch.testing.assert_close(low.double(), exact, rtol=1e-2, atol=2e-2)
 
 
 def test_norms() -> None:
@@ -102,9 +103,9 @@ def test_mlp(activate_last: bool, bias: bool) -> None:
     module = mlp([3, 5, 4, 2], "silu", activate_last=activate_last, bias=bias).double()
     layers = [layer for layer in module if isinstance(layer, nn.Linear)]
     expected = row = random(3)
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         expected = linear(expected, layer)
-        if activate_last or place < 2:
+        if activate_last or index < 2:
             expected = expected / (1 + (-expected).exp())
     torch.testing.assert_close(module(row), expected, rtol=1e-9, atol=1e-9)
     assert len(list(module.parameters())) == (6 if bias else 3)
@@ -124,11 +125,17 @@ def test_attention(batch: int, queries: int, keys: int, heads: int) -> None:
     query_BQD, keys_BND = random(batch, queries, 2 * heads), random(batch, keys, 2 * heads, seed=1)
     actual = module(query_BQD, keys_BND)
     assert actual.shape == query_BQD.shape
-    for answers, asked, there in zip(actual, query_BQD, keys_BND, strict=True):
-        pairs = [linear(row, module.key_value).chunk(2) for row in there]
-        for answer, row in zip(answers, asked, strict=True):
-            mixed = mix(linear(row, module.query), [k for k, _ in pairs], [v for _, v in pairs], heads)
+    for answers, query_rows, key_rows in zip(actual, query_BQD, keys_BND, strict=True):
+        projected_keys, values = project_keys(key_rows, module)
+        for answer, row in zip(answers, query_rows, strict=True):
+            mixed = mix(linear(row, module.query), projected_keys, values, heads)
             torch.testing.assert_close(answer, linear(mixed, module.out), rtol=1e-9, atol=1e-9)
+
+
+def project_keys(rows: Tensor, module: Attention | JaggedAttention | AttentionPooling) -> tuple[list[Tensor], ...]:
+    """Projects rows to keys and values."""
+    pairs = [linear(row, module.key_value).chunk(2) for row in rows]
+    return [key for key, _ in pairs], [value for _, value in pairs]
 
 
 def histories(lengths: list[int], dim: int) -> JaggedSequence:
@@ -151,17 +158,19 @@ def test_jagged_attention_layer(
     sequence = histories(lengths, 4 * heads)
     expected = []
     for events in torch.split(sequence.values_ED, lengths):
-        pairs = [linear(event, module.key_value).chunk(2) for event in events]
-        keys = [turned(k, place, heads) if rotary else k for place, (k, _) in enumerate(pairs)]
-        for place in range(max(0, len(events) - (queries or 50)), len(events)):
-            query = linear(events[place], module.query)
-            query = turned(query, place, heads) if rotary else query
-            seen = place + 1 if causal else len(events)
-            mixed = mix(query, keys[:seen], [v for _, v in pairs[:seen]], heads)
+        keys, values = project_keys(events, module)
+        if rotary:
+            keys = [rotated(key, position, heads) for position, key in enumerate(keys)]
+        for position in range(max(0, len(events) - (queries or 50)), len(events)):
+            query = linear(events[position], module.query)
+            if rotary:
+                query = rotated(query, position, heads)
+            seen = position + 1 if causal else len(events)
+            mixed = mix(query, keys[:seen], values[:seen], heads)
             expected.append(linear(mixed, module.out))
     actual = module(sequence, queries)
-    wanted = torch.stack(expected) if expected else sequence.values_ED[:0]
-    torch.testing.assert_close(actual.values_ED, wanted, rtol=1e-9, atol=1e-9)
+    expected_ED = torch.stack(expected) if expected else sequence.values_ED[:0]
+    torch.testing.assert_close(actual.values_ED, expected_ED, rtol=1e-9, atol=1e-9)
     assert actual.lengths.tolist() == [min(length, queries or 50) for length in lengths]
 
 
@@ -178,16 +187,16 @@ def test_attention_pooling(lengths: list[int], heads: int, queries: int, shifted
     actual = module(sequence, shift_BD if shifted else None)
     assert actual.shape == (len(lengths), queries, 4 * heads)
     for tokens, events, shift in zip(actual, torch.split(sequence.values_ED, lengths), shift_BD, strict=True):
-        pairs = [linear(event, module.key_value).chunk(2) for event in events]
+        keys, values = project_keys(events, module)
         for token, query in zip(tokens, module.query_KD, strict=True):
-            mixed = mix(query + shift if shifted else query, [k for k, _ in pairs], [v for _, v in pairs], heads)
+            mixed = mix(query + shift if shifted else query, keys, values, heads)
             torch.testing.assert_close(token, linear(mixed, module.out), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("lengths", [[7, 7, 7], [5, 6, 7]])
 def test_flops_are_those_of_the_products(dtype: torch.dtype, lengths: list[int]) -> None:
-    """Whatever the type, masked or not. A bucket is padded to its longest, here of 7 events."""
+    """For every dtype, masked or not. A bucket is padded to its longest history, here of 7 events."""
     dim, batch, longest, events = 8, 3, 7, sum(lengths)
     sequence = histories(lengths, dim)
     sequence = sequence.with_values(sequence.values_ED.to(dtype))
@@ -198,9 +207,9 @@ def test_flops_are_those_of_the_products(dtype: torch.dtype, lengths: list[int])
     )
     for causal in (True, False):
         layer = JaggedAttention(dim, 2, causal=causal).to(dtype)
-        for queries, asked, rows in ((None, events, longest), (2, 2 * batch, 2)):
+        for queries, projected, rows in ((None, events, longest), (2, 2 * batch, 2)):
             assert count_flops(partial(layer, sequence, queries)) == (
-                4 * (events + asked) * dim**2 + 4 * batch * rows * longest * dim
+                4 * (events + projected) * dim**2 + 4 * batch * rows * longest * dim
             )
     dense = Attention(dim, 2).to(dtype)
     assert count_flops(lambda: dense(tokens_BND, tokens_BND)) == batch * (8 * 5 * dim**2 + 4 * 5 * 5 * dim)

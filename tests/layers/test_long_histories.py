@@ -1,4 +1,4 @@
-"""Long histories: no tensor grows with the pairs of events, and in blocks the results are the same."""
+"""Long histories: no tensor grows with the pairs of events, and computing in blocks does not change the results."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ SMALL = [("hstu", {"summary": "target", "time_buckets": 64}), ("hstu", {}), ("tr
 
 
 class Largest(TorchDispatchMode):
-    """Keeps the size of the largest tensor that an operation gives, of the backward pass too."""
+    """Tracks the size of the largest tensor that an operation returns, in the backward pass too."""
 
     bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = func(*args, **(kwargs or {}))
-        for one in given if isinstance(given, (tuple, list)) else (given,):
-            if isinstance(one, Tensor):
-                self.bytes = max(self.bytes, one.untyped_storage().nbytes())
-        return given
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return result
 
 
 def encoded(name: str, fields: dict[str, Any], lengths: list[int], dtype: torch.dtype) -> list[Tensor]:
-    """The summary, and the gradients of the events and of all parameters."""
+    """Returns the summary, and the gradients of the events and of all parameters."""
     generator = torch.Generator().manual_seed(0)
     component = default_registry().resolve("sequence_encoder", name)
     with torch.random.fork_rng(devices=[]):
@@ -52,8 +52,9 @@ def encoded(name: str, fields: dict[str, Any], lengths: list[int], dtype: torch.
     ages_E = torch.randint(100_000_000, (sum(lengths),), generator=generator)
     sequence = JaggedSequence(events_ED, torch.tensor([0, *lengths]).cumsum(0), max(lengths), ages_E)
     summary = encoder(sequence, tokens_BND)
-    wanted = [events_ED, *encoder.parameters()]
-    return [summary, *torch.autograd.grad(summary.square().sum(), wanted, allow_unused=True, materialize_grads=True)]
+    leaves = [events_ED, *encoder.parameters()]
+    gradients = torch.autograd.grad(summary.square().sum(), leaves, allow_unused=True, materialize_grads=True)
+    return [summary, *gradients]
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -65,11 +66,11 @@ def test_no_tensor_grows_with_the_pairs_of_events(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "fields"), SMALL, ids=["hstu", "newest", "recent"])
-def test_blocks_give_what_the_whole_gives(name: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_do_not_change_the_results(name: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = [40, 0, 37, 1, 39, 12]
     whole = encoded(name, fields, lengths, torch.float64)
     for module in (attention, exfm_plugins.encoders.hstu.blocks):
         monkeypatch.setattr(module, "_WHOLE", 100)
         monkeypatch.setattr(module, "_BLOCK", 300)
-    for expected, found in zip(whole, encoded(name, fields, lengths, torch.float64), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    for expected, in_blocks in zip(whole, encoded(name, fields, lengths, torch.float64), strict=True):
+        torch.testing.assert_close(in_blocks, expected, rtol=1e-10, atol=1e-12)

@@ -15,13 +15,13 @@ import exfm
 from exfm.data.batch import Batch
 from exfm.data.decode import decode
 from exfm.parallel import CpuTrunkRunner
+from exfm.serving.description import Description, input_specs, needs_event_time
 from exfm.serving.export import capture
-from exfm.serving.layout import Description, input_specs, needs_event_time
-from exfm.serving.loading import Predictor
-from exfm.serving.network import ServedModel
+from exfm.serving.predictor import Predictor
+from exfm.serving.served_model import ServedModel
 from tests.modeling.cases import random_batch, schema_of
 from tests.modeling.test_ranking_model import build
-from tests.serving.rows import arm_of, rows_of, trained, with_columns
+from tests.serving.rows import random_rows, trained, untaught_arm, with_columns
 
 SCHEMA = schema_of("user", "item", "visits")
 TIMED = {"name": "hstu", "layers": 1, "time_buckets": 64}
@@ -67,7 +67,7 @@ def test_threads_that_share_a_batch_read_its_times() -> None:
 
 def predictor(config: dict[str, Any], schema: exfm.schema.FeatureSchema) -> tuple[Predictor, ServedModel, Any]:
     """An export, without its files."""
-    arm = arm_of({"embedding_dim": 8, **config}, schema)
+    arm = untaught_arm({"embedding_dim": 8, **config}, schema)
     model, weights = trained(arm, schema)
     served = ServedModel(arm, schema, weights)
     columns = {"user": "int64", "item": "int64", "visits.item": "list of int64"}
@@ -93,7 +93,7 @@ def predictor(config: dict[str, Any], schema: exfm.schema.FeatureSchema) -> tupl
 def test_an_export_takes_times_as_the_stream_has_them(config: dict[str, Any]) -> None:
     schema = with_columns(SCHEMA)
     loaded, _, model = predictor(config, schema)
-    rows = rows_of(schema, 30)
+    rows = random_rows(schema, 30)
     with torch.no_grad():
         expected_B = model(model.narrow(decode(rows, schema))).logits["click"].sigmoid()
     features = rows.select(["user", "item", "visits.item", "visits.at", "event_time"])
@@ -119,7 +119,7 @@ def test_an_export_asks_for_times_only_where_they_are_read() -> None:
     loaded, served, _ = predictor(WITHOUT, with_columns(SCHEMA))
     assert "visits.age_seconds" not in served.names
     assert not loaded.description.event_time
-    rows = rows_of(with_columns(SCHEMA), 3).select(["user", "item", "visits.item"])
+    rows = random_rows(with_columns(SCHEMA), 3).select(["user", "item", "visits.item"])
     assert loaded.predict(rows)["click"].shape == (3,)
     assert "visits.age_seconds" in predictor(READERS["encoder"], with_columns(SCHEMA))[1].names
 

@@ -116,7 +116,7 @@ def test_windows_against_a_reference(
 
 def test_times_hold_for_files_of_any_length() -> None:
     """A day of the click logs has 200 million rows; first row and time of a row are each other's inverse."""
-    part = module.Part("day_23", 23, 1)
+    part = module.DayFile("day_23", 23, 1)
     rows = 195_841_983
     for row in (0, 1, 12_345_678, rows - 1):
         ms = row * 86_400_000 // rows

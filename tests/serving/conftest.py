@@ -1,4 +1,4 @@
-"""A run whose students learn in every way, each with its control, on a log with ids that are words."""
+"""Runs students of every transfer strategy with their controls, on a log whose ids are strings."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def served_experiment(path: str, run_dir: str) -> dict[str, Any]:
     states = {"user": ["user", "history"], "item": {"from": "representation"}}
     fm["supervision"] = {"states": states, "state_dim": 4, "embedding": "float16", "embedding_dim": 8}
     vm = {"backbone": {"name": "dlrm"}, "sequence_encoder": {"name": "mean"}, "embedding_dim": 8, "batch_size": 64}
-    config["models"] = {"fm": fm} | {
-        name: {**vm, "features": ["user", "item", "price", "history"], **fields, "control": True}
-        for name, fields in STUDENTS.items()
-    }
+    config["models"] = {"fm": fm}
+    for name, fields in STUDENTS.items():
+        student = {**vm, "features": ["user", "item", "price", "history"], **fields, "control": True}
+        config["models"][name] = student
     config["models"]["ah"]["where"] = {"user": {"bucket": [0, 1], "of": 3}}
     return config
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> exfm.Experiment:
-    """The experiment, run."""
+    """Runs the experiment."""
     folder = tmp_path_factory.mktemp("served")
     log = make_log(600)
     for column in ("user", "item"):
@@ -66,5 +66,5 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> exfm.Experiment:
 
 @pytest.fixture(scope="session")
 def experiment_file(run: exfm.Experiment) -> str:
-    """Where the experiment's file is."""
+    """Returns the path of the experiment's file."""
     return str(Path(run.run_dir).parent / "served.yaml")

@@ -1,4 +1,4 @@
-"""Rows of any schema, models of any config, and their weights."""
+"""Makes rows of any schema, models of any config, and their weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exfm_plugins.parallel.single.plan import Single
 
 
 def with_columns(schema: exfm.schema.FeatureSchema) -> exfm.schema.FeatureSchema:
-    """The same schema with a column of its own for every field of a sequence."""
+    """Returns the schema with a separate column for every field of a sequence."""
     features = schema.model_dump()["features"]
     for feature in features:
         for field in feature.get("fields", ()):
@@ -27,8 +27,8 @@ def with_columns(schema: exfm.schema.FeatureSchema) -> exfm.schema.FeatureSchema
     return exfm.schema.FeatureSchema.model_validate(schema.model_dump() | {"features": features})
 
 
-def rows_of(schema: exfm.schema.FeatureSchema, size: int, seed: int = 0, longest: int = 9) -> pa.RecordBatch:
-    """Random rows; ids may be missing, lists and histories empty, histories longer than is kept."""
+def random_rows(schema: exfm.schema.FeatureSchema, size: int, seed: int = 0, longest: int = 9) -> pa.RecordBatch:
+    """Makes rows with missing ids, empty lists and histories, and histories longer than the maximum."""
     random = np.random.default_rng(seed)
     columns: dict[str, Any] = {
         "example_id": pa.array(np.arange(size)),
@@ -52,27 +52,27 @@ def rows_of(schema: exfm.schema.FeatureSchema, size: int, seed: int = 0, longest
     return pa.RecordBatch.from_pydict(columns)
 
 
-def _lists(random: np.random.Generator, of: Any, lengths: Any) -> pa.Array:
+def _lists(random: np.random.Generator, feature: Any, lengths: Any) -> pa.Array:
     total = int(lengths.sum())
-    values = random.normal(size=total) if of.kind == "dense" else random.integers(0, 1_000, total)
+    values = random.normal(size=total) if feature.kind == "dense" else random.integers(0, 1_000, total)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
 def _times(random: np.random.Generator, lengths: Any) -> pa.Array:
-    """Times before 1970, when the rows are."""
+    """Makes times before 1970, where the times of rows begin."""
     values = pa.array(-random.integers(0, 10**14, int(lengths.sum())), pa.timestamp("us"))
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), values)
 
 
-def arm_of(config: dict[str, Any], schema: exfm.schema.FeatureSchema) -> Arm:
-    """A model of this config that nobody teaches."""
+def untaught_arm(config: dict[str, Any], schema: exfm.schema.FeatureSchema) -> Arm:
+    """Makes an arm without teachers from a model's config."""
     parsed = ModelConfig.model_validate(config, context={"registry": default_registry()})
     return Arm("vm", "vm", parsed, parsed.tasks or schema.tasks, ())
 
 
 def trained(arm: Arm, schema: exfm.schema.FeatureSchema) -> tuple[RankingModel, dict[str, Tensor]]:
-    """The model as training places it, with weights that no two layers share, and these weights."""
+    """Makes a model as training places it, with different weights in every layer, and returns the weights too."""
     torch.manual_seed(0)
     model = build_model(arm, schema)
     Single(Single.Config(device="cpu")).parallelize(model, arm.config.optimizer.tables)

@@ -1,4 +1,4 @@
-"""A program's archive holds no pickle, and one that does is not loaded."""
+"""A program's archive holds no pickle, and an archive with a pickle is not loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WEIGHTS = "data/weights/model_weights_config.json"
 
 
 class Harmful:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,7 +39,7 @@ def exported(run: exfm.Experiment, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def crafted(exported: Path, folder: Path, changes: dict[str, bytes]) -> str:
-    """A copy of an export with other entries in its program, and checksums to match."""
+    """Copies an export with other entries in its program, and checksums to match."""
     shutil.copytree(exported, folder)
     program = folder / "program.pt2"
     with zipfile.ZipFile(exported / "program.pt2") as source, zipfile.ZipFile(program, "w") as target:
@@ -54,13 +54,13 @@ def crafted(exported: Path, folder: Path, changes: dict[str, bytes]) -> str:
     return str(folder)
 
 
-def test_what_is_written_has_no_pickle(exported: Path, tmp_path: Path) -> None:
+def test_an_export_has_no_pickle(exported: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(exported / "program.pt2") as archive:
         for entry in archive.infolist():
             data = archive.read(entry)
             assert not data.startswith((b"\x80", b"PK")), entry.filename
             assert not entry.filename.endswith(SAMPLES) or data == b""
-    exfm.serving.load(crafted(exported, tmp_path / "same", {}))  # the copying is not what is refused
+    exfm.serving.load(crafted(exported, tmp_path / "same", {}))  # the copy alone is accepted
 
 
 @pytest.mark.parametrize("entry", [SAMPLES, WEIGHTS, "data/constants/custom_obj_0", "data/weights/weight_0.pkl"])

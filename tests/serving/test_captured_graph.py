@@ -1,4 +1,4 @@
-"""The captured graph of every component gives what the model gives, for any number of examples and events."""
+"""The captured graph of every component computes the same as the model, for any number of examples and events."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from exfm.data.decode import decode
 from exfm.data.ids import hash_rows, to_u64
 from exfm.registry.discovery import default_registry
+from exfm.serving.description import HASHING, arrays, input_specs
 from exfm.serving.export import capture
-from exfm.serving.layout import HASHING, arrays, input_specs
-from exfm.serving.network import ServedModel
+from exfm.serving.served_model import ServedModel
 from tests.modeling.cases import EVERYTHING, schema_of
-from tests.serving.rows import arm_of, rows_of, trained, with_columns
+from tests.serving.rows import random_rows, trained, untaught_arm, with_columns
 
 FEATURES = ("user", "price", "item", "viewed", "history")
 REQUIRED = {"two_tower": {"item": ["item"]}}
@@ -27,19 +27,19 @@ def built_in(kind: str) -> list[str]:
 
 
 def check(config: dict[str, Any], *features: str, tolerance: float = 1e-6) -> Any:
-    """Compares program and model at several sizes; returns the program."""
+    """Compares program and model at several sizes, and returns the program."""
     schema = with_columns(schema_of(*features))
-    arm = arm_of({"embedding_dim": 8, **config}, schema)
+    arm = untaught_arm({"embedding_dim": 8, **config}, schema)
     model, weights = trained(arm, schema)
     served = ServedModel(arm, schema, weights)
     program = capture(served)
     run = program.module()
     for size, longest in ((1, 9), (1, 0), (1, 1), (3, 9), (100, 9), (100, 0), (513, 3), (5_000, 2)):
-        rows = rows_of(schema, size, seed=size, longest=longest)
+        rows = random_rows(schema, size, seed=size, longest=longest)
         with torch.no_grad():
             logits = model(model.narrow(decode(rows, schema))).logits
-            found = run(*(torch.from_numpy(array) for array in arrays(served.features, rows)))
-        for probability_B, logit_B in zip(found, logits.values(), strict=True):
+            outputs = run(*(torch.from_numpy(array) for array in arrays(served.features, rows)))
+        for probability_B, logit_B in zip(outputs, logits.values(), strict=True):
             torch.testing.assert_close(probability_B, logit_B.sigmoid(), rtol=0, atol=tolerance)
     return program
 
@@ -80,13 +80,13 @@ def test_low_precision() -> None:
     check(config, *FEATURES, tolerance=0.02)
 
 
-def test_what_training_and_teaching_need_is_left_out() -> None:
+def test_weights_for_training_and_teaching_are_not_exported() -> None:
     extra = {"activation_checkpointing": True, "supervision": {"states": {"user": ["user"]}, "embedding": "float16"}}
     plain = {"backbone": {"name": "wukong"}, "sequence_encoder": {"name": "din"}}
-    found, expected = check(plain | extra, *FEATURES), check(plain, *FEATURES)
-    assert str(found.graph) == str(expected.graph)
-    assert found.state_dict.keys() == expected.state_dict.keys()
-    assert not [key for key in found.state_dict if "states" in key]
+    program, expected = check(plain | extra, *FEATURES), check(plain, *FEATURES)
+    assert str(program.graph) == str(expected.graph)
+    assert program.state_dict.keys() == expected.state_dict.keys()
+    assert not [key for key in program.state_dict if "states" in key]
 
 
 def test_tables_are_in_the_program_once() -> None:
@@ -97,25 +97,24 @@ def test_tables_are_in_the_program_once() -> None:
 
 def test_arguments_have_the_shapes_that_are_described() -> None:
     schema = with_columns(schema_of(*EVERYTHING))
-    rows = rows_of(schema, 7)
+    rows = random_rows(schema, 7)
     sizes: dict[str, int] = {"B": 7}
-    specs, given = list(input_specs(schema.features)), list(arrays(schema.features, rows))
-    assert len({spec.name for spec in specs}) == len(specs) == len(given)
-    for spec, array in zip(specs, given, strict=True):
+    specs, arguments = list(input_specs(schema.features)), list(arrays(schema.features, rows))
+    assert len({spec.name for spec in specs}) == len(specs) == len(arguments)
+    for spec, array in zip(specs, arguments, strict=True):
         assert str(array.dtype) == spec.dtype
-        assert array.shape == tuple(
-            sizes.setdefault(dim, size) if isinstance(dim, str) else dim
-            for dim, size in zip(spec.shape, array.shape, strict=True)
-        )
+        for dim, size in zip(spec.shape, array.shape, strict=True):
+            # Equal names of dimensions mean equal sizes.
+            assert size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
 
 
 @pytest.mark.parametrize("value", [0, 1, 12, -1, 2**63 - 1, "", "a", "b", "aa", "Zürich", "x" * 40])
 def test_hashing_is_as_described(value: int | str) -> None:
-    """The words of inputs.json, in plain Python."""
+    """Follows the description in inputs.json in plain Python."""
     assert "0x9E3779B97F4A7C15" in HASHING
     p, mask = 0x9E3779B97F4A7C15, 2**64 - 1
     if isinstance(value, str):
-        key = sum((byte + 1) * p ** (place + 1) for place, byte in enumerate(value.encode())) & mask
+        key = sum((byte + 1) * p ** (index + 1) for index, byte in enumerate(value.encode())) & mask
     else:
         key = value & mask
     x = (key + p) & mask

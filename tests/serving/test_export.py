@@ -1,4 +1,4 @@
-"""What `exfm export` writes: nothing of transfer, the same for a student and its control, and the model as trained."""
+"""`exfm export` writes the trained model without transfer, with equal graphs for a student and its control."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch.fx import GraphModule
 import exfm
 import exfm.serving
 from exfm.registry.discovery import discover
+from exfm.serving.description import arrays
 from exfm.serving.export import Form, _column_types, capture, export, to_onnx
-from exfm.serving.layout import arrays
-from exfm.serving.network import ServedModel
-from exfm.serving.snapshot import find_arm, find_snapshot
+from exfm.serving.find_snapshot import find_arm, find_snapshot
+from exfm.serving.served_model import ServedModel
 from exfm.supervision.store import Store
 from tests.modeling.cases import schema_of
 from tests.serving.conftest import STUDENTS
-from tests.serving.rows import arm_of, rows_of, trained, with_columns
+from tests.serving.rows import random_rows, trained, untaught_arm, with_columns
 from tests.training.logs import experiment_dict, make_log, write_log
 
 PROGRAM = Form(compiled=False)
@@ -37,13 +37,14 @@ def captured(experiment: exfm.Experiment, model: str) -> torch.export.ExportedPr
 
 
 def nodes(program: torch.export.ExportedProgram) -> list[tuple[str, ...]]:
-    """Every node of the graph and of those in it: what it does, to what, and which values come out."""
-    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, GraphModule)]
-    return [
-        (node.op, node.name, str(node.target), str(node.args), str(node.kwargs), str(node.meta.get("val")))
-        for graph in graphs
-        for node in graph.nodes
-    ]
+    """Describes every node of the graph and its subgraphs: operation, arguments and resulting values."""
+    described = []
+    for module in program.graph_module.modules():
+        if isinstance(module, GraphModule):
+            for node in module.graph.nodes:
+                target, arguments, value = str(node.target), str(node.args), str(node.meta.get("val"))
+                described.append((node.op, node.name, target, arguments, str(node.kwargs), value))
+    return described
 
 
 @pytest.mark.parametrize("model", STUDENTS)
@@ -51,10 +52,9 @@ def test_a_student_is_the_same_graph_as_its_control(model: str, run: exfm.Experi
     student, control = captured(run, model), captured(run, f"{model}.control")
     assert nodes(student) == nodes(control)
     shapes = [{key: value.shape for key, value in program.state_dict.items()} for program in (student, control)]
-    assert shapes[0] == shapes[1]  # not a parameter more
-    assert [spec.arg for spec in student.graph_signature.input_specs] == [
-        spec.arg for spec in control.graph_signature.input_specs
-    ]
+    assert shapes[0] == shapes[1]  # no further parameter
+    inputs = [[spec.arg for spec in program.graph_signature.input_specs] for program in (student, control)]
+    assert inputs[0] == inputs[1]
     assert any(not torch.equal(value, control.state_dict[key]) for key, value in student.state_dict.items())
 
 
@@ -73,7 +73,7 @@ def test_the_folder_and_its_description(tmp_path: Path, exfm_cli: Any, experimen
     assert [(task["name"], task["shape"]) for task in described["outputs"]] == [("click", ["B"]), ("buy", ["B"])]
 
 
-def test_inputs_of_a_teacher_are_part_of_it(run: exfm.Experiment, experiment_file: str, tmp_path: Path) -> None:
+def test_inputs_of_a_teacher_are_exported(run: exfm.Experiment, experiment_file: str, tmp_path: Path) -> None:
     overrides = [
         "models.ah.inputs=[{name: loopfm, teacher: fm, states: 4}, {name: latest_state, teacher: fm}]",
         "models.ah.tasks=[click]",
@@ -93,14 +93,15 @@ def compiled(run: exfm.Experiment, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
-def test_the_compiled_model_gives_what_the_program_gives(size: int, compiled: str, run: exfm.Experiment) -> None:
+def test_the_compiled_model_and_the_program_agree(size: int, compiled: str, run: exfm.Experiment) -> None:
     machine_code, program = exfm.serving.load(compiled), exfm.serving.load(compiled, compiled=False)
     window = exfm.sources.Window(0, run.source.time_range().start_us, run.source.time_range().end_us)
     rows = next(iter(run.source.read(window))).slice(5, size)
-    for given in (rows, [row | {"history": []} for row in rows.to_pylist()]):
-        found, expected = machine_code.predict(given), program.predict(given)
-        assert found.keys() == expected.keys() == {"click", "buy"}
-        for task, probabilities in found.items():
+    without_history = [row | {"history": []} for row in rows.to_pylist()]
+    for batch in (rows, without_history):
+        predictions, expected = machine_code.predict(batch), program.predict(batch)
+        assert predictions.keys() == expected.keys() == {"click", "buy"}
+        for task, probabilities in predictions.items():
             np.testing.assert_allclose(probabilities, expected[task], rtol=0, atol=1e-6)
 
 
@@ -123,16 +124,16 @@ def test_onnx(model: dict[str, Any], features: tuple[str, ...], tmp_path: Path) 
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     schema = with_columns(schema_of(*features))
-    arm = arm_of({"embedding_dim": 8, **model}, schema)
+    arm = untaught_arm({"embedding_dim": 8, **model}, schema)
     served = ServedModel(arm, schema, trained(arm, schema)[1])
     with warnings.catch_warnings(action="ignore"):
         to_onnx(capture(served), served, tmp_path / "model.onnx")
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     for size in (1, 3, 100, 513, 5_000):
-        given = list(arrays(served.features, rows_of(schema, size)))
-        found = session.run(["click", "buy"], dict(zip(served.names, given, strict=True)))
-        expected = served(*map(torch.from_numpy, given))
-        for probability_B, expected_B in zip(found, expected, strict=True):
+        inputs = list(arrays(served.features, random_rows(schema, size)))
+        outputs = session.run(["click", "buy"], dict(zip(served.names, inputs, strict=True)))
+        expected = served(*map(torch.from_numpy, inputs))
+        for probability_B, expected_B in zip(outputs, expected, strict=True):
             np.testing.assert_allclose(probability_B, expected_B.numpy(), rtol=0, atol=1e-6)
 
 
@@ -142,7 +143,7 @@ from torch import nn
 import exfm
 
 class Odd(exfm.Backbone):
-    '''Something else under torch.export.'''
+    '''Computes another result under torch.export.'''
 
     name = "odd"
 
@@ -171,7 +172,7 @@ def exfm_register_backbones():
         ("tokens_BND = tokens_BND if tokens_BND.sum().item() > 0 else -tokens_BND", "torch.export cannot capture it"),
         ("torch._check(tokens_BND.shape[0] > 1)", "cannot capture it|the captured graph refuses 1 examples"),
     ],
-    ids=["another result", "a branch on data", "a batch of one"],
+    ids=["another result", "a branch on data", "a batch of 1"],
 )
 def test_a_component_that_cannot_be_exported(
     body: str, words: str, plugins: Any, experiment_file: str, run: exfm.Experiment, tmp_path: Path
@@ -220,7 +221,7 @@ def test_a_missing_compiler_is_named(run: exfm.Experiment, tmp_path: Path, monke
         export(run, "ah", str(tmp_path / "out"))
 
 
-def test_odd_types_are_described_as_what_they_are_read_as(tmp_path: Path) -> None:
+def test_odd_types_are_described_by_the_types_that_they_are_read_as(tmp_path: Path) -> None:
     log = make_log(20)
     odd = {"item": pa.decimal128(20, 0), "price": pa.decimal128(30, 20), "user": pa.int16()}
     for name, kind in odd.items():

@@ -1,4 +1,4 @@
-"""The HTTP service and clients that are slow, many or wrong: with a model that is not there to be right."""
+"""The HTTP service withstands clients that are slow, numerous or faulty."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REQUEST = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" %
 
 
 class Model:
-    """Answers one half for every row; a row with a column `broken` breaks it."""
+    """Predicts 0.5 for every row, and fails at a row with a column `broken`."""
 
     def predict(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         if any("broken" in row for row in rows):
@@ -51,24 +51,24 @@ def port() -> Iterator[int]:
 
 @pytest.fixture
 def send(port: int) -> Callable[[bytes], bytes]:
-    """Sends bytes and returns all that comes until the server closes the connection."""
+    """Returns a function that sends bytes, and receives until the server closes the connection."""
 
-    def sent(data: bytes) -> bytes:
+    def exchange(data: bytes) -> bytes:
         with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
             client.sendall(data)
-            parts = []
-            while part := client.recv(65536):
-                parts.append(part)
-        return b"".join(parts)
+            pieces = []
+            while piece := client.recv(65536):
+                pieces.append(piece)
+        return b"".join(pieces)
 
-    return sent
+    return exchange
 
 
 def statuses(answer: bytes) -> list[int]:
-    return [int(part.split(b" ", 1)[0]) for part in answer.split(b"HTTP/1.1 ")[1:]]
+    return [int(response.split(b" ", 1)[0]) for response in answer.split(b"HTTP/1.1 ")[1:]]
 
 
-def test_requests_on_one_connection_are_answered_until_the_client_is_silent(send: Callable[[bytes], bytes]) -> None:
+def test_requests_on_a_connection_are_answered_until_the_client_is_silent(send: Callable[[bytes], bytes]) -> None:
     answer = send(REQUEST + REQUEST)
     assert statuses(answer) == [200, 200] and answer.endswith(b'{"predictions": [{"click": 0.5}]}')
 
@@ -101,7 +101,7 @@ def test_a_body_that_is_cut_short(port: int) -> None:
         assert statuses(client.recv(65536)) == [400]
 
 
-def test_what_breaks_in_the_model_is_a_json_error(
+def test_a_failure_of_the_model_is_a_json_error(
     send: Callable[[bytes], bytes], capfd: pytest.CaptureFixture[str]
 ) -> None:
     body = json.dumps({"rows": [{"broken": 1}]}).encode()
@@ -121,18 +121,18 @@ def test_clients_that_send_half_a_request_hold_no_thread_for_ever(
     refused = 0
     for client in slow:
         answer = b""
-        with client, contextlib.suppress(ConnectionResetError):  # by a server that closes it with bytes unread
-            while part := client.recv(65536):
-                answer += part
+        with client, contextlib.suppress(ConnectionResetError):  # the server closes with unread bytes
+            while piece := client.recv(65536):
+                answer += piece
         refused += statuses(answer) == [503]
     assert refused or beginning, "there are more connections than the service takes"
     assert statuses(send(REQUEST)) == [200]
 
 
-def test_a_request_that_drips_in_is_left(port: int) -> None:
+def test_a_request_that_arrives_byte_by_byte_times_out(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
         closed = False
-        for byte in REQUEST:  # fast enough for a limit on each byte, too slow for one on the whole
+        for byte in REQUEST:  # fast enough for a limit per byte, too slow for a limit per request
             try:
                 client.sendall(bytes([byte]))
             except OSError:

@@ -1,4 +1,4 @@
-"""Batch predictions, the loader and the HTTP service give the same numbers, which are those of the snapshot."""
+"""Batch predictions, the loader and the HTTP service predict the same as the snapshot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import exfm
 import exfm.serving
 from exfm.serving.export import Form, export
 from exfm.serving.predict import predict
-from exfm.serving.reading import to_predict
+from exfm.serving.prediction_columns import to_predict
 
 SERVER = Path(__file__).parents[2] / "examples/serving/server.py"
 COLUMNS = ("user", "item", "price", "history")
@@ -44,7 +44,7 @@ def predictor(exported: str) -> exfm.serving.Predictor:
 
 @pytest.fixture(scope="module")
 def predicted(run: exfm.Experiment, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    """By `exfm predict`."""
+    """Predicts with `exfm predict`."""
     file = tmp_path_factory.mktemp("predicted") / "ah.parquet"
     predict(run, "ah", str(file))
     return pq.read_table(file)
@@ -61,23 +61,23 @@ def rows_seen(run: exfm.Experiment, predicted: pa.Table) -> pa.RecordBatch:
     return seen.combine_chunks().to_batches()[0]
 
 
-def check(found: Any, predicted: pa.Table) -> None:
-    assert found.keys() == {"click", "buy"}
-    for task, probabilities in found.items():
+def check(predictions: Any, predicted: pa.Table) -> None:
+    assert predictions.keys() == {"click", "buy"}
+    for task, probabilities in predictions.items():
         assert probabilities.dtype == np.float32 and ((probabilities > 0) & (probabilities < 1)).all()
         np.testing.assert_allclose(probabilities, predicted[f"prediction_{task}"].to_numpy(), rtol=0, atol=1e-6)
 
 
-def test_the_loader_gives_what_predict_gives(
+def test_the_loader_and_predict_agree(
     run: exfm.Experiment, predictor: exfm.serving.Predictor, predicted: pa.Table
 ) -> None:
     rows = rows_seen(run, predicted)
     check(predictor.predict(rows), predicted)
     check(predictor.predict(rows.select(["price", "history", "user", "item"])), predicted)
     check(predictor.predict(rows.to_pylist()), predicted)
-    for place in (0, 7):
-        check(predictor.predict(rows.to_pylist()[place : place + 1]), predicted.slice(place, 1))
-    assert [len(found) for found in predictor.predict([]).values()] == [0, 0]
+    for index in (0, 7):
+        check(predictor.predict(rows.to_pylist()[index : index + 1]), predicted.slice(index, 1))
+    assert [len(probabilities) for probabilities in predictor.predict([]).values()] == [0, 0]
 
 
 def test_the_file_has_the_rows_that_the_model_sees(run: exfm.Experiment, predicted: pa.Table) -> None:
@@ -87,9 +87,9 @@ def test_the_file_has_the_rows_that_the_model_sees(run: exfm.Experiment, predict
     seen = predicted["example_id"].to_pylist()
     assert 0.4 * len(ids) < len(seen) < 0.9 * len(ids)
     trained_on = pq.ParquetDataset(f"{run.run_dir}/predictions/ah").read()
-    assert seen == sorted(trained_on["example_id"].to_pylist()) == [one for one in ids if one in set(seen)]
+    assert seen == sorted(trained_on["example_id"].to_pylist()) == [id_ for id_ in ids if id_ in set(seen)]
     times = dict(zip(ids, everything["event_time"].cast(pa.int64()).to_pylist(), strict=True))
-    assert predicted["event_time"].cast(pa.int64()).to_pylist() == [times[one] for one in seen]
+    assert predicted["event_time"].cast(pa.int64()).to_pylist() == [times[id_] for id_ in seen]
     assert predicted.schema.names == ["example_id", "event_time", "prediction_click", "prediction_buy"]
     metadata = predicted.schema.metadata
     assert metadata[b"exfm.model"] == b"ah" and metadata[b"exfm.kind.click"] == b"probability"
@@ -103,25 +103,25 @@ def test_the_file_may_be_any_url(run: exfm.Experiment, predicted: pa.Table) -> N
 
 
 def other_log(run: exfm.Experiment, folder: Path, rows: pa.Table) -> exfm.Experiment:
-    """The experiment with other rows in its stream."""
+    """Returns the experiment with other rows in its stream."""
     folder.mkdir()
     pq.write_table(rows, folder / "a.parquet")
-    given = [f"stream.source.path={folder}"]
-    return exfm.load_experiment(str(Path(run.run_dir).parent / "served.yaml"), given)
+    overrides = [f"stream.source.path={folder}"]
+    return exfm.load_experiment(str(Path(run.run_dir).parent / "served.yaml"), overrides)
 
 
-def test_rows_to_be_predicted_need_what_the_model_reads(
+def test_rows_to_be_predicted_need_only_the_columns_that_the_model_reads(
     run: exfm.Experiment, predicted: pa.Table, tmp_path: Path
 ) -> None:
-    """Labels may be null or absent, as may what other models read; an example may come again."""
+    """Labels and columns of other models may be null or absent; an example may be repeated."""
     rows = stream(run)
     assert {"click", "buy"} < set(rows.schema.names)
     nulls = rows
     for label in ("click", "buy"):
         nulls = nulls.set_column(rows.schema.names.index(label), label, pa.nulls(rows.num_rows, pa.int8()))
-    for name, given in (("absent", rows.drop_columns(["click", "buy"])), ("null", nulls)):
+    for name, changed in (("absent", rows.drop_columns(["click", "buy"])), ("null", nulls)):
         out = tmp_path / f"{name}.parquet"
-        predict(other_log(run, tmp_path / name, given), "ah", str(out))
+        predict(other_log(run, tmp_path / name, changed), "ah", str(out))
         assert pq.read_table(out) == predicted
     config = run.config.models["sa"]
     assert config.features is not None
@@ -135,10 +135,10 @@ def test_rows_to_be_predicted_need_what_the_model_reads(
         predict(other_log(run, tmp_path / "bare", slim.drop_columns([config.features[0]])), "sa", str(out))
 
 
-def test_what_other_models_read_is_not_asked_for(run: exfm.Experiment, tmp_path: Path) -> None:
-    """Of the features only the model's own, and what its conditions name, in the order of the schema."""
-    given = ["models.sa.features=[item]", "models.sa.where={user: u-1}", f"stream.source.path={tmp_path}"]
-    experiment = exfm.load_experiment(str(Path(run.run_dir).parent / "served.yaml"), given)
+def test_columns_of_other_models_are_not_read(run: exfm.Experiment, tmp_path: Path) -> None:
+    """Only the model's features and the features in its conditions are read, in the order of the schema."""
+    overrides = ["models.sa.features=[item]", "models.sa.where={user: u-1}", f"stream.source.path={tmp_path}"]
+    experiment = exfm.load_experiment(str(Path(run.run_dir).parent / "served.yaml"), overrides)
     arm = next(arm for arm in experiment.arms if arm.name == "sa")
     seen = to_predict(experiment, arm)
     assert seen.schema.columns == ("example_id", "event_time", "user", "item")
@@ -155,10 +155,10 @@ def test_ids_to_be_predicted_have_the_type_that_was_trained_on(run: exfm.Experim
         predict(other_log(run, tmp_path / "numbers", numbers), "ah", str(tmp_path / "out.parquet"))
 
 
-def test_a_snapshot_predicts_what_the_run_predicted_with_it(
+def test_a_snapshot_predicts_the_same_as_the_run(
     run: exfm.Experiment, experiment_file: str, exfm_cli: Any, tmp_path: Path
 ) -> None:
-    """A model's first batch of a window was predicted, in the run, by the snapshot of the window before."""
+    """The run predicted the first batch of a window with the snapshot of the preceding window."""
     copy = tmp_path / "run"
     shutil.copytree(run.run_dir, copy)
     *_, before, last = sorted((copy / "commits/train/sa.control").iterdir())
@@ -167,10 +167,10 @@ def test_a_snapshot_predicts_what_the_run_predicted_with_it(
     outcome = exfm_cli("predict", experiment_file, f"run_dir={copy}", "--model", "sa.control", "--out", out)
     assert outcome.status == 0 and f"snapshot {int(before.stem)}, trained until" in outcome.out
     table = pq.read_table(out)
-    found = dict(zip(table["example_id"].to_pylist(), table["prediction_click"].to_pylist(), strict=True))
+    predictions = dict(zip(table["example_id"].to_pylist(), table["prediction_click"].to_pylist(), strict=True))
     in_the_run = pq.read_table(next(Path(run.run_dir, "predictions/sa.control").glob(f"window-{last.stem}-*")))
     for row in in_the_run.slice(0, 32).to_pylist():
-        assert found[row["example_id"]] == pytest.approx(row["prediction_click"], abs=1e-6)
+        assert predictions[row["example_id"]] == pytest.approx(row["prediction_click"], abs=1e-6)
 
 
 def test_a_bad_row_leaves_no_file(run: exfm.Experiment, experiment_file: str, tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture(scope="module")
 def address(exported: str) -> Iterator[str]:
-    """Where the service listens, in a process that cannot import what serving must not need."""
+    """Starts the service in a process that cannot import the packages which serving must not need."""
     command = [sys.executable, "-W", "ignore", "-c", SERVING, str(SERVER), exported, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -297,7 +297,8 @@ def test_the_service_answers_with_the_same_predictions(
     assert status == 200
     answers = content["predictions"]
     assert len(answers) == len(rows)
-    check({task: np.array([one[task] for one in answers], np.float32) for task in ("click", "buy")}, predicted)
+    columns = {task: np.array([answer[task] for answer in answers], np.float32) for task in ("click", "buy")}
+    check(columns, predicted)
     status, content = ask(f"{address}/")
     assert status == 200 and content["model"] == "ah" and set(content["columns"]) == set(COLUMNS)
 
@@ -334,39 +335,36 @@ def test_the_service_answers_with_the_same_predictions(
         ("/other", None, 404, "POST /predict"),
     ],
 )
-def test_the_service_says_what_is_wrong(path: str, body: bytes | None, status: int, words: str, address: str) -> None:
-    found, content = ask(address + path, body)
-    assert found == status and words in content["error"]
+def test_the_service_names_the_mistake(path: str, body: bytes | None, status: int, words: str, address: str) -> None:
+    answered, content = ask(address + path, body)
+    assert answered == status and words in content["error"]
 
 
-def test_requests_at_once_are_answered_each_with_its_own_predictions(
-    address: str, run: exfm.Experiment, predicted: pa.Table
-) -> None:
+def test_concurrent_requests_get_their_predictions(address: str, run: exfm.Experiment, predicted: pa.Table) -> None:
     rows = rows_seen(run, predicted).select(list(COLUMNS)).to_pylist()
     slices = [(start, start + 1 + start % 7) for start in range(0, 60, 3)]
 
-    def answer(part: tuple[int, int]) -> list[float]:
-        status, content = ask(f"{address}/predict", json.dumps({"rows": rows[slice(*part)]}).encode())
+    def answer(bounds: tuple[int, int]) -> list[float]:
+        status, content = ask(f"{address}/predict", json.dumps({"rows": rows[slice(*bounds)]}).encode())
         assert status == 200
-        return [one["click"] for one in content["predictions"]]
+        return [prediction["click"] for prediction in content["predictions"]]
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(answer, slices))
     expected = predicted["prediction_click"].to_numpy()
-    for part, found in zip(slices, answers, strict=True):
-        np.testing.assert_allclose(found, expected[slice(*part)], rtol=0, atol=1e-6)
+    for bounds, clicks in zip(slices, answers, strict=True):
+        np.testing.assert_allclose(clicks, expected[slice(*bounds)], rtol=0, atol=1e-6)
 
 
-def test_a_connection_lives_on_after_a_bad_row_and_not_after_a_body_that_nobody_read(address: str) -> None:
+def test_a_connection_stays_open_after_a_bad_row_and_not_after_an_unread_body(address: str) -> None:
     connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=300)
     try:
         for rows, status in (([{}], 400), ([ROW], 200), ([], 200)):
             connection.request("POST", "/predict", json.dumps({"rows": rows}))
             answer = connection.getresponse()
             content = json.load(answer)
-            assert answer.status == status and len(content.get("predictions", [])) == (
-                len(rows) if status == 200 else 0
-            )
+            assert answer.status == status
+            assert len(content.get("predictions", [])) == (len(rows) if status == 200 else 0)
         for length, status in (("-1", 411), ("x", 411), ("10000001", 413)):
             connection.putrequest("POST", "/predict")
             connection.putheader("Content-Length", length)

@@ -1,4 +1,4 @@
-"""A store that writes over what exists although it is asked not to is found out before anything is trained."""
+"""A store that overwrites objects in spite of the condition is detected before any training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Careless(MemoryFileSystem):
 
 
 class Incapable(Careless):
-    """Has no such condition."""
+    """Rejects conditional writes."""
 
     protocol = "incapable"
 
@@ -37,7 +37,7 @@ class Incapable(Careless):
 
 
 @pytest.mark.parametrize("kind", [Careless, Incapable])
-def test_a_store_without_conditional_writes_is_found_out(kind: type[MemoryFileSystem], tmp_path: Path) -> None:
+def test_a_store_without_conditional_writes_is_detected(kind: type[MemoryFileSystem], tmp_path: Path) -> None:
     fsspec.register_implementation(str(kind.protocol), kind, clobber=True)
     config = experiment_dict(write_log(tmp_path / "log", make_log(rows=60)), f"{kind.protocol}://{tmp_path.name}/run")
     chunks: list[object] = []
@@ -47,7 +47,7 @@ def test_a_store_without_conditional_writes_is_found_out(kind: type[MemoryFileSy
 
 
 @pytest.mark.parametrize("kind", ["", "memory://"])
-def test_a_store_that_can_is_left_as_it_was(kind: str, tmp_path: Path) -> None:
+def test_the_check_leaves_no_files(kind: str, tmp_path: Path) -> None:
     workspace = Workspace(f"{kind}{tmp_path}/run")
     workspace.check_create()
     assert workspace.fs.find(workspace.root) == []

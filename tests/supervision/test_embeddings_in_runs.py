@@ -1,4 +1,4 @@
-"""Embeddings as supervision: stored compactly, learned from alike in one process and in several, refused in time."""
+"""Embeddings as supervision: a single process and separate jobs learn the same."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_log(tmp_path_factory.mktemp("log"), make_log(ROWS))
 
 
-def config_of(log: str, run_dir: Path, **supervision: Any) -> dict[str, Any]:
+def align_config(log: str, run_dir: Path, **supervision: Any) -> dict[str, Any]:
     config = experiment_dict(log, str(run_dir))
     config["models"]["fm"]["supervision"] = supervision
     config["models"]["vm"]["transfer"] = [{"name": "align", "teacher": "fm"}]
@@ -57,7 +57,7 @@ def config_of(log: str, run_dir: Path, **supervision: Any) -> dict[str, Any]:
 
 
 def stage(experiment: exfm.Experiment, train: tuple[str, ...], label: tuple[str, ...]) -> int:
-    """One job of the experiment, as far as it goes."""
+    """Runs a job of the experiment, and returns the windows that it has advanced."""
     store = Store(experiment.run_dir)
     open_run(experiment, store)
     return StreamLoop(experiment, store, experiment.config.parallel.build(), lambda _: None, train, label).advance()
@@ -68,8 +68,8 @@ def test_one_process_and_separate_jobs_learn_the_same(
     log: str, tmp_path: Path, plugins: Any, form: str, delay: str
 ) -> None:
     plugins.install("align_plugin", STRATEGY)
-    whole = exfm.run(load(tmp_path, config_of(log, tmp_path / "whole", embedding=form, delay=delay)))
-    apart = load(tmp_path, config_of(log, tmp_path / "apart", embedding=form, delay=delay))
+    whole = exfm.run(load(tmp_path, align_config(log, tmp_path / "whole", embedding=form, delay=delay)))
+    apart = load(tmp_path, align_config(log, tmp_path / "apart", embedding=form, delay=delay))
     assert stage(apart, ("fm",), ()) == 6
     if delay != "0s":
         assert stage(apart, (), ("fm",)) == 6
@@ -84,15 +84,15 @@ def test_one_process_and_separate_jobs_learn_the_same(
     assert rows.schema.field("embedding").type.value_type == number
     assert ("embedding_scale" in rows.column_names) == (form == "int8")
     values = np.abs(np.concatenate([np.array(row, np.float32) for row in rows.column("embedding").to_pylist()]))
-    assert values.max() == 127 if form == "int8" else 0 < values.max() < 100
+    assert (values.max() == 127) if form == "int8" else (0 < values.max() < 100)
 
 
 def test_a_teacher_without_embeddings_is_refused_before_training(
     log: str, tmp_path: Path, plugins: Any, write: Callable[..., str], exfm_cli: Callable[..., Any]
 ) -> None:
     plugins.install("align_plugin", STRATEGY)
-    config = config_of(log, tmp_path / "run")
-    message = "models.vm.transfer.0: align needs embeddings; set models.fm.supervision.embedding"
+    config = align_config(log, tmp_path / "run")
+    message = "models.vm.transfer.0: align: teacher 'fm' stores no embeddings; set models.fm.supervision.embedding"
     with pytest.raises(exfm.ConfigError, match=message):
         exfm.run(load(tmp_path, config))
     outcome = exfm_cli("run", write(config))
@@ -106,8 +106,8 @@ def test_results_and_report_show_the_age_of_supervision(log: str, tmp_path: Path
     results = exfm.run(load(tmp_path, config))
     coverage = results["supervision"]["fm"]["vm"]
     windows = coverage["windows"]
-    assert [part["window"] for part in windows] == list(range(6))
-    assert sum(part["examples"] for part in windows) == coverage["examples"] == ROWS
+    assert [window["window"] for window in windows] == list(range(6))
+    assert sum(window["examples"] for window in windows) == coverage["examples"] == ROWS
     assert windows[0]["hit_rate"] == 0
     assert windows[0]["age_s"] is None
     assert windows[-1]["hit_rate"] == 1
@@ -115,5 +115,5 @@ def test_results_and_report_show_the_age_of_supervision(log: str, tmp_path: Path
     assert len(counts) == len(edges) + 1
     assert sum(counts) == round(coverage["hit_rate"] * ROWS)
     old = [count for edge, count in zip([0, *edges], counts, strict=True) if 50_000 < edge < 260_000]
-    assert sum(old) == sum(counts)  # between one day and three
+    assert sum(old) == sum(counts)  # between 1 and 3 days
     assert "Age of supervision: fm" in (tmp_path / "run" / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""Creating a file that must not exist: on disks with links and without, by several writers, killed anywhere."""
+"""Exclusive creation of files: on disks with and without links, by concurrent writers, killed at any step."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_disk_without_links_takes_a_manifest(number: int, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("no_links", [False, True])
-def test_of_several_writers_exactly_one_creates_each_file(no_links: bool, tmp_path: Path) -> None:
+def test_a_single_writer_creates_each_file(no_links: bool, tmp_path: Path) -> None:
     command = [sys.executable, "-c", NO_LINKS.format(no_links=no_links) + WRITER, str(tmp_path)]
     writers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     (tmp_path / "go").touch()
@@ -88,7 +88,7 @@ def test_writers_killed_at_any_step_leave_a_whole_file_or_none(tmp_path: Path) -
     before = set(workspace.names(""))
     assert list(tmp_path.glob(".exfm.*"))
     workspace.sweep()
-    assert before < set(workspace.names(""))  # what had been won is completed
+    assert before < set(workspace.names(""))  # files whose writers had won are completed
     assert not list(tmp_path.glob(".exfm.*"))
     again = [workspace.create(f"{number:06d}.json", b"other") for number in range(12)]
     for number, created in enumerate(again):

@@ -1,4 +1,4 @@
-"""Teachers from elsewhere: their files are checked, joined by example id in any order, and named in the results."""
+"""External teachers: their files are checked, joined by example id in any order, and named in the results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def vendor_table(seed: int = 0) -> pa.Table:
-    """Predictions of two thirds of the log's examples, in no order, as probabilities and as logits."""
+    """Predicts two thirds of the log's examples, shuffled, as probabilities and as logits."""
     random = np.random.default_rng(seed)
     click = make_log(900).column("click").to_numpy()
     logit = np.where(click == 1, 2.0, -2.0) + random.normal(size=click.size)
@@ -36,13 +36,13 @@ def vendor_table(seed: int = 0) -> pa.Table:
 
 def write_vendor(folder: Path, table: pa.Table) -> str:
     folder.mkdir(parents=True, exist_ok=True)
-    for part in range(3):
-        pq.write_table(table.slice(part * 200, 200), folder / f"part-{part}.parquet", row_group_size=75)
+    for number in range(3):
+        pq.write_table(table.slice(number * 200, 200), folder / f"part-{number}.parquet", row_group_size=75)
     return str(folder)
 
 
-def config_of(log: str, run_dir: Path, path: str, column: str = "p", kind: str = "probability") -> dict[str, Any]:
-    """A VM taught by both the FM and the vendor."""
+def vendor_config(log: str, run_dir: Path, path: str, column: str = "p", kind: str = "probability") -> dict[str, Any]:
+    """Configures a VM with two teachers, the FM and the vendor."""
     config = experiment_dict(log, str(run_dir))
     config["teachers"] = {
         "vendor": {"path": path, "example_id": "id", "predictions": {"click": {"column": column, "kind": kind}}}
@@ -53,7 +53,7 @@ def config_of(log: str, run_dir: Path, path: str, column: str = "p", kind: str =
 
 def test_a_run_learns_from_a_vendors_files(log: str, tmp_path: Path) -> None:
     path = write_vendor(tmp_path / "vendor", vendor_table())
-    results = exfm.run(load(tmp_path, config_of(log, tmp_path / "a", path)))
+    results = exfm.run(load(tmp_path, vendor_config(log, tmp_path / "a", path)))
     coverage = results["supervision"]["vendor"]["vm"]
     assert coverage["hit_rate"] == 600 / 900
     assert coverage["age_s"] is None
@@ -63,11 +63,12 @@ def test_a_run_learns_from_a_vendors_files(log: str, tmp_path: Path) -> None:
     assert gains["vendor"]["ne_gain_percent"] == gains["fm"]["ne_gain_percent"]
     _check_gain(gains["vendor"], str(tmp_path / "a"))
     assert "vendor itself gains +" in " ".join((tmp_path / "a" / "report.html").read_text().split())
-    # the same teacher as logits, as one file, in another order
+    # the same teacher as logits, in a single file, in another order
     table = vendor_table()
-    (tmp_path / "one").mkdir()
-    pq.write_table(table.take(np.random.default_rng(1).permutation(600)), tmp_path / "one" / "all.parquet")
-    again = exfm.run(load(tmp_path, config_of(log, tmp_path / "b", str(tmp_path / "one/*.parquet"), "z", "logit")))
+    (tmp_path / "single").mkdir()
+    pq.write_table(table.take(np.random.default_rng(1).permutation(600)), tmp_path / "single" / "all.parquet")
+    logits = vendor_config(log, tmp_path / "b", str(tmp_path / "single/*.parquet"), "z", "logit")
+    again = exfm.run(load(tmp_path, logits))
     ne = [run["models"]["vm"]["tasks"]["click"]["ne"] for run in (results, again)]
     assert ne[0] == pytest.approx(ne[1], abs=1e-4)
     assert again["models"]["vm.control"] | {"train_examples_per_second": 0} == (
@@ -76,17 +77,17 @@ def test_a_run_learns_from_a_vendors_files(log: str, tmp_path: Path) -> None:
 
 
 def _check_gain(gain: dict[str, Any], run_dir: str) -> None:
-    """The teacher's gain and the share of it, from its files and the predictions of model and control."""
+    """Computes the teacher's gain and the share of it from its files and the predictions of model and control."""
     vendor = {row["id"]: row["p"] for row in vendor_table().to_pylist()}
     rows: list[tuple[float, float, float, float]] = []
     files = [predictions(run_dir, name) for name in ("vm", "vm.control")]
     for window in sorted(files[0])[2:]:  # evaluation.skip leaves two of six days out
         for model, control in zip(*(by_window[window].to_pylist() for by_window in files), strict=True):
             expected = vendor.get(model["example_id"])
-            found = model["teacher_vendor/click"]
-            assert (found is None) == (expected is None) and "teacher_vendor/click" not in control
+            stored = model["teacher_vendor/click"]
+            assert (stored is None) == (expected is None) and "teacher_vendor/click" not in control
             if expected is not None:
-                assert found == pytest.approx(expected, rel=1e-6)
+                assert stored == pytest.approx(expected, rel=1e-6)
                 label = model["label_click"]
                 rows.append((label, expected, model["prediction_click"], control["prediction_click"]))
     labels, *columns = np.array(rows).T
@@ -98,7 +99,7 @@ def _check_gain(gain: dict[str, Any], run_dir: str) -> None:
 
 def test_a_model_may_have_no_other_teacher(log: str, tmp_path: Path) -> None:
     path = write_vendor(tmp_path / "vendor", vendor_table())
-    config = config_of(log, tmp_path / "run", path)
+    config = vendor_config(log, tmp_path / "run", path)
     del config["models"]["fm"]
     config["models"]["vm"]["transfer"] = [{"name": "auxiliary_head", "teacher": "vendor"}]
     results = exfm.run(load(tmp_path, config))
@@ -121,7 +122,7 @@ def test_a_model_may_have_no_other_teacher(log: str, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_named_before_training(log: str, tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    config = config_of(log, tmp_path / "run", write_vendor(tmp_path / "vendor", vendor_table()))
+    config = vendor_config(log, tmp_path / "run", write_vendor(tmp_path / "vendor", vendor_table()))
     config["teachers"]["vendor"].update(change)
     with pytest.raises(exfm.ConfigError, match=message):
         load(tmp_path, config)
@@ -131,11 +132,11 @@ def test_a_file_that_is_no_parquet_is_named(log: str, tmp_path: Path) -> None:
     path = write_vendor(tmp_path / "vendor", vendor_table())
     (tmp_path / "vendor" / "part-9.parquet").write_text("nothing")
     with pytest.raises(exfm.ConfigError, match=r"part-9\.parquet cannot be read as Parquet"):
-        load(tmp_path, config_of(log, tmp_path / "run", path))
+        load(tmp_path, vendor_config(log, tmp_path / "run", path))
 
 
-def test_names_are_unique_and_known(log: str, tmp_path: Path) -> None:
-    config = config_of(log, tmp_path / "run", write_vendor(tmp_path / "vendor", vendor_table()))
+def test_names_are_unique_and_defined(log: str, tmp_path: Path) -> None:
+    config = vendor_config(log, tmp_path / "run", write_vendor(tmp_path / "vendor", vendor_table()))
     config["models"]["vm"]["transfer"][1]["teacher"] = "vendr"
     with pytest.raises(exfm.ConfigError, match=r"no model is called 'vendr'.*Did you mean 'vendor'"):
         load(tmp_path, config)
@@ -161,9 +162,9 @@ def test_values_are_checked_when_they_are_read(
     values = table.column(column).to_pylist()
     values[row] = values[0] if value == "first" else value
     changed = table.set_column(table.column_names.index(column), column, pa.array(values))
-    config = config_of(
-        log, tmp_path / "run", write_vendor(tmp_path / "vendor", changed), *(("z", "logit") if column == "z" else ())
-    )
+    column_and_kind = ("z", "logit") if column == "z" else ("p", "probability")
+    path = write_vendor(tmp_path / "vendor", changed)
+    config = vendor_config(log, tmp_path / "run", path, *column_and_kind)
     with pytest.raises(exfm.ConfigError, match=rf"^teachers\.vendor: .*{message}"):
         exfm.run(load(tmp_path, config))
     assert not (tmp_path / "run" / "predictions").exists()
@@ -182,10 +183,10 @@ def test_missing_and_unknown_examples_are_misses(tmp_path: Path) -> None:
 
 
 def taught_by(vendor: pa.Table, log: str, folder: Path) -> dict[str, Any]:
-    """The vendor's part of the results of a run of one VM without other teachers."""
+    """Trains a VM with the vendor as its only teacher, and returns the vendor's coverage."""
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(vendor, folder / "vendor.parquet")
-    config = config_of(log, folder / "run", str(folder / "vendor.parquet"))
+    config = vendor_config(log, folder / "run", str(folder / "vendor.parquet"))
     del config["models"]["fm"]
     config["models"]["vm"] |= {"transfer": [{"name": "direct", "teacher": "vendor"}], "control": False}
     coverage: dict[str, Any] = exfm.run(load(folder, config))["supervision"]["vendor"]["vm"]
@@ -195,9 +196,9 @@ def taught_by(vendor: pa.Table, log: str, folder: Path) -> dict[str, Any]:
 def test_a_row_without_a_prediction_is_a_miss(log: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ids = make_log(900).column("example_id")
     nulls = pa.array([None if row % 3 else 0.4 for row in range(len(ids))], pa.float32())
-    half = taught_by(pa.table({"id": ids, "p": nulls}), log, tmp_path / "nulls")
-    assert half["hit_rate"] == pytest.approx(1 / 3) and not caplog.records
-    assert half["windows"][0]["hit_rate"] == pytest.approx(1 / 3, abs=0.01)
+    third = taught_by(pa.table({"id": ids, "p": nulls}), log, tmp_path / "nulls")
+    assert third["hit_rate"] == pytest.approx(1 / 3) and not caplog.records
+    assert third["windows"][0]["hit_rate"] == pytest.approx(1 / 3, abs=0.01)
     nan = pa.array(np.full(len(ids), np.nan, np.float32))
     none = taught_by(pa.table({"id": ids, "p": nan}), log, tmp_path / "nan")
     assert none["hit_rate"] == 0 and none["soft_labels"][0]["examples"] == 0

@@ -23,7 +23,7 @@ WINDOWS = 3
 
 
 class FaultyFileSystem(MemoryFileSystem):
-    """Memory whose writes go wrong by a seeded schedule. A writer may be told of it or not."""
+    """Simulates writes that fail by a seeded schedule, with an error or silently."""
 
     protocol = "faulty"
     store: ClassVar[dict[str, Any]] = {}
@@ -42,7 +42,7 @@ class FaultyFileSystem(MemoryFileSystem):
 
     def put_file(self, lpath: str, rpath: str, **_: Any) -> None:
         data = Path(lpath).read_bytes()
-        self._write(rpath, data, lambda some: MemoryFileSystem.pipe_file(self, rpath, some))
+        self._write(rpath, data, lambda prefix: MemoryFileSystem.pipe_file(self, rpath, prefix))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
         self._write(path, value, lambda data: MemoryFileSystem.pipe_file(self, path, data, mode=mode))
@@ -69,7 +69,7 @@ class FaultyFileSystem(MemoryFileSystem):
         raise OSError(f"{fault}: {path}")
 
     def _land(self, write: Callable[[bytes], None], data: bytes) -> None:
-        """A write that its writer has given up on, and that happens after all."""
+        """Completes a delayed write after its writer has received an error."""
         with contextlib.suppress(FileExistsError):
             write(data)
 
@@ -84,7 +84,7 @@ def content(window: int) -> np.ndarray:
 
 
 def do_window(store: Store, index: int) -> None:
-    """What a stage does at the end of a window."""
+    """Writes and commits a window as a stage does."""
     window = Window(index, index * 100, index * 100 + 100)
     rows = RowWriter(store.workspace, row_file("predictions", "vm", index), predictions_schema(("click",), ()))
     try:
@@ -99,8 +99,8 @@ def do_window(store: Store, index: int) -> None:
         rows.discard()
 
 
-def check_what_is_visible(store: Store) -> list[int]:
-    """Every commit a reader can see is whole."""
+def check_visible_commits(store: Store) -> list[int]:
+    """Checks that every commit which a reader can see is complete, and returns the windows."""
     windows = store.log.windows("train", "vm")
     assert windows == list(range(len(windows)))
     for index in windows:
@@ -121,8 +121,8 @@ def test_no_commit_is_lost_or_half_read(seeds: range) -> None:
         writers = [Store("faulty://run"), Store("faulty://run")]
         done: list[int] = []
         for attempt in range(400):
-            todo = len(check_what_is_visible(Store("faulty://run")))
-            assert todo >= len(done)  # what was visible once stays
+            todo = len(check_visible_commits(Store("faulty://run")))
+            assert todo >= len(done)  # a visible commit stays visible
             done = list(range(todo))
             if todo == WINDOWS:
                 break

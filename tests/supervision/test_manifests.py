@@ -1,4 +1,4 @@
-"""A manifest says what it said when it was committed, about files of its model in the run's folder."""
+"""A manifest is rejected if it was changed after its commit, or names files of other models or folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MANIFEST = "commits/train/vm/000000.json"
 
 
 def committed(folder: Path) -> Store:
-    """A run with one window of one model."""
+    """Commits a window of a model in a new run."""
     store = Store(str(folder / "run"))
     record = store.workspace.write("predictions/vm/window-000000-{digest}.parquet", b"rows")
     counters = {"examples": 4, "learned": ["click"], "soft_labels": {0: 0.1}, "seconds": 1 / 3}
@@ -36,7 +36,7 @@ def edited(store: Store, edit: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def test_what_is_committed_reads_back(tmp_path: Path) -> None:
+def test_a_commit_reads_back(tmp_path: Path) -> None:
     commit = committed(tmp_path).log.load("train", "vm", 0)
     assert commit.counters == {"examples": 4, "learned": ["click"], "soft_labels": {"0": 0.1}, "seconds": 1 / 3}
 
@@ -59,7 +59,7 @@ def test_a_manifest_that_was_changed_is_refused(edit: Callable[[dict[str, Any]],
 
 
 @pytest.mark.parametrize("cut", [1, 40, 200])
-def test_half_a_manifest_is_none(cut: int, tmp_path: Path) -> None:
+def test_a_truncated_manifest_does_not_count(cut: int, tmp_path: Path) -> None:
     store = committed(tmp_path)
     path = Path(store.workspace.path(MANIFEST))
     path.write_bytes(path.read_bytes()[:cut])
@@ -78,7 +78,7 @@ def test_half_a_manifest_is_none(cut: int, tmp_path: Path) -> None:
     ],
 )
 def test_a_manifest_names_no_file_but_its_models(path: str, tmp_path: Path) -> None:
-    """Whoever writes the manifest can write its checksum too."""
+    """The checksum does not protect here, because an attacker can compute it."""
     store = committed(tmp_path)
     (tmp_path / "outside").write_bytes(b"rows")
     record = replace(store.log.load("train", "vm", 0).files["rows"], path=path)

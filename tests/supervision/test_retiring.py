@@ -1,4 +1,4 @@
-"""Snapshots that nobody needs go, but not under a reader; one that has lost its snapshot takes the newer one."""
+"""Unneeded snapshots are retired, but not under a reader; a reader whose snapshot is removed takes the newer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.training.logs import experiment_dict, load, make_log
 
 
 def publish(store: Store, count: int) -> None:
-    """Windows one after the other, with what a trainer removes after each."""
+    """Commits windows in order, and retires snapshots after each, as a trainer does."""
     for index in range(count):
         window = Window(index, index * 100, index * 100 + 100)
         files = store.snapshots.write("vm", window, {"w": torch.full((3,), float(index))}, {"m": torch.zeros(2)})
@@ -33,21 +33,21 @@ def publish(store: Store, count: int) -> None:
         store.snapshots.retire("vm", window.end_us)
 
 
-def test_the_newest_and_a_few_that_have_just_been_newest_stay(tmp_path: Path) -> None:
+def test_the_newest_and_some_recent_snapshots_stay(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     publish(store, 12)
     assert store.snapshots.versions("vm") == list(range(12 - NEWEST - LEAVING, 12))
 
 
-def test_what_has_had_its_time_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshots_are_retired_after_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "READING_S", 0.0)
     store = Store(str(tmp_path))
     publish(store, 12)
     assert store.snapshots.versions("vm") == [10, 11]
 
 
-def test_of_two_trainers_neither_fails_when_both_remove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one is behind: it writes what the first one has removed, and removes what it then finds."""
+def test_two_trainers_may_retire_snapshots_concurrently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second trainer is behind: it writes snapshots again that the first has removed."""
     monkeypatch.setattr(snapshots, "READING_S", 0.0)
     first, second = Store(str(tmp_path)), Store(str(tmp_path))
     publish(first, 6)
@@ -55,21 +55,21 @@ def test_of_two_trainers_neither_fails_when_both_remove(tmp_path: Path, monkeypa
     assert first.snapshots.versions("vm") == [4, 5]
     seen = first.snapshots.versions
 
-    def then_the_other_removes(model: str) -> list[int]:
+    def list_before_the_other_removes(model: str) -> list[int]:
         versions = seen(model)
         second.snapshots.retire(model, 10_000)
         return versions
 
     publish(second, 6)
-    for index in range(4):  # as the listing of the first one still has it
+    for index in range(4):  # as in a stale listing of the first trainer
         window = Window(index, index * 100, index * 100 + 100)
         second.snapshots.write("vm", window, {"w": torch.zeros(3)}, {"m": torch.zeros(2)})
-    monkeypatch.setattr(first.snapshots, "versions", then_the_other_removes)
+    monkeypatch.setattr(first.snapshots, "versions", list_before_the_other_removes)
     first.snapshots.retire("vm", 10_000)
     assert seen("vm") == [4, 5]
 
 
-def test_a_reader_whose_snapshot_is_removed_takes_the_newer_one(
+def test_a_reader_whose_snapshot_is_removed_takes_the_newer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(snapshots, "READING_S", 0.0)
@@ -82,12 +82,13 @@ def test_a_reader_whose_snapshot_is_removed_takes_the_newer_one(
         if not number:
             exfm.run(load(tmp_path, config))
     read: Callable[..., dict[str, Tensor]] = SnapshotRegistry.load
-    slow = [True]
+    unread = [True]
 
     def while_training_goes_on(
         self: SnapshotRegistry, record: FileRecord, into: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        if slow.pop() if slow else False:
+        if unread:
+            unread.clear()
             exfm.run(load(tmp_path, config))
         return read(self, record, into)
 

@@ -1,4 +1,4 @@
-"""The join that follows the stream gives what a dict of all rows gives, holds few rows, and trusts no damaged file."""
+"""The streaming join returns the same rows as a dict of all rows, buffers few rows, and rejects damaged files."""
 
 from __future__ import annotations
 
@@ -25,19 +25,21 @@ TASKS = ("click", "buy")
 
 
 def supervised(count: int, seed: int, form: str = "none", step: int = 3) -> tuple[SupervisionRows, np.ndarray]:
-    """Rows with ids in no order and many equal times; some probabilities are missing."""
+    """Makes rows with shuffled ids, many equal times, and some missing probabilities."""
     random = np.random.default_rng(seed)
     times = 1_000_000 + np.cumsum(random.integers(0, step, count))
     values = {task: random.random(count).astype(np.float32) for task in TASKS}
     for column in values.values():
         column[random.random(count) < 0.2] = math.nan
-    shape = None if form == "none" else torch.from_numpy(random.normal(size=(count, 5)))
+    embedding = None
+    if form != "none":
+        embedding = CompactEmbedding.of(torch.from_numpy(random.normal(size=(count, 5))), form)
     rows = SupervisionRows(
         torch.from_numpy(random.permutation(count) * 11 - count),
         torch.from_numpy(times),
         {task: torch.from_numpy(column) for task, column in values.items()},
         torch.from_numpy(times - random.integers(0, 50, count)),
-        None if shape is None else CompactEmbedding.of(shape, form),
+        embedding,
     )
     return rows, times
 
@@ -75,56 +77,52 @@ def test_any_chunking_joins_like_a_dict(
         rows.watermark_us[index],
         None if rows.embedding is None else rows.embedding.take(index),
     )
-    expected = {int(id_): place for place, id_ in enumerate(written.example_id.tolist())}
+    row_by_id = {int(id_): row for row, id_ in enumerate(written.example_id.tolist())}
     stream = SupervisionStream(workspace, store(workspace, written, group, form), span_rows=span)
     bounds = sorted({0, count, *(cut for cut in cuts if cut < count)})
     for start, stop in itertools.pairwise(bounds):
-        part = slice(start, stop)
-        found_index = stream.between(int(times[start]), int(times[stop - 1]))
-        joined = found_index.join(rows.example_id[part], torch.from_numpy(times[part].copy()))
-        places = [expected.get(id_) for id_ in rows.example_id[part].tolist()]
-        assert joined.found.tolist() == [place is not None for place in places]
-        ages = [
-            int(time) - int(written.watermark_us[place])
-            for time, place in zip(times[part], places, strict=True)
-            if place is not None
-        ]
+        chunk = slice(start, stop)
+        chunk_index = stream.between(int(times[start]), int(times[stop - 1]))
+        joined = chunk_index.join(rows.example_id[chunk], torch.from_numpy(times[chunk].copy()))
+        row_numbers = [row_by_id.get(id_) for id_ in rows.example_id[chunk].tolist()]
+        assert joined.found.tolist() == [row is not None for row in row_numbers]
+        pairs = zip(times[chunk], row_numbers, strict=True)
+        ages = [int(time) - int(written.watermark_us[row]) for time, row in pairs if row is not None]
         assert joined.age_us is not None
         assert joined.age_us.tolist() == ages
         for task, values in written.probabilities.items():
-            known = [place is not None and not math.isnan(values[place]) for place in places]
-            assert joined.supervision.hit[task].tolist() == known
-            got = joined.supervision.probabilities[task]
-            assert [float(v) for v, hit in zip(got, known, strict=True) if hit] == [
-                float(values[place]) for place, hit in zip(places, known, strict=True) if hit
-            ]
-            assert got.isfinite().all()
+            expected = [math.nan if row is None else float(values[row]) for row in row_numbers]
+            hits = [not math.isnan(value) for value in expected]
+            assert joined.supervision.hit[task].tolist() == hits
+            joined_values = joined.supervision.probabilities[task]
+            assert joined_values[hits].tolist() == [value for value in expected if not math.isnan(value)]
+            assert joined_values.isfinite().all()
         if written.embedding is None:
             assert joined.supervision.embedding is None
             continue
         assert joined.supervision.embedding is not None
         decoded = written.embedding.decode()
         learned = torch.stack(list(joined.supervision.hit.values())).any(dim=0)
-        for row, place, hit in zip(joined.supervision.embedding, places, learned, strict=True):
-            assert torch.equal(row, decoded[place] if hit else torch.zeros(5))
+        for embedding, row, hit in zip(joined.supervision.embedding, row_numbers, learned, strict=True):
+            assert torch.equal(embedding, decoded[row] if hit else torch.zeros(5))
     stream.close()
 
 
-def test_a_long_file_is_held_a_few_rows_at_a_time(tmp_path: Path) -> None:
+def test_few_rows_of_a_long_file_are_buffered(tmp_path: Path) -> None:
     rows, times = supervised(20_000, 0, step=4)
     workspace = Workspace(str(tmp_path))
     stream = SupervisionStream(workspace, store(workspace, rows, 500, "none"), span_rows=100)
-    held = []
+    buffered = []
     for start in range(0, 20_000, 250):
-        part = slice(start, start + 250)
+        chunk = slice(start, start + 250)
         index = stream.between(int(times[start]), int(times[start + 249]))
-        assert index.join(rows.example_id[part], torch.from_numpy(times[part].copy())).found.all()
-        held.append(stream.rows_held)
+        assert index.join(rows.example_id[chunk], torch.from_numpy(times[chunk].copy())).found.all()
+        buffered.append(stream.buffered_rows)
     stream.close()
-    assert max(held) <= 250 + 2 * 100 + 10  # the chunk, a span at either end, ties
+    assert max(buffered) <= 250 + 2 * 100 + 10  # the chunk, a span at either end, ties
 
 
-def test_the_file_says_what_its_numbers_are(tmp_path: Path) -> None:
+def test_the_file_describes_its_columns(tmp_path: Path) -> None:
     rows, _ = supervised(10, 0)
     workspace = Workspace(str(tmp_path))
     record = store(workspace, rows, 4, "none")
@@ -153,7 +151,9 @@ def test_embeddings_lose_little(form: str) -> None:
     embedding_SE[0] = 0
     decoded_SE = CompactEmbedding.of(embedding_SE, form).decode()
     largest_S = embedding_SE.abs().amax(dim=1, keepdim=True)
-    assert ((decoded_SE - embedding_SE).abs() <= largest_S / (2_000 if form == "float16" else 250)).all()
+    # Half a step of float16's 10 bits of mantissa, or of int8's 127 steps.
+    steps = {"float16": 2_000, "int8": 250}[form]
+    assert ((decoded_SE - embedding_SE).abs() <= largest_S / steps).all()
     assert torch.equal(decoded_SE[0], torch.zeros(16))
 
 

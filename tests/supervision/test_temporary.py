@@ -1,4 +1,4 @@
-"""What is being written: it stays while its writer lives, and a later start removes what a killed one has left."""
+"""Unfinished files stay while their writer lives, and a later start removes those of a killed writer."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ def unfinished(folder: Path) -> list[Path]:
     return sorted(folder.glob(".exfm.*.tmp"))
 
 
-def test_what_a_killed_process_has_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+def test_files_of_a_killed_writer_are_removed_and_files_of_a_living_writer_are_not(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "writing\n"
         workspace = Workspace(str(tmp_path))
-        with workspace.writing("own.parquet"):
+        with workspace.writing("mine.parquet"):
             workspace.sweep()
             assert len(unfinished(tmp_path)) == 3
         assert len(unfinished(tmp_path)) == 2
         writer.kill()
     workspace.sweep()
     assert unfinished(tmp_path) == []
-    assert workspace.names("") == ["own.parquet"]
+    assert workspace.names("") == ["mine.parquet"]
 
 
-def test_what_another_machine_writes_goes_by_its_age(tmp_path: Path) -> None:
+def test_files_of_another_machine_are_removed_by_age(tmp_path: Path) -> None:
     old, new = (tmp_path / f".exfm.elsewhere-1.{'0' * 12}.{name}.tmp" for name in ("old", "new"))
-    of_before, foreign = tmp_path / ".exfm.abcd1234.tmp", tmp_path / ".somebody.tmp"
-    for path in (old, new, of_before, foreign):
+    old_format, foreign = tmp_path / ".exfm.abcd1234.tmp", tmp_path / ".somebody.tmp"
+    for path in (old, new, old_format, foreign):
         path.touch()
     long_ago = time.time() - 2 * 24 * 3600
-    for path in (old, of_before, foreign):
+    for path in (old, old_format, foreign):
         os.utime(path, (long_ago, long_ago))
     Workspace(str(tmp_path)).sweep()
     assert sorted(tmp_path.iterdir()) == sorted([new, foreign])
@@ -87,8 +87,8 @@ def test_the_umask_decides_who_may_read(umask: int, mode: int, tmp_path: Path) -
     assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {mode}
 
 
-def test_a_folder_that_a_neighbour_removes_is_made_again(tmp_path: Path) -> None:
-    """As a snapshot's folder is, when one job retires what another writes once more."""
+def test_a_folder_that_another_job_removes_is_created_again(tmp_path: Path) -> None:
+    """A job may retire a snapshot while another job writes it again."""
     first, second = Workspace(str(tmp_path)), Workspace(str(tmp_path))
     second.write("snapshots/vm/000000/model", b"1")
     with first.writing("snapshots/vm/000000/model") as file:

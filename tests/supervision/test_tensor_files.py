@@ -1,4 +1,4 @@
-"""Tensors written as safetensors read back as they were, by the library itself."""
+"""Tensors written as safetensors read back unchanged, with the safetensors package too."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def written(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) 
 def everything() -> dict[str, Tensor]:
     tensors = {f"float {dtype}": torch.randn(3, 5).to(dtype) for dtype in FLOATS}
     tensors |= {f"integer {dtype}": torch.randint(0, 100, (7,), dtype=dtype) for dtype in INTEGERS}
-    shapes = {"bits": torch.tensor([True, False, True]), "one": torch.tensor(2.5), "none": torch.zeros(0, 4)}
+    shapes = {"bits": torch.tensor([True, False, True]), "scalar": torch.tensor(2.5), "none": torch.zeros(0, 4)}
     return tensors | shapes | {"parameter": torch.nn.Parameter(torch.randn(2, 2))}
 
 
 @pytest.mark.parametrize("metadata", [None, {"watermark_us": "17"}])
-def test_what_is_written_reads_back(metadata: dict[str, str] | None) -> None:
+def test_written_tensors_read_back(metadata: dict[str, str] | None) -> None:
     tensors = everything()
     read = load(written(tensors, metadata))
     assert read.keys() == tensors.keys()
@@ -43,7 +43,7 @@ def test_what_is_written_reads_back(metadata: dict[str, str] | None) -> None:
         torch.testing.assert_close(read[name], tensor.detach(), rtol=0, atol=0)
 
 
-def test_the_order_of_the_tensors_does_not_show() -> None:
+def test_the_order_of_the_tensors_does_not_change_the_file() -> None:
     tensors = everything()
     mixed = list(tensors.items())
     random.Random(0).shuffle(mixed)
@@ -56,49 +56,49 @@ def on_disk(folder: Path, tensors: dict[str, Tensor]) -> Path:
     return path
 
 
-def read(path: Path, **how: Any) -> dict[str, Tensor]:
+def read(path: Path, **options: Any) -> dict[str, Tensor]:
     with path.open("rb", buffering=0) as file:
-        return read_tensors(file, "the file", **how)
+        return read_tensors(file, "the file", **options)
 
 
 @pytest.mark.parametrize("mapped", [1, 1 << 30])
-def test_it_is_read_as_it_was(mapped: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mapped and copied; what is mapped outlives its file, has no memory beside it, and is this process's own."""
+def test_mapped_and_copied_tensors_are_equal(mapped: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mapped tensor outlives its file, takes no further memory, and writes to it do not reach the file."""
     monkeypatch.setattr(tensor_files, "_MAPPED", mapped)
     tensors = everything() | {"large": torch.randn(10_000, 7)}
     path = on_disk(tmp_path, tensors)
     before = path.read_bytes()
-    found = read(path)
+    tensors_read = read(path)
     assert path.read_bytes() == before
     path.unlink()
-    assert found.keys() == tensors.keys()
+    assert tensors_read.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype
-        assert found[name].untyped_storage().nbytes() == tensor.nbytes
-        torch.testing.assert_close(found[name], tensor.detach(), rtol=0, atol=0)
-        found[name].zero_()
+        assert tensors_read[name].dtype == tensor.dtype
+        assert tensors_read[name].untyped_storage().nbytes() == tensor.nbytes
+        torch.testing.assert_close(tensors_read[name], tensor.detach(), rtol=0, atol=0)
+        tensors_read[name].zero_()
 
 
-def test_a_tensor_is_read_into_memory_of_its_form_and_of_no_other(tmp_path: Path) -> None:
+def test_a_tensor_is_read_into_a_destination_of_its_dtype_and_shape_only(tmp_path: Path) -> None:
     tensors = {
         "same": torch.randn(300_000, 2),
         "longer": torch.randn(3),
         "other": torch.randn(3),
-        "part": torch.ones(4),
+        "strided": torch.ones(4),
     }
     path = on_disk(tmp_path, tensors)
     into = {"same": torch.zeros(300_000, 2), "longer": torch.zeros(4), "other": torch.zeros(3, dtype=torch.float64)}
-    into["part"] = torch.zeros(4, 2)[:, 0]
-    found = read(path, into=into)
-    assert found["same"] is into["same"]
+    into["strided"] = torch.zeros(4, 2)[:, 0]
+    tensors_read = read(path, into=into)
+    assert tensors_read["same"] is into["same"]
     assert [name for name in into if into[name].any()] == ["same"]
     for name, tensor in tensors.items():
-        assert torch.equal(found[name], tensor)
-    assert read(path, wanted="longer".__eq__).keys() == {"longer"}
+        assert torch.equal(tensors_read[name], tensor)
+    assert read(path, select="longer".__eq__).keys() == {"longer"}
 
 
 @pytest.mark.parametrize("data", [b"", b"12345678", (1 << 40).to_bytes(8, "little") + b"{}", b"\2" + bytes(7) + b"[]"])
-def test_what_is_no_such_file_is_an_error(data: bytes, tmp_path: Path) -> None:
+def test_another_file_is_an_error(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "tensors"
     path.write_bytes(data)
     with pytest.raises(exfm.RunError, match="the file: no safetensors file"):

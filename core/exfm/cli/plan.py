@@ -35,7 +35,7 @@ def command(
     """Shows how an experiment's models would be sharded, the memory and traffic of a process, and whether it fits."""
     from exfm.config.loading import Experiment, load_experiment
     from exfm.interfaces.layout import Cluster
-    from exfm.planning.plan import as_dict, plan
+    from exfm.planning.cluster_plan import as_dict, plan
     from exfm.planning.remedies import Search
 
     session: Session = context.obj
@@ -49,7 +49,7 @@ def command(
     remedies = []
     # The search plans dozens of changed experiments, which takes a while.
     if planned.problem:
-        remedies = Search(load, planned, model, lengths).found()
+        remedies = Search(load, planned, model, lengths).run()
     described = as_dict(planned, remedies)
     if as_json:
         print_json(described)

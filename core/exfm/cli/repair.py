@@ -42,12 +42,12 @@ def command(
     goes_back, removed = "goes back", "removed"
     if dry_run:
         goes_back, removed = "would go back", "would be removed"
-    for chain in repair.back:
+    for chain in repair.rewound:
         typer.echo(f"{goes_back}: {_chain_words(chain)}")
     if repair.orphans:
         typer.echo(f"{removed}: {len(repair.orphans)} files that no manifest names")
     if not dry_run:
-        repair.carry_out(store)
+        repair.apply(store)
     if not repair.problems:
         typer.echo(f"{run_dir}: {repair.windows} committed windows with {repair.files} files, nothing damaged")
 

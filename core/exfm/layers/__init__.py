@@ -1,6 +1,6 @@
-"""Layers that plugins share: MLPs, norms, attention over dense tokens and jagged sequences, and parts of transfer.
+"""Provides layers that plugins share: MLPs, norms, attention over dense tokens and jagged sequences, distillation.
 
-Everything here is public, and none of it is a component. What a kernel costs is known to ``count_flops``.
+All names here are public, and none of them is a component. ``count_flops`` counts the FLOPs of these layers.
 """
 
 from __future__ import annotations

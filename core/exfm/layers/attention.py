@@ -1,4 +1,4 @@
-"""Multi-head attention as modules.
+"""Provides modules for multi-head attention.
 
 Legend: B examples, Q queries, N keys, E events of all examples, D width, K learned queries.
 """
@@ -14,11 +14,11 @@ from exfm.layers.rotary import rotate
 
 
 class Attention(nn.Module):
-    """Multi-head attention of dense tokens over dense tokens (arXiv 1706.03762).
+    """Computes multi-head attention of dense tokens over dense tokens (arXiv 1706.03762).
 
     Args:
         dim: D.
-        heads: how many; they divide D.
+        heads: number of heads, a divisor of D.
         bias: whether the projections have biases.
 
     Raises:
@@ -35,20 +35,21 @@ class Attention(nn.Module):
     def forward(self, query_BQD: Tensor, keys_BND: Tensor) -> Tensor:
         """Maps queries (B, Q, D) and keys (B, N, D) to (B, Q, D)."""
         key_BND, value_BND = self.key_value(keys_BND).chunk(2, dim=-1)
-        parts = [x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.query(query_BQD), key_BND, value_BND)]
-        mixed_BHQC = nn.functional.scaled_dot_product_attention(*parts)
+        projected = (self.query(query_BQD), key_BND, value_BND)
+        heads = [x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x_BTD in projected]
+        mixed_BHQC = nn.functional.scaled_dot_product_attention(*heads)
         output_BQD: Tensor = self.out(mixed_BHQC.transpose(1, 2).flatten(2))
         return output_BQD
 
 
 class JaggedAttention(nn.Module):
-    """Multi-head self-attention over each example's events.
+    """Computes multi-head self-attention over each example's events.
 
     Args:
         dim: D.
-        heads: how many; they divide D.
-        causal: whether an event sees only itself and older ones.
-        rotary: whether queries and keys are turned by their position (arXiv 2104.09864).
+        heads: number of heads, a divisor of D.
+        causal: whether an event sees only itself and older events.
+        rotary: whether queries and keys get rotary position embeddings (arXiv 2104.09864).
         bias: whether the projections have biases.
 
     Raises:
@@ -68,27 +69,27 @@ class JaggedAttention(nn.Module):
 
         Args:
             sequence: the events.
-            queries: where given, only the most recent so many events of an example ask, over all of its events
-                (arXiv 2510.26104); the result has those events alone.
+            queries: number of most recent events of an example that are queries, over all of its events (arXiv
+                2510.26104); the result has only these events. By default all events are queries.
         """
-        asking = sequence if queries is None else sequence.recent(queries)
-        query_QD = self.query(asking.values_ED)
+        querying = sequence if queries is None else sequence.recent(queries)
+        query_QD = self.query(querying.values_ED)
         key_ED, value_ED = self.key_value(sequence.values_ED).chunk(2, dim=-1)
         if self.rotary:
-            # Both count from the newest event, which the queries share.
-            query_QD = rotate(query_QD, -asking.positions(), self.heads)
+            # Count from the newest event, because the oldest of the queries is not the oldest of the keys.
+            query_QD = rotate(query_QD, -querying.positions(), self.heads)
             key_ED = rotate(key_ED, -sequence.positions(), self.heads)
-        query, key = asking.with_values(query_QD), sequence.with_values(key_ED)
+        query, key = querying.with_values(query_QD), sequence.with_values(key_ED)
         mixed = jagged_attention(query, key, value_ED, self.heads, causal=self.causal)
         return mixed.with_values(self.out(mixed.values_ED))
 
 
 class AttentionPooling(nn.Module):
-    """Pooling by multi-head attention: learned queries over each example's events (PMA, arXiv 1810.00825).
+    """Pools each example's events by multi-head attention of learned queries (PMA, arXiv 1810.00825).
 
     Args:
         dim: D.
-        heads: how many; they divide D.
+        heads: number of heads, a divisor of D.
         queries: K.
         bias: whether the projections have biases.
 
@@ -104,16 +105,16 @@ class AttentionPooling(nn.Module):
         self.out = nn.Linear(dim, dim, bias=bias)
 
     def forward(self, sequence: JaggedSequence, shift_BD: Tensor | None = None) -> Tensor:
-        """Maps events (E, D) to tokens (B, K, D); an example without events gives the output bias.
+        """Maps events (E, D) to tokens (B, K, D); the tokens of an example without events are the output bias.
 
         Args:
             sequence: the events.
-            shift_BD: where given, added to each of an example's queries.
+            shift_BD: added to each of an example's queries.
         """
         count, size = self.query_KD.shape[0], sequence.batch_size
         offsets = count * torch.arange(size + 1, device=sequence.offsets.device)
         key_ED, value_ED = self.key_value(sequence.values_ED).chunk(2, dim=-1)
-        # Copied, not expanded: flattening expanded dimensions, torch.export takes a batch of one for a case of its own.
+        # Repeat instead of expand: when an expanded dimension is flattened, torch.export specializes on batches of 1.
         query_BKD = self.query_KD.repeat(size, 1, 1)
         if shift_BD is not None:
             query_BKD = query_BKD + shift_BD.unsqueeze(1)
@@ -124,7 +125,8 @@ class AttentionPooling(nn.Module):
 
 
 def _checked(dim: int, heads: int, *, even: bool = False) -> int:
+    """Returns the number of heads after checking that it divides the width."""
     if dim % heads or (even and dim // heads % 2):
-        wanted = "an even number of" if even else "whole"
-        raise ValueError(f"{heads} heads do not divide a width of {dim} into {wanted} columns each")
+        share = "an even number of" if even else "whole"
+        raise ValueError(f"{heads} heads do not divide a width of {dim} into {share} columns each")
     return heads

@@ -1,4 +1,4 @@
-"""Sums the tokens of the candidate item, and lets events of a history meet it.
+"""Sums the tokens of the candidate item, and combines the events of a history with it.
 
 Legend: B examples, N tokens, E events, D width.
 """
@@ -18,18 +18,19 @@ def sum_tokens(tokens_BND: Tensor, indices: Sequence[int]) -> Tensor:
 
     Args:
         tokens_BND: the tokens.
-        indices: along N, not empty.
+        indices: indices along N, not empty.
     """
     return torch.stack([tokens_BND[:, index] for index in indices]).sum(0)
 
 
 class CandidateMeeting(nn.Module):
-    """``[e + W (e * t) || t]``: every event ``e`` meets its example's candidate item ``t``, which follows them.
+    """Computes ``[e + W (e * t) || t]`` for the events ``e`` and the candidate item ``t`` of each example.
 
-    Ours: how alike the two are is there before attention has learned to ask for it.
+    The candidate item becomes the last event. Ours: the product makes the similarity of event and item available
+    before attention has learned to compute it.
 
     Args:
-        places: of the tokens whose sum is the candidate item; at least one.
+        places: indices of the tokens whose sum is the candidate item, not empty.
         dim: D.
     """
 
@@ -39,7 +40,7 @@ class CandidateMeeting(nn.Module):
         self.linear = nn.Linear(dim, dim, bias=False)
 
     def forward(self, sequence: JaggedSequence, tokens_BND: Tensor) -> JaggedSequence:
-        """Maps events (E, D) to the same with one event more per example, given tokens (B, N, D)."""
+        """Maps events (E, D) and tokens (B, N, D) to events with a further event per example."""
         target_BD = sum_tokens(tokens_BND, self.places)
         product_ED = sequence.values_ED * target_BD.index_select(0, sequence.example_index())
         met_ED = sequence.values_ED + self.linear(product_ED)

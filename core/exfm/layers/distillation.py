@@ -1,4 +1,4 @@
-"""Parts of distillation: the loss of soft labels, a head beside the served head, and vectors of equal scale.
+"""Distils soft labels and vectors: the loss, a separate head for soft labels, and vectors of equal scale.
 
 Legend: B examples, R width of the representation, L soft labels of an example, V averaged values, E width of a vector.
 """
@@ -14,42 +14,45 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from exfm.interfaces.distillation_strategy import StudentOutput
 from exfm.layers.gradient import scale_gradient
 
-_RECENT = 100_000
-_EPSILON = 1e-6
-_MEAN_TARGET = 0.5
+_RECENT = 100_000  # a mean of a label of 0.1 % is then from about 100 positives
+_EPSILON = 1e-6  # below the base rates of rare labels, and above float32's step of 6e-8 just below 1
+_MEAN_TARGET = 0.5  # the entropy of a binary label is largest there
 _LEAST_VARIANCE = 1e-4  # of the mean over the columns: finer differences are not stored
 _LARGEST = 10.0
 
 
 def soft_label_loss(logit_B: Tensor, target_LB: Tensor, hit_B: Tensor) -> Tensor:
-    """Mean over the batch of the cross-entropy of logit and soft label; a miss counts 0, and so does an empty batch.
+    """Returns the mean over the batch of the cross-entropy of logit and soft label; a miss counts as 0.
 
     Args:
         logit_B: (B,).
-        target_LB: (..., B) probabilities; no gradient goes to them. Where ``hit_B`` is false the value does not matter.
-        hit_B: (B,) bool, which examples have soft labels.
+        target_LB: (..., B) probabilities, without gradient. Values of misses are ignored, if they are finite.
+        hit_B: (B,) bool, marks examples that have soft labels.
 
     Returns:
-        (...,), one loss for each row of targets.
+        (...,), a loss for each row of targets; 0 for an empty batch.
     """
+    # Stop-gradient: a student must not move its teacher.
     target_LB = target_LB.detach().to(logit_B.dtype)
     loss_LB = binary_cross_entropy_with_logits(logit_B.expand_as(target_LB), target_LB, reduction="none")
+    # Divide by the batch and not by the hits: the weight of a hit then does not depend on how many there are.
     return (loss_LB * hit_B).sum(-1) / max(logit_B.shape[0], 1)
 
 
 class DistillationHead(nn.Module):
-    """A head that learns the soft labels of one task beside the serving head (arXiv 2502.17494, section 3).
+    """Learns the soft labels of a task in a head beside the serving head (arXiv 2502.17494, section 3).
 
-    ``bce(z_D, min(alpha p, 1))`` for each soft label ``p``; the gradient to the trunk is multiplied by ``beta``.
+    The loss is ``bce(z_D, min(alpha p, 1))`` for each soft label ``p``; the gradient to the trunk is multiplied by
+    ``beta``.
 
     ``alpha: auto`` is ours: ``alpha = max(1, 0.5 / m)``, where ``m`` is the mean of the first soft label over about the
     last 100,000 hits, this batch included. So the mean target of a rare label is at most 0.5, whatever its base rate.
 
-    The head starts, ours too, where serving heads start for labels: the first batch with a hit sets its last bias to
-    the logit of the mean scaled label, so that the trunk need not move it.
+    The initial bias is ours too: like serving heads for labels, the first batch with a hit sets the last bias to the
+    logit of the mean scaled label, so that the trunk need not learn it.
 
     Args:
-        head: representation (B, R) -> logits (B,). Without a bias in its last linear layer, nothing is set.
+        head: representation (B, R) -> logits (B,). Without a bias in its last linear layer, no bias is set.
         label_scale: alpha.
         gradient_scale: beta.
     """
@@ -65,19 +68,19 @@ class DistillationHead(nn.Module):
 
     @property
     def decomposes(self) -> bool:
-        """Whether the next losses are means of terms of single examples that change no buffer."""
+        """Tells whether the next losses are means over examples, independent of each other, and change no buffer."""
         return self.mean is None and bool(self.started)
 
     def forward(self, student: StudentOutput, soft_LB: Tensor, hit_B: Tensor) -> Tensor:
-        """Losses (L,), as ``soft_label_loss``.
+        """Returns the losses (L,) of ``soft_label_loss``.
 
         Args:
-            student: its forward pass.
+            student: output of the student's forward pass.
             soft_LB: (L, B) soft labels.
-            hit_B: (B,) bool, which examples have any.
+            hit_B: (B,) bool, marks examples that have soft labels.
         """
         target_LB = (self._alpha(soft_LB[0], hit_B) * soft_LB).clamp(max=1)
-        # Reading a flag of a CPU costs less than what it saves; a GPU would have to be waited for.
+        # Reading the flag on a CPU costs less than the call that it saves. On a GPU, reading it would synchronise.
         if not (self.started.device.type == "cpu" and self.started):
             self._start(target_LB[0], hit_B)
         logit_B = self.head(scale_gradient(student.representation_BR, self._gradient_scale))
@@ -88,10 +91,11 @@ class DistillationHead(nn.Module):
             assert self._label_scale != "auto"
             return self._label_scale
         self.mean.add(soft_B.unsqueeze(0), hit_B)
-        # Before there is a hit the mean is 0; no target is used then.
+        # Before the first hit the mean is 0; the clamp avoids an infinity, and no target is used yet.
         alpha: Tensor = (_MEAN_TARGET / self.mean()[0].clamp(min=_EPSILON)).clamp(min=1)
         return alpha
 
+    # Without branches on tensors, because these would synchronise a GPU.
     @torch.no_grad()
     def _start(self, target_B: Tensor, hit_B: Tensor) -> None:
         mean = torch.where(hit_B, target_B, 0.0).sum() / hit_B.sum().clamp(min=1)
@@ -103,9 +107,9 @@ class DistillationHead(nn.Module):
 
 
 class RecentMeans(nn.Module):
-    """Means of V values over about the last 100,000 examples, older ones counting exponentially less.
+    """Computes exponential moving averages of V values, with a memory of about 100,000 examples.
 
-    Its state is saved with the module's.
+    Its state is in the module's state dict.
 
     Args:
         values: V.
@@ -116,16 +120,17 @@ class RecentMeans(nn.Module):
 
     def __init__(self, values: int) -> None:
         super().__init__()
+        # float64: a batch's addition to a float32 sum of 100,000 small probabilities would lose digits.
         self.register_buffer("total_V", torch.zeros(values, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     def forward(self) -> Tensor:
-        """The means (V,); zeros before there is an example."""
+        """Returns the means (V,); zeros before the first example."""
         return torch.where(self.count > 0, self.total_V / self.count, 0.0)
 
     @torch.no_grad()
     def add(self, values_VB: Tensor, seen_B: Tensor) -> None:
-        """Adds the examples (B,) that ``seen_B`` marks, with their values (V, B)."""
+        """Adds the values (V, B) of the examples (B,) that ``seen_B`` marks."""
         added = seen_B.sum(dtype=torch.float64)
         keep = torch.exp(added * (-1 / _RECENT))
         self.total_V.mul_(keep).add_((values_VB * seen_B).sum(dim=1, dtype=torch.float64))
@@ -135,8 +140,8 @@ class RecentMeans(nn.Module):
 class Standardizer(nn.Module):
     """Subtracts a vector's recent mean and divides by its recent deviation, column by column; clips at 10 deviations.
 
-    Mean and variance are over about the last 100,000 examples: a stream has no fixed scale. Before there is an example,
-    vectors are only clipped.
+    Mean and variance are over about the last 100,000 examples, because a stream has no fixed scale. Before the first
+    example, vectors are only clipped.
 
     Args:
         width: E.
@@ -148,13 +153,14 @@ class Standardizer(nn.Module):
 
     @property
     def started(self) -> Tensor:
-        """Whether any vector has been added, a bool scalar."""
+        """Tells, as a bool scalar, whether any vector has been added."""
         return self.moments.count > 0
 
     def forward(self, vector_BE: Tensor) -> Tensor:
         """Standardises vectors (B, E)."""
         dtype = vector_BE.dtype
         mean_E, square_E = self.moments().chunk(2)
+        # In float64: this difference loses digits where the mean is large beside the deviation.
         variance_E = square_E - mean_E.square()
         least = (_LEAST_VARIANCE * variance_E.mean()).clamp(min=torch.finfo(torch.float32).tiny)
         deviation_E = variance_E.clamp(min=least).sqrt().where(self.started, 1.0)

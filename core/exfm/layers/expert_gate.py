@@ -1,4 +1,4 @@
-"""Mixes experts' outputs by weights that an input decides.
+"""Mixes experts' outputs with weights computed from an input.
 
 Legend: B examples, I width of the input, E experts, R width of an expert's output.
 """
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class ExpertGate(nn.Module):
-    """``sum over e of softmax(W x)_e f_e``: a gate of a mixture of experts.
+    """Computes ``sum over e of softmax(W x)_e f_e``, the gate of a mixture of experts.
 
     Args:
         width: I.

@@ -1,4 +1,4 @@
-"""FLOPs, counted: two for each multiplication with its addition, of matrix products and attention."""
+"""Counts the FLOPs of matrix products and attention: two for each multiplication with its addition."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: An
     return int(2 * batch * heads * queries * keys * (width + value[-1]))
 
 
-# torch's counter does not know its own CPU kernel of attention, which takes every type and mask.
+# torch's counter lacks torch's CPU kernel of attention, which accepts every dtype and mask.
 _KERNELS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
 def flop_counter() -> FlopCounterMode:
-    """torch's counter, which counts while it is entered, with the kernels it does not know by itself."""
+    """Returns torch's counter, a context manager, extended by the kernels that it lacks."""
     return FlopCounterMode(display=False, custom_mapping=_KERNELS)
 
 
 def count_flops(call: Callable[[], object]) -> int:
-    """FLOPs of one call, without gradients."""
+    """Counts the FLOPs of a call, without gradients."""
     with torch.no_grad(), flop_counter() as counter:
         call()
     return int(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""Gradients that differ from the forward pass."""
+"""Scales gradients without changing the forward pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:
-    """The identity, bit for bit; the gradient that comes back through it is multiplied by ``scale``."""
+    """Returns ``x`` bit for bit; the backward pass multiplies the gradient by ``scale``."""
     if scale == 1:
         return x
     scaled: Tensor = _ScaleGradient.apply(x, scale)  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -19,6 +19,7 @@ def scale_gradient(x: Tensor, scale: float) -> Tensor:
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, scale: float) -> Tensor:
+        # A view shares the values: the forward pass costs nothing.
         return x.view_as(x)
 
     @staticmethod

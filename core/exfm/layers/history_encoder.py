@@ -1,4 +1,4 @@
-"""Base of encoders that stack causal layers on a history and summarise it.
+"""Provides the base of encoders that stack causal layers on a history and summarize the result.
 
 Legend: B examples, E events of all examples, N context tokens, K summary tokens, D width.
 """
@@ -21,20 +21,20 @@ SummaryName = Literal["last", "mean", "target"]
 
 
 class HistoryEncoder(SequenceEncoder):
-    """Base of encoders that stack layers on the events, norm the result, and summarise it.
+    """Stacks layers on the events, normalizes the result, and summarizes it.
 
-    Where the context has tokens of the candidate item, their sum may join the history as its newest event.
+    If the context has tokens of the candidate item, their sum may be appended to the history as its newest event.
 
     Args:
-        config: the component's.
-        inputs: the encoder's.
+        config: config of the component.
+        inputs: inputs of the encoder.
         layers: modules that map a JaggedSequence to a JaggedSequence of the same examples.
-        summary: last: the newest events; mean: the mean of those the last layer keeps; target: attention over these
-            with the candidate item as query, or a learned query where there is no candidate.
+        summary: last: the newest events; mean: the mean of the last layer's events; target: attention over these with
+            the candidate item as query, or with a learned query if there is no candidate.
         recent: K with ``last``.
-        heads: of the attention with ``target``.
-        norm_name: before the summary.
-        append_target: whether the candidate item is the newest event, where the context has its tokens.
+        heads: heads of the attention with ``target``.
+        norm_name: norm before the summary.
+        append_target: whether the candidate item, if the context has its tokens, is the newest event.
 
     Raises:
         ValueError: the heads do not divide the width, with ``target``.
@@ -59,8 +59,12 @@ class HistoryEncoder(SequenceEncoder):
         self.mean = summary == "mean"
         self.layers = nn.ModuleList(layers)
         self.top_norm = norm(norm_name, dim)
-        self.pooling = AttentionPooling(dim, heads, 1) if summary == "target" else None
-        self.shift = nn.Linear(dim, dim, bias=False) if self.pooling is not None and inputs.targets else None
+        self.pooling: AttentionPooling | None = None
+        self.shift: nn.Linear | None = None
+        if summary == "target":
+            self.pooling = AttentionPooling(dim, heads, 1)
+            if inputs.targets:  # the candidate item shifts the learned query
+                self.shift = nn.Linear(dim, dim, bias=False)
 
     def forward(self, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
         """Maps events (E, D) with offsets, and context tokens (B, N, D), to summary tokens (B, K, D)."""
@@ -70,7 +74,11 @@ class HistoryEncoder(SequenceEncoder):
             sequence = layer(sequence)
         top = sequence.with_values(self.top_norm(sequence.values_ED))
         if self.pooling is not None:
-            shift_BD = None if self.shift is None else self.shift(sum_tokens(context_BND, self.inputs.targets))
+            shift_BD: Tensor | None = None
+            if self.shift is not None:
+                shift_BD = self.shift(sum_tokens(context_BND, self.inputs.targets))
             summary_BKD: Tensor = self.pooling(top, shift_BD)
             return summary_BKD
-        return top.mean().unsqueeze(1) if self.mean else top.newest(self.num_tokens)
+        if self.mean:
+            return top.mean().unsqueeze(1)
+        return top.newest(self.num_tokens)

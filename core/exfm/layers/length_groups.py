@@ -1,4 +1,4 @@
-"""Groups of examples of similar length, which are computed together with little padding."""
+"""Groups examples of similar length, which are then computed together with little padding."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ def group_sizes(lengths_S: Tensor, growth: float) -> list[int]:
 
     Args:
         lengths_S: events of each example, in descending order, at least 1.
-        growth: within a group the longest example has less than so many times the events of the shortest.
+        growth: upper bound, in each group, of the longest length divided by the shortest.
     """
     level_S = (lengths_S.clamp(min=_SHORT).double().log() / log(growth)).floor()
+    # Levels descend as lengths do, so each level is a run; copying the sizes to the CPU synchronises a GPU once.
     _, sizes = torch.unique_consecutive(level_S, return_counts=True)
     groups: list[int] = sizes.tolist()
     return groups

@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons."""
+"""Creates multi-layer perceptrons."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {"relu": nn.ReLU, "silu": 
 
 
 def activation(name: ActivationName) -> nn.Module:
-    """Builds an activation module."""
+    """Creates an activation module."""
     return _ACTIVATIONS[name]()
 
 
 def mlp(
     widths: Sequence[int], name: ActivationName, *, activate_last: bool = False, bias: bool = True
 ) -> nn.Sequential:
-    """Linear layers of the given widths, input first, with activations between them.
+    """Creates linear layers with activations between them.
 
     Args:
-        widths: of the input and of each layer.
-        name: of the activation.
+        widths: width of the input, then of each layer.
+        name: name of the activation.
         activate_last: whether an activation follows the last layer too.
         bias: whether the layers have biases.
     """

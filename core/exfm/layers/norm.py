@@ -1,4 +1,4 @@
-"""Normalisation of the last axis, and of an example's tokens together.
+"""Normalizes the last axis, or all tokens of an example together.
 
 Legend: B examples, N tokens, D width.
 """
@@ -14,7 +14,7 @@ InputNormName = Literal["none", "layer_norm"]
 
 
 class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + eps)`` over the last axis, without parameters (as in arXiv 2605.10886)."""
+    """Computes ``x / sqrt(mean(x^2) + eps)`` over the last axis, without parameters (as in arXiv 2605.10886)."""
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -26,12 +26,12 @@ class RMSNorm(nn.Module):
 
 
 def norm(name: NormName, width: int) -> nn.Module:
-    """A new norm over the last axis: LayerNorm with scale and shift, or RMSNorm without parameters."""
+    """Creates a norm over the last axis: LayerNorm with scale and shift, or RMSNorm without parameters."""
     return nn.LayerNorm(width) if name == "layer_norm" else RMSNorm(width)
 
 
 class TokensNorm(nn.LayerNorm):
-    """LayerNorm of all tokens of an example together, so that they keep their sizes beside one another.
+    """Normalizes all tokens of an example together, which keeps the ratios of their norms.
 
     Args:
         tokens: N.
@@ -47,5 +47,5 @@ class TokensNorm(nn.LayerNorm):
 
 
 def input_norm(name: InputNormName, tokens: int, dim: int) -> nn.Module:
-    """A new norm of the tokens (B, N, D) that a backbone is given, or the identity."""
+    """Creates a norm for a backbone's input tokens (B, N, D), or the identity."""
     return TokensNorm(tokens, dim) if name == "layer_norm" else nn.Identity()

@@ -1,4 +1,4 @@
-"""A linear map between two widths that starts by copying."""
+"""Creates linear maps that are initialized with a scaled identity."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import nn
 
 
 def scaled_identity(width: int, dim: int, scale: float) -> nn.Linear:
-    """Makes a linear map (..., width) -> (..., dim) without bias that starts as the identity times ``scale``.
+    """Creates a linear map (..., width) -> (..., dim) without bias, initialized with the identity times ``scale``.
 
-    Of two different widths it copies the leading columns, and fills up with zeros.
+    If the widths differ, it initially copies the leading columns, and pads with zeros.
     """
     projection = nn.Linear(width, dim, bias=False)
     nn.init.eye_(projection.weight)

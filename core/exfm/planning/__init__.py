@@ -1,1 +1,1 @@
-"""What a run would take on processes that need not exist: memory, traffic, and what does not fit."""
+"""Plans memory and traffic of a run on processes that need not exist."""

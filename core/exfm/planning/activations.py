@@ -1,7 +1,7 @@
-"""What a training step keeps between its forward and its backward pass, counted without memory for it.
+"""Counts the activations that a training step saves for its backward pass, without allocating them.
 
-Floating-point tensors are fake: they have shapes and no memory. Integers are real, so that what depends on the lengths
-of histories happens as in a run.
+Floating-point tensors are fake: they have shapes and no memory. Integers are real, because their values, such as the
+lengths of histories, determine the shapes of other tensors.
 
 Legend: B examples, E events.
 """
@@ -23,26 +23,27 @@ from exfm.modeling.ranking_model import RankingModel
 
 
 def activation_bytes(model: RankingModel, schema: FeatureSchema, size: int, lengths: Mapping[str, int]) -> int:
-    """Bytes that the forward pass of B examples keeps for the backward pass, each storage once.
+    """Counts the bytes that the forward pass of B examples saves for the backward pass, each storage once.
 
     Looked-up rows count, tables and other parameters do not.
 
     Args:
-        model: on the meta device; afterwards it can only be counted again.
-        schema: the stream's.
+        model: model on the meta device, which afterwards can only be passed to this function again.
+        schema: the stream's schema.
         size: B.
-        lengths: ids of a multi-valued feature and events of a sequence, for each example.
+        lengths: ids of each multi-valued feature and events of each sequence, per example.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     _make_fake(model, mode)
     dense = [feature.name for feature in schema.features if isinstance(feature, DenseFeature)]
+    # A buffer of integers, which fakes cannot be: it is computed as the model computes it.
     model.dense_columns = torch.tensor([i for i, name in enumerate(dense) if name in model.feature_names]).long()
     parameters = {_key(parameter) for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if _key(tensor) not in parameters:
-            kept[_key(tensor)] = tensor  # held, so that no other storage gets its address
+            kept[_key(tensor)] = tensor  # a reference, so that no other storage gets its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -51,15 +52,17 @@ def activation_bytes(model: RankingModel, schema: FeatureSchema, size: int, leng
 
 
 def _key(tensor: Tensor) -> int:
+    """Returns the address of a tensor's storage object; fake tensors have no address of data."""
     address: int = tensor.untyped_storage()._cdata
     return address
 
 
 def _make_fake(model: RankingModel, mode: FakeTensorMode) -> None:
-    for part in (model.featurizer.pooled, model.featurizer.events):
-        if part is not None and not isinstance(part.bags, _Rows):
-            configs = part.bags.embedding_bag_configs()
-            part.bags = _Rows(sum(one.embedding_dim * len(one.feature_names) for one in configs), mode)
+    """Replaces tables by ``_Rows``, and floating-point parameters and buffers by fake tensors."""
+    for lookups in (model.featurizer.pooled, model.featurizer.events):
+        if lookups is not None and not isinstance(lookups.bags, _Rows):
+            configs = lookups.bags.embedding_bag_configs()
+            lookups.bags = _Rows(sum(config.embedding_dim * len(config.feature_names) for config in configs), mode)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(_fake(parameter, mode), parameter.requires_grad))
@@ -75,8 +78,8 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Looked-up rows as TorchRec gives them."""
+class _LookedUp:
+    """Holds looked-up rows with the method of TorchRec's result."""
 
     rows: Tensor
 
@@ -85,40 +88,44 @@ class _Found:
 
 
 class _Rows(nn.Module):
-    """In the place of a collection of tables: rows of so many numbers, without the tables."""
+    """Stands for a collection of tables, and returns fake rows of its width."""
 
     def __init__(self, width: int, mode: FakeTensorMode) -> None:
         super().__init__()
         self.width, self.mode = width, mode
 
-    def forward(self, features: KeyedJaggedTensor) -> _Found:
+    def forward(self, features: KeyedJaggedTensor) -> _LookedUp:
         with self.mode:
-            return _Found(torch.empty(features.stride(), self.width, requires_grad=True))
+            return _LookedUp(torch.empty(features.stride(), self.width, requires_grad=True))
 
 
 def _full_batch(schema: FeatureSchema, size: int, lengths: Mapping[str, int]) -> Batch:
-    """B examples that have all they can have; every id is 0."""
+    """Makes B examples with the planned lengths; every id is 0, because values do not change memory."""
     batch = blank_batch(schema, size)
-    bags = [one for one in schema.features if isinstance(one, CategoricalFeature | MultiValuedFeature)]
-    counts = [lengths.get(feature.name, 1) for feature in bags]
+    keys: list[str] = []
+    counts: list[int] = []
+    for feature in schema.features:
+        if isinstance(feature, CategoricalFeature | MultiValuedFeature):
+            keys.append(feature.name)
+            counts.append(lengths.get(feature.name, 1))
     sparse = KeyedJaggedTensor(
-        keys=[feature.name for feature in bags],
+        keys=keys,
         values=torch.zeros(size * sum(counts), dtype=torch.int64),
         lengths=torch.tensor(counts, dtype=torch.int32).repeat_interleave(size),
         stride=size,
     )
-    sequences = {
-        feature.name: _full_sequence(batch.sequences[feature.name], size, lengths[feature.name])
-        for feature in schema.features
-        if isinstance(feature, SequenceFeature)
-    }
+    sequences: dict[str, SequenceBatch] = {}
+    for feature in schema.features:
+        if isinstance(feature, SequenceFeature):
+            blank = batch.sequences[feature.name]
+            sequences[feature.name] = _full_sequence(blank, size, lengths[feature.name])
     return replace(batch, sparse=sparse, sequences=sequences)
 
 
 def _full_sequence(blank: SequenceBatch, size: int, events: int) -> SequenceBatch:
-    return SequenceBatch(
-        torch.zeros(size * events, blank.ids_EC.shape[1], dtype=torch.int64),
-        torch.zeros(size * events, blank.dense_EG.shape[1]),
-        torch.arange(size + 1) * events,
-        None if blank.ages_E is None else torch.zeros(size * events, dtype=torch.int64),
-    )
+    ids_EC = torch.zeros(size * events, blank.ids_EC.shape[1], dtype=torch.int64)
+    dense_EG = torch.zeros(size * events, blank.dense_EG.shape[1])
+    ages_E: Tensor | None = None
+    if blank.ages_E is not None:
+        ages_E = torch.zeros(size * events, dtype=torch.int64)
+    return SequenceBatch(ids_EC, dense_EG, torch.arange(size + 1) * events, ages_E)

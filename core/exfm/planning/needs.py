@@ -1,4 +1,4 @@
-"""What a model needs of a process in a training step, whatever the parallel plan."""
+"""Computes the needs of a model in a training step that do not depend on the parallel plan."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from exfm.modeling.parts import freeze
 from exfm.modeling.ranking_model import RankingModel
 from exfm.transfer.build import build_strategies
 
-IDS_OF_A_LIST = 10
-"""Ids of a multi-valued feature, where nothing is said of it. A sequence counts as full."""
+DEFAULT_LIST_LENGTH = 10
+"""Ids of a multi-valued feature per example, unless `--length` says otherwise. A sequence counts as full."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """One arm, without memory.
+    """Describes an arm, whose model is on the meta device and takes no memory.
 
     Attributes:
-        model: its served part, on the meta device.
-        rows: examples of a batch that one process has, the most of any.
-        batch: examples of the whole batch.
-        workload: of a process in a step.
-        numbers: of an example that every process gets from the others, for the loss of the whole batch.
-        transfer: dense numbers that transfer adds, in training alone; all of them are trained.
-        managed_ids: that a process looks up in tables with managed ids.
+        arm: the arm.
+        model: its served layers, on the meta device.
+        rows: largest number of a batch's examples in a process.
+        batch: number of a batch's examples in all processes.
+        workload: workload of a process in a step.
+        numbers: numbers per example that are all-gathered for the loss of the batch.
+        transfer: number of dense parameters that transfer adds in training; all of them are trained.
+        managed_ids: number of ids that a process looks up in tables with managed ids.
     """
 
     arm: Arm
@@ -49,27 +50,42 @@ class Needs:
     managed_ids: float
 
 
-def needs_of(
+def compute_needs(
     experiment: Experiment, arm: Arm, teachers: Mapping[str, TeacherSpec], processes: int, lengths: Mapping[str, int]
 ) -> Needs:
-    """What an arm needs where its batch is dealt to so many processes.
+    """Computes the needs of an arm whose batch is split between processes.
+
+    Args:
+        experiment: the experiment.
+        arm: an arm of the experiment.
+        teachers: specs of the teachers' outputs, by name.
+        processes: number of processes.
+        lengths: ids of each multi-valued feature and events of each sequence, per example.
 
     Raises:
         ConfigError: a component refuses its config, its inputs or its teacher.
     """
+    # On the meta device, because a planned model may not fit into this machine.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = build_model(arm, experiment.schema)
         strategies, declared = build_strategies(arm, model, teachers)
-    freeze(model, [part for one in declared for part in one.frozen_parts])
+    frozen: list[str] = []
+    for declaration in declared:
+        frozen += declaration.frozen_parts
+    freeze(model, frozen)
     batch = arm.config.batch_size
     rows = math.ceil(batch / processes)
     transfer = sum(parameter.numel() for strategy in strategies for parameter in strategy.parameters())
     states = len(arm.config.supervision.states) * arm.config.supervision.state_dim
     numbers = 2 * len(arm.tasks) + states  # logits, labels
     read = model.read_states
-    numbers += read.exchanged_numbers if read is not None else 0
-    numbers += model.backbone.output_dim if strategies or (read is not None and read.needs_representation) else 0
+    if read is not None:
+        numbers += read.exchanged_numbers
+    if strategies or (read is not None and read.needs_representation):
+        numbers += model.backbone.output_dim
+    # Each teacher once, however many strategies learn from it.
     for name in {name for spec in arm.config.transfer for name in spec.config.teachers}:
+        # Soft labels with their masks.
         numbers += 2 * len(teachers[name].tasks) + (teachers[name].embedding_dim or 0)
     uses = tuple(_uses(model, rows, lengths))
     managed = experiment.schema.select(arm.config.features).managed()
@@ -78,33 +94,45 @@ def needs_of(
     return Needs(arm, model, rows, batch, workload, numbers, transfer, ids)
 
 
-def lengths_of(schema: FeatureSchema, given: Mapping[str, int]) -> dict[str, int]:
-    """Ids or events of every list in an example: what is given, or all that are kept of a sequence.
+def list_lengths(schema: FeatureSchema, overrides: Mapping[str, int]) -> dict[str, int]:
+    """Returns the number of ids or events per example for every multi-valued feature and sequence.
+
+    Args:
+        schema: the stream's schema.
+        overrides: lengths by name; others have ``DEFAULT_LIST_LENGTH`` or are full.
 
     Raises:
-        ConfigError: there is no such list, or it does not keep as many.
+        ConfigError: there is no such list, or a length exceeds its maximum.
     """
-    lists = {one.name: one for one in schema.features if isinstance(one, MultiValuedFeature | SequenceFeature)}
-    for name, length in given.items():
+    lists: dict[str, MultiValuedFeature | SequenceFeature] = {}
+    for feature in schema.features:
+        if isinstance(feature, MultiValuedFeature | SequenceFeature):
+            lists[feature.name] = feature
+    for name, length in overrides.items():
         if name not in lists:
             raise ConfigError(
                 f"--length {name}={length}: the data has no multi-valued feature or sequence {name!r}."
                 f"{suggestion(name, lists)}"
             )
-        one = lists[name]
-        if isinstance(one, SequenceFeature) and length > one.max_length:
-            raise ConfigError(f"--length {name}={length}: the model keeps the newest {one.max_length} events")
-    return {
-        name: given.get(name, one.max_length if isinstance(one, SequenceFeature) else IDS_OF_A_LIST)
-        for name, one in lists.items()
-    }
+        feature = lists[name]
+        if isinstance(feature, SequenceFeature) and length > feature.max_length:
+            raise ConfigError(f"--length {name}={length}: the model keeps the newest {feature.max_length} events")
+    lengths: dict[str, int] = {}
+    for name, feature in lists.items():
+        default = feature.max_length if isinstance(feature, SequenceFeature) else DEFAULT_LIST_LENGTH
+        lengths[name] = overrides.get(name, default)
+    return lengths
 
 
 def _uses(model: RankingModel, rows: int, lengths: Mapping[str, int]) -> Iterator[TableUse]:
+    """Yields the use of each table by a process in a step."""
     featurizer = model.featurizer
 
     def ids(lookup: Lookup) -> int:
         return rows * lengths.get(lookup.key, 1)
+
+    def bag_count(lookup: Lookup) -> int:
+        return rows if lookup.field is None else ids(lookup)
 
     pooled, events = featurizer.pooled, featurizer.events
     if pooled is not None:
@@ -114,16 +142,13 @@ def _uses(model: RankingModel, rows: int, lengths: Mapping[str, int]) -> Iterato
         for table, group in grouped.items():
             yield _use("featurizer.pooled.bags", pooled.bags, table, len(group), rows, sum(map(ids, group)))
     if events is not None:
-        # Bags of every key: an example's, or an event's own; short keys are filled up with empty ones.
-        bags = {
-            table: sum(rows if lookup.field is None else ids(lookup) for lookup in group)
-            for table, group in events.groups.items()
-        }
+        # A key has a bag per example, or a bag per event. Shorter keys are padded with empty bags to the longest.
+        longest = max((sum(map(bag_count, group)) for group in events.groups.values()), default=0)
         for table, group in events.groups.items():
-            count = max(bags.values())
-            yield _use("featurizer.events.bags", events.bags, table, 1, count, sum(map(ids, group)))
+            yield _use("featurizer.events.bags", events.bags, table, 1, longest, sum(map(ids, group)))
 
 
 def _use(path: str, bags: EmbeddingBagCollection, table: str, keys: int, count: int, ids: int) -> TableUse:
-    config = next(one for one in bags.embedding_bag_configs() if one.name.removeprefix("table_") == table)
+    configs = {config.name.removeprefix("table_"): config for config in bags.embedding_bag_configs()}
+    config = configs[table]
     return TableUse(path, config.name, config.num_embeddings, config.embedding_dim, keys, count, ids)

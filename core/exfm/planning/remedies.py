@@ -1,16 +1,15 @@
-"""What would make a plan fit that does not: changes that a user can type, each of them planned before it is named."""
+"""Searches for changes of the command line with which a plan fits, and plans each before it is suggested."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 from exfm.config.loading import Experiment
 from exfm.errors import ConfigError
 from exfm.interfaces.layout import TableSharding
-from exfm.planning.plan import Plan, Sizes, plan, sum_of, usable
+from exfm.planning.cluster_plan import ClusterPlan, Sizes, plan, sum_sizes, usable
 
 Load = Callable[[list[str]], Experiment]
 """Loads the experiment again with more overrides."""
@@ -18,7 +17,7 @@ Load = Callable[[list[str]], Experiment]
 
 @dataclass(frozen=True)
 class Change:
-    """Overrides, and the size of the sharding group where it is another one."""
+    """Holds overrides of the experiment, and the size of the sharding group if it changes."""
 
     overrides: tuple[str, ...] = ()
     group: int | None = None
@@ -27,99 +26,125 @@ class Change:
         return Change((*self.overrides, *other.overrides), other.group or self.group)
 
     def __str__(self) -> str:
-        option = () if self.group is None else (f"--sharding-group {self.group}",)
-        return " ".join((*option, *self.overrides))
+        words = list(self.overrides)
+        if self.group is not None:
+            words.insert(0, f"--sharding-group {self.group}")
+        return " ".join(words)
 
 
 @dataclass(frozen=True)
 class Search:
-    """Looks for changes with which a plan fits.
+    """Searches for changes with which a plan fits.
 
     Args:
-        load: the experiment.
-        made: the plan that does not fit.
-        model, lengths: as it was made.
+        load: loads the experiment.
+        planned: the plan that does not fit.
+        model: name of the only planned model, as for ``plan``.
+        lengths: lengths of lists, as for ``plan``.
     """
 
     load: Load
-    made: Plan
+    planned: ClusterPlan
     model: str | None
     lengths: Mapping[str, int]
 
-    def found(self) -> list[dict[str, Any]]:
-        """Every change that is enough."""
-        changes = [change for change in self._changes() if change is not None]
-        return [one for change in dict.fromkeys(changes) if (one := self._tried(change))]
+    def run(self) -> list[dict[str, Any]]:
+        """Returns every change that suffices, with the bytes that it needs."""
+        remedies: list[dict[str, Any]] = []
+        # A dict removes repeated changes and keeps their order.
+        for change in dict.fromkeys(self._changes()):
+            remedy = None if change is None else self._try(change)
+            if remedy is not None:
+                remedies.append(remedy)
+        return remedies
 
     def _changes(self) -> Iterator[Change | None]:
+        """Yields changes to try, least effect on results first; None if a change does not apply."""
         lighter = self._row_wise()
         yield lighter
         yield from self._groups(self._bytes("tables", "table_optimizer"))
         if lighter is not None:
             tables = self._bytes("tables")
-            yield from (lighter + larger for larger in self._groups(tables + tables // self._width()))
+            # The row-wise optimizer has a number per row, which is a table divided by its width.
+            for larger in self._groups(tables + tables // self._width()):
+                yield lighter + larger
         yield from self._alternatives()
-        if all(len(place.shards) == group for place, group in self._places()):
+        # Other parallel plans may help if each process has a shard of every table, as with plans that replicate tables.
+        if all(len(sharding.shards) == group for sharding, group in self._shardings()):
             yield from self._other_plans()
-        yield self._of_each("activation_checkpointing", lambda config: "true")
-        yield self._of_each("batch_size", lambda config: config.batch_size // 2 or None)
-        yield from (self._narrower(share) for share in (2, 4))
+        yield self._set_in_models("activation_checkpointing", lambda config: "true")
+        yield self._set_in_models("batch_size", lambda config: config.batch_size // 2 or None)
+        yield self._narrower(2)
+        yield self._narrower(4)
 
-    def _tried(self, change: Change) -> dict[str, Any] | None:
-        """The change, and what it needs, where the models then fit."""
-        cluster = replace(self.made.cluster, group=change.group or self.made.cluster.group)
+    def _try(self, change: Change) -> dict[str, Any] | None:
+        """Returns the change with the bytes that it needs, or None if the models still do not fit."""
+        cluster = replace(self.planned.cluster, group=change.group or self.planned.cluster.group)
         try:
-            made = plan(self.load(list(change.overrides)), cluster, self.model, self.lengths)
-        except ConfigError:
+            changed = plan(self.load(list(change.overrides)), cluster, self.model, self.lengths)
+        except ConfigError:  # a component rejects the change, such as a width that its heads do not divide
             return None
-        return None if made.problem else {"change": str(change), "needed_bytes": int(made.needed().max())}
+        if changed.problem:
+            return None
+        return {"change": str(change), "needed_bytes": int(changed.needed().max())}
 
     def _groups(self, tables: Sizes) -> Iterator[Change]:
-        """The first two larger groups whose processes could have room for tables of so many bytes."""
-        count, group = self.made.cluster.count, self.made.group
-        rest = (self.made.needed() - self._bytes("tables", "table_optimizer")).min()
-        sizes = (size for size in range(group + 1, count + 1) if count % size == 0)
-        roomy = (size for size in sizes if tables.sum() / size + rest <= usable(self.made.cluster))
-        yield from (Change(group=size) for size in islice(roomy, 2))
+        """Yields the two smallest larger groups whose processes may have room for tables of some total size."""
+        count, group = self.planned.cluster.count, self.planned.group
+        others = (self.planned.needed() - self._bytes("tables", "table_optimizer")).min()
+        remaining = 2
+        for size in range(group + 1, count + 1):
+            # A lower bound that assumes evenly spread tables: planning, which is slow, decides.
+            if count % size == 0 and tables.sum() / size + others <= usable(self.planned.cluster):
+                yield Change(group=size)
+                remaining -= 1
+                if not remaining:
+                    return
 
     def _alternatives(self) -> Iterator[Change]:
-        layout = next(iter(self.made.models.values())).layout
+        layout = next(iter(self.planned.models.values())).layout
         for fields in layout.alternatives:
-            yield Change(tuple(f"parallel.{key}={_written(value)}" for key, value in fields.items()))
+            yield Change(tuple(f"parallel.{key}={_override(value)}" for key, value in fields.items()))
 
-    def _places(self) -> Iterator[tuple[TableSharding, int]]:
-        for planned in self.made.models.values():
-            yield from ((place, planned.layout.group) for place in planned.layout.tables)
+    def _shardings(self) -> Iterator[tuple[TableSharding, int]]:
+        for model in self.planned.models.values():
+            for sharding in model.layout.tables:
+                yield sharding, model.layout.group
 
     def _width(self) -> int:
-        return min(planned.needs.arm.config.embedding_dim for planned in self.made.models.values())
+        return min(model.needs.arm.config.embedding_dim for model in self.planned.models.values())
 
     def _row_wise(self) -> Change | None:
-        def wanted(config: Any) -> str | None:
+        def row_wise(config: Any) -> str | None:
             return "rowwise_adagrad" if config.optimizer.tables.name == "adagrad" else None
 
-        return self._of_each("optimizer.tables.name", wanted)
+        return self._set_in_models("optimizer.tables.name", row_wise)
 
     def _narrower(self, share: int) -> Change | None:
-        return self._of_each("embedding_dim", lambda config: config.embedding_dim // share // 4 * 4 or None)
+        # A multiple of 4, because FBGEMM's kernels need it.
+        return self._set_in_models("embedding_dim", lambda config: config.embedding_dim // share // 4 * 4 or None)
 
     def _other_plans(self) -> Iterator[Change]:
         registry = self.load([]).registry
         for name in registry.names("parallel_plan"):
-            if name != self.made.name:
+            if name != self.planned.name:
                 yield Change((f"parallel={{name: {name}}}",))
 
-    def _of_each(self, key: str, value_of: Callable[[Any], Any]) -> Change | None:
-        """A field of every model that has another value for it."""
-        bases = {planned.needs.arm.base: planned.needs.arm.config for planned in self.made.models.values()}
-        values = {base: value_of(config) for base, config in bases.items()}
-        overrides = tuple(f"models.{base}.{key}={value}" for base, value in values.items() if value is not None)
-        return Change(overrides) if overrides else None
+    def _set_in_models(self, key: str, new_value: Callable[[Any], Any]) -> Change | None:
+        """Sets a field in the models whose new value is not None; returns None if there is no such model."""
+        # A control shares the config of its student: a dict by base name sets it once.
+        overrides: dict[str, str] = {}
+        for model in self.planned.models.values():
+            value = new_value(model.needs.arm.config)
+            if value is not None:
+                overrides[model.needs.arm.base] = f"models.{model.needs.arm.base}.{key}={value}"
+        return Change(tuple(overrides.values())) if overrides else None
 
     def _bytes(self, *names: str) -> Sizes:
-        sizes = [planned.memory[name] for planned in self.made.models.values() for name in names]
-        return sum_of(sizes, self.made.group)
+        sizes = [model.memory[name] for model in self.planned.models.values() for name in names]
+        return sum_sizes(sizes, self.planned.group)
 
 
-def _written(value: Any) -> str:
+def _override(value: Any) -> str:
+    """Writes a value as the command line's overrides take it."""
     return f"[{','.join(value)}]" if isinstance(value, list) else str(value)

@@ -12,7 +12,7 @@ from exfm.data.skips import add_counts, sum_counts
 from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
 from exfm.storage.commits import Commit
-from exfm.storage.late_log import LateLog, some_of
+from exfm.storage.late_log import LateLog, first_names
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.store import Store
 
@@ -130,9 +130,9 @@ def _late_notes(late: Sequence[Mapping[str, Any]]) -> list[str]:
         files: set[str] = set()
         for entry in entries:
             files |= set(entry["parts"])
-        names = some_of(files)
+        names = first_names(files)
         rows = _sum(entries, "rows")
-        windows = some_of([entry["start"] for entry in entries])
+        windows = first_names([entry["start"] for entry in entries])
         notes.append(
             f"{model}: {rows} rows of {len(entries)} committed windows ({windows}) came later and are not read: {names}"
         )
@@ -204,7 +204,7 @@ def _coverage(commits: Sequence[Commit], teacher: str) -> dict[str, Any]:
     windows = []
     for commit in commits:
         if teacher in commit.counters["teachers"]:
-            coverage = Coverage.of(commit.counters["teachers"][teacher])
+            coverage = Coverage.from_counters(commit.counters["teachers"][teacher])
             total += coverage
             windows.append({"window": commit.window.index, **coverage.figures()})
     return {**total.figures(), "windows": windows, "age_histogram": total.histogram()}

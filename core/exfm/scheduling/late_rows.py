@@ -21,7 +21,7 @@ from exfm.data.validation import RowChecker
 from exfm.data.windows import WindowGrid, windows_with_events
 from exfm.interfaces.data_source import Origin, StreamPart, TimeRange, Window, utc
 from exfm.storage.commits import NONE
-from exfm.storage.late_log import LateLog, LateRows, some_of
+from exfm.storage.late_log import LateLog, LateRows, first_names
 from exfm.supervision.store import Store
 
 Ids = npt.NDArray[np.int64]
@@ -117,7 +117,7 @@ class LateRowFinder:
         if late.count > (before.count if before else 0):
             logger.warning(
                 "%s: %d rows of window %s have come after it was committed, and are not read: %s",
-                *(arm.name, late.count, window, some_of(rows)),
+                *(arm.name, late.count, window, first_names(rows)),
             )
 
     def _ids(self, arm: Arm, window: Window) -> Iterator[tuple[str, Ids]]:

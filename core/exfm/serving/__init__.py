@@ -1,7 +1,7 @@
-"""What is served: a model's export, predictions with it, and batch predictions of a snapshot."""
+"""Exports models, predicts with exports, and predicts a stream with a snapshot."""
 
 from __future__ import annotations
 
-from exfm.serving.loading import Predictor, load
+from exfm.serving.predictor import Predictor, load
 
 __all__ = ["Predictor", "load"]

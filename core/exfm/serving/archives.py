@@ -1,4 +1,4 @@
-"""What an exported program's archive may hold: a graph and plain tensors, and nothing that is unpickled."""
+"""Checks that an exported program's archive holds a graph and plain tensors, and nothing that would be unpickled."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import re
 import zipfile
 from typing import IO, Any
 
+# Entries that torch 2.x writes and reads as JSON, text or raw bytes.
 _PLAIN = re.compile(
     r"models/model\.json|data/weights/(weight_\d+|model_weights_config\.json)"
     r"|data/constants/(tensor_\d+|model_constants_config\.json)"
     r"|archive_format|archive_version|byteorder|\.data/(version|serialization_id|alignment)|version"
 )
 _EMPTY = "data/sample_inputs/model.pt"
-"""Torch unpickles what is in it, and wants it to be there."""
+"""Entry that torch requires, and unpickles unless it is empty."""
 
 
 def check_archive(file: IO[bytes]) -> None:
-    """Checks that a program's archive holds what `exfm export` writes, and no pickle.
+    """Checks that a program's archive holds only entries that `exfm export` writes, and no pickle.
 
     Raises:
-        ValueError: it holds something else, or is no archive.
+        ValueError: it holds other entries, or is no archive.
     """
     try:
         archive = zipfile.ZipFile(file)
@@ -35,11 +36,14 @@ def check_archive(file: IO[bytes]) -> None:
     except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(str(error)) from error
     finally:
-        file.seek(0)
+        file.seek(0)  # the caller loads the same file
 
 
 def _check_tensors(name: str, listed: Any) -> None:
-    entries = listed["config"].values() if isinstance(listed, dict) and isinstance(listed.get("config"), dict) else [{}]
+    """Raises ValueError unless a list of tensors has the expected form and marks none of them as pickled."""
+    config = listed.get("config") if isinstance(listed, dict) else None
+    # For any other form, check an entry without the mark, so that the check fails.
+    entries = config.values() if isinstance(config, dict) else [{}]
     for entry in entries:
         if not isinstance(entry, dict) or entry.get("use_pickle") is not False:
             raise ValueError(f"{name} lists a tensor that loading would unpickle")

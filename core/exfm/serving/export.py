@@ -1,4 +1,4 @@
-"""Exports a snapshot's served part: a captured graph, the same compiled, and the description of their inputs.
+"""Exports the served layers of a snapshot: a captured graph, a compiled program, and a description of their inputs.
 
 Legend: B examples, V values of a feature, E events.
 """
@@ -29,7 +29,7 @@ from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature
 from exfm.modeling.build import growth_of
-from exfm.serving.layout import (
+from exfm.serving.description import (
     AGES,
     COMPILED_FILE,
     DESCRIPTION_FILE,
@@ -43,8 +43,8 @@ from exfm.serving.layout import (
     source_columns,
     type_name,
 )
-from exfm.serving.network import ServedModel
-from exfm.serving.snapshot import find_arm, find_snapshot, load_snapshot
+from exfm.serving.find_snapshot import find_arm, find_snapshot, load_snapshot
+from exfm.serving.served_model import ServedModel
 from exfm.storage.finite import check_snapshot
 from exfm.storage.temporary import spool_folder, temporary_folder
 from exfm.storage.workspace import Workspace
@@ -53,11 +53,11 @@ from exfm.supervision.store import Store
 
 @dataclass(frozen=True)
 class Form:
-    """In which forms a model is written, besides the program that ``torch.export`` captures.
+    """Selects the forms in which a model is written, besides the program that ``torch.export`` captures.
 
     Attributes:
-        compiled: machine code for this kind of machine (AOTInductor), which needs a C++ compiler.
-        onnx: an ONNX model.
+        compiled: writes machine code for machines like this (AOTInductor), which needs a C++ compiler.
+        onnx: writes an ONNX model.
     """
 
     compiled: bool = True
@@ -71,7 +71,7 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form()) ->
         experiment: from ``exfm.load_experiment``.
         model: a model's name; a control is called NAME.control.
         out: the folder, any fsspec URL; inputs.json is written last.
-        form: what to write.
+        form: forms to write.
 
     Raises:
         ConfigError: there is no such model or no snapshot of it, or a tool that ``form`` needs is missing.
@@ -88,13 +88,16 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form()) ->
     columns = _column_types(experiment, served.features, event_time)
     try:
         program = capture(served)
-    except Exception as error:  # whatever a component of a plugin does that cannot be captured
+    except Exception as error:  # torch raises many types for code of plugins that it cannot capture
         raise RunError(f"models.{arm.base}: torch.export cannot capture it: {_first_line(error)}") from error
-    _check(served, program, arm.base, 1e-5 if arm.config.precision == "fp32" else 1e-2)
+    # Probabilities: fp32 is summed in another order; bf16 has 8 bits, a step of 4e-3 below 1.
+    tolerance = 1e-5 if arm.config.precision == "fp32" else 1e-2
+    _check(served, program, arm.base, tolerance)
     workspace = Workspace(out)
     workspace.sweep()
     with temporary_folder(spool_folder()) as folder:
         files = dict(_write(workspace, program, served, form, folder))
+    outputs = [TensorSpec(name=task, dtype="float32", shape=("B",), holds="probability") for task in served.model.tasks]
     description = Description(
         experiment=experiment.config.name,
         model=arm.name,
@@ -105,75 +108,85 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form()) ->
         event_time=event_time,
         features=served.features,
         inputs=tuple(input_specs(served.features)),
-        outputs=tuple(
-            TensorSpec(name=task, dtype="float32", shape=("B",), holds="probability") for task in served.model.tasks
-        ),
+        outputs=tuple(outputs),
         files=files,
     )
+    # Last, because its existence says that the export is complete.
     workspace.write(DESCRIPTION_FILE, (description.model_dump_json(indent=2) + "\n").encode())
     return description
 
 
 def capture(served: ServedModel) -> ExportedProgram:
-    """The graph of a served model, for any number of examples from one on and of values and events from none on."""
+    """Captures the graph of a served model, for at least 1 example, and any number of values and events."""
     tensors = tuple(_examples(served.features, size=5, longest=3))
     free = tuple({0: Dim.DYNAMIC} for _ in tensors)
-    # Without this, a graph is captured either for sizes of one or for others.
+    # By default torch.export specializes on a size of 1; this captures a graph for all sizes.
     sizes_alike = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with sizes_alike, torch.no_grad():
         return torch.export.export(served, tensors, dynamic_shapes=(free,), strict=False)
 
 
 def _examples(features: Sequence[Feature], size: int, longest: int) -> Iterator[Tensor]:
-    """The program's arguments for some examples, with 0 to ``longest`` values or events each."""
+    """Yields the program's arguments for some examples, with 0 to ``longest`` values or events each."""
     lengths = torch.arange(size) % (longest + 1)
+    feature_by_name = {feature.name: feature for feature in features}
     for spec in input_specs(features):
-        name, _, part = spec.name.partition(".")
-        feature = next((one for one in features if one.name == name), None)
+        name, _, field = spec.name.partition(".")
+        feature = feature_by_name.get(name)  # none for the tensor of all dense features
         most = feature.max_length if isinstance(feature, SequenceFeature) else longest
         kept = lengths.clamp(max=most)
-        shape = [size if dim == "B" else int(kept.sum()) if isinstance(dim, str) else dim for dim in spec.shape]
+        shape: list[int] = []
+        for dim in spec.shape:
+            if dim == "B":
+                shape.append(size)
+            elif isinstance(dim, str):  # the number of the feature's values or events
+                shape.append(int(kept.sum()))
+            else:
+                shape.append(dim)
         if spec.dtype == "float32":
             yield torch.arange(torch.Size(shape).numel()).view(shape).sin()
-        elif part == "starts":
+        elif field == "starts":
             yield kept.cumsum(0) - kept
         elif spec.shape == ("B",):
             yield kept
-        elif part == AGES:
+        elif field == AGES:
             yield torch.arange(shape[0]).flip(0) ** 3
         else:
-            yield torch.arange(shape[0]) % _table_rows(feature, part)
+            yield torch.arange(shape[0]) % _table_rows(feature, field)
 
 
 def _table_rows(feature: Feature | None, field: str) -> int:
+    """Returns the number of rows of the table that a feature, or a field of a sequence, is looked up in."""
     assert feature is not None and not isinstance(feature, DenseFeature)
     if isinstance(feature, SequenceFeature):
-        return next(one.rows for one in feature.fields if one.name == field)
+        return next(column.rows for column in feature.fields if column.name == field)
     return feature.rows
 
 
+# Examples and longest histories: the sizes 0, 1 and 2 that graphs specialize on, an odd size, and large sizes.
 _SIZES = ((1, 0), (1, 1), (2, 1), (3, 0), (8, 40), (513, 3), (5_000, 2))
 _PADDED = 1 << 25
-"""Pairs of events at most in a check: a captured graph pads every history to the longest there may be."""
+"""Limit of the pairs of events in a check, because a captured graph pads every history to the maximum length."""
 
 
 def _check(served: ServedModel, program: ExportedProgram, model: str, tolerance: float) -> None:
-    """Raises RunError unless the captured graph gives what the model gives, at sizes other than the captured one."""
+    """Raises RunError unless the captured graph and the model compute the same, at sizes other than the captured."""
     run = program.module()
-    histories = [one.max_length for one in served.features if isinstance(one, SequenceFeature)]
+    histories = [feature.max_length for feature in served.features if isinstance(feature, SequenceFeature)]
     largest = max(8, _PADDED // max(histories, default=1) ** 2)
-    for size, longest in ((min(size, largest), longest) for size, longest in _SIZES):
+    for wished_size, longest in _SIZES:
+        size = min(wished_size, largest)
         tensors = tuple(_examples(served.features, size, longest))
         try:
             with torch.no_grad():
                 pairs = zip(run(*tensors), served(*tensors), strict=True)
-                error = max(float((found - expected).abs().max()) for found, expected in pairs)
+                error = max(float((captured - expected).abs().max()) for captured, expected in pairs)
         except Exception as failure:  # a guard that torch.export has put into the graph
             raise RunError(
                 f"models.{model}: the captured graph refuses {size} examples with histories of up to {longest} events: "
                 f"{_first_line(failure)}"
             ) from failure
-        if not error <= tolerance:
+        if not error <= tolerance:  # not `>`, so that NaN is an error too
             raise RunError(
                 f"models.{model}: for {size} examples with histories of up to {longest} events the captured graph is "
                 f"{error:.2g} off the model: a component computes something else under torch.export"
@@ -184,21 +197,26 @@ def _check_tools(form: Form) -> None:
     if form.compiled:
         try:
             get_cpp_compiler()
-        except Exception as error:
+        except Exception as error:  # torch raises various types, depending on the compiler that it looked for
             raise ConfigError("a compiled export needs a C++ compiler: install g++, or give --no-compile") from error
     if form.onnx and find_spec("onnxscript") is None:
         raise ConfigError("an ONNX export needs the package onnxscript: pip install 'exfm[onnx]'")
 
 
 def _column_types(experiment: Experiment, features: Sequence[Feature], event_time: str) -> dict[str, str]:
-    """The types of the columns that the features are read from, in the stream's first rows."""
+    """Returns the types of the columns that the features are read from, in the stream's first rows."""
     rows = _first_rows(experiment.source, experiment)
     plain = plain_rows(rows, experiment.schema)
-    kinds = {}
-    for column in (*source_columns(features), *([event_time] if event_time else [])):
+    columns = list(source_columns(features))
+    if event_time:
+        columns.append(event_time)
+    names = {}
+    for column in columns:
         kind = rows.schema.field(column).type
-        kinds[column] = type_name(kind if is_usual(kind) else plain.schema.field(column).type)
-    return kinds
+        if not is_usual(kind):
+            kind = plain.schema.field(column).type
+        names[column] = type_name(kind)
+    return names
 
 
 def _first_rows(source: DataSource, experiment: Experiment) -> pa.RecordBatch:
@@ -212,12 +230,13 @@ def _first_rows(source: DataSource, experiment: Experiment) -> pa.RecordBatch:
 def _write(
     workspace: Workspace, program: ExportedProgram, served: ServedModel, form: Form, folder: Path
 ) -> Iterator[tuple[str, ExportedFile]]:
-    with warnings.catch_warnings(action="ignore"):  # torch's own deprecations, of which a user can do nothing
+    # torch warns of deprecations in its code, which a user cannot act on.
+    with warnings.catch_warnings(action="ignore"):
         if form.compiled:
             torch._inductor.aoti_compile_and_package(program, package_path=str(folder / COMPILED_FILE))
         if form.onnx:
             to_onnx(program, served, folder / ONNX_FILE)
-    program.example_inputs = None  # they would be pickled
+    program.example_inputs = None  # torch would pickle them, and `load` refuses pickles
     torch.export.save(program, folder / PROGRAM_FILE)
     for file in sorted(folder.iterdir()):
         with workspace.writing(file.name) as target, file.open("rb") as written:
@@ -247,9 +266,12 @@ def to_onnx(program: ExportedProgram, served: ServedModel, path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What torch says of the operation that it could not translate, among much else."""
+    """Extracts the operation that torch could not translate from its long message."""
     causes = [line for line in str(error).splitlines() if line.startswith("<class ")]
-    return causes[-1].partition(": ")[2].partition(". ")[0] if causes else _first_line(error)
+    if not causes:
+        return _first_line(error)
+    # The last line names the innermost cause: "<class ...>: sentence. More sentences."
+    return causes[-1].partition(": ")[2].partition(". ")[0]
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Batch predictions of a snapshot over a stream, to one Parquet file, at constant memory.
+"""Predicts a stream with a snapshot and writes the predictions to a Parquet file, in constant memory.
 
 Legend: B examples.
 """
@@ -28,8 +28,8 @@ from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.modeling.build import build_model, growth_of, place
 from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
-from exfm.serving.reading import to_predict
-from exfm.serving.snapshot import find_arm, find_snapshot, load_snapshot
+from exfm.serving.find_snapshot import find_arm, find_snapshot, load_snapshot
+from exfm.serving.prediction_columns import to_predict
 from exfm.storage.finite import check_snapshot, infinite_buffers
 from exfm.storage.snapshots import Snapshot
 from exfm.storage.workspace import Workspace
@@ -46,7 +46,7 @@ def predict(
     version: int | None = None,
     between: TimeRange | None = None,
 ) -> tuple[Snapshot, int]:
-    """Predicts the stream's rows that a model sees with one of its snapshots.
+    """Predicts the stream's rows that a model sees, with a snapshot of the model.
 
     The file has ``example_id``, ``event_time`` and ``prediction_TASK``, a probability, in the order of the stream; its
     metadata name model, snapshot and watermark. It appears when it is complete.
@@ -56,11 +56,11 @@ def predict(
         model: a model's name; a control is called NAME.control.
         out: the file, any fsspec URL.
         on_progress: called after every chunk of rows.
-        version: of the snapshot; the newest by default.
-        between: the rows' times; the whole stream by default.
+        version: version of the snapshot; the newest by default.
+        between: times of the rows to predict; the whole stream by default.
 
     Returns:
-        The snapshot, and how many rows were predicted.
+        The snapshot, and the number of predicted rows.
 
     Raises:
         ConfigError: there is no such model or no such snapshot of it, no time of the stream lies in ``between``, or a
@@ -76,7 +76,7 @@ def predict(
         raise ConfigError(f"--out: {out!r} is a folder; name the Parquet file, such as {out}/predictions.parquet")
     store = Store(experiment.run_dir)
     find = partial(find_snapshot, experiment, arm, store, version)
-    find()  # whether there is one, before anything is built
+    find()  # fails before anything is built if there is no snapshot
     experiment = to_predict(experiment, arm)
     windows = _windows(experiment, between)
     plan = experiment.config.parallel.build()
@@ -90,13 +90,14 @@ def predict(
     rows = 0
     try:
         for chunk, progress in _chunks(experiment, arm, plan, windows, _id_kinds(store, snapshot, arm)):
-            predicted = [_predicted(network, batch, plan) for batch in _batches(network, chunk, arm)]
-            if predicted:
-                columns = {name: np.concatenate([batch[name] for batch in predicted]) for name in predicted[0]}
+            batches = [_predict_batch(network, batch, plan) for batch in _batches(network, chunk, arm)]
+            if batches:
+                # A row group per chunk: row groups of single batches would make a large footer.
+                columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
                 writer.append(columns)
                 rows += len(columns["example_id"])
             on_progress(progress)
-    except BaseException:
+    except BaseException:  # an interrupt too must leave no unfinished file
         writer.discard()
         raise
     writer.close()
@@ -112,20 +113,21 @@ def _network(experiment: Experiment, arm: Arm, plan: ParallelPlan) -> tuple[Rank
 
 def _schema(arm: Arm, snapshot: Snapshot) -> pa.Schema:
     fields = {"example_id": pa.int64(), "event_time": pa.timestamp("us", "UTC")}
-    fields |= {f"prediction_{task}": pa.float32() for task in arm.tasks}
     about = {"model": arm.name, "snapshot": str(snapshot.version), "watermark_us": str(snapshot.watermark_us)}
-    about |= {f"kind.{task}": "probability" for task in arm.tasks}
+    for task in arm.tasks:
+        fields[f"prediction_{task}"] = pa.float32()
+        about[f"kind.{task}"] = "probability"
     return pa.schema(fields, metadata={f"exfm.{key}": value for key, value in about.items()})
 
 
 def _id_kinds(store: Store, snapshot: Snapshot, arm: Arm) -> dict[str, IdKind]:
-    """What the columns of ids held that the model was trained on."""
+    """Returns the kinds of values in the columns of ids that the model was trained on."""
     kinds: dict[str, IdKind] = store.log.load("train", arm.name, snapshot.version).counters.get("id_kinds", {})
     return kinds
 
 
 def _windows(experiment: Experiment, between: TimeRange | None) -> list[Window]:
-    """The windows of the stream, cut to a part of it."""
+    """Returns the windows of the stream, cut to a range of times."""
     length = experiment.config.stream.window
     with source_errors():
         stream = experiment.source.time_range()
@@ -136,10 +138,11 @@ def _windows(experiment: Experiment, between: TimeRange | None) -> list[Window]:
         covered = f"from {utc(stream.start_us)} to {utc(stream.end_us)}"
         raise ConfigError(f"--from and --to: the stream has no rows then; it goes {covered}")
     windows = windows_with_events(experiment.source, WindowGrid.around(span.start_us, length), span)
-    return [
-        replace(window, start_us=max(window.start_us, span.start_us), end_us=min(window.end_us, span.end_us))
-        for window in windows
-    ]
+    cut = []
+    for window in windows:
+        start_us, end_us = max(window.start_us, span.start_us), min(window.end_us, span.end_us)
+        cut.append(replace(window, start_us=start_us, end_us=end_us))
+    return cut
 
 
 def _chunks(
@@ -147,7 +150,7 @@ def _chunks(
 ) -> Iterator[tuple[Chunk, Progress]]:
     stream = experiment.config.stream
     where = {arm.name: arm.config.where}
-    # Rows to be predicted may show one example again.
+    # In training a repeated example is an error; rows to predict may repeat an example.
     reader = ChunkReader(experiment.source, experiment.schema, stream, where, plan.shard, unique=False)
     reader.id_kinds = id_kinds
     for window in windows:
@@ -157,15 +160,18 @@ def _chunks(
 
 
 def _batches(network: RankingModel, chunk: Chunk, arm: Arm) -> Iterator[Batch]:
-    picked = chunk.rows[arm.name]
+    selected = chunk.rows[arm.name]
     seen = network.narrow(chunk.batch)
-    seen = seen if picked is None else seen.select(picked)
+    if selected is not None:
+        seen = seen.select(selected)
     count = math.ceil(seen.size / arm.config.batch_size)
-    for part in torch.arange(seen.size).tensor_split(count) if count else ():
-        yield seen.slice(int(part[0]), int(part[-1]) + 1)
+    if count:
+        # Nearly equal batches, instead of a small batch at the end.
+        for rows in torch.arange(seen.size).tensor_split(count):
+            yield seen.slice(int(rows[0]), int(rows[-1]) + 1)
 
 
-def _predicted(network: RankingModel, batch: Batch, plan: ParallelPlan) -> dict[str, Column]:
+def _predict_batch(network: RankingModel, batch: Batch, plan: ParallelPlan) -> dict[str, Column]:
     with torch.no_grad():
         logits = network(batch.to(plan.device)).logits
     probabilities = {f"prediction_{task}": logit.sigmoid().cpu().numpy() for task, logit in logits.items()}

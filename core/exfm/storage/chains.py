@@ -1,4 +1,4 @@
-"""What a model has committed in one stage, checked file by file: where its chain of manifests is sound."""
+"""Checks every committed file of a model in a stage, and determines up to which window the chain is intact."""
 
 from __future__ import annotations
 
@@ -15,38 +15,43 @@ from exfm.storage.workspace import MissingFileError, Workspace, numbered
 _ROWS = "rows"
 
 
-class Snapshot(Enum):
-    """What is there of a window's snapshot."""
+class SnapshotState(Enum):
+    """Classifies the files of a window's snapshot."""
 
-    NONE = "the window has none"
-    GONE = "not all of it, as where it was retired"
-    DAMAGED = "something else than was committed"
-    WHOLE = "all of it"
+    NONE = "the window has no snapshot"
+    GONE = "files are missing, as after retirement"
+    DAMAGED = "a file has other content than was committed"
+    WHOLE = "all files are intact"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A committed window.
+    """Describes a committed window after its files were checked.
 
     Attributes:
-        window: None of a manifest that cannot be read.
-        files: those that the manifest names.
-        problems: why its model cannot go on from it, in words.
+        index: index of the window.
+        window: the window; None if the manifest cannot be read.
+        files: the files that the manifest names.
+        problems: messages that say why the model cannot continue from this window.
+        snapshot: state of the window's snapshot.
     """
 
     index: int
     window: Window | None = None
     files: tuple[FileRecord, ...] = ()
     problems: tuple[str, ...] = ()
-    snapshot: Snapshot = Snapshot.NONE
+    snapshot: SnapshotState = SnapshotState.NONE
 
 
 @dataclass
 class Chain:
-    """The windows that a model has committed in one stage, in order.
+    """Lists the windows that a model has committed in a stage, in order.
 
     Attributes:
-        last: index of the last window that stays, where windows go; ``NONE`` where all go.
+        stage: stage of the commits.
+        model: name of the model.
+        entries: the committed windows.
+        last: index of the last window to keep, or ``NONE`` to remove all; None removes no window.
     """
 
     stage: Stage
@@ -56,24 +61,30 @@ class Chain:
 
     @property
     def kept(self) -> list[Entry]:
-        """The windows that stay."""
-        return [one for one in self.entries if self.last is None or one.index <= self.last]
+        """Returns the windows that a repair keeps."""
+        return [entry for entry in self.entries if self.last is None or entry.index <= self.last]
 
     @property
     def removed(self) -> list[Entry]:
-        """The windows that go."""
+        """Returns the windows that a repair removes."""
         return self.entries[len(self.kept) :]
 
     def go_back(self, before: int, to_a_snapshot: bool) -> None:
-        """Drops the windows from one on; where a model is to go on from it, down to a snapshot that can be read."""
-        stays = [one for one in self.kept if one.index < before]
+        """Keeps only the windows before an index.
+
+        Args:
+            before: index of the first window to remove.
+            to_a_snapshot: also remove later windows than the newest intact snapshot, because training continues from
+                a snapshot.
+        """
+        kept = [entry for entry in self.kept if entry.index < before]
         if to_a_snapshot:
-            stays = [one for one in stays if one.snapshot is Snapshot.WHOLE]
-        self.last = stays[-1].index if stays else NONE
+            kept = [entry for entry in kept if entry.snapshot is SnapshotState.WHOLE]
+        self.last = kept[-1].index if kept else NONE
 
 
 def read_chain(log: CommitLog, stage: Stage, model: str) -> Chain:
-    """Reads a chain and checks every file of it."""
+    """Reads the chain of a model's manifests in a stage, and checks every file that they name."""
     entries: list[Entry] = []
     before = NONE
     indices = numbered(log.workspace.names(f"commits/{stage}/{model}"), ".json")
@@ -84,6 +95,7 @@ def read_chain(log: CommitLog, stage: Stage, model: str) -> Chain:
 
 
 def _entry(log: CommitLog, stage: Stage, model: str, index: int, before: int, newest: bool) -> Entry:
+    """Reads the manifest of a window and checks its files; ``before`` is the index of the window listed before it."""
     workspace = log.workspace
     try:
         commit = log.load(stage, model, index)
@@ -94,21 +106,22 @@ def _entry(log: CommitLog, stage: Stage, model: str, index: int, before: int, ne
         where = workspace.name(f"commits/{stage}/{model}")
         problems.append(f"{where}: a manifest before that of window {commit.window} is missing")
     errors = {role: _error(workspace, record) for role, record in commit.files.items()}
-    snapshot = [error for role, error in errors.items() if role != _ROWS]
-    state = _state(snapshot)
-    # Of older ones those that nobody needs are removed, and a damaged one is passed over.
+    state = _snapshot_state([error for role, error in errors.items() if role != _ROWS])
+    # Snapshots of older windows may be retired, and readers skip a damaged snapshot: only the newest is needed.
     broken = [error for role, error in errors.items() if role == _ROWS or newest]
     problems += [_words(error, workspace) for error in broken if error is not None]
     return Entry(index, commit.window, tuple(commit.files.values()), tuple(problems), state)
 
 
-def _state(errors: Sequence[RunError | None]) -> Snapshot:
+def _snapshot_state(errors: Sequence[RunError | None]) -> SnapshotState:
     if not errors:
-        return Snapshot.NONE
-    if all(error is None for error in errors):
-        return Snapshot.WHOLE
-    gone = all(error is None or isinstance(error, MissingFileError) for error in errors)
-    return Snapshot.GONE if gone else Snapshot.DAMAGED
+        return SnapshotState.NONE
+    failures = [error for error in errors if error is not None]
+    if not failures:
+        return SnapshotState.WHOLE
+    if all(isinstance(error, MissingFileError) for error in failures):
+        return SnapshotState.GONE
+    return SnapshotState.DAMAGED
 
 
 def _error(workspace: Workspace, record: FileRecord) -> RunError | None:
@@ -120,4 +133,5 @@ def _error(workspace: Workspace, record: FileRecord) -> RunError | None:
 
 
 def _words(error: RunError, workspace: Workspace) -> str:
+    """Returns the message without its advice to run ``exfm repair``, because this is that command."""
     return str(error).replace(workspace.remedy, "")

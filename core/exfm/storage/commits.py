@@ -1,11 +1,11 @@
-"""The commit log: one small manifest decides that a stage has done a window.
+"""Commits windows: a window of a stage counts as done when its manifest exists.
 
-A stage first writes its files under names that depend on model, window and content, then creates the manifest that
-lists them with their checksums, which only one of several writers can. A crash before the manifest leaves files that
-the repeated window writes again, equal.
+A stage first writes its files under names that depend on model, window and content. Then it creates the manifest that
+lists them with their checksums; of several writers, a single writer succeeds. After a crash before the manifest, the
+repeated window writes equal files again.
 
-Each manifest names the one before it. So windows without rows need none, a manifest that is lost is noticed, and
-manifests are read by name: a listing that lacks the newest names only makes a reader wait or do a window again.
+Each manifest names its predecessor. So windows without rows need no manifest, and a lost manifest is noticed.
+Manifests are read by name: if a listing lacks the newest, a reader only waits or repeats a window.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.storage.hashing import FileRecord
 from exfm.storage.late_log import late_file
-from exfm.storage.manifests import files_of, seal, unseal
+from exfm.storage.manifests import file_records, seal, unseal
 from exfm.storage.workspace import Workspace, numbered
 
 Stage = Literal["train", "supervise"]
@@ -27,20 +27,20 @@ STAGES: tuple[Stage, ...] = ("train", "supervise")
 
 
 class OtherContentError(RunError):
-    """A window was committed before, with other files."""
+    """Reports that a window was committed before with other files."""
 
 
 NONE = -1
-"""Stands for the window before the first."""
+"""Index that stands for the window before the first."""
 
 
 @dataclass(frozen=True)
 class WindowRead:
-    """Which state of the stream a window was read in.
+    """Records the state of the stream when a window was read.
 
     Attributes:
         parts: versions of the stream's parts that overlapped the window, by name.
-        until_us: the stream was complete until this time; before the window's end where more rows could still come.
+        until_us: time until which the stream was complete; before the window's end if more rows could still arrive.
     """
 
     parts: Mapping[str, str] = field(default_factory=dict)
@@ -49,14 +49,15 @@ class WindowRead:
 
 @dataclass(frozen=True)
 class Commit:
-    """A stage's finished window.
+    """Describes a finished window of a stage.
 
     Attributes:
+        window: the finished window.
+        counters: counters that results.json sums, such as examples seen and seconds spent.
+        files: files of the window, by role; empty if all of its rows were skipped.
         previous: index of the window that the stage had committed before; ``NONE`` for its first.
-        counters: what results.json sums up, such as examples seen and seconds spent.
-        files: the files that belong to it, by role; none of a window whose rows were all left out.
-        read: the state of the stream in which the window was read.
-        written_at: when it was committed, ISO 8601, UTC; set by ``CommitLog.add``.
+        read: state of the stream when the window was read.
+        written_at: time of the commit, ISO 8601, UTC; set by ``CommitLog.add``.
     """
 
     window: Window
@@ -68,34 +69,35 @@ class Commit:
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether more rows of the window could still come when it was read."""
+        """Tells whether more rows of the window could still arrive when it was read."""
         return self.read.until_us is not None and self.read.until_us < self.window.end_us
 
 
 class CommitLog:
-    """The manifests of a workspace, under ``commits/STAGE/MODEL/``."""
+    """Reads and creates the manifests of a workspace, under ``commits/STAGE/MODEL/``."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self._heads: dict[tuple[Stage, str], int] = {}
-        self._links: dict[tuple[Stage, str, int], int] = {}  # manifests never change: their predecessors are kept
+        # Predecessors of windows. The cache is never stale, because manifests do not change.
+        self._links: dict[tuple[Stage, str, int], int] = {}
 
     def has(self, stage: Stage, model: str, window: int) -> bool:
-        """Whether the window is done, asked by name."""
+        """Tells whether the window is committed, by reading its manifest and not a listing."""
         if window == NONE or self._read(stage, model, window) is None:
             return False
         self.note_head(stage, model, window)
         return True
 
     def note_head(self, stage: Stage, model: str, window: int) -> None:
-        """Remembers a window as committed, whatever a listing says later."""
+        """Remembers that a window is committed, because a later listing may lack it."""
         self._heads[stage, model] = max(window, self._heads.get((stage, model), NONE))
 
     def head(self, stage: Stage, model: str) -> int:
-        """Index of the newest window that is done; ``NONE`` where there is none."""
+        """Returns the index of the newest committed window, or ``NONE``."""
         head = self._heads.get((stage, model), NONE)
         for window in reversed(self._listed(stage, model)):
-            # The newest can be one whose writer died while a store took half of it.
+            # The newest listed manifest may be truncated, if its writer died while it was being stored.
             if window <= head or self._read(stage, model, window) is not None:
                 head = max(head, window)
                 break
@@ -107,7 +109,7 @@ class CommitLog:
         return numbered(self.workspace.names(f"commits/{stage}/{model}"), ".json")
 
     def newest_first(self, stage: Stage, model: str) -> Iterator[int]:
-        """Indices of the windows that are done, from the newest back along the chain.
+        """Yields the indices of the committed windows, from the newest back along the chain of manifests.
 
         Raises:
             RunError: a manifest in the chain is missing or damaged.
@@ -124,7 +126,7 @@ class CommitLog:
             window, follower = self._links[key], window
 
     def windows(self, stage: Stage, model: str) -> list[int]:
-        """Indices of the windows that are done, in order.
+        """Lists the indices of the committed windows, in order.
 
         Raises:
             RunError: a manifest in the chain is missing or damaged.
@@ -140,10 +142,10 @@ class CommitLog:
         )
 
     def load(self, stage: Stage, model: str, window: int) -> Commit:
-        """The manifest of a window that is done.
+        """Reads the manifest of a committed window.
 
         Raises:
-            RunError: it is not done.
+            RunError: the window is not committed, or its manifest is damaged.
         """
         commit = self._read(stage, model, window)
         if commit is None:
@@ -152,17 +154,21 @@ class CommitLog:
         return commit
 
     def _read(self, stage: Stage, model: str, window: int) -> Commit | None:
-        """The manifest, or None where there is none, or half of one: half a JSON object is no JSON."""
+        """Reads a manifest; returns None if it does not exist or is truncated.
+
+        Raises:
+            RunError: the manifest is damaged or of an old version.
+        """
         path = _path(stage, model, window)
         try:
             raw = unseal(self.workspace.read(path))
-            files = {} if raw is None else files_of(raw, model)
+            if raw is None:
+                return None
+            files = file_records(raw, model)
         except FileNotFoundError:
             return None
         except ValueError as error:
             raise RunError(f"{self.workspace.name(path)}: damaged: {error}{self.workspace.remedy}") from error
-        if raw is None:
-            return None
         if "previous" not in raw:
             raise RunError(
                 f"{self.workspace.name(path)}: a manifest of exfm 0.1, which counted windows otherwise. Read the run "
@@ -172,27 +178,28 @@ class CommitLog:
         return Commit(Window(**raw["window"]), raw["counters"], files, raw["previous"], read, raw["written_at"])
 
     def remove_head(self, stage: Stage, model: str) -> None:
-        """Takes back the newest commit, so that its window is done again. Its files stay."""
+        """Removes the newest manifest, so that its window is repeated, and leaves the files of the window."""
         window = self.head(stage, model)
         previous = self.load(stage, model, window).previous
         self.workspace.remove_file(_path(stage, model, window))
-        self.workspace.remove_file(late_file(model, window))  # rows that came late are read with the rest
+        # The repeated window reads the late rows with all others, so they are not late any more.
+        self.workspace.remove_file(late_file(model, window))
         self._heads[stage, model] = previous
         self._links.pop((stage, model, window), None)
 
     def commits(self, stage: Stage, model: str) -> Sequence[Commit]:
-        """Every manifest of a stage, in order of windows."""
+        """Reads every manifest of a stage, in order of windows."""
         return [self.load(stage, model, window) for window in self.windows(stage, model)]
 
     def add(self, stage: Stage, model: str, commit: Commit) -> bool:
-        """Commits: the files named must have been written before.
+        """Commits a window, whose files must have been written before.
 
         Returns:
-            False where the window had been committed already, with the same files: by this stage before a crash, or
-            by another job at the same time.
+            True if this call committed the window; False if it was committed before with equal files, by this stage
+            before a crash or by a concurrent job.
 
         Raises:
-            OtherContentError: it had been committed with other files. They stand; this commit does not.
+            OtherContentError: the window was committed before with other files, and that commit is kept.
         """
         manifest = {
             "window": asdict(commit.window),
@@ -208,7 +215,7 @@ class CommitLog:
             self.note_head(stage, model, commit.window.index)
             return True
         standing = self._read(stage, model, commit.window.index)
-        if standing is None:
+        if standing is None:  # a truncated manifest, whose writer has died: replace it
             self.workspace.write(path, data)
             self.note_head(stage, model, commit.window.index)
             return True

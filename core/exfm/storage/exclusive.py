@@ -1,8 +1,9 @@
-"""Creates a small file on a disk, whole and unless it exists: of several writers at once exactly one succeeds.
+"""Creates a small file on a disk atomically, unless it exists: of concurrent writers a single writer succeeds.
 
-A hard link does it in one step. File systems without links (vfat, SMB, many under FUSE) cannot replace a folder that
-holds something: there, writers compete by renaming a folder, and the winner's file is then moved out of it. Whoever
-comes upon such a folder, after a crash or beside its owner, may move the file too: each has a name of its own.
+A hard link does this in a single step. On file systems without links (vfat, SMB, many under FUSE), writers compete by
+renaming a folder, because these file systems do not replace a folder that is not empty. The winner's file is then
+moved out of the folder. Any process that finds such a folder, after a crash or concurrently with its writer, may move
+the file, because the file in each folder has a different name.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ from pathlib import Path
 from exfm.storage.temporary import temporary_file, temporary_folder
 
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
-_THERE = {errno.ENOTEMPTY, errno.EEXIST}
+_FOLDER_EXISTS = {errno.ENOTEMPTY, errno.EEXIST}
 _PREFIX, _SUFFIX = ".exfm.", ".won"
-_TRIES = 100
+_TRIES = 100  # each failed try means that another writer has made progress, so a few suffice
 
 
 def create_file(target: str, data: bytes) -> bool:
-    """Creates a file, unless it exists; says whether it did."""
+    """Creates a file and returns True, or returns False if it exists."""
     path = Path(target)
     with temporary_file(str(path.parent)) as file:
         file.write(data)
         file.flush()
+        # The data must be on disk before the name is: after a power cut, a named file is complete.
         os.fsync(file.fileno())
         try:
             os.link(file.name, path)
@@ -40,7 +42,7 @@ def create_file(target: str, data: bytes) -> bool:
 
 
 def finish_creations(folder: str) -> None:
-    """Completes what writers had won before they died."""
+    """Completes the files of a folder that writers had won the right to create before they died."""
     with suppress(FileNotFoundError):
         for won in list(Path(folder).glob(f"{_PREFIX}*{_SUFFIX}")):
             _finish(won, won.with_name(won.name.removeprefix(_PREFIX).removesuffix(_SUFFIX)))
@@ -58,30 +60,33 @@ def _create_without_links(target: Path, data: bytes) -> bool:
             try:
                 folder.rename(won)
             except OSError as error:
-                if error.errno not in _THERE and not won.is_dir():
+                # The error of an existing folder differs between file systems: look at the folder itself, too.
+                if error.errno not in _FOLDER_EXISTS and not won.is_dir():
                     raise
                 _finish(won, target)
                 continue
             _finish(won, target)
-            return _is(file.fileno(), target)
+            # Another process may have moved an earlier winner's file to the target meanwhile.
+            return _is_same_file(file.fileno(), target)
     raise OSError(f"{target}: cannot be created: others remove what is written")
 
 
 def _finish(won: Path, target: Path) -> None:
-    """Moves the winner's file to its place, unless an earlier winner has been there and has removed its folder."""
+    """Moves the winner's file to the target, or removes it if an earlier winner has already created the target."""
     with suppress(FileNotFoundError):
-        for held in list(won.iterdir()):
+        for file in list(won.iterdir()):
             with suppress(FileNotFoundError):
-                if target.exists():  # asked after the listing: the file is then known to have come too late
-                    held.unlink()
+                # Check after listing: if the target exists now, this file's writer won after the target was created.
+                if target.exists():
+                    file.unlink()
                 else:
-                    held.rename(target)
-    with suppress(OSError):  # another winner's may be there already
+                    file.rename(target)
+    with suppress(OSError):  # the folder may already hold the file of another winner
         won.rmdir()
 
 
-def _is(descriptor: int, path: Path) -> bool:
-    own = os.fstat(descriptor)
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    opened = os.fstat(descriptor)
     with suppress(FileNotFoundError):
-        return os.path.samestat(own, path.stat())
+        return os.path.samestat(opened, path.stat())
     return False

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: found in what would be committed, and in snapshots that hold some all the same."""
+"""Detects NaN and infinite values in tensors before they are committed, and in snapshots that are read."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from exfm.storage.snapshots import Snapshot
 
 
 def first_not_finite(tensors: Mapping[str, Tensor], constants: Collection[str] = ()) -> str:
-    """The first name whose tensor holds NaN or an infinity; an empty string where there is none.
+    """Returns the first name whose tensor holds NaN or an infinity, or an empty string.
 
     Args:
-        constants: names that are left out, see ``infinite_buffers``.
+        tensors: tensors by name.
+        constants: names to skip, see ``infinite_buffers``.
     """
-    return next((name for name, tensor in tensors.items() if name not in constants and not is_finite(tensor)), "")
+    for name, tensor in tensors.items():
+        if name not in constants and not is_finite(tensor):
+            return name
+    return ""
 
 
 def infinite_buffers(module: nn.Module) -> frozenset[str]:
-    """Names of a new module's buffers that are not finite on purpose, such as a mask of minus infinity."""
-    buffers = ((name, buffer) for name, buffer in module.named_buffers() if not buffer.is_meta)
-    return frozenset(name for name, buffer in buffers if not is_finite(buffer))
+    """Returns the names of a new module's buffers that are infinite by design, such as a mask of minus infinity."""
+    names: set[str] = set()
+    for name, buffer in module.named_buffers():
+        if not buffer.is_meta and not is_finite(buffer):
+            names.add(name)
+    return frozenset(names)
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all of its values are finite.
-
-    One pass without intermediate results: the smallest and the largest value of a tensor that holds NaN are NaN.
-    """
+    """Tells whether all values of a tensor are finite."""
+    # A single pass without a mask in memory: minimum and maximum of a tensor that holds NaN are NaN.
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     lowest, highest = torch.aminmax(tensor)
@@ -41,11 +46,13 @@ def check_snapshot(snapshot: Snapshot, tensors: Mapping[str, Tensor], constants:
     """Checks that a snapshot's tensors are finite: exfm 0.1.0 committed models that had diverged.
 
     Args:
-        constants: names that are left out, see ``infinite_buffers``.
-        where: the run's folder.
+        snapshot: the snapshot that the tensors belong to.
+        tensors: tensors by name.
+        constants: names to skip, see ``infinite_buffers``.
+        where: the run's folder, for the error.
 
     Raises:
-        RunError: one is not.
+        RunError: a tensor is not finite.
     """
     if name := first_not_finite(tensors, constants):
         raise RunError(

@@ -1,4 +1,4 @@
-"""What is written, with its size and its checksum, and what becomes of a disk that is full."""
+"""Hashes files while they are written, and turns the errors of a full disk into errors for the user."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A written file: path relative to the workspace, size, and checksum (XXH3, 128 bits)."""
+    """Describes a written file: path relative to the workspace, size, and checksum (XXH3, 128 bits)."""
 
     path: str
     bytes: int
@@ -26,12 +26,12 @@ class FileRecord:
 
 
 class HashingWriter:
-    """A binary file that keeps size and digest of what is written to it.
+    """Writes to a binary file, and tracks the size and digest of the written bytes.
 
     Args:
-        file: takes the bytes.
-        path: relative to the workspace.
-        where: what an error calls it.
+        file: receives the bytes.
+        path: path relative to the workspace.
+        where: name of the file in error messages.
     """
 
     def __init__(self, file: IO[bytes], path: str, where: str) -> None:
@@ -49,56 +49,57 @@ class HashingWriter:
             RunError: the disk is full.
         """
         view = memoryview(data)
-        with naming_a_full_disk(self._where, self.size):
+        with explain_full_disk(self._where, self.size):
             self._file.write(view)
         self._digest.update(view)
         self.size += view.nbytes
         return view.nbytes
 
     def tell(self) -> int:
-        """Bytes written so far."""
+        """Returns the number of bytes written so far."""
         return self.size
 
     def flush(self) -> None:
-        """Passes data on to the file system."""
-        with naming_a_full_disk(self._where, self.size):
+        """Flushes buffered data to the file system."""
+        with explain_full_disk(self._where, self.size):
             self._file.flush()
 
     def sync(self) -> None:
-        """Has the file system store all of it."""
+        """Flushes and waits until the file system has stored all bytes (fsync)."""
         self.flush()
-        with naming_a_full_disk(self._where, self.size):
+        with explain_full_disk(self._where, self.size):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Marks the writer closed; the workspace closes the file."""
+        """Marks the writer as closed, because pyarrow closes its sink; the workspace closes the file."""
         self.closed = True
 
     def readable(self) -> bool:
-        """Never."""
+        """Returns False: the file is write-only."""
         return False
 
     def writable(self) -> bool:
-        """Always."""
+        """Returns True."""
         return True
 
     def seekable(self) -> bool:
-        """Never."""
+        """Returns False, because bytes are hashed in the order in which they are written."""
         return False
 
     def record(self) -> FileRecord:
-        """What was written."""
+        """Describes the bytes written so far."""
         digest = self._digest.hexdigest()
+        # 12 of 32 digits, 48 bits, in the name: only files of one model and window can collide.
         return FileRecord(self._path.replace("{digest}", digest[:12]), self.size, digest)
 
 
 @contextmanager
-def naming_a_full_disk(where: str, size: int | None = None) -> Iterator[None]:
-    """Turns the error of a full disk into one that says which file did not fit.
+def explain_full_disk(where: str, size: int | None = None) -> Iterator[None]:
+    """Turns the error of a full disk into a RunError that names the file which did not fit.
 
     Args:
-        where: the file.
-        size: bytes of it that had been written before.
+        where: name of the file.
+        size: bytes of the file that were written before the error.
 
     Raises:
         RunError: the disk is full, or a quota is used up.

@@ -1,4 +1,4 @@
-"""Rows that came after their window had been committed: counted per model and window, under ``late/MODEL/``."""
+"""Counts rows that arrived after their window had been committed, per model and window, under ``late/MODEL/``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from dataclasses import asdict, dataclass
 from exfm.interfaces.data_source import Window
 from exfm.storage.workspace import Workspace, numbered
 
-_NAMED = 3
-"""How many names a warning or a note has."""
+_MAX_NAMES = 3
+"""Names that a warning or a note lists before an ellipsis."""
 
 
 @dataclass(frozen=True)
 class LateRows:
-    """Rows of a committed window that a model has not read and will not read.
+    """Counts the rows of a committed window that a model has not read and will not read.
 
     Attributes:
-        rows: how many there are, by name of the stream's part that they came in; empty where a part was written again
-            with the same rows.
+        window: the committed window.
+        rows: row counts by the name of the stream's part that holds them; empty if a part was rewritten with equal
+            rows.
         parts: versions of all parts that overlap the window, by name, when the rows were counted.
     """
 
@@ -28,22 +29,22 @@ class LateRows:
 
     @property
     def count(self) -> int:
-        """How many rows there are in all parts."""
+        """Returns the number of rows in all parts."""
         return sum(self.rows.values())
 
 
 class LateLog:
-    """The counts of a workspace: one small file per model and window, replaced when more rows come."""
+    """Stores the counts in a workspace: a small file per model and window, replaced when more rows arrive."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
 
     def write(self, model: str, late: LateRows) -> None:
-        """Keeps a count."""
+        """Stores the count of a window."""
         self._workspace.write_json(late_file(model, late.window.index), asdict(late))
 
     def read(self, model: str, window: int) -> LateRows | None:
-        """Reads the count of a window; None where none was made."""
+        """Reads the count of a window; returns None if it was never counted."""
         try:
             raw = self._workspace.read_json(late_file(model, window))
         except FileNotFoundError:
@@ -56,15 +57,20 @@ class LateLog:
 
     def all(self, model: str) -> list[LateRows]:
         """Reads every count of a model in the order of windows."""
-        counts = (self.read(model, window) for window in self.windows(model))
-        return [late for late in counts if late is not None]
+        counts: list[LateRows] = []
+        for window in self.windows(model):
+            late = self.read(model, window)
+            if late is not None:  # another process may remove a count between listing and reading
+                counts.append(late)
+        return counts
 
 
 def late_file(model: str, window: int) -> str:
-    """The path of a window's count."""
+    """Returns the path of a window's count."""
     return f"late/{model}/{window:06d}.json"
 
 
-def some_of(names: Collection[str]) -> str:
-    """Writes the first few of some names."""
-    return ", ".join(sorted(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+def first_names(names: Collection[str]) -> str:
+    """Lists the first names in alphabetical order, with an ellipsis if there are more."""
+    ellipsis = ", ..." if len(names) > _MAX_NAMES else ""
+    return ", ".join(sorted(names)[:_MAX_NAMES]) + ellipsis

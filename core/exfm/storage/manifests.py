@@ -1,4 +1,4 @@
-"""A manifest as bytes: a JSON object with a checksum of itself, which names files of its own model and no others."""
+"""Encodes a manifest as JSON with a checksum of its content, and checks that it names only files of its model."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ _FOLDERS = ("predictions", "supervision", "snapshots")
 
 
 def seal(manifest: Mapping[str, Any]) -> bytes:
-    """Writes a manifest with the checksum of the rest."""
-    manifest = json.loads(json.dumps(manifest))  # as it will be read: keys are strings
+    """Encodes a manifest, with the checksum of its other keys."""
+    # JSON turns integer keys into strings. The checksum is of the manifest as it will be read.
+    manifest = json.loads(json.dumps(manifest))
     sealed = {**manifest, _CHECKSUM: _checksum(manifest)}
     return (json.dumps(sealed, indent=2, allow_nan=False) + "\n").encode()
 
 
 def unseal(data: bytes) -> dict[str, Any] | None:
-    """Reads a manifest; None of half of one: half a JSON object is no JSON.
+    """Decodes a manifest; returns None for a truncated file, because a truncated JSON object does not parse.
 
     Raises:
-        ValueError: it was changed since.
+        ValueError: the manifest was changed after it was committed, or has no checksum.
     """
     try:
         manifest = json.loads(data)
@@ -39,17 +40,18 @@ def unseal(data: bytes) -> dict[str, Any] | None:
     return manifest
 
 
-def files_of(manifest: Mapping[str, Any], model: str) -> dict[str, FileRecord]:
-    """The files that a manifest names, by role.
+def file_records(manifest: Mapping[str, Any], model: str) -> dict[str, FileRecord]:
+    """Returns the files that a manifest names, by role.
 
     Raises:
-        ValueError: one of them is not a file of the model.
+        ValueError: a record is malformed, or names a file that is not a file of the model.
     """
     try:
         files = {role: FileRecord(**record) for role, record in manifest["files"].items()}
     except (KeyError, AttributeError, TypeError):
         raise ValueError("it does not list files as manifests do") from None
     for record in files.values():
+        # A manifest that somebody tampered with must not make a reader open, or a repair remove, files elsewhere.
         parts = PurePosixPath(record.path).parts
         if "\\" in record.path or ".." in parts or parts[:1] not in [(folder,) for folder in _FOLDERS]:
             raise ValueError(f"it names {record.path!r}, which is no file of the run")
@@ -59,5 +61,6 @@ def files_of(manifest: Mapping[str, Any], model: str) -> dict[str, FileRecord]:
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
+    # Sorted keys and no spaces: the checksum does not depend on how a tool has formatted the file.
     canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
     return xxhash.xxh3_128_hexdigest(canonical)

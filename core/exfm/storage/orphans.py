@@ -1,7 +1,7 @@
-"""Files of a committed window that no commit names: what a writer left that died before its manifest.
+"""Finds files of a committed window that no manifest names, left by a writer that died before its commit.
 
-A repeated window mostly gives files of the same names. On another number of processes it does not: the digest in the
-name differs, and a reader that goes by the folder would see the window twice.
+A repeated window mostly writes files of the same names. With another number of processes the digests in the names
+differ, and a reader that lists the folder would see the window twice.
 """
 
 from __future__ import annotations
@@ -15,26 +15,34 @@ from exfm.storage.workspace import Workspace
 _NAME = re.compile(r"(?P<start>.*-)[0-9a-f]{12}(?P<end>\.[a-z]+)")
 
 
-def orphans(workspace: Workspace, files: Collection[FileRecord]) -> list[str]:
-    """Paths of files that differ from a window's committed ones in nothing but their digest.
+def find_orphans(workspace: Workspace, files: Collection[FileRecord]) -> list[str]:
+    """Lists the files whose paths differ from the committed files of a window only in the digest.
 
-    Nobody can commit them any more, as the window is committed.
+    No job can commit them any more, because the window is committed.
+
+    Args:
+        workspace: the run's folder.
+        files: the committed files of the window.
     """
     committed = {record.path for record in files}
-    found = []
+    orphans: list[str] = []
     for folder in dict.fromkeys(path.rpartition("/")[0] for path in committed):
         kinds = {_kind(path) for path in committed if path.startswith(f"{folder}/")}
-        paths = (f"{folder}/{name}" for name in workspace.names(folder))
-        found += [path for path in paths if path not in committed and _kind(path) in kinds - {None}]
-    return found
+        kinds.discard(None)  # files without a digest in their names have no orphans
+        for name in workspace.names(folder):
+            path = f"{folder}/{name}"
+            if path not in committed and _kind(path) in kinds:
+                orphans.append(path)
+    return orphans
 
 
 def remove_orphans(workspace: Workspace, files: Collection[FileRecord]) -> None:
-    """Removes them."""
-    for path in orphans(workspace, files):
+    """Removes the orphans of a committed window."""
+    for path in find_orphans(workspace, files):
         workspace.remove_file(path)
 
 
 def _kind(path: str) -> tuple[str, str] | None:
+    """Returns a file's name before and after its digest; None where the name has no digest."""
     name = _NAME.fullmatch(path.rpartition("/")[2])
     return None if name is None else (name["start"], name["end"])

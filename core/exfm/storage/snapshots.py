@@ -1,6 +1,6 @@
-"""The snapshot registry: published, immutable versions of a model, each with the time up to which it has trained.
+"""Publishes and finds snapshots: immutable versions of a model, each with the time up to which it has trained.
 
-A snapshot is part of its window's commit, so there is no moment at which a reader could find half of one.
+A snapshot belongs to the commit of its window, so a reader never sees a part of a snapshot.
 """
 
 from __future__ import annotations
@@ -23,21 +23,26 @@ MODEL_FILE = "model"
 TRAINING_FILE = "training"
 
 NEWEST = 2
-"""Snapshots that always stay: the last one, and the one before it should the last be damaged."""
+"""Newest snapshots that are never retired: the last, and its predecessor in case the last is damaged."""
 
 READING_S = 60.0
-"""How long a snapshot stays that nobody needs: a reader may have found it when it was the newest, and not opened it."""
+"""Seconds for which an unneeded snapshot is kept: a reader may have chosen it as the newest, and not opened it yet."""
 
 LEAVING = 6
-"""So many of those at most: where windows take a second, a minute's snapshots could fill the disk."""
+"""Limit of unneeded snapshots kept: where a window takes a second, the snapshots of a minute could fill the disk."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A published version. It has trained on examples before ``watermark_us`` and on no others.
+    """Describes a published version of a model, which has trained only on examples before ``watermark_us``.
 
     Attributes:
-        learned: the tasks of which it has seen labels.
+        model: name of the model.
+        version: index of the window after which it was published.
+        watermark_us: end of that window.
+        learned: tasks whose labels the model has seen.
+        weights: file with the model's weights.
+        training: file with the state that continued training needs besides.
     """
 
     model: str
@@ -49,12 +54,13 @@ class Snapshot:
 
 
 class SnapshotRegistry:
-    """Publishes and finds snapshots; version N is what a model was after window N."""
+    """Publishes, finds and retires snapshots; version N is the model after window N."""
 
     def __init__(self, workspace: Workspace, log: CommitLog) -> None:
         self.workspace = workspace
         self.log = log
-        self._unwanted: dict[str, dict[int, float]] = {}  # since when, by model and version
+        # Monotonic time at which a snapshot was first seen to be unneeded, by model and version.
+        self._unneeded_since: dict[str, dict[int, float]] = {}
 
     def write(
         self, model: str, window: Window, weights: dict[str, Tensor], training: dict[str, Tensor]
@@ -62,8 +68,13 @@ class SnapshotRegistry:
         """Writes a snapshot's files; committing them publishes it.
 
         Args:
-            weights: what serving and labelling need.
-            training: what continuing the training needs besides.
+            model: name of the model.
+            window: the window after which the snapshot is taken.
+            weights: tensors for serving and labelling.
+            training: tensors that continued training needs besides.
+
+        Returns:
+            The files by role, for the window's commit.
         """
         folder = _folder(model, window.index)
         watermark = {"watermark_us": str(window.end_us)}
@@ -82,20 +93,20 @@ class SnapshotRegistry:
         return file.record()
 
     def get(self, model: str, version: int) -> Snapshot:
-        """A published version."""
+        """Returns a published version."""
         return _snapshot(model, self.log.load("train", model, version))
 
     def newest_first(self, model: str, before_us: int) -> Iterator[Snapshot]:
-        """The snapshots whose watermark lies at or before a time, the newest first; retired ones are left out."""
+        """Yields the snapshots whose watermark is at or before a time, newest first, without retired snapshots."""
         for snapshot in self.published(model, before_us):
-            # Of one that has lost a file the reader is to hear.
+            # A retired snapshot has lost both files. If a single file is missing, opening it must fail with an error.
             if any(self.workspace.exists(file.path) for file in (snapshot.weights, snapshot.training)):
                 yield snapshot
 
     def published(self, model: str, before_us: int) -> Iterator[Snapshot]:
-        """The same with those that are retired: for readers whose snapshots are kept for them.
+        """Yields the snapshots whose watermark is at or before a time, newest first, including retired snapshots.
 
-        They are asked for by the names in the manifests: a listing may lack the newest.
+        Their names come from the manifests, because a listing of the folder may lack the newest.
         """
         for version in self.log.newest_first("train", model):
             commit = self.log.load("train", model, version)
@@ -103,55 +114,61 @@ class SnapshotRegistry:
                 yield _snapshot(model, commit)
 
     def load(self, record: FileRecord, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The tensors of one of a snapshot's files. Large ones lie in the file: what is to stay is copied from them.
+        """Reads the tensors of a snapshot's file. Large tensors are memory-mapped: the caller copies what it keeps.
 
         Args:
-            into: memory by name, such as a model's own: a tensor of its form is read into it, with no copy between.
+            record: the committed file.
+            into: destinations by name, such as a model's parameters: a tensor of equal dtype and shape is read into
+                its destination without an intermediate copy.
 
         Raises:
-            RunError: the file is missing or corrupt, and ``into`` is as it was; or there is no memory.
+            RunError: the file is missing or corrupt, and ``into`` is unchanged; or there is no memory.
         """
         with self.workspace.reading(record) as file:
             return read_tensors(file, self.workspace.name(record.path), into=into)
 
-    def load_some(self, record: FileRecord, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-        """Those of a file's tensors whose names are wanted; of the others only the checksum is taken.
+    def load_some(self, record: FileRecord, select: Callable[[str], bool]) -> dict[str, Tensor]:
+        """Reads the tensors of a snapshot's file whose names are selected, after checking the whole file.
 
         Raises:
             RunError: the file is missing or corrupt.
         """
         with self.workspace.reading(record) as file:
-            return read_tensors(file, self.workspace.name(record.path), wanted)
+            return read_tensors(file, self.workspace.name(record.path), select)
 
     def versions(self, model: str) -> list[int]:
-        """Those whose files are there, in order."""
+        """Lists the versions whose folders exist, in order."""
         return numbered(self.workspace.names(f"snapshots/{model}"))
 
     def retire(self, model: str, needed_us: int) -> None:
-        """Removes the snapshots that nobody can ask for any more.
+        """Removes the snapshots that no stage can request any more, except the newest ``NEWEST``.
 
-        The newest two always stay. One that has just been found by a reader, as by `exfm predict`, stays for a while:
-        see ``READING_S``.
+        An unneeded snapshot is kept for ``READING_S``, because a reader such as `exfm predict` may be about to open it.
 
         Args:
-            needed_us: the earliest time for which a snapshot may still be wanted.
+            model: name of the model.
+            needed_us: earliest time for which a snapshot may still be requested.
         """
         needed = next((snapshot.version for snapshot in self.newest_first(model, needed_us)), -1)
-        unwanted = [version for version in self.versions(model)[:-NEWEST] if version < needed]
-        since, now = self._unwanted.setdefault(model, {}), time.monotonic()
-        for version in unwanted:
+        unneeded = [version for version in self.versions(model)[:-NEWEST] if version < needed]
+        since, now = self._unneeded_since.setdefault(model, {}), time.monotonic()
+        for version in unneeded:
             since.setdefault(version, now)
-        for place, version in enumerate(unwanted, start=LEAVING - len(unwanted)):
-            if place < 0 or now - since[version] >= READING_S:
+        # The oldest come first: those beyond the limit have a negative number.
+        for number, version in enumerate(unneeded, start=LEAVING - len(unneeded)):
+            if number < 0 or now - since[version] >= READING_S:
                 self.workspace.remove(_folder(model, version))
                 del since[version]
 
 
 def same_on_all(process_group: ProcessGroup, candidates: Iterator[Snapshot]) -> Iterator[Snapshot]:
-    """Yields the first process's snapshots on every process, whatever the others can see."""
+    """Broadcasts the snapshots of rank 0 to all ranks, because listings of a store may differ between machines."""
     while True:
-        own = next(candidates, None) if process_group.is_rank_zero else None
-        data = process_group.broadcast_bytes(b"" if own is None else json.dumps(asdict(own)).encode())
+        data = b""
+        if process_group.is_rank_zero and (snapshot := next(candidates, None)) is not None:
+            data = json.dumps(asdict(snapshot)).encode()
+        # Every rank takes part in each broadcast; empty data ends the loop on all of them.
+        data = process_group.broadcast_bytes(data)
         if not data:
             return
         raw = json.loads(data)

@@ -1,7 +1,7 @@
-"""Files and folders that are not finished: a later start can tell those whose writer has died, and removes them.
+"""Creates temporary files and folders, and removes those whose writers have died.
 
-A name says which machine and which process writes it, and the writer holds a lock (``flock``) on it that ends with the
-process, however that ends. What was written on another machine, where a lock need not be seen, goes by its age.
+A name contains the machine and the process of its writer, and the writer holds a lock (``flock``) that the system
+releases when the process ends. Locks need not be visible to other machines, so their files are removed by age.
 """
 
 from __future__ import annotations
@@ -24,33 +24,34 @@ _NAME = re.compile(r"\.exfm\.(?:(?P<machine>[^.]+)\.(?P<process>[0-9a-f]{12})\.)
 _PROCESS = uuid.uuid4().hex[:12]
 
 _OLD_S = 24 * 3600
-"""A file of another machine that nobody has written to for so long has no writer: a chunk's rows come sooner."""
+"""Age from which a file of another machine counts as abandoned: a live writer appends a chunk's rows more often."""
 
 _TRIES = 100
-"""How often a folder is made again that others remove, as they do with a snapshot's that nobody can ask for."""
+"""Attempts to create a file in a folder that other processes remove, such as the folder of a retired snapshot."""
 
 
 @contextmanager
 def temporary_file(folder: str, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """A file to write in a folder, which is made where there is none; at the end it is gone, unless it was renamed.
+    """Opens a new file for writing, and removes it at the end unless it was renamed.
 
     Args:
-        folder: on a local disk.
-        mode: permissions, of which the umask takes some.
+        folder: folder on a local disk, created if it does not exist.
+        mode: permissions before the umask is applied.
     """
     file = _open(folder, mode)
     try:
         yield file
         file.close()
     finally:
-        with suppress(OSError):  # of a full disk; what has failed on it before is the better message
+        # Closing flushes, which fails again on a full disk: the first failure has the better message.
+        with suppress(OSError):
             file.close()
         Path(file.name).unlink(missing_ok=True)
 
 
 @contextmanager
 def temporary_folder(parent: str, mode: int = 0o700) -> Iterator[Path]:
-    """A folder to fill; at the end it is gone, unless it was renamed."""
+    """Creates a folder, and removes it at the end unless it was renamed."""
     path = Path(parent, _new_name())
     path.mkdir(mode=mode)
     lock = os.open(path, os.O_RDONLY)
@@ -63,17 +64,18 @@ def temporary_folder(parent: str, mode: int = 0o700) -> Iterator[Path]:
 
 
 def spool_folder() -> str:
-    """Where files are kept that go to an object store, or come from it."""
+    """Returns the local folder for files on their way to an object store or from it."""
     return tempfile.gettempdir()
 
 
 def sweep(folder: str) -> None:
-    """Removes what processes that have died have left unfinished in a folder."""
+    """Removes from a folder the unfinished files and folders of processes that have died."""
     with suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(folder) as entries:
         for entry in entries:
             name = _NAME.fullmatch(entry.name)
             if name is not None and name["process"] != _PROCESS:
-                with suppress(OSError):  # it belongs to another user, or somebody else removes it just now
+                # It may belong to another user, or another process may be removing it.
+                with suppress(OSError):
                     _remove_orphan(Path(entry.path), name["machine"] == _machine())
 
 
@@ -84,22 +86,23 @@ def _open(folder: str, mode: int) -> BinaryIO:
         try:
             path.touch(mode, exist_ok=False)
             file = path.open("r+b")
-        except FileNotFoundError:  # the folder was removed just now
+        except FileNotFoundError:  # another process has just removed the folder
             continue
+        # Check after locking: between creating and locking, a sweep of another process takes the file for abandoned.
         if _locked(file.fileno()) and path.exists():
             return file
-        file.close()  # a start of another process has seen it before it was locked
+        file.close()
         path.unlink(missing_ok=True)
     raise OSError(f"{folder}: no file can be kept here: others remove it")
 
 
 def _locked(descriptor: int) -> bool:
-    """Locks a file for as long as it is open; False where somebody else has locked it."""
+    """Locks a file for as long as it is open; returns False if another process has locked it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # this file system has no locks: the age decides
+    except OSError:  # this file system has no locks: a sweep goes by age
         return True
     return True
 
@@ -112,7 +115,7 @@ def _remove_orphan(path: Path, same_machine: bool) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-        except OSError:
+        except OSError:  # no locks here: being on the same machine does not show that the writer is dead
             same_machine = False
         if same_machine or time.time() - os.fstat(descriptor).st_mtime > _OLD_S:
             if is_folder:
@@ -129,7 +132,7 @@ def _new_name() -> str:
 
 @cache
 def _machine() -> str:
-    """This machine since it was started: two of one name, such as containers, do not share it."""
+    """Returns the host's name with its boot id, which differs for machines of equal names, and after a restart."""
     try:
         started = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
     except OSError:

@@ -1,6 +1,6 @@
-"""Tensors as a safetensors file, written from where they lie and read to where they are wanted, without a copy of all.
+"""Writes tensors as a safetensors file without copying them, and reads them into existing memory or maps them.
 
-The library's own writer first copies them, and its own reader wants the whole file in memory.
+The safetensors package copies all tensors before it writes, and needs the whole file in memory to check and read it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from exfm.errors import RunError
 
-_KINDS = {
+_DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -28,74 +28,81 @@ _KINDS = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_TYPES = {name: kind for kind, name in _KINDS.items()}
-_ALIGNMENT = 8
+_DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
+_ALIGNMENT = 8  # of the first tensor, as the safetensors package pads its header
 
 _MAPPED = 1 << 20
-"""Bytes of a tensor from which on it stays in the file until somebody looks at it; for less a copy is cheaper."""
+"""Tensors of at least so many bytes are memory-mapped; below, reading is cheaper than a mapping and its page faults."""
 
 
 class Sink(Protocol):
-    """Takes bytes."""
+    """Accepts bytes in order."""
 
     def write(self, data: Any) -> int:
         """Writes bytes or a buffer."""
 
 
 def write_tensors(sink: Sink, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes contiguous tensors of the CPU; the same tensors always give the same bytes.
+    """Writes contiguous CPU tensors; equal tensors always produce equal bytes.
 
     Args:
-        metadata: strings that the file's header holds besides.
+        sink: receives the file's bytes.
+        tensors: tensors by name.
+        metadata: strings for the header's metadata.
     """
-    # Widest numbers first: each tensor then lies where its type may lie in memory.
+    # Widest dtypes first: each tensor then starts at a multiple of its element size, and can be mapped without a copy.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, Any] = {}
+    if metadata:
+        header["__metadata__"] = dict(metadata)
     end = 0
     for name, tensor in ordered:
         start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _KINDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
+    # Trailing spaces are legal JSON: they align the first tensor.
     encoded += b" " * (-len(encoded) % _ALIGNMENT)
     sink.write(len(encoded).to_bytes(8, "little") + encoded)
     for _, tensor in ordered:
+        # The view as bytes shares the tensor's memory, and numpy has no bfloat16.
         sink.write(tensor.detach().flatten().view(torch.uint8).numpy())
 
 
 def read_tensors(
     file: BinaryIO,
     where: str,
-    wanted: Callable[[str], bool] = lambda name: True,
+    select: Callable[[str], bool] = lambda name: True,
     into: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Reads tensors of a file that lies on a disk. Large ones are not read, but mapped: each must be copied to be kept.
+    """Reads tensors of a file on a local disk. Large tensors are memory-mapped: the caller copies what it keeps.
 
     Args:
-        file: not buffered.
-        where: what an error calls it.
-        wanted: which tensors, by name; all by default.
-        into: memory by a tensor's name; where its form is the tensor's, the tensor is read into it and is it.
+        file: unbuffered file.
+        where: name of the file in error messages.
+        select: tells by its name whether a tensor is read; by default all are read.
+        into: destinations by tensor name; a tensor is read into a destination of its dtype and shape, and that
+            destination is returned.
 
     Raises:
-        RunError: it is no such file, or there is no memory for a tensor.
+        RunError: the file is not a safetensors file, or there is no memory for a tensor.
     """
     tensors: dict[str, Tensor] = {}
     entries, start = _header(file, where)
-    for name in filter(wanted, entries):
+    for name in filter(select, entries):
         try:
-            kind, shape = _TYPES[entries[name]["dtype"]], entries[name]["shape"]
+            dtype, shape = _DTYPES[entries[name]["dtype"]], entries[name]["shape"]
             first, end = entries[name]["data_offsets"]
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{where}: tensor {name!r}: not as safetensors describes one") from error
-        memory = (into or {}).get(name)
+        destination = (into or {}).get(name)
         try:
-            if memory is not None and _has_form(memory, kind, shape):
-                _read_into(file, start + first, memory)
-                tensors[name] = memory
+            if destination is not None and _matches(destination, dtype, shape):
+                _read_into(file, start + first, destination)
+                tensors[name] = destination
             elif end - first >= _MAPPED:
-                tensors[name] = _mapped(file, start + first, kind, shape)
+                tensors[name] = _mapped(file, start + first, dtype, shape)
             else:
-                tensors[name] = torch.empty(shape, dtype=kind)
+                tensors[name] = torch.empty(shape, dtype=dtype)
                 _read_into(file, start + first, tensors[name])
         except (MemoryError, OSError, RuntimeError) as error:
             raise RunError(
@@ -106,9 +113,10 @@ def read_tensors(
 
 
 def _header(file: BinaryIO, where: str) -> tuple[dict[str, Any], int]:
-    """What the file says of each tensor, and where the first one begins."""
+    """Reads the header: an entry for each tensor, and the offset of the first tensor in the file."""
     file.seek(0)
     try:
+        # A damaged length could ask for exabytes: compare it with the file's size before reading.
         size = int.from_bytes(file.read(8), "little")
         if size > file.seek(0, os.SEEK_END) - 8:
             raise ValueError("its header is longer than the file")
@@ -122,15 +130,16 @@ def _header(file: BinaryIO, where: str) -> tuple[dict[str, Any], int]:
     return entries, 8 + size
 
 
-def _has_form(memory: Tensor, kind: torch.dtype, shape: list[int]) -> bool:
-    return (
-        memory.dtype == kind and list(memory.shape) == shape and memory.device.type == "cpu" and memory.is_contiguous()
-    )
+def _matches(tensor: Tensor, dtype: torch.dtype, shape: list[int]) -> bool:
+    """Tells whether a tensor can be read into: dtype and shape are those of the file, and its memory is contiguous."""
+    same_form = tensor.dtype == dtype and list(tensor.shape) == shape
+    return same_form and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def _read_into(file: BinaryIO, start: int, tensor: Tensor) -> None:
     file.seek(start)
     left = tensor.detach().flatten().view(torch.uint8).numpy().data
+    # An unbuffered read returns at most 2 GiB on Linux, and fewer bytes at a signal.
     while left.nbytes:
         count = file.readinto(left)  # type: ignore[attr-defined]
         if not count:
@@ -138,9 +147,10 @@ def _read_into(file: BinaryIO, start: int, tensor: Tensor) -> None:
         left = left[count:]
 
 
-def _mapped(file: BinaryIO, start: int, kind: torch.dtype, shape: list[int]) -> Tensor:
-    before = start % mmap.ALLOCATIONGRANULARITY
-    size = torch.Size(shape).numel() * kind.itemsize
-    # What somebody writes to it stays in this process.
-    pages = mmap.mmap(file.fileno(), before + size, access=mmap.ACCESS_COPY, offset=start - before)
-    return torch.frombuffer(pages, dtype=kind, offset=before, count=size // kind.itemsize).view(shape)
+def _mapped(file: BinaryIO, start: int, dtype: torch.dtype, shape: list[int]) -> Tensor:
+    # A mapping starts at a page: the bytes before the tensor are mapped too and skipped.
+    skipped = start % mmap.ALLOCATIONGRANULARITY
+    size = torch.Size(shape).numel() * dtype.itemsize
+    # Copy on write: torch needs writable memory, and writes must not reach the committed file.
+    pages = mmap.mmap(file.fileno(), skipped + size, access=mmap.ACCESS_COPY, offset=start - skipped)
+    return torch.frombuffer(pages, dtype=dtype, offset=skipped, count=size // dtype.itemsize).view(shape)

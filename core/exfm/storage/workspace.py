@@ -1,4 +1,4 @@
-"""The run's folder on any fsspec file system: whole files appear at once or not at all."""
+"""Reads and writes files of the run's folder on any fsspec file system; written files appear atomically."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from exfm.errors import ConfigError, RunError
 from exfm.storage.exclusive import create_file, finish_creations
-from exfm.storage.hashing import FileRecord, HashingWriter, naming_a_full_disk
+from exfm.storage.hashing import FileRecord, HashingWriter, explain_full_disk
 from exfm.storage.temporary import spool_folder, sweep, temporary_file
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 20  # bytes that are hashed at once: little memory, and few calls per gigabyte
 _NUMBER = re.compile(r"\d{6,}", re.ASCII)
 
 _NOT_EXCLUSIVE = (
@@ -32,22 +32,21 @@ _NOT_EXCLUSIVE = (
 
 
 class MissingFileError(RunError):
-    """A committed file is not there."""
+    """Reports a committed file that does not exist."""
 
 
 class Workspace:
-    """Files under one URL.
+    """Reads and writes the files under a URL.
 
-    On a local disk a file is written under a name that readers ignore and then renamed; for an object store, which
-    shows an object only when its upload is complete, it is spooled to a local file first. Either way a reader never
-    sees half a file.
+    On a local disk a file is written under a temporary name and then renamed. For an object store, which shows an
+    object when its upload is complete, it is spooled to a local file first. Either way no reader sees half a file.
 
     Args:
         url: the folder, any fsspec URL. It need not exist.
-        remedy: what an error about a damaged file says besides.
+        remedy: advice appended to errors about damaged files.
 
     Raises:
-        ConfigError: no file system goes by that URL, or its package is not installed.
+        ConfigError: no file system handles the URL, or its package is not installed.
     """
 
     def __init__(self, url: str, remedy: str = "") -> None:
@@ -61,34 +60,39 @@ class Workspace:
         self._arrow = pafs.LocalFileSystem() if self._local else pafs.PyFileSystem(pafs.FSSpecHandler(self.fs))
 
     def path(self, relative: str) -> str:
-        """The file system's own path of a file."""
+        """Returns the path of a file for the fsspec file system."""
         return f"{self.root.rstrip('/')}/{relative}"
 
     def name(self, relative: str) -> str:
-        """What messages call a file."""
+        """Returns the URL of a file, for messages."""
         return f"{self.url.rstrip('/')}/{relative}"
 
     @contextmanager
     def writing(self, relative: str) -> Iterator[HashingWriter]:
-        """A file to write; it appears, whole, when the block ends without an exception.
+        """Opens a file for writing; it appears, complete, when the block ends without an exception.
 
-        ``{digest}`` in its name stands for the first digits of its content's checksum: two writers of different
-        content never meet under one name, and writing the same again changes nothing.
+        ``{digest}`` in the path stands for the first digits of the content's checksum. So writers of different content
+        never use the same path, and writing equal content again changes nothing.
 
         Raises:
             RunError: the disk is full.
         """
         folder = self.path(relative).rpartition("/")[0]
         self._make_folder(folder)
-        with temporary_file(folder) if self._local else temporary_file(spool_folder(), 0o600) as file:
-            where = self.name(relative) if self._local else f"{file.name}, on its way to {self.name(relative)}"
+        # Private in the spool folder, because users of the machine share it.
+        opening = temporary_file(folder) if self._local else temporary_file(spool_folder(), 0o600)
+        with opening as file:
+            where = self.name(relative)
+            if not self._local:
+                where = f"{file.name}, on its way to {where}"
             writer = HashingWriter(file, relative, where)
             yield writer
+            # The data must be on disk before the name is: after a power cut, a named file is complete.
             writer.sync()
             target = self.path(writer.record().path)
             if self._local:
                 Path(file.name).replace(target)
-            elif not self._holds(writer.record()):  # never touch what a commit may already refer to
+            elif not self._holds(writer.record()):  # never overwrite an object that a manifest may already name
                 self.fs.put_file(str(file.name), target)
                 self._verify_size(target, writer.size)
 
@@ -99,13 +103,13 @@ class Workspace:
             raise ConfigError(f"{folder}: the folder cannot be made: {error.strerror or error}") from error
 
     def write(self, relative: str, data: bytes) -> FileRecord:
-        """Writes a small file whole."""
+        """Writes a small file."""
         with self.writing(relative) as file:
             file.write(data)
         return file.record()
 
     def create(self, relative: str, data: bytes) -> bool:
-        """Writes a small file unless it exists: of several writers at once exactly one is told True.
+        """Creates a small file and returns True, or returns False if it exists; only one concurrent writer gets True.
 
         Raises:
             RunError: the disk is full.
@@ -113,7 +117,7 @@ class Workspace:
         target = self.path(relative)
         self._make_folder(target.rpartition("/")[0])
         if self._local:
-            with naming_a_full_disk(self.name(relative)):
+            with explain_full_disk(self.name(relative)):
                 return create_file(target, data)
         try:
             self.fs.pipe_file(target, data, mode="create")
@@ -123,13 +127,14 @@ class Workspace:
         return True
 
     def check_create(self) -> None:
-        """Checks that a file which exists is not written over where ``create`` asks for that.
+        """Checks that ``create`` does not overwrite an existing file, by creating a probe file twice.
 
         Raises:
-            RunError: it is, as by an object store without conditional writes.
+            RunError: the file was overwritten, as by an object store without conditional writes.
         """
         number = uuid.uuid4().hex
-        probe = f".exfm.probe.{number[:12]}.{number[12:]}.tmp"  # of no machine: where it is left, it goes by its age
+        # The name matches those of temporary files, with "probe" for the machine: a sweep removes leftovers by age.
+        probe = f".exfm.probe.{number[:12]}.{number[12:]}.tmp"
         try:
             created = [self.create(probe, b"1"), self.create(probe, b"2")]
         except (NotImplementedError, ValueError, TypeError) as error:
@@ -140,10 +145,10 @@ class Workspace:
             raise RunError(f"{self.url}: {_NOT_EXCLUSIVE}")
 
     def sweep(self, folders: Iterable[str] = ("",)) -> None:
-        """Removes what writers have left unfinished that have died, and completes what they had created.
+        """Removes unfinished files of writers that have died, and completes the files that they had created.
 
         Args:
-            folders: of the workspace; what lies in folders inside of them is left alone.
+            folders: folders of the workspace to sweep, without their subfolders.
         """
         for folder in folders if self._local else ():
             finish_creations(self.path(folder))
@@ -151,7 +156,7 @@ class Workspace:
         sweep(spool_folder())
 
     def _holds(self, record: FileRecord) -> bool:
-        """Whether the file is there, whole."""
+        """Tells whether the file exists and has the recorded content."""
         try:
             self.open_checked(record).close()
         except RunError:
@@ -159,33 +164,34 @@ class Workspace:
         return True
 
     def _verify_size(self, target: str, size: int) -> None:
-        """Raises OSError where a store has taken less than it was given and said nothing."""
+        """Raises OSError if a store has kept fewer bytes than were written without reporting it."""
+        # fsspec caches listings: without this the size could be that of an earlier object.
         self.fs.invalidate_cache()
-        found = self.fs.size(target)
-        if found != size:
-            raise OSError(f"{target}: {size} bytes were written and {found} are there")
+        stored = self.fs.size(target)
+        if stored != size:
+            raise OSError(f"{target}: {size} bytes were written and {stored} are there")
 
     def write_json(self, relative: str, value: Any) -> FileRecord:
-        """Writes a JSON file whole; NaN is not JSON and is refused."""
+        """Writes a JSON file; rejects NaN, which is not JSON."""
         return self.write(relative, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
     def exists(self, relative: str) -> bool:
-        """Whether the file is there."""
+        """Tells whether the file exists."""
         return bool(self.fs.exists(self.path(relative)))
 
     def read(self, relative: str) -> bytes:
-        """A file's bytes.
+        """Reads a file.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: the file does not exist.
         """
         return bytes(self.fs.cat_file(self.path(relative)))
 
     def read_json(self, relative: str) -> Any:
-        """A JSON file.
+        """Reads and parses a JSON file.
 
         Raises:
-            RunError: it is not JSON.
+            RunError: the file is not JSON.
         """
         try:
             return json.loads(self.read(relative))
@@ -193,10 +199,10 @@ class Workspace:
             raise RunError(f"{self.url}/{relative}: not valid JSON: {error}") from error
 
     def read_checked(self, record: FileRecord) -> bytes:
-        """A committed file's bytes.
+        """Reads a committed file and checks it.
 
         Raises:
-            RunError: the file is missing, or is not what was committed.
+            RunError: the file is missing, or its content is not the committed content.
         """
         try:
             data = self.read(record.path)
@@ -208,28 +214,30 @@ class Workspace:
 
     @contextmanager
     def reading(self, record: FileRecord) -> Iterator[BinaryIO]:
-        """A committed file on a local disk: of an object store a copy, which is gone when nothing refers to it.
+        """Opens a committed file on a local disk, after checking it in constant memory.
 
-        Its checksum is taken before, in one pass at constant memory.
+        A file of an object store is copied to an unnamed local file, which the system removes with its last mapping.
 
         Raises:
-            RunError: the file is missing, or is not what was committed.
+            RunError: the file is missing, or its content is not the committed content.
         """
         digest, size = xxhash.xxh3_128(), 0
         with ExitStack() as stack:
             try:
                 if self._local:
+                    # Unbuffered, because tensors are read straight into their memory.
                     file: BinaryIO = stack.enter_context(Path(self.path(record.path)).open("rb", buffering=0))
+                    remote = file
                 else:
                     remote = stack.enter_context(self.fs.open(self.path(record.path), "rb"))
                     file = stack.enter_context(tempfile.TemporaryFile(dir=spool_folder(), buffering=0))
             except FileNotFoundError as error:
                 raise self._missing(record) from error
-            while block := (file if self._local else remote).read(_BLOCK):
+            while block := remote.read(_BLOCK):
                 digest.update(block)
                 size += len(block)
                 if not self._local:
-                    with naming_a_full_disk(f"{spool_folder()}, a copy of {self.name(record.path)}", size):
+                    with explain_full_disk(f"{spool_folder()}, a copy of {self.name(record.path)}", size):
                         file.write(block)
             if size != record.bytes or digest.hexdigest() != record.xxh3:
                 raise self._corrupt(record, size)
@@ -237,30 +245,31 @@ class Workspace:
             yield file
 
     def check(self, record: FileRecord) -> None:
-        """Checks a committed file, in one pass at constant memory.
+        """Checks a committed file in constant memory.
 
         Raises:
-            RunError: the file is missing, or is not what was committed.
+            RunError: the file is missing, or its content is not the committed content.
         """
         self.open_checked(record).close()
 
     def open_checked(self, record: FileRecord) -> pa.NativeFile:
-        """A committed file, opened to be read here and there; its checksum is taken in one pass at constant memory.
+        """Opens a committed file for random access, after checking it in constant memory.
 
         Raises:
-            RunError: the file is missing, or is not what was committed.
+            RunError: the file is missing, or its content is not the committed content.
         """
         try:
             file = self._arrow.open_input_file(self.path(record.path))
             if self._local and file.size() == record.bytes > 0:
                 file.close()
-                file = pa.memory_map(self.path(record.path))  # neither the checksum nor the reader copies it
+                # Neither the checksum nor the reader copies a mapping. An empty file cannot be mapped.
+                file = pa.memory_map(self.path(record.path))
         except FileNotFoundError as error:
             raise self._missing(record) from error
         size = file.size()
         digest = xxhash.xxh3_128()
-        while size == record.bytes and (part := file.read_buffer(1 << 20)).size:
-            digest.update(part)
+        while size == record.bytes and (block := file.read_buffer(_BLOCK)).size:
+            digest.update(block)
         if size != record.bytes or digest.hexdigest() != record.xxh3:
             file.close()
             raise self._corrupt(record, size)
@@ -277,37 +286,37 @@ class Workspace:
         )
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files in a folder, sorted; none where there is no folder. Hidden files are left out."""
+        """Lists the names in a folder, sorted, without hidden files; the list is empty if there is no folder."""
         try:
-            found = self.fs.ls(self.path(folder), detail=False, refresh=True)
+            paths = self.fs.ls(self.path(folder), detail=False, refresh=True)
         except FileNotFoundError:
             return []
         except NotADirectoryError as error:
             raise ConfigError(f"{self.url}: the folder cannot be used: {error.strerror}: {error.filename}") from error
-        names = (str(path).rstrip("/").rpartition("/")[2] for path in found)
+        names = (str(path).rstrip("/").rpartition("/")[2] for path in paths)
         return sorted(name for name in names if not name.startswith("."))
 
     def remove_file(self, relative: str) -> None:
-        """Removes a file, if it is there."""
+        """Removes a file if it exists."""
         with suppress(FileNotFoundError):
             self.fs.rm_file(self.path(relative))
 
     def remove_tree(self, folder: str) -> None:
-        """Removes a folder with all that is in it, if it is there."""
+        """Removes a folder and its content if it exists."""
         with suppress(FileNotFoundError):
             self.fs.rm(self.path(folder), recursive=True)
 
     def remove(self, folder: str) -> None:
-        """Removes the files of a folder, if they are there, and the folder, if nobody writes to it just now."""
+        """Removes the files of a folder, and the folder itself unless another process is writing to it."""
         for name in self.names(folder):
             self.remove_file(f"{folder}/{name}")
         if self._local:
             sweep(self.path(folder))
-        with suppress(OSError):
+        with suppress(OSError):  # the folder is not empty, because another process writes to it
             self.fs.rmdir(self.path(folder))
 
 
 def numbered(names: Iterable[str], suffix: str = "") -> list[int]:
-    """The numbers that names stand for, in order: of files and folders that are called by a number, others left out."""
+    """Returns, in order, the numbers of the files or folders whose names are a number before the suffix."""
     stems = (name.removesuffix(suffix) for name in names if name.endswith(suffix))
     return sorted(int(stem) for stem in stems if _NUMBER.fullmatch(stem))

@@ -1,1 +1,1 @@
-"""The data augmentation service: what a run stores, commits and joins."""
+"""Provides the data augmentation service, which stores, commits and joins a run's supervision."""

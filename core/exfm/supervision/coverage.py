@@ -1,4 +1,4 @@
-"""How much of a student's traffic a teacher has supervised, and how old the supervision was."""
+"""Counts the examples of a student that a teacher has supervised, and measures how old the supervision was."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def _no_counts() -> npt.NDArray[np.int64]:
 class Coverage:
     """Counters of one teacher over some of a student's examples.
 
-    An example is a hit where the teacher gives it a prediction of a task that the student takes: a row of nulls, as a
-    teacher writes it that has not learned yet, is a miss.
+    An example is a hit if the teacher has a prediction for it of a task that the student takes. A row of nulls is a
+    miss, because a teacher that has not learned yet writes such rows.
 
     Attributes:
         hits: examples that the teacher has supervised.
-        aged: those of them whose age is known.
-        age_us: the sum of their ages.
-        age_counts: how many lie in each bin: below the first edge, between two, at or above the last.
+        aged: hits whose supervision has a watermark, so that its age can be computed.
+        age_us: sum of the ages of these hits.
+        age_counts: histogram of these ages: below the first edge, between two edges, at or above the last edge.
     """
 
     examples: int = 0
@@ -40,15 +40,18 @@ class Coverage:
     age_counts: npt.NDArray[np.int64] = field(default_factory=_no_counts)
 
     def add(self, joined: Joined, tasks: Collection[str] = ()) -> None:
-        """Counts examples.
+        """Counts a batch of examples.
 
         Args:
-            tasks: those of the teacher's that the student takes; all where it takes none, but its embedding or states.
+            joined: supervision aligned with the batch.
+            tasks: tasks of the teacher that the student takes; empty means all of them, for a student that takes only
+                embeddings or states.
         """
         hit_B = joined.hits(tasks)
         self.examples += hit_B.numel()
         self.hits += int(hit_B.sum())
         if joined.age_us is not None:
+            # Ages are stored only for examples that have a row: select the hits among those.
             ages_us = joined.age_us[hit_B[joined.found]].numpy()
             self.aged += ages_us.size
             self.age_us += int(ages_us.sum())
@@ -64,38 +67,39 @@ class Coverage:
         return self
 
     def as_counters(self) -> dict[str, Any]:
-        """For a commit's manifest; ``of`` reads it back."""
+        """Returns the counters for a commit's manifest; ``from_counters`` reads them back."""
         return {**vars(self), "age_counts": self.age_counts.tolist()}
 
     @classmethod
-    def of(cls, counters: Mapping[str, Any]) -> Coverage:
-        """From a commit's manifest."""
+    def from_counters(cls, counters: Mapping[str, Any]) -> Coverage:
+        """Builds a coverage from the counters of a commit's manifest."""
         return cls(**{**counters, "age_counts": np.array(counters["age_counts"], np.int64)})
 
     def as_vector(self) -> npt.NDArray[np.int64]:
-        """All counts in one array: those of parts of the examples add up. ``of_vector`` reads it back."""
+        """Packs all counts into a vector, which ranks can sum with a collective; ``from_vector`` unpacks it."""
+        # Integers only: sums of ages stay exact where float64 would round beyond 2^53 microseconds.
         return np.concatenate([[self.examples, self.hits, self.aged, self.age_us], self.age_counts])
 
     @classmethod
-    def of_vector(cls, counts: npt.NDArray[np.int64]) -> Coverage:
-        """From such an array."""
+    def from_vector(cls, counts: npt.NDArray[np.int64]) -> Coverage:
+        """Unpacks a vector that ``as_vector`` has packed."""
         examples, hits, aged, age_us = counts[:4].tolist()
         return cls(examples, hits, aged, age_us, counts[4:])
 
     @property
     def hit_rate(self) -> float | None:
-        """Hits over examples."""
+        """Returns hits over examples; None without examples."""
         return self.hits / self.examples if self.examples else None
 
     @property
     def age_s(self) -> float | None:
-        """Mean age in seconds, where any is known."""
+        """Returns the mean age in seconds; None where no hit has an age."""
         return self.age_us / self.aged / 1e6 if self.aged else None
 
     def figures(self) -> dict[str, Any]:
-        """For results.json."""
+        """Returns the figures that results.json lists."""
         return {"examples": self.examples, "hit_rate": self.hit_rate, "age_s": self.age_s}
 
     def histogram(self) -> dict[str, list[float] | list[int]]:
-        """For results.json: one count more than edges."""
+        """Returns the histogram of ages for results.json, which has a count more than edges."""
         return {"edges_s": list(AGE_EDGES_S), "counts": self.age_counts.tolist()}

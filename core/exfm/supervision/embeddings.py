@@ -1,4 +1,4 @@
-"""A teacher's representation in the form that is stored: float16, or int8 with a scale per row.
+"""Compresses a teacher's representation for storage: float16, or int8 with a scale per row.
 
 Legend: S rows, E width of the embedding.
 """
@@ -17,7 +17,7 @@ EmbeddingFormat = Literal["none", "float16", "int8"]
 
 @dataclass(frozen=True)
 class EmbeddingShape:
-    """How a teacher stores its embeddings: the format (not ``none``) and the width E."""
+    """Describes stored embeddings: the format (not ``none``) and the width E."""
 
     format: EmbeddingFormat
     dim: int
@@ -25,11 +25,11 @@ class EmbeddingShape:
 
 @dataclass(frozen=True)
 class CompactEmbedding:
-    """Embeddings of S rows. What a student learns from is decoded from this, in the teacher's process and out of it.
+    """Holds compressed embeddings of S rows. Students learn from decoded embeddings in the teacher's process too.
 
     Attributes:
         values_SE: float16, or int8.
-        scale_S: float32: what an int8 of one stands for; None for float16.
+        scale_S: float32, value of an int8 of 1; None for float16.
     """
 
     values_SE: Tensor
@@ -37,14 +37,14 @@ class CompactEmbedding:
 
     @classmethod
     def empty(cls, shape: EmbeddingShape) -> CompactEmbedding:
-        """No rows."""
+        """Returns embeddings of 0 rows."""
         return cls.of(torch.zeros(0, shape.dim), shape.format)
 
     @classmethod
     def of(cls, embedding_SE: Tensor, form: EmbeddingFormat) -> CompactEmbedding:
-        """Rounds embeddings to the format: float16 clipped to its range, int8 symmetric, the row's largest at 127.
+        """Rounds embeddings to the format: float16 clipped to its range, int8 symmetric, with a row's largest at 127.
 
-        A row that is not finite stays so when it is decoded.
+        A row that is not finite decodes to values that are not finite.
         """
         assert form != "none"
         values_SE = embedding_SE.detach().float().cpu()
@@ -56,25 +56,25 @@ class CompactEmbedding:
 
     @classmethod
     def cat(cls, parts: Sequence[CompactEmbedding]) -> CompactEmbedding:
-        """The rows of parts of one shape, at least one."""
+        """Concatenates at least 1 set of embeddings of equal shape."""
         scales = [part.scale_S for part in parts if part.scale_S is not None]
         return cls(torch.cat([part.values_SE for part in parts]), torch.cat(scales) if scales else None)
 
     def take(self, rows: Tensor | slice) -> CompactEmbedding:
-        """Some rows."""
+        """Selects rows."""
         return CompactEmbedding(self.values_SE[rows], None if self.scale_S is None else self.scale_S[rows])
 
     def numbers(self) -> list[Tensor]:
-        """Its tensors of floating-point numbers: all that can be other than finite."""
+        """Returns the floating-point tensors, which are the only tensors that can hold NaN or infinities."""
         return [self.values_SE if self.scale_S is None else self.scale_S]
 
     def decode(self) -> Tensor:
-        """The embeddings (S, E), float32, in memory of their own."""
+        """Returns the embeddings (S, E), float32, in new memory."""
         values_SE = self.values_SE.float()
         return values_SE if self.scale_S is None else values_SE.mul_(self.scale_S.unsqueeze(1))
 
 
 def to_float16(values: Tensor) -> Tensor:
-    """Values rounded to float16 and clipped to its range, on the CPU."""
+    """Rounds values to float16 and clips them to its range, on the CPU."""
     limit = torch.finfo(torch.float16).max
     return values.detach().float().cpu().clamp(-limit, limit).half()

@@ -1,4 +1,4 @@
-"""Supervision by teachers from elsewhere, in memory: sorted by example id, and joined like any other.
+"""Holds the supervision of external teachers in memory, sorted by example id, and joins it to batches.
 
 Legend: S rows, B examples of a batch.
 """
@@ -16,13 +16,14 @@ from exfm.supervision.joiner import Joined, Stored, align, lookup, miss, nothing
 
 
 class ExternalSupervision:
-    """A teacher's supervision of S examples. It takes 8 bytes per row, and 4 per row and task; twice that to load.
+    """Joins an external teacher's supervision of S examples.
 
-    Its age is not known, so none is reported.
+    It takes 8 bytes per row, and 4 bytes per row and task; loading takes twice as much. No age is reported, because
+    the files do not say up to which time the teacher had trained.
 
     Args:
         sorted_id: (S,) int64, ascending.
-        probabilities: (S,) float32 by task, NaN where there is none.
+        probabilities: (S,) float32 by task, NaN where the teacher has no prediction.
     """
 
     def __init__(self, sorted_id: Tensor, probabilities: Mapping[str, Tensor]) -> None:
@@ -31,12 +32,13 @@ class ExternalSupervision:
 
     @classmethod
     def load(cls, files: ExternalFiles) -> ExternalSupervision:
-        """Reads all files.
+        """Reads and sorts all files of a teacher.
 
         Raises:
-            ConfigError: an example id is missing or repeated, or a value is not what its kind says.
+            ConfigError: an example id is missing or repeated, or a value is outside the range of its kind.
         """
         rows = files.read()
+        # A stable sort keeps repeated ids in the order of the files, so that the error names the second occurrence.
         order = np.argsort(rows.example_id, kind="stable")
         sorted_id = rows.example_id[order]
         repeated = np.flatnonzero(sorted_id[1:] == sorted_id[:-1])
@@ -46,13 +48,13 @@ class ExternalSupervision:
         return cls(torch.from_numpy(sorted_id), probabilities)
 
     def join(self, example_id: Tensor, event_time_us: Tensor) -> Joined:
-        """The supervision of the given examples (B,); those without any are misses."""
+        """Returns the supervision of B examples; an example without a row is a miss."""
         if not self._sorted_id.numel():
             return Joined(miss(self._probabilities, example_id.shape[0]), torch.zeros_like(example_id).bool(), None)
-        row, found = lookup(self._sorted_id, example_id)
-        picked = {task: values[row] for task, values in self._probabilities.items()}
-        return Joined(align(picked, None, found), found, None)
+        row_B, has_row_B = lookup(self._sorted_id, example_id)
+        aligned = {task: values[row_B] for task, values in self._probabilities.items()}
+        return Joined(align(aligned, None, has_row_B), has_row_B, None)
 
     def stored(self, example_id: Tensor, event_time_us: Tensor) -> Stored:
-        """Nothing of any example."""
+        """Returns no rows: external files hold predictions only, and no states or embeddings."""
         return nothing_stored(example_id)

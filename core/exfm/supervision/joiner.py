@@ -1,6 +1,6 @@
-"""Joins supervision to batches by example id: vectorised, and a miss is a mask.
+"""Joins supervision to batches by example id, vectorised; misses are masked.
 
-Legend: S supervised rows, B examples of a batch, K of them that were found, E width of an embedding.
+Legend: S supervised rows, B examples of a batch, K of them that have a row, E width of an embedding.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ STATE, ROW = "state_", "row_"
 
 @dataclass(frozen=True)
 class Joined:
-    """Supervision aligned with B examples.
+    """Holds supervision aligned with B examples.
 
     Attributes:
         found: (B,) bool, whether the teacher has a row of the example.
-        age_us: (K,) example time minus watermark of those found; None where the watermark is not known.
+        age_us: (K,) example time minus watermark, for examples with a row; None if the rows have no watermark.
     """
 
     supervision: TeacherOutput
@@ -36,18 +36,18 @@ class Joined:
     age_us: Tensor | None
 
     def hits(self, tasks: Collection[str] = ()) -> Tensor:
-        """Which examples (B,) have a finite prediction of one of these tasks, or of any where none is named."""
+        """Masks the examples (B,) with a finite prediction of a named task, or of any task if none is named."""
         known = [hit_B for task, hit_B in self.supervision.hit.items() if task in tasks or not tasks]
         return torch.stack(known).any(dim=0) if known else torch.zeros_like(self.found)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a teacher stored beside its predictions of S of B examples.
+    """Holds vectors that a teacher has stored beside its predictions, for S of B examples.
 
     Attributes:
-        found: (B,) bool, which examples these are: those it has rows of, having learned.
-        watermark_us: (S,) int64: it had trained on examples before this time only when it predicted them.
+        found: (B,) bool, mask of the S examples, which have a row with a prediction.
+        watermark_us: (S,) int64, time before which the teacher had trained when it predicted the example.
         vectors: (S, K) float32 by column.
     """
 
@@ -57,20 +57,20 @@ class Stored:
 
 
 class Joiner(Protocol):
-    """A teacher's supervision, from wherever it comes."""
+    """Looks up a teacher's supervision, independent of its source."""
 
     def join(self, example_id: Tensor, event_time_us: Tensor) -> Joined:
-        """The supervision of the given examples (B,); those without any are misses."""
+        """Returns the supervision of B examples; an example without a row is a miss."""
         ...
 
     def stored(self, example_id: Tensor, event_time_us: Tensor) -> Stored:
-        """What it has stored of the given examples (B,)."""
+        """Returns the stored vectors of B examples."""
         ...
 
 
 @dataclass(frozen=True)
 class SupervisionRows:
-    """A teacher's supervision of S examples, in the order of the stream.
+    """Holds a teacher's supervision of S examples, in the order of the stream.
 
     Attributes:
         example_id: (S,) int64.
@@ -90,7 +90,7 @@ class SupervisionRows:
 
     @classmethod
     def from_arrow(cls, rows: pa.RecordBatch) -> SupervisionRows:
-        """The rows of a supervision file; they share its memory where nothing is missing."""
+        """Reads the rows of a supervision file, which share its memory if no value is null."""
         prefix = "prediction_"
         names = rows.schema.names
         return cls(
@@ -104,7 +104,7 @@ class SupervisionRows:
 
     @classmethod
     def cat(cls, parts: Sequence[SupervisionRows]) -> SupervisionRows:
-        """The rows of parts with equal tasks, at least one."""
+        """Concatenates at least 1 table of rows with equal tasks."""
         if len(parts) == 1:
             return parts[0]
         embeddings = [part.embedding for part in parts if part.embedding is not None]
@@ -118,7 +118,7 @@ class SupervisionRows:
         )
 
     def slice(self, start: int, stop: int) -> SupervisionRows:
-        """A stretch of the rows, without copying them."""
+        """Returns consecutive rows without copying them."""
         rows = slice(start, stop)
         return SupervisionRows(
             self.example_id[rows],
@@ -130,18 +130,18 @@ class SupervisionRows:
         )
 
     def index(self) -> SupervisionIndex:
-        """Ready to be joined."""
+        """Creates an index of the rows, for joining."""
         return SupervisionIndex(self)
 
 
 class SupervisionIndex:
-    """Rows of different examples, to be looked up by example id."""
+    """Looks up rows of distinct examples by time and example id."""
 
     def __init__(self, rows: SupervisionRows) -> None:
         self.rows = rows
 
     def join(self, example_id: Tensor, event_time_us: Tensor) -> Joined:
-        """The supervision of the given examples (B,); those without any are misses."""
+        """Returns the supervision of B examples; an example without a row is a miss."""
         rows = self.rows
         if torch.equal(example_id, rows.example_id):  # the student sees all that the teacher has seen
             found = torch.ones_like(example_id, dtype=torch.bool)
@@ -158,7 +158,7 @@ class SupervisionIndex:
         return Joined(align(picked, embedding, found), found, age_us)
 
     def stored(self, example_id: Tensor, event_time_us: Tensor) -> Stored:
-        """What it has stored of the given examples (B,)."""
+        """Returns the stored vectors of B examples."""
         if not self.rows.example_id.numel():
             return nothing_stored(example_id)
         row, found = self._locate(example_id, event_time_us)
@@ -168,11 +168,11 @@ class SupervisionIndex:
         return Stored(found, self.rows.watermark_us[kept], vectors)
 
     def _locate(self, example_id: Tensor, event_time_us: Tensor) -> tuple[Tensor, Tensor]:
-        """The row (B,) of each example and whether there is one: by time, and by id where rows share a time."""
+        """Returns the row (B,) of each example and a mask of existing rows, by time, and by id if rows share a time."""
         rows = self.rows
         if torch.equal(example_id, rows.example_id):
             return torch.arange(example_id.numel()), torch.ones_like(example_id, dtype=torch.bool)
-        # Times are sorted on both sides, which numpy makes use of: a tenth of the cost of sorting ids.
+        # Both sides are sorted by time, which makes numpy's search fast: a tenth of the cost of sorting ids.
         place_B = np.searchsorted(rows.event_time_us.numpy(), event_time_us.numpy())
         row = torch.from_numpy(place_B).clamp_(max=rows.event_time_us.numel() - 1)
         found = rows.example_id[row] == example_id
@@ -187,17 +187,17 @@ class SupervisionIndex:
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
-        """Sorted ids, and the row of each."""
+        """Returns the sorted ids, and the row of each."""
         order = np.argsort(self.rows.example_id.numpy())  # several times faster than torch's
         return self.rows.example_id[order], torch.from_numpy(order)
 
 
 def lookup(sorted_id: Tensor, example_id: Tensor) -> tuple[Tensor, Tensor]:
-    """The place (B,) of each example among sorted ids, at least one, and whether it is there.
+    """Returns the index (B,) of each example among at least 1 sorted id, and a mask of the ids that exist.
 
-    A place of one that is not there has no meaning.
+    The index of an id that does not exist has no meaning.
     """
-    order = np.argsort(example_id.numpy())  # neighbouring ids are looked for in neighbouring places, which are in cache
+    order = np.argsort(example_id.numpy())  # sorted queries search neighbouring positions, which are in the CPU's cache
     wanted = example_id.numpy()[order]
     places = np.minimum(np.searchsorted(sorted_id.numpy(), wanted), sorted_id.numel() - 1)
     place_B = np.empty_like(places)
@@ -207,7 +207,7 @@ def lookup(sorted_id: Tensor, example_id: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def align(probabilities: Mapping[str, Tensor], embedding: CompactEmbedding | None, found: Tensor) -> TeacherOutput:
-    """Supervision of B examples from a row for each (B,), of which those not ``found`` have no meaning."""
+    """Masks the supervision of B examples: rows of examples that are not ``found`` have no meaning."""
     hit = {task: found & values.isfinite() for task, values in probabilities.items()}
     known = {task: values.nan_to_num(0.0, 0.0, 0.0) for task, values in probabilities.items()}
     if embedding is None:
@@ -220,7 +220,7 @@ def align(probabilities: Mapping[str, Tensor], embedding: CompactEmbedding | Non
 
 
 def rows_of(supervision: TeacherOutput, rows: slice) -> TeacherOutput:
-    """The supervision of some of the examples."""
+    """Selects the supervision of some of the examples."""
     return TeacherOutput(
         {task: values[rows] for task, values in supervision.probabilities.items()},
         {task: values[rows] for task, values in supervision.hit.items()},
@@ -229,12 +229,12 @@ def rows_of(supervision: TeacherOutput, rows: slice) -> TeacherOutput:
 
 
 def nothing_stored(example_id: Tensor) -> Stored:
-    """What there is of examples (B,) that a teacher has stored nothing of."""
+    """Returns the result for B examples of which a teacher has stored no vectors."""
     return Stored(torch.zeros_like(example_id, dtype=torch.bool), example_id[:0], {})
 
 
 def miss(tasks: Iterable[str], size: int, embedding_dim: int | None = None) -> TeacherOutput:
-    """What ``size`` examples get for which there are no rows at all."""
+    """Returns the supervision of ``size`` examples that are all misses."""
     nothing = {task: torch.zeros(size) for task in tasks}
     embedding_BE = None if embedding_dim is None else torch.zeros(size, embedding_dim)
     return TeacherOutput(nothing, dict.fromkeys(nothing, torch.zeros(size, dtype=torch.bool)), embedding_BE)
@@ -256,7 +256,7 @@ def _vectors(column: pa.FixedSizeListArray) -> Tensor:
 
 
 def _tensor(column: pa.Array) -> Tensor:
-    """A column's values; a missing number is NaN."""
+    """Converts a column to a tensor; nulls become NaN."""
     if column.null_count:
         return torch.from_numpy(np.array(column.to_numpy(zero_copy_only=False)))
     tensor: Tensor = torch.utils.dlpack.from_dlpack(column)

@@ -1,83 +1,86 @@
-"""Takes a damaged run back to where it is whole: the next run does the windows since again, with equal files.
+"""Rewinds the models of a damaged run to intact windows; the next run repeats the later windows, with equal files.
 
-A model goes back to its newest snapshot before the first damaged window. Models whose snapshots it then reads go back
-too, where those are not there any more.
+A model is rewound to its newest intact snapshot before the first damaged window. Models whose snapshots it then reads
+are rewound too, if those snapshots do not exist any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from exfm.interfaces.duration import microseconds
-from exfm.storage.chains import Chain, Snapshot, read_chain
+from exfm.storage.chains import Chain, SnapshotState, read_chain
 from exfm.storage.commits import STAGES, Stage
 from exfm.storage.late_log import late_file
-from exfm.storage.orphans import orphans
+from exfm.storage.orphans import find_orphans
 from exfm.supervision.store import Store
 
 
 @dataclass(frozen=True)
 class Ties:
-    """What of a model's config decides what goes back with it.
+    """Describes the links of a model to other models, which decide what is rewound with it.
 
     Attributes:
-        delay: of its supervision; with one, a labeller writes it and its training does not.
+        delay: delay of its supervision; if it is not zero, a labeller writes the supervision instead of the training.
         teaches: whether other models learn from it.
-        lenders: the models whose snapshots it reads parts of.
+        parameter_teachers: models whose snapshots it reads parameters of.
     """
 
     delay: timedelta = timedelta(0)
     teaches: bool = False
-    lenders: Collection[str] = ()
+    parameter_teachers: Collection[str] = ()
 
     @property
     def supervises(self) -> bool:
-        """Whether its training writes its supervision."""
+        """Tells whether the model's training writes its supervision."""
         return self.teaches and not self.delay
 
 
 @dataclass
 class Repair:
-    """What is damaged, and what has to go.
+    """Lists the damage of a run, and the files that a repair removes.
 
     Attributes:
-        windows, files: how many were looked at.
-        problems: in words.
-        back: the chains whose last windows go.
-        manifests: those that go, in an order that leaves a sound beginning wherever it is interrupted.
-        folders: of snapshots of these windows, and of damaged ones that nobody needs.
-        orphans: files of windows that stay which no manifest names.
+        windows: number of windows that were checked.
+        files: number of files that were checked.
+        problems: messages about the damage.
+        rewound: chains whose last windows are removed.
+        manifests: manifests to remove, in an order that leaves intact chains wherever it is interrupted.
+        folders: folders of the removed windows' snapshots, and of damaged snapshots that are not needed.
+        orphans: files of kept windows that no manifest names.
     """
 
     windows: int = 0
     files: int = 0
     problems: list[str] = field(default_factory=list)
-    back: list[Chain] = field(default_factory=list)
+    rewound: list[Chain] = field(default_factory=list)
     manifests: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
 
-    def carry_out(self, store: Store) -> None:
-        """Removes what has to go."""
+    def apply(self, store: Store) -> None:
+        """Removes the listed files and folders."""
+        # Manifests first: without its manifest a window does not count, whatever is left of its files.
         for path in [*self.manifests, *self.orphans]:
             store.workspace.remove_file(path)
         for folder in self.folders:
             store.workspace.remove(folder)
 
 
-class _Run:
-    """All chains of a run, and which of them go back.
+class _Rewinding:
+    """Reads all chains of a run, and collects the chains to rewind.
 
     Args:
-        ties: of every model of the run.
+        store: the run's folder.
+        ties: links of every model of the run.
     """
 
     def __init__(self, store: Store, ties: Mapping[str, Ties]) -> None:
         self.store = store
         self.ties = ties
-        self.back: list[Chain] = []
+        self.rewound: list[Chain] = []
         self._chains = {(stage, name): read_chain(store.log, stage, name) for name in ties for stage in STAGES}
 
     def chain(self, stage: Stage, name: str) -> Chain:
@@ -87,98 +90,126 @@ class _Run:
         return self._chains.values()
 
     def supervision(self, name: str) -> Chain | None:
-        """The supervision that a model's training writes."""
+        """Returns the chain of supervision that a model's training writes, or None."""
         return self.chain("supervise", name) if self.ties[name].supervises else None
 
-    def go_back(self, chain: Chain, before: int) -> None:
-        """Takes a chain back to before a window: of a model's training, to where a snapshot is whole."""
+    def rewind(self, chain: Chain, before: int) -> None:
+        """Rewinds a chain to before a window; a chain of training is rewound to an intact snapshot."""
         chain.go_back(before, to_a_snapshot=chain.stage == "train")
-        if all(other is not chain for other in self.back):
-            self.back.append(chain)
+        if all(other is not chain for other in self.rewound):
+            self.rewound.append(chain)
 
-    def take_lenders_along(self) -> None:
-        """Takes back every model whose snapshots are read from now on and are not all there."""
-        moved = True
-        while moved:
-            moved = False
-            for name, tie in self.ties.items():
-                readers = [(self.chain("train", name), lender) for lender in tie.lenders if lender in self.ties]
-                if tie.teaches and tie.delay:
-                    readers.append((self.chain("supervise", name), name))
-                for reader, lender in readers:
-                    lost = self._first_lost(reader, lender)
-                    if lost is not None:
-                        self.go_back(self.chain("train", lender), lost)
-                        moved = True
+    def rewind_teachers(self) -> None:
+        """Rewinds every model with a snapshot that will be read and does not exist, until there is none."""
+        # A rewound model reads older snapshots of its teachers, so rewinding continues until nothing changes.
+        changed = True
+        while changed:
+            changed = False
+            for reader, teacher in self._readers():
+                lost = self._first_lost(reader, teacher)
+                if lost is not None:
+                    self.rewind(self.chain("train", teacher), lost)
+                    changed = True
 
-    def _first_lost(self, reader: Chain, lender: str) -> int | None:
-        """The first of a model's snapshots that is not there, from the one on with which a reader goes on."""
-        published = [one for one in self.chain("train", lender).kept if one.snapshot is not Snapshot.NONE]
+    def _readers(self) -> Iterator[tuple[Chain, str]]:
+        """Yields each chain that reads snapshots, with the model that the snapshots are of."""
+        for name, tie in self.ties.items():
+            for teacher in tie.parameter_teachers:
+                if teacher in self.ties:
+                    yield self.chain("train", name), teacher
+            if tie.teaches and tie.delay:
+                yield self.chain("supervise", name), name
+
+    def _first_lost(self, reader: Chain, teacher: str) -> int | None:
+        """Returns the index of the first lost snapshot of a model among those that a reader will still read."""
+        published = [entry for entry in self.chain("train", teacher).kept if entry.snapshot is not SnapshotState.NONE]
         if reader.kept and (last := reader.kept[-1].window) is not None:
-            limit_us = last.end_us - microseconds(self.ties[lender].delay)
-            old = [one for one in published if one.window is not None and one.window.end_us <= limit_us]
+            limit_us = last.end_us - microseconds(self.ties[teacher].delay)
+            old = [entry for entry in published if entry.window is not None and entry.window.end_us <= limit_us]
+            # The reader continues with the newest snapshot that is old enough, and reads the later ones after it.
             published = published[max(len(old) - 1, 0) :]
-        return next((one.index for one in published if one.snapshot is not Snapshot.WHOLE), None)
+        for entry in published:
+            if entry.snapshot is not SnapshotState.WHOLE:
+                return entry.index
+        return None
 
 
 def find_repair(store: Store, ties: Mapping[str, Ties]) -> Repair:
-    """Checks every committed file of a run, and finds what has to go for it to go on.
+    """Checks every committed file of a run, and lists the files to remove so that the run can continue.
 
     Args:
-        ties: of every model of the run.
+        store: the run's folder.
+        ties: links of every model of the run.
     """
-    run, repair = _Run(store, ties), Repair()
-    for chain in run.chains():
+    rewinding, repair = _Rewinding(store, ties), Repair()
+    for chain in rewinding.chains():
         repair.windows += len(chain.entries)
-        repair.files += sum(len(one.files) for one in chain.entries)
-        together = _together(chain, run)
-        problems = [(one.index, words) for member in together for one in member.entries for words in one.problems]
-        problems += _lacking(store, together)
-        repair.problems += [words for _, words in sorted(problems)]
+        repair.files += sum(len(entry.files) for entry in chain.entries)
+        group = _group(chain, rewinding)
+        problems = _missing_supervision(store, group)
+        for member in group:
+            for entry in member.entries:
+                problems += [(entry.index, message) for message in entry.problems]
+        repair.problems += [message for _, message in sorted(problems)]
         if problems:
-            run.go_back(chain, min(problems)[0])
-    run.take_lenders_along()
-    repair.back = run.back[::-1]
-    for chain in repair.back:
-        _remove(repair, _together(chain, run))
-    for chain in run.chains():
-        for one in chain.kept:
-            repair.orphans += orphans(store.workspace, one.files)
-            if one.snapshot is Snapshot.DAMAGED:
-                repair.folders.append(_folder(chain.model, one.index))
+            rewinding.rewind(chain, min(problems)[0])
+    rewinding.rewind_teachers()
+    # Models that read snapshots come before their teachers, so that an interrupted repair leaves no reader without.
+    repair.rewound = rewinding.rewound[::-1]
+    for chain in repair.rewound:
+        _remove_last_windows(repair, _group(chain, rewinding))
+    for chain in rewinding.chains():
+        for entry in chain.kept:
+            repair.orphans += find_orphans(store.workspace, entry.files)
+            if entry.snapshot is SnapshotState.DAMAGED:
+                repair.folders.append(_snapshot_folder(chain.model, entry.index))
     return repair
 
 
-def _together(chain: Chain, run: _Run) -> list[Chain]:
-    """The chains that go back as that one does: a model's training and the supervision that it writes."""
-    own = run.supervision(chain.model)
-    if own is None:
+def _group(chain: Chain, rewinding: _Rewinding) -> list[Chain]:
+    """Returns the chains that are rewound together: a model's training, and the supervision that it writes.
+
+    The group of such a supervision is empty, because it is handled with its training.
+    """
+    supervision = rewinding.supervision(chain.model)
+    if supervision is None:
         return [chain]
-    return [] if chain is own else [chain, own]
-
-
-def _lacking(store: Store, together: list[Chain]) -> list[tuple[int, str]]:
-    """The windows of a model's training whose supervision was to be committed before, and is not."""
-    if len(together) < 2:
+    if chain is supervision:
         return []
-    train, own = together
-    supervised = {one.index for one in own.entries}
-    where = store.workspace.name(f"commits/supervise/{own.model}")
-    lacking = [one for one in train.entries if one.index not in supervised]
-    return [(one.index, f"{where}: the manifest of window {one.window or one.index} is missing") for one in lacking]
+    return [chain, supervision]
 
 
-def _remove(repair: Repair, together: list[Chain]) -> None:
-    """Has the last windows of chains removed, from the newest back; a training's before what it has written first."""
-    for chain in together:
-        chain.last = together[0].last
-    removed = [(one.index, -place, chain) for place, chain in enumerate(together) for one in chain.removed]
+def _missing_supervision(store: Store, group: list[Chain]) -> list[tuple[int, str]]:
+    """Returns a problem for each committed window of training whose supervision is not committed."""
+    if len(group) < 2:
+        return []
+    train, supervision = group
+    supervised = {entry.index for entry in supervision.entries}
+    where = store.workspace.name(f"commits/supervise/{supervision.model}")
+    missing = [entry for entry in train.entries if entry.index not in supervised]
+    return [
+        (entry.index, f"{where}: the manifest of window {entry.window or entry.index} is missing") for entry in missing
+    ]
+
+
+def _remove_last_windows(repair: Repair, group: list[Chain]) -> None:
+    """Lists the manifests and folders of a group's last windows for removal, newest window first.
+
+    In a window, the manifest of the training comes before that of the supervision, because committing is in the
+    opposite order.
+    """
+    for chain in group:
+        chain.last = group[0].last
+    removed: list[tuple[int, int, Chain]] = []
+    for position, chain in enumerate(group):
+        removed += [(entry.index, -position, chain) for entry in chain.removed]
     for index, _, chain in sorted(removed, key=lambda item: item[:2], reverse=True):
         repair.manifests.append(f"commits/{chain.stage}/{chain.model}/{index:06d}.json")
         if chain.stage == "train":
-            repair.manifests.append(late_file(chain.model, index))  # rows that came late are read with the rest
-            repair.folders.append(_folder(chain.model, index))
+            # The repeated window reads the late rows with all others, so they are not late any more.
+            repair.manifests.append(late_file(chain.model, index))
+            repair.folders.append(_snapshot_folder(chain.model, index))
 
 
-def _folder(model: str, window: int) -> str:
+def _snapshot_folder(model: str, window: int) -> str:
     return f"snapshots/{model}/{window:06d}"

@@ -1,4 +1,4 @@
-"""Parquet files of rows per model and window: predictions and supervision, written as they come."""
+"""Writes and reads Parquet files of predictions and of supervision, per model and window."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Column = npt.NDArray[np.generic]
 
 
 def row_file(folder: Folder, model: str, window: int) -> str:
-    """The path of a model's rows of one window."""
+    """Returns the path of a model's rows of a window."""
     return f"{folder}/{model}/window-{window:06d}-{{digest}}.parquet"
 
 
 def teacher_column(teacher: str, task: str) -> str:
-    """The column of a predictions file with an external teacher's probability; no name of either has a slash."""
+    """Returns the column with an external teacher's probability; names of teachers and tasks have no slash."""
     return f"teacher_{teacher}/{task}"
 
 
 def predictions_schema(tasks: Sequence[str], oracles: Sequence[str], teachers: Iterable[str] = ()) -> pa.Schema:
-    """Columns of a predictions file: probabilities from before training on the row, labels, true probabilities.
+    """Returns the columns of a predictions file: probabilities before training on the row, labels, true probabilities.
 
     Args:
-        teachers: columns of external teachers, which have no predictions file; null where one has no prediction.
+        teachers: columns of external teachers, which have no predictions file; null without a prediction.
     """
     fields = {"example_id": pa.int64(), "window": pa.int32(), "group": pa.int64()}
     fields |= {f"prediction_{task}": pa.float32() for task in tasks}
@@ -51,10 +51,10 @@ def supervision_schema(
     embedding: EmbeddingShape | None = None,
     vectors: Mapping[str, EmbeddingShape] | None = None,
 ) -> pa.Schema:
-    """Columns of a supervision file; its metadata name the teacher and what kind of value each task has.
+    """Returns the columns of a supervision file; its metadata name the teacher and the kind of each task's value.
 
-    A prediction is null where the teacher had not seen a label of the task yet. The snapshot is the version, -1 for a
-    model that had not published yet.
+    A prediction is null if the teacher had not seen a label of the task yet. The snapshot is the version, or -1 before
+    the first.
     """
     fields = {"example_id": pa.int64(), "window": pa.int32(), "event_time": pa.timestamp("us", "UTC")}
     fields |= {f"prediction_{task}": pa.float32() for task in tasks}
@@ -69,7 +69,7 @@ def supervision_schema(
 
 
 def _vector(number: pa.DataType, width: int) -> pa.DataType:
-    # Entries that may be null cost a level each, and time.
+    # Nullable entries would cost space for definition levels, and time.
     return pa.list_(pa.field("item", number, nullable=False), width)
 
 
@@ -79,7 +79,7 @@ def _vectors(values_SK: Tensor) -> pa.Array:
 
 
 def supervision_columns(rows: SupervisionRows, window: int, snapshot: int) -> dict[str, Column | pa.Array]:
-    """A supervision file's columns for some rows."""
+    """Converts rows to the columns of a supervision file."""
     count = rows.example_id.numel()
     columns: dict[str, Column | pa.Array] = {
         "example_id": rows.example_id.numpy(),
@@ -98,9 +98,9 @@ def supervision_columns(rows: SupervisionRows, window: int, snapshot: int) -> di
 
 
 class RowWriter:
-    """Writes one Parquet file, a row group per call, at constant memory.
+    """Writes a Parquet file, a row group per call, in constant memory.
 
-    Nothing appears under the file's name until ``close``; ``discard`` leaves nothing behind.
+    The file appears under its name at ``close``; ``discard`` removes the unfinished file.
     """
 
     def __init__(self, workspace: Workspace, path: str, schema: pa.Schema) -> None:
@@ -110,11 +110,11 @@ class RowWriter:
         self._schema = schema
 
     def append(self, columns: Mapping[str, Column | pa.Array]) -> None:
-        """Adds rows: a value per row for every column of the schema."""
+        """Appends rows from a value per row for every column of the schema."""
         self.write(rows_table(columns, self._schema))
 
     def write(self, rows: pa.Table) -> None:
-        """Adds rows that have the schema."""
+        """Appends rows that have the schema."""
         self._writer.write_table(rows, row_group_size=1 << 20)
 
     def close(self) -> FileRecord:
@@ -124,8 +124,8 @@ class RowWriter:
         return self._file.record()
 
     def discard(self) -> None:
-        """Leaves nothing behind of a file that was not completed."""
-        with suppress(Exception):  # its last rows and its footer, of which a full disk takes none
+        """Removes the unfinished file."""
+        with suppress(Exception):  # closing writes the footer, which fails on a full disk
             self._writer.close()
         error = InterruptedError("discarded")
         with suppress(InterruptedError):
@@ -133,7 +133,7 @@ class RowWriter:
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    """How columns are encoded: a dictionary for those of few values only; built in vain, it takes half the time."""
+    """Returns encodings: dictionaries only for columns of few values, because building them takes half the time."""
     few = [name for name in schema.names if name in ("window", "snapshot", "watermark") or name.startswith("label_")]
     vectors = [field for field in schema if pa.types.is_fixed_size_list(field.type)]
     few += [f"{field.name}.list.element" for field in vectors if field.type.value_type == pa.int8()]
@@ -146,15 +146,15 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
 
 
 def rows_table(columns: Mapping[str, Column | pa.Array], schema: pa.Schema) -> pa.Table:
-    """Rows as a table of the schema, from a value per row for every column."""
+    """Converts columns to a table of the schema."""
     return pa.Table.from_arrays([_array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
 def _array(column: Column | pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column of the type; a number that is NaN is null."""
+    """Converts a column to the type; NaN becomes null."""
     return column if isinstance(column, pa.Array) else pa.array(column, from_pandas=True).cast(kind)
 
 
 def read_rows(workspace: Workspace, record: FileRecord) -> pa.Table:
-    """The rows of a committed file, checked against its checksum."""
+    """Reads the rows of a committed file, after checking its checksum."""
     return pq.read_table(pa.BufferReader(workspace.read_checked(record)))

@@ -1,4 +1,4 @@
-"""Store: the workspace with its commit log, snapshots, supervision and predictions in one place."""
+"""Combines the workspace with its commit log, snapshots, supervision and predictions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from exfm.supervision.streaming import SupervisionStream
 
 
 class Store:
-    """What stages share.
+    """Opens a run's folder for the stages: the workspace, the commit log and the snapshots.
 
     Args:
         url: the run's folder, any fsspec URL.
@@ -30,21 +30,22 @@ class Store:
         self.snapshots = SnapshotRegistry(self.workspace, self.log)
 
     def prepare(self, models: Collection[str]) -> None:
-        """Gets the folder ready to be written to: checks what it must be able to, and removes what the dead have left.
+        """Prepares the folder for writing: checks exclusive creation, and removes unfinished files of dead writers.
 
         Raises:
-            RunError: it is in a store that cannot create a file exclusively; the newest manifest of a model is damaged.
+            RunError: the store cannot create a file exclusively, or the newest manifest of a model is damaged.
         """
         self.workspace.check_create()
         self.sweep(models)
         for model in models:
             for stage in STAGES:
                 head = self.log.head(stage, model)
-                if head != NONE:  # the windows before it were cleaned when it was begun
+                # Only the newest window can have orphans: each window is cleaned before the next begins.
+                if head != NONE:
                     remove_orphans(self.workspace, self.log.load(stage, model, head).files.values())
 
     def sweep(self, models: Collection[str]) -> None:
-        """Removes what writers have left unfinished that have died, in the folder and in those of some models."""
+        """Removes unfinished files of writers that have died, in the run's folder and the folders of some models."""
         kinds = ("predictions", "supervision", "late", *(f"commits/{stage}" for stage in STAGES))
         folders = [f"{kind}/{model}" for kind in kinds for model in models]
         for model in models:
@@ -52,18 +53,18 @@ class Store:
         self.workspace.sweep(["", *folders])
 
     def supervision(self, teacher: str, window: Window) -> SupervisionStream | None:
-        """A teacher's committed supervision of a window, to be followed along the stream; None where it has no rows."""
+        """Opens a teacher's committed supervision of a window; returns None if the window has no rows."""
         files = self.log.load("supervise", teacher, window.index).files
         return SupervisionStream(self.workspace, files["rows"]) if files else None
 
     def windows(self, model: str) -> Sequence[Window]:
-        """The windows with rows that a model has committed, in order."""
+        """Lists the windows with rows that a model has committed, in order."""
         return [commit.window for commit in self.log.commits("train", model) if commit.files]
 
     def examples(self, model: str, window: Window) -> int:
-        """How many examples a model has predicted in a committed window."""
+        """Returns the number of examples that a model has predicted in a committed window."""
         return int(self.log.load("train", model, window.index).counters["examples"])
 
     def predictions(self, model: str, window: Window) -> pa.Table:
-        """A model's committed predictions of a window, in stream order."""
+        """Reads a model's committed predictions of a window, in stream order."""
         return read_rows(self.workspace, self.log.load("train", model, window.index).files["rows"])

@@ -1,6 +1,6 @@
-"""A committed window's supervision, followed along the stream in constant memory.
+"""Streams the supervision of a committed window alongside the stream's chunks, in constant memory.
 
-A supervision file holds its rows in the order of the stream, so the rows of a chunk are a stretch of it.
+A supervision file holds its rows in the order of the stream, so the rows of a chunk are contiguous in it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ _UNUSED = ("window", "snapshot")
 
 
 class SupervisionStream:
-    """Gives the supervision of one chunk after another.
+    """Reads the supervision of successive chunks from a committed file.
 
-    In memory are the rows that the chunk and the next one may need, in spans, and one span that is read ahead.
+    It keeps in memory the spans of rows that the current chunk and the next chunk may need, and a prefetched span.
 
     Args:
+        workspace: holds the file.
         record: the committed file.
-        span_rows: rows that are read at once; by default about two MiB.
+        span_rows: rows of a span; by default about two MiB.
 
     Raises:
         RunError: the file is missing or corrupt.
@@ -37,32 +38,35 @@ class SupervisionStream:
         file = pq.ParquetFile(self._bytes)
         columns = [name for name in file.schema_arrow.names if name not in _UNUSED]
         schema = pa.schema([file.schema_arrow.field(name) for name in columns])
-        self._nothing = SupervisionRows.from_arrow(pa.RecordBatch.from_pylist([], schema))
-        self._batches = file.iter_batches(span_rows or (16_384 if "embedding" in columns else 65_536), columns=columns)
-        self._held: deque[SupervisionRows] = deque()
+        self._no_rows = SupervisionRows.from_arrow(pa.RecordBatch.from_pylist([], schema))
+        if span_rows is None:
+            # About two MiB: a row has some 30 bytes, and some 130 with an embedding of 64 float16.
+            span_rows = 16_384 if "embedding" in columns else 65_536
+        self._batches = file.iter_batches(span_rows, columns=columns)
+        self._spans: deque[SupervisionRows] = deque()
+        # One thread reads ahead: decompression overlaps with training, and spans stay in order.
         self._reader = ThreadPoolExecutor(1, "exfm-supervision")
         self._next = self._reader.submit(self._read)
         self._ended = False
 
     @property
-    def rows_held(self) -> int:
-        """How many rows the chunk and the next one may need."""
-        return sum(span.example_id.numel() for span in self._held)
+    def buffered_rows(self) -> int:
+        """Returns the number of rows in the buffered spans."""
+        return sum(span.example_id.numel() for span in self._spans)
 
     def between(self, first_us: int, last_us: int) -> SupervisionIndex:
-        """The rows with ``first_us <= event time <= last_us``; ``first_us`` never decreases from call to call."""
-        while self._held and self._held[0].event_time_us[-1] < first_us:
-            self._held.popleft()
+        """Returns the rows with ``first_us <= event time <= last_us``; ``first_us`` must not decrease between calls."""
+        while self._spans and self._spans[0].event_time_us[-1] < first_us:
+            self._spans.popleft()
         while not self._ended and not self._reaches(last_us):
             span = self._next.result()
             self._ended = span is None
             if span is not None:
                 self._next = self._reader.submit(self._read)
                 if span.event_time_us[-1] >= first_us:
-                    self._held.append(span)
-        return SupervisionRows.cat(
-            [_between(span, first_us, last_us) for span in self._held] or [self._nothing]
-        ).index()
+                    self._spans.append(span)
+        selected = [_between(span, first_us, last_us) for span in self._spans]
+        return SupervisionRows.cat(selected or [self._no_rows]).index()
 
     def close(self) -> None:
         """Closes the file."""
@@ -70,8 +74,9 @@ class SupervisionStream:
         self._bytes.close()
 
     def _reaches(self, last_us: int) -> bool:
-        """Whether rows past a time have been read: rows of equal times may be in several spans."""
-        return bool(self._held) and bool(self._held[-1].event_time_us[-1] > last_us)
+        """Tells whether rows after a time were read."""
+        # Strictly after: rows of equal times may continue in the next span.
+        return bool(self._spans) and bool(self._spans[-1].event_time_us[-1] > last_us)
 
     def _read(self) -> SupervisionRows | None:
         batch = next(self._batches, None)

@@ -181,7 +181,7 @@ def _training_figures(commit: Commit) -> dict[str, float | None]:
     if seconds:
         values["train_examples_per_second"] = examples / seconds
     for teacher, counters in commit.counters["teachers"].items():
-        coverage = Coverage.of(counters)
+        coverage = Coverage.from_counters(counters)
         values[f"supervision/{teacher}/hit_rate"] = coverage.hit_rate
         values[f"supervision/{teacher}/age_s"] = coverage.age_s
     return values

@@ -340,7 +340,7 @@ class Stage:
 
     def _of_all(self, counted: Coverage) -> Coverage:
         """The counts of all processes together."""
-        return Coverage.of_vector(
+        return Coverage.from_vector(
             self.process_group.all_gather(torch.from_numpy(counted.as_vector())).sum(dim=0).numpy()
         )
 

@@ -1,4 +1,4 @@
-"""Reads the released files: reviews of 2014, 2018 and 2023, and what is known of items.
+"""Reads the released files: reviews of 2014, 2018 and 2023, and the categories of items.
 
 Legend: N reviews in time order, I items.
 """
@@ -25,7 +25,8 @@ from exfm.sources import BadObjectError, limited, parse_objects
 
 _LINES_AT_ONCE = 8192
 _TEXT, _NUMBER = pa.string(), pa.float64()
-# What each release calls it, the older ones first; item ids of 2023 that differ in colour or size have one parent.
+# Names of the columns in the releases of 2014 and 2018, then in 2023, except that parent_asin has precedence: ids of
+# 2023 that differ in colour or size share a parent.
 _USER, _ITEM, _RATING = ("reviewerID", "user_id"), ("parent_asin", "asin"), ("overall", "rating")
 _SECONDS, _MILLISECONDS = "unixReviewTime", "timestamp"
 _SCHEMA = pa.schema(
@@ -33,12 +34,12 @@ _SCHEMA = pa.schema(
     | dict.fromkeys(_RATING, _NUMBER)
     | dict.fromkeys((_SECONDS, _MILLISECONDS), pa.int64())
 )
-_ITEM_OF_META = re.compile(rb"""["'](?:parent_)?asin["']\s*:\s*["']([^"']+)["']""")
+_METADATA_ITEM = re.compile(rb"""["'](?:parent_)?asin["']\s*:\s*["']([^"']+)["']""")
 
 
 @dataclass(frozen=True)
 class Reviews:
-    """All reviews, sorted by time, those of one moment as released; 22 bytes each.
+    """Holds all reviews, sorted by time, in the released order at equal times; 22 bytes each.
 
     Attributes:
         user_N: index into ``users``.
@@ -59,7 +60,8 @@ def read_reviews(url: str) -> Reviews:
     """Reads and sorts the reviews.
 
     Raises:
-        ValueError: there are none, a line cannot be read, or it lacks a user, an item, a time or a rating of 1 to 5.
+        ValueError: the file has no reviews, or a line cannot be read or lacks a user, an item, a time or a rating of 1
+            to 5.
     """
     batches = list(_batches(url))
     if not batches:
@@ -79,40 +81,42 @@ def read_reviews(url: str) -> Reviews:
 
 
 def read_categories(url: str, items: pa.Array) -> pa.Array:
-    """The narrowest category of each item, (I,), null where it has none.
+    """Reads the narrowest category of each item, (I,), null for an item without a category.
 
     Raises:
-        ValueError: there is no such file, or a line about one of the items cannot be read.
+        ValueError: the file does not exist, or a line about a reviewed item cannot be read.
     """
-    place = {name.encode(): index for index, name in enumerate(items.to_pylist())}
-    found: list[str | None] = [None] * len(place)
+    index_by_item = {name.encode(): index for index, name in enumerate(items.to_pylist())}
+    categories: list[str | None] = [None] * len(index_by_item)
     with _opened(url) as file:
         for row, line in enumerate(file):
-            match = _ITEM_OF_META.search(line)
-            # Most lines are of items that nobody here has reviewed, and reading them is slow.
-            if match and match[1] in place:
-                found[place[match[1]]] = _category(_literal(url, row, line))
-    return pa.array(found, _TEXT)
+            match = _METADATA_ITEM.search(line)
+            # Parse only the lines of reviewed items, because parsing is slow and most items have no review.
+            if match and match[1] in index_by_item:
+                categories[index_by_item[match[1]]] = _category(_literal(url, row, line))
+    return pa.array(categories, _TEXT)
 
 
 def _category(item: dict[str, Any]) -> str | None:
-    """2014 has lists of paths (the last counts, as in DIN), 2018 and 2023 have one path."""
+    """Returns the last category of an item's path; in 2014 an item has several paths, and the last path counts."""
     path = item.get("categories") or item.get("category") or [None]
-    last = path[-1]
-    return (last[-1] if last else None) if isinstance(last, list) else last
+    last: str | list[str] | None = path[-1]
+    if not isinstance(last, list):
+        return last
+    return last[-1] if last else None
 
 
 def _literal(url: str, row: int, line: bytes) -> dict[str, Any]:
-    """A line of JSON or, in the release of 2014, a Python literal, which is parsed and not evaluated."""
+    """Parses a line of JSON or, in the release of 2014, a Python literal, without evaluating it as code."""
     text = line.decode()
     try:
-        found = json.loads(text)
+        item = json.loads(text)
     except ValueError:
         try:
-            found = ast.literal_eval(text.strip())
+            item = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError) as error:
             raise ValueError(f"amazon_reviews: {url}, row {row}: it is neither JSON nor a literal: {error}") from error
-    return cast(dict[str, Any], found)
+    return cast(dict[str, Any], item)
 
 
 def _batches(url: str) -> Iterator[pa.RecordBatch]:
@@ -126,20 +130,21 @@ def _batches(url: str) -> Iterator[pa.RecordBatch]:
             row += len(lines)
 
 
-def _columns(url: str, row: int, found: pa.RecordBatch) -> pa.RecordBatch:
-    ms = pc.coalesce(pc.multiply(found[_SECONDS], 1000), found[_MILLISECONDS])
-    rating = pc.coalesce(*(found[name] for name in _RATING))
+def _columns(url: str, row: int, released: pa.RecordBatch) -> pa.RecordBatch:
+    """Merges the columns of the releases, and checks that no value is missing."""
+    ms = pc.coalesce(pc.multiply(released[_SECONDS], 1000), released[_MILLISECONDS])
+    rating = pc.coalesce(*(released[name] for name in _RATING))
     columns = {
-        "user": pc.coalesce(*(found[name] for name in _USER)),
-        "item": pc.coalesce(*(found[name] for name in _ITEM)),
+        "user": pc.coalesce(*(released[name] for name in _USER)),
+        "item": pc.coalesce(*(released[name] for name in _ITEM)),
         "rating": pc.if_else(pc.is_in(rating, pa.array([1.0, 2, 3, 4, 5])), rating, None).cast(pa.int8()),
         "ms": ms,
     }
     for names, column in ((_USER, "user"), (_ITEM, "item"), (_RATING, "rating"), ((_SECONDS, _MILLISECONDS), "ms")):
         if columns[column].null_count:
             bad = row + int(columns[column].is_null().to_numpy(zero_copy_only=False).argmax())
-            wanted = "a whole number from 1 to 5" if column == "rating" else "a value"
-            raise ValueError(f"amazon_reviews: {url}, row {bad}: expected {wanted} for {' or '.join(names)}")
+            expected = "a whole number from 1 to 5" if column == "rating" else "a value"
+            raise ValueError(f"amazon_reviews: {url}, row {bad}: expected {expected} for {' or '.join(names)}")
     return pa.RecordBatch.from_pydict(columns)
 
 
@@ -153,5 +158,6 @@ def _opened(url: str) -> Iterator[IO[bytes]]:
             raise ValueError(f"amazon_reviews: there is no file {url!r}") from error
         if url.endswith(".gz"):
             unpacked = cast(IO[bytes], stack.enter_context(gzip.open(file)))
+            # A small file may unpack to any size.
             file = limited(unpacked, filesystem.size(path), f"amazon_reviews: {url}")
         yield file

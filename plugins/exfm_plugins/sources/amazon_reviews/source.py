@@ -1,4 +1,4 @@
-"""Amazon reviews as a stream, in time order."""
+"""Streams Amazon reviews in time order."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from exfm_plugins.sources.amazon_reviews.files import Reviews, read_categories, 
 
 _BATCH_ROWS = 8192
 _US_PER_MS = 1000
-_LIKED = 4
+_LIKED = 4  # stars from which a review counts as liked
 _WHOLE = exfm.sources.Shard()
 
 
 class AmazonReviews(exfm.DataSource):
-    """The released reviews of one category of Amazon's products, such as Electronics 5-core, and their metadata.
+    """Streams the released reviews of a category of Amazon's products, such as Electronics 5-core, with metadata.
 
-    JSON lines as published, plain or .gz: those of 2014 (jmcauley.ucsd.edu/data/amazon: reviewerID, asin, overall,
-    unixReviewTime; metadata in Python's notation), of 2018 (nijianmo.github.io/amazon: the same names) and of 2023
-    (amazon-reviews-2023.github.io: user_id, parent_asin, rating, timestamp in milliseconds).
+    It reads JSON lines as published, plain or .gz: those of 2014 (jmcauley.ucsd.edu/data/amazon: reviewerID, asin,
+    overall, unixReviewTime; metadata in Python's notation), of 2018 (nijianmo.github.io/amazon: the same names) and of
+    2023 (amazon-reviews-2023.github.io: user_id, parent_asin, rating, timestamp in milliseconds).
 
-    Labels, by ``task``. ``reviewed``, as DIN builds it (arxiv.org/abs/1706.06978): each review gives a row with the
-    label 1, and one with the label 0 for an item that its user never reviews. Unlike DIN's, it is drawn from the items
-    that somebody has reviewed by then. ``liked``: one row per review, 1 for a rating of 4 or 5.
+    Labels, by ``task``. ``reviewed``, as DIN builds it (arxiv.org/abs/1706.06978): each review becomes a row with the
+    label 1, and a row with the label 0 for an item that its user never reviews. Unlike DIN's, that item is drawn from
+    the items with an earlier review. ``liked``: a row per review, with the label 1 for a rating of 4 or 5.
 
-    Rows are sorted by time, which counts whole days but for 2023; ``example_id`` is the position in that order. A
-    history has the user's newest reviews of strictly earlier times, so none of the same day. All reviews are held in
-    memory, some 60 bytes each, and the ids of users and items.
+    Rows are sorted by time, which is in whole days except in 2023; ``example_id`` is the position in that order. A
+    history has the user's newest reviews of strictly earlier times, so no reviews of the same day. All reviews, some 60
+    bytes each, and the ids of users and items are held in memory.
 
     Raises:
         ValueError: a file is missing, or a line cannot be read.
@@ -44,7 +44,7 @@ class AmazonReviews(exfm.DataSource):
     name: ClassVar[str] = "amazon_reviews"
 
     class Config(exfm.ComponentConfig):
-        """Where the files are, and what is predicted."""
+        """Configures the location of the files, and the label."""
 
         path: str = Field(description="The reviews, such as reviews_Electronics_5.json.gz; any fsspec URL.")
         meta: str = Field("", description="The metadata, such as meta_Electronics.json.gz; empty for no categories.")
@@ -62,11 +62,13 @@ class AmazonReviews(exfm.DataSource):
         super().__init__(config)
 
     def schema(self) -> exfm.schema.FeatureSchema:
-        """User, item and category, and the history of them."""
+        """Returns the features user, item and category, and the history."""
         category = exfm.schema.CategoricalFeature(name="category", rows=4096)
         category_field = exfm.schema.SequenceField(
             name="category", column="history_category", rows=category.rows, table=category.name
         )
+        has_metadata = bool(self.config.meta)
+        categories, category_fields = ([category], [category_field]) if has_metadata else ([], [])
         rows = self.config.item_rows
         history = exfm.schema.SequenceFeature(
             name="history",
@@ -74,7 +76,7 @@ class AmazonReviews(exfm.DataSource):
             times=exfm.schema.EventTimes(column="history_age"),
             fields=(
                 exfm.schema.SequenceField(name="item", column="history_item", rows=rows, table="item"),
-                *((category_field,) if self.config.meta else ()),
+                *category_fields,
                 exfm.schema.SequenceField(name="rating", column="history_rating", rows=6, ids="row"),
                 exfm.schema.SequenceField(name="age", column="history_age", kind="dense", transform="log1p"),
             ),
@@ -84,14 +86,14 @@ class AmazonReviews(exfm.DataSource):
             features=(
                 exfm.schema.CategoricalFeature(name="user", rows=self.config.user_rows),
                 exfm.schema.CategoricalFeature(name="item", rows=rows),
-                *((category,) if self.config.meta else ()),
+                *categories,
                 history,
             ),
             labels=(exfm.schema.Label(name=self.config.task),),
         )
 
     def time_range(self) -> exfm.sources.TimeRange:
-        """From the first to the last review."""
+        """Returns the range from the first to the last review."""
         ms = self._reviews.ms_N
         return exfm.sources.TimeRange(int(ms[0]) * _US_PER_MS, int(ms[-1]) * _US_PER_MS + 1)
 
@@ -124,27 +126,30 @@ class AmazonReviews(exfm.DataSource):
         return Histories(self._reviews.user_N, self._reviews.ms_N)
 
     def _batch(self, row_B: NDArray[np.int64]) -> pa.RecordBatch:
-        of, shown = self._reviews, self._candidates
+        reviews, shown = self._reviews, self._candidates
         review_B, item_B = shown.review_R[row_B], shown.item_R[row_B]
-        user_B, ms_B = of.user_N[review_B], of.ms_N[review_B]
-        place_H, offsets = self._histories.newest(user_B, ms_B, self.config.history_length)
-        past_H = self._histories.order[place_H]
-        age_H = (np.repeat(ms_B, np.diff(offsets)) - of.ms_N[past_H]) / 1000
-        liked_B = (of.rating_N[review_B] >= _LIKED).astype(np.int8)
+        user_B, ms_B = reviews.user_N[review_B], reviews.ms_N[review_B]
+        position_H, offsets = self._histories.newest(user_B, ms_B, self.config.history_length)
+        past_H = self._histories.order[position_H]
+        age_H = (np.repeat(ms_B, np.diff(offsets)) - reviews.ms_N[past_H]) / 1000
+        label_B = shown.reviewed_R[row_B]
+        if self.config.task == "liked":
+            label_B = (reviews.rating_N[review_B] >= _LIKED).astype(np.int8)
         columns = {
             "example_id": row_B,
             "event_time": pa.array(ms_B * _US_PER_MS).view(pa.timestamp("us")),
-            "user": of.users.take(pa.array(user_B)),
-            "item": of.items.take(pa.array(item_B)),
-            "history_item": list_column(offsets, of.items.take(pa.array(of.item_N[past_H]))),
-            "history_rating": list_column(offsets, of.rating_N[past_H]),
+            "user": reviews.users.take(pa.array(user_B)),
+            "item": reviews.items.take(pa.array(item_B)),
+            "history_item": list_column(offsets, reviews.items.take(pa.array(reviews.item_N[past_H]))),
+            "history_rating": list_column(offsets, reviews.rating_N[past_H]),
             "history_age": list_column(offsets, age_H.astype(np.float32)),
-            self.config.task: liked_B if self.config.task == "liked" else shown.reviewed_R[row_B],
+            self.config.task: label_B,
         }
         if self.config.meta:
-            past = self._categories.take(pa.array(of.item_N[past_H]))
+            past = self._categories.take(pa.array(reviews.item_N[past_H]))
             columns |= {
                 "category": self._categories.take(pa.array(item_B)),
+                # The elements of a list cannot be null: the empty string stands for no category.
                 "history_category": list_column(offsets, past.fill_null("")),
             }
         return pa.RecordBatch.from_pydict(columns)

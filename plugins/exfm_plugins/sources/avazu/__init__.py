@@ -1,1 +1,1 @@
-"""Avazu: the released clicks of ten days on mobile ads as a time-ordered stream."""
+"""Registers the data source `avazu`: the released clicks on mobile ads of ten days as a time-ordered stream."""

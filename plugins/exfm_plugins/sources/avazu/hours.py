@@ -1,4 +1,4 @@
-"""Hours as Avazu writes them, YYMMDDHH, and the rows where each begins."""
+"""Parses hours in Avazu's notation, YYMMDDHH, and finds the first row of each hour."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ HOUR_US = 3_600_000_000
 
 
 def hour_times(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """The time of every row's hour in microseconds since 1970.
+    """Returns the time of every row's hour in microseconds since 1970.
 
     Raises:
-        ValueError: an hour is empty or none of the calendar; the message names file and row.
+        ValueError: an hour is empty or not in the calendar; the message names file and row.
     """
     hours = batch.column("hour").fill_null(-1).to_numpy()
-    # Most batches hold one or two hours.
-    known, place_B = np.unique(hours, return_inverse=True)
-    return np.array([_time(hour, batch, hours) for hour in known.tolist()], np.int64)[place_B]
+    # Parse each distinct hour once, because most batches hold only 1 or 2 hours.
+    distinct, index_B = np.unique(hours, return_inverse=True)
+    return np.array([_time(hour, batch, hours) for hour in distinct.tolist()], np.int64)[index_B]
 
 
 def _time(hour: int, batch: pa.RecordBatch, hours: NDArray[np.int64]) -> int:
@@ -33,15 +33,15 @@ def _time(hour: int, batch: pa.RecordBatch, hours: NDArray[np.int64]) -> int:
     except ValueError:
         origin = exfm.sources.Origin.of(batch)
         row = origin.row + int(np.flatnonzero(hours == hour)[0])
-        given = "nothing" if hour < 0 else hour
-        raise ValueError(f"avazu: {origin.file}, row {row}: hour: expected YYMMDDHH, given {given}") from None
+        shown = "nothing" if hour < 0 else hour
+        raise ValueError(f"avazu: {origin.file}, row {row}: hour: expected YYMMDDHH, given {shown}") from None
 
 
 class HourStarts:
-    """The first row at which the stream has reached each hour; a row that goes back belongs where it stands.
+    """Finds the first row of each hour; a row with an earlier hour belongs to the hour that the file has reached.
 
     Args:
-        batches: all rows of the file, in order, with their ``hour``.
+        batches: all rows of the file, in order, with the column ``hour``.
     """
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
@@ -49,6 +49,7 @@ class HourStarts:
         self._rows: list[int] = []
         self._end = 0
         for batch in batches:
+            # Below every hour, so that the first row begins an hour.
             reached = self.times[-1] if self.times else -HOUR_US
             time_B = np.maximum.accumulate(np.maximum(hour_times(batch), reached))
             new_B = np.diff(time_B, prepend=reached) > 0
@@ -57,9 +58,9 @@ class HourStarts:
             self._end += batch.num_rows
 
     def rows(self, window: exfm.sources.Window) -> tuple[int, int]:
-        """First row of a window, and the row after its last."""
+        """Returns the first row of a window, and the row after its last."""
         return self._row(window.start_us), self._row(window.end_us)
 
     def _row(self, time_us: int) -> int:
-        place = bisect_left(self.times, time_us)
-        return self._rows[place] if place < len(self._rows) else self._end
+        index = bisect_left(self.times, time_us)
+        return self._rows[index] if index < len(self._rows) else self._end

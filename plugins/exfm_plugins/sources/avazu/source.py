@@ -1,4 +1,4 @@
-"""Avazu as a stream of ad impressions: one row per line, in the order of the file."""
+"""Streams the ad impressions of Avazu in the order of the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import exfm
 from exfm.sources import DelimitedFile
 from exfm_plugins.sources.avazu.hours import HOUR_US, HourStarts, hour_times
 
-# How many values each column takes in the released file.
+# Number of distinct values of each column in the released file.
 CARDINALITY = {
     "C1": 7, "banner_pos": 7, "site_id": 4_737, "site_domain": 7_745, "site_category": 26, "app_id": 8_552,
     "app_domain": 559, "app_category": 36, "device_id": 2_686_408, "device_ip": 6_729_486, "device_model": 8_251,
@@ -26,15 +26,15 @@ _WHOLE = exfm.sources.Shard()
 
 
 class Avazu(exfm.DataSource):
-    """The released ``train.csv`` of Avazu's click-through challenge: 40.4 million mobile ad impressions of ten days.
+    """Streams ``train.csv`` of Avazu's click-through challenge: 40.4 million mobile ad impressions of ten days.
 
-    Columns as published (kaggle.com/c/avazu-ctr-prediction): ``id, click, hour, C1, banner_pos, site_id, ...,
-    C14-C21``; ``hour`` is YYMMDDHH, UTC. Rows follow each other as released, which is their order in time; all rows of
-    an hour have its beginning as their time, so windows are of whole hours. ``example_id`` is the row's number in the
-    file. Ids are hashed, each column into some four times as many rows as it has values. There is no history: the
-    data names no user. ``device_ip`` comes closest and groups the rows; ``banner_pos`` is the domain.
+    Columns are as published (kaggle.com/c/avazu-ctr-prediction): ``id, click, hour, C1, banner_pos, site_id, ...,
+    C14-C21``; ``hour`` is YYMMDDHH, UTC. Rows are in the released order, which is their order in time. The time of a
+    row is the beginning of its hour, so windows consist of whole hours. ``example_id`` is the row's number in the file.
+    Ids are hashed, each column into some four times as many rows as it has values. There is no history, because the
+    data names no user. ``device_ip`` is the closest substitute and groups the rows; ``banner_pos`` is the domain.
 
-    The first use passes over the file to find where its hours begin; memory does not grow with it.
+    The first use reads the file once to find the beginning of each hour, in constant memory.
 
     Raises:
         ValueError: there is no such file, it lacks a column, or a line cannot be read.
@@ -43,7 +43,7 @@ class Avazu(exfm.DataSource):
     name: ClassVar[str] = "avazu"
 
     class Config(exfm.ComponentConfig):
-        """Where the file is, and how large tables may be."""
+        """Configures the location of the file, and the size of tables."""
 
         path: str = Field(description="The released train.csv, unpacked; any fsspec URL.")
         table_rows: int = Field(
@@ -56,7 +56,8 @@ class Avazu(exfm.DataSource):
         super().__init__(config)
 
     def schema(self) -> exfm.schema.FeatureSchema:
-        """All released columns, hour of the day and day of the week."""
+        """Returns all released columns, hour of the day and day of the week."""
+        # Four rows per value: about a fifth of the values then share a row.
         rows = self.config.table_rows
         ids = (exfm.schema.CategoricalFeature(name=n, rows=min(4 * c, rows)) for n, c in CARDINALITY.items())
         return exfm.schema.FeatureSchema(
@@ -71,7 +72,7 @@ class Avazu(exfm.DataSource):
         )
 
     def time_range(self) -> exfm.sources.TimeRange:
-        """From the beginning of the first hour to the end of the last."""
+        """Returns the range from the beginning of the first hour to the end of the last."""
         times = self._starts.times
         if not times:
             raise ValueError(f"avazu: path: {self.config.path!r} holds no rows")
@@ -93,7 +94,7 @@ class Avazu(exfm.DataSource):
 
 
 def _finish(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with what the schema asks for beside the file's columns."""
+    """Adds example id, time, hour of the day and day of the week to a batch of the file."""
     origin = exfm.sources.Origin.of(batch)
     time_B = hour_times(batch)
     hours_B = time_B // HOUR_US

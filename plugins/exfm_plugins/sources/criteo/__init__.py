@@ -1,1 +1,1 @@
-"""Criteo: the released display ads of seven days, and of the 24 days of the click logs, as a time-ordered stream."""
+"""Registers the data source `criteo`: the released display ads of 7 days, or of 24 days, as a time-ordered stream."""

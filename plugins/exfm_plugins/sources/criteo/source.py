@@ -1,4 +1,4 @@
-"""Criteo's display ads as a stream: one row per line, in the released order."""
+"""Streams Criteo's display ads in the released order."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from pydantic import Field
 
 import exfm
 from exfm.sources import DelimitedFile
-from exfm_plugins.sources.criteo.releases import CARDINALITY, Part, ReleaseName, find_parts
+from exfm_plugins.sources.criteo.releases import CARDINALITY, DayFile, ReleaseName, find_files
 
 _INTEGERS = tuple(f"I{number}" for number in range(1, 14))
 _IDS = tuple(f"C{number}" for number in range(1, 27))
 _COLUMNS = {"click": pa.int8()} | dict.fromkeys(_INTEGERS, pa.int64()) | dict.fromkeys(_IDS, pa.string())
 _DAY_US, _DAY_MS = 86_400_000_000, 86_400_000
-# Leaves room for the rows of any day: example ids of day d begin at d << 40.
+# Example ids of day d begin at d << 40: 2^40 exceeds the rows of any day, and 23 bits are left for days.
 _DAY_BITS = 40
 _WHOLE = exfm.sources.Shard()
 
 
 class Criteo(exfm.DataSource):
-    """Criteo's released display ads: the challenge's ``train.txt``, or the click logs' ``day_0`` to ``day_23``.
+    """Streams Criteo's display ads: the challenge's ``train.txt``, or the click logs' ``day_0`` to ``day_23``.
 
-    Columns as published (kaggle.com/c/criteo-display-ad-challenge/data, ailab.criteo.com), separated by tabs and
+    Columns are as published (kaggle.com/c/criteo-display-ad-challenge/data, ailab.criteo.com), separated by tabs and
     without a header: the label, 13 integers (I1 to I13), 26 hashed categories (C1 to C26). A missing integer reads as
     0, a missing category as a missing id. Categories are hashed, each column into some four times as many rows as it
     has values.
 
-    **Times are assigned.** The files have none, but their rows are in the order of time: ``train.txt`` covers 7 days,
-    each ``day_N`` one. Row i of a file's n rows happens i/n of the way through the file's days, to the millisecond, and
-    day 0 is 1 January 1970. Rows are spread evenly, so hours of the day mean nothing. ``example_id`` is (day << 40) +
-    the row's number.
+    **Times are assigned**, because the files have no times. Their rows are in the order of time: ``train.txt`` covers
+    7 days, each ``day_N`` a day. Row i of a file's n rows is at the fraction i/n of the file's days, to the
+    millisecond, and day 0 is 1 January 1970. Rows are spread evenly, so hours of the day have no meaning.
+    ``example_id`` is (day << 40) + the row's number.
 
-    The first use of a file passes over it once, to count its rows; memory does not grow with it.
+    The first use of a file reads it once to count its rows, in constant memory.
 
     Raises:
         ValueError: the path holds neither release, a day is missing, or a line cannot be read.
@@ -46,7 +46,7 @@ class Criteo(exfm.DataSource):
     name: ClassVar[str] = "criteo"
 
     class Config(exfm.ComponentConfig):
-        """Where the files are, and how large tables may be."""
+        """Configures the location of the files, and the size of tables."""
 
         path: str = Field(description="train.txt or a day_N, unpacked, or the folder with either; any fsspec URL.")
         release: ReleaseName = Field(
@@ -60,7 +60,7 @@ class Criteo(exfm.DataSource):
         super().__init__(config)
 
     def schema(self) -> exfm.schema.FeatureSchema:
-        """I1 to I13, on a logarithmic scale, and C1 to C26."""
+        """Returns I1 to I13, on a logarithmic scale, and C1 to C26."""
         sizes = [min(4 * values, self.config.table_rows) for values in CARDINALITY[self.config.release]]
         return exfm.schema.FeatureSchema(
             features=(
@@ -71,8 +71,8 @@ class Criteo(exfm.DataSource):
         )
 
     def time_range(self) -> exfm.sources.TimeRange:
-        """The days of the files, known without reading them."""
-        first, last = self._parts[0], self._parts[-1]
+        """Returns the days of the files, without reading them."""
+        first, last = self._day_files[0], self._day_files[-1]
         return exfm.sources.TimeRange(first.first_day * _DAY_US, (last.first_day + last.days) * _DAY_US)
 
     def read(self, window: exfm.sources.Window, shard: exfm.sources.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
@@ -80,38 +80,47 @@ class Criteo(exfm.DataSource):
         return exfm.sources.slice_rows(self._window(window), shard)
 
     @cached_property
-    def _parts(self) -> tuple[Part, ...]:
-        return find_parts(self.config.path, self.config.release)
+    def _day_files(self) -> tuple[DayFile, ...]:
+        return find_files(self.config.path, self.config.release)
 
     @cached_property
-    def _files(self) -> dict[Part, DelimitedFile]:
-        return {part: DelimitedFile(part.url, _COLUMNS, owner="criteo", delimiter="\t") for part in self._parts}
+    def _contents(self) -> list[tuple[DayFile, DelimitedFile]]:
+        files = []
+        for day_file in self._day_files:
+            files.append((day_file, DelimitedFile(day_file.url, _COLUMNS, owner="criteo", delimiter="\t")))
+        return files
 
     def _window(self, window: exfm.sources.Window) -> Iterator[pa.RecordBatch]:
         """Yields the window's rows, file by file."""
-        for part, file in self._files.items():
-            if window.start_us < (part.first_day + part.days) * _DAY_US and window.end_us > part.first_day * _DAY_US:
+        for day_file, file in self._contents:
+            start_us = day_file.first_day * _DAY_US
+            end_us = start_us + day_file.days * _DAY_US
+            # Skip other days before counting rows, because counting reads the whole file.
+            if window.start_us < end_us and window.end_us > start_us:
                 rows = file.rows
-                first, end = (_first_row(part, rows, time_us) for time_us in (window.start_us, window.end_us))
+                first = _first_row(day_file, rows, window.start_us)
+                end = _first_row(day_file, rows, window.end_us)
                 for batch in file.read(first, end):
-                    yield _finish(batch, part, rows)
+                    yield _finish(batch, day_file, rows)
 
 
-def _first_row(part: Part, rows: int, time_us: int) -> int:
-    """The first of a file's rows that happens at a time or later."""
-    since_ms = -(-time_us // 1000) - part.first_day * _DAY_MS
-    return min(max(-(-since_ms * rows // (part.days * _DAY_MS)), 0), rows)
+def _first_row(day_file: DayFile, rows: int, time_us: int) -> int:
+    """Returns the first row of a file at or after a time."""
+    # Rounds up twice (-(-a // b) is the ceiling): the inverse of rounding down in `_finish`.
+    since_ms = -(-time_us // 1000) - day_file.first_day * _DAY_MS
+    return min(max(-(-since_ms * rows // (day_file.days * _DAY_MS)), 0), rows)
 
 
-def _finish(batch: pa.RecordBatch, part: Part, rows: int) -> pa.RecordBatch:
-    """The batch with times and ids, and 0 for missing integers."""
+def _finish(batch: pa.RecordBatch, day_file: DayFile, rows: int) -> pa.RecordBatch:
+    """Adds times and ids to a batch, and replaces missing integers by 0."""
     origin = exfm.sources.Origin.of(batch)
     row_B = np.arange(origin.row, origin.row + batch.num_rows)
-    time_B = part.first_day * _DAY_US + row_B * (part.days * _DAY_MS) // rows * 1000
+    # Milliseconds, because rows times microseconds of seven days would overflow 64 bits.
+    time_B = day_file.first_day * _DAY_US + row_B * (day_file.days * _DAY_MS) // rows * 1000
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     columns |= {name: pc.fill_null(columns[name], 0) for name in _INTEGERS}
     columns |= {
-        "example_id": (part.first_day << _DAY_BITS) + row_B,
+        "example_id": (day_file.first_day << _DAY_BITS) + row_B,
         "event_time": pa.array(time_B).view(pa.timestamp("us")),
     }
     return origin.mark(pa.RecordBatch.from_pydict(columns))

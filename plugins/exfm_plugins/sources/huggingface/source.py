@@ -1,4 +1,4 @@
-"""A Hugging Face dataset as a stream.
+"""Streams a Hugging Face dataset.
 
 Legend: N rows, B rows of a batch.
 """
@@ -16,19 +16,19 @@ from pydantic import Field
 
 import exfm
 from exfm.sources import SchemaConfig, TimeUnit, check_time_type, column_times
-from exfm_plugins.sources.huggingface.table import load, rows
+from exfm_plugins.sources.huggingface.table import load, read_rows
 
-_TIMES_AT_ONCE = 1 << 20
+_TIMES_AT_ONCE = 1 << 20  # 8 MiB of times, so that a long dataset is read in little memory
 _WHOLE = exfm.sources.Shard()
 
 
 class HuggingFace(exfm.DataSource):
-    """Any table that the package ``datasets`` loads (huggingface.co/docs/datasets), with the schema in the experiment.
+    """Streams a table that the package ``datasets`` loads (huggingface.co/docs/datasets), by the experiment's schema.
 
     ``path`` is a folder that ``save_to_disk`` has written, a folder of Parquet, CSV or JSON files, or the name of a
-    dataset of the Hub. Rows are in the order of their time; with ``sort`` they are put into it. A row that goes back in
-    time belongs where it stands: it is yielded there, for the core to name it. So is one without a time, with the row
-    before it. Rows stay on the disk, as ``datasets`` maps them; 16 bytes of each are held in memory, 24 with ``sort``.
+    dataset of the Hub. Rows must be in the order of their time; ``sort`` sorts them. A row that goes back in time is
+    yielded at its position, where the core reports it. A row without a time is yielded after its predecessor. Rows stay
+    on the disk, memory-mapped by ``datasets``; 16 bytes of each are held in memory, 24 with ``sort``.
 
     Raises:
         ValueError: there is no such dataset, split or column, or the time is of another type.
@@ -37,7 +37,7 @@ class HuggingFace(exfm.DataSource):
     name: ClassVar[str] = "huggingface"
 
     class Config(SchemaConfig):
-        """Which dataset it is, and what a row of it holds."""
+        """Configures the dataset, and the schema of its rows."""
 
         path: str = Field(description="A folder on a disk or any fsspec URL, or a name on the Hub: owner/dataset.")
         subset: str = Field("", description="The configuration of a dataset that has several.")
@@ -54,27 +54,27 @@ class HuggingFace(exfm.DataSource):
         super().__init__(config)
 
     def schema(self) -> exfm.schema.FeatureSchema:
-        """The schema as it is given."""
+        """Returns the configured schema."""
         return self.config.feature_schema()
 
     def time_range(self) -> exfm.sources.TimeRange:
-        """From the first to the last event."""
+        """Returns the range from the first to the last event."""
         if not self._reached.size:
-            raise ValueError(f"huggingface: {self._place} has no rows")
+            raise ValueError(f"huggingface: {self._label} has no rows")
         return exfm.sources.TimeRange(int(self._reached[0]), int(self._reached[-1]) + 1)
 
     def parts(self) -> Sequence[exfm.sources.StreamPart]:
-        """The dataset as a whole."""
+        """Returns the dataset as a single part."""
         time = self.time_range()
-        return [exfm.sources.StreamPart(self._place, str(self._table._fingerprint), time.start_us, time.end_us - 1)]
+        return [exfm.sources.StreamPart(self._label, str(self._table._fingerprint), time.start_us, time.end_us - 1)]
 
     def next_event_us(self, from_us: int) -> int | None:
-        """The first event at or after a time."""
+        """Returns the first event at or after a time."""
         row = int(np.searchsorted(self._reached, from_us))
         return int(self._reached[row]) if row < self._reached.size else None
 
     def select(self, schema: exfm.schema.FeatureSchema) -> HuggingFace:
-        """The same stream with fewer columns."""
+        """Returns the stream with fewer columns."""
         return HuggingFace(self.config.with_schema(schema))
 
     def read(self, window: exfm.sources.Window, shard: exfm.sources.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
@@ -82,11 +82,11 @@ class HuggingFace(exfm.DataSource):
         start, end = np.searchsorted(self._reached, [window.start_us, window.end_us])
         mine = range(int(start) + shard.index, int(end), shard.count)
         for first in range(0, len(mine), self.config.batch_rows):
-            part = mine[first : first + self.config.batch_rows]
-            yield exfm.sources.Origin(self._place, part[0]).mark(self._batch(part))
+            numbers = mine[first : first + self.config.batch_rows]
+            yield exfm.sources.Origin(self._label, numbers[0]).mark(self._batch(numbers))
 
     @property
-    def _place(self) -> str:
+    def _label(self) -> str:
         return f"{self.config.path}, split {self.config.split!r}{' (sorted by time)' if self.config.sort else ''}"
 
     @cached_property
@@ -94,47 +94,52 @@ class HuggingFace(exfm.DataSource):
         config = self.config
         table = load(config.path, config.subset, config.split, config.columns)
         kind = table.features.arrow_schema.field(config.event_time).type
-        check_time_type(f"huggingface: {self._place}", config.event_time, kind, config.time_unit)
+        check_time_type(f"huggingface: {self._label}", config.event_time, kind, config.time_unit)
         return table
 
     @cached_property
     def _times(self) -> NDArray[np.int64]:
-        """Every row's time in microseconds, in the dataset's order, (N,); where it is missing, that of the row before.
+        """Returns every row's time in microseconds, in the dataset's order, (N,).
 
-        Missing times at the beginning are taken for the first that is known.
+        A missing time is replaced by the time of the preceding row, and at the beginning by the first time.
         """
         table = self._table.select_columns([self.config.event_time])
         times, missing = [np.zeros(0, np.int64)], [np.zeros(0, bool)]
         for first in range(0, len(table), _TIMES_AT_ONCE):
-            column = rows(table, slice(first, first + _TIMES_AT_ONCE)).column(0)
+            column = read_rows(table, slice(first, first + _TIMES_AT_ONCE)).column(0)
             times.append(column_times(column, self.config.time_unit))
             missing.append(column.is_null().to_numpy(zero_copy_only=False))
         time_N, missing_N = np.concatenate(times), np.concatenate(missing)
         if missing_N.any():
             if missing_N.all():
-                raise ValueError(f"huggingface: {self._place}: column {self.config.event_time!r} is empty")
-            known_N = np.maximum.accumulate(np.where(missing_N, int(missing_N.argmin()), np.arange(missing_N.size)))
-            time_N = time_N[known_N]
+                raise ValueError(f"huggingface: {self._label}: column {self.config.event_time!r} is empty")
+            # Row whose time each row takes: the running maximum carries the last row with a time forward.
+            source_N = np.maximum.accumulate(np.where(missing_N, int(missing_N.argmin()), np.arange(missing_N.size)))
+            time_N = time_N[source_N]
         return time_N
 
     @cached_property
     def _order(self) -> NDArray[np.int64]:
+        # Stable, so that rows of equal times keep the dataset's order.
         return np.argsort(self._times, kind="stable")
 
     @cached_property
     def _reached(self) -> NDArray[np.int64]:
-        """The time that the stream has reached at each row, (N,)."""
+        """Returns the time that the stream has reached at each row, (N,), which never decreases."""
         time_N = self._times[self._order] if self.config.sort else self._times
         reached_N: NDArray[np.int64] = np.maximum.accumulate(time_N)
         return reached_N
 
-    def _batch(self, part: range) -> pa.RecordBatch:
+    def _batch(self, numbers: range) -> pa.RecordBatch:
         if self.config.sort:
-            batch = rows(self._table, self._order[part].tolist())
+            batch = read_rows(self._table, self._order[numbers].tolist())
+        elif numbers.step == 1:
+            # A slice is read without copying row by row.
+            batch = read_rows(self._table, slice(numbers[0], numbers[-1] + 1))
         else:
-            batch = rows(self._table, slice(part[0], part[-1] + 1) if part.step == 1 else list(part))
-        place = batch.schema.get_field_index(self.config.event_time)
-        given = batch.column(place)
-        missing_B = given.is_null().to_numpy(zero_copy_only=False)
-        time = pa.array(column_times(given, self.config.time_unit), mask=missing_B)
-        return batch.set_column(place, self.config.event_time, time.view(pa.timestamp("us")))
+            batch = read_rows(self._table, list(numbers))
+        index = batch.schema.get_field_index(self.config.event_time)
+        column = batch.column(index)
+        missing_B = column.is_null().to_numpy(zero_copy_only=False)
+        time = pa.array(column_times(column, self.config.time_unit), mask=missing_B)
+        return batch.set_column(index, self.config.event_time, time.view(pa.timestamp("us")))

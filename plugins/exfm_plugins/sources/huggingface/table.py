@@ -1,4 +1,4 @@
-"""Loads a dataset, from a disk or the Hub, and reads rows of it as Arrow."""
+"""Loads a dataset from a disk or the Hub, and reads its rows as Arrow."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from exfm.components import suggestion
 
-# What save_to_disk writes next to the rows, of one split and of several.
+# Files that save_to_disk writes beside the rows: for a single split, and for several splits.
 _SAVED = ("dataset_info.json", "dataset_dict.json")
 
 
 def load(path: str, subset: str, split: str, columns: Sequence[str]) -> Any:
-    """A split of a dataset, with the given columns, which reads as Arrow tables.
+    """Loads some columns of a split of a dataset, which then reads as Arrow tables.
 
     Raises:
         ValueError: the package is not installed, or there is no such dataset, split or column.
@@ -25,29 +25,30 @@ def load(path: str, subset: str, split: str, columns: Sequence[str]) -> Any:
     except ModuleNotFoundError as error:
         raise ValueError("huggingface needs the package datasets: pip install 'exfm[huggingface]'") from error
     try:
-        found = _load(datasets, path, subset, split)
+        dataset = _load(datasets, path, subset, split)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"huggingface: path: {path!r} cannot be loaded: {reason}") from error
     for column in columns:
-        if column not in found.column_names:
-            hint = suggestion(column, found.column_names)
+        if column not in dataset.column_names:
+            hint = suggestion(column, dataset.column_names)
             raise ValueError(f"huggingface: {path}, split {split!r}, has no column {column!r}.{hint}")
-    return found.select_columns(list(columns)).with_format("arrow")
+    return dataset.select_columns(list(columns)).with_format("arrow")
 
 
 def _load(package: Any, path: str, subset: str, split: str) -> Any:
     filesystem, root = fsspec.url_to_fs(path)
+    # load_dataset refuses a folder that save_to_disk has written.
     if not any(filesystem.exists(f"{root.rstrip('/')}/{name}") for name in _SAVED):
         return package.load_dataset(path, subset or None, split=split)
-    found = package.load_from_disk(path)
-    if isinstance(found, package.Dataset):
-        return found
-    if split not in found:
-        raise ValueError(f"it has no split {split!r}.{suggestion(split, found)}")
-    return found[split]
+    saved = package.load_from_disk(path)
+    if isinstance(saved, package.Dataset):
+        return saved
+    if split not in saved:
+        raise ValueError(f"it has no split {split!r}.{suggestion(split, saved)}")
+    return saved[split]
 
 
-def rows(table: Any, which: slice | list[int]) -> pa.RecordBatch:
-    """Some rows of a loaded dataset, one at least: a slice, or their numbers."""
-    return table[which].combine_chunks().to_batches()[0]
+def read_rows(table: Any, numbers: slice | list[int]) -> pa.RecordBatch:
+    """Reads at least a row of a loaded dataset, by a slice or by row numbers."""
+    return table[numbers].combine_chunks().to_batches()[0]

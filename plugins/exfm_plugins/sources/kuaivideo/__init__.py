@@ -1,1 +1,1 @@
-"""KuaiVideo: the released interactions with micro-videos as a time-ordered stream."""
+"""Registers the data source `kuaivideo`: the released interactions with micro-videos as a time-ordered stream."""

@@ -1,4 +1,4 @@
-"""Reads the released files: who saw which video, and what they did.
+"""Reads the released files: user, video and labels of each preview.
 
 Legend: N interactions in time order.
 """
@@ -20,20 +20,20 @@ LABELS = ("click", "like", "follow")
 FILES = ("train.csv", "test.csv")
 
 _US = {"s": 1_000_000, "ms": 1_000, "us": 1}
-# timestamp may be written with a point; it is exact as a float up to 2**53.
-_COLUMNS = {"timestamp": pa.float64(), "user_id": pa.int32(), "item_id": pa.int32()} | {
-    f"is_{label}": pa.int8() for label in LABELS
-}
+# Timestamps may be written with a decimal point; as floats they are exact up to 2**53.
+_COLUMNS = {"timestamp": pa.float64(), "user_id": pa.int32(), "item_id": pa.int32()}
+_COLUMNS |= dict.fromkeys([f"is_{label}" for label in LABELS], pa.int8())
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """All interactions, sorted by time, those of one moment as released; 19 bytes each.
+    """Holds all interactions, sorted by time, in the released order at equal times; 19 bytes each.
 
     Attributes:
         time_N: microseconds from the beginning of the release's clock.
-        user_N, item_N: the released ids.
-        label_N: what the user did, by LABELS.
+        user_N: the released ids of users.
+        item_N: the released ids of videos.
+        label_N: 1 if the user reacted, by the name in LABELS.
     """
 
     time_N: NDArray[np.int64]
@@ -46,15 +46,19 @@ def read_interactions(url: str, unit: Unit) -> Interactions:
     """Reads train.csv and test.csv, and sorts them together.
 
     Raises:
-        ValueError: one is missing, both are empty, or a line cannot be read or lacks a value.
+        ValueError: a file is missing, both are empty, or a line cannot be read or lacks a value.
     """
-    parts = [part for name in FILES for part in _parts(f"{url.rstrip('/')}/{name}")]
-    if not parts:
+    batches: list[dict[str, NDArray[np.generic]]] = []
+    for name in FILES:
+        batches += _batches(f"{url.rstrip('/')}/{name}")
+    if not batches:
         raise ValueError(f"kuaivideo: path: the files at {url!r} hold no rows")
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in _COLUMNS}
+    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in _COLUMNS}
+    # Stable, so that rows of equal times keep the released order, train.csv first.
     order = np.argsort(columns["timestamp"], kind="stable")
     columns = {name: values[order] for name, values in columns.items()}
     time_N = columns["timestamp"] * _US[unit]
+    # The last is the largest. Without the check, a wrong unit would overflow dates only later.
     if time_N[-1] > YEAR_9999_US:
         problem = f"timestamp with time_unit: {unit} lies past the year 9999; does it count a smaller unit?"
         raise ValueError(f"kuaivideo: {url!r}: {problem}")
@@ -66,9 +70,9 @@ def read_interactions(url: str, unit: Unit) -> Interactions:
     )
 
 
-def _parts(url: str) -> list[dict[str, NDArray[np.generic]]]:
+def _batches(url: str) -> list[dict[str, NDArray[np.generic]]]:
     file = DelimitedFile(url, _COLUMNS, owner="kuaivideo", header=True)
-    parts = []
+    batches = []
     for batch in file.read(0, file.rows):
         for name in _COLUMNS:
             if batch[name].null_count:
@@ -76,5 +80,5 @@ def _parts(url: str) -> list[dict[str, NDArray[np.generic]]]:
                 raise ValueError(
                     f"kuaivideo: {url}, row {exfm.sources.Origin.of(batch).row + row}: {name}: the value is missing"
                 )
-        parts.append({name: batch[name].to_numpy() for name in _COLUMNS})
-    return parts
+        batches.append({name: batch[name].to_numpy() for name in _COLUMNS})
+    return batches

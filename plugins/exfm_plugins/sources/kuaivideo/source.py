@@ -1,4 +1,4 @@
-"""KuaiVideo as a stream of previews that were clicked or passed over, in time order."""
+"""Streams the previews of KuaiVideo, which were clicked or passed over, in time order."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ _WHOLE = exfm.sources.Shard()
 
 
 class KuaiVideo(exfm.DataSource):
-    """Kuaishou's micro-videos as released with BARS (KuaiVideo_x1): 13.7 million previews by 10,000 users.
+    """Streams Kuaishou's micro-videos as released with BARS (KuaiVideo_x1): 13.7 million previews by 10,000 users.
 
-    ``train.csv`` and ``test.csv`` as published (huggingface.co/datasets/reczoo/KuaiVideo_x1), both with the columns
-    ``timestamp, user_id, item_id, is_click, is_like, is_follow, pos_items, neg_items``. Here they
-    are one stream, sorted by ``timestamp``, and ``example_id`` is the position in it.
+    It reads ``train.csv`` and ``test.csv`` as published (huggingface.co/datasets/reczoo/KuaiVideo_x1), both with the
+    columns ``timestamp, user_id, item_id, is_click, is_like, is_follow, pos_items, neg_items``. The files are merged
+    into a stream that is sorted by ``timestamp``, and ``example_id`` is the position in it.
 
-    The release's clock counts from an unknown moment: its order is true, its dates are not. Histories are built anew
-    from strictly earlier interactions: the newest videos that the user clicked, and the newest passed over. The
-    release's own (``pos_items``, ``neg_items``) are a user's first 100, not the newest, and are not used; neither are
-    the videos' visual embeddings. All interactions are held in memory, some 45 bytes each (0.6 GB).
+    The release's clock counts from an unknown moment: its order is right, its dates are not. Histories are built from
+    strictly earlier interactions: the newest videos that the user clicked, and the newest that the user passed over.
+    The histories of the release (``pos_items``, ``neg_items``) are not used, because they are a user's first 100 videos
+    and not the newest; neither are the videos' visual embeddings. All interactions are held in memory, some 45 bytes
+    each (0.6 GB).
 
     Raises:
         ValueError: a file is missing, or a line cannot be read.
@@ -38,7 +39,7 @@ class KuaiVideo(exfm.DataSource):
     name: ClassVar[str] = "kuaivideo"
 
     class Config(exfm.ComponentConfig):
-        """Where the files are, and what is predicted."""
+        """Configures the location of the files, and the labels."""
 
         path: str = Field(description="Folder with train.csv and test.csv, unpacked; any fsspec URL.")
         labels: tuple[Literal["click", "like", "follow"], ...] = Field(
@@ -55,20 +56,21 @@ class KuaiVideo(exfm.DataSource):
         super().__init__(config)
 
     def schema(self) -> exfm.schema.FeatureSchema:
-        """User and video, and what the user clicked and passed over."""
+        """Returns user, video, and the histories of clicked and of passed videos."""
         rows = self.config.item_rows
-        histories = (
-            exfm.schema.SequenceFeature(
+        histories = []
+        for name in ("clicked", "passed"):
+            fields = (
+                exfm.schema.SequenceField(name="item", column=f"{name}_item", rows=rows, table="item_id"),
+                exfm.schema.SequenceField(name="age", column=f"{name}_age", kind="dense", transform="log1p"),
+            )
+            history = exfm.schema.SequenceFeature(
                 name=name,
                 max_length=self.config.history_length,
                 times=exfm.schema.EventTimes(column=f"{name}_age"),
-                fields=(
-                    exfm.schema.SequenceField(name="item", column=f"{name}_item", rows=rows, table="item_id"),
-                    exfm.schema.SequenceField(name="age", column=f"{name}_age", kind="dense", transform="log1p"),
-                ),
+                fields=fields,
             )
-            for name in ("clicked", "passed")
-        )
+            histories.append(history)
         return exfm.schema.FeatureSchema(
             group="user_id",
             features=(
@@ -80,7 +82,7 @@ class KuaiVideo(exfm.DataSource):
         )
 
     def time_range(self) -> exfm.sources.TimeRange:
-        """From the first to the last interaction."""
+        """Returns the range from the first to the last interaction."""
         time = self._interactions.time_N
         return exfm.sources.TimeRange(int(time[0]), int(time[-1]) + 1)
 
@@ -98,29 +100,30 @@ class KuaiVideo(exfm.DataSource):
 
     @cached_property
     def _past(self) -> dict[str, tuple[NDArray[np.int64], Histories]]:
-        """The rows of each history's events in order of user and time, and which of them a row may see."""
-        of = self._interactions
+        """Returns, by history, its events' rows in order of user and time, and the index that finds a row's events."""
+        interactions = self._interactions
         past: dict[str, tuple[NDArray[np.int64], Histories]] = {}
-        for name, wanted in (("clicked", 1), ("passed", 0)):
-            rows_E = np.flatnonzero(of.label_N["click"] == wanted)
-            histories = Histories(of.user_N[rows_E], of.time_N[rows_E])
+        for name, click in (("clicked", 1), ("passed", 0)):
+            rows_E = np.flatnonzero(interactions.label_N["click"] == click)
+            histories = Histories(interactions.user_N[rows_E], interactions.time_N[rows_E])
             past[name] = (rows_E[histories.order], histories)
-            del histories.order
+            del histories.order  # the rows are in this order now, so the index needs no memory for it
         return past
 
     def _batch(self, row_B: NDArray[np.int64]) -> pa.RecordBatch:
-        of = self._interactions
-        user_B, time_B = of.user_N[row_B], of.time_N[row_B]
+        interactions = self._interactions
+        user_B, time_B = interactions.user_N[row_B], interactions.time_N[row_B]
         columns: dict[str, Any] = {
             "example_id": row_B,
             "event_time": pa.array(time_B).view(pa.timestamp("us")),
             "user_id": user_B,
-            "item_id": of.item_N[row_B],
-            **{label: of.label_N[label][row_B] for label in self.config.labels},
+            "item_id": interactions.item_N[row_B],
+            **{label: interactions.label_N[label][row_B] for label in self.config.labels},
         }
         for name, (rows_E, histories) in self._past.items():
-            place_H, offsets = histories.newest(user_B, time_B, self.config.history_length)
-            age_H = (np.repeat(time_B, np.diff(offsets)) - of.time_N[rows_E[place_H]]) / 1e6
-            columns[f"{name}_item"] = list_column(offsets, of.item_N[rows_E[place_H]])
+            position_H, offsets = histories.newest(user_B, time_B, self.config.history_length)
+            past_H = rows_E[position_H]
+            age_H = (np.repeat(time_B, np.diff(offsets)) - interactions.time_N[past_H]) / 1e6
+            columns[f"{name}_item"] = list_column(offsets, interactions.item_N[past_H])
             columns[f"{name}_age"] = list_column(offsets, age_H.astype(np.float32))
         return pa.RecordBatch.from_pydict(columns)

@@ -1,1 +1,1 @@
-"""MovieLens: the released files of 1M, 100k and latest as a time-ordered stream."""
+"""Registers the data source `movielens`: the released files of 1M, 100k and latest as a time-ordered stream."""

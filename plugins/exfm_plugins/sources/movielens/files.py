@@ -17,7 +17,7 @@ from exfm.sources import limited
 
 @dataclass(frozen=True)
 class Release:
-    """A family of released files; ``users`` is empty where the release says nothing of its users."""
+    """Names the files of a release; ``users`` is empty if the release has no attributes of users."""
 
     name: str
     ratings: str
@@ -26,7 +26,7 @@ class Release:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names of the files it needs."""
+        """Returns the names of the required files."""
         return tuple(name for name in (self.ratings, self.movies, self.users) if name)
 
 
@@ -39,12 +39,12 @@ RELEASES = (
 
 @dataclass(frozen=True)
 class ReleaseFiles:
-    """Where the files of one release are.
+    """Locates the files of a release.
 
     Attributes:
-        release: which one it is.
-        url: the folder or archive.
-        paths: where each file is, by its released name; a path may end in ``.gz``.
+        release: the release.
+        url: URL of the folder or archive.
+        paths: path of each file, by its released name; a path may end in ``.gz``.
         archived: whether the paths are members of a zip archive at ``url``.
     """
 
@@ -54,7 +54,7 @@ class ReleaseFiles:
     archived: bool
 
     def label(self, name: str) -> str:
-        """What messages call a file."""
+        """Returns the name of a file for messages."""
         return f"{self.url}::{self.paths[name]}" if self.archived else self.paths[name]
 
     @contextmanager
@@ -73,14 +73,17 @@ class ReleaseFiles:
             if path.endswith(".gz"):
                 packed_bytes = packed_bytes or filesystem.size(path)
                 raw = cast(IO[bytes], stack.enter_context(gzip.open(raw)))
-            yield limited(raw, packed_bytes, f"movielens: {self.label(name)}") if packed_bytes else raw
+            if packed_bytes:
+                # A small archive may unpack to any size: limit it, because the files are read into memory.
+                raw = limited(raw, packed_bytes, f"movielens: {self.label(name)}")
+            yield raw
 
 
 def find_release(url: str) -> ReleaseFiles:
-    """Tells from the files in a folder or zip archive which release it is.
+    """Recognizes the release in a folder or zip archive by its files.
 
     Raises:
-        ValueError: nothing is there, it holds no release or several, or a release's file is missing.
+        ValueError: the folder does not exist, it holds no release or several, or a release's file is missing.
     """
     filesystem, root = fsspec.url_to_fs(url)
     if not filesystem.exists(root):
@@ -88,19 +91,21 @@ def find_release(url: str) -> ReleaseFiles:
     archived = not filesystem.isdir(root)
     paths = _members(filesystem, root, url) if archived else filesystem.ls(root, detail=False)
     folders: dict[str, dict[str, str]] = {}
-    # Plain files come last and win over a .gz of the same name.
+    # Plain files come last and replace a .gz of the same name.
     for path in sorted(paths, key=lambda path: not path.endswith(".gz")):
-        place = PurePosixPath(path)
-        folders.setdefault(str(place.parent), {})[place.name.removesuffix(".gz")] = path
-    held = [(release, names) for names in folders.values() for release in RELEASES if release.ratings in names]
-    if len(held) != 1:
+        file = PurePosixPath(path)
+        folders.setdefault(str(file.parent), {})[file.name.removesuffix(".gz")] = path
+    candidates: list[tuple[Release, dict[str, str]]] = []
+    for names in folders.values():
+        candidates += [(release, names) for release in RELEASES if release.ratings in names]
+    if len(candidates) != 1:
         looked_for = ", ".join(f"{release.ratings} ({release.name})" for release in RELEASES)
-        problem = "several MovieLens releases" if held else "no MovieLens release"
+        problem = "several MovieLens releases" if candidates else "no MovieLens release"
         raise ValueError(
             f"movielens: path: {url!r} holds {problem}; looked for one of {looked_for}, plain or .gz; "
             f"found {_listing(paths)}"
         )
-    release, names = held[0]
+    release, names = candidates[0]
     missing = [name for name in release.files if name not in names]
     if missing:
         raise ValueError(
@@ -125,4 +130,5 @@ def _listing(paths: Any, most: int = 12) -> str:
     names = sorted(PurePosixPath(path).name for path in paths)
     if not names:
         return "nothing"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""MovieLens as a stream of ratings: one row per rating, in time order."""
+"""Streams the ratings of MovieLens in time order."""
 
 from __future__ import annotations
 
@@ -35,13 +35,12 @@ _SCORES = ("user_score", "movie_score", "user_genre_score")
 
 
 class MovieLens(exfm.DataSource):
-    """The original released files of MovieLens 1M, 100k or latest, found by their names in a folder or the zip.
+    """Streams the original released files of MovieLens 1M, 100k or latest, from a folder or the released zip.
 
     Labels: ``like`` (rating >= 4) and ``love`` (rating = 5). Rows are sorted by (time, user, movie); ``example_id`` is
-    the position in that order. Whatever a row says of its user's and movie's past, history and running statistics
-    alike, comes from strictly earlier seconds. Ids are table rows, without collisions; only the users of the latest
-    release, which ships no list of them, are hashed (see ``user_rows``). All ratings are held in memory, some 60 bytes
-    each; histories are built per window.
+    the position in that order. A row's history and running statistics come from strictly earlier seconds. Ids are table
+    rows, without collisions; only the users of the latest release, which ships no list of them, are hashed (see
+    ``user_rows``). All ratings are held in memory, some 60 bytes each; histories are built per window.
 
     Raises:
         ValueError: the path holds none of the releases, a file is missing or damaged, or a rating names an unknown
@@ -51,7 +50,7 @@ class MovieLens(exfm.DataSource):
     name: ClassVar[str] = "movielens"
 
     class Config(exfm.ComponentConfig):
-        """Where the release is, and what is predicted."""
+        """Configures the location of the release, and the labels."""
 
         path: str = Field(description="Folder with the released files, or the released zip; any fsspec URL.")
         task: Literal["like", "love", "both"] = Field(
@@ -71,8 +70,8 @@ class MovieLens(exfm.DataSource):
         super().__init__(config)
 
     def schema(self) -> exfm.schema.FeatureSchema:
-        """All features; a release without user attributes has none of theirs."""
-        movie_rows = self._movies.known_I.size
+        """Returns all features; those of users are missing for a release without user attributes."""
+        movie_rows = self._movies.exists_I.size
         sequence = exfm.schema.SequenceFeature(
             name="history",
             max_length=self.config.history_length,
@@ -105,7 +104,7 @@ class MovieLens(exfm.DataSource):
         )
 
     def time_range(self) -> exfm.sources.TimeRange:
-        """From the first to the last rating."""
+        """Returns the range from the first to the last rating."""
         second = self._ratings.second_N
         return exfm.sources.TimeRange(int(second[0]) * _MICROSECONDS, int(second[-1]) * _MICROSECONDS + 1)
 
@@ -127,7 +126,7 @@ class MovieLens(exfm.DataSource):
         if self._users is None:
             return (exfm.schema.CategoricalFeature(name="user_id", rows=self.config.user_rows),)
         return (
-            _rows("user_id", self._users.known_I.size),
+            _rows("user_id", self._users.exists_I.size),
             _rows("gender", 2),
             _rows("age", len(AGE_BRACKETS)),
             _rows("occupation", len(OCCUPATIONS)),
@@ -150,16 +149,16 @@ class MovieLens(exfm.DataSource):
     def _ratings(self) -> Ratings:
         ratings = read_ratings(self._files)
         release = self._files.release
-        for ids, known, name in (
-            (ratings.movie_N, self._movies, release.movies),
-            (ratings.user_N, self._users, release.users),
-        ):
-            strangers = ids[:0] if known is None else known.strangers(ids)
-            if strangers.size:
-                raise ValueError(
-                    f"movielens: {self._files.label(release.ratings)} names {strangers[0]}, which is not in {name}"
-                )
+        self._check_ids(ratings.movie_N, self._movies, release.movies)
+        if self._users is not None:
+            self._check_ids(ratings.user_N, self._users, release.users)
         return ratings
+
+    def _check_ids(self, ids_N: NDArray[np.int32], attributes: Attributes, name: str) -> None:
+        missing = attributes.missing_ids(ids_N)
+        if missing.size:
+            label = self._files.label(self._files.release.ratings)
+            raise ValueError(f"movielens: {label} names {missing[0]}, which is not in {name}")
 
     @cached_property
     def _by_user(self) -> EarlierEvents:
@@ -173,7 +172,7 @@ class MovieLens(exfm.DataSource):
         return running_statistics(self._ratings, self._by_user, has_genre_GM)
 
     def _batch(self, row_B: NDArray[np.int64]) -> pa.RecordBatch:
-        """The given rows, all columns."""
+        """Builds all columns of some rows."""
         ratings = self._ratings
         user, movie, second = ratings.user_N[row_B], ratings.movie_N[row_B], ratings.second_N[row_B]
         half_stars = ratings.half_stars_N[row_B]
@@ -195,9 +194,9 @@ class MovieLens(exfm.DataSource):
             **{name: values[row_B] for name, values in self._statistics.items()},
             **{task: (half_stars >= {"like": 8, "love": 10}[task]).astype(np.int8) for task in self._tasks},
         }
-        columns |= self._movies.of(movie)
+        columns |= self._movies.select(movie)
         if self._users is not None:
-            columns |= self._users.of(user)
+            columns |= self._users.select(user)
         return pa.RecordBatch.from_pydict(columns)
 
 
@@ -206,4 +205,6 @@ def _rows(name: str, rows: int) -> exfm.schema.CategoricalFeature:
 
 
 def _lists(offsets: NDArray[np.int32], values: NDArray[np.generic] | pa.Array) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(offsets), values if isinstance(values, pa.Array) else pa.array(values))
+    if not isinstance(values, pa.Array):
+        values = pa.array(values)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)

@@ -15,7 +15,7 @@ from pyarrow import csv
 
 from exfm_plugins.sources.movielens.files import ReleaseFiles
 
-# In the order of 100k's columns. Whatever is not listed, and "(no genres listed)", is unknown.
+# In the order of 100k's columns. A genre that is not listed, and "(no genres listed)", is unknown.
 GENRES = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western", "IMAX",
@@ -27,9 +27,10 @@ OCCUPATIONS = (
     "student", "technician", "writer",
 )  # fmt: skip
 AGE_BRACKETS = (1, 18, 25, 35, 45, 50, 56)
-FIRST_YEAR, YEARS = 1870, 180
-ZIP_AREAS = 1001
+FIRST_YEAR, YEARS = 1870, 180  # the oldest film of the latest release is of 1874
+ZIP_AREAS = 1001  # three digits, and a row for addresses outside the United States
 
+# 1M separates by "::". The unit separator replaces it, because no title contains that control character.
 _SEPARATORS = {".dat": "\x1f", ".data": "\t", ".item": "|", ".user": "|"}
 _INT, _TEXT = pa.int32(), pa.string()
 _RATINGS = {"user": _INT, "movie": _INT, "rating": pa.float32(), "second": pa.int64()}
@@ -38,7 +39,7 @@ _CSV_NAMES = {"user": "userId", "movie": "movieId", "second": "timestamp"}
 
 @dataclass(frozen=True)
 class Ratings:
-    """All ratings, sorted by (time, user, movie); N rows.
+    """Holds all ratings, sorted by (time, user, movie); N rows.
 
     Attributes:
         user_N: user ids.
@@ -55,23 +56,24 @@ class Ratings:
 
 @dataclass(frozen=True)
 class Attributes:
-    """What is known of users or movies: row i is id i, all null where there is no such id.
+    """Holds the attributes of users or movies: row i is id i, and is null if that id does not exist.
 
     Attributes:
-        table: the columns, I rows, I - 1 being the largest id.
-        known_I: whether there is such an id.
+        table: the columns, I rows, where I - 1 is the largest id.
+        exists_I: whether the id exists.
     """
 
     table: pa.RecordBatch
-    known_I: NDArray[np.bool_]
+    exists_I: NDArray[np.bool_]
 
-    def strangers(self, ids_N: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Those of the ids that are not known."""
-        within = (ids_N >= 0) & (ids_N < self.known_I.size)
-        return ids_N[~(within & self.known_I[np.where(within, ids_N, 0)])]
+    def missing_ids(self, ids_N: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Returns the ids that do not exist."""
+        within = (ids_N >= 0) & (ids_N < self.exists_I.size)
+        # Ids outside the table look up row 0 instead, because an index must be valid even where it does not count.
+        return ids_N[~(within & self.exists_I[np.where(within, ids_N, 0)])]
 
-    def of(self, ids_B: NDArray[np.int32]) -> dict[str, pa.Array]:
-        """The columns for the given ids, B rows."""
+    def select(self, ids_B: NDArray[np.int32]) -> dict[str, pa.Array]:
+        """Returns the columns of B ids."""
         rows = self.table.take(pa.array(ids_B))
         return dict(zip(rows.schema.names, rows.columns, strict=True))
 
@@ -98,10 +100,10 @@ def read_ratings(files: ReleaseFiles) -> Ratings:
 
 
 def read_movies(files: ReleaseFiles) -> Attributes:
-    """Reads what is known of the movies.
+    """Reads the attributes of the movies.
 
-    Columns: ``movie_year`` (years since FIRST_YEAR, null where unknown), ``genres`` (a list of indices into GENRES),
-    ``first_genre``.
+    Columns: ``movie_year`` (years since FIRST_YEAR, null if it is not in the file), ``genres`` (a list of indices into
+    GENRES), ``first_genre``.
     """
     name = files.release.movies
     if name == "u.item":
@@ -115,11 +117,12 @@ def read_movies(files: ReleaseFiles) -> Attributes:
         year = pc.struct_field(pc.extract_regex(table["title"], r"\((?P<year>\d{4})\)\s*$"), "year")
         names = pc.split_pattern(table["genres"].combine_chunks(), "|")
         flat = names.flatten()
+        # 1M says "Children's", latest says "Children".
         flat = pc.if_else(pc.equal(flat, "Children"), "Children's", flat)
         lengths = pc.list_value_length(names).to_numpy(zero_copy_only=False)
         values = pc.fill_null(pc.index_in(flat, pa.array(GENRES)), 0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    # One more value, so that a movie without genres at the very end has a first one to look up.
+    # A further value, because the offset of a last movie without genres is the end of the values.
     first = np.where(lengths > 0, np.append(values, 0)[offsets[:-1]], 0)
     since = pc.subtract(pc.cast(year, _INT), pa.scalar(FIRST_YEAR, _INT))
     since = pc.if_else(pc.and_(pc.greater_equal(since, 0), pc.less(since, YEARS)), since, None)
@@ -132,7 +135,7 @@ def read_movies(files: ReleaseFiles) -> Attributes:
 
 
 def read_users(files: ReleaseFiles) -> Attributes:
-    """Reads what is known of the users.
+    """Reads the attributes of the users.
 
     Columns: ``gender`` (0 F, 1 M), ``age`` (index into AGE_BRACKETS), ``occupation`` (the release's code; 100k's names
     are indices into OCCUPATIONS), ``zip_area`` (1 + the first three digits; 0 outside the United States).
@@ -158,17 +161,18 @@ def read_users(files: ReleaseFiles) -> Attributes:
 
 
 def _by_id(label: str, ids: pa.ChunkedArray, columns: Mapping[str, pa.Array]) -> Attributes:
+    """Reorders rows so that row i has id i."""
     id_R = ids.to_numpy()
     if not id_R.size or id_R.min() < 0 or np.unique(id_R).size != id_R.size:
         raise ValueError(f"movielens: {label}: expected ids that are unique and not negative")
     row_I = np.full(id_R.max() + 1, -1)
     row_I[id_R] = np.arange(id_R.size)
-    known_I = row_I >= 0
-    return Attributes(pa.RecordBatch.from_pydict(dict(columns)).take(pa.array(row_I, mask=~known_I)), known_I)
+    exists_I = row_I >= 0
+    return Attributes(pa.RecordBatch.from_pydict(dict(columns)).take(pa.array(row_I, mask=~exists_I)), exists_I)
 
 
 def _read(files: ReleaseFiles, name: str, columns: Mapping[str, pa.DataType]) -> pa.Table:
-    """Reads a delimited file: ``.csv`` by the names in its first line, the others, in latin-1, by position."""
+    """Reads a delimited file: ``.csv`` by the names in its header, other files, which are latin-1, by position."""
     types: dict[str, Any] = dict(columns)
     reading = csv.ReadOptions(column_names=list(columns), encoding="latin1", use_threads=False)
     separator = _SEPARATORS.get(PurePosixPath(name).suffix, ",")
@@ -178,8 +182,9 @@ def _read(files: ReleaseFiles, name: str, columns: Mapping[str, pa.DataType]) ->
         reading, parsing = csv.ReadOptions(use_threads=False), csv.ParseOptions()
     converting = csv.ConvertOptions(column_types=types, include_columns=list(types))
     with files.open(name) as file:
-        # 1M separates its columns by "::", which no CSV reader takes.
-        source = pa.BufferReader(file.read().replace(b"::", separator.encode())) if name.endswith(".dat") else file
+        source: Any = file
+        if name.endswith(".dat"):  # Arrow's reader takes separators of a single character
+            source = pa.BufferReader(file.read().replace(b"::", separator.encode()))
         try:
             table = csv.read_csv(source, reading, parsing, converting)
         except (pa.ArrowInvalid, pa.ArrowKeyError) as error:

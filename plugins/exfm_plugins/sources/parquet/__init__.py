@@ -1,1 +1,1 @@
-"""Parquet: any time-ordered Parquet files as a stream, with the schema given in the experiment file."""
+"""Registers the data source `parquet`: any time-ordered Parquet files, with the experiment's schema."""

@@ -1,4 +1,4 @@
-"""The files of a stream: where they are, and what their row groups hold."""
+"""Lists the files of a stream, and reads the times of their row groups."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from exfm_plugins.sources.parquet.columns import check_somewhere, check_time
 from exfm_plugins.sources.parquet.order import Group, StreamFile, in_order
 from exfm_plugins.sources.parquet.partitions import path_columns
 
-# Reading a footer is waiting, on a remote file system.
+# Reading footers of a remote file system mostly waits, so threads help although there is a GIL.
 _FOOTERS_AT_ONCE = 16
 
 PATIENCE_S = 60.0
-"""How long a file may stay the same without a footer."""
+"""Seconds after which an unchanged file without a footer counts as damaged."""
 
-# What file systems call the sign that a file is another one than before; the first of them that there is.
+# Names that file systems use for a property that changes when a file is replaced; the first that exists is used.
 _TAGS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
 @dataclass(frozen=True)
 class _Examined:
-    """What a footer says: the names of the columns, and the row groups that have rows."""
+    """Holds the names of the columns and the row groups with rows, as read from a footer."""
 
     names: tuple[str, ...]
     groups: tuple[Group, ...]
 
 
 class ParquetFiles:
-    """The Parquet files at a URL, in the order of their first event, and what is known of their row groups.
+    """Lists the Parquet files at a URL in the order of their first event, with their row groups.
 
-    A file's footer is examined once; what is kept of it is four numbers per row group.
+    A file's footer is read once, and four numbers per row group are kept in memory.
 
     Args:
-        url: a folder (its sub-folders included), a file, or a glob.
-        columns: the columns that are read; a file may lack any but the time.
+        url: a folder (with its sub-folders), a file, or a glob.
+        columns: the columns that are read; a file may lack any of them except the time.
         event_time: the column of the time.
-        unit: what an integer time counts.
+        unit: the unit of integer times.
     """
 
     def __init__(self, url: str, columns: Sequence[str], event_time: str, unit: TimeUnit) -> None:
@@ -56,84 +56,99 @@ class ParquetFiles:
         self._unit = unit
         self._examined: dict[tuple[str, str], _Examined] = {}
         self._files: tuple[StreamFile, ...] | None = None
-        self._of_path: dict[str, dict[str, pa.Scalar]] = {}
-        self._damaged: dict[str, tuple[str, float]] = {}  # by path: a version that cannot be read, and since when
+        self._path_columns: dict[str, dict[str, pa.Scalar]] = {}
+        # Version that cannot be read, and the monotonic time since when, by path.
+        self._damaged: dict[str, tuple[str, float]] = {}
 
     def look(self) -> tuple[StreamFile, ...]:
-        """The files that have rows, in order; those that have come or changed since the last look are examined.
+        """Lists the files that have rows, in order, after reading the footers of new and changed files.
 
         Raises:
-            ValueError: there is no file, a file cannot be read or has no column of the time, no row of any has a time,
-                or a column is in none of them.
+            ValueError: there is no file, a file cannot be read or has no column of the time, no row has a time, or a
+                column is in none of the files.
         """
         versions = self._versions()
-        self._examined = {file: one for file, one in self._examined.items() if file in versions.items()}
+        # Forget removed and replaced files first, so that memory does not grow if a new file cannot be read yet.
+        self._examined = {file: examined for file, examined in self._examined.items() if file in versions.items()}
         new = [file for file in versions.items() if file not in self._examined]
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
             list(pool.map(lambda file: self._examine(*file), new))
+        # Threads have added files in any order: restore the order of the listing.
         self._examined = {file: self._examined[file] for file in versions.items()}
-        self._of_path = path_columns(versions)
-        names = {name for one in self._examined.values() for name in one.names}
-        names |= {name for columns in self._of_path.values() for name in columns}
+        self._path_columns = path_columns(versions)
+        names: set[str] = set()
+        for examined in self._examined.values():
+            names.update(examined.names)
+        for columns in self._path_columns.values():
+            names.update(columns)
         check_somewhere(self.url, self._columns, names)
-        found = [(path, version, one.groups) for (path, version), one in self._examined.items() if one.groups]
-        if found and not any(group.bounds for _, _, groups in found for group in groups):
+        filled: list[tuple[str, str, tuple[Group, ...]]] = []
+        groups: list[Group] = []
+        for (path, version), examined in self._examined.items():
+            if examined.groups:
+                filled.append((path, version, examined.groups))
+                groups += examined.groups
+        if groups and not any(group.bounds for group in groups):
             raise ValueError(f"parquet: column {self._event_time!r} is empty in every file at {self.url!r}")
-        self._files = in_order(found)
+        self._files = in_order(filled)
         return self._files
 
-    def known(self) -> tuple[StreamFile, ...]:
-        """The files as they were at the last look."""
+    def last_seen(self) -> tuple[StreamFile, ...]:
+        """Returns the files as of the last look."""
         return self.look() if self._files is None else self._files
 
-    def of_path(self, path: str) -> dict[str, pa.Scalar]:
-        """The columns that stand in a file's path, as it was at the last look, of those that are read."""
-        return {name: value for name, value in self._of_path[path].items() if name in self._columns}
+    def partition_columns(self, path: str) -> dict[str, pa.Scalar]:
+        """Returns the values of those columns to read that are in a file's path, as of the last look."""
+        return {name: value for name, value in self._path_columns[path].items() if name in self._columns}
 
     def open(self, path: str) -> pq.ParquetFile:
-        """Opens one file."""
+        """Opens a file."""
         filesystem, _ = fsspec.url_to_fs(self.url)
         return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)
 
     def _versions(self) -> dict[str, str]:
-        """Size and tag of every file, by path."""
+        """Returns size and tag of every file, by path."""
         filesystem, root = fsspec.url_to_fs(self.url)
-        found = list_files(filesystem, root, ".parquet")
-        if not found:
-            wrong = (
-                f"{self.url!r} holds no Parquet file"
-                if filesystem.exists(root)
-                else f"there is no file or folder {self.url!r}"
-            )
-            raise exfm.components.NotYetError(f"parquet: path: {wrong}")
-        return {path: _version(info) for path, info in found.items()}
+        files = list_files(filesystem, root, ".parquet")
+        if not files:
+            problem = f"there is no file or folder {self.url!r}"
+            if filesystem.exists(root):
+                problem = f"{self.url!r} holds no Parquet file"
+            raise exfm.components.NotYetError(f"parquet: path: {problem}")
+        return {path: _version(info) for path, info in files.items()}
 
     def _examine(self, path: str, version: str) -> None:
-        """Keeps what a footer says, so that it is read once even where another file cannot be read yet."""
+        """Reads a footer, and stores its content even if another file cannot be read yet, so that it is read once."""
         try:
             file = self.open(path)
         except FileNotFoundError as error:
             raise exfm.components.NotYetError(f"parquet: {path} was removed while the files were listed") from error
         except (pa.ArrowInvalid, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # of the file system, not of the content
+            # With a number it is an error of the file system, and not of the content.
+            if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise self._unreadable(path, version, error) from error
         with file:
             check_time(path, file.schema_arrow, self._event_time, self._unit)
-            examined = _Examined(tuple(file.schema_arrow.names), tuple(self._groups_of(path, file)))
+            examined = _Examined(tuple(file.schema_arrow.names), tuple(self._read_groups(path, file)))
         self._examined[path, version] = examined
 
     def _unreadable(self, path: str, version: str, error: Exception) -> ValueError:
-        """A file without a footer may still be written; one that stays the same for long is taken for damaged."""
+        """Returns the error for a file without a footer, which is damaged if it stays unchanged for ``PATIENCE_S``.
+
+        Until then it may still be being written, because a footer is written last.
+        """
         now = time.monotonic()
         before, since = self._damaged.get(path, (version, now))
-        self._damaged[path] = (version, since if version == before else now)
+        if version != before:
+            since = now
+        self._damaged[path] = (version, since)
         text = f"parquet: {path} cannot be read as Parquet: {error}"
-        if now - self._damaged[path][1] >= PATIENCE_S:
+        if now - since >= PATIENCE_S:
             return ValueError(f"{text}; it has not grown for {PATIENCE_S:g} seconds")
         return exfm.components.NotYetError(text)
 
-    def _groups_of(self, path: str, file: pq.ParquetFile) -> Iterator[Group]:
+    def _read_groups(self, path: str, file: pq.ParquetFile) -> Iterator[Group]:
         first_row = 0
         for index in range(file.num_row_groups):
             rows = file.metadata.row_group(index).num_rows

@@ -1,4 +1,4 @@
-"""The order of a stream: files by their first event, and where the rows of each row group stand in time."""
+"""Orders files by their first event, and finds the times that the stream reaches in each row group."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Group:
-    """One row group: its first row in the file, and its first and last time in microseconds, if it has any."""
+    """Describes a row group: its first row in the file, and its first and last time in microseconds, if it has any."""
 
     index: int
     first_row: int
@@ -17,7 +17,7 @@ class Group:
 
 @dataclass(frozen=True)
 class StreamFile:
-    """A file with rows: its path, its version, its row groups, and its first and last time in microseconds."""
+    """Describes a file with rows: path, version, row groups, and its first and last time in microseconds."""
 
     path: str
     version: str
@@ -28,9 +28,9 @@ class StreamFile:
 
 @dataclass(frozen=True)
 class PlacedGroup:
-    """A row group in the stream, which has got to ``first_us`` where it begins and to ``last_us`` where it ends.
+    """Describes a row group in the stream, which reaches ``first_us`` at its beginning and ``last_us`` at its end.
 
-    ``overlaps`` names another file that the stream has got there with, if rows of this group lie before.
+    ``overlaps`` names an earlier file that has reached later times than this group begins with, or is empty.
     """
 
     file: StreamFile
@@ -41,37 +41,41 @@ class PlacedGroup:
     overlaps: str
 
 
-def in_order(found: Iterable[tuple[str, str, tuple[Group, ...]]]) -> tuple[StreamFile, ...]:
-    """Files by the time of their first event, then by name.
+def in_order(files: Iterable[tuple[str, str, tuple[Group, ...]]]) -> tuple[StreamFile, ...]:
+    """Sorts files by the time of their first event, then by name.
 
-    A file in which no row has a time comes at the beginning, where its rows belong to the first window.
+    A file without times comes first, where its rows belong to the first window.
 
     Args:
-        found: path, version and row groups of every file.
+        files: path, version and row groups of every file.
     """
-    timed = [(path, version, groups, _bounds_of(groups)) for path, version, groups in found]
+    timed = [(path, version, groups, _join_bounds(groups)) for path, version, groups in files]
     start_us = min((bounds[0] for *_, bounds in timed if bounds), default=0)
-    files = [
-        StreamFile(path, version, groups, *(bounds or (start_us, start_us))) for path, version, groups, bounds in timed
-    ]
-    return tuple(sorted(files, key=lambda file: (file.first_us, file.path)))
+    ordered = []
+    for path, version, groups, bounds in timed:
+        first_us, last_us = bounds or (start_us, start_us)
+        ordered.append(StreamFile(path, version, groups, first_us, last_us))
+    return tuple(sorted(ordered, key=lambda file: (file.first_us, file.path)))
 
 
-def _bounds_of(groups: Sequence[Group]) -> tuple[int, int] | None:
+def _join_bounds(groups: Sequence[Group]) -> tuple[int, int] | None:
     bounds = [group.bounds for group in groups if group.bounds]
-    return (min(first for first, _ in bounds), max(last for _, last in bounds)) if bounds else None
+    if not bounds:
+        return None
+    return min(first for first, _ in bounds), max(last for _, last in bounds)
 
 
 def placed(files: Sequence[StreamFile]) -> Iterator[PlacedGroup]:
-    """The row groups of the stream, in order; both of their times grow from group to group.
+    """Yields the row groups of the stream, in order; neither of their times decreases from group to group.
 
-    Rows that go back in time, or have none, stand where the stream has got to.
+    Rows that go back in time or have no time count at the time that the stream has reached.
     """
     newest = files[0].first_us if files else 0
     reached_by = ""
     for file in files:
         for group in file.groups:
             first, last = group.bounds or (newest, newest)
+            # A group that goes back within its file is a disorder of that file, and no overlap.
             overlaps = reached_by if first < newest and reached_by != file.path else ""
             yield PlacedGroup(file, group.index, group.first_row, max(newest, first), max(newest, last), overlaps)
             if last > newest:

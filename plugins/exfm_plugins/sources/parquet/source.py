@@ -1,4 +1,4 @@
-"""Parquet files as a stream: the row groups of a window, one after the other."""
+"""Streams Parquet files, reading a row group at a time."""
 
 from __future__ import annotations
 
@@ -23,29 +23,28 @@ _WHOLE = exfm.sources.Shard()
 
 
 class Parquet(exfm.DataSource):
-    """Any time-ordered Parquet files, at any fsspec URL, with the schema given in the experiment file.
+    """Streams any time-ordered Parquet files, at any fsspec URL, with the schema of the experiment file.
 
-    Files follow each other in the order of their first event (where that is equal, of their names), and rows in a file
-    in the order of their time. A window reads the row groups whose statistics overlap it, one at a time, and the
-    schema's columns only: memory is bounded by the largest row group. A row that goes back in time, or has none,
-    belongs to the window that the stream has reached where it stands: it is yielded there, so that the core finds it
-    and names its file and row. So it does with the rows of a file that lacks a column or has it with a type that cannot
-    be.
+    Files are in the order of their first event, or of their names if it is equal, and the rows of a file in the order
+    of their time. A window reads the row groups whose statistics overlap it, in order, and only the schema's columns,
+    so that memory is bounded by the largest row group. A row that goes back in time or has no time belongs to the
+    window that the stream has reached at its position. It is yielded there, so that the core reports it with its file
+    and row. The core also reports the rows of a file that lacks a column, or whose column has a wrong type.
 
-    Columns may also stand in the path, as in ``dt=2024-03-01/hour=3``: integers where every value is one, or strings.
+    Columns may also be in the path, as in ``dt=2024-03-01/hour=3``: integers if all values are, or strings.
 
-    ``time_range`` and ``parts`` look at the files; what is read between two looks is of the files as they were.
+    ``time_range`` and ``parts`` list the files; between two listings, reads use the files of the last listing.
 
     Raises:
         ValueError: there are no files, a file is no Parquet or has no time, or a column is in none of the files. An
-            ``exfm.components.NotYetError`` where there are no files or no rows yet, or a file is still being written.
+            ``exfm.components.NotYetError`` if there are no files or no rows yet, or a file is still being written.
     """
 
     name: ClassVar[str] = "parquet"
     free_fields: ClassVar[frozenset[str]] = frozenset({"path", "batch_rows"})
 
     class Config(SchemaConfig):
-        """Where the files are, and what a row of them holds."""
+        """Configures the location of the files, and the schema of their rows."""
 
         path: str = Field(description="Folder (with its sub-folders), file or glob; any fsspec URL.")
         time_unit: TimeUnit = Field(
@@ -58,26 +57,30 @@ class Parquet(exfm.DataSource):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._placed: tuple[tuple[StreamFile, ...], list[PlacedGroup]] | None = None
-        self._column: tuple[PlacedGroup, NDArray[np.int64]] | None = None  # the one that was read last
+        # Cache of the row group whose times were read last: windows ask for the same group repeatedly.
+        self._column: tuple[PlacedGroup, NDArray[np.int64]] | None = None
 
     def schema(self) -> exfm.schema.FeatureSchema:
-        """The schema as it is given."""
+        """Returns the configured schema."""
         return self.config.feature_schema()
 
     def time_range(self) -> exfm.sources.TimeRange:
-        """From the first to the last event, by the files' statistics."""
+        """Returns the range from the first to the last event, by the files' statistics."""
         files = self._files.look()
         if not files:
             raise exfm.components.NotYetError(f"parquet: path: the files at {self.config.path!r} have no rows")
         return exfm.sources.TimeRange(files[0].first_us, max(file.last_us for file in files) + 1)
 
     def parts(self) -> Sequence[exfm.sources.StreamPart]:
-        """The files that have rows."""
+        """Returns the files that have rows."""
         files = self._files.look()
         return [exfm.sources.StreamPart(file.path, file.version, file.first_us, file.last_us) for file in files]
 
     def next_event_us(self, from_us: int) -> int | None:
-        """The first event at or after a time, by the row groups' statistics; of one that straddles it, by its rows."""
+        """Returns the first event at or after a time, by the row groups' statistics.
+
+        Only a row group that contains the time is read.
+        """
         groups = self._groups
         number = bisect_left(groups, from_us, key=lambda group: group.last_us)
         if number == len(groups):
@@ -89,7 +92,7 @@ class Parquet(exfm.DataSource):
         return int(reached_R[np.searchsorted(reached_R, from_us)])
 
     def select(self, schema: exfm.schema.FeatureSchema) -> Parquet:
-        """The same stream with fewer columns."""
+        """Returns the stream with fewer columns."""
         return Parquet(self.config.with_schema(schema))
 
     def read(self, window: exfm.sources.Window, shard: exfm.sources.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
@@ -103,14 +106,15 @@ class Parquet(exfm.DataSource):
 
     @property
     def _groups(self) -> list[PlacedGroup]:
-        """The row groups of the files as they were at the last look, in order."""
-        files = self._files.known()
+        """Returns the row groups of the files as of the last look, in order."""
+        files = self._files.last_seen()
+        # Computed again only after a look, which returns another tuple.
         if self._placed is None or self._placed[0] is not files:
             self._placed = files, list(placed(files))
         return self._placed[1]
 
     def _reached(self, group: PlacedGroup) -> NDArray[np.int64]:
-        """The time that the stream has got to at each row of a row group, which is read for it."""
+        """Reads the times of a row group, and returns the time that the stream has reached at each row."""
         if self._column is None or self._column[0] != group:
             column = [self.config.event_time]
             with self._files.open(group.file.path) as file:
@@ -123,22 +127,23 @@ class Parquet(exfm.DataSource):
         groups = self._groups
         first = bisect_left(groups, window.start_us, key=lambda group: group.last_us)
         end = bisect_left(groups, window.end_us, lo=first, key=lambda group: group.first_us)
-        for path, of_file in groupby(groups[first:end], key=lambda group: group.file.path):
+        # A file is opened once for its row groups in the window, because opening reads the footer.
+        for path, file_groups in groupby(groups[first:end], key=lambda group: group.file.path):
             with self._files.open(path) as file:
-                for group in of_file:
+                for group in file_groups:
                     yield from self._group(file, group, window)
 
     def _group(self, file: pq.ParquetFile, group: PlacedGroup, window: exfm.sources.Window) -> Iterator[pa.RecordBatch]:
-        """The rows of a row group that lie in the window."""
+        """Yields the rows of a row group that belong to the window."""
         row, reached = group.first_row, group.first_us
-        of_path = self._files.of_path(group.file.path)
+        partition_columns = self._files.partition_columns(group.file.path)
         batches = file.iter_batches(self.config.batch_rows, row_groups=[group.index], columns=list(self.config.columns))
         for batch in batches:
-            place = batch.schema.get_field_index(self.config.event_time)
-            event_time, reached_B = self._times(batch.column(place), reached)
-            batch = batch.set_column(place, self.config.event_time, event_time)
-            for name, value in of_path.items():
-                if name not in batch.schema.names:
+            index = batch.schema.get_field_index(self.config.event_time)
+            event_time, reached_B = self._times(batch.column(index), reached)
+            batch = batch.set_column(index, self.config.event_time, event_time)
+            for name, value in partition_columns.items():
+                if name not in batch.schema.names:  # a column in the file has precedence
                     batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
             for first, end in _runs((reached_B >= window.start_us) & (reached_B < window.end_us)):
                 yield exfm.sources.Origin(group.file.path, row + first, group.overlaps).mark(
@@ -147,7 +152,12 @@ class Parquet(exfm.DataSource):
             row, reached = row + batch.num_rows, int(reached_B[-1])
 
     def _times(self, column: pa.Array, reached: int) -> tuple[pa.Array, NDArray[np.int64]]:
-        """The times of rows in microseconds, and what the stream has got to at each after it had got to ``reached``."""
+        """Returns the times of rows in microseconds, and the time that the stream has reached at each row.
+
+        Args:
+            column: times of consecutive rows.
+            reached: time that the stream has reached before them.
+        """
         missing_B = column.is_null().to_numpy(zero_copy_only=False)
         time_B = column_times(column, self.config.time_unit)
         reached_B = np.maximum.accumulate(np.maximum(np.where(missing_B, reached, time_B), reached))
@@ -155,6 +165,6 @@ class Parquet(exfm.DataSource):
 
 
 def _runs(inside_B: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """First and end of every run of consecutive rows that are inside."""
+    """Returns start and end of every run of consecutive rows that are inside."""
     edges = np.flatnonzero(np.diff(inside_B, prepend=False, append=False))
     return zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

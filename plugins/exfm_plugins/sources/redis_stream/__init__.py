@@ -1,1 +1,1 @@
-"""Redis Streams: a log of events that has no end."""
+"""Registers the data source `redis_stream`: an unbounded log of events."""

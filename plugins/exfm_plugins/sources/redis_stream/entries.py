@@ -1,4 +1,4 @@
-"""The entries of a Redis stream, and what the broker knows of it."""
+"""Reads the entries of a Redis stream, and the extent of the stream."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry: its id as the broker writes it, when it was appended in milliseconds, and the bytes of its field."""
+    """Holds an entry: its id, the time of appending in milliseconds, and the bytes of its field."""
 
     id: str
     appended_ms: int
@@ -18,7 +18,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Extent:
-    """What a stream holds now: when its first and its newest entry were appended, and whether older ones are gone."""
+    """Describes the present entries: times of the first and the newest, and whether older entries were trimmed."""
 
     first_ms: int
     newest_ms: int
@@ -26,13 +26,13 @@ class Extent:
 
 
 class Entries:
-    """A stream at a broker.
+    """Reads a stream from a broker.
 
     Args:
         url: the broker, such as ``redis://host:6379/0``.
         key: the stream's name.
         field: the field of an entry that holds its row.
-        page: how many entries are asked for at once.
+        page: number of entries per request.
     """
 
     def __init__(self, url: str, key: str, field: str, page: int) -> None:
@@ -47,7 +47,7 @@ class Entries:
         self._page = page
 
     def extent(self) -> Extent | None:
-        """What it holds now; None where it holds nothing.
+        """Returns the present extent of the stream; None if it has no entries.
 
         Raises:
             ValueError: the broker cannot be reached, or the key is no stream.
@@ -61,37 +61,39 @@ class Entries:
         first = info["first-entry"]
         if first is None:
             return None
+        # The last generated id is that of the newest entry even if that entry was deleted.
         newest = _milliseconds(info["last-generated-id"])
         return Extent(_milliseconds(first[0]), newest, info["entries-added"] > info["length"])
 
     def next_ms(self, first_ms: int) -> int | None:
-        """When the first entry was appended that was not appended before ``first_ms``; None where there is none."""
+        """Returns the time of the first entry appended at ``first_ms`` or later; None if there is no such entry."""
         try:
-            found = self._redis.xrange(self._key, f"{max(first_ms, 0)}-0", count=1)
+            entries = self._redis.xrange(self._key, f"{max(first_ms, 0)}-0", count=1)
         except self._error as error:
             raise self._explained(error) from error
-        return _milliseconds(found[0][0]) if found else None
+        return _milliseconds(entries[0][0]) if entries else None
 
     def between(self, first_ms: int, end_ms: int) -> Iterator[list[Entry]]:
-        """Pages of the entries that were appended from ``first_ms`` on and before ``end_ms``, in order."""
+        """Yields pages of the entries appended from ``first_ms`` until before ``end_ms``, in order."""
         start = f"{max(first_ms, 0)}-0"
         while end_ms > 0:
             try:
-                # An end without a sequence number is the last entry of that millisecond.
-                found = self._redis.xrange(self._key, start, str(end_ms - 1), count=self._page)
+                # An end without a sequence number includes all entries of that millisecond.
+                entries = self._redis.xrange(self._key, start, str(end_ms - 1), count=self._page)
             except self._error as error:
                 raise self._explained(error) from error
-            page = [Entry(id.decode(), _milliseconds(id), fields.get(self._field)) for id, fields in found]
+            page = [Entry(id.decode(), _milliseconds(id), fields.get(self._field)) for id, fields in entries]
             if page:
                 yield page
             if len(page) < self._page:
                 return
-            start = f"({page[-1].id}"
+            start = f"({page[-1].id}"  # a parenthesis excludes the entry itself
 
     def _explained(self, error: Exception) -> ValueError:
         return ValueError(f"redis_stream: the stream {self._key!r} cannot be read: {error}")
 
 
 def _milliseconds(entry_id: bytes | str) -> int:
-    text = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
-    return int(text.partition("-")[0])
+    if isinstance(entry_id, bytes):
+        entry_id = entry_id.decode()
+    return int(entry_id.partition("-")[0])

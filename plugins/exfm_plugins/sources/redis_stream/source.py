@@ -1,4 +1,4 @@
-"""A Redis stream as a data source: rows appear as they are appended, and windows are done when they are complete.
+"""Streams the entries of a Redis stream; a window can be read when it is complete.
 
 Legend: R rows.
 """
@@ -26,21 +26,20 @@ _1970 = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class RedisStream(exfm.DataSource):
-    """An unbounded log of events: a Redis stream (redis.io/docs/latest/develop/data-types/streams).
+    """Streams an unbounded log of events: a Redis stream (redis.io/docs/latest/develop/data-types/streams).
 
-    The field ``field`` of an entry holds one row, a JSON object with the schema's columns. A column that it lacks is
-    null. Ids are whole numbers, but for those of the columns that ``strings`` names.
+    The field ``field`` of an entry holds a row, a JSON object with the schema's columns. A column that it lacks is
+    null. Ids are integers, except in the columns that ``strings`` names.
 
-    Entries are in the order in which they were appended, at the time that is in their id; their events may be older.
-    With ``lateness`` 0 the time of a row is the time of its entry. Otherwise the row itself says its time, which
-    differs from that of its entry by ``lateness`` at most, and rows are put in order by it. An event that is later
-    than that stands where the stream has got to, for the core to find that time goes backwards. An entry that holds no
-    row, or whose event lies further ahead, is a bad row at the time of the entry.
+    Entries are in the order in which they were appended, at the time in their id; their events may be older. With
+    ``lateness`` 0 the time of a row is the time of its entry. Otherwise the time is in the row, differs from that of
+    the entry by at most ``lateness``, and determines the order of rows. An event that arrives later than that is
+    yielded at the time that the stream has reached, where the core reports that time goes backwards. An entry without
+    a row, or with an event too far ahead, is a bad row at the time of the entry.
 
     The stream is complete up to its watermark: the time of the newest entry, less ``lateness``. ``--follow`` waits for
-    it. A window's rows are the same whenever they are read, so long as the broker keeps them. Entries that it trims are
-    missed as an error and not in silence; windows keep their numbers where ``start`` is set. Memory is that of the
-    entries of twice the lateness.
+    it. A window's rows are the same at every read while the broker keeps them. Entries that the broker has trimmed
+    raise an error; windows keep their numbers if ``start`` is set. Memory holds the entries of twice the lateness.
 
     Raises:
         ValueError: there is no broker or no such stream, or entries of a window are gone.
@@ -49,7 +48,7 @@ class RedisStream(exfm.DataSource):
     name: ClassVar[str] = "redis_stream"
 
     class Config(SchemaConfig):
-        """Where the stream is, and what an entry holds."""
+        """Configures the stream, and the schema of its entries."""
 
         url: str = Field(description="The broker, such as redis://host:6379/0.")
         stream: str = Field(description="The key of the stream.")
@@ -71,28 +70,31 @@ class RedisStream(exfm.DataSource):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        # Rounded up to the milliseconds of entry ids, so that no event within the lateness is late.
         self._lateness_ms = -(-config.lateness // timedelta(milliseconds=1))
 
     def schema(self) -> exfm.schema.FeatureSchema:
-        """The schema as it is given."""
+        """Returns the configured schema, after checking ``strings``."""
         schema = self.config.feature_schema()
         arrow_schema(schema, self.config.strings)
         return schema
 
     def time_range(self) -> exfm.sources.TimeRange:
-        """From ``start``, or the first entry, to the watermark."""
+        """Returns the range from ``start``, or the first entry, to the watermark."""
         extent = self._entries.extent()
         start_us = self._start_us(extent)
         newest_ms = 0 if extent is None else extent.newest_ms - self._lateness_ms
         return exfm.sources.TimeRange(start_us, max(newest_ms * _US_PER_MS, start_us))
 
     def next_event_us(self, from_us: int) -> int | None:
-        """The earliest time that the first entry's event can have, of those whose events may lie at or after a time."""
+        """Returns a lower bound of the first event at or after a time, from the first entry that may hold it."""
         entry_ms = self._entries.next_ms(-(-from_us // _US_PER_MS) - self._lateness_ms)
-        return None if entry_ms is None else max(from_us, (entry_ms - self._lateness_ms) * _US_PER_MS)
+        if entry_ms is None:
+            return None
+        return max(from_us, (entry_ms - self._lateness_ms) * _US_PER_MS)
 
     def select(self, schema: exfm.schema.FeatureSchema) -> RedisStream:
-        """The same stream with fewer columns."""
+        """Returns the stream with fewer columns."""
         strings = tuple(column for column in self.config.strings if column in schema.columns)
         return RedisStream(self.config.with_schema(schema).model_copy(update={"strings": strings}))
 
@@ -124,55 +126,61 @@ class RedisStream(exfm.DataSource):
         return (extent.first_ms - self._lateness_ms) * _US_PER_MS
 
     def _window(self, window: exfm.sources.Window) -> Iterator[pa.RecordBatch]:
-        """The window's rows. Those that an entry still to come may precede are held back."""
+        """Yields the window's rows in the order of their times.
+
+        Rows are held back while a later entry may still precede them.
+        """
         self._check_kept(window)
         first_ms = -(-window.start_us // _US_PER_MS) - self._lateness_ms
         end_ms = -(-window.end_us // _US_PER_MS) + self._lateness_ms
-        held: PlacedRows | None = None
+        pending: PlacedRows | None = None
         for page in self._entries.between(first_ms, end_ms):
             new = self._rows(page)
-            new = new.take((new.place_R >= window.start_us) & (new.place_R < window.end_us))
-            held = new if held is None else held.join(new)
-            sure_us = (page[-1].appended_ms - self._lateness_ms) * _US_PER_MS
-            yield from self._batches(held.take(held.place_R < sure_us))
-            held = held.take(held.place_R >= sure_us)
-        if held is not None:
-            yield from self._batches(held)
+            new = new.take((new.time_R >= window.start_us) & (new.time_R < window.end_us))
+            pending = new if pending is None else pending.join(new)
+            # Events of later entries are not before this time.
+            complete_us = (page[-1].appended_ms - self._lateness_ms) * _US_PER_MS
+            yield from self._batches(pending.take(pending.time_R < complete_us))
+            pending = pending.take(pending.time_R >= complete_us)
+        if pending is not None:
+            yield from self._batches(pending)
 
     def _batches(self, placed: PlacedRows) -> Iterator[pa.RecordBatch]:
-        """The rows, each that cannot be read at the beginning of a batch, whose origin names its entry."""
+        """Yields the rows in batches that begin at each bad row, because an origin names the first entry of a batch."""
         bad = np.flatnonzero(placed.rows.column(placed.rows.num_columns - 1).is_valid())
         for first, end in pairwise(np.unique([0, *bad, placed.id_R.size]).tolist()):
             origin = exfm.sources.Origin(f"{self.config.stream} from entry {placed.id_R[first]}", 0)
             yield origin.mark(placed.rows.slice(first, end - first))
 
     def _rows(self, page: list[Entry]) -> PlacedRows:
-        """The rows of a page, in the order of time."""
+        """Parses the rows of a page, and sorts them by time."""
         rows, reasons = parse(page, self._types, self.config.field)
         ids_R = np.array([entry.id for entry in page])
         appended_R = np.array([entry.appended_ms for entry in page], np.int64) * _US_PER_MS
         column = rows.schema.get_field_index(self.config.event_time)
         if not self._lateness_ms:
+            # The times of entries, which ascend: nothing to sort.
             rows = exfm.sources.mark_bad_rows(
                 _with_time(rows, column, pa.array(appended_R)), pa.array(reasons, pa.string())
             )
             return PlacedRows(rows, appended_R, ids_R)
-        given = rows.column(column)
-        missing_R = given.is_null().to_numpy(zero_copy_only=False)
-        time_R = to_microseconds(given.fill_null(0).to_numpy(), self.config.time_unit)
+        event_time = rows.column(column)
+        missing_R = event_time.is_null().to_numpy(zero_copy_only=False)
+        time_R = to_microseconds(event_time.fill_null(0).to_numpy(), self.config.time_unit)
         lateness_us = self._lateness_ms * _US_PER_MS
         ahead_R = ~missing_R & (time_R > appended_R + lateness_us)
         for number in np.flatnonzero(ahead_R).tolist():
             reasons[number] = self._ahead
-        place_R = np.where(missing_R | ahead_R, appended_R, np.maximum(time_R, appended_R - lateness_us))
-        order = np.argsort(place_R, kind="stable")
+        # A late event is moved to the earliest time that its entry may have.
+        stream_R = np.where(missing_R | ahead_R, appended_R, np.maximum(time_R, appended_R - lateness_us))
+        order = np.argsort(stream_R, kind="stable")
         rows = _with_time(rows, column, pa.array(time_R, mask=missing_R))
         rows = exfm.sources.mark_bad_rows(rows, pa.array(reasons, pa.string()))
-        return PlacedRows(rows, place_R, ids_R).take(order)
+        return PlacedRows(rows, stream_R, ids_R).take(order)
 
     @property
     def _ahead(self) -> str:
-        """What is wrong with a row whose time no clock can have shown when its entry was appended."""
+        """Describes the mistake in a row whose time is too far after the time of its entry."""
         config = self.config
         return (
             f"{config.event_time} lies after the time of the entry by more than lateness allows; is time_unit "
@@ -188,5 +196,5 @@ class RedisStream(exfm.DataSource):
             )
 
 
-def _with_time(rows: pa.RecordBatch, place: int, time: pa.Array) -> pa.RecordBatch:
-    return rows.set_column(place, rows.schema.names[place], time.view(pa.timestamp("us")))
+def _with_time(rows: pa.RecordBatch, index: int, time: pa.Array) -> pa.RecordBatch:
+    return rows.set_column(index, rows.schema.names[index], time.view(pa.timestamp("us")))

@@ -1,1 +1,1 @@
-"""Synthetic ads: a drifting stream of ad impressions whose true probabilities are known."""
+"""Registers the data source `synthetic_ads`: drifting ad impressions with their true probabilities."""

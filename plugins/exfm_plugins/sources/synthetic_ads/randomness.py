@@ -1,6 +1,6 @@
-"""Randomness without state: a draw is a pure function of a seed, a purpose and an index.
+"""Draws random numbers without state, as a pure function of a seed, a purpose and an index.
 
-That is what lets a window be generated without the ones before it, and a shard without the rows of the others.
+So a window can be generated without the preceding windows, and a shard without the rows of the others.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ Ints = NDArray[np.int64]
 Bits = NDArray[np.uint64]
 Floats = NDArray[np.float64]
 
+# The increment of splitmix64: 2^64 divided by the golden ratio, made odd.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def key(seed: int, purpose: str) -> np.uint64:
-    """A 64-bit key: draws for different seeds or purposes have nothing to do with each other."""
+    """Returns a 64-bit key; draws with keys of different seeds or purposes are independent."""
     return np.uint64(int.from_bytes(blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest(), "little"))
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
-    """An ordinary generator, for tables that are drawn once and kept."""
+    """Creates a stateful generator, for tables that are drawn once and stored."""
     return np.random.default_rng(int(key(seed, purpose)))
 
 
 def bits(key_: np.uint64 | Bits, index: Ints) -> Bits:
-    """64 random bits per index (the splitmix64 generator, at position ``index``).
+    """Draws 64 random bits per index: the output of the splitmix64 generator at position ``index``.
 
     An array as key nests draws: ``bits(bits(key, user), event)`` are the bits of each user's event.
     """
+    # In place, because a batch has many events; unsigned arithmetic wraps modulo 2^64 as the generator does.
     state = index.astype(np.uint64)
     state *= _GOLDEN
     state += key_
@@ -41,16 +43,19 @@ def bits(key_: np.uint64 | Bits, index: Ints) -> Bits:
 
 
 def uniform(bits_: Bits) -> Floats:
-    """Bits as floats in [0, 1)."""
+    """Converts bits to floats in [0, 1)."""
+    # The upper 53 bits, as many as the significand of a float64 has.
     return np.asarray((bits_ >> np.uint64(11)) * 2.0**-53, np.float64)
 
 
 def below(limit: int | Ints, bits_: Bits, low: int, width: int) -> Ints:
-    """An integer in [0, limit) from the ``width`` bits that start at bit ``low``; ``limit * 2**width < 2**63``."""
-    part = ((bits_ >> np.uint64(low)) & np.uint64((1 << width) - 1)).astype(np.int64)
-    return (part * limit) >> width
+    """Draws an integer in [0, limit) from ``width`` bits starting at bit ``low``, for ``limit * 2**width < 2**63``."""
+    selected = ((bits_ >> np.uint64(low)) & np.uint64((1 << width) - 1)).astype(np.int64)
+    # Multiply and shift instead of a remainder, which needs a slow division.
+    return (selected * limit) >> width
 
 
 def skewed(limit: int, bits_: Bits, skew: float) -> Ints:
-    """An integer in [0, limit): even for a skew of 1; the higher the skew, the more the first ones dominate."""
+    """Draws an integer in [0, limit), uniform for a skew of 1; with a higher skew, low integers are more frequent."""
+    # The minimum, because the product may round up to the limit.
     return np.minimum((limit * uniform(bits_) ** skew).astype(np.int64), limit - 1)

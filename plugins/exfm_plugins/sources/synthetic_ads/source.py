@@ -1,4 +1,4 @@
-"""The data source: configuration, schema, clock, and rows as Arrow record batches.
+"""Generates the rows of synthetic ads as Arrow record batches, with their configuration and schema.
 
 Legend: B rows of one batch.
 """
@@ -22,22 +22,22 @@ from exfm_plugins.sources.synthetic_ads.truth import Truth
 from exfm_plugins.sources.synthetic_ads.world import AGE_BUCKETS, COUNTRIES, DAY_US, FORMATS, TOPICS, Impressions, World
 
 HOUR_US = DAY_US // 24
-BATCH_ROWS, BATCH_EVENTS = 8192, 1 << 18
-AD_ROWS_PER_CAMPAIGN = 16
+BATCH_ROWS, BATCH_EVENTS = 8192, 1 << 18  # limits of a batch, which bound its arrays to some tens of MB
+AD_ROWS_PER_CAMPAIGN = 16  # a campaign runs several ads in a stream, and hashing needs spare rows
 _WHOLE = exfm.sources.Shard()
 
 
 class SyntheticAds(exfm.DataSource):
-    """A drifting stream of ad impressions whose true probabilities are known.
+    """Generates a drifting stream of ad impressions whose true probabilities are known.
 
     Users see ads of campaigns on surfaces (the domains), click or not, and after a click convert or not, which is
-    known later. Preferences, qualities and surfaces drift, campaigns replace their ads, and a user's activity
-    history says what the user is after now. The columns ``click_oracle`` and ``conversion_oracle`` hold the true
-    probabilities: their log loss is what no model can go below, for lack of anything else to know.
+    reported later. Preferences, qualities and surfaces drift, campaigns replace their ads, and a user's activity
+    history shows the user's present interest. The columns ``click_oracle`` and ``conversion_oracle`` hold the true
+    probabilities: no model can have a lower log loss, because the labels are random beyond them.
 
-    A row is a pure function of the seed and the row's number. So any window costs only its own rows, at constant
-    memory, however long the stream is; shards generate nothing but their own rows; and a longer stream begins with
-    the shorter one. (The bits of floating-point functions are those of the machine's numpy.)
+    A row is a pure function of the seed and the row's number. So a window costs as much as its rows, at constant
+    memory, however long the stream is; a shard generates only its rows; and a longer stream begins with the rows of a
+    shorter stream. (The bits of floating-point functions are those of the machine's numpy.)
 
     Example:
         >>> source = SyntheticAds(SyntheticAds.Config(days=365, drift=2.0))
@@ -49,7 +49,7 @@ class SyntheticAds(exfm.DataSource):
     name: ClassVar[str] = "synthetic_ads"
 
     class Config(exfm.ComponentConfig):
-        """What the stream is like."""
+        """Configures the synthetic stream."""
 
         days: int = Field(14, ge=1, le=36_500, description="Length of the stream in days.")
         rows_per_day: int = Field(20_000, ge=1, le=100_000_000, description="Impressions per day, evenly spread.")
@@ -119,7 +119,7 @@ class SyntheticAds(exfm.DataSource):
 
     @cached_property
     def _truth(self) -> Truth:
-        """Measured when rows are first asked for: an experiment is loaded without simulating anything."""
+        """Creates the truth at the first read, because its probe takes time, and loading an experiment must not."""
         config = self.config
         return Truth(
             self._world,
@@ -131,11 +131,11 @@ class SyntheticAds(exfm.DataSource):
         )
 
     def schema(self) -> exfm.schema.FeatureSchema:
-        """What a row holds."""
+        """Returns the schema of the rows."""
         return self._schema
 
     def time_range(self) -> exfm.sources.TimeRange:
-        """The whole of the configured days."""
+        """Returns the configured days."""
         return exfm.sources.TimeRange(self._start_us, self._start_us + self._days * DAY_US)
 
     def read(self, window: exfm.sources.Window, shard: exfm.sources.Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
@@ -148,7 +148,7 @@ class SyntheticAds(exfm.DataSource):
             yield exfm.sources.Origin(self._label, begin).mark(self._batch(row_B))
 
     def _times(self, row_B: Ints) -> Ints:
-        """Microseconds since the start, (B,): each row has its own slice of the day, and lies anywhere in it."""
+        """Returns microseconds since the start, (B,): each row has a slice of the day, and a random time in it."""
         day_B, slot_B = np.divmod(row_B, self._rows_per_day)
         begin_B = slot_B * DAY_US // self._rows_per_day
         width_B = (slot_B + 1) * DAY_US // self._rows_per_day - begin_B
@@ -156,7 +156,8 @@ class SyntheticAds(exfm.DataSource):
         return np.asarray(day_B * DAY_US + begin_B + into_B)
 
     def _first_row_at(self, time_us: int) -> int:
-        """The first row at or after a time: rows of earlier slices lie before it, so one row decides."""
+        """Returns the first row at or after a time."""
+        # Rows of earlier slices are before the time, and rows of later slices after: only the slice's row is compared.
         time_us = min(max(time_us - self._start_us, 0), self._days * DAY_US)
         row = time_us * self._rows_per_day // DAY_US
         return row + int(self._times(np.array([row]))[0] < time_us)
@@ -167,6 +168,7 @@ class SyntheticAds(exfm.DataSource):
         events = self._histories.before(shown.user, time_B)
         p_click, p_conversion = self._truth.probabilities(shown, events)
         click = uniform(bits(self._click_key, row_B)) < p_click
+        # P(conversion | click) is p_conversion / p_click; multiplying avoids a division by 0.
         converts = uniform(bits(self._conversion_key, row_B)) * p_click < p_conversion
         labels = {
             "click": pa.array(click.astype(np.int8)),

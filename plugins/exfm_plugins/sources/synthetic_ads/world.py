@@ -1,4 +1,4 @@
-"""Who and what there is: users, ads, advertisers and surfaces, with attributes that are seen and latents that are not.
+"""Draws the entities of a stream (users, ads, advertisers, surfaces) with visible attributes and hidden latents.
 
 Legend: B impressions, N entities, D latents, R rank of the affinity between users and ads, T rank of
 taste, S surfaces. Times are microseconds since the start of the stream; latents are float32 tables, drawn once.
@@ -35,10 +35,10 @@ _Table = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Drifting:
-    """Latents that turn with time, each at a speed of its own.
+    """Computes latents that rotate with time, each with its speed.
 
-    A latent is ``cos(speed * t) * first + sin(speed * t) * second``: with both parts standard normal, its
-    distribution over entities is the same at any time, years ahead too, while the values themselves move on.
+    A latent is ``cos(speed * t) * first + sin(speed * t) * second``. Because both terms are standard normal, the
+    distribution over entities is the same at any time, while the values change.
     """
 
     first_ND: _Table
@@ -47,37 +47,44 @@ class Drifting:
 
     @classmethod
     def draw(
-        cls, rng: np.random.Generator, groups: Sequence[Ints], own: float, width: int, period_days: float, drift: float
+        cls,
+        rng: np.random.Generator,
+        groups: Sequence[Ints],
+        individual: float,
+        width: int,
+        period_days: float,
+        drift: float,
     ) -> Drifting:
-        """Latents of entities that take after the groups they belong to (country, advertiser, ...).
+        """Draws latents of entities that resemble the other entities of their groups (country, advertiser, ...).
 
         Args:
-            rng: where they are drawn from.
-            groups: for each way of grouping, the group of every entity, (N,).
-            own: the share of the variance that is the entity's own.
+            rng: generator of the draws.
+            groups: the group of every entity, (N,), for each grouping.
+            individual: the share of the variance that the groups do not determine.
             width: D.
-            period_days: days of a full turn at drift 1, roughly.
-            drift: factor on the speed; 0 stands still.
+            period_days: days of a full rotation at drift 1, roughly.
+            drift: factor of the speed; 0 stands still.
         """
 
-        def part() -> _Table:
-            total = np.sqrt(own) * rng.standard_normal((len(groups[0]), width))
+        def standard_normal() -> _Table:
+            # The variances of the shares add up to 1.
+            total = np.sqrt(individual) * rng.standard_normal((len(groups[0]), width))
             for group in groups:
-                total += np.sqrt((1 - own) / len(groups)) * rng.standard_normal((group.max() + 1, width))[group]
+                total += np.sqrt((1 - individual) / len(groups)) * rng.standard_normal((group.max() + 1, width))[group]
             return np.asarray(total, np.float32)
 
         speed_D = drift * 2 * np.pi / period_days * rng.uniform(0.7, 1.3, width)
-        return cls(part(), part(), speed_D)
+        return cls(standard_normal(), standard_normal(), speed_D)
 
     def at(self, index_B: Ints, time_B: Ints) -> Floats:
-        """Latents of the indexed entities, each at its own time, (B, D)."""
+        """Returns the latents of entities, each at its time, (B, D)."""
         angle_BD = (time_B / DAY_US)[:, None] * self.speed_D
         return np.cos(angle_BD) * self.first_ND[index_B] + np.sin(angle_BD) * self.second_ND[index_B]
 
 
 @dataclass(frozen=True)
 class Impressions:
-    """Candidate ads shown to users: everything of a row but its history and its outcome. All arrays are (B,)."""
+    """Holds the columns of B rows without histories and outcomes. All arrays are (B,)."""
 
     row: Ints
     time: Ints
@@ -90,11 +97,10 @@ class Impressions:
 
 
 class World:
-    """The entities of a stream.
+    """Holds the entities of a stream, and computes the impressions of its rows.
 
-    A campaign belongs to an advertiser and has topics and a format for good; it runs one ad after the other, so that
-    new ad ids never stop coming. Users and campaigns have latents of width ``RANK + 2``: the affinity's, one for
-    clicks, one for conversions.
+    A campaign has a fixed advertiser, topics and format; it replaces its ad regularly, so that new ad ids keep
+    appearing. Users and campaigns have ``RANK + 2`` latents: those of the affinity, then clicks, then conversions.
     """
 
     def __init__(
@@ -114,7 +120,7 @@ class World:
         offset = rng.integers(1, TOPICS // TOPICS_PER_AD, ads)
         self.topics = (np.arange(ads)[:, None] + offset[:, None] * np.arange(TOPICS_PER_AD)) % TOPICS
         self.campaign_latents = Drifting.draw(rng, [self.advertiser, self.topics[:, 0]], 0.2, RANK + 2, 60, drift)
-        # what an event in a user's history says of the next ad: its like attracts
+        # Tastes of campaigns: a history raises the click rate of ads whose tastes are similar to those of its events.
         taste_NT = rng.standard_normal((TOPICS, TASTE_RANK))[self.topics[:, 0]]
         self.taste_NT = (taste_NT + 0.25 * rng.standard_normal((ads, TASTE_RANK))).astype(np.float32)
         self._lifetime = (ad_lifetime_us * rng.uniform(0.5, 1.5, ads)).astype(np.int64)
@@ -128,7 +134,7 @@ class World:
         self._keys = {name: key(seed, name) for name in ("user", "campaign", "surface", "price", "creative")}
 
     def impressions(self, row_B: Ints, time_B: Ints) -> Impressions:
-        """What is shown to whom in the given rows of the stream, at the given times."""
+        """Draws the impressions of some rows of the stream, at their times."""
         draw: dict[str, Bits] = {name: bits(key_, row_B) for name, key_ in self._keys.items()}
         user, campaign = skewed(self.users, draw["user"], 1.5), skewed(self.ads, draw["campaign"], 1.5)
         ad_id, ad_age = self.running_ad(campaign, time_B)
@@ -144,16 +150,18 @@ class World:
         )
 
     def running_ad(self, campaign_B: Ints, time_B: Ints) -> tuple[Ints, Ints]:
-        """The id of the ad that a campaign runs at a time, and how long it has run (microseconds), (B,) each."""
-        # a year of head start keeps ids positive for histories that begin before the stream does
+        """Returns the id of the ad that a campaign runs at a time, and the microseconds it has run, (B,) each."""
+        # Histories begin before the stream: adding a year keeps ids positive.
         generation, age = np.divmod(time_B + 365 * DAY_US + self._phase[campaign_B], self._lifetime[campaign_B])
         return generation * self.ads + campaign_B, age
 
     def campaign_with_topic(self, topic_B: Ints, random_B: Bits) -> Ints:
-        """A campaign whose first topic is the given one, (B,)."""
+        """Draws a campaign for each topic, whose first topic it is, (B,)."""
+        # The first topic of campaign i is i modulo TOPICS.
         rounds = self.ads // TOPICS
         return below(rounds, random_B, 0, 24) * TOPICS + topic_B
 
     def creative_quality(self, ad_id_B: Ints) -> Floats:
-        """How good one ad is beside its campaign's others, (B,): mean 0, variance 1."""
+        """Returns the quality of an ad relative to the other ads of its campaign, (B,), with mean 0 and variance 1."""
+        # A uniform variable has variance 1/12.
         return np.asarray((uniform(bits(self._keys["creative"], ad_id_B)) - 0.5) * np.sqrt(12))

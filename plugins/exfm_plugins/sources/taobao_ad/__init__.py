@@ -1,1 +1,1 @@
-"""Taobao display ads (Ali): the released impressions of eight days with 22 days of shopping behaviour."""
+"""Registers the data source `taobao_ad`: Ali's display ads of 8 days with 22 days of shopping behaviour."""

@@ -1,4 +1,4 @@
-"""Taobao display ads as a stream of impressions, in time order."""
+"""Streams the impressions of Taobao display ads in time order."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from exfm_plugins.sources.taobao_ad.tables import (
     read_users,
 )
 
-# How many values each column takes in the released files.
+# Number of distinct values of each column in the released files.
 _CARDINALITY = {
     "user": 1_141_729, "adgroup_id": 846_811, "cate_id": 12_977, "campaign_id": 423_436, "customer": 255_875,
     "brand": 461_497,
 }  # fmt: skip
+# Powers of two above the largest released codes.
 _PROFILE_ROWS = dict(zip(PROFILE, (128, 16, 4, 8, 4, 4, 4, 8), strict=True))
 _BATCH_ROWS = 8192
 _MICROSECONDS = 1_000_000
@@ -38,26 +39,26 @@ _WHOLE = exfm.sources.Shard()
 
 
 class TaobaoAd(exfm.DataSource):
-    """Ali's released display ads on Taobao: 26 million impressions of eight days, 700 million behaviours of 22.
+    """Streams Ali's display ads on Taobao: 26 million impressions of 8 days, 700 million behaviours of 22 days.
 
-    The files as published (tianchi.aliyun.com/dataset/56): ``raw_sample.csv`` (user, time_stamp, adgroup_id, pid,
-    nonclk, clk), ``ad_feature.csv`` (adgroup_id, cate_id, campaign_id, customer, brand, price), ``user_profile.csv``
-    (userid, cms_segid, ..., new_user_class_level; 5% of the users have none: missing ids) and ``behavior_log.csv``
-    (user, time_stamp, btag, cate, brand). Impressions are released in no order of time and are sorted by it;
-    ``example_id`` is the position in that order. A row's history is its user's newest behaviours of strictly earlier
-    seconds. The domain is ``pid``, the position of the ad.
+    It reads the files as published (tianchi.aliyun.com/dataset/56): ``raw_sample.csv`` (user, time_stamp, adgroup_id,
+    pid, nonclk, clk), ``ad_feature.csv`` (adgroup_id, cate_id, campaign_id, customer, brand, price),
+    ``user_profile.csv`` (userid, cms_segid, ..., new_user_class_level; missing for 5% of the users) and
+    ``behavior_log.csv`` (user, time_stamp, btag, cate, brand). Impressions are not released in order of time, and are
+    sorted by it; ``example_id`` is the position in that order. A row's history is its user's newest behaviours of
+    strictly earlier seconds. The domain is ``pid``, the position of the ad.
 
-    Held in memory: 18 bytes per impression (0.5 GB) and 25 per behaviour (18 GB; more than twice that while they are
-    sorted). Without ``pv``, page views, a twentieth of the behaviours is left; with none, the log is not read.
+    Memory holds 18 bytes per impression (0.5 GB) and 25 per behaviour (18 GB; more than twice that while they are
+    sorted). Without ``pv``, page views, a twentieth of the behaviours remains; without behaviours, the log is not read.
 
     Raises:
-        ValueError: a file is missing, a line cannot be read, or an ad of an impression is unknown.
+        ValueError: a file is missing, a line cannot be read, or the ad of an impression is not in ad_feature.csv.
     """
 
     name: ClassVar[str] = "taobao_ad"
 
     class Config(exfm.ComponentConfig):
-        """Where the files are, and what of the behaviours is used."""
+        """Configures the location of the files, and the behaviours in histories."""
 
         path: str = Field(description="Folder with the four released files, unpacked; any fsspec URL.")
         history_length: int = Field(50, gt=0, description="The user's newest earlier behaviours that a row carries.")
@@ -72,7 +73,7 @@ class TaobaoAd(exfm.DataSource):
         super().__init__(config)
 
     def schema(self) -> exfm.schema.FeatureSchema:
-        """The released columns, and the history where there is one."""
+        """Returns the released columns, and the history unless ``behaviors`` is empty."""
         rows = {name: min(4 * count, self.config.table_rows) for name, count in _CARDINALITY.items()}
         history = exfm.schema.SequenceFeature(
             name="history",
@@ -99,7 +100,7 @@ class TaobaoAd(exfm.DataSource):
         )
 
     def time_range(self) -> exfm.sources.TimeRange:
-        """From the first to the last impression."""
+        """Returns the range from the first to the last impression."""
         second = self._impressions.second_N
         return exfm.sources.TimeRange(int(second[0]) * _MICROSECONDS, int(second[-1]) * _MICROSECONDS + 1)
 
@@ -116,9 +117,9 @@ class TaobaoAd(exfm.DataSource):
     @cached_property
     def _impressions(self) -> Impressions:
         impressions = read_impressions(self.config.path)
-        strangers = impressions.ad_N[~self._ads.knows(impressions.ad_N)]
-        if strangers.size:
-            shown = f"{self.config.path}/raw_sample.csv shows the ad {strangers[0]}"
+        missing = impressions.ad_N[~self._ads.contains(impressions.ad_N)]
+        if missing.size:
+            shown = f"{self.config.path}/raw_sample.csv shows the ad {missing[0]}"
             raise ValueError(f"taobao_ad: {shown}, which is not in ad_feature.csv")
         return impressions
 
@@ -144,20 +145,20 @@ class TaobaoAd(exfm.DataSource):
             "adgroup_id": shown.ad_N[row_B],
             "pid": pa.DictionaryArray.from_arrays(pa.array(shown.pid_N[row_B]), shown.pids),
             "click": shown.click_N[row_B],
-            **self._ads.of(shown.ad_N[row_B]),
-            **self._users.of(user),
+            **self._ads.select(shown.ad_N[row_B]),
+            **self._users.select(user),
         }
         if self.config.behaviors:
             columns |= self._history(user, second)
         return pa.RecordBatch.from_pydict(columns)
 
     def _history(self, user_B: NDArray[np.int32], second_B: NDArray[np.int64]) -> dict[str, pa.Array]:
-        done = self._behaviors
-        place_H, offsets = done.histories.newest(user_B, second_B, self.config.history_length)
-        age_H = np.repeat(second_B, np.diff(offsets)) - done.second_E[place_H]
+        behaviors = self._behaviors
+        event_H, offsets = behaviors.histories.newest(user_B, second_B, self.config.history_length)
+        age_H = np.repeat(second_B, np.diff(offsets)) - behaviors.second_E[event_H]
         return {
-            "history_cate": list_column(offsets, done.cate_E[place_H]),
-            "history_brand": list_column(offsets, done.brand_E[place_H]),
-            "history_behavior": list_column(offsets, done.kind_E[place_H]),
+            "history_cate": list_column(offsets, behaviors.cate_E[event_H]),
+            "history_brand": list_column(offsets, behaviors.brand_E[event_H]),
+            "history_behavior": list_column(offsets, behaviors.kind_E[event_H]),
             "history_age": list_column(offsets, age_H.astype(np.float32)),
         }

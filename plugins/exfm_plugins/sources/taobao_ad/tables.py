@@ -32,7 +32,7 @@ PROFILE = (
 
 @dataclass(frozen=True)
 class Impressions:
-    """All impressions, sorted by time, those of one second as released; 18 bytes each.
+    """Holds all impressions, sorted by time, in the released order within a second; 18 bytes each.
 
     Attributes:
         user_N, second_N, ad_N, click_N: the released columns.
@@ -49,10 +49,10 @@ class Impressions:
 
 @dataclass(frozen=True)
 class Behaviors:
-    """Behaviours sorted by user and time; 25 bytes each, and some 60 while they are sorted.
+    """Holds behaviours sorted by user and time; 25 bytes each, and some 60 while they are sorted.
 
     Attributes:
-        histories: which of them an impression may see.
+        histories: index that finds the behaviours before an impression.
         second_E, cate_E, brand_E: the released columns; a missing category or brand is -1.
         kind_E: index into BEHAVIORS.
     """
@@ -65,12 +65,12 @@ class Behaviors:
 
 
 class Attributes:
-    """What is known of users or ads.
+    """Looks up the attributes of users or ads by id.
 
     Args:
-        table: a column of ids, and what is known of them.
-        key: that column.
-        file: where it was read, for messages.
+        table: a column of ids, and the columns of attributes.
+        key: name of the column of ids.
+        file: name of the file, for messages.
     """
 
     def __init__(self, table: pa.Table, key: str, file: str) -> None:
@@ -81,19 +81,20 @@ class Attributes:
             raise ValueError(f"taobao_ad: {file}: expected a column {key!r} of ids that are unique and not negative")
         self._table = table.drop_columns([key]).take(pa.array(order)).combine_chunks()
 
-    def knows(self, ids_B: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """Whether anything is known of an id, (B,)."""
+    def contains(self, ids_B: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Tells for each id whether it has attributes, (B,)."""
         if not self._ids.size:
             return np.zeros(ids_B.size, bool)
-        known: NDArray[np.bool_] = self._ids[self._places(ids_B)] == ids_B
-        return known
+        contained: NDArray[np.bool_] = self._ids[self._rows(ids_B)] == ids_B
+        return contained
 
-    def of(self, ids_B: NDArray[np.int32]) -> dict[str, pa.Array]:
-        """The columns for the given ids, null where nothing is known."""
-        rows = self._table.take(pa.array(self._places(ids_B), mask=~self.knows(ids_B)))
+    def select(self, ids_B: NDArray[np.int32]) -> dict[str, pa.Array]:
+        """Returns the columns of B ids, null for ids without attributes."""
+        rows = self._table.take(pa.array(self._rows(ids_B), mask=~self.contains(ids_B)))
         return {name: rows[name].combine_chunks() for name in rows.column_names}
 
-    def _places(self, ids_B: NDArray[np.int32]) -> NDArray[np.int64]:
+    def _rows(self, ids_B: NDArray[np.int32]) -> NDArray[np.int64]:
+        # The minimum keeps the row valid for an id above all others; `contains` tells that it does not match.
         return np.minimum(np.searchsorted(self._ids, ids_B), max(self._ids.size - 1, 0))
 
 
@@ -101,31 +102,33 @@ def read_impressions(url: str) -> Impressions:
     """Reads and sorts raw_sample.csv.
 
     Raises:
-        ValueError: there is none, it is empty, or a line cannot be read or lacks a value.
+        ValueError: the file does not exist, it is empty, or a line cannot be read or lacks a value.
     """
     pids: list[str] = []
-    parts = [_impressions(batch, pids) for batch in _complete(_file(url, "raw_sample.csv", _SAMPLE), tuple(_SAMPLE))]
-    if not parts:
+    file = _file(url, "raw_sample.csv", _SAMPLE)
+    batches = [_impressions(batch, pids) for batch in _complete(file, tuple(_SAMPLE))]
+    if not batches:
         raise ValueError(f"taobao_ad: {url}/raw_sample.csv holds no rows")
-    user, second, ad, click, pid = _joined(parts)
+    user, second, ad, click, pid = _joined(batches)
     order = np.argsort(second, kind="stable")
     return Impressions(user[order], second[order], ad[order], click[order], pid[order], pa.array(pids))
 
 
 def read_behaviors(url: str, kinds: Sequence[Behavior]) -> Behaviors:
-    """Reads and sorts those of behavior_log.csv that are of the given kinds.
+    """Reads and sorts the behaviours of some kinds in behavior_log.csv.
 
     Raises:
-        ValueError: there is none, or a line cannot be read, lacks user or time or has an unknown ``btag``.
+        ValueError: the file does not exist, or a line cannot be read, lacks user or time or has an undefined ``btag``.
     """
     kept = [BEHAVIORS.index(kind) for kind in kinds]
     log = _file(url, "behavior_log.csv", _LOG)
-    nothing = tuple(np.zeros(0, kind) for kind in (np.int32, np.int64, np.int32, np.int32, np.int8))
-    parts = [_behaviors(batch, kept) for batch in _complete(log, ("user", "time_stamp"))]
-    user, second, cate, brand, kind = _joined([nothing, *parts])
+    # An empty batch first, so that a log without rows of these kinds has columns too.
+    empty = tuple(np.zeros(0, kind) for kind in (np.int32, np.int64, np.int32, np.int32, np.int8))
+    batches = [_behaviors(batch, kept) for batch in _complete(log, ("user", "time_stamp"))]
+    user, second, cate, brand, kind = _joined([empty, *batches])
     histories = Histories(user, second)
     second, cate, brand, kind = (column[histories.order] for column in (second, cate, brand, kind))
-    del histories.order
+    del histories.order  # the columns are in this order now, and 700 million numbers take 5.6 GB
     return Behaviors(histories, second, cate, brand, kind)
 
 
@@ -151,7 +154,7 @@ def _file(url: str, name: str, columns: Mapping[str, pa.DataType]) -> DelimitedF
 
 
 def _complete(file: DelimitedFile, needed: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """All rows of a file, none of which may lack a needed value."""
+    """Yields the batches of a file, and raises ValueError at a row that lacks a needed value."""
     for batch in file.read(0, file.rows):
         for name in needed:
             if batch[name].null_count:
@@ -162,11 +165,14 @@ def _complete(file: DelimitedFile, needed: Sequence[str]) -> Iterator[pa.RecordB
 
 
 def _impressions(batch: pa.RecordBatch, pids: list[str]) -> tuple[NDArray[Any], ...]:
-    found = batch["pid"].dictionary_encode()
-    pids += [name for name in found.dictionary.to_pylist() if name not in pids]
-    code = np.array([pids.index(name) for name in found.dictionary.to_pylist()], np.int8)
+    """Converts a batch to columns, and appends new positions to ``pids``."""
+    encoded = batch["pid"].dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    pids += [name for name in names if name not in pids]
+    # Dictionaries differ between batches: translate each to the indices of all positions.
+    code = np.array([pids.index(name) for name in names], np.int8)
     numbers = (batch[name].to_numpy() for name in ("user", "time_stamp", "adgroup_id", "clk"))
-    return *numbers, code[found.indices.to_numpy()]
+    return *numbers, code[encoded.indices.to_numpy()]
 
 
 def _behaviors(batch: pa.RecordBatch, kept: list[int]) -> tuple[NDArray[Any], ...]:
@@ -179,10 +185,10 @@ def _behaviors(batch: pa.RecordBatch, kept: list[int]) -> tuple[NDArray[Any], ..
             f"given {batch['btag'][row]}"
         )
     kind_B = kind.to_numpy().astype(np.int8)
-    wanted = np.isin(kind_B, kept)
-    numbers = (batch[name].fill_null(-1).to_numpy()[wanted] for name in ("user", "time_stamp", "cate", "brand"))
-    return *numbers, kind_B[wanted]
+    selected_B = np.isin(kind_B, kept)
+    numbers = (batch[name].fill_null(-1).to_numpy()[selected_B] for name in ("user", "time_stamp", "cate", "brand"))
+    return *numbers, kind_B[selected_B]
 
 
-def _joined(parts: list[tuple[NDArray[Any], ...]]) -> list[NDArray[Any]]:
-    return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+def _joined(batches: list[tuple[NDArray[Any], ...]]) -> list[NDArray[Any]]:
+    return [np.concatenate(columns) for columns in zip(*batches, strict=True)]

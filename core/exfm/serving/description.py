@@ -1,4 +1,4 @@
-"""The description of an export, inputs.json: features, tensors and files; and rows to tensors by it.
+"""Describes an export in inputs.json (features, tensors and files), and converts rows to its tensors.
 
 Legend: B examples, V values of a feature, E events of a sequence, F dense features, G numbers of an event.
 """
@@ -31,7 +31,7 @@ HASHING = (
     "x = (x ^ x >> 27) * 0x94D049BB133111EB; x ^ x >> 31. ids 'managed': in the "
     "place of a row mix(key) >> 1 is given, and the program knows its row."
 )
-"""How ids become table rows, for programs that build the tensors themselves."""
+"""Rules that map ids to table rows, for programs that build the tensors themselves."""
 
 _TYPES = {
     "int64": pa.int64(),
@@ -44,12 +44,12 @@ _TYPES = {
 _LIST = "list of "
 
 
-class _Part(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TensorSpec(_Part):
-    """One tensor; a dimension is a number or the name of one that varies. Equal names are equal sizes."""
+class TensorSpec(_Section):
+    """Describes a tensor; a dimension is a number, or a name if it varies. Equal names mean equal sizes."""
 
     name: str
     dtype: Literal["float32", "int64"]
@@ -57,22 +57,22 @@ class TensorSpec(_Part):
     holds: str
 
 
-class ExportedFile(_Part):
-    """A file of the export: size and checksum (XXH3, 128 bits)."""
+class ExportedFile(_Section):
+    """Describes a file of the export: size and checksum (XXH3, 128 bits)."""
 
     bytes: int
     xxh3: str
 
 
-class Description(_Part):
-    """The content of inputs.json.
+class Description(_Section):
+    """Holds the content of inputs.json.
 
     Attributes:
-        columns: the type of every column a row has, as the stream had it; a timestamp is UTC.
-        event_time: the column of a row's own time, where a sequence needs it; else empty.
-        watermark: the model has trained on examples before this time.
+        columns: type of every column of a row, as in the stream; a timestamp is UTC.
+        event_time: column of a row's time, if a sequence needs it; else empty.
+        watermark: time before which the model's training examples are.
         inputs: the program's arguments, in order.
-        outputs: what it returns, in order: a probability per example and task.
+        outputs: the program's results, in order: a probability per example and task.
     """
 
     format: Literal[1] = 1
@@ -91,15 +91,15 @@ class Description(_Part):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The labels it predicts."""
+        """Returns the labels that the program predicts."""
         return tuple(output.name for output in self.outputs)
 
 
 def input_specs(features: Sequence[Feature]) -> Iterator[TensorSpec]:
-    """The program's arguments: the dense features together, then feature by feature.
+    """Yields the program's arguments: all dense features in a tensor, then the tensors of each other feature.
 
-    Bags are described by where each example's begin, and histories by how many events each example has: the number of
-    examples is then a dimension of its own in the captured graph, and not one less than another.
+    Bags have the start of each example and histories have the length of each example. Offsets would tie two dimensions
+    of the captured graph, because there are as many offsets as examples and a further offset.
     """
     dense = [feature.name for feature in features if isinstance(feature, DenseFeature)]
     if dense:
@@ -130,7 +130,7 @@ def _spec(name: str, dtype: Literal["float32", "int64"], shape: tuple[int | str,
 
 
 def arrays(features: Sequence[Feature], rows: pa.RecordBatch, event_time: str = "") -> Iterator[npt.NDArray[Any]]:
-    """The program's arguments for some rows, in the order of ``input_specs``."""
+    """Yields the program's arguments for some rows, in the order of ``input_specs``."""
     numbers_BF = dense_numbers(rows, features)
     if numbers_BF.shape[1]:
         yield numbers_BF
@@ -144,15 +144,18 @@ def arrays(features: Sequence[Feature], rows: pa.RecordBatch, event_time: str = 
                 yield events.ages
             yield events.lengths
         elif not isinstance(feature, DenseFeature):
-            found = bags(rows, feature)
-            yield found.rows_V
-            yield np.cumsum(found.lengths) - found.lengths
+            bag = bags(rows, feature)
+            yield bag.rows_V
+            yield np.cumsum(bag.lengths) - bag.lengths
 
 
 def without_times(features: Sequence[Feature]) -> Iterator[Feature]:
-    """Yields the features as a model sees them that reads no times of events."""
+    """Yields the features without the times of events, for a model that does not read them."""
     for feature in features:
-        yield feature.model_copy(update={"times": None}) if isinstance(feature, SequenceFeature) else feature
+        if isinstance(feature, SequenceFeature):
+            yield feature.model_copy(update={"times": None})
+        else:
+            yield feature
 
 
 def needs_event_time(features: Sequence[Feature]) -> bool:
@@ -162,7 +165,7 @@ def needs_event_time(features: Sequence[Feature]) -> bool:
 
 
 def source_columns(features: Sequence[Feature]) -> Iterator[str]:
-    """The columns that the features are read from."""
+    """Yields the columns that the features are read from."""
     for feature in features:
         if isinstance(feature, SequenceFeature):
             yield from (field.source_column for field in feature.fields)
@@ -173,13 +176,14 @@ def source_columns(features: Sequence[Feature]) -> Iterator[str]:
 
 
 def type_name(kind: pa.DataType) -> str:
-    """The type a column's values are given in at serving; ids that hash alike have one type."""
+    """Returns the name of the type of a column's values at serving; ids with equal hashes share a type."""
     if pa.types.is_dictionary(kind):
         return type_name(kind.value_type)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _LIST + type_name(kind.value_type)
     if pa.types.is_timestamp(kind):
         return "timestamp"
+    # uint64 has values that int64 lacks; all smaller integers hash by their value, so int64 stands for them.
     if pa.types.is_integer(kind):
         return "uint64" if kind == pa.uint64() else "int64"
     if pa.types.is_boolean(kind):
@@ -188,5 +192,7 @@ def type_name(kind: pa.DataType) -> str:
 
 
 def arrow_type(name: str) -> pa.DataType:
-    """The type behind a name that ``type_name`` gives."""
-    return pa.list_(arrow_type(name.removeprefix(_LIST))) if name.startswith(_LIST) else _TYPES[name]
+    """Returns the type whose name ``type_name`` has returned."""
+    if name.startswith(_LIST):
+        return pa.list_(arrow_type(name.removeprefix(_LIST)))
+    return _TYPES[name]

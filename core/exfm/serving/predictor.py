@@ -1,4 +1,4 @@
-"""Loads an export and predicts rows with it: with torch and pyarrow, and without torchrec and FBGEMM."""
+"""Loads an export and predicts rows with it, which needs torch and pyarrow, but neither torchrec nor FBGEMM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from exfm.data.validation import check_features
 from exfm.errors import ConfigError, RunError, suggestion
 from exfm.serving.archives import check_archive
-from exfm.serving.layout import COMPILED_FILE, DESCRIPTION_FILE, PROGRAM_FILE, Description, arrays, arrow_type
+from exfm.serving.description import COMPILED_FILE, DESCRIPTION_FILE, PROGRAM_FILE, Description, arrays, arrow_type
 from exfm.storage.hashing import FileRecord
 from exfm.storage.workspace import Workspace
 
@@ -26,10 +26,10 @@ _ARROW_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError
 
 
 class Predictor:
-    """An exported model. It may be called from several threads.
+    """Predicts with an exported model. It may be called from several threads.
 
     Attributes:
-        description: features, columns and tensors of the model, and the snapshot it is.
+        description: describes the features, columns and tensors of the model, and its snapshot.
     """
 
     def __init__(self, description: Description, program: Program) -> None:
@@ -38,41 +38,42 @@ class Predictor:
         self._types = {column: arrow_type(name) for column, name in description.columns.items()}
 
     def predict(self, rows: pa.RecordBatch | Sequence[Mapping[str, Any]]) -> dict[str, npt.NDArray[np.float32]]:
-        """The probability of each task for each row, (B,) float32 by task.
+        """Predicts the probability of each task for each row, (B,) float32 by task.
 
-        Rows are hashed, transformed and cut as the stream's rows are in training.
+        Rows are hashed, transformed and truncated as the stream's rows are in training.
 
         Args:
-            rows: a record batch with the columns of ``description.columns`` in any order, others being ignored; or a
+            rows: a record batch with the columns of ``description.columns`` in any order, which may have others; or a
                 mapping per row, with a key per column.
 
         Raises:
-            ConfigError: a column is missing or of another type, or a value is none that the feature can have.
+            ConfigError: a column is missing or of another type, or a value is outside the feature's range.
         """
         return self.run(self.tensors(rows))
 
     def tensors(self, rows: pa.RecordBatch | Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
-        """The program's arguments for some rows.
+        """Converts rows to the program's arguments.
 
         Raises:
             ConfigError: as for ``predict``.
         """
-        named = _from_arrow if isinstance(rows, pa.RecordBatch) else _from_mappings
-        columns = {column: named(rows, column, kind) for column, kind in self._types.items()}
+        read_column = _from_arrow if isinstance(rows, pa.RecordBatch) else _from_mappings
+        columns = {column: read_column(rows, column, kind) for column, kind in self._types.items()}
         batch = pa.RecordBatch.from_pydict(columns)
         features, event_time = self.description.features, self.description.event_time
         if event_time and batch.column(event_time).null_count:
             row = batch.column(event_time).is_null().to_pylist().index(True)
             raise ConfigError(f"row {row}: {event_time}: the value is missing")
         check_features(batch, features, event_time)
-        # What still lies in Arrow's memory is read-only, and torch has no such tensors.
+        # Arrays that share Arrow's memory are read-only, and torch has no read-only tensors: copy these.
         writable = (np.require(array, requirements="W") for array in arrays(features, batch, event_time))
         return tuple(torch.from_numpy(array) for array in writable)
 
     def run(self, tensors: Sequence[Tensor]) -> dict[str, npt.NDArray[np.float32]]:
-        """The probability of each task, (B,) by task, from the program's arguments."""
+        """Runs the program, and returns the probability of each task, (B,) by task."""
         tasks = self.description.tasks
-        if tensors[-1].shape[0] == 0:  # B: a graph is captured for one example and more
+        # The last argument has B entries. The graph is captured for at least 1 example.
+        if tensors[-1].shape[0] == 0:
             return {task: np.zeros(0, np.float32) for task in tasks}
         with torch.no_grad():
             outputs = self._program(*tensors)
@@ -80,10 +81,10 @@ class Predictor:
 
 
 def load(url: str, *, compiled: bool | None = None) -> Predictor:
-    """Loads what ``exfm export`` wrote.
+    """Loads an export that ``exfm export`` wrote.
 
-    The files hold code and are checked against the checksums in inputs.json alone: load exports that you trust. Nothing
-    is unpickled: a program that holds a pickle is refused.
+    The files hold code, and are checked only against the checksums in inputs.json: load exports that you trust. No
+    file is unpickled: a program that holds a pickle is refused.
 
     Args:
         url: the folder, any fsspec URL.
@@ -91,7 +92,7 @@ def load(url: str, *, compiled: bool | None = None) -> Predictor:
 
     Raises:
         ConfigError: there is no export, or it has no compiled program.
-        RunError: a file is corrupt, holds what exfm does not write, or was compiled for another version of torch.
+        RunError: a file is corrupt, has entries that exfm does not write, or was compiled for another torch version.
     """
     workspace = Workspace(url)
     if not workspace.exists(DESCRIPTION_FILE):
@@ -102,7 +103,8 @@ def load(url: str, *, compiled: bool | None = None) -> Predictor:
         raise RunError(f"{url}/{DESCRIPTION_FILE}: not the description of an export: {error}") from error
     if compiled is None:
         compiled = COMPILED_FILE in description.files
-    return Predictor(description, _program(workspace, description, COMPILED_FILE if compiled else PROGRAM_FILE))
+    name = COMPILED_FILE if compiled else PROGRAM_FILE
+    return Predictor(description, _program(workspace, description, name))
 
 
 def _program(workspace: Workspace, description: Description, name: str) -> Program:
@@ -117,6 +119,7 @@ def _program(workspace: Workspace, description: Description, name: str) -> Progr
             raise RunError(f"{workspace.url}/{name}: not a program that `exfm export` has written: {error}") from error
         program: Program = torch.export.load(data).module()
         return program
+    # Compiled code calls torch's C++ functions, whose binary interface changes between versions.
     exported = description.versions["torch"]
     if exported != torch.__version__:
         raise RunError(
@@ -130,18 +133,19 @@ def _program(workspace: Workspace, description: Description, name: str) -> Progr
 def _from_arrow(rows: pa.RecordBatch, column: str, kind: pa.DataType) -> pa.Array:
     if column not in rows.schema.names:
         raise ConfigError(f"{column}: the column is missing.{suggestion(column, rows.schema.names)}")
-    given = rows.column(column)
+    values = rows.column(column)
     try:
-        return given.cast(kind)
+        return values.cast(kind)
     except _ARROW_ERRORS as error:
-        raise ConfigError(f"{column}: the column must be {kind}, not {given.type}: {error}") from error
+        raise ConfigError(f"{column}: the column must be {kind}, not {values.type}: {error}") from error
 
 
 def _from_mappings(rows: Sequence[Mapping[str, Any]], column: str, kind: pa.DataType) -> pa.Array:
     for number, row in enumerate(rows):
         if column not in row:
             raise ConfigError(f"row {number}: {column}: the column is missing.{suggestion(column, row)}")
-        if pa.types.is_list(kind) and isinstance(row[column], str | bytes | Mapping):  # Arrow would take its parts
+        # Arrow would accept a string as a list of its characters.
+        if pa.types.is_list(kind) and isinstance(row[column], str | bytes | Mapping):
             raise ConfigError(f"row {number}: {column}: the value must be {kind}; given: {row[column]!r}")
     values = [row[column] for row in rows]
     try:

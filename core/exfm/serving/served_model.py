@@ -1,4 +1,4 @@
-"""The served part of a model as a network of plain tensors: what ``torch.export`` captures.
+"""Builds the served layers of a model over plain tensors, as ``torch.export`` captures them.
 
 Legend: B examples, V values of a feature, E events, G numbers of an event, D width.
 """
@@ -19,13 +19,13 @@ from exfm.modeling.build import build_model
 from exfm.modeling.embeddings import Lookup
 from exfm.modeling.parts import table_of
 from exfm.modeling.tokens import rows_of
-from exfm.serving.layout import AGES, DENSE, input_specs, without_times
+from exfm.serving.description import AGES, DENSE, input_specs, without_times
 from exfm.storage.finite import infinite_buffers
 
 
 @dataclass(frozen=True)
 class _Bags:
-    """A feature's table rows (V,), and where each example's begin (B,); read as torchrec's JaggedTensor is."""
+    """Holds a feature's table rows (V,) and the start of each example (B,), with the methods of a JaggedTensor."""
 
     rows_V: Tensor
     starts: Tensor
@@ -38,11 +38,11 @@ class _Bags:
 
 
 class _Tables(nn.Module):
-    """All tables of a model, in plain torch: every lookup of a feature or a sequence's field.
+    """Looks up the tables of a model in plain torch, for every feature and every field of a sequence.
 
     Args:
-        lookups: what is looked up.
-        weights: the tables.
+        lookups: the lookups of the model.
+        weights: weights of the tables, by table.
         averaged: whether a sequence's field is averaged over the events.
     """
 
@@ -73,10 +73,10 @@ class ServedModel(nn.Module):
     Args:
         arm: the model.
         schema: the stream's schema.
-        weights: its snapshot.
+        weights: weights of the model's snapshot.
 
     Attributes:
-        constants: names of weights that are not finite on purpose.
+        constants: names of buffers that are infinite by design.
 
     Raises:
         ConfigError: a component refuses its config or its inputs.
@@ -84,6 +84,7 @@ class ServedModel(nn.Module):
 
     def __init__(self, arm: Arm, schema: FeatureSchema, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
+        # Initialization draws random numbers, which must not change those of the caller.
         with torch.random.fork_rng(devices=[]):
             self.model = build_model(_served(arm), schema)
         self.constants = infinite_buffers(self.model)
@@ -94,57 +95,66 @@ class ServedModel(nn.Module):
         tables = {table_of(key): key for key in weights if table_of(key)}
         fields = [lookup for lookups in featurizer.fields.values() for lookup in lookups]
         lookups = [*featurizer.bags, *fields]
-        found = {lookup.table: weights[tables[lookup.table]] for lookup in lookups}
+        table_weights = {lookup.table: weights[tables[lookup.table]] for lookup in lookups}
+        # Remove TorchRec's tables before loading, so that their keys are not expected.
         featurizer.events = None
         featurizer.pooled = None
-        rest = {key: value for key, value in weights.items() if key not in tables.values() and not _of_teacher(key)}
-        self.model.load_state_dict(rest)
+        layers = {}
+        for key, value in weights.items():
+            if key not in tables.values() and not _is_teaching_state(key):
+                layers[key] = value
+        self.model.load_state_dict(layers)
+        # The rows of managed ids are resolved before the featurizer, see `_batch`.
         self.managed, featurizer.managed = featurizer.managed, nn.ModuleDict()
         if lookups:
-            featurizer.pooled = _Tables(lookups, found, averaged=not featurizer.raw_sequences)  # type: ignore[assignment]
+            plain = _Tables(lookups, table_weights, averaged=not featurizer.raw_sequences)
+            featurizer.pooled = plain  # type: ignore[assignment]
         self.eval().requires_grad_(False)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The probability of each task, (B,)."""
+        """Returns the probability of each task, (B,)."""
         output = self.model(self._batch(dict(zip(self.names, tensors, strict=True))))
         return tuple(output.logits[task].sigmoid() for task in self.model.tasks)
 
-    def _batch(self, given: Mapping[str, Tensor]) -> Batch:
+    def _batch(self, inputs: Mapping[str, Tensor]) -> Batch:
         sparse: dict[str, _Bags] = {}
         sequences: dict[str, SequenceBatch] = {}
-        per_example = given[self.names[-1]]
+        # The last input has B entries in every model; a batch's ids and times, which serving lacks, are not read.
+        per_example = inputs[self.names[-1]]
         for feature in self.features:
             if isinstance(feature, SequenceFeature):
-                sequences[feature.name] = _history(feature, given, self.managed)
+                sequences[feature.name] = _history(feature, inputs, self.managed)
             elif not isinstance(feature, DenseFeature):
-                rows_V = rows_of(self.managed, feature.table_name, given[f"{feature.name}.rows"])
-                sparse[feature.name] = _Bags(rows_V, given[f"{feature.name}.starts"])
-        dense_BF = given[DENSE] if DENSE in given else torch.zeros(per_example.shape[0], 0)
+                rows_V = rows_of(self.managed, feature.table_name, inputs[f"{feature.name}.rows"])
+                sparse[feature.name] = _Bags(rows_V, inputs[f"{feature.name}.starts"])
+        dense_BF = inputs[DENSE] if DENSE in inputs else torch.zeros(per_example.shape[0], 0)
         return Batch(per_example, per_example, per_example, dense_BF, sparse, sequences, {}, {})
 
 
 def _served(arm: Arm) -> Arm:
-    """The same model without what training and teaching alone need."""
+    """Returns the arm without the settings that only training and teaching need."""
     teaches = arm.config.supervision.model_copy(update={"states": {}, "embedding_dim": None})
     config = arm.config.model_copy(update={"supervision": teaches, "activation_checkpointing": False})
     return replace(arm, config=config)
 
 
-def _of_teacher(key: str) -> bool:
+def _is_teaching_state(key: str) -> bool:
+    """Tells whether a weight belongs to the compact states that a teacher writes."""
     return key.startswith(("states.", "read_states."))
 
 
-def _history(feature: SequenceFeature, given: Mapping[str, Tensor], managed: nn.ModuleDict) -> SequenceBatch:
-    lengths = given[f"{feature.name}.lengths"]
-    fields = [
-        rows_of(managed, feature.table_name(field), given[f"{feature.name}.{field.name}"])
-        for field in feature.fields
-        if field.kind == "categorical"
-    ]
-    numbers_EG = given.get(f"{feature.name}.numbers")
+def _history(feature: SequenceFeature, inputs: Mapping[str, Tensor], managed: nn.ModuleDict) -> SequenceBatch:
+    lengths = inputs[f"{feature.name}.lengths"]
+    fields = []
+    for field in feature.fields:
+        if field.kind == "categorical":
+            ids_E = inputs[f"{feature.name}.{field.name}"]
+            fields.append(rows_of(managed, feature.table_name(field), ids_E))
+    numbers_EG = inputs.get(f"{feature.name}.numbers")
     events = (fields[0] if fields else numbers_EG).shape[0]  # type: ignore[union-attr]
-    # Field by field in memory: columns of an (E, C) tensor would tie the captured graph to E > 1.
+    # Stored field by field: with columns of an (E, C) tensor, torch.export would require E > 1.
     ids_EC = torch.stack(fields).t() if fields else torch.zeros(events, 0, dtype=torch.int64)
     offsets = pad(lengths.cumsum(0), (1, 0))
-    numbers_EG = torch.zeros(events, 0) if numbers_EG is None else numbers_EG
-    return SequenceBatch(ids_EC, numbers_EG, offsets, given.get(f"{feature.name}.{AGES}"))
+    if numbers_EG is None:
+        numbers_EG = torch.zeros(events, 0)
+    return SequenceBatch(ids_EC, numbers_EG, offsets, inputs.get(f"{feature.name}.{AGES}"))

@@ -1,4 +1,4 @@
-"""Finds a model of a run and its newest snapshot."""
+"""Finds a model of a run, and a snapshot of the model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 def find_arm(experiment: Experiment, model: str) -> Arm:
-    """The model of that name; a control is called NAME.control.
+    """Finds the model with a name; a control is called NAME.control.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such model.
     """
     arms = {arm.name: arm for arm in experiment.arms}
     if model not in arms:
@@ -34,21 +34,23 @@ def find_arm(experiment: Experiment, model: str) -> Arm:
 
 
 def find_snapshot(experiment: Experiment, arm: Arm, store: Store, version: int | None = None) -> Snapshot:
-    """A published version of a model, by default the newest.
+    """Finds a published version of a model, by default the newest.
 
     Raises:
-        ConfigError: the run has none, or not this one, or was of another model of that name.
+        ConfigError: the run has no snapshot or no such version, or trained another model under that name.
     """
     run_dir = experiment.run_dir
-    published = {one.version: one for one in store.snapshots.newest_first(arm.name, sys.maxsize)}
+    published = {snapshot.version: snapshot for snapshot in store.snapshots.newest_first(arm.name, sys.maxsize)}
     if not published:
         raise ConfigError(f"{run_dir}: there is no snapshot of {arm.name!r}; `exfm run` or `exfm train` publishes them")
-    if version is not None and version not in published:
+    if version is None:
+        version = max(published)
+    elif version not in published:
         there = ", ".join(map(str, sorted(published)))
         raise ConfigError(
             f"{run_dir}: there is no snapshot {version} of {arm.name!r}, or no longer; there are: {there}"
         )
-    snapshot = published[max(published) if version is None else version]
+    snapshot = published[version]
     kept = parse_resolved(store.workspace.read(CONFIG_FILE).decode())
     trained, asked = kept["models"].get(arm.base), experiment.as_dict()["models"][arm.base]
     if changed := _changed(trained, asked):
@@ -59,14 +61,15 @@ def find_snapshot(experiment: Experiment, arm: Arm, store: Store, version: int |
 def load_snapshot(
     find: Callable[[], Snapshot], store: Store, into: Mapping[str, Tensor] | None = None
 ) -> tuple[Snapshot, dict[str, Tensor]]:
-    """A snapshot and its weights: where a trainer has removed it meanwhile, those of the one that is found then.
+    """Loads a snapshot and its weights, again with a newer snapshot if a trainer retires the first meanwhile.
 
     Args:
         find: finds the snapshot.
+        store: the run's folder.
         into: see ``SnapshotRegistry.load``.
 
     Raises:
-        RunError: it is corrupt, or missing though no trainer has published another.
+        RunError: the snapshot is corrupt, or missing although no newer was published.
     """
     snapshot = find()
     while True:
@@ -74,13 +77,17 @@ def load_snapshot(
             return snapshot, store.snapshots.load(snapshot.weights, into)
         except MissingFileError:
             newer = find()
-            if newer == snapshot:
+            if newer == snapshot:  # not retired but lost: trying again would not end
                 raise
             logger.warning("%s: snapshot %d was removed before it was read", snapshot.model, snapshot.version)
             snapshot = newer
 
 
 def _changed(trained: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    # A run may go on with other rates, which are no part of the model.
-    different = [key for key in asked if key in trained and key != "optimizer" and trained[key] != asked[key]]
-    return "; ".join(f"{key}: {trained[key]!r}, and is now {asked[key]!r}" for key in different)
+    """Describes the settings of a model that differ from those it was trained with."""
+    # Learning rates may change while a run continues, because they do not belong to the model.
+    changes: list[str] = []
+    for key, value in asked.items():
+        if key in trained and key != "optimizer" and trained[key] != value:
+            changes.append(f"{key}: {trained[key]!r}, and is now {value!r}")
+    return "; ".join(changes)

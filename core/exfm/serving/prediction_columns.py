@@ -1,4 +1,4 @@
-"""What a model's predictions need of a stream: its features, and neither labels nor what other models read."""
+"""Selects the columns of a stream that a model's predictions need: its features, without labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from exfm.interfaces.schema import FeatureSchema
 
 
 def to_predict(experiment: Experiment, arm: Arm) -> Experiment:
-    """The experiment over the columns that a model reads, and those that its ``where`` asks for."""
+    """Returns the experiment with only the columns that a model and its ``where`` read."""
     schema = _needed(experiment.schema, arm)
     return replace(experiment, schema=schema, source=experiment.source.select(schema))
 
@@ -18,7 +18,7 @@ def to_predict(experiment: Experiment, arm: Arm) -> Experiment:
 def _needed(schema: FeatureSchema, arm: Arm) -> FeatureSchema:
     where = arm.config.where
     seen = schema.select(arm.config.features)
-    features = tuple(one for one in schema.features if one in seen.features or one.name in where)
+    features = tuple(feature for feature in schema.features if feature in seen.features or feature.name in where)
     group = schema.group if schema.group in where else ""
     domain = schema.domain if schema.domain in where else ""
     return schema.model_copy(update={"features": features, "labels": (), "group": group, "domain": domain})
