@@ -25,6 +25,7 @@ class Check:
 
 def command() -> None:
     """Checks the stack; exit status 1 when something must be installed."""
+    # torch decides on the stack, because fbgemm is compiled against it.
     torch_version = _installed_version("torch")
     stack = stack_of(torch_version) if torch_version else None
     checks = [

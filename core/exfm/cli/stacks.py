@@ -1,4 +1,4 @@
-"""The releases of torch, fbgemm and torchrec that fit together.
+"""Lists the releases of torch, fbgemm and torchrec that fit together.
 
 fbgemm is compiled against a minor release of torch: with any other its operators fail to load, or worse.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stack:
-    """Releases that are tested together; their other patch releases may differ."""
+    """Names releases that are tested together; patch releases may differ."""
 
     torch: str
     fbgemm: str
