@@ -41,7 +41,7 @@ def test_the_loss_of_an_embedding_is_that_of_an_autoencoder_that_explains() -> N
     earlier_BR, vector_BR, examples = torch.randn(50, 6) * 3 + 1, torch.randn(5, 6), some_examples()
     module.loss({"layer": earlier_BR}, Examples({}, {}, {}))
     standard_BR = (vector_BR - earlier_BR.mean(dim=0)) / earlier_BR.std(dim=0, correction=0)
-    code_BK = standard_BR @ module.encoder.weight.T
+    code_BK = standard_BR @ module.encoder.weight.T + module.encoder.bias
     torch.testing.assert_close(module({"layer": vector_BR}), code_BK, rtol=1e-4, atol=1e-5)
     decoded_BR = code_BK @ module.decoder.weight.T + module.decoder.bias
     logit_B = code_BK @ module.linear.weight[1] + module.linear.bias[1]
@@ -54,7 +54,9 @@ def test_the_loss_of_a_state_is_how_it_explains_the_next_example() -> None:
     torch.manual_seed(0)
     module = StateCompressor("user", ["item"], 4, "layer", 6, 3, ("click", "buy"))
     vector_BR, examples = torch.randn(5, 6), some_examples()
-    code_BK = vector_BR.clamp(-10, 10) @ module.encoder.weight.T  # nothing standardises the first batch
+    code_BK = (
+        vector_BR.clamp(-10, 10) @ module.encoder.weight.T + module.encoder.bias
+    )  # nothing standardises the first batch
     torch.testing.assert_close(module({"layer": vector_BR}), code_BK, rtol=1e-4, atol=1e-5)
     error = (code_BK @ module.decoder.weight.T + module.decoder.bias - vector_BR).square().mean()
     other_BK = module.networks[0](examples.tokens["item"])

@@ -81,7 +81,8 @@ def test_states_are_codes_of_the_vectors_before_the_step(tmp_path: Path) -> None
             standard_BR /= variance_R.clamp(min=1e-4 * variance_R.mean()).sqrt()
         standard_BR = standard_BR.clamp(-10, 10).float()
         for column in ("state_user", "embedding"):
-            code_BK = standard_BR @ read.compressors[column].encoder.weight.T
+            encoder = read.compressors[column].encoder
+            code_BK = standard_BR @ encoder.weight.T + encoder.bias
             values = stored.column(column).combine_chunks().flatten().to_numpy().reshape(-1, 16)[start : start + 64]
             np.testing.assert_allclose(values, code_BK.detach().numpy(), rtol=2e-3, atol=2e-3)
         trainer.step(batch, {}, StepLabels(("click",), transfer=True))
@@ -145,7 +146,7 @@ def test_a_run_says_what_states_cost_and_reads_its_own_config(tmp_path: Path) ->
     layer = trainer_of(run, "fm").model.backbone.layer_dims["layers.0"]
     cost = results["models"]["fm"]["parts"]["states"]
     assert cost["flops_per_example"] == 2 * 16 * (64 + 64 + layer)
-    autoencoders = sum(2 * 16 * width + width + 16 + 1 for width in (64, 64, layer))
+    autoencoders = sum(2 * 16 * width + width + 16 + 16 + 1 for width in (64, 64, layer))
     networks = 8 * 64 + 64 + 64 * 16 + 16  # of the other entity's token
     assert cost["dense_parameters"] == autoencoders + 2 * (networks + 16 + 16)
     again = exfm.load_experiment(str(Path(run.run_dir) / "config.yaml"))

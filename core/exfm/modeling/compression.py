@@ -37,14 +37,10 @@ class Examples:
 
 
 class Compressor(nn.Module):
-    """An autoencoder of a standardised vector ``x``, linear in both directions: ``s = E x`` is the code.
+    """An autoencoder of a standardised vector ``x``, linear in both directions: ``s = E x + e`` is the code.
 
-    The loss is ``|D s - x|^2 / R``, LoopFM's way to compress an FM's hidden states (arXiv 2605.29280), and the terms of
-    a subclass. The vector is read without gradient: the model itself learns as if there were no compressor.
-
-    ``E`` starts as a projection to K random directions, at right angles to each other, so that even the first codes
-    tell examples apart as the vectors do. ``D`` does not start as its transpose: the gradient of ``E`` would be zero
-    there, and its first step rounding errors.
+    The loss is ``|D s + d - x|^2 / R``, LoopFM's way to compress an FM's hidden states (arXiv 2605.29280), and the
+    terms of a subclass. The vector is read without gradient: the model itself learns as if there were no compressor.
 
     Args:
         vector: the name of the vector.
@@ -67,10 +63,8 @@ class Compressor(nn.Module):
             )
         self.vector, self.tasks = vector, tasks
         self.standard = Standardizer(width)
-        self.encoder = nn.Linear(width, code, bias=False)
+        self.encoder = nn.Linear(width, code)
         self.decoder = nn.Linear(code, width)
-        if not self.encoder.weight.is_meta:
-            nn.init.orthogonal_(self.encoder.weight)
 
     def forward(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """Maps vectors (B, R) by name to codes (B, K) as they are stored."""
