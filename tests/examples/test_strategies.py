@@ -8,11 +8,10 @@ from types import ModuleType
 from typing import Any
 
 import exfm
-import exfm_plugins.backbones.dlrm
-import exfm_plugins.backbones.wukong
-import exfm_plugins.encoders.din
-import exfm_plugins.parallel.single
-import exfm_plugins.sources.parquet
+import exfm_plugins.backbones
+import exfm_plugins.encoders
+import exfm_plugins.parallel
+import exfm_plugins.sources
 from exfm.testing import DistillationStrategyTests
 from tests.training.logs import experiment_dict, load, make_log, write_log
 
@@ -41,11 +40,10 @@ def test_it_is_short() -> None:
 def test_its_corrected_labels_are_in_the_results(tmp_path: Path, exfm_registry: Any) -> None:
     exfm_registry.put(
         Reader,
-        exfm_plugins.backbones.dlrm,
-        exfm_plugins.backbones.wukong,
-        exfm_plugins.encoders.din,
-        exfm_plugins.sources.parquet,
-        exfm_plugins.parallel.single,
+        exfm_plugins.backbones,
+        exfm_plugins.encoders,
+        exfm_plugins.sources,
+        exfm_plugins.parallel,
     )
     config = experiment_dict(write_log(tmp_path / "log", make_log(600)), str(tmp_path / "run"))
     config["models"]["fm"]["supervision"] = {"embedding": "float16"}

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import exfm_plugins.sources.amazon_reviews
+import exfm_plugins.sources
 from exfm.testing import DataSourceTests
 from exfm_plugins.sources.amazon_reviews.source import AmazonReviews
 from tests.plugins.sources import everything, run_example
@@ -78,7 +78,7 @@ def day_of(row: dict[str, Any]) -> int:
 
 class TestAmazonReviews(DataSourceTests):
     component = AmazonReviews
-    plugin = exfm_plugins.sources.amazon_reviews
+    plugin = exfm_plugins.sources
     configs = (
         {"path": "{folder}/reviews_Electronics_5.json.gz", "meta": "{folder}/meta_Electronics.json"},
         {"path": "{folder}/reviews_Electronics_5.json.gz", "task": "liked", "history_length": 2, "user_rows": 9},

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-import exfm_plugins.transfer.auxiliary_head
+import exfm_plugins.transfer
 from exfm.testing import DistillationStrategyTests
 from exfm.transfer import StudentSpec, TeacherOutput
 from exfm_plugins.transfer.auxiliary_head.strategy import AuxiliaryHead
@@ -18,7 +18,7 @@ from tests.plugins.students import Head, Student, batch, bce, teacher
 
 class TestAuxiliaryHead(DistillationStrategyTests):
     component = AuxiliaryHead
-    plugin = exfm_plugins.transfer.auxiliary_head
+    plugin = exfm_plugins.transfer
     configs = ({}, {"label_scale": "auto", "gradient_scale": 2})
 
 

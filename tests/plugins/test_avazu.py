@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
-import exfm_plugins.sources.avazu
+import exfm_plugins.sources
 from exfm.sources import DelimitedFile
 from exfm.testing import DataSourceTests
 from exfm_plugins.sources.avazu import source as module
@@ -48,7 +48,7 @@ def line(hour: int, number: int) -> str:
 
 class TestAvazu(DataSourceTests):
     component = Avazu
-    plugin = exfm_plugins.sources.avazu
+    plugin = exfm_plugins.sources
     configs = ({"path": "{folder}/train.csv"}, {"path": "{folder}/train.csv", "table_rows": 50})
 
     def write(self, folder: Path) -> None:

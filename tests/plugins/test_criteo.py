@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
-import exfm_plugins.sources.criteo
+import exfm_plugins.sources
 from exfm.sources import DelimitedFile
 from exfm.testing import DataSourceTests
 from exfm_plugins.sources.criteo import source as module
@@ -43,7 +43,7 @@ def put(path: Path, rows: int) -> Path:
 
 class TestCriteo(DataSourceTests):
     component = Criteo
-    plugin = exfm_plugins.sources.criteo
+    plugin = exfm_plugins.sources
     configs = (
         {"path": "{folder}"},
         {"path": "{folder}/train.txt", "table_rows": 50},

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.backbones.dcn_v2
+import exfm_plugins.backbones
 from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
@@ -70,7 +70,7 @@ def by_the_paper(module: DCNV2, tokens_BND: Tensor, config: DCNV2.Config) -> Ten
 
 class TestDCNV2(BackboneTests):
     component = DCNV2
-    plugin = exfm_plugins.backbones.dcn_v2
+    plugin = exfm_plugins.backbones
     configs = (
         {},
         {"layers": 1, "structure": "parallel", "hidden": [6]},

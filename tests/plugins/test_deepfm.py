@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import exfm_plugins.backbones.deepfm
+import exfm_plugins.backbones
 from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
@@ -38,7 +38,7 @@ def terms_by_the_paper(module: DeepFM, example_ND: Tensor) -> tuple[Tensor, Tens
 
 class TestDeepFM(BackboneTests):
     component = DeepFM
-    plugin = exfm_plugins.backbones.deepfm
+    plugin = exfm_plugins.backbones
     configs = ({}, {"hidden": [6], "activation": "silu"})
 
 

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.backbones.dhen
+import exfm_plugins.backbones
 from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
@@ -19,7 +19,7 @@ from exfm_plugins.backbones.dhen.model import DHEN, DHENLayer
 
 class TestDHEN(BackboneTests):
     component = DHEN
-    plugin = exfm_plugins.backbones.dhen
+    plugin = exfm_plugins.backbones
     configs = (
         {},
         {"modules": ["attention", "linear"], "ensemble": "sum", "num_tokens": 4, "norm": "rms_norm"},

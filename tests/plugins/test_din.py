@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.encoders.din
+import exfm_plugins.encoders
 from exfm.components import EncoderInputs, JaggedSequence
 from exfm.testing import Examples, SequenceEncoderTests, random_examples
 from exfm_plugins.encoders.din.encoder import DIN
@@ -104,7 +104,7 @@ def test_equals_the_published_equations_and_their_gradients(
 
 class TestDIN(SequenceEncoderTests):
     component = DIN
-    plugin = exfm_plugins.encoders.din
+    plugin = exfm_plugins.encoders
     configs = (
         {},
         {"hidden": [6, 5], "activation": "prelu", "position_buckets": 0},

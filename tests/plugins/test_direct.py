@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import exfm_plugins.transfer.direct
+import exfm_plugins.transfer
 from exfm.testing import DistillationStrategyTests
 from exfm.transfer import TeacherOutput
 from exfm_plugins.transfer.direct.strategy import Direct
@@ -14,7 +14,7 @@ from tests.plugins.students import Student, batch, bce, teacher
 
 class TestDirect(DistillationStrategyTests):
     component = Direct
-    plugin = exfm_plugins.transfer.direct
+    plugin = exfm_plugins.transfer
     configs = ({}, {"fallback": ["old_fm"], "weight": 2.0})
     teaches_serving_heads = True
 

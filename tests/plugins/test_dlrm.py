@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import exfm_plugins.backbones.dlrm
+import exfm_plugins.backbones
 from exfm.components import BackboneInputs
 from exfm.testing import BackboneTests, random_examples
 from exfm_plugins.backbones.dlrm.model import DLRM
@@ -57,7 +57,7 @@ def test_equals_the_published_equations(
 
 class TestDLRM(BackboneTests):
     component = DLRM
-    plugin = exfm_plugins.backbones.dlrm
+    plugin = exfm_plugins.backbones
     configs = ({}, {"hidden": [16, 8], "concat": "dense", "activation": "silu"})
 
 

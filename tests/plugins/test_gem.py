@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.backbones.gem
+import exfm_plugins.backbones
 from exfm.components import BackboneInputs, JaggedSequence, SequenceShape
 from exfm.testing import BackboneTests
 from exfm_plugins.backbones.gem.blocks import DomainGate, GemLayer, History
@@ -193,7 +193,7 @@ def test_equals_the_equations(
 
 class TestGEM(BackboneTests):
     component = GEM
-    plugin = exfm_plugins.backbones.gem
+    plugin = exfm_plugins.backbones
     configs = (
         {**SMALL, "domain": "user", "norm": "rms_norm"},
         {

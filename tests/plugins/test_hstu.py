@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.encoders.hstu
+import exfm_plugins.encoders
 from exfm.components import EncoderInputs, JaggedSequence
 from exfm.layers import count_flops
 from exfm.testing import Examples, SequenceEncoderTests, random_examples
@@ -105,7 +105,7 @@ def build(config: HSTU.Config, dim: int, targets: tuple[int, ...] = (1,), longes
 
 class TestHSTU(SequenceEncoderTests):
     component = HSTU
-    plugin = exfm_plugins.encoders.hstu
+    plugin = exfm_plugins.encoders
     configs = (
         {},
         {"summary": "mean", "heads": 3, "linear_dim": 5, "position_buckets": 0, "append_target": False},

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import exfm
-import exfm_plugins.sources.huggingface
+import exfm_plugins.sources
 from exfm.testing import DataSourceTests
 from exfm_plugins.sources.huggingface.source import HuggingFace
 from tests.plugins.sources import everything, rows_of, run_example
@@ -59,7 +59,7 @@ def source(path: Any, **config: Any) -> HuggingFace:
 
 class TestHuggingFace(DataSourceTests):
     component = HuggingFace
-    plugin = exfm_plugins.sources.huggingface
+    plugin = exfm_plugins.sources
     configs = (
         {**FIELDS, "path": "{folder}/sorted", "batch_rows": 7},
         {**FIELDS, "path": "{folder}/shuffled", "sort": True, "time_unit": "s", "split": "logs"},

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.backbones.interformer
+import exfm_plugins.backbones
 from exfm.components import BackboneInputs, SequenceShape
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests, Examples, random_examples
@@ -23,12 +23,12 @@ SMALL = {"name": "wukong", "layers": 1, "num_fmb_tokens": 2, "num_lcb_tokens": 1
 
 class TestInterFormer(BackboneTests):
     component = InterFormer
-    plugin = exfm_plugins.backbones.interformer
+    plugin = exfm_plugins.backbones
 
 
 class TestInterFormerOnOneSequence(BackboneTests):
     component = InterFormer
-    plugin = exfm_plugins.backbones.interformer
+    plugin = exfm_plugins.backbones
     sequences = ("items",)
     configs = (
         {

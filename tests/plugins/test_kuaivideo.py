@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
-import exfm_plugins.sources.kuaivideo
+import exfm_plugins.sources
 from exfm.testing import DataSourceTests
 from exfm_plugins.sources.kuaivideo.source import KuaiVideo
 from tests.plugins.sources import everything, run_example
@@ -38,7 +38,7 @@ def source(path: str, **config: Any) -> KuaiVideo:
 
 class TestKuaiVideo(DataSourceTests):
     component = KuaiVideo
-    plugin = exfm_plugins.sources.kuaivideo
+    plugin = exfm_plugins.sources
     configs = (
         {"path": "{folder}"},
         {"path": "{folder}", "labels": ["like", "follow"], "history_length": 2, "time_unit": "us", "item_rows": 10},

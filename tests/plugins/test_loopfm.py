@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-import exfm_plugins.inputs.loopfm
+import exfm_plugins.inputs
 from exfm.testing import TeacherInputTests
 from exfm.transfer import InputSpec, VectorHistory
 from exfm_plugins.inputs.loopfm.model import LoopFM
@@ -15,7 +15,7 @@ from exfm_plugins.inputs.loopfm.model import LoopFM
 
 class TestLoopFM(TeacherInputTests):
     component = LoopFM
-    plugin = exfm_plugins.inputs.loopfm
+    plugin = exfm_plugins.inputs
     configs = ({}, {"states": 3, "pooling": "mean"}, {"states": 1})
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import exfm_plugins.encoders.mean
+import exfm_plugins.encoders
 from exfm.components import EncoderInputs
 from exfm.testing import Examples, SequenceEncoderTests, random_examples
 from exfm_plugins.encoders.mean.encoder import Mean
@@ -38,7 +38,7 @@ def test_is_the_mean_of_each_examples_own_events(lengths: list[int], dim: int) -
 
 class TestMean(SequenceEncoderTests):
     component = Mean
-    plugin = exfm_plugins.encoders.mean
+    plugin = exfm_plugins.encoders
 
 
 def test_an_empty_history_is_zeros_and_passes_no_gradient_on() -> None:

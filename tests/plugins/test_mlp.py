@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import exfm_plugins.backbones.mlp
+import exfm_plugins.backbones
 from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
@@ -22,7 +22,7 @@ def inputs(tokens: int, dim: int) -> BackboneInputs:
 
 class TestMLP(BackboneTests):
     component = MLP
-    plugin = exfm_plugins.backbones.mlp
+    plugin = exfm_plugins.backbones
     configs = ({}, {"hidden": [6], "activation": "gelu"})
 
 

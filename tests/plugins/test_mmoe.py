@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import exfm_plugins.backbones.mmoe
+import exfm_plugins.backbones
 from exfm.components import BackboneInputs, ComponentSpec
 from exfm.config.experiment import ModelConfig
 from exfm.layers import count_flops
@@ -26,7 +26,7 @@ def build(tokens: int, dim: int, tasks: int, **fields: object) -> MMoE:
 
 class TestMMoE(BackboneTests):
     component = MMoE
-    plugin = exfm_plugins.backbones.mmoe
+    plugin = exfm_plugins.backbones
     configs = (
         {},
         {"experts": 3, "expert": {"name": "dcn_v2", "layers": 1}},

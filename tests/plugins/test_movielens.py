@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import exfm
-import exfm_plugins.sources.movielens
+import exfm_plugins.sources
 from exfm.sources import unpacking
 from exfm.testing import DataSourceTests
 from exfm_plugins.sources.movielens.source import MovieLens
@@ -89,7 +89,7 @@ def source(path: str, **config: Any) -> MovieLens:
 
 class TestMovieLens(DataSourceTests):
     component = MovieLens
-    plugin = exfm_plugins.sources.movielens
+    plugin = exfm_plugins.sources
     configs = (
         {"path": "{folder}/1m"},
         {"path": "{folder}/100k", "task": "like", "history_length": 2},

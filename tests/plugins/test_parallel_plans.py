@@ -13,10 +13,7 @@ from torchrec import KeyedJaggedTensor
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 
 import exfm
-import exfm_plugins.parallel.ddp
-import exfm_plugins.parallel.hsdp
-import exfm_plugins.parallel.hsdp_2d
-import exfm_plugins.parallel.single
+import exfm_plugins.parallel
 from exfm.testing import ParallelPlanTests
 from exfm.testing.parallel_plan import Reference, exercise_together, exercised
 from exfm.testing.plan_exercise import ADDS_UP, DENSE_LR, DIM, MOMENTUM, SIZES, STEPS, Probe, batch
@@ -44,21 +41,21 @@ def started_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 class TestSingle(ParallelPlanTests):
     component = Single
-    plugin = exfm_plugins.parallel.single
+    plugin = exfm_plugins.parallel
     configs = ({"device": "cpu"},)
     processes = (1,)
 
 
 class TestDdp(ParallelPlanTests):
     component = Ddp
-    plugin = exfm_plugins.parallel.ddp
+    plugin = exfm_plugins.parallel
     configs = (CPU,)
     optimizers = ("adagrad",)
 
 
 class TestHsdp(ParallelPlanTests):
     component = Hsdp
-    plugin = exfm_plugins.parallel.hsdp
+    plugin = exfm_plugins.parallel
     configs = (CPU,)
     processes = (2,)
     optimizers = ("adagrad",)
@@ -66,7 +63,7 @@ class TestHsdp(ParallelPlanTests):
 
 class TestHsdp2d(ParallelPlanTests):
     component = Hsdp2d
-    plugin = exfm_plugins.parallel.hsdp_2d
+    plugin = exfm_plugins.parallel
     configs = ({"device": "cpu"}, {"device": "cpu", "tables": {"item": {"sharding": ["table_wise"]}}})
     processes = (1,)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import exfm
-import exfm_plugins.sources.parquet
+import exfm_plugins.sources
 from exfm.testing import DataSourceTests
 from exfm_plugins.sources.parquet.source import Parquet
 
@@ -43,7 +43,7 @@ def table(times: Any, kind: pa.DataType = MICROSECONDS, first_id: int = 0, **col
 
 class TestParquet(DataSourceTests):
     component = Parquet
-    plugin = exfm_plugins.sources.parquet
+    plugin = exfm_plugins.sources
     configs = tuple(
         {"path": "{folder}/" + path, "features": FEATURES, "labels": LABELS, **more}
         for path, more in (("one.parquet", {}), ("days", {"batch_rows": 7}), ("seconds", {"time_unit": "s"}))

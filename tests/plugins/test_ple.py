@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.backbones.ple
+import exfm_plugins.backbones
 from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
@@ -25,7 +25,7 @@ def build(tokens: int, dim: int, tasks: int, **fields: object) -> PLE:
 
 class TestPLE(BackboneTests):
     component = PLE
-    plugin = exfm_plugins.backbones.ple
+    plugin = exfm_plugins.backbones
     configs = ({}, {"levels": 1, "shared_experts": 2, "hidden": [6]}, {"levels": 3, "task_experts": 2})
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.encoders.pma
+import exfm_plugins.encoders
 from exfm.components import EncoderInputs, JaggedSequence
 from exfm.layers import count_flops
 from exfm.testing import SequenceEncoderTests
@@ -21,7 +21,7 @@ CONTEXT = ("user", "item", "hour")
 
 class TestPMA(SequenceEncoderTests):
     component = PMA
-    plugin = exfm_plugins.encoders.pma
+    plugin = exfm_plugins.encoders
     configs = ({}, {"queries": 3, "heads": 1, "ffn": 0, "target_aware": False}, {"norm": "rms_norm"})
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.encoders.pyramid
+import exfm_plugins.backbones
+import exfm_plugins.encoders
 from exfm.components import BackboneInputs, EncoderInputs, JaggedSequence, SequenceShape
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests, SequenceEncoderTests
@@ -167,13 +168,13 @@ def test_equals_the_equations(
 
 class TestPyramid(SequenceEncoderTests):
     component = Pyramid
-    plugin = exfm_plugins.encoders.pyramid
+    plugin = exfm_plugins.encoders
     configs = ({}, {"queries": [9, 6], "strides": [3], "shrink": 1, "merge": "linear", "norm": "rms_norm", "recent": 3})
 
 
 class TestPyramidBackbone(BackboneTests):
     component = PyramidBackbone
-    plugin = exfm_plugins.encoders.pyramid
+    plugin = exfm_plugins.backbones
     configs = ({"queries": [9], "strides": [3], "target": ["item"], "interaction": {"name": "dlrm"}},)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
-import exfm_plugins.sources.redis_stream
+import exfm_plugins.sources
 from exfm.config.experiment import StreamConfig
 from exfm.data.stream import ChunkReader
 from exfm.supervision.store import Store
@@ -73,7 +73,7 @@ def read(of: RedisStream, start_ms: int, end_ms: int) -> list[tuple[int, int]]:
 
 class TestRedisStream(DataSourceTests):
     component = RedisStream
-    plugin = exfm_plugins.sources.redis_stream
+    plugin = exfm_plugins.sources
     complete = False
     configs = (
         {**FIELDS, "url": "set by config()", "stream": "appended", "batch_rows": 7},

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import exfm_plugins.transfer.representation
+import exfm_plugins.transfer
 from exfm.testing import DistillationStrategyTests
 from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec
 from exfm_plugins.transfer.representation.strategy import Representation
@@ -18,7 +18,7 @@ from exfm_plugins.transfer.representation.strategy import Representation
 
 class TestRepresentation(DistillationStrategyTests):
     component = Representation
-    plugin = exfm_plugins.transfer.representation
+    plugin = exfm_plugins.transfer
     configs = (
         {},
         {"loss": "mse", "hidden": [3], "gradient_scale": 2.0},

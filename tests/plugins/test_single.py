@@ -12,7 +12,7 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 from torchrec.modules.embedding_configs import PoolingType
 
 import exfm
-import exfm_plugins.parallel.single
+import exfm_plugins.parallel
 from exfm_plugins.parallel.single.plan import Single
 from tests.plugins.checks import check_offers
 
@@ -88,7 +88,7 @@ def assert_equal_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 def test_it_is_offered_and_the_default() -> None:
-    check_offers(exfm_plugins.parallel.single, Single)
+    check_offers(exfm_plugins.parallel, Single)
     assert Single.is_default
 
 

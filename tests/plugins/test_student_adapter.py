@@ -15,13 +15,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 import exfm
-import exfm_plugins.backbones.dlrm
-import exfm_plugins.backbones.wukong
-import exfm_plugins.encoders.din
-import exfm_plugins.parallel.single
-import exfm_plugins.sources.parquet
-import exfm_plugins.transfer.auxiliary_head
-import exfm_plugins.transfer.student_adapter
+import exfm_plugins.backbones
+import exfm_plugins.encoders
+import exfm_plugins.parallel
+import exfm_plugins.sources
+import exfm_plugins.transfer
 from exfm.testing import DistillationStrategyTests
 from exfm.transfer import TeacherOutput
 from exfm_plugins.transfer.student_adapter.strategy import StudentAdapter
@@ -32,7 +30,7 @@ from tests.training.logs import load as load_experiment
 
 class TestStudentAdapter(DistillationStrategyTests):
     component = StudentAdapter
-    plugin = exfm_plugins.transfer.student_adapter
+    plugin = exfm_plugins.transfer
     configs = (
         {},
         {"adds": False},

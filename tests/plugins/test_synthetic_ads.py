@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 import exfm
-import exfm_plugins.sources.synthetic_ads
+import exfm_plugins.sources
 from exfm.testing import DataSourceTests
 from exfm_plugins.sources.synthetic_ads.history import Histories
 from exfm_plugins.sources.synthetic_ads.source import SyntheticAds
@@ -28,7 +28,7 @@ WHOLE = exfm.sources.Shard()
 
 class TestSyntheticAds(DataSourceTests):
     component = SyntheticAds
-    plugin = exfm_plugins.sources.synthetic_ads
+    plugin = exfm_plugins.sources
     configs = (
         {**SMALL, "rows_per_day": 60},
         {**SMALL, "rows_per_day": 90, "seed": 3, "surfaces": 2, "sequence_signal": 0.8, "conversion_delay": "6h"},

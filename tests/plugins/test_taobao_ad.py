@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import exfm_plugins.sources.taobao_ad
+import exfm_plugins.sources
 from exfm.testing import DataSourceTests
 from exfm_plugins.sources.taobao_ad.source import TaobaoAd
 from tests.plugins.sources import everything, run_example
@@ -63,7 +63,7 @@ def second_of(row: dict[str, Any]) -> int:
 
 class TestTaobaoAd(DataSourceTests):
     component = TaobaoAd
-    plugin = exfm_plugins.sources.taobao_ad
+    plugin = exfm_plugins.sources
     configs = (
         {"path": "{folder}"},
         {"path": "{folder}", "behaviors": ["buy"], "history_length": 1, "table_rows": 64},

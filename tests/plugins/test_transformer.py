@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.encoders.transformer
+import exfm_plugins.encoders
 from exfm.components import EncoderInputs, JaggedSequence
 from exfm.layers import count_flops
 from exfm.testing import SequenceEncoderTests
@@ -21,7 +21,7 @@ CONTEXT = ("user", "item", "hour")
 
 class TestTransformer(SequenceEncoderTests):
     component = Transformer
-    plugin = exfm_plugins.encoders.transformer
+    plugin = exfm_plugins.encoders
     configs = (
         {},
         {"queries": [9, 4], "recent": 3, "append_target": False},

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.backbones.two_tower
+import exfm_plugins.backbones
 from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
@@ -19,7 +19,7 @@ TOKENS = ("dense", "dense:1", "user", "item", "shop", "history:0")
 
 class TestTwoTower(BackboneTests):
     component = TwoTower
-    plugin = exfm_plugins.backbones.two_tower
+    plugin = exfm_plugins.backbones
     configs = (
         {"item": ["item", "shop"]},
         {"item": ["dense"], "hidden": [], "output": 6, "normalise": False, "activation": "gelu"},

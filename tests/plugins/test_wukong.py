@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import exfm_plugins.backbones.wukong
+import exfm_plugins.backbones
 from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
@@ -21,7 +21,7 @@ from exfm_plugins.backbones.wukong.model import Wukong
 
 class TestWukong(BackboneTests):
     component = Wukong
-    plugin = exfm_plugins.backbones.wukong
+    plugin = exfm_plugins.backbones
     configs = (
         {"num_fmb_tokens": 3, "num_lcb_tokens": 1},
         {"layers": 3, "cross_layer_attention": True, "norm": "rms_norm", "bias": "last"},

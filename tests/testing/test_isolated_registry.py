@@ -10,9 +10,9 @@ import pytest
 from pydantic import Field
 
 import exfm
-import exfm_plugins.backbones.dlrm
-import exfm_plugins.parallel.single
-import exfm_plugins.sources.synthetic_ads
+import exfm_plugins.backbones
+import exfm_plugins.parallel
+import exfm_plugins.sources
 from exfm.registry.discovery import default_registry, discover
 from tests.testing.sound import SoundBackbone
 
@@ -31,7 +31,7 @@ def test_it_is_empty_whatever_is_installed(exfm_registry) -> None:
 
 
 def test_classes_and_plugins_that_are_put_in_are_found(exfm_registry) -> None:
-    registry = exfm_registry.put(SoundBackbone, exfm_plugins.backbones.dlrm)
+    registry = exfm_registry.put(SoundBackbone, exfm_plugins.backbones)
     assert registry.names("backbone") == ["dlrm", "sound"] == discover().names("backbone")
     assert registry.resolve("backbone", "sound") is SoundBackbone
     assert registry.plugins["dlrm"].status == "loaded"
@@ -48,10 +48,10 @@ def test_a_nested_component_is_looked_up_there(exfm_registry) -> None:
 def test_experiments_are_loaded_with_it(exfm_registry, experiment, write) -> None:
     experiment["models"] = {"one": {"backbone": {"name": "shell", "inner": {"name": "sound"}}}}
     path = write(experiment)
-    exfm_registry.put(SoundBackbone, Shell, exfm_plugins.sources.synthetic_ads)
+    exfm_registry.put(SoundBackbone, Shell, exfm_plugins.sources)
     with pytest.raises(exfm.ConfigError, match="no parallel_plan is called 'single'"):
         exfm.load_experiment(path)
-    exfm_registry.put(exfm_plugins.parallel.single)
+    exfm_registry.put(exfm_plugins.parallel)
     assert exfm.load_experiment(path)
 
 

@@ -11,11 +11,10 @@ import pyarrow as pa
 from pydantic import Field
 
 import exfm
-import exfm_plugins.backbones.dlrm
-import exfm_plugins.backbones.wukong
-import exfm_plugins.parallel.single
-import exfm_plugins.sources.synthetic_ads
-import exfm_plugins.transfer.auxiliary_head
+import exfm_plugins.backbones
+import exfm_plugins.parallel
+import exfm_plugins.sources
+import exfm_plugins.transfer
 from tests.training.logs import DAY_US, load, predictions
 
 CHANGED = 1
@@ -59,11 +58,10 @@ class Flipped(exfm.DataSource):
 def test_a_conversion_is_used_a_day_after_its_impression_and_not_before(tmp_path: Path, exfm_registry: Any) -> None:
     exfm_registry.put(
         Flipped,
-        exfm_plugins.sources.synthetic_ads,
-        exfm_plugins.backbones.wukong,
-        exfm_plugins.backbones.dlrm,
-        exfm_plugins.transfer.auxiliary_head,
-        exfm_plugins.parallel.single,
+        exfm_plugins.sources,
+        exfm_plugins.backbones,
+        exfm_plugins.transfer,
+        exfm_plugins.parallel,
     )
     for name, day in (("before", -1), ("after", CHANGED)):
         source = {"name": "synthetic_ads", "days": 4, "rows_per_day": 150, "users": 20, "advertisers": 5}

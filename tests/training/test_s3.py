@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import exfm
-import exfm_plugins.sources.parquet
+import exfm_plugins.sources
 from exfm.storage.workspace import Workspace
 from exfm.testing import DataSourceTests
 from exfm_plugins.sources.parquet.source import Parquet
@@ -50,7 +50,7 @@ def upload(store: Any, folder: str, log: pa.Table) -> str:
 
 class TestParquetOnS3(DataSourceTests):
     component = Parquet
-    plugin = exfm_plugins.sources.parquet
+    plugin = exfm_plugins.sources
     configs = (
         {
             "path": "s3://data/rows",

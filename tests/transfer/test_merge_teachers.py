@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import exfm
-import exfm_plugins.backbones.dlrm
-import exfm_plugins.backbones.wukong
-import exfm_plugins.encoders.din
-import exfm_plugins.parallel.single
-import exfm_plugins.sources.parquet
+import exfm_plugins.backbones
+import exfm_plugins.encoders
+import exfm_plugins.parallel
+import exfm_plugins.sources
 from exfm.transfer.merge_teachers import merge_teacher_outputs
 from tests.training.logs import differences, experiment_dict, load, make_log, rows_by_window, timeless, write_log
 
@@ -134,11 +133,10 @@ def test_each_row_is_taught_by_the_fm_of_its_domain(tmp_path: Path, exfm_registr
     """Two surfaces, an FM of each, and a student of both: the FM that has the row is its teacher."""
     exfm_registry.put(
         Recorder,
-        exfm_plugins.backbones.dlrm,
-        exfm_plugins.backbones.wukong,
-        exfm_plugins.encoders.din,
-        exfm_plugins.sources.parquet,
-        exfm_plugins.parallel.single,
+        exfm_plugins.backbones,
+        exfm_plugins.encoders,
+        exfm_plugins.sources,
+        exfm_plugins.parallel,
     )
     log = make_log()
     surface = np.random.default_rng(1).integers(0, 2, log.num_rows)
@@ -170,11 +168,10 @@ class StopError(Exception):
 def test_what_a_strategy_trains_itself_resumes_where_it_was(tmp_path: Path, exfm_registry: Any) -> None:
     exfm_registry.put(
         Pupil,
-        exfm_plugins.backbones.dlrm,
-        exfm_plugins.backbones.wukong,
-        exfm_plugins.encoders.din,
-        exfm_plugins.sources.parquet,
-        exfm_plugins.parallel.single,
+        exfm_plugins.backbones,
+        exfm_plugins.encoders,
+        exfm_plugins.sources,
+        exfm_plugins.parallel,
     )
     path = write_log(tmp_path / "log", make_log())
     results = []

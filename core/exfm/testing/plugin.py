@@ -18,7 +18,7 @@ def exfm_registry() -> Iterator[IsolatedRegistry]:
     Example::
 
         def test_an_experiment_with_mine(exfm_registry):
-            registry = exfm_registry.put(Mine, exfm_plugins.parallel.single)
+            registry = exfm_registry.put(Mine, exfm_plugins.parallel)
             assert registry.names("backbone") == ["mine"]
     """
     from exfm.registry.discovery import default_registry
