@@ -1,4 +1,4 @@
-"""Low precision, recomputed activations, and what a model costs."""
+"""Low precision, recomputed activations, and the cost of a model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 import exfm
 from exfm.layers import count_flops
-from exfm.modeling.cost import PARTS, flops_by_part, parameters_by_part, reference_cost
+from exfm.modeling.cost import SECTIONS, flops_by_section, parameters_by_section, reference_cost
 from exfm.parallel import CpuTrunkRunner
 from exfm_plugins.backbones.dlrm.model import DLRM
 from tests.modeling.cases import random_batch
@@ -61,7 +61,7 @@ def test_recomputed_blocks_keep_less_for_backward() -> None:
 
 def test_bfloat16_is_float32_but_for_rounding_and_gives_float32() -> None:
     exact, rounded = build(MODEL), build({**MODEL, "precision": "bf16"})
-    train(exact, 5)  # one of them only: steps would add their roundings up
+    train(exact, 5)  # the exact model only, because steps would add up their roundings
     rounded.load_state_dict(exact.state_dict())
     batch = random_batch(SCHEMA, 64)
     with torch.no_grad():
@@ -76,11 +76,11 @@ def test_bfloat16_is_float32_but_for_rounding_and_gives_float32() -> None:
 def test_the_parts_add_up_to_the_whole() -> None:
     model = build(MODEL)
     batch = model.narrow(random_batch(SCHEMA, 16))
-    parts = flops_by_part(model, batch)
-    assert parts.keys() == PARTS.keys() - {"states", "inputs"}
-    assert min(parts.values()) > 0
-    assert sum(parts.values()) * batch.size == count_flops(lambda: model(batch))
-    assert sum(parameters_by_part(model).values()) == model.parameter_counts()["dense"]
+    flops = flops_by_section(model, batch)
+    assert flops.keys() == SECTIONS.keys() - {"states", "inputs"}
+    assert min(flops.values()) > 0
+    assert sum(flops.values()) * batch.size == count_flops(lambda: model(batch))
+    assert sum(parameters_by_section(model).values()) == model.parameter_counts()["dense"]
 
 
 def test_the_cost_that_is_shown_is_that_of_the_formula() -> None:
