@@ -10,6 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import exfm
 from exfm.layers import soft_label_loss
+from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec, TransferConfig
 
 
 class Reader(exfm.DistillationStrategy):
@@ -18,12 +19,7 @@ class Reader(exfm.DistillationStrategy):
     name: ClassVar[str] = "reader"
     requires = frozenset({"embedding"})
 
-    def __init__(
-        self,
-        config: exfm.transfer.TransferConfig,
-        student: exfm.transfer.StudentSpec,
-        teacher: exfm.transfer.TeacherSpec,
-    ) -> None:
+    def __init__(self, config: TransferConfig, student: StudentSpec, teacher: TeacherSpec) -> None:
         super().__init__(config, student, teacher)
         assert teacher.embedding_dim is not None
         self.heads = nn.ModuleDict({f"task_{task}": student.new_head() for task in self.tasks})
@@ -31,7 +27,7 @@ class Reader(exfm.DistillationStrategy):
         for parameter in self.readers.parameters():
             nn.init.zeros_(parameter)
 
-    def _logit(self, task: str, teacher: exfm.transfer.TeacherOutput) -> Tensor:
+    def _logit(self, task: str, teacher: TeacherOutput) -> Tensor:
         reader = self.readers[f"task_{task}"]
         assert teacher.embedding is not None
         embedding_BE = teacher.embedding.detach().to(reader.weight.dtype)
@@ -41,7 +37,7 @@ class Reader(exfm.DistillationStrategy):
         """Adam, of the readers alone."""
         return torch.optim.Adam(self.readers.parameters(), lr=1e-3)
 
-    def adapter_loss(self, teacher: exfm.transfer.TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
+    def adapter_loss(self, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy of the corrected logit and the label, over hits; no term reaches a reader without both."""
         loss = torch.zeros((), requires_grad=True)
         for task, hit_B in teacher.hit.items():
@@ -51,13 +47,11 @@ class Reader(exfm.DistillationStrategy):
         return loss
 
     @torch.no_grad()
-    def adapt(self, teacher: exfm.transfer.TeacherOutput) -> exfm.transfer.TeacherOutput:
+    def adapt(self, teacher: TeacherOutput) -> TeacherOutput:
         """The teacher's output with corrected probabilities (B,)."""
         return replace(teacher, probabilities={task: self._logit(task, teacher).sigmoid() for task in teacher.hit})
 
-    def loss(
-        self, student: exfm.transfer.StudentOutput, teacher: exfm.transfer.TeacherOutput, labels: Mapping[str, Tensor]
-    ) -> Tensor:
+    def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy of each task's head on the representation (B, R) and the corrected label."""
         soft, r_BR = self.adapt(teacher).probabilities, student.representation_BR
         terms = [soft_label_loss(self.heads[f"task_{t}"](r_BR), soft[t], hit_B) for t, hit_B in teacher.hit.items()]

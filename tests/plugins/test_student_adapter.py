@@ -271,8 +271,8 @@ class StopError(Exception):
 
 def test_an_interrupted_run_ends_as_an_undisturbed_one(tmp_path: Path, exfm_registry: Any) -> None:
     """Adapters, their Adam, started heads and running means are where they were."""
-    plugins = ("auxiliary_head", "din", "dlrm", "parquet", "single", "student_adapter", "wukong")
-    exfm_registry.put(*(getattr(exfm_plugins, name) for name in plugins))
+    kinds = ("backbones", "encoders", "parallel", "sources", "transfer")
+    exfm_registry.put(*(getattr(exfm_plugins, kind) for kind in kinds))
     path = write_log(tmp_path / "log", make_log(600))
     results = []
     for name, stop_after in (("whole", None), ("interrupted", 5)):

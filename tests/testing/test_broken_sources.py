@@ -591,7 +591,12 @@ def failures(component: type[Sound], **attributes: Any) -> dict[str, str]:
     if issubclass(component, FromAFile):
         with tempfile.TemporaryDirectory() as folder:
             TestFromAFile().write(Path(folder))
-            stream = {"write": TestFromAFile.write, "grow": TestFromAFile.grow, "folder": Path(folder)}
+            stream = {
+                "configs": TestFromAFile.configs,
+                "write": TestFromAFile.write,
+                "grow": TestFromAFile.grow,
+                "folder": Path(folder),
+            }
             return failed(DataSourceTests, {"component": component} | stream | attributes, TestFromAFile.configs[0])
     return failed(DataSourceTests, {"component": component} | attributes)
 

@@ -32,10 +32,11 @@ def test_it_is_empty_whatever_is_installed(exfm_registry) -> None:
 
 def test_classes_and_plugins_that_are_put_in_are_found(exfm_registry) -> None:
     registry = exfm_registry.put(SoundBackbone, exfm_plugins.backbones)
-    assert registry.names("backbone") == ["dlrm", "sound"] == discover().names("backbone")
+    names = registry.names("backbone")
+    assert {"dlrm", "sound"} < set(names) and names == sorted(names) == discover().names("backbone")
     assert registry.resolve("backbone", "sound") is SoundBackbone
-    assert registry.plugins["dlrm"].status == "loaded"
-    assert exfm_registry.put(Shell).names("backbone") == ["dlrm", "shell", "sound"]
+    assert registry.plugins["backbones"].status == "loaded"
+    assert exfm_registry.put(Shell).names("backbone") == sorted([*names, "shell"])
 
 
 def test_a_nested_component_is_looked_up_there(exfm_registry) -> None:

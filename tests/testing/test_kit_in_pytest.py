@@ -54,7 +54,7 @@ def test_every_test_runs_for_every_config(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_scaled=TESTS)
     pytester.makeini("[pytest]\npython_classes = Test* *Tests Narrow\n")
     run = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rA")
-    run.assert_outcomes(passed=65, failed=1, skipped=1)
+    run.assert_outcomes(passed=73, failed=1, skipped=1)
     run.stdout.fnmatch_lines_random(
         [
             "FAILED *TestScaled::test_neighbours_do_not_matter[[]factor=2, batch_mean=True]*",
