@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import exfm
-from exfm.distributed.chunk_exchange import check_spread
+from exfm.distributed.chunk_exchange import check_sharding
 from tests.processes import torchrun
 from tests.training import parallel_worker
 from tests.training.logs import DAY_US, START_US, experiment_dict, make_log, predictions, supervision
@@ -277,4 +277,4 @@ def test_what_several_processes_cannot_do_is_refused_at_the_start(tmp_path: Path
         job = Runs(tmp_path).job("refused", *overrides, *(f"models.{arm}.batch_size=2" for arm in ARMS))
         place_log(job)
         with pytest.raises(exfm.ConfigError, match=message):
-            check_spread(exfm.load_experiment(job["config"], job["overrides"]), process_group)
+            check_sharding(exfm.load_experiment(job["config"], job["overrides"]), process_group)

@@ -20,7 +20,7 @@ from exfm.config.inputs import ModelInput
 from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
 from exfm.data.windows import stream_windows
-from exfm.distributed.chunk_exchange import check_spread
+from exfm.distributed.chunk_exchange import check_sharding
 from exfm.experiment.run import open_run
 from exfm.modeling.teacher_inputs import TeacherInputs
 from exfm.modeling.vector_table import HistoryTable, RowVectors
@@ -347,4 +347,4 @@ class Two(exfm.parallel.ProcessGroup):
 def test_several_processes_are_refused(tmp_path: Path) -> None:
     experiment = load(tmp_path, config(tmp_path, "run"))
     with pytest.raises(exfm.ConfigError, match=r"models\.vm\.inputs: they follow a teacher's states"):
-        check_spread(experiment, Two())
+        check_sharding(experiment, Two())

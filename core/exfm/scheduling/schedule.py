@@ -56,7 +56,7 @@ class StreamState:
     parts: Sequence[StreamPart]
     bound: bool
 
-    def parts_of(self, work: WindowWork) -> dict[str, str]:
+    def versions(self, work: WindowWork) -> dict[str, str]:
         """Gives the versions of the parts that a window is read from, by name."""
         here = {part.name: part.version for part in self.parts if overlaps(part, work.window)}
         return here if work.only is None else {name: here[name] for name in here if name in work.only}
