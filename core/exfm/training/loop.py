@@ -134,7 +134,7 @@ class StreamLoop:
             schedule = read_schedule(self.experiment, self.store, self.process_group, complete_windows_only)
             self._reopen(schedule)
             if self.process_group.is_rank_zero:
-                self._late.look(schedule.grid, schedule.span, schedule.state.parts)
+                self._late.count(schedule.grid, schedule.span, schedule.state.parts)
         self._resume(schedule)
         labelled = {labeller.name: self.store.log.head("supervise", labeller.name) for labeller in self.labellers}
         self._remember(labelled)
