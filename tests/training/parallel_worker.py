@@ -52,11 +52,11 @@ def main(jobs: list[dict[str, Any]], marker: Path) -> None:
     if rank == 1:
         Workspace.names = list_late  # type: ignore[method-assign]  # it must go by what the first process says
     for job in jobs:
-        wanted = job.get("processes", started)
-        if wanted != connected:  # else one connection for all jobs
-            connect(rank, wanted)
-            connected = wanted
-        if rank >= wanted:
+        process_count = job.get("processes", started)
+        if process_count != connected:  # else one connection for all jobs
+            connect(rank, process_count)
+            connected = process_count
+        if rank >= process_count:
             continue
         if dist.get_rank() == 0:
             place_log(job)

@@ -107,9 +107,9 @@ def test_another_kind_of_optimizer_is_refused_in_words(log: str, tmp_path: Path)
     config = small(write_log(tmp_path / "short", first_days(1)), str(run_dir))
     train(load(tmp_path, config))
     config = small(log, str(run_dir))
-    for part, kind in (("dense", "adagrad"), ("tables", "rowwise_adagrad")):
-        with pytest.raises(exfm.ConfigError, match=rf"models\.fm\.optimizer\.{part}\.name: .* another optimizer"):
-            train(load(tmp_path, config, f"models.fm.optimizer.{part}.name={kind}"))
+    for group, kind in (("dense", "adagrad"), ("tables", "rowwise_adagrad")):
+        with pytest.raises(exfm.ConfigError, match=rf"models\.fm\.optimizer\.{group}\.name: .* another optimizer"):
+            train(load(tmp_path, config, f"models.fm.optimizer.{group}.name={kind}"))
 
 
 @pytest.mark.parametrize(
