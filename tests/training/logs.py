@@ -45,7 +45,7 @@ def make_log(rows: int = 1_800, seed: int = 0) -> pa.Table:
 
 
 def write_log(folder: Path, table: pa.Table) -> str:
-    """One Parquet file per third of the log."""
+    """Writes each third of the log to a Parquet file."""
     folder.mkdir(parents=True, exist_ok=True)
     third = table.num_rows // 3 + 1
     for number in range(3):
@@ -108,7 +108,7 @@ def load(folder: Path, config: dict[str, Any], *overrides: str) -> exfm.Experime
 
 
 def rows_by_window(run_dir: str, folder: str, model: str) -> dict[int, pa.Table]:
-    """A model's predictions or supervision by window: exactly one file each."""
+    """Reads a model's predictions or supervision by window, and checks that each window has a single file."""
     files = sorted(Path(run_dir, folder, model).glob("*.parquet"))
     actual = {int(file.stem.split("-")[1]): pq.read_table(file) for file in files}
     assert len(actual) == len(files)
@@ -126,7 +126,7 @@ def supervision(run_dir: str, teacher: str) -> dict[int, pa.Table]:
 
 
 def timeless(results: dict[str, Any]) -> dict[str, Any]:
-    """The results without what the clock decides."""
+    """Removes times and speeds from results."""
     models = {
         name: {key: value for key, value in model.items() if key != "train_examples_per_second"}
         for name, model in results["models"].items()
@@ -135,7 +135,7 @@ def timeless(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(actual: Any, expected: Any, path: str = "") -> list[str]:
-    """Where two results differ, but for what the clock decides: key path, found and expected value."""
+    """Lists the differences of two results, times and speeds apart: key path, actual and expected value."""
     if path == "":
         actual, expected = timeless(actual), timeless(expected)
     if isinstance(actual, dict) and isinstance(expected, dict):

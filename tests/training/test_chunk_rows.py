@@ -1,4 +1,4 @@
-"""What does not depend on ``stream.chunk_rows``, where batches do not: supervision, its snapshots, and predictions."""
+"""Checks that supervision, snapshots and predictions do not depend on ``stream.chunk_rows`` if batches do not."""
 
 from __future__ import annotations
 

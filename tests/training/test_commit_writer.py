@@ -72,5 +72,5 @@ def test_a_run_saved_in_the_background_is_the_same_run(tmp_path: Path) -> None:
         files.append(
             {str(path.relative_to(tmp_path / name)): json.loads(path.read_text())["files"] for path in manifests}
         )
-    assert len(files[0]) == 4 * 6  # three models and one model's supervision
+    assert len(files[0]) == 4 * 6  # three models and the supervision of the FM
     assert files[0] == files[1]

@@ -43,7 +43,7 @@ def rows(ids: list[int], hours: list[float]) -> pa.Table:
 
 
 def config_of(folder: Path, window: str = "1d", **models: Any) -> dict[str, Any]:
-    """A teacher and a student of one feature over ``folder / data``."""
+    """Configures a teacher and a student of a single feature over ``folder / data``."""
     fast = {"backbone": {"name": "mlp", "hidden": [4]}, "embedding_dim": 4, "batch_size": 64}
     vm = {**fast, "transfer": [{"name": "direct", "teacher": "fm"}]}
     return {
@@ -305,7 +305,7 @@ OPERATIONS = st.lists(
 
 
 class History:
-    """A folder whose files come, grow and go, and what a job over it must have read.
+    """Simulates a folder whose files come, grow and go, and the rows that a job over it must have read.
 
     A file's name is that of its cell of six hours, and a number: rows of a cell never overlap in time.
     """
@@ -330,7 +330,7 @@ class History:
         return {example: hour for table in self.files.values() for example, hour in table}
 
     def call(self, models: tuple[str, ...], final: bool, stop_after: int | None = None) -> None:
-        """Calls a job, and checks what it has read of what was there."""
+        """Calls a job, and checks the rows that it has read of those present."""
         before = {model: set(self.jobs.starts(model)) for model in models} if self.started else {}
         present = self.here()
         self.ever |= present.keys()

@@ -46,7 +46,7 @@ OTHER_SHAPE: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> exfm.Experiment:
-    """One model of each kind beside `vm`; nothing of it is run."""
+    """A model of each kind beside `vm`; nothing of it is run."""
     folder = tmp_path_factory.mktemp("shapes")
     config = experiment_dict(str(folder), str(folder / "run"), labels=("click", "buy"))
     models = config["models"]

@@ -1,4 +1,4 @@
-"""Stages as separate jobs over one workspace: the same results as one process, in any order, killed at any moment."""
+"""Stages as separate jobs over one workspace: results of a single process, in any order, killed at any time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def config_of(folder: Path, name: str) -> Path:
 
 
 def job(path: Path, stage: str, model: str) -> tuple[int, str]:
-    """Runs one stage in this process as far as it goes; returns windows done and what it waits for."""
+    """Runs a stage in this process until it waits; returns the number of windows done and the missing input."""
     experiment = exfm.load_experiment(str(path))
     store = Store(experiment.run_dir)
     open_run(experiment, store)

@@ -1,4 +1,4 @@
-"""Experiments whose ids are managed: what is predicted, kept, exported and refused."""
+"""Experiments whose ids are managed: predictions, resumed runs, exports, and errors."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_rows_that_get_another_id_start_anew(logs: Path) -> None:
 
 
 class Rigid(Single):
-    """A plan that leaves out what is optional."""
+    """A plan without the optional methods."""
 
     name = "rigid"
     is_default = False

@@ -1,4 +1,4 @@
-"""Several processes: what they predict, teach, save and report is what one process alone does.
+"""Several processes: they predict, teach, save and report as a single process does.
 
 Two launches of torchrun do all runs, one after the other, because processes take longer to start than to train.
 """
@@ -33,7 +33,7 @@ GROWN = "stream.source.features.0.rows=192"
 HALVES = "{sharding: [column_wise], columns: 4}"
 DAYS = 4
 FEW = 3  # rows of the third day, fewer than processes
-EXACT, HALF = 1e-5, 0.05  # what bfloat16 rounds depends on the rows that are multiplied together
+EXACT, HALF = 1e-5, 0.05  # bfloat16 rounding depends on the rows that are multiplied together
 
 
 def config_of(log: str, run_dir: Path) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def config_of(log: str, run_dir: Path) -> dict[str, Any]:
 
 @dataclass
 class Runs:
-    """Runs over one log in one folder."""
+    """Runs over the same log in the same folder."""
 
     folder: Path
 
@@ -87,7 +87,7 @@ class Runs:
         return self.folder / name
 
     def job(self, name: str, *overrides: str, days: int = DAYS, log: str = "", **more: Any) -> dict[str, Any]:
-        """A job that makes a run over the first days, or goes on with one. ``log``: of which run, if not its own."""
+        """A job that begins or continues a run over the first days. ``log``: the run whose log it reads, if another."""
         path, log_folder = self.folder / f"{name}.yaml", self.folder / f"log-{log or name}"
         path.write_text(yaml.safe_dump(config_of(str(log_folder), self.run_dir(name))))
         files = [[str(self.folder / f"day-{day}"), str(log_folder / f"part-{day}.parquet")] for day in range(days)]
@@ -99,12 +99,12 @@ class Runs:
         exfm.run(exfm.load_experiment(job["config"], job["overrides"]))
 
     def copied(self, name: str, copy: str) -> None:
-        """Another run that goes on where one has stopped."""
+        """Copies a stopped run, to go on with it under another name."""
         shutil.copytree(self.run_dir(name), self.run_dir(copy))
 
 
 def write_days(folder: Path) -> None:
-    """A file for each day; of the third one it has a few rows only."""
+    """A file for each day; of the third day it has a few rows only."""
     table = make_log(rows=241)
     times = table.column("event_time").cast(pa.int64()).to_numpy()
     ends = np.searchsorted(times, START_US + DAY_US * np.arange(DAYS + 1))
@@ -115,7 +115,7 @@ def write_days(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """All of them: each plan's on four processes, and one that plans and numbers of processes take in turn."""
+    """All of them: each plan's on four processes, and a run that plans and numbers of processes take in turn."""
     all_runs = Runs(tmp_path_factory.mktemp("parallel"))
     write_days(all_runs.folder)
     all_runs.here(all_runs.job("single"))
@@ -187,7 +187,7 @@ LOOSE = ("time", "train_examples_per_second", "flops_per_example", "interval95",
 
 
 def far_figures(actual: Any, expected: Any, path: str = "") -> list[str]:
-    """Where two results differ by more than rounding, but for what depends on the machine."""
+    """Lists differences of two results beyond rounding, figures of the machine apart."""
     if isinstance(expected, dict):
         keys = [key for key in {**actual, **expected} if key not in LOOSE]
         return [far for key in keys for far in far_figures(actual.get(key), expected.get(key), f"{path}.{key}")]
@@ -216,13 +216,13 @@ def test_two_processes_become_four(runs: Runs) -> None:
 
 
 def test_plans_and_numbers_of_processes_take_turns(runs: Runs) -> None:
-    """One process, then four, two and one again."""
+    """A single process, then four, two, and a single process again."""
     assert_same(runs, "turns")
 
 
 @pytest.mark.parametrize("name", ["killed", "ddp", "hsdp", "hsdp_2d", "turns"])
 def test_who_has_saved_it_does_not_matter(runs: Runs, name: str) -> None:
-    """Two processes, or four, save what one does: whoever goes on from the one goes on from the others."""
+    """Two processes, or four, save the same state as a single process, from which any number may go on."""
     for file in ("model", "training"):
         actual, expected = (saved(runs.run_dir(run), "fm", file) for run in (name, "single"))
         assert actual.keys() == expected.keys()
@@ -249,7 +249,7 @@ def test_what_replicas_have_learned_apart_is_saved(runs: Runs) -> None:
 
 
 def test_a_table_grows_on_any_plan(runs: Runs) -> None:
-    """Three times the rows for hashed ids: no prediction changes by that, and all go on as one process does."""
+    """Three times the rows for hashed ids: no prediction changes by that, and all go on as a single process does."""
     assert_same(runs, "turns_grown", "turns_grown_here")
     grown, single = (predictions(str(runs.run_dir(name)), "fm")[2] for name in ("turns_grown", "single"))
     assert furthest(grown, single) < EXACT

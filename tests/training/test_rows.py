@@ -78,7 +78,7 @@ def test_rows_are_those_after_training_on_the_batch(whole: tuple[exfm.Experiment
 def test_a_students_prediction_depends_on_no_later_label(
     whole: tuple[exfm.Experiment, dict[str, Any]], tmp_path: Path, changed: int
 ) -> None:
-    """With other labels from one row on, only predictions after the student's batch with that row change."""
+    """With other labels from a row on, only predictions after the student's batch with that row change."""
     table, as_is = make_log().slice(0, ROWS), probabilities(whole[0].run_dir)
     flipped = table.column("click").to_numpy().copy()
     first = CHUNK + changed

@@ -1,4 +1,4 @@
-"""Parts of a teacher in its students: of which snapshot they are, what becomes of them, and that all runs agree."""
+"""Parts of a teacher in its students: their snapshot, their training, and the agreement of all runs."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_what_is_served_is_as_large_as_the_control(whole: tuple[dict[str, Any], 
 
 def test_an_interrupted_run_ends_alike(whole: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     experiment = load(tmp_path, config(tmp_path, "run"))
-    for chunk in (5, 4):  # in the second window, and in the one after
+    for chunk in (5, 4):  # in the second window, and in the third
         with pytest.raises(InterruptedError):
             exfm.run(experiment, interrupt_at(chunk))
     assert not differences(exfm.run(experiment), whole[0])

@@ -1,4 +1,4 @@
-"""What soft labels are worth: calibration and NE of what students are taught, in results.json and in the report."""
+"""Worth of soft labels: calibration and NE of students' labels, in results.json and in the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEAD = {"name": "auxiliary_head", "teacher": "fm"}
 
 
 def config(folder: Path, name: str, *transfer: dict[str, Any]) -> dict[str, Any]:
-    """Two tasks, one of them late, and a teacher that is a day old."""
+    """Two tasks, the second of them late, and a teacher that is a day old."""
     path = write_log(folder / f"log-{name}", make_log())
     settings = experiment_dict(path, str(folder / name), labels=("click", "buy"))
     settings["models"]["fm"]["supervision"] = {"delay": "1d"}

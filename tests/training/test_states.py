@@ -1,4 +1,4 @@
-"""Compact features: made by the teacher, told in time, added to the student's rows and folded into what is served."""
+"""Compact features: made by the teacher, told in time, added to the student's rows and folded into the served model."""
 
 from __future__ import annotations
 

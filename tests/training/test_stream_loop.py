@@ -1,4 +1,4 @@
-"""The stream loop as a user sees it: what is written, what may not leak, and what a crash may not change."""
+"""The stream loop as a user sees it: files, causality, and equal results after a crash."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def test_a_prediction_depends_on_no_later_label_nor_on_its_own_state(
     change: Callable[[pa.Table, int], pa.Table],
     changed: int,
 ) -> None:
-    """With a log that is another one from a row on, only predictions after that row change.
+    """With a log that differs from a row on, only predictions after that row change.
 
     Other labels are learned with the batch that holds them; another state may be read from the next example on.
     """
