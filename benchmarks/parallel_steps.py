@@ -53,7 +53,7 @@ def measure(plan_text: str, batch_size: int, steps: int) -> None:
     import exfm
     from exfm.data.stream import ChunkReader
     from exfm.data.windows import stream_windows
-    from exfm.distributed.chunk_exchange import read_spread
+    from exfm.distributed.chunk_exchange import read_sharded
     from exfm.experiment.run import build_plan
     from exfm.training.trainer import StepLabels, Trainer
     from exfm.transfer.build import teacher_specs
@@ -67,20 +67,20 @@ def measure(plan_text: str, batch_size: int, steps: int) -> None:
     trainer = Trainer(arm, schema, teacher_specs(experiment), plan, experiment.config.seed)
     reader = ChunkReader(experiment.source, schema, experiment.config.stream, {arm.name: {}}, plan.shard)
     window = next(stream_windows(experiment.source, experiment.config.stream.window))
-    chunk = next(read_spread(reader, window, plan.process_group))
-    batches = list(chunk.batches(chunk.parts(None, batch_size), trainer.model))
+    chunk = next(read_sharded(reader, window, plan.process_group))
+    batches = list(chunk.batches(chunk.cut(None, batch_size), trainer.model))
     learn = StepLabels(arm.tasks, transfer=False)
     for number in range(WARM_UP + steps):
         if number == WARM_UP:
             plan.process_group.barrier()
             before, start = sent(), time.perf_counter()
-        batch, part = batches[number % len(batches)]
-        trainer.step(batch, {}, learn, part.counts)
+        model_batch = batches[number % len(batches)]
+        trainer.step(model_batch.batch, {}, learn, model_batch.shard.counts)
     seconds = (time.perf_counter() - start) / steps
     moved = int(plan.process_group.all_gather(torch.tensor(sent() - before)).sum()) / steps
     if plan.process_group.is_rank_zero:
         counts = trainer.model.parameter_counts()
-        print(json.dumps({"ms": 1e3 * seconds, "bytes": moved, "rows": batches[0][1].counts, **counts}), flush=True)
+        print(json.dumps({"ms": 1e3 * seconds, "bytes": moved, "rows": batches[0].shard.counts, **counts}), flush=True)
     plan.process_group.barrier()
     sys.stdout.flush()
     os._exit(0)  # as `exfm run` does

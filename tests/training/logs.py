@@ -45,11 +45,11 @@ def make_log(rows: int = 1_800, seed: int = 0) -> pa.Table:
 
 
 def write_log(folder: Path, table: pa.Table) -> str:
-    """One Parquet file per third of the log."""
+    """Writes each third of the log to a Parquet file."""
     folder.mkdir(parents=True, exist_ok=True)
     third = table.num_rows // 3 + 1
-    for part in range(3):
-        pq.write_table(table.slice(part * third, third), folder / f"part-{part}.parquet", row_group_size=250)
+    for number in range(3):
+        pq.write_table(table.slice(number * third, third), folder / f"part-{number}.parquet", row_group_size=250)
     return str(folder)
 
 
@@ -108,11 +108,11 @@ def load(folder: Path, config: dict[str, Any], *overrides: str) -> exfm.Experime
 
 
 def rows_by_window(run_dir: str, folder: str, model: str) -> dict[int, pa.Table]:
-    """A model's predictions or supervision by window: exactly one file each."""
+    """Reads a model's predictions or supervision by window, and checks that each window has a single file."""
     files = sorted(Path(run_dir, folder, model).glob("*.parquet"))
-    found = {int(file.stem.split("-")[1]): pq.read_table(file) for file in files}
-    assert len(found) == len(files)
-    return found
+    actual = {int(file.stem.split("-")[1]): pq.read_table(file) for file in files}
+    assert len(actual) == len(files)
+    return actual
 
 
 def predictions(run_dir: str, model: str) -> dict[int, pa.Table]:
@@ -126,7 +126,7 @@ def supervision(run_dir: str, teacher: str) -> dict[int, pa.Table]:
 
 
 def timeless(results: dict[str, Any]) -> dict[str, Any]:
-    """The results without what the clock decides."""
+    """Removes times and speeds from results."""
     models = {
         name: {key: value for key, value in model.items() if key != "train_examples_per_second"}
         for name, model in results["models"].items()
@@ -134,14 +134,14 @@ def timeless(results: dict[str, Any]) -> dict[str, Any]:
     return {**results, "models": models, "time": None}
 
 
-def differences(found: Any, expected: Any, path: str = "") -> list[str]:
-    """Where two results differ, but for what the clock decides: key path, found and expected value."""
+def differences(actual: Any, expected: Any, path: str = "") -> list[str]:
+    """Lists the differences of two results, times and speeds apart: key path, actual and expected value."""
     if path == "":
-        found, expected = timeless(found), timeless(expected)
-    if isinstance(found, dict) and isinstance(expected, dict):
-        keys = {**found, **expected}
-        return [d for key in keys for d in differences(found.get(key), expected.get(key), f"{path}.{key}")]
-    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
-        pairs = enumerate(zip(found, expected, strict=True))
+        actual, expected = timeless(actual), timeless(expected)
+    if isinstance(actual, dict) and isinstance(expected, dict):
+        keys = {**actual, **expected}
+        return [d for key in keys for d in differences(actual.get(key), expected.get(key), f"{path}.{key}")]
+    if isinstance(actual, list) and isinstance(expected, list) and len(actual) == len(expected):
+        pairs = enumerate(zip(actual, expected, strict=True))
         return [d for index, pair in pairs for d in differences(*pair, f"{path}.{index}")]
-    return [] if found == expected else [f"{path}: {found!r}, not {expected!r}"]
+    return [] if actual == expected else [f"{path}: {actual!r}, not {expected!r}"]

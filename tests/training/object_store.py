@@ -1,4 +1,4 @@
-"""An S3 server for tests: a process of its own, on a port of its own, that keeps its objects in memory."""
+"""Runs an S3 server for tests in another process, with its objects in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[dict[str, str]]:
-    """Starts one, and stops it at the end; yields the environment in which s3:// is that server."""
+    """Starts a server, and stops it at the end; yields the environment in which s3:// is that server."""
     pytest.importorskip("flask_cors", reason="needs the packages moto[s3], flask and flask-cors")
     pytest.importorskip("s3fs", reason="needs the package s3fs")
     with socket.socket() as listener:

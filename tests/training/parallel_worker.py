@@ -1,4 +1,4 @@
-"""What each process of a parallel test does: runs, one after the other, in one process group.
+"""Runs the jobs of a parallel test in a process: one after the other, in the same process group.
 
 A job is ``{"config": path, "overrides": [...], "log": [[from, to], ...], "die_after": chunks, "processes": n}``, the
 last two optional: the files that its log is to have, after how many chunks the second process is to be killed by
@@ -52,11 +52,11 @@ def main(jobs: list[dict[str, Any]], marker: Path) -> None:
     if rank == 1:
         Workspace.names = list_late  # type: ignore[method-assign]  # it must go by what the first process says
     for job in jobs:
-        wanted = job.get("processes", started)
-        if wanted != connected:  # else one connection for all jobs
-            connect(rank, wanted)
-            connected = wanted
-        if rank >= wanted:
+        process_count = job.get("processes", started)
+        if process_count != connected:  # else all jobs share a connection
+            connect(rank, process_count)
+            connected = process_count
+        if rank >= process_count:
             continue
         if dist.get_rank() == 0:
             place_log(job)

@@ -71,10 +71,10 @@ def test_a_shared_control_is_as_good_as_an_own_one(run: Run) -> None:
     _, results = run
     assert {"vm.control", "twin.control"} < results["models"].keys()
     assert not {"shared.control", "wide.control", "apart.control"} & results["models"].keys()
-    own, shared = gain_of(results, "twin"), gain_of(results, "shared")
-    assert (own.pop("model"), shared.pop("model")) == ("twin", "shared")
-    assert (own.pop("control"), shared.pop("control")) == ("twin.control", "vm.control")
-    assert own == shared and own["ne_gain_percent"] != 0
+    twin_gain, shared_gain = gain_of(results, "twin"), gain_of(results, "shared")
+    assert (twin_gain.pop("model"), shared_gain.pop("model")) == ("twin", "shared")
+    assert (twin_gain.pop("control"), shared_gain.pop("control")) == ("twin.control", "vm.control")
+    assert twin_gain == shared_gain and twin_gain["ne_gain_percent"] != 0
 
 
 def test_a_control_that_sees_more_is_compared_on_the_models_examples(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""What does not depend on ``stream.chunk_rows``, where batches do not: supervision, its snapshots, and predictions."""
+"""Checks that supervision, snapshots and predictions do not depend on ``stream.chunk_rows`` if batches do not."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def run(log: str, folder: Path, chunk_rows: int, transfer: dict[str, Any] | None
     return str(run_dir)
 
 
-def close(found: pa.Table, expected: pa.Table, column: str) -> None:
-    values, others = (table.column(column).to_numpy() for table in (found, expected))
+def close(actual: pa.Table, expected: pa.Table, column: str) -> None:
+    values, others = (table.column(column).to_numpy() for table in (actual, expected))
     np.testing.assert_allclose(values, others, rtol=0, atol=1e-6, err_msg=column)
 
 
@@ -63,11 +63,11 @@ def test_supervision_does_not_depend_on_the_size_of_chunks(log: str, tmp_path: P
     expected = supervision(first, "fm")
     assert len(expected) == DAYS and expected[DAYS - 1].num_rows == ROWS_PER_DAY
     for run_dir in others:
-        found = supervision(run_dir, "fm")
+        actual = supervision(run_dir, "fm")
         for window, rows in expected.items():
             for column in ("example_id", "snapshot", "watermark"):
-                assert found[window].column(column).equals(rows.column(column)), (delay, run_dir, window, column)
-            close(found[window], rows, "prediction_click")
+                assert actual[window].column(column).equals(rows.column(column)), (delay, run_dir, window, column)
+            close(actual[window], rows, "prediction_click")
         for model in ("fm", "vm", "vm.control"):
             for window, rows in predictions(first, model).items():
                 close(predictions(run_dir, model)[window], rows, "prediction_click")

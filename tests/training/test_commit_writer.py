@@ -17,8 +17,8 @@ from tests.training.logs import experiment_dict, load, make_log, write_log
 
 
 @dataclass
-class Ended:
-    """Something to write that takes its time, and may fail."""
+class SlowCommit:
+    """Takes its time to write, and may fail."""
 
     name: str
     done: list[str]
@@ -48,18 +48,18 @@ def test_copies_take_the_memory_of_the_copies_before_where_they_fit() -> None:
 
 @pytest.mark.parametrize("background", [False, True])
 def test_windows_are_written_in_order_and_up_to_the_first_that_fails(background: bool) -> None:
-    saving, done = CommitWriter(background), []
+    writer, done = CommitWriter(background), []
     windows: list[list[Any]] = [
-        [Ended("fm 0", done), Ended("vm 0", done)],
-        [Ended("fm 1", done), Ended("vm 1", done, fails=True), Ended("control 1", done)],
+        [SlowCommit("fm 0", done), SlowCommit("vm 0", done)],
+        [SlowCommit("fm 1", done), SlowCommit("vm 1", done, fails=True), SlowCommit("control 1", done)],
     ]
-    saving.do(windows[0])
+    writer.write(windows[0])
     with pytest.raises(OSError, match="vm 1"):
-        saving.do(windows[1])
-        saving.wait()
-    saving.wait()
+        writer.write(windows[1])
+        writer.wait()
+    writer.wait()
     assert done == ["fm 0", "vm 0", "fm 1"]
-    assert all(one.discarded == [one.name] for window in windows for one in window)
+    assert all(commit.discarded == [commit.name] for window in windows for commit in window)
 
 
 def test_a_run_saved_in_the_background_is_the_same_run(tmp_path: Path) -> None:
@@ -72,5 +72,5 @@ def test_a_run_saved_in_the_background_is_the_same_run(tmp_path: Path) -> None:
         files.append(
             {str(path.relative_to(tmp_path / name)): json.loads(path.read_text())["files"] for path in manifests}
         )
-    assert len(files[0]) == 4 * 6  # three models and one model's supervision
+    assert len(files[0]) == 4 * 6  # three models and the supervision of the FM
     assert files[0] == files[1]

@@ -38,7 +38,7 @@ def small(log: str, run_dir: str) -> dict[str, Any]:
 
 
 def train(experiment: exfm.Experiment) -> None:
-    """Trains what is not committed, as `exfm run` does."""
+    """Trains the windows that are not committed, as `exfm run` does."""
     StreamLoop(experiment, Store(experiment.run_dir), build_plan(experiment), lambda _: None).advance()
 
 
@@ -107,9 +107,9 @@ def test_another_kind_of_optimizer_is_refused_in_words(log: str, tmp_path: Path)
     config = small(write_log(tmp_path / "short", first_days(1)), str(run_dir))
     train(load(tmp_path, config))
     config = small(log, str(run_dir))
-    for part, kind in (("dense", "adagrad"), ("tables", "rowwise_adagrad")):
-        with pytest.raises(exfm.ConfigError, match=rf"models\.fm\.optimizer\.{part}\.name: .* another optimizer"):
-            train(load(tmp_path, config, f"models.fm.optimizer.{part}.name={kind}"))
+    for group, kind in (("dense", "adagrad"), ("tables", "rowwise_adagrad")):
+        with pytest.raises(exfm.ConfigError, match=rf"models\.fm\.optimizer\.{group}\.name: .* another optimizer"):
+            train(load(tmp_path, config, f"models.fm.optimizer.{group}.name={kind}"))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_another_kind_of_optimizer_is_refused_in_words(log: str, tmp_path: Path)
     ],
 )
 def test_divergence_in_the_last_step_of_a_window(log: str, tmp_path: Path, rate: str, symptom: str) -> None:
-    """One batch a window, which is predicted with finite weights; with 1e30 they are finite after it, and of no use."""
+    """A batch a window, which is predicted with finite weights; with 1e30 they are finite after it, and of no use."""
     run_dir = tmp_path / "run"
     for days in (2, 6):
         config = small(write_log(tmp_path / f"log-{days}", first_days(days)), str(run_dir))
@@ -142,7 +142,7 @@ def weights_of(run_dir: Path, model: str, window: int) -> Path:
 
 
 def spoil(run_dir: Path, model: str, window: int) -> str:
-    """Makes a committed snapshot what a version that did not look has committed; returns the name of a bad tensor."""
+    """Puts NaN into a committed snapshot, as a version without the check did; returns the tensor's name."""
     store = Store(str(run_dir))
     commit = store.log.load("train", model, window)
     weights = load_file(weights_of(run_dir, model, window))

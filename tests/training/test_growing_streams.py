@@ -43,7 +43,7 @@ def rows(ids: list[int], hours: list[float]) -> pa.Table:
 
 
 def config_of(folder: Path, window: str = "1d", **models: Any) -> dict[str, Any]:
-    """A teacher and a student of one feature over ``folder / data``."""
+    """Configures a teacher and a student of a single feature over ``folder / data``."""
     fast = {"backbone": {"name": "mlp", "hidden": [4]}, "embedding_dim": 4, "batch_size": 64}
     vm = {**fast, "transfer": [{"name": "direct", "teacher": "fm"}]}
     return {
@@ -101,7 +101,7 @@ class Jobs:
         """The examples that a model was scored on, in the order of its commits."""
         store = Store(self.config["run_dir"])
         tables = [store.predictions(model, window) for window in store.windows(model)]
-        return [one for table in tables for one in table.column("example_id").to_pylist()]
+        return [example for table in tables for example in table.column("example_id").to_pylist()]
 
     def starts(self, model: str) -> list[float]:
         """The first hours of the windows that a model has committed."""
@@ -305,7 +305,7 @@ OPERATIONS = st.lists(
 
 
 class History:
-    """A folder whose files come, grow and go, and what a job over it must have read.
+    """Simulates a folder whose files come, grow and go, and the rows that a job over it must have read.
 
     A file's name is that of its cell of six hours, and a number: rows of a cell never overlap in time.
     """
@@ -324,13 +324,13 @@ class History:
             self.numbers[cell] += 1
             new.append((1000 * cell + number, 6.0 * cell + 0.1 * (number + 1)))
         self.files[name] = before + new
-        self.jobs.add(name, rows([one for one, _ in self.files[name]], [hour for _, hour in self.files[name]]))
+        self.jobs.add(name, rows([example for example, _ in self.files[name]], [hour for _, hour in self.files[name]]))
 
     def here(self) -> dict[int, float]:
-        return {one: hour for table in self.files.values() for one, hour in table}
+        return {example: hour for table in self.files.values() for example, hour in table}
 
     def call(self, models: tuple[str, ...], final: bool, stop_after: int | None = None) -> None:
-        """Calls a job, and checks what it has read of what was there."""
+        """Calls a job, and checks the rows that it has read of those present."""
         before = {model: set(self.jobs.starts(model)) for model in models} if self.started else {}
         present = self.here()
         self.ever |= present.keys()
@@ -338,8 +338,8 @@ class History:
             self.jobs.call(*models, final=final, stop_after=stop_after, **{"stream.start": "2023-11-15T00:00:00Z"})
         for model in models if self.started else ():
             for start in set(self.jobs.starts(model)) - before.get(model, set()):
-                in_window = sorted(one for one, hour in present.items() if start <= hour < start + 6)
-                read = [one for one in self.jobs.predicted(model) if one // 1000 * 6.0 == start]
+                in_window = sorted(example for example, hour in present.items() if start <= hour < start + 6)
+                read = [example for example in self.jobs.predicted(model) if example // 1000 * 6.0 == start]
                 assert sorted(read) == in_window, "every row that was there in time, once"
 
     @property
@@ -354,24 +354,24 @@ def test_any_history_of_a_folder(
 ) -> None:
     history = History(tmp_path_factory.mktemp("history"))
     history.put(0, 2, "00-0")  # the stream never begins earlier, which is refused
-    for number, (kind, what, how) in enumerate(operations):
+    for number, (kind, target, how) in enumerate(operations):
         if kind == "add":
-            history.put(what, how, f"{what:02d}-{number}")
-        elif kind == "grow" and (grown := [name for name in history.files if int(name[:2]) == what]):
-            history.put(what, how, grown[-1])
-        elif kind == "remove" and (gone := [name for name in history.files if int(name[:2]) == what]):
+            history.put(target, how, f"{target:02d}-{number}")
+        elif kind == "grow" and (grown := [name for name in history.files if int(name[:2]) == target]):
+            history.put(target, how, grown[-1])
+        elif kind == "remove" and (gone := [name for name in history.files if int(name[:2]) == target]):
             if len(history.files) > 1:
                 history.jobs.remove(gone[0])
                 del history.files[gone[0]]
         elif kind == "train":
-            history.call(what, how)
+            history.call(target, how)
         elif kind == "kill":
-            history.call(what, False, how)
+            history.call(target, False, how)
     history.call(("fm", "vm"), True)
     for model in ("fm", "vm"):
         read = history.jobs.predicted(model)
         assert len(set(read)) == len(read), "no row twice"
-        hours = [one // 1000 for one in read]
+        hours = [example // 1000 for example in read]
         assert hours == sorted(hours), "no window after a later one"
         late = sum(history.jobs.late(model).values())
         here = set(history.here()) - set(read)

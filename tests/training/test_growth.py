@@ -1,4 +1,4 @@
-"""Tables that grow in the schema: what is kept, what is new, and what is refused."""
+"""Tables that grow in the schema: rows that are kept, new rows, and growth that is refused."""
 
 from __future__ import annotations
 

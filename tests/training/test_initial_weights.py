@@ -46,7 +46,7 @@ OTHER_SHAPE: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> exfm.Experiment:
-    """One model of each kind beside `vm`; nothing of it is run."""
+    """A model of each kind beside `vm`; nothing of it is run."""
     folder = tmp_path_factory.mktemp("shapes")
     config = experiment_dict(str(folder), str(folder / "run"), labels=("click", "buy"))
     models = config["models"]
@@ -63,10 +63,10 @@ def weights(experiment: exfm.Experiment, name: str) -> Mapping[str, Tensor]:
     return trainer.weights()
 
 
-def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> set[str]:
+def differing(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> set[str]:
     """The random weights of both whose values differ."""
-    both = [name for name in one if name in other and one[name].shape == other[name].shape]
-    return {name for name in both if not torch.equal(one[name].nan_to_num(), other[name].nan_to_num())}
+    both = [name for name in left if name in right and left[name].shape == right[name].shape]
+    return {name for name in both if not torch.equal(left[name].nan_to_num(), right[name].nan_to_num())}
 
 
 @pytest.mark.parametrize("name", ["vm.control", *SAME_SHAPE])

@@ -1,4 +1,4 @@
-"""Stages as separate jobs over one workspace: the same results as one process, in any order, killed at any moment."""
+"""Stages as separate jobs over one workspace: results of a single process, in any order, killed at any time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def config_of(folder: Path, name: str) -> Path:
 
 
 def job(path: Path, stage: str, model: str) -> tuple[int, str]:
-    """Runs one stage in this process as far as it goes; returns windows done and what it waits for."""
+    """Runs a stage in this process until it waits; returns the number of windows done and the missing input."""
     experiment = exfm.load_experiment(str(path))
     store = Store(experiment.run_dir)
     open_run(experiment, store)
@@ -88,8 +88,8 @@ def test_a_listing_that_lacks_the_newest_names_changes_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(Workspace, "names", late)
-        for one in (("train", "fm"), ("supervise", "fm"), ("train", "vm")):
-            assert job(path, *one) == (6, "")
+        for target in (("train", "fm"), ("supervise", "fm"), ("train", "vm")):
+            assert job(path, *target) == (6, "")
     assert differences(exfm.run(exfm.load_experiment(str(path))), whole[0]) == []
 
 
@@ -134,9 +134,9 @@ def test_three_jobs_killed_at_random_moments_end_with_the_same_results(
     jobs = [("train", "fm"), ("supervise", "fm"), ("train", "vm")]
     threads = [
         threading.Thread(
-            target=killed_and_restarted, args=(command(path, *one), tmp_path / "killed" / "commits", seed, failures)
+            target=killed_and_restarted, args=(command(path, *target), tmp_path / "killed" / "commits", seed, failures)
         )
-        for seed, one in enumerate(jobs)
+        for seed, target in enumerate(jobs)
     ]
     for thread in threads:
         thread.start()
@@ -158,15 +158,16 @@ def test_of_two_jobs_on_one_model_one_commits_and_the_other_says_so(
     store = Store(experiments[0].run_dir)
     open_run(experiments[0], store)
     first, second = (
-        StreamLoop(one, store, one.config.parallel.build(), lambda _: None, ["fm"], []) for one in experiments
+        StreamLoop(experiment, store, experiment.config.parallel.build(), lambda _: None, ["fm"], [])
+        for experiment in experiments
     )
     # both see the first window undone; the second one's commit comes too late
     stage = second.stages[0]
     commit = stage.commit
 
-    def late_commit(*given: Any) -> WindowCommit | None:
+    def late_commit(*commit_arguments: Any) -> WindowCommit | None:
         first.advance()
-        return commit(*given)
+        return commit(*commit_arguments)
 
     stage.commit = late_commit  # type: ignore[method-assign]
     second.advance()
@@ -222,4 +223,4 @@ def test_the_fm_computes_each_example_of_ten_students_once(tmp_path: Path) -> No
     assert results["labelling"]["fm"]["examples"] == rows
     assert 0.5 * union < rows < union  # the first two days have no snapshot that is old enough
     students = results["supervision"]["fm"].values()
-    assert sum(one["examples"] * one["hit_rate"] for one in students) > 1.5 * rows
+    assert sum(student["examples"] * student["hit_rate"] for student in students) > 1.5 * rows

@@ -1,4 +1,4 @@
-"""SIGKILL: a run killed again and again ends with the results of an undisturbed one."""
+"""SIGKILL: a run killed again and again ends with the results of an undisturbed run."""
 
 from __future__ import annotations
 

@@ -51,8 +51,8 @@ class Flipped(exfm.DataSource):
             time = batch.column("event_time").cast(pa.int64()).to_numpy()
             label = batch.column("conversion").to_numpy(zero_copy_only=False)
             turned = np.where((time >= first) & (time < first + DAY_US), 1 - label, label).astype(label.dtype)
-            place = batch.schema.get_field_index("conversion")
-            yield batch.set_column(place, batch.schema.field(place), pa.array(turned, batch.schema.field(place).type))
+            index = batch.schema.get_field_index("conversion")
+            yield batch.set_column(index, batch.schema.field(index), pa.array(turned, batch.schema.field(index).type))
 
 
 def test_a_conversion_is_used_a_day_after_its_impression_and_not_before(tmp_path: Path, exfm_registry: Any) -> None:

@@ -1,4 +1,4 @@
-"""Experiments whose ids are managed: what is predicted, kept, exported and refused."""
+"""Experiments whose ids are managed: predictions, resumed runs, exports, and errors."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     middle = int(np.searchsorted(log.column("event_time").cast(pa.int64()).to_numpy(), START_US + 3 * DAY_US))
     for name, parts in (("whole", 2), ("half", 1)):
         (folder / name).mkdir()
-        for part in range(parts):
-            table = log.slice(0, middle) if part == 0 else log.slice(middle)
-            pq.write_table(table, folder / name / f"part-{part}.parquet")
+        for number in range(parts):
+            table = log.slice(0, middle) if number == 0 else log.slice(middle)
+            pq.write_table(table, folder / name / f"part-{number}.parquet")
     return folder
 
 
@@ -66,11 +66,11 @@ def runs(logs: Path) -> Callable[..., Path]:
     return run
 
 
-def assert_equal(one: Path, other: Path, windows: int, far: float = 0.0) -> None:
+def assert_equal(actual_dir: Path, expected_dir: Path, windows: int, far: float = 0.0) -> None:
     for arm in ("fm", "vm", "vm.control"):
-        found, expected = predictions(str(one), arm), predictions(str(other), arm)
-        assert set(range(windows)) <= found.keys()
-        assert max(furthest(found[window], expected[window]) for window in range(windows)) <= far, arm
+        actual, expected = predictions(str(actual_dir), arm), predictions(str(expected_dir), arm)
+        assert set(range(windows)) <= actual.keys()
+        assert max(furthest(actual[window], expected[window]) for window in range(windows)) <= far, arm
 
 
 def test_predictions_know_nothing_of_later_rows_and_a_run_that_goes_on_is_undisturbed(
@@ -90,10 +90,12 @@ def test_an_export_knows_its_ids(logs: Path, runs: Callable[..., Path], exfm_cli
     assert outcome.status == 0, outcome.err
     assert exfm_cli("predict", config, "--model", "fm", "--out", str(logs / "predicted")).status == 0
     expected = pq.read_table(logs / "predicted")
-    place = {example: index for index, example in enumerate(expected.column("example_id").to_pylist())}
-    wanted = expected.column("prediction_click").to_numpy()[[place[one] for one in rows["example_id"].to_pylist()]]
+    position = {example: index for index, example in enumerate(expected.column("example_id").to_pylist())}
+    expected_N = expected.column("prediction_click").to_numpy()[
+        [position[example] for example in rows["example_id"].to_pylist()]
+    ]
     served = load(str(out), compiled=False).predict(rows)["click"]
-    np.testing.assert_allclose(np.asarray(served), wanted, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(served), expected_N, atol=1e-5)
     description = json.loads((out / "inputs.json").read_text())
     assert description["features"][0]["ids"] == "managed" and "mix(key) >> 1" in description["hashing"]
 
@@ -123,7 +125,7 @@ def test_rows_that_get_another_id_start_anew(logs: Path) -> None:
 
 
 class Rigid(Single):
-    """A plan that leaves out what is optional."""
+    """A plan without the optional methods."""
 
     name = "rigid"
     is_default = False

@@ -1,4 +1,4 @@
-"""Several processes: what they predict, teach, save and report is what one process alone does.
+"""Several processes: they predict, teach, save and report as a single process does.
 
 Two launches of torchrun do all runs, one after the other, because processes take longer to start than to train.
 """
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import exfm
-from exfm.distributed.chunk_exchange import check_spread
+from exfm.distributed.chunk_exchange import check_sharding
 from tests.processes import torchrun
 from tests.training import parallel_worker
 from tests.training.logs import DAY_US, START_US, experiment_dict, make_log, predictions, supervision
@@ -33,7 +33,7 @@ GROWN = "stream.source.features.0.rows=192"
 HALVES = "{sharding: [column_wise], columns: 4}"
 DAYS = 4
 FEW = 3  # rows of the third day, fewer than processes
-EXACT, HALF = 1e-5, 0.05  # what bfloat16 rounds depends on the rows that are multiplied together
+EXACT, HALF = 1e-5, 0.05  # bfloat16 rounding depends on the rows that are multiplied together
 
 
 def config_of(log: str, run_dir: Path) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def config_of(log: str, run_dir: Path) -> dict[str, Any]:
 
 @dataclass
 class Runs:
-    """Runs over one log in one folder."""
+    """Runs over the same log in the same folder."""
 
     folder: Path
 
@@ -87,7 +87,7 @@ class Runs:
         return self.folder / name
 
     def job(self, name: str, *overrides: str, days: int = DAYS, log: str = "", **more: Any) -> dict[str, Any]:
-        """A job that makes a run over the first days, or goes on with one. ``log``: of which run, if not its own."""
+        """A job that begins or continues a run over the first days. ``log``: the run whose log it reads, if another."""
         path, log_folder = self.folder / f"{name}.yaml", self.folder / f"log-{log or name}"
         path.write_text(yaml.safe_dump(config_of(str(log_folder), self.run_dir(name))))
         files = [[str(self.folder / f"day-{day}"), str(log_folder / f"part-{day}.parquet")] for day in range(days)]
@@ -99,12 +99,12 @@ class Runs:
         exfm.run(exfm.load_experiment(job["config"], job["overrides"]))
 
     def copied(self, name: str, copy: str) -> None:
-        """Another run that goes on where one has stopped."""
+        """Copies a stopped run, to go on with it under another name."""
         shutil.copytree(self.run_dir(name), self.run_dir(copy))
 
 
 def write_days(folder: Path) -> None:
-    """A file for each day; of the third one it has a few rows only."""
+    """A file for each day; of the third day it has a few rows only."""
     table = make_log(rows=241)
     times = table.column("event_time").cast(pa.int64()).to_numpy()
     ends = np.searchsorted(times, START_US + DAY_US * np.arange(DAYS + 1))
@@ -115,88 +115,88 @@ def write_days(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """All of them: each plan's on four processes, and one that plans and numbers of processes take in turn."""
-    made = Runs(tmp_path_factory.mktemp("parallel"))
-    write_days(made.folder)
-    made.here(made.job("single"))
-    made.here(made.job("sgd", *SGD))
-    made.here(made.job("turns", days=1))
+    """All of them: each plan's on four processes, and a run that plans and numbers of processes take in turn."""
+    all_runs = Runs(tmp_path_factory.mktemp("parallel"))
+    write_days(all_runs.folder)
+    all_runs.here(all_runs.job("single"))
+    all_runs.here(all_runs.job("sgd", *SGD))
+    all_runs.here(all_runs.job("turns", days=1))
     often = "parallel={name: hsdp_2d, replicas: 2, sync_every: 3}"
     four = [
-        made.job("up", "parallel.name=ddp", days=1, processes=2),
-        made.job("up", "parallel.name=hsdp_2d", days=2),
-        made.job("ddp", "parallel.name=ddp"),
-        made.job("hsdp", "parallel={name: hsdp, replicas: 2}"),
-        made.job("hsdp_2d", f"parallel={{name: hsdp_2d, tables: {{user: {HALVES}, item: {HALVES}}}}}"),
-        made.job("hsdp_2d_sgd", "parallel={name: hsdp_2d, replicas: 2}", *SGD),
-        made.job("turns", "parallel.name=hsdp_2d", days=2),
-        made.job("often", often, days=2),
-        made.job("often_stopped", often, days=1),
-        made.job("often_stopped", often, days=2),
-        made.job("rounded", "parallel={name: hsdp_2d, communication: fp16, gradients: bf16}", days=1),
+        all_runs.job("up", "parallel.name=ddp", days=1, processes=2),
+        all_runs.job("up", "parallel.name=hsdp_2d", days=2),
+        all_runs.job("ddp", "parallel.name=ddp"),
+        all_runs.job("hsdp", "parallel={name: hsdp, replicas: 2}"),
+        all_runs.job("hsdp_2d", f"parallel={{name: hsdp_2d, tables: {{user: {HALVES}, item: {HALVES}}}}}"),
+        all_runs.job("hsdp_2d_sgd", "parallel={name: hsdp_2d, replicas: 2}", *SGD),
+        all_runs.job("turns", "parallel.name=hsdp_2d", days=2),
+        all_runs.job("often", often, days=2),
+        all_runs.job("often_stopped", often, days=1),
+        all_runs.job("often_stopped", often, days=2),
+        all_runs.job("rounded", "parallel={name: hsdp_2d, communication: fp16, gradients: bf16}", days=1),
     ]
-    torchrun(parallel_worker.main, four, made.folder / "killed-of-four", processes=4)
+    torchrun(parallel_worker.main, four, all_runs.folder / "killed-of-four", processes=4)
     for copy in ("turns_grown", "turns_grown_here"):
-        made.copied("turns", copy)
+        all_runs.copied("turns", copy)
     two = [
-        made.job("killed", "parallel.name=ddp", "save_in_background=true", die_after=7),
-        made.job("turns", "parallel={name: hsdp, replicas: 1}", days=3),
-        made.job("turns_grown", "parallel.name=hsdp_2d", GROWN, log="turns"),
+        all_runs.job("killed", "parallel.name=ddp", "save_in_background=true", die_after=7),
+        all_runs.job("turns", "parallel={name: hsdp, replicas: 1}", days=3),
+        all_runs.job("turns_grown", "parallel.name=hsdp_2d", GROWN, log="turns"),
     ]
-    torchrun(parallel_worker.main, two, made.folder / "killed-of-two", processes=2, restarts=1)
-    assert (made.folder / "killed-of-two").exists(), "no process was killed"
-    made.here(made.job("turns"))
-    made.here(made.job("turns_grown_here", GROWN, log="turns"))
-    return made
+    torchrun(parallel_worker.main, two, all_runs.folder / "killed-of-two", processes=2, restarts=1)
+    assert (all_runs.folder / "killed-of-two").exists(), "no process was killed"
+    all_runs.here(all_runs.job("turns"))
+    all_runs.here(all_runs.job("turns_grown_here", GROWN, log="turns"))
+    return all_runs
 
 
-def furthest(found: pa.Table, expected: pa.Table) -> float:
+def furthest(actual: pa.Table, expected: pa.Table) -> float:
     """The furthest two tables' numbers are apart; everything else must be equal, and in the same order."""
-    assert found.schema.equals(expected.schema)
+    assert actual.schema.equals(expected.schema)
     far = 0.0
     for name in expected.column_names:
-        one, other = found.column(name), expected.column(name)
-        if pa.types.is_floating(one.type):
-            ours, theirs = one.to_numpy(), other.to_numpy()
+        left, right = actual.column(name), expected.column(name)
+        if pa.types.is_floating(left.type):
+            ours, theirs = left.to_numpy(), right.to_numpy()
             assert np.array_equal(np.isnan(ours), np.isnan(theirs)), name
             far = max(far, float(np.nanmax(np.abs(ours - theirs), initial=0.0)))
-        elif pa.types.is_fixed_size_list(one.type):
-            ours, theirs = (np.concatenate([chunk.flatten() for chunk in vectors.chunks]) for vectors in (one, other))
+        elif pa.types.is_fixed_size_list(left.type):
+            ours, theirs = (np.concatenate([chunk.flatten() for chunk in vectors.chunks]) for vectors in (left, right))
             assert np.allclose(ours.astype(float), theirs.astype(float), rtol=2e-3, atol=1e-3), name  # float16
         elif name != "snapshot":
-            assert one.equals(other), name
+            assert left.equals(right), name
     return far
 
 
 def assert_same(runs: Runs, name: str, expected: str = "single") -> None:
     """The same rows, predictions to 1e-5, and the same figures, as the run it is compared with."""
-    one, other = runs.run_dir(name), runs.run_dir(expected)
+    left, right = runs.run_dir(name), runs.run_dir(expected)
     for arm in ARMS:
-        tables, wanted = predictions(str(one), arm), predictions(str(other), arm)
-        assert tables.keys() == wanted.keys()
-        far = max(furthest(tables[window], wanted[window]) for window in wanted)
+        tables, expected_tables = predictions(str(left), arm), predictions(str(right), arm)
+        assert tables.keys() == expected_tables.keys()
+        far = max(furthest(tables[window], expected_tables[window]) for window in expected_tables)
         assert far < (HALF if arm == "half" else EXACT), (arm, far)
     for teacher in ("fm", "late"):
-        tables, wanted = supervision(str(one), teacher), supervision(str(other), teacher)
-        assert max(furthest(tables[window], wanted[window]) for window in wanted) < EXACT, teacher
-    results = [json.loads((folder / "results.json").read_text()) for folder in (one, other)]
+        tables, expected_tables = supervision(str(left), teacher), supervision(str(right), teacher)
+        assert max(furthest(tables[window], expected_tables[window]) for window in expected_tables) < EXACT, teacher
+    results = [json.loads((folder / "results.json").read_text()) for folder in (left, right)]
     assert far_figures(*results) == []
 
 
 LOOSE = ("time", "train_examples_per_second", "flops_per_example", "interval95", "half")
 
 
-def far_figures(found: Any, expected: Any, path: str = "") -> list[str]:
-    """Where two results differ by more than rounding, but for what depends on the machine."""
+def far_figures(actual: Any, expected: Any, path: str = "") -> list[str]:
+    """Lists differences of two results beyond rounding, figures of the machine apart."""
     if isinstance(expected, dict):
-        keys = [key for key in {**found, **expected} if key not in LOOSE]
-        return [far for key in keys for far in far_figures(found.get(key), expected.get(key), f"{path}.{key}")]
-    if isinstance(expected, list) and isinstance(found, list) and len(found) == len(expected):
-        pairs = enumerate(zip(found, expected, strict=True))
+        keys = [key for key in {**actual, **expected} if key not in LOOSE]
+        return [far for key in keys for far in far_figures(actual.get(key), expected.get(key), f"{path}.{key}")]
+    if isinstance(expected, list) and isinstance(actual, list) and len(actual) == len(expected):
+        pairs = enumerate(zip(actual, expected, strict=True))
         return [far for index, pair in pairs for far in far_figures(*pair, f"{path}.{index}")]
-    if isinstance(expected, float) and isinstance(found, float):
-        return [] if abs(found - expected) < 1e-3 * max(1.0, abs(expected)) else [f"{path}: {found}, not {expected}"]
-    return [] if found == expected else [f"{path}: {found!r}, not {expected!r}"]
+    if isinstance(expected, float) and isinstance(actual, float):
+        return [] if abs(actual - expected) < 1e-3 * max(1.0, abs(expected)) else [f"{path}: {actual}, not {expected}"]
+    return [] if actual == expected else [f"{path}: {actual!r}, not {expected!r}"]
 
 
 @pytest.mark.parametrize("name", ["ddp", "hsdp", "hsdp_2d"])
@@ -216,20 +216,20 @@ def test_two_processes_become_four(runs: Runs) -> None:
 
 
 def test_plans_and_numbers_of_processes_take_turns(runs: Runs) -> None:
-    """One process, then four, two and one again."""
+    """A single process, then four, two, and a single process again."""
     assert_same(runs, "turns")
 
 
 @pytest.mark.parametrize("name", ["killed", "ddp", "hsdp", "hsdp_2d", "turns"])
 def test_who_has_saved_it_does_not_matter(runs: Runs, name: str) -> None:
-    """Two processes, or four, save what one does: whoever goes on from the one goes on from the others."""
+    """Two processes, or four, save the same state as a single process, from which any number may go on."""
     for file in ("model", "training"):
-        found, expected = (saved(runs.run_dir(run), "fm", file) for run in (name, "single"))
-        assert found.keys() == expected.keys()
+        actual, expected = (saved(runs.run_dir(run), "fm", file) for run in (name, "single"))
+        assert actual.keys() == expected.keys()
         for key, tensor in expected.items():
-            assert found[key].shape == tensor.shape and found[key].dtype == tensor.dtype, key
+            assert actual[key].shape == tensor.shape and actual[key].dtype == tensor.dtype, key
             far = 1e-3 if tensor.is_floating_point() else 0.0
-            torch.testing.assert_close(found[key], tensor, rtol=far, atol=far, msg=key)
+            torch.testing.assert_close(actual[key], tensor, rtol=far, atol=far, msg=key)
     ids = [tensor for key, tensor in saved(runs.run_dir(name), "fm", "model").items() if key.endswith("key_R")]
     assert len(ids) == 1 and int((ids[0] >= 0).sum()) == 16, "every row has an id, and all processes know which"
 
@@ -249,7 +249,7 @@ def test_what_replicas_have_learned_apart_is_saved(runs: Runs) -> None:
 
 
 def test_a_table_grows_on_any_plan(runs: Runs) -> None:
-    """Three times the rows for hashed ids: no prediction changes by that, and all go on as one process does."""
+    """Three times the rows for hashed ids: no prediction changes by that, and all go on as a single process does."""
     assert_same(runs, "turns_grown", "turns_grown_here")
     grown, single = (predictions(str(runs.run_dir(name)), "fm")[2] for name in ("turns_grown", "single"))
     assert furthest(grown, single) < EXACT
@@ -277,4 +277,4 @@ def test_what_several_processes_cannot_do_is_refused_at_the_start(tmp_path: Path
         job = Runs(tmp_path).job("refused", *overrides, *(f"models.{arm}.batch_size=2" for arm in ARMS))
         place_log(job)
         with pytest.raises(exfm.ConfigError, match=message):
-            check_spread(exfm.load_experiment(job["config"], job["overrides"]), process_group)
+            check_sharding(exfm.load_experiment(job["config"], job["overrides"]), process_group)

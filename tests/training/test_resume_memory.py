@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 
 def peak_bytes(path: Path) -> int:
-    """Peak resident memory of one `exfm run`."""
+    """Peak resident memory of an `exfm run`."""
     command = [sys.executable, "-m", "exfm", "run", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -30,7 +30,7 @@ def peak_bytes(path: Path) -> int:
 
 
 def large_tables(folder: Path, run_dir: str) -> dict[str, Any]:
-    """One small model on one large table."""
+    """A small model on a large table."""
     config = experiment_dict(str(folder / "log"), run_dir)
     config["stream"]["source"]["features"] = [{"name": "user", "kind": "categorical", "rows": ROWS}]
     config["stream"]["window"] = "3d"

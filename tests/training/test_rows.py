@@ -26,13 +26,13 @@ ROWS = 400  # of the first days, for runs that are compared no further
 def config(folder: Path, name: str, log: pa.Table | None = None) -> dict[str, Any]:
     """An FM that stores rows, in batches of 64, and a VM that follows them, in batches of 32."""
     path = write_log(folder / f"log-{name}", make_log() if log is None else log)
-    made = experiment_dict(path, str(folder / name))
-    made["models"]["fm"]["supervision"] = {"rows": ["user", "item"]}
-    made["models"]["vm"] |= {
+    settings = experiment_dict(path, str(folder / name))
+    settings["models"]["fm"]["supervision"] = {"rows": ["user", "item"]}
+    settings["models"]["vm"] |= {
         "batch_size": 32,
         "transfer": [{"name": "parameter_sharing", "teacher": "fm", "parts": dict(PARTS)}],
     }
-    return made
+    return settings
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +70,15 @@ def test_rows_are_those_after_training_on_the_batch(whole: tuple[exfm.Experiment
         for feature in ("user", "item"):
             (weight,) = (value for key, value in tables.items() if key.endswith(f"table_{feature}.weight"))
             expected = weight[batch.sparse[feature].values()].half()
-            found = torch.tensor(stored.column(f"row_{feature}").to_pylist()[start : start + 64]).half()
-            assert torch.equal(found, expected)
+            actual = torch.tensor(stored.column(f"row_{feature}").to_pylist()[start : start + 64]).half()
+            assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("changed", [5, 40, 64, 100])
 def test_a_students_prediction_depends_on_no_later_label(
     whole: tuple[exfm.Experiment, dict[str, Any]], tmp_path: Path, changed: int
 ) -> None:
-    """With other labels from one row on, only predictions after the student's batch with that row change."""
+    """With other labels from a row on, only predictions after the student's batch with that row change."""
     table, as_is = make_log().slice(0, ROWS), probabilities(whole[0].run_dir)
     flipped = table.column("click").to_numpy().copy()
     first = CHUNK + changed
@@ -96,10 +96,10 @@ def test_rows_make_what_a_snapshot_gives_fresher(whole: tuple[exfm.Experiment, d
     stale = config(tmp_path, "stale", make_log().slice(0, ROWS))
     stale["models"]["fm"].pop("supervision")
     exfm.run(load(tmp_path, stale))
-    found, other = (predictions(run_dir, "vm") for run_dir in (whole[0].run_dir, str(tmp_path / "stale")))
+    actual, other = (predictions(run_dir, "vm") for run_dir in (whole[0].run_dir, str(tmp_path / "stale")))
     column = "prediction_click"
-    assert found[0].column(column)[:32].equals(other[0].column(column)[:32])
-    assert not found[0].column(column).equals(other[0].column(column))
+    assert actual[0].column(column)[:32].equals(other[0].column(column)[:32])
+    assert not actual[0].column(column).equals(other[0].column(column))
 
 
 def test_an_interrupted_run_ends_alike(whole: tuple[exfm.Experiment, dict[str, Any]], tmp_path: Path) -> None:
@@ -126,14 +126,14 @@ def test_an_interrupted_run_ends_alike(whole: tuple[exfm.Experiment, dict[str, A
     ],
 )
 def test_wrong_rows_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
-    made = config(tmp_path, "run")
-    made["models"]["fm"]["supervision"] = fields
+    settings = config(tmp_path, "run")
+    settings["models"]["fm"]["supervision"] = fields
     with pytest.raises(exfm.ConfigError, match=message):
-        load(tmp_path, made)
+        load(tmp_path, settings)
 
 
 def test_features_of_one_table_are_refused(tmp_path: Path) -> None:
-    made = config(tmp_path, "run")
-    made["stream"]["source"]["features"][1]["table"] = "user"
+    settings = config(tmp_path, "run")
+    settings["stream"]["source"]["features"][1]["table"] = "user"
     with pytest.raises(exfm.ConfigError, match=r"rows: user, item read one table, 'user'"):
-        load(tmp_path, made)
+        load(tmp_path, settings)

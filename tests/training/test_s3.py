@@ -42,8 +42,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def upload(store: Any, folder: str, log: pa.Table) -> str:
     """The log as three Parquet files; its URL."""
-    for part, (start, end) in enumerate(pairwise([0, 100, 250, log.num_rows])):
-        with store.open(f"{folder}/part-{part}.parquet", "wb") as file:
+    for number, (start, end) in enumerate(pairwise([0, 100, 250, log.num_rows])):
+        with store.open(f"{folder}/part-{number}.parquet", "wb") as file:
             pq.write_table(log.slice(start, end - start), file, row_group_size=60)
     return f"s3://{folder}"
 
@@ -106,7 +106,7 @@ def test_killed_and_resumed_on_s3_equals_local(store: Any, tmp_path: Path) -> No
     assert differences(resumed, exfm.run(exfm.load_experiment(str(tmp_path / "local.yaml")))) == []
     assert differences(json.loads(store.cat_file("work/run/results.json")), resumed) == []
     assert store.cat_file("work/run/report.html").startswith(b"<!doctype html>")
-    made = {path.removeprefix("work/run/") for path in store.find("work/run")}
-    assert made == {
+    written = {path.removeprefix("work/run/") for path in store.find("work/run")}
+    assert written == {
         str(path.relative_to(tmp_path / "local")) for path in (tmp_path / "local").rglob("*") if path.is_file()
     }

@@ -1,4 +1,4 @@
-"""Parts of a teacher in its students: of which snapshot they are, what becomes of them, and that all runs agree."""
+"""Parts of a teacher in its students: their snapshot, their training, and the agreement of all runs."""
 
 from __future__ import annotations
 
@@ -33,11 +33,13 @@ PARTS = {
 def config(folder: Path, name: str, parts: Mapping[str, str] = PARTS, log: Any = None, **fields: Any) -> dict[str, Any]:
     """A VM of all features that takes parts of the FM over."""
     path = write_log(folder / f"log-{name}", make_log() if log is None else log)
-    made = experiment_dict(path, str(folder / name))
-    del made["models"]["vm"]["features"]
-    made["models"]["vm"]["sequence_encoder"] = {"name": "din"}
-    made["models"]["vm"]["transfer"] = [{"name": "parameter_sharing", "teacher": "fm", "parts": dict(parts), **fields}]
-    return made
+    settings = experiment_dict(path, str(folder / name))
+    del settings["models"]["vm"]["features"]
+    settings["models"]["vm"]["sequence_encoder"] = {"name": "din"}
+    settings["models"]["vm"]["transfer"] = [
+        {"name": "parameter_sharing", "teacher": "fm", "parts": dict(parts), **fields}
+    ]
+    return settings
 
 
 def snapshot(run_dir: Path, model: str, version: int, file: str = "model") -> dict[str, Tensor]:
@@ -97,10 +99,10 @@ def test_the_parts_are_those_of_the_window_before(whole: tuple[dict[str, Any], P
 def test_what_is_added_is_folded_into_the_published_table(whole: tuple[dict[str, Any], Path]) -> None:
     run_dir = whole[1]
     training = snapshot(run_dir, "vm", 5, "training")
-    own = grouped({key.removeprefix("unfolded."): value for key, value in training.items() if "unfolded." in key})
+    offsets = grouped({key.removeprefix("unfolded."): value for key, value in training.items() if "unfolded." in key})
     map_DE = training["transfer.0.maps.part_table/user.weight"]
     teacher_RE = parts_of(run_dir, "fm", 4)["table/user"]["weight"]
-    expected_RD = own["table/user"]["weight"] + torch.stack([map_DE @ row_E for row_E in teacher_RE])
+    expected_RD = offsets["table/user"]["weight"] + torch.stack([map_DE @ row_E for row_E in teacher_RE])
     torch.testing.assert_close(parts_of(run_dir, "vm", 5)["table/user"]["weight"], expected_RD)
     assert not torch.equal(map_DE, torch.eye(8)), "the map has not learned"
     kept = {key: value for key, value in training.items() if key.startswith(("transfer.", "vectors."))}
@@ -119,7 +121,7 @@ def test_what_is_served_is_as_large_as_the_control(whole: tuple[dict[str, Any], 
 
 def test_an_interrupted_run_ends_alike(whole: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     experiment = load(tmp_path, config(tmp_path, "run"))
-    for chunk in (5, 4):  # in the second window, and in the one after
+    for chunk in (5, 4):  # in the second window, and in the third
         with pytest.raises(InterruptedError):
             exfm.run(experiment, interrupt_at(chunk))
     assert not differences(exfm.run(experiment), whole[0])
@@ -150,9 +152,9 @@ def test_snapshots_that_no_student_needs_are_removed(whole: tuple[dict[str, Any]
 
 
 def test_the_delay_holds_for_parts_too(tmp_path: Path) -> None:
-    made = config(tmp_path, "run")
-    made["models"]["fm"]["supervision"] = {"delay": "1d"}
-    exfm.run(load(tmp_path, made))
+    settings = config(tmp_path, "run")
+    settings["models"]["fm"]["supervision"] = {"delay": "1d"}
+    exfm.run(load(tmp_path, settings))
     student, teacher = parts_of(tmp_path / "run", "vm", 5), parts_of(tmp_path / "run", "fm", 3)
     assert same(student["table/item"], teacher["table/item"])
 
@@ -165,18 +167,18 @@ def test_a_students_prediction_depends_on_no_later_label(whole: tuple[dict[str, 
     log = log.set_column(log.column_names.index("click"), "click", [flipped])
     exfm.run(load(tmp_path, config(tmp_path, "run", log=log)))
     for window in range(5):
-        found, expected = (
+        actual, expected = (
             predictions(str(run_dir), "vm")[window].column("prediction_click").to_pylist()
             for run_dir in (tmp_path / "run", whole[1])
         )
-        assert found[0] == expected[0] or window > 3
-        assert (found == expected) == (window < 3)
+        assert actual[0] == expected[0] or window > 3
+        assert (actual == expected) == (window < 3)
 
 
 def test_fine_tuned_parts_start_from_the_first_snapshot_and_go_their_own_way(tmp_path: Path) -> None:
-    made = config(tmp_path, "run", {"table/item": "fine_tuned"})
-    made["models"]["vm"]["optimizer"] = {"dense": {"lr": 1e-12}, "tables": {"name": "sgd", "lr": 1e-12}}
-    experiment = load(tmp_path, made)
+    settings = config(tmp_path, "run", {"table/item": "fine_tuned"})
+    settings["models"]["vm"]["optimizer"] = {"dense": {"lr": 1e-12}, "tables": {"name": "sgd", "lr": 1e-12}}
+    experiment = load(tmp_path, settings)
     assert loop_of(experiment, "fm").advance() == 6
     first = parts_of(tmp_path / "run", "fm", 0)["table/item"]["weight"]
     exfm.run(experiment)
@@ -184,9 +186,9 @@ def test_fine_tuned_parts_start_from_the_first_snapshot_and_go_their_own_way(tmp
 
 
 def test_projected_rows_are_the_teachers_alone(tmp_path: Path) -> None:
-    made = config(tmp_path, "run", {"table/item": "projected", "table/user": "frozen"}, slice=True)
-    made["models"]["vm"]["embedding_dim"] = 4
-    exfm.run(load(tmp_path, made))
+    settings = config(tmp_path, "run", {"table/item": "projected", "table/user": "frozen"}, slice=True)
+    settings["models"]["vm"]["embedding_dim"] = 4
+    exfm.run(load(tmp_path, settings))
     teacher, student = parts_of(tmp_path / "run", "fm", 4), parts_of(tmp_path / "run", "vm", 5)
     map_DE = snapshot(tmp_path / "run", "vm", 5, "training")["transfer.0.maps.part_table/item.weight"]
     torch.testing.assert_close(student["table/item"]["weight"], teacher["table/item"]["weight"] @ map_DE.T)
@@ -223,11 +225,11 @@ def test_only_what_is_wanted_of_a_file_is_read(tmp_path: Path, url: str) -> None
     }  # fmt: skip
     record = workspace.write("x.safetensors", save(tensors, metadata={"a": "b"}))
     registry = SnapshotRegistry(workspace, CommitLog(workspace))
-    for wanted in ({"a"}, {"half", "flag", "none"}, set(), {*tensors}, {"unknown", "c", "b"}):
-        found = registry.load_some(record, wanted.__contains__)
-        assert found.keys() == wanted & tensors.keys()
-        assert all(value.dtype == tensors[name].dtype for name, value in found.items())
-        assert same(found, {name: tensors[name] for name in found})
+    for chosen in ({"a"}, {"half", "flag", "none"}, set(), {*tensors}, {"unknown", "c", "b"}):
+        actual = registry.load_some(record, chosen.__contains__)
+        assert actual.keys() == chosen & tensors.keys()
+        assert all(value.dtype == tensors[name].dtype for name, value in actual.items())
+        assert same(actual, {name: tensors[name] for name in actual})
 
 
 @pytest.mark.parametrize(
@@ -247,31 +249,31 @@ def test_parts_that_do_not_fit_are_refused(
     tmp_path: Path, parts: dict[str, str], changes: dict[str, Any], message: str
 ) -> None:
     changes = dict(changes)
-    made = config(tmp_path, "run", parts, slice=changes.pop("slice", False))
-    made["models"]["vm"] |= changes
+    settings = config(tmp_path, "run", parts, slice=changes.pop("slice", False))
+    settings["models"]["vm"] |= changes
     with pytest.raises(exfm.ConfigError, match=message):
-        exfm.run(load(tmp_path, made))
+        exfm.run(load(tmp_path, settings))
 
 
 def test_projections_of_other_features_are_refused(tmp_path: Path) -> None:
     log = make_log()
     log = log.append_column("cost", log.column("price"))
-    made = config(tmp_path, "run", {"dense_tokens": "copied"}, log=log)
-    made["stream"]["source"]["features"].append({"name": "cost", "kind": "dense"})
-    made["models"]["fm"]["features"] = ["user", "item", "price", "history"]
-    made["models"]["vm"]["features"] = ["user", "item", "cost", "history"]
+    settings = config(tmp_path, "run", {"dense_tokens": "copied"}, log=log)
+    settings["stream"]["source"]["features"].append({"name": "cost", "kind": "dense"})
+    settings["models"]["fm"]["features"] = ["user", "item", "price", "history"]
+    settings["models"]["vm"]["features"] = ["user", "item", "cost", "history"]
     with pytest.raises(exfm.ConfigError, match=r"dense_tokens: the teacher's reads price, the student's cost"):
-        exfm.run(load(tmp_path, made))
+        exfm.run(load(tmp_path, settings))
 
 
 def test_a_teacher_from_elsewhere_has_no_parts(tmp_path: Path) -> None:
-    made = config(tmp_path, "run", {"table/item": "added"})
+    settings = config(tmp_path, "run", {"table/item": "added"})
     log = make_log()
     scores = log.select(["example_id"]).append_column("score", log.column("price").cast("float32"))
     write_log(tmp_path / "scores", scores)
-    made["teachers"] = {
+    settings["teachers"] = {
         "vendor": {"path": str(tmp_path / "scores"), "predictions": {"click": {"column": "score", "kind": "logit"}}}
     }
-    made["models"]["vm"]["transfer"][0]["teacher"] = "vendor"
+    settings["models"]["vm"]["transfer"][0]["teacher"] = "vendor"
     with pytest.raises(exfm.ConfigError, match=r"transfer\.0: teacher 'vendor' has no part 'table/item': .*elsewhere"):
-        exfm.run(load(tmp_path, made))
+        exfm.run(load(tmp_path, settings))

@@ -1,4 +1,4 @@
-"""What soft labels are worth: calibration and NE of what students are taught, in results.json and in the report."""
+"""Worth of soft labels: calibration and NE of students' labels, in results.json and in the report."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ HEAD = {"name": "auxiliary_head", "teacher": "fm"}
 
 
 def config(folder: Path, name: str, *transfer: dict[str, Any]) -> dict[str, Any]:
-    """Two tasks, one of them late, and a teacher that is a day old."""
+    """Two tasks, the second of them late, and a teacher that is a day old."""
     path = write_log(folder / f"log-{name}", make_log())
-    made = experiment_dict(path, str(folder / name), labels=("click", "buy"))
-    made["models"]["fm"]["supervision"] = {"delay": "1d"}
-    made["models"]["vm"]["transfer"] = [dict(one) for one in transfer]
-    return made
+    settings = experiment_dict(path, str(folder / name), labels=("click", "buy"))
+    settings["models"]["fm"]["supervision"] = {"delay": "1d"}
+    settings["models"]["vm"]["transfer"] = [dict(item) for item in transfer]
+    return settings
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
 
 
 def entries(results: dict[str, Any]) -> dict[tuple[int, str, str], dict[str, Any]]:
-    found = results["supervision"]["fm"]["vm"]["soft_labels"]
-    return {(entry["transfer"], entry["label"], entry["task"]): entry for entry in found}
+    actual = results["supervision"]["fm"]["vm"]["soft_labels"]
+    return {(entry["transfer"], entry["label"], entry["task"]): entry for entry in actual}
 
 
 def test_each_kind_of_label_is_scored_once(whole: tuple[dict[str, Any], Path]) -> None:
@@ -54,15 +54,15 @@ def test_the_teachers_figures_are_those_of_its_rows(whole: tuple[dict[str, Any],
     results, run_dir = whole
     soft, true, counts = [], [], {}
     for window, rows in predictions(str(run_dir), "vm").items():
-        known = column(supervision(str(run_dir), "fm")[window], f"prediction_{task}")
+        taught = column(supervision(str(run_dir), "fm")[window], f"prediction_{task}")
         labels = column(rows, f"label_{task}")
-        pairs = [(known[example], label) for example, label in labels.items() if known.get(example) is not None]
+        pairs = [(taught[example], label) for example, label in labels.items() if taught.get(example) is not None]
         counts[window] = len(pairs)
         if window > 1:  # the first quarter of the stream is not scored: two of six windows
             soft += [probability for probability, _ in pairs]
             true += [label for _, label in pairs]
     entry = entries(results)[0, "teacher", task]
-    assert [one["examples"] for one in entry["windows"]] == [*counts.values()]
+    assert [item["examples"] for item in entry["windows"]] == [*counts.values()]
     assert entry["examples"] == len(true) > 500
     assert entry["calibration"] == pytest.approx(sum(soft) / sum(true), rel=1e-6)
     rate = np.mean(true)
@@ -71,13 +71,13 @@ def test_the_teachers_figures_are_those_of_its_rows(whole: tuple[dict[str, Any],
 
 
 def test_the_corrected_label_of_a_task_without_fresh_labels_is_the_teachers(whole: tuple[dict[str, Any], Path]) -> None:
-    found = entries(whole[0])
-    late, teachers = found[1, "corrected", "buy"], found[0, "teacher", "buy"]
+    actual = entries(whole[0])
+    late, teachers = actual[1, "corrected", "buy"], actual[0, "teacher", "buy"]
     assert late["calibration"] == pytest.approx(teachers["calibration"], rel=1e-5)
     assert late["ne"] == pytest.approx(teachers["ne"], rel=1e-5)
-    prompt = found[1, "corrected", "click"]
-    assert prompt["calibration"] != pytest.approx(found[0, "teacher", "click"]["calibration"], rel=1e-3)
-    assert prompt["examples"] == found[0, "teacher", "click"]["examples"]
+    prompt = actual[1, "corrected", "click"]
+    assert prompt["calibration"] != pytest.approx(actual[0, "teacher", "click"]["calibration"], rel=1e-3)
+    assert prompt["examples"] == actual[0, "teacher", "click"]["examples"]
 
 
 def test_an_interrupted_run_counts_each_example_once(whole: tuple[dict[str, Any], Path], tmp_path: Path) -> None:

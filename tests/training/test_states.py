@@ -1,4 +1,4 @@
-"""Compact features: made by the teacher, told in time, added to the student's rows and folded into what is served."""
+"""Compact features: made by the teacher, told in time, added to the student's rows and folded into the served model."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ COMPACT = {"name": "compact_features", "teacher": "fm"}
 def config(folder: Path, name: str, log: pa.Table | None = None, states: str = "tokens") -> dict[str, Any]:
     """An FM that stores states and a VM that reads them."""
     path = write_log(folder / f"log-{name}", make_log() if log is None else log)
-    made = experiment_dict(path, str(folder / name))
-    made["models"]["fm"]["supervision"] = dict(STATES[states])
-    made["models"]["vm"]["transfer"] = [dict(COMPACT)]
-    return made
+    changed = experiment_dict(path, str(folder / name))
+    changed["models"]["fm"]["supervision"] = dict(STATES[states])
+    changed["models"]["vm"]["transfer"] = [dict(COMPACT)]
+    return changed
 
 
 def trainer_of(experiment: exfm.Experiment, name: str) -> Trainer:
@@ -84,8 +84,8 @@ def test_the_teacher_learns_as_if_it_stored_no_states(whole: tuple[str, dict[str
     without["models"]["fm"].pop("supervision")
     without["models"]["vm"]["transfer"] = [{"name": "direct", "teacher": "fm"}]
     exfm.run(load(tmp_path, without))
-    found, expected = (predictions(run_dir, "fm") for run_dir in (whole[0], str(tmp_path / "without")))
-    assert all(found[window].equals(expected[window]) for window in expected)
+    actual, expected = (predictions(run_dir, "fm") for run_dir in (whole[0], str(tmp_path / "without")))
+    assert all(actual[window].equals(expected[window]) for window in expected)
 
 
 def test_an_interrupted_run_and_separate_jobs_end_alike(
@@ -120,11 +120,11 @@ def test_a_students_prediction_depends_on_no_later_state(
     first, second = (predictions(run_dir, "vm") for run_dir in (whole[0], str(tmp_path / "changed")))
     column = "prediction_click"
     for window in range(4):
-        found, expected = (run[window].column(column).to_pylist() for run in (first, second))
+        actual, expected = (run[window].column(column).to_pylist() for run in (first, second))
         if window < 3:
-            assert found == expected
+            assert actual == expected
         else:
-            assert found[0] == expected[0] and found != expected
+            assert actual[0] == expected[0] and actual != expected
 
 
 def test_what_is_published_has_the_offsets_inside(tmp_path: Path) -> None:
@@ -176,10 +176,10 @@ def test_each_state_is_added_to_the_table_of_its_entity() -> None:
 
 
 def test_a_teacher_without_states_is_refused(tmp_path: Path) -> None:
-    made = config(tmp_path, "run")
-    made["models"]["fm"].pop("supervision")
+    changed = config(tmp_path, "run")
+    changed["models"]["fm"].pop("supervision")
     with pytest.raises(exfm.ConfigError, match=r"models\.vm\.transfer\.0: compact_features: 'fm' stores no states"):
-        exfm.run(load(tmp_path, made))
+        exfm.run(load(tmp_path, changed))
 
 
 @pytest.mark.parametrize(
@@ -191,10 +191,10 @@ def test_a_teacher_without_states_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_states_are_refused(tmp_path: Path, states: dict[str, list[str]], message: str) -> None:
-    made = config(tmp_path, "run")
-    made["models"]["fm"]["supervision"] = {"states": states}
+    changed = config(tmp_path, "run")
+    changed["models"]["fm"]["supervision"] = {"states": states}
     with pytest.raises(exfm.ConfigError, match=message):
-        load(tmp_path, made)
+        load(tmp_path, changed)
 
 
 def test_the_states_explain_as_a_factorization_machine_does() -> None:
@@ -211,11 +211,11 @@ def test_the_states_explain_as_a_factorization_machine_does() -> None:
     expected = 0.0
     for b in range(5):
         z = module.bias_T[1].item()
-        for i, one in enumerate(names):
-            z += sum(float(module.linear_TNK[1, i, k]) * float(states[one][b, k]) for k in range(3))
+        for i, entity in enumerate(names):
+            z += sum(float(module.linear_TNK[1, i, k]) * float(states[entity][b, k]) for k in range(3))
             for other in names[:i]:
                 z += sum(
-                    float(module.product_TK[1, k]) * float(states[one][b, k]) * float(states[other][b, k])
+                    float(module.product_TK[1, k]) * float(states[entity][b, k]) * float(states[other][b, k])
                     for k in range(3)
                 )
         target = (float(labels["buy"][b]) + 1 / (1 + math.exp(-float(logits["buy"][b])))) / 2

@@ -1,4 +1,4 @@
-"""The stream loop as a user sees it: what is written, what may not leak, and what a crash may not change."""
+"""The stream loop as a user sees it: files, causality, and equal results after a crash."""
 
 from __future__ import annotations
 
@@ -263,14 +263,14 @@ def test_models_on_part_of_the_traffic_see_that_part_only(log: str, tmp_path: Pa
     config["models"]["vm"]["where"] = {"user": [1, 2, 3]}
     results = exfm.run(load(tmp_path, config))
     table = make_log(ROWS)
-    wanted = table.filter(pa.compute.is_in(table.column("user"), pa.array([1, 2, 3])))
+    of_users = table.filter(pa.compute.is_in(table.column("user"), pa.array([1, 2, 3])))
     rows = pa.concat_tables(predictions(str(tmp_path / "run"), "vm").values())
-    assert rows.column("example_id").to_pylist() == wanted.column("example_id").to_pylist()
+    assert rows.column("example_id").to_pylist() == of_users.column("example_id").to_pylist()
     coverage = results["supervision"]["fm"]["vm"]
     first = supervision(str(tmp_path / "run"), "fm")[0].column("prediction_click").null_count
     unlearned = sum(user in (1, 2, 3) for user in table.column("user").to_pylist()[:first])
-    assert coverage["examples"] == wanted.num_rows
-    assert coverage["hit_rate"] == (wanted.num_rows - unlearned) / wanted.num_rows
+    assert coverage["examples"] == of_users.num_rows
+    assert coverage["hit_rate"] == (of_users.num_rows - unlearned) / of_users.num_rows
 
 
 def test_students_beyond_the_teachers_traffic_meet_misses(log: str, tmp_path: Path) -> None:

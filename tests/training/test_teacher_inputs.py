@@ -20,7 +20,7 @@ from exfm.config.inputs import ModelInput
 from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
 from exfm.data.windows import stream_windows
-from exfm.distributed.chunk_exchange import check_spread
+from exfm.distributed.chunk_exchange import check_sharding
 from exfm.experiment.run import open_run
 from exfm.modeling.teacher_inputs import TeacherInputs
 from exfm.modeling.vector_table import HistoryTable, RowVectors
@@ -44,10 +44,10 @@ ROWS = 400  # of the first days, for runs that are compared no further
 def config(folder: Path, name: str, log: pa.Table | None = None, **vm: Any) -> dict[str, Any]:
     """An FM that stores states, in batches of 64, and a VM that looks the user's up, in batches of 32."""
     path = write_log(folder / f"log-{name}", make_log() if log is None else log)
-    made = experiment_dict(path, str(folder / name))
-    made["models"]["fm"]["supervision"] = dict(STATES)
-    made["models"]["vm"] |= {"batch_size": 32, "transfer": [], "inputs": [dict(LATEST)]} | vm
-    return made
+    settings = experiment_dict(path, str(folder / name))
+    settings["models"]["fm"]["supervision"] = dict(STATES)
+    settings["models"]["vm"] |= {"batch_size": 32, "transfer": [], "inputs": [dict(LATEST)]} | vm
+    return settings
 
 
 def trainer_of(experiment: exfm.Experiment, name: str) -> Trainer:
@@ -123,9 +123,9 @@ def test_what_is_looked_up_are_the_newest_states_that_have_reached_the_example(
             vectors[slot] = states[row]
         return vectors, torch.arange(length) < len(reached)
 
-    def check(found: tuple[Tensor, Tensor], expected: list[tuple[Tensor, Tensor]]) -> None:
-        vectors, known = zip(*expected, strict=True)
-        assert torch.equal(found[0].half(), torch.stack(vectors)) and torch.equal(found[1], torch.stack(known))
+    def check(actual: tuple[Tensor, Tensor], expected: list[tuple[Tensor, Tensor]]) -> None:
+        vectors, is_known = zip(*expected, strict=True)
+        assert torch.equal(actual[0].half(), torch.stack(vectors)) and torch.equal(actual[1], torch.stack(is_known))
 
     feed = VectorFeed(tables, {"fm": lag_us})
     for number, batch in enumerate((first, second)):
@@ -178,7 +178,7 @@ def test_a_prediction_depends_on_no_later_label_nor_on_its_own_state(
     change: Callable[[pa.Table, int], pa.Table],
     changed: int,
 ) -> None:
-    """With a log that is another one from a row on, only predictions after that row change.
+    """With a log that differs from a row on, only predictions after that row change.
 
     Other labels are learned with the batch that holds them; another state may be read from the next example on.
     """
@@ -196,11 +196,11 @@ def test_a_prediction_depends_on_no_later_label_nor_on_its_own_state(
 
 
 def test_an_interrupted_run_with_states_on_their_way_ends_alike_and_is_marked(tmp_path: Path) -> None:
-    made = config(tmp_path, "whole")
-    made["models"]["fm"]["supervision"] |= {"lag": "2h"}
-    made["models"]["vm"]["inputs"].append(dict(LOOPFM))
-    whole = exfm.run(load(tmp_path, made))
-    experiment = load(tmp_path, {**made, "run_dir": str(tmp_path / "interrupted")})
+    settings = config(tmp_path, "whole")
+    settings["models"]["fm"]["supervision"] |= {"lag": "2h"}
+    settings["models"]["vm"]["inputs"].append(dict(LOOPFM))
+    whole = exfm.run(load(tmp_path, settings))
+    experiment = load(tmp_path, {**settings, "run_dir": str(tmp_path / "interrupted")})
     count = 0
 
     def stop(_: object) -> None:
@@ -227,10 +227,10 @@ def test_an_interrupted_run_with_states_on_their_way_ends_alike_and_is_marked(tm
 
 
 def test_separate_jobs_with_a_delay_end_alike(tmp_path: Path) -> None:
-    made = config(tmp_path, "whole")
-    made["models"]["fm"]["supervision"]["delay"] = "1d"
-    whole = exfm.run(load(tmp_path, made))
-    experiment = load(tmp_path, {**made, "run_dir": str(tmp_path / "jobs")})
+    settings = config(tmp_path, "whole")
+    settings["models"]["fm"]["supervision"]["delay"] = "1d"
+    whole = exfm.run(load(tmp_path, settings))
+    experiment = load(tmp_path, {**settings, "run_dir": str(tmp_path / "jobs")})
     store = Store(experiment.run_dir)
     open_run(experiment, store)
     plan = experiment.config.parallel.build()
@@ -248,21 +248,23 @@ def test_the_control_has_no_inputs_and_starts_from_the_rest_of_the_weights(
     experiment = ended
     model, control = (trainer_of(experiment, name).model for name in ("vm", "vm.control"))
     assert control.inputs is None and model.inputs is not None
-    own, plain = model.state_dict(), control.state_dict()
-    assert own.keys() - plain.keys() == {
+    student, plain = model.state_dict(), control.state_dict()
+    assert student.keys() - plain.keys() == {
         "inputs.components.0.maps.entity_user.weight",
         "inputs.tables.state_fm/user.vectors_RK",
         "inputs.tables.state_fm/user.count_R",
     }
-    equal = {name for name in plain if own[name].shape == plain[name].shape and torch.equal(own[name], plain[name])}
+    equal = {
+        name for name in plain if student[name].shape == plain[name].shape and torch.equal(student[name], plain[name])
+    }
     assert {name for name in plain if not name.startswith("backbone.")} <= equal
     without = experiment_dict(write_log(tmp_path / "log", make_log()), str(tmp_path / "without"))
     without["models"]["vm"] |= {"batch_size": 32, "transfer": []}
     exfm.run(load(tmp_path, without))
-    found, expected = (predictions(run, "vm.control") for run in (experiment.run_dir, str(tmp_path / "without")))
-    assert all(found[window].equals(expected[window]) for window in expected)
+    actual, expected = (predictions(run, "vm.control") for run in (experiment.run_dir, str(tmp_path / "without")))
+    assert all(actual[window].equals(expected[window]) for window in expected)
     taught = predictions(experiment.run_dir, "vm")
-    assert not taught[3].equals(found[3])
+    assert not taught[3].equals(actual[3])
 
 
 def test_a_snapshot_holds_what_serving_looks_up(ended: exfm.Experiment) -> None:
@@ -302,39 +304,39 @@ def test_a_snapshot_holds_what_serving_looks_up(ended: exfm.Experiment) -> None:
     ],
 )
 def test_wrong_inputs_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    made = config(tmp_path, "run", inputs=[LATEST | changes])
-    made["teachers"] = {"vendor": {"path": "nowhere", "predictions": {"click": {"column": "p", "kind": "logit"}}}}
+    settings = config(tmp_path, "run", inputs=[LATEST | changes])
+    settings["teachers"] = {"vendor": {"path": "nowhere", "predictions": {"click": {"column": "p", "kind": "logit"}}}}
     with pytest.raises(exfm.ConfigError, match=message):
-        load(tmp_path, made)
+        load(tmp_path, settings)
 
 
 def test_lookups_of_0_1_say_how_to_write_them(tmp_path: Path) -> None:
-    made = config(tmp_path, "run", lookups={"fm": ["user"]})
+    settings = config(tmp_path, "run", lookups={"fm": ["user"]})
     message = r"models\.vm.*lookups: .*inputs: \[\{name: latest_state, teacher: fm\}\]"
     with pytest.raises(exfm.ConfigError, match=message):
-        load(tmp_path, made)
+        load(tmp_path, settings)
 
 
 def test_an_entity_that_the_model_does_not_see_is_refused(tmp_path: Path) -> None:
-    made = config(tmp_path, "run", features=["item", "price"])
+    settings = config(tmp_path, "run", features=["item", "price"])
     with pytest.raises(exfm.ConfigError, match=r"inputs\.0\.entities: the model does not see 'user', .*item"):
-        load(tmp_path, made)
+        load(tmp_path, settings)
 
 
 def test_a_late_label_is_refused(tmp_path: Path) -> None:
-    made = config(tmp_path, "run")
-    made["stream"]["source"]["labels"].append({"name": "buy", "delay": "2d"})
+    settings = config(tmp_path, "run")
+    settings["stream"]["source"]["labels"].append({"name": "buy", "delay": "2d"})
     with pytest.raises(exfm.ConfigError, match=r"models\.vm\.inputs: buy is known late.* at once: click"):
-        load(tmp_path, made)
-    made["models"]["vm"]["tasks"] = ["click"]
-    assert load(tmp_path, made).arms
+        load(tmp_path, settings)
+    settings["models"]["vm"]["tasks"] = ["click"]
+    assert load(tmp_path, settings).arms
 
 
 def test_a_cycle_through_inputs_is_refused(tmp_path: Path) -> None:
-    made = config(tmp_path, "run")
-    made["models"]["fm"]["transfer"] = [{"name": "direct", "teacher": "vm"}]
+    settings = config(tmp_path, "run")
+    settings["models"]["fm"]["transfer"] = [{"name": "direct", "teacher": "vm"}]
     with pytest.raises(exfm.ConfigError, match=r"models\.(vm\.inputs|fm\.transfer): teachers form a cycle"):
-        load(tmp_path, made)
+        load(tmp_path, settings)
 
 
 class Two(exfm.parallel.ProcessGroup):
@@ -347,4 +349,4 @@ class Two(exfm.parallel.ProcessGroup):
 def test_several_processes_are_refused(tmp_path: Path) -> None:
     experiment = load(tmp_path, config(tmp_path, "run"))
     with pytest.raises(exfm.ConfigError, match=r"models\.vm\.inputs: they follow a teacher's states"):
-        check_spread(experiment, Two())
+        check_sharding(experiment, Two())

@@ -100,10 +100,10 @@ def test_the_labeller_labels_each_example_of_its_students_once(log: str, tmp_pat
     results = exfm.run(load(tmp_path, config))
     rows = pa.concat_tables(supervision(str(tmp_path / "run"), "fm").values()).column("example_id")
     served = [predictions(str(tmp_path / "run"), name) for name in ("one", "two")]
-    wanted = {
+    expected = {
         i for model in served for w, rows_ in model.items() if w >= 2 for i in rows_.column("example_id").to_pylist()
     }
-    assert sorted(rows.to_pylist()) == sorted(wanted)
+    assert sorted(rows.to_pylist()) == sorted(expected)
     assert results["supervision"]["fm"]["one"]["hit_rate"] > 0.5
 
 

@@ -1,4 +1,4 @@
-"""What a window leaves that was not finished: files of other digests, a full disk, another job of the same model."""
+"""Leftovers of unfinished windows: files of other digests, a full disk, another job of the same model."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def command(
     jobs: Annotated[int, typer.Option(min=1, help="Points run at once, each in a separate process.")] = 1,
 ) -> None:
     """Runs an experiment at every point of a grid, and compares."""
-    from exfm.experiment.sweep import open_points, parse_axes, plan_sweep, run_in_process_of_its_own, run_points
+    from exfm.experiment.sweep import open_points, parse_axes, plan_sweep, run_in_subprocess, run_points
 
     session: Session = context.obj
     sweep = plan_sweep(config, parse_axes(over), overrides or [], session.block)
@@ -33,7 +33,7 @@ def command(
     typer.echo(f"{len(sweep.points)} points, {len(unfinished)} to run", err=True)
 
     def run_separately(point: Point) -> None:
-        run_in_process_of_its_own(point, config, session.block, jobs)
+        run_in_subprocess(point, config, session.block, jobs)
 
     # A single job runs in this process, which has imported torch already.
     run_point = _run if jobs == 1 else run_separately

@@ -1,1 +1,1 @@
-"""Several processes: chunks are exchanged, batches and rows are gathered."""
+"""Exchanges chunks between processes, and gathers batches and rows."""

@@ -1,10 +1,10 @@
-"""A batch's rows of all processes: every process computes the loss of the whole batch, as one process alone would.
+"""All-gathers a batch over all processes, so that each computes the loss of the whole batch.
 
-So a transfer strategy sees whole batches whatever the plan, its running statistics are the same everywhere, and a batch
-of which a process has few rows, or none, counts as it should. What goes upstream of the loss, through the model, each
-process computes for its own rows only.
+A transfer strategy therefore sees whole batches under any plan. Its running statistics are the same on every process,
+and a batch counts alike however its rows are spread. Each process runs the model, upstream of the loss, on its shard
+only.
 
-Legend: n own rows, B rows of the whole batch, K columns.
+Legend: n rows of this process, B rows of the whole batch, K columns.
 """
 
 from __future__ import annotations
@@ -21,69 +21,80 @@ from exfm.modeling.read_states import ModelOutput
 
 @dataclass(frozen=True)
 class BatchGatherer:
-    """Puts one batch together.
+    """All-gathers the tensors of a batch.
 
     Args:
         process_group: the processes.
-        counts: how many of its rows each has. A process without any has computed with a blank example in their place.
+        counts: number of rows of the batch on each process. A process without rows has computed with a blank example,
+            which is cut off before the all-gather.
     """
 
     process_group: ProcessGroup
     counts: Sequence[int]
 
     @property
-    def own(self) -> int:
-        """n."""
+    def rows(self) -> int:
+        """Returns n."""
         return self.counts[self.process_group.rank]
 
     def output(self, output: ModelOutput, representation: bool) -> ModelOutput:
-        """The forward pass of B examples, with gradients to the own ones.
+        """All-gathers the output of B examples; gradients flow to the rows of this process.
 
         Args:
-            representation: whether the representation is used; without, it comes back empty.
+            representation: whether the loss reads the representation; it comes back with no columns otherwise, because
+                it is the widest tensor to send.
         """
         if self.process_group.world_size == 1:
             return output
-        width = output.representation_BR.shape[1] if representation else 0
+        width = 0
+        if representation:
+            width = output.representation_BR.shape[1]
         columns = [output.representation_BR[:, :width], *(logit.unsqueeze(1) for logit in output.logits.values())]
         columns += [*output.states.values(), *output.layers.values(), *output.tokens.values()]
-        representation_BR, *rest = self._columns(columns)
-        whole = iter(rest)
-        logits = {task: next(whole).squeeze(1) for task in output.logits}
-        states = {entity: next(whole) for entity in output.states}
-        layers = {layer: next(whole) for layer in output.layers}
-        tokens = {entity: next(whole) for entity in output.tokens}
+        representation_BR, *others = self._all_gather(columns)
+        # Taken in the order in which they were sent.
+        gathered = iter(others)
+        logits = {task: next(gathered).squeeze(1) for task in output.logits}
+        states = {entity: next(gathered) for entity in output.states}
+        layers = {layer: next(gathered) for layer in output.layers}
+        tokens = {entity: next(gathered) for entity in output.tokens}
         ids_BK = output.ids_BK
         if ids_BK is not None:
-            ids_BK = self.process_group.all_gather_rows(ids_BK[: self.own], self.counts)
+            # Apart from the columns, because ids are int64 and columns are floats.
+            ids_BK = self.process_group.all_gather_rows(ids_BK[: self.rows], self.counts)
         return ModelOutput(representation_BR, logits, states, layers, None, tokens, ids_BK)
 
     def labels(self, labels: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Labels of B examples, by task."""
+        """All-gathers the labels of B examples, by task."""
         if self.process_group.world_size == 1 or not labels:
             return labels
-        columns = self._columns([label.unsqueeze(1) for label in labels.values()])
-        return dict(zip(labels, (column.squeeze(1) for column in columns), strict=True))
+        columns = self._all_gather([label.unsqueeze(1) for label in labels.values()])
+        return {task: column.squeeze(1) for task, column in zip(labels, columns, strict=True)}
 
     def supervision(self, supervision: Mapping[str, TeacherOutput]) -> Mapping[str, TeacherOutput]:
-        """Supervision of B examples, by teacher."""
+        """All-gathers the teacher output of B examples, by teacher."""
         if self.process_group.world_size == 1:
             return supervision
-        return {name: self._of_one(one) for name, one in supervision.items()}
+        return {name: self._teacher_output(output) for name, output in supervision.items()}
 
-    def _of_one(self, one: TeacherOutput) -> TeacherOutput:
-        tasks = list(one.probabilities)
-        columns = [*(one.probabilities[task] for task in tasks), *(one.hit[task].float() for task in tasks)]
-        columns = [column.unsqueeze(1) for column in columns]
-        whole = self._columns(columns if one.embedding is None else [*columns, one.embedding])
-        known = [column.squeeze(1) for column in whole[: 2 * len(tasks)]]
-        hit = [column > 0 for column in known[len(tasks) :]]
-        return TeacherOutput(
-            dict(zip(tasks, known, strict=False)),
-            dict(zip(tasks, hit, strict=True)),
-            None if one.embedding is None else whole[-1],
-        )
+    def _teacher_output(self, output: TeacherOutput) -> TeacherOutput:
+        tasks = list(output.probabilities)
+        columns = [output.probabilities[task].unsqueeze(1) for task in tasks]
+        # Masks travel as floats, because columns of an all-gather have the same dtype.
+        columns += [output.hit[task].float().unsqueeze(1) for task in tasks]
+        if output.embedding is not None:
+            columns.append(output.embedding)
+        gathered = self._all_gather(columns)
+        probabilities: dict[str, Tensor] = {}
+        hit: dict[str, Tensor] = {}
+        for number, task in enumerate(tasks):
+            probabilities[task] = gathered[number].squeeze(1)
+            hit[task] = gathered[len(tasks) + number].squeeze(1) > 0
+        embedding = None
+        if output.embedding is not None:
+            embedding = gathered[-1]
+        return TeacherOutput(probabilities, hit, embedding)
 
-    def _columns(self, columns: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Columns (n or more, K) of all processes, (B, K)."""
-        return self.process_group.all_gather_columns([column[: self.own] for column in columns], self.counts)
+    def _all_gather(self, columns: Sequence[Tensor]) -> Sequence[Tensor]:
+        """All-gathers columns (n or more, K) of every process, (B, K)."""
+        return self.process_group.all_gather_columns([column[: self.rows] for column in columns], self.counts)

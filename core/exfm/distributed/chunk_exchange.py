@@ -1,15 +1,15 @@
-"""How a chunk of the stream lies over the processes of a job, and how a model's batches are cut from all of it.
+"""Shards a chunk of the stream over the processes of a job, and cuts a model's batches from the whole chunk.
 
-Row i of a window is read by process ``i % count``. A batch is the same rows on any number of processes; each process
-has those of them that it has read, perhaps none.
+Row i of a window is read by process ``i % count``. A batch holds the same rows on any number of processes; each process
+computes with its shard of the batch, which may be empty.
 
-Legend: L own rows of a chunk, G rows of the whole chunk that a model sees, P batches, R processes.
+Legend: L rows of this process in a chunk, G rows of the whole chunk that a model reads, P batches, R processes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,46 +31,96 @@ _LATEST = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
-class Part:
-    """This process's part of one batch.
+class Accumulation:
+    """Position of a micro-batch in the gradient accumulation of a step of the dense layers.
 
     Attributes:
-        own: how many of its rows this process has.
-        counts: how many rows each process has.
-        newest_us: the time of the batch's newest row.
+        is_first: whether gradients are zeroed before the micro-batch.
+        is_last: whether the optimizer steps after the micro-batch.
+        steps: number of micro-batches whose gradients are averaged.
     """
 
-    own: int
+    is_first: bool = True
+    is_last: bool = True
+    steps: int = 1
+
+    @classmethod
+    def at(cls, index: int, batches: int, accumulate: int) -> Accumulation:
+        """Returns the position of the batch at an index of a chunk.
+
+        The last step of a chunk may average fewer than ``accumulate`` batches, because gradients never accumulate
+        across chunks.
+        """
+        first = index - index % accumulate
+        steps = min(accumulate, batches - first)
+        return cls(index == first, index == first + steps - 1, steps)
+
+
+WHOLE_STEP = Accumulation()
+"""The only micro-batch of a step."""
+
+
+@dataclass(frozen=True)
+class BatchShard:
+    """This process's shard of a batch.
+
+    Attributes:
+        size: number of its rows.
+        counts: number of rows of the batch on each process.
+        newest_us: time of the newest row of the batch, over all processes.
+    """
+
+    size: int
     counts: tuple[int, ...]
     newest_us: int
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What of a chunk a model sees.
+class ModelChunk:
+    """The rows of a chunk that a model reads, cut into batches.
 
     Attributes:
-        index: its own rows, positions in this process's part of the chunk.
-        batches: how the rows of all processes are cut.
-        order: puts the rows of all processes, one process after the other, into the order of the stream; None where
-            they are, and on any process but the first.
+        index: positions of the rows in this process's shard of the chunk.
+        shards: this process's shard of each batch.
+        order: sorts the rows of all processes, concatenated by rank, into the order of the stream; None where they are
+            sorted already, and on any rank but zero.
     """
 
     index: Tensor
-    batches: tuple[Part, ...]
+    shards: tuple[BatchShard, ...]
     order: Ints | None
+
+    @property
+    def examples(self) -> int:
+        """Number of rows on all processes."""
+        return sum(sum(shard.counts) for shard in self.shards)
 
 
 @dataclass(frozen=True)
-class SpreadChunk(Chunk):
-    """This process's part of a chunk, and what it knows of the whole.
+class ModelBatch:
+    """A batch as a model reads it.
+
+    Attributes:
+        batch: the rows of the shard, or the blank example where the shard is empty.
+        rows: positions of the shard in the rows of the ``ModelChunk``.
+    """
+
+    batch: Batch
+    shard: BatchShard
+    rows: slice
+    accumulation: Accumulation
+
+
+@dataclass(frozen=True)
+class ShardedChunk(Chunk):
+    """This process's shard of a chunk, with the extent of the whole chunk.
 
     Attributes:
         process_group: the processes.
-        blank: a single example without features, to compute with where this process has no row of a batch.
-        start: how many rows of the window lie before the chunk.
-        size: rows of the whole chunk.
-        first_us, last_us: times of its first and its last row.
+        blank: a single example without features, to compute with where the shard of a batch is empty.
+        start: number of rows of the window before the chunk.
+        size: number of rows of the whole chunk.
+        first_us, last_us: times of the chunk's first and last row.
     """
 
     process_group: ProcessGroup
@@ -80,93 +130,138 @@ class SpreadChunk(Chunk):
     first_us: int
     last_us: int
 
-    def parts(self, picked: Tensor | None, batch_size: int) -> Parts:
+    def cut(self, picked: Tensor | None, batch_size: int) -> ModelChunk:
         """Cuts the picked rows of the whole chunk into equal batches of at most ``batch_size``.
 
         Args:
-            picked: positions in this process's part, ascending; None for all.
+            picked: positions in this process's shard, ascending; None for all.
         """
         times = self.batch.event_time_us
-        index = torch.arange(times.numel()) if picked is None else picked
+        index = picked
+        if index is None:
+            index = torch.arange(times.numel())
         if self.process_group.world_size == 1:
-            pieces = index.tensor_split(math.ceil(index.numel() / batch_size)) if index.numel() else ()
-            alone = (Part(rows.numel(), (rows.numel(),), int(times[rows[-1]])) for rows in pieces)
-            return Parts(index, tuple(alone), None)
-        place_G = np.arange(self.size) if picked is None else self._picked_anywhere(picked)
-        owner_G = (self.start + place_G) % self.process_group.world_size
-        order = np.argsort(np.argsort(owner_G, kind="stable")) if self.process_group.is_rank_zero else None
-        if not place_G.size:
-            return Parts(index, (), order)
-        place_P = np.array_split(place_G, math.ceil(place_G.size / batch_size))
-        batch_G = np.repeat(np.arange(len(place_P)), [places.size for places in place_P])
+            return ModelChunk(index, self._cut_alone(index, batch_size), None)
+        position_G = np.arange(self.size)
+        if picked is not None:
+            position_G = self._picked_anywhere(picked)
         count = self.process_group.world_size
-        counts_PR = np.bincount(batch_G * count + owner_G, minlength=len(place_P) * count).reshape(-1, count)
-        own = torch.split(index, counts_PR[:, self.process_group.rank].tolist())
-        whole = zip(own, counts_PR.tolist(), self._newest_us(own), strict=True)
-        batches = (Part(rows.numel(), tuple(counts), newest_us) for rows, counts, newest_us in whole)
-        return Parts(index, tuple(batches), order)
+        owner_G = (self.start + position_G) % count
+        order = None
+        if self.process_group.is_rank_zero:
+            # argsort of the stable argsort is its inverse permutation: the index in rank order of each stream row.
+            order = np.argsort(np.argsort(owner_G, kind="stable"))
+        if not position_G.size:
+            return ModelChunk(index, (), order)
+        position_P = np.array_split(position_G, math.ceil(position_G.size / batch_size))
+        batch_G = np.repeat(np.arange(len(position_P)), [positions.size for positions in position_P])
+        # Each pair (batch, owner) is encoded as an integer, so that a single bincount fills the table (P, R).
+        counts_PR = np.bincount(batch_G * count + owner_G, minlength=len(position_P) * count).reshape(-1, count)
+        index_P = torch.split(index, counts_PR[:, self.process_group.rank].tolist())
+        shards: list[BatchShard] = []
+        for rows, counts, newest_us in zip(index_P, counts_PR.tolist(), self._newest_us(index_P), strict=True):
+            shards.append(BatchShard(rows.numel(), tuple(counts), newest_us))
+        return ModelChunk(index, tuple(shards), order)
 
-    def batches(self, parts: Parts, model: RankingModel) -> Iterator[tuple[Batch, Part]]:
-        """The batches as a model reads them: own rows only, or the blank example where there are none."""
-        size, first = parts.index.numel(), 0
-        seen = model.narrow(self.batch) if size else None
-        if seen is not None and size < seen.size:
-            seen = seen.select(parts.index)
-        for part in parts.batches:
-            if part.own:
-                assert seen is not None
-                yield seen.slice(first, first + part.own), part
-                first += part.own
+    def _cut_alone(self, index: Tensor, batch_size: int) -> tuple[BatchShard, ...]:
+        """Cuts the rows of a single process, without communication."""
+        if not index.numel():
+            return ()
+        shards: list[BatchShard] = []
+        for rows in index.tensor_split(math.ceil(index.numel() / batch_size)):
+            # Rows lie in the order of time, so the last is the newest.
+            shards.append(BatchShard(rows.numel(), (rows.numel(),), int(self.batch.event_time_us[rows[-1]])))
+        return tuple(shards)
+
+    def select_without_features(self, index: Tensor) -> Batch:
+        """Selects ids, times and labels of rows, and leaves the features out because copying them is slow."""
+        return self.batch.only(frozenset(), torch.zeros(0, dtype=torch.int64)).select(index)
+
+    def batches(self, rows: ModelChunk, model: RankingModel, accumulate: int = 1) -> Iterator[ModelBatch]:
+        """Yields the batches of a ``ModelChunk`` with the features that a model reads.
+
+        Args:
+            accumulate: number of batches of a step of the dense layers.
+        """
+        narrowed = None
+        if rows.index.numel():
+            narrowed = model.narrow(self.batch)
+            if rows.index.numel() < narrowed.size:
+                narrowed = narrowed.select(rows.index)
+        end = 0
+        for number, shard in enumerate(rows.shards):
+            start, end = end, end + shard.size
+            accumulation = Accumulation.at(number, len(rows.shards), accumulate)
+            if shard.size:
+                assert narrowed is not None
+                batch = narrowed.slice(start, end)
             else:
+                # A process without rows computes all the same, because the collectives of the step need every rank.
                 assert self.blank is not None
-                yield model.narrow(self.blank), part
+                batch = model.narrow(self.blank)
+            yield ModelBatch(batch, shard, slice(start, end), accumulation)
 
     def _picked_anywhere(self, picked: Tensor) -> Ints:
-        """The places in the whole chunk of the rows that some process has picked."""
+        """All-gathers the positions in the whole chunk of the rows that any process has picked."""
         count = self.process_group.world_size
+        # Rounded up, and equal on all ranks, because an all-gather needs buffers of equal size.
         width = -(-self.size // count)
-        own_L = np.zeros(width, bool)
-        own_L[picked.numpy()] = True
-        bits = self.process_group.all_gather(torch.from_numpy(np.packbits(own_L))).numpy()
+        picked_L = np.zeros(width, bool)
+        picked_L[picked.numpy()] = True
+        # Sent as bits: an eighth of the bytes of a mask, and fewer than the positions where many rows are picked.
+        bits = self.process_group.all_gather(torch.from_numpy(np.packbits(picked_L))).numpy()
         picked_RL = np.unpackbits(bits, axis=1, count=width).astype(bool)
-        place = np.arange(self.size)
-        wanted: Ints = place[picked_RL[(self.start + place) % count, place // count]]
-        return wanted
+        position = np.arange(self.size)
+        # Row i of the chunk is row ``i // count`` of the shard of rank ``(start + i) % count``.
+        anywhere: Ints = position[picked_RL[(self.start + position) % count, position // count]]
+        return anywhere
 
-    def _newest_us(self, own: tuple[Tensor, ...]) -> list[int]:
-        """The newest time of each batch over all processes."""
+    def _newest_us(self, index_P: Sequence[Tensor]) -> list[int]:
+        """All-gathers the time of the newest row of each batch."""
         times = self.batch.event_time_us
-        newest_P = [int(times[rows[-1]]) if rows.numel() else -_LATEST for rows in own]
+        newest_P = [-_LATEST] * len(index_P)  # never the maximum, so that empty shards do not count
+        for number, rows in enumerate(index_P):
+            if rows.numel():
+                newest_P[number] = int(times[rows[-1]])
         newest_us: list[int] = self.process_group.all_gather(torch.tensor(newest_P)).amax(dim=0).tolist()
         return newest_us
 
 
-def read_spread(
+def read_sharded(
     reader: ChunkReader, window: Window, process_group: ProcessGroup, only: Collection[str] | None = None
-) -> Iterator[SpreadChunk]:
-    """A window's chunks; a process that has no rows left gets empty ones as long as another has some."""
-    blank = blank_batch(reader.schema, 1) if process_group.world_size > 1 else None
+) -> Iterator[ShardedChunk]:
+    """Yields a window's chunks.
+
+    A process whose rows have ended yields empty chunks while another process has rows, because every rank must take
+    part in the collectives of each chunk.
+    """
+    blank = None
+    if process_group.world_size > 1:
+        blank = blank_batch(reader.schema, 1)
     chunks = reader.read(window, only)
     start = 0
     while True:
         chunk = next(chunks, None) or reader.empty_chunk()
         times = chunk.batch.event_time_us
-        extent = [times.numel(), int(times[0]), -int(times[-1])] if times.numel() else [0, _LATEST, _LATEST]
+        # The last time is negated, so that a minimum over ranks gives the first and the last time.
+        extent = [0, _LATEST, _LATEST]
+        if times.numel():
+            extent = [times.numel(), int(times[0]), -int(times[-1])]
         extents_R3 = process_group.all_gather(torch.tensor(extent))
         size = int(extents_R3[:, 0].sum())
         if not size:
             return
         first_us, last_us = extents_R3[:, 1:].amin(dim=0).tolist()
-        yield SpreadChunk(chunk.batch, chunk.rows, process_group, blank, start, size, first_us, -last_us)
+        yield ShardedChunk(chunk.batch, chunk.rows, process_group, blank, start, size, first_us, -last_us)
         start += size
 
 
-def check_spread(experiment: Experiment, process_group: ProcessGroup) -> None:
-    """Checks what several processes cannot do.
+def check_sharding(experiment: Experiment, process_group: ProcessGroup) -> None:
+    """Checks that several processes can run an experiment.
 
     Raises:
         ConfigError: bad rows are to be left out, a chunk has fewer rows than there are processes, or a transfer
-            strategy or an input follows its teacher's states or parts.
+            strategy or an input follows its teacher's states or parameters.
     """
     count = process_group.world_size
     if count == 1:
@@ -182,11 +277,10 @@ def check_spread(experiment: Experiment, process_group: ProcessGroup) -> None:
             f"stream.chunk_rows: {stream.chunk_rows} rows do not reach {count} processes; raise it to {count} or more"
         )
     for arm in experiment.arms:
-        following = [
-            f"transfer.{number}: {spec.name} follows"
-            for number, spec in enumerate(arm.config.transfer)
-            if spec.component.requires & {"states", "parameters"}
-        ]
+        following: list[str] = []
+        for number, spec in enumerate(arm.config.transfer):
+            if spec.component.requires & {"states", "parameters"}:
+                following.append(f"transfer.{number}: {spec.name} follows")
         if arm.inputs:
             following.append("inputs: they follow")
         if following:

@@ -1,1 +1,1 @@
-"""Experiments: runs and sweeps, above training, evaluation and reporting."""
+"""Runs experiments and sweeps, above training, evaluation and reporting."""

@@ -25,15 +25,15 @@ RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, DIAGNOSIS_FIL
 
 
 def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
-    """Runs an experiment, resuming what is committed, and writes results.json and report.html to its run_dir.
+    """Runs an experiment, resuming after its last commit, and writes results.json and report.html to its run_dir.
 
     Args:
         experiment: from ``exfm.load_experiment``.
         on_progress: called after every chunk of rows; in a notebook a bar is shown where it is left out.
 
     Returns:
-        The content of results.json. Under a plan of several processes every one calls this; the first one evaluates
-        and gets the results, the others get nothing.
+        The content of results.json; an empty mapping on any rank but zero, which evaluates. Under a plan of several
+        processes each of them calls this function.
 
     Raises:
         ConfigError: the run_dir holds another experiment, or a row breaks the schema.
@@ -48,6 +48,7 @@ def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None =
     loop = StreamLoop(experiment, store, plan, on_progress or (lambda _: None))
     done = loop.advance()
     assert not loop.waiting_for, loop.waiting_for
+    # Closed before the evaluation, so that the other processes may end.
     plan.process_group.close()
     if not plan.process_group.is_rank_zero:
         return {}
@@ -56,10 +57,10 @@ def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None =
 
 
 def build_plan(experiment: Experiment) -> ParallelPlan:
-    """The experiment's parallel plan, connected to the other processes.
+    """Builds the experiment's parallel plan, connected to the other processes.
 
     Raises:
-        ConfigError: it refuses the number of processes.
+        ConfigError: the plan refuses the number of processes.
     """
     try:
         plan: ParallelPlan = experiment.config.parallel.build()
@@ -69,10 +70,9 @@ def build_plan(experiment: Experiment) -> ParallelPlan:
 
 
 def start_over(store: Store) -> None:
-    """Removes a run from its folder, and nothing else that lies there; newest manifests first, so that a kill
-    meanwhile leaves the beginning of a run.
-    """
+    """Removes a run from its folder, and leaves other files in the folder."""
     workspace = store.workspace
+    # Newest manifests first, so that a kill meanwhile leaves the beginning of a run.
     for stage in workspace.names("commits"):
         for model in workspace.names(f"commits/{stage}"):
             for name in reversed(workspace.names(f"commits/{stage}/{model}")):
@@ -84,20 +84,23 @@ def start_over(store: Store) -> None:
 
 
 def last_commit(experiment: Experiment, store: Store) -> str | None:
-    """When the newest window of a run was committed, ISO 8601; None where nothing is."""
-    heads = {arm.name: store.log.head("train", arm.name) for arm in experiment.arms}
-    written = [store.log.load("train", name, head).written_at for name, head in heads.items() if head != NONE]
+    """Returns the time of a run's newest commit, ISO 8601; None without commits."""
+    written: list[str] = []
+    for arm in experiment.arms:
+        head = store.log.head("train", arm.name)
+        if head != NONE:
+            written.append(store.log.load("train", arm.name, head).written_at)
     return max(written, default=None)
 
 
 def finish(experiment: Experiment, store: Store, time: dict[str, Any], config_yaml: str) -> dict[str, Any]:
-    """Evaluates what is committed and writes results.json and report.html.
+    """Evaluates the committed windows and writes results.json and report.html.
 
     Args:
-        time: where the time of this call went, for results.json.
+        time: the `time` section of results.json.
     """
     from exfm.reporting.diagnosis_table import kept_diagnosis
-    from exfm.reporting.html import render_report  # matplotlib, which the first batch need not wait for
+    from exfm.reporting.html import render_report  # late, because matplotlib would delay the first batch
 
     figures = evaluate(store, _view(experiment))
     results: dict[str, Any] = concealed(assemble(experiment, store, figures, time))
@@ -109,23 +112,20 @@ def finish(experiment: Experiment, store: Store, time: dict[str, Any], config_ya
 
 
 def _view(experiment: Experiment) -> ExperimentView:
+    """Selects from an experiment the models, controls and pairs that evaluation compares."""
     arms = {arm.name: arm for arm in experiment.arms}
-    elsewhere = {name: tuple(config.predictions) for name, config in experiment.config.teachers.items()}
-    comparisons = tuple(
-        ControlComparison(
-            arm.name,
-            arm.control,
-            tuple(name for name in arm.teachers if name in arms),
-            tuple((name, elsewhere[name]) for name in arm.teachers if name in elsewhere),
-        )
-        for arm in experiment.arms
-        if arm.control is not None
-    )
+    external = {name: tuple(config.predictions) for name, config in experiment.config.teachers.items()}
+    comparisons: list[ControlComparison] = []
+    for arm in experiment.arms:
+        if arm.control is not None:
+            trained = tuple(name for name in arm.teachers if name in arms)
+            read = tuple((name, external[name]) for name in arm.teachers if name in external)
+            comparisons.append(ControlComparison(arm.name, arm.control, trained, read))
     pairs = tuple(Pair(pair.model, pair.baseline, _tasks(pair, arms)) for pair in experiment.config.compare)
     evaluation = experiment.config.evaluation
     return ExperimentView(
         models=tuple((arm.name, arm.tasks) for arm in experiment.arms),
-        control_comparisons=comparisons,
+        control_comparisons=tuple(comparisons),
         pairs=pairs,
         skip=evaluation.skip,
         bootstrap_replicates=evaluation.replicates,
@@ -135,4 +135,7 @@ def _view(experiment: Experiment) -> ExperimentView:
 
 
 def _tasks(pair: ComparedPair, arms: Mapping[str, Arm]) -> tuple[str, ...]:
-    return shared_tasks(arms[pair.model], arms[pair.baseline]) if pair.task is None else (pair.task,)
+    """Returns the tasks by which two models are compared."""
+    if pair.task is None:
+        return shared_tasks(arms[pair.model], arms[pair.baseline])
+    return (pair.task,)

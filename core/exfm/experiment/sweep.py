@@ -1,4 +1,4 @@
-"""Runs one experiment at every point of a grid of overrides, each point in a folder that its values name."""
+"""Runs an experiment at every point of a grid of overrides, each point in a folder that its values name."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from exfm.storage.workspace import Workspace
 from exfm.supervision.store import Store
 from exfm.transfer.build import check_models
 
-_LONGEST_FOLDER: Final = 120
-_DIGEST: Final = 12
+_LONGEST_FOLDER: Final = 120  # well below the 255 bytes that file systems allow a name
+_DIGEST: Final = 12  # hexadecimal digits: 48 bits, far more than a sweep has points
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep.
+    """A run of a sweep.
 
     Attributes:
         values: key and value of each axis, as on the command line but without credentials.
@@ -45,7 +45,7 @@ class Point:
 
     @property
     def label(self) -> str:
-        """How messages name it."""
+        """Names the point in messages."""
         return _label(self.values)
 
 
@@ -54,8 +54,8 @@ class Sweep:
     """A grid of valid points.
 
     Attributes:
-        name: the experiment's.
-        folder: where the points' folders and the comparison are.
+        name: the name of the experiment.
+        folder: holds the points' folders and the comparison.
         axes: the values of each key, as on the command line.
     """
 
@@ -70,10 +70,10 @@ def _label(values: Mapping[str, str]) -> str:
 
 
 def parse_axes(over: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """``key=a,b`` each: the key's values, split at the commas that are outside brackets and quotes.
+    """Parses axes of the form ``key=a,b``, split at the commas outside brackets and quotes.
 
     Raises:
-        ConfigError: not of this form, or a key or a value is named twice.
+        ConfigError: an axis is not of this form, or a key or a value is named twice.
     """
     axes: dict[str, tuple[str, ...]] = {}
     for text in over:
@@ -91,25 +91,30 @@ def parse_axes(over: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return axes
 
 
-def _split(values: str, given: str) -> tuple[str, ...]:
-    """The parts of a YAML sequence without its brackets, as they are written."""
+def _split(values: str, axis: str) -> tuple[str, ...]:
+    """Splits a YAML sequence without its brackets into its items, as they are written."""
     try:
         node = yaml.compose(f"[{values}]", yaml.SafeLoader)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise ConfigError(
-            f"--over {given!r}: {problem}; values are YAML between commas, with brackets around a list and quotes "
+            f"--over {axis!r}: {problem}; values are YAML between commas, with brackets around a list and quotes "
             "around what holds brackets or commas"
         ) from error
     assert isinstance(node, yaml.SequenceNode)
     if not node.value:
-        raise ConfigError(f"--over {given!r}: name at least one value")
-    return tuple(values[part.start_mark.index - 1 : part.end_mark.index - 1].strip() for part in node.value)
+        raise ConfigError(f"--over {axis!r}: name at least one value")
+    # Marks count the bracket that was added in front.
+    return tuple(values[item.start_mark.index - 1 : item.end_mark.index - 1].strip() for item in node.value)
 
 
 def folder_name(values: Mapping[str, str]) -> str:
-    """A point's folder: ``key=value`` in the keys' order, percent-encoded; past 120 characters it ends in a digest."""
-    name = ",".join(f"{quote(key, safe='')}={quote(value, safe='')}" for key, value in sorted(values.items()))
+    """Names a point's folder: ``key=value`` in the order of keys, percent-encoded; a long name ends in a digest."""
+    pairs: list[str] = []
+    for key, value in sorted(values.items()):
+        # Slashes too, because a value may be a path, and the folder must be a single level.
+        pairs.append(f"{quote(key, safe='')}={quote(value, safe='')}")
+    name = ",".join(pairs)
     if len(name) <= _LONGEST_FOLDER:
         return name
     return f"{name[: _LONGEST_FOLDER - _DIGEST - 1]}-{hashlib.sha256(name.encode()).hexdigest()[:_DIGEST]}"
@@ -129,33 +134,46 @@ def plan_sweep(
     Raises:
         ConfigError: an experiment is wrong; the message names the point.
     """
-    both = [key for key in axes if key in {override.partition("=")[0] for override in overrides}]
+    overridden = {override.partition("=")[0] for override in overrides}
+    both = [key for key in axes if key in overridden]
     if both:
         raise ConfigError(f"{both[0]} is given both by --over and by an override for all points; leave one out")
     shown = _without_secrets(axes)
     base = load_experiment(config, overrides, block=block)
-    points = []
+    points: list[Point] = []
+    # Each value with its form without credentials, so that folders and messages show none.
     pairs = [list(zip(axes[key], shown[key], strict=True)) for key in axes]
     for chosen in product(*pairs):
-        own_values = dict(zip(axes, (value for value, _ in chosen), strict=True))
-        values = dict(zip(axes, (name for _, name in chosen), strict=True))
+        values: dict[str, str] = {}
+        point_overrides = list(overrides)
+        for key, (value, shown_value) in zip(axes, chosen, strict=True):
+            values[key] = shown_value
+            point_overrides.append(f"{key}={value}")
         run_dir = f"{base.unresolved_run_dir().rstrip('/')}/sweep/{folder_name(values)}"
-        # A JSON string is YAML too: whatever the folder is called, it is read as it is.
-        own = (*overrides, *(f"{key}={value}" for key, value in own_values.items()), f"run_dir={json.dumps(run_dir)}")
-        points.append(Point(values, own, _load(config, own, block, values)))
+        # A JSON string is YAML too, and keeps special characters of the folder from being read as YAML.
+        point_overrides.append(f"run_dir={json.dumps(run_dir)}")
+        experiment = _load(config, point_overrides, block, values)
+        points.append(Point(values, tuple(point_overrides), experiment))
     return Sweep(base.config.name, f"{base.run_dir.rstrip('/')}/sweep", shown, tuple(points))
 
 
 def _without_secrets(axes: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """The values as folders, files and messages name them."""
-    shown = {key: tuple(concealed(list(values), key.rpartition(".")[2])) for key, values in axes.items()}
-    for key, values in shown.items():
-        if len(set(values)) < len(values):
-            raise ConfigError(f"--over {key}: two of the values differ in their credentials alone: {', '.join(values)}")
+    """Conceals credentials in the values, for folders, files and messages."""
+    shown: dict[str, tuple[str, ...]] = {}
+    for key, values in axes.items():
+        # The last name of the key counts, because a key such as ``password`` conceals its whole value.
+        concealed_values = tuple(concealed(list(values), key.rpartition(".")[2]))
+        # Two points would share a folder.
+        if len(set(concealed_values)) < len(concealed_values):
+            raise ConfigError(
+                f"--over {key}: two of the values differ in their credentials alone: {', '.join(concealed_values)}"
+            )
+        shown[key] = concealed_values
     return shown
 
 
 def _load(config: str, overrides: Sequence[str], block: Sequence[str], values: Mapping[str, str]) -> Experiment:
+    """Loads and checks the experiment of a point."""
     try:
         experiment = load_experiment(config, overrides, block=block)
         check_models(experiment)
@@ -177,23 +195,24 @@ def open_points(sweep: Sweep) -> tuple[Point, ...]:
             open_run(point.experiment, store)
         except ConfigError as error:
             raise ConfigError(f"at the point {point.label}: {error}") from error
-        # Where only the evaluation has changed, what is there are the figures of the old one.
+        # Results of the former config would pass for results of this config, if only the evaluation has changed.
         store.workspace.remove_file(RESULTS_FILE)
     return unfinished
 
 
 def _is_complete(experiment: Experiment) -> bool:
-    """Whether the folder holds the results of this very config, by whatever versions."""
+    """Returns whether the folder holds the results of the same config, by any versions."""
     workspace = Workspace(experiment.run_dir)
     if not (workspace.exists(RESULTS_FILE) and workspace.exists(CONFIG_FILE)):
         return False
     kept = parse_resolved(workspace.read(CONFIG_FILE).decode())
+    # Emptied on both sides, because another version of the code leaves a point complete.
     code: dict[str, dict[str, str]] = {"versions": {}, "components": {}}
     return kept | code == experiment.as_dict() | code
 
 
 def run_points(points: Sequence[Point], execute: Callable[[Point], None], jobs: int = 1) -> Iterator[tuple[Point, str]]:
-    """Runs points, several at once where asked, and yields each with what went wrong, if anything, in their order."""
+    """Runs points, ``jobs`` at once, and yields each in order with its error, which is empty if it succeeded."""
 
     def attempt(point: Point) -> str:
         try:
@@ -201,6 +220,7 @@ def run_points(points: Sequence[Point], execute: Callable[[Point], None], jobs: 
         except (ConfigError, RunError) as error:
             return str(error)
         except Exception as error:
+            # Any error is of its point alone: the other points run. The message is brought to a single line.
             return redact(f"{type(error).__name__}: {' '.join(str(error).split())}")
         return ""
 
@@ -211,17 +231,20 @@ def run_points(points: Sequence[Point], execute: Callable[[Point], None], jobs: 
     try:
         yield from zip(points, pool.map(attempt, points), strict=True)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)  # points that have not begun do not run after an interruption
 
 
-def run_in_process_of_its_own(point: Point, config: str, block: Sequence[str], jobs: int) -> None:
-    """`exfm run` for one point, with its share of the machine's cores where it is one of several jobs.
+def run_in_subprocess(point: Point, config: str, block: Sequence[str], jobs: int) -> None:
+    """Runs `exfm run` for a point in a subprocess, with an equal share of the machine's cores.
 
     Raises:
-        RunError: it failed, with the error that it printed.
+        RunError: the run failed; holds the error that it printed.
     """
-    blocked = [argument for name in block for argument in ("--block-plugin", name)]
-    command = [sys.executable, "-m", "exfm", *blocked, "run", config, *point.overrides]
+    command = [sys.executable, "-m", "exfm"]
+    for name in block:
+        command += ["--block-plugin", name]
+    command += ["run", config, *point.overrides]
+    # The user's environment comes second, so that its OMP_NUM_THREADS wins.
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     done = subprocess.run(command, env=threads | os.environ, capture_output=True, text=True)
     if done.returncode:

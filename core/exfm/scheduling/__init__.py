@@ -1,1 +1,1 @@
-"""Which windows of the stream are to be done: the run's identity, the schedule, rows that come late."""
+"""Decides which windows of the stream to run: identity of the run, schedule, late rows."""

@@ -1,7 +1,7 @@
-"""Which experiment a run's folder holds, and from which time its windows are counted.
+"""Binds a run's folder to an experiment, and to the time from which its windows are counted.
 
-A folder is bound by its first commit and by nothing before it: until then a corrected experiment simply replaces the
-one that failed. ``run.json`` is created with the first commit, by exactly one of several jobs.
+The first commit binds the folder. Until then a corrected experiment replaces the experiment that failed. ``run.json``
+is created with the first commit, by a single job of several.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ _FREE = re.compile(
     r"|stream\.(on_bad_row|start|max_skipped_share)"
     r"|models\.[^.]+\.optimizer\.(dense\.(lr|weight_decay)|tables\.(lr|eps))"
 )
-"""Keys that may change while a run goes on: none of them says what the committed windows hold."""
+"""Matches keys that may change while a run goes on, because committed windows do not depend on them."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A key whose value is not the one that a run was begun with.
+    """Describes a key whose value has changed since a run was begun.
 
     Attributes:
-        reason: why this change in particular is none that a run survives; the two values say it where it is empty.
+        reason: why a run cannot go on with the change; empty where the two values say it.
     """
 
     path: str
@@ -55,16 +55,16 @@ class Difference:
     reason: str = ""
 
     def __str__(self) -> str:
-        return (
-            f"{self.path}: {self.reason}" if self.reason else f"{self.path} was {self.before!r} and is now {self.now!r}"
-        )
+        if self.reason:
+            return f"{self.path}: {self.reason}"
+        return f"{self.path} was {self.before!r} and is now {self.now!r}"
 
 
 def open_run(experiment: Experiment, store: Store, models: Collection[str] | None = None) -> str:
-    """Writes config.yaml into a folder where nothing is committed; in a run, checks that it is the same experiment.
+    """Writes config.yaml into a folder without commits; in a run, checks that it holds the same experiment.
 
     Args:
-        models: those that the job will write; all by default.
+        models: the models that the job will write; all by default.
 
     Returns:
         The YAML.
@@ -97,7 +97,8 @@ def open_run(experiment: Experiment, store: Store, models: Collection[str] | Non
             changes.append(difference)
     if changes:
         _note_changes(store, changes)
-    current["components"] |= kept.get("components") or {}  # the code that the run was begun with
+    # The stored hashes win, so that a later run still compares with the code that the run was begun with.
+    current["components"] |= kept.get("components") or {}
     text = OmegaConf.to_yaml(OmegaConf.create(current))
     if kept != current:
         workspace.write(CONFIG_FILE, text.encode())
@@ -105,7 +106,7 @@ def open_run(experiment: Experiment, store: Store, models: Collection[str] | Non
 
 
 def component_notes(experiment: Experiment, store: Store) -> list[str]:
-    """Names the components whose code is not the code that the run was begun with."""
+    """Names the components whose code has changed since the run was begun."""
     kept = parse_resolved(store.workspace.read(CONFIG_FILE).decode())
     return [
         f"{name}: its code has changed since the run was begun; windows committed before are of the old code, and "
@@ -115,8 +116,10 @@ def component_notes(experiment: Experiment, store: Store) -> list[str]:
 
 
 def _note_changes(store: Store, changes: list[Difference]) -> None:
-    """Says which values a run goes on with, and keeps it for the report."""
-    kept = store.workspace.read_json(CHANGES_FILE) if store.workspace.exists(CHANGES_FILE) else []
+    """Logs the changed values that a run goes on with, and stores them for the report."""
+    kept: list[dict[str, Any]] = []
+    if store.workspace.exists(CHANGES_FILE):
+        kept = store.workspace.read_json(CHANGES_FILE)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for change in changes:
         logger.warning("%s; the run goes on with it", change)
@@ -124,8 +127,8 @@ def _note_changes(store: Store, changes: list[Difference]) -> None:
     store.workspace.write_json(CHANGES_FILE, kept)
 
 
-def grid_of(store: Store) -> WindowGrid | None:
-    """Reads how a run counts its windows; None where nothing is committed."""
+def read_grid(store: Store) -> WindowGrid | None:
+    """Reads the grid of a run's windows; None where nothing is committed."""
     if not store.workspace.exists(RUN_FILE):
         return None
     kept = store.workspace.read_json(RUN_FILE)
@@ -149,6 +152,7 @@ def bind_run(experiment: Experiment, store: Store, grid: WindowGrid) -> None:
         "window_length_us": grid.length_us,
         "experiment": _digest(experiment),
     }
+    # Created atomically, because several jobs may reach their first commit at the same time.
     if store.workspace.create(RUN_FILE, (json.dumps(identity, indent=2) + "\n").encode()):
         return
     if store.workspace.read_json(RUN_FILE) != identity:
@@ -159,12 +163,13 @@ def bind_run(experiment: Experiment, store: Store, grid: WindowGrid) -> None:
 
 
 def differences(previous: Any, current: Any, path: str = "") -> Iterator[Difference]:
-    """Yields each key path whose value has changed; a list of another length is one value.
+    """Yields each key path whose value has changed; lists of different lengths are compared as a whole.
 
     A table of the stream's schema that has grown by as much as it may is no difference.
     """
     if isinstance(previous, dict) and isinstance(current, dict):
-        for key in [*current, *(key for key in previous if key not in current)]:
+        keys = dict.fromkeys([*current, *previous])  # a set that keeps the order of the file
+        for key in keys:
             before, now = previous.get(key), current.get(key)
             below = f"{path}.{key}" if path else str(key)
             if key == "rows" and below.startswith("stream.") and isinstance(before, int) and isinstance(now, int):
@@ -181,6 +186,7 @@ def differences(previous: Any, current: Any, path: str = "") -> Iterator[Differe
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the path and the value of each key that holds no further keys."""
     if isinstance(value, dict) and value:
         for key, below in value.items():
             yield from _leaves(below, f"{path}.{key}" if path else str(key))
@@ -189,23 +195,28 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _is_free(path: str, experiment: Experiment) -> bool:
-    return bool(_FREE.fullmatch(path)) or path in {
-        f"stream.source.{field}" for field in type(experiment.source).free_fields
-    }
+    free_fields = [f"stream.source.{field}" for field in type(experiment.source).free_fields]
+    return bool(_FREE.fullmatch(path)) or path in free_fields
 
 
 def _digest(experiment: Experiment) -> str:
-    """Checksum of what binds a run: two jobs that begin it at once must have the same."""
-    bound = {path: value for path, value in _leaves(experiment.as_dict()) if not _is_free(path, experiment)}
+    """Computes the checksum of the keys that bind a run, which two jobs that begin it at once must agree on."""
+    bound: dict[str, Any] = {}
+    for path, value in _leaves(experiment.as_dict()):
+        if not _is_free(path, experiment):
+            bound[path] = value
     return xxhash.xxh3_128_hexdigest(json.dumps(bound, sort_keys=True).encode())
 
 
 def _versions(experiment: Experiment) -> dict[str, str]:
-    found = {}
+    """Collects the versions of the packages and plugins that are installed, by distribution."""
+    versions: dict[str, str] = {}
     for package in ("exfm", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            continue
-    plugins = experiment.registry.plugins.values()
-    return found | {plugin.distribution: plugin.version for plugin in plugins if plugin.status == "loaded"}
+            continue  # of the two builds of fbgemm a machine has either
+    for plugin in experiment.registry.plugins.values():
+        if plugin.status == "loaded":
+            versions[plugin.distribution] = plugin.version
+    return versions

@@ -1,8 +1,8 @@
-"""Finds rows that came after their window had been committed: late files, files that have grown, back-fill.
+"""Counts rows that came after their window had been committed, in late files, files that have grown, or back-fill.
 
-A model trains on a window once, and never on an older one after a newer one. So such rows are set aside: counted,
-named on stderr and in the report. A window is looked at again only where a part of the stream that overlaps it is not
-the version that its commit names; then the examples that it holds now are compared with those it was predicted for.
+Late rows are left out of training, because a model trains on each window once and in the order of time. They are
+counted, and named in a warning and in the report. A window is compared again only if its commit does not name the
+present version of a part of the stream that overlaps it. Its examples are then compared with its predictions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class LateRowFinder:
-    """Compares the stream with the committed windows of some models.
+    """Counts the late rows of models by comparing the stream with their committed windows.
 
     Args:
         arms: the models.
@@ -47,116 +47,140 @@ class LateRowFinder:
         self._late = LateLog(store.workspace)
         self._compared: set[tuple[str, str]] = set()  # parts, by name and version
 
-    def look(self, grid: WindowGrid, span: TimeRange, parts: Sequence[StreamPart]) -> None:
-        """Counts the late rows of what has come or changed since the last look.
+    def count(self, grid: WindowGrid, span: TimeRange, parts: Sequence[StreamPart]) -> None:
+        """Counts the late rows of parts of the stream that are new or have changed since the last call.
 
         Args:
-            parts: those that the stream consists of now.
+            parts: all parts of the stream.
         """
-        places = [place for place in _places(parts) if (place.part.name, place.part.version) not in self._compared]
+        extents: list[_PartExtent] = []
+        for extent in _extents(parts):
+            if extent.version not in self._compared:
+                extents.append(extent)
         for arm in self._arms:
             head = self._store.log.head("train", arm.name)
-            if head != NONE and places:
+            if head != NONE and extents:
                 done = TimeRange(max(span.start_us, grid.origin_us), grid.window(head).end_us)
                 chain = set(self._store.log.windows("train", arm.name))
-                for window in self._changed(arm, grid, done, chain, places):
+                for window in self._changed(arm, grid, done, chain, extents):
                     self._count(arm, window, parts, window.index in chain)
-        self._compared |= {(place.part.name, place.part.version) for place in places}
+        # Remembered per process: a new job compares once more, and reads the counts of earlier jobs.
+        self._compared.update(extent.version for extent in extents)
 
     def _changed(
-        self, arm: Arm, grid: WindowGrid, done: TimeRange, chain: set[int], places: list[_Place]
+        self, arm: Arm, grid: WindowGrid, done: TimeRange, chain: set[int], extents: list[_PartExtent]
     ) -> list[Window]:
-        """Lists the committed windows that overlap a part in another version than the one that was read."""
+        """Lists the committed windows that overlap a part whose version has changed since they were read."""
         changed: dict[int, Window] = {}
         read: dict[int, Mapping[str, str]] = {}
         counted = set(self._late.windows(arm.name))
-        for place in places:
-            for window in self._windows_of(place, grid, done):
+        for extent in extents:
+            for window in self._overlapping(extent, grid, done):
                 index = window.index
                 if index not in read:
                     read[index] = self._versions(arm, index, index in counted, index in chain)
-                if read[index].get(place.part.name) != place.part.version:
+                if read[index].get(extent.stream_part.name) != extent.stream_part.version:
                     changed[index] = window
         return [changed[index] for index in sorted(changed)]
 
-    def _windows_of(self, place: _Place, grid: WindowGrid, done: TimeRange) -> Iterator[Window]:
+    def _overlapping(self, extent: _PartExtent, grid: WindowGrid, done: TimeRange) -> Iterator[Window]:
         """Yields the committed windows that may hold rows of a part.
 
-        A part that overlaps others in time goes back in time where it begins: a source yields its rows in the window
-        that the parts before it have reached.
+        Time goes back at the beginning of a part that overlaps earlier parts. A source then yields the part's rows in
+        the window that the earlier parts have reached.
         """
-        part = place.part
-        common = TimeRange(max(part.first_us, done.start_us), min(part.last_us + 1, done.end_us))
+        stream_part = extent.stream_part
+        common = TimeRange(max(stream_part.first_us, done.start_us), min(stream_part.last_us + 1, done.end_us))
         yield from windows_with_events(self._source, grid, common)
-        if part.last_us < place.reached_us < done.end_us:
-            yield grid.window(grid.index_at(place.reached_us))
+        if stream_part.last_us < extent.reached_us < done.end_us:
+            yield grid.window(grid.index_at(extent.reached_us))
 
     def _versions(self, arm: Arm, index: int, counted: bool, committed: bool) -> Mapping[str, str]:
-        """Versions of the parts of a window that were read, or compared since."""
-        late = self._late.read(arm.name, index) if counted else None
-        if late is not None:
-            return late.parts
-        return self._store.log.load("train", arm.name, index).read.parts if committed else {}
+        """Returns the versions of a window's parts that were read or compared last."""
+        if counted:
+            late = self._late.read(arm.name, index)
+            if late is not None:
+                return late.parts
+        if committed:
+            return self._store.log.load("train", arm.name, index).read.parts
+        return {}
 
     def _count(self, arm: Arm, window: Window, parts: Sequence[StreamPart], committed: bool) -> None:
-        """Counts the examples that a window holds now and was not predicted for."""
-        versions = {part.name: part.version for part in parts if overlaps(part, window)}
-        known = np.zeros(0, np.int64)
+        """Counts the examples of a window that were not predicted when it was committed."""
+        versions = {stream_part.name: stream_part.version for stream_part in parts if overlaps(stream_part, window)}
+        predicted = np.zeros(0, np.int64)
         if committed and self._store.log.load("train", arm.name, window.index).files:
-            known = self._store.predictions(arm.name, window).column("example_id").to_numpy()
+            predicted = self._store.predictions(arm.name, window).column("example_id").to_numpy()
         before = self._late.read(arm.name, window.index)
-        # What came and has gone again stays counted.
-        rows = {name: count for name, count in (before.rows if before else {}).items() if name not in versions}
+        rows: dict[str, int] = {}
+        counted = 0
+        if before is not None:
+            counted = before.count
+            # Late rows of a part that is gone again stay counted.
+            rows = {name: count for name, count in before.rows.items() if name not in versions}
         for name, ids in self._ids(arm, window):
-            new = np.setdiff1d(ids, known)
-            known = np.concatenate([known, new])
+            new = np.setdiff1d(ids, predicted)
+            # Added, so that an example in two parts is counted for the first.
+            predicted = np.concatenate([predicted, new])
             if new.size:
                 rows[name] = rows.get(name, 0) + int(new.size)
         late = LateRows(window, rows, versions)
         self._late.write(arm.name, late)
-        if late.count > (before.count if before else 0):
+        if late.count > counted:
             logger.warning(
                 "%s: %d rows of window %s have come after it was committed, and are not read: %s",
                 *(arm.name, late.count, window, first_names(rows)),
             )
 
     def _ids(self, arm: Arm, window: Window) -> Iterator[tuple[str, Ids]]:
-        """Yields the part's name and the example ids of each batch of a window."""
+        """Yields, for each batch of a window, the name of its part and its example ids."""
         for batch in self._source.read(window):
-            # Each batch by itself: that a late part goes back in time makes none of its rows a bad one.
+            # A checker for each batch, because a late part goes back in time, which makes none of its rows bad.
             rows = RowChecker(self._schema, True, newest_us=_LONG_AGO).check(batch)
             if rows.num_rows:
                 ids: Ids = rows.column(self._schema.example_id).to_numpy(zero_copy_only=False).astype(np.int64)
                 picked = rows_where(rows, arm.config.where, self._columns)
-                yield Origin.from_batch(batch).file, ids if picked is None else ids[picked.numpy()]
+                if picked is not None:
+                    ids = ids[picked.numpy()]
+                yield Origin.from_batch(batch).file, ids
 
 
 @dataclass(frozen=True)
-class _Place:
+class _PartExtent:
     """A part of the stream, and the time that the parts before it have reached."""
 
-    part: StreamPart
+    stream_part: StreamPart
     reached_us: int
 
+    @property
+    def version(self) -> tuple[str, str]:
+        """Returns the name and the version of the part."""
+        return self.stream_part.name, self.stream_part.version
 
-def _places(parts: Sequence[StreamPart]) -> Iterator[_Place]:
+
+def _extents(parts: Sequence[StreamPart]) -> Iterator[_PartExtent]:
+    """Yields the parts in the order in which a source reads them."""
     reached_us = _LONG_AGO
-    for part in sorted(parts, key=lambda part: (part.first_us, part.name)):
-        yield _Place(part, reached_us)
-        reached_us = max(reached_us, part.last_us)
+    for stream_part in sorted(parts, key=lambda stream_part: (stream_part.first_us, stream_part.name)):
+        yield _PartExtent(stream_part, reached_us)
+        reached_us = max(reached_us, stream_part.last_us)
 
 
-def overlaps(part: StreamPart, window: Window) -> bool:
-    """Whether a part of the stream may have rows of a window."""
-    return part.first_us < window.end_us and part.last_us >= window.start_us
+def overlaps(stream_part: StreamPart, window: Window) -> bool:
+    """Returns whether a part of the stream may have rows of a window."""
+    return stream_part.first_us < window.end_us and stream_part.last_us >= window.start_us
 
 
-def earlier_words(parts: Sequence[StreamPart], grid: WindowGrid, span: TimeRange) -> str:
-    """Says that a stream begins earlier than its run did, which part does, and what to do."""
-    part = next((part.name for part in parts if span.start_us <= part.first_us < grid.origin_us), "")
+def earlier_start_message(parts: Sequence[StreamPart], grid: WindowGrid, span: TimeRange) -> str:
+    """Explains that a stream begins before its run, names the part, and advises a remedy."""
+    early = ""
+    for stream_part in parts:
+        if span.start_us <= stream_part.first_us < grid.origin_us:
+            early = f" ({stream_part.name})"
+            break
     origin = grid.window(0)
     return (
-        f"stream: it begins at {utc(span.start_us)} now{f' ({part})' if part else ''}, before the run's first window, "
+        f"stream: it begins at {utc(span.start_us)} now{early}, before the run's first window, "
         f"{origin}: no model of this run can train on such rows any more. Leave them out with stream.start={origin}, "
         "or train on them in another run_dir"
     )

@@ -1,7 +1,7 @@
-"""Which windows a job does next, and what they wait for. The first process decides, and tells the others.
+"""Schedules the windows of a job on rank zero, and broadcasts them to the other ranks.
 
-The order of windows is their time. A stage does the windows after its newest committed one; whatever lies before is
-committed, was empty when it was passed, or has come too late (``late_rows``).
+Windows run in the order of time. A stage runs the windows after its newest commit. Rows of earlier windows are
+committed already, or have come too late (``late_rows``).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from exfm.storage.commits import NONE, CommitLog, Stage
 
 @dataclass(frozen=True)
 class WindowWork:
-    """A window, and who has to do it.
+    """A window, and the stages and labellers that run it.
 
     Attributes:
-        stages, labellers: their names.
-        only: names of the stream's parts that are read, where the window was committed before and is done again from
-            an older snapshot: rows that have come since are not among those that its commit counts. None for all.
+        stages, labellers: by name.
+        only: names of the stream's parts that are read; None for all. A window that runs again from an older snapshot
+            reads the parts that its commit names, because the commit does not count rows that have come since.
         missed: windows by stage that other models have trained on and that are in the stream no more.
     """
 
@@ -42,13 +42,13 @@ class WindowWork:
 
 @dataclass(frozen=True)
 class StreamState:
-    """The stream as a job finds it when it looks for windows to do.
+    """Describes the stream at the time when a job schedules its windows.
 
     Attributes:
-        grid: how the run counts its windows.
+        grid: the run's windows.
         span: the time for which the stream is complete.
-        parts: those that it consists of.
-        bound: whether the run's folder had been bound to an experiment before.
+        parts: all parts of the stream.
+        bound: whether the run's folder was bound to an experiment.
     """
 
     grid: WindowGrid
@@ -56,14 +56,17 @@ class StreamState:
     parts: Sequence[StreamPart]
     bound: bool
 
-    def parts_of(self, work: WindowWork) -> dict[str, str]:
-        """Gives the versions of the parts that a window is read from, by name."""
-        here = {part.name: part.version for part in self.parts if overlaps(part, work.window)}
-        return here if work.only is None else {name: here[name] for name in here if name in work.only}
+    def versions(self, work: WindowWork) -> dict[str, str]:
+        """Returns the versions of the parts that a window is read from, by name."""
+        versions: dict[str, str] = {}
+        for stream_part in self.parts:
+            if overlaps(stream_part, work.window) and (work.only is None or stream_part.name in work.only):
+                versions[stream_part.name] = stream_part.version
+        return versions
 
 
 class Schedule:
-    """Finds the windows to do, in order.
+    """Yields the windows to run, in order.
 
     Args:
         state: the stream.
@@ -91,37 +94,40 @@ class Schedule:
 
     @property
     def count(self) -> int:
-        """How many windows the stream spans, empty ones included, from the run's first."""
+        """Counts the windows that the stream spans from the run's first, including windows without rows."""
         return self.grid.index_at(max(self.span.end_us - 1, self.grid.origin_us)) + 1
 
     @property
     def incomplete(self) -> Window | None:
-        """The last window, where it is left out because more rows of it may still come."""
+        """Returns the last window if it is left out because more rows of it may still come."""
         last = self.grid.window(self.count - 1)
-        return last if self._complete_only and last.end_us > self.span.end_us else None
+        if self._complete_only and last.end_us > self.span.end_us:
+            return last
+        return None
 
     def after(self, index: int) -> Iterator[Window]:
-        """Yields the windows in which something happens after that of an index; for the first process alone."""
+        """Yields the windows after an index that hold events or late labels; on rank zero only."""
         start_us = max(self.span.start_us, self.grid.window(index + 1).start_us)
-        rest = TimeRange(start_us, self.span.end_us)
-        for window in windows_with_events(self._experiment.source, self.grid, rest, self._delays_us):
+        remaining = TimeRange(start_us, self.span.end_us)
+        for window in windows_with_events(self._experiment.source, self.grid, remaining, self._delays_us):
             if self._complete_only and window.end_us > self.span.end_us:
                 return
             yield window
 
     def reopen(self, stages: Sequence[str], labellers: Sequence[str]) -> list[str]:
-        """Takes back the newest commits whose window was incomplete, where it has got more rows since.
+        """Removes the newest commits whose window was incomplete and has more rows now; on rank zero only.
 
-        The window is then done again as a whole, from the snapshot before it. Where rows that it was read from are in
-        the stream no more, the commit stands. For the first process alone.
+        The whole window then runs again, from the snapshot before it. The commit stands if a part of the stream that it
+        was read from is gone.
 
         Returns:
-            The names of the models that go back by a window.
+            The names of the models whose commit was removed.
         """
         reopened = [name for name in labellers if self._reopens("supervise", name)]
         for name in reopened:
             self._log.remove_head("supervise", name)
-        for name in reversed(stages):  # students before their teachers: a kill in between leaves no student ahead
+        # Students before their teachers, so that a kill in between leaves no student ahead of its teacher.
+        for name in reversed(stages):
             trained, supervised = self._log.head("train", name), self._log.head("supervise", name)
             ahead = name not in labellers and supervised > trained and self._reopens("supervise", name)
             again = self._reopens("train", name)
@@ -133,6 +139,7 @@ class Schedule:
         return reopened
 
     def _reopens(self, stage: Stage, name: str) -> bool:
+        """Returns whether the newest commit of a model is to be removed."""
         head = self._log.head(stage, name)
         if head == NONE:
             return False
@@ -143,28 +150,29 @@ class Schedule:
         following_us = self._experiment.source.next_event_us(until_us)
         if following_us is None or following_us >= min(commit.window.end_us, self.span.end_us):
             return False
-        return commit.read.parts.keys() <= {part.name for part in self.state.parts}
+        present = {stream_part.name for stream_part in self.state.parts}
+        return commit.read.parts.keys() <= present
 
     def has_work(self, index: int) -> bool:
-        """Whether a window is to be done after that of an index; the same on every process."""
-        return bool(
-            self._process_group.broadcast(
-                self._process_group.is_rank_zero and next(self.after(index), None) is not None
-            )
-        )
+        """Returns whether a window is to be run after an index; the same on every process."""
+        any_left = self._process_group.is_rank_zero and next(self.after(index), None) is not None
+        return bool(self._process_group.broadcast(any_left))
 
     def work(self, stages: Mapping[str, int], labellers: Mapping[str, int]) -> Iterator[WindowWork]:
-        """Yields what is to be done, in order; the same on every process.
+        """Yields the windows to run, in order; the same on every process.
 
         Args:
-            stages, labellers: the newest window that each has done, by name.
+            stages, labellers: index of the newest window that each has done, by name.
         """
         done = {"stages": dict(stages), "labellers": dict(labellers)}
         behind = [*stages.values(), *labellers.values()]
         windows = self.after(min(behind)) if behind and self._process_group.is_rank_zero else iter(())
         while True:
             window = next(windows, None)
-            data = self._process_group.broadcast_bytes(b"" if window is None else _encode(self._work(window, **done)))
+            encoded = b""  # the end of the stream
+            if window is not None:
+                encoded = _encode(self._work(window, **done))
+            data = self._process_group.broadcast_bytes(encoded)
             if not data:
                 return
             work = _decode(data)
@@ -173,37 +181,49 @@ class Schedule:
             yield work
 
     def _work(self, window: Window, stages: Mapping[str, int], labellers: Mapping[str, int]) -> WindowWork:
-        behind = {
-            name: done for name, done in stages.items() if done < window.index and self._takes(name, done, window)
-        }
-        only = None
-        for name in behind:
+        """Selects the stages and labellers that run a window."""
+        behind: dict[str, int] = {}
+        for name, done in stages.items():
+            if done < window.index and self._takes(name, done, window):
+                behind[name] = done
+        only: tuple[str, ...] | None = None
+        missed: dict[str, Sequence[int]] = {}
+        for name, done in behind.items():
             if window.index <= self._heads[name]:
                 only = tuple(self._log.load("train", name, window.index).read.parts) or None
-            elif window.index == self._supervised_heads[name]:  # a kill came between its two manifests
+            elif window.index == self._supervised_heads[name]:
+                # A kill came between the two manifests of the window: it must read the parts of the first.
                 only = tuple(self._log.load("supervise", name, window.index).read.parts) or None
-        missed = {name: passed for name, done in behind.items() if (passed := self._missed(name, done, window))}
+            passed = self._missed(name, done, window)
+            if passed:
+                missed[name] = passed
         labelling = tuple(name for name, done in labellers.items() if done < window.index)
         return WindowWork(window, tuple(behind), labelling, only, missed)
 
     @cached_property
     def _heads(self) -> dict[str, int]:
-        """Each model's newest committed window as the job begins."""
+        """Returns each model's newest committed window, as the job begins."""
+        # Cached, because the log moves on while the job compares windows with its beginning.
         return {arm.name: self._log.head("train", arm.name) for arm in self._experiment.arms}
 
     @cached_property
     def _supervised_heads(self) -> dict[str, int]:
-        """Each undelayed model's newest window with supervision, which it commits before the window itself."""
-        return {
-            arm.name: NONE if arm.config.supervision.delay else self._log.head("supervise", arm.name)
-            for arm in self._experiment.arms
-        }
+        """Returns the newest window with supervision of each model without a delay, ``NONE`` for others.
+
+        Such a model commits the supervision of a window before its predictions.
+        """
+        heads: dict[str, int] = {}
+        for arm in self._experiment.arms:
+            heads[arm.name] = NONE
+            if not arm.config.supervision.delay:
+                heads[arm.name] = self._log.head("supervise", arm.name)
+        return heads
 
     def _takes(self, name: str, done: int, window: Window) -> bool:
-        """Whether a stage does a window: one that it goes through again must be one that it had committed.
+        """Returns whether a stage runs a window, which it must have committed if it goes through the stream again.
 
         Raises:
-            RunError: a window that it had committed after its newest readable snapshot is no more in the stream.
+            RunError: a window that the stage had committed after its newest readable snapshot is gone from the stream.
         """
         if done >= self._heads[name]:
             return True
@@ -219,7 +239,7 @@ class Schedule:
         return window.index > self._heads[name] or window.index in chain
 
     def _missed(self, name: str, done: int, window: Window) -> list[int]:
-        """Windows between a stage's last and this one that another model of the run has trained on."""
+        """Returns the windows between a stage's last and this window that another model of the run has trained on."""
         if window.index == done + 1:
             return []
         others = [arm.name for arm in self._experiment.arms if arm.name != name]
@@ -228,20 +248,21 @@ class Schedule:
             for index in self._log.newest_first("train", other):
                 if index <= done:
                     break
+                # A manifest without files is of a window without rows, of which nothing was missed.
                 if index < window.index and self._log.load("train", other, index).files:
                     passed.add(index)
         return sorted(passed)
 
-    def missing(self, work: WindowWork, teachers: Mapping[str, Sequence[str]], made_here: set[str]) -> str:
-        """Says what a window needs that is not there yet; nothing where it can be done. For the first process alone.
+    def missing(self, work: WindowWork, teachers: Mapping[str, Sequence[str]], supervising: set[str]) -> str:
+        """Names the supervision or snapshot that a window waits for; empty if it can run. On rank zero only.
 
         Args:
-            teachers: those of each stage, by its name, that store their supervision in this run.
-            made_here: the teachers that supervise the window in this job.
+            teachers: by stage, names of the teachers that store their supervision in this run.
+            supervising: the teachers that supervise the window in this job.
         """
         for stage in work.stages:
             for teacher in teachers[stage]:
-                if teacher not in made_here and not self._supervised(teacher, work.window):
+                if teacher not in supervising and not self._supervised(teacher, work.window):
                     return f"the supervision of {teacher!r} for window {work.window}"
         for labeller in work.labellers:
             behind = self._untrained(labeller, work.window)
@@ -250,7 +271,7 @@ class Schedule:
         return ""
 
     def _supervised(self, teacher: str, window: Window) -> bool:
-        """Whether a teacher has supervised a window, or has passed it because it had no rows then."""
+        """Returns whether a teacher has supervised a window, or has passed it because it had no rows then."""
         if self._log.has("supervise", teacher, window.index):
             # The teacher had committed the windows before: their snapshots are asked for by name.
             self._log.note_head("train", teacher, self._log.load("supervise", teacher, window.index).previous)
@@ -258,7 +279,7 @@ class Schedule:
         return self._log.head("supervise", teacher) > window.index
 
     def _untrained(self, teacher: str, window: Window) -> Window | None:
-        """The next window that a teacher has to train on before its snapshots can label a window."""
+        """Returns the next window that a teacher must train on before its snapshots can label a window."""
         delay_us = microseconds(self._experiment.config.models[teacher].supervision.delay)
         head = self._log.head("train", teacher)
         for following in self.after(head):
@@ -270,10 +291,14 @@ class Schedule:
 
 
 def _encode(work: WindowWork) -> bytes:
+    """Encodes a window's work for a broadcast."""
     return json.dumps(asdict(work)).encode()
 
 
 def _decode(data: bytes) -> WindowWork:
+    """Decodes a window's work; JSON has made lists of its tuples."""
     raw: dict[str, Any] = json.loads(data)
-    only = None if raw["only"] is None else tuple(raw["only"])
+    only: tuple[str, ...] | None = None
+    if raw["only"] is not None:
+        only = tuple(raw["only"])
     return WindowWork(Window(**raw["window"]), tuple(raw["stages"]), tuple(raw["labellers"]), only, raw["missed"])

@@ -1,1 +1,1 @@
-"""The stream loop: predict, then train, window by window."""
+"""Runs the stream loop, which predicts and then trains, window by window."""

@@ -1,4 +1,4 @@
-"""Commits finished windows, at once or while training goes on: first files and state, then the manifests."""
+"""Commits finished windows, at once or in the background: files and state first, manifests after them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class WindowCommit:
 
     Attributes:
         name: of the model.
-        previous: index of the window that it had committed before.
+        previous: index of the window that the model had committed before.
         read: the state of the stream in which the window was read.
-        counters: what the manifest records.
-        supervised: what the supervision's manifest records.
-        predictions: the file of its rows; of a window without rows nothing is kept.
-        supervision: the same, where the model supervises.
+        counters: recorded in the manifest.
+        supervised: recorded in the supervision's manifest.
+        predictions: the file of predictions; discarded if the window has no rows.
+        supervision: the file of supervision; None where the model writes none.
         state: weights and training state; None of a window without rows.
-        needed_us: says for which time a snapshot may still be wanted.
+        needed_us: returns the earliest time of which a snapshot may still be read, after this window.
     """
 
     name: str
@@ -51,32 +51,44 @@ class WindowCommit:
     needed_us: Callable[[Window], int]
 
     def write(self) -> None:
-        """Makes the window's supervision visible, then its predictions and the new snapshot."""
+        """Commits the window's supervision, then its predictions and the new snapshot."""
+        # Supervision first: a kill in between leaves students with supervision to read, and no model ahead of it.
+        self._write_supervision()
+        self._write_training()
+        self.store.snapshots.retire(self.name, self.needed_us(self.window))
+
+    def _write_supervision(self) -> None:
+        if self.supervision is None:
+            return
+        log = self.store.log
+        files: Mapping[str, FileRecord] = {}
+        if self.state:
+            files = self.supervision.close()
+        try:
+            log.add("supervise", self.name, self._commit(self.supervised, files))
+        except OtherContentError as error:
+            # Not fatal: a job that was killed between the two manifests may go on with another number of processes,
+            # and other bytes. The committed files stand, because students may have read them. If they are another
+            # job's, the second manifest is refused too.
+            logger.warning("%s", error)
+            files = log.load("supervise", self.name, self.window.index).files
+        # After the manifest, which decides the files that count where several writers have left some.
+        remove_orphans(self.store.workspace, files.values())
+
+    def _write_training(self) -> None:
         log, snapshots = self.store.log, self.store.snapshots
-        files: Mapping[str, FileRecord]
-        if self.supervision is not None:
-            files = self.supervision.close() if self.state else {}
-            try:
-                log.add("supervise", self.name, self._commit(self.supervised, files))
-            except OtherContentError as error:
-                # As where a job was killed between the two manifests, and goes on with another number of processes.
-                # Students may have read what stands; should it be another job's, the second manifest is refused too.
-                logger.warning("%s", error)
-                files = log.load("supervise", self.name, self.window.index).files
-            remove_orphans(self.store.workspace, files.values())
-        files = {}
+        files: Mapping[str, FileRecord] = {}
         if self.state:
             files = self.predictions.close() | snapshots.write(self.name, self.window, *self.state)
         if not log.add("train", self.name, self._commit(self.counters, files)):
             logger.warning("window %s of %r: another job had committed it, with equal content", self.window, self.name)
         remove_orphans(self.store.workspace, files.values())
-        snapshots.retire(self.name, self.needed_us(self.window))
 
     def _commit(self, counters: Mapping[str, Any], files: Mapping[str, FileRecord]) -> Commit:
         return Commit(self.window, counters, files, self.previous, self.read)
 
     def discard(self) -> None:
-        """Leaves nothing behind of files that were not completed."""
+        """Removes files that were not completed."""
         self.predictions.discard()
         if self.supervision is not None:
             self.supervision.discard()
@@ -86,64 +98,70 @@ class ReusableBuffers:
     """Copies tensors into reusable buffers, because allocating is slower than copying."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies tensors; the copies hold until the next call."""
-        self._kept = {name: self._room(name, tensor).copy_(tensor) for name, tensor in tensors.items()}
-        return self._kept
+        """Copies tensors; the next call overwrites the copies."""
+        # In place, so that the writer must have finished with the previous copies.
+        self._buffers = {name: self._buffer(name, tensor).copy_(tensor) for name, tensor in tensors.items()}
+        return self._buffers
 
-    def _room(self, name: str, tensor: Tensor) -> Tensor:
-        kept = self._kept.get(name)
-        if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+    def _buffer(self, name: str, tensor: Tensor) -> Tensor:
+        buffer = self._buffers.get(name)
+        # A table that has grown, or a tensor that is new, does not fit.
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             return torch.empty_like(tensor)
-        return kept
+        return buffer
 
 
 class CommitWriter:
     """Commits windows in order; writing a window begins when the window before it is written.
 
     Args:
-        background: whether the caller goes on meanwhile. The tensors that it hands over must then be copies, to be made
-            when ``wait`` has returned.
+        background: whether to write in a thread while the caller goes on. The caller must then hand over copies of
+            tensors, and make them after ``wait`` has returned, because training overwrites the originals.
     """
 
     def __init__(self, background: bool) -> None:
         self.background = background
-        self._thread = ThreadPoolExecutor(1, "saving") if background else None
+        self._thread: ThreadPoolExecutor | None = None
+        if background:
+            self._thread = ThreadPoolExecutor(1, "saving")  # a single thread, so that windows are written in order
         self._writing: Future[None] | None = None
 
-    def do(self, ended: Sequence[WindowCommit]) -> None:
-        """Writes the commits of a window in order, up to the first that fails.
+    def write(self, commits: Sequence[WindowCommit]) -> None:
+        """Writes the commits of a window in order, and discards the commits after a failure.
 
         Raises:
             Exception: the failure of writing this window, or in the background that of the window before.
         """
         self.wait()
         if self._thread is None:
-            _write(ended)
+            _write_all(commits)
         else:
-            self._writing = self._thread.submit(_write, ended)
+            self._writing = self._thread.submit(_write_all, commits)
 
     def settle(self) -> None:
-        """Returns when nothing is being written any more; ``wait`` raises a failure."""
+        """Waits until nothing is being written, without raising a failure, which ``wait`` raises."""
         if self._writing is not None:
             wait([self._writing])
 
     def wait(self) -> None:
-        """Returns when everything is written.
+        """Waits until everything is written.
 
         Raises:
             Exception: the failure of the writing.
         """
+        # Cleared first, so that a failure is raised once.
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
 
-def _write(ended: Sequence[WindowCommit]) -> None:
+def _write_all(commits: Sequence[WindowCommit]) -> None:
     with ExitStack() as stack:
-        for commit in ended:
+        # Of every commit, after the last: of a file that was completed nothing is left to discard.
+        for commit in commits:
             stack.callback(commit.discard)
-        for commit in ended:
+        for commit in commits:
             commit.write()

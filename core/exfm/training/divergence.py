@@ -1,4 +1,4 @@
-"""The error of a model that has diverged: raised before anything of the window is committed."""
+"""Explains that a model has diverged, before anything of the window is committed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from exfm.interfaces.parallel_plan import TableOptimizer
 
 
 def diverged(arm: Arm, window: Window, symptom: str, last: Window | None) -> RunError:
-    """Says what is not finite, why that is so as a rule, and how to go on.
+    """Returns the error of a model that has diverged: names the symptom, the usual cause and the remedy.
 
     Args:
-        symptom: what is not finite.
+        symptom: names the values that are not finite.
         last: the window after which the model has a snapshot, if any.
     """
-    stands = "there is no snapshot yet" if last is None else f"the last good snapshot, after window {last}, stands"
+    stands = "there is no snapshot yet"
+    if last is not None:
+        stands = f"the last good snapshot, after window {last}, stands"
     return RunError(
         f"model {arm.name!r}, window {window}: the model diverged: {symptom}. The window is not committed; {stands}. "
         f"A learning rate that is too high is the usual cause: run again with a lower one, such as "
@@ -25,8 +27,9 @@ def diverged(arm: Arm, window: Window, symptom: str, last: Window | None) -> Run
 
 
 def _lower_rate(optimizer: OptimizerConfig) -> str:
-    """The rate that lies furthest above its default, lowered, with what it is now."""
+    """Suggests a lower value of the learning rate that lies furthest above its default, beside its present value."""
     usual = {"dense": DenseOptimizer().lr, "tables": TableOptimizer().lr}
     rates = {"dense": optimizer.dense.lr, "tables": optimizer.tables.lr}
-    name = max(rates, key=lambda one: rates[one] / usual[one])
+    name = max(rates, key=lambda name: rates[name] / usual[name])
+    # A tenth, but no higher than the default: near enough to try, far enough to matter.
     return f"{name}.lr={min(rates[name] / 10, usual[name]):.3g} (now {rates[name]:.3g})"

@@ -1,4 +1,4 @@
-"""Labels examples with earlier published snapshots: forward only, once per example however many students read it."""
+"""Labels examples with earlier snapshots: forward passes only, once per example however many students read it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import time
 import torch
 
 from exfm.config.checks import Arm
-from exfm.distributed.chunk_exchange import SpreadChunk
+from exfm.distributed.chunk_exchange import ModelChunk, ShardedChunk
 from exfm.distributed.row_gatherer import RowGatherer
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
 from exfm.storage.commits import Commit, WindowRead
 from exfm.storage.finite import check_snapshot
+from exfm.storage.hashing import FileRecord
 from exfm.storage.orphans import remove_orphans
 from exfm.storage.snapshots import Snapshot, same_on_all
 from exfm.supervision.joiner import SupervisionRows
 from exfm.supervision.row_files import row_file, supervision_columns, supervision_schema
 from exfm.supervision.store import Store
-from exfm.training.model_output import ModelOutput
+from exfm.training.model_output import ForwardRows
 from exfm.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ class Labeller:
     """Supervises a teacher's students with the newest snapshot that the teacher's delay allows.
 
     Args:
-        trainer: a model of the teacher's shape; its weights are replaced by those of snapshots.
-        students: names of the arms that learn from it: their traffic is labelled, each example once.
+        trainer: a model of the teacher's shape, whose weights are overwritten by those of snapshots.
+        students: names of the arms that learn from the teacher; the union of their rows is labelled.
     """
 
     def __init__(self, trainer: Trainer, store: Store, students: tuple[str, ...]) -> None:
@@ -45,10 +46,9 @@ class Labeller:
         self._loaded: Snapshot | None = None
 
     def begin(self, window: Window, read: WindowRead) -> None:
-        """Opens the window's file and loads the snapshot that labels all its examples.
+        """Opens the window's file and loads the snapshot that labels all examples of the window.
 
-        The snapshot is chosen by the window's start alone, so that it does not depend on how the window is cut into
-        chunks.
+        The snapshot depends on the window's start alone, and not on the chunks into which the window is cut.
 
         Args:
             read: the state of the stream in which the window is read.
@@ -69,27 +69,33 @@ class Labeller:
         )
         self._seconds = time.perf_counter() - start
 
-    def label(self, chunk: SpreadChunk) -> SupervisionRows:
-        """Supervises the union of the students' rows of a chunk; nothing before there is a snapshot."""
+    def label(self, chunk: ShardedChunk) -> SupervisionRows:
+        """Supervises the union of the students' rows of a chunk; returns no rows before there is a snapshot."""
         start = time.perf_counter()
         snapshot = self._snapshot
-        forward = ModelOutput(self.teacher.tasks, self.trainer.embedding, self.trainer.vectors)
-        none = torch.zeros(0, dtype=torch.int64)
-        parts = chunk.parts(none if snapshot is None else self._union(chunk), self.teacher.config.batch_size)
+        picked = torch.zeros(0, dtype=torch.int64)
         if snapshot is not None:
-            for batch, part in chunk.batches(parts, self.trainer.model):
-                made = self.trainer.predict(batch).first(part.own)
-                forward.add(made, snapshot.learned, snapshot.watermark_us)
-        labelled = chunk.batch.only(frozenset(), none).select(parts.index)
-        rows = forward.supervision(labelled)
-        version = snapshot.version if snapshot is not None else -1
-        self._rows.append(supervision_columns(rows, self._window.index, version), parts.order)
-        self._examples += sum(sum(part.counts) for part in parts.batches)
+            picked = self._union(chunk)
+        rows = chunk.cut(picked, self.teacher.config.batch_size)
+        outputs = ForwardRows(self.teacher.tasks, self.trainer.embedding, self.trainer.vectors)
+        version = -1  # of files without rows
+        if snapshot is not None:
+            version = snapshot.version
+            self._predict(chunk, rows, snapshot, outputs)
+        supervision = outputs.supervision(chunk.select_without_features(rows.index))
+        self._rows.append(supervision_columns(supervision, self._window.index, version), rows.order)
+        self._examples += rows.examples
         self._seconds += time.perf_counter() - start
-        return rows
+        return supervision
+
+    def _predict(self, chunk: ShardedChunk, rows: ModelChunk, snapshot: Snapshot, outputs: ForwardRows) -> None:
+        """Adds the forward passes of the loaded snapshot over rows of a chunk."""
+        for batch in chunk.batches(rows, self.trainer.model):
+            forward = self.trainer.predict(batch.batch).first_rows(batch.shard.size)
+            outputs.add(forward, snapshot.learned, snapshot.watermark_us)
 
     def _newest(self, before_us: int) -> Snapshot | None:
-        """Loads the newest readable snapshot whose watermark lies at or before a time; None before there is one.
+        """Loads the newest readable snapshot whose watermark lies at or before a time; None without snapshots.
 
         Raises:
             RunError: there are such snapshots, and none can be read.
@@ -98,7 +104,8 @@ class Labeller:
         for snapshot in same_on_all(self.process_group, self.store.snapshots.published(self.name, before_us)):
             if snapshot == self._loaded:
                 return snapshot
-            self._loaded = None  # the snapshot is read into the memory that holds the previous one
+            # Forgotten first, because the snapshot is read into the buffers that hold the previous snapshot.
+            self._loaded = None
             error = self._load(snapshot)
             if error is None:
                 self._loaded = snapshot
@@ -110,13 +117,14 @@ class Labeller:
         return None
 
     def _load(self, snapshot: Snapshot) -> RunError | None:
-        """Loads a snapshot's weights, or says why not: on all processes where one of them cannot read it."""
+        """Loads a snapshot's weights; returns the error, on every process, if any process cannot read them."""
         weights: dict[str, torch.Tensor] = {}
         error: RunError | None = None
         try:
             weights = self.store.snapshots.load(snapshot.weights, self.trainer.memory())
         except RunError as unreadable:
             error = unreadable
+        # Agreed before loading, so that all processes label with the same snapshot.
         if self.process_group.all_agree(error is None):
             check_snapshot(snapshot, weights, self.trainer.constants, self.store.workspace.url)
             self.trainer.load_weights(weights)
@@ -124,21 +132,28 @@ class Labeller:
         return error or RunError(f"snapshot {snapshot.version} of {self.name!r}: another process cannot read it")
 
     def commit(self, rows: int) -> None:
-        """Makes the window's supervision visible; of a window without rows only the manifest is kept."""
+        """Commits the window's supervision; a window without rows has a manifest only."""
         if not self.process_group.is_rank_zero:
             return
         counters = {"examples": self._examples, "seconds": self._seconds}
-        files = self._rows.close() if rows else {}
+        files: dict[str, FileRecord] = {}
+        if rows:
+            files = self._rows.close()
         self.store.log.add("supervise", self.name, Commit(self._window, counters, files, self._previous, self._read))
+        # After the manifest, which decides the files that count where several writers have left some.
         remove_orphans(self.store.workspace, files.values())
 
     def close(self) -> None:
-        """Discards what was written of the window and not committed."""
+        """Removes the window's file if it was not committed."""
         self._rows.discard()
 
-    def _union(self, chunk: SpreadChunk) -> torch.Tensor:
-        wanted = torch.zeros(chunk.batch.size, dtype=torch.bool)
+    def _union(self, chunk: ShardedChunk) -> torch.Tensor:
+        """Returns the positions, ascending, of the rows that any student reads."""
+        mask = torch.zeros(chunk.batch.size, dtype=torch.bool)
         for student in self.students:
-            picked = chunk.rows[student]
-            wanted[slice(None) if picked is None else picked] = True
-        return wanted.nonzero().squeeze(1)
+            rows = chunk.rows[student]
+            if rows is None:  # all rows
+                mask[:] = True
+            else:
+                mask[rows] = True
+        return mask.nonzero().squeeze(1)

@@ -1,7 +1,7 @@
-"""The stream loop: window by window, chunk by chunk, teachers before students.
+"""Runs the stream loop, window by window, chunk by chunk, teachers before students.
 
-In every window, for every chunk of rows: each teacher supervises it (with its own forward pass, or with an earlier
-snapshot), each student joins that supervision, predicts, and then trains. At the window's end each stage commits.
+Each teacher supervises every chunk of a window, with the forward pass of its training step or with an earlier snapshot.
+Each student joins the supervision, predicts, and then trains. At the end of the window every stage commits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from exfm.config.loading import Experiment
 from exfm.data.skips import Counts
 from exfm.data.source_errors import source_errors
 from exfm.data.stream import ChunkReader
-from exfm.distributed.chunk_exchange import SpreadChunk, check_spread, read_spread
+from exfm.distributed.chunk_exchange import ShardedChunk, check_sharding, read_sharded
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.parallel_plan import ParallelPlan
@@ -49,16 +49,15 @@ class StreamLoop:
 
     Args:
         store: the run's folder.
-        plan: how models are placed.
+        plan: the parallel plan. Each of its processes builds a loop, and calls it in the same order, because the loop
+            runs collectives.
         on_progress: called after every chunk.
-        train: the arms to train; all by default.
-        label: the teachers to label for, of those with a delay; all by default.
-
-    With a plan of several processes each of them makes this loop, and calls it in the same order.
+        train: names of the arms to train; all by default.
+        label: names of the teachers with a delay to label for; all by default.
 
     Attributes:
-        waiting_for: why ``advance`` stopped before the end of the stream; empty where it did not.
-        incomplete: the last window, where ``advance`` has left it out because more rows of it may still come.
+        waiting_for: the supervision or snapshot for which ``advance`` stopped; empty at the end of the stream.
+        incomplete: the last window, if ``advance`` has left it out because more rows of it may still come.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class StreamLoop:
         self.experiment = experiment
         self.store = store
         self.process_group = plan.process_group
-        check_spread(experiment, self.process_group)
+        check_sharding(experiment, self.process_group)
         self.on_progress = on_progress
         self.clock = Clock()
         self.late = _late_tasks(experiment)
@@ -83,22 +82,27 @@ class StreamLoop:
         self._teachers = teacher_specs(experiment)
         shared = TeacherParameters(experiment, store)
         prompt = tuple(label.name for label in schema.labels if label.delay == NOW)
-        students = {arm.name: tuple(s.name for s in arms if arm.name in s.teachers) for arm in arms}
+        students: dict[str, tuple[str, ...]] = {}
+        for arm in arms:
+            students[arm.name] = tuple(student.name for student in arms if arm.name in student.teachers)
         external = {name: tuple(config.predictions) for name, config in experiment.config.teachers.items()}
-        self.stages = [
-            Stage(self._trainer(arm, plan), store, schema, prompt, bool(students[arm.name]), shared, external)
-            for arm in arms
-            if train is None or arm.name in train
-        ]
-        self.labellers = [
-            Labeller(self._trainer(arm, plan), store, students[arm.name])
-            for arm in arms
-            if students[arm.name] and arm.config.supervision.delay > NOW and (label is None or arm.name in label)
-        ]
+        self.stages: list[Stage] = []
+        for arm in arms:
+            if train is None or arm.name in train:
+                trainer, teaches = self._trainer(arm, plan), bool(students[arm.name])
+                self.stages.append(Stage(trainer, store, schema, prompt, teaches, shared, external))
+        self.labellers: list[Labeller] = []
+        for arm in arms:
+            delayed = bool(students[arm.name]) and arm.config.supervision.delay > NOW
+            if delayed and (label is None or arm.name in label):
+                self.labellers.append(Labeller(self._trainer(arm, plan), store, students[arm.name]))
+        # Not in the background if a labeller or student of this job reads snapshots, which must be complete by then.
         read_back = bool(self.labellers) or any(shared.consumers.values())
-        self.saving = CommitWriter(experiment.config.save_in_background and not read_back)
-        self._done: dict[str, int] = {}  # newest window of each stage that has been brought to its last state
-        self._committed: dict[str, int] = {}  # the newest of them that has left a manifest
+        self.commit_writer = CommitWriter(experiment.config.save_in_background and not read_back)
+        # By stage, the newest window that it has passed, and the newest with a manifest, which a window without rows
+        # has not. A stage without an entry has not loaded its snapshot yet.
+        self._done: dict[str, int] = {}
+        self._committed: dict[str, int] = {}
         self._bound = False
         self._late = LateRowFinder(experiment, store, [stage.trainer.arm for stage in self.stages])
         where = {arm.name: arm.config.where for arm in arms}
@@ -109,15 +113,18 @@ class StreamLoop:
 
     @cached_property
     def external(self) -> dict[str, ExternalSupervision]:
-        """The supervision from elsewhere that the stages use."""
+        """Opens the supervision of the external teachers of the stages, at the first use."""
         used = {teacher for stage in self.stages for teacher in stage.trainer.arm.teachers}
         return external_teachers(self.experiment, used)
 
     def advance(self, complete_windows_only: bool = False) -> int:
-        """Does the windows in order until one lacks its teachers' supervision or snapshots; returns how many.
+        """Runs the windows in order, up to a window that lacks its teachers' supervision or snapshots.
 
         Args:
             complete_windows_only: leave out a last window that more rows may still come for.
+
+        Returns:
+            The number of windows.
 
         Raises:
             ConfigError: the stream begins earlier than the run, or a row breaks the schema.
@@ -127,37 +134,37 @@ class StreamLoop:
             schedule = read_schedule(self.experiment, self.store, self.process_group, complete_windows_only)
             self._reopen(schedule)
             if self.process_group.is_rank_zero:
-                self._late.look(schedule.grid, schedule.span, schedule.state.parts)
+                self._late.count(schedule.grid, schedule.span, schedule.state.parts)
         self._resume(schedule)
-        labelled = {one.name: self.store.log.head("supervise", one.name) for one in self.labellers}
+        labelled = {labeller.name: self.store.log.head("supervise", labeller.name) for labeller in self.labellers}
         self._remember(labelled)
         todo = schedule.work(self._done, labelled)
         count = 0
         self.waiting_for = ""
-        self.incomplete = self._left_out(schedule.incomplete)
+        self.incomplete = self._incomplete(schedule.incomplete)
         work = next(todo, None)
         try:
             while work is not None:
-                self.waiting_for = self._missing(schedule, work)
+                self.waiting_for = self._blocker(schedule, work)
                 if self.waiting_for:
                     break
-                following = next(todo, None)
+                following = next(todo, None)  # ahead, so that its first rows are read during this window's commit
                 with ending_after_a_chunk():
-                    self._window(work, schedule, following)
+                    self._run_window(work, schedule, following)
                 work = following
                 count += 1
         finally:
             self.reader.close()
-            self.saving.settle()
+            self.commit_writer.settle()  # raises nothing, which would hide an error from above
         self.reader.warn_left_out()
         start = time.perf_counter()
-        self.saving.wait()
-        self.process_group.barrier()
+        self.commit_writer.wait()
+        self.process_group.barrier()  # because only rank zero writes commits
         self.clock.commit += time.perf_counter() - start
         return count
 
-    def _left_out(self, last: Window | None) -> Window | None:
-        """The last window, where it is incomplete and somebody of this job has not committed it all the same."""
+    def _incomplete(self, last: Window | None) -> Window | None:
+        """Returns the last window if it is incomplete, and a stage or labeller of this job has not committed it."""
         if last is None:
             return None
         heads = [self.store.log.head("train", stage.name) for stage in self.stages]
@@ -165,16 +172,17 @@ class StreamLoop:
         return last if min(heads, default=NONE) < last.index else None
 
     def _reopen(self, schedule: Schedule) -> None:
-        """Takes back last windows that were committed incomplete, where more of their rows have come."""
-        reopened = []
+        """Removes commits of incomplete last windows for which more rows have come, so that they run again."""
+        reopened: list[str] = []
         if self.process_group.is_rank_zero:
             stages = [stage.name for stage in self.stages]
-            reopened = schedule.reopen(stages, [one.name for one in self.labellers])
+            reopened = schedule.reopen(stages, [labeller.name for labeller in self.labellers])
         for name in json.loads(self.process_group.broadcast_bytes(json.dumps(reopened).encode())):
-            self._done.pop(name, None)  # its model goes back to the snapshot before
+            # Its model loads the snapshot of the window before, because it has trained on some rows of this window.
+            self._done.pop(name, None)
 
     def _resume(self, schedule: Schedule) -> None:
-        """The first time a stage has windows to do, brings its model to its last committed state."""
+        """Loads the last committed state of each stage that has windows to run for the first time."""
         for stage in self.stages:
             if self.process_group.is_rank_zero:
                 self.store.log.windows("train", stage.name)  # raises where a manifest is missing
@@ -182,9 +190,10 @@ class StreamLoop:
                 self._done[stage.name] = self._committed[stage.name] = stage.resume()
 
     def _remember(self, labelled: Mapping[str, int]) -> None:
-        """Tells a reader that has read nothing yet which examples and types of ids came before.
+        """Restores a new reader's memory of earlier examples and of types of ids.
 
-        They are those of the newest window that every stage and labeller of the job has done.
+        They are read from the newest window that every stage and labeller of the job has done, because the reader goes
+        on after that window.
         """
         behind = min([*self._done.values(), *labelled.values()], default=NONE)
         stage = next((stage for stage in self.stages if self._done.get(stage.name) == behind), None)
@@ -192,65 +201,80 @@ class StreamLoop:
             return
         commit = self.store.log.load("train", stage.name, behind)
         self.reader.id_kinds.update(commit.counters["id_kinds"])
+        # Of a single process only, because a shard cannot tell its rows from those of other processes in the file.
         if commit.files and self.process_group.world_size == 1:
             rows = self.store.predictions(stage.name, commit.window)
             self.reader.remember(rows.column("example_id").to_numpy())
 
-    def _missing(self, schedule: Schedule, work: WindowWork) -> str:
-        """Says what a window waits for; nothing where it can be done."""
+    def _blocker(self, schedule: Schedule, work: WindowWork) -> str:
+        """Names the supervision or snapshot that a window waits for; empty if the window can run."""
         missing = ""
         if self.process_group.is_rank_zero:
-            elsewhere = self.experiment.config.teachers
-            teachers = {
-                stage.name: [teacher for teacher in stage.trainer.arm.teachers if teacher not in elsewhere]
-                for stage in self.stages
-            }
+            external = self.experiment.config.teachers
+            teachers: dict[str, list[str]] = {}
+            for stage in self.stages:
+                teachers[stage.name] = [teacher for teacher in stage.trainer.arm.teachers if teacher not in external]
             missing = schedule.missing(work, teachers, self._supervising(work))
         return self.process_group.broadcast_bytes(missing.encode()).decode()
 
     def _supervising(self, work: WindowWork) -> set[str]:
-        """The models of this job that supervise a window while it is done."""
+        """Returns the models of this job that supervise a window while it runs."""
         supervising = {stage.name for stage in self.stages if stage.supervises and stage.name in work.stages}
         return supervising | set(work.labellers)
 
-    def _window(self, work: WindowWork, schedule: Schedule, following: WindowWork | None) -> None:
+    def _run_window(self, work: WindowWork, schedule: Schedule, following: WindowWork | None) -> None:
+        """Runs the stages and labellers of a window, and commits them."""
         window = work.window
         stages = [stage for stage in self.stages if stage.name in work.stages]
-        labellers = [one for one in self.labellers if one.name in work.labellers]
-        read = WindowRead(schedule.state.parts_of(work), min(window.end_us, schedule.span.end_us))
+        labellers = [labeller for labeller in self.labellers if labeller.name in work.labellers]
         streams: dict[str, SupervisionStream] = {}
         begun: list[Stage | Labeller] = []
         try:
             self._open_supervision(work, stages, streams)
-            start = time.perf_counter()
-            for labeller in labellers:
-                labeller.begin(window, read)
-                begun.append(labeller)
-            self.clock.supervise += time.perf_counter() - start
-            for stage in stages:
-                stage.begin(window, self._committed[stage.name], read, (work.missed or {}).get(stage.name, ()))
-                begun.append(stage)
+            self._begin(work, schedule, stages, labellers, begun)
             rows = 0
-            for chunk in self._timed(read_spread(self.reader, window, self.process_group, work.only)):
+            for chunk in self._timed(read_sharded(self.reader, window, self.process_group, work.only)):
                 rows += chunk.size
-                self._chunk(chunk, labellers, stages, streams)
-                self.on_progress(
-                    Progress(window, schedule.count, chunk.size, {stage.name: stage.counters.ne for stage in stages})
-                )
+                self._run_chunk(chunk, labellers, stages, streams)
+                ne = {stage.name: stage.counters.ne for stage in stages}
+                self.on_progress(Progress(window, schedule.count, chunk.size, ne))
                 end_if_asked()
+            # Before late labels, because reading their windows overwrites the reader's counts.
             skipped, id_kinds = self.reader.skipped, dict(self.reader.id_kinds)
             rows += self._late_labels(window, stages, schedule.span)
-            if following is not None:  # its first rows are read while this window is committed
+            if following is not None:
+                # Before the commit, during which its first rows are read in the background.
                 self.reader.begin(following.window, following.only)
-            if rows or skipped:  # a window without rows leaves nothing behind: the next manifest passes over it
+            if rows or skipped:
+                # A window without rows has no manifest: the next manifest names the window before it.
                 self._bind(schedule)
                 self._commit(stages, labellers, rows, skipped, id_kinds)
                 self._committed |= {stage.name: window.index for stage in stages}
             for stage in stages:
                 self._done[stage.name] = window.index
         finally:
-            for part in (*begun, *streams.values()):
-                part.close()
+            for opened in (*begun, *streams.values()):
+                opened.close()
+
+    def _begin(
+        self,
+        work: WindowWork,
+        schedule: Schedule,
+        stages: list[Stage],
+        labellers: list[Labeller],
+        begun: list[Stage | Labeller],
+    ) -> None:
+        """Opens the window's files of labellers and stages, and adds each to ``begun`` once it is open."""
+        read = WindowRead(schedule.state.versions(work), min(work.window.end_us, schedule.span.end_us))
+        missed = work.missed or {}
+        start = time.perf_counter()
+        for labeller in labellers:
+            labeller.begin(work.window, read)
+            begun.append(labeller)
+        self.clock.supervise += time.perf_counter() - start
+        for stage in stages:
+            stage.begin(work.window, self._committed[stage.name], read, missed.get(stage.name, ()))
+            begun.append(stage)
 
     def _bind(self, schedule: Schedule) -> None:
         """Binds the run's folder to the experiment, before its first commit."""
@@ -266,29 +290,34 @@ class StreamLoop:
         skipped: Counts,
         id_kinds: Mapping[str, str],
     ) -> None:
+        """Commits a window: labellers at once, stages by the commit writer."""
         start = time.perf_counter()
         for labeller in labellers:
             labeller.commit(rows)
-        self.saving.wait()
-        ended: list[WindowCommit] = []
+        # Stages copy their tensors into the buffers of the previous commit, which must be written by then.
+        self.commit_writer.wait()
+        commits: list[WindowCommit] = []
         try:
             for stage in stages:
-                one = stage.commit(rows, skipped, id_kinds, self.saving.background)
-                ended += [] if one is None else [one]
-        except BaseException:  # of all stages or, where the model of one has diverged, of none
-            for one in ended:
-                one.discard()
+                commit = stage.commit(rows, skipped, id_kinds, self.commit_writer.background)
+                if commit is not None:
+                    commits.append(commit)
+        except BaseException:
+            # If the model of any stage has diverged, no stage commits, so that all go on from the same window.
+            for commit in commits:
+                commit.discard()
             raise
-        self.saving.do(ended)
-        if not self.saving.background:
-            self.process_group.barrier()  # until the first process has stored what the others may now read
+        self.commit_writer.write(commits)
+        if not self.commit_writer.background:
+            # Until rank zero has stored the snapshots, which the other ranks may read next.
+            self.process_group.barrier()
         self.clock.commit += time.perf_counter() - start
 
     def _open_supervision(self, work: WindowWork, stages: list[Stage], streams: dict[str, SupervisionStream]) -> None:
-        """Opens what other jobs, or this one before an interruption, have supervised of the window."""
+        """Opens the supervision of a window that other jobs, or this job before an interruption, have committed."""
         needed = {teacher for stage in stages for teacher in stage.trainer.arm.teachers} - self._supervising(work)
         for teacher in sorted(needed - self.external.keys()):
-            # One that has passed the window, which had no rows for it then, has nothing to open.
+            # Rank zero decides for all. A teacher that has passed a window without rows has nothing to open.
             if self.process_group.broadcast(
                 self.process_group.is_rank_zero and self.store.log.has("supervise", teacher, work.window.index)
             ):
@@ -296,13 +325,14 @@ class StreamLoop:
                 if stream is not None:
                     streams[teacher] = stream
 
-    def _chunk(
+    def _run_chunk(
         self,
-        chunk: SpreadChunk,
+        chunk: ShardedChunk,
         labellers: list[Labeller],
         stages: list[Stage],
         streams: Mapping[str, SupervisionStream],
     ) -> None:
+        """Supervises a chunk with the labellers, then trains the stages on it, teachers before students."""
         start = time.perf_counter()
         teachers: dict[str, Joiner] = dict(self.external)
         for name, stream in streams.items():
@@ -312,23 +342,23 @@ class StreamLoop:
         labelled = time.perf_counter()
         vectors = ChunkVectors(chunk.batch, teachers)
         for stage in stages:
-            made = stage.consume(chunk, teachers, vectors)
+            supervision = stage.consume(chunk, teachers, vectors)
             if stage.supervises:
-                teachers[stage.name] = made.index()
+                teachers[stage.name] = supervision.index()  # for the stages after it
             if self.clock.first_batch is None:
                 self.clock.first_batch = self.clock.since_start()
         self.clock.supervise += labelled - start
         self.clock.train += time.perf_counter() - labelled
 
     def _late_labels(self, window: Window, stages: list[Stage], span: TimeRange) -> int:
-        """Trains on the labels that became known during the window: those of events a label's delay earlier."""
+        """Trains on labels that arrived during the window, of events older by the label's delay; counts them."""
         rows = 0
         for delay, tasks in self.late.items():
             shift = microseconds(delay)
             earlier = Window(window.index, max(window.start_us - shift, span.start_us), window.end_us - shift)
             if earlier.start_us >= earlier.end_us:
                 continue
-            for chunk in self._timed(read_spread(self.reader, earlier, self.process_group)):
+            for chunk in self._timed(read_sharded(self.reader, earlier, self.process_group)):
                 start = time.perf_counter()
                 rows += chunk.size
                 for stage in stages:
@@ -336,8 +366,8 @@ class StreamLoop:
                 self.clock.train += time.perf_counter() - start
         return rows
 
-    def _timed(self, chunks: Iterator[SpreadChunk]) -> Iterator[SpreadChunk]:
-        """The same chunks; the time spent waiting for them counts as data time."""
+    def _timed(self, chunks: Iterator[ShardedChunk]) -> Iterator[ShardedChunk]:
+        """Yields the chunks, and adds the time spent waiting for them to the data time."""
         while True:
             start = time.perf_counter()
             chunk = next(chunks, None)
@@ -348,7 +378,7 @@ class StreamLoop:
 
 
 def _late_tasks(experiment: Experiment) -> dict[timedelta, tuple[str, ...]]:
-    """Tasks by the delay of their labels, those without delay left out."""
+    """Groups tasks by the delay of their labels, without the tasks whose labels have no delay."""
     trained = {task for arm in experiment.arms for task in arm.tasks}
     late: dict[timedelta, tuple[str, ...]] = {}
     for label in experiment.schema.labels:

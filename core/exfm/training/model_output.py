@@ -1,4 +1,4 @@
-"""Collects the forward passes over a chunk's batches: what is predicted, and what of it is supervision.
+"""Collects the forward passes over the batches of a chunk: their predictions, and the supervision for students.
 
 Legend: S rows so far.
 """
@@ -17,37 +17,44 @@ from exfm.supervision.joiner import SupervisionRows
 from exfm.training.trainer import Forward
 
 
-class ModelOutput:
-    """Rows of one model, batch after batch.
+class ForwardRows:
+    """Concatenates the forward passes of a model, batch after batch.
 
     Args:
-        tasks: its tasks.
-        embedding: how its representation is kept; None where it is not.
-        vectors: how states and rows are kept, by column.
+        tasks: the tasks of the model.
+        embedding: the form in which the representation is stored; None where it is not stored.
+        vectors: the form in which states and table rows are stored, by column.
     """
 
     def __init__(
         self, tasks: tuple[str, ...], embedding: EmbeddingShape | None, vectors: Mapping[str, EmbeddingShape]
     ) -> None:
+        # Each list begins with an empty tensor, so that a chunk without batches concatenates too.
         self._predicted: dict[str, list[Tensor]] = {task: [torch.zeros(0)] for task in tasks}
-        self._taught: dict[str, list[Tensor]] = {task: [torch.zeros(0)] for task in tasks}
+        self._soft_labels: dict[str, list[Tensor]] = {task: [torch.zeros(0)] for task in tasks}
         self._watermarks = [torch.zeros(0, dtype=torch.int64)]
         self._shape, self._shapes = embedding, vectors
         self._vectors = {column: [CompactEmbedding.empty(shape)] for column, shape in vectors.items()}
-        self._embeddings = [] if embedding is None else [CompactEmbedding.empty(embedding)]
+        self._embeddings: list[CompactEmbedding] = []
+        if embedding is not None:
+            self._embeddings.append(CompactEmbedding.empty(embedding))
 
     def add(self, forward: Forward, learned: Collection[str], watermark_us: int) -> None:
         """Adds a batch.
 
         Args:
             forward: the forward pass.
-            learned: the tasks of which the model had seen labels; of the others it teaches nothing.
-            watermark_us: it had trained on examples before this time.
+            learned: the tasks of which the model had seen labels; the soft labels of other tasks are NaN, because
+                students must not learn from an untrained head.
+            watermark_us: the model had trained on examples before this time.
         """
         size = forward.embedding_BE.shape[0]
         for task, values in forward.probabilities.items():
             self._predicted[task].append(values.cpu())
-            self._taught[task].append(values.cpu() if task in learned else torch.full((size,), math.nan))
+            if task in learned:
+                self._soft_labels[task].append(values.cpu())
+            else:
+                self._soft_labels[task].append(torch.full((size,), math.nan))
         self._watermarks.append(torch.full((size,), watermark_us))
         for column, vector_BK in forward.vectors.items():
             self._vectors[column].append(CompactEmbedding.from_values(vector_BK, self._shapes[column].format))
@@ -55,16 +62,23 @@ class ModelOutput:
             self._embeddings.append(CompactEmbedding.from_values(forward.embedding_BE, self._shape.format))
 
     def probabilities(self) -> dict[str, Tensor]:
-        """What it predicts, (S,) by task."""
+        """Returns the predictions, (S,) by task."""
         return {task: torch.cat(values) for task, values in self._predicted.items()}
 
     def supervision(self, seen: Batch) -> SupervisionRows:
-        """What it teaches about the S examples."""
+        """Returns the supervision of the S examples.
+
+        Args:
+            seen: ids and times of the examples.
+        """
+        embeddings: CompactEmbedding | None = None
+        if self._embeddings:
+            embeddings = CompactEmbedding.cat(self._embeddings)
         return SupervisionRows(
             seen.example_id,
             seen.event_time_us,
-            {task: torch.cat(values) for task, values in self._taught.items()},
+            {task: torch.cat(values) for task, values in self._soft_labels.items()},
             torch.cat(self._watermarks),
-            CompactEmbedding.cat(self._embeddings) if self._embeddings else None,
-            {column: CompactEmbedding.cat(parts) for column, parts in self._vectors.items()},
+            embeddings,
+            {column: CompactEmbedding.cat(batches) for column, batches in self._vectors.items()},
         )

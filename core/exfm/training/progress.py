@@ -1,4 +1,4 @@
-"""Where a run is, and where its time goes."""
+"""Reports the position of a run in its stream, and the time that each phase has taken."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from exfm.interfaces.data_source import Window
 
 @dataclass(frozen=True)
 class Progress:
-    """What a caller is told after every chunk.
+    """Describes the chunk that a run has finished.
 
     Attributes:
-        window: the window in work, one of ``windows`` in all.
-        rows: rows of the chunk.
+        window: the window of the chunk.
+        windows: number of windows in the stream.
+        rows: number of rows of the chunk.
         ne: NE of each model's first task in this window so far.
     """
 
@@ -27,7 +28,7 @@ class Progress:
 
 @dataclass
 class Clock:
-    """Where the time of a run goes, in seconds."""
+    """Adds up the seconds of a run by phase."""
 
     started: float = field(default_factory=time.perf_counter)
     first_batch: float | None = None
@@ -37,15 +38,21 @@ class Clock:
     commit: float = 0.0
 
     def since_start(self) -> float:
-        """Seconds since the run began."""
+        """Returns the seconds since the run began."""
         return time.perf_counter() - self.started
 
     def as_dict(self) -> dict[str, float | None]:
-        """The `time` section of results.json; effective training time is the share spent on learning from new data."""
+        """Returns the `time` section of results.json.
+
+        Effective training time is the share of all time that was spent on learning from new data.
+        """
         total = self.since_start()
+        first_batch_s: float | None = None
+        if self.first_batch is not None:
+            first_batch_s = round(self.first_batch, 3)
         return {
             "total_s": round(total, 3),
-            "time_to_first_batch_s": None if self.first_batch is None else round(self.first_batch, 3),
+            "time_to_first_batch_s": first_batch_s,
             "data_s": round(self.data, 3),
             "train_s": round(self.train, 3),
             "supervise_s": round(self.supervise, 3),

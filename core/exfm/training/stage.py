@@ -1,4 +1,4 @@
-"""One arm's part in a window: rows in, predictions and supervision out, and the commit.
+"""Trains an arm on the windows of the stream, and writes its predictions, supervision and commits.
 
 Legend: B examples.
 """
@@ -9,7 +9,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from exfm.data.batch import Batch
 from exfm.data.skips import Counts, sum_counts
-from exfm.distributed.chunk_exchange import Part, Parts, SpreadChunk
+from exfm.distributed.chunk_exchange import ModelBatch, ModelChunk, ShardedChunk
 from exfm.distributed.row_gatherer import RowGatherer
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
@@ -33,6 +33,7 @@ from exfm.storage.snapshots import Snapshot, same_on_all
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.joiner import Joined, Joiner, SupervisionRows, slice_output
 from exfm.supervision.row_files import (
+    Column,
     predictions_schema,
     row_file,
     supervision_columns,
@@ -42,14 +43,14 @@ from exfm.supervision.row_files import (
 from exfm.supervision.store import Store
 from exfm.training.commit_writer import ReusableBuffers, WindowCommit
 from exfm.training.divergence import diverged
-from exfm.training.model_output import ModelOutput
-from exfm.training.trainer import StepLabels, Trainer, Turn
+from exfm.training.model_output import ForwardRows
+from exfm.training.trainer import StepLabels, Trainer
 from exfm.transfer.chunk_vectors import ChunkVectors
 from exfm.transfer.teacher_parameters import TeacherParameters
 from exfm.transfer.vector_feed import VectorFeed
 
 _FEW = 64
-"""Examples on which a window's FLOPs are counted, as counting is slow, and which a window's model must predict."""
+"""Number of examples on which FLOPs are counted and final predictions are checked: few, because either is slow."""
 
 _FEED = "feed."
 """State-dict prefix of teacher vectors still in flight, younger than ``supervision.lag``."""
@@ -59,9 +60,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class WindowCounters:
-    """What a stage's manifest records of a window; the log loss is the first task's, for the progress bar.
+    """Counts the examples of a window and their loss.
 
-    FLOPs are per example, by part of the model.
+    Attributes:
+        log_loss: sum over examples, of the first task, for the progress bar.
+        positives: number of examples whose first label is 1.
+        flops: per example, by part of the model.
+        teachers: counts of the supervision that was joined, by teacher.
     """
 
     examples: int = 0
@@ -73,8 +78,10 @@ class WindowCounters:
 
     @property
     def ne(self) -> float | None:
-        """NE of the first task so far; None until both classes have been seen."""
-        rate = self.positives / self.examples if self.examples else 0.0
+        """Returns the normalized entropy of the first task so far; None until both classes have been seen."""
+        if not self.examples:
+            return None
+        rate = self.positives / self.examples
         if not 0 < rate < 1:
             return None
         entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
@@ -82,17 +89,17 @@ class WindowCounters:
 
 
 class Stage:
-    """Trains one arm through the windows of a stream, committing each.
+    """Trains an arm on the windows of a stream, and commits each window.
 
     Args:
         trainer: the model.
         store: where windows are committed.
         schema: the stream's schema.
-        prompt: tasks whose labels are known together with the example.
-        teaches: whether other models learn from it. Without a delay, its forward pass is kept as supervision; with
-            one, a labeller asks for its snapshots.
+        prompt: tasks whose labels arrive together with the example.
+        teaches: whether other models learn from the model. Without a delay, its forward pass is stored as supervision;
+            with a delay, a labeller reads its snapshots.
         shared: the parameters that students take from their teachers' snapshots.
-        external: tasks of the teachers from elsewhere, whose predictions are kept beside the model's.
+        external: tasks of the external teachers, whose predictions are written beside the model's.
     """
 
     def __init__(
@@ -111,35 +118,35 @@ class Stage:
         self.tasks = trainer.arm.tasks
         self.store = store
         self.oracles = tuple(label.name for label in schema.labels if label.oracle and label.name in self.tasks)
-        self._external = {
-            teacher_column(name, task): (name, task)
-            for name in trainer.arm.teachers
-            for task in external.get(name, ())
-            if task in self.tasks
-        }
+        self._external: dict[str, tuple[str, str]] = {}
+        for teacher in trainer.arm.teachers:
+            for task in external.get(teacher, ()):
+                if task in self.tasks:
+                    self._external[teacher_column(teacher, task)] = (teacher, task)
         self.prompt = tuple(task for task in self.tasks if task in prompt)
         delayed = trainer.arm.config.supervision.delay > timedelta(0)
         self.supervises = teaches and not delayed
         self.labelled_later = teaches and delayed
         self.shared = shared
-        strategies = trainer.transfer.strategies
-        self._taken = {
-            name: {task for one in strategies if name in one.config.teachers for task in one.teacher_tasks.values()}
-            for name in trainer.arm.teachers
-        }
+        self._taken: dict[str, set[str]] = {name: set() for name in trainer.arm.teachers}
+        for strategy in trainer.transfer.strategies:
+            for name in self._taken.keys() & set(strategy.config.teachers):
+                self._taken[name].update(strategy.teacher_tasks.values())
         self._feed = VectorFeed(trainer.transfer.parameters.fed_tables(), shared.lags_us)
+        self._accumulate = trainer.arm.config.optimizer.dense.accumulate
         self.counters = WindowCounters()
         self._constant_flops: dict[str, float] = {}
         self._weights, self._training = ReusableBuffers(), ReusableBuffers()
         self._last: Batch | None = None
 
     def begin(self, window: Window, previous: int, read: WindowRead, missed: Sequence[int] = ()) -> None:
-        """Opens a window's files, and takes what the model takes of its teachers' parts.
+        """Opens a window's files, and loads the parameters that the model takes from its teachers.
 
         Args:
             previous: index of the window that the stage has committed before.
             read: the state of the stream in which the window is read.
-            missed: windows since the previous one whose rows other models have trained on, and that are gone.
+            missed: indices of windows since ``previous`` that other models have trained on, and whose rows the stream
+                no longer has.
         """
         self.counters = WindowCounters()
         start = time.perf_counter()
@@ -168,17 +175,18 @@ class Stage:
         return RowGatherer(self.process_group, self.store.workspace, path, schema)
 
     def resume(self) -> int:
-        """Brings the model to the newest committed state that can be read; returns its window, ``NONE`` for none.
+        """Loads the newest snapshot that can be read; returns the index of its window, ``NONE`` without snapshots.
 
-        A corrupt snapshot is named and the one before it is taken: the windows since are done again.
+        A corrupt snapshot is named in a warning, and the snapshot before it is loaded. Windows since then run again.
 
         Raises:
-            RunError: there are snapshots and none can be read, or one is not finite.
+            RunError: there are snapshots and none can be read, or a snapshot is not finite.
         """
         failure: RunError | None = None
         candidates = self.store.snapshots.newest_first(self.name, sys.maxsize)
         for snapshot in same_on_all(self.process_group, candidates):
             weights, training, error = self._read(snapshot)
+            # Agreed before loading, so that all processes go on from the same snapshot.
             if self.process_group.all_agree(error is None):
                 for tensors in (weights, training):
                     check_snapshot(snapshot, tensors, self.trainer.constants, self.store.workspace.url)
@@ -188,6 +196,7 @@ class Stage:
                 self._feed.load_state(feed)
                 self.trainer.learned = set(snapshot.learned)
                 return snapshot.version
+            # Without an error here, another process has met it.
             error = error or RunError(f"snapshot {snapshot.version} of {self.name!r}: another process cannot read it")
             logger.warning("%s; going back to the snapshot before it", error)
             failure = failure or error
@@ -196,7 +205,7 @@ class Stage:
         return NONE
 
     def _read(self, snapshot: Snapshot) -> tuple[dict[str, Tensor], dict[str, Tensor], RunError | None]:
-        """Reads a snapshot's weights and training state, or says why they cannot be read."""
+        """Reads a snapshot's weights and training state; returns the error if they cannot be read."""
         try:
             memory = self.trainer.memory()
             weights = self.store.snapshots.load(snapshot.weights, memory)
@@ -204,45 +213,60 @@ class Stage:
         except RunError as error:
             return {}, {}, error
 
-    def consume(self, chunk: SpreadChunk, teachers: Mapping[str, Joiner], vectors: ChunkVectors) -> SupervisionRows:
-        """Predicts the arm's rows of a chunk and trains on them, batch by batch; returns its supervision of them.
+    def consume(self, chunk: ShardedChunk, teachers: Mapping[str, Joiner], vectors: ChunkVectors) -> SupervisionRows:
+        """Predicts the arm's rows of a chunk and trains on them, batch by batch.
 
         Args:
             teachers: by name.
-            vectors: those that the teachers have stored for the chunk.
+            vectors: the vectors that the teachers have stored for the chunk.
+
+        Returns:
+            The supervision of the rows.
         """
         start = time.perf_counter()
-        learn = StepLabels(self.prompt, transfer=True)
-        parts = chunk.parts(chunk.rows[self.name], self.trainer.arm.config.batch_size)
-        seen = chunk.batch.only(frozenset(), torch.zeros(0, dtype=torch.int64)).select(parts.index)
-        joined = {name: teachers[name].join(seen.example_id, seen.event_time_us) for name in self.trainer.arm.teachers}
-        for name, found in joined.items():
-            self.counters.teachers.setdefault(name, Coverage()).add(found, self._taken[name])
-        forward = ModelOutput(self.tasks, self.trainer.embedding, self.trainer.vectors)
-        self._feed.open(vectors, parts.index)
-        first = 0
-        for turn, (batch, part) in self._in_turn(chunk, parts):
-            rows = slice(first, first + part.own)
-            first += part.own
-            supervision = {name: slice_output(found.supervision, rows) for name, found in joined.items()}
-            if not self.counters.flops:
-                self.counters.flops = self._flops(batch)
-            self._feed.override(rows)
-            learned = frozenset(self.trainer.learned)
-            made = self.trainer.step(batch, supervision, learn, part.counts, turn)
-            self.trainer.observe(batch, part.own)
-            self._last = batch
-            rows_after = self.trainer.rows(batch) if self.supervises else {}
-            forward.add(made.with_vectors(rows_after).first(part.own), learned, self._watermark_us)
-            self._watermark_us = part.newest_us
+        rows = chunk.cut(chunk.rows[self.name], self.trainer.arm.config.batch_size)
+        seen = chunk.select_without_features(rows.index)
+        joined = self._join(seen, teachers)
+        outputs = ForwardRows(self.tasks, self.trainer.embedding, self.trainer.vectors)
+        self._feed.open(vectors, rows.index)
+        for batch in chunk.batches(rows, self.trainer.model, self._accumulate):
+            self._train(batch, joined, outputs)
         self._feed.close()
-        taught = forward.supervision(seen)
-        self._record(seen, parts, forward.probabilities(), taught, joined)
+        supervision = outputs.supervision(seen)
+        probabilities = outputs.probabilities()
+        self._write(rows, self._prediction_columns(seen, probabilities, joined), supervision)
+        self._count(seen, rows, probabilities, supervision)
         self.counters.seconds += time.perf_counter() - start
-        return taught
+        return supervision
+
+    def _join(self, seen: Batch, teachers: Mapping[str, Joiner]) -> dict[str, Joined]:
+        """Joins the supervision of the arm's teachers to examples, and counts its coverage."""
+        joined: dict[str, Joined] = {}
+        for name in self.trainer.arm.teachers:
+            joined[name] = teachers[name].join(seen.example_id, seen.event_time_us)
+            self.counters.teachers.setdefault(name, Coverage()).add(joined[name], self._taken[name])
+        return joined
+
+    def _train(self, batch: ModelBatch, joined: Mapping[str, Joined], outputs: ForwardRows) -> None:
+        """Trains on a batch with the labels that arrive with it, and adds the forward pass to ``outputs``."""
+        learn = StepLabels(self.prompt, transfer=True)
+        supervision = {name: slice_output(teacher.supervision, batch.rows) for name, teacher in joined.items()}
+        if not self.counters.flops:
+            self.counters.flops = self._flops(batch.batch)
+        self._feed.override(batch.rows)
+        # Copied before the step, because the forward pass is that of the model before it has seen the batch's labels.
+        learned = frozenset(self.trainer.learned)
+        forward = self.trainer.step(batch.batch, supervision, learn, batch.shard.counts, batch.accumulation)
+        self.trainer.observe(batch.batch, batch.shard.size)
+        self._last = batch.batch
+        if self.supervises:
+            # Rows after the step: a student may read them only for later examples, so that no label leaks.
+            forward = forward.with_vectors(self.trainer.rows(batch.batch))
+        outputs.add(forward.first_rows(batch.shard.size), learned, self._watermark_us)
+        self._watermark_us = batch.shard.newest_us
 
     def _flops(self, batch: Batch) -> dict[str, float]:
-        """FLOPs per example: of a model that reads no histories always the same, and counted once."""
+        """Counts FLOPs per example, a single time for a model without histories, whose examples all cost the same."""
         if not self._constant_flops:
             few = batch.select(torch.arange(min(batch.size, _FEW)))
             counted = flops_by_section(self.trainer.model, few)
@@ -251,37 +275,39 @@ class Stage:
             self._constant_flops = counted
         return self._constant_flops
 
-    def consume_late(self, chunk: SpreadChunk, tasks: tuple[str, ...]) -> None:
-        """Trains on labels that became known after their examples had been predicted."""
+    def consume_late(self, chunk: ShardedChunk, tasks: tuple[str, ...]) -> None:
+        """Trains on labels that arrived after their examples had been predicted."""
         learn = StepLabels(tuple(task for task in self.tasks if task in tasks), transfer=False)
         start = time.perf_counter()
         if learn.tasks:
-            parts = chunk.parts(chunk.rows[self.name], self.trainer.arm.config.batch_size)
-            for turn, (batch, part) in self._in_turn(chunk, parts):
-                self.trainer.step(batch, {}, learn, part.counts, turn)
-                self._last = batch
+            rows = chunk.cut(chunk.rows[self.name], self.trainer.arm.config.batch_size)
+            for batch in chunk.batches(rows, self.trainer.model, self._accumulate):
+                self.trainer.step(batch.batch, {}, learn, batch.shard.counts, batch.accumulation)
+                self._last = batch.batch
         self.counters.seconds += time.perf_counter() - start
 
-    def _in_turn(self, chunk: SpreadChunk, parts: Parts) -> Iterator[tuple[Turn, tuple[Batch, Part]]]:
-        """The batches, each with its place among those of a step."""
-        accumulate = self.trainer.arm.config.optimizer.dense.accumulate
-        for number, batch in enumerate(chunk.batches(parts, self.trainer.model)):
-            yield Turn.at(number, len(parts.batches), accumulate), batch
-
     def commit(self, rows: int, skipped: Counts, id_kinds: Mapping[str, str], copy: bool) -> WindowCommit | None:
-        """Ends the window; on any process but the first nothing remains to be done.
+        """Ends the window; returns the commit to write, on rank zero only.
 
         Args:
-            rows: how many rows of the stream were read; of a window without any only the manifest is kept.
+            rows: number of rows of the stream in the window; a window without rows has a manifest only.
             skipped: rows that were left out, by column and reason.
-            id_kinds: what each column of ids holds.
-            copy: whether training goes on while the window is written; that of the window before must have ended.
+            id_kinds: the type of each column of ids.
+            copy: whether training goes on while the window is written. The window before must then be written,
+                because the copies go into its buffers.
+
+        Raises:
+            RunError: the model has diverged.
         """
         trainer = self.trainer
-        # All processes take part in these.
-        state = (trainer.weights(), self._training_state()) if rows else None
+        # Before the check of the rank, because weights, state, check and coverage are collectives.
+        state: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+        if rows:
+            state = trainer.weights(), self._training_state()
         self._check_state(state)
-        teachers = {name: self._of_all(counted).as_counters() for name, counted in self.counters.teachers.items()}
+        teachers = {
+            name: self._sum_over_processes(counted).as_counters() for name, counted in self.counters.teachers.items()
+        }
         if not self.process_group.is_rank_zero:
             return None
         if state and copy:
@@ -301,7 +327,7 @@ class Stage:
             "soft_labels": trainer.transfer.soft_labels.counters(),
             "teachers": teachers,
         }
-        self._owns_files = False
+        self._owns_files = False  # the commit discards them from here on
         return WindowCommit(
             self.name,
             self.store,
@@ -317,38 +343,48 @@ class Stage:
         )
 
     def _check_state(self, state: tuple[dict[str, Tensor], dict[str, Tensor]] | None) -> None:
-        """Raises RunError, on every process, where what would be committed is not finite, or predicts what is not."""
-        checked = state if state and self.process_group.is_rank_zero else ()
-        names = [first_not_finite(tensors, self.trainer.constants) for tensors in checked]
-        name = self.process_group.broadcast_bytes(next(filter(None, names), "").encode()).decode()
+        """Checks that the state, and the predictions that it makes, are finite.
+
+        Raises:
+            RunError: they are not; on every process.
+        """
+        name = ""
+        if state and self.process_group.is_rank_zero:
+            weights, training = state
+            name = first_not_finite(weights, self.trainer.constants)
+            name = name or first_not_finite(training, self.trainer.constants)
+        name = self.process_group.broadcast_bytes(name.encode()).decode()
         if name:
             raise self._diverged(f"{name} holds NaN or infinite values")
         last, self._last = self._last, None
         if last is not None:
-            made = self.trainer.predict(last.select(torch.arange(min(last.size, _FEW))))
-            wrong = torch.tensor(_not_finite([values.cpu() for values in made.probabilities.values()]))
-            if self.process_group.all_gather(wrong).any():  # numbers so large that the next window would be NaN
+            forward = self.trainer.predict(last.select(torch.arange(min(last.size, _FEW))))
+            count = _not_finite([values.cpu() for values in forward.probabilities.values()])
+            # Weights may be finite and yet so large that the next window would begin with NaN.
+            if self.process_group.all_gather(torch.tensor(count)).any():
                 raise self._diverged("after its last step its predictions are NaN or infinite")
 
     def _diverged(self, symptom: str) -> RunError:
         newest = next(self.store.snapshots.newest_first(self.name, sys.maxsize), None)
-        last = None if newest is None else self.store.log.load("train", self.name, newest.version).window
+        last: Window | None = None
+        if newest is not None:
+            last = self.store.log.load("train", self.name, newest.version).window
         return diverged(self.trainer.arm, self._window, symptom, last)
 
     def _training_state(self) -> dict[str, Tensor]:
-        return self.trainer.training_state() | {f"{_FEED}{name}": one for name, one in self._feed.state().items()}
+        feed = {f"{_FEED}{name}": value for name, value in self._feed.state().items()}
+        return self.trainer.training_state() | feed
 
-    def _of_all(self, counted: Coverage) -> Coverage:
-        """The counts of all processes together."""
-        return Coverage.from_vector(
-            self.process_group.all_gather(torch.from_numpy(counted.as_vector())).sum(dim=0).numpy()
-        )
+    def _sum_over_processes(self, counted: Coverage) -> Coverage:
+        """Adds up the counts of all processes."""
+        counts = self.process_group.all_gather(torch.from_numpy(counted.as_vector()))
+        return Coverage.from_vector(counts.sum(dim=0).numpy())
 
     def _supervision_counters(self) -> dict[str, float]:
         return {"examples": self.counters.examples, "seconds": 0.0}
 
     def _needed_us(self, window: Window) -> int:
-        """The earliest time for which somebody who may lag behind, labeller or student, can still want a snapshot."""
+        """Returns the earliest time of which a labeller or student that lags behind may still read a snapshot."""
         shared_us = self.shared.needed_us(self.name)
         if not self.labelled_later:
             return min(window.end_us, shared_us)
@@ -359,52 +395,74 @@ class Stage:
         return min(behind_us - microseconds(self.trainer.arm.config.supervision.delay), shared_us)
 
     def close(self) -> None:
-        """Discards what was written of the window and not committed."""
+        """Removes the window's files if they were not handed to a commit."""
         if not self._owns_files:
             return
         self._predictions.discard()
         if self._supervision is not None:
             self._supervision.discard()
 
-    def _record(
-        self,
-        seen: Batch,
-        parts: Parts,
-        probabilities: Mapping[str, Tensor],
-        made: SupervisionRows,
-        joined: Mapping[str, Joined],
-    ) -> None:
-        window = np.full(seen.size, self._window.index, np.int32)
-        columns = {"example_id": seen.example_id.numpy(), "window": window}
-        predicted = {f"prediction_{task}": values.numpy() for task, values in probabilities.items()}
-        labels = {f"label_{task}": seen.labels[task].numpy() for task in self.tasks}
-        oracle = {f"oracle_{task}": seen.oracle[task].numpy() for task in self.oracles}
-        columns |= {"group": seen.group.numpy(), **predicted, **labels, **oracle}
+    def _prediction_columns(
+        self, seen: Batch, probabilities: Mapping[str, Tensor], joined: Mapping[str, Joined]
+    ) -> dict[str, Column]:
+        """Builds the columns of the predictions file."""
+        columns: dict[str, Column] = {
+            "example_id": seen.example_id.numpy(),
+            "window": np.full(seen.size, self._window.index, np.int32),
+        }
+        columns["group"] = seen.group.numpy()
+        columns |= {f"prediction_{task}": values.numpy() for task, values in probabilities.items()}
+        columns |= {f"label_{task}": seen.labels[task].numpy() for task in self.tasks}
+        columns |= {f"oracle_{task}": seen.oracle[task].numpy() for task in self.oracles}
         for column, (teacher, task) in self._external.items():
             supervision = joined[teacher].supervision
             columns[column] = supervision.probabilities[task].where(supervision.hit[task], math.nan).numpy()
-        self._predictions.append(columns, parts.order)
+        return columns
+
+    def _write(self, rows: ModelChunk, predictions: Mapping[str, Column], supervision: SupervisionRows) -> None:
+        """Appends the rows of a chunk to the window's files."""
+        self._predictions.append(predictions, rows.order)
         if self._supervision is not None:
-            rows = supervision_columns(made, self._window.index, self._window.index - 1)
-            self._supervision.append(rows, parts.order)
+            index = self._window.index
+            # The version is the window before by convention, because the model changes with each batch: the watermark
+            # of each row says how far it had trained.
+            self._supervision.append(supervision_columns(supervision, index, index - 1), rows.order)
+
+    def _count(
+        self, seen: Batch, rows: ModelChunk, probabilities: Mapping[str, Tensor], supervision: SupervisionRows
+    ) -> None:
+        """Adds a chunk's rows, on all processes, to the counters.
+
+        Raises:
+            RunError: predictions or stored vectors are not finite; on every process.
+        """
         first = self.tasks[0]
-        finite = probabilities[first].nan_to_num(0.5)  # of NaN torch computes no loss
+        finite = probabilities[first].nan_to_num(0.5)  # because torch refuses to compute the loss of NaN
         loss = torch.nn.functional.binary_cross_entropy(finite, seen.labels[first], reduction="sum")
-        vectors = [*made.vectors.values(), *([] if made.embedding is None else [made.embedding])]
-        stored = [numbers for vector in vectors for numbers in vector.numbers()]
+        vectors = [*supervision.vectors.values()]
+        if supervision.embedding is not None:
+            vectors.append(supervision.embedding)
+        stored: list[Tensor] = []
+        for vector in vectors:
+            stored += vector.numbers()
         bad = torch.tensor([_not_finite(list(probabilities.values())), _not_finite(stored)], dtype=loss.dtype)
+        # In a single tensor, because each all-gather costs a round trip.
         sums = torch.cat([torch.stack([loss, seen.labels[first].sum()]), bad])
-        examples = sum(sum(part.counts) for part in parts.batches)
         log_loss, positives, *not_finite = self.process_group.all_gather(sums).sum(dim=0).tolist()
         for count, name in zip(not_finite, ("predictions", "embeddings or states"), strict=True):
             if count:
-                raise self._diverged(f"its {name} of {count:.0f} of {examples} examples are NaN or infinite")
-        self.counters.examples += examples
+                raise self._diverged(f"its {name} of {count:.0f} of {rows.examples} examples are NaN or infinite")
+        self.counters.examples += rows.examples
         self.counters.log_loss += log_loss
         self.counters.positives += positives
 
 
 def _not_finite(columns: Sequence[Tensor]) -> int:
-    """How many of S rows of columns, (S,) or (S, K), hold a number that is not finite."""
-    wrong = [~column.isfinite().view(column.shape[0], -1).all(dim=1) for column in columns if not is_finite(column)]
-    return int(torch.stack(wrong).any(dim=0).sum()) if wrong else 0
+    """Counts the S rows of columns, (S,) or (S, K), that hold a number that is not finite."""
+    wrong: list[Tensor] = []
+    for column in columns:
+        if not is_finite(column):  # first without a mask in memory, because nearly all are finite
+            wrong.append(~column.isfinite().view(column.shape[0], -1).all(dim=1))
+    if not wrong:
+        return 0
+    return int(torch.stack(wrong).any(dim=0).sum())

@@ -1,4 +1,4 @@
-"""One model in training: its served part, what transfer adds to it, and its optimizers.
+"""Trains a model: its served network, the parameters that transfer adds, and the optimizers of both.
 
 Legend: B examples.
 """
@@ -15,6 +15,7 @@ from exfm.config.checks import Arm
 from exfm.config.experiment import DenseOptimizer
 from exfm.data.batch import Batch
 from exfm.distributed.batch_gatherer import BatchGatherer
+from exfm.distributed.chunk_exchange import WHOLE_STEP, Accumulation
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.distillation_strategy import StudentOutput, TeacherOutput
 from exfm.interfaces.parallel_plan import ParallelPlan
@@ -42,35 +43,24 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 @dataclass(frozen=True)
 class StepLabels:
-    """What a step learns from: the tasks whose labels are known, and whether transfer takes part."""
+    """Selects the losses of a training step.
+
+    Attributes:
+        tasks: the tasks whose labels are available.
+        transfer: whether transfer strategies add their losses.
+    """
 
     tasks: tuple[str, ...]
     transfer: bool
 
 
 @dataclass(frozen=True)
-class Turn:
-    """A batch's place among those that make one step of the dense layers: ``of`` batches, opened and closed by one."""
-
-    opens: bool = True
-    closes: bool = True
-    of: int = 1
-
-    @classmethod
-    def at(cls, number: int, batches: int, accumulate: int) -> Turn:
-        """The turn of one of a chunk's batches; the last ones of a chunk may be fewer than ``accumulate``."""
-        first = number - number % accumulate
-        of = min(accumulate, batches - first)
-        return cls(number == first, number == first + of - 1, of)
-
-
-@dataclass(frozen=True)
 class Forward:
-    """A forward pass, for others.
+    """Holds the output of a forward pass, detached from its graph.
 
     Attributes:
         probabilities: (B,) by task.
-        embedding_BE: the representation as it is stored.
+        embedding_BE: the representation in the form that is stored.
         vectors: (B, K) by column.
     """
 
@@ -79,15 +69,17 @@ class Forward:
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, output: ModelOutput) -> Forward:
-        """What was put out, without gradients."""
+    def from_output(cls, output: ModelOutput) -> Forward:
+        """Detaches the output of a model."""
         probabilities = {task: logit.detach().sigmoid() for task, logit in output.logits.items()}
         states = {f"{STATE}{entity}": state.detach() for entity, state in output.states.items()}
-        embedding_BE = output.representation_BR if output.embedding_BE is None else output.embedding_BE
+        embedding_BE = output.embedding_BE
+        if embedding_BE is None:
+            embedding_BE = output.representation_BR
         return cls(probabilities, embedding_BE.detach(), states)
 
-    def first(self, rows: int) -> Forward:
-        """Of the first rows only."""
+    def first_rows(self, rows: int) -> Forward:
+        """Selects the first rows, to cut off the blank example of an empty shard."""
         return Forward(
             {task: values[:rows] for task, values in self.probabilities.items()},
             self.embedding_BE[:rows],
@@ -95,28 +87,29 @@ class Forward:
         )
 
     def with_vectors(self, vectors: Mapping[str, Tensor]) -> Forward:
-        """With more of them."""
+        """Returns a copy with further vectors."""
         return replace(self, vectors={**self.vectors, **vectors})
 
 
 class Trainer:
-    """Trains one arm.
+    """Trains an arm.
 
-    Arms of equal shape start from equal weights: their served parts are built first, from a seed that their shape
-    decides, and what transfer adds is built after it.
+    Arms of equal shape start from equal weights, because the served network is built first, from a seed that depends on
+    the shape alone. Parameters of transfer are built after it.
 
     Args:
-        arm: which model.
+        arm: the model's config.
         schema: the stream's schema.
-        teachers: each teacher's description, by its name.
-        plan: how it is placed.
+        teachers: each teacher's description, by name.
+        plan: the parallel plan.
         seed: the experiment's seed.
 
     Attributes:
-        embedding: how its representation is stored as supervision, where it is.
-        constants: names, in ``weights`` and ``training_state``, of what is not finite on purpose.
-        vectors: how the states and rows are stored with its supervision, by column.
-        transfer: its strategies, and the parameters that it takes.
+        embedding: the form in which the representation is stored as supervision; None where it is not stored.
+        constants: names, in ``weights`` and ``training_state``, of tensors that are infinite on purpose.
+        vectors: the form in which states and table rows are stored with the supervision, by column.
+        transfer: the model's strategies, and the parameters that it takes from teachers.
+        learned: the tasks of which the model has seen labels.
 
     Raises:
         ConfigError: a component refuses its config, its inputs or its teacher.
@@ -133,6 +126,7 @@ class Trainer:
         self.arm = arm
         self.plan = plan
         self.growth = build_growth(arm, schema, seed)
+        # Forked, so that building a model does not advance the caller's random numbers.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, arm, schema))
             model = build_model(arm, schema)
@@ -141,27 +135,32 @@ class Trainer:
             self.parallel_model = parallelize(plan, model, arm)
             self._trunk_runner = plan.trunk_runner
             strategies, declared = build_strategies(arm, self.model, teachers)
-        features = {one.name: one.table_name for one in schema.features if isinstance(one, CategoricalFeature)}
-        parameters = StudentParameters(self.model, declared, features, plan.device)
-        self.transfer = StudentTransfer([one.to(plan.device) for one in strategies], parameters, self.parallel_model)
+        tables = {
+            feature.name: feature.table_name for feature in schema.features if isinstance(feature, CategoricalFeature)
+        }
+        parameters = StudentParameters(self.model, declared, tables, plan.device)
+        placed = [strategy.to(plan.device) for strategy in strategies]
+        self.transfer = StudentTransfer(placed, parameters, self.parallel_model)
         supervision = arm.config.supervision
         state = EmbeddingShape(supervision.state_dtype, supervision.state_dim)
         self.vectors = {f"{STATE}{entity}": state for entity in supervision.states}
         row = EmbeddingShape("float16", arm.config.embedding_dim)
         self.vectors |= {f"{ROW}{feature}": row for feature in supervision.rows}
-        form, width = supervision.embedding, supervision.embedding_dim or model.backbone.output_dim
-        self.embedding = None if form == "none" else EmbeddingShape(form, width)
+        self.embedding: EmbeddingShape | None = None
+        if supervision.embedding != "none":
+            width = supervision.embedding_dim or model.backbone.output_dim
+            self.embedding = EmbeddingShape(supervision.embedding, width)
         self.dense = [*self.model.dense_parameters(), *self.transfer.dense_parameters()]
         self.learned: set[str] = set()
         self.optimizer = _dense_optimizer(self.dense, arm.config.optimizer.dense)
         self._has_gradients = False
-        own_constants = {f"{STRATEGIES}{name}" for name in infinite_buffers(self.transfer.modules)}
-        self.constants = infinite_buffers(self.model) | own_constants
+        strategy_constants = {f"{STRATEGIES}{name}" for name in infinite_buffers(self.transfer.modules)}
+        self.constants = infinite_buffers(self.model) | strategy_constants
 
     def predict(self, batch: Batch) -> Forward:
-        """The forward pass, without training."""
+        """Runs the forward pass without gradients."""
         with torch.no_grad():
-            return Forward.of(self.model(batch.to(self.plan.device)))
+            return Forward.from_output(self.model(batch.to(self.plan.device)))
 
     def step(
         self,
@@ -169,145 +168,168 @@ class Trainer:
         supervision: Mapping[str, TeacherOutput],
         learn: StepLabels,
         counts: Sequence[int] | None = None,
-        turn: Turn = Turn(),
+        accumulation: Accumulation = WHOLE_STEP,
     ) -> Forward:
         """Predicts a batch, then trains on it with the same forward pass.
 
-        A task's first batch with labels sets the bias of its head to their rate, so that the trunk need not move it.
-
         Args:
-            batch: holds the model's own features.
-            supervision: aligned with the batch, by teacher; a teacher without any is left out.
-            learn: what is known.
-            counts: how many rows of the batch each process has, where there are several: ``batch`` and
-                ``supervision`` hold this one's, or ``batch`` a blank example where it has none.
-            turn: its place among the batches of a step of the dense layers.
+            batch: holds the features that the model reads.
+            supervision: teacher output aligned with the batch, by teacher; a teacher without any is left out.
+            learn: the losses of the step.
+            counts: number of rows of the batch on each process; ``batch`` and ``supervision`` hold the rows of this
+                process, or ``batch`` a blank example where it has none. All rows are of this process by default.
+            accumulation: position of the batch in the gradient accumulation.
 
         Returns:
             The forward pass from before the step.
         """
         with self._trunk_runner.training_step(batch.size) as run_trunk:
-            together = BatchGatherer(self.plan.process_group, counts or (batch.size,))
+            gatherer = BatchGatherer(self.plan.process_group, counts or (batch.size,))
             batch = batch.to(self.plan.device)
             output = self.model(batch, run_trunk)
-            predicted = Forward.of(output)
-            labels = together.labels(batch.labels)
-            new = [task for task in learn.tasks if task not in self.learned]
-            if new:
-                for task in new:
-                    self.model.start_head(task, labels[task])
-                self.learned.update(new)
+            predicted = Forward.from_output(output)
+            labels = gatherer.labels(batch.labels)
+            if self._start_heads(learn, labels):
+                # Again, because the logits depend on the biases. Predictions stay those from before the labels.
                 output = self.model(batch, run_trunk)
-            read = self.model.read_states
-            needs_representation = bool(self.transfer.strategies) or (read is not None and read.needs_representation)
-            output = together.output(output, needs_representation)
-            known = {task: labels[task] for task in learn.tasks}
-            losses = [
-                nn.functional.binary_cross_entropy_with_logits(output.logits[task], label)
-                for task, label in known.items()
-            ]
-            if learn.transfer:
-                losses += self.transfer.losses(output, together.supervision(supervision), labels, known)
-            if learn.tasks:
-                losses += self.model.state_losses(output, known)
-            self._learn(losses, output, turn)
+            losses = self._losses(output, supervision, learn, labels, gatherer)
+            self._learn(*losses, accumulation)
             return predicted
 
-    def _learn(self, losses: list[Tensor], output: StudentOutput, turn: Turn) -> None:
-        """The backward pass, in which tables are updated, and the dense step where the turn closes."""
-        if turn.opens:
+    def _start_heads(self, learn: StepLabels, labels: Mapping[str, Tensor]) -> bool:
+        """Sets the bias of the head of each task whose labels are seen for the first time; returns whether any is.
+
+        The bias becomes the logit of the batch's rate, so that the trunk need not move it.
+        """
+        started = [task for task in learn.tasks if task not in self.learned]
+        for task in started:
+            self.model.start_head(task, labels[task])
+        self.learned.update(started)
+        return bool(started)
+
+    def _losses(
+        self,
+        output: ModelOutput,
+        supervision: Mapping[str, TeacherOutput],
+        learn: StepLabels,
+        labels: Mapping[str, Tensor],
+        gatherer: BatchGatherer,
+    ) -> tuple[list[Tensor], StudentOutput]:
+        """Computes the losses of the whole batch; returns them, and the output of the whole batch."""
+        reader = self.model.read_states
+        needs_representation = bool(self.transfer.strategies) or (reader is not None and reader.needs_representation)
+        output = gatherer.output(output, needs_representation)
+        labels_learned = {task: labels[task] for task in learn.tasks}
+        losses: list[Tensor] = []
+        for task, label in labels_learned.items():
+            losses.append(nn.functional.binary_cross_entropy_with_logits(output.logits[task], label))
+        if learn.transfer:
+            losses += self.transfer.losses(output, gatherer.supervision(supervision), labels, labels_learned)
+        if learn.tasks:
+            losses += self.model.state_losses(output, labels_learned)
+        return losses, output
+
+    def _learn(self, losses: list[Tensor], output: StudentOutput, accumulation: Accumulation) -> None:
+        """Runs the backward pass, in which tables are updated, and the dense step after the last micro-batch."""
+        if accumulation.is_first:
             self.optimizer.zero_grad()
             self._has_gradients = False
-        if turn.closes and self._has_gradients and not losses:
-            losses = [0.0 * logit.sum() for logit in output.logits.values()]  # what was left to average is averaged now
+        if accumulation.is_last and self._has_gradients and not losses:
+            # A loss of zero, because gradients of the earlier micro-batches are all-reduced in a backward pass only.
+            losses = [0.0 * logit.sum() for logit in output.logits.values()]
         if losses:
-            self.parallel_model.set_gradient_sync(turn.closes)
+            self.parallel_model.set_gradient_sync(accumulation.is_last)
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
             self._has_gradients = True
             self.parallel_model.sync_tables()
-        if turn.closes and self._has_gradients:
+        if accumulation.is_last and self._has_gradients:
             self.parallel_model.reduce_gradients(self.dense)
-            if turn.of > 1:  # of the gradient and not of the loss, which is that of the tables too
+            if accumulation.steps > 1:
+                # Scale the gradients, not the loss: the fused table optimizer already stepped on the unscaled loss.
                 for parameter in self.dense:
                     if parameter.grad is not None:
-                        parameter.grad /= turn.of
+                        parameter.grad /= accumulation.steps
             self.optimizer.step()
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
-        """The rows that are stored with its supervision, as they are now, (B, D) by column."""
+        """Copies the table rows that are stored with the supervision, as they are now, (B, D) by column."""
         features = self.arm.config.supervision.rows
         if not features:
             return {}
-        found = self.model.featurizer.rows(batch, features)
-        return {f"{ROW}{feature}": found[feature] for feature in features}
+        rows = self.model.featurizer.rows(batch, features)
+        return {f"{ROW}{feature}": rows[feature] for feature in features}
 
-    def observe(self, batch: Batch, own: int | None = None) -> None:
-        """Updates what is not learned by gradient, once per example.
+    def observe(self, batch: Batch, rows: int | None = None) -> None:
+        """Updates statistics and id tables, which are not learned by gradient, once per example.
 
         Args:
-            own: the batch's examples that are no blanks; all by default.
+            rows: number of the batch's leading examples that are not blank; all by default.
         """
-        own = batch.size if own is None else own
-        for table, started in self.model.observe(batch.to(self.plan.device), self.plan.process_group, own).items():
+        if rows is None:
+            rows = batch.size
+        for table, started in self.model.observe(batch.to(self.plan.device), self.plan.process_group, rows).items():
             self.parallel_model.reset_rows(f"table_{table}", started.row_N, started.like_N)
 
     def weights(self) -> dict[str, Tensor]:
-        """The served part: what serving and labelling need."""
+        """Returns the weights of the served network, which serving and labelling need."""
+        # Contiguous, because files store tensors without strides.
         weights = {name: value.contiguous() for name, value in self.parallel_model.state_dict().items()}
         return weights | fold_offsets(self.model)
 
     def memory(self) -> dict[str, Tensor]:
-        """Memory for what ``weights`` and ``training_state`` give, as far as it lies whole in this process."""
+        """Returns buffers to read files into: tensors of ``weights`` and ``training_state`` that lie whole here."""
         tables = self.parallel_model.table_optimizer_buffers()
         return model_memory(self.model) | {f"table.{key}": value for key, value in tables.items()}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Puts back what ``weights`` gave, perhaps of tables with fewer rows.
+        """Loads the tensors of ``weights``, whose tables may have had fewer rows.
 
         Raises:
-            ConfigError: a table cannot have become what it is now.
+            ConfigError: a table cannot have grown to its present size.
         """
         self.parallel_model.load_state_dict(self.growth.grow(weights))
 
     def training_state(self) -> dict[str, Tensor]:
-        """What continuing the training needs besides: optimizers, and the state of transfer."""
+        """Returns the state that training needs beside the weights: of the optimizers and of transfer."""
         tables = self.parallel_model.table_optimizer_state_dict()
         state = {f"table.{key}": value for key, value in tables.items()}
         state |= {f"unfolded.{key}": value for key, value in tables_with_offsets(self.model).items()}
         state |= self.transfer.state()
         for prefix, parameters, optimizer in self._optimizers():
             for index, parameter in enumerate(parameters):
-                # In one order: processes put a tensor together at the same time, and files keep none.
+                # Sorted, because gathering a sharded tensor is a collective: all ranks need the same order, and files
+                # keep none.
                 for name, value in sorted(optimizer.state.get(parameter, {}).items()):
                     state[f"{prefix}{index}.{name}"] = self.parallel_model.full_tensor(value)
         return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what ``training_state`` gave, perhaps of tables with fewer rows; rates stay the config's.
+        """Loads the tensors of ``training_state``, whose tables may have had fewer rows; rates stay the config's.
 
         Raises:
             ConfigError: it is the state of another optimizer.
             RunError: it is the transfer state of another version of exfm or of a strategy.
         """
-        # A strategy may call a layer what a table is called here; none of its tensors has a table's rows.
+        # Strategies apart: a layer of a strategy may have the name of a table, and does not grow with its rows.
         strategies = {key: value for key, value in state.items() if key.startswith(STRATEGIES)}
-        state = strategies | self.growth.grow({key: value for key, value in state.items() if key not in strategies})
+        others = {key: value for key, value in state.items() if key not in strategies}
+        state = strategies | self.growth.grow(others)
         try:
-            self.parallel_model.load_table_optimizer_state_dict(_part(state, "table."))
+            self.parallel_model.load_table_optimizer_state_dict(_with_prefix(state, "table."))
         except (KeyError, RuntimeError) as error:
             raise self._other_optimizer("tables") from error
-        self.parallel_model.load_state_dict(_part(state, "unfolded."), strict=False)
+        self.parallel_model.load_state_dict(_with_prefix(state, "unfolded."), strict=False)
         self._load_transfer(state)
         for prefix, parameters, optimizer in self._optimizers():
-            kept = _part(state, prefix)
-            names = {key.partition(".")[2] for key in kept}
+            kept = _with_prefix(state, prefix)
+            names = {key.partition(".")[2] for key in kept}  # keys are an index, a dot, and torch's name
             if prefix == "dense." and not _fits(names, self.arm.config.optimizer.dense):
                 raise self._other_optimizer("dense")
             optimizer.state.clear()
             for key, value in kept.items():
                 index, _, name = key.partition(".")
                 parameter = parameters[int(index)]
-                # Torch keeps a count of steps on the CPU, wherever the parameter is.
+                # Torch keeps the count of steps whole and on the CPU, wherever the parameter is.
                 placed = value.clone() if name == "step" else self.parallel_model.distribute_tensor(value, parameter)
                 optimizer.state.setdefault(parameter, {})[name] = placed
 
@@ -320,48 +342,51 @@ class Trainer:
                 "of a strategy: finish the run with that version, or start over with `exfm run CONFIG --fresh`"
             ) from error
 
-    def _other_optimizer(self, part: str) -> ConfigError:
-        now = getattr(self.arm.config.optimizer, part).name
+    def _other_optimizer(self, group: str) -> ConfigError:
+        now = getattr(self.arm.config.optimizer, group).name
         return ConfigError(
-            f"models.{self.arm.base}.optimizer.{part}.name: the run's snapshots hold the state of another optimizer"
+            f"models.{self.arm.base}.optimizer.{group}.name: the run's snapshots hold the state of another optimizer"
             f" than {now!r}; a run goes on with other rates, and with the same kind of optimizer"
         )
 
     def _optimizers(self) -> Iterator[tuple[str, list[nn.Parameter], torch.optim.Optimizer]]:
-        """The optimizers of what is not a table, each with the prefix of its state and its parameters in order."""
+        """Yields the optimizers of dense parameters, each with the prefix of its state and its parameters in order."""
         yield "dense.", self.dense, self.optimizer
         for number, optimizer in self.transfer.optimizers():
             yield f"own.{number}.", parameters_of(optimizer), optimizer
 
 
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Selects the tensors whose names begin with a prefix, and cuts it off."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _fits(names: Set[str], config: DenseOptimizer) -> bool:
-    """Whether these are the names of what an optimizer keeps for its parameters."""
+    """Returns whether an optimizer keeps tensors of exactly these names for its parameters."""
     if config.name == "adagrad":
         return names == {"step", "sum"}
-    kept = set[str]() if config.name == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
-    return names in (kept, set())  # nothing before its first step
+    kept = {"step", "exp_avg", "exp_avg_sq"}
+    if config.name == "sgd":
+        kept = set()
+    return names in (kept, set())  # empty before the first step
 
 
 def _dense_optimizer(parameters: list[nn.Parameter], config: DenseOptimizer) -> torch.optim.Optimizer:
-    """The optimizer, with a group for each way in which parameters are kept: torch steps a group in one call."""
-    kinds = dict.fromkeys((type(parameter), parameter.device.type) for parameter in parameters)
-    # A model's dense layers are many small tensors: on a CPU, one call for all of them instead of ten for each.
-    groups = [
-        {
-            "params": [one for one in parameters if (type(one), one.device.type) == (kind, device)],
-            "fused": (kind is nn.Parameter and device == "cpu") or None,
-        }
-        for kind, device in kinds
-    ]
+    """Builds the optimizer, with a group for each kind of parameters, because torch steps a group in few calls."""
+    kinds: dict[tuple[type, str], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        kinds.setdefault((type(parameter), parameter.device.type), []).append(parameter)
+    groups: list[dict[str, object]] = []
+    for (kind, device), members in kinds.items():
+        # Fused on a CPU, because a model's dense layers are many small tensors: a single call replaces ten for each.
+        # Sharded parameters have another type, and torch chooses for them.
+        fused = (kind is nn.Parameter and device == "cpu") or None
+        groups.append({"params": members, "fused": fused})
     return _OPTIMIZERS[config.name](groups, lr=config.lr, weight_decay=config.weight_decay)  # type: ignore[call-arg]
 
 
 def check_managed(arm: Arm, model: RankingModel, plan: type[ParallelPlan]) -> None:
-    """Checks that a plan can do what a model with managed ids asks of it.
+    """Checks that a plan can reset table rows, if a model has tables with managed ids.
 
     Raises:
         ConfigError: it cannot.
