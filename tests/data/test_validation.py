@@ -206,7 +206,7 @@ def test_good_rows_pass_untouched_with_the_schemas_columns() -> None:
     assert set(left.schema.names) == set(GOOD)
     assert left.schema.names == checker().check(batch()).schema.names
     assert left.to_pylist() == batch().select(left.schema.names).to_pylist()
-    assert exfm.sources.Origin.of(left) == exfm.sources.Origin("logs/day 1.parquet", 100)
+    assert exfm.sources.Origin.from_batch(left) == exfm.sources.Origin("logs/day 1.parquet", 100)
 
 
 def test_columns_that_share_a_table_hold_ids_of_one_type() -> None:

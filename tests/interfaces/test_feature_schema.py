@@ -1,4 +1,4 @@
-"""FeatureSchema: what it derives, and the mistakes it names."""
+"""FeatureSchema derives tables and columns, and names mistakes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_tables_are_shared_by_name() -> None:
     assert schema(USER, ITEM, PRICE, HISTORY).tables() == {"user": 10, "items": 20, "history_rating": 6}
 
 
-def test_columns_are_named_as_the_feature_where_none_is_given() -> None:
+def test_a_feature_without_a_column_reads_the_column_of_its_name() -> None:
     user, price, history = schema(USER, PRICE, HISTORY).features
     assert isinstance(user, exfm.schema.CategoricalFeature)
     assert isinstance(price, exfm.schema.DenseFeature)
@@ -45,12 +45,12 @@ def test_times_of_events_are_a_column_that_a_field_may_read_too() -> None:
     assert schema({**HISTORY, "times": {"column": "gap"}}).columns == schema(HISTORY).columns
 
 
-def test_select_keeps_the_schemas_order_and_the_rest() -> None:
+def test_select_keeps_the_schemas_order_and_all_other_columns() -> None:
     whole = schema(USER, ITEM, PRICE, HISTORY, group="user", labels=(CLICK, {"name": "buy"}))
-    part = whole.select(("price", "user"))
-    assert [feature.name for feature in part.features] == ["user", "price"]
-    assert part.tables() == {"user": 10}
-    assert (part.group, part.tasks) == ("user", ("click", "buy"))
+    selected = whole.select(("price", "user"))
+    assert [feature.name for feature in selected.features] == ["user", "price"]
+    assert selected.tables() == {"user": 10}
+    assert (selected.group, selected.tasks) == ("user", ("click", "buy"))
     assert whole.select(None) is whole
 
 

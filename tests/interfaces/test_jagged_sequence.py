@@ -16,7 +16,7 @@ def test_helpers_equal_the_loop(lengths: list[int]) -> None:
     assert sequence.batch_size == len(lengths)
     assert sequence.lengths.tolist() == lengths
     assert sequence.example_index().tolist() == [i for i, length in enumerate(lengths) for _ in range(length)]
-    assert sequence.positions().tolist() == [length - 1 - place for length in lengths for place in range(length)]
+    assert sequence.positions().tolist() == [length - 1 - index for length in lengths for index in range(length)]
 
 
 @given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=8), data=st.data())
@@ -28,6 +28,6 @@ def test_a_slice_has_the_events_of_its_examples(lengths: list[int], data: st.Dat
     cut = sequence.slice(start, stop)
     assert cut.lengths.tolist() == lengths[start:stop]
     assert cut.max_length == 5
-    for place, example in enumerate(range(start, stop)):
-        own = cut.values_ED[cut.offsets[place] : cut.offsets[place + 1]]
-        assert torch.equal(own, sequence.values_ED[offsets[example] : offsets[example + 1]])
+    for index, example in enumerate(range(start, stop)):
+        events = cut.values_ED[cut.offsets[index] : cut.offsets[index + 1]]
+        assert torch.equal(events, sequence.values_ED[offsets[example] : offsets[example + 1]])

@@ -24,11 +24,11 @@ def batches(sizes: list[int]) -> Iterator[pa.RecordBatch]:
 
 
 def rows(read: Iterator[pa.RecordBatch]) -> list[int]:
-    found: list[int] = []
+    numbers: list[int] = []
     for batch in read:
         assert batch.num_rows
-        found += batch.column("row").to_pylist()
-    return found
+        numbers += batch.column("row").to_pylist()
+    return numbers
 
 
 @given(sizes=sizes_of_batches, count=st.integers(1, 5))
@@ -37,11 +37,9 @@ def test_shards_against_slices_of_a_list(sizes: list[int], count: int) -> None:
     for index in range(count):
         shard = exfm.sources.Shard(index, count)
         assert rows(exfm.sources.slice_rows(batches(sizes), shard)) == everything[index::count]
-    together = [
-        row
-        for index in range(count)
-        for row in rows(exfm.sources.slice_rows(batches(sizes), exfm.sources.Shard(index, count)))
-    ]
+    together: list[int] = []
+    for index in range(count):
+        together += rows(exfm.sources.slice_rows(batches(sizes), exfm.sources.Shard(index, count)))
     assert sorted(together) == everything
 
 
@@ -49,7 +47,7 @@ def test_shards_against_slices_of_a_list(sizes: list[int], count: int) -> None:
 def test_without_shards_every_row_can_be_found_in_its_file(sizes: list[int]) -> None:
     firsts = {f"file {index}": (1000 * index, sum(sizes[:index])) for index in range(len(sizes))}
     for batch in exfm.sources.slice_rows(batches(sizes), exfm.sources.Shard()):
-        origin = exfm.sources.Origin.of(batch)
+        origin = exfm.sources.Origin.from_batch(batch)
         first_in_file, first_in_stream = firsts[origin.file]
         assert batch.column("row")[0].as_py() == origin.row - first_in_file + first_in_stream
 
@@ -69,10 +67,10 @@ def test_rows_are_read_as_they_are_asked_for() -> None:
 
 def test_an_unmarked_batch_comes_from_the_stream() -> None:
     batch = pa.record_batch({"row": [1]})
-    assert exfm.sources.Origin.of(batch) == exfm.sources.Origin("stream", 0)
+    assert exfm.sources.Origin.from_batch(batch) == exfm.sources.Origin("stream", 0)
     marked = exfm.sources.Origin("données/é 1.parquet", 2**40).mark(batch)
-    assert exfm.sources.Origin.of(marked) == exfm.sources.Origin("données/é 1.parquet", 2**40)
-    assert exfm.sources.Origin.of(marked.slice(0, 1)) == exfm.sources.Origin.of(marked)
+    assert exfm.sources.Origin.from_batch(marked) == exfm.sources.Origin("données/é 1.parquet", 2**40)
+    assert exfm.sources.Origin.from_batch(marked.slice(0, 1)) == exfm.sources.Origin.from_batch(marked)
     assert marked.column("row").buffers()[1].address == batch.column("row").buffers()[1].address
 
 

@@ -54,7 +54,7 @@ def measure(config: str, overrides: list[str]) -> dict[str, int]:
     dist.all_to_all_single = all_to_all_single
     shards = []
     for collection in getattr(trainer.parallel_model, "_shards", []):
-        shards += collection.kept().values()
+        shards += collection.local_tensors().values()
     states = []
     for state in trainer.optimizer.state.values():
         states += [value for name, value in state.items() if name != "step"]
@@ -96,7 +96,7 @@ def reset_rows(config: str, overrides: list[str], rows: list[int], source_rows: 
     model = Trainer(experiment.arms[0], experiment.schema, teacher_specs(experiment), plan, 0).parallel_model
     assert isinstance(model, Hsdp2dModel)
     for shards in model._shards:
-        for shard in shards.kept().values():
+        for shard in shards.local_tensors().values():
             assert shard.state is not None
             shard.state.fill_(1.0)
     before = model.state_dict() | model.table_optimizer_state_dict()

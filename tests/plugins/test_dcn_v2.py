@@ -1,4 +1,4 @@
-"""`dcn_v2` against the published equations, one example and one expert at a time, and what every backbone must hold."""
+"""`dcn_v2` against the published equations, by example and expert, and the tests of every backbone."""
 
 from __future__ import annotations
 

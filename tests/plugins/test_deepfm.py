@@ -1,4 +1,4 @@
-"""`deepfm` against the published sums, written pair by pair, and what every backbone must hold."""
+"""`deepfm` against the published sums, written pair by pair, and the tests of every backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dhen` against a second formulation, written one example and one token at a time, and what a backbone must hold."""
+"""`dhen` against a second formulation, written example by example and token by token, and the tests of a backbone."""
 
 from __future__ import annotations
 
@@ -27,71 +27,71 @@ class TestDHEN(BackboneTests):
     )
 
 
-def norm(x_ND: Tensor, of: nn.Module, config: DHEN.Config) -> Tensor:
+def norm(x_ND: Tensor, net: nn.Module, config: DHEN.Config) -> Tensor:
     """Of the last axis."""
     if config.norm == "rms_norm":
         return x_ND / (x_ND.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
     centred = x_ND - x_ND.mean(-1, keepdim=True)
-    return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * of.weight + of.bias
+    return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * net.weight + net.bias
 
 
 def affine(x: Tensor, linear: nn.Linear) -> Tensor:
     return linear.weight @ x + linear.bias
 
 
-def perceptron(x: Tensor, of: nn.Sequential) -> Tensor:
+def perceptron(x: Tensor, net: nn.Sequential) -> Tensor:
     """ReLU between the layers."""
-    linears = [layer for layer in of if isinstance(layer, nn.Linear)]
+    linears = [layer for layer in net if isinstance(layer, nn.Linear)]
     for linear in linears[:-1]:
         x = affine(x, linear).clamp(min=0)
     return affine(x, linears[-1])
 
 
-def dot(x_ND: Tensor, of: nn.Module, config: DHEN.Config) -> Tensor:
+def dot(x_ND: Tensor, net: nn.Module, config: DHEN.Config) -> Tensor:
     n, d = x_ND.shape
     products = torch.stack([x_ND[i] @ x_ND[j] for i in range(n) for j in range(i + 1, n)])
-    return perceptron(products, of.mlp).reshape(config.num_tokens, d)
+    return perceptron(products, net.mlp).reshape(config.num_tokens, d)
 
 
-def cross(x_ND: Tensor, of: nn.Module, config: DHEN.Config) -> Tensor:
+def cross(x_ND: Tensor, net: nn.Module, config: DHEN.Config) -> Tensor:
     x = x_ND.flatten()
-    last = of.matrix[1] if config.cross_rank else of.matrix
-    matrix = last.weight @ of.matrix[0].weight if config.cross_rank else last.weight
+    last = net.matrix[1] if config.cross_rank else net.matrix
+    matrix = last.weight @ net.matrix[0].weight if config.cross_rank else last.weight
     crossed = torch.stack([x[i] * (matrix[i] @ x + last.bias[i]) + x[i] for i in range(len(x))])
-    return of.map.weight @ crossed.reshape(x_ND.shape)
+    return net.map.weight @ crossed.reshape(x_ND.shape)
 
 
-def linear(x_ND: Tensor, of: nn.Module, config: DHEN.Config) -> Tensor:
-    return torch.stack([sum(row[n] * x_ND[n] for n in range(len(x_ND))) for row in of.weight])
+def linear(x_ND: Tensor, net: nn.Module, config: DHEN.Config) -> Tensor:
+    return torch.stack([sum(row[n] * x_ND[n] for n in range(len(x_ND))) for row in net.weight])
 
 
-def attention(x_ND: Tensor, of: nn.Module, config: DHEN.Config) -> Tensor:
-    """One query and one head at a time."""
+def attention(x_ND: Tensor, net: nn.Module, config: DHEN.Config) -> Tensor:
+    """One query and head by head."""
     d, width = x_ND.shape[1], x_ND.shape[1] // config.heads
     rows = []
     for x in x_ND:
-        query, mixed = affine(x, of.attention.query), []
-        keys_values = [affine(other, of.attention.key_value) for other in x_ND]
+        query, mixed = affine(x, net.attention.query), []
+        keys_values = [affine(other, net.attention.key_value) for other in x_ND]
         for head in range(config.heads):
-            part = slice(head * width, (head + 1) * width)
-            scores = torch.stack([query[part] @ both[:d][part] / sqrt(width) for both in keys_values]).exp()
-            mixed.append(sum(s * both[d:][part] for s, both in zip(scores / scores.sum(), keys_values, strict=True)))
-        first = norm(x + affine(torch.cat(mixed), of.attention.out), of.attention_norm, config)
-        rows.append(norm(first + perceptron(first, of.mlp), of.mlp_norm, config))
-    return of.map.weight @ torch.stack(rows)
+            piece = slice(head * width, (head + 1) * width)
+            scores = torch.stack([query[piece] @ both[:d][piece] / sqrt(width) for both in keys_values]).exp()
+            mixed.append(sum(s * both[d:][piece] for s, both in zip(scores / scores.sum(), keys_values, strict=True)))
+        first = norm(x + affine(torch.cat(mixed), net.attention.out), net.attention_norm, config)
+        rows.append(norm(first + perceptron(first, net.mlp), net.mlp_norm, config))
+    return net.map.weight @ torch.stack(rows)
 
 
 MODULES = {"dot": dot, "cross": cross, "linear": linear, "attention": attention}
 
 
 def layer_by_the_paper(x_ND: Tensor, layer: DHENLayer, config: DHEN.Config) -> Tensor:
-    parts = [MODULES[name](x_ND, of, config) for name, of in zip(config.modules, layer.interactions, strict=True)]
+    parts = [MODULES[name](x_ND, net, config) for name, net in zip(config.modules, layer.interactions, strict=True)]
     if config.ensemble == "concat":
         ensemble_MD = torch.cat(parts)
     elif config.ensemble == "sum":
         ensemble_MD = sum(parts)
     else:
-        ensemble_MD = sum(layer.weights[i] * part for i, part in enumerate(parts))
+        ensemble_MD = sum(layer.weights[i] * piece for i, piece in enumerate(parts))
     same = len(ensemble_MD) == len(x_ND)
     return norm(ensemble_MD + (x_ND if same else layer.shortcut.weight @ x_ND), layer.norm, config)
 
@@ -102,8 +102,8 @@ def by_the_paper(module: DHEN, tokens_BND: Tensor, config: DHEN.Config) -> Tenso
         for layer in module.layers:
             x_ND = layer_by_the_paper(x_ND, layer, config)
         x = x_ND.flatten()
-        for part in module.head:
-            x = affine(x, part).clamp(min=0) if isinstance(part, nn.Linear) else x
+        for piece in module.head:
+            x = affine(x, piece).clamp(min=0) if isinstance(piece, nn.Linear) else x
         rows.append(x)
     return torch.stack(rows)
 

@@ -1,4 +1,4 @@
-"""`din` against the published equations, written one event at a time, and what every sequence encoder must hold."""
+"""`din` against the published equations, written event by event, and the tests of every sequence encoder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def weight_by_the_paper(event_D: Tensor, target_D: Tensor, position: int, module
     x = x + module.first.bias
     if buckets:
         x = x + module.position_bias.weight[min(floor(log2(1 + position)), buckets - 1)]
-    for layer in module.rest:
+    for layer in module.later_layers:
         x = layer.weight @ x + layer.bias if isinstance(layer, nn.Linear) else activate(x, layer)
     return x
 
@@ -38,11 +38,11 @@ def weight_by_the_paper(event_D: Tensor, target_D: Tensor, position: int, module
 def by_the_paper(module: DIN, examples: Examples, config: DIN.Config, targets: tuple[int, ...]) -> Tensor:
     rows = []
     for events_TD, context_ND in zip(examples.events["history"], examples.tokens_BND, strict=True):
-        target_D = sum(context_ND[place] for place in targets) if targets else module.query_D
+        target_D = sum(context_ND[position] for position in targets) if targets else module.query_D
         newest = len(events_TD) - 1
         scores = [
-            weight_by_the_paper(event_D, target_D, newest - place, module, config.position_buckets)
-            for place, event_D in enumerate(events_TD)
+            weight_by_the_paper(event_D, target_D, newest - position, module, config.position_buckets)
+            for position, event_D in enumerate(events_TD)
         ]
         if not scores:
             rows.append(context_ND.new_zeros(context_ND.shape[1]))
@@ -97,9 +97,9 @@ def test_equals_the_published_equations_and_their_gradients(
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
     if sum(lengths):
         slope = torch.randn(actual.shape, generator=torch.Generator().manual_seed(3), dtype=actual.dtype)
-        one = torch.autograd.grad(actual, leaves, slope, allow_unused=True, materialize_grads=True)
-        two = torch.autograd.grad(expected, leaves, slope, allow_unused=True, materialize_grads=True)
-        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+        first = torch.autograd.grad(actual, leaves, slope, allow_unused=True, materialize_grads=True)
+        second = torch.autograd.grad(expected, leaves, slope, allow_unused=True, materialize_grads=True)
+        torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
 
 
 class TestDIN(SequenceEncoderTests):
@@ -122,8 +122,8 @@ def test_softmax_is_stable_however_large_the_scores() -> None:
     examples = histories([4, 0, 1], 3).requires_grad()
     events = examples.events["history"]
     with torch.no_grad():
-        module.rest[-1].weight.mul_(1e6)
-        module.rest[-1].bias.fill_(1e6)
+        module.later_layers[-1].weight.mul_(1e6)
+        module.later_layers[-1].bias.fill_(1e6)
     summary = run(module, examples)
     summary.sum().backward()
     assert summary.isfinite().all() and events[0].grad.isfinite().all()

@@ -1,4 +1,4 @@
-"""`dlrm` against the published equations, written as loops, and what every backbone must hold."""
+"""`dlrm` against the published equations, written as loops, and the tests of every backbone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def names(count: int) -> tuple[str, ...]:
 
 
 def by_the_paper(module: DLRM, tokens_BND: Tensor, config: DLRM.Config, tokens: tuple[str, ...]) -> Tensor:
-    """One example and one pair at a time."""
+    """One example and pair by pair."""
     rows = []
     for example_ND in tokens_BND:
         dots = [example_ND[i] @ example_ND[j] for i in range(len(tokens)) for j in range(i + 1, len(tokens))]

@@ -1,6 +1,6 @@
-"""`gem` against a second formulation, one example, token and event at a time, and what every backbone must hold.
+"""`gem` against a second formulation, one example, token and event at a time, and the tests of every backbone.
 
-The nested encoder and interaction have tests of their own; here they are asked one example at a time.
+The nested encoder and interaction have separate tests; here they are called example by example.
 """
 
 from __future__ import annotations
@@ -24,71 +24,71 @@ TOKENS = ("user", "surface", "item", "hour")
 SMALL = {"interaction": {"name": "dlrm", "hidden": [5]}, "encoder": {"name": "din", "hidden": [3]}}
 
 
-def linear(x: Tensor, of: nn.Linear) -> Tensor:
-    return of.weight @ x + (0 if of.bias is None else of.bias)
+def linear(x: Tensor, net: nn.Linear) -> Tensor:
+    return net.weight @ x + (0 if net.bias is None else net.bias)
 
 
 def sigmoid(x: Tensor) -> Tensor:
     return 1 / (1 + (-x).exp())
 
 
-def normalised(x: Tensor, of: nn.Module) -> Tensor:
-    if not isinstance(of, nn.LayerNorm):
+def normalised(x: Tensor, net: nn.Module) -> Tensor:
+    if not isinstance(net, nn.LayerNorm):
         return x / (x.pow(2).mean() + 1e-6).sqrt()
     centred = x - x.mean()
-    return centred / (centred.pow(2).mean() + 1e-5).sqrt() * of.weight + of.bias
+    return centred / (centred.pow(2).mean() + 1e-5).sqrt() * net.weight + net.bias
 
 
-def gated(x: Tensor, of: nn.Module) -> Tensor:
-    return sigmoid(linear(x, of.linear)) * x
+def gated(x: Tensor, net: nn.Module) -> Tensor:
+    return sigmoid(linear(x, net.linear)) * x
 
 
-def attended(x: Tensor, over: list[Tensor], of: nn.Module) -> Tensor:
-    query = linear(x, of.query)
-    pairs = [linear(other, of.key_value).chunk(2) for other in over]
+def attended(x: Tensor, over: list[Tensor], net: nn.Module) -> Tensor:
+    query = linear(x, net.query)
+    pairs = [linear(other, net.key_value).chunk(2) for other in over]
     parts = []
-    for columns in torch.arange(len(x)).chunk(of.heads):
+    for columns in torch.arange(len(x)).chunk(net.heads):
         scores = torch.stack([query[columns] @ key[columns] / sqrt(len(columns)) for key, _ in pairs])
         parts.append(sum(p * value[columns] for p, (_, value) in zip(scores.softmax(0), pairs, strict=True)))
-    return linear(torch.cat(parts), of.out)
+    return linear(torch.cat(parts), net.out)
 
 
 def history_by_hand(
-    tokens: list[Tensor], events: list[Tensor], of: History, candidate: list[Tensor]
+    tokens: list[Tensor], events: list[Tensor], net: History, candidate: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     compressed = []
-    for row in of.compression.weight:
-        compressed.append(gated(sum(w * token for w, token in zip(row, tokens, strict=True)), of.compressed_gate))
-    scale, shift = linear(torch.cat(compressed), of.ffn.scale_shift).chunk(2)
+    for row in net.compression.weight:
+        compressed.append(gated(sum(w * token for w, token in zip(row, tokens, strict=True)), net.compressed_gate))
+    scale, shift = linear(torch.cat(compressed), net.ffn.scale_shift).chunk(2)
     refined = []
     for event in events:
-        hidden = (1 + scale) * linear(normalised(event, of.ffn.norm), of.ffn.first) + shift
-        refined.append(event + linear(hidden * sigmoid(hidden), of.ffn.second))
+        hidden = (1 + scale) * linear(normalised(event, net.ffn.norm), net.ffn.first) + shift
+        refined.append(event + linear(hidden * sigmoid(hidden), net.ffn.second))
     values = torch.stack(refined) if refined else tokens[0].new_zeros(0, len(tokens[0]))
     alone = JaggedSequence(values, torch.tensor([0, len(refined)]), 50)
     context = torch.stack([*compressed, *candidate])
-    return [gated(token, of.summary_gate) for token in of.encoder(alone, context[None])[0]], refined
+    return [gated(token, net.summary_gate) for token in net.encoder(alone, context[None])[0]], refined
 
 
 def layer_by_hand(
-    tokens: list[Tensor], earlier: list[Tensor], sequences: list[list[Tensor]], of: GemLayer, candidate: list[Tensor]
+    tokens: list[Tensor], earlier: list[Tensor], sequences: list[list[Tensor]], net: GemLayer, candidate: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
     summaries, refined = [], []
-    for history, events in zip(of.histories, sequences, strict=True):
+    for history, events in zip(net.histories, sequences, strict=True):
         summary, events = history_by_hand(tokens, events, history, candidate)
         summaries += summary
         refined.append(events)
-    mixed = of.interaction(torch.stack([*tokens, *summaries])[None], {})[0]
-    updates = linear(mixed, of.expansion).chunk(len(tokens))
-    tokens = [normalised(token + update, of.norm) for token, update in zip(tokens, updates, strict=True)]
-    if of.cross_layer is not None:
-        tokens = [normalised(x + attended(x, earlier, of.cross_layer), of.cross_layer_norm) for x in tokens]
+    mixed = net.interaction(torch.stack([*tokens, *summaries])[None], {})[0]
+    updates = linear(mixed, net.expansion).chunk(len(tokens))
+    tokens = [normalised(token + update, net.norm) for token, update in zip(tokens, updates, strict=True)]
+    if net.cross_layer is not None:
+        tokens = [normalised(x + attended(x, earlier, net.cross_layer), net.cross_layer_norm) for x in tokens]
     return tokens, summaries, refined
 
 
-def gate_by_hand(x: Tensor, domain: Tensor, of: DomainGate) -> Tensor:
-    hidden = linear(torch.cat([domain, x]), of.mlp[0]).clamp(min=0)
-    return 2 * sigmoid(linear(hidden, of.mlp[2])) * x
+def gate_by_hand(x: Tensor, domain: Tensor, net: DomainGate) -> Tensor:
+    hidden = linear(torch.cat([domain, x]), net.mlp[0]).clamp(min=0)
+    return 2 * sigmoid(linear(hidden, net.mlp[2])) * x
 
 
 def by_hand(module: GEM, tokens_BND: Tensor, sequences: list[list[Tensor]]) -> Tensor:
@@ -103,8 +103,8 @@ def by_hand(module: GEM, tokens_BND: Tensor, sequences: list[list[Tensor]]) -> T
             tokens = [*gate_by_hand(torch.cat(tokens), domain, module.token_gate).chunk(len(tokens))]
         histories = [[*events[example]] for events in sequences]
         earlier = tokens
-        wanted = module.inputs.sequences[0].targets if histories and module.config.target == "item" else ()
-        candidate = [tokens[place] for place in wanted]
+        target_indices = module.inputs.sequences[0].targets if histories and module.config.target == "item" else ()
+        candidate = [tokens[position] for position in target_indices]
         for layer in module.layers:
             tokens, summaries, histories = layer_by_hand(tokens, earlier, histories, layer, candidate)
             earlier = earlier + tokens
@@ -185,8 +185,8 @@ def test_equals_the_equations(
     }
     module = build(config, tokens, 4, targets=targets)
     tokens_BND = random(len(lengths), tokens, 4)
-    clicks = [random(length, 4, seed=place + 10) for place, (length, _) in enumerate(lengths)]
-    buys = [random(length, 4, seed=place + 20) for place, (_, length) in enumerate(lengths)]
+    clicks = [random(length, 4, seed=position + 10) for position, (length, _) in enumerate(lengths)]
+    buys = [random(length, 4, seed=position + 20) for position, (_, length) in enumerate(lengths)]
     actual = module(tokens_BND, {"buys": jagged(buys), "clicks": jagged(clicks)})
     torch.testing.assert_close(actual, by_hand(module, tokens_BND, [clicks, buys]), rtol=1e-9, atol=1e-9)
 
@@ -259,7 +259,7 @@ def test_a_domain_changes_the_prediction_of_equal_features() -> None:
     surfaces_BD = random(2, 4, seed=3)
     gates = module.token_gate(tokens_BND.flatten(1), surfaces_BD) / tokens_BND.flatten(1)
     assert (gates[0] - gates[1]).abs().max() > 1e-3
-    assert not any(isinstance(part, DomainGate) for part in build({}, 3, 4).modules())
+    assert not any(isinstance(piece, DomainGate) for piece in build({}, 3, 4).modules())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`hstu` against the published equations, one pair of events at a time, and what every encoder must hold."""
+"""`hstu` against the published equations, pair by pair of events, and the tests of every encoder."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def layer_by_the_paper(
 
 
 def pooled(module: HSTU, events: list[Tensor], target: Tensor | None, heads: int) -> Tensor:
-    """Softmax attention of the learned query, moved by the candidate, one head at a time."""
+    """Softmax attention of the learned query, moved by the candidate, head by head."""
     pooling = module.pooling
     query = pooling.query_KD[0] if target is None else pooling.query_KD[0] + module.shift.weight @ target
     keys_values = [pooling.key_value.weight @ event + pooling.key_value.bias for event in events]
@@ -77,7 +77,7 @@ def by_the_paper(module: HSTU, examples: Examples, config: HSTU.Config) -> Tenso
     for history_TD, ages_T, context_ND in zip(
         examples.events["history"], examples.ages["history"], examples.tokens_BND, strict=True
     ):
-        target = sum(context_ND[place] for place in targets) if targets else None
+        target = sum(context_ND[position] for position in targets) if targets else None
         appended = [target] if target is not None and config.append_target else []
         events = [*history_TD, *appended]
         for layer in module.layers:
@@ -165,11 +165,11 @@ def test_equals_the_published_equations_and_their_gradients(
         return
     leaves = [examples.tokens_BND, *examples.events["history"], *module.parameters()]
     slope = torch.randn(actual.shape, generator=torch.Generator().manual_seed(3), dtype=actual.dtype)
-    one, two = (
+    first, second = (
         torch.autograd.grad(output, leaves, slope, allow_unused=True, materialize_grads=True)
         for output in (actual, expected)
     )
-    torch.testing.assert_close(one, two, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(first, second, rtol=1e-7, atol=1e-9)
 
 
 def test_an_event_sees_only_older_ones_and_the_candidate_sees_all() -> None:
@@ -200,9 +200,9 @@ def test_bias_tells_apart_events_of_equal_values() -> None:
     for buckets, same in ((0, True), (3, False)):
         config = HSTU.Config(layers=1, position_buckets=buckets)
         module, offsets = build(config, 4), torch.tensor([0, 5])
-        one = module(JaggedSequence(events_TD, offsets, LONGEST), context)
-        two = module(JaggedSequence(events_TD[order], offsets, LONGEST), context)
-        assert torch.allclose(one, two, rtol=1e-9, atol=1e-9) == same
+        first = module(JaggedSequence(events_TD, offsets, LONGEST), context)
+        second = module(JaggedSequence(events_TD[order], offsets, LONGEST), context)
+        assert torch.allclose(first, second, rtol=1e-9, atol=1e-9) == same
 
 
 def layer_values(module: HSTU, events_TD: Tensor, ages_T: Tensor) -> Tensor:
@@ -272,8 +272,8 @@ def test_a_history_of_thousands_beside_short_ones() -> None:
     examples = random_examples(65, len(CONTEXT), 4, {"history": [2000, *[5] * 64]}, max_length=2000)
 
     def flops(rows: list[int]) -> int:
-        part = examples.take(rows)
-        return count_flops(lambda: module(part.sequences()["history"], part.tokens_BND))
+        piece = examples.take(rows)
+        return count_flops(lambda: module(piece.sequences()["history"], piece.tokens_BND))
 
     whole, long, short = flops(list(range(65))), flops([0]), flops(list(range(1, 65)))
     assert whole == long + short

@@ -107,7 +107,7 @@ def test_a_row_that_goes_back_stands_where_it_is(tmp_path: Path) -> None:
     assert [row["example_id"] for row in found] == [1, 2, 3]
     assert found[2]["shown_at"] is None
     [batch] = of.read(exfm.sources.Window(0, 25 * SECOND, 35 * SECOND))
-    assert exfm.sources.Origin.of(batch) == exfm.sources.Origin(f"{tmp_path}/d, split 'train'", 1)
+    assert exfm.sources.Origin.from_batch(batch) == exfm.sources.Origin(f"{tmp_path}/d, split 'train'", 1)
 
 
 @pytest.mark.parametrize("sort", [False, True])
@@ -130,7 +130,11 @@ def test_the_next_event_and_the_part_are_known(tmp_path: Path) -> None:
     assert following == [10 * SECOND, 10 * SECOND, 30 * SECOND, 30 * SECOND, None]
     [part], [again] = of.parts(), source(path).parts()
     [batch] = of.read(exfm.sources.Window(0, 0, 100 * SECOND))
-    assert (part.name, part.first_us, part.last_us) == (exfm.sources.Origin.of(batch).file, 10 * SECOND, 30 * SECOND)
+    assert (part.name, part.first_us, part.last_us) == (
+        exfm.sources.Origin.from_batch(batch).file,
+        10 * SECOND,
+        30 * SECOND,
+    )
     assert again == part
     [changed] = source(save(tmp_path / "e", table([10, 20, 30]))).parts()
     assert changed.version != part.version

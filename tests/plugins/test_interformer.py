@@ -1,4 +1,4 @@
-"""`interformer` against the published equations, one example and one event at a time, and what a backbone must hold."""
+"""`interformer` against the published equations, example by example and event by event, and the tests of a backbone."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def logistic(x: Tensor) -> Tensor:
     return (1 + (x / 2).tanh()) / 2
 
 
-def gate(x_ND: Tensor, of: nn.Module, form: str) -> Tensor:
-    mapped_ND = x_ND @ of.linear.weight.T + of.linear.bias
+def gate(x_ND: Tensor, net: nn.Module, form: str) -> Tensor:
+    mapped_ND = x_ND @ net.linear.weight.T + net.linear.bias
     return logistic(x_ND * mapped_ND) if form == "printed" else x_ND * logistic(mapped_ND)
 
 
@@ -67,13 +67,13 @@ def perceptron(x: Tensor, layers: nn.Sequential, *, activate_last: bool = False)
     return x
 
 
-def normalised(x: Tensor, of: nn.Module) -> Tensor:
-    if isinstance(of, nn.Identity):
+def normalised(x: Tensor, net: nn.Module) -> Tensor:
+    if isinstance(net, nn.Identity):
         return x
-    if not isinstance(of, nn.LayerNorm):
+    if not isinstance(net, nn.LayerNorm):
         return x / (x.pow(2).mean() + 1e-6).sqrt()
     centred = x - x.mean()
-    return centred / (centred.pow(2).mean() + 1e-5).sqrt() * of.weight + of.bias
+    return centred / (centred.pow(2).mean() + 1e-5).sqrt() * net.weight + net.bias
 
 
 def turned(x: Tensor, position: int, heads: int) -> Tensor:
@@ -97,8 +97,8 @@ def softmax_mix(query: Tensor, keys: list[Tensor], values: list[Tensor], heads: 
     return torch.cat(parts)
 
 
-def linear(x: Tensor, of: nn.Linear) -> Tensor:
-    return of.weight @ x + of.bias
+def linear(x: Tensor, net: nn.Linear) -> Tensor:
+    return net.weight @ x + net.bias
 
 
 def met(x_ND: Tensor, histories: list[Tensor], module: InterFormer) -> list[Tensor]:
@@ -108,7 +108,7 @@ def met(x_ND: Tensor, histories: list[Tensor], module: InterFormer) -> list[Tens
     for history, of_one, meeting, norm in zip(
         histories, places, module.meeting.meetings, module.meeting.norms, strict=True
     ):
-        t = sum((x_ND[place] for place in of_one), torch.zeros_like(x_ND[0]))
+        t = sum((x_ND[position] for position in of_one), torch.zeros_like(x_ND[0]))
         events = [e + meeting.linear.weight @ (e * t) if of_one else e for e in history]
         events += [t] if any(places) else []
         mixed.append(torch.stack([normalised(e, norm) for e in events]) if events else history)
@@ -126,41 +126,41 @@ def masked(histories: list[Tensor], module: InterFormer) -> Tensor:
     return torch.stack(merged) if merged else histories[0]
 
 
-def summarised(s_TD: Tensor, of: nn.Module, config: InterFormer.Config) -> Tensor:
+def summarised(s_TD: Tensor, net: nn.Module, config: InterFormer.Config) -> Tensor:
     """``Gate([CLS || PMA || recent])`` of CLS tokens and events, oldest first."""
-    pairs = [linear(s, of.pma.key_value).chunk(2) for s in s_TD]
+    pairs = [linear(s, net.pma.key_value).chunk(2) for s in s_TD]
     keys, values = [key for key, _ in pairs], [value for _, value in pairs]
-    pma = [linear(softmax_mix(query, keys, values, config.heads), of.pma.out) for query in of.pma.query_KD]
+    pma = [linear(softmax_mix(query, keys, values, config.heads), net.pma.out) for query in net.pma.query_KD]
     zeros = [torch.zeros_like(s_TD[0])] * config.num_recent
     recent = [*reversed(s_TD[config.num_cls :]), *zeros][: config.num_recent]
-    return gate(torch.stack([*s_TD[: config.num_cls], *pma, *recent]), of.gate, config.gate)
+    return gate(torch.stack([*s_TD[: config.num_cls], *pma, *recent]), net.gate, config.gate)
 
 
 def sequence_by_the_paper(
-    s_TD: Tensor, x_sum_KD: Tensor, of: nn.Module, config: InterFormer.Config, queries: int | None
+    s_TD: Tensor, x_sum_KD: Tensor, net: nn.Module, config: InterFormer.Config, queries: int | None
 ) -> Tensor:
     """``MHA(PFFN(X_sum, S))`` with the matrix of the example written out."""
-    w_DD = x_sum_KD.T @ of.pffn.weights.weight
-    p = [w_DD @ s + (0 if of.norm is None else s) for s in s_TD]
-    pairs = [linear(row, of.key_value).chunk(2) for row in p]
-    keys = [turned(key, place, config.heads) for place, (key, _) in enumerate(pairs)]
+    w_DD = x_sum_KD.T @ net.pffn.weights.weight
+    p = [w_DD @ s + (0 if net.norm is None else s) for s in s_TD]
+    pairs = [linear(row, net.key_value).chunk(2) for row in p]
+    keys = [turned(key, position, config.heads) for position, (key, _) in enumerate(pairs)]
     kept = range(len(p))
     if queries is not None:
         kept = [*range(config.num_cls), *list(range(config.num_cls, len(p)))[-queries:]]
     rows = []
-    for place in kept:
-        query = turned(linear(p[place], of.query), place, config.heads)
-        row = linear(softmax_mix(query, keys, [value for _, value in pairs], config.heads), of.out)
-        rows.append(row if of.norm is None else normalised(p[place] + row, of.norm))
+    for position in kept:
+        query = turned(linear(p[position], net.query), position, config.heads)
+        row = linear(softmax_mix(query, keys, [value for _, value in pairs], config.heads), net.out)
+        rows.append(row if net.norm is None else normalised(p[position] + row, net.norm))
     return torch.stack(rows)
 
 
-def interaction_by_the_paper(x_ND: Tensor, s_sum: Tensor, of: nn.Module) -> tuple[Tensor, Tensor]:
-    r = of.interaction(torch.cat([x_ND, s_sum]).unsqueeze(0), {})[0]
-    mixed_ND = perceptron(r, of.mlp).view_as(x_ND)
-    if of.norm is None:
+def interaction_by_the_paper(x_ND: Tensor, s_sum: Tensor, net: nn.Module) -> tuple[Tensor, Tensor]:
+    r = net.interaction(torch.cat([x_ND, s_sum]).unsqueeze(0), {})[0]
+    mixed_ND = perceptron(r, net.mlp).view_as(x_ND)
+    if net.norm is None:
         return mixed_ND, r
-    return torch.stack([normalised(x + mixed, of.norm) for x, mixed in zip(x_ND, mixed_ND, strict=True)]), r
+    return torch.stack([normalised(x + mixed, net.norm) for x, mixed in zip(x_ND, mixed_ND, strict=True)]), r
 
 
 def example_by_the_paper(module: InterFormer, x_ND: Tensor, histories: list[Tensor]) -> Tensor:
@@ -200,7 +200,7 @@ def by_the_paper(module: InterFormer, examples: Examples) -> Tensor:
 def build(
     config: InterFormer.Config, tokens: int, dim: int, sequences: tuple[str, ...] = (), targets: tuple[int, ...] = ()
 ) -> InterFormer:
-    names = tuple(f"token{place}" for place in range(tokens))
+    names = tuple(f"token{position}" for position in range(tokens))
     shapes = tuple(SequenceShape(name, 50, targets) for name in sequences)
     torch.manual_seed(0)
     module = InterFormer(config, BackboneInputs(names, dim, shapes)).double()
@@ -273,7 +273,7 @@ def test_equals_the_published_equations_and_their_gradients(
     expected = by_the_paper(module, examples)
     actual = module(examples.tokens_BND, examples.sequences())
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-    leaves = [examples.tokens_BND, *(one for of_each in examples.events.values() for one in of_each)]
+    leaves = [examples.tokens_BND, *(first for of_each in examples.events.values() for first in of_each)]
     leaves += module.parameters()
     slopes = torch.randn(actual.shape, generator=torch.Generator().manual_seed(3), dtype=actual.dtype)
     gradients = [
@@ -307,8 +307,8 @@ def test_no_event_is_louder_than_the_others() -> None:
     examples = random_examples(1, 2, 4, {"items": [3]})
     events = examples.sequences()["items"]
     louder = events.with_values(events.values_ED * torch.tensor([[1.0], [1.0], [100.0]], dtype=torch.float64))
-    (one,), (two,) = (module.meeting([each], examples.tokens_BND) for each in (events, louder))
-    torch.testing.assert_close(one.values_ED, two.values_ED, rtol=1e-3, atol=1e-3)
+    (first,), (second,) = (module.meeting([each], examples.tokens_BND) for each in (events, louder))
+    torch.testing.assert_close(first.values_ED, second.values_ED, rtol=1e-3, atol=1e-3)
 
 
 def test_events_stay_beside_those_of_another_sequence_that_has_no_candidate() -> None:
@@ -329,11 +329,11 @@ def test_an_event_that_is_not_kept_is_still_heard() -> None:
         examples.tokens_BND, {"items": [torch.cat([-events[:1], events[1:]]) for events in examples.events["items"]]}
     )
     layer = module.layers[0]
-    (_, _, one), (_, _, two) = (
+    (_, _, first), (_, _, second) = (
         layer(each.tokens_BND, module.mask([each.sequences()["items"]])) for each in (examples, other)
     )
-    assert one.values_ED.shape == (config.num_cls + 1, 4)
-    assert (one.values_ED[-1] - two.values_ED[-1]).abs().max() > 1e-6
+    assert first.values_ED.shape == (config.num_cls + 1, 4)
+    assert (first.values_ED[-1] - second.values_ED[-1]).abs().max() > 1e-6
 
 
 def expected_flops(module: InterFormer, n: int, events: int, dim: int) -> int:

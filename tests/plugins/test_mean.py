@@ -1,4 +1,4 @@
-"""`mean` against a loop over examples, and what every sequence encoder must hold."""
+"""`mean` against a loop over examples, and the tests of every sequence encoder."""
 
 from __future__ import annotations
 

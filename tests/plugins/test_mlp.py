@@ -1,4 +1,4 @@
-"""`mlp` against a loop over examples and layers, and what every backbone must hold."""
+"""`mlp` against a loop over examples and layers, and the tests of every backbone."""
 
 from __future__ import annotations
 

@@ -217,7 +217,9 @@ def test_batches_say_where_they_come_from(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(zipped(files_100k(), "ml-100k/"))
     of = source(str(tmp_path / "x.zip"))
     [batch] = of.read(exfm.sources.Window(0, 300 * SECOND, 301 * SECOND))
-    assert exfm.sources.Origin.of(batch) == exfm.sources.Origin(f"{tmp_path}/x.zip::ml-100k/u.data (sorted by time)", 3)
+    assert exfm.sources.Origin.from_batch(batch) == exfm.sources.Origin(
+        f"{tmp_path}/x.zip::ml-100k/u.data (sorted by time)", 3
+    )
 
 
 def brute_force(rows: list[tuple[int, int, int, int]], most: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`single`, `ddp`, `hsdp` and `hsdp_2d` against plain torch, and what they refuse."""
+"""`single`, `ddp`, `hsdp` and `hsdp_2d` against plain torch, and the configs that they refuse."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 import exfm
 import exfm_plugins.parallel
 from exfm.testing import ParallelPlanTests
-from exfm.testing.parallel_plan import Reference, exercise_together, exercised
-from exfm.testing.plan_exercise import ADDS_UP, DENSE_LR, DIM, MOMENTUM, SIZES, STEPS, Probe, batch
+from exfm.testing.parallel_plan import Reference, run_exercise, run_exercises
+from exfm.testing.plan_exercise import ACCUMULATED_BATCH, DENSE_LR, DIM, MOMENTUM, SIZES, STEPS, Probe, batch
 from exfm_plugins.parallel.ddp.plan import Ddp
 from exfm_plugins.parallel.hsdp.plan import Hsdp
 from exfm_plugins.parallel.hsdp_2d.placement import Placement, TableConstraint
@@ -28,15 +28,15 @@ REPLICAS = {"device": "cpu", "replicas": 2}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def started_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """All that takes two processes, in two processes."""
+def exercised_together(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Runs every exercise of two processes in processes that are started once."""
     cases: list[tuple[Any, dict[str, Any], str]] = [
         (Ddp, CPU, "adagrad"),
         (Hsdp, CPU, "adagrad"),
         *((Hsdp2d, REPLICAS, optimizer) for optimizer in ("sgd", "adagrad", "rowwise_adagrad")),
     ]
     folder = tmp_path_factory.getbasetemp()
-    exercise_together([(plan, json.dumps(fields), optimizer) for plan, fields, optimizer in cases], 2, folder)
+    run_exercises([(plan, json.dumps(fields), optimizer) for plan, fields, optimizer in cases], 2, folder)
 
 
 class TestSingle(ParallelPlanTests):
@@ -80,11 +80,11 @@ GROUPS = 2
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "rowwise_adagrad"])
 def test_replicas_learn_as_published(optimizer: str, tmp_path: Path) -> None:
-    """Two groups of one process, written out: each steps its tables with the mean gradient of its own rows and
+    """Two groups of a process each, written out: each steps its tables with the mean gradient of its rows and
     ``lr g / (sqrt(v / 2) + eps)``, then weights and squares are averaged."""
-    found = exercised(Hsdp2d, json.dumps(REPLICAS), GROUPS, optimizer, tmp_path)
+    record = run_exercise(Hsdp2d, json.dumps(REPLICAS), GROUPS, optimizer, tmp_path)
     options = exfm.parallel.TableOptimizer.model_validate({"name": optimizer})
-    models = [Reference(found, "sgd").model for _ in range(GROUPS)]
+    models = [Reference(record, "sgd").model for _ in range(GROUPS)]
     for model in models[1:]:
         model.backbone, model.head = models[0].backbone, models[0].head
     dense = torch.optim.SGD(models[0].dense_parameters(), lr=DENSE_LR, momentum=MOMENTUM)
@@ -95,9 +95,9 @@ def test_replicas_learn_as_published(optimizer: str, tmp_path: Path) -> None:
         label_B, size = batch(step)[1], SIZES[step]
         logit_B = torch.zeros(size)
         for group, model in enumerate(models):
-            own = torch.arange(group, size, GROUPS)
-            if own.numel():
-                logit_B = logit_B.index_add(0, own, model(batch(step, own)[0]).squeeze(1))
+            rows = torch.arange(group, size, GROUPS)
+            if rows.numel():
+                logit_B = logit_B.index_add(0, rows, model(batch(step, rows)[0]).squeeze(1))
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logit_B, label_B)
         losses.append(loss.detach())
         loss.backward()
@@ -105,23 +105,24 @@ def test_replicas_learn_as_published(optimizer: str, tmp_path: Path) -> None:
             for table in group:
                 table.grad = torch.zeros_like(table) if table.grad is None else table.grad * GROUPS
         average(tables, squares, options)
-        if step != ADDS_UP:
+        if step != ACCUMULATED_BATCH:
             dense.step()
             dense.zero_grad()
-    torch.testing.assert_close(found["losses"], torch.stack(losses), rtol=0, atol=1e-5)
+    torch.testing.assert_close(record["losses"], torch.stack(losses), rtol=0, atol=1e-5)
     for name, expected in models[0].state_dict().items():
-        torch.testing.assert_close(found[f"end/weight/{name}"], expected, rtol=0, atol=1e-5, msg=name)
-    saved = [value for name, value in found.items() if name.startswith("end/table/")]
-    expected = [one.mean(dim=1) if optimizer == "rowwise_adagrad" else one for one in squares]
-    for value in expected:
-        assert any(one.shape == value.shape and torch.allclose(one, value, atol=1e-5) for one in saved)
+        torch.testing.assert_close(record[f"end/weight/{name}"], expected, rtol=0, atol=1e-5, msg=name)
+    saved = [value for name, value in record.items() if name.startswith("end/table/")]
+    for square in squares:
+        expected = square.mean(dim=1) if optimizer == "rowwise_adagrad" else square
+        equal = [state.shape == expected.shape and torch.allclose(state, expected, atol=1e-5) for state in saved]
+        assert any(equal)
 
 
 @torch.no_grad()
 def average(
     tables: list[list[torch.nn.Parameter]], squares: list[Tensor], options: exfm.parallel.TableOptimizer
 ) -> None:
-    """One published step of all tables, in place."""
+    """Steps all tables as published, in place."""
     for number, replicas in enumerate(zip(*tables, strict=True)):
         after, sums = [], []
         for table in replicas:
@@ -151,15 +152,15 @@ def test_what_cannot_be_done_is_refused(plan: type[exfm.ParallelPlan], fields: d
 
 
 @pytest.mark.parametrize("per_machine", [8, 2])
-def test_shards_are_named_after_the_devices_of_their_own_group(per_machine: int) -> None:
+def test_shards_are_named_after_the_devices_of_their_group(per_machine: int) -> None:
     """The second of two groups of four, on GPUs that need not exist."""
     cluster, by_rows = exfm.parallel.Cluster(8, per_machine, None), TableConstraint(sharding=("row_wise",))
     placement = Placement(exfm.parallel.ProcessGroup(), 4, 4, torch.device("cuda"), {}, by_rows, cluster)
-    found = placement.plan(Probe(), EmbeddingBagCollectionSharder(), "sgd")
-    for tables in found.values():
+    plans = placement.plan(Probe(), EmbeddingBagCollectionSharder(), "sgd")
+    for tables in plans.values():
         for sharding in tables.values():
-            places = [str(shard.placement) for shard in sharding.sharding_spec.shards]
-            assert places == [f"rank:{rank}/cuda:{rank % per_machine}" for rank in range(4, 8)]
+            devices = [str(shard.placement) for shard in sharding.sharding_spec.shards]
+            assert devices == [f"rank:{rank}/cuda:{rank % per_machine}" for rank in range(4, 8)]
 
 
 @pytest.mark.parametrize("name", ["adagrad", "rowwise_adagrad", "sgd"])

@@ -133,7 +133,7 @@ def test_origins_name_file_and_row(tmp_path: Path, case: dict[str, Any]) -> None
     of = write(tmp_path, case)
     time = of.time_range()
     for batch in of.read(exfm.sources.Window(0, time.start_us + 1, time.end_us)):
-        origin = exfm.sources.Origin.of(batch)
+        origin = exfm.sources.Origin.from_batch(batch)
         stored = pq.read_table(origin.file)["example_id"].slice(origin.row, batch.num_rows)
         assert stored.to_pylist() == batch["example_id"].to_pylist()
 
@@ -226,7 +226,7 @@ def test_a_file_is_a_part_of_the_stream(tmp_path: Path) -> None:
     [only] = of.parts()
     assert (only.name, only.first_us, only.last_us) == (str(tmp_path / "a.parquet"), 5, 9)
     [batch, _] = of.read(exfm.sources.Window(0, 0, 100))
-    assert exfm.sources.Origin.of(batch).file == only.name
+    assert exfm.sources.Origin.from_batch(batch).file == only.name
     assert source(tmp_path).parts() == [only], "another process sees the same version"
     pq.write_table(table([9, 12], first_id=2), tmp_path / "b.parquet")
     assert [part.name for part in of.parts()] == [only.name, str(tmp_path / "b.parquet")]

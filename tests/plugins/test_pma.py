@@ -1,4 +1,4 @@
-"""`pma` against its equations, one example and one query at a time, and what every sequence encoder must hold."""
+"""`pma` against its equations, example by example and query by query, and the tests of every sequence encoder."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def jagged(lengths: list[int], dim: int) -> JaggedSequence:
     return JaggedSequence(random(sum(lengths), dim), torch.tensor([0, *lengths]).cumsum(0), 50)
 
 
-def normalised(x: Tensor, of: nn.Module) -> Tensor:
-    if not isinstance(of, nn.LayerNorm):
+def normalised(x: Tensor, submodule: nn.Module) -> Tensor:
+    if not isinstance(submodule, nn.LayerNorm):
         return x / (x.pow(2).mean() + 1e-6).sqrt()
     centred = x - x.mean()
-    return centred / (centred.pow(2).mean() + 1e-5).sqrt() * of.weight + of.bias
+    return centred / (centred.pow(2).mean() + 1e-5).sqrt() * submodule.weight + submodule.bias
 
 
 def multi_head(query: Tensor, events: Tensor, module: PMA, heads: int) -> Tensor:
@@ -65,7 +65,7 @@ def by_hand(module: PMA, config: PMA.Config, sequence: JaggedSequence, context_B
     for events, context in zip(torch.split(sequence.values_ED, sequence.lengths.tolist()), context_BND, strict=True):
         for query in module.pooling.query_KD:
             if config.target_aware and module.inputs.targets:
-                query = query + module.shift.weight @ sum(context[place] for place in module.inputs.targets)
+                query = query + module.shift.weight @ sum(context[position] for position in module.inputs.targets)
             token = normalised(query + multi_head(query, events, module, config.heads), module.norm)
             if config.ffn:
                 first, _, second = module.ffn
@@ -102,10 +102,10 @@ def test_equals_the_equations(
 
 def test_the_candidate_decides_what_is_looked_for() -> None:
     """Another candidate gives another summary, unless the queries are those of everyone."""
-    sequence, one, two = jagged([6], 4), random(1, 3, 4, seed=1), random(1, 3, 4, seed=2)
+    sequence, first, second = jagged([6], 4), random(1, 3, 4, seed=1), random(1, 3, 4, seed=2)
     for target_aware in (True, False):
         pooling = build(PMA.Config(target_aware=target_aware), 4, (1,))
-        assert torch.equal(pooling(sequence, one), pooling(sequence, two)) is not target_aware
+        assert torch.equal(pooling(sequence, first), pooling(sequence, second)) is not target_aware
 
 
 def test_the_order_of_events_is_not_seen() -> None:

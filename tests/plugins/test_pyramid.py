@@ -1,4 +1,4 @@
-"""`pyramid` against a second formulation, one example and one token at a time, and what its kinds must hold."""
+"""`pyramid` against a second formulation, example by example and token by token, and the tests of its kinds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from exfm.layers import count_flops
 from exfm.testing import BackboneTests, SequenceEncoderTests
 from exfm_plugins.encoders.pyramid.backbone import PyramidBackbone
 from exfm_plugins.encoders.pyramid.encoder import Pyramid
-from exfm_plugins.encoders.pyramid.levels import Level, Merge
+from exfm_plugins.encoders.pyramid.levels import ChunkMerge, PyramidLevel
 
 CONTEXT = ("user", "item", "hour")
 
@@ -32,11 +32,11 @@ def events_of(lengths: list[int], dim: int, seed: int = 0) -> list[Tensor]:
     return [torch.randn(length, dim, generator=generator, dtype=torch.float64) for length in lengths]
 
 
-def normalised(x: Tensor, of: nn.Module) -> Tensor:
-    if not isinstance(of, nn.LayerNorm):
+def normalised(x: Tensor, submodule: nn.Module) -> Tensor:
+    if not isinstance(submodule, nn.LayerNorm):
         return x / (x.pow(2).mean() + 1e-6).sqrt()
     centred = x - x.mean()
-    return centred / (centred.pow(2).mean() + 1e-5).sqrt() * of.weight + of.bias
+    return centred / (centred.pow(2).mean() + 1e-5).sqrt() * submodule.weight + submodule.bias
 
 
 def turned(x: Tensor, position: float, heads: int) -> Tensor:
@@ -60,22 +60,24 @@ def softmax_mix(query: Tensor, keys: list[Tensor], values: list[Tensor], heads: 
     return torch.cat(parts)
 
 
-def linear(x: Tensor, of: nn.Linear) -> Tensor:
-    return of.weight @ x + (0 if of.bias is None else of.bias)
+def linear(x: Tensor, submodule: nn.Linear) -> Tensor:
+    return submodule.weight @ x + (0 if submodule.bias is None else submodule.bias)
 
 
-def merged(newest_first: list[Tensor], stride: int, of: Merge | None) -> list[Tensor]:
+def merged(newest_first: list[Tensor], stride: int, submodule: ChunkMerge | None) -> list[Tensor]:
     """Chunks of a list of tokens, newest first."""
     chunks = [newest_first[i : i + stride] for i in range(0, len(newest_first), stride)]
     if stride == 1:
         return newest_first
-    if of.linear is None:
+    if submodule.linear is None:
         return [sum(chunk) / len(chunk) for chunk in chunks]
     missing = [torch.zeros_like(newest_first[0])] if newest_first else []
-    return [linear(torch.cat(chunk + missing * (stride - len(chunk))), of.linear) for chunk in chunks]
+    return [linear(torch.cat(chunk + missing * (stride - len(chunk))), submodule.linear) for chunk in chunks]
 
 
-def level_by_hand(newest_first: list[Tensor], level: Level, shrink: int, queries: int, heads: int) -> list[Tensor]:
+def level_by_hand(
+    newest_first: list[Tensor], level: PyramidLevel, shrink: int, queries: int, heads: int
+) -> list[Tensor]:
     tokens = merged(newest_first, shrink, level.shrink if shrink > 1 else None)
     normed = [normalised(token, level.branch_norm) for token in tokens]
     kept = tokens[:queries]
@@ -83,12 +85,12 @@ def level_by_hand(newest_first: list[Tensor], level: Level, shrink: int, queries
         chunks = merged(normed, branch.stride, branch.merge if branch.stride > 1 else None)
         attention = branch.attention
         pairs = [linear(chunk, attention.key_value).chunk(2) for chunk in chunks]
-        keys = [turned(key, -place, heads) for place, (key, _) in enumerate(pairs)]
+        keys = [turned(key, -position, heads) for position, (key, _) in enumerate(pairs)]
         answers = []
-        for place in range(ceil(len(kept) / branch.stride)):
-            query = turned(linear(chunks[place], attention.query), -place, heads)
+        for position in range(ceil(len(kept) / branch.stride)):
+            query = turned(linear(chunks[position], attention.query), -position, heads)
             answers.append(linear(softmax_mix(query, keys, [value for _, value in pairs], heads), attention.out))
-        kept = [token + answers[place // branch.stride] for place, token in enumerate(kept)]
+        kept = [token + answers[position // branch.stride] for position, token in enumerate(kept)]
     result = []
     for token in kept:
         hidden = linear(normalised(token, level.ffn_norm), level.ffn[0])
@@ -102,7 +104,7 @@ def by_hand(module: Pyramid, examples: list[Tensor], context_BND: Tensor, target
     for events, context_ND in zip(examples, context_BND, strict=True):
         tokens = [*events.flip(0)]
         if targets:
-            target = sum(context_ND[place] for place in targets)
+            target = sum(context_ND[position] for position in targets)
             tokens = [target, *(event + linear(event * target, module.meeting.linear) for event in tokens)]
         for height, level in enumerate(module.levels):
             shrink = config.shrink if height else 1
@@ -182,7 +184,7 @@ def test_an_older_event_moves_the_oldest_chunk_alone() -> None:
     """Chunks are cut from the newest event on: what an older event changes is the chunk it falls into."""
     events = events_of([9], 4)[0]
     for stride in (2, 3, 4):
-        merge = Merge(4, stride, "linear").double()
+        merge = ChunkMerge(4, stride, "linear").double()
         longer = merge(jagged([events], 9)).values_ED
         shorter = merge(jagged([events[1:]], 9)).values_ED
         full = 8 // stride

@@ -104,7 +104,7 @@ def test_rows_come_in_the_order_of_their_entries(url: str, log: Any) -> None:
     assert read(of, 5000, 10_000) == [(0, 5000), (1, 5000), (2, 5001), (3, 9000)]
     assert read(of, 5001, 9000) == [(2, 5001)]
     [batch] = source(url).read(exfm.sources.Window(0, 9_000_000, 9_000_001))
-    assert exfm.sources.Origin.of(batch) == exfm.sources.Origin("log from entry 9000-0", 0)
+    assert exfm.sources.Origin.from_batch(batch) == exfm.sources.Origin("log from entry 9000-0", 0)
     assert batch.to_pylist()[0]["word"] == []
 
 

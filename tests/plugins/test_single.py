@@ -1,4 +1,4 @@
-"""The single plan: one device, fused tables, optimizer state that can be put back, and equal bits every time."""
+"""The single plan: a single device, fused tables, optimizer state that can be put back, and equal bits every time."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def assert_equal_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
+def assert_equal_bits(first: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert first.keys() == other.keys()
+    assert [name for name, value in first.items() if not torch.equal(value, other[name])] == []
 
 
 def test_it_is_offered_and_the_default() -> None:
@@ -202,7 +202,7 @@ def many(threads: int) -> list[Tensor]:
 
 
 def test_tables_dealt_out_to_threads_are_the_same_tables() -> None:
-    one, two = many(1), many(2)
-    assert len(one) == 24
-    for first, second in zip(one, two, strict=True):
-        assert torch.equal(first, second)
+    sequential, threaded = many(1), many(2)
+    assert len(sequential) == 24
+    for expected, actual in zip(sequential, threaded, strict=True):
+        assert torch.equal(actual, expected)

@@ -141,7 +141,7 @@ def test_batches_are_cut_without_effect_and_say_where_they_begin() -> None:
     assert len(batches) > 1
     whole = read(of, 0, DAY_US)
     for batch in batches:
-        assert exfm.sources.Origin.of(batch) == exfm.sources.Origin(
+        assert exfm.sources.Origin.from_batch(batch) == exfm.sources.Origin(
             "synthetic_ads(seed=0)", batch["example_id"][0].as_py()
         )
         assert whole["click_oracle"][batch["example_id"][0].as_py()] == batch["click_oracle"][0]

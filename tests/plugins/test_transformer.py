@@ -1,4 +1,4 @@
-"""`transformer` against its equations, one example and one event at a time, and what every encoder must hold."""
+"""`transformer` against its equations, example by example and event by event, and the tests of every encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import exfm_plugins.encoders
 from exfm.components import EncoderInputs, JaggedSequence
 from exfm.layers import count_flops
 from exfm.testing import SequenceEncoderTests
-from exfm_plugins.encoders.transformer.encoder import Block, Transformer
+from exfm_plugins.encoders.transformer.encoder import Transformer, TransformerBlock
 
 CONTEXT = ("user", "item", "hour")
 
@@ -46,15 +46,15 @@ def build(config: Transformer.Config, dim: int, targets: tuple[int, ...] = ()) -
     return module
 
 
-def linear(x: Tensor, of: nn.Linear) -> Tensor:
-    return of.weight @ x + (0 if of.bias is None else of.bias)
+def linear(x: Tensor, submodule: nn.Linear) -> Tensor:
+    return submodule.weight @ x + (0 if submodule.bias is None else submodule.bias)
 
 
-def normalised(x: Tensor, of: nn.Module) -> Tensor:
-    if not isinstance(of, nn.LayerNorm):
+def normalised(x: Tensor, submodule: nn.Module) -> Tensor:
+    if not isinstance(submodule, nn.LayerNorm):
         return x / (x.pow(2).mean() + 1e-6).sqrt()
     centred = x - x.mean()
-    return centred / (centred.pow(2).mean() + 1e-5).sqrt() * of.weight + of.bias
+    return centred / (centred.pow(2).mean() + 1e-5).sqrt() * submodule.weight + submodule.bias
 
 
 def turned(row: Tensor, position: int, heads: int) -> Tensor:
@@ -77,16 +77,16 @@ def mix(query: Tensor, pairs: list[tuple[Tensor, Tensor]], heads: int) -> Tensor
     return answer
 
 
-def layer_by_hand(events: list[Tensor], block: Block, kept: int, heads: int) -> list[Tensor]:
+def layer_by_hand(events: list[Tensor], block: TransformerBlock, kept: int, heads: int) -> list[Tensor]:
     """All events of an example, of which the last ``kept`` are handed on."""
     attention = block.attention
     normed = [normalised(event, block.attention_norm) for event in events]
     pairs = [linear(event, attention.key_value).chunk(2) for event in normed]
-    pairs = [(turned(key, place, heads), value) for place, (key, value) in enumerate(pairs)]
+    pairs = [(turned(key, position, heads), value) for position, (key, value) in enumerate(pairs)]
     result = []
-    for place, event in enumerate(events):
-        query = turned(linear(normed[place], attention.query), place, heads)
-        event = event + linear(mix(query, pairs[: place + 1], heads), attention.out)
+    for position, event in enumerate(events):
+        query = turned(linear(normed[position], attention.query), position, heads)
+        event = event + linear(mix(query, pairs[: position + 1], heads), attention.out)
         hidden = linear(normalised(event, block.ffn_norm), block.ffn[0])
         hidden = hidden * torch.tensor([(1 + erf(x / sqrt(2))) / 2 for x in hidden.tolist()], dtype=torch.float64)
         result.append(event + linear(hidden, block.ffn[2]))
@@ -97,7 +97,7 @@ def by_hand(module: Transformer, sequence: JaggedSequence, context_BND: Tensor) 
     config, targets, rows = module.config, module.inputs.targets, []
     assert isinstance(config, Transformer.Config)
     for history, context in zip(torch.split(sequence.values_ED, sequence.lengths.tolist()), context_BND, strict=True):
-        target, events = sum(context[place] for place in targets), [*history]
+        target, events = sum(context[position] for position in targets), [*history]
         if targets and config.append_target:
             events.append(target)
         for block, kept in zip(module.layers, config.queries or [50] * config.layers, strict=True):
@@ -155,19 +155,19 @@ def test_equals_the_equations(
 def test_no_event_sees_a_newer_one() -> None:
     module, sequence = build(Transformer.Config(summary="mean"), 4), jagged([9, 4], 4)
     changed = sequence.with_values(sequence.values_ED.index_fill(0, torch.tensor([5]), 3.0))
-    one, two = sequence, changed
+    first, second = sequence, changed
     for block in module.layers:
-        one, two = block(one), block(two)
-    differs = (one.values_ED != two.values_ED).any(1).tolist()
+        first, second = block(first), block(second)
+    differs = (first.values_ED != second.values_ED).any(1).tolist()
     assert differs == [False] * 5 + [True] * 4 + [False] * 4
 
 
 def test_the_candidate_meets_the_history_only_where_it_may() -> None:
     """Two candidates: the same summary where none of the ways in is open."""
-    sequence, one, two = jagged([6], 4), random(1, 3, 4, seed=1), random(1, 3, 4, seed=2)
+    sequence, first, second = jagged([6], 4), random(1, 3, 4, seed=1), random(1, 3, 4, seed=2)
     for summary, append_target, aware in (("last", True, True), ("last", False, False), ("target", False, True)):
         module = build(Transformer.Config(summary=summary, append_target=append_target), 4, (1,))
-        assert torch.equal(module(sequence, one), module(sequence, two)) is not aware
+        assert torch.equal(module(sequence, first), module(sequence, second)) is not aware
 
 
 def test_one_user_of_thousands_of_events_among_short_ones() -> None:
@@ -178,12 +178,12 @@ def test_one_user_of_thousands_of_events_among_short_ones() -> None:
     sequence = jagged(lengths, 4, longest)
     together = module(sequence, context_BND)
     histories = torch.split(sequence.values_ED, lengths)
-    for place in (0, 30, 60):
-        alone = JaggedSequence(histories[place], torch.tensor([0, lengths[place]]), longest)
-        torch.testing.assert_close(together[[place]], module(alone, context_BND[[place]]), rtol=1e-9, atol=1e-9)
+    for position in (0, 30, 60):
+        alone = JaggedSequence(histories[position], torch.tensor([0, lengths[position]]), longest)
+        torch.testing.assert_close(together[[position]], module(alone, context_BND[[position]]), rtol=1e-9, atol=1e-9)
 
-    def flops(of: list[int]) -> int:
-        return count_flops(lambda: module(jagged(of, 4, longest), random(len(of), 3, 4)))
+    def flops(histories: list[int]) -> int:
+        return count_flops(lambda: module(jagged(histories, 4, longest), random(len(histories), 3, 4)))
 
     assert flops(lengths) == 30 * flops([20]) + flops([4_000]) + 30 * flops([3])
 

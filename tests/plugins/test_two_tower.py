@@ -1,4 +1,4 @@
-"""`two_tower` against a loop over examples, its towers apart from each other, and what every backbone must hold."""
+"""`two_tower` against a loop over examples, its towers apart from each other, and the tests of every backbone."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def test_items_can_be_indexed(normalise: bool) -> None:
     users, items = 3, 4
     module, head = build(("item", "shop"), normalise=normalise), nn.Linear(32, 1).double()
     tokens_BND, of_item = examples(users + items), [TOKENS.index("item"), TOKENS.index("shop")]
-    of_user = [place for place in range(len(TOKENS)) if place not in of_item]
+    of_user = [position for position in range(len(TOKENS)) if position not in of_item]
     query_UR = module.user(tokens_BND[:users, of_user].flatten(1)) * head.weight
     index_IR = module.item(tokens_BND[users:, of_item].flatten(1))
-    found_UI = query_UR @ index_IR.T + head.bias
+    answer_UI = query_UR @ index_IR.T + head.bias
     pairs_UIND = tokens_BND[:users, None].repeat(1, items, 1, 1)
     pairs_UIND[:, :, of_item] = tokens_BND[users:, of_item]
     logit_UI = head(module(pairs_UIND.flatten(0, 1), {})).view(users, items)
-    torch.testing.assert_close(logit_UI, found_UI, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logit_UI, answer_UI, rtol=1e-9, atol=1e-9)
 
 
 def test_flops_are_those_of_the_docstring() -> None:

@@ -1,4 +1,4 @@
-"""`wukong` against the published equations, written one example at a time, and what every backbone must hold."""
+"""`wukong` against the published equations, written example by example, and the tests of every backbone."""
 
 from __future__ import annotations
 
@@ -35,39 +35,39 @@ class TestWukong(BackboneTests):
     )
 
 
-def norm(x: Tensor, of: nn.Module, config: Wukong.Config) -> Tensor:
+def norm(x: Tensor, submodule: nn.Module, config: Wukong.Config) -> Tensor:
     """Of the last axis."""
     if config.norm == "rms_norm":
         return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
     centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * of.weight + of.bias
+    return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * submodule.weight + submodule.bias
 
 
 def affine(x: Tensor, linear: nn.Linear, biased: bool) -> Tensor:
     return linear.weight @ x + (linear.bias if biased else 0)
 
 
-def perceptron(x: Tensor, of: nn.Sequential, biased: bool) -> Tensor:
+def perceptron(x: Tensor, submodule: nn.Sequential, biased: bool) -> Tensor:
     """ReLU between the layers."""
-    linears = [layer for layer in of if isinstance(layer, nn.Linear)]
+    linears = [layer for layer in submodule if isinstance(layer, nn.Linear)]
     for linear in linears[:-1]:
         x = affine(x, linear, biased).clamp(min=0)
     return affine(x, linears[-1], biased)
 
 
-def attention(x_MD: Tensor, others_SD: Tensor, of: nn.Module, heads: int, biased: bool) -> Tensor:
-    """One query and one head at a time."""
+def attention(x_MD: Tensor, others_SD: Tensor, submodule: nn.Module, heads: int, biased: bool) -> Tensor:
+    """One query and head by head."""
     d = x_MD.shape[1]
     width = d // heads
     rows = []
     for x in x_MD:
-        query, mixed = affine(x, of.query, biased), []
-        keys_values = [affine(other, of.key_value, biased) for other in others_SD]
+        query, mixed = affine(x, submodule.query, biased), []
+        keys_values = [affine(other, submodule.key_value, biased) for other in others_SD]
         for head in range(heads):
-            part = slice(head * width, (head + 1) * width)
-            scores = torch.stack([query[part] @ both[:d][part] / sqrt(width) for both in keys_values]).exp()
-            mixed.append(sum(s * both[d:][part] for s, both in zip(scores / scores.sum(), keys_values, strict=True)))
-        rows.append(affine(torch.cat(mixed), of.out, biased))
+            piece = slice(head * width, (head + 1) * width)
+            scores = torch.stack([query[piece] @ both[:d][piece] / sqrt(width) for both in keys_values]).exp()
+            mixed.append(sum(s * both[d:][piece] for s, both in zip(scores / scores.sum(), keys_values, strict=True)))
+        rows.append(affine(torch.cat(mixed), submodule.out, biased))
     return torch.stack(rows)
 
 
@@ -101,7 +101,7 @@ def by_the_paper(module: Wukong, tokens_BND: Tensor, config: Wukong.Config) -> T
         for layer in module.layers:
             earlier, x_ND = [*earlier, x_ND], layer_by_the_paper(x_ND, earlier, layer, config)
         x = torch.cat([*first_ND, *x_ND]) if config.head_input == "all" else x_ND.flatten()
-        linears = [part for part in module.head if isinstance(part, nn.Linear)]
+        linears = [piece for piece in module.head if isinstance(piece, nn.Linear)]
         for linear in linears:
             x = affine(x, linear, config.bias == "all" or linear is linears[-1]).clamp(min=0)
         rows.append(x)

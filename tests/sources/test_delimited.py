@@ -47,7 +47,7 @@ def test_any_rows(
     rows: list[tuple[int | None, str | None]] = []
     row = first
     for batch in log.read(first, first + length):
-        assert Origin.of(batch) == Origin(log.url, row)
+        assert Origin.from_batch(batch) == Origin(log.url, row)
         row += batch.num_rows
         rows += [(line["n"], line["word"]) for line in batch.to_pylist()]
     assert rows == values[first : first + length]

@@ -1,4 +1,4 @@
-"""A backbone and an encoder with nothing wrong, and what the kits say of a component."""
+"""A sound backbone and a sound encoder, and the messages of the kits about a component."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SoundBackbone(Backbone):
 
 
 class SoundEncoder(SequenceEncoder):
-    """One summary token: the mean of the events' projections."""
+    """A summary token: the mean of the events' projections."""
 
     name = "sound"
 
@@ -79,7 +79,7 @@ def failed(
         fields: the component's.
     """
     tests = type("TestIt", (kit,), attributes)()
-    found = {}
+    messages = {}
     for name in dir(tests):
         if name.startswith("test_"):
             test = getattr(tests, name)
@@ -89,5 +89,5 @@ def failed(
                 pass
             except (Exception, pytest.fail.Exception) as error:
                 # Where pytest rewrites the kit's asserts, it puts their values below the message.
-                found[name.removeprefix("test_")] = str(error).partition("\nassert ")[0]
-    return found
+                messages[name.removeprefix("test_")] = str(error).partition("\nassert ")[0]
+    return messages

@@ -1,4 +1,4 @@
-"""Backbones with one thing wrong each, and the test of the kit that says so."""
+"""Backbones with a fault each, and the test of the kit that reports it."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ class TokensFromASet(SoundBackbone):
             self.scales[name] = nn.Parameter(torch.ones(inputs.dim))
 
     def forward(self, tokens_BND, sequences):
-        scaled = [tokens_BND[:, place] * self.scales[name] for place, name in enumerate(self.inputs.tokens)]
+        scaled = [tokens_BND[:, index] * self.scales[name] for index, name in enumerate(self.inputs.tokens)]
         return super().forward(torch.stack(scaled, dim=1), sequences)
 
 
@@ -284,7 +284,7 @@ class PlainTensor(SoundBackbone):
 
 
 class MovesWhatItMakes(SoundBackbone):
-    """Nothing is wrong: what is made on the CPU goes to the input's device, and a number has no place."""
+    """Sound: tensors made on the CPU are moved to the input's device, and a number needs no device."""
 
     def forward(self, tokens_BND, sequences):
         x = super().forward(tokens_BND, sequences)
@@ -308,7 +308,7 @@ class KeepsItsOutputElsewhere(SoundBackbone):
 
 
 class KeepsAMask(SoundBackbone):
-    """Nothing is wrong: what depends on the batch's shape alone is made once."""
+    """Sound: a tensor that depends on the batch's shape alone is cached."""
 
     def __init__(self, config, inputs):
         super().__init__(config, inputs)
@@ -428,10 +428,10 @@ def test_nothing_is_wrong_with_the_sound_one() -> None:
 
 @pytest.mark.parametrize("component", BROKEN, ids=lambda component: component.__name__)
 def test_what_is_wrong_is_said_by_its_own_test(component) -> None:
-    found = failures(component)
-    assert found.keys() == BROKEN[component].keys()
+    messages = failures(component)
+    assert messages.keys() == BROKEN[component].keys()
     for test, words in BROKEN[component].items():
-        assert words in found[test]
+        assert words in messages[test]
 
 
 def test_what_cannot_be_exported_is_found_where_it_is_claimed() -> None:
@@ -444,11 +444,11 @@ def test_one_that_cannot_be_built_is_said_once() -> None:
             super().__init__(config, inputs)
             self.blocks = nn.ModuleList()
 
-    found = failures(Blocks)
-    assert len(found) <= 4, found.keys()
-    assert all("'blocks': that is a method of exfm.Backbone" in words for words in found.values())
+    messages = failures(Blocks)
+    assert len(messages) <= 4, messages.keys()
+    assert all("'blocks': that is a method of exfm.Backbone" in words for words in messages.values())
 
 
 def test_numbers_that_are_not_finite() -> None:
-    found = failures(Overflows)
-    assert "examples [0, 1, 2, 3, 4, 5] of the batch are not finite" in found["output_is_finite"]
+    messages = failures(Overflows)
+    assert "examples [0, 1, 2, 3, 4, 5] of the batch are not finite" in messages["output_is_finite"]

@@ -1,4 +1,4 @@
-"""Components whose Config or plugin has one thing wrong, and the test of the kit that says so."""
+"""Components with a fault in the Config or the plugin, and the test of the kit that reports it."""
 
 from __future__ import annotations
 
@@ -99,6 +99,6 @@ def test_what_the_plugin_offers() -> None:
     assert not failures(SoundBackbone, plugin=plugin_of(SoundBackbone))
     assert not failures(SoundBackbone, plugin=plugin_of(here))
     assert "plugin_of_a_test offers" in failures(SoundBackbone, plugin=plugin_of(Twin))["plugin_offers_it"]
-    found = failures(SoundBackbone, plugin=plugin_of(misspelt))
-    assert "no backbone is called 'sound'. Did you mean 'sund'" in found["plugin_offers_it"]
+    messages = failures(SoundBackbone, plugin=plugin_of(misspelt))
+    assert "no backbone is called 'sound'. Did you mean 'sund'" in messages["plugin_offers_it"]
     assert "it offers nothing" in failures(SoundBackbone, plugin=ModuleType("empty"))["plugin_offers_it"]

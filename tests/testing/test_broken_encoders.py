@@ -1,4 +1,4 @@
-"""Sequence encoders with one thing wrong each, and the test of the kit that says so."""
+"""Sequence encoders with a fault each, and the test of the kit that reports it."""
 
 from __future__ import annotations
 
@@ -190,16 +190,16 @@ def test_nothing_is_wrong_with_the_sound_one() -> None:
 
 @pytest.mark.parametrize("component", BROKEN, ids=lambda component: component.__name__)
 def test_what_is_wrong_is_said_by_its_own_test(component) -> None:
-    found = failures(component)
-    assert found.keys() == BROKEN[component].keys()
+    messages = failures(component)
+    assert messages.keys() == BROKEN[component].keys()
     for test, words in BROKEN[component].items():
-        assert words in found[test]
+        assert words in messages[test]
 
 
 def test_users_without_history_are_named() -> None:
-    found = failures(DividesByZero)
-    assert "examples [0, 3] of the batch are not finite" in found["output_is_finite"]
-    assert "not finite in a batch without any event" in found["nobody_has_a_history"]
+    messages = failures(DividesByZero)
+    assert "examples [0, 3] of the batch are not finite" in messages["output_is_finite"]
+    assert "not finite in a batch without any event" in messages["nobody_has_a_history"]
 
 
 def test_the_longest_history_is_among_the_examples() -> None:

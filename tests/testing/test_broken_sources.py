@@ -1,4 +1,4 @@
-"""Data sources with one thing wrong each, and the test of the kit that says so."""
+"""Data sources with a fault each, and the test of the kit that reports it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class StillWritten(Sound):
 
 
 class GrowingSchema(Sound):
-    """It learns how many items there are from what it has read."""
+    """Its schema counts the items of the rows read so far."""
 
     most = 10
 
@@ -199,7 +199,7 @@ class FirstBatchInFloats(Columns):
 
 
 class Unsorted(Sound):
-    """One row comes three seconds before its time."""
+    """A row comes three seconds before its time."""
 
     def batch(self, row):
         swapped = row.copy()
@@ -215,7 +215,7 @@ class Shuffles(Sound):
 
 
 class NumbersAsItGoes(Sound):
-    """Ids count what this object has read."""
+    """Ids count the rows that this object has read."""
 
     read_so_far = 0
 
@@ -227,7 +227,7 @@ class NumbersAsItGoes(Sound):
 
 
 class OneCursor(Sound):
-    """All readings go on from one position."""
+    """All reads continue from the same position."""
 
     position = 0
 
@@ -343,7 +343,7 @@ class ReadsItsFileForItsSchema(FromAFile):
 
     def rows(self, start, end):
         for batch in super().rows(start, end):
-            yield exfm.sources.Origin(self.config.path, exfm.sources.Origin.of(batch).row).mark(batch)
+            yield exfm.sources.Origin(self.config.path, exfm.sources.Origin.from_batch(batch).row).mark(batch)
 
     def parts(self):
         return ()
@@ -383,8 +383,8 @@ class LeavesOpen(Sound):
         self.open.pop().close()
 
     def __del__(self):
-        for one in self.open:
-            one.close()
+        for file in self.open:
+            file.close()
 
 
 class WholeWindow(Sound):
@@ -429,7 +429,7 @@ class SoundHistory(Sound):
         return row * 7 % 20
 
     def earlier(self, row):
-        """A user's rows before this one; three rows are of one time, and he has one or two of them."""
+        """Returns a user's rows before this row; of three rows with the same time he has a row or two."""
         return [self.item(other) for other in range(row % 2, row // 3 * 3, 2)]
 
     def history(self, row):
@@ -482,22 +482,22 @@ class RemembersItsRows(FromAFile):
 
 class OneVersion(FromAFile):
     def parts(self):
-        return [replace(part, version="1") for part in super().parts()]
+        return [replace(unit, version="1") for unit in super().parts()]
 
 
 class OtherNames(FromAFile):
     def parts(self):
-        return [replace(part, name="other") for part in super().parts()]
+        return [replace(unit, name="other") for unit in super().parts()]
 
 
 class ShortPart(FromAFile):
     def parts(self):
-        return [replace(part, last_us=part.last_us - 1) for part in super().parts()]
+        return [replace(unit, last_us=unit.last_us - 1) for unit in super().parts()]
 
 
 class VersionOfTheMoment(FromAFile):
     def parts(self):
-        return [replace(part, version=str(random.random())) for part in super().parts()]
+        return [replace(unit, version=str(random.random())) for unit in super().parts()]
 
 
 class SkipsAnEvent(FromAFile):
@@ -511,7 +511,7 @@ class NextIsEarlier(FromAFile):
 
 
 class NextIsTheFirst(FromAFile):
-    """It does not look at what it is asked."""
+    """It ignores the time in the question."""
 
     def next_event_us(self, from_us):
         return START
@@ -519,8 +519,8 @@ class NextIsTheFirst(FromAFile):
 
 class EndsTooSoon(FromAFile):
     def next_event_us(self, from_us):
-        found = super().next_event_us(from_us)
-        return found if found is not None and found < self.times()[-1] else None
+        event_us = super().next_event_us(from_us)
+        return event_us if event_us is not None and event_us < self.times()[-1] else None
 
 
 BROKEN: dict[type[Sound], dict[str, str]] = {
@@ -591,8 +591,8 @@ def failures(component: type[Sound], **attributes: Any) -> dict[str, str]:
     if issubclass(component, FromAFile):
         with tempfile.TemporaryDirectory() as folder:
             TestFromAFile().write(Path(folder))
-            own = {"write": TestFromAFile.write, "grow": TestFromAFile.grow, "folder": Path(folder)}
-            return failed(DataSourceTests, {"component": component} | own | attributes, TestFromAFile.configs[0])
+            stream = {"write": TestFromAFile.write, "grow": TestFromAFile.grow, "folder": Path(folder)}
+            return failed(DataSourceTests, {"component": component} | stream | attributes, TestFromAFile.configs[0])
     return failed(DataSourceTests, {"component": component} | attributes)
 
 
@@ -633,13 +633,13 @@ def test_a_stream_that_is_said_to_be_complete_is() -> None:
 
 @pytest.mark.parametrize("component", BROKEN, ids=lambda component: component.__name__)
 def test_what_is_wrong_is_said_by_its_own_test(component: type[Sound]) -> None:
-    found = failures(component)
+    messages = failures(component)
     if component in FAILS_THROUGHOUT:
-        assert found.keys() >= BROKEN[component].keys()
+        assert messages.keys() >= BROKEN[component].keys()
     else:
-        assert found.keys() == BROKEN[component].keys()
+        assert messages.keys() == BROKEN[component].keys()
     for test, words in BROKEN[component].items():
-        assert words in found[test], found[test]
+        assert words in messages[test], messages[test]
 
 
 def test_every_test_says_what_is_required_and_why() -> None:

@@ -1,4 +1,4 @@
-"""`exfm_registry`: what a test puts in is all that an experiment can name."""
+"""`exfm_registry`: an experiment can name the components that a test puts in, and no others."""
 
 from __future__ import annotations
 

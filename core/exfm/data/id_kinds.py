@@ -50,5 +50,5 @@ def check_id_kinds(
 
 def _column_type(batch: pa.RecordBatch, column: str) -> str:
     """Names file, row, column and Arrow type, for the beginning of a message."""
-    origin = Origin.of(batch)
+    origin = Origin.from_batch(batch)
     return f"{origin.file}, row {origin.row}: {column}: the column holds {batch.schema.field(column).type}"

@@ -183,7 +183,7 @@ class ChunkReader:
         columns = self._columns
         batches = _read_source(self.source, window, self.shard)
         if only is not None:
-            batches = (batch for batch in batches if Origin.of(batch).file in only)
+            batches = (batch for batch in batches if Origin.from_batch(batch).file in only)
         for rows in _regroup(map(checker.check, batches), self.stream.chunk_rows, self.shard):
             picked = {model: rows_where(rows, where, columns) for model, where in self.where.items()}
             self._unmet.add(rows, picked)

@@ -89,7 +89,7 @@ class RowChecker:
             bad |= new
         self.skips.read(batch.num_rows)
         good = rows.filter(pa.array(~bad)) if bad.any() else rows
-        return Origin.of(batch).mark(good)
+        return Origin.from_batch(batch).mark(good)
 
     def _check_types(self, batch: pa.RecordBatch, rows: pa.RecordBatch) -> None:
         """Checks column types; a wrong type is an error under ``skip`` too, because whole files would be left out."""
@@ -135,7 +135,7 @@ def _unread(batch: pa.RecordBatch) -> Iterator[Problem]:
 
 def _message(batch: pa.RecordBatch, row: int, column: str, reason: str) -> str:
     """Names file, row, column, reason and value of a bad row."""
-    origin = Origin.of(batch)
+    origin = Origin.from_batch(batch)
     shown = ""
     if column in batch.schema.names:
         shown = _shown_value(batch, row, column)

@@ -1,4 +1,4 @@
-"""Backbone: tokens of features in, one representation per example out."""
+"""Backbone: maps the tokens of features to a representation of each example."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from exfm.interfaces.network import Network
 
 @dataclass(frozen=True)
 class SequenceShape:
-    """What is known of a sequence when a module is built.
+    """Describes a sequence to the constructor of a module that reads it.
 
     Attributes:
         name: the sequence's name.
         max_length: the longest history, in events.
         targets: indices of the tokens that share an embedding table with the sequence: the candidate item the history
             is compared with. May be empty.
-        times: whether the stream says when the events happened.
+        times: whether the stream has the times of the events.
     """
 
     name: str
@@ -36,13 +36,13 @@ class SequenceShape:
 
 @dataclass(frozen=True)
 class BackboneInputs:
-    """What is known of a backbone's input when it is built.
+    """Describes the inputs of a backbone to its constructor.
 
     Attributes:
-        tokens: name of each of the N tokens, in order: a feature's name, ``dense`` for the token made of all dense
-            features, ``SEQUENCE:k`` for the k-th summary of a sequence.
+        tokens: name of each of the N tokens, in order: a feature's name, ``dense`` for the token of all dense features
+            together, ``SEQUENCE:k`` for the k-th summary of a sequence.
         dim: width D of every token and event.
-        sequences: the raw sequences ``forward`` gets; empty unless the class sets ``consumes_sequences``.
+        sequences: the raw sequences that ``forward`` takes; empty unless the class sets ``consumes_sequences``.
         tasks: names of the model's T tasks; empty for a backbone inside another component, which has no tasks.
     """
 
@@ -53,19 +53,19 @@ class BackboneInputs:
 
 
 class Backbone(Network):
-    """The interaction architecture of a ranking model.
+    """Base of interaction architectures of a ranking model.
 
     A subclass sets ``name``, usually a ``Config``, and ``output_dim`` in its constructor. Its output for an example
-    depends on that example alone, and is the same in training and evaluation mode: on a stream that is seen once,
-    the forward pass that trains is also the prediction that is scored. ``forward`` is re-entrant: it keeps nothing in
-    the module.
+    depends on that example alone. The output is the same in training and evaluation mode, because on a stream that is
+    seen once the forward pass that trains is also the prediction that is scored. ``forward`` is re-entrant: it writes
+    nothing to the module.
 
     A backbone may give each task a representation: it sets ``per_task``, refuses with a ValueError inputs that name no
-    tasks, and ``forward`` returns (B, T, R). A task's head reads the task's representation. Everything else, transfer
-    strategies and stored embeddings, reads the mean over the tasks.
+    tasks, and ``forward`` returns (B, T, R). A task's head reads the task's representation. Transfer strategies and
+    stored embeddings read the mean over the tasks.
 
     Attributes:
-        consumes_sequences: whether ``forward`` wants the raw sequences; otherwise it gets an empty mapping.
+        consumes_sequences: whether ``forward`` reads the raw sequences; otherwise it gets an empty mapping.
         per_task: whether ``forward`` returns a representation per task.
         output_dim: width R of a representation.
         reads_times: whether ``forward`` reads the events' ages; sequences have none otherwise.
@@ -88,9 +88,9 @@ class Backbone(Network):
         self.inputs = inputs
 
     def blocks(self) -> list[nn.Module]:
-        """The modules that are recomputed in backward, sharded and compiled one by one.
+        """Lists the modules that are recomputed in backward, sharded and compiled separately.
 
-        By default the elements of every ``nn.ModuleList`` that is a direct child.
+        By default these are the elements of every ``nn.ModuleList`` that is a direct child.
         """
         return listed_blocks(self)
 

@@ -1,4 +1,4 @@
-"""The blocks of a network: what is recomputed, sharded and compiled one by one."""
+"""The blocks of a network: the modules that are recomputed, sharded and compiled separately."""
 
 from __future__ import annotations
 
@@ -6,5 +6,9 @@ from torch import nn
 
 
 def listed_blocks(module: nn.Module) -> list[nn.Module]:
-    """The elements of every ``nn.ModuleList`` that is a direct child of a module, in order."""
-    return [block for child in module.children() if isinstance(child, nn.ModuleList) for block in child]
+    """Lists the elements of every ``nn.ModuleList`` that is a direct child of a module, in order."""
+    blocks: list[nn.Module] = []
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            blocks += child
+    return blocks

@@ -1,4 +1,4 @@
-"""What every component has in common: a name, and a typed configuration next to the code it configures."""
+"""Component: the base of all components, with a name and a typed configuration next to the code it configures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ComponentConfig(BaseModel):
-    """Base of every component's ``Config``: immutable, and unknown keys are errors.
+    """Base of every component's ``Config``; instances are immutable, and unknown keys are errors.
 
     Every field has a type and a sentence (``Field(description=...)``): the sentence is the documentation, the help
     of ``exfm show`` and the hint a YAML editor displays. A field without a default is required.
@@ -20,12 +20,12 @@ class ComponentConfig(BaseModel):
 class Component:
     """Base of the five interfaces. A component is a class with a ``name`` and a nested ``Config``.
 
-    ``name`` is what a user writes in YAML (``{name: wukong, layers: 3}``); the other keys are ``Config``'s fields.
-    The shape of ``Config`` is checked when the class is defined, so that a mistake shows when the plugin is loaded
-    and not when a user's run reaches it.
+    A user selects the component by ``name`` in YAML (``{name: wukong, layers: 3}``); the other keys are fields of
+    ``Config``. ``Config`` is checked when the class is defined, because an error is then raised when the plugin is
+    loaded and not in the middle of a user's run.
 
     Raises:
-        TypeError: ``Config`` is not a ComponentConfig, or one of its fields lacks its sentence.
+        TypeError: ``Config`` is not a ComponentConfig, or a field of it has no description.
     """
 
     name: ClassVar[str]
@@ -37,6 +37,7 @@ class Component:
         config = cls.Config
         if not (isinstance(config, type) and issubclass(config, ComponentConfig)):
             raise TypeError(f"{cls.__qualname__}.Config must be a subclass of exfm.ComponentConfig, not {config!r}")
+        # pydantic accepts fields without a description; `exfm show` and the JSON Schema would be empty for them.
         silent = [name for name, field in config.model_fields.items() if not field.description]
         if silent:
             raise TypeError(

@@ -21,7 +21,7 @@ def utc(time_us: int) -> str:
 
 @dataclass(frozen=True)
 class Window:
-    """One slice of the stream: events with ``start_us <= time < end_us`` (microseconds since 1970, UTC)."""
+    """A slice of the stream: events with ``start_us <= time < end_us`` (microseconds since 1970, UTC)."""
 
     index: int
     start_us: int
@@ -33,7 +33,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Shard:
-    """One of ``count`` disjoint parts of a window's rows, which together are all of them: row i's is ``i % count``."""
+    """The rows of a window that a process reads: row i belongs to the shard with ``index`` ``i % count``."""
 
     index: int = 0
     count: int = 1
@@ -41,7 +41,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class TimeRange:
-    """The part of the stream that is complete: ``start_us <= time < end_us``. It may grow between two calls."""
+    """The complete range of the stream: ``start_us <= time < end_us``. It may grow between two calls."""
 
     start_us: int
     end_us: int
@@ -49,12 +49,12 @@ class TimeRange:
 
 @dataclass(frozen=True)
 class StreamPart:
-    """A unit of the stream that appears, changes and goes as a whole, such as a file.
+    """A unit of the stream that is added, changed and removed as a whole, such as a file.
 
     Attributes:
         name: the name that ``Origin.file`` gives its rows.
-        version: differs whenever the content may differ: size and time of change, or a store's tag.
-        first_us, last_us: its rows lie between these times, both included, in microseconds since 1970, UTC.
+        version: differs whenever the content may differ: size and modification time, or a store's tag.
+        first_us, last_us: bounds of the times of its rows, both included, in microseconds since 1970, UTC.
     """
 
     name: str
@@ -64,12 +64,12 @@ class StreamPart:
 
 
 class DataSource(Component, ABC):
-    """A time-ordered stream.
+    """Base of time-ordered streams.
 
-    A source neither cuts windows nor hashes ids nor checks values: the core does, the same for all sources. It says
-    what a row holds, which time it covers, and yields the rows of a slice of time, in order, at constant memory.
-    Reading the same window twice gives the same rows in the same order. A batch marked with its ``Origin`` lets
-    error messages name the file and the row.
+    A source returns its schema and its time range, and yields the rows of a window in order, at constant memory.
+    The core cuts windows, hashes ids and checks values, in the same way for all sources. Reading a window twice yields
+    the same rows in the same order. Error messages name the file and the row of a batch that is marked with its
+    ``Origin``.
 
     Raises (from every method):
         ValueError: the user's input is wrong: a path that does not exist, a column that a file lacks. An
@@ -79,30 +79,30 @@ class DataSource(Component, ABC):
 
     kind: ClassVar[str] = "data_source"
     free_fields: ClassVar[frozenset[str]] = frozenset()
-    """Config fields that say where the stream lies or how it is read, not which rows it has: they may change when a run
-    goes on, such as a path whose folder has moved."""
+    """Config fields that set where the stream is stored or how it is read, but not its rows. They may change when a run
+    is resumed, such as the path of a folder that has moved."""
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config
 
     @abstractmethod
     def schema(self) -> FeatureSchema:
-        """What a row holds. Must not read the stream's rows."""
+        """Returns the columns of a row and their meaning. Must not read the stream's rows."""
 
     @abstractmethod
     def time_range(self) -> TimeRange:
-        """The time for which the stream is complete."""
+        """Returns the time for which the stream is complete."""
 
     @abstractmethod
     def read(self, window: Window, shard: Shard = Shard()) -> Iterator[pa.RecordBatch]:
         """Yields a shard's rows of a window in time order."""
 
     def parts(self) -> Sequence[StreamPart]:
-        """Lists the units that the stream consists of now, so that a later call can tell growth from change.
+        """Lists the units that the stream consists of now, so that a later call can distinguish growth from change.
 
-        A window's commit records the units that overlap it. Where one of them has another version later, or a new one
-        overlaps a committed window, rows that came late are counted. The default, none, is for a stream that never
-        changes behind its newest row.
+        A window's commit records the units that overlap it. Late rows are counted where such a unit has another version
+        later, or a new unit overlaps a committed window. The default, no units, is for a stream that never changes
+        before its newest row.
         """
         return ()
 
@@ -110,15 +110,18 @@ class DataSource(Component, ABC):
         """Finds the first event at or after a time, so that stretches without events cost nothing.
 
         Returns:
-            Its time in microseconds, or any earlier one that is not before ``from_us``; None where there is none. The
-            default says nothing: ``from_us``.
+            The time of the event in microseconds, or any earlier time that is not before ``from_us``; None where there
+            is no such event. The default, ``from_us``, is correct for every stream and skips nothing.
         """
         return from_us
 
     def select(self, schema: FeatureSchema) -> DataSource:
-        """The same stream for a reader who needs the columns of a schema, a part of this source's, and no others.
+        """Returns the same stream for a reader that needs only the columns of a schema.
 
-        Other columns may then be absent. The default, the source itself, is for a stream that always has all of them.
+        Other columns may then be absent. The default, the source itself, is for a stream that always has all columns.
+
+        Args:
+            schema: a subset of this source's schema.
         """
         return self
 
@@ -127,10 +130,10 @@ BAD_ROW = "exfm.bad_row"
 
 
 def mark_bad_rows(batch: pa.RecordBatch, reasons: pa.Array) -> pa.RecordBatch:
-    """Says of a batch's rows why they cannot be read.
+    """Adds a column with the reasons why rows of a batch cannot be read.
 
-    A source yields such a row where it stands, with nulls for what is not known. The core stops there, or leaves it out
-    and counts it, as ``stream.on_bad_row`` says.
+    A source yields such a row at its position, with nulls for values that it could not read. The core stops there, or
+    leaves the row out and counts it, depending on ``stream.on_bad_row``.
 
     Args:
         reasons: strings; null for a row that could be read.
@@ -140,12 +143,12 @@ def mark_bad_rows(batch: pa.RecordBatch, reasons: pa.Array) -> pa.RecordBatch:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a record batch was read.
+    """The file and the row at which a record batch begins.
 
     Attributes:
         file: the file, or another name that a user recognises.
-        row: its first row there.
-        overlaps: another file, read before, whose times this file's overlap: why time may go backwards here.
+        row: the index in the file of the batch's first row.
+        overlaps: another file, read before, whose times this file's times overlap, so that time may go backwards here.
     """
 
     file: str
@@ -153,13 +156,13 @@ class Origin:
     overlaps: str = ""
 
     def mark(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch, carrying this origin in its schema's metadata (no data is copied)."""
+        """Returns the batch with this origin in its schema's metadata; no data is copied."""
         metadata = {"exfm.file": self.file, "exfm.row": str(self.row), "exfm.overlaps": self.overlaps}
         return batch.replace_schema_metadata({key: value for key, value in metadata.items() if value})
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch) -> Self:
-        """The origin a batch carries; an unnamed one where its source gave none."""
+    def from_batch(cls, batch: pa.RecordBatch) -> Self:
+        """Reads the origin in a batch's metadata; without metadata the file is called ``stream``."""
         metadata = batch.schema.metadata or {}
         return cls(
             metadata.get(b"exfm.file", b"stream").decode(),
@@ -171,12 +174,14 @@ class Origin:
 def slice_rows(batches: Iterator[pa.RecordBatch], shard: Shard) -> Iterator[pa.RecordBatch]:
     """Cuts a window's batches to a shard: row i belongs to shard ``i % count``.
 
-    For sources that have no cheaper way to shard. Rows keep their order and, with a single shard, their origin.
+    Intended for sources that cannot shard at a lower cost. Rows keep their order and, with a single shard, their
+    origin.
     """
     position = 0
     for batch in batches:
         kept = batch
         if shard.count > 1:
+            # Index in this batch of the first row whose position in the window is shard.index modulo shard.count.
             first = (shard.index - position) % shard.count
             kept = batch.take(pa.array(range(first, batch.num_rows, shard.count), pa.int64()))
         position += batch.num_rows

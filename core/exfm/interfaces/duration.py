@@ -10,36 +10,37 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 _UNITS_US = {"w": 604_800_000_000, "d": 86_400_000_000, "h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000}
-_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([wdhms])")
+_NUMBER_WITH_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([wdhms])")
 
 
 def parse_duration(value: Any) -> timedelta:
-    """A timedelta from ``7d``, ``1d12h``, ``90s`` or a timedelta.
+    """Parses ``7d``, ``1d12h`` or ``90s``; returns a timedelta as it is.
 
     Raises:
-        ValueError: anything else, a bare number included: its unit would be a guess. Or it is longer than a
-            timedelta can be.
+        ValueError: the value is anything else, a number without a unit included, because its unit would be a guess; or
+            it is longer than a timedelta can be.
     """
     if isinstance(value, timedelta):
         return value
     text = str(value).strip().lower()
-    parts = _PART.findall(text)
-    if not parts or _PART.sub("", text).strip():
+    terms = _NUMBER_WITH_UNIT.findall(text)
+    if not terms or _NUMBER_WITH_UNIT.sub("", text).strip():
         raise ValueError(f"a duration is a number with a unit, such as 7d, 6h, 30m or 90s, not {value!r}")
     try:
-        length_us = sum(Decimal(number) * _UNITS_US[unit] for number, unit in parts)
+        # Decimal, because 0.1 s is not exact in binary.
+        length_us = sum(Decimal(number) * _UNITS_US[unit] for number, unit in terms)
         return timedelta(microseconds=round(length_us))
     except OverflowError:
         raise ValueError(f"a duration is at most {timedelta.max.days}d, not {value!r}") from None
 
 
 def microseconds(duration: timedelta) -> int:
-    """Counts a duration's microseconds, exactly: in floating point some durations would lose one."""
+    """Counts a duration's microseconds exactly; ``total_seconds`` would round long durations."""
     return duration // timedelta(microseconds=1)
 
 
 def format_duration(value: timedelta) -> str:
-    """The shortest form that ``parse_duration`` reads back."""
+    """Writes a duration in the shortest form that ``parse_duration`` reads."""
     for unit, size in (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("m", timedelta(minutes=1))):
         if value and not value % size:
             return f"{value // size}{unit}"

@@ -1,4 +1,4 @@
-"""Layout: where a parallel plan would place a model, estimated without the processes."""
+"""Layout: the placement of a model by a parallel plan, estimated without starting processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Cluster:
 
     Attributes:
         count: the number of processes.
-        per_machine: the number of processes of one machine.
+        per_machine: the number of processes of each machine.
         memory: bytes of each process; None for unlimited memory.
         group: the number of processes that keep a copy of the model together; None for the plan's fields to decide.
     """
@@ -30,7 +30,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class TableUse:
-    """A table, and the lookups of a process in it in one step.
+    """A table, and the lookups of a process in it in a training step.
 
     Attributes:
         collection: path of the TorchRec collection in the model.
@@ -95,7 +95,7 @@ class TableSharding:
 
 @dataclass(frozen=True)
 class Collective:
-    """A collective operation of one training step.
+    """A collective operation of a training step.
 
     Bytes are those that a process sends with the algorithm that uses the links best: rings for reductions and gathers.
 
@@ -118,6 +118,7 @@ class Collective:
         cls, name: str, sizes: Sequence[int], processes: int, buffer_bytes: Sequence[int] = (0,), interval: int = 1
     ) -> Collective:
         """Estimates an all-reduce of ``sizes`` bytes of each process."""
+        # A ring all-reduce is a reduce-scatter and an all-gather, each of which sends (n - 1) / n of the tensor.
         sent_bytes = tuple(2 * size * (processes - 1) // processes for size in sizes)
         return cls(f"{name}: all-reduce", processes, sent_bytes, tuple(buffer_bytes), interval)
 
@@ -165,7 +166,7 @@ class LayoutEstimator(Protocol):
     def estimate_layout(
         cls, config: Any, model: nn.Module, table_optimizer: TableOptimizer, workload: Workload, cluster: Cluster
     ) -> Layout:
-        """Estimates where ``parallelize`` would place a model on processes that need not exist.
+        """Estimates how ``parallelize`` would place a model on processes that need not exist.
 
         Args:
             config: the plan's config.

@@ -1,4 +1,4 @@
-"""Attributes of components that are networks: none may take a name that the interface needs."""
+"""Network: the base of components that are networks; it refuses attributes that hide methods of an interface."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from exfm.interfaces.component import Component
 class Network(Component, nn.Module):
     """Base of the interfaces whose components are networks.
 
-    torch keeps submodules, parameters and buffers apart from other attributes, and looks there last: a method or a
-    class attribute of the same name hides them. Such an assignment is therefore refused where it is made.
+    torch stores submodules, parameters and buffers apart from other attributes, and looks them up last: a method or a
+    class attribute of the same name hides them. Such an assignment is therefore refused at once.
 
     Attributes:
         reads_times: whether ``forward`` reads the ages of events.
 
     Raises:
-        TypeError: an attribute takes the name of a method, or of what the interface declares.
+        TypeError: an attribute has the name of a method, or of an attribute that the interface declares.
     """
 
     reads_times: bool = False
@@ -35,8 +35,9 @@ class Network(Component, nn.Module):
                 )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets an attribute, unless it would hide, or be hidden by, what the interface needs under that name."""
+        """Sets an attribute, unless it would hide a member of the interface or be hidden by it."""
         interface = _method_of(type(self), name)
+        # A plain function may replace a method, as a wrapper of forward does; a module is callable and may not.
         if interface is not None and (isinstance(value, nn.Module) or not callable(value)):
             raise TypeError(_taken(self, name, f"a method of {_public(interface)}"))
         if isinstance(value, nn.Module | nn.Parameter):
@@ -49,17 +50,17 @@ class Network(Component, nn.Module):
 
 
 def reads_times(module: nn.Module) -> bool:
-    """Tells whether a network in a module reads the ages of events, itself or through a nested component."""
+    """Returns whether a network in a module reads the ages of events, itself or through a nested component."""
     return any(child.reads_times for child in module.modules() if isinstance(child, Network))
 
 
 def _is_interface(cls: type) -> bool:
-    """Whether a class is one of exfm's interfaces, and no component."""
+    """Returns whether a class is an interface of exfm, and not a component."""
     return issubclass(cls, Network) and cls.__module__.startswith(f"{__package__}.")
 
 
 def _method_of(cls: type, name: str) -> type | None:
-    """The interface, or torch's module class, that has a method of this name."""
+    """Finds the interface, or torch's module class, that has a method of this name."""
     for interface in cls.__mro__:
         if (_is_interface(interface) or interface is nn.Module) and callable(vars(interface).get(name)):
             return interface
@@ -67,7 +68,7 @@ def _method_of(cls: type, name: str) -> type | None:
 
 
 def _declared_in(cls: type, name: str) -> type | None:
-    """The interface that declares an attribute, or sets it in its constructor."""
+    """Finds the interface that declares an attribute."""
     for interface in cls.__mro__:
         if _is_interface(interface) and name in interface.__annotations__:
             return interface

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class ParallelModel(ABC):
-    """Owns a placed model: synchronises its replicas in training, and converts its state to whole tensors and back.
+    """Owns a placed model: synchronises its replicas in training, and converts its state to full tensors and back.
 
     A training step calls ``set_gradient_sync`` before each backward pass and ``sync_tables`` after it, then
     ``reduce_gradients`` before the dense optimizer steps. Every process computes the loss over the whole batch, so
@@ -75,7 +75,7 @@ class ParallelModel(ABC):
     def table_optimizer_state_dict(self) -> dict[str, Tensor]:
         """Returns the table optimizer's state, whole, on the CPU, by names that no plan or world size changes.
 
-        A name contains the table's two parts between dots (``table_user.weight``), and the first dimension is the
+        A name contains the table's name and ``weight`` between dots (``table_user.weight``). The first dimension is the
         table's rows. On any rank but 0 entries may be missing.
         """
 
@@ -96,4 +96,5 @@ class ParallelModel(ABC):
 
     def distribute_tensor(self, value: Tensor, parameter: Tensor) -> Tensor:
         """Copies this process's shard of a whole tensor that an optimizer keeps for a parameter."""
+        # Copied, because the optimizer updates its state in place and the loaded tensor may be shared.
         return value.to(parameter.device, copy=True)

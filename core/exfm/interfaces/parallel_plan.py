@@ -1,4 +1,4 @@
-"""ParallelPlan: distributes one model over the processes of a job."""
+"""ParallelPlan: distributes a model over the processes of a job."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TableOptimizer(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["adagrad", "rowwise_adagrad", "sgd"] = Field(
-        "adagrad", description="adagrad keeps one accumulator per weight, rowwise_adagrad one per row."
+        "adagrad", description="adagrad keeps an accumulator per weight, rowwise_adagrad per row."
     )
     lr: float = Field(0.1, gt=0, description="Learning rate.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the accumulator.")
@@ -35,7 +35,7 @@ class ParallelPlan(Component, ABC):
     its own rows of a batch; every process computes the loss over all rows (``ProcessGroup.all_gather_columns``).
 
     A plan whose class also has ``estimate_layout`` (``exfm.parallel.LayoutEstimator``) works with `exfm plan`.
-    ``exfm.parallel`` has plans to derive from, for one process and for several.
+    ``exfm.parallel`` has plans to derive from, for a single process and for several.
 
     Raises:
         ValueError: the constructor refuses the number of processes, or ``parallelize`` the model.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class ProcessGroup:
-    """A group of one process; a plan for several processes returns a subclass.
+    """A group of a single process; a plan for several processes returns a subclass.
 
     Every process calls the same methods in the same order, because each of them waits for all the others.
 
@@ -31,7 +31,7 @@ class ProcessGroup:
         return rows
 
     def all_gather_columns(self, columns: Sequence[Tensor], counts: Sequence[int]) -> Sequence[Tensor]:
-        """Gathers the rows of several columns (n, K) in one collective, with gradients to this process's rows.
+        """Gathers the rows of several columns (n, K) in a single collective, with gradients to this process's rows.
 
         The gradients are multiplied by ``world_size``, because plans average the gradients of parameters over the
         processes. So a loss over all rows, which every process computes, has the gradient that it would have in a
@@ -52,7 +52,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def all_gather(self, values: Tensor) -> Tensor:
-        """Stacks a tensor of one shape from every process: (world_size, ...)."""
+        """Stacks a tensor of every process, all of the same shape: (world_size, ...)."""
         return self.all_gather_rows(values.unsqueeze(0), (1,) * self.world_size)
 
     def broadcast(self, value: int) -> int:
@@ -63,14 +63,16 @@ class ProcessGroup:
         """Returns rank 0's bytes on every process."""
         if self.world_size == 1:
             return data
+        # The size first, because the other processes have to allocate a buffer of it.
         size = self.broadcast(len(data))
         buffer = torch.zeros(size, dtype=torch.uint8)
         if self.is_rank_zero and size:
+            # A bytearray, because torch warns about buffers that it cannot write.
             buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         return self.all_gather(buffer)[0].numpy().tobytes() if size else b""
 
     def all_agree(self, value: bool) -> bool:
-        """Whether a value is true on every process."""
+        """Returns whether a value is true on every process."""
         return value if self.world_size == 1 else bool(self.all_gather(torch.tensor(int(value))).min())
 
     def barrier(self) -> None:

@@ -1,7 +1,8 @@
-"""The feature schema: what one row of a stream holds, in the field's own terms.
+"""FeatureSchema: the columns of a stream's rows, and their meaning.
 
-Column names refer to the Arrow record batches a DataSource yields. Ids are mapped to rows of embedding tables by the
-core; features that name the same ``table`` share its rows, which is how a sequence of items meets the candidate item.
+Column names refer to the Arrow record batches that a DataSource yields. The core maps ids to rows of embedding tables.
+Features that name the same ``table`` share its rows, so that the items of a sequence have the embeddings of the
+candidate item.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from exfm.interfaces.duration import Duration
 _NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
-class _Part(BaseModel):
+class _NamedColumn(BaseModel):
+    """Base of features, fields and labels that are read from a single column."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=_NAME, description="What models, reports and other features call it.")
+    name: str = Field(pattern=_NAME, description="Its name in models, reports and other features.")
     column: str = Field("", description="Its column in the record batches; the name itself where this is empty.")
 
     @property
     def source_column(self) -> str:
-        """The Arrow column it is read from."""
+        """The Arrow column that it is read from."""
         return self.column or self.name
 
 
@@ -34,25 +37,28 @@ Eviction = Literal["lru", "lfu", "distance"]
 _LEAST_MANAGED = 16
 
 
-class _Ids(_Part):
+class _IdFeature(_NamedColumn):
+    """Base of features that are ids."""
+
     rows: int = Field(gt=0, description="Rows of its embedding table.")
-    table: str = Field("", description="The table it looks up; one of its own, with its name, where this is empty.")
+    table: str = Field("", description="The table it looks up; where this is empty, a table with its name.")
     ids: IdMapping = Field(
         "hash",
         description="hash: any integer or string, hashed into the table. row: integers that already are table rows. "
-        "managed: hashed, each with a row of its own, which it loses to newer ids in time.",
+        "managed: hashed, each with its row alone, which it loses to newer ids in time.",
     )
     eviction: Eviction = Field(
-        "lru", description="Which managed id goes: the one seen longest ago, seen least often, or least often lately."
+        "lru",
+        description="Which managed id is evicted: that seen longest ago, seen least often, or least often lately.",
     )
 
     @property
     def table_name(self) -> str:
-        """The embedding table it looks up."""
+        """The embedding table that it looks up."""
         return self.table or self.name
 
 
-class DenseFeature(_Part):
+class DenseFeature(_NamedColumn):
     """A finite number per row."""
 
     kind: Literal["dense"] = Field("dense", description="A finite number per row.")
@@ -61,33 +67,35 @@ class DenseFeature(_Part):
     )
 
 
-class CategoricalFeature(_Ids):
-    """One id per row; a null is a missing id and reads as a zero vector."""
+class CategoricalFeature(_IdFeature):
+    """An id per row; a null is a missing id, whose embedding is zeros."""
 
-    kind: Literal["categorical"] = Field("categorical", description="One id per row.")
+    kind: Literal["categorical"] = Field("categorical", description="An id per row.")
 
 
-class MultiValuedFeature(_Ids):
-    """A list of ids per row, averaged; an empty list reads as a zero vector."""
+class MultiValuedFeature(_IdFeature):
+    """A list of ids per row, averaged; the embedding of an empty list is zeros."""
 
     kind: Literal["multi_valued"] = Field("multi_valued", description="A list of ids per row, averaged.")
 
 
-class SequenceField(_Part):
-    """One aspect of the events of a sequence: a list column, aligned with the other fields' lists."""
+class SequenceField(_NamedColumn):
+    """An aspect of the events of a sequence: a list column, aligned with the other fields' lists."""
 
     kind: Literal["categorical", "dense"] = Field("categorical", description="Ids, or finite numbers.")
     rows: int = Field(1, gt=0, description="Rows of its embedding table (ids only).")
-    table: str = Field("", description="The table it looks up (ids only); one of its own where this is empty.")
+    table: str = Field(
+        "", description="The table it looks up (ids only); where this is empty, a table of this field alone."
+    )
     ids: IdMapping = Field("hash", description="As for a categorical feature.")
     eviction: Eviction = Field("lru", description="As for a categorical feature.")
     transform: Literal["none", "log1p"] = Field("none", description="As for a dense feature.")
 
 
 class EventTimes(BaseModel):
-    """When the events of a sequence happened: a list column, aligned with the fields' lists.
+    """The times of the events of a sequence: a list column, aligned with the fields' lists.
 
-    It is no input by itself: encoders and backbones that read times get each event's age in seconds.
+    The times are no input by themselves: encoders and backbones that read times get each event's age in seconds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -104,18 +112,18 @@ class EventTimes(BaseModel):
 
 
 class SequenceFeature(BaseModel):
-    """An activity history: aligned list columns, oldest event first, all events strictly before the row's own."""
+    """An activity history: aligned list columns, oldest event first, all events strictly before the time of the row."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["sequence"] = Field("sequence", description="An activity history, oldest event first.")
-    name: str = Field(pattern=_NAME, description="What models and reports call it.")
+    name: str = Field(pattern=_NAME, description="Its name in models and reports.")
     fields: tuple[SequenceField, ...] = Field(min_length=1, description="The aspects of an event.")
     max_length: int = Field(gt=0, description="The newest events that are kept of a longer history.")
     times: EventTimes | None = Field(None, description="When the events happened, for encoders that read it.")
 
     def table_name(self, field: SequenceField) -> str:
-        """The embedding table that one of its fields looks up."""
+        """Returns the embedding table that a field of the sequence looks up."""
         return field.table or f"{self.name}_{field.name}"
 
 
@@ -124,7 +132,7 @@ Feature = Annotated[
 ]
 
 
-class Label(_Part):
+class Label(_NamedColumn):
     """A binary outcome, 0 or 1."""
 
     delay: Duration = Field(timedelta(0), description="How long after the event its value is known.")
@@ -132,17 +140,18 @@ class Label(_Part):
 
 
 def rows_may_become(before: int, rows: int, ids: str) -> str:
-    """Why a table may not have so many rows now, in words; nothing where it may.
+    """Explains why a table may not have so many rows now; returns an empty string where it may.
 
     Args:
-        before: its rows until now.
-        rows: its rows from now on.
+        before: the number of its rows until now.
+        rows: the number of its rows from now on.
         ids: how ids map to them, as a feature's ``ids``.
     """
     if ids == "managed" and rows != before:
         return f"it had {before} rows and now has {rows}; where ids are managed a table keeps its rows"
     if rows < before:
         return f"it had {before} rows and now has {rows}; a table may grow, and does not shrink"
+    # With a whole factor k, hash % (k * before) % before is the old row of an id, whose weights its new row takes.
     if ids == "hash" and rows % before:
         factor = rows // before
         return (
@@ -153,7 +162,7 @@ def rows_may_become(before: int, rows: int, ids: str) -> str:
 
 
 class FeatureSchema(BaseModel):
-    """One row of a stream: what identifies it, what is known of it, and what is to be predicted.
+    """Columns of a stream's rows: the example's id and time, its features and its labels.
 
     Raises:
         ValueError: names clash, or features that share a table disagree on its rows or on how ids map to them.
@@ -165,8 +174,8 @@ class FeatureSchema(BaseModel):
     event_time: str = Field("event_time", description="Column of the time, a timestamp; rows are ordered by it.")
     group: str = Field("", description="Column whose values group examples for GAUC and intervals, as a rule the user.")
     domain: str = Field("", description="Column of the domain (surface, product), where there are several.")
-    features: tuple[Feature, ...] = Field(min_length=1, description="What a model may see.")
-    labels: tuple[Label, ...] = Field(min_length=1, description="What a model may predict: one task each.")
+    features: tuple[Feature, ...] = Field(min_length=1, description="The inputs of models.")
+    labels: tuple[Label, ...] = Field(min_length=1, description="The outcomes to predict; each is a task.")
 
     @model_validator(mode="after")
     def _consistent(self) -> FeatureSchema:
@@ -174,19 +183,21 @@ class FeatureSchema(BaseModel):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the schema names {', '.join(twice)} twice")
-        rows: dict[str, tuple[int, str, str]] = {}
-        for table, of in self._table_users():
-            shape = (of.rows, of.ids, of.eviction)
-            if of.ids == "managed" and of.rows < _LEAST_MANAGED:
-                raise ValueError(f"{of.name!r}: ids: managed wants a table of at least {_LEAST_MANAGED} rows")
-            if rows.setdefault(table, shape) != shape:
-                other = _how(*rows[table])
+        options: dict[str, tuple[int, str, str]] = {}
+        for table, user in self._table_users():
+            requested = (user.rows, user.ids, user.eviction)
+            if user.ids == "managed" and user.rows < _LEAST_MANAGED:
+                raise ValueError(f"{user.name!r}: ids: managed wants a table of at least {_LEAST_MANAGED} rows")
+            # The first feature that names a table decides; all later features have to agree with it.
+            if options.setdefault(table, requested) != requested:
+                here, other = _format_options(*requested), _format_options(*options[table])
                 raise ValueError(
-                    f"table {table!r} is shared, but {of.name!r} gives it {_how(*shape)} and another feature {other}"
+                    f"table {table!r} is shared, but {user.name!r} gives it {here} and another feature {other}"
                 )
         return self
 
     def _table_users(self) -> Iterator[tuple[str, CategoricalFeature | MultiValuedFeature | SequenceField]]:
+        """Yields every feature and field of ids with its table; a shared table occurs several times."""
         for feature in self.features:
             if isinstance(feature, CategoricalFeature | MultiValuedFeature):
                 yield feature.table_name, feature
@@ -196,19 +207,19 @@ class FeatureSchema(BaseModel):
                         yield feature.table_name(field), field
 
     def tables(self) -> dict[str, int]:
-        """Rows of every embedding table, by table name."""
-        return {table: of.rows for table, of in self._table_users()}
+        """Returns the number of rows of every embedding table, by table name."""
+        return {table: user.rows for table, user in self._table_users()}
 
     def table_ids(self) -> dict[str, str]:
-        """How ids map to the rows of every embedding table, by table name."""
-        return {table: of.ids for table, of in self._table_users()}
+        """Returns how ids map to the rows of every embedding table, by table name."""
+        return {table: user.ids for table, user in self._table_users()}
 
     def managed(self) -> dict[str, Eviction]:
-        """Which ids of a table go, by the name of each table whose ids are managed."""
-        return {table: of.eviction for table, of in self._table_users() if of.ids == "managed"}
+        """Returns the eviction policy of each table whose ids are managed, by table name."""
+        return {table: user.eviction for table, user in self._table_users() if user.ids == "managed"}
 
     def select(self, features: tuple[str, ...] | None) -> FeatureSchema:
-        """The same schema with the named features only (all of them for None), in the schema's order."""
+        """Returns the schema with the named features only (all of them for None), in the schema's order."""
         if features is None:
             return self
         kept = tuple(feature for feature in self.features if feature.name in features)
@@ -216,10 +227,12 @@ class FeatureSchema(BaseModel):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The Arrow columns that hold a row, each once."""
+        """The Arrow columns of a row, each once."""
+        # A dict, because it removes duplicates and keeps the order.
         return tuple(dict.fromkeys(name for name in self._all_columns() if name))
 
     def _all_columns(self) -> Iterator[str]:
+        """Yields every column, some of them twice, and an empty string for a column that the stream has not."""
         yield from (self.example_id, self.event_time, self.group, self.domain)
         for feature in self.features:
             fields = feature.fields if isinstance(feature, SequenceFeature) else (feature,)
@@ -231,9 +244,9 @@ class FeatureSchema(BaseModel):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the labels."""
+        """The names of the labels."""
         return tuple(label.name for label in self.labels)
 
 
-def _how(rows: int, ids: str, eviction: str) -> str:
+def _format_options(rows: int, ids: str, eviction: str) -> str:
     return f"rows={rows}, ids={ids}" + (f", eviction={eviction}" if ids == "managed" else "")

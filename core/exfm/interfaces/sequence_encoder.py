@@ -1,4 +1,4 @@
-"""SequenceEncoder: an activity history in, a few summary tokens out."""
+"""SequenceEncoder: maps an activity history to a few summary tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from exfm.interfaces.network import Network
 
 @dataclass(frozen=True)
 class EncoderInputs:
-    """What is known of an encoder's input when it is built.
+    """Describes the inputs of an encoder to its constructor.
 
     Attributes:
         sequence: the sequence's name.
@@ -25,7 +25,7 @@ class EncoderInputs:
         context: names of the N context tokens, the example's other features.
         targets: indices of the context tokens that share an embedding table with the sequence: the candidate item
             the history is compared with. May be empty.
-        times: whether the stream says when the events happened.
+        times: whether the stream has the times of the events.
     """
 
     sequence: str
@@ -37,11 +37,11 @@ class EncoderInputs:
 
 
 class SequenceEncoder(Network):
-    """Summarises one jagged sequence in K tokens.
+    """Base of encoders that summarise a jagged sequence in K tokens.
 
-    A subclass sets ``name``, usually a ``Config``, and ``num_tokens`` in its constructor where K is not 1. An example
-    without history gives finite tokens; an example's tokens depend on that example alone. ``forward`` is
-    re-entrant: it keeps nothing in the module.
+    A subclass sets ``name``, usually a ``Config``, and ``num_tokens`` in its constructor where K is not 1. The tokens
+    of an example without history are finite, and the tokens of an example depend on that example alone. ``forward``
+    is re-entrant: it writes nothing to the module.
 
     Attributes:
         num_tokens: K.
@@ -59,9 +59,9 @@ class SequenceEncoder(Network):
         self.inputs = inputs
 
     def blocks(self) -> list[nn.Module]:
-        """The modules that are recomputed in backward, sharded and compiled one by one.
+        """Lists the modules that are recomputed in backward, sharded and compiled separately.
 
-        By default the elements of every ``nn.ModuleList`` that is a direct child.
+        By default these are the elements of every ``nn.ModuleList`` that is a direct child.
         """
         return listed_blocks(self)
 

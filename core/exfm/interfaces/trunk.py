@@ -1,4 +1,4 @@
-"""Trunk: the encoders and the backbone of a model, and how a parallel plan runs them in training.
+"""Trunk: the encoders and the backbone of a model, and the runner of a parallel plan that calls them in training.
 
 Legend: B examples, N tokens, D width, R width of the representation, which has a dimension of T tasks too, (B, T, R),
 where the backbone gives each task a representation.

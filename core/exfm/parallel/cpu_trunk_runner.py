@@ -31,7 +31,7 @@ class CpuTrunkRunner(TrunkRunner):
     reads sequences gets all examples of a thread at once.
 
     Args:
-        threads: at most so many; torch's own threads are idle meanwhile.
+        threads: the largest number of threads; torch's threads are idle meanwhile.
         microbatch_size: examples of a call of the backbone.
     """
 
@@ -42,8 +42,9 @@ class CpuTrunkRunner(TrunkRunner):
     def training_step(self, examples: int) -> Iterator[RunTrunk]:
         """Enters a training step; all its operations use a single thread where threads share the trunk."""
         threaded = self.threads > 1 and examples >= self.threads * MIN_THREAD_EXAMPLES
+        # torch's idle threads would poll for work, on the cores of the threads that share the trunk.
         threads = one_thread() if threaded else nullcontext()
-        # Small batches too, so that gradients of a weight are added in the same precision in every step.
+        # In small batches too, so that gradients of a weight are added in the same precision in every step.
         autocast = uncached_autocast() if self.threads > 1 else nullcontext()
         with threads, autocast:
             yield self._run_threaded if threaded else self._run
@@ -59,14 +60,15 @@ class CpuTrunkRunner(TrunkRunner):
         if backbone.consumes_sequences or tokens_BND.shape[0] <= self.microbatch_size:
             representation_BR: Tensor = backbone(tokens_BND, sequences)
             return representation_BR
-        return torch.cat([backbone(tokens, {}) for tokens in torch.split(tokens_BND, self.microbatch_size)])
+        outputs = [backbone(microbatch, {}) for microbatch in torch.split(tokens_BND, self.microbatch_size)]
+        return torch.cat(outputs)
 
 
 def select_trunk_runner(device: torch.device, process_group: ProcessGroup, threads: int | None = None) -> TrunkRunner:
     """Selects the runner of a device: a CPU that the process need not share with others divides large batches.
 
     Args:
-        threads: at most so many; torch's number of threads by default. A plan whose blocks are not re-entrant takes 1.
+        threads: the largest number of threads; by default torch's. A plan whose blocks are not re-entrant takes 1.
     """
     if device.type == "cpu" and process_group.world_size == 1:
         return CpuTrunkRunner(threads or torch.get_num_threads())

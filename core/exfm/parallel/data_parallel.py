@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from exfm.interfaces.data_source import Shard
@@ -34,17 +34,19 @@ class DataParallelModel(FusedModel):
 
     def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Averages gradients in an all-reduce for each dtype; those of sharded parameters are averaged already."""
-        gradients = [
-            parameter.grad
-            for parameter in parameters
-            if parameter.grad is not None and not isinstance(parameter.grad, DTensor)
-        ]
-        for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
-            bucket = [gradient for gradient in gradients if gradient.dtype == dtype]
+        buckets: dict[torch.dtype, list[Tensor]] = {}
+        for parameter in parameters:
+            gradient = parameter.grad
+            if gradient is not None and not isinstance(gradient, DTensor):
+                buckets.setdefault(gradient.dtype, []).append(gradient)
+        # A dict keeps the order of the parameters, which is the same on every process, as collectives require.
+        for bucket in buckets.values():
+            # Concatenated, because a single all-reduce is faster than an all-reduce for each gradient.
             flat = torch.cat([gradient.flatten() for gradient in bucket])
             dist.all_reduce(flat)
             flat /= dist.get_world_size()
             means = torch.split(flat, [gradient.numel() for gradient in bucket])
+            # In place, because the optimizer and accumulated gradients refer to these tensors.
             for gradient, mean in zip(bucket, means, strict=True):
                 gradient.copy_(mean.view_as(gradient))
 
@@ -103,10 +105,14 @@ class DataParallelPlan(ParallelPlan):
                 "name a plan that shards, such as hsdp_2d"
             )
         collections = {use.collection for use in workload.tables}
-        sparse = {id(weight) for path in collections for weight in model.get_submodule(path).parameters()}
-        dense = sum(
-            weight.numel() for weight in model.parameters() if weight.requires_grad and id(weight) not in sparse
-        )
+        # By identity, because comparing tensors compares their elements.
+        sparse: set[int] = set()
+        for path in collections:
+            sparse.update(id(weight) for weight in model.get_submodule(path).parameters())
+        dense = 0
+        for weight in model.parameters():
+            if weight.requires_grad and id(weight) not in sparse:
+                dense += weight.numel()
         average = estimate_gradient_reduction(dense + workload.extra_parameters, cluster.count, workload.accumulate)
         collectives = select_collectives([*estimate_replicated_tables(workload, cluster.count), average])
         return Layout(1, replicated_tables(workload, 1), collectives=collectives)

@@ -27,10 +27,11 @@ def select_device(name: str) -> torch.device:
 
 
 def select_local_device(name: str) -> torch.device:
-    """Returns the device of a process of several: with GPUs, the GPU of the process's number on its machine."""
+    """Returns the device of a process among several: with GPUs, the GPU with the process's local rank."""
     device = select_device(name)
     if device.type == "cpu":
         return device
     local_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    # NCCL uses the current device, which is GPU 0 in every process otherwise.
     torch.cuda.set_device(local_device)
     return local_device

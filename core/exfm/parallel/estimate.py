@@ -12,15 +12,11 @@ FLOAT_BYTES, ID_BYTES, LENGTH_BYTES = 4, 8, 4
 
 def replicated_tables(workload: Workload, group: int) -> tuple[TableSharding, ...]:
     """Places every table whole on every process of a group."""
-    return tuple(
-        TableSharding(
-            use.collection,
-            use.table,
-            "whole",
-            tuple(TableShard(process, 0, 0, use.rows, use.width) for process in range(group)),
-        )
-        for use in workload.tables
-    )
+    shardings: list[TableSharding] = []
+    for use in workload.tables:
+        shards = tuple(TableShard(process, 0, 0, use.rows, use.width) for process in range(group))
+        shardings.append(TableSharding(use.collection, use.table, "whole", shards))
+    return tuple(shardings)
 
 
 def estimate_replicated_tables(workload: Workload, count: int) -> list[Collective]:
@@ -28,8 +24,13 @@ def estimate_replicated_tables(workload: Workload, count: int) -> list[Collectiv
 
     Each process looks up the bags of all, so it holds the whole batch's rows, and then their gradients too.
     """
-    ids = int(sum(use.ids * ID_BYTES + use.keys * use.bags * LENGTH_BYTES for use in workload.tables))
-    rows = sum(use.keys * use.bags * use.width * FLOAT_BYTES for use in workload.tables)
+    ids_bytes, rows = 0.0, 0
+    for use in workload.tables:
+        bags = use.keys * use.bags
+        ids_bytes += use.ids * ID_BYTES + bags * LENGTH_BYTES
+        rows += bags * use.width * FLOAT_BYTES
+    # The number of ids is a mean over batches, so it may have a fraction.
+    ids = int(ids_bytes)
     return [
         Collective.all_gather("ids", ids * count, count, buffer_bytes=ids * count),
         Collective.all_gather("gradients of looked-up rows", rows * count, count, buffer_bytes=2 * rows * count),

@@ -34,6 +34,7 @@ def fuse_tables(model: nn.Module, table_optimizer: TableOptimizer, device: torch
     if table_optimizer.name != "sgd":
         options["eps"] = table_optimizer.eps
     optimizer = _OPTIMIZERS[table_optimizer.name]
+    # Lists, because modules are replaced during the iteration.
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, EmbeddingBagCollection):
@@ -47,12 +48,14 @@ class FusedModel(ParallelModel):
     @torch.no_grad()
     def reset_rows(self, table: str, rows: Tensor, source_rows: Tensor) -> None:
         """Copies weights inside the table, and zeroes accumulators."""
+        # The accumulators and weights are those that FBGEMM's kernels use, so they are written in place.
         for name, accumulator in self._accumulators():
             if f".{table}.weight." in name:
                 accumulator[rows] = 0
         for module in self.module.modules():
             if isinstance(module, FusedOptimizerModule) and table in module.embedding_bags:
                 weight = module.embedding_bags[table].weight
+                # Indexing copies before it assigns; a row of source_rows is never in rows.
                 weight[rows] = weight[source_rows]
 
     def table_optimizer_state_dict(self) -> dict[str, Tensor]:
@@ -60,15 +63,16 @@ class FusedModel(ParallelModel):
         return {name: accumulator.detach().cpu() for name, accumulator in self._accumulators()}
 
     def load_table_optimizer_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copies the accumulators in place."""
+        """Copies a state dict's accumulators into those of the fused optimizers, in place."""
         for name, accumulator in self._accumulators():
             accumulator.copy_(state[name])
 
     def table_optimizer_buffers(self) -> dict[str, Tensor]:
-        """Returns the accumulators themselves."""
+        """Returns the accumulators without copying them."""
         return dict(self._accumulators())
 
     def _accumulators(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields each accumulator of a fused optimizer with its name in the state dict."""
         for path, module in self.module.named_modules():
             if isinstance(module, FusedOptimizerModule):
                 for table, states in module.fused_optimizer().state_dict()["state"].items():

@@ -1,4 +1,4 @@
-"""The tables of a process: TorchRec's fused collections, without their detour for small batches, on several threads.
+"""The tables of a process: TorchRec's fused collections, called on several threads without TorchRec's regrouping.
 
 Legend: B bags of a key, W columns of a kernel: its keys times their width.
 """
@@ -19,11 +19,11 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from exfm.parallel.threads import worker_threads
 
-_TABLES = 8
+_MIN_THREAD_TABLES = 8
 """Tables of a thread at least, because the work of a kernel should take longer than its call."""
 
-_IDS = 8_192
-"""Ids of a batch from which on kernels run at once."""
+_THREADED_IDS = 8_192
+"""Ids of a batch from which on kernels run in parallel; a call in a thread has a fixed cost (benchmarks/NOTES.md)."""
 
 Lookup = Callable[[], Tensor]
 
@@ -31,12 +31,13 @@ Lookup = Callable[[], Tensor]
 class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
     """Tables whose optimizer runs in the backward pass, under TorchRec's names.
 
-    FBGEMM's kernels use one thread on a CPU, so many tables are dealt out to several.
+    FBGEMM's kernels use a single thread on a CPU, so many tables are distributed over several threads.
 
     Args:
         configs: the tables, grouped by their pooling.
-        optimizer: of the tables, with its ``options``.
-        device: where they lie.
+        optimizer: the class of the tables' optimizer.
+        options: keyword arguments of the optimizer.
+        device: the device of the tables.
     """
 
     def __init__(
@@ -47,20 +48,27 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
         device: torch.device,
     ) -> None:
         super().__init__()
-        self._threads = max(1, min(torch.get_num_threads(), len(configs) // _TABLES)) if device.type == "cpu" else 1
+        self._threads = 1
+        if device.type == "cpu":
+            self._threads = max(1, min(torch.get_num_threads(), len(configs) // _MIN_THREAD_TABLES))
         bounds = [len(configs) * number // self._threads for number in range(self._threads + 1)]
         collections = [
             FusedEmbeddingBagCollection(configs[start:stop], optimizer, options, device=device)
             for start, stop in pairwise(bounds)
         ]
-        self.embedding_bags = nn.ModuleDict(
-            {name: bag for collection in collections for name, bag in collection.embedding_bags.items()}
-        )
+        self.embedding_bags = nn.ModuleDict()
+        # Lists are not registered, so that no module has two names in the state dict.
+        self._kernels: list[Any] = []
+        for collection in collections:
+            self.embedding_bags.update(collection.embedding_bags)
+            self._kernels += collection._emb_modules
         self._optimizer = CombinedOptimizer([("", collection.fused_optimizer()) for collection in collections])
-        # In a list, so that no module is registered by two names.
-        self._kernels = [kernel for collection in collections for kernel in collection._emb_modules]
-        self._keys = [name for config in configs for name in config.feature_names]
-        self._widths = [config.embedding_dim for config in configs for _ in config.feature_names]
+        self._keys: list[str] = []
+        self._widths: list[int] = []
+        for config in configs:
+            self._keys += config.feature_names
+            self._widths += [config.embedding_dim] * len(config.feature_names)
+        # An autograd function without an input that requires gradients would not be called in the backward pass.
         self._anchor = torch.empty(0, requires_grad=True)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
@@ -68,14 +76,14 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
         if features.keys() != self._keys:
             features = features.permute([features.keys().index(key) for key in self._keys])
         ids = features.values()
-        offsets = features.offsets().to(ids.dtype)
+        offsets = features.offsets().to(ids.dtype)  # FBGEMM requires ids and offsets of the same type
         if len(self._kernels) == 1:
             return self._columns(self._kernels[0](ids, offsets, None))
         lookups = self._lookups(ids, offsets, features.stride())
-        if self._threads == 1 or ids.numel() < _IDS:
+        if self._threads == 1 or ids.numel() < _THREADED_IDS:
             columns = [lookup() for lookup in lookups]
         elif torch.is_grad_enabled():
-            columns = _AtOnce.apply(self._anchor, lookups, self._threads)  # type: ignore[no-untyped-call]
+            columns = _ParallelLookups.apply(self._anchor, lookups, self._threads)  # type: ignore[no-untyped-call]
         else:
             columns = list(worker_threads(self._threads).map(_without_gradients, lookups))
         return self._columns(torch.cat(columns, dim=1))
@@ -88,11 +96,12 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
         return KeyedTensor(self._keys, self._widths, rows_BW)
 
     def _lookups(self, ids: Tensor, offsets: Tensor, stride: int) -> list[Lookup]:
-        """Each kernel's lookup of its keys."""
+        """Prepares each kernel's lookup of its keys."""
         lookups: list[Lookup] = []
         first = 0
         for kernel in self._kernels:
             end = first + len(kernel._feature_table_map)
+            # Bags are ordered by key, so the keys of a kernel are a slice of the offsets and of the ids.
             bounds = offsets[first * stride : end * stride + 1]
             start, stop = int(bounds[0]), int(bounds[-1])
             lookups.append(partial(kernel, ids[start:stop], bounds - start, None))
@@ -100,13 +109,14 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
         return lookups
 
 
-class _AtOnce(torch.autograd.Function):
-    """Runs lookups at once, forward and backward; each has a separate graph, which ends in its tables."""
+class _ParallelLookups(torch.autograd.Function):
+    """Runs lookups in parallel, forward and backward; each has a separate graph, which ends in its tables."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, lookups: list[Lookup], threads: int) -> tuple[Tensor, ...]:
         ctx.threads = threads
         ctx.columns = list(worker_threads(threads).map(_with_gradients, lookups))
+        # Detached, so that the caller's graph ends here and the graphs of the lookups stay separate.
         return tuple(columns_BW.detach() for columns_BW in ctx.columns)
 
     @staticmethod
@@ -116,6 +126,7 @@ class _AtOnce(torch.autograd.Function):
 
 
 def _with_gradients(lookup: Lookup) -> Tensor:
+    # Set here, because gradient mode is a setting of the thread, and autograd functions run without gradients.
     with torch.enable_grad():
         return lookup()
 

@@ -1,4 +1,4 @@
-"""How the processes that torchrun has started, or started again, find each other."""
+"""Rendezvous of the processes that torchrun starts, or starts again after a failure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from uuid import uuid4
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 _POLL_S, _PATIENCE_S = 0.05, 600.0
+"""Seconds between two looks at the store, and seconds after which a process gives up."""
 
 
 def rendezvous_store(store: Store, rank: int, count: int) -> Store:
@@ -33,12 +34,14 @@ def rendezvous_store(store: Store, rank: int, count: int) -> Store:
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
         if rank == 0:
+            # Again in each round: a word may be of an earlier start until its process overwrites it.
             if store.check(hellos):
                 store.set("exfm/words", json.dumps([data.decode() for data in store.multi_get(hellos)]))
             if count == 1 or store.check([f"exfm/{word}/{other}" for other in range(1, count)]):
                 return PrefixStore(word, store)
         elif store.check(["exfm/words"]):
             words = json.loads(store.get("exfm/words"))
+            # The list may be of an earlier start, in which this process had another word.
             if len(words) == count and words[rank] == word:
                 store.set(f"exfm/{words[0]}/{rank}", "here")
                 return PrefixStore(words[0], store)

@@ -1,6 +1,6 @@
-"""Embedding tables that every process keeps whole, and that stay equal.
+"""Embedding tables that every process stores whole, and that stay equal.
 
-Legend: F keys, B bags of a key on this process, D width.
+Legend: F keys, B bags of a key on this process or on all of them, b bags of a key on another process, D width.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class ReplicatedTables(FusedEmbeddingBagCollection):  # type: ignore[misc]
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Looks up this process's bags."""
+        # Without gradients nothing is updated, so each process may look up its bags alone.
         if not torch.is_grad_enabled():
             return super().forward(features)
         counts, everyone = _all_gather_bags(features)
@@ -39,14 +40,19 @@ def _all_gather_bags(features: KeyedJaggedTensor) -> tuple[list[int], KeyedJagge
     keys, stride = features.keys(), features.stride()
     lengths_FB = features.lengths().view(len(keys), stride)
     values = features.values()
-    ones = [1] * dist.get_world_size()
-    sizes = all_gather_rows(torch.tensor([[stride, values.numel()]], device=values.device), ones)
+    # The sizes first, because an all-gather needs to know how many rows each process sends.
+    single_rows = [1] * dist.get_world_size()
+    sizes = all_gather_rows(torch.tensor([[stride, values.numel()]], device=values.device), single_rows)
     counts, value_counts = sizes.T.tolist()
     lengths_BF = all_gather_rows(lengths_FB.T.contiguous(), counts)
     # The values arrive by process, and in it by key; a KeyedJaggedTensor has them by key, and in it by process.
-    value_sizes = [size for lengths in torch.split(lengths_BF, counts) for size in lengths.sum(dim=0).tolist()]
-    all_values = torch.split(all_gather_rows(values, value_counts), value_sizes)
-    by_key = [all_values[process * len(keys) + key] for key in range(len(keys)) for process in range(len(counts))]
+    value_sizes: list[int] = []
+    for lengths_bF in torch.split(lengths_BF, counts):
+        value_sizes += lengths_bF.sum(dim=0).tolist()
+    by_process = torch.split(all_gather_rows(values, value_counts), value_sizes)
+    by_key: list[Tensor] = []
+    for key in range(len(keys)):
+        by_key += by_process[key :: len(keys)]
     lengths = lengths_BF.T.contiguous().flatten()
     return counts, KeyedJaggedTensor(keys=keys, values=torch.cat(by_key), lengths=lengths, stride=sum(counts))
 
@@ -58,9 +64,11 @@ class _LocalRows(torch.autograd.Function):
     def forward(ctx: FunctionCtx, rows: Tensor, counts: list[int], rank: int) -> Tensor:
         ctx.counts = counts  # type: ignore[attr-defined]
         start = sum(counts[:rank])
+        # A copy, because autograd forbids in-place writes to a view that a custom function returns.
         return rows[start : start + counts[rank]].clone()
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         counts = ctx.counts  # type: ignore[attr-defined]
+        # Divided, because the loss of every process is over the whole batch: see ProcessGroup.all_gather_columns.
         return all_gather_rows(gradient, counts) / len(counts), None, None

@@ -36,6 +36,7 @@ class SingleProcessPlan(ParallelPlan):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        # torchrun sets WORLD_SIZE; processes that do not communicate would all write the same run.
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if started > 1:
             raise ValueError(

@@ -1,9 +1,9 @@
-"""Runs a module on slices of a batch, each on its own thread, forward and backward.
+"""Runs a module on slices of a batch, each on a separate thread, forward and backward.
 
 Torch spreads every operation over its threads, which wait for each other at its end, and idle during operations that
 cannot be spread. Here each thread takes a slice of the batch through the whole module.
 
-Legend: B examples, N tokens, D width, E events of a sequence, R width of the output.
+Legend: B examples, D width, E events of a sequence, R width of the output.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from exfm.interfaces.jagged import JaggedSequence
 from exfm.interfaces.trunk import Sequences
 from exfm.parallel.threads import worker_threads
 
@@ -74,6 +76,7 @@ class _ThreadedForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, inputs: int, sequences: Sequences, threads: int, *tensors: Tensor) -> Tensor:
+        # The first four arguments are not tensors.
         ctx.needed = ctx.needs_input_grad[4:]
         ctx.parameters = tensors[inputs + len(sequences) :]
         size = tensors[0].shape[0]
@@ -81,15 +84,15 @@ class _ThreadedForward(torch.autograd.Function):
 
         def run_slice(start: int, stop: int) -> _Slice:
             cut = {name: sequence.slice(start, stop) for name, sequence in sequences.items()}
-            events = [sequence.values_ED for sequence in cut.values()]
-            rows = [tensor[start:stop] for tensor in tensors[:inputs]]
+            sliced = [tensor[start:stop] for tensor in tensors[:inputs]]
+            sliced += [sequence.values_ED for sequence in cut.values()]
             # Detached, so that the backward pass of a thread ends here and not in the caller's graph.
-            leaves = [
-                tensor.detach().requires_grad_(need) for tensor, need in zip([*rows, *events], ctx.needed, strict=False)
-            ]
-            pairs = zip(cut.items(), leaves[inputs:], strict=True)
-            detached = {name: sequence.with_values(values) for (name, sequence), values in pairs}
-            with torch.enable_grad(), uncached_autocast():  # each thread has its own settings
+            leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(sliced, ctx.needed, strict=False)]
+            detached: dict[str, JaggedSequence] = {}
+            for (name, sequence), values_ED in zip(cut.items(), leaves[inputs:], strict=True):
+                detached[name] = sequence.with_values(values_ED)
+            # Gradient mode and the cache of autocast are settings of a thread.
+            with torch.enable_grad(), uncached_autocast():
                 return _Slice(leaves, call(leaves[:inputs], detached))
 
         ctx.slices = list(worker_threads(threads).map(run_slice, bounds[:-1], bounds[1:]))
@@ -101,30 +104,32 @@ class _ThreadedForward(torch.autograd.Function):
 
         def differentiate(slice_: _Slice, gradient: Tensor) -> list[Tensor | None]:
             tensors = (*slice_.inputs, *ctx.parameters)
-            trained = [tensor for tensor, need in zip(tensors, ctx.needed, strict=True) if need]
+            trained = list(compress(tensors, ctx.needed))
             gradients = iter(torch.autograd.grad(slice_.output_BR, trained, gradient, allow_unused=True))
             return [next(gradients) if need else None for need in ctx.needed]
 
         sizes = [slice_.output_BR.shape[0] for slice_ in slices]
         by_slice = list(worker_threads(len(slices)).map(differentiate, slices, torch.split(gradient_BR, sizes)))
-        inputs = len(slices[0].inputs)
-        of_inputs = [
-            _concatenated([slice_.inputs[i] for slice_ in slices], [gradients[i] for gradients in by_slice])
-            for i in range(inputs)
-        ]
-        of_parameters = [_added([gradients[i] for gradients in by_slice]) for i in range(inputs, len(ctx.needed))]
-        return (None, None, None, None, *of_inputs, *of_parameters)
+        inputs = list(zip(*(slice_.inputs for slice_ in slices), strict=True))
+        # By tensor instead of by slice: inputs are cut into slices, parameters are shared by all slices.
+        by_tensor = list(zip(*by_slice, strict=True))
+        input_gradients = map(_concatenated, inputs, by_tensor[: len(inputs)])
+        parameter_gradients = map(_added, by_tensor[len(inputs) :])
+        return (None, None, None, None, *input_gradients, *parameter_gradients)
 
 
-def _concatenated(inputs: list[Tensor], gradients: list[Tensor | None]) -> Tensor | None:
-    """Concatenates the gradients of an input's slices."""
+def _concatenated(inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor | None:
+    """Concatenates the gradients of an input's slices; zeros for a slice that does not use the input."""
     if all(gradient is None for gradient in gradients):
         return None
-    pairs = zip(inputs, gradients, strict=True)
-    return torch.cat([torch.zeros_like(tensor) if gradient is None else gradient for tensor, gradient in pairs])
+    filled: list[Tensor] = []
+    for tensor, gradient in zip(inputs, gradients, strict=True):
+        filled.append(torch.zeros_like(tensor) if gradient is None else gradient)
+    return torch.cat(filled)
 
 
-def _added(gradients: list[Tensor | None]) -> Tensor | None:
+def _added(gradients: Sequence[Tensor | None]) -> Tensor | None:
     """Adds up the gradients of a parameter in the order of the slices."""
+    # Without a start of 0, which would make a new tensor of the first gradient.
     terms = [gradient for gradient in gradients if gradient is not None]
     return sum(terms[1:], start=terms[0]) if terms else None

@@ -1,4 +1,4 @@
-"""Threads that work side by side."""
+"""Pools of worker threads, and a single thread for torch's operations."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import torch
 
 @cache
 def worker_threads(count: int) -> ThreadPoolExecutor:
-    """Starts a pool of threads, or returns the pool of this size; torch's operations of each use no other thread.
+    """Starts a pool of threads, or returns the pool of this size; torch's operations in a worker use no other thread.
 
     Gradient mode and autocast are settings of a thread: set them in the function that the pool calls.
     """
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, "exfm-worker", torch.set_num_threads, (1,))
+    # A pool starts threads as needed: without a barrier, a thread could take two tasks and leave others unstarted.
     started = Barrier(count)
     list(pool.map(lambda _: started.wait(), range(count)))
     torch.set_num_threads(before)  # a thread's setting is the default of later threads

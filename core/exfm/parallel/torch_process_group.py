@@ -22,7 +22,7 @@ class TorchProcessGroup(ProcessGroup):
     """The processes that torchrun started, or this process alone where torchrun did not start it.
 
     Args:
-        device: where this process computes.
+        device: the device on which this process computes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,6 +32,7 @@ class TorchProcessGroup(ProcessGroup):
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             if "WORLD_SIZE" in os.environ:
                 store, rank, count = next(rendezvous("env://"))
+                # Under a prefix, because torchrun keeps the store of processes that it starts again.
                 store = rendezvous_store(store, rank, count)
                 dist.init_process_group(backend, store=store, rank=rank, world_size=count)
             else:
@@ -52,12 +53,16 @@ class TorchProcessGroup(ProcessGroup):
     def gather_bytes(self, data: bytes) -> list[bytes]:
         """Gathers the bytes of every process on rank 0."""
         sizes = self.all_gather(torch.tensor(len(data))).tolist()
+        # dist.gather requires tensors of the same size.
         padded = torch.zeros(max(sizes), dtype=torch.uint8)
-        if data:
+        if data:  # torch.frombuffer refuses an empty buffer
             padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        received = [torch.empty_like(padded) for _ in sizes] if self.is_rank_zero else None
+        if not self.is_rank_zero:
+            dist.gather(padded)
+            return []
+        received = [torch.empty_like(padded) for _ in sizes]
         dist.gather(padded, received)
-        return [buffer[:size].numpy().tobytes() for buffer, size in zip(received or [], sizes, strict=False)]
+        return [buffer[:size].numpy().tobytes() for buffer, size in zip(received, sizes, strict=True)]
 
     def close(self) -> None:
         """Closes the connection, unless it was open before."""
@@ -67,6 +72,7 @@ class TorchProcessGroup(ProcessGroup):
 
 def all_gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
     """Gathers rows of all processes, in the order of the ranks; ``counts`` has the number of rows of each."""
+    # Padded to the longest, because all-gather requires tensors of the same shape.
     longest = max(counts)
     padded = rows.contiguous()
     if padded.shape[0] < longest:
@@ -77,19 +83,21 @@ def all_gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
 
 
 class _AllGatherColumns(torch.autograd.Function):
-    """Gathers columns (n, K) to (B, K); of the gradient, which every process has whole, each keeps its rows."""
+    """Gathers columns (n, K) to (B, K); each process keeps its rows of the gradient, which every process has whole."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, counts: list[int], rank: int, *columns: Tensor) -> tuple[Tensor, ...]:
         start = sum(counts[:rank])
         ctx.rows = (start, start + counts[rank], len(counts))  # type: ignore[attr-defined]
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # a column that no loss uses has no gradient, not zeros
         whole = all_gather_rows(torch.cat(columns, dim=1), counts)
         return torch.split(whole, [column.shape[1] for column in columns], dim=1)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         start, end, count = ctx.rows  # type: ignore[attr-defined]
-        # Gradients are averaged over the processes, each of which has the gradient of its rows only.
-        local = [None if gradient is None else gradient[start:end] * count for gradient in gradients]
+        local: list[Tensor | None] = []
+        for gradient in gradients:
+            # Multiplied, because gradients are averaged over processes that each have the gradient of their rows only.
+            local.append(None if gradient is None else gradient[start:end] * count)
         return None, None, *local

@@ -128,7 +128,7 @@ class LateRowFinder:
             if rows.num_rows:
                 ids: Ids = rows.column(self._schema.example_id).to_numpy(zero_copy_only=False).astype(np.int64)
                 picked = rows_where(rows, arm.config.where, self._columns)
-                yield Origin.of(batch).file, ids if picked is None else ids[picked.numpy()]
+                yield Origin.from_batch(batch).file, ids if picked is None else ids[picked.numpy()]
 
 
 @dataclass(frozen=True)

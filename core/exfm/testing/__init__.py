@@ -1,6 +1,6 @@
-"""The compliance kit: what exfm expects of a component, as tests that a plugin's author runs on his own.
+"""The compliance kit: tests of a component's contract, for the authors of plugins.
 
-One class per kind. Extend it in a test file, name the component, and pytest does the rest::
+There is a class for each kind. Extend it in a test file and name the component; pytest collects its tests::
 
     from exfm.testing import BackboneTests
 
@@ -9,11 +9,11 @@ One class per kind. Extend it in a test file, name the component, and pytest doe
         plugin = exfm_plugin_mine
         configs = ({}, {"layers": 3})  # as written in YAML; every test runs for each
 
-``ComponentTests`` tests what holds for components of every kind.
+``ComponentTests`` has the tests of components of every kind.
 
 The kit needs pytest: ``pip install 'exfm[test]'``. With exfm installed, pytest also has the fixture ``exfm_registry``
-(see ``exfm.testing.plugin``). As pytest imports that fixture in every project, nothing here is imported before it is
-used.
+(see ``exfm.testing.plugin``). The names of this module are imported on first use, because pytest imports the fixture in
+every project.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from exfm.testing.sequence_encoder import SequenceEncoderTests as SequenceEncoderTests
     from exfm.testing.teacher_input import TeacherInputTests as TeacherInputTests
 
-_HOME = {
+_MODULES = {
     "BackboneTests": "exfm.testing.backbone",
     "ComponentTests": "exfm.testing.component",
     "DataSourceTests": "exfm.testing.data_source",
@@ -48,14 +48,14 @@ _HOME = {
     "random_examples": "exfm.testing.examples",
 }
 
-__all__ = sorted(_HOME)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'exfm.testing' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *_MODULES])

@@ -1,4 +1,4 @@
-"""What every backbone must hold."""
+"""Tests of the contract of backbones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BackboneTests(BehaviourTests, ExecutionTests, SideEffectTests):
 
     Attributes:
         sequences: names of the sequences that a backbone with ``consumes_sequences`` gets.
-        targets: places of the candidate item's tokens among ``tokens``.
+        targets: indices of the candidate item's tokens in ``tokens``.
         tasks: names of the model's tasks.
     """
 
@@ -35,37 +35,37 @@ class BackboneTests(BehaviourTests, ExecutionTests, SideEffectTests):
 
     @property
     def sequence_names(self) -> tuple[str, ...]:
-        """The sequences it reads."""
+        """The sequences that the backbone reads."""
         return self.sequences if self.component.consumes_sequences else ()
 
     def called(self, names: Mapping[str, str]) -> Self:
-        """These tests where features and sequences are called otherwise."""
+        """Returns these tests with other names for features and sequences."""
         other: Any = copy(self)
         other.tokens = tuple(names.get(name, name) for name in self.tokens)
         other.sequences = tuple(names.get(name, name) for name in self.sequences)
         return other  # type: ignore[no-any-return]
 
     def inputs(self, max_length: int) -> BackboneInputs:
-        """Tokens and sequences."""
+        """Describes the tokens and sequences to the constructor."""
         shapes = tuple(SequenceShape(name, max_length, self.targets, times=True) for name in self.sequence_names)
         return BackboneInputs(self.tokens, self.dim, shapes, self.tasks)
 
     def inputs_without_times(self) -> BackboneInputs:
-        """The same of a stream that does not say when events happened."""
+        """Describes the tokens and sequences of a stream without times of events."""
         shapes = tuple(SequenceShape(name, MAX_LENGTH, self.targets) for name in self.sequence_names)
         return BackboneInputs(self.tokens, self.dim, shapes, self.tasks)
 
     def call(self, module: nn.Module, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
-        """The representation (B, R), or (B, T, R) per task."""
+        """Returns the representation (B, R), or (B, T, R) per task."""
         representation: Tensor = module(tokens_BND, sequences)
         return representation
 
     def output_shape(self, module: Backbone) -> tuple[int, ...]:
-        """(R,), or (T, R)."""
+        """Returns (R,), or (T, R) per task."""
         return (len(self.tasks), module.output_dim) if module.per_task else (module.output_dim,)
 
     def test_without_sequences(self, fields: Mapping[str, Any]) -> None:
-        """A stream may have no sequences: a backbone does without them, or refuses to be built with a ValueError."""
+        """A backbone works without sequences, or its constructor raises a ValueError."""
         try:
             module = self.make(fields, inputs=BackboneInputs(self.tokens, self.dim, tasks=self.tasks))
         except ValueError:
@@ -74,7 +74,7 @@ class BackboneTests(BehaviourTests, ExecutionTests, SideEffectTests):
         assert output.isfinite().all(), "the output is not finite where the stream has no sequences"
 
     def test_without_a_candidate_item(self, fields: Mapping[str, Any]) -> None:
-        """No token may share a table with a sequence: a backbone does without, or refuses with a ValueError."""
+        """A backbone works without tokens that share a table with a sequence, or raises a ValueError."""
         shapes = tuple(SequenceShape(name, MAX_LENGTH, times=True) for name in self.sequence_names)
         try:
             module = self.make(fields, inputs=BackboneInputs(self.tokens, self.dim, shapes, self.tasks))
@@ -84,7 +84,7 @@ class BackboneTests(BehaviourTests, ExecutionTests, SideEffectTests):
         assert output.isfinite().all(), "the output is not finite where no token is the candidate item's"
 
     def test_tasks_are_read_as_declared(self, fields: Mapping[str, Any]) -> None:
-        """Inside another component there are no tasks; a model's heads read different representations per task."""
+        """A backbone per task refuses inputs without tasks, and its representations differ; any other ignores tasks."""
         shapes = self.inputs(MAX_LENGTH).sequences
         without = BackboneInputs(self.tokens, self.dim, shapes)
         if self.component.per_task:
@@ -99,22 +99,28 @@ class BackboneTests(BehaviourTests, ExecutionTests, SideEffectTests):
             check_bits(output, self.run(module, self.examples()), "without tasks, against with them")
 
     def test_named_layers_are_as_wide_as_it_says(self, fields: Mapping[str, Any]) -> None:
-        """A teacher's states are read from the layers in ``layer_dims`` while a forward pass calls them."""
+        """A forward pass calls each layer in ``layer_dims`` once, because a teacher's states are its output."""
         module, examples = self.make(fields), self.examples()
-        read: dict[str, list[Any]] = {name: [] for name in module.layer_dims}
-        for name in read:
-            module.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: read[name].append(output))
+        outputs: dict[str, list[Any]] = {name: [] for name in module.layer_dims}
+        for name in outputs:
+            # The default argument binds the name of this iteration.
+            def keep_output(_: Any, __: Any, output: Any, name: str = name) -> None:
+                outputs[name].append(output[0] if isinstance(output, tuple) else output)
+
+            module.get_submodule(name).register_forward_hook(keep_output)
         size = self.run(module, examples).shape[0]
         for name, width in module.layer_dims.items():
-            assert len(read[name]) == 1, f"layer_dims: {name} is called {len(read[name])} times in a forward pass"
-            output = read[name][0]
-            first = output[0] if isinstance(output, tuple) else output
-            shape = tuple(first.flatten(1).shape)
+            calls = len(outputs[name])
+            assert calls == 1, f"layer_dims: {name} is called {calls} times in a forward pass"
+            shape = tuple(outputs[name][0].flatten(1).shape)
             assert shape == (size, width), f"layer_dims: {name} gives {shape}, not {(size, width)}"
 
     def test_gradient_reaches_the_tokens(self, fields: Mapping[str, Any]) -> None:
-        """Embedding tables learn through the tokens, and each token has tables of its own."""
+        """Every token has a gradient, because the tables of a token are trained by its gradient alone."""
         module, examples = self.make_moved(fields), self.examples().requires_grad()
         (gradient_BND,) = torch.autograd.grad(self.run(module, examples).square().sum(), examples.tokens_BND)
-        without = [name for name, of_one in zip(self.tokens, gradient_BND.unbind(1), strict=True) if not of_one.any()]
+        without: list[str] = []
+        for name, gradient_BD in zip(self.tokens, gradient_BND.unbind(1), strict=True):
+            if not gradient_BD.any():
+                without.append(name)
         assert not without, f"no gradient reaches the tokens {', '.join(without)}"

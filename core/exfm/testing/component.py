@@ -1,4 +1,4 @@
-"""What every component must hold, whatever its kind: a name, a Config that can be written down, and an offer."""
+"""Tests of the contract of components of every kind: the name, the Config and the plugin's hook."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ComponentTests:
     Attributes:
         interface: the class that the component must extend.
         component: the class under test.
-        configs: its fields as written in YAML, without ``name``.
-        plugin: the plugin module that offers it; without one the offer is not checked.
+        configs: fields of the component as written in YAML, without ``name``.
+        plugin: the plugin module that offers the component; None skips the test of its hook.
 
     Raises:
         TypeError: a class called ``Test...`` does not name a component of its kind.
@@ -46,21 +46,23 @@ class ComponentTests:
             )
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """One test for each config, called by what differs from the defaults."""
+        """Parametrizes tests by config; the id of a test has the fields that differ from the defaults."""
         if "fields" in metafunc.fixturenames:
-            names = [", ".join(f"{key}={value}" for key, value in fields.items()) for fields in self.configs]
-            metafunc.parametrize("fields", self.configs, ids=[name or "defaults" for name in names])
+            ids: list[str] = []
+            for fields in self.configs:
+                ids.append(", ".join(f"{key}={value}" for key, value in fields.items()) or "defaults")
+            metafunc.parametrize("fields", self.configs, ids=ids)
 
     def config(self, fields: Mapping[str, Any]) -> Any:
-        """The Config of fields as written in YAML."""
+        """Parses fields as written in YAML to a Config."""
         return self.component.Config.model_validate(dict(fields))
 
     def test_is_a_named_component(self) -> None:
-        """Users select a component by its ``name``, a lower-case identifier."""
+        """The ``name``, by which users select the component, is a lower-case identifier."""
         check_component(self.component.kind, self.component)
 
     def test_plugin_offers_it(self) -> None:
-        """An experiment finds a component by the name that its plugin's hook offers."""
+        """The plugin's hook offers the component under its name."""
         if self.plugin is None:
             pytest.skip(f"{type(self).__name__}.plugin names no plugin module")
         manager = pluggy.PluginManager(PROJECT)
@@ -72,19 +74,22 @@ class ComponentTests:
         assert offered is self.component, f"{name} offers {offered} as {self.component.name!r}, not {self.component}"
 
     def test_config_survives_being_written_down(self, fields: Mapping[str, Any]) -> None:
-        """A run's ``config.yaml`` repeats the run, and snapshots and other processes rely on it."""
+        """A Config survives a round trip through JSON, because ``config.yaml`` has to repeat the run."""
         config = self.config(fields)
         written = json.loads(json.dumps(config.model_dump(mode="json")))
         again = self.config(written)
         assert again == config, f"written to JSON and read again, {config!r} became {again!r}"
 
     def test_defaults_are_valid(self) -> None:
-        """A user who writes only the required fields gets a component."""
-        known = self.component.Config.model_fields
-        self.config({key: value for key, value in self.configs[0].items() if key in known and known[key].is_required()})
+        """The Config accepts the required fields alone."""
+        required: dict[str, Any] = {}
+        for name, field in self.component.Config.model_fields.items():
+            if field.is_required() and name in self.configs[0]:
+                required[name] = self.configs[0][name]
+        self.config(required)
 
     def test_unknown_fields_are_refused(self) -> None:
-        """A misspelt field must be an error: ignored, it would change the run without a word."""
+        """A misspelt field is an error; ignored, it would change the run silently."""
         try:
             self.config({**self.configs[0], "no_such_field": 1})
         except ValidationError:
@@ -92,11 +97,11 @@ class ComponentTests:
         raise AssertionError(f"{self._config_name} takes a field it does not have; keep extra='forbid'")
 
     def test_config_is_immutable(self) -> None:
-        """A config that a component changes is no longer the one that the run wrote down."""
+        """A Config cannot be changed, because a changed config would differ from the config that the run stored."""
         assert self.component.Config.model_config.get("frozen"), f"{self._config_name} can be changed; keep frozen=True"
 
     def test_schema_describes_every_field(self) -> None:
-        """The sentence in ``Field(description=...)`` is the field's help in ``exfm show`` and in a YAML editor."""
+        """Every field has a description, which is its help in ``exfm show`` and in a YAML editor."""
         config: type[ComponentConfig] = self.component.Config
         silent = [path for path, schema in _fields(config.model_json_schema()) if not schema.get("description")]
         assert not silent, f"{self._config_name}: no description for {', '.join(silent)}; add Field(description=...)"
@@ -107,7 +112,7 @@ class ComponentTests:
 
 
 def _fields(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every field of a schema and of the models that it contains."""
+    """Yields every field of a schema and of its nested models, with its path."""
     models = {"": schema} | {f"{name}.": model for name, model in schema.get("$defs", {}).items()}
     for prefix, model in models.items():
         for name, field in model.get("properties", {}).items():

@@ -1,4 +1,4 @@
-"""How a network runs: in low precision, recomputed block by block, exported, and at which cost."""
+"""Tests of a network's execution: on the meta device, in low precision, recomputed, exported, and its cost."""
 
 from __future__ import annotations
 
@@ -18,50 +18,52 @@ from exfm.testing.network import MAX_LENGTH, NetworkTests, check_close
 from exfm.testing.operations import Operations
 
 _LARGE = (513, 5_000)
-"""Batches past the sizes at which code may begin to work in another way."""
+"""Batch sizes beyond those at which code may switch to another algorithm."""
 
 _WASTE = 2.0
-"""How many times the sum of its examples' costs a batch may cost: buckets of similar lengths pad a little."""
+"""Limit of a batch's cost over the sum of its examples' costs; above 1, as buckets of similar lengths pad a little."""
 
 _TWICE = 2.2
-"""How many times as large results may be in a batch twice as large."""
+"""Limit of the ratio of result sizes between a batch and a batch of half its size."""
 
 
 class ExecutionTests(NetworkTests):
-    """Tests of what the core does with a network."""
+    """Tests of the modes in which the core runs a network."""
 
     def test_builds_without_memory(self, fields: Mapping[str, Any]) -> None:
-        """``exfm validate`` builds every model on the meta device, where tensors have shapes and no values."""
+        """The constructor works on the meta device, on which ``exfm validate`` builds every model without memory."""
         with torch.device("meta"):
             module = self.build(fields)
         real = [name for name, parameter in module.named_parameters() if not parameter.is_meta]
         assert not real, f"built on the meta device, {', '.join(real)} took memory; leave the device to torch's default"
 
     def test_low_precision_is_close(self, fields: Mapping[str, Any]) -> None:
-        """Training may run under bfloat16 autocast; sums over long histories must not lose what it rounds off."""
+        """The output under bfloat16 autocast is close to float32, so sums over long histories are in float32."""
         module, examples = self.make(fields, dtype=torch.float32), self.examples().to(torch.float32)
         with torch.no_grad():
             expected = self.run(module, examples)
             with torch.autocast("cpu", torch.bfloat16):
                 actual = self.run(module, examples).float()
+        # 5%: bfloat16 has 8 bits of precision, whose rounding errors add up over the layers.
         error, size = (actual - expected).norm().item(), expected.norm().item()
         assert error <= 0.05 * size, (
             f"under bfloat16 autocast an output of norm {size:.3g} is {error:.3g} off, 5% allowed"
         )
 
     def test_blocks_are_modules_of_its_own(self, fields: Mapping[str, Any]) -> None:
-        """The core recomputes, shards and compiles the modules in ``blocks()`` one by one, so none holds another."""
+        """No module in ``blocks()`` contains another, because the core recomputes and shards each separately."""
         module = self.make(fields)
-        names = {part: name for name, part in module.named_modules()}
-        held: dict[nn.Module, str] = {}
+        names = {submodule: name for name, submodule in module.named_modules()}
+        block_names: dict[nn.Module, str] = {}
         for block in module.blocks():
             assert names.get(block), f"blocks(): {type(block).__name__} is not a submodule of the component"
-            for part in block.modules():
-                assert part not in held, f"blocks(): {names[part]} is in {held[part]} and in {names[block]}"
-                held[part] = names[block]
+            for child in block.modules():
+                first = block_names.get(child)
+                assert first is None, f"blocks(): {names[child]} is in {first} and in {names[block]}"
+                block_names[child] = names[block]
 
     def test_recomputing_blocks_changes_nothing(self, fields: Mapping[str, Any]) -> None:
-        """With activation checkpointing, backward runs a block's forward pass again, on the inputs it was given."""
+        """Activation checkpointing, which repeats each block's forward pass in backward, gives the same gradients."""
         module, examples, called = self.make(fields), self.examples().requires_grad(), set[nn.Module]()
         blocks = module.blocks()
         for block in blocks:
@@ -72,6 +74,7 @@ class ExecutionTests(NetworkTests):
             output = self.run(module, examples)
             gradients = torch.autograd.grad(output.square().sum(), leaves, allow_unused=True, materialize_grads=True)
             results.append([output.detach(), *gradients])
+            # The second round runs with recomputation.
             for block in blocks:
                 recompute(block)
         missed = [type(block).__name__ for block in blocks if block not in called]
@@ -80,10 +83,10 @@ class ExecutionTests(NetworkTests):
             check_close(recomputed, plain, "with the blocks recomputed in backward against without")
 
     def test_exports(self, fields: Mapping[str, Any]) -> None:
-        """A student is served as what ``torch.export`` captured, for any number of examples and events.
+        """``torch.export`` captures the component for any number of examples and events, as `exfm export` does.
 
-        Captured as `exfm export` does. Where a batch of one is refused, the component has an operation that copies
-        for some sizes and not for others, such as ``flatten`` of what was expanded or transposed.
+        Where a batch of a single example is refused, an operation copies for some sizes and not for others, such as
+        ``flatten`` of an expanded or transposed tensor.
         """
         if self.supports_export is not True:
             pytest.skip(str(self.supports_export))
@@ -91,19 +94,20 @@ class ExecutionTests(NetworkTests):
         examples = self.examples()
         free = {0: torch.export.Dim.DYNAMIC}
         shapes = (free, *(dict.fromkeys(self.sequence_names, free) for _ in range(3)))
+        # Otherwise torch.export specialises on sizes of 0 and 1.
         with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             program = torch.export.export(exported, _tensors(examples), dynamic_shapes=shapes).module()
         sizes = {"one": [2], "fewer": [1, 2], "more": [5, 4, 3, 2, 1, 0, 0, 1, 2, 4]}
         large = _LARGE[:1] if self.sequence_names else _LARGE  # a captured graph pads every history to the longest
-        sizes |= {f"{count:,}": [place % examples.count for place in range(count)] for count in large}
-        for what, rows in sizes.items():
+        sizes |= {f"{count:,}": [row % examples.count for row in range(count)] for count in large}
+        for title, rows in sizes.items():
             tensors = _tensors(examples.take(rows))
             check_close(
-                program(*tensors), exported(*tensors), f"exported, with {what} examples, traced with {examples.count}"
+                program(*tensors), exported(*tensors), f"exported, with {title} examples, traced with {examples.count}"
             )
 
     def test_cost_is_counted(self, fields: Mapping[str, Any]) -> None:
-        """``exfm show`` and ``results.json`` report FLOPs, two for each multiplication with its addition."""
+        """A component with matrices has FLOPs, which ``exfm show`` and ``results.json`` report."""
         module = self.make(fields, dtype=torch.float32)
         matrices = [name for name, parameter in module.named_parameters() if parameter.dim() > 1]
         if matrices:
@@ -111,13 +115,14 @@ class ExecutionTests(NetworkTests):
             assert flops, f"it has matrices ({matrices[0]}), but no FLOPs: torch's counter does not know its kernels"
 
     def test_cost_follows_the_events(self, fields: Mapping[str, Any]) -> None:
-        """Histories are mostly much shorter than the longest: who pads them pays for events that are not there."""
-        many, one = (0, 1, 2, 3, 4) * 6, (MAX_LENGTH,)
+        """The cost grows with the events and not with padding, because most histories are short."""
+        many, longest = (0, 1, 2, 3, 4) * 6, (MAX_LENGTH,)
         module = self.make(fields, dtype=torch.float32)
-        nothing = self._cost(module, self.examples((0,) * len(many + one)))
+        # The cost without events, which is counted once on both sides.
+        nothing = self._cost(module, self.examples((0,) * len(many + longest)))
         short = self._cost(module, self.examples(many))
-        apart = short + self._cost(module, self.examples(one)) - nothing
-        together = self._cost(module, self.examples(many + one)) - nothing
+        apart = short + self._cost(module, self.examples(longest)) - nothing
+        together = self._cost(module, self.examples(many + longest)) - nothing
         factor = together / max(apart, 1)
         assert factor <= _WASTE, (
             f"{len(many)} short histories cost {factor:.1f} times as much in a batch with a long one"
@@ -129,7 +134,7 @@ class ExecutionTests(NetworkTests):
         )
 
     def test_work_follows_the_batch(self, fields: Mapping[str, Any]) -> None:
-        """Twice the examples are twice the work: what compares all examples, or all their events, takes four times.
+        """No result grows faster than the batch, as it would in an operation that compares all examples or all events.
 
         Within an example's history, events may be compared with each other.
         """
@@ -137,7 +142,8 @@ class ExecutionTests(NetworkTests):
         rows = list(range(examples.count))
         once, twice = (self._sizes(module, examples.take(some)) for some in (rows, rows + rows))
         if [name for name, _ in once] != [name for name, _ in twice]:
-            once, twice = _largest(once), _largest(twice)  # it goes through the batch in pieces
+            # A component that computes micro-batches has other operations in a larger batch.
+            once, twice = _largest(once), _largest(twice)
         for (name, before), (_, after) in zip(once, twice, strict=False):
             assert after <= _TWICE * before, (
                 f"in a batch twice as large, the result of {name} has {after} numbers instead of {before}, "
@@ -145,7 +151,7 @@ class ExecutionTests(NetworkTests):
             )
 
     def _sizes(self, module: nn.Module, examples: Examples) -> list[tuple[str, int]]:
-        """Each operation in turn, and the numbers in its largest result."""
+        """Lists the operations of a call, and the number of elements of each operation's largest result."""
         with torch.no_grad(), Operations() as operations:
             self.run(module, examples)
         sizes: list[tuple[str, int]] = operations.sizes
@@ -157,7 +163,7 @@ class ExecutionTests(NetworkTests):
 
 
 def _largest(sizes: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """The largest result of all calls of each operation."""
+    """Returns the largest result of all calls of each operation."""
     largest: dict[str, int] = {}
     for name, size in sizes:
         largest[name] = max(size, largest.get(name, 0))
@@ -165,7 +171,7 @@ def _largest(sizes: list[tuple[str, int]]) -> list[tuple[str, int]]:
 
 
 class _Exported(nn.Module):
-    """A component that takes and gives plain tensors."""
+    """A component with tensors as inputs and output, as torch.export requires."""
 
     def __init__(self, tests: NetworkTests, module: nn.Module) -> None:
         super().__init__()

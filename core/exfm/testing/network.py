@@ -1,4 +1,4 @@
-"""How the kit builds a network and calls it: what differs between a backbone and a sequence encoder."""
+"""NetworkTests: builds and calls the component in tests of backbones and of sequence encoders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NetworkTests(ComponentTests):
     """Base of the tests of components that are networks. Its attributes may be overridden.
 
     Attributes:
-        tokens: names of the tokens that a backbone gets, or an encoder for context.
+        tokens: names of a backbone's tokens, or of an encoder's context tokens.
         dim: width of tokens and events.
         supports_export: True, or the reason why ``torch.export`` cannot capture the component.
     """
@@ -39,19 +39,19 @@ class NetworkTests(ComponentTests):
 
     @abstractmethod
     def inputs(self, max_length: int) -> Any:
-        """What the component's constructor takes besides its config."""
+        """Returns the argument of the constructor besides the config."""
 
     @abstractmethod
     def inputs_without_times(self) -> Any:
-        """The same of a stream that does not say when events happened."""
+        """Returns the same for a stream without times of events."""
 
     @abstractmethod
     def call(self, module: nn.Module, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
-        """The component's output."""
+        """Calls the component."""
 
     @abstractmethod
     def output_shape(self, module: Any) -> tuple[int, ...]:
-        """What the component says of its output for an example."""
+        """Returns the shape that the component declares for the output of an example."""
 
     def make(
         self,
@@ -62,33 +62,34 @@ class NetworkTests(ComponentTests):
         max_length: int = MAX_LENGTH,
         inputs: Any = None,
     ) -> Any:
-        """The component, built under a seed, in evaluation mode."""
+        """Builds the component under a seed, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.build(fields, inputs=inputs, max_length=max_length).to(dtype).eval()
 
     def build(self, fields: Mapping[str, Any], *, inputs: Any = None, max_length: int = MAX_LENGTH) -> Any:
-        """The component.
+        """Builds the component.
 
-        Where it cannot be built as a stream needs it, one test says so, and the others of this config are skipped.
+        Where the constructor fails for ordinary inputs, a single test of the config fails and the others are skipped.
         """
         config = self.config(fields)
-        refused, which = vars(type(self)).get("_refused", {}), repr(config)
-        if which in refused:
-            pytest.skip(f"it cannot be built with these fields: {refused[which]}")
+        # Of this class alone, as subclasses have other inputs. By repr, because a config may not be hashable.
+        refused, key = vars(type(self)).get("_refused", {}), repr(config)
+        if key in refused:
+            pytest.skip(f"it cannot be built with these fields: {refused[key]}")
         try:
             return self.component(config, inputs or self.inputs(max_length))
         except Exception as error:
             if inputs is None and torch.get_default_device().type == "cpu":
-                type(self)._refused = {**refused, which: error}
+                type(self)._refused = {**refused, key: error}
             raise
 
     @abstractmethod
     def called(self, names: Mapping[str, str]) -> Self:
-        """These tests where features and sequences are called otherwise."""
+        """Returns these tests with other names for features and sequences."""
 
     def make_moved(self, fields: Mapping[str, Any]) -> Any:
-        """The component with noise added to its parameters: what is zero at initialisation only is no longer."""
+        """Builds the component and adds noise to its parameters, because a zero parameter would hide gradients."""
         module, generator = self.make(fields), torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in module.parameters():
@@ -96,31 +97,31 @@ class NetworkTests(ComponentTests):
         return module
 
     def examples(self, lengths: tuple[int, ...] = _LENGTHS, *, max_length: int = MAX_LENGTH) -> Examples:
-        """Random examples; as many events as ``lengths`` says, a second sequence in another order.
+        """Draws examples with so many events; the lengths of a second sequence are rotated by half of the batch.
 
-        By default the longest history is as long as can be, and two users have no history of any kind.
+        By default a history has the greatest length, and two examples have no events in any sequence.
         """
-        half = len(lengths) // 2
-        turned = {
-            name: lengths[half * place % len(lengths) :] + lengths[: half * place % len(lengths)]
-            for place, name in enumerate(self.sequence_names)
-        }
-        return random_examples(len(lengths), len(self.tokens), self.dim, turned, max_length=max_length)
+        rotated: dict[str, tuple[int, ...]] = {}
+        for index, name in enumerate(self.sequence_names):
+            first = len(lengths) // 2 * index % len(lengths)
+            rotated[name] = lengths[first:] + lengths[:first]
+        return random_examples(len(lengths), len(self.tokens), self.dim, rotated, max_length=max_length)
 
     def run(self, module: nn.Module, examples: Examples) -> Tensor:
-        """The component's output for some examples."""
+        """Calls the component with some examples."""
         return self.call(module, examples.tokens_BND, examples.sequences())
 
 
 def check_bits(actual: Tensor, expected: Tensor, why: str) -> None:
     """Raises AssertionError unless both are equal bit for bit."""
+    # As bytes, because NaN is not equal to NaN and -0 is equal to 0.
     if not torch.equal(actual.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8)):
         difference = (actual - expected).abs().max().item() if actual.shape == expected.shape else "in shape"
         raise AssertionError(f"{why}: the outputs differ ({difference})")
 
 
 def check_close(actual: Tensor, expected: Tensor, why: str) -> None:
-    """Raises AssertionError unless both are equal but for float64 rounding."""
+    """Raises AssertionError unless both are equal up to float64 rounding."""
 
     def message(details: str) -> str:
         return f"{why}: the outputs differ.\n{details}"

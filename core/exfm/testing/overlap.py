@@ -1,4 +1,4 @@
-"""Calls that overlap, and always at the same places: threads that run freely meet where chance will have it."""
+"""Interleaves calls of two threads at fixed operations, because free threads would interleave at random."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Between(TorchDispatchMode):
-    """Between the operations of this thread, lets another one make a whole call.
+class InterleavedCalls(TorchDispatchMode):
+    """Executes a whole call in another thread between operations of this thread.
 
     Args:
-        call: what the other thread does.
-        every: before how many operations it does it once; 0: never.
+        call: executed in the other thread.
+        every: the number of operations of this thread from a call to the next; 0 for no calls.
 
     Attributes:
-        operations: how many this thread has done so far.
+        operations: the number of operations of this thread so far.
     """
 
     def __init__(self, call: Callable[[], None], every: int) -> None:
@@ -28,7 +28,7 @@ class Between(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Does the operation, and before it what is due."""
+        """Executes the operation, after a call of the other thread where it is due."""
         if self._every and self.operations % self._every == 0:
             with ThreadPoolExecutor(1) as thread:
                 thread.submit(self._call).result()

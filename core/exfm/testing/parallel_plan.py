@@ -1,4 +1,4 @@
-"""What every parallel plan must hold."""
+"""Tests of the contract of parallel plans."""
 
 from __future__ import annotations
 
@@ -19,19 +19,31 @@ from exfm.interfaces.component import Component
 from exfm.interfaces.parallel_plan import ParallelPlan, TableOptimizer
 from exfm.testing import plan_exercise
 from exfm.testing.component import ComponentTests
-from exfm.testing.plan_exercise import ADDS_UP, DENSE_LR, LIKE, MOMENTUM, ROWS, STARTED, STEPS, batch, exercise
+from exfm.testing.plan_exercise import (
+    ACCUMULATED_BATCH,
+    DENSE_LR,
+    MOMENTUM,
+    RESET_ROWS,
+    ROWS,
+    SOURCE_ROWS,
+    STEPS,
+    batch,
+    exercise,
+    select,
+)
 
-_EXACT = 1e-5
+_TOLERANCE = 1e-5
+"""Plans add up float32 gradients in another order than plain torch, so results are equal up to rounding."""
 
 
 class ParallelPlanTests(ComponentTests):
     """Tests of a parallel plan; see ``exfm.testing`` for how to use them.
 
-    For more than one process torchrun imports the class by its module, so it must have one that can be imported.
+    torchrun imports the class in several processes, so its module must be importable.
 
     Attributes:
         processes: numbers of processes to test with.
-        optimizers: optimizers of tables to test with. Leave out those with which a plan is not to train as one process.
+        optimizers: optimizers of tables to test with, without those for which the plan differs from a single process.
     """
 
     interface: ClassVar[type[Component]] = ParallelPlan
@@ -39,7 +51,7 @@ class ParallelPlanTests(ComponentTests):
     optimizers: ClassVar[tuple[str, ...]] = ("adagrad", "sgd")
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """One test for each config, number of processes and optimizer."""
+        """Parametrizes tests by config, number of processes and optimizer."""
         super().pytest_generate_tests(metafunc)
         if "processes" in metafunc.fixturenames:
             metafunc.parametrize("processes", self.processes)
@@ -47,84 +59,88 @@ class ParallelPlanTests(ComponentTests):
             metafunc.parametrize("optimizer", self.optimizers)
 
     @pytest.fixture
-    def found(
+    def record(
         self, fields: Mapping[str, Any], processes: int, optimizer: str, tmp_path_factory: pytest.TempPathFactory
     ) -> dict[str, Tensor]:
-        """What the exercise found; the tests of one set of parameters share it."""
+        """Returns the record of the exercise, which tests with the same parameters share."""
         component: Any = self.component
         folder = tmp_path_factory.getbasetemp()
-        return exercised(component, json.dumps(dict(fields)), processes, optimizer, folder)
+        return run_exercise(component, json.dumps(dict(fields)), processes, optimizer, folder)
 
-    def test_trains_as_plain_torch(self, found: dict[str, Tensor], optimizer: str) -> None:
-        """The same batches give the losses and weights of ordinary modules and optimizers in one process."""
-        reference = Reference(found, optimizer)
+    def test_trains_as_plain_torch(self, record: dict[str, Tensor], optimizer: str) -> None:
+        """Losses and weights are those of ordinary modules and optimizers in a single process."""
+        reference = Reference(record, optimizer)
         losses = torch.stack([reference.step(step) for step in range(STEPS)])
-        torch.testing.assert_close(found["losses"], losses, rtol=0, atol=_EXACT)
+        torch.testing.assert_close(record["losses"], losses, rtol=0, atol=_TOLERANCE)
         for name, expected in reference.weights().items():
-            torch.testing.assert_close(found[f"end/weight/{name}"], expected, rtol=0, atol=_EXACT, msg=name)
+            torch.testing.assert_close(record[f"end/weight/{name}"], expected, rtol=0, atol=_TOLERANCE, msg=name)
 
-    def test_state_is_whole_and_has_the_models_names(self, found: dict[str, Tensor], optimizer: str) -> None:
-        """Another plan, on any number of processes, must be able to go on from what is saved."""
+    def test_state_is_whole_and_has_the_models_names(self, record: dict[str, Tensor], optimizer: str) -> None:
+        """The saved state is whole and has the model's names, so that any plan can resume from it."""
         expected = {name: tuple(value.shape) for name, value in plan_exercise.Probe().state_dict().items()}
-        saved = {name.removeprefix("end/weight/"): tuple(value.shape) for name, value in found.items()}
+        saved = {name: tuple(value.shape) for name, value in select(record, "end/weight/").items()}
         assert {name: saved.get(name) for name in expected} == expected
-        elements = sum(value.numel() for name, value in found.items() if name.startswith("end/table/"))
+        elements = sum(value.numel() for value in select(record, "end/table/").values())
         assert elements == (0 if optimizer == "sgd" else sum(ROWS.values()) * plan_exercise.DIM)
 
-    def test_put_back_it_goes_on(self, found: dict[str, Tensor]) -> None:
-        """A model that is given the saved state trains on as the one that it comes from."""
-        torch.testing.assert_close(found["again"], found["on"], rtol=0, atol=_EXACT)
-        assert (found["on"] - found["losses"]).abs().max() > _EXACT, "nothing was learned, so nothing was tested"
+    def test_training_resumes_from_the_saved_state(self, record: dict[str, Tensor]) -> None:
+        """A model that loads the saved state continues as the model that saved it."""
+        torch.testing.assert_close(record["resumed"], record["continued"], rtol=0, atol=_TOLERANCE)
+        assert (record["continued"] - record["losses"]).abs().max() > _TOLERANCE, (
+            "nothing was learned, so nothing was tested"
+        )
 
-    def test_rows_start_anew(self, found: dict[str, Tensor]) -> None:
-        """Rows that get another id take other rows' weights and forget their state, wherever they lie; no more."""
+    def test_rows_are_reset(self, record: dict[str, Tensor]) -> None:
+        """Reset rows have the weights of their source rows and no optimizer state; all else is unchanged."""
         plan: Any = self.component
         if not plan.resets_rows:
             pytest.skip(f"{plan.name} does not reset rows")
-        prefix, rows = "before/", list(STARTED)
-        for name, before in ((key.removeprefix(prefix), one) for key, one in found.items() if key.startswith(prefix)):
+        rows, source_rows = list(RESET_ROWS), list(SOURCE_ROWS)
+        for name, before in select(record, "before/").items():
             expected = before.clone()
             if "table_item" in name:
-                expected[rows] = before[list(LIKE)] if name.startswith("weight/") else 0.0
+                expected[rows] = before[source_rows] if name.startswith("weight/") else 0.0
                 assert not torch.equal(before, expected), "nothing was to change, so nothing was tested"
-            torch.testing.assert_close(found[f"started/{name}"], expected, rtol=0, atol=0, msg=name)
-        torch.testing.assert_close(found["started_again"], found["started_on"], rtol=0, atol=_EXACT)
+            torch.testing.assert_close(record[f"reset/{name}"], expected, rtol=0, atol=0, msg=name)
+        torch.testing.assert_close(record["reset_resumed"], record["reset_continued"], rtol=0, atol=_TOLERANCE)
 
 
 Case = tuple[Any, str, str]
-"""A plan's class, its fields as JSON, and the optimizer of tables by name."""
+"""A plan's class, its fields as JSON, and the name of the tables' optimizer."""
 
-_found: dict[tuple[Case, int], dict[str, Tensor]] = {}
+_records: dict[tuple[Case, int], dict[str, Tensor]] = {}
+"""Records by case and number of processes, because a start of processes takes longer than the exercise."""
 
 
-def exercised(component: Any, fields: str, processes: int, optimizer: str, folder: Path) -> dict[str, Tensor]:
-    """What the exercise finds with a plan: here, or in processes that torchrun starts. Each case is done once.
+def run_exercise(component: Any, fields: str, processes: int, optimizer: str, folder: Path) -> dict[str, Tensor]:
+    """Exercises a plan, in this process or in processes that torchrun starts, and caches the record.
 
     Args:
-        fields: the plan's, as JSON.
-        optimizer: of tables, by name.
-        folder: for the result.
+        component: the plan's class.
+        fields: the plan's fields, as JSON.
+        processes: the number of processes.
+        optimizer: the name of the tables' optimizer.
+        folder: for the file of the record.
     """
     case = (component, fields, optimizer)
-    if (case, processes) not in _found:
+    if (case, processes) not in _records:
         if processes == 1:
             plan = component(component.Config.model_validate(json.loads(fields)))
             try:
-                _found[case, 1] = exercise(plan, TableOptimizer.model_validate({"name": optimizer}))
+                _records[case, 1] = exercise(plan, TableOptimizer.model_validate({"name": optimizer}))
             finally:
                 plan.process_group.close()
         else:
-            exercise_together([case], processes, folder)
-    return _found[case, processes]
+            run_exercises([case], processes, folder)
+    return _records[case, processes]
 
 
-def exercise_together(cases: Sequence[Case], processes: int, folder: Path) -> None:
-    """Does several cases in processes that are started once, as they take longer to start than to train."""
-    out = [folder / f"exercise-{processes}-{len(_found) + number}.safetensors" for number in range(len(cases))]
-    jobs = [
-        (f"{component.__module__}:{component.__qualname__}", fields, optimizer, str(path))
-        for (component, fields, optimizer), path in zip(cases, out, strict=True)
-    ]
+def run_exercises(cases: Sequence[Case], processes: int, folder: Path) -> None:
+    """Exercises several plans in processes that are started once, and caches the records."""
+    paths = [folder / f"exercise-{processes}-{len(_records) + number}.safetensors" for number in range(len(cases))]
+    jobs: list[tuple[str, str, str, str]] = []
+    for (component, fields, optimizer), path in zip(cases, paths, strict=True):
+        jobs.append((f"{component.__module__}:{component.__qualname__}", fields, optimizer, str(path)))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
         [*launch, "-m", plan_exercise.__name__, json.dumps(jobs)],
@@ -133,51 +149,52 @@ def exercise_together(cases: Sequence[Case], processes: int, folder: Path) -> No
         text=True,
     )
     assert done.returncode == 0, done.stderr[-8000:]
-    _found.update({(case, processes): load_file(path) for case, path in zip(cases, out, strict=True)})
+    for case, path in zip(cases, paths, strict=True):
+        _records[case, processes] = load_file(path)
 
 
 class Reference:
     """The exercise's model in ordinary modules, trained with torch's optimizers on whole batches.
 
     Args:
-        found: what the exercise has found; training begins with the same weights.
-        optimizer: of tables, by name.
+        record: the record of the exercise, with the weights before training.
+        optimizer: the name of the tables' optimizer.
     """
 
-    def __init__(self, found: Mapping[str, Tensor], optimizer: str) -> None:
+    def __init__(self, record: Mapping[str, Tensor], optimizer: str) -> None:
         self.model = plan_exercise.Probe()
         for name, rows in (("first", "user"), ("second", "item")):
             setattr(self.model, name, _Bags(ROWS[rows], rows))
-        prefix = "start/weight/"
-        start = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
-        self.model.load_state_dict(start)
+        self.model.load_state_dict(select(record, "start/weight/"))
         tables = [*self.model.first.parameters(), *self.model.second.parameters()]
         options = TableOptimizer.model_validate({"name": optimizer})
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.SGD(self.model.dense_parameters(), lr=DENSE_LR, momentum=MOMENTUM),
-            torch.optim.SGD(tables, lr=options.lr)
-            if optimizer == "sgd"
-            else torch.optim.Adagrad(tables, lr=options.lr, eps=options.eps),
-        ]
+        self.dense_optimizer = torch.optim.SGD(self.model.dense_parameters(), lr=DENSE_LR, momentum=MOMENTUM)
+        self.table_optimizer: torch.optim.Optimizer
+        if optimizer == "sgd":
+            self.table_optimizer = torch.optim.SGD(tables, lr=options.lr)
+        else:
+            self.table_optimizer = torch.optim.Adagrad(tables, lr=options.lr, eps=options.eps)
 
     def step(self, step: int) -> Tensor:
-        """The loss of a step's batch, before the step."""
+        """Trains on a step's batch, and returns the loss before the step."""
         features, label_B = batch(step)
         loss = nn.functional.binary_cross_entropy_with_logits(self.model(features).squeeze(1), label_B)
         loss.backward()  # type: ignore[no-untyped-call]
-        dense, tables = self.optimizers
-        for optimizer in (tables,) if step == ADDS_UP else (tables, dense):
-            optimizer.step()
-            optimizer.zero_grad()
+        self.table_optimizer.step()
+        self.table_optimizer.zero_grad()
+        # The dense gradients of this batch are added to those of the next batch.
+        if step != ACCUMULATED_BATCH:
+            self.dense_optimizer.step()
+            self.dense_optimizer.zero_grad()
         return loss.detach()
 
     def weights(self) -> dict[str, Tensor]:
-        """Its state dict."""
+        """Returns the model's state dict."""
         return self.model.state_dict()
 
 
 class _Bags(nn.Module):
-    """One table of mean bags, under TorchRec's names."""
+    """A table of mean bags, under TorchRec's names."""
 
     def __init__(self, rows: int, key: str) -> None:
         super().__init__()
@@ -189,6 +206,8 @@ class _Bags(nn.Module):
 
 
 class _Values:
+    """Stands in for a KeyedTensor, of which the model reads only the values."""
+
     def __init__(self, rows: Tensor) -> None:
         self._rows = rows
 

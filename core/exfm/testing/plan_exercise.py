@@ -1,9 +1,9 @@
-"""What a parallel plan is put through: a small model is trained, saved, put back and trained on.
+"""Exercise of a parallel plan: trains a small model, saves it, loads it into another model and continues both.
 
 In several processes torchrun runs this module: ``-m exfm.testing.plan_exercise JOBS``, a JSON list of
 ``[MODULE:CLASS, FIELDS, OPTIMIZER, OUT]``.
 
-Legend: n own rows, B rows of a batch, D width of a table's rows, W width of the block.
+Legend: n rows of this process, B rows of a batch, D width of a table's rows, W width of the block.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -31,18 +31,18 @@ ROWS = {"user": 30, "item": 50}
 DIM, WIDTH, STEPS = 8, 6, 6
 DENSE_LR, MOMENTUM = 0.05, 0.9
 SIZES = (13, 8, 1, 16, 3, 12)
-"""Rows of each step's batch. With one row, most processes have none."""
-ADDS_UP = 4
-"""The batch after which dense layers make no step: its gradient is added to the next one's."""
+"""Rows of each step's batch. With a single row, most processes have none."""
+ACCUMULATED_BATCH = 4
+"""The batch after which dense layers do not step: its gradient is added to that of the next batch."""
 
-STARTED, LIKE = (3, 29, 31), (40, 12, 45)
-"""Rows of the item table that are started, and those whose weights they take."""
+RESET_ROWS, SOURCE_ROWS = (3, 29, 31), (40, 12, 45)
+"""Rows of the item table that are reset, and the rows whose weights are copied to them."""
 
 Batch = tuple[KeyedJaggedTensor, Tensor]
 
 
 class _Block(Backbone):
-    """A backbone of one block, which a plan may shard."""
+    """A backbone of a single block, which a plan may shard."""
 
     name = "probe"
 
@@ -57,7 +57,7 @@ class _Block(Backbone):
 
 
 class Probe(nn.Module):
-    """Two table collections, a backbone and a head."""
+    """A model of two table collections, a backbone and a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Probe(nn.Module):
         return logit_n1
 
     def dense_parameters(self) -> list[nn.Parameter]:
-        """All but the tables."""
+        """Lists the parameters outside the tables."""
         return [*self.backbone.parameters(), *self.head.parameters()]
 
 
@@ -94,29 +94,35 @@ def _only(features: KeyedJaggedTensor, key: str) -> KeyedJaggedTensor:
 
 
 def batch(step: int, rows: Tensor | None = None) -> Batch:
-    """Bags of up to four ids and labels of a step's rows: of all by default."""
+    """Draws bags of up to four ids and the labels of a step, and selects rows, by default all.
+
+    All processes draw the whole batch under the same seed, so that their rows belong to the same batch.
+    """
     generator = torch.Generator().manual_seed(step)
     size = SIZES[step % len(SIZES)]
     lengths_FB = torch.randint(5, (len(ROWS), size), generator=generator)
     label_B = torch.randint(2, (size,), generator=generator).float()
-    wanted = torch.arange(size) if rows is None else rows
+    rows = torch.arange(size) if rows is None else rows
     values, lengths = [], []
     for count, length_B in zip(ROWS.values(), lengths_FB, strict=True):
         ids = torch.split(torch.randint(count, (int(length_B.sum()),), generator=generator), length_B.tolist())
-        values += [ids[row] for row in wanted.tolist()]
-        lengths.append(length_B[wanted])
+        values += [ids[row] for row in rows.tolist()]
+        lengths.append(length_B[rows])
+    # torch.cat refuses an empty list.
     nothing = torch.zeros(0, dtype=torch.int64)
     features = KeyedJaggedTensor(
         keys=list(ROWS), values=torch.cat([nothing, *values]), lengths=torch.cat(lengths).to(torch.int32)
     )
-    return features, label_B[wanted]
+    return features, label_B[rows]
 
 
 class Exercise:
-    """One model under a plan.
+    """A model under a plan, with an optimizer of its dense layers.
 
     Args:
-        seed: of its first weights.
+        plan: places the model.
+        optimizer: of the tables.
+        seed: of the initial weights.
     """
 
     def __init__(self, plan: ParallelPlan, optimizer: TableOptimizer, seed: int) -> None:
@@ -130,63 +136,65 @@ class Exercise:
         self.optimizer = torch.optim.SGD(self.dense, lr=DENSE_LR, momentum=MOMENTUM, foreach=False)
 
     def train(self, steps: range) -> Tensor:
-        """The losses of some steps."""
+        """Trains some steps, and returns their losses."""
         return torch.stack([self._step(step) for step in steps])
 
     def reset_rows(self) -> None:
         """Reassigns some rows to new ids."""
-        rows, like = (torch.tensor(chosen, device=self.plan.device) for chosen in (STARTED, LIKE))
-        self.parallel_model.reset_rows("table_item", rows, like)
+        rows = torch.tensor(RESET_ROWS, device=self.plan.device)
+        source_rows = torch.tensor(SOURCE_ROWS, device=self.plan.device)
+        self.parallel_model.reset_rows("table_item", rows, source_rows)
 
     def _step(self, step: int) -> Tensor:
         process_group, shard = self.plan.process_group, self.plan.shard
         size = SIZES[step % len(SIZES)]
         counts = [len(range(index, size, shard.count)) for index in range(shard.count)]
-        own = torch.arange(shard.index, size, shard.count)
-        features, label_n = batch(step, own) if own.numel() else (_blank(), torch.zeros(0))
-        logit_n1 = self.model(features.to(self.plan.device))[: own.numel()]
+        rows = torch.arange(shard.index, size, shard.count)
+        # A process without rows takes part in the collectives with a batch of an empty bag.
+        features, label_n = batch(step, rows) if rows.numel() else (_blank(), torch.zeros(0))
+        logit_n1 = self.model(features.to(self.plan.device))[: rows.numel()]
         (logit_B1,) = process_group.all_gather_columns([logit_n1], counts)
         label_B = process_group.all_gather_rows(label_n.to(self.plan.device), counts)
         loss = nn.functional.binary_cross_entropy_with_logits(logit_B1.squeeze(1), label_B)
-        last = step % len(SIZES) != ADDS_UP
-        self.parallel_model.set_gradient_sync(last)
+        steps_dense = step % len(SIZES) != ACCUMULATED_BATCH
+        self.parallel_model.set_gradient_sync(steps_dense)
         loss.backward()  # type: ignore[no-untyped-call]
         self.parallel_model.sync_tables()
-        if last:
+        if steps_dense:
             self.parallel_model.reduce_gradients(self.dense)
             self.optimizer.step()
             self.optimizer.zero_grad()
         return loss.detach().cpu()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything, whole: weights, and the states of both optimizers."""
+        """Returns the whole weights, and the whole states of both optimizers."""
         tables = self.parallel_model.table_optimizer_state_dict()
-        found = {f"weight/{name}": value for name, value in self.parallel_model.state_dict().items()}
-        found |= {f"table/{name}": value for name, value in tables.items()}
+        state = _prefixed("weight/", self.parallel_model.state_dict()) | _prefixed("table/", tables)
         for index, parameter in enumerate(self.dense):
-            kept = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if kept is not None:
-                found[f"dense/{index}"] = self.parallel_model.full_tensor(kept)
-        return {name: value.clone() for name, value in found.items()}
+            momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                state[f"dense/{index}"] = self.parallel_model.full_tensor(momentum)
+        # Copied, because on a CPU the tensors may be the model's, which later steps change in place.
+        return {name: value.clone() for name, value in state.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what ``state`` gave on the first process; read into the model where it fits, as snapshots are."""
-        weights = _read_into(model_memory(self.model), dict(_part(state, "weight/")))
-        tables = _read_into(self.parallel_model.table_optimizer_buffers(), dict(_part(state, "table/")))
+        """Loads rank 0's ``state``; its tensors are read into the model's memory where they fit, as snapshots are."""
+        weights = _read_into(model_memory(self.model), select(state, "weight/"))
+        tables = _read_into(self.parallel_model.table_optimizer_buffers(), select(state, "table/"))
         self.parallel_model.load_state_dict(weights)
         self.parallel_model.load_table_optimizer_state_dict(tables)
-        for index, value in _part(state, "dense/"):
+        for index, value in select(state, "dense/").items():
             parameter = self.dense[int(index)]
             self.optimizer.state[parameter]["momentum_buffer"] = self.parallel_model.distribute_tensor(value, parameter)
 
 
 def _read_into(memory: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a state holds, in the memory that there is for it."""
-    found = dict(state)
+    """Copies tensors of a state into memory of the same name and shape, and returns the state with that memory."""
+    loaded = dict(state)
     for name in memory.keys() & state.keys():
         if memory[name].shape == state[name].shape:
-            found[name] = memory[name].detach().copy_(state[name])
-    return found
+            loaded[name] = memory[name].detach().copy_(state[name])
+    return loaded
 
 
 def _blank() -> KeyedJaggedTensor:
@@ -195,46 +203,53 @@ def _blank() -> KeyedJaggedTensor:
     )
 
 
-def _part(state: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
-    for name, value in state.items():
-        if name.startswith(prefix):
-            yield name.removeprefix(prefix), value
+def select(record: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Selects the tensors whose names begin with a prefix, and removes it."""
+    return {name.removeprefix(prefix): value for name, value in record.items() if name.startswith(prefix)}
+
+
+def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": value for name, value in state.items()}
 
 
 def exercise(plan: ParallelPlan, optimizer: TableOptimizer) -> dict[str, Tensor]:
-    """Trains a model, puts its state into another, and trains both on.
+    """Trains a model, loads its state into another model, and continues both.
 
-    Returns:
-        On the first process ``start/...``, the state before training; ``losses``, those of training; ``end/...``, the
-        state after; ``on`` and ``again``, the losses of both models from there. What is put back comes from a file,
-        so every process reads it: here it is the first process's, sent to all. Of a plan that resets rows also
-        ``before/...`` and ``started/...``, the state on both sides of it, and ``started_on`` and ``started_again``.
+    The record of rank 0 has:
+
+    - ``start/...`` and ``end/...``, the states before and after training, and ``losses``, the losses of training;
+    - ``continued`` and ``resumed``, the losses of both models afterwards;
+    - for a plan that resets rows, ``before/...`` and ``reset/...``, the states before and after a reset, and
+      ``reset_continued`` and ``reset_resumed``, the losses of both models afterwards.
     """
-    one = Exercise(plan, optimizer, seed=0)
-    found = {f"start/{name}": value for name, value in one.state().items()}
-    found["losses"] = one.train(range(STEPS))
-    end = one.state()
-    found |= {f"end/{name}": value for name, value in end.items()}
-    other = Exercise(plan, optimizer, seed=1)
-    other.load(_from_first(plan, end))
-    found["on"] = one.train(range(STEPS, 2 * STEPS))
-    found["again"] = other.train(range(STEPS, 2 * STEPS))
+    saving = Exercise(plan, optimizer, seed=0)
+    record = _prefixed("start/", saving.state())
+    record["losses"] = saving.train(range(STEPS))
+    end = saving.state()
+    record |= _prefixed("end/", end)
+    loading = Exercise(plan, optimizer, seed=1)
+    loading.load(_broadcast(plan, end))
+    record["continued"] = saving.train(range(STEPS, 2 * STEPS))
+    record["resumed"] = loading.train(range(STEPS, 2 * STEPS))
     if plan.resets_rows:
-        found |= {f"before/{name}": value for name, value in one.state().items()}
-        one.reset_rows()
-        started = one.state()
-        found |= {f"started/{name}": value for name, value in started.items()}
-        other.load(_from_first(plan, started))  # the same on every process, as what `one` keeps must be
-        found |= {"started_on": one.train(range(STEPS)), "started_again": other.train(range(STEPS))}
-    return found
+        record |= _prefixed("before/", saving.state())
+        saving.reset_rows()
+        reset = saving.state()
+        record |= _prefixed("reset/", reset)
+        # A wrong reset on another rank than 0 shows here, because this model has rank 0's state on every process.
+        loading.load(_broadcast(plan, reset))
+        record["reset_continued"] = saving.train(range(STEPS))
+        record["reset_resumed"] = loading.train(range(STEPS))
+    return record
 
 
-def _from_first(plan: ParallelPlan, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The first process's state on every process."""
+def _broadcast(plan: ParallelPlan, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns rank 0's state on every process, as if each of them read it from a snapshot."""
     group = plan.process_group
     if group.world_size == 1:
         return dict(state)
     shapes = {name: list(value.shape) for name, value in state.items()}
+    # As JSON first, because the other processes do not have all names.
     sent = group.broadcast_bytes(json.dumps(shapes).encode() if group.is_rank_zero else b"")
     shared: dict[str, Tensor] = {}
     for name, shape in json.loads(sent).items():
@@ -246,14 +261,14 @@ def _from_first(plan: ParallelPlan, state: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def main(jobs: str) -> None:
-    """Exercises plans, one after the other, in one of torchrun's processes; the first one writes what it found."""
+    """Exercises plans in turn, in each process of torchrun; rank 0 writes the records."""
     for component, fields, optimizer, out in json.loads(jobs):
         module, _, name = component.partition(":")
         plan_class: Any = getattr(import_module(module), name)
         plan = plan_class(plan_class.Config.model_validate(json.loads(fields)))
-        found = exercise(plan, TableOptimizer.model_validate({"name": optimizer}))
+        record = exercise(plan, TableOptimizer.model_validate({"name": optimizer}))
         if plan.process_group.is_rank_zero:
-            save_file({key: value.contiguous() for key, value in found.items()}, out)
+            save_file({key: value.contiguous() for key, value in record.items()}, out)
         plan.process_group.barrier()
     os._exit(0)  # a thread of the connection may abort a process whose interpreter ends
 

@@ -1,4 +1,4 @@
-"""The fixtures that pytest has where exfm is installed (entry point group ``pytest11``)."""
+"""Fixtures that pytest loads where exfm is installed (entry point group ``pytest11``)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def exfm_registry() -> Iterator[IsolatedRegistry]:
-    """An empty registry, whatever is installed; what a test puts in is what experiments can name.
+    """Provides an empty registry instead of the installed plugins; experiments can name the components that are put in.
 
     Example::
 
@@ -21,6 +21,7 @@ def exfm_registry() -> Iterator[IsolatedRegistry]:
             registry = exfm_registry.put(Mine, exfm_plugins.parallel)
             assert registry.names("backbone") == ["mine"]
     """
+    # Imported on use, because pytest loads this module in every project.
     from exfm.registry.discovery import default_registry
     from exfm.testing.isolation import IsolatedRegistry
 

@@ -1,11 +1,11 @@
-"""How a data source reads: no more than it must, nothing that is not there, and closed when it is done."""
+"""Tests of a data source's reads: only the rows it needs, a batch at a time, with files closed afterwards."""
 
 from __future__ import annotations
 
 import gc
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -16,30 +16,37 @@ import pyarrow as pa
 import pytest
 
 from exfm.interfaces.data_source import Origin
-from exfm.testing.histories import Histories
+from exfm.testing.histories import HistoryChecks
 from exfm.testing.rows import check_batch
 from exfm.testing.stream import StreamTests
 
-_FEW_BATCHES = 4
-_MOST_ROWS = 1 << 17
-_OPEN_FILES = Path("/proc/self/fd")
-_BYTES_READ = Path("/proc/self/io")
+_MIN_BATCHES = 4
+"""Batches of a stream that show whether it is read a batch at a time."""
+
+_MAX_ROWS = 1 << 17
+"""Rows of a batch: the decoder holds several batches, so this bounds the memory of a run."""
+
 _LARGE = 4 << 20
+"""Bytes of a file that a schema must not read: far more than a header or a footer has."""
+
+_OPEN_FILES, _BYTES_READ = Path("/proc/self/fd"), Path("/proc/self/io")
 
 
 class ReadingTests(StreamTests):
-    """Tests of what a source reads, and of the histories that it gives."""
+    """Tests of ``schema`` and ``read``, and of the histories in the rows."""
 
     def test_schema_reads_no_rows(self, fields: Mapping[str, Any]) -> None:
-        """Every command asks for the schema, also where the stream is large, or not there yet."""
+        """``schema`` reads no rows, because every command calls it, even before a stream exists."""
         source = self.make(fields)
-        with batches_noticed() as noticed:
+        with record_batches() as recorder:
             time = source.schema().event_time
-        functions = [code.co_qualname for code, columns in noticed.columns.items() if time in columns]
+        # A batch without the time column may be a summary, such as statistics of a file.
+        functions = [code.co_qualname for code, columns in recorder.columns.items() if time in columns]
         hint = "a schema comes from the Config, or from what a file says of its columns"
         assert not functions, f"schema() reads rows, by {functions[0]}; {hint}"
         read = next(vars(cls)["read"] for cls in self.component.__mro__ if "read" in vars(cls))
-        assert getattr(read, "__code__", None) not in noticed.calls, f"schema() calls read(); {hint}"
+        assert getattr(read, "__code__", None) not in recorder.calls, f"schema() calls read(); {hint}"
+        # Rows may also be read without record batches: the bytes read must not grow with the file.
         if not (self.is_of_files(fields) and _BYTES_READ.exists()):
             return
         with self.anew() as tests:
@@ -50,28 +57,27 @@ class ReadingTests(StreamTests):
         assert few, f"schema() reads {after >> 10} KiB of rows where there are {large >> 10} KiB; {hint}"
 
     def _bytes_of_schema(self, fields: Mapping[str, Any]) -> int:
-        """How much it reads for the schema, after a first call that may import what it needs."""
+        """Counts the bytes read by ``schema``, after a first call that may import modules."""
         try:
             self.make(fields).schema()
             source, before = self.make(fields), _bytes_read()
             source.schema()
         except ValueError:
-            return 0  # a file's end says no longer what it did
+            return 0  # a repeated file may have an invalid footer
         return _bytes_read() - before
 
     def _enlarge(self, fields: Mapping[str, Any]) -> int:
-        """Repeats what is in the smallest file that rows come from, so that it is large; its size."""
+        """Repeats the content of a file with rows until it is large, and returns its size; 0 without files."""
         source = self.make(fields)
-        names = {Origin.of(batch).file.removeprefix("file://") for batch in source.read(self.window(source))}
-        files = [Path(name) for name in names if Path(name).is_file()]
-        for file in files[:1]:
+        names = {Origin.from_batch(batch).file.removeprefix("file://") for batch in source.read(self.window(source))}
+        for file in filter(Path.is_file, map(Path, names)):
             content = file.read_bytes()
             file.write_bytes(content * (_LARGE // len(content) + 1))
             return file.stat().st_size
         return 0
 
     def test_a_path_that_is_not_there(self, fields: Mapping[str, Any]) -> None:
-        """A slip in a path is the user's: a ValueError that names it becomes a message, anything else a traceback."""
+        """A missing path raises a ValueError that names it, because any other exception is shown as a traceback."""
         if not self.is_of_files(fields):
             pytest.skip("its fields name no {folder}")
         tests: Any = copy(self)
@@ -83,32 +89,32 @@ class ReadingTests(StreamTests):
         except ValueError as error:
             assert "no_such_folder" in str(error), f"the message does not name the path: {error}"
         except Exception as error:
-            what = f"{type(error).__name__}: {error}"
+            raised = f"{type(error).__name__}: {error}"
             raise AssertionError(
-                f"of a path that is not there, raise a ValueError that names it, not {what}"
+                f"of a path that is not there, raise a ValueError that names it, not {raised}"
             ) from error
         else:
             raise AssertionError(f"of a path that is not there it reads {rows} rows without a word; raise a ValueError")
 
     def test_readings_are_closed(self, fields: Mapping[str, Any]) -> None:
-        """A run reads thousands of windows, and gives some up: each file or connection left open is one too many."""
+        """Complete and abandoned reads close their files and connections, because a run reads thousands of windows."""
         if not _OPEN_FILES.exists():
             pytest.skip(f"{_OPEN_FILES} is not there, so that open files cannot be counted")
         source = self.make(fields)
         window = self.window(source)
-        self._read_some(source, window)
+        self._read_twice(source, window)  # a source may keep files open that later reads share
         before = _open_files()
         times = 4
         for _ in range(times):
-            self._read_some(source, window)
+            self._read_twice(source, window)
         if _open_files() >= before + times:
             gc.collect()
         left = _open_files() - before
         hint = "open them in a with statement inside read()'s generator"
         assert left < times, f"{2 * times} readings, half of them given up, left {left} files or sockets open; {hint}"
 
-    def _read_some(self, source: Any, window: Any) -> None:
-        """Reads a window, and begins to."""
+    def _read_twice(self, source: Any, window: Any) -> None:
+        """Reads a window, and abandons a second read after its first batch."""
         for _ in source.read(window):
             pass
         begun = source.read(window)
@@ -117,45 +123,50 @@ class ReadingTests(StreamTests):
             begun.close()
 
     def test_reads_a_batch_at_a_time(self, fields: Mapping[str, Any]) -> None:
-        """A window may be larger than the memory: its first rows come before its last are read."""
+        """The first batch is yielded before the last is read, because a window may be larger than the memory."""
         source = self.make(fields)
         window = self.window(source)
-        for batch in source.read(window):  # whatever it remembers of the files, it does now
+        # A complete read first, because a source may cache metadata of its files.
+        for batch in source.read(window):
             check_batch(batch)
-            few = batch.num_rows <= _MOST_ROWS
-            assert few, f"a batch has {batch.num_rows} rows, more than {_MOST_ROWS}; yield slices of it"
-        with batches_noticed() as noticed:
+            few = batch.num_rows <= _MAX_ROWS
+            assert few, f"a batch has {batch.num_rows} rows, more than {_MAX_ROWS}; yield slices of it"
+        with record_batches() as recorder:
             reading = iter(source.read(window))
             first = next(reading)
         batches = [first, *reading]
-        if len(batches) < _FEW_BATCHES:
+        if len(batches) < _MIN_BATCHES:
             pytest.skip(f"the whole stream comes in {len(batches)} batches; with smaller ones, this could be told")
         all_rows = sum(batch.num_rows for batch in batches)
-        whole = [
-            code.co_qualname for code, rows in noticed.rows.items() if rows >= all_rows and noticed.times[code] > 1
-        ]
+        whole: list[str] = []
+        for code, rows in recorder.rows.items():
+            # A function that returned once may have made a table in memory, such as a simulated stream.
+            if rows >= all_rows and recorder.times[code] > 1:
+                whole.append(code.co_qualname)
         assert not whole, (
             f"{whole[0]} has all {all_rows} rows of the window before read() yields the first {first.num_rows}; "
             "yield each batch as it is read"
         )
 
     def test_history_is_of_earlier_events(self, fields: Mapping[str, Any]) -> None:
-        """An event that is in its own history gives its label away: what is scored is then better than what is served.
+        """A history does not contain the event of its row, because the event would reveal the label.
 
-        Where most candidates are rightly in their histories, say ``repeats = True``.
+        Set ``repeats = True`` where most candidates are in their histories for other reasons.
         """
         source = self.make(fields)
-        histories = Histories(source.schema(), self.whole(source)[1])
+        histories = HistoryChecks(source.schema(), self.whole(source)[1])
         if not histories:
             pytest.skip("no sequence shares its table with a categorical feature")
-        held = None if self.repeats else histories.held_by_its_own()
-        assert not held, f"{held}; a history has events strictly before the row's. If that is so, say repeats = True"
-        turned = histories.turned()
-        assert not turned, f"{turned}; a history is oldest first, and the newest events are kept of a longer one"
+        leak = "" if self.repeats else histories.describe_leak()
+        assert not leak, f"{leak}; a history has events strictly before the row's. If that is so, say repeats = True"
+        wrong_order = histories.describe_order()
+        assert not wrong_order, (
+            f"{wrong_order}; a history is oldest first, and the newest events are kept of a longer one"
+        )
 
 
-class _Noticed:
-    """Record batches and tables that functions have returned or yielded: rows, times and columns, by code."""
+class _BatchRecorder:
+    """Records the batches and tables that functions return or yield: rows, times and columns, by code."""
 
     def __init__(self) -> None:
         self.rows: Counter[CodeType] = Counter()
@@ -164,7 +175,7 @@ class _Noticed:
         self.calls: set[CodeType] = set()
 
     def __call__(self, frame: FrameType, event: str, value: Any) -> None:
-        """Notes a function's call or return."""
+        """Records a call or a return; the interpreter calls this as its profile function."""
         if event == "call":
             self.calls.add(frame.f_code)
         elif event == "return" and isinstance(value, pa.RecordBatch | pa.Table) and value.num_rows:
@@ -174,13 +185,14 @@ class _Noticed:
 
 
 @contextmanager
-def batches_noticed() -> Iterator[_Noticed]:
-    """Notes which functions of this thread give rows."""
-    noticed, before = _Noticed(), sys.getprofile()
-    sys.setprofile(noticed)
+def record_batches() -> Iterator[_BatchRecorder]:
+    """Records the batches that functions of this thread return."""
+    recorder, before = _BatchRecorder(), sys.getprofile()
+    sys.setprofile(recorder)
     try:
-        yield noticed
+        yield recorder
     finally:
+        # Restored, because a coverage tool may have set it.
         sys.setprofile(before)
 
 
@@ -189,5 +201,5 @@ def _open_files() -> int:
 
 
 def _bytes_read() -> int:
-    counts: Callable[[], list[str]] = _BYTES_READ.read_text(encoding="ascii").split
-    return int(counts()[1])
+    # The first line is "rchar: N", the bytes of all read calls, cached or not.
+    return int(_BYTES_READ.read_text(encoding="ascii").split()[1])

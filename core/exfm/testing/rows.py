@@ -1,4 +1,4 @@
-"""Rows of a stream, compared."""
+"""Concatenates and compares rows of a stream."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 import pyarrow as pa
 
 
-def table_of(batches: Iterable[Any]) -> pa.Table:
-    """All rows of some record batches, without what marks their origin."""
+def concat_batches(batches: Iterable[Any]) -> pa.Table:
+    """Concatenates record batches without their metadata, which has their origin."""
     tables = []
     for batch in batches:
         check_batch(batch)
         tables.append(pa.Table.from_batches([batch.replace_schema_metadata(None)]))
-    return joined(tables)
+    return concat_tables(tables)
 
 
-def joined(tables: Iterable[pa.Table]) -> pa.Table:
-    """The rows of some tables, one after the other."""
+def concat_tables(tables: Iterable[pa.Table]) -> pa.Table:
+    """Concatenates the rows of tables."""
+    # The columns and types of an empty table do not matter.
     with_rows = [table for table in tables if table.num_rows]
     return pa.concat_tables(with_rows, promote_options="permissive") if with_rows else pa.table({})
 
@@ -37,14 +38,16 @@ def check_rows(actual: pa.Table, expected: pa.Table, how: str) -> None:
         assert name in actual.column_names, f"{how}, it has no column {name!r}"
         if not actual[name].equals(expected[name]):
             pairs = zip(actual[name].to_pylist(), expected[name].to_pylist(), strict=True)
-            row, (one, other) = next((row, pair) for row, pair in enumerate(pairs) if pair[0] != pair[1])
-            raise AssertionError(f"{how}, row {row} has {name}={one} instead of {other}")
+            row, (value, other) = next((row, pair) for row, pair in enumerate(pairs) if pair[0] != pair[1])
+            raise AssertionError(f"{how}, row {row} has {name}={value} instead of {other}")
 
 
-def filled(fields: Any, folder: Path | None) -> Any:
-    """Fields as written in YAML, with the folder's path in place of ``{folder}``."""
+def fill_folder(fields: Any, folder: Path | None) -> Any:
+    """Replaces ``{folder}`` by the folder's path in fields as written in YAML."""
     if isinstance(fields, str):
         return fields.replace("{folder}", str(folder))
     if isinstance(fields, Mapping):
-        return {key: filled(value, folder) for key, value in fields.items()}
-    return [filled(one, folder) for one in fields] if isinstance(fields, list | tuple) else fields
+        return {key: fill_folder(value, folder) for key, value in fields.items()}
+    if isinstance(fields, list | tuple):
+        return [fill_folder(value, folder) for value in fields]
+    return fields

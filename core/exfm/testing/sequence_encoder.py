@@ -1,4 +1,4 @@
-"""What every sequence encoder must hold."""
+"""Tests of the contract of sequence encoders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SequenceEncoderTests(BehaviourTests, ExecutionTests, SideEffectTests):
 
     Attributes:
         sequence: the sequence's name.
-        targets: places of the candidate item's tokens among ``tokens``.
+        targets: indices of the candidate item's tokens in ``tokens``.
     """
 
     interface: ClassVar[type[Component]] = SequenceEncoder
@@ -31,35 +31,35 @@ class SequenceEncoderTests(BehaviourTests, ExecutionTests, SideEffectTests):
 
     @property
     def sequence_names(self) -> tuple[str, ...]:
-        """The sequence it reads."""
+        """The sequence that the encoder reads."""
         return (self.sequence,)
 
     def called(self, names: Mapping[str, str]) -> Self:
-        """These tests where features and the sequence are called otherwise."""
+        """Returns these tests with other names for features and the sequence."""
         other: Any = copy(self)
         other.tokens = tuple(names.get(name, name) for name in self.tokens)
         other.sequence = names.get(self.sequence, self.sequence)
         return other  # type: ignore[no-any-return]
 
     def inputs(self, max_length: int) -> EncoderInputs:
-        """The sequence and the context."""
+        """Describes the sequence and the context to the constructor."""
         return EncoderInputs(self.sequence, self.dim, max_length, self.tokens, self.targets, times=True)
 
     def inputs_without_times(self) -> EncoderInputs:
-        """The same of a stream that does not say when events happened."""
+        """Describes the sequence and the context of a stream without times of events."""
         return EncoderInputs(self.sequence, self.dim, MAX_LENGTH, self.tokens, self.targets)
 
     def call(self, module: nn.Module, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
-        """The summary tokens (B, K, D)."""
+        """Returns the summary tokens (B, K, D)."""
         summary_BKD: Tensor = module(sequences[self.sequence], tokens_BND)
         return summary_BKD
 
     def output_shape(self, module: SequenceEncoder) -> tuple[int, ...]:
-        """(K, D)."""
+        """Returns (K, D)."""
         return (module.num_tokens, self.dim)
 
     def test_without_a_candidate_item(self, fields: Mapping[str, Any]) -> None:
-        """No token may share a table with the sequence: an encoder does without, or refuses with a ValueError."""
+        """An encoder works without tokens that share a table with the sequence, or raises a ValueError."""
         inputs = EncoderInputs(self.sequence, self.dim, MAX_LENGTH, self.tokens, targets=(), times=True)
         try:
             module = self.make(fields, inputs=inputs)

@@ -1,4 +1,4 @@
-"""What building and calling a network must leave as it is: seeds, settings, memory, devices; and what names decide."""
+"""Tests of a network's side effects: on seeds, settings, memory and devices; and of its use of names."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from exfm.testing.operations import Elsewhere, Operations, plain_tensors
 
 
 class SideEffectTests(NetworkTests):
-    """Tests of a network's surroundings."""
+    """Tests that building and calling a network has no side effects."""
 
     def test_names_do_not_decide(self, fields: Mapping[str, Any]) -> None:
-        """What features are called must not change what is built: in a set, names have an order in each process anew.
+        """The names of features do not change the network, as they would if it iterated a set of names.
 
-        Two processes of one run would then disagree on the order of parameters, and a snapshot on what it holds.
+        A set of strings has another order in each process, so processes would disagree on the order of parameters.
         """
         names, expected = self._names_and_output(fields)
         for ending, renamed in renamings(self.tokens, self.sequence_names):
@@ -31,7 +31,8 @@ class SideEffectTests(NetworkTests):
                 others, output = self.called(renamed)._names_and_output(other_fields)
             except Exception as error:
                 pytest.skip(f"it wants features of certain names: {type(error).__name__}: {error}")
-            differ = [pair for pair in zip(names, others, strict=True) if pair[0] != pair[1].replace(ending, "")]
+            pairs = zip(names, others, strict=True)
+            differ = [(name, other) for name, other in pairs if name != other.replace(ending, "")]
             why = "its features have other names; go through names in the order of the inputs, never in a set's"
             assert not differ, f"{differ[0][1]} comes in place of {differ[0][0]} where {why}"
             if not torch.equal(output, expected) and not torch.equal(self._names_and_output(fields)[1], expected):
@@ -44,7 +45,7 @@ class SideEffectTests(NetworkTests):
             return list(module.state_dict()), self.run(module, self.examples((3, 5)))
 
     def test_the_seed_is_the_runs(self, fields: Mapping[str, Any]) -> None:
-        """A component that seeds torch's generator itself takes the run's seed from all that is built after it."""
+        """A component does not seed torch's generator, which would replace the run's seed for all later components."""
         with noticed("manual_seed") as seeded, torch.random.fork_rng(devices=[]):
             after = []
             for state in _two_states():
@@ -58,29 +59,30 @@ class SideEffectTests(NetworkTests):
             assert not drawn, "a call draws random numbers, or seeds torch's generator: a prediction must not"
 
     def test_settings_of_the_process_are_left_alone(self, fields: Mapping[str, Any]) -> None:
-        """Threads, default type and the like are the run's: a component that sets them changes all other ones."""
+        """A component does not set threads, the default dtype and the like, because they hold for the whole process."""
         with settings_checked(self.component):
             module = self.build(fields).double()
             torch.autograd.backward(self.run(module, self.examples().requires_grad()).sum())
 
     def test_a_call_leaves_nothing_behind(self, fields: Mapping[str, Any]) -> None:
-        """What is kept of a call, its output or its graph, takes memory beside the next one's, in each model.
+        """A call keeps no tensors of its batch or graph, which would take memory during the next call.
 
-        A call may prepare what later ones use again, such as a mask of this size.
+        A call may cache tensors that later calls use again, such as a mask of this size.
         """
         module, examples = self.make(fields), self.examples().requires_grad()
-        self.run(module, examples)
+        self.run(module, examples)  # fills caches
         with Operations() as operations:
             self.run(module, examples)
         lasting = [*module.parameters(), *module.buffers(), examples.tokens_BND]
         lasting += [event for events in examples.events.values() for event in events]
+        # Only on demand, because a collection takes long; cycles are no fault.
         if operations.left(lasting):
             gc.collect()
         left = operations.left(lasting)
         assert not left, f"of a call that is over, the result of {left[0]} is still in memory; keep nothing of a batch"
 
     def test_runs_on_the_inputs_device(self, fields: Mapping[str, Any]) -> None:
-        """On an accelerator, a tensor that is made on the CPU meets others that are not, and the call fails."""
+        """A call works on an accelerator: no tensor stays on the CPU, where operations with others would fail."""
         module, examples = self.make(fields), self.examples()
         plain = list(plain_tensors(module))
         assert not plain, f"{plain[0]} stays where it was made; register_buffer(..., persistent=False) lets it move"
@@ -95,30 +97,31 @@ class SideEffectTests(NetworkTests):
 
 
 def _two_states() -> list[Tensor]:
-    """States of torch's generator."""
+    """Returns states of torch's generator for two seeds."""
     return [torch.Generator().manual_seed(seed).get_state() for seed in (0, 1)]
 
 
 @contextmanager
 def noticed(name: str) -> Iterator[list[Any]]:
-    """Notes what a function of torch is called with."""
+    """Records the arguments of calls of a function of torch."""
     values: list[Any] = []
-    really = getattr(torch, name)
+    original = getattr(torch, name)
 
-    def note(value: Any) -> Any:
+    def record(value: Any) -> Any:
         values.append(value)
-        return really(value)
+        return original(value)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, name, note)
+        patch.setattr(torch, name, record)
         yield values
 
 
 @contextmanager
 def settings_checked(component: type[Any]) -> Iterator[None]:
-    """Raises AssertionError where a setting of the process is changed meanwhile; puts back what it was."""
+    """Raises AssertionError where a setting of the process has changed, and restores it."""
     threads, before = torch.get_num_threads(), _settings()
     try:
+        # Calls are recorded too, because the number may be set to its present value.
         with noticed("set_num_threads") as set_to:
             yield
         after = _settings()
@@ -126,7 +129,7 @@ def settings_checked(component: type[Any]) -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.set_default_dtype(before["default type"])
         torch.set_grad_enabled(before["gradient mode"])
-    changed = [f"{what} to {value}" for what, value in after.items() if value != before[what]]
+    changed = [f"{setting} to {value}" for setting, value in after.items() if value != before[setting]]
     changed += [f"number of threads to {value}" for value in set_to[:1]]
     assert not changed, f"{component.__qualname__} sets torch's {changed[0]} for the whole process; leave it to the run"
 

@@ -1,4 +1,4 @@
-"""The stream under test: how the kit writes it, reads it, and lets it grow."""
+"""StreamTests: writes, reads and grows the stream under test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from exfm.data.validation import event_times
 from exfm.interfaces.component import Component
 from exfm.interfaces.data_source import DataSource, Shard, Window
 from exfm.testing.component import ComponentTests
-from exfm.testing.rows import filled, table_of
+from exfm.testing.rows import concat_batches, fill_folder
 
 DAY_US = 86_400_000_000
 WHOLE = Shard()
@@ -27,8 +27,8 @@ class StreamTests(ComponentTests):
 
     Attributes:
         complete: whether every row lies in ``time_range()``; False for a stream that is still being written.
-        repeats: whether the candidate item is as a rule in its own history, as where users are shown what they saw.
-        folder: where ``write`` has written.
+        repeats: whether most candidate items are in their own histories, as where users see the same items again.
+        folder: the folder that ``write`` has written.
     """
 
     interface: ClassVar[type[Component]] = DataSource
@@ -37,40 +37,41 @@ class StreamTests(ComponentTests):
     folder: ClassVar[Path | None] = None
 
     def write(self, folder: Path) -> None:
-        """Writes the small stream that ``configs`` read; called once for each folder. By default there is none."""
+        """Writes the small stream that ``configs`` read; called once for each folder. By default writes nothing."""
 
     def grow(self, folder: Path) -> None:
-        """Adds rows at the end of what ``write`` has written there, for all ``configs``, as whoever writes them would.
+        """Appends rows to the stream that ``write`` has written, for all ``configs``, as its producer would.
 
-        Override it where the stream may grow while it is followed; by default it does not.
+        Override it where the stream may grow while it is followed; by default it does not grow.
         """
 
     @pytest.fixture(autouse=True)
     def _written(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        # Once for each class, because pytest makes an instance for each test.
         cls = type(self)
         if "folder" not in vars(cls):
             cls.folder = tmp_path_factory.mktemp(cls.__name__)
             self.write(cls.folder)
 
     def config(self, fields: Mapping[str, Any]) -> Any:
-        """The Config of fields as written in YAML, with the folder's path put in."""
-        return super().config(filled(fields, self.folder))
+        """Parses fields as written in YAML, with the folder's path for ``{folder}``."""
+        return super().config(fill_folder(fields, self.folder))
 
     def make(self, fields: Mapping[str, Any]) -> Any:
-        """The source."""
+        """Builds the source."""
         return self.component(self.config(fields))
 
     def window(self, source: Any) -> Window:
-        """The whole stream as one window."""
+        """Returns the time range of the stream as a single window."""
         time = source.time_range()
         return Window(0, time.start_us, time.end_us)
 
     def read(self, source: Any, window: Window, shard: Shard = WHOLE) -> pa.Table:
-        """The rows that it yields."""
-        return table_of(source.read(window, shard))
+        """Reads a window's rows to a table."""
+        return concat_batches(source.read(window, shard))
 
     def whole(self, source: Any) -> tuple[Window, pa.Table]:
-        """The whole stream as one window, and its rows."""
+        """Reads the whole stream; returns its window and its rows."""
         window = self.window(source)
         rows = self.read(source, window)
         assert rows.num_rows, f"there are no rows in the time range, {window.start_us} to {window.end_us}"
@@ -78,7 +79,7 @@ class StreamTests(ComponentTests):
 
     @contextmanager
     def anew(self) -> Iterator[Self]:
-        """These tests on a stream that is written anew, and may be changed."""
+        """Yields these tests with a new copy of the stream, which may be changed."""
         with tempfile.TemporaryDirectory(prefix="exfm-kit-") as path:
             other: Any = copy(self)
             other.folder = Path(path)
@@ -86,15 +87,17 @@ class StreamTests(ComponentTests):
             yield other
 
     def is_of_files(self, fields: Mapping[str, Any]) -> bool:
-        """Whether these fields name the folder."""
+        """Returns whether these fields name the folder."""
         return "{folder}" in repr(fields)
 
     def times(self, source: Any, rows: pa.Table) -> list[int]:
-        """The time of each row."""
-        schema = source.schema()
-        return [time for batch in rows.to_batches() for time in event_times(batch, schema).tolist()]
+        """Returns the time of each row."""
+        schema, times = source.schema(), list[int]()
+        for batch in rows.to_batches():
+            times += event_times(batch, schema).tolist()
+        return times
 
 
-def at(time_us: int) -> str:
-    """A time in words."""
+def format_time(time_us: int) -> str:
+    """Writes a time for a message."""
     return f"{Window(0, time_us, time_us)} ({time_us} us)"

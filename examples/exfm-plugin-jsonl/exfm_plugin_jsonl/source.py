@@ -110,13 +110,13 @@ class JsonlSource(exfm.DataSource):
             for block in read_file(file.url, self._types):
                 start, end = np.searchsorted(self._times(block), [window.start_us, window.end_us]).tolist()
                 if end > start:
-                    origin = exfm.sources.Origin.of(block)
+                    origin = exfm.sources.Origin.from_batch(block)
                     yield exfm.sources.Origin(origin.file, origin.row + start).mark(block.slice(start, end - start))
                 if end < block.num_rows:
                     break
 
     def _times(self, block: pa.RecordBatch) -> NDArray[np.int64]:
-        column, origin = self.config.event_time, exfm.sources.Origin.of(block)
+        column, origin = self.config.event_time, exfm.sources.Origin.from_batch(block)
         if block[column].null_count:
             row = origin.row + block[column].is_null().index(True).as_py()
             raise ValueError(f"jsonl: {origin.file}, row {row}: {column} is missing")

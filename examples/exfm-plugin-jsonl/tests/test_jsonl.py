@@ -88,7 +88,7 @@ def test_a_file_is_read_a_block_at_a_time(tmp_path: Path) -> None:
     batches = list(of.read(exfm.sources.Window(0, time.start_us, time.end_us)))
     assert len(batches) > 4 and sum(batch.num_rows for batch in batches) == len(lines)
     for batch in batches:
-        assert json.loads(padded[exfm.sources.Origin.of(batch).row])["id"] == batch["id"][0].as_py()
+        assert json.loads(padded[exfm.sources.Origin.from_batch(batch).row])["id"] == batch["id"][0].as_py()
 
 
 def test_any_fsspec_url() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from exfm.layers import ActivationName, activation
 
-GateName = Literal["softmax", "sigmoid"]
+ExpertGateName = Literal["softmax", "sigmoid"]
 
 
 class CrossLayer(nn.Module):
@@ -35,7 +35,7 @@ class CrossLayer(nn.Module):
 class LowRankCrossLayer(nn.Module):
     """``x' = sum_i G_i(x) x_0 * (U_i h_i + b) + x``: a mixture of low-rank experts (section 3.2).
 
-    ``h_i = V_i^T x`` or, with an activation g, ``h_i = g(C_i g(V_i^T x))``. One expert has no gate.
+    ``h_i = V_i^T x`` or, with an activation g, ``h_i = g(C_i g(V_i^T x))``. A single expert has no gate.
 
     Args:
         width: W.
@@ -45,13 +45,13 @@ class LowRankCrossLayer(nn.Module):
         g: the activation; none leaves out C too.
     """
 
-    def __init__(self, width: int, rank: int, experts: int, gate: GateName, g: ActivationName | None) -> None:
+    def __init__(self, width: int, rank: int, experts: int, gate: ExpertGateName, g: ActivationName | None) -> None:
         super().__init__()
         self.shape = (experts, rank)
         self.down = nn.Linear(width, experts * rank, bias=False)
         self.core_KSS: nn.Parameter | None = None
         if g is not None:
-            bound = rank**-0.5
+            bound = rank**-0.5  # as nn.Linear initialises a layer of so many inputs
             self.core_KSS = nn.Parameter(torch.empty(experts, rank, rank).uniform_(-bound, bound))
             self.g = activation(g)
         self.gate = nn.Linear(width, experts) if experts > 1 else None
@@ -71,7 +71,7 @@ class LowRankCrossLayer(nn.Module):
         else:
             scores_BK = self.gate(x_BW)
             gate_BK = scores_BK.softmax(1) if self.softmax else scores_BK.sigmoid()
-            # U_1, ..., U_K side by side are one matrix: the gated sum over experts is one product.
+            # U_1, ..., U_K side by side are a matrix, so the gated sum over experts is a single product.
             mixed_BW = nn.functional.linear((hidden_BKS * gate_BK.unsqueeze(2)).flatten(1), self.up.weight)
             crossed_BW = mixed_BW + gate_BK.sum(1, keepdim=True) * self.up.bias
         out_BW: Tensor = x0_BW * crossed_BW + x_BW

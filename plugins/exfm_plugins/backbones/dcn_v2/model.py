@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from exfm import Backbone, ComponentConfig
 from exfm.components import BackboneInputs, JaggedSequence
 from exfm.layers import ActivationName, InputNormName, input_norm, mlp
-from exfm_plugins.backbones.dcn_v2.blocks import CrossLayer, GateName, LowRankCrossLayer
+from exfm_plugins.backbones.dcn_v2.blocks import CrossLayer, ExpertGateName, LowRankCrossLayer
 
 
 class DCNV2(Backbone):
@@ -23,7 +23,7 @@ class DCNV2(Backbone):
 
     A cross layer is ``x_{l+1} = x_0 * (W x_l + b) + x_l``, with ``x_0`` the flattened tokens: polynomials up to degree
     l + 1 after l layers. W is full, of low rank (``rank``), or a mixture of low-rank experts (``experts``). The gates
-    of a layer are one linear map of its input; the paper names softmax and sigmoid and leaves the map open.
+    of a layer are a linear map of its input; the paper names softmax and sigmoid and leaves the map open.
 
     Stacked, the MLP reads the last cross layer; parallel, it reads ``x_0`` and the representation is
     ``[x_L || MLP(x_0)]``.
@@ -60,8 +60,8 @@ class DCNV2(Backbone):
         rank: NonNegativeInt = Field(
             0, description="Rank of a cross layer's matrix, of each expert's where there are several; 0: full."
         )
-        experts: PositiveInt = Field(1, description="Low-rank experts of a cross layer; more than one need a rank.")
-        gate: GateName = Field("softmax", description="Of the experts: softmax over them, or a sigmoid for each.")
+        experts: PositiveInt = Field(1, description="Low-rank experts of a cross layer; several need a rank.")
+        gate: ExpertGateName = Field("softmax", description="Of the experts: softmax over them, or a sigmoid for each.")
         low_rank_activation: ActivationName | None = Field(
             None, description="g in an expert's U g(C g(V^T x)); none: U V^T x."
         )
@@ -80,12 +80,7 @@ class DCNV2(Backbone):
         super().__init__(config, inputs)
         width = len(inputs.tokens) * inputs.dim
         self.norm = input_norm(config.input_norm, len(inputs.tokens), inputs.dim)
-        self.layers = nn.ModuleList(
-            LowRankCrossLayer(width, config.rank, config.experts, config.gate, config.low_rank_activation)
-            if config.rank
-            else CrossLayer(width)
-            for _ in range(config.layers)
-        )
+        self.layers = nn.ModuleList(_cross_layer(width, config) for _ in range(config.layers))
         self.layer_dims = {f"layers.{i}": width for i in range(config.layers)}
         self.deep = mlp([width, *config.hidden], config.activation, activate_last=True) if config.hidden else None
         self._parallel = config.structure == "parallel"
@@ -104,3 +99,9 @@ class DCNV2(Backbone):
             return torch.cat([x_BW, self.deep(x0_BW)], dim=1)
         representation_BR: Tensor = self.deep(x_BW)
         return representation_BR
+
+
+def _cross_layer(width: int, config: DCNV2.Config) -> nn.Module:
+    if config.rank:
+        return LowRankCrossLayer(width, config.rank, config.experts, config.gate, config.low_rank_activation)
+    return CrossLayer(width)

@@ -26,7 +26,7 @@ class TokenMap(nn.Linear):
 
 
 class Dot(nn.Module):
-    """``reshape(MLP([x_i . x_j for i < j]))``: DLRM's dot products (arXiv 1906.00091), made tokens again by an MLP.
+    """``reshape(MLP([x_i . x_j for i < j]))``: DLRM's dot products (arXiv 1906.00091), mapped to tokens by an MLP.
 
     Args:
         tokens: N, two or more.
@@ -51,7 +51,7 @@ class Dot(nn.Module):
                 "leave 'dot' out of modules, or give more features or a larger num_tokens"
             )
         rows, columns = torch.triu_indices(tokens, tokens, offset=1)
-        # Positions in the flattened (N, N) matrix: one index_select instead of advanced indexing on two axes.
+        # Indices into the flattened (N, N) matrix, as index_select is faster than advanced indexing on two axes.
         self.register_buffer("pairs_P", rows * tokens + columns, persistent=False)
         self.shape = (out_tokens, dim)
         self.mlp = mlp([len(rows), *hidden, out_tokens * dim], activation)
@@ -66,13 +66,13 @@ class Dot(nn.Module):
 class Cross(nn.Module):
     """``W_m (X * (V U X + b) + X)``: a cross layer of DCN (arXiv 2008.13535) over all numbers of X, mapped to M tokens.
 
-    The layer's own input is both of the factors that DCN-V2 calls x_0 and x_l.
+    The input of the layer is both of the factors that DCN-V2 calls x_0 and x_l.
 
     Args:
         tokens: N.
         dim: D.
         out_tokens: M.
-        rank: of ``V U``; 0 makes it one full matrix.
+        rank: of ``V U``; 0 makes it a full matrix.
     """
 
     def __init__(self, tokens: int, dim: int, out_tokens: int, rank: int) -> None:

@@ -24,13 +24,13 @@ class DHEN(Backbone):
     """A deep hierarchical ensemble (arXiv 2203.11014): interaction modules side by side, stacked in layers.
 
     Each layer is ``X' = Norm(Ensemble_i(Interaction_i(X)) + ShortCut(X))``: modules of different kinds catch
-    interactions that the others miss, and a layer interacts what the one before it found. The shortcut is X itself,
+    interactions that the others miss, and a layer interacts the outputs of the layer before. The shortcut is X itself,
     or ``W X`` where the ensemble has another number of tokens. The tokens of the last layer are flattened and go
     through an MLP.
 
     The paper ensembles by concatenation, sum or weighted sum, and tries five modules, of which the convolution is
-    left out here, as the order of tokens means nothing. How a module gets from products to tokens is our reading: see
-    their classes. All sizes are fields; a layer's modules make ``num_tokens`` each.
+    left out here, as the order of tokens means nothing. The paper leaves open how a module maps products to tokens; see
+    the modules' classes for our choice. All sizes are fields; each module of a layer outputs ``num_tokens`` tokens.
 
     Args:
         config: see ``Config``.
@@ -55,7 +55,7 @@ class DHEN(Backbone):
         modules: tuple[InteractionName, ...] = Field(
             ("dot", "cross", "linear"),
             min_length=1,
-            description="Interaction modules of each layer; one may be there more than once, with its own parameters.",
+            description="Interaction modules of each layer; a repeated module has separate parameters.",
         )
         ensemble: Literal["concat", "sum", "weighted_sum"] = Field(
             "concat", description="How the modules' tokens are joined; learned weights start as an average."
@@ -66,7 +66,7 @@ class DHEN(Backbone):
         )
         cross_rank: NonNegativeInt = Field(
             64,
-            description="Rank of the cross module's matrix of N D rows; 0 makes it a full one, which grows with N^2.",
+            description="Rank of the cross module's matrix of N D rows; 0: a full matrix, which grows with N^2.",
         )
         heads: PositiveInt = Field(2, description="Heads of the attention module; they divide D.")
         attention_hidden: PositiveInt = Field(64, description="Hidden width of the MLP in the attention module.")
@@ -128,12 +128,12 @@ class DHENLayer(nn.Module):
         output_BMD: Tensor = self.norm(ensemble_BMD + self.shortcut(tokens_BND))
         return output_BMD
 
-    def _ensemble(self, parts: list[Tensor]) -> Tensor:
+    def _ensemble(self, outputs: list[Tensor]) -> Tensor:
         if self.concat:
-            return torch.cat(parts, dim=1)
+            return torch.cat(outputs, dim=1)
         if self.weights is not None:
-            parts = [weight * part for weight, part in zip(self.weights, parts, strict=True)]
-        return torch.stack(parts).sum(0)
+            outputs = [weight * output for weight, output in zip(self.weights, outputs, strict=True)]
+        return torch.stack(outputs).sum(0)
 
 
 def _interaction(name: InteractionName, tokens: int, dim: int, config: DHEN.Config) -> nn.Module:

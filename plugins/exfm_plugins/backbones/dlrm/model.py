@@ -21,7 +21,7 @@ class DLRM(Backbone):
     """Dot products of all pairs of tokens, joined by the tokens themselves, through an MLP (arXiv 1906.00091).
 
     ``representation = MLP([x_i . x_j for i < j] || [x_c for c in concat])``. A token is not paired with itself. The
-    paper's bottom MLP is what makes the token ``dense`` of the dense features, and is not part of a backbone.
+    paper's bottom MLP makes the token ``dense`` of the dense features; it does not belong to a backbone.
 
     Args:
         config: see ``Config``.
@@ -59,9 +59,9 @@ class DLRM(Backbone):
         super().__init__(config, inputs)
         count = len(inputs.tokens)
         self._joins_all = config.concat == "all"
-        joined = [place for place, token in enumerate(inputs.tokens) if self._joins_all or token == "dense"]
+        joined = [index for index, token in enumerate(inputs.tokens) if self._joins_all or token == "dense"]
         rows, columns = torch.triu_indices(count, count, offset=1)
-        # Positions in the flattened (N, N) matrix: one index_select instead of advanced indexing on two axes.
+        # Indices into the flattened (N, N) matrix, as index_select is faster than advanced indexing on two axes.
         self.register_buffer("pairs", rows * count + columns, persistent=False)
         self.register_buffer("joined", torch.tensor(joined, dtype=torch.long), persistent=False)
         width = len(rows) + len(joined) * inputs.dim
@@ -76,6 +76,8 @@ class DLRM(Backbone):
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
         """Maps tokens (B, N, D) to the representation (B, R). ``sequences`` is not used."""
         dots_BP = torch.bmm(tokens_BND, tokens_BND.mT).flatten(1).index_select(1, self.pairs)
-        joined_BCD = tokens_BND if self._joins_all else tokens_BND.index_select(1, self.joined)
+        joined_BCD = tokens_BND
+        if not self._joins_all:
+            joined_BCD = tokens_BND.index_select(1, self.joined)
         representation_BR: Tensor = self.top(torch.cat([dots_BP, joined_BCD.flatten(1)], dim=1))
         return representation_BR

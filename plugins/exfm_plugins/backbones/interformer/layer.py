@@ -16,12 +16,12 @@ from exfm.components import BackboneInputs, ComponentSpec, JaggedSequence
 from exfm.layers import ActivationName, AttentionPooling, mlp, norm
 from exfm_plugins.backbones.interformer.sequences import OptionalNorm, SequenceArch
 
-GateName = Literal["multiplicative", "printed"]
+GateForm = Literal["multiplicative", "printed"]
 
 
 @dataclass(frozen=True)
-class LayerShape:
-    """What the layers of one model have in common; the fields of `interformer` say what each is."""
+class InterFormerLayerSpec:
+    """Options of every layer of a model; see the fields of `interformer`."""
 
     interaction: ComponentSpec
     interaction_hidden: tuple[int, ...]
@@ -29,30 +29,32 @@ class LayerShape:
     num_pma: int
     num_recent: int
     heads: int
-    gate: GateName
+    gate: GateForm
     residual: OptionalNorm
     activation: ActivationName
 
     @property
     def summary_names(self) -> tuple[str, ...]:
-        """Of the S tokens of S_sum."""
-        parts = {"cls": self.num_cls, "pma": self.num_pma, "recent": self.num_recent}
-        return tuple(f"{part}:{place}" for part, count in parts.items() for place in range(count))
+        """The names of the S tokens of S_sum."""
+        names: list[str] = []
+        for kind, count in (("cls", self.num_cls), ("pma", self.num_pma), ("recent", self.num_recent)):
+            names += [f"{kind}:{index}" for index in range(count)]
+        return tuple(names)
 
     def residual_norm(self, dim: int) -> nn.Module | None:
-        """What normalises the sum of an arch's input and output; None where inputs are not added."""
+        """Builds the norm of the sum of an arch's input and output; None where inputs are not added."""
         return None if self.residual == "none" else norm(self.residual, dim)
 
 
-class Gate(nn.Module):
-    """``sigmoid(MLP(X)) * X``, or as printed ``sigmoid(X * MLP(X))``, token by token; the MLP is one linear layer.
+class SummaryGate(nn.Module):
+    """``sigmoid(MLP(X)) * X``, or as printed ``sigmoid(X * MLP(X))``, token by token; the MLP is a linear layer.
 
     Args:
         dim: D.
-        form: which of the two.
+        form: the product to take, ``multiplicative`` or ``printed``.
     """
 
-    def __init__(self, dim: int, form: GateName) -> None:
+    def __init__(self, dim: int, form: GateForm) -> None:
         super().__init__()
         self.linear = nn.Linear(dim, dim)
         self.form = form
@@ -60,7 +62,9 @@ class Gate(nn.Module):
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """Maps (B, N, D) to (B, N, D)."""
         mapped_BND: Tensor = self.linear(tokens_BND)
-        return (tokens_BND * mapped_BND).sigmoid() if self.form == "printed" else mapped_BND.sigmoid() * tokens_BND
+        if self.form == "printed":
+            return (tokens_BND * mapped_BND).sigmoid()
+        return mapped_BND.sigmoid() * tokens_BND
 
 
 class TokenSummary(nn.Module):
@@ -69,13 +73,13 @@ class TokenSummary(nn.Module):
     Args:
         tokens: N.
         dim: D.
-        shape: see ``LayerShape``.
+        spec: see ``InterFormerLayerSpec``.
     """
 
-    def __init__(self, tokens: int, dim: int, shape: LayerShape) -> None:
+    def __init__(self, tokens: int, dim: int, spec: InterFormerLayerSpec) -> None:
         super().__init__()
-        self.compression = nn.Linear(tokens, shape.num_cls, bias=False)
-        self.gate = Gate(dim, shape.gate)
+        self.compression = nn.Linear(tokens, spec.num_cls, bias=False)
+        self.gate = SummaryGate(dim, spec.gate)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """Maps tokens (B, N, D) to (B, K, D)."""
@@ -90,21 +94,22 @@ class SequenceSummary(nn.Module):
 
     Args:
         dim: D.
-        shape: see ``LayerShape``.
+        spec: see ``InterFormerLayerSpec``.
     """
 
-    def __init__(self, dim: int, shape: LayerShape) -> None:
+    def __init__(self, dim: int, spec: InterFormerLayerSpec) -> None:
         super().__init__()
-        self.num_cls, self.num_recent = shape.num_cls, shape.num_recent
-        self.pma = AttentionPooling(dim, shape.heads, shape.num_pma)
-        self.gate = Gate(dim, shape.gate)
+        self.num_cls, self.num_recent = spec.num_cls, spec.num_recent
+        self.pma = AttentionPooling(dim, spec.heads, spec.num_pma)
+        self.gate = SummaryGate(dim, spec.gate)
 
     def forward(self, sequence: JaggedSequence) -> Tensor:
         """Maps events (E, D) to (B, S, D)."""
         device = sequence.offsets.device
-        place_BK = sequence.offsets[:-1].unsqueeze(1) + torch.arange(self.num_cls, device=device)
-        cls_BKD = sequence.values_ED[place_BK]
-        # Past an example's events lie its CLS tokens.
+        # The CLS tokens are the oldest events of an example.
+        index_BK = sequence.offsets[:-1].unsqueeze(1) + torch.arange(self.num_cls, device=device)
+        cls_BKD = sequence.values_ED[index_BK]
+        # The newest events of a short history include its CLS tokens, which are no events.
         missing = torch.arange(self.num_recent, device=device) >= (sequence.lengths - self.num_cls).unsqueeze(1)
         recent = sequence.newest(self.num_recent).masked_fill(missing.unsqueeze(2), 0)
         summary_BSD: Tensor = self.gate(torch.cat([cls_BKD, self.pma(sequence), recent], dim=1))
@@ -118,25 +123,28 @@ class InteractionArch(nn.Module):
         names: of the N tokens.
         summaries: names of the tokens of S_sum; none without sequences.
         dim: D.
-        shape: see ``LayerShape``.
+        spec: see ``InterFormerLayerSpec``.
     """
 
-    def __init__(self, names: tuple[str, ...], summaries: tuple[str, ...], dim: int, shape: LayerShape) -> None:
+    def __init__(
+        self, names: tuple[str, ...], summaries: tuple[str, ...], dim: int, spec: InterFormerLayerSpec
+    ) -> None:
         super().__init__()
-        self.interaction = shape.interaction.build(BackboneInputs((*names, *summaries), dim))
-        widths = [self.interaction.output_dim, *shape.interaction_hidden, len(names) * dim]
-        self.mlp = mlp(widths, shape.activation)
-        self.norm = shape.residual_norm(dim)
+        self.interaction = spec.interaction.build(BackboneInputs((*names, *summaries), dim))
+        widths = [self.interaction.output_dim, *spec.interaction_hidden, len(names) * dim]
+        self.mlp = mlp(widths, spec.activation)
+        self.norm = spec.residual_norm(dim)
 
     def forward(self, tokens_BND: Tensor, joined_BMD: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps tokens (B, N, D), and the same with the summary behind them, to tokens (B, N, D).
+        """Maps tokens (B, N, D), and the same followed by the summary, to tokens (B, N, D).
 
         Returns:
             The tokens, and the interaction's representation (B, R).
         """
         representation_BR: Tensor = self.interaction(joined_BMD, {})
         mixed_BND: Tensor = self.mlp(representation_BR).view_as(tokens_BND)
-        mixed_BND = mixed_BND if self.norm is None else self.norm(tokens_BND + mixed_BND)
+        if self.norm is not None:
+            mixed_BND = self.norm(tokens_BND + mixed_BND)
         return mixed_BND, representation_BR
 
 
@@ -145,19 +153,19 @@ class InterFormerLayer(nn.Module):
 
     Args:
         inputs: of the model.
-        shape: see ``LayerShape``.
+        spec: see ``InterFormerLayerSpec``.
         queries: the most recent events that have a query, besides the CLS tokens; None for all.
-        first: whether the CLS tokens are put before the events here.
+        first: whether this layer prepends the CLS tokens to the events.
     """
 
-    def __init__(self, inputs: BackboneInputs, shape: LayerShape, queries: int | None, *, first: bool) -> None:
+    def __init__(self, inputs: BackboneInputs, spec: InterFormerLayerSpec, queries: int | None, *, first: bool) -> None:
         super().__init__()
         self.first = first
-        self.token_summary = TokenSummary(len(inputs.tokens), inputs.dim, shape)
-        self.sequence_summary = SequenceSummary(inputs.dim, shape)
-        self.interaction_arch = InteractionArch(inputs.tokens, shape.summary_names, inputs.dim, shape)
-        residual = shape.residual_norm(inputs.dim)
-        self.sequence_arch = SequenceArch(inputs.dim, shape.heads, shape.num_cls, queries, residual)
+        self.token_summary = TokenSummary(len(inputs.tokens), inputs.dim, spec)
+        self.sequence_summary = SequenceSummary(inputs.dim, spec)
+        self.interaction_arch = InteractionArch(inputs.tokens, spec.summary_names, inputs.dim, spec)
+        residual = spec.residual_norm(inputs.dim)
+        self.sequence_arch = SequenceArch(inputs.dim, spec.heads, spec.num_cls, queries, residual)
 
     def forward(self, tokens_BND: Tensor, sequence: JaggedSequence) -> tuple[Tensor, Tensor, JaggedSequence]:
         """Maps tokens (B, N, D) and events (E, D) to the same of the next layer.

@@ -1,7 +1,7 @@
 """InterFormer as an exfm backbone.
 
 Legend: B examples, N tokens, E events of all examples, D width, R width of the representation or of the interaction's,
-W numbers of a part of the head's input.
+W width of an input of the head.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ from exfm import Backbone, ComponentConfig
 from exfm.components import BackboneInputs, ComponentField, ComponentSpec, JaggedSequence
 from exfm.layers import ActivationName, InputNormName, input_norm, mlp
 from exfm_plugins.backbones.interformer.layer import (
-    GateName,
+    GateForm,
     InteractionArch,
     InterFormerLayer,
-    LayerShape,
+    InterFormerLayerSpec,
     SequenceSummary,
     TokenSummary,
 )
-from exfm_plugins.backbones.interformer.sequences import MaskNet, Meeting, OptionalNorm
+from exfm_plugins.backbones.interformer.sequences import CandidateMeetings, MaskNet, OptionalNorm
 
 
 class InterFormer(Backbone):
     """Tokens and sequences that learn from each other in every layer, neither summarised early (arXiv 2411.09852).
 
-    Raw sequences go through ``S = MLP_lce(S * MLP_mask(S))``, which makes them one. Each layer has three arches, of
-    which the last two do not wait for each other:
+    ``S = MLP_lce(S * MLP_mask(S))`` merges raw sequences. Each layer has three arches, of which the last two are
+    independent of each other:
 
     - cross: ``X_sum = Gate(MLP_lce(X))``, ``S_sum = Gate([CLS || PMA || recent])``;
     - interaction: ``X' = MLP(Inter([X || S_sum]))``, Inter being any backbone;
     - sequence: ``S' = MHA(PFFN(X_sum, S))``, rotary, with ``PFFN(X_sum, S) = (X_sum W_p) S``.
 
-    X_sum of the first layer is put before the events once: these are the CLS tokens. The representation is
+    X_sum of the first layer is prepended to the events: these are the CLS tokens. The representation is
     ``MLP([X_sum || S_sum])`` of the tokens and events after the last layer.
 
-    What the paper leaves open, and what is done here:
+    The paper leaves choices open, which are made here as follows:
 
-    - the paper does not tell which token is the candidate item. Where tokens share a table with a sequence, their sum
-      ``t`` meets its events before the mask, ``e + W (e * t)``, and follows them as the newest one, so that it asks
-      all others in the sequence arch, and is among S_sum's recent ones; without ``meets_candidate`` it does neither.
-    - ``event_norm`` normalises events behind the meeting: it multiplies embeddings with embeddings, as the mask does,
+    - the paper does not define the candidate item. Where tokens share a table with a sequence, their sum ``t`` meets
+      its events before the mask, ``e + W (e * t)``, and follows them as the newest event, so that it attends over all
+      others in the sequence arch, and is a recent event of S_sum; without ``meets_candidate`` it does neither.
+    - ``event_norm`` normalises events after the meeting, which multiplies embeddings with embeddings, as the mask does,
       and those of rare items can be large. ``mask: false`` leaves the mask out.
     - ``input_norm`` normalises the tokens before anything: X_sum, and with it the CLS tokens and PFFN, would otherwise
       have the size of raw embeddings.
     - residuals and norms of layers: ``X' = Norm(X + MLP(...))``, ``P = S + PFFN(X_sum, S)`` and
       ``S' = Norm(P + MHA(P))``; ``residual: none`` takes the equations as printed.
-    - sequences of different lengths are lined up at their newest events, and filled up with zeros (see ``MaskNet``).
-    - of the printed gate comes a number between 0 and 1, whatever the token's sign and size; so the other reading is
-      the default.
-    - the gate's MLP and both MLP_lce are one linear layer, the mask's MLP has one hidden layer as wide as its input.
-    - fewer than ``num_recent`` events: zeros take the place of those that are missing. Without history CLS tokens are
-      all there is; without sequences in the data the layers are their interaction arches, the head's input is X_sum.
-    - X_sum is all that the head learns of the tokens; with ``head_input: tokens`` it reads X instead, with
+    - sequences of different lengths are aligned at their newest events, and padded with zeros (see ``MaskNet``).
+    - the printed gate outputs numbers between 0 and 1, for any sign and size of the token, so the other reading is the
+      default.
+    - the gate's MLP and both MLP_lce are linear layers, the mask's MLP has a hidden layer as wide as its input.
+    - with fewer than ``num_recent`` events, zeros replace the missing events. Without history an example has CLS tokens
+      alone. Without sequences in the data the layers are interaction arches alone, and the head's input is X_sum.
+    - by X_sum alone the head reads the tokens; with ``head_input: tokens`` it reads X instead, with
       ``interaction`` Inter's representation of the last layer, too.
     - the widths of the head, 1024-512-256-128 in the paper: smaller by default, for a laptop.
 
@@ -65,7 +65,7 @@ class InterFormer(Backbone):
     ``s = m + p + num_recent``, in a layer that gets ``t`` events, ``T + m`` in the first, and keeps ``q`` of them::
 
         2 k T D^2                                      events meeting the candidate item, where there is one;
-                                                       T is one more from here on
+                                                       T counts it from here on
         (4 k^2 + 2 k) T D^2                            mask and merging; 2 k T D^2 without mask
         2 n m D + 2 m D^2                              X_sum, per layer and for the head that reads it
         4 t D^2 + 4 p t D + (2 p + 2 s) D^2            S_sum, per layer and for the head
@@ -102,7 +102,8 @@ class InterFormer(Backbone):
             description="Inter: the backbone that mixes a layer's tokens and S_sum.",
         )
         interaction_hidden: tuple[PositiveInt, ...] = Field(
-            (), description="Hidden widths of the MLP that maps Inter's representation to tokens; none for one layer."
+            (),
+            description="Hidden widths of the MLP that maps Inter's representation to tokens; none for a linear map.",
         )
         num_cls: PositiveInt = Field(4, description="Tokens of X_sum, and so CLS tokens.")
         num_pma: PositiveInt = Field(2, description="Learned queries that attend over all events, for S_sum.")
@@ -128,7 +129,7 @@ class InterFormer(Backbone):
         input_norm: InputNormName = Field(
             "none", description="layer_norm: all tokens of an example are normalised together before anything (ours)."
         )
-        gate: GateName = Field(
+        gate: GateForm = Field(
             "multiplicative", description="sigmoid(MLP(X)) * X, or as printed in the paper sigmoid(X * MLP(X))."
         )
         residual: OptionalNorm = Field(
@@ -157,7 +158,7 @@ class InterFormer(Backbone):
             raise ValueError(
                 f"interformer: heads={config.heads} do not divide the width of {inputs.dim} into even parts"
             )
-        shape = LayerShape(
+        spec = InterFormerLayerSpec(
             interaction=config.interaction,
             interaction_hidden=config.interaction_hidden,
             num_cls=config.num_cls,
@@ -169,24 +170,26 @@ class InterFormer(Backbone):
             activation=config.activation,
         )
         self.input_norm = input_norm(config.input_norm, len(inputs.tokens), inputs.dim)
-        read = len(inputs.tokens) if config.head_input == "tokens" else config.num_cls
+        reads_tokens = config.head_input == "tokens"
+        num_read = len(inputs.tokens) if reads_tokens else config.num_cls
         if inputs.sequences:
-            queries = config.queries or (None,) * config.layers
+            queries_by_layer = config.queries or (None,) * config.layers
             targets = [shape.targets if config.meets_candidate else () for shape in inputs.sequences]
-            self.meeting = Meeting(targets, inputs.dim, config.event_norm)
+            self.meeting = CandidateMeetings(targets, inputs.dim, config.event_norm)
             self.mask = MaskNet(len(inputs.sequences), inputs.dim, config.activation, filters=config.mask)
-            layers = [InterFormerLayer(inputs, shape, kept, first=depth == 0) for depth, kept in enumerate(queries)]
+            layers: list[InterFormerLayer] = []
+            for queries in queries_by_layer:
+                layers.append(InterFormerLayer(inputs, spec, queries, first=not layers))
             self.layers, last = nn.ModuleList(layers), layers[-1].interaction_arch
-            self.sequence_summary = SequenceSummary(inputs.dim, shape)
-            read += len(shape.summary_names)
+            self.sequence_summary = SequenceSummary(inputs.dim, spec)
+            num_read += len(spec.summary_names)
         else:
-            arches = [InteractionArch(inputs.tokens, (), inputs.dim, shape) for _ in range(config.layers)]
+            arches = [InteractionArch(inputs.tokens, (), inputs.dim, spec) for _ in range(config.layers)]
             self.layers, last = nn.ModuleList(arches), arches[-1]
         self.layer_dims = {f"layers.{i}": len(inputs.tokens) * inputs.dim for i in range(config.layers)}
-        reads_tokens = config.head_input == "tokens"
-        self.token_summary = nn.Identity() if reads_tokens else TokenSummary(len(inputs.tokens), inputs.dim, shape)
+        self.token_summary = nn.Identity() if reads_tokens else TokenSummary(len(inputs.tokens), inputs.dim, spec)
         self._reads_interaction = config.head_input == "interaction"
-        read_width = read * inputs.dim + self._reads_interaction * last.interaction.output_dim
+        read_width = num_read * inputs.dim + self._reads_interaction * last.interaction.output_dim
         self.head = mlp([read_width, *config.head_hidden], config.activation, activate_last=True)
         self.output_dim = config.head_hidden[-1]
 
@@ -194,8 +197,8 @@ class InterFormer(Backbone):
         """Maps tokens (B, N, D) and raw sequences by name to the representation (B, R)."""
         tokens_BND = self.input_norm(tokens_BND)
         if self.inputs.sequences:
-            parts = [sequences[shape.name] for shape in self.inputs.sequences]
-            sequence = self.mask(self.meeting(parts, tokens_BND))
+            events = [sequences[shape.name] for shape in self.inputs.sequences]
+            sequence = self.mask(self.meeting(events, tokens_BND))
             for layer in self.layers:
                 tokens_BND, mixed_BR, sequence = layer(tokens_BND, sequence)
             summaries = [self.token_summary(tokens_BND), self.sequence_summary(sequence)]
@@ -203,8 +206,8 @@ class InterFormer(Backbone):
             for layer in self.layers:
                 tokens_BND, mixed_BR = layer(tokens_BND, tokens_BND)
             summaries = [self.token_summary(tokens_BND)]
-        parts_BW = [summary.flatten(1) for summary in summaries]
+        head_inputs_BW = [summary.flatten(1) for summary in summaries]
         if self._reads_interaction:
-            parts_BW.append(mixed_BR)
-        representation_BR: Tensor = self.head(torch.cat(parts_BW, dim=1))
+            head_inputs_BW.append(mixed_BR)
+        representation_BR: Tensor = self.head(torch.cat(head_inputs_BW, dim=1))
         return representation_BR

@@ -17,7 +17,7 @@ from exfm.layers import ActivationName, mlp
 
 
 class MLP(Backbone):
-    """``representation = MLP(flatten(tokens))``: no explicit interactions; what the others are compared with.
+    """``representation = MLP(flatten(tokens))``: no explicit interactions; a baseline for other backbones.
 
     Its FLOPs are ``2 (N D h_1 + h_1 h_2 + ...)`` per example.
 

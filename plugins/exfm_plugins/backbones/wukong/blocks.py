@@ -1,6 +1,6 @@
 """The interaction layer of Wukong.
 
-Legend: B examples, N tokens in, D width of a token, K columns of the projection Y, C tokens that Y is made of,
+Legend: B examples, N tokens in, D width of a token, K columns of the projection Y, C tokens that Y is computed from,
 F tokens of the factorization machine block, L tokens of the linear compression block, M = F + L tokens out.
 """
 
@@ -19,28 +19,29 @@ if TYPE_CHECKING:
 
 
 class TokenMaps(nn.Module):
-    """Several linear maps of the token axis, ``W_1 X, W_2 X, ...``, as one matrix product.
+    """Several linear maps of the token axis, ``W_1 X, W_2 X, ...``, as a single matrix product.
 
     Args:
         tokens: N.
-        rows: tokens each of the maps makes.
+        rows: the number of tokens that each map outputs.
     """
 
     def __init__(self, tokens: int, rows: Sequence[int]) -> None:
         super().__init__()
         self.rows = list(rows)
         self.weight_RN = nn.Parameter(torch.empty(sum(rows), tokens))
+        # As nn.Linear initialises a layer with so many inputs.
         nn.init.uniform_(self.weight_RN, -(tokens**-0.5), tokens**-0.5)
 
     def forward(self, tokens_BND: Tensor) -> tuple[Tensor, ...]:
-        """Maps tokens (B, N, D) to one (B, rows_i, D) per map."""
-        # One product of two matrices and one copy of X: less than einsum or a batched W X copies, forward and backward.
+        """Maps tokens (B, N, D) to (B, rows_i, D) for each map."""
+        # A product of two matrices with a single copy of X; einsum and a batched W X copy more, forward and backward.
         mapped_BRD = nn.functional.linear(tokens_BND.mT, self.weight_RN).mT
         return torch.split(mapped_BRD, self.rows, dim=1)
 
 
 class InputDependentProjection(nn.Module):
-    """``Y = MLP(flatten(W_C X))``: a projection for each example, made of its linearly compressed tokens (section 3.6).
+    """``Y = MLP(flatten(W_C X))``: a projection for each example, computed from its compressed tokens (section 3.6).
 
     Args:
         widths: of the MLP's input, C * D, and of its hidden layers.
@@ -63,7 +64,7 @@ class InputDependentProjection(nn.Module):
 
 
 class CrossLayerAttention(nn.Module):
-    """``Norm(X + MHA(X, [X_0 || X_1 || ...]))``: tokens ask those of all earlier layers.
+    """``Norm(X + MHA(X, [X_0 || X_1 || ...]))``: tokens attend over those of all earlier layers.
 
     Args:
         dim: D.
@@ -108,14 +109,14 @@ class WukongLayer(nn.Module):
         self.out_tokens = fmb_tokens + config.num_lcb_tokens
         self.fmb_shape = (fmb_tokens, dim)
         self.projection = None
-        makes_y = k
+        projected = k
         if config.projection == "input_dependent":
-            makes_y = config.projection_tokens
-            widths = (makes_y * dim, *config.projection_hidden)
+            projected = config.projection_tokens
+            widths = (projected * dim, *config.projection_hidden)
             self.projection = InputDependentProjection(widths, (tokens, k), config.activation, bias=bias)
         self.maps_residual = tokens != self.out_tokens
-        # X^T Y with a static Y, W_L X and the residual's map all mix tokens: one matrix product serves the three.
-        self.maps = TokenMaps(tokens, [makes_y, config.num_lcb_tokens, self.out_tokens if self.maps_residual else 0])
+        # X^T Y with a static Y, W_L X and the residual's map all mix tokens, so a single matrix product computes them.
+        self.maps = TokenMaps(tokens, [projected, config.num_lcb_tokens, self.out_tokens if self.maps_residual else 0])
         self.fm_norm = norm(config.norm, tokens * k)
         self.fmb = mlp([tokens * k, *config.fmb_hidden, fmb_tokens * dim], config.activation, bias=bias)
         self.norm = norm(config.norm, dim)
@@ -126,7 +127,7 @@ class WukongLayer(nn.Module):
 
         Args:
             tokens_BND: X.
-            before: inputs of the layers before this one, which attention takes besides X.
+            before: inputs of the layers before, which attention reads besides X.
         """
         compressed_BCD, lcb_BLD, residual_BMD = self.maps(tokens_BND)
         if self.projection is None:

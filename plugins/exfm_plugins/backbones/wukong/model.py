@@ -21,12 +21,12 @@ from exfm_plugins.backbones.wukong.blocks import WukongLayer
 class Wukong(Backbone):
     """Stacked factorization machines (arXiv 2403.02545): interactions of orders 1 to 2^layers at linear cost in N.
 
-    Each layer is ``X' = Norm([FMB(X) || LCB(X)] + X)``; the tokens of the last one are flattened and go through an
-    MLP. Scale the number of layers first, then tokens, k and MLP together (section 3.8).
+    Each layer is ``X' = Norm([FMB(X) || LCB(X)] + X)``; the tokens of the last layer are flattened and go through
+    an MLP. Scale the number of layers first, then tokens, k and MLP together (section 3.8).
 
     With ``cross_layer_attention``, layer i from the second on continues ``X_i = Norm(X' + MHA(X', [X_0 || ... ||
-    X_(i-1)]))``: each token asks all tokens of earlier layers. Meta's GEM (engineering post of 2025-11-10) names such
-    attention and does not specify it; that the input tokens ``X_0`` are among those asked is our choice too.
+    X_(i-1)]))``: each token attends over all tokens of earlier layers. Meta's GEM (engineering post of 2025-11-10)
+    names such attention and does not specify it; that it reads the input tokens ``X_0`` is our choice too.
 
     A forward pass takes, per example and layer from n tokens to m, these FLOPs, where ``mlp(a, b, ...)`` is
     ``2 (a b + ...)``:
@@ -84,8 +84,8 @@ class Wukong(Backbone):
         )
         head_input: Literal["last", "all"] = Field(
             "last",
-            description="What the MLP after the layers reads: the last layer's tokens (the paper's), or the input's "
-            "too, so that their columns are mixed and their size is seen (ours).",
+            description="Input of the MLP after the layers: the last layer's tokens (the paper's), or the input's "
+            "too, so that their columns are mixed and their size has an effect (ours).",
         )
         head_hidden: tuple[PositiveInt, ...] = Field(
             (64,), min_length=1, description="Widths of the MLP after the layers; the last is the representation's."
@@ -98,7 +98,7 @@ class Wukong(Backbone):
         )
         bias: Literal["all", "last"] = Field(
             "all",
-            description="Linear layers with a bias: all, or the MLP's last one (2605.10886). LayerNorm keeps its own.",
+            description="Linear layers with a bias: all, or the MLP's last (2605.10886). LayerNorm keeps its bias.",
         )
 
     def __init__(self, config: Config, inputs: BackboneInputs) -> None:
@@ -131,5 +131,7 @@ class Wukong(Backbone):
                 before.append(tokens_BND)
             tokens_BND = output_BMD
         last_BW = tokens_BND.flatten(1)
-        representation_BR: Tensor = self.head(torch.cat([input_BW, last_BW], dim=1) if self._reads_input else last_BW)
+        if self._reads_input:
+            last_BW = torch.cat([input_BW, last_BW], dim=1)
+        representation_BR: Tensor = self.head(last_BW)
         return representation_BR

@@ -16,17 +16,18 @@ class HSTU(HistoryEncoder):
     """Hierarchical sequential transduction units over the history (arXiv 2402.17152)::
 
         U, V, Q, K = split(SiLU(f1(Norm(X))))
-        A = SiLU(Q K^T + rab) / N                    causal: an event sees itself and older ones
+        A = SiLU(Q K^T + rab) / N                    causal: an event sees itself and older events
         X = X + f2(Norm(A V) * U)
 
     Attention is pointwise: without a softmax, the sum of an event's weights tells how much of its past concerns it.
     The first norm and N are not in the paper's equations but in its authors' code, where N is the longest history.
-    Norm(A V) takes a constant factor out again but for its epsilon, so N matters where attention is weak.
+    Norm(A V) cancels a constant factor except for its epsilon, so N matters where attention is weak.
 
     The bias rab has a number for each distance between events and, with ``time_buckets``, a number for each bucket of
     the seconds between them, as in the authors' code: heads share both, and bucket k begins at e^(0.301 k) seconds. In
-    that code a query has the time of the event after it, which is to be predicted. Here it has that of its event, and
-    the candidate item has the example's. There is no bias of times by default: it needs a sequence with ``times``.
+    that code a query has the time of the event after it, which is to be predicted. Here it has the time of its event,
+    and the candidate item has the time of the example. There is no bias of times by default, because it needs a
+    sequence with ``times``.
 
     Where the context has tokens that share a table with the sequence, the candidate item, their sum joins the history
     as its newest event, as in the paper's ranking: it sees all events, and none of them sees it. Computed on the jagged
@@ -54,13 +55,13 @@ class HSTU(HistoryEncoder):
     class Config(ComponentConfig):
         """Fields of `hstu`."""
 
-        layers: PositiveInt = Field(2, description="Transduction units, one on another.")
+        layers: PositiveInt = Field(2, description="Transduction units in sequence.")
         heads: PositiveInt = Field(2, description="Attention heads.")
         attention_dim: PositiveInt = Field(16, description="Width of a head's queries and keys.")
         linear_dim: PositiveInt = Field(16, description="Width of a head's values and gates.")
         position_buckets: NonNegativeInt = Field(
             64,
-            description="Distances between events that have a bias of their own; longer ones share the last; 0: none.",
+            description="Distances between events that have a bias each; longer distances share the last; 0: none.",
         )
         time_buckets: int = Field(
             0,
@@ -81,7 +82,9 @@ class HSTU(HistoryEncoder):
         append_target: bool = Field(
             True, description="Whether the candidate item is the newest event, where the context has its tokens."
         )
-        norm: NormName = Field("layer_norm", description="Of events, of what attention gives, and before the summary.")
+        norm: NormName = Field(
+            "layer_norm", description="Of events, of the output of attention, and before the summary."
+        )
 
     def __init__(self, config: Config, inputs: EncoderInputs) -> None:
         if config.time_buckets and not inputs.times:
@@ -90,8 +93,10 @@ class HSTU(HistoryEncoder):
                 "column as the sequence's times, or set time_buckets: 0"
             )
         longest = inputs.max_length + (config.append_target and bool(inputs.targets))
-        # Nothing reads the last layer's other events.
-        last = [1 if config.summary == "last" else None]
+        # With `summary: last` nothing reads other events of the last layer.
+        queries_by_layer: list[int | None] = [None] * config.layers
+        if config.summary == "last":
+            queries_by_layer[-1] = 1
         layers = [
             HSTULayer(
                 inputs.dim,
@@ -104,7 +109,7 @@ class HSTU(HistoryEncoder):
                 norm_name=config.norm,
                 queries=queries,
             )
-            for queries in [None] * (config.layers - 1) + last
+            for queries in queries_by_layer
         ]
         super().__init__(
             config,

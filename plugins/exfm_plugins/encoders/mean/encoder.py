@@ -14,13 +14,13 @@ from exfm.components import JaggedSequence
 
 
 class Mean(SequenceEncoder):
-    """One summary token: the average of an example's events, and zeros where it has none. It has no parameters.
+    """Averages an example's events in a summary token, zeros without events. It has no parameters.
 
-    Computed on the jagged events alone: there is no padding, and cost follows the events there are.
+    Computed on the jagged events alone, so there is no padding and the cost is proportional to the number of events.
     """
 
     name: ClassVar[str] = "mean"
 
     def forward(self, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
-        """Maps events (E, D) with offsets to one token (B, 1, D). ``context_BND`` is not used."""
+        """Maps events (E, D) with offsets to a summary token (B, 1, D). ``context_BND`` is not used."""
         return sequence.mean().unsqueeze(1)

@@ -23,10 +23,10 @@ class PMA(SequenceEncoder):
         H = Norm(Q + MultiHead(Q, E, E))
         summary = Norm(H + MLP(H))          without a feed-forward network, H
 
-    As in the paper, but that the events do not pass a feed-forward network first. The order of events is not seen.
-    Queries are one per token and the same for every user; where the encoder knows the candidate item, they are
-    shifted by ``W t``, ``t`` being the sum of its tokens (ours), so that the candidate decides what is looked for. For
-    an example without events, ``MultiHead`` is its output's bias.
+    As in the paper, except that events do not pass a feed-forward network first. The order of events has no effect.
+    Each summary token has a query, which is the same for all examples. Where the context has the candidate item, the
+    queries are shifted by ``W t``, ``t`` being the sum of its tokens (ours), so that the summary depends on the
+    candidate. For an example without events, ``MultiHead`` is the bias of its output.
 
     For an example of T events the cost is ``4 T D^2 + 4 K T D + 2 K D^2`` FLOPs, and ``4 ffn K D^2`` for the
     feed-forward network.
@@ -50,7 +50,7 @@ class PMA(SequenceEncoder):
     class Config(ComponentConfig):
         """Fields of `pma`."""
 
-        queries: PositiveInt = Field(2, description="Learned queries, each of which gives one summary token.")
+        queries: PositiveInt = Field(2, description="Learned queries, each of which gives a summary token.")
         heads: PositiveInt = Field(2, description="Attention heads; they divide the width.")
         target_aware: bool = Field(
             True,
@@ -74,6 +74,7 @@ class PMA(SequenceEncoder):
 
     def forward(self, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
         """Maps events (E, D) with offsets, and context tokens (B, N, D), to summary tokens (B, K, D)."""
+        # The residual adds the queries, so they are shifted here as the pooling shifts them.
         query_BKD, shift_BD = self.pooling.query_KD.expand(sequence.batch_size, -1, -1), None
         if self.shift is not None:
             shift_BD = self.shift(sum_tokens(context_BND, self.inputs.targets))

@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from exfm import Backbone
 from exfm.components import BackboneInputs, ComponentField, ComponentSpec, EncoderInputs, JaggedSequence, suggestion
 from exfm_plugins.encoders.pyramid.encoder import Pyramid
-from exfm_plugins.encoders.pyramid.levels import Level
+from exfm_plugins.encoders.pyramid.levels import PyramidLevel
 
 
 class PyramidBackbone(Backbone):
-    """A pyramid over every raw sequence; the summaries join the tokens and go through another backbone.
+    """Encodes every raw sequence by a pyramid, and passes tokens and summaries to another backbone.
 
-    What ``sequence_encoder: {name: pyramid}`` and the ``interaction`` as backbone would be, in one component that can
-    itself be part of others. See ``Pyramid`` for the pyramid. Without sequences, it is the interaction alone.
+    Equivalent to ``sequence_encoder: {name: pyramid}`` with the ``interaction`` as backbone, in a single component that
+    can be nested in others. See ``Pyramid`` for the pyramid. Without sequences, it is the interaction alone.
 
     Args:
         config: see ``Config``.
         inputs: names and width of the tokens, and the sequences.
 
     Raises:
-        ValueError: ``target`` names a token that there is not.
+        ValueError: ``target`` names a token that does not exist.
 
     Example::
 
@@ -57,9 +57,9 @@ class PyramidBackbone(Backbone):
 
     def __init__(self, config: Config, inputs: BackboneInputs) -> None:
         super().__init__(config, inputs)
-        named = tuple(_place(token, inputs) for token in config.target)
+        named = tuple(_find_token(token, inputs) for token in config.target)
         names = list(inputs.tokens)
-        # Prefixed: torch does not take a child that is called like one of ModuleDict's attributes.
+        # Prefixed, because torch refuses a child with the name of an attribute of ModuleDict.
         self.encoders = nn.ModuleDict()
         for shape in inputs.sequences:
             targets = named or shape.targets
@@ -70,8 +70,8 @@ class PyramidBackbone(Backbone):
         self.output_dim = self.interaction.output_dim
 
     def blocks(self) -> list[nn.Module]:
-        """The levels of all pyramids, and the interaction's blocks."""
-        levels = [module for module in self.encoders.modules() if isinstance(module, Level)]
+        """Lists the levels of all pyramids, and the interaction's blocks."""
+        levels = [module for module in self.encoders.modules() if isinstance(module, PyramidLevel)]
         return [*levels, *self.interaction.blocks()]
 
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
@@ -84,7 +84,7 @@ class PyramidBackbone(Backbone):
         return representation_BR
 
 
-def _place(token: str, inputs: BackboneInputs) -> int:
+def _find_token(token: str, inputs: BackboneInputs) -> int:
     if token not in inputs.tokens:
         raise ValueError(f"pyramid: target {token!r} is not among the tokens.{suggestion(token, inputs.tokens)}")
     return inputs.tokens.index(token)

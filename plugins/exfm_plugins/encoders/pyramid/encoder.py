@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from exfm import ComponentConfig, SequenceEncoder
 from exfm.components import EncoderInputs, JaggedSequence
 from exfm.layers import ActivationName, AttentionPooling, CandidateMeeting, NormName, norm
-from exfm_plugins.encoders.pyramid.levels import Level, MergeName
+from exfm_plugins.encoders.pyramid.levels import MergeName, PyramidLevel
 
 
 class Pyramid(SequenceEncoder):
-    """A long history read at several time scales in parallel, in fewer tokens from level to level.
+    """Reads a long history at several time scales in parallel, in fewer tokens from level to level.
 
     After the offline sequence model of Meta's GEM (engineering post of 2025-11-10), "several parallel interaction
     modules stacked as a pyramid", of which no specification is public. Ours combines two ideas that are: a level has
     queries for its most recent tokens only, over keys and values of all (arXiv 2510.26104), and tokens are merged in
     chunks, several chunk sizes in parallel within a level and once more between levels. See ``Level`` for the
-    equations. There is no causal mask: the whole history lies before the prediction.
+    equations. There is no causal mask, because the whole history precedes the prediction.
 
     Where the context has tokens that share a table with the sequence, the candidate item, their sum ``t`` joins the
-    history as its newest event, and every event ``e`` becomes ``e + W (e * t)``, which tells an event that is the
-    candidate from others (ours).
+    history as its newest event, and every event ``e`` becomes ``e + W (e * t)``, which distinguishes events of
+    the candidate from others (ours).
 
     The summary is the top level's ``recent`` newest tokens, newest first, zeros where there are fewer, followed by
     ``pooled`` learned queries' attention over all of them (PMA, arXiv 1810.00825).
@@ -39,8 +39,8 @@ class Pyramid(SequenceEncoder):
         4 ffn L D^2                                                                           feed-forward network
         2 c s D^2 per branch with s > 1, only with merge: linear                              merging
 
-    and hands ``ceil(L / shrink)`` tokens to the next level, which is ``2 shrink ceil(L / shrink) D^2`` more with
-    ``merge: linear``. The pooling of T tokens costs ``4 T D^2 + 4 pooled T D + 2 pooled D^2``. A candidate is one more
+    and passes ``ceil(L / shrink)`` tokens to the next level, which is ``2 shrink ceil(L / shrink) D^2`` more with
+    ``merge: linear``. The pooling of T tokens costs ``4 T D^2 + 4 pooled T D + 2 pooled D^2``. A candidate is a further
     token at the bottom, and ``2 D^2`` for every event.
 
     Args:
@@ -65,13 +65,13 @@ class Pyramid(SequenceEncoder):
         queries: tuple[PositiveInt, ...] = Field(
             (64, 16),
             min_length=1,
-            description="Most recent tokens that each level keeps, the bottom level first; one level for each number.",
+            description="Most recent tokens that each level keeps, the bottom level first; a level for each number.",
         )
         strides: tuple[PositiveInt, ...] = Field(
             (1, 4), min_length=1, description="Parallel branches of every level: tokens that each merges to a chunk."
         )
         shrink: PositiveInt = Field(
-            2, description="Tokens that are merged into one before every level but the first; 1 for none."
+            2, description="Tokens that are merged before every level after the first; 1 for none."
         )
         merge: MergeName = Field(
             "mean", description="A chunk becomes the mean of its tokens, or a linear map of them side by side."
@@ -89,7 +89,7 @@ class Pyramid(SequenceEncoder):
         self.num_tokens = config.recent + config.pooled
         self.meeting = CandidateMeeting(inputs.targets, inputs.dim) if inputs.targets else None
         self.levels = nn.ModuleList(
-            Level(
+            PyramidLevel(
                 inputs.dim,
                 queries,
                 shrink=config.shrink if height else 1,

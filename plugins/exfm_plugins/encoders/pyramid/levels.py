@@ -18,9 +18,9 @@ MergeName = Literal["mean", "linear"]
 
 
 def chunk_offsets(sequence: JaggedSequence, stride: int) -> Tensor:
-    """Offsets of the examples' chunks, (B + 1,).
+    """Returns the offsets of the examples' chunks, (B + 1,).
 
-    Chunks are cut from the newest token on, so that older tokens never move a cut::
+    Chunks are counted from the newest token, so that older tokens do not change the chunks of newer tokens::
 
         tokens, stride 2    a b c d e
         chunk               0 1 1 2 2
@@ -31,15 +31,15 @@ def chunk_offsets(sequence: JaggedSequence, stride: int) -> Tensor:
 
 
 def chunk_index(sequence: JaggedSequence, stride: int) -> Tensor:
-    """The chunk each token is in, (E,)."""
+    """Returns the chunk that each token is in, (E,)."""
     newest_E = chunk_offsets(sequence, stride)[1:][sequence.example_index()] - 1
     return newest_E - sequence.positions() // stride
 
 
-class Merge(nn.Module):
-    """Each chunk of tokens becomes one: their mean, or a linear map of them side by side.
+class ChunkMerge(nn.Module):
+    """Merges each chunk of tokens: to their mean, or by a linear map of their concatenation.
 
-    In the oldest chunk of an example tokens may be missing: the mean is over those there are, the map reads zeros.
+    The oldest chunk of an example may have fewer tokens: the mean is over these, the map reads zeros for the others.
 
     Args:
         dim: D.
@@ -56,48 +56,51 @@ class Merge(nn.Module):
         """Maps tokens (E, D) to chunks (C, D)."""
         values_ED, positions_E = sequence.values_ED, sequence.positions()
         lengths_E = sequence.lengths[sequence.example_index()]
+        # The newest token of each chunk, from which `back_S` counts older tokens.
         newest_C = (positions_E % self.stride == 0).nonzero().squeeze(1)
         back_S = torch.arange(self.stride, device=newest_C.device)
-        there_CS = positions_E[newest_C].unsqueeze(1) + back_S < lengths_E[newest_C].unsqueeze(1)
-        rows_CS = torch.where(there_CS, newest_C.unsqueeze(1) - back_S, 0)
+        exists_CS = positions_E[newest_C].unsqueeze(1) + back_S < lengths_E[newest_C].unsqueeze(1)
+        rows_CS = torch.where(exists_CS, newest_C.unsqueeze(1) - back_S, 0)
         chunks_CSD = values_ED.index_select(0, rows_CS.flatten()).view(*rows_CS.shape, values_ED.shape[1])
-        chunks_CSD = chunks_CSD.masked_fill(~there_CS.unsqueeze(2), 0)
+        chunks_CSD = chunks_CSD.masked_fill(~exists_CS.unsqueeze(2), 0)
         if self.linear is None:
-            merged_CD = chunks_CSD.sum(1) / there_CS.sum(1, keepdim=True)
+            merged_CD = chunks_CSD.sum(1) / exists_CS.sum(1, keepdim=True)
         else:
-            # Under autocast the map is in low precision; the tokens that levels add to are not.
+            # Back to the input's dtype under autocast, because levels add residuals to these tokens.
             merged_CD = self.linear(chunks_CSD.flatten(1)).to(values_ED.dtype)
         longest = -(-sequence.max_length // self.stride)
+        # Ages are dropped: no module of a pyramid reads them.
         return JaggedSequence(merged_CD, chunk_offsets(sequence, self.stride), longest)
 
 
 class Branch(nn.Module):
-    """Attention at one time scale: among chunks of tokens, whose result each of a chunk's tokens gets.
+    """Attends among chunks of tokens, a time scale, and copies a chunk's result to each of its tokens.
 
     Args:
         dim: D.
         heads: of the attention.
         stride: S; 1 for tokens themselves.
         queries: the most recent tokens that get a result.
-        merge: how a chunk becomes one.
+        merge: how a chunk is merged.
     """
 
     def __init__(self, dim: int, heads: int, stride: int, queries: int, merge: MergeName) -> None:
         super().__init__()
         self.stride, self.queries = stride, queries
-        self.merge = Merge(dim, stride, merge) if stride > 1 else nn.Identity()
+        self.merge = ChunkMerge(dim, stride, merge) if stride > 1 else nn.Identity()
         self.attention = JaggedAttention(dim, heads, causal=False)
 
     def forward(self, sequence: JaggedSequence) -> Tensor:
         """Maps tokens (E, D) to an update of the most recent ones."""
-        mixed: JaggedSequence = self.attention(self.merge(sequence), -(-self.queries // self.stride))
+        chunks = -(-self.queries // self.stride)  # rounded up, so that every kept token is in a chunk with a result
+        mixed: JaggedSequence = self.attention(self.merge(sequence), chunks)
         if self.stride == 1:
             return mixed.values_ED
         return mixed.values_ED.index_select(0, chunk_index(sequence.recent(self.queries), self.stride))
 
 
-class Level(nn.Module):
-    """Parallel attention at several time scales, then a feed-forward network; the most recent tokens go up.
+class PyramidLevel(nn.Module):
+    """Parallel attention at several time scales, then a feed-forward network, of the most recent tokens.
 
     With ``X`` the tokens after ``shrink`` and ``X_r`` the ``queries`` most recent of them::
 
@@ -105,17 +108,17 @@ class Level(nn.Module):
         out = X_r + MLP(Norm(X_r))
 
     Attention has queries of the chunks with tokens of ``X_r`` alone, keys and values of all chunks, and rotary
-    positions. Every branch ends in an output projection of its own: the sum is one linear map of the branches side
-    by side.
+    positions. Every branch ends in a separate output projection, so the sum is a linear map of the concatenated
+    branches.
 
     Args:
         dim: D.
-        queries: tokens that go up.
-        shrink: tokens that are merged into one before anything else; 1 for none.
+        queries: the number of tokens that are kept.
+        shrink: the number of tokens that are merged first; 1 for none.
         strides: of the branches.
         heads: of every branch.
         ffn: hidden width of the feed-forward network, in D.
-        merge: how a chunk becomes one.
+        merge: how a chunk is merged.
         activation: in the feed-forward network.
         norm_name: before the branches and before the feed-forward network.
     """
@@ -135,7 +138,7 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         self.queries = queries
-        self.shrink = Merge(dim, shrink, merge) if shrink > 1 else nn.Identity()
+        self.shrink = ChunkMerge(dim, shrink, merge) if shrink > 1 else nn.Identity()
         self.branch_norm = norm(norm_name, dim)
         self.branches = nn.ModuleList(Branch(dim, heads, stride, queries, merge) for stride in strides)
         self.ffn_norm = norm(norm_name, dim)

@@ -23,9 +23,9 @@ class Transformer(HistoryEncoder):
         X = X_r + Attention(Norm(X_r), Norm(X))     X_r: the most recent events that the layer keeps, all by default
         X = X + MLP(Norm(X))
 
-    An event attends to itself and to older ones. Positions count from the newest event back. With ``queries`` a layer
-    keeps its most recent events alone, over keys and values of all that it was given (query truncation, arXiv
-    2510.26104). Computed on the jagged events: cost follows the events there are, and thousands of them work.
+    An event attends to itself and to older events. Positions count back from the newest event. With ``queries`` a layer
+    keeps its most recent events alone, over keys and values of all its inputs (query truncation, arXiv 2510.26104).
+    Computed on the jagged events, so the cost depends on the number of events and not on the longest history.
 
     Where the context has tokens that share a table with the sequence, the candidate item, their sum joins the history
     as its newest event (ours; GEM's layout is not public): it sees all events, and none of them sees it.
@@ -53,7 +53,7 @@ class Transformer(HistoryEncoder):
         layers: PositiveInt = Field(2, description="Blocks of self-attention and feed-forward network.")
         heads: PositiveInt = Field(2, description="Attention heads; they divide the width into even parts.")
         queries: tuple[PositiveInt, ...] = Field(
-            (), description="Most recent events that each layer keeps, one number for each layer; none: all of them."
+            (), description="Most recent events that each layer keeps, a number for each layer; none: all events."
         )
         summary: SummaryName = Field(
             "last",
@@ -79,12 +79,12 @@ class Transformer(HistoryEncoder):
     def __init__(self, config: Config, inputs: EncoderInputs) -> None:
         kept: list[int | None] = list(config.queries or [None] * config.layers)
         if config.summary == "last":
-            # Nothing reads the last layer's other events.
+            # Nothing reads other events of the last layer.
             kept[-1] = min(kept[-1] or config.recent, config.recent)
         super().__init__(
             config,
             inputs,
-            [Block(inputs.dim, config, queries) for queries in kept],
+            [TransformerBlock(inputs.dim, config, queries) for queries in kept],
             summary=config.summary,
             recent=config.recent,
             heads=config.heads,
@@ -93,8 +93,8 @@ class Transformer(HistoryEncoder):
         )
 
 
-class Block(nn.Module):
-    """Causal attention, then a feed-forward network, each after a norm and added to what it was given.
+class TransformerBlock(nn.Module):
+    """Causal attention, then a feed-forward network, each after a norm and added to its input.
 
     Args:
         dim: D.

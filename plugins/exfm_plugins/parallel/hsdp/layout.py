@@ -1,10 +1,11 @@
-"""Which part of each block's parameters a process keeps, and what FSDP2 tells the others of them."""
+"""Estimates the shards of each block's parameters, and the collectives of FSDP2."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import nn
 
@@ -18,9 +19,9 @@ class ShardedDense:
 
     Args:
         model: without memory.
-        units: the modules that are sharded, in the order in which they are.
-        group: processes that share a block.
-        count: all processes.
+        units: the sharded modules, in the order of sharding.
+        group: the number of processes that share a block.
+        count: the number of all processes.
     """
 
     model: nn.Module
@@ -28,42 +29,42 @@ class ShardedDense:
     group: int
     count: int
 
-    def kept(self) -> dict[str, tuple[int, ...]]:
-        """How many elements each process of a group keeps of each sharded parameter: rows are dealt in equal chunks."""
-        kept = {}
+    def shard_sizes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the number of elements that each process of a group stores of each sharded parameter, by name."""
+        sizes: dict[str, tuple[int, ...]] = {}
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        for parameter in (parameter for unit in self._units() for parameter in unit):
+        for parameter in chain.from_iterable(self._units()):
             rows = parameter.shape[0]
+            # FSDP2 distributes rows in chunks of the same size, of which the last ones may be short or empty.
             chunk, width = math.ceil(rows / self.group), parameter.numel() // max(rows, 1)
-            kept[names[id(parameter)]] = tuple(
-                width * max(0, min(chunk, rows - process * chunk)) for process in range(self.group)
-            )
-        return kept
+            chunks = [max(0, min(chunk, rows - process * chunk)) for process in range(self.group)]
+            sizes[names[id(parameter)]] = tuple(width * rows for rows in chunks)
+        return sizes
 
     def collectives(
         self, tables: Iterable[nn.Parameter], workload: exfm.parallel.Workload, gradient_bytes: int
     ) -> list[exfm.parallel.Collective]:
-        """Blocks are gathered for both passes; their gradients are scattered, then averaged over the replicas.
+        """Estimates the collectives: blocks are gathered for both passes, and their gradients scattered and averaged.
 
-        The rest of the gradients is averaged over all processes. Gradients that add up are scattered in a group each
-        time, and averaged once.
+        All other gradients are averaged over all processes. Accumulated gradients are scattered in a group for each
+        batch, and averaged once over the replicas.
 
         Args:
             tables: the parameters of tables.
             workload: of a process in a step.
-            gradient_bytes: of a number of a block's gradient on the wire.
+            gradient_bytes: bytes in which an element of a block's gradient is sent.
         """
         units = [sum(self._padded(parameter) for parameter in unit) for unit in self._units()]
         total, largest = sum(units), max(units, default=0)
-        sharded = {id(parameter) for unit in self._units() for parameter in unit} | {id(table) for table in tables}
-        rest = workload.extra_parameters + sum(
-            parameter.numel()
-            for parameter in self.model.parameters()
-            if parameter.requires_grad and id(parameter) not in sharded
-        )
+        # By identity, because comparing tensors compares their elements.
+        excluded = {id(parameter) for parameter in chain(tables, *self._units())}
+        replicated = workload.extra_parameters
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and id(parameter) not in excluded:
+                replicated += parameter.numel()
         group, replicas = self.group, self.count // self.group
         return [
-            # A block is there while it computes, and the next one arrives.
+            # Twice the largest block, because the next block is gathered while a block computes.
             exfm.parallel.Collective.all_gather(
                 "dense weights, forward and backward",
                 2 * total * FLOAT_BYTES,
@@ -79,27 +80,28 @@ class ShardedDense:
             exfm.parallel.Collective.all_reduce(
                 "dense gradients over groups", [total // group * gradient_bytes], replicas, interval=workload.accumulate
             ),
-            estimate_gradient_reduction(rest, self.count, workload.accumulate),
+            estimate_gradient_reduction(replicated, self.count, workload.accumulate),
         ]
 
     def _padded(self, parameter: nn.Parameter) -> int:
-        """Elements that are gathered: the chunks of all processes are of one size."""
+        """Counts the gathered elements: the chunks of all processes are padded to the same size."""
         rows = parameter.shape[0]
         return math.ceil(rows / self.group) * self.group * (parameter.numel() // max(rows, 1))
 
     def _units(self) -> list[list[nn.Parameter]]:
-        """The parameters of each unit: those of a module that no module before it has taken."""
-        taken: set[int] = set()
-        units = []
+        """Lists the parameters of each unit, without those of units before it."""
+        seen: set[int] = set()
+        units: list[list[nn.Parameter]] = []
         for module in self.units:
-            own = [parameter for parameter in module.parameters() if id(parameter) not in taken]
-            taken |= {id(parameter) for parameter in own}
-            units.append(own)
+            # Inner modules come first, so a block's parameters are not those of the backbone around it.
+            unit = [parameter for parameter in module.parameters() if id(parameter) not in seen]
+            seen.update(map(id, unit))
+            units.append(unit)
         return units
 
 
 def group_size(name: str, replicas: int, cluster: exfm.parallel.Cluster) -> tuple[int, Mapping[str, int]]:
-    """Processes of a group on a cluster, and the field that makes it so where it has another value.
+    """Returns the number of processes of a group on a cluster, and the config fields to change for it.
 
     Raises:
         ValueError: the processes do not form such groups.
@@ -112,8 +114,8 @@ def group_size(name: str, replicas: int, cluster: exfm.parallel.Cluster) -> tupl
         raise ValueError(
             f"{cluster.count} processes do not form groups of {cluster.group}; allowed: {', '.join(map(str, divisors))}"
         )
-    wanted = cluster.count // cluster.group
-    return cluster.group, {} if wanted == replicas else {"replicas": wanted}
+    needed = cluster.count // cluster.group
+    return cluster.group, {} if needed == replicas else {"replicas": needed}
 
 
 def check_replicas(name: str, replicas: int, count: int) -> None:

@@ -31,10 +31,10 @@ from exfm_plugins.parallel.hsdp.layout import ShardedDense, check_replicas, grou
 class Hsdp(DataParallelPlan):
     """Hybrid sharded data parallel (FSDP2): memory for dense layers falls with the processes of a group.
 
-    The processes form ``replicas`` groups. Inside a group each process keeps its share of every block of the encoders
-    and the backbone, and of its optimizer's state; a block's weights are gathered when it computes, and dropped
-    afterwards. Gradients are reduced and scattered inside the group, then averaged over the groups. What is not in a
-    block or around one, as heads and projections, is small, and every process keeps it; so are tables, as in `ddp`.
+    The processes form ``replicas`` groups. Inside a group each process stores its shard of every block of the encoders
+    and the backbone, and of their optimizer states. A block's weights are gathered when it computes, and freed
+    afterwards. Gradients are reduced and scattered inside the group, then averaged over the groups. Every process
+    stores all other layers whole, such as heads and projections, because they are small; tables too, as in `ddp`.
     """
 
     name: ClassVar[str] = "hsdp"
@@ -43,17 +43,17 @@ class Hsdp(DataParallelPlan):
         """Fields of `hsdp`."""
 
         replicas: PositiveInt = Field(
-            1, description="Copies of the dense layers: so many groups of processes each keep one of them together."
+            1, description="Copies of the dense layers: the number of groups of processes, each of which stores a copy."
         )
         gradients: Literal["fp32", "bf16"] = Field(
-            "fp32", description="The numbers in which gradients of blocks travel; bf16 halves the bytes."
+            "fp32", description="The dtype in which gradients of blocks are sent; bf16 halves the bytes."
         )
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         count = self.process_group.world_size
         check_replicas(self.name, config.replicas, count)
-        # What encoders put out is concatenated, never changed in place.
+        # FSDP2 warns about in-place writes to a block's output; outputs of encoders are concatenated, never written to.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
         shape = (config.replicas, count // config.replicas)
         self.mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
@@ -76,7 +76,7 @@ class Hsdp(DataParallelPlan):
         """Shards the encoders' and the backbone's blocks, in place."""
         mesh = self.mesh if self.mesh["replicate"].size() > 1 else self.mesh["shard"]
         for module in _bottom_up(model):
-            # Dropped after every forward pass: what is loaded between two of them is what the second computes with.
+            # Freed after every forward pass, or weights loaded between two passes would not be gathered for the second.
             fully_shard(module, mesh=mesh, mp_policy=self._precision, reshard_after_forward=True)
 
     @classmethod
@@ -100,19 +100,21 @@ class Hsdp(DataParallelPlan):
     def _estimate_dense(
         cls, config: Any, model: nn.Module, workload: exfm.parallel.Workload, count: int, group: int
     ) -> tuple[dict[str, tuple[int, ...]], list[exfm.parallel.Collective]]:
-        """Estimates what each process of a group stores of the sharded parameters, and the dense collectives."""
+        """Estimates the size of each process's shards of the dense parameters, and the dense collectives."""
         dense = ShardedDense(model, tuple(_bottom_up(model)), group, count)
         collections = {use.collection for use in workload.tables}
-        tables = [weight for path in collections for weight in model.get_submodule(path).parameters()]
+        tables: list[nn.Parameter] = []
+        for path in collections:
+            tables += model.get_submodule(path).parameters()
         collectives = dense.collectives(tables, workload, 2 if config.gradients == "bf16" else FLOAT_BYTES)
-        return dense.kept(), collectives
+        return dense.shard_sizes(), collectives
 
 
 class HsdpModel(DataParallelModel):
     """A model whose blocks are sharded inside a group of processes."""
 
     def set_gradient_sync(self, enabled: bool) -> None:
-        """Has blocks average over the groups only accumulated gradients; inside a group each is scattered."""
+        """Lets blocks average gradients over the groups once accumulated; inside a group each batch's are scattered."""
         for module in self.module.modules():
             if isinstance(module, FSDPModule):
                 module.set_is_last_backward(enabled)
@@ -125,21 +127,27 @@ class HsdpModel(DataParallelModel):
         super().load_state_dict({**state, **local}, strict)
 
     def full_tensor(self, tensor: Tensor) -> Tensor:
-        """Gathers a tensor of its shards."""
-        return super().full_tensor(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+        """Gathers a tensor from its shards."""
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
+        return super().full_tensor(tensor)
 
     def distribute_tensor(self, value: Tensor, parameter: Tensor) -> Tensor:
         """Copies this process's shard."""
         value = super().distribute_tensor(value, parameter)
         if not isinstance(parameter, DTensor):
             return value
+        # Without a source rank nothing is sent: every process has the whole value.
         return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def _bottom_up(model: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of encoders and backbones, and these themselves, each once and after what is inside of it."""
-    parts = [module for module in model.modules() if isinstance(module, exfm.Backbone | exfm.SequenceEncoder)]
-    chosen = {id(module) for part in parts for module in (part, *part.blocks())}
+    """Yields encoders, backbones and their blocks, inner modules first, because FSDP2 shards bottom-up."""
+    chosen: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, exfm.Backbone | exfm.SequenceEncoder):
+            chosen.update(map(id, (module, *module.blocks())))
+    # A module comes before its children in modules(), which has each module once.
     for module in reversed(list(model.modules())):
         if id(module) in chosen and next(module.parameters(), None) is not None:
             yield module

@@ -1,6 +1,6 @@
-"""What the processes of a sharding group tell each other for a step's lookups.
+"""Estimates the collectives of a sharding group for the lookups of a step.
 
-Legend: P processes of a group, L of them on one machine.
+Legend: P processes of a group, L of them on each machine.
 """
 
 from __future__ import annotations
@@ -15,86 +15,85 @@ import numpy.typing as npt
 import exfm
 from exfm.parallel import FLOAT_BYTES, ID_BYTES, LENGTH_BYTES
 
-_WIRE = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
+_SENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 Bytes = npt.NDArray[np.float64]
 
 
-def places_of(found: Mapping[str, Any]) -> tuple[exfm.parallel.TableSharding, ...]:
-    """What the placement has found, as a layout has it."""
-    return tuple(
-        exfm.parallel.TableSharding(
-            path,
-            table,
-            one["sharding_type"],
-            tuple(exfm.parallel.TableShard(rank, *offsets, *sizes) for offsets, sizes, rank in one["shards"]),
-        )
-        for path, tables in found.items()
-        for table, one in tables.items()
-    )
+def table_shardings(plan: Mapping[str, Any]) -> tuple[exfm.parallel.TableSharding, ...]:
+    """Converts a plan of ``Placement.search`` to the shardings of a layout."""
+    shardings: list[exfm.parallel.TableSharding] = []
+    for path, tables in plan.items():
+        for table, sharding in tables.items():
+            shards = tuple(
+                exfm.parallel.TableShard(rank, *offsets, *sizes) for offsets, sizes, rank in sharding["shards"]
+            )
+            shardings.append(exfm.parallel.TableSharding(path, table, sharding["sharding_type"], shards))
+    return tuple(shardings)
 
 
 @dataclass(frozen=True)
 class TableTraffic:
     """Bytes that each process of a group sends in a step.
 
-    Cut by tables or columns, a shard's process looks up the bags of all and sends each process its own. Cut by rows, it
-    has a part of each bag's sum: the parts are added up on the way. Rows cut inside one machine are added up there
-    first, and only sums go to the other machines.
+    With shards of whole tables or of columns, the process of a shard looks up the bags of all processes and sends each
+    process its rows. With shards of rows it has partial sums of each bag, which a reduce-scatter adds up. Sums of rows
+    that are sharded inside a machine are reduced there first, and only the results go to other machines.
 
     Args:
         workload: of each process in a step.
-        places: of all tables.
+        shardings: of all tables.
         group: P.
         per_machine: L.
-        communication: the numbers in which rows travel.
+        communication: the dtype in which rows are sent.
     """
 
     workload: exfm.parallel.Workload
-    places: tuple[exfm.parallel.TableSharding, ...]
+    shardings: tuple[exfm.parallel.TableSharding, ...]
     group: int
     per_machine: int
     communication: str
 
     def collectives(self) -> list[exfm.parallel.Collective]:
-        """Ids to the rows, rows back, and the rows' gradients to where they lie."""
-        ids, found, gradients, sums = (np.zeros(self.group) for _ in range(4))
-        held = np.zeros(self.group)
+        """Estimates the collectives: ids are sent to the shards, rows back, and the rows' gradients to the shards."""
+        ids, rows, gradients, sums, held = np.zeros((5, self.group))
         uses = {(use.collection, use.table): use for use in self.workload.tables}
-        wire, others = _WIRE[self.communication], self.group - 1
-        for place in self.places:
-            use = uses[place.collection, place.table]
+        element_bytes, others = _SENT_BYTES[self.communication], self.group - 1
+        for sharding in self.shardings:
+            use = uses[sharding.collection, sharding.table]
             bags = use.keys * use.bags
-            in_machine = place.sharding_type == "table_row_wise"
-            for shard in place.shards:
+            in_machine = sharding.sharding_type == "table_row_wise"
+            for shard in sharding.shards:
+                # A shard of rows is sent the ids of its rows alone, and the lengths of all bags.
                 asked = use.ids * shard.rows / use.rows * ID_BYTES + bags * LENGTH_BYTES
                 ids += asked
-                ids[shard.process] -= asked
+                ids[shard.process] -= asked  # a process sends nothing to itself
                 row_bytes = bags * shard.columns
                 held[shard.process] += self.group * (row_bytes * FLOAT_BYTES + asked)
                 if in_machine:
-                    # Of the machine's sums each of its processes has a share, and sends it on.
-                    machine, sent = self.per_machine, row_bytes * wire
+                    # Each process of the machine has a share of the machine's sums, which it sends to other machines.
+                    machine, sent = self.per_machine, row_bytes * element_bytes
                     sums[shard.process] += (machine - 1) / machine * self.group * sent
-                    found[shard.process] += (self.group // machine - 1) * sent
+                    rows[shard.process] += (self.group // machine - 1) * sent
                     gradients += sent / machine
                     gradients[self._machine(shard.process)] -= sent / machine
                 else:
-                    found[shard.process] += others * row_bytes * wire
-                    gradients += row_bytes * wire
-                    gradients[shard.process] -= row_bytes * wire
+                    rows[shard.process] += others * row_bytes * element_bytes
+                    gradients += row_bytes * element_bytes
+                    gradients[shard.process] -= row_bytes * element_bytes
         held += sum(use.keys * use.bags * use.width * FLOAT_BYTES for use in self.workload.tables)
         return [
             self._all_to_all("ids", ids),
-            self._all_to_all("looked-up rows", found, held),
+            self._all_to_all("looked-up rows", rows, held),
             self._all_to_all("gradients of looked-up rows", gradients),
             *([self._in_machine(sums)] if sums.any() else []),
         ]
 
     def average(self, optimizer: str, replicas: int, interval: int) -> exfm.parallel.Collective:
-        """The average of the tables and of their optimizer's state over the replicas."""
+        """Estimates the average of the tables and of their optimizer's state over the replicas."""
         kept = np.zeros(self.group)
-        for place in self.places:
-            for shard in place.shards:
+        for sharding in self.shardings:
+            for shard in sharding.shards:
+                # Numbers of optimizer state for each row; AdaGrad has as many as weights.
                 state = {"sgd": 0, "rowwise_adagrad": 1}.get(optimizer, shard.columns)
                 kept[shard.process] += shard.rows * (shard.columns + state) * FLOAT_BYTES
         return exfm.parallel.Collective.all_reduce("tables over groups", _whole(kept), replicas, interval=interval)
@@ -104,7 +103,7 @@ class TableTraffic:
         return exfm.parallel.Collective(f"{name}: all-to-all", self.group, _whole(sent), kept)
 
     def _in_machine(self, sums: Bytes) -> exfm.parallel.Collective:
-        """Parts of rows are added up on the way out, and their gradients gathered on the way back: as many bytes."""
+        """Estimates the reduce-scatter of partial sums and the all-gather of their gradients, which sends as much."""
         name = "parts of rows and their gradients: reduce-scatter, all-gather"
         return exfm.parallel.Collective(name, self.per_machine, _whole(2 * sums))
 

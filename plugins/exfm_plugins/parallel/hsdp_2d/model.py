@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from exfm_plugins.parallel.hsdp.plan import HsdpModel
-from exfm_plugins.parallel.hsdp_2d.shards import Shards
+from exfm_plugins.parallel.hsdp_2d.shards import CollectionShards
 
 
 class Hsdp2dModel(HsdpModel):
@@ -22,10 +22,14 @@ class Hsdp2dModel(HsdpModel):
         sync_every: steps from an average to the next.
     """
 
-    def __init__(self, module: nn.Module, shards: Sequence[Shards], mesh: DeviceMesh, sync_every: int) -> None:
+    def __init__(
+        self, module: nn.Module, shards: Sequence[CollectionShards], mesh: DeviceMesh, sync_every: int
+    ) -> None:
         super().__init__(module)
         self._shards, self._mesh, self._sync_every = shards, mesh, sync_every
-        self._table_names = {name for collection in shards for name in collection.weight_names.values()}
+        self._table_names: set[str] = set()
+        for collection in shards:
+            self._table_names.update(collection.weight_names.values())
         self._steps = 0
 
     def sync_tables(self) -> None:
@@ -40,26 +44,34 @@ class Hsdp2dModel(HsdpModel):
         replicas = self._mesh["replicate"].size()
         if replicas > 1 and self._steps:
             group = self._mesh.get_group("replicate")
-            kept = [kept for shards in self._shards for kept in shards.kept().values()]
-            tensors = [tensor for shard in kept for tensor in (shard.weight, shard.state) if tensor is not None]
-            for sum_ in [dist.all_reduce(tensor, group=group, async_op=True) for tensor in tensors]:
-                assert sum_ is not None
-                sum_.wait()
+            tensors: list[Tensor] = []
+            for collection in self._shards:
+                for local in collection.local_tensors().values():
+                    tensors.append(local.weight)
+                    if local.state is not None:
+                        tensors.append(local.state)
+            # All are started before the first wait, so that they overlap.
+            reductions = [dist.all_reduce(tensor, group=group, async_op=True) for tensor in tensors]
+            for reduction in reductions:
+                assert reduction is not None
+                reduction.wait()
             for tensor in tensors:
                 tensor /= replicas  # gloo has no mean
         self._steps = 0
 
     def reset_rows(self, table: str, rows: Tensor, source_rows: Tensor) -> None:
-        """Resets them in every group's tables; replicas that differ stay different until they are averaged."""
-        for shards in self._shards:
-            shards.reset_rows(table, rows, source_rows, self._mesh.get_group("shard"))
+        """Resets rows in every group's tables; replicas that differ stay different until they are averaged."""
+        for collection in self._shards:
+            collection.reset_rows(table, rows, source_rows, self._mesh.get_group("shard"))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Averages the replicas, and returns the state dict, whole; tables on rank 0 only."""
         self._average()
         state = self.module.state_dict()
         dense = {name: self.full_tensor(value) for name, value in state.items() if name not in self._table_names}
-        return dense | {name: table for shards in self._shards for name, table in shards.whole_weights().items()}
+        for collection in self._shards:
+            dense |= collection.whole_weights()
+        return dense
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True) -> None:
@@ -68,15 +80,19 @@ class Hsdp2dModel(HsdpModel):
         wrong = sorted((current.keys() | self._table_names) ^ state.keys())
         if strict and wrong:
             raise RuntimeError(f"state dict: {wrong[0]} is in the model or in the weights, not in both")
-        for shards in self._shards:
-            shards.load_weights(state)
+        for collection in self._shards:
+            collection.load_weights(state)
+        # Tensors of a module's state dict share its memory, so this writes to the module.
         for name in state.keys() - self._table_names:
             current[name].copy_(self.distribute_tensor(state[name], current[name]))
 
     def table_optimizer_state_dict(self) -> dict[str, Tensor]:
         """Averages the replicas, and returns the fused optimizers' accumulators, whole, by the names of `single`."""
         self._average()
-        return {name: state for shards in self._shards for name, state in shards.whole_states().items()}
+        states: dict[str, Tensor] = {}
+        for collection in self._shards:
+            states |= collection.whole_states()
+        return states
 
     def table_optimizer_buffers(self) -> dict[str, Tensor]:
         """Returns nothing: a process stores shards."""
@@ -84,5 +100,5 @@ class Hsdp2dModel(HsdpModel):
 
     def load_table_optimizer_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Loads rank 0's ``table_optimizer_state_dict``, on each process its shards."""
-        for shards in self._shards:
-            shards.load_states(state)
+        for collection in self._shards:
+            collection.load_states(state)

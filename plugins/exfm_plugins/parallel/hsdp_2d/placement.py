@@ -1,4 +1,4 @@
-"""Where each table's shards go inside a group of processes: TorchRec's planner, under constraints per table."""
+"""Places each table's shards inside a group of processes by TorchRec's planner, under constraints per table."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ import exfm
 ShardingType = Literal["table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise"]
 _ON_CPU: tuple[ShardingType, ...] = ("table_wise", "column_wise")
 _ON_CUDA: tuple[ShardingType, ...] = ("table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise")
-_KERNEL, _RESERVED, _PLENTY = "fused", 0.15, 1 << 60
+_KERNEL, _RESERVED, _UNLIMITED = "fused", 0.15, 1 << 60
+"""The kernel with a fused optimizer, the share of memory for all but tables (TorchRec's default), and bytes enough."""
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "rowwise_adagrad": RowWiseAdagrad,
@@ -44,29 +45,30 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 class TableConstraint(BaseModel):
-    """What the planner may do with one table."""
+    """Limits the planner's choices for a table."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sharding: tuple[ShardingType, ...] = Field(
-        (), description="How it may be cut; without any, each way that the device knows. On a CPU: table, column wise."
+        (),
+        description="Sharding types to choose from; empty: all of the device; a CPU has table_wise, column_wise.",
     )
     columns: PositiveInt | None = Field(
-        None, multiple_of=4, description="Least width of a shard that is cut by columns; the planner's by default."
+        None, multiple_of=4, description="Least width of a shard of columns; by default the planner's."
     )
 
 
 class Placement:
-    """Plans one sharding group; the other groups are copies of it.
+    """Plans a sharding group; the other groups are copies of it.
 
     Args:
         process_group: all processes.
-        group_size: how many of them a group has.
-        first: the number of this group's first process.
-        device: what they compute on.
+        group_size: the number of processes of a group.
+        first: the rank of this group's first process.
+        device: the device of the processes.
         tables: constraints by table.
         otherwise: the constraint of the other tables.
-        cluster: the processes that it is for, where it is not for these.
+        cluster: the processes to plan for instead of ``process_group``, such as for an estimate.
     """
 
     def __init__(
@@ -84,27 +86,29 @@ class Placement:
         self.tables, self._otherwise, self._cluster = dict(tables), otherwise, cluster
         self._allowed = _ON_CUDA if device.type == "cuda" else _ON_CPU
         for name, constraint in [*self.tables.items(), ("", otherwise)]:
-            refused = [one for one in constraint.sharding if one not in self._allowed]
+            refused = [sharding_type for sharding_type in constraint.sharding if sharding_type not in self._allowed]
             if refused:
+                prefix = f"tables.{name}." if name else ""
                 raise ValueError(
-                    f"{f'tables.{name}.' if name else ''}sharding: {refused[0]} does not work on {device.type}; "
+                    f"{prefix}sharding: {refused[0]} does not work on {device.type}; "
                     f"allowed: {', '.join(self._allowed)}"
                 )
 
     @property
     def spreading(self) -> list[ShardingType]:
-        """Ways that cut a table over many processes and that the planner is quick with, where others are asked for."""
+        """Sharding types that spread a table over many processes and plan fast, where the config has others."""
         if not (self.tables or self._otherwise.sharding):
             return []
         quick: tuple[ShardingType, ...] = ("table_row_wise", "column_wise")
-        return [way for way in quick if way in self._allowed and self._otherwise.sharding != (way,)]
+        allowed = [sharding_type for sharding_type in quick if sharding_type in self._allowed]
+        return [sharding_type for sharding_type in allowed if self._otherwise.sharding != (sharding_type,)]
 
     def plan(
         self, model: nn.Module, sharder: EmbeddingBagCollectionSharder, optimizer: str
     ) -> dict[str, EmbeddingModuleShardingPlan]:
-        """A TorchRec sharding plan for each of a model's collections, with places in this process's group.
+        """Plans each of a model's collections, with the ranks of this process's group.
 
-        Of equally good plans the planner takes another one in each process, so the first process's counts.
+        The planner may choose another of equally good plans in each process, so rank 0's plan is broadcast.
 
         Raises:
             ValueError: the tables do not fit.
@@ -112,10 +116,11 @@ class Placement:
         is_rank_zero = self.process_group.is_rank_zero
         planned = json.dumps(self.search(model, sharder, optimizer)).encode() if is_rank_zero else b""
         tables_by_path = json.loads(self.process_group.broadcast_bytes(planned))
-        return {
-            path: EmbeddingModuleShardingPlan({table: self._sharding(**one) for table, one in tables.items()})
-            for path, tables in tables_by_path.items()
-        }
+        plans: dict[str, EmbeddingModuleShardingPlan] = {}
+        for path, tables in tables_by_path.items():
+            shardings = {table: self._sharding(**sharding) for table, sharding in tables.items()}
+            plans[path] = EmbeddingModuleShardingPlan(shardings)
+        return plans
 
     def search(self, model: nn.Module, sharder: EmbeddingBagCollectionSharder, optimizer: str) -> dict[str, Any]:
         """Searches a plan, as JSON: each table's sharding type, and its shards with offsets, sizes and process.
@@ -136,28 +141,24 @@ class Placement:
         except PlannerError as error:
             reason = " ".join(str(error).partition("Planner evaluated")[0].split())
             raise ValueError(f"the tables do not fit on {self.group_size} processes of a group: {reason}") from error
-        return {
-            path: {
-                table: {
-                    "sharding_type": sharding.sharding_type,
-                    "shards": [
-                        [list(shard.shard_offsets), list(shard.shard_sizes), shard.placement.rank()]
-                        for shard in sharding.sharding_spec.shards
-                    ],
-                }
-                for table, sharding in tables.items()
-            }
-            for path, tables in plan.plan.items()
-        }
+        tables_by_path: dict[str, dict[str, Any]] = {}
+        for path, tables in plan.plan.items():
+            tables_by_path[path] = {}
+            for table, sharding in tables.items():
+                shards: list[list[Any]] = []
+                for shard in sharding.sharding_spec.shards:
+                    shards.append([list(shard.shard_offsets), list(shard.shard_sizes), shard.placement.rank()])
+                tables_by_path[path][table] = {"sharding_type": sharding.sharding_type, "shards": shards}
+        return tables_by_path
 
     def _sharding(self, sharding_type: str, shards: list[tuple[list[int], list[int], int]]) -> ParameterSharding:
-        parts = [ShardMetadata(offsets, sizes, self._place(rank)) for offsets, sizes, rank in shards]
+        metadata = [ShardMetadata(offsets, sizes, self._device(rank)) for offsets, sizes, rank in shards]
         owners = [rank + self.first for _, _, rank in shards]
-        return ParameterSharding(sharding_type, _KERNEL, owners, EnumerableShardingSpec(parts))
+        return ParameterSharding(sharding_type, _KERNEL, owners, EnumerableShardingSpec(metadata))
 
-    def _place(self, rank: int) -> _remote_device:
+    def _device(self, rank: int) -> _remote_device:
         owner = rank + self.first
-        # Of a CPU the rank alone: ShardedTensor refuses `cpu:1`.
+        # Without an index on a CPU, because ShardedTensor refuses `cpu:1`.
         device = f"cuda:{owner % self._per_machine}" if self.device.type == "cuda" else "cpu"
         return _remote_device(f"rank:{owner}/{device}")
 
@@ -168,20 +169,22 @@ class Placement:
 
     @property
     def local_size(self) -> int:
-        """How many processes of a group one machine has."""
+        """The number of processes of a group on each machine."""
         return min(self.group_size, self._per_machine)
 
     def _constraint(self, name: str) -> ParameterConstraints:
-        given = self.tables.get(name.removeprefix("table_"), self._otherwise)
+        constraint = self.tables.get(name.removeprefix("table_"), self._otherwise)
         # Never data parallel: such tables would have no fused optimizer.
         return ParameterConstraints(
-            sharding_types=list(given.sharding or self._allowed), compute_kernels=[_KERNEL], min_partition=given.columns
+            sharding_types=list(constraint.sharding or self._allowed),
+            compute_kernels=[_KERNEL],
+            min_partition=constraint.columns,
         )
 
     def _topology(self) -> Topology:
         on_gpus, memory = self.device.type == "cuda", None
         if self._cluster is not None:
-            memory = self._cluster.memory or _PLENTY
+            memory = self._cluster.memory or _UNLIMITED
         elif on_gpus:
             memory = torch.cuda.get_device_properties(self.device).total_memory
         return TopologyFactory.create_topology(
@@ -193,9 +196,11 @@ class Placement:
 
 @contextmanager
 def _counted(model: nn.Module, optimizer: str) -> Iterator[None]:
-    """Has the planner count the state of the tables' optimizer, which it looks for at the parameters."""
-    tables = [module for module in model.modules() if isinstance(module, EmbeddingBagCollection)]
-    parameters = [parameter for module in tables for parameter in module.parameters()]
+    """Sets the optimizer on the tables' parameters, where the planner looks it up to count the optimizer's memory."""
+    parameters: list[Any] = []  # parameters do not declare the attribute
+    for module in model.modules():
+        if isinstance(module, EmbeddingBagCollection):
+            parameters += module.parameters()
     for parameter in parameters:
         parameter._optimizer_classes = [_OPTIMIZERS[optimizer]]
     try:

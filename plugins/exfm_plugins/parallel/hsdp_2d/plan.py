@@ -19,10 +19,10 @@ import exfm
 from exfm.parallel import select_collectives
 from exfm_plugins.parallel.hsdp.layout import group_size
 from exfm_plugins.parallel.hsdp.plan import Hsdp
-from exfm_plugins.parallel.hsdp_2d.layout import TableTraffic, places_of
+from exfm_plugins.parallel.hsdp_2d.layout import TableTraffic, table_shardings
 from exfm_plugins.parallel.hsdp_2d.model import Hsdp2dModel
 from exfm_plugins.parallel.hsdp_2d.placement import Placement, ShardingType, TableConstraint
-from exfm_plugins.parallel.hsdp_2d.shards import Shards
+from exfm_plugins.parallel.hsdp_2d.shards import CollectionShards
 
 _OPTIMIZERS = {
     "adagrad": EmbOptimType.EXACT_ADAGRAD,
@@ -32,21 +32,22 @@ _OPTIMIZERS = {
 
 
 def moment_scaled(tables: exfm.parallel.TableOptimizer, replicas: int) -> exfm.parallel.TableOptimizer:
-    """AdaGrad that divides by ``sqrt(v / replicas) + eps``, for kernels that divide by ``sqrt(v) + eps``.
+    """Scales the options of AdaGrad so that it divides by ``sqrt(v / replicas) + eps`` instead of ``sqrt(v) + eps``.
 
     See arXiv 2508.03854. SGD has no moments and stays as it is.
     """
     if tables.name == "sgd":
         return tables
+    # lr / (sqrt(v / r) + eps) equals lr sqrt(r) / (sqrt(v) + eps sqrt(r)).
     scale = math.sqrt(replicas)
     return tables.model_copy(update={"lr": tables.lr * scale, "eps": tables.eps * scale})
 
 
 def check_communication(communication: str, device: torch.device) -> None:
-    """Checks that rows can travel so.
+    """Checks that a device can send rows in a dtype.
 
     Raises:
-        ValueError: they cannot on this device.
+        ValueError: it cannot.
     """
     if communication == "fp8" and device.type == "cpu":
         raise ValueError("communication: fp8 needs GPUs; allowed on a CPU: fp32, fp16, bf16")
@@ -56,10 +57,10 @@ class Hsdp2d(Hsdp):
     """2-D sparse parallelism (arXiv 2508.03854): `hsdp` for dense layers, and tables that are sharded inside a group.
 
     The processes form ``replicas`` groups. Inside a group TorchRec's planner gives each process its shards of the
-    tables; ids and looked-up rows travel inside the group only. The optimizer of tables runs in the backward pass of a
-    group's own rows, so the groups' tables part, and their weights and optimizer states are averaged every
-    ``sync_every`` steps and before every snapshot. With one group losses and predictions are those of `single`; with
-    several they are where tables have SGD and are averaged at every step.
+    tables; ids and looked-up rows are sent inside the group only. The optimizer of tables runs in the backward pass of
+    the group's rows, so the groups' tables diverge. Their weights and optimizer states are averaged every
+    ``sync_every`` steps and before every snapshot. With a single group losses and predictions are those of `single`;
+    with several groups they are equal where tables have SGD and are averaged at every step.
 
     A group sees a smaller batch, whose gradients vary more. Moment scaling has AdaGrad divide by
     ``sqrt(v / replicas) + eps`` instead of ``sqrt(v) + eps``.
@@ -77,13 +78,13 @@ class Hsdp2d(Hsdp):
             True, description="Whether AdaGrad of tables divides its sum of squares by the number of replicas."
         )
         communication: Literal["fp32", "fp16", "bf16", "fp8"] = Field(
-            "fp32", description="The numbers in which looked-up rows and their gradients travel; fp8 needs GPUs."
+            "fp32", description="The dtype in which looked-up rows and their gradients are sent; fp8 needs GPUs."
         )
         sharding: tuple[ShardingType, ...] = Field(
-            (), description="How tables may be cut that `tables` says nothing of; without any, as the device can."
+            (), description="Sharding types of tables that are not in `tables`; empty: all that the device has."
         )
         tables: dict[str, TableConstraint] = Field(
-            default_factory=dict, description="What the planner may do with a table, by the table's name."
+            default_factory=dict, description="Limits of the planner's choices, by the table's name."
         )
 
     def __init__(self, config: Config) -> None:
@@ -91,7 +92,7 @@ class Hsdp2d(Hsdp):
         self._sync_every, self._moment_scale = config.sync_every, config.moment_scale
         self._replicas = self.mesh["replicate"].size()
         size = self.mesh["shard"].size()
-        first = self.process_group.rank // size * size
+        first = self.process_group.rank // size * size  # the ranks of a group are successive
         otherwise = TableConstraint(sharding=config.sharding)
         self._placement = Placement(self.process_group, size, first, self.device, config.tables, otherwise)
         self._env = ShardingEnv2D(
@@ -126,7 +127,7 @@ class Hsdp2d(Hsdp):
         check_communication(config.communication, device)
         otherwise = TableConstraint(sharding=config.sharding)
         placement = Placement(exfm.parallel.ProcessGroup(), size, 0, device, config.tables, otherwise, cluster)
-        tables = places_of(placement.search(model, EmbeddingBagCollectionSharder(), table_optimizer.name))
+        tables = table_shardings(placement.search(model, EmbeddingBagCollectionSharder(), table_optimizer.name))
         traffic = TableTraffic(workload, tables, size, min(size, cluster.per_machine), config.communication)
         dense, collectives = cls._estimate_dense(config, model, workload, cluster.count, size)
         average = traffic.average(table_optimizer.name, cluster.count // size, config.sync_every)
@@ -150,7 +151,7 @@ class Hsdp2d(Hsdp):
         self.shard_blocks(model)
         return Hsdp2dModel(model, shards, self.mesh, self._sync_every)
 
-    def _shard_tables(self, model: nn.Module, table_optimizer: exfm.parallel.TableOptimizer) -> list[Shards]:
+    def _shard_tables(self, model: nn.Module, table_optimizer: exfm.parallel.TableOptimizer) -> list[CollectionShards]:
         """Replaces each table collection by its shards of this process, in place."""
         options: dict[str, Any] = {"optimizer": _OPTIMIZERS[table_optimizer.name], "learning_rate": table_optimizer.lr}
         if table_optimizer.name != "sgd":
@@ -160,11 +161,12 @@ class Hsdp2d(Hsdp):
         shards, rank, in_first_group = [], self.process_group.rank, self._placement.first == 0
         for path, module in list(model.named_modules()):
             if isinstance(module, EmbeddingBagCollection):
-                with torch.random.fork_rng(devices=[]):  # its own first values are replaced
+                # Weights that TorchRec draws are replaced, so they must not advance the generator.
+                with torch.random.fork_rng(devices=[]):
                     sharded = sharder.shard(module, plan[path], self._env, self.device, path)
                 parent, _, name = path.rpartition(".")
                 setattr(model.get_submodule(parent), name, sharded)
                 configs = module.embedding_bag_configs()
-                shards.append(Shards(path, sharded, configs, table_optimizer, rank, in_first_group))
-                shards[-1].start()
+                shards.append(CollectionShards(path, sharded, configs, table_optimizer, rank, in_first_group))
+                shards[-1].init_weights()
         return shards

@@ -1,4 +1,4 @@
-"""One process: fused tables on one device."""
+"""A single process with fused tables on a single device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from exfm.parallel import SingleProcessPlan
 
 
 class Single(SingleProcessPlan):
-    """One process on one device: every table collection becomes one fused FBGEMM call."""
+    """Trains in a single process on a single device; every table collection becomes fused FBGEMM calls."""
 
     name: ClassVar[str] = "single"
     is_default: ClassVar[bool] = True

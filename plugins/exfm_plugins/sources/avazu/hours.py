@@ -31,7 +31,7 @@ def _time(hour: int, batch: pa.RecordBatch, hours: NDArray[np.int64]) -> int:
     try:
         return int(datetime.strptime(f"{hour:08d}", "%y%m%d%H").replace(tzinfo=UTC).timestamp()) * 1_000_000
     except ValueError:
-        origin = exfm.sources.Origin.of(batch)
+        origin = exfm.sources.Origin.from_batch(batch)
         row = origin.row + int(np.flatnonzero(hours == hour)[0])
         shown = "nothing" if hour < 0 else hour
         raise ValueError(f"avazu: {origin.file}, row {row}: hour: expected YYMMDDHH, given {shown}") from None

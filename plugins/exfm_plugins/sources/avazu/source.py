@@ -95,7 +95,7 @@ class Avazu(exfm.DataSource):
 
 def _finish(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Adds example id, time, hour of the day and day of the week to a batch of the file."""
-    origin = exfm.sources.Origin.of(batch)
+    origin = exfm.sources.Origin.from_batch(batch)
     time_B = hour_times(batch)
     hours_B = time_B // HOUR_US
     columns = dict(zip(batch.schema.names, batch.columns, strict=True)) | {

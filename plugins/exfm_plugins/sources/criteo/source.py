@@ -113,7 +113,7 @@ def _first_row(day_file: DayFile, rows: int, time_us: int) -> int:
 
 def _finish(batch: pa.RecordBatch, day_file: DayFile, rows: int) -> pa.RecordBatch:
     """Adds times and ids to a batch, and replaces missing integers by 0."""
-    origin = exfm.sources.Origin.of(batch)
+    origin = exfm.sources.Origin.from_batch(batch)
     row_B = np.arange(origin.row, origin.row + batch.num_rows)
     # Milliseconds, because rows times microseconds of seven days would overflow 64 bits.
     time_B = day_file.first_day * _DAY_US + row_B * (day_file.days * _DAY_MS) // rows * 1000

@@ -77,8 +77,7 @@ def _batches(url: str) -> list[dict[str, NDArray[np.generic]]]:
         for name in _COLUMNS:
             if batch[name].null_count:
                 row = int(batch[name].is_null().to_numpy(zero_copy_only=False).argmax())
-                raise ValueError(
-                    f"kuaivideo: {url}, row {exfm.sources.Origin.of(batch).row + row}: {name}: the value is missing"
-                )
+                row += exfm.sources.Origin.from_batch(batch).row
+                raise ValueError(f"kuaivideo: {url}, row {row}: {name}: the value is missing")
         batches.append({name: batch[name].to_numpy() for name in _COLUMNS})
     return batches

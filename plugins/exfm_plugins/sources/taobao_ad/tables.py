@@ -158,7 +158,7 @@ def _complete(file: DelimitedFile, needed: Sequence[str]) -> Iterator[pa.RecordB
     for batch in file.read(0, file.rows):
         for name in needed:
             if batch[name].null_count:
-                origin = exfm.sources.Origin.of(batch)
+                origin = exfm.sources.Origin.from_batch(batch)
                 row = origin.row + int(batch[name].is_null().to_numpy(zero_copy_only=False).argmax())
                 raise ValueError(f"taobao_ad: {origin.file}, row {row}: {name}: the value is missing")
         yield batch
@@ -178,7 +178,7 @@ def _impressions(batch: pa.RecordBatch, pids: list[str]) -> tuple[NDArray[Any], 
 def _behaviors(batch: pa.RecordBatch, kept: list[int]) -> tuple[NDArray[Any], ...]:
     kind = pc.index_in(batch["btag"], pa.array(BEHAVIORS))
     if kind.null_count:
-        origin = exfm.sources.Origin.of(batch)
+        origin = exfm.sources.Origin.from_batch(batch)
         row = int(kind.is_null().to_numpy(zero_copy_only=False).argmax())
         raise ValueError(
             f"taobao_ad: {origin.file}, row {origin.row + row}: btag: expected one of {', '.join(BEHAVIORS)}, "
