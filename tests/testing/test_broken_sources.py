@@ -591,8 +591,10 @@ def failures(component: type[Sound], **attributes: Any) -> dict[str, str]:
     if issubclass(component, FromAFile):
         with tempfile.TemporaryDirectory() as folder:
             TestFromAFile().write(Path(folder))
+            configs = TestFromAFile.configs
             stream = {"write": TestFromAFile.write, "grow": TestFromAFile.grow, "folder": Path(folder)}
-            return failed(DataSourceTests, {"component": component} | stream | attributes, TestFromAFile.configs[0])
+            attributes = {"component": component, "configs": configs} | stream | attributes
+            return failed(DataSourceTests, attributes, configs[0])
     return failed(DataSourceTests, {"component": component} | attributes)
 
 
