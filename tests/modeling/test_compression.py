@@ -18,7 +18,7 @@ from exfm.modeling.compression import (
     StateCompressor,
     previous_examples,
 )
-from exfm.modeling.cost import flops_by_part, parameters_by_part
+from exfm.modeling.cost import flops_by_section, parameters_by_section
 from exfm.modeling.ranking_model import RankingModel
 from exfm.parallel import CpuTrunkRunner
 from tests.modeling.cases import random_batch, table_weights
@@ -153,8 +153,8 @@ def test_the_cost_of_states_is_that_of_all_that_makes_them() -> None:
     batch = model.narrow(random_batch(SCHEMA, 16))
     widths = [*model.backbone.layer_dims.values()]
     code = 2 * (sum(widths) * 4 + model.backbone.output_dim * (4 + 5))
-    flops = [flops_by_part(each, batch)["states"] for each in (model, without)]
+    flops = [flops_by_section(each, batch)["states"] for each in (model, without)]
     assert flops[0] - flops[1] == code
-    parameters = [parameters_by_part(each) for each in (model, without)]
+    parameters = [parameters_by_section(each) for each in (model, without)]
     assert parameters[0]["states"] > parameters[1]["states"] > 0
     assert sum(parameters[0].values()) == model.parameter_counts()["dense"]

@@ -10,7 +10,7 @@ import torch
 
 import exfm
 from exfm.interfaces.trunk import TrunkRunner
-from exfm.modeling.cost import flops_by_part
+from exfm.modeling.cost import flops_by_section
 from exfm.parallel import CpuTrunkRunner
 from tests.modeling.cases import EVERYTHING, random_batch, schema_of
 from tests.modeling.test_ranking_model import build
@@ -70,7 +70,7 @@ def test_flops_count_experts_and_gates() -> None:
     model, batch = build({"backbone": BACKBONES["mmoe"]}), random_batch(SCHEMA, 8)
     width = len(model.featurizer.token_names) * 8
     experts, gates = 2 * 2 * width * 6, 2 * 2 * 2 * (width + 6)
-    flops = flops_by_part(model, model.narrow(batch))
+    flops = flops_by_section(model, model.narrow(batch))
     assert (flops["backbone"], flops["heads"]) == (experts + gates, 2 * 2 * 6)
 
 

@@ -6,7 +6,7 @@ import torch
 
 import exfm
 from exfm.layers import count_flops
-from exfm.modeling.cost import PARTS, flops_by_part, parameters_by_part, reference_cost
+from exfm.modeling.cost import SECTIONS, flops_by_section, parameters_by_section, reference_cost
 from exfm.parallel import CpuTrunkRunner
 from exfm_plugins.backbones.dlrm.model import DLRM
 from tests.modeling.cases import random_batch
@@ -76,11 +76,11 @@ def test_bfloat16_is_float32_but_for_rounding_and_gives_float32() -> None:
 def test_the_parts_add_up_to_the_whole() -> None:
     model = build(MODEL)
     batch = model.narrow(random_batch(SCHEMA, 16))
-    parts = flops_by_part(model, batch)
-    assert parts.keys() == PARTS.keys() - {"states", "inputs"}
+    parts = flops_by_section(model, batch)
+    assert parts.keys() == SECTIONS.keys() - {"states", "inputs"}
     assert min(parts.values()) > 0
     assert sum(parts.values()) * batch.size == count_flops(lambda: model(batch))
-    assert sum(parameters_by_part(model).values()) == model.parameter_counts()["dense"]
+    assert sum(parameters_by_section(model).values()) == model.parameter_counts()["dense"]
 
 
 def test_the_cost_that_is_shown_is_that_of_the_formula() -> None:

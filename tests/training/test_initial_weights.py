@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import exfm
-from exfm.modeling.build import growth_of
+from exfm.modeling.build import build_growth
 from exfm.training.trainer import Trainer
 from exfm.transfer.build import teacher_specs
 from tests.training.logs import experiment_dict, load
@@ -85,7 +85,7 @@ def test_another_shape_or_init_seed_has_weights_of_its_own(experiment: exfm.Expe
 
 
 def test_no_two_shapes_or_init_seeds_share_a_start(experiment: exfm.Experiment) -> None:
-    grown = {arm.name: growth_of(arm, experiment.schema, experiment.config.seed) for arm in experiment.arms}
+    grown = {arm.name: build_growth(arm, experiment.schema, experiment.config.seed) for arm in experiment.arms}
     seeds = {name: growth._seed for name, growth in grown.items()}
     assert {seeds[name] for name in (*SAME_SHAPE, "vm.control")} == {seeds["vm"]}
     assert len({seeds[name] for name in ("vm", "fm", *OTHER_SHAPE)}) == 2 + len(OTHER_SHAPE)
@@ -102,5 +102,5 @@ def test_the_experiments_seed_and_nothing_else_moves_all_models(experiment: exfm
 def test_a_table_that_grows_keeps_the_seed(tmp_path: Path) -> None:
     config = experiment_dict(str(tmp_path), str(tmp_path / "run"))
     before, now = (load(tmp_path, config, f"stream.source.features.0.rows={rows}") for rows in (64, 128))
-    seeds = [growth_of(run.arms[0], run.schema, 0)._seed for run in (before, now)]
+    seeds = [build_growth(run.arms[0], run.schema, 0)._seed for run in (before, now)]
     assert seeds[0] == seeds[1]

@@ -1,1 +1,1 @@
-"""How a ranking model is assembled from embedding tables, tokens, encoder, backbone and heads."""
+"""Assembles a ranking model from embedding tables, tokens, encoder, backbone and heads."""

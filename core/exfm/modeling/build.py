@@ -1,4 +1,4 @@
-"""Builds and places the served module of an arm; a component's refusal is an error with its key in the file."""
+"""Builds the served module of an arm and puts it on devices; a component's refusal names its key in the file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from exfm.interfaces.schema import FeatureSchema
 from exfm.modeling.growth import Growth
 from exfm.modeling.ranking_model import RankingModel
 
-_SHAPE = {"backbone", "sequence_encoder", "embedding_dim", "embedding_init", "dense_tokens", "head_hidden"}
-"""Fields of a model that decide its parameters, beside its features and tasks."""
+_PARAMETER_FIELDS = {"backbone", "sequence_encoder", "embedding_dim", "embedding_init", "dense_tokens", "head_hidden"}
+"""Names the fields of a model's section that decide its parameters, beside its features and tasks."""
 
 
 def build_model(arm: Arm, schema: FeatureSchema) -> RankingModel:
-    """The served part of an arm, its tables on the meta device.
+    """Builds the served model of an arm, its tables on the meta device.
 
     Raises:
         ConfigError: a component refuses its config or its inputs.
@@ -31,8 +31,8 @@ def build_model(arm: Arm, schema: FeatureSchema) -> RankingModel:
         raise ConfigError(f"models.{arm.base}: {error}") from error
 
 
-def place(plan: ParallelPlan, model: RankingModel, arm: Arm) -> ParallelModel:
-    """Places a model on the devices of a plan, in place.
+def parallelize(plan: ParallelPlan, model: RankingModel, arm: Arm) -> ParallelModel:
+    """Distributes a model over the devices of a plan; changes the model itself.
 
     Raises:
         RunError: there is not enough memory.
@@ -40,6 +40,7 @@ def place(plan: ParallelPlan, model: RankingModel, arm: Arm) -> ParallelModel:
     try:
         return plan.parallelize(model, arm.config.optimizer.tables)
     except (MemoryError, RuntimeError) as error:
+        # torch's CPU allocator raises a plain RuntimeError ("can't allocate memory"); only its text tells it apart.
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "t allocate memory" not in str(error):
             raise
         rows, dim = model.featurizer.table_rows, model.featurizer.dim
@@ -51,8 +52,14 @@ def place(plan: ParallelPlan, model: RankingModel, arm: Arm) -> ParallelModel:
         ) from error
 
 
-def growth_of(arm: Arm, schema: FeatureSchema, seed: int) -> Growth:
-    """What brings an arm's snapshots to the rows that the schema's tables have now. ``seed``: the experiment's."""
+def build_growth(arm: Arm, schema: FeatureSchema, seed: int) -> Growth:
+    """Builds the growth of an arm's snapshots to the schema's present table sizes.
+
+    Args:
+        arm: the arm whose snapshots are loaded.
+        schema: the stream's schema, which says how many rows tables have now.
+        seed: the experiment's.
+    """
     return Growth(schema, arm.config.embedding_init, seed_of(seed, arm, schema))
 
 
@@ -60,14 +67,16 @@ def seed_of(seed: int, arm: Arm, schema: FeatureSchema) -> int:
     """Hashes the experiment's seed and a model's shape into the seed of the model's initial weights.
 
     Models of equal shape start from equal weights, whatever their names, traffic, optimizers, batches and transfer. The
-    hash leaves out teacher inputs and states, which draw from a fork of the generator: all other weights are those of
-    the same model without them. It leaves out the number of a table's rows, which may grow while a run goes on.
+    hash leaves out teacher inputs and states, because they draw from a fork of the generator: all other weights are
+    those of the same model without them. It leaves out the number of a table's rows, because a table may grow while a
+    run goes on.
     """
     config = arm.config
     shape = {
-        **config.model_dump(mode="json", include=_SHAPE),
+        **config.model_dump(mode="json", include=_PARAMETER_FIELDS),
         "features": [feature.name for feature in schema.select(config.features).features],
         "tasks": list(arm.tasks),
     }
     digest = hashlib.sha256(json.dumps([seed, config.init_seed, shape], sort_keys=True).encode()).digest()
+    # Seven bytes, because a torch seed is a signed 64-bit integer.
     return int.from_bytes(digest[:7], "big")

@@ -1,4 +1,4 @@
-"""Compresses vectors of a model, such as its representation, to the few numbers that it stores for its students.
+"""Compresses vectors of a model, such as its representation, to the short codes that it stores for its students.
 
 Legend: B examples, R width of a vector, K width of its code, D width of a token, T tasks.
 """
@@ -15,15 +15,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from exfm.layers import Standardizer, mlp
 
-_HIDDEN = 64
+_HIDDEN = 64  # hidden width of the network of another entity's token (ours)
 
 RECONSTRUCTION = 0.1
-"""Weight of a state's reconstruction beside its value at the next example (ours)."""
+"""Weights a state's reconstruction against its value at the next example (ours)."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A batch, as the losses of compressors see it.
+    """Holds the columns of a batch that the losses of compressors read.
 
     Attributes:
         targets: (B,) by task, the average of label and the model's own probability, where labels are known.
@@ -37,7 +37,7 @@ class Examples:
 
 
 class Compressor(nn.Module):
-    """An autoencoder of a standardised vector ``x``, linear in both directions: ``s = E x + e`` is the code.
+    """Compresses a standardised vector ``x`` by an autoencoder, linear in both directions: ``s = E x + e`` is the code.
 
     The loss is ``|D s + d - x|^2 / R``, LoopFM's way to compress an FM's hidden states (arXiv 2605.29280), and the
     terms of a subclass. The vector is read without gradient: the model itself learns as if there were no compressor.
@@ -72,7 +72,7 @@ class Compressor(nn.Module):
         return code_BK.detach().float()
 
     def loss(self, vectors: Mapping[str, Tensor], examples: Examples) -> Tensor:
-        """Returns the loss, a scalar, with this batch not yet in the moments that standardise it; then adds it."""
+        """Returns the loss, a scalar, then adds the batch to the moments: a loss never depends on its batch's own."""
         vector_BR = vectors[self.vector].detach()
         standard_BR = self.standard(vector_BR)
         code_BK = self.encoder(standard_BR)
@@ -89,7 +89,7 @@ class Compressor(nn.Module):
 
     @abstractmethod
     def explain(self, code_BK: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
-        """Maps codes to logits (B, T) of the targets, and says which examples (B,) count."""
+        """Maps codes to logits (B, T) of the targets, and returns the mask (B,) of the examples that count."""
 
 
 class EmbeddingCompressor(Compressor):
@@ -104,7 +104,7 @@ class EmbeddingCompressor(Compressor):
         self.linear = nn.Linear(code, len(tasks))
 
     def explain(self, code_BK: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
-        """Explains each example by its code."""
+        """Predicts the targets of each example from its code."""
         return self.linear(code_BK), torch.ones_like(code_BK[:, 0], dtype=torch.bool)
 
 
@@ -138,8 +138,9 @@ class StateCompressor(Compressor):
         self.other_linear = nn.ModuleList(nn.Linear(code, len(tasks), bias=False) for _ in self.others)
 
     def explain(self, code_BK: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
-        """Explains each example by the code of the entity's example before it."""
+        """Predicts the targets of each example from the code of the entity's example before it."""
         previous_B = examples.previous[self.entity]
+        # -1 reads row 0, because an index must be valid; the mask that is returned leaves these examples out.
         code_BK = code_BK.index_select(0, previous_B.clamp(min=0))
         explained_BT: Tensor = self.linear(code_BK)
         for other, network, linear in zip(self.others, self.networks, self.other_linear, strict=True):
@@ -155,6 +156,7 @@ def previous_examples(ids_BK: Tensor) -> list[Tensor]:
         ids_BK: int64: time, example id, and a column of ids for each entity, -1 where the id is missing. The rows of
             several processes are concatenated, so that they are not in the order of time.
     """
+    # Stable sorts, the last key first: together they sort by (id, time, example id).
     order_B = torch.argsort(ids_BK[:, 1], stable=True)
     order_B = order_B[torch.argsort(ids_BK[order_B, 0], stable=True)]
     result = []

@@ -1,4 +1,4 @@
-"""What a model costs: dense parameters and forward FLOPs per example, part by part.
+"""Counts dense parameters and forward FLOPs per example of each stage of a model.
 
 A training step costs about three forward passes.
 """
@@ -17,7 +17,7 @@ from exfm.interfaces.sequence_encoder import EncoderInputs
 from exfm.layers.flops import count_flops, flop_counter
 from exfm.modeling.ranking_model import RankingModel
 
-PARTS = {
+SECTIONS = {
     "tokens": ("featurizer",),
     "sequence_encoder": ("encoders",),
     "inputs": ("inputs",),
@@ -25,60 +25,68 @@ PARTS = {
     "heads": ("heads",),
     "states": ("states", "read_states"),
 }
-"""The parts of a model, and the children of RankingModel that they are; few have inputs, and only a teacher states."""
+"""Names the sections of a model, and the children of RankingModel in each.
 
+Few models have inputs, and only teachers have states.
+"""
+
+# Near the shape of the public click logs (Criteo: 26 categorical features); costs compare components, not data sets.
 _TOKENS, _DIM, _EVENTS, _LONGEST, _EXAMPLES = 26, 16, 20, 50, 8
 _TASKS = ("click", "conversion")
 REFERENCE = f"{_TOKENS} tokens of {_DIM}, histories of {_EVENTS} events, {len(_TASKS)} tasks"
-"""The input that a component's cost is shown for."""
+"""Describes the input that a component's cost is shown for."""
 
 
-def flops_by_part(model: RankingModel, batch: Batch) -> dict[str, float]:
-    """Forward FLOPs per example of each part, counted on a batch; of what is served, so without offsets of tables."""
+def flops_by_section(model: RankingModel, batch: Batch) -> dict[str, float]:
+    """Counts the forward FLOPs per example of each section on a batch, without offsets of tables, as it is served."""
     offsets, model.featurizer.offsets = model.featurizer.offsets, {}
     # With gradients: the counter follows modules by them, and sharded tables have some always.
     with torch.enable_grad(), flop_counter() as counter:
         model(batch)
     model.featurizer.offsets = offsets
-    counted = {path: sum(by_kernel.values()) for path, by_kernel in counter.get_flop_counts().items()}
-    return {
-        name: sum(_of(child, counted) for child in children) / batch.size for name, children in _parts(model).items()
-    }
+    flops_by_path: dict[str, int] = {}
+    for path, by_kernel in counter.get_flop_counts().items():
+        flops_by_path[path] = sum(by_kernel.values())
+    result: dict[str, float] = {}
+    for section, children in _children_by_section(model).items():
+        result[section] = sum(_child_flops(child, flops_by_path) for child in children) / batch.size
+    return result
 
 
-def _parts(model: RankingModel) -> dict[str, list[str]]:
-    """The children of each part that the model has any of."""
-    present = {
-        part: [child for child in children if getattr(model, child) is not None] for part, children in PARTS.items()
-    }
-    return {part: children for part, children in present.items() if children}
+def _children_by_section(model: RankingModel) -> dict[str, list[str]]:
+    """Lists the children of each section that the model has; leaves out sections without any."""
+    result: dict[str, list[str]] = {}
+    for section, children in SECTIONS.items():
+        present = [child for child in children if getattr(model, child) is not None]
+        if present:
+            result[section] = present
+    return result
 
 
-def _of(child: str, counted: dict[str, int]) -> int:
-    """The FLOPs of a child: its own entry, or those of its children where it has no forward pass itself."""
+def _child_flops(child: str, flops_by_path: dict[str, int]) -> int:
+    """Returns the FLOPs of a child: its entry, or the sum of its children's where it has no forward pass itself."""
     path = f"{RankingModel.__name__}.{child}"
-    below = [flops for name, flops in counted.items() if name.startswith(f"{path}.") and name.count(".") == 2]
-    return counted.get(path, sum(below))
+    below = [flops for name, flops in flops_by_path.items() if name.startswith(f"{path}.") and name.count(".") == 2]
+    return flops_by_path.get(path, sum(below))
 
 
-def parameters_by_part(model: RankingModel) -> dict[str, int]:
-    """Dense parameters of each part."""
+def parameters_by_section(model: RankingModel) -> dict[str, int]:
+    """Counts the dense parameters of each section."""
     dense = {id(parameter) for parameter in model.dense_parameters()}
-    return {
-        name: sum(
-            parameter.numel()
-            for child in children
-            for parameter in model.get_submodule(child).parameters()
-            if id(parameter) in dense
-        )
-        for name, children in _parts(model).items()
-    }
+    result: dict[str, int] = {}
+    for section, children in _children_by_section(model).items():
+        result[section] = 0
+        for child in children:
+            for parameter in model.get_submodule(child).parameters():
+                if id(parameter) in dense:
+                    result[section] += parameter.numel()
+    return result
 
 
 def reference_cost(kind: str, component: type[Any]) -> dict[str, int] | None:
-    """Dense parameters and FLOPs per example of a component with its defaults on the reference input.
+    """Counts dense parameters and FLOPs per example of a component with its defaults on the reference input.
 
-    None for a kind that is not part of the forward pass, and for a component that has required fields.
+    Returns None for a kind that is not in the forward pass, and for a component that has required fields.
     """
     if any(field.is_required() for field in component.Config.model_fields.values()):
         return None

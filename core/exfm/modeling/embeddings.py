@@ -1,15 +1,15 @@
-"""Embedding tables: every lookup of a model in at most two fused calls.
+"""Looks up embeddings of all tables of a model in at most two fused calls.
 
 Legend: B examples, N tokens, D width, E events of a sequence, C id fields of an event.
 
-``PooledTables`` serves tables that only bags of one batch look up: its TorchRec collection takes one key per feature.
-``EventTables`` serves tables that events of a sequence look up too. Events go in as bags of one, because FBGEMM's
-pooled kernel is several times faster on a CPU than its unpooled one and gives equal values. All lookups of one table
-are one key, so each row is updated once per step with its whole gradient, and the candidate item shares rows with the
-history.
+``PooledTables`` serves tables that only bags of a batch's examples look up: its TorchRec collection takes a key per
+feature. ``EventTables`` serves tables that events of a sequence look up too. An event is a bag of a single id, because
+FBGEMM's pooled kernel is several times faster on a CPU than its unpooled kernel and gives equal values. All lookups of
+a table share a key, so each row is updated once per step with its whole gradient, and the candidate item shares rows
+with the history.
 
-A bag is averaged. Where no bag of a table has more than one id, the table adds its bags up: the same values, from a
-kernel three times faster on a CPU.
+A bag is averaged. Where every bag of a table has at most a single id, the table sums its bags, because the values are
+the same and the kernel is three times faster on a CPU.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from exfm.data.batch import Batch
 
 @dataclass(frozen=True)
 class Lookup:
-    """One thing that is looked up: a feature's bags, or one id field of a sequence's events.
+    """Names a lookup: a feature's bags, or an id field of a sequence's events.
 
     Attributes:
         key: the feature's name, or the sequence's.
         table: the table it reads.
         field: the position of the id field among the sequence's; None for a feature of the batch.
-        single: whether a bag has one id at most.
+        single: whether every bag has at most a single id.
     """
 
     key: str
@@ -44,84 +44,90 @@ class Lookup:
 
     @property
     def name(self) -> str:
-        """A name that no other lookup has."""
+        """Returns a name that no other lookup has."""
         return self.key if self.field is None else f"{self.key}:{self.field}"
 
 
 @dataclass(frozen=True)
-class TableShape:
-    """Rows, width and initial spread of tables."""
+class TableSpec:
+    """Describes rows, width and initial spread of tables."""
 
     rows: Mapping[str, int]
     dim: int
     init_std: float
 
     def collection(self, keys: Mapping[str, list[str]], single: Collection[str]) -> EmbeddingBagCollection:
-        """A TorchRec collection without memory, for a plan to place.
+        """Builds a TorchRec collection on the meta device, because a parallel plan allocates its memory.
 
         Args:
-            keys: what reads each table.
-            single: the tables none of whose bags has more than one id.
+            keys: the keys that read each table.
+            single: the tables whose bags all have at most a single id.
         """
+        # A uniform distribution over [-a, a] has the standard deviation a / sqrt(3).
         half_width = self.init_std * math.sqrt(3.0)
-        return EmbeddingBagCollection(
-            device=torch.device("meta"),
-            tables=[
-                EmbeddingBagConfig(
-                    name=f"table_{table}",  # a child module's name, which must not be an attribute's
-                    embedding_dim=self.dim,
-                    num_embeddings=self.rows[table],
-                    feature_names=names,
-                    pooling=PoolingType.SUM if table in single else PoolingType.MEAN,
-                    weight_init_min=-half_width,
-                    weight_init_max=half_width,
-                )
-                for table, names in keys.items()
-            ],
-        )
+        configs: list[EmbeddingBagConfig] = []
+        for table, names in keys.items():
+            config = EmbeddingBagConfig(
+                # The name of a child module: prefixed, because it must not be that of an attribute.
+                name=f"table_{table}",
+                embedding_dim=self.dim,
+                num_embeddings=self.rows[table],
+                feature_names=names,
+                pooling=PoolingType.SUM if table in single else PoolingType.MEAN,
+                weight_init_min=-half_width,
+                weight_init_max=half_width,
+            )
+            configs.append(config)
+        return EmbeddingBagCollection(device=torch.device("meta"), tables=configs)
 
 
 def _by_table(lookups: Iterable[Lookup], *, events_apart: bool) -> tuple[dict[str, list[Lookup]], set[str]]:
-    """Lookups by table, and the tables none of whose bags has more than one id, which come first.
+    """Groups lookups by table, and returns the tables whose bags all have at most a single id, which come first.
 
-    TorchRec joins the tables of one pooling, and names its columns as if it had kept the order it was given.
+    They come first because TorchRec groups the tables of equal pooling, and names its columns as if the order of the
+    tables had stayed.
 
     Args:
-        events_apart: whether each event is a bag of its own, not a history.
+        lookups: all lookups of a collection.
+        events_apart: whether each event is a bag, not each history.
     """
     groups: dict[str, list[Lookup]] = {}
     for lookup in lookups:
         groups.setdefault(lookup.table, []).append(lookup)
-    single = {
-        table
-        for table, group in groups.items()
-        if all(lookup.single or (events_apart and lookup.field is not None) for lookup in group)
-    }
+    single: set[str] = set()
+    for table, group in groups.items():
+        if all(lookup.single or (events_apart and lookup.field is not None) for lookup in group):
+            single.add(table)
     return dict(sorted(groups.items(), key=lambda item: item[0] not in single)), single
 
 
 class PooledTables(nn.Module):
-    """Bags of B examples; a sequence's field is averaged like a multi-valued feature."""
+    """Looks up the bags of B examples; a sequence's field is averaged like a multi-valued feature."""
 
-    def __init__(self, lookups: Iterable[Lookup], shape: TableShape) -> None:
+    def __init__(self, lookups: Iterable[Lookup], spec: TableSpec) -> None:
         super().__init__()
         groups, single = _by_table(lookups, events_apart=False)
-        self.order = [lookup for group in groups.values() for lookup in group]
-        self.dim = shape.dim
-        keys = {table: [lookup.name for lookup in group] for table, group in groups.items()}
-        self.bags = shape.collection(keys, single)
+        self.order: list[Lookup] = []
+        keys: dict[str, list[str]] = {}
+        for table, group in groups.items():
+            self.order += group
+            keys[table] = [lookup.name for lookup in group]
+        self.dim = spec.dim
+        self.bags = spec.collection(keys, single)
 
     def forward(self, batch: Batch) -> dict[Lookup, Tensor]:
         """Returns (B, D) for every lookup."""
         return dict(zip(self.order, torch.split(self.columns(batch), self.dim, dim=1), strict=True))
 
     def columns(self, batch: Batch) -> Tensor:
-        """All lookups in ``order`` side by side, (B, lookups * D), as the tables give them."""
+        """Returns all lookups in ``order`` side by side, (B, lookups * D)."""
         columns: Tensor = self.bags(self._features(batch)).values()
         return columns
 
     def _features(self, batch: Batch) -> KeyedJaggedTensor:
+        """Returns the ids of a batch with a key per lookup, in order."""
         names = [lookup.name for lookup in self.order]
+        # The batch's tensor as it stands, where it has the same keys: no copy.
         if names == batch.sparse.keys():
             return batch.sparse
         values, lengths = [], []
@@ -138,20 +144,20 @@ class PooledTables(nn.Module):
 
 
 class EventTables(nn.Module):
-    """Bags of B examples, and events one by one, from shared tables.
+    """Looks up the bags of B examples, and each event by itself, from shared tables.
 
-    A table's lookups lie one after the other as the bags of one key. Keys must have equally many bags, so the shorter
-    ones end in empty bags, which cost an offset each::
+    A table's lookups are concatenated as the bags of a single key. Keys must have equally many bags, so shorter keys
+    are padded with empty bags, which cost an offset each::
 
         movie   | bags of feature movie_id (B) | events of history (E) |
         rating  | events of history (E)        | empty (B)             |
     """
 
-    def __init__(self, lookups: Iterable[Lookup], shape: TableShape) -> None:
+    def __init__(self, lookups: Iterable[Lookup], spec: TableSpec) -> None:
         super().__init__()
         self.groups, single = _by_table(lookups, events_apart=True)
-        self.dim = shape.dim
-        self.bags = shape.collection({table: [table] for table in self.groups}, single)
+        self.dim = spec.dim
+        self.bags = spec.collection({table: [table] for table in self.groups}, single)
 
     def forward(self, batch: Batch) -> dict[Lookup, Tensor]:
         """Returns (B, D) for a feature's lookup, (E, D) for a sequence's."""
@@ -163,13 +169,15 @@ class EventTables(nn.Module):
             keys=list(self.groups), values=torch.cat(values), lengths=torch.cat(padded), stride=stride
         )
         rows_by_table = self.bags(features).values().split(self.dim, dim=1)
-        found: dict[Lookup, Tensor] = {}
+        looked_up: dict[Lookup, Tensor] = {}
         for rows, (table, group) in zip(rows_by_table, self.groups.items(), strict=True):
-            parts = rows[: sum(counts[table])].split(counts[table])
-            found.update(zip(group, parts, strict=True))
-        return found
+            # The rows after the last bag are those of the padding.
+            rows_by_lookup = rows[: sum(counts[table])].split(counts[table])
+            looked_up.update(zip(group, rows_by_lookup, strict=True))
+        return looked_up
 
     def _features(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], dict[str, list[int]]]:
+        """Returns ids and bag lengths of each lookup's table, and the number of bags of each lookup, by table."""
         values: list[Tensor] = []
         lengths: list[Tensor] = []
         counts: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Compact features: what a model knows of a user or an item, in a few numbers that other models can use.
+"""Computes compact features: short vectors of a user or an item that other models can read.
 
 Legend: B examples, E events, D width of a token, K width of a state, H hidden width.
 """
@@ -15,21 +15,21 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from exfm.interfaces.jagged import JaggedSequence
 from exfm.layers.mlp import mlp
 
-_HIDDEN, _RECENT = 64, 5
+_HIDDEN, _RECENT = 64, 5  # hidden width of a tower, and the newest events that are averaged apart (ours)
 
 
 class EntityStates(nn.Module):
-    """A state (K,) for each of several entities, such as user and item, made only of what describes that entity.
+    """Computes a state (K,) for each of several entities, such as user and item, from the entity's features alone.
 
-    A tower per entity: its tokens, and of each sequence the average of all events and of the newest five, through an
-    MLP. The states together explain the labels and the model's own predictions, as a factorization machine does:
-    ``z = sum_{a < b} <w * s_a, s_b> + sum_a <v_a, s_a>``, so that a state means the same whatever it meets. What an
-    entity's history tells is in its state at once, where a table row would have to be trained to it.
+    A tower per entity maps its tokens, and of each sequence the average of all events and of the newest five, through
+    an MLP. The states together explain the labels and the model's own predictions, as a factorization machine does:
+    ``z = sum_{a < b} <w * s_a, s_b> + sum_a <v_a, s_a>``, so that a state means the same whatever other entity it
+    meets. An entity's history is in its state at once, where a table row would have to be trained to it.
 
-    Towers read tokens and events without gradient: the model itself learns as if they were not there.
+    Towers read tokens and events without gradient (stop-gradient): the model itself learns as if it had no towers.
 
     Args:
-        entities: the names of what describes each entity, by the entity's name: tokens and sequences.
+        entities: the names of the tokens and sequences that describe each entity, by the entity's name.
         tokens: names of the model's tokens.
         sequences: names of its raw sequences.
         tasks: the model's tasks.
@@ -51,9 +51,9 @@ class EntityStates(nn.Module):
         self.tasks = tuple(tasks)
         self.towers = nn.ModuleDict()
         for entity, described in entities.items():
-            places = [place for place, token in enumerate(tokens) if token in described]
+            positions = [position for position, token in enumerate(tokens) if token in described]
             histories = [sequence for sequence in sequences if sequence in described]
-            self.towers[_key(entity)] = _Tower(places, histories, dim, width)
+            self.towers[_key(entity)] = _Tower(positions, histories, dim, width)
         self.entities = tuple(entities)
         self.product_TK = nn.Parameter(torch.ones(len(tasks), width))
         self.linear_TNK = nn.Parameter(torch.zeros(len(tasks), len(entities), width))
@@ -65,38 +65,38 @@ class EntityStates(nn.Module):
         return {entity: self.towers[_key(entity)](tokens_BND.detach(), events) for entity in self.entities}
 
     def loss(self, states: Mapping[str, Tensor], logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy against the labels and the model's own probabilities in equal parts, summed over tasks."""
+        """Returns the cross-entropy against the mean of label and the model's probability, summed over tasks."""
         stacked_BNK = torch.stack([states[entity] for entity in self.entities], dim=1)
         pairs = [stacked_BNK[:, a] * stacked_BNK[:, b] for a, b in combinations(range(len(self.entities)), 2)]
         product_BK = torch.stack(pairs).sum(dim=0) if pairs else torch.zeros_like(stacked_BNK[:, 0])
         explained_BT = product_BK @ self.product_TK.T + torch.einsum("bnk,tnk->bt", stacked_BNK, self.linear_TNK)
         terms = []
-        for place, task in enumerate(self.tasks):
+        for position, task in enumerate(self.tasks):
             if task in labels:
                 target_B = (labels[task] + logits[task].detach().sigmoid()) / 2
-                logit_B = explained_BT[:, place] + self.bias_T[place]
+                logit_B = explained_BT[:, position] + self.bias_T[position]
                 terms.append(binary_cross_entropy_with_logits(logit_B, target_B))
         return torch.stack(terms).sum()
 
 
 class _Tower(nn.Module):
-    """An entity's tokens and sequences to its state."""
+    """Maps an entity's tokens and sequences to its state."""
 
-    def __init__(self, places: Sequence[int], histories: Sequence[str], dim: int, width: int) -> None:
+    def __init__(self, positions: Sequence[int], histories: Sequence[str], dim: int, width: int) -> None:
         super().__init__()
-        self.places, self.histories = list(places), list(histories)
+        self.positions, self.histories = list(positions), list(histories)
         self.events = nn.ModuleList(mlp([dim, _HIDDEN, _HIDDEN], "silu") for _ in histories)
-        self.out = mlp([len(places) * dim + 2 * _HIDDEN * len(histories), 2 * _HIDDEN, width], "silu")
+        self.out = mlp([len(positions) * dim + 2 * _HIDDEN * len(histories), 2 * _HIDDEN, width], "silu")
 
     def forward(self, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
-        parts = [tokens_BND[:, self.places].flatten(1)]
+        columns = [tokens_BND[:, self.positions].flatten(1)]
         for name, network in zip(self.histories, self.events, strict=True):
             hidden = sequences[name].with_values(network(sequences[name].values_ED))
-            parts += [hidden.mean(), hidden.recent(_RECENT).mean()]
-        state_BK: Tensor = self.out(torch.cat(parts, dim=1))
+            columns += [hidden.mean(), hidden.recent(_RECENT).mean()]
+        state_BK: Tensor = self.out(torch.cat(columns, dim=1))
         return state_BK
 
 
 def _key(entity: str) -> str:
-    """A name that torch accepts for a child module: an entity may be called `items`."""
+    """Returns the name of an entity's child module: prefixed, because torch refuses a child called `items`."""
     return f"entity_{entity}"

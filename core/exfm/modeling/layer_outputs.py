@@ -19,19 +19,19 @@ from exfm.errors import suggestion
 from exfm.interfaces.backbone import Backbone
 
 REPRESENTATION = "representation"
-"""Name of the backbone's output where states are read from it."""
+"""Names the backbone's output where states are read from it."""
 
 
 @dataclass
 class _Memory:
-    """Where outputs of a layer go: ``filled`` rows are written already, those of earlier micro-batches."""
+    """Holds memory for the outputs of a layer: ``filled`` rows are written already, by earlier micro-batches."""
 
     rows_BR: Tensor
     filled: int = 0
 
 
 _memories: ContextVar[Mapping[str, _Memory] | None] = ContextVar("memories", default=None)
-"""Memory of the forward pass of this thread, by layer: threads that share a batch have a context each."""
+"""Holds the memory of this thread's forward pass, by layer: threads that share a batch have a context each."""
 
 
 class LayerOutputs:
@@ -40,11 +40,11 @@ class LayerOutputs:
     Writing beside the graph, and not returning another result, leaves the model's own computation bit by bit as it is.
 
     Args:
-        backbone: whose layers.
-        keys: which of its ``layer_dims``, each with a key of the model's section that names it.
+        backbone: the backbone whose layers are read.
+        keys: the names of these layers in ``layer_dims``, each with a key of the model's section that names it.
 
     Attributes:
-        widths: of each layer that is read, by name.
+        widths: the width of each layer that is read, by name.
 
     Raises:
         ValueError: the backbone names no such layer.
@@ -66,7 +66,7 @@ class LayerOutputs:
 
     @property
     def width(self) -> int:
-        """L."""
+        """Returns L."""
         return sum(self.widths.values())
 
     @contextmanager
@@ -80,10 +80,12 @@ class LayerOutputs:
 
 
 def _write(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+    """Copies a layer's output into the memory of this thread; a forward hook."""
     memories = _memories.get()
     if memories is not None:
         memory = memories[name]
         first = output[0] if isinstance(output, tuple) else output
         end = memory.filled + first.shape[0]
+        # In place and detached: the model's graph stays as it is without the hook.
         memory.rows_BR[memory.filled : end].copy_(first.detach().flatten(1))
         memory.filled = end

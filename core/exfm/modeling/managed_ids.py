@@ -1,6 +1,6 @@
-"""Rows of their own for ids that never stop coming: a table forgets old ids as it meets new ones.
+"""Assigns table rows to an unbounded stream of ids: a table evicts old ids as new ids come.
 
-Legend: V looked-up ids, U different ids of a batch, N new ones, R rows of the table, W rows of a bucket.
+Legend: V looked-up ids, U different ids of a batch, N new ids, R rows of the table, W rows of a bucket.
 """
 
 from __future__ import annotations
@@ -13,32 +13,33 @@ from torch import Tensor, nn
 
 from exfm.interfaces.schema import Eviction
 
+# W = 8 rows as in the set-associative caches of processors, and a sixteenth of all rows for new ids (ours).
 _WAYS, _SHARED, _EMPTY = 8, 16, -1
 
 
 @dataclass(frozen=True)
 class Started:
-    """Rows (N,) that have got another id, and the shared rows (N,) that these ids have had so far."""
+    """Holds rows (N,) that were reassigned to new ids, and the shared rows (N,) that these ids have read so far."""
 
     row_N: Tensor
     like_N: Tensor
 
 
 class ManagedIds(nn.Module):
-    """Which id has which row of a table; no two ids share one, but for those that are new.
+    """Maps ids to rows of a table without collisions, except for new ids.
 
-    As a set-associative cache: an id's hash gives a bucket of W rows, and it may have any of them. Every id of a batch
-    that has none gets one after the batch, in the place of the id of its bucket that ``eviction`` finds least useful;
-    ids of the batch itself stay. Until then it reads one of the shared rows, by its hash: the last sixteenth. What is
-    kept does not grow, and a batch costs its ids times W. TorchRec's zero-collision hash (``ManagedCollisionModule``)
-    keeps the useful ids of all the table, at the cost of sorting it.
+    The map is a set-associative cache: an id's hash selects a bucket of W rows, and the id may have any of them. After
+    a batch, each of its ids without a row evicts the id of its bucket that ``eviction`` ranks lowest; ids of the batch
+    itself stay. Until then a new id reads a shared row, by its hash: the shared rows are the table's last sixteenth.
+    The map does not grow, and a batch costs its ids times W. TorchRec's zero-collision hash
+    (``ManagedCollisionModule``) keeps the most useful ids of the whole table, at the cost of sorting it.
 
-    Everything is part of the model's state: a snapshot knows its ids.
+    All buffers are saved with the model's state, so that a snapshot has its ids.
 
     Args:
         rows: R.
-        eviction: lru: the id that was seen longest ago goes; lfu: the one seen least often; distance: the one with the
-            fewest occurrences over the batches since the last of them.
+        eviction: evicts first, for lru: the id that was seen longest ago; lfu: the id with the fewest occurrences;
+            distance: the id with the fewest occurrences over the batches since its last occurrence.
     """
 
     key_R: Tensor
@@ -57,44 +58,50 @@ class ManagedIds(nn.Module):
         self.register_buffer("clock", torch.zeros((), dtype=torch.int64))
 
     def forward(self, ids_V: Tensor) -> Tensor:
-        """The rows (V,) of hashed ids, which are not negative."""
-        row_V, known_V = self._found(ids_V)
-        return torch.where(known_V, row_V, self._shared_row(ids_V))
+        """Maps hashed ids (V,), which are not negative, to their rows (V,)."""
+        row_V, assigned_V = self._assigned_rows(ids_V)
+        return torch.where(assigned_V, row_V, self._shared_row(ids_V))
 
     def _bucket_rows(self, ids_V: Tensor) -> Tensor:
         ways_W = torch.arange(_WAYS, device=ids_V.device)
         return (ids_V % self.buckets).unsqueeze(1) * _WAYS + ways_W
 
-    def _found(self, ids_V: Tensor) -> tuple[Tensor, Tensor]:
-        """Each id's own row, and whether it has one."""
+    def _assigned_rows(self, ids_V: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the row that is assigned to each id, and the mask of the ids that have a row."""
         rows_VW = self._bucket_rows(ids_V)
         hit_VW = self.key_R[rows_VW] == ids_V.unsqueeze(1)
+        # At most a single hit in a bucket, so that the sum selects it, without a synchronisation of the device.
         return (rows_VW * hit_VW).sum(dim=1), hit_VW.any(dim=1)
 
     def _shared_row(self, ids_V: Tensor) -> Tensor:
+        # The quotient, because ids of a bucket have the same remainder and would all share a row.
         return self.buckets * _WAYS + ids_V // self.buckets % self.shared
 
     @torch.no_grad()
     def observe(self, ids_V: Tensor) -> Started:
-        """Counts the ids of a batch and gives rows to the new ones; their order does not matter."""
+        """Counts the ids of a batch and assigns rows to the new ids; the order of ids does not matter."""
         self.clock += 1
         id_U, count_U = torch.unique(ids_V, return_counts=True)
-        row_U, known_U = self._found(id_U)
-        self.last_R[row_U[known_U]] = self.clock
-        self.count_R[row_U[known_U]] += count_U[known_U]
-        id_N, count_N = id_U[~known_U], count_U[~known_U]
-        # The most frequent of a bucket first.
+        row_U, assigned_U = self._assigned_rows(id_U)
+        # Before rows are assigned: a row with this clock is not evicted by the batch's new ids.
+        self.last_R[row_U[assigned_U]] = self.clock
+        self.count_R[row_U[assigned_U]] += count_U[assigned_U]
+        id_N, count_N = id_U[~assigned_U], count_U[~assigned_U]
+        # By bucket, and the most frequent of a bucket first, because a bucket may be too small for all its new ids.
         order_N = torch.argsort(count_N, descending=True, stable=True)
         order_N = order_N[torch.argsort(id_N[order_N] % self.buckets, stable=True)]
-        started = list(self._place(id_N[order_N], count_N[order_N]))
+        started = list(self._assign(id_N[order_N], count_N[order_N]))
         rows, ids = zip(*started, strict=True) if started else ((id_N[:0],), (id_N[:0],))
         return Started(torch.cat(rows), self._shared_row(torch.cat(ids)))
 
-    def _place(self, id_N: Tensor, count_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Gives a row to one id of each bucket at a time; a bucket has as many as it has rows, and no more.
+    def _assign(self, id_N: Tensor, count_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Assigns rows to ids, in each round to the first id of every bucket, and yields rows and ids of each round.
+
+        There are as many rounds as a bucket has rows: more new ids of a bucket than rows stay without a row.
 
         Args:
-            id_N: by bucket.
+            id_N: new ids, sorted by bucket.
+            count_N: how often each id is in the batch.
         """
         for _ in range(_WAYS):
             if not id_N.numel():
@@ -113,7 +120,8 @@ class ManagedIds(nn.Module):
             id_N, count_N = id_N[~first_N], count_N[~first_N]
 
     def _useful(self, rows: Tensor) -> Tensor:
-        """How much rows are worth keeping: an empty one nothing, one of an id of this batch without bound."""
+        """Ranks rows by the use of their ids: an empty row lowest, rows of this batch's ids infinite."""
+        # float64, because the clock and counts are int64 and float32 is exact below 2^24 only.
         last, count = self.last_R[rows].double(), self.count_R[rows].double()
         worth = {"lru": last, "lfu": count, "distance": count / (self.clock - last + 1)}[self.eviction]
         worth = torch.where(self.key_R[rows] == _EMPTY, -1.0, worth)

@@ -1,7 +1,8 @@
-"""The named parts of a model that another model can take over: tables, encoders, and projections of numbers.
+"""Reads and writes the named model parts that another model can take over: tables, encoders, projections of numbers.
 
-A part's tensors are entries of the model's state dict. Names are those of the data, so that equal names of two models
-mean the same: ``table/TABLE``, ``sequence_encoder/SEQUENCE``, ``event_numbers/SEQUENCE`` and ``dense_tokens``.
+The tensors of a model part are entries of the model's state dict. Names are those of the data, so that equal names of
+two models mean the same: ``table/TABLE``, ``sequence_encoder/SEQUENCE``, ``event_numbers/SEQUENCE`` and
+``dense_tokens``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _DENSE, _DENSE_CHILD = "dense_tokens", "featurizer.dense."
 
 
 def part_of(key: str) -> tuple[str, str]:
-    """The part that an entry of a state dict belongs to, and its name there; empty strings where it is in none."""
+    """Returns the model part of a state-dict entry and its name in it; empty strings where it is in no model part."""
     if table := table_of(key):
         return f"{_TABLE}{table}", "weight"
     for prefix, kind in _CHILDREN.items():
@@ -30,55 +31,63 @@ def part_of(key: str) -> tuple[str, str]:
 
 
 def table_of(key: str) -> str:
-    """The table whose weight an entry of a state dict is; no table's name where it is something else."""
+    """Returns the table whose weight a state-dict entry is; an empty string where the entry is something else."""
     owner, _, kind = key.rpartition(".")
-    return owner.rpartition(".")[2].removeprefix("table_") if kind == "weight" and ".table_" in f".{owner}" else ""
+    if kind == "weight" and ".table_" in f".{owner}":
+        return owner.rpartition(".")[2].removeprefix("table_")
+    return ""
 
 
 def part_specs(model: RankingModel) -> dict[str, PartSpec]:
-    """Describes a model's parts, by name; a table's shape is that of the whole table, wherever its rows lie."""
+    """Describes each model part, by name; a table's shape is that of the whole table, not of a process's shard."""
     featurizer = model.featurizer
     specs: dict[str, PartSpec] = {}
-    for part, tensors in grouped(model.state_dict()).items():
-        if part.startswith(_TABLE):
-            table = part.removeprefix(_TABLE)
-            specs[part] = PartSpec({"weight": (featurizer.table_rows[table], featurizer.dim)}, table=table)
+    for part_name, tensors in grouped(model.state_dict()).items():
+        if part_name.startswith(_TABLE):
+            table = part_name.removeprefix(_TABLE)
+            specs[part_name] = PartSpec({"weight": (featurizer.table_rows[table], featurizer.dim)}, table=table)
         else:
-            reads = model.dense_names if part == _DENSE else ()
-            specs[part] = PartSpec({name: tuple(tensor.shape) for name, tensor in tensors.items()}, reads=reads)
+            reads = model.dense_names if part_name == _DENSE else ()
+            specs[part_name] = PartSpec({name: tuple(tensor.shape) for name, tensor in tensors.items()}, reads=reads)
     return specs
 
 
 def grouped(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The entries of a state dict by part, and by their name there; those in no part are left out."""
+    """Groups the entries of a state dict by model part, and by name in it; leaves out entries in no model part."""
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
-        part, name = part_of(key)
-        if part:
-            parts.setdefault(part, {})[name] = tensor
+        part_name, name = part_of(key)
+        if part_name:
+            parts.setdefault(part_name, {})[name] = tensor
     return parts
 
 
 def model_memory(model: nn.Module) -> dict[str, Tensor]:
-    """The entries of a state dict that lie in this process's memory as they are stored: what is read into them is set.
+    """Returns the state-dict entries that are this process's parameters and buffers: writing into them sets the model.
 
-    Of a tensor that is spread over processes it has none.
+    Sharded tensors are left out, because a state dict has them as wrappers of a shard.
     """
+    # The exact types: a subclass of Tensor, such as DTensor, is not the memory of the whole.
     return {name: value for name, value in model.state_dict().items() if type(value) in (Tensor, nn.Parameter)}
 
 
 def write_parts(model: RankingModel, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Replaces the tensors of a model's parts, in place."""
+    """Overwrites the tensors of model parts in place."""
     keys = {part_of(key): key for key in model.state_dict()}
-    values = {keys[part, name]: tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+    values: dict[str, Tensor] = {}
+    for part_name, tensors in parts.items():
+        for name, tensor in tensors.items():
+            values[keys[part_name, name]] = tensor
     model.load_state_dict(values, strict=False)
 
 
 def freeze(model: RankingModel, parts: Iterable[str]) -> None:
-    """Makes training leave a model's parts as they are, statistics of dense features included."""
+    """Excludes model parts from training, statistics of dense features included."""
     frozen = set(parts)
-    tables = {part.removeprefix(_TABLE) for part in frozen if part.startswith(_TABLE)}
-    model.featurizer.frozen_tables |= tables  # their optimizer runs in the backward pass: they get no gradient
+    tables = {name.removeprefix(_TABLE) for name in frozen if name.startswith(_TABLE)}
+    # Tables are detached in the forward pass, because their fused optimizer steps in the backward pass, whatever
+    # ``requires_grad`` says.
+    model.featurizer.frozen_tables |= tables
     for key, parameter in model.named_parameters():
         if part_of(key)[0] in frozen and not table_of(key):
             parameter.requires_grad_(False)

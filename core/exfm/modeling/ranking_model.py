@@ -1,4 +1,4 @@
-"""RankingModel: features -> tokens -> (encoders) -> backbone -> representation -> one head per task.
+"""Defines RankingModel: features -> tokens -> (encoders) -> backbone -> representation -> a head per task.
 
 Legend: B examples, N tokens, K summary tokens, D width, R width of the representation, T tasks, L width of all
 layers that states are read from.
@@ -30,7 +30,7 @@ from exfm.modeling.tokens import Featurizer
 
 
 class Head(nn.Sequential):
-    """An MLP from the representation (B, R) to one logit (B,)."""
+    """Maps the representation (B, R) through an MLP to a logit (B,)."""
 
     def __init__(self, width: int, hidden: tuple[int, ...]) -> None:
         layers: list[nn.Module] = []
@@ -41,7 +41,7 @@ class Head(nn.Sequential):
 
 
 class RankingModel(nn.Module):
-    """The served part of a model, complete: nothing of a transfer is in it, but its teacher inputs are.
+    """Predicts all tasks of an arm: the complete served model, without transfer strategies and with teacher inputs.
 
     Args:
         config: the model's section of the experiment.
@@ -65,34 +65,34 @@ class RankingModel(nn.Module):
         raw = config.sequence_encoder is not None or self.reads_sequences
         self.featurizer = Featurizer(seen, config.embedding_dim, config.embedding_init, config.dense_tokens, raw)
         context = self.featurizer.token_names
-        # Prefixed: torch does not take a child that is called like one of ModuleDict's attributes, `items` or `type`.
+        # Prefixed, because torch refuses a child that has the name of an attribute of ModuleDict, `items` or `type`.
         self.encoders = nn.ModuleDict()
         summaries: list[str] = []
         targets = {sequence.name: self.featurizer.tokens_like(sequence) for sequence in sequences}
-        for sequence in sequences if config.sequence_encoder is not None else []:
-            candidate = targets[sequence.name]
-            timed = sequence.times is not None
-            encoder_inputs = EncoderInputs(
-                sequence.name, config.embedding_dim, sequence.max_length, context, candidate, timed
-            )
-            assert config.sequence_encoder is not None
-            encoder = config.sequence_encoder.build(encoder_inputs)
-            self.encoders[f"sequence_{sequence.name}"] = encoder
-            summaries += [f"{sequence.name}:{k}" for k in range(encoder.num_tokens)]
-        shapes = tuple(
-            SequenceShape(sequence.name, sequence.max_length, targets[sequence.name], sequence.times is not None)
-            for sequence in sequences
-        )
-        shapes = shapes if self.reads_sequences else ()
+        shapes: list[SequenceShape] = []
+        for sequence in sequences:
+            candidate, timed = targets[sequence.name], sequence.times is not None
+            if config.sequence_encoder is not None:
+                encoder_inputs = EncoderInputs(
+                    sequence.name, config.embedding_dim, sequence.max_length, context, candidate, timed
+                )
+                encoder = config.sequence_encoder.build(encoder_inputs)
+                self.encoders[f"sequence_{sequence.name}"] = encoder
+                summaries += [f"{sequence.name}:{k}" for k in range(encoder.num_tokens)]
+            if self.reads_sequences:
+                shapes.append(SequenceShape(sequence.name, sequence.max_length, candidate, timed))
         tokens = (*context, *summaries)
-        self.backbone = config.backbone.build(BackboneInputs(tokens, config.embedding_dim, shapes, tasks))
+        self.backbone = config.backbone.build(BackboneInputs(tokens, config.embedding_dim, tuple(shapes), tasks))
         self.inputs: TeacherInputs | None = None
         if inputs:
             rows = {feature.name: feature.rows for feature in seen.features if isinstance(feature, CategoricalFeature)}
-            with torch.random.fork_rng(devices=[]):  # the rest starts from the weights it has without
+            # A fork of the generator, and the first backbone built above only to advance it: the heads and tables start
+            # from the weights that they have in a model without teacher inputs.
+            with torch.random.fork_rng(devices=[]):
                 self.inputs = TeacherInputs(inputs, rows)
                 tokens = (*tokens, *self.inputs.token_names)
-                self.backbone = config.backbone.build(BackboneInputs(tokens, config.embedding_dim, shapes, tasks))
+                spec = BackboneInputs(tokens, config.embedding_dim, tuple(shapes), tasks)
+                self.backbone = config.backbone.build(spec)
         self.featurizer.reads_times = reads_times(self)
         if config.activation_checkpointing:
             for block in self.blocks():
@@ -104,7 +104,8 @@ class RankingModel(nn.Module):
         self.states: EntityStates | None = None
         self.read_states: ReadStates | None = None
         teaches, dim = config.supervision, config.embedding_dim
-        with torch.random.fork_rng(devices=[]):  # all else, tables included, starts from the weights it has without
+        # A fork of the generator: tables and strategies start from the weights that they have without states.
+        with torch.random.fork_rng(devices=[]):
             if teaches.described:
                 histories = [sequence.name for sequence in sequences if raw]
                 self.states = EntityStates(teaches.described, context, histories, tasks, dim, teaches.state_dim)
@@ -117,7 +118,7 @@ class RankingModel(nn.Module):
         self.dense_columns = torch.tensor([i for i, name in enumerate(dense) if name in names], dtype=torch.int64)
 
     def new_head(self) -> nn.Module:
-        """A head of the serving heads' shape: (B, R) -> logits (B,)."""
+        """Builds a head of the serving heads' shape: (B, R) -> logits (B,)."""
         return Head(self.backbone.output_dim, self.head_hidden)
 
     @torch.no_grad()
@@ -125,11 +126,12 @@ class RankingModel(nn.Module):
         """Sets the bias of a task's head to the log odds of its first labels."""
         last = self._head(task)[-2]
         assert isinstance(last, nn.Linear)
+        # Laplace's rule of succession: finite log odds even where all first labels are equal.
         rate = (labels_B.sum() + 1.0) / (labels_B.numel() + 2.0)
         last.bias.fill_(torch.logit(rate))
 
     def forward(self, batch: Batch, run_trunk: RunTrunk = run_trunk) -> ModelOutput:
-        """Predicts a batch that holds the model's own features (``narrow`` makes one).
+        """Predicts a batch that holds only the model's features (``narrow`` selects them).
 
         Args:
             run_trunk: calls ``represent``; a training step passes the function of its plan's ``TrunkRunner``.
@@ -148,7 +150,8 @@ class RankingModel(nn.Module):
             inputs.append(layers_BL)
         representation_BR = run_trunk(self, inputs, sequences)
         read: Sequence[Tensor] = [representation_BR] * len(self.tasks)
-        if self.per_task:  # everything but a task's head reads the mean
+        if self.per_task:
+            # A task's head reads the task's representation; strategies, states and embeddings read the mean.
             read, representation_BR = representation_BR.unbind(1), representation_BR.mean(1)
         logits = {task: self.heads[f"task_{task}"](read_BR) for task, read_BR in zip(self.tasks, read, strict=True)}
         states = {entity: state.float() for entity, state in states.items()}
@@ -166,9 +169,9 @@ class RankingModel(nn.Module):
         """Maps tokens to the representation, (B, R) or per task (B, T, R), through the encoders and the backbone.
 
         Args:
-            inputs: tokens (B, N, D), those of teacher inputs (B, M, D), and last the memory (B, L) of layers that are
+            inputs: tokens (B, N, D), tokens of teacher inputs (B, M, D), and last the memory (B, L) of layers that are
                 read, where there are any.
-            sequences: by name.
+            sequences: raw sequences by name.
             run_backbone: calls the backbone.
         """
         tokens_BND, *looked_up = inputs
@@ -198,34 +201,37 @@ class RankingModel(nn.Module):
         return head
 
     def blocks(self) -> list[nn.Module]:
-        """The blocks of the encoders and the backbone."""
-        parts = [*self.encoders.values(), self.backbone]
-        return [block for part in parts for block in part.blocks()]
+        """Lists the blocks of the encoders and the backbone."""
+        blocks: list[nn.Module] = []
+        for module in (*self.encoders.values(), self.backbone):
+            blocks += module.blocks()
+        return blocks
 
     def narrow(self, batch: Batch) -> Batch:
-        """The batch with this model's features only."""
+        """Returns the batch with this model's features only."""
         return batch.only(self.feature_names, self.dense_columns)
 
     def observe(
-        self, batch: Batch, process_group: ProcessGroup = SINGLE_PROCESS, own: int | None = None
+        self, batch: Batch, process_group: ProcessGroup = SINGLE_PROCESS, real_examples: int | None = None
     ) -> dict[str, Started]:
-        """Learns what is not learned by gradient, after the batch has been predicted.
+        """Updates statistics of dense features and rows of managed ids, after the batch has been predicted.
 
         Args:
+            batch: the batch that has been predicted.
             process_group: the processes that have predicted it together.
-            own: how many of its examples count, the first ones; all by default. The others have no ids.
+            real_examples: how many of its first examples count; all by default. Placeholders after them have no ids.
 
         Returns:
-            The rows of tables that have got another id, by table.
+            The table rows that were reassigned to new ids, by table.
         """
-        return self.featurizer.observe(batch, process_group, own)
+        return self.featurizer.observe(batch, process_group, real_examples)
 
     def state_losses(self, output: ModelOutput, labels: Mapping[str, Tensor]) -> list[Tensor]:
-        """Returns the losses of all that is stored beside predictions; none of them reaches the model itself.
+        """Returns the losses of states and stored embeddings, whose gradients do not reach the served model.
 
         Args:
             output: the forward pass of a whole batch, see ``ReadStates.needs_representation``.
-            labels: (B,) by task, where they are known already.
+            labels: (B,) by task, of the tasks whose labels are there already.
         """
         losses = []
         if self.states is not None:
@@ -235,17 +241,19 @@ class RankingModel(nn.Module):
         return losses
 
     def parameter_counts(self) -> dict[str, int]:
-        """Dense parameters, and those in embedding tables."""
+        """Counts dense parameters, and parameters of embedding tables."""
         dense = sum(parameter.numel() for parameter in self.dense_parameters())
         return {"dense": dense, "sparse": self.featurizer.table_numel}
 
     def table_parameters(self) -> list[nn.Parameter]:
-        """The tables' weights: a fused optimizer updates them in the backward pass."""
-        featurizer = self.featurizer
-        collections = [part for part in (featurizer.pooled, featurizer.events) if part is not None]
-        return [parameter for part in collections for parameter in part.parameters()]
+        """Lists the tables' weights, which a fused optimizer updates in the backward pass."""
+        weights: list[nn.Parameter] = []
+        for collection in (self.featurizer.pooled, self.featurizer.events):
+            if collection is not None:
+                weights += collection.parameters()
+        return weights
 
     def dense_parameters(self) -> list[nn.Parameter]:
-        """Everything else: the dense optimizer updates it."""
+        """Lists all parameters but the tables' weights, which the dense optimizer updates."""
         tables = {id(parameter) for parameter in self.table_parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in tables]

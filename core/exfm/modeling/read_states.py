@@ -1,4 +1,4 @@
-"""States and embeddings that a teacher reads from its vectors: its representation, and its layers' outputs.
+"""Compresses a teacher's representation and its layers' outputs to states and embeddings.
 
 Legend: B examples, D width of a token, L width of all layers that are read, E width of a stored embedding.
 """
@@ -19,18 +19,18 @@ from exfm.modeling.compression import Compressor, EmbeddingCompressor, Examples,
 from exfm.modeling.layer_outputs import REPRESENTATION, LayerOutputs
 
 _STATE, _EMBEDDING = "state_", "embedding"
-"""Names of compressors: of an entity's state, prefixed, and of the stored representation."""
+"""Name the compressors: of an entity's state, as a prefix, and of the stored representation."""
 
 
 @dataclass(frozen=True)
 class ModelOutput(StudentOutput):
-    """A forward pass, with the tensors that only a teacher has a use for.
+    """Holds the output of a forward pass, with the tensors that only a teacher needs.
 
     Attributes:
         layers: (B, ...) outputs of the backbone's layers that states are read from, by name, without gradient.
         embedding_BE: the representation as it is stored, where it is compressed.
         tokens: (B, D) tokens of the entities that have states, by name, without gradient.
-        ids_BK: int64, see ``previous_examples``, of the entities whose states are read from vectors.
+        ids_BK: int64 columns of the entities whose states are read from vectors, see ``previous_examples``.
     """
 
     layers: Mapping[str, Tensor] = field(default_factory=dict)
@@ -44,8 +44,8 @@ class ReadStates(nn.Module):
 
     Args:
         config: the supervision of the model, with at least a state or an embedding that is compressed.
-        backbone: the model's.
-        token_names: of the tokens that the featurizer makes.
+        backbone: the model's backbone.
+        token_names: names of the featurizer's tokens.
         dim: D.
         tasks: the model's tasks.
 
@@ -66,7 +66,9 @@ class ReadStates(nn.Module):
         keys = {vector: f"supervision.states.{entity}.from" for entity, vector in config.read.items()}
         keys.pop(REPRESENTATION, None)
         self.layers = LayerOutputs(backbone, keys) if keys else None
-        widths = {REPRESENTATION: backbone.output_dim, **(self.layers.widths if self.layers is not None else {})}
+        widths = {REPRESENTATION: backbone.output_dim}
+        if self.layers is not None:
+            widths |= self.layers.widths
         self.read = tuple(config.read)
         # All entities, because the state of each is read together with the others' tokens.
         self.tokens = {entity: token_names.index(entity) for entity in config.states} if config.read else {}
@@ -80,18 +82,18 @@ class ReadStates(nn.Module):
             self.compressors[_EMBEDDING] = EmbeddingCompressor(*shape)
 
     def forward(self, output: StudentOutput, layers_BL: Tensor | None, batch: Batch, tokens_BND: Tensor) -> ModelOutput:
-        """Adds states and embedding to a forward pass, and in training all that their losses need."""
+        """Adds states and embedding to a forward pass, and in training the tensors that their losses need."""
         layers = self.layers.split(layers_BL) if self.layers is not None and layers_BL is not None else {}
         vectors = {REPRESENTATION: output.representation_BR, **layers}
         codes = {name: compressor(vectors) for name, compressor in self.compressors.items()}
         embedding_BE = codes.pop(_EMBEDDING, None)
-        states = {**output.states, **{name.removeprefix(_STATE): code_BK for name, code_BK in codes.items()}}
-        whole = ModelOutput(output.representation_BR, output.logits, states, layers, embedding_BE)
+        read = {name.removeprefix(_STATE): code_BK for name, code_BK in codes.items()}
+        result = ModelOutput(output.representation_BR, output.logits, {**output.states, **read}, layers, embedding_BE)
         if not self.read or not torch.is_grad_enabled():
-            return whole
+            return result
         tokens = {entity: tokens_BND[:, index].detach() for entity, index in self.tokens.items()}
         ids = [batch.event_time_us, batch.example_id, *(_ids(batch, entity) for entity in self.read)]
-        return replace(whole, tokens=tokens, ids_BK=torch.stack(ids, dim=1))
+        return replace(result, tokens=tokens, ids_BK=torch.stack(ids, dim=1))
 
     def losses(self, output: ModelOutput, labels: Mapping[str, Tensor]) -> list[Tensor]:
         """Returns the losses of the compressors; see ``RankingModel.state_losses``."""
@@ -103,12 +105,12 @@ class ReadStates(nn.Module):
 
     @property
     def needs_representation(self) -> bool:
-        """Whether ``losses`` reads the representation."""
+        """Returns whether ``losses`` reads the representation."""
         return any(compressor.vector == REPRESENTATION for compressor in self._compressors())
 
     @property
     def exchanged_numbers(self) -> int:
-        """Counts 32-bit numbers per example that ``losses`` needs of all processes, without the representation."""
+        """Counts the 32-bit numbers per example that are all-gathered for ``losses``, without the representation."""
         layers = sum(self.layers.widths.values()) if self.layers is not None else 0
         tokens = len(self.tokens) * self.dim
         ids = 2 * (2 + len(self.read)) if self.read else 0  # int64: time, example id, and an id per entity
@@ -119,11 +121,11 @@ class ReadStates(nn.Module):
 
 
 def _ids(batch: Batch, feature: str) -> Tensor:
-    """Returns the id (B,) that each example has of a categorical feature, -1 where it is missing."""
+    """Returns each example's id (B,) of a categorical feature, -1 where it is missing."""
     bags = batch.sparse[feature]
     values, lengths = bags.values().long(), bags.lengths()
     if not values.numel():
         return torch.full_like(lengths, -1, dtype=torch.int64)
-    # Starts and a clamp, and not a mask of the lengths, whose number of ids a GPU would have to report to the CPU.
+    # Starts and a clamp, not a boolean mask of the lengths: a mask makes the CPU wait for the GPU to count its ids.
     starts = (lengths.cumsum(0) - lengths).clamp(max=values.numel() - 1)
     return torch.where(lengths > 0, values.index_select(0, starts), -1)

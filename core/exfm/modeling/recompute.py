@@ -1,4 +1,4 @@
-"""Activation checkpointing: a block keeps its inputs and computes the rest again in the backward pass."""
+"""Checkpoints activations: a block keeps its inputs and recomputes its activations in the backward pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute(block: nn.Module) -> None:
-    """Makes a block recompute its activations in backward (arXiv 1604.06174); its parameters keep their names.
+    """Wraps a block's forward pass in a checkpoint (arXiv 1604.06174); its parameters keep their names.
 
     Blocks are deterministic, as a forward pass that trains is also the prediction that is scored, so the state of the
     random number generators is not kept.

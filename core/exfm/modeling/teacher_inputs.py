@@ -1,4 +1,4 @@
-"""A model's teacher inputs: the stored vectors that serving looks up, and the components that make tokens of them.
+"""Maps stored vectors of teachers, which serving looks up too, to tokens of a model.
 
 Legend: B examples, L vectors of an entity, K width of a vector, M tokens, D width of a token.
 """
@@ -17,38 +17,41 @@ from exfm.interfaces.teacher_input import TeacherInput, VectorHistory
 from exfm.modeling.vector_table import HistoryTable
 
 Entity = tuple[str, str]
-"""A teacher, and the entity whose states are stored."""
+"""Names a teacher, and the entity whose states are stored."""
 
 
 class TeacherInputs(nn.Module):
-    """The tokens that a model has of its teachers.
+    """Computes a model's tokens from stored vectors of its teachers.
 
-    The vectors of an entity are stored once, however many components read them: as many as the longest history asks
-    for. They are a part of what is published, like a table; they are written, not trained.
+    The vectors of an entity are stored once, however many components read them: as many as the longest history needs.
+    They are published with the model, like a table; they are written, not trained.
 
     Args:
-        inputs: in the order of the file.
-        rows: how many table rows each entity's ids fall in, by entity.
+        inputs: the inputs in the order of the experiment's file.
+        rows: the number of table rows of each entity, by entity.
     """
 
     def __init__(self, inputs: Sequence[ModelInput], rows: Mapping[str, int]) -> None:
         super().__init__()
         lengths: dict[Entity, int] = {}
+        widths: dict[Entity, int] = {}
         for entry in inputs:
-            for entity in entry.inputs.widths:
+            for entity, width in entry.inputs.widths.items():
                 key = (entry.teacher, entity)
                 lengths[key] = max(lengths.get(key, 0), entry.inputs.length)
-        widths = {(entry.teacher, entity): width for entry in inputs for entity, width in entry.inputs.widths.items()}
-        self._keys = {key: f"state_{key[0]}/{key[1]}" for key in lengths}
-        self.tables = nn.ModuleDict(
-            {name: HistoryTable(rows[key[1]], widths[key], lengths[key]) for key, name in self._keys.items()}
-        )
+                widths[key] = width
+        self._keys: dict[Entity, str] = {}
+        self.tables = nn.ModuleDict()
+        for (teacher, entity), length in lengths.items():
+            name = f"state_{teacher}/{entity}"
+            self._keys[teacher, entity] = name
+            self.tables[name] = HistoryTable(rows[entity], widths[teacher, entity], length)
         self.components = nn.ModuleList([entry.spec.build(entry.inputs) for entry in inputs])
         self._inputs = tuple(inputs)
 
     @property
     def token_names(self) -> tuple[str, ...]:
-        """Of the M tokens, in order."""
+        """Returns the names of the M tokens, in order."""
         names: list[str] = []
         for number, component in enumerate(self._components()):
             names += [f"{component.name}.{number}:{k}" for k in range(component.num_tokens)]
@@ -60,7 +63,9 @@ class TeacherInputs(nn.Module):
         tokens = []
         for entry, component in zip(self._inputs, self.components, strict=True):
             length, teacher = entry.inputs.length, entry.teacher
-            tokens.append(component({name: _first(histories[teacher, name], length) for name in entry.inputs.widths}))
+            vectors = {name: _first(histories[teacher, name], length) for name in entry.inputs.widths}
+            tokens.append(component(vectors))
+        # No copy of a single component's tokens.
         return torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0]
 
     def stored(self) -> dict[Entity, HistoryTable]:
@@ -76,10 +81,11 @@ class TeacherInputs(nn.Module):
         return [component for component in self.components if isinstance(component, TeacherInput)]
 
     def _history(self, key: Entity, ids: JaggedTensor) -> VectorHistory:
-        """Looks up the vectors of a feature that has at most one id per example; zeros where it has none."""
+        """Looks up the vectors of a feature that has at most a single id per example; zeros where it has no id."""
         table = self.stored()[key]
         vector_VLK, valid_VL = table.history(ids.values().long(), key[1])
         offsets = ids.offsets().long()
+        # The mean of a bag of a single vector is the vector, and of an empty bag zeros.
         vector_BW = JaggedSequence(vector_VLK.flatten(1), offsets, max_length=1).mean()
         valid_BL = JaggedSequence(valid_VL.to(vector_BW.dtype), offsets, max_length=1).mean() > 0
         return VectorHistory(vector_BW.view(-1, table.length, table.width), valid_BL)

@@ -1,4 +1,4 @@
-"""The newest vectors that a teacher has published for each row of a table, as a student may know them.
+"""Stores the newest vectors that a teacher has published for each row of a table, as a student may read them.
 
 Legend: R rows of the table, S vectors, V ids of a feature in a batch, L vectors of a row, K width of a vector.
 """
@@ -21,20 +21,23 @@ class RowVectors:
     """Holds vectors of table rows, oldest first; a row may come more than once.
 
     Attributes:
-        row_S: (S,) int64, the table row of each.
-        vector_SK: (S, K).
+        row_S: (S,) int64, the table row of each vector.
+        vector_SK: (S, K), the vectors.
     """
 
     row_S: Tensor
     vector_SK: Tensor
 
     def newest(self, length: int = 1) -> tuple[Tensor, VectorOverride]:
-        """Returns the different rows, and the last vectors of each: torch keeps any of the values written to one row.
+        """Returns the different rows, and the last vectors of each row.
+
+        A table is written row by row from these, because torch keeps any of several values that are written to a row.
 
         Args:
             length: L.
         """
         key_S, bits = packed_rows(self.row_S)
+        # The last position of each row: the next key has another row. -1 ends the last row, as rows are not negative.
         last_V = np.flatnonzero(np.diff(key_S >> bits, append=-1))
         row_V = torch.from_numpy(key_S[last_V] >> bits)
         return row_V, pick(key_S, bits, torch.from_numpy(last_V), row_V, self.row_S.numel(), self.vector_SK, length)
@@ -45,16 +48,15 @@ class VectorOverride:
     """Holds, for each id of a feature in a batch, the teacher's vectors that are newer than the stored ones.
 
     Attributes:
-        valid_VL: (V, L) bool, whether there is such a vector that precedes the example; those that there are come
-            first.
-        vector_VLK: (V, L, K), newest first; meaningless where there is none.
+        valid_VL: (V, L) bool, the mask of vectors that precede the example; valid vectors come first.
+        vector_VLK: (V, L, K), newest first; meaningless where the mask is false.
     """
 
     valid_VL: Tensor
     vector_VLK: Tensor
 
     def slice(self, rows: slice, kept: Tensor | None = None) -> VectorOverride:
-        """Returns some of the V rows, and of these the kept ones."""
+        """Returns a slice of the V rows, and of these the rows that the mask ``kept`` selects."""
         valid_VL, vector_VLK = self.valid_VL[rows], self.vector_VLK[rows]
         if kept is not None:
             valid_VL, vector_VLK = valid_VL[kept], vector_VLK[kept]
@@ -79,12 +81,17 @@ def pick(
 
     Args:
         key_S: rows packed with positions, sorted (``packed_rows``).
-        last_V: the index of each row's newest key that is known; one of another row where it has none.
-        end: a position from which on vectors are not known.
+        bits: how many low bits of a key are its position.
+        last_V: the index of each row's newest key before ``end``; an index of another row's key where it has no key.
+        row_V: the rows.
+        end: the first position that must not be read, of all rows or of each (V,).
+        vector_SK: the vectors by position.
         length: L.
     """
     index_VL = last_V.unsqueeze(1) - torch.arange(length)
+    # An index below 0 reads key 0, because an index must be valid; ``valid_VL`` masks it.
     key_VL = torch.from_numpy(key_S)[index_VL.clamp(min=0)]
+    # The low bits are the position, see ``packed_rows``.
     position_VL = key_VL & ((1 << bits) - 1)
     limit = end.unsqueeze(1) if isinstance(end, Tensor) else end
     valid_VL = (index_VL >= 0) & (key_VL >> bits == row_V.unsqueeze(1)) & (position_VL < limit)
@@ -93,7 +100,7 @@ def pick(
 
 
 class VectorTable(nn.Module):
-    """Stores the newest vector of each row that all later examples may know, zeros before there is one.
+    """Stores the newest vector of each row that all later examples may read; zeros before the first vector.
 
     The vectors are written, not trained.
 
@@ -103,8 +110,8 @@ class VectorTable(nn.Module):
         dtype: the precision of the stored vectors.
 
     Attributes:
-        length: how many of the newest vectors of a row are kept, L.
-        overrides: by feature, the newer vectors of the coming batch.
+        length: L, the number of newest vectors of a row that are kept.
+        overrides: the newer vectors of the next batch, by feature.
     """
 
     vectors_RK: Tensor
@@ -116,7 +123,7 @@ class VectorTable(nn.Module):
         self.register_buffer("vectors_RK", torch.zeros(rows, width, dtype=dtype))
 
     def forward(self, rows_V: Tensor, feature: str, dtype: torch.dtype) -> Tensor:
-        """Looks up the vectors (V, K) of rows (V,), those of a feature of the batch where it is named."""
+        """Looks up the vectors (V, K) of rows (V,), with the overrides of ``feature`` if it has any."""
         vector_VK = self.vectors_RK.index_select(0, rows_V).to(dtype)
         return self.overrides[feature].apply(vector_VK) if feature in self.overrides else vector_VK
 
@@ -130,7 +137,7 @@ class VectorTable(nn.Module):
 
 
 class HistoryTable(VectorTable):
-    """Stores the L newest vectors of each row that all later examples may know, newest first, in float16.
+    """Stores the L newest vectors of each row that all later examples may read, newest first, in float16.
 
     Args:
         rows: R.
@@ -146,8 +153,9 @@ class HistoryTable(VectorTable):
         self.register_buffer("count_R", torch.zeros(rows, dtype=torch.uint8))
 
     def history(self, rows_V: Tensor, feature: str = "") -> tuple[Tensor, Tensor]:
-        """Looks up vectors (V, L, K) in float32 and which there are (V, L), of a feature if it is named."""
+        """Looks up vectors (V, L, K) in float32 and their mask (V, L), with the overrides of ``feature`` if any."""
         stored_VLK = self.vectors_RK.index_select(0, rows_V).float().view(-1, self.length, self.width)
+        # int64, because sums of uint8 counts would overflow at 256.
         count_V1 = self.count_R.index_select(0, rows_V).long().unsqueeze(1)
         slot_1L = torch.arange(self.length, device=rows_V.device).unsqueeze(0)
         if feature not in self.overrides:
@@ -155,6 +163,7 @@ class HistoryTable(VectorTable):
         newer = self.overrides[feature]
         newer_VLK, valid_VL = newer.vector_VLK[:, : self.length].to(stored_VLK), newer.valid_VL[:, : self.length]
         newer_V1 = valid_VL.to(rows_V.device).sum(dim=1, keepdim=True)
+        # Newer vectors take the first slots, and stored vectors move back by as many.
         older_VL = (slot_1L - newer_V1).clamp(min=0)
         older_VLK = stored_VLK.gather(1, older_VL.unsqueeze(2).expand_as(stored_VLK))
         valid_VL = slot_1L < newer_V1 + count_V1
@@ -163,9 +172,10 @@ class HistoryTable(VectorTable):
 
     @torch.no_grad()
     def store(self, vectors: RowVectors) -> None:
-        """Writes the last vectors of each row before those that are stored, and drops the oldest."""
+        """Inserts the last vectors of each row before its stored vectors, and drops the oldest."""
         row_V, newest = vectors.newest(self.length)
         row_V = row_V.to(self.vectors_RK.device)
+        # ``history`` merges stored and newer vectors: an override of no feature's name, which no batch reads.
         self.overrides = {"": newest}
         vector_VLK, valid_VL = self.history(row_V)
         self.overrides = {}

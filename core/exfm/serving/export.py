@@ -28,7 +28,7 @@ from exfm.data.windows import stream_windows
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature
-from exfm.modeling.build import growth_of
+from exfm.modeling.build import build_growth
 from exfm.serving.description import (
     AGES,
     COMPILED_FILE,
@@ -81,8 +81,8 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form()) ->
     _check_tools(form)
     store = Store(experiment.run_dir)
     snapshot, weights = load_snapshot(partial(find_snapshot, experiment, arm, store), store)
-    growth = growth_of(arm, experiment.schema, experiment.config.seed)
-    served = ServedModel(arm, experiment.schema, growth.of(weights))
+    growth = build_growth(arm, experiment.schema, experiment.config.seed)
+    served = ServedModel(arm, experiment.schema, growth.grow(weights))
     check_snapshot(snapshot, weights, served.constants, store.workspace.url)
     event_time = experiment.schema.event_time if needs_event_time(served.features) else ""
     columns = _column_types(experiment, served.features, event_time)

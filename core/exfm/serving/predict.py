@@ -25,7 +25,7 @@ from exfm.errors import ConfigError
 from exfm.interfaces.data_source import TimeRange, Window, utc
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.parallel_plan import ParallelPlan
-from exfm.modeling.build import build_model, growth_of, place
+from exfm.modeling.build import build_growth, build_model, parallelize
 from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
 from exfm.serving.find_snapshot import find_arm, find_snapshot, load_snapshot
@@ -84,7 +84,7 @@ def predict(
     constants = infinite_buffers(network)
     snapshot, weights = load_snapshot(find, store, model_memory(network))
     check_snapshot(snapshot, weights, constants, store.workspace.url)
-    parallel_model.load_state_dict(growth_of(arm, experiment.schema, experiment.config.seed).of(weights))
+    parallel_model.load_state_dict(build_growth(arm, experiment.schema, experiment.config.seed).grow(weights))
     folder.sweep()
     writer = RowWriter(folder, name, _schema(arm, snapshot))
     rows = 0
@@ -107,7 +107,7 @@ def predict(
 def _network(experiment: Experiment, arm: Arm, plan: ParallelPlan) -> tuple[RankingModel, ParallelModel]:
     with torch.random.fork_rng(devices=[]):
         network = build_model(arm, experiment.schema)
-        parallel_model = place(plan, network, arm)
+        parallel_model = parallelize(plan, network, arm)
     return network.eval(), parallel_model
 
 

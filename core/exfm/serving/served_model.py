@@ -18,7 +18,7 @@ from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
 from exfm.modeling.build import build_model
 from exfm.modeling.embeddings import Lookup
 from exfm.modeling.parts import table_of
-from exfm.modeling.tokens import rows_of
+from exfm.modeling.tokens import map_ids
 from exfm.serving.description import AGES, DENSE, input_specs, without_times
 from exfm.storage.finite import infinite_buffers
 
@@ -125,7 +125,7 @@ class ServedModel(nn.Module):
             if isinstance(feature, SequenceFeature):
                 sequences[feature.name] = _history(feature, inputs, self.managed)
             elif not isinstance(feature, DenseFeature):
-                rows_V = rows_of(self.managed, feature.table_name, inputs[f"{feature.name}.rows"])
+                rows_V = map_ids(self.managed, feature.table_name, inputs[f"{feature.name}.rows"])
                 sparse[feature.name] = _Bags(rows_V, inputs[f"{feature.name}.starts"])
         dense_BF = inputs[DENSE] if DENSE in inputs else torch.zeros(per_example.shape[0], 0)
         return Batch(per_example, per_example, per_example, dense_BF, sparse, sequences, {}, {})
@@ -149,7 +149,7 @@ def _history(feature: SequenceFeature, inputs: Mapping[str, Tensor], managed: nn
     for field in feature.fields:
         if field.kind == "categorical":
             ids_E = inputs[f"{feature.name}.{field.name}"]
-            fields.append(rows_of(managed, feature.table_name(field), ids_E))
+            fields.append(map_ids(managed, feature.table_name(field), ids_E))
     numbers_EG = inputs.get(f"{feature.name}.numbers")
     events = (fields[0] if fields else numbers_EG).shape[0]  # type: ignore[union-attr]
     # Stored field by field: with columns of an (E, C) tensor, torch.export would require E > 1.

@@ -26,7 +26,7 @@ from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.schema import FeatureSchema
-from exfm.modeling.cost import flops_by_part, parameters_by_part
+from exfm.modeling.cost import flops_by_section, parameters_by_section
 from exfm.storage.commits import NONE, WindowRead
 from exfm.storage.finite import check_snapshot, first_not_finite, is_finite
 from exfm.storage.snapshots import Snapshot, same_on_all
@@ -245,7 +245,7 @@ class Stage:
         """FLOPs per example: of a model that reads no histories always the same, and counted once."""
         if not self._constant_flops:
             few = batch.select(torch.arange(min(batch.size, _FEW)))
-            counted = flops_by_part(self.trainer.model, few)
+            counted = flops_by_section(self.trainer.model, few)
             if batch.sequences:
                 return counted
             self._constant_flops = counted
@@ -296,7 +296,7 @@ class Stage:
             "missed_windows": list(self._missed),
             "flops_per_example": self.counters.flops,
             "parameters": trainer.model.parameter_counts(),
-            "dense_parameters": parameters_by_part(trainer.model),
+            "dense_parameters": parameters_by_section(trainer.model),
             "learned": sorted(trainer.learned),
             "soft_labels": trainer.transfer.soft_labels.counters(),
             "teachers": teachers,

@@ -20,7 +20,7 @@ from exfm.interfaces.distillation_strategy import StudentOutput, TeacherOutput
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
 from exfm.interfaces.transfer_specs import TeacherSpec
-from exfm.modeling.build import build_model, growth_of, place, seed_of
+from exfm.modeling.build import build_growth, build_model, parallelize, seed_of
 from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.read_states import ModelOutput
@@ -132,13 +132,13 @@ class Trainer:
     ) -> None:
         self.arm = arm
         self.plan = plan
-        self.growth = growth_of(arm, schema, seed)
+        self.growth = build_growth(arm, schema, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, arm, schema))
             model = build_model(arm, schema)
             check_managed(arm, model, type(plan))
             self.model = model
-            self.parallel_model = place(plan, model, arm)
+            self.parallel_model = parallelize(plan, model, arm)
             self._trunk_runner = plan.trunk_runner
             strategies, declared = build_strategies(arm, self.model, teachers)
         features = {one.name: one.table_name for one in schema.features if isinstance(one, CategoricalFeature)}
@@ -267,7 +267,7 @@ class Trainer:
         Raises:
             ConfigError: a table cannot have become what it is now.
         """
-        self.parallel_model.load_state_dict(self.growth.of(weights))
+        self.parallel_model.load_state_dict(self.growth.grow(weights))
 
     def training_state(self) -> dict[str, Tensor]:
         """What continuing the training needs besides: optimizers, and the state of transfer."""
@@ -291,7 +291,7 @@ class Trainer:
         """
         # A strategy may call a layer what a table is called here; none of its tensors has a table's rows.
         strategies = {key: value for key, value in state.items() if key.startswith(STRATEGIES)}
-        state = strategies | self.growth.of({key: value for key, value in state.items() if key not in strategies})
+        state = strategies | self.growth.grow({key: value for key, value in state.items() if key not in strategies})
         try:
             self.parallel_model.load_table_optimizer_state_dict(_part(state, "table."))
         except (KeyError, RuntimeError) as error:

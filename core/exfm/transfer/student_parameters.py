@@ -1,4 +1,4 @@
-"""The parameters that a student takes from its teachers: copied parts, and vectors that are added to rows.
+"""Loads the parameters that a student takes from its teachers: copied parts, and vectors that are added to rows.
 
 Legend: R rows of a table, K width of a vector.
 """
@@ -20,8 +20,8 @@ from exfm.transfer.declared_transfers import DeclaredTransfers
 from exfm.transfer.row_offsets import OffsetSum, ProjectedVectors
 from exfm.transfer.vector_feed import FedTable
 
-Parts = Mapping[str, Mapping[str, Tensor]]
-"""Tensors of a model's named parts: by part, and by name in it."""
+ModelParts = Mapping[str, Mapping[str, Tensor]]
+"""Tensors of named model parts: by model part, and by name in it."""
 
 _Source = tuple[str, tuple[TeacherVectors, ...]]
 _VECTORS, _COPIED = "vectors.", "copied"
@@ -30,14 +30,14 @@ _VECTORS, _COPIED = "vectors.", "copied"
 class StudentParameters:
     """Applies declared transfers to a student.
 
-    A table of teacher vectors is kept once per teacher and sources, however many strategies and served inputs
+    A table of teacher vectors is stored once per teacher and sources, however many strategies and served inputs
     read it.
 
     Args:
         model: the student.
-        declared: by strategy, in the order of the file.
+        declared: the transfers of each strategy, in the order of the file.
         features: the table that each categorical feature of the stream reads.
-        device: where the tables of vectors are.
+        device: the device of the tables of vectors.
     """
 
     def __init__(
@@ -49,20 +49,20 @@ class StudentParameters:
     ) -> None:
         self.model = model
         self._features = features
-        self._shapes = {name: shapes for strategy in declared for name, shapes in strategy.shapes.items()}
+        self._shapes: dict[str, Mapping[str, tuple[int, ...]]] = {}
         self._copies: list[tuple[str, CopyPart]] = []
         self._additions: list[tuple[str, AddRows]] = []
         for strategy in declared:
+            self._shapes |= strategy.shapes
             self._copies += [(strategy.teacher, copy) for copy in strategy.copies]
             self._additions += [(strategy.teacher, add) for add in strategy.additions]
         self._copied: set[str] = set()
         self._served = {} if model.inputs is None else model.inputs.stored()
-        # A served table of single vectors is read by strategies too.
-        self._tables: dict[_Source, VectorTable] = {
-            (teacher, (TeacherVectors("state", entity),)): table
-            for (teacher, entity), table in self._served.items()
-            if table.length == 1
-        }
+        self._tables: dict[_Source, VectorTable] = {}
+        for (teacher, entity), table in self._served.items():
+            # Strategies read a served table too, if it stores a single vector per row.
+            if table.length == 1:
+                self._tables[teacher, (TeacherVectors("state", entity),)] = table
         self._saved: dict[str, VectorTable] = {}
         for strategy in declared:
             for add in strategy.additions:
@@ -80,7 +80,8 @@ class StudentParameters:
         with device:
             table = VectorTable(self.model.featurizer.table_rows[add.table], width, dtype)
         self._tables[source] = table
-        if is_state:  # every window begins by filling a table of rows, so a snapshot need not hold it
+        # A table of rows is not saved, because every window begins by filling it from the teacher's snapshot.
+        if is_state:
             columns = "+".join(self._columns(add.sources))
             self._saved[f"{_VECTORS}{teacher}.{columns}.table_{add.table}.vectors_RK"] = table
 
@@ -120,7 +121,7 @@ class StudentParameters:
         return names
 
     @torch.no_grad()
-    def load(self, teacher: str, parts: Parts) -> None:
+    def load(self, teacher: str, parts: ModelParts) -> None:
         """Takes the parts of a teacher's snapshot, at the start of a window."""
         written: dict[str, dict[str, Tensor]] = {}
         for name, copy in self._copies:
@@ -149,10 +150,12 @@ class StudentParameters:
         """Returns the state that the next start needs."""
         state = {key: table.vectors_RK for key, table in self._saved.items()}
         once = self._copied_once()
-        return state | ({_COPIED: torch.tensor([name in self._copied for name in once])} if once else {})
+        if once:
+            state[_COPIED] = torch.tensor([name in self._copied for name in once])
+        return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what ``state`` returned.
+        """Restores the result of ``state``.
 
         Raises:
             KeyError: it is the state of other transfers.
@@ -160,7 +163,10 @@ class StudentParameters:
         for key, table in self._saved.items():
             table.vectors_RK.copy_(state[key])
         once = self._copied_once()
-        self._copied = {name for name, copied in zip(once, state[_COPIED], strict=True) if copied} if once else set()
+        self._copied = set()
+        if once:
+            self._copied = {name for name, copied in zip(once, state[_COPIED], strict=True) if copied}
 
     def _copied_once(self) -> list[str]:
+        """Names the parts that are copied only once, in the order of their flags in the state."""
         return [copy.part for _, copy in self._copies if copy.schedule == "once"]

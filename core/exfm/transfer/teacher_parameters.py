@@ -1,4 +1,4 @@
-"""Parts of teachers' snapshots for students, window by window: by the same rule of time as supervision."""
+"""Loads model parts of teachers' snapshots into students at each window, as causally as supervision."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from exfm.modeling.parts import grouped, part_of
 from exfm.storage.commits import NONE
 from exfm.storage.snapshots import same_on_all
 from exfm.supervision.store import Store
-from exfm.transfer.student_parameters import Parts, StudentParameters
+from exfm.transfer.student_parameters import ModelParts, StudentParameters
 
 logger = logging.getLogger(__name__)
 
 
 class TeacherParameters:
-    """Which student reads whose parameters, from which snapshot, and how long teachers' vectors are in flight.
+    """Selects the teacher snapshot of each student and window, and loads its model parts into the student.
 
     A window starts with the teacher's newest snapshot whose watermark lies at or before the window's start less the
-    teacher's delay. It is read from the store also where the teacher is trained in this process. To wait for it is not
-    necessary: it was committed before the teacher's supervision of the window, which the window waits for.
+    teacher's delay. It is read from the store also where the teacher is trained in this process. No wait is needed,
+    because the snapshot was committed before the teacher's supervision of the window, which the window waits for.
 
     Attributes:
         consumers: the arms that read a model's parameters, by model.
@@ -47,14 +47,16 @@ class TeacherParameters:
         self.lags_us = {arm.name: microseconds(arm.config.supervision.lag) for arm in arms}
 
     def load_into(self, student: StudentParameters, growth: Growth, group: ProcessGroup, window: Window) -> None:
-        """Begins a window of a student: gives it the parts that it takes of its teachers' snapshots.
+        """Begins a window of a student: loads the model parts that it takes from its teachers' snapshots.
 
         Args:
-            growth: brings tables of older snapshots to the rows that they have now.
+            student: the parameters that the student takes.
+            growth: grows tables of older snapshots to their present number of rows.
             group: the processes that train the student.
+            window: the window that begins.
 
         Raises:
-            RunError: a teacher has snapshots that are old enough, and none of them can be read.
+            RunError: a teacher has snapshots that are old enough, but no such snapshot can be read.
         """
         for teacher, names in student.parts_to_read().items():
             parts = self._parts(teacher, names, window.start_us - self.delay_us[teacher], growth, group)
@@ -64,8 +66,8 @@ class TeacherParameters:
 
     def _parts(
         self, teacher: str, names: Collection[str], before_us: int, growth: Growth, group: ProcessGroup
-    ) -> Parts:
-        """Reads parts of the newest snapshot with a watermark at or before a time; none before there is one."""
+    ) -> ModelParts:
+        """Reads model parts of the newest snapshot with a watermark at or before a time; empty without a snapshot."""
         failure: RunError | None = None
         for snapshot in same_on_all(group, self.store.snapshots.published(teacher, before_us)):
             tensors: dict[str, Tensor] = {}
@@ -74,8 +76,9 @@ class TeacherParameters:
                 tensors = self.store.snapshots.load_some(snapshot.weights, lambda key: part_of(key)[0] in names)
             except RunError as unreadable:
                 error = unreadable
+            # All processes read the same snapshot or none: a process that failed alone would train on other weights.
             if group.all_agree(error is None):
-                return grouped(growth.of(tensors))
+                return grouped(growth.grow(tensors))
             error = error or RunError(f"snapshot {snapshot.version} of {teacher!r}: another process cannot read it")
             logger.warning("%s; taking the parts of the snapshot before it", error)
             failure = failure or error
@@ -84,7 +87,7 @@ class TeacherParameters:
         return {}
 
     def needed_us(self, teacher: str) -> int:
-        """The earliest time for which a student may still want a snapshot of a teacher.
+        """Returns the earliest time for which a student may still read a snapshot of a teacher.
 
         A student whose newest snapshot is lost goes back to an earlier snapshot, so its last window counts as undone.
         """
