@@ -93,7 +93,7 @@ class Case:
         stream = SupervisionStream(self.workspace, self.record)
         for (_, times), (example_id, event_time_us) in zip(self.chunks, examples, strict=True):
             index = stream.between(int(times[0]), int(times[-1]))
-            assert index.join(example_id, event_time_us).found.all()
+            assert index.join(example_id, event_time_us).has_row.all()
         stream.close()
 
     def read_pyarrow(self) -> None:

@@ -176,7 +176,7 @@ def test_missing_and_unknown_examples_are_misses(tmp_path: Path) -> None:
     joined = ExternalSupervision.load(ExternalFiles(config, "teachers.x")).join(
         torch.tensor([9, 1, 2, 5]), torch.zeros(4)
     )
-    assert joined.found.tolist() == [True, True, False, True]
+    assert joined.has_row.tolist() == [True, True, False, True]
     assert joined.supervision.hit["click"].tolist() == [True, False, False, True]
     assert joined.supervision.probabilities["click"][[0, 3]].tolist() == [1.0, 0.5]
     assert joined.age_us is None
@@ -221,5 +221,5 @@ def test_a_teacher_without_rows_misses_everything(tmp_path: Path) -> None:
     pq.write_table(schema.empty_table(), tmp_path / "a.parquet")
     config = ExternalTeacher(path=str(tmp_path), predictions={"click": {"column": "p", "kind": "probability"}})
     joined = ExternalSupervision.load(ExternalFiles(config, "teachers.x")).join(torch.tensor([1, 2]), torch.zeros(2))
-    assert not joined.found.any()
+    assert not joined.has_row.any()
     assert not joined.supervision.hit["click"].any()

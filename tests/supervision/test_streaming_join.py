@@ -33,7 +33,7 @@ def supervised(count: int, seed: int, form: str = "none", step: int = 3) -> tupl
         column[random.random(count) < 0.2] = math.nan
     embedding = None
     if form != "none":
-        embedding = CompactEmbedding.of(torch.from_numpy(random.normal(size=(count, 5))), form)
+        embedding = CompactEmbedding.from_values(torch.from_numpy(random.normal(size=(count, 5))), form)
     rows = SupervisionRows(
         torch.from_numpy(random.permutation(count) * 11 - count),
         torch.from_numpy(times),
@@ -85,7 +85,7 @@ def test_any_chunking_joins_like_a_dict(
         chunk_index = stream.between(int(times[start]), int(times[stop - 1]))
         joined = chunk_index.join(rows.example_id[chunk], torch.from_numpy(times[chunk].copy()))
         row_numbers = [row_by_id.get(id_) for id_ in rows.example_id[chunk].tolist()]
-        assert joined.found.tolist() == [row is not None for row in row_numbers]
+        assert joined.has_row.tolist() == [row is not None for row in row_numbers]
         pairs = zip(times[chunk], row_numbers, strict=True)
         ages = [int(time) - int(written.watermark_us[row]) for time, row in pairs if row is not None]
         assert joined.age_us is not None
@@ -116,7 +116,7 @@ def test_few_rows_of_a_long_file_are_buffered(tmp_path: Path) -> None:
     for start in range(0, 20_000, 250):
         chunk = slice(start, start + 250)
         index = stream.between(int(times[start]), int(times[start + 249]))
-        assert index.join(rows.example_id[chunk], torch.from_numpy(times[chunk].copy())).found.all()
+        assert index.join(rows.example_id[chunk], torch.from_numpy(times[chunk].copy())).has_row.all()
         buffered.append(stream.buffered_rows)
     stream.close()
     assert max(buffered) <= 250 + 2 * 100 + 10  # the chunk, a span at either end, ties
@@ -149,7 +149,7 @@ def test_a_damaged_file_is_named_before_a_row_is_used(tmp_path: Path, url: str) 
 def test_embeddings_lose_little(form: str) -> None:
     embedding_SE = torch.randn(100, 16, generator=torch.Generator().manual_seed(0)) * 3
     embedding_SE[0] = 0
-    decoded_SE = CompactEmbedding.of(embedding_SE, form).decode()
+    decoded_SE = CompactEmbedding.from_values(embedding_SE, form).decode()
     largest_S = embedding_SE.abs().amax(dim=1, keepdim=True)
     # Half a step of float16's 10 bits of mantissa, or of int8's 127 steps.
     steps = {"float16": 2_000, "int8": 250}[form]
@@ -158,6 +158,6 @@ def test_embeddings_lose_little(form: str) -> None:
 
 
 def test_an_embedding_that_is_not_finite_stays_so_in_int8() -> None:
-    decoded_SE = CompactEmbedding.of(torch.tensor([[1.0, math.nan], [1.0, 2.0]]), "int8").decode()
+    decoded_SE = CompactEmbedding.from_values(torch.tensor([[1.0, math.nan], [1.0, 2.0]]), "int8").decode()
     assert not decoded_SE[0].isfinite().any()
     assert decoded_SE[1].isfinite().all()

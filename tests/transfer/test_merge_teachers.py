@@ -1,4 +1,4 @@
-"""Several teachers as one, tasks of other names, and parts that a strategy trains itself."""
+"""Merging of several teachers, tasks of other names, and parameters that a strategy trains itself."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ class Listener(exfm.DistillationStrategy):
         return student.representation_BR.sum() * 0
 
 
-def listener(own: tuple[str, ...], known: tuple[str, ...], **fields: Any) -> Listener:
-    student = exfm.transfer.StudentSpec(own, 2, lambda: nn.Linear(2, 1))
-    return Listener(exfm.transfer.TransferConfig(teacher="a", **fields), student, exfm.transfer.TeacherSpec("a", known))
+def listener(student_tasks: tuple[str, ...], teacher_tasks: tuple[str, ...], **fields: Any) -> Listener:
+    student = exfm.transfer.StudentSpec(student_tasks, 2, lambda: nn.Linear(2, 1))
+    teacher = exfm.transfer.TeacherSpec("a", teacher_tasks)
+    return Listener(exfm.transfer.TransferConfig(teacher="a", **fields), student, teacher)
 
 
 def supervision(value: float, hit: list[bool], *tasks: str, width: int | None = None) -> exfm.transfer.TeacherOutput:
@@ -87,7 +88,7 @@ def test_a_task_that_is_not_there_is_named(tasks: dict[str, str], message: str) 
 
 
 class Pupil(exfm.DistillationStrategy):
-    """One number that it trains itself towards the labels' rate."""
+    """Holds a number that it trains itself towards the labels' rate."""
 
     name: ClassVar[str] = "pupil"
 
@@ -116,16 +117,16 @@ class Pupil(exfm.DistillationStrategy):
 
 
 class Recorder(exfm.DistillationStrategy):
-    """Adds nothing and keeps what it is told: probabilities where there are any, NaN elsewhere."""
+    """Adds nothing and records its teacher output: probabilities at hits, NaN elsewhere."""
 
     name: ClassVar[str] = "recorder"
-    told: ClassVar[list[Tensor]] = []
+    recorded: ClassVar[list[Tensor]] = []
 
     def loss(
         self, student: exfm.transfer.StudentOutput, teacher: exfm.transfer.TeacherOutput, labels: Mapping[str, Tensor]
     ) -> Tensor:
-        told = teacher.probabilities["click"].masked_fill(~teacher.hit["click"], float("nan"))
-        self.told.append(told)
+        probability_B = teacher.probabilities["click"].masked_fill(~teacher.hit["click"], float("nan"))
+        self.recorded.append(probability_B)
         return student.representation_BR.sum() * 0
 
 
@@ -147,25 +148,25 @@ def test_each_row_is_taught_by_the_fm_of_its_domain(tmp_path: Path, exfm_registr
     fm, vm = config["models"].pop("fm"), config["models"]["vm"]
     config["models"] |= {name: fm | {"where": {"surface": number}} for number, name in enumerate(("feed", "search"))}
     vm |= {"control": False, "transfer": [{"name": "recorder", "teacher": "feed", "fallback": ["search"]}]}
-    Recorder.told.clear()
+    Recorder.recorded.clear()
     exfm.run(load(tmp_path, config))
-    told = torch.cat(Recorder.told)
-    assert told.shape[0] == log.num_rows
+    recorded = torch.cat(Recorder.recorded)
+    assert recorded.shape[0] == log.num_rows
     for number, name in enumerate(("feed", "search")):
         rows = pa.concat_tables(rows_by_window(str(tmp_path / "run"), "supervision", name).values())
-        own = torch.from_numpy(surface == number)
-        seen = log.filter(pa.array(own.numpy())).column("example_id")
+        in_domain = torch.from_numpy(surface == number)
+        seen = log.filter(pa.array(in_domain.numpy())).column("example_id")
         assert rows.column("example_id").to_pylist() == seen.to_pylist()
         expected = torch.from_numpy(rows.column("prediction_click").to_numpy())
         assert expected.isfinite().float().mean() > 0.8
-        torch.testing.assert_close(told[own], expected, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(recorded[in_domain], expected, rtol=0, atol=0, equal_nan=True)
 
 
 class StopError(Exception):
     """Ends a run."""
 
 
-def test_what_a_strategy_trains_itself_resumes_where_it_was(tmp_path: Path, exfm_registry: Any) -> None:
+def test_parameters_that_a_strategy_trains_itself_resume_where_they_were(tmp_path: Path, exfm_registry: Any) -> None:
     exfm_registry.put(
         Pupil,
         exfm_plugins.backbones,

@@ -28,17 +28,17 @@ def projected(projection: nn.Module | None = None, dtype: torch.dtype = torch.fl
 def test_the_average_of_a_bag_is_that_of_its_rows(lengths: list[int], seed: int) -> None:
     rows = torch.randint(0, 9, (sum(lengths),), generator=torch.Generator().manual_seed(seed))
     offsets = torch.tensor([0, *lengths]).cumsum(0)
-    one, other = projected(), projected()
-    fast, slow = one.mean(rows, offsets), RowOffset.mean(other, rows, offsets)
+    offset, other = projected(), projected()
+    fast, slow = offset.mean(rows, offsets), RowOffset.mean(other, rows, offsets)
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
     for added in (fast, slow):
         added.square().sum().backward()
-    assert isinstance(one.projection, nn.Linear) and isinstance(other.projection, nn.Linear)
-    torch.testing.assert_close(one.projection.weight.grad, other.projection.weight.grad, rtol=1e-5, atol=1e-5)
+    assert isinstance(offset.projection, nn.Linear) and isinstance(other.projection, nn.Linear)
+    torch.testing.assert_close(offset.projection.weight.grad, other.projection.weight.grad, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("projection", [nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 3, bias=False), nn.Tanh())])
-def test_what_is_not_linear_is_projected_before_the_average(projection: nn.Module) -> None:
+def test_a_projection_that_is_not_linear_comes_before_the_average(projection: nn.Module) -> None:
     offset = projected(projection)
     rows, offsets = torch.tensor([1, 2, 5]), torch.tensor([0, 2, 2, 3])
     each = offset(rows)
@@ -65,8 +65,8 @@ def test_the_last_vector_of_a_row_is_stored() -> None:
 
 
 def test_offsets_of_several_teachers_add_up() -> None:
-    one, other = projected(), projected(nn.Linear(4, 3))
+    first, second = projected(), projected(nn.Linear(4, 3))
     rows, offsets = torch.tensor([1, 2, 5]), torch.tensor([0, 2, 3])
-    both = OffsetSum([one, other])
-    assert torch.equal(both(rows), one(rows) + other(rows))
-    assert torch.equal(both.mean(rows, offsets), one.mean(rows, offsets) + other.mean(rows, offsets))
+    both = OffsetSum([first, second])
+    assert torch.equal(both(rows), first(rows) + second(rows))
+    assert torch.equal(both.mean(rows, offsets), first.mean(rows, offsets) + second.mean(rows, offsets))

@@ -1,4 +1,4 @@
-"""What a student takes: kept once for all that read it, and refused where a snapshot holds something else."""
+"""A student's teacher vectors: stored once for all that read them, and refused where a snapshot has other columns."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tests.training.test_teacher_inputs import config, trainer_of
 COMPACT = {"name": "compact_features", "teacher": "fm"}
 
 
-def test_strategies_and_inputs_of_one_column_read_one_table(tmp_path: Path) -> None:
-    made = config(tmp_path, "run", make_log(60), transfer=[COMPACT, COMPACT | {"entities": ["user"], "scale": 0.5}])
-    trainer = trainer_of(load(tmp_path, made), "vm")
+def test_strategies_and_inputs_of_the_same_column_share_a_table(tmp_path: Path) -> None:
+    transfer = [COMPACT, COMPACT | {"entities": ["user"], "scale": 0.5}]
+    trainer = trainer_of(load(tmp_path, config(tmp_path, "run", make_log(60), transfer=transfer)), "vm")
     tables = {fed.columns: fed.table for fed in trainer.transfer.parameters.fed_tables()}
     assert tables.keys() == {("state_user",), ("state_item",)}
     assert trainer.model.inputs is not None
     (looked_up,) = trainer.model.inputs.stored().values()
     assert looked_up is tables["state_user",]
     offset = trainer.model.featurizer.offsets["user"]
-    assert isinstance(offset, OffsetSum) and [one.vectors for one in offset.offsets] == 2 * [looked_up]
+    assert isinstance(offset, OffsetSum) and [term.vectors for term in offset.offsets] == 2 * [looked_up]
     kept = [key for key in trainer.training_state() if key.endswith("vectors_RK")]
-    assert kept == ["vectors.fm.state_item.table_item.vectors_RK"]  # the other one is in the served weights
+    assert kept == ["vectors.fm.state_item.table_item.vectors_RK"]  # the other table is in the served weights
     looked_up.vectors_RK[3] = torch.arange(4.0)
-    projected = [one.projection(torch.arange(4.0)) for one in offset.offsets]
+    projected = [term.projection(torch.arange(4.0)) for term in offset.offsets]
     assert torch.equal(offset(torch.tensor([3])).squeeze(0), projected[0] + projected[1])
 
 
@@ -50,6 +50,6 @@ def test_a_layer_that_is_called_like_a_table_is_not_one(tmp_path: Path) -> None:
 
 def test_a_part_that_two_transfers_copy_is_refused(tmp_path: Path) -> None:
     sharing = {"name": "parameter_sharing", "teacher": "fm", "parts": {"table/user": "copied"}}
-    made = config(tmp_path, "run", make_log(60), transfer=[sharing, sharing])
+    experiment = load(tmp_path, config(tmp_path, "run", make_log(60), transfer=[sharing, sharing]))
     with pytest.raises(exfm.ConfigError, match=r"models\.vm\.transfer\.1: table/user is copied by two transfers"):
-        trainer_of(load(tmp_path, made), "vm")
+        trainer_of(experiment, "vm")

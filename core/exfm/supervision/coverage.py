@@ -21,7 +21,7 @@ def _no_counts() -> npt.NDArray[np.int64]:
 
 @dataclass
 class Coverage:
-    """Counters of one teacher over some of a student's examples.
+    """Counts a teacher's hits and their ages over a student's examples.
 
     An example is a hit if the teacher has a prediction for it of a task that the student takes. A row of nulls is a
     miss, because a teacher that has not learned yet writes such rows.
@@ -52,7 +52,7 @@ class Coverage:
         self.hits += int(hit_B.sum())
         if joined.age_us is not None:
             # Ages are stored only for examples that have a row: select the hits among those.
-            ages_us = joined.age_us[hit_B[joined.found]].numpy()
+            ages_us = joined.age_us[hit_B[joined.has_row]].numpy()
             self.aged += ages_us.size
             self.age_us += int(ages_us.sum())
             bins = np.searchsorted(AGE_EDGES_S, ages_us / 1e6, side="right")

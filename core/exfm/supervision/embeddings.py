@@ -38,10 +38,10 @@ class CompactEmbedding:
     @classmethod
     def empty(cls, shape: EmbeddingShape) -> CompactEmbedding:
         """Returns embeddings of 0 rows."""
-        return cls.of(torch.zeros(0, shape.dim), shape.format)
+        return cls.from_values(torch.zeros(0, shape.dim), shape.format)
 
     @classmethod
-    def of(cls, embedding_SE: Tensor, form: EmbeddingFormat) -> CompactEmbedding:
+    def from_values(cls, embedding_SE: Tensor, form: EmbeddingFormat) -> CompactEmbedding:
         """Rounds embeddings to the format: float16 clipped to its range, int8 symmetric, with a row's largest at 127.
 
         A row that is not finite decodes to values that are not finite.
@@ -50,15 +50,18 @@ class CompactEmbedding:
         values_SE = embedding_SE.detach().float().cpu()
         if form == "float16":
             return cls(to_float16(values_SE), None)
+        # 127 and not 128, so that the range is symmetric.
         scale_S = values_SE.abs().amax(dim=1) / 127
+        # The smallest normal number, because a row of zeros has a scale of 0.
         steps_SE = values_SE / scale_S.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
         return cls(steps_SE.nan_to_num(0.0).round().clamp(-127, 127).to(torch.int8), scale_S)
 
     @classmethod
-    def cat(cls, parts: Sequence[CompactEmbedding]) -> CompactEmbedding:
+    def cat(cls, embeddings: Sequence[CompactEmbedding]) -> CompactEmbedding:
         """Concatenates at least 1 set of embeddings of equal shape."""
-        scales = [part.scale_S for part in parts if part.scale_S is not None]
-        return cls(torch.cat([part.values_SE for part in parts]), torch.cat(scales) if scales else None)
+        values_SE = torch.cat([embedding.values_SE for embedding in embeddings])
+        scales = [embedding.scale_S for embedding in embeddings if embedding.scale_S is not None]
+        return cls(values_SE, torch.cat(scales) if scales else None)
 
     def take(self, rows: Tensor | slice) -> CompactEmbedding:
         """Selects rows."""
@@ -71,6 +74,7 @@ class CompactEmbedding:
     def decode(self) -> Tensor:
         """Returns the embeddings (S, E), float32, in new memory."""
         values_SE = self.values_SE.float()
+        # In place, because ``float`` has copied the int8 values.
         return values_SE if self.scale_S is None else values_SE.mul_(self.scale_S.unsqueeze(1))
 
 

@@ -10,13 +10,13 @@ from exfm.supervision.external import ExternalSupervision
 
 
 def external_teachers(experiment: Experiment, names: Collection[str]) -> dict[str, ExternalSupervision]:
-    """The supervision of those of the named teachers that come from elsewhere, read into memory.
+    """Reads the supervision of the external teachers among the named teachers into memory.
 
     Raises:
-        ConfigError: an example id is missing or repeated, or a value is not what its kind says.
+        ConfigError: an example id is missing or repeated, or a value is outside the range of its kind.
     """
-    return {
-        name: ExternalSupervision.load(ExternalFiles(config, f"teachers.{name}"))
-        for name, config in experiment.config.teachers.items()
-        if name in names
-    }
+    supervision: dict[str, ExternalSupervision] = {}
+    for name, config in experiment.config.teachers.items():
+        if name in names:
+            supervision[name] = ExternalSupervision.load(ExternalFiles(config, f"teachers.{name}"))
+    return supervision

@@ -27,18 +27,19 @@ class Joined:
     """Holds supervision aligned with B examples.
 
     Attributes:
-        found: (B,) bool, whether the teacher has a row of the example.
+        supervision: the teacher's output; an example without a row is a miss.
+        has_row: (B,) bool, whether the teacher has a row of the example.
         age_us: (K,) example time minus watermark, for examples with a row; None if the rows have no watermark.
     """
 
     supervision: TeacherOutput
-    found: Tensor
+    has_row: Tensor
     age_us: Tensor | None
 
     def hits(self, tasks: Collection[str] = ()) -> Tensor:
         """Masks the examples (B,) with a finite prediction of a named task, or of any task if none is named."""
-        known = [hit_B for task, hit_B in self.supervision.hit.items() if task in tasks or not tasks]
-        return torch.stack(known).any(dim=0) if known else torch.zeros_like(self.found)
+        masks = [hit_B for task, hit_B in self.supervision.hit.items() if task in tasks or not tasks]
+        return torch.stack(masks).any(dim=0) if masks else torch.zeros_like(self.has_row)
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ class Stored:
     """Holds vectors that a teacher has stored beside its predictions, for S of B examples.
 
     Attributes:
-        found: (B,) bool, mask of the S examples, which have a row with a prediction.
+        has_row: (B,) bool, mask of the S examples, which have a row with a prediction.
         watermark_us: (S,) int64, time before which the teacher had trained when it predicted the example.
         vectors: (S, K) float32 by column.
     """
 
-    found: Tensor
+    has_row: Tensor
     watermark_us: Tensor
     vectors: Mapping[str, Tensor]
 
@@ -103,18 +104,24 @@ class SupervisionRows:
         )
 
     @classmethod
-    def cat(cls, parts: Sequence[SupervisionRows]) -> SupervisionRows:
+    def cat(cls, tables: Sequence[SupervisionRows]) -> SupervisionRows:
         """Concatenates at least 1 table of rows with equal tasks."""
-        if len(parts) == 1:
-            return parts[0]
-        embeddings = [part.embedding for part in parts if part.embedding is not None]
+        if len(tables) == 1:
+            return tables[0]
+        probabilities: dict[str, Tensor] = {}
+        for task in tables[0].probabilities:
+            probabilities[task] = torch.cat([table.probabilities[task] for table in tables])
+        vectors: dict[str, CompactEmbedding] = {}
+        for column in tables[0].vectors:
+            vectors[column] = CompactEmbedding.cat([table.vectors[column] for table in tables])
+        embeddings = [table.embedding for table in tables if table.embedding is not None]
         return cls(
-            torch.cat([part.example_id for part in parts]),
-            torch.cat([part.event_time_us for part in parts]),
-            {task: torch.cat([part.probabilities[task] for part in parts]) for task in parts[0].probabilities},
-            torch.cat([part.watermark_us for part in parts]),
+            torch.cat([table.example_id for table in tables]),
+            torch.cat([table.event_time_us for table in tables]),
+            probabilities,
+            torch.cat([table.watermark_us for table in tables]),
             CompactEmbedding.cat(embeddings) if embeddings else None,
-            {column: CompactEmbedding.cat([part.vectors[column] for part in parts]) for column in parts[0].vectors},
+            vectors,
         )
 
     def slice(self, start: int, stop: int) -> SupervisionRows:
@@ -143,29 +150,34 @@ class SupervisionIndex:
     def join(self, example_id: Tensor, event_time_us: Tensor) -> Joined:
         """Returns the supervision of B examples; an example without a row is a miss."""
         rows = self.rows
-        if torch.equal(example_id, rows.example_id):  # the student sees all that the teacher has seen
-            found = torch.ones_like(example_id, dtype=torch.bool)
-            return Joined(align(rows.probabilities, rows.embedding, found), found, event_time_us - rows.watermark_us)
+        # The fast path of a student that sees every example of the teacher: no search and no copy of the rows.
+        if torch.equal(example_id, rows.example_id):
+            has_row = torch.ones_like(example_id, dtype=torch.bool)
+            age_us = event_time_us - rows.watermark_us
+            return Joined(align(rows.probabilities, rows.embedding, has_row), has_row, age_us)
         if not rows.example_id.numel():
-            found = torch.zeros_like(example_id, dtype=torch.bool)
+            has_row = torch.zeros_like(example_id, dtype=torch.bool)
             width = None if rows.embedding is None else rows.embedding.values_SE.shape[1]
-            return Joined(miss(rows.probabilities, found.shape[0], width), found, torch.zeros(0, dtype=torch.int64))
-        row, found = self._locate(example_id, event_time_us)
+            misses = miss(rows.probabilities, has_row.shape[0], width)
+            return Joined(misses, has_row, torch.zeros(0, dtype=torch.int64))
+        row, has_row = self._locate(example_id, event_time_us)
         picked = {task: values[row] for task, values in rows.probabilities.items()}
         embedding = None if rows.embedding is None else rows.embedding.take(row)
         age_us = event_time_us - rows.watermark_us[row]
-        age_us = age_us if found.all() else age_us[found]
-        return Joined(align(picked, embedding, found), found, age_us)
+        if not has_row.all():
+            age_us = age_us[has_row]
+        return Joined(align(picked, embedding, has_row), has_row, age_us)
 
     def stored(self, example_id: Tensor, event_time_us: Tensor) -> Stored:
         """Returns the stored vectors of B examples."""
         if not self.rows.example_id.numel():
             return nothing_stored(example_id)
-        row, found = self._locate(example_id, event_time_us)
-        found &= torch.stack([values[row].isfinite() for values in self.rows.probabilities.values()]).any(dim=0)
-        kept = row[found]
+        row, has_row = self._locate(example_id, event_time_us)
+        # A row of NaN predictions was written before the teacher had learned: its vectors are initial weights.
+        has_row &= torch.stack([values[row].isfinite() for values in self.rows.probabilities.values()]).any(dim=0)
+        kept = row[has_row]
         vectors = {column: vector.take(kept).decode() for column, vector in self.rows.vectors.items()}
-        return Stored(found, self.rows.watermark_us[kept], vectors)
+        return Stored(has_row, self.rows.watermark_us[kept], vectors)
 
     def _locate(self, example_id: Tensor, event_time_us: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the row (B,) of each example and a mask of existing rows, by time, and by id if rows share a time."""
@@ -173,22 +185,24 @@ class SupervisionIndex:
         if torch.equal(example_id, rows.example_id):
             return torch.arange(example_id.numel()), torch.ones_like(example_id, dtype=torch.bool)
         # Both sides are sorted by time, which makes numpy's search fast: a tenth of the cost of sorting ids.
-        place_B = np.searchsorted(rows.event_time_us.numpy(), event_time_us.numpy())
-        row = torch.from_numpy(place_B).clamp_(max=rows.event_time_us.numel() - 1)
-        found = rows.example_id[row] == example_id
-        if found.all():
-            return row, found
-        shared = ~found & (rows.event_time_us[row] == event_time_us)
+        index_B = np.searchsorted(rows.event_time_us.numpy(), event_time_us.numpy())
+        row = torch.from_numpy(index_B).clamp_(max=rows.event_time_us.numel() - 1)
+        has_row = rows.example_id[row] == example_id
+        if has_row.all():
+            return row, has_row
+        # The search returns the first row of a time, so that examples that share a time are searched by id.
+        shared = ~has_row & (rows.event_time_us[row] == event_time_us)
         if shared.any():
             sorted_id, order = self._sorted
-            place, found[shared] = lookup(sorted_id, example_id[shared])
-            row[shared] = order[place]
-        return row, found
+            index, has_row[shared] = lookup(sorted_id, example_id[shared])
+            row[shared] = order[index]
+        return row, has_row
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
         """Returns the sorted ids, and the row of each."""
-        order = np.argsort(self.rows.example_id.numpy())  # several times faster than torch's
+        # Numpy sorts several times faster than torch.
+        order = np.argsort(self.rows.example_id.numpy())
         return self.rows.example_id[order], torch.from_numpy(order)
 
 
@@ -197,30 +211,34 @@ def lookup(sorted_id: Tensor, example_id: Tensor) -> tuple[Tensor, Tensor]:
 
     The index of an id that does not exist has no meaning.
     """
-    order = np.argsort(example_id.numpy())  # sorted queries search neighbouring positions, which are in the CPU's cache
-    wanted = example_id.numpy()[order]
-    places = np.minimum(np.searchsorted(sorted_id.numpy(), wanted), sorted_id.numel() - 1)
-    place_B = np.empty_like(places)
-    place_B[order] = places
-    place = torch.from_numpy(place_B)
-    return place, sorted_id[place] == example_id
+    # Sorted queries search neighbouring positions, which are in the CPU's cache.
+    order = np.argsort(example_id.numpy())
+    queries = example_id.numpy()[order]
+    # An id above all others would have the index after the last.
+    indices = np.minimum(np.searchsorted(sorted_id.numpy(), queries), sorted_id.numel() - 1)
+    index_B = np.empty_like(indices)
+    index_B[order] = indices
+    index = torch.from_numpy(index_B)
+    return index, sorted_id[index] == example_id
 
 
-def align(probabilities: Mapping[str, Tensor], embedding: CompactEmbedding | None, found: Tensor) -> TeacherOutput:
-    """Masks the supervision of B examples: rows of examples that are not ``found`` have no meaning."""
-    hit = {task: found & values.isfinite() for task, values in probabilities.items()}
-    known = {task: values.nan_to_num(0.0, 0.0, 0.0) for task, values in probabilities.items()}
+def align(probabilities: Mapping[str, Tensor], embedding: CompactEmbedding | None, has_row: Tensor) -> TeacherOutput:
+    """Masks the supervision of B examples: values where ``has_row`` is false have no meaning."""
+    hit = {task: has_row & values.isfinite() for task, values in probabilities.items()}
+    # Finite at misses too, because a masked NaN still makes the gradient of a product NaN.
+    finite = {task: values.nan_to_num(0.0, 0.0, 0.0) for task, values in probabilities.items()}
     if embedding is None:
-        return TeacherOutput(known, hit)
+        return TeacherOutput(finite, hit)
     learned_B = torch.stack(list(hit.values())).any(dim=0)
     decoded_BE = embedding.decode()
     if not learned_B.all():
+        # In place, because ``decode`` returns new memory.
         decoded_BE.masked_fill_(~learned_B.unsqueeze(1), 0.0)
-    return TeacherOutput(known, hit, decoded_BE)
+    return TeacherOutput(finite, hit, decoded_BE)
 
 
-def rows_of(supervision: TeacherOutput, rows: slice) -> TeacherOutput:
-    """Selects the supervision of some of the examples."""
+def slice_output(supervision: TeacherOutput, rows: slice) -> TeacherOutput:
+    """Slices the examples of a teacher's output."""
     return TeacherOutput(
         {task: values[rows] for task, values in supervision.probabilities.items()},
         {task: values[rows] for task, values in supervision.hit.items()},
@@ -257,6 +275,7 @@ def _vectors(column: pa.FixedSizeListArray) -> Tensor:
 
 def _tensor(column: pa.Array) -> Tensor:
     """Converts a column to a tensor; nulls become NaN."""
+    # DLPack refuses columns with nulls; numpy copies them, with NaN for null.
     if column.null_count:
         return torch.from_numpy(np.array(column.to_numpy(zero_copy_only=False)))
     tensor: Tensor = torch.utils.dlpack.from_dlpack(column)

@@ -44,7 +44,7 @@ class SupervisionStream:
             span_rows = 16_384 if "embedding" in columns else 65_536
         self._batches = file.iter_batches(span_rows, columns=columns)
         self._spans: deque[SupervisionRows] = deque()
-        # One thread reads ahead: decompression overlaps with training, and spans stay in order.
+        # A thread reads ahead: decompression overlaps with training, and spans stay in order.
         self._reader = ThreadPoolExecutor(1, "exfm-supervision")
         self._next = self._reader.submit(self._read)
         self._ended = False

@@ -50,9 +50,9 @@ class ModelOutput:
             self._taught[task].append(values.cpu() if task in learned else torch.full((size,), math.nan))
         self._watermarks.append(torch.full((size,), watermark_us))
         for column, vector_BK in forward.vectors.items():
-            self._vectors[column].append(CompactEmbedding.of(vector_BK, self._shapes[column].format))
+            self._vectors[column].append(CompactEmbedding.from_values(vector_BK, self._shapes[column].format))
         if self._shape is not None:
-            self._embeddings.append(CompactEmbedding.of(forward.embedding_BE, self._shape.format))
+            self._embeddings.append(CompactEmbedding.from_values(forward.embedding_BE, self._shape.format))
 
     def probabilities(self) -> dict[str, Tensor]:
         """What it predicts, (S,) by task."""

@@ -31,7 +31,7 @@ from exfm.storage.commits import NONE, WindowRead
 from exfm.storage.finite import check_snapshot, first_not_finite, is_finite
 from exfm.storage.snapshots import Snapshot, same_on_all
 from exfm.supervision.coverage import Coverage
-from exfm.supervision.joiner import Joined, Joiner, SupervisionRows, rows_of
+from exfm.supervision.joiner import Joined, Joiner, SupervisionRows, slice_output
 from exfm.supervision.row_files import (
     predictions_schema,
     row_file,
@@ -224,7 +224,7 @@ class Stage:
         for turn, (batch, part) in self._in_turn(chunk, parts):
             rows = slice(first, first + part.own)
             first += part.own
-            supervision = {name: rows_of(found.supervision, rows) for name, found in joined.items()}
+            supervision = {name: slice_output(found.supervision, rows) for name, found in joined.items()}
             if not self.counters.flops:
                 self.counters.flops = self._flops(batch)
             self._feed.override(rows)

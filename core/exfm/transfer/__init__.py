@@ -1,4 +1,4 @@
-"""What goes from teachers to a student while it trains: teacher output, vectors and parameters, each in its time."""
+"""Transfers teacher output, vectors and parameters to a student while it trains, each causally."""
 
 from __future__ import annotations
 

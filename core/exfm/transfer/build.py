@@ -25,7 +25,7 @@ def build_strategies(
     """Builds an arm's strategies, in the order of the file, and asks them for the transfers that they declare.
 
     Raises:
-        ConfigError: a strategy refuses its teacher, or declares what cannot be done.
+        ConfigError: a strategy refuses its teacher, or declares a transfer that does not fit student or teacher.
     """
     student = _student_spec(arm, model)
     strategies: list[TransferStrategy] = []
@@ -42,6 +42,7 @@ def build_strategies(
 
 
 def _student_spec(arm: Arm, model: RankingModel) -> StudentSpec:
+    """Describes an arm's model as a student."""
     featurizer = model.featurizer
     tables = {lookup.key: lookup.table for lookup in featurizer.bags}
     return StudentSpec(
@@ -56,7 +57,7 @@ def _student_spec(arm: Arm, model: RankingModel) -> StudentSpec:
 
 
 def _merge(teachers: Sequence[TeacherSpec]) -> TeacherSpec:
-    """Describes several teachers as one: all of their tasks, and embeddings if all have them in one width."""
+    """Describes several teachers as a single teacher: all their tasks, and embeddings if all have the same width."""
     tasks = dict.fromkeys(task for teacher in teachers for task in teacher.tasks)
     widths = {teacher.embedding_dim for teacher in teachers}
     embedding_dim = widths.pop() if len(widths) == 1 else None
@@ -72,12 +73,13 @@ def teacher_specs(experiment: Experiment) -> dict[str, TeacherSpec]:
 
 
 def _teacher_spec(arm: Arm, schema: FeatureSchema, shared: bool) -> TeacherSpec:
-    """Describes a model as a teacher; a model that is built without memory knows its widths and parts."""
+    """Describes a model as a teacher; its widths and model parts are read from a model on the meta device."""
     states = dict.fromkeys(arm.config.supervision.states, arm.config.supervision.state_dim)
     stores_embeddings = arm.config.supervision.embedding != "none"
     embedding_dim = arm.config.supervision.embedding_dim
     if not shared and (embedding_dim is not None or not stores_embeddings):
         return TeacherSpec(arm.name, arm.tasks, embedding_dim, states)
+    # A fork of the generator, because building on the meta device draws numbers too.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = build_model(arm, schema)
     if stores_embeddings:
@@ -86,7 +88,7 @@ def _teacher_spec(arm: Arm, schema: FeatureSchema, shared: bool) -> TeacherSpec:
 
 
 def check_models(experiment: Experiment) -> None:
-    """Builds every arm without memory.
+    """Builds every arm on the meta device, which takes no memory.
 
     Raises:
         ConfigError: a component refuses its config, its inputs or its teacher.

@@ -1,4 +1,4 @@
-"""The vectors that teachers have stored for a chunk of the stream, looked up once for all students of a job.
+"""Looks up the vectors that teachers have stored for a chunk of the stream, once for all students of a job.
 
 Legend: B rows of the chunk, S vectors of a column, K width of a vector.
 """
@@ -33,7 +33,7 @@ class ChunkVectors:
 
     @cached_property
     def end_us(self) -> int | None:
-        """The time of the chunk's last row; None where this process has no row of a short chunk."""
+        """Returns the time of the chunk's last row; None where this process has no row of a short chunk."""
         return int(self.batch.event_time_us[-1]) if self.batch.size else None
 
     def columns(self, teacher: str) -> tuple[str, ...]:
@@ -61,11 +61,12 @@ class ChunkVectors:
         return self._stored[teacher]
 
     def _look_up(self, teacher: str, column: str) -> PendingVectors:
-        """Gives each vector the position in the chunk after which it may be known."""
+        """Assigns each vector the position in the chunk after which a student may read it."""
         stored = self._stored_by(teacher)
-        position_S, vector_SK = stored.found.nonzero().squeeze(1), stored.vectors[column]
+        position_S, vector_SK = stored.has_row.nonzero().squeeze(1), stored.vectors[column]
         row_S = self.rows(feature_of(column))[position_S]
-        if column.startswith(ROW):  # a table's row is from after the teacher's step on a whole batch
+        # A table's row is stored after the teacher's step on a whole batch, which has read all labels of the batch.
+        if column.startswith(ROW):
             position_S = position_S[_last_of_batch(stored.watermark_us)]
         kept_S = (row_S >= 0).nonzero().squeeze(1)
         if kept_S.numel() < row_S.numel():
@@ -87,7 +88,9 @@ def _last_of_batch(watermark_us: Tensor) -> Tensor:
 
 
 def _rows(batch: Batch, feature: str) -> Tensor:
+    """Returns the table row (B,) of a feature with at most a single id per example, -1 where it is missing."""
     bags = batch.sparse[feature]
+    # As many ids as examples: no id is missing, and the values are in the order of the examples.
     if bags.values().numel() == batch.size:
         row_B: Tensor = bags.values()
         return row_B

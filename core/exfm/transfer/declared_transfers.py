@@ -30,13 +30,13 @@ class DeclaredTransfers:
 
     @property
     def frozen_parts(self) -> tuple[str, ...]:
-        """Names the student's parts that training leaves as they are."""
+        """Names the student's parts that training does not change."""
         copied = [copy.part for copy in self.copies if not copy.trainable]
         return (*copied, *(f"table/{add.table}" for add in self.additions if not add.keep_own_row))
 
 
 def declared_transfers(strategy: TransferStrategy, student: StudentSpec, teacher: TeacherSpec) -> DeclaredTransfers:
-    """Asks a strategy for its transfers and checks them; none of a strategy that takes no parameters.
+    """Asks a strategy for its transfers and checks them; a strategy that takes no parameters has none.
 
     Raises:
         ValueError: a part, a table or a source is not there, does not fit, or is not required of the teacher.
@@ -67,8 +67,11 @@ def check_copied_once(declared: Sequence[DeclaredTransfers]) -> None:
 
 def _check_required(strategy: TransferStrategy, copies: Sequence[CopyPart], additions: Sequence[AddRows]) -> None:
     kinds = {source.kind for add in additions for source in add.sources}
-    used = {"states"} if "state" in kinds else set[str]()
-    used |= {"parameters"} if copies or "table_row" in kinds else set()
+    used: set[str] = set()
+    if "state" in kinds:
+        used.add("states")
+    if copies or "table_row" in kinds:
+        used.add("parameters")
     if missing := used - strategy.requires:
         raise ValueError(f"{strategy.name}: its transfers use {missing.pop()!r}, which `requires` has to say")
 
@@ -124,12 +127,14 @@ def _check_sources(name: str, add: AddRows, student: StudentSpec, widths: Mappin
 
 @torch.no_grad()
 def _check_projection(strategy: TransferStrategy, add: AddRows, width: int, dim: int) -> None:
+    """Raises ValueError unless a projection is the strategy's module and has the student's width."""
     inside = {id(module) for module in strategy.modules()}
     if id(add.projection) not in inside:
         raise ValueError(
             f"{strategy.name}: the projection of table {add.table!r} is no module of the strategy, so that nothing "
             "trains or saves it; assign it to an attribute"
         )
+    # On the parameters' device, which is the meta device when only the config is checked.
     parameter = next(add.projection.parameters(), torch.zeros(0))
     projected = add.projection(torch.zeros(3, width, dtype=parameter.dtype, device=parameter.device))
     if projected.shape != (3, dim):

@@ -1,4 +1,4 @@
-"""Merges the output of a strategy's teachers, under the student's names of tasks.
+"""Merges the outputs of a strategy's teachers under the student's task names.
 
 Legend: B examples, E width of an embedding.
 """
@@ -15,10 +15,11 @@ from exfm.interfaces.transfer_strategy import TransferStrategy
 
 
 def merge_teacher_outputs(strategy: TransferStrategy, outputs: Mapping[str, TeacherOutput]) -> TeacherOutput | None:
-    """Gives each example the output of the first of a strategy's teachers that has a row of it; None without teachers.
+    """Selects for each example the output of the strategy's first teacher that has a row; None without teachers.
 
     Args:
-        outputs: by teacher; a teacher without any is left out.
+        strategy: the strategy, with its teachers in order.
+        outputs: output by teacher; a teacher without output is left out.
     """
     present = [outputs[name] for name in strategy.config.teachers if name in outputs]
     teaching = [output for output in present if any(task in output.hit for task in strategy.teacher_tasks.values())]
@@ -36,7 +37,7 @@ def merge_teacher_outputs(strategy: TransferStrategy, outputs: Mapping[str, Teac
 
 
 def _fill(first: TeacherOutput, second: TeacherOutput) -> TeacherOutput:
-    """Takes the first's rows, and the second's where the first has none."""
+    """Takes the rows of ``first``, and those of ``second`` where ``first`` has no row."""
     probabilities, hit = dict(second.probabilities), dict(second.hit)
     for task, hit_B in first.hit.items():
         if task in hit:

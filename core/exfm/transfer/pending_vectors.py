@@ -1,4 +1,4 @@
-"""Vectors that a teacher makes along a stream, and which of them a student may know at an example of it.
+"""Selects, of the vectors that a teacher computes along a stream, those that a student may read at an example.
 
 Legend: S vectors, L examples of a student, K width of a vector.
 """
@@ -19,11 +19,11 @@ from exfm.modeling.vector_table import RowVectors, VectorOverride, pick
 
 @dataclass(frozen=True)
 class PendingVectors:
-    """Holds S vectors of a column that not all later examples may know yet, in the order of their examples.
+    """Holds S vectors of a column that not all later examples may read yet, in the order of their examples.
 
     Attributes:
-        row_S: the table row of each.
-        position_S: the position of its example in the chunk; -1 where that was in an earlier chunk.
+        row_S: the table row of each vector.
+        position_S: the position of its example in the chunk; -1 where the example was in an earlier chunk.
         time_us_S: the time of its example.
         vector_SK: the vectors.
     """
@@ -34,9 +34,10 @@ class PendingVectors:
     vector_SK: Tensor
 
     def count_known(self, position_L: Tensor, time_us_L: Tensor, lag_us: int) -> Tensor:
-        """Counts the vectors, always the first ones, that may be known at each of L examples of the chunk: (L,)."""
+        """Counts the leading vectors (L,) that may be read at each of L examples of the chunk."""
         earlier_L = _count_below(self.position_S, position_L)
-        if not lag_us:  # the vectors of earlier examples are of no later time
+        # Without a lag positions decide alone, because the stream is sorted by time.
+        if not lag_us:
             return earlier_L
         return torch.minimum(earlier_L, torch.searchsorted(self.time_us_S, time_us_L - lag_us, right=True))
 
@@ -44,31 +45,35 @@ class PendingVectors:
         """Picks, for each of L table rows, its last vectors among the first ``visible_L``, newest first.
 
         Args:
-            length: how many of them.
+            row_L: the rows.
+            visible_L: how many leading vectors each example may read.
+            length: how many vectors of a row are picked at most.
         """
         if not self.row_S.numel():
             unknown = torch.zeros(len(row_L), length, dtype=torch.bool)
             return VectorOverride(unknown, self.vector_SK.new_zeros(len(row_L), length, self.width))
         key_S, bits = self._sorted
+        # The key before (row, visible): the row's last vector whose position is below ``visible``.
         last_L = torch.from_numpy(np.searchsorted(key_S, (row_L.numpy() << bits) | visible_L.numpy()) - 1)
         return pick(key_S, bits, last_L, row_L, visible_L, self.vector_SK, length)
 
     @cached_property
     def _sorted(self) -> tuple[npt.NDArray[np.int64], int]:
-        """Rows packed with their positions, sorted once for all students that know the same vectors."""
+        """Returns rows packed with positions; a cache, because students with the same vectors share the sort."""
         return packed_rows(self.row_S)
 
     @property
     def width(self) -> int:
-        """K."""
+        """Returns K."""
         return self.vector_SK.shape[1]
 
     def first(self, count: int) -> RowVectors:
-        """Returns rows and vectors of the first ones."""
+        """Returns rows and vectors of the first ``count`` vectors."""
         return RowVectors(self.row_S[:count], self.vector_SK[:count])
 
     def after(self, count: int) -> PendingVectors:
-        """Copies all but the first ones, for the chunks to come."""
+        """Copies all but the first ``count`` vectors, for later chunks."""
+        # Copies, because a view would keep the whole chunk's vectors in memory.
         later = slice(count, None)
         earlier_chunk = torch.full_like(self.position_S[later], -1)
         return PendingVectors(
@@ -76,7 +81,7 @@ class PendingVectors:
         )
 
     def followed_by(self, later: PendingVectors) -> PendingVectors:
-        """Concatenates both."""
+        """Appends later vectors."""
         return PendingVectors(
             torch.cat([self.row_S, later.row_S]),
             torch.cat([self.position_S, later.position_S]),
@@ -86,9 +91,13 @@ class PendingVectors:
 
 
 def _count_below(position_S: Tensor, position_L: Tensor) -> Tensor:
-    """Counts the positions (S,), -1 or more, below each of L positions: by counting, not by L searches."""
+    """Counts the positions (S,), -1 or more, below each of L ascending positions.
+
+    A cumulative sum of counts is linear in S and L, where L binary searches are not.
+    """
     if not position_L.numel():
         return position_L
     positions = int(position_L[-1]) + 1
+    # Shifted by 1, because a count has no index -1.
     below = torch.bincount(position_S[position_S < positions] + 1, minlength=positions + 1).cumsum(0)
     return below.index_select(0, position_L)

@@ -1,4 +1,4 @@
-"""Metrics of a student's soft labels against the labels: of the teacher's, and of those that an adapter corrects.
+"""Scores a student's soft labels against the labels: the teacher's, and those that a label adapter corrects.
 
 Legend: B examples of a batch.
 """
@@ -19,21 +19,21 @@ from exfm.interfaces.transfer_strategy import TransferStrategy
 TEACHER, CORRECTED = "teacher", "corrected"
 _Batch = tuple[Tensor, Tensor, Tensor]
 _WAITING = 32
-"""Batches that are summed together: small ones cost a call each, and little else."""
+"""Bounds the batches that are summed in a single call, because a small batch costs little but its calls (ours)."""
 
 
 class SoftLabelMetrics:
-    """Sums over a window's examples that a teacher has supervised, of each strategy and task.
+    """Sums up each strategy's and task's soft labels over a window's examples that a teacher has supervised.
 
-    Of strategies that learn the same tasks from the same teachers, only the first counts the teacher's labels. Labels
-    score here and are not learned from, so those that come late count too.
+    Of strategies that learn the same tasks from the same teachers, only the first counts the teacher's labels. Late
+    labels count too, because labels are only scored here and not learned from.
 
     Args:
         strategies: the student's, in the order of the file.
     """
 
     def __init__(self, strategies: Sequence[TransferStrategy]) -> None:
-        # Sums stay on the device until the window ends: reading one would wait for it at every batch.
+        # Sums stay on the device until the window ends, because reading a sum would wait for the device at every batch.
         self._sums: dict[tuple[int, str, str], Tensor] = {}
         self._waiting: dict[tuple[int, str, str], list[_Batch]] = {}
         taught = [(strategy.config.teachers, strategy.teacher_tasks) for strategy in strategies]
@@ -47,11 +47,15 @@ class SoftLabelMetrics:
 
         Args:
             number: the strategy's position under ``transfer``.
+            teacher: the teacher's output.
             labels: (B,) by task.
-            adapted: the teacher's output as the strategy corrects it; None where it does not.
+            adapted: the teacher's output as the strategy corrects it; None for a strategy without an adapter.
         """
-        scored = [(TEACHER, teacher)] if number in self._first else []
-        scored += [] if adapted is None else [(CORRECTED, adapted)]
+        scored: list[tuple[str, TeacherOutput]] = []
+        if number in self._first:
+            scored.append((TEACHER, teacher))
+        if adapted is not None:
+            scored.append((CORRECTED, adapted))
         for label, output in scored:
             for task, soft_B in output.probabilities.items():
                 waiting = self._waiting.setdefault((number, label, task), [])
@@ -60,13 +64,14 @@ class SoftLabelMetrics:
                     self._count((number, label, task))
 
     def _count(self, key: tuple[int, str, str]) -> None:
+        """Adds the waiting batches to their sums."""
         soft, label, hit = zip(*self._waiting[key], strict=True)
         sums = _sums(torch.cat(soft), torch.cat(label), torch.cat(hit))
         self._sums[key] = self._sums[key] + sums if key in self._sums else sums
         self._waiting[key].clear()
 
     def counters(self) -> list[dict[str, Any]]:
-        """The sums, each with its strategy's position under ``transfer``, as JSON."""
+        """Returns the sums as JSON, each with its strategy's position under ``transfer``."""
         for key, waiting in self._waiting.items():
             if waiting:
                 self._count(key)
@@ -79,7 +84,8 @@ class SoftLabelMetrics:
 
 
 def _sums(soft_B: Tensor, label_B: Tensor, hit_B: Tensor) -> Tensor:
-    """Examples, positives, log loss and predictions summed over the hits, (4,) float64."""
+    """Returns examples, positives, log loss and predictions summed over the hits, (4,) float64."""
+    # float64, because float32 sums over a window lose small terms, and probabilities near 1 their logarithm.
     soft_B, label_B = soft_B.double(), label_B.double()
     clipped_B = soft_B.clamp(CLIP, 1 - CLIP)
     likelihood_B = torch.where(label_B > 0, clipped_B, 1 - clipped_B)

@@ -1,4 +1,4 @@
-"""All that transfer adds to a student in training: its strategies, their adapters, and the parameters it takes.
+"""Holds everything that transfer adds to a student in training: strategies, label adapters, taken parameters.
 
 Legend: B examples.
 """
@@ -18,15 +18,15 @@ from exfm.transfer.soft_label_metrics import SoftLabelMetrics
 from exfm.transfer.student_parameters import StudentParameters
 
 STRATEGIES = "transfer."
-"""State-dict prefix of the strategies' parameters and buffers."""
+"""Prefixes the strategies' parameters and buffers in the state dict."""
 
 
 class StudentTransfer:
     """Computes the terms that a student's strategies add to its loss, and steps their label adapters.
 
     Args:
-        strategies: in the order of the file, placed.
-        parameters: what they take.
+        strategies: the strategies on their devices, in the order of the file.
+        parameters: the parameters that the student takes from its teachers.
         parallel_model: averages the gradients of adapters over the processes.
 
     Attributes:
@@ -41,11 +41,10 @@ class StudentTransfer:
         self.strategies = tuple(strategies)
         self.parameters = parameters
         self._parallel_model = parallel_model
-        self._adapters = {
-            number: strategy.adapter_optimizer()
-            for number, strategy in enumerate(strategies)
-            if isinstance(strategy, LabelAdapter)
-        }
+        self._adapters: dict[int, torch.optim.Optimizer] = {}
+        for number, strategy in enumerate(strategies):
+            if isinstance(strategy, LabelAdapter):
+                self._adapters[number] = strategy.adapter_optimizer()
         self.begin()
 
     def begin(self) -> None:
@@ -72,36 +71,39 @@ class StudentTransfer:
 
         Args:
             output: the student's forward pass.
-            teachers: output of the same examples, by teacher; a teacher without any is left out.
+            teachers: output of the same examples, by teacher; a teacher without output is left out.
             labels: (B,) by task.
-            learned: those that are learned from by now.
+            learned: the labels that have arrived and are learned from.
         """
         losses = []
         for number, strategy in enumerate(self.strategies):
             teacher = merge_teacher_outputs(strategy, teachers)
             if teacher is None:
                 continue
-            adapter = strategy if isinstance(strategy, LabelAdapter) else None
-            self.soft_labels.add(number, teacher, labels, None if adapter is None else adapter.adapt(teacher))
-            if adapter is not None:
-                self._step(self._adapters[number], adapter.adapter_loss(teacher, learned))
+            # Scored before the adapter steps on the same labels: it would seem better than it is.
+            if isinstance(strategy, LabelAdapter):
+                self.soft_labels.add(number, teacher, labels, strategy.adapt(teacher))
+                self._step(self._adapters[number], strategy.adapter_loss(teacher, learned))
+            else:
+                self.soft_labels.add(number, teacher, labels, None)
             if isinstance(strategy, DistillationStrategy):
                 losses.append(strategy.loss(output, teacher, learned))
         return losses
 
     def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        """Steps an adapter on all processes' gradients."""
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._parallel_model.reduce_gradients(parameters_of(optimizer))
         optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
-        """Returns the state that the next start needs, beside that of the optimizers."""
+        """Returns the state that the next start needs, without the optimizers' state."""
         strategies = {f"{STRATEGIES}{key}": value for key, value in self.modules.state_dict().items()}
         return strategies | self.parameters.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what ``state`` returned.
+        """Restores the result of ``state``.
 
         Raises:
             KeyError, RuntimeError: it is the state of other strategies, or of another version of them.

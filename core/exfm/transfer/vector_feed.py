@@ -1,4 +1,4 @@
-"""Keeps a student's tables of teacher vectors up to date along the stream, and causal.
+"""Updates a student's tables of teacher vectors along the stream, causally.
 
 Legend: L rows of a chunk that the student sees, V ids of a feature.
 """
@@ -17,15 +17,18 @@ from exfm.transfer.chunk_vectors import ChunkVectors, feature_of
 from exfm.transfer.pending_vectors import PendingVectors
 
 Column = tuple[str, str]
-"""A teacher, and a column of its stored vectors: ``state_ENTITY`` or ``row_FEATURE``."""
+"""Names a teacher, and a column of its stored vectors: ``state_ENTITY`` or ``row_FEATURE``."""
 
 
 @dataclass(frozen=True)
 class FedTable:
-    """A table of teacher vectors and the columns that it takes them from.
+    """Holds a table of teacher vectors and the columns that fill it.
 
     Attributes:
-        columns: in order; of two columns with a vector of one row in a chunk, the later one is stored.
+        teacher: the teacher's name.
+        columns: the columns in order; where two columns have a vector of the same row in a chunk, the later column's is
+            stored.
+        table: the table.
     """
 
     teacher: str
@@ -35,12 +38,12 @@ class FedTable:
 
 @dataclass(frozen=True)
 class _ChunkColumn:
-    """A column in a chunk.
+    """Holds the vectors of a column in a chunk.
 
     Attributes:
-        vectors: those of the chunk, after those still in flight.
-        has_id_L: which of the student's rows have an id; None where all have.
-        override: the newest vectors that each of the student's rows may know.
+        vectors: the vectors in flight from earlier chunks, then those of the chunk.
+        has_id_L: the mask of the student's rows with an id; None where all rows have an id.
+        override: the newest vectors that each of the student's rows may read.
     """
 
     vectors: PendingVectors
@@ -48,24 +51,24 @@ class _ChunkColumn:
     override: VectorOverride
 
     def slice(self, rows: slice) -> VectorOverride:
-        """Returns the overrides of the ids of some of the L rows."""
+        """Returns the overrides of the ids of a slice of the L rows."""
         return self.override.slice(rows, None if self.has_id_L is None else self.has_id_L[rows])
 
 
 class VectorFeed:
-    """Goes along the rows of a stream that the student sees.
+    """Feeds teacher vectors to a student's tables, in step with the rows of the stream that the student sees.
 
-    A state of an example was made before the teacher learned from it, so a student may know it from its next example
-    on. A table's row is from after the teacher's step on a whole batch: the student may know it once it has passed
-    that batch. With a lag, either reaches it when so much of the stream's time has passed: vectors that not all
-    examples of the next chunk may know stay in flight. Each example sees the newest vectors before it through
-    overrides, and the tables store those that all later examples may know.
+    A state of an example was computed before the teacher learned from the example, so a student may read it from its
+    next example on. A table's row was stored after the teacher's step on a whole batch, so the student may read it
+    after that batch. With a lag, the student reads either only when so much of the stream's time has passed: vectors
+    that not all examples of the next chunk may read stay in flight. Each example reads the newest vectors before it
+    through overrides, and the tables store the vectors that all later examples may read.
 
-    The bookkeeping is done once per teacher and column, however many tables read it. Students of a job do not share
-    their tables, because after an interruption they may stand at different windows; they share ``ChunkVectors``.
+    The bookkeeping is done once per teacher and column, however many tables read the column. Students of a job do not
+    share their tables, because after an interruption they may be at different windows; they share ``ChunkVectors``.
 
     Args:
-        tables: the student's.
+        tables: the student's tables of teacher vectors.
         lags_us: how long a teacher's vectors are in flight, by teacher.
     """
 
@@ -73,23 +76,26 @@ class VectorFeed:
         self._tables = tuple(tables)
         self._lags_us = lags_us
         self._read = tuple(dict.fromkeys((fed.teacher, column) for fed in self._tables for column in fed.columns))
-        self._lengths = {
-            key: max(fed.table.length for fed in self._tables if fed.teacher == key[0] and key[1] in fed.columns)
-            for key in self._read
-        }
+        # The longest history of any table that reads a column: shorter tables read its first vectors.
+        self._lengths: dict[Column, int] = {}
+        for fed in self._tables:
+            for column in fed.columns:
+                key = (fed.teacher, column)
+                self._lengths[key] = max(self._lengths.get(key, 0), fed.table.length)
         self._in_flight: dict[Column, PendingVectors] = {}
         self._chunk: dict[Column, _ChunkColumn] = {}
         self._end_us = 0
 
     def begin(self) -> None:
-        """Starts a window: the tables of rows are filled from a snapshot, which knows all rows in flight."""
+        """Starts a window and drops rows in flight, because the tables of rows are filled from a newer snapshot."""
         self._in_flight = {key: pending for key, pending in self._in_flight.items() if key[1].startswith(STATE)}
 
     def open(self, chunk: ChunkVectors, seen_L: Tensor) -> None:
         """Starts a chunk.
 
         Args:
-            seen_L: the rows of it that the student sees, ascending.
+            chunk: the stored vectors of the chunk.
+            seen_L: positions of the chunk's rows that the student sees, ascending.
         """
         self._end_us = self._end_us if chunk.end_us is None else chunk.end_us
         self._chunk = {}
@@ -114,7 +120,7 @@ class VectorFeed:
         """Sets the overrides of the next batch.
 
         Args:
-            rows: which of the L rows it has.
+            rows: the batch's slice of the L rows.
         """
         overrides = {key: column.slice(rows) for key, column in self._chunk.items()}
         for fed in self._tables:
@@ -122,7 +128,7 @@ class VectorFeed:
             fed.table.overrides = {feature_of(key[1]): overrides[key] for key in keys}
 
     def close(self) -> None:
-        """Ends a chunk: stores the vectors that all later examples may know, and keeps the others in flight."""
+        """Ends a chunk: stores the vectors that all later examples may read, and keeps the others in flight."""
         counts = {}
         for key, column in self._chunk.items():
             until_us = torch.tensor(self._end_us - self._lags_us[key[0]])
@@ -147,7 +153,7 @@ class VectorFeed:
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what ``state`` returned."""
+        """Restores the result of ``state``."""
         self._in_flight = {}
         for name, row_S in state.items():
             key, _, kind = name.rpartition(".")
