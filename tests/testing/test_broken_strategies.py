@@ -534,8 +534,8 @@ BROKEN: dict[type[Any], dict[str, str]] = {
         "loss_is_a_finite_scalar": "student and strategy are torch.float64, the loss is torch.float32",
         "a_loss_that_decomposes_is_the_mean_over_any_split": "the loss, over two parts of a batch",
     },
-    NeedsLabels: {"what_is_not_known_is_left_out": "click"},
-    NeedsEveryTask: {"what_is_not_known_is_left_out": "buy"},
+    NeedsLabels: {"missing_labels_and_tasks_are_left_out": "click"},
+    NeedsEveryTask: {"missing_labels_and_tasks_are_left_out": "buy"},
     MasksByZero: {
         "loss_is_a_finite_scalar": "of 0 examples, not finite: the loss",
         "a_batch_of_misses_teaches_nothing": "in a batch of misses it is not zero: the loss",
@@ -577,10 +577,10 @@ BROKEN: dict[type[Any], dict[str, str]] = {
     StaysOnTheCPU: {"builds_without_memory": "built on the meta device, one took memory"},
     LosesDigits: {"low_precision_is_close": "5% allowed"},
     AdapterLearnsFromTheStudent: {
-        "adapter_optimizer_has_parameters_of_its_own": "reaches its shifts.buy, which adapter_optimizer() trains"
+        "adapter_optimizer_has_separate_parameters": "reaches its shifts.buy, which adapter_optimizer() trains"
     },
     OwnLossReachesTheHeads: {
-        "adapter_optimizer_has_parameters_of_its_own": "reaches its heads.click.0.weight, which adapter_optim"
+        "adapter_optimizer_has_separate_parameters": "reaches its heads.click.0.weight, which adapter_optim"
     },
     GlidesOn: {"adapter_steps_on_labels_alone": "in a batch without labels, adapter_optimizer() moves shifts.buy"},
     NeverSteps: {"adapter_steps_on_labels_alone": "a step of adapter_optimizer() moves nothing"},
@@ -598,10 +598,10 @@ BROKEN: dict[type[Any], dict[str, str]] = {
     DividesByLength: {"what_is_added_is_finite": "is not finite where there is no vector yet"},
     SpareProjection: {"every_projection_learns": "no gradient reaches its spare.weight, spare.bias"},
     ProjectsOtherwiseInTraining: {"runs_repeat": "in training and in evaluation mode"},
-    TakesATeacherWithoutStates: {"a_teacher_that_lacks_what_is_required_is_refused": "stores no state of 'item'"},
+    TakesATeacherWithoutStates: {"a_teacher_without_required_data_is_refused": "stores no state of 'item'"},
     CorrectsLogits: {"adapted_labels_are_probabilities": "which is no probability"},
     CorrectsWithGradients: {"adapted_labels_are_probabilities": "a gradient could reach the adapted labels of 'click'"},
-    TakesAnyTeacher: {"a_teacher_that_lacks_what_is_required_is_refused": "DID NOT RAISE"},
+    TakesAnyTeacher: {"a_teacher_without_required_data_is_refused": "DID NOT RAISE"},
 }
 
 

@@ -1,4 +1,4 @@
-"""DistillationStrategy: the kind of transfer that adds a loss.
+"""Declares DistillationStrategy, the kind of transfer that adds a loss.
 
 Legend: B examples, R width of the representation, K width of a state, E width of an embedding.
 """
@@ -18,7 +18,7 @@ from exfm.interfaces.transfer_strategy import TransferStrategy
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """One forward pass of the student: representation (B, R), serving logits (B,) by task, states (B, K) by entity."""
+    """Holds a forward pass of the student: representation (B, R), logits (B,) by task, states (B, K) by entity."""
 
     representation_BR: Tensor
     logits: Mapping[str, Tensor]
@@ -27,7 +27,7 @@ class StudentOutput:
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """A teacher's stored predictions, row by row of the student's batch.
+    """Holds a teacher's stored predictions, aligned with the rows of the student's batch.
 
     Attributes:
         probabilities: (B,) by task. Where ``hit`` is false the value is meaningless (and finite).
@@ -45,36 +45,36 @@ class TeacherOutput:
 class DistillationStrategy(TransferStrategy):
     """Adds a term to the student's loss.
 
-    With several teachers, ``teacher`` is their output merged: each example has that of the first teacher with a row.
-    A strategy that implements ``LabelAdapter`` corrects the teacher's labels before they are learned.
+    With several teachers, ``teacher`` is their merged output: each example has that of the first teacher with a row. A
+    strategy that implements ``LabelAdapter`` corrects the teacher's labels before they are learned.
     """
 
     _extends_a_kind: ClassVar[bool] = True
 
     @property
     def decomposes(self) -> bool:
-        """Whether the next loss is a mean of terms of single examples that changes no buffer of the strategy.
+        """Returns whether the next loss is a mean of terms of single examples that changes no buffer of the strategy.
 
         Such a loss may be computed by each process on its rows alone. A loss that compares examples with each other,
-        or keeps statistics of the batches, needs the whole batch: it says False, and may do so for some batches only,
-        such as the first.
+        or keeps statistics of the batches, needs the whole batch: its strategy returns False, for all batches or for
+        some, such as the first.
         """
         return True
 
     @abstractmethod
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
-        """The mean of the term over the batch, a scalar; an example without teacher output counts 0.
+        """Returns the mean of the term over the batch, a scalar; an example without teacher output counts 0.
 
         Args:
             student: the forward pass that is being trained, with gradients.
             teacher: its stored output of the same examples.
-            labels: (B,) of 0 and 1 by task, of the tasks whose labels are known by now.
+            labels: (B,) of 0 and 1 by task, of the tasks whose labels have arrived.
         """
 
 
 @runtime_checkable
 class LabelAdapter(Protocol):
-    """Optional capability of a ``DistillationStrategy``: fresh labels correct the teacher's before they are learned.
+    """Corrects a teacher's labels by fresh labels before they are learned; an optional capability of a strategy.
 
     For each batch the core scores ``adapt(teacher)`` for the report, steps ``adapter_optimizer`` on ``adapter_loss``,
     and then computes ``loss`` from the teacher's uncorrected output.
@@ -85,12 +85,12 @@ class LabelAdapter(Protocol):
         ...
 
     def adapter_optimizer(self) -> torch.optim.Optimizer:
-        """Makes the optimizer of the adapter's parameters, which the student's optimizer leaves alone.
+        """Builds the optimizer of the adapter's parameters, which the student's optimizer does not train.
 
-        Called once, after the strategy has been placed; its state is saved and restored with the student's.
+        Called once, after the strategy has been moved to its device; its state is saved with the student's.
         """
         ...
 
     def adapter_loss(self, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
-        """The scalar that ``adapter_optimizer`` minimises; without hits or labels it reaches no parameter."""
+        """Returns the scalar that ``adapter_optimizer`` minimises; without hits or labels it reaches no parameter."""
         ...

@@ -1,4 +1,4 @@
-"""ParameterStrategy: the kind of transfer that takes parameters of the teacher.
+"""Declares ParameterStrategy, the kind of transfer that takes parameters of the teacher.
 
 Legend: K width of a teacher's vector, D width of the student's rows.
 """
@@ -17,11 +17,11 @@ from exfm.interfaces.transfer_strategy import TransferStrategy
 
 @dataclass(frozen=True)
 class TeacherVectors:
-    """Names vectors that a teacher publishes, one per row of a table.
+    """Names vectors that a teacher publishes, a vector per row of a table.
 
     Attributes:
         kind: ``state``, the teacher's states of an entity, from ``supervision.states``; or ``table_row``, the rows of
-            one of its tables, from its snapshots and, between them, from ``supervision.rows``.
+            a table, from its snapshots and, between them, from ``supervision.rows``.
         name: the entity, a categorical feature; or the table.
     """
 
@@ -36,8 +36,8 @@ class CopyPart:
     The weights are those of the teacher's newest snapshot that its delay allows at a window's start.
 
     Attributes:
-        part: its name, such as ``sequence_encoder/history`` or ``table/ad_id``.
-        schedule: ``every_window``, or ``once``, from the first snapshot there is.
+        part: the name of the part, such as ``sequence_encoder/history`` or ``table/ad_id``.
+        schedule: ``every_window``, or ``once``, from the teacher's first snapshot.
         trainable: whether the student goes on training it.
         leading_columns: whether of a wider table of the teacher the leading columns are taken.
     """
@@ -50,15 +50,15 @@ class CopyPart:
 
 @dataclass(frozen=True)
 class AddRows:
-    """Adds ``projection(v)`` to each row of a student's table, ``v`` being the teacher's newest known vector of it.
+    """Adds ``projection(v)`` to each row of a student's table, ``v`` being the row's newest vector.
 
-    ``v`` is zeros where there is none yet. The core keeps ``v`` up to date and causal: an example sees vectors that
-    were made at earlier examples, less the teacher's lag. It adds the sum in every look-up, and folds it into the
-    tables of every snapshot.
+    ``v`` is zeros before the teacher's first vector. The core keeps ``v`` up to date and causal: an example sees
+    vectors that were computed at earlier examples, less the teacher's lag. It adds the offset in every lookup, and
+    folds it into the tables of every snapshot.
 
     Attributes:
         table: the student's table.
-        sources: whose vectors, all of one kind and width; of several entities of one table the newest counts.
+        sources: the vectors, all of equal kind and width; of several entities of a table the newest counts.
         projection: maps (..., K) to (..., D), each vector by itself; a module of the strategy.
         keep_own_row: whether the student's own row stays and is trained; else it is frozen, and zeros from the first
             window on that begins with vectors of the teacher.
@@ -81,4 +81,4 @@ class ParameterStrategy(TransferStrategy):
 
     @abstractmethod
     def transfers(self) -> Sequence[CopyPart | AddRows]:
-        """The transfers; asked for once, when the strategy has been built."""
+        """Returns the transfers; called once, when the strategy has been built."""

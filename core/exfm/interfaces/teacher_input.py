@@ -48,11 +48,11 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class VectorHistory:
-    """The teacher's newest vectors of each example's entity, newest first.
+    """Holds the teacher's newest vectors of each example's entity, newest first.
 
     Attributes:
-        vector_BLK: (B, L, K); meaningless where there is none.
-        valid_BL: (B, L) bool, whether there is a vector; those that there are come first.
+        vector_BLK: (B, L, K); meaningless where the mask is false.
+        valid_BL: (B, L) bool, the mask of vectors; valid vectors come first.
     """
 
     vector_BLK: Tensor
@@ -60,10 +60,10 @@ class VectorHistory:
 
 
 class TeacherInput(Network):
-    """Gives a model its teacher's stored vectors as input tokens, at the cost of a look-up per entity when it serves.
+    """Gives a model its teacher's stored vectors as input tokens, at the cost of a lookup per entity when it serves.
 
-    It is a part of the served model, unlike transfer; a control has none. An example sees vectors that the teacher made
-    at earlier examples, less its lag. An example's tokens depend on that example alone.
+    It belongs to the served model, unlike transfer; a control has none. An example sees vectors that the teacher
+    computed at earlier examples, less its lag. An example's tokens depend on that example alone.
 
     A subclass sets ``name``, usually a ``Config``, and ``num_tokens`` in its constructor where M is not the number of
     entities.

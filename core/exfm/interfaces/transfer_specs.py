@@ -1,4 +1,4 @@
-"""What a transfer strategy knows of student and teacher when it is built."""
+"""Describes student and teacher to a transfer strategy when it is built."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class PartSpec:
 
     Attributes:
         tensors: the shapes of its tensors, by name in it.
-        table: the table that it is, whose one tensor is its ``weight`` (rows, width); None of another part.
+        table: the table's name, for a table, whose only tensor is its ``weight`` (rows, width); else None.
         reads: the features it reads, where its weights depend on their order.
     """
 
@@ -32,11 +32,11 @@ class StudentSpec:
     Attributes:
         tasks: the student's tasks.
         representation_dim: width R of its backbone's output.
-        new_head: makes another head of the serving head's shape, (B, R) -> logits (B,).
+        new_head: builds another head of the serving head's shape, (B, R) -> logits (B,).
         embedding_dim: width D of its tables' rows.
         tables: the table that each of its categorical features reads, by feature.
         table_rows: rows of each table, by table.
-        parts: its named parts.
+        parts: its parts, by name.
     """
 
     tasks: tuple[str, ...]
@@ -51,7 +51,7 @@ class StudentSpec:
         """Returns a part by name.
 
         Raises:
-            ValueError: there is none of this name.
+            ValueError: there is no part of this name.
         """
         return _find(name, self.parts, "the student")
 
@@ -61,8 +61,8 @@ class TeacherSpec:
     """Describes the teacher.
 
     Attributes:
-        name: as the experiment calls it.
-        tasks: those it gives probabilities for.
+        name: its name in the experiment.
+        tasks: the tasks that it predicts.
         embedding_dim: width E of the embeddings it stores; None where it stores none.
         states: width K of the states it stores, by entity, a categorical feature.
         parts: its named parts, where a strategy of the experiment requires any of its parameters; none of a teacher
@@ -79,7 +79,7 @@ class TeacherSpec:
         """Returns a part by name.
 
         Raises:
-            ValueError: there is none of this name.
+            ValueError: there is no part of this name.
         """
         return _find(name, self.parts, f"teacher {self.name!r}")
 

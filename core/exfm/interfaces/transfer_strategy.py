@@ -1,4 +1,4 @@
-"""TransferStrategy: what the two kinds of transfer have in common, a loss and parameters."""
+"""Declares TransferStrategy, the base of the two kinds of transfer: by a loss, and by parameters."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from exfm.interfaces.network import Network
 from exfm.interfaces.transfer_specs import StudentSpec, TeacherSpec
 
 TeacherData = Literal["embedding", "states", "parameters"]
-"""What a strategy may require of its teacher beside predictions."""
+"""Names the data that a strategy may require of its teacher beside predictions."""
 
 
 class TransferConfig(ComponentConfig):
-    """Base of a transfer strategy's Config: every transfer has a teacher."""
+    """Holds the fields of every transfer strategy's Config: each transfer has a teacher."""
 
     teacher: str = Field(description="Whose supervision is learned from: a name under `models` or `teachers`.")
     fallback: tuple[str, ...] = Field(
@@ -24,12 +24,12 @@ class TransferConfig(ComponentConfig):
     )
     tasks: dict[str, str] = Field(
         default_factory=dict,
-        description="The student's tasks that are taught, each with the teacher's task; by default those of one name.",
+        description="The student's tasks that are taught, each with the teacher's task; by default equal names.",
     )
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """The teacher, and those that are asked where it has no row."""
+        """Returns the teacher, and the teachers that are asked where it has no row."""
         return (self.teacher, *self.fallback)
 
 
@@ -40,12 +40,12 @@ class TransferStrategy(Network):
     parameters. A strategy may own parameters; they are trained with the student.
 
     Attributes:
-        requires: what the teacher has to store or to have, beside its predictions.
+        requires: the data that the teacher has to store or to have, beside its predictions.
         tasks: the student's tasks that the teacher teaches. Teacher output comes under their names.
         teacher_tasks: the teacher's name for each of them.
 
     Raises:
-        ValueError: there are none, or the teacher lacks what is required.
+        ValueError: there are no such tasks, or the teacher lacks required data.
     """
 
     kind: ClassVar[str] = "transfer_strategy"

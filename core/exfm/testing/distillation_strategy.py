@@ -1,4 +1,4 @@
-"""What every strategy that adds a loss must hold."""
+"""Tests that every strategy that adds a loss must pass."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exfm.testing.strategy_effects import StrategyEffectTests, check_finite
 
 
 class DistillationStrategyTests(StrategyEffectTests):
-    """Tests of a strategy that adds a loss; see ``exfm.testing`` for how to use them.
+    """Tests a strategy that adds a loss; see ``exfm.testing`` for how to use the tests.
 
     ``configs`` leave ``teacher`` out. A strategy under test has already seen a batch, unless a test says otherwise. The
     teacher stores embeddings if the strategy requires them.
@@ -35,140 +35,143 @@ class DistillationStrategyTests(StrategyEffectTests):
     teaches_trunk: ClassVar[bool] = True
 
     def test_loss_is_a_finite_scalar(self, fields: Mapping[str, Any]) -> None:
-        """It is added to the student's loss, from the first batch on, however few examples a batch has."""
+        """Checks the loss, which is added to the student's from the first batch on, of few examples too."""
         for dtype in (torch.float32, torch.float64):
             student = Student(self.tasks, dtype)
             for strategy in (self.make(fields, student), self.make_used(fields, student)):
                 for size in (8, 1, 0):
-                    found = outcome(strategy, student, self.lesson(size, dtype=dtype))
-                    loss = found["the loss"]
+                    computed = outcome(strategy, student, self.lesson(size, dtype=dtype))
+                    loss = computed["the loss"]
                     assert loss.shape == (), f"the loss is {tuple(loss.shape)} and not a scalar"
                     assert loss.dtype == dtype, f"student and strategy are {dtype}, the loss is {loss.dtype}"
-                    check_finite(found, f"of {size} examples")
+                    check_finite(computed, f"of {size} examples")
 
-    def test_what_is_not_known_is_left_out(self, fields: Mapping[str, Any]) -> None:
-        """Labels may come late, and a teacher may have nothing to say of a task."""
+    def test_missing_labels_and_tasks_are_left_out(self, fields: Mapping[str, Any]) -> None:
+        """Leaves out labels, and teacher output of a task: labels may come late, and a teacher may lack a task."""
         student, lesson, first = Student(self.tasks), self.lesson(), self.tasks[0]
         strategy = self.make_used(fields, student)
-        parts = {
+        lessons = {
             "without labels": replace(lesson, labels={}),
             f"with labels of {first!r} alone": replace(lesson, labels={first: lesson.labels[first]}),
             f"with teacher output of {first!r} alone": lesson.with_hits({first: lesson.teacher.hit[first]}),
         }
-        for what, part in parts.items():
-            check_finite(outcome(strategy, student, part), what)
+        for case, partial in lessons.items():
+            check_finite(outcome(strategy, student, partial), case)
 
     def test_a_miss_changes_nothing(self, fields: Mapping[str, Any]) -> None:
-        """Where the teacher has no row, the values it comes with have no meaning."""
+        """Changes the teacher's values at misses, where they have no meaning."""
         student, lesson = Student(self.tasks), self.lesson()
         strategy = self.make_used(fields, student)
         actual = outcome(strategy, student, lesson.with_other_misses())
-        for what, value in outcome(strategy, student, lesson).items():
-            assert torch.equal(actual[what], value), f"{what} depends on the teacher's values at misses"
+        for name, value in outcome(strategy, student, lesson).items():
+            assert torch.equal(actual[name], value), f"{name} depends on the teacher's values at misses"
 
     def test_a_batch_of_misses_teaches_nothing(self, fields: Mapping[str, Any]) -> None:
-        """Before a teacher's first snapshot there are misses alone: the student then learns from labels alone."""
+        """Learns from misses alone, as before a teacher's first snapshot: the student then learns from labels alone."""
         student = Student(self.tasks)
         for strategy in (self.make(fields, student), self.make_used(fields, student)):
-            found = outcome(strategy, student, self.lesson().of_misses())
-            wrong = [what for what, value in found.items() if not what.endswith("afterwards") and value.any()]
+            computed = outcome(strategy, student, self.lesson().without_hits())
+            wrong = [name for name, value in computed.items() if not name.endswith("afterwards") and value.any()]
             assert not wrong, f"in a batch of misses it is not zero: {', '.join(wrong)}"
 
     def test_loss_is_a_mean_over_the_batch(self, fields: Mapping[str, Any]) -> None:
-        """A miss counts 0 in the mean: the fewer examples the teacher knows, the less it weighs beside the labels."""
+        """Adds misses, which count 0 in the mean: the fewer hits, the less the teacher weighs beside the labels."""
         student, lesson = Student(self.tasks), self.lesson()
         strategy = self.make_used(fields, student)
         few = lesson.take([0, 1, 2, 4, 5])
         with_misses = lesson.take([0, 1, 2, 4, 5, 3, 3, 3])  # the fourth is a miss of every task
-        sums = [losses(strategy, student, part)["the loss"] * part.size for part in (with_misses, few)]
+        sums = [losses(strategy, student, batch)["the loss"] * batch.size for batch in (with_misses, few)]
         check_close(sums[0], sums[1], "the loss times B, with three misses more in the batch and without")
 
     def test_order_of_examples_does_not_matter(self, fields: Mapping[str, Any]) -> None:
-        """What is learned from a batch must not depend on places in it."""
+        """Reverses a batch: learning must not depend on positions in it."""
         student, lesson = Student(self.tasks), self.lesson()
         strategy = self.make_used(fields, student)
         turned = lesson.take(list(reversed(range(lesson.size))))
-        actual, expected = (outcome(strategy, student, part) for part in (turned, lesson))
+        actual, expected = (outcome(strategy, student, batch) for batch in (turned, lesson))
         check_near(actual, expected, "of the same examples in reverse order")
 
     def test_teacher_gets_no_gradient(self, fields: Mapping[str, Any]) -> None:
-        """The teacher is not trained with the student: its output is data."""
+        """Checks that the teacher's output is data: the teacher is not trained with the student."""
         student, lesson = Student(self.tasks), self.lesson().as_leaves()
         leaves = [tensor for tensor in lesson.tensors().values() if tensor.requires_grad]
-        for what, loss in losses(self.make_used(fields, student), student, lesson).items():
+        for name, loss in losses(self.make_used(fields, student), student, lesson).items():
             reached = any(gradient.any() for gradient in gradients(loss, leaves))
-            assert not reached, f"a gradient of {what} reaches the teacher's output; detach it"
+            assert not reached, f"a gradient of {name} reaches the teacher's output; detach it"
 
     def test_serving_heads_are_left_to_the_labels(self, fields: Mapping[str, Any]) -> None:
-        """What reaches a serving head is served, the teacher's bias too: a strategy that means to says so."""
+        """Checks serving heads, because a gradient to them is served, the teacher's bias too, unless declared."""
         student = Student(self.tasks)
-        found = outcome(self.make_used(fields, student), student, self.lesson())
-        reached = [what for what, value in found.items() if "of the student's heads" in what and value.any()]
+        computed = outcome(self.make_used(fields, student), student, self.lesson())
+        reached = [name for name, value in computed.items() if "of the student's heads" in name and value.any()]
         if self.teaches_serving_heads:
             assert reached, "teaches_serving_heads is True, but no gradient reaches the serving heads"
         else:
             assert not reached, f"teaches_serving_heads is False, but not zero is {', '.join(reached)}"
 
     def test_every_part_learns(self, fields: Mapping[str, Any]) -> None:
-        """A strategy without a gradient costs time and teaches nothing."""
+        """Checks that a gradient reaches every parameter: another costs time and teaches nothing."""
         student = Student(self.tasks)
         strategy = self.make_used(fields, student)
         with torch.no_grad():
             for parameter in strategy.parameters():
-                parameter += 0.1  # what is zero at initialisation stops the gradient of what comes before it
-        found = outcome(strategy, student, self.lesson())
+                # A layer that is zero at initialisation stops the gradient of the layers before it.
+                parameter += 0.1
+        computed = outcome(strategy, student, self.lesson())
         names = [f"its {name}" for name, _ in strategy.named_parameters()]
-        names += ["the student's trunk.weight"] if self.teaches_trunk else []
-        still = [
-            name for name in names if not any(_moves(found, loss, name) for loss in ("the loss", "its adapter's loss"))
-        ]
+        if self.teaches_trunk:
+            names.append("the student's trunk.weight")
+        still: list[str] = []
+        for name in names:
+            if not any(_moves(computed, loss, name) for loss in ("the loss", "its adapter's loss")):
+                still.append(name)
         assert not still, f"no gradient reaches {', '.join(still)}"
 
-    def test_adapter_optimizer_has_parameters_of_its_own(self, fields: Mapping[str, Any]) -> None:
-        """What ``adapter_loss`` trains, the student's optimizer leaves alone, so their losses must not mix."""
+    def test_adapter_optimizer_has_separate_parameters(self, fields: Mapping[str, Any]) -> None:
+        """Checks that losses do not mix: the student's optimizer does not train the parameters of ``adapter_loss``."""
         student = Student(self.tasks)
         strategy, optimizer = self._with_optimizer(fields, student)
-        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        trains = {f"its {name}": id(parameter) in own for name, parameter in strategy.named_parameters()}
-        assert len(own) == sum(trains.values()), "adapter_optimizer() has parameters that are not the strategy's"
-        found = outcome(strategy, student, self.lesson())
-        for name, is_own in trains.items():
-            loss, verb = ("the loss", "trains") if is_own else ("its adapter's loss", "does not train")
-            assert not _moves(found, loss, name), f"{loss} reaches {name}, which adapter_optimizer() {verb}"
+        adapted = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        trains = {f"its {name}": id(parameter) in adapted for name, parameter in strategy.named_parameters()}
+        assert len(adapted) == sum(trains.values()), "adapter_optimizer() has parameters that are not the strategy's"
+        computed = outcome(strategy, student, self.lesson())
+        for name, is_adapted in trains.items():
+            loss, verb = ("the loss", "trains") if is_adapted else ("its adapter's loss", "does not train")
+            assert not _moves(computed, loss, name), f"{loss} reaches {name}, which adapter_optimizer() {verb}"
 
     def test_adapter_steps_on_labels_alone(self, fields: Mapping[str, Any]) -> None:
-        """Each batch steps it: one without labels, or of misses, must move nothing, not even by momentum."""
+        """Steps on batches without labels, or of misses, which must move nothing, not even by momentum."""
         student, lesson = Student(self.tasks), self.lesson()
         strategy, optimizer = self._with_optimizer(fields, student)
 
-        def moved(part: Lesson) -> list[str]:
+        def moved(batch: Lesson) -> list[str]:
             before = deepcopy(strategy.state_dict())
             optimizer.zero_grad()
-            strategy.adapter_loss(part.teacher, part.labels).backward()
+            strategy.adapter_loss(batch.teacher, batch.labels).backward()
             optimizer.step()
             return [name for name, value in strategy.state_dict().items() if not torch.equal(value, before[name])]
 
         assert moved(lesson), "with labels and hits, a step of adapter_optimizer() moves nothing"
-        for what, part in {"without labels": replace(lesson, labels={}), "of misses": lesson.of_misses()}.items():
-            names = moved(part)
-            assert not names, f"in a batch {what}, adapter_optimizer() moves {', '.join(names)}"
+        for case, batch in {"without labels": replace(lesson, labels={}), "of misses": lesson.without_hits()}.items():
+            names = moved(batch)
+            assert not names, f"in a batch {case}, adapter_optimizer() moves {', '.join(names)}"
 
     def test_inputs_are_left_alone(self, fields: Mapping[str, Any]) -> None:
-        """Other strategies learn from the same tensors: none may write into them."""
+        """Checks the inputs for in-place writes, because other strategies learn from the same tensors."""
         student, lesson = Student(self.tasks), self.lesson()
         strategy, output = self.make_used(fields, student), student(lesson.x_BI)
-        given = lesson.tensors() | {f"logits of {task}": logit for task, logit in output.logits.items()}
-        given["representation"] = output.representation_BR
-        before = {name: tensor.clone() for name, tensor in given.items()}
+        inputs = lesson.tensors() | {f"logits of {task}": logit for task, logit in output.logits.items()}
+        inputs["representation"] = output.representation_BR
+        before = {name: tensor.clone() for name, tensor in inputs.items()}
         with torch.no_grad():
             strategy.loss(output, lesson.teacher, lesson.labels)
             if isinstance(strategy, LabelAdapter):
                 strategy.adapter_loss(lesson.teacher, lesson.labels)
-        for name, tensor in given.items():
+        for name, tensor in inputs.items():
             assert torch.equal(tensor, before[name]), f"the {name} were changed in place"
 
     def test_adapted_labels_are_probabilities(self, fields: Mapping[str, Any]) -> None:
-        """They are scored in the report, and change nothing."""
+        """Checks the adapted labels, which are scored in the report and change nothing."""
         student, lesson = Student(self.tasks), self.lesson()
         strategy, _ = self._with_optimizer(fields, student)
         before = deepcopy(strategy.state_dict())
@@ -180,13 +183,13 @@ class DistillationStrategyTests(StrategyEffectTests):
             wrong = hit_B & ~((soft_B >= 0) & (soft_B <= 1))
             assert not wrong.any(), f"of {task!r} it has {soft_B[wrong][0].item()}, which is no probability"
         check_same(strategy.state_dict(), before, "after adapt(), and before")
-        part = lesson.with_hits({self.tasks[0]: lesson.teacher.hit[self.tasks[0]]})
-        assert strategy.adapt(part.teacher).probabilities.keys() <= {self.tasks[0]}, "it adapts what is not taught"
+        partial = lesson.with_hits({self.tasks[0]: lesson.teacher.hit[self.tasks[0]]})
+        assert strategy.adapt(partial.teacher).probabilities.keys() <= {self.tasks[0]}, "it adapts what is not taught"
 
     def test_a_loss_that_decomposes_is_the_mean_over_any_split(self, fields: Mapping[str, Any]) -> None:
-        """Each process may compute such a loss on its rows alone, so no row may depend on the others of its batch."""
+        """Splits a batch: each process may compute such a loss on its rows alone, so that rows must be independent."""
         student, lesson = Student(self.tasks), self.lesson()
-        strategies = [one(fields, student) for one in (self.make, self.make_used)]
+        strategies = [self.make(fields, student), self.make_used(fields, student)]
         claiming = [strategy for strategy in strategies if strategy.decomposes]
         if not claiming:
             pytest.skip(f"{self.component.__qualname__}.decomposes is False: its loss gets whole batches")
@@ -194,15 +197,17 @@ class DistillationStrategyTests(StrategyEffectTests):
             before = {f"its {name} afterwards": value for name, value in strategy.state_dict().items()}
             whole = outcome(strategy, student, lesson)
             halves = [lesson.take(rows) for rows in ([0, 2, 3], [1, 4, 5, 6, 7])]
-            shares = [(part.size / lesson.size, outcome(strategy, student, part)) for part in halves]
-            for what in (name for name in whole if name.startswith("the loss")):
-                mean = torch.stack([weight * found[what] for weight, found in shares]).sum(dim=0)
-                check_close(mean, whole[what], f"{what}, over two parts of a batch and over all of it: `decomposes`")
-            changed = [what for what, value in before.items() if not torch.equal(whole[what], value)]
+            shares = [(half.size / lesson.size, outcome(strategy, student, half)) for half in halves]
+            for name in whole:
+                if not name.startswith("the loss"):
+                    continue
+                mean = torch.stack([weight * computed[name] for weight, computed in shares]).sum(dim=0)
+                check_close(mean, whole[name], f"{name}, over two parts of a batch and over all of it: `decomposes`")
+            changed = [name for name, value in before.items() if not torch.equal(whole[name], value)]
             assert not changed, f"a batch changes {', '.join(changed)}: `decomposes` has to be False for it"
 
     def test_low_precision_is_close(self, fields: Mapping[str, Any]) -> None:
-        """Training may run under bfloat16 autocast."""
+        """Computes the loss under bfloat16 autocast, under which training may run."""
         student, lesson = Student(self.tasks, torch.float32), self.lesson(dtype=torch.float32)
         strategy = self.make_used(fields, student)
         expected = losses(strategy, student, lesson)["the loss"].item()
@@ -212,7 +217,7 @@ class DistillationStrategyTests(StrategyEffectTests):
         assert close, f"under bfloat16 autocast a loss of {expected:.3g} is {actual:.3g}, 5% allowed"
 
     def test_labels_are_learned_by_a_step_alone(self, fields: Mapping[str, Any]) -> None:
-        """A soft label must not hold this very batch's labels: it would seem better than it is.
+        """Changes labels before a step: a soft label with this very batch's labels would seem better than it is.
 
         Labels reach it by a step of the optimizer; a loss that was only computed leaves nothing of them.
         """
@@ -231,7 +236,7 @@ class DistillationStrategyTests(StrategyEffectTests):
     def _after(
         self, used: Any, student: Student, learned: Lesson, lesson: Lesson
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The loss of a lesson, and its adapted labels, after losses have been computed with some labels."""
+        """Returns the loss of a lesson, and its adapted labels, after losses have been computed with some labels."""
         strategy, output = deepcopy(used), student(lesson.x_BI)
         if isinstance(strategy, LabelAdapter):
             strategy.adapter_loss(learned.teacher, learned.labels)
@@ -247,6 +252,6 @@ class DistillationStrategyTests(StrategyEffectTests):
         return strategy, strategy.adapter_optimizer()
 
 
-def _moves(found: Mapping[str, Tensor], loss: str, name: str) -> bool:
-    gradient = found.get(f"{loss}'s gradient of {name}")
+def _moves(computed: Mapping[str, Tensor], loss: str, name: str) -> bool:
+    gradient = computed.get(f"{loss}'s gradient of {name}")
     return gradient is not None and bool(gradient.any())

@@ -48,14 +48,14 @@ class ParameterStrategyTests(StrategyEffectTests):
             check_close(alone, add.projection(vector_BK), f"what is added to {add.table}, alone and beside other rows")
 
     def test_what_is_added_is_finite(self, fields: Mapping[str, Any]) -> None:
-        """Before a teacher has a vector of a row, that vector is zeros."""
+        """Projects zeros, which is a row's vector before the teacher's first."""
         student = Student(self.tasks)
         for add in self._additions(fields, student):
             added_RD = add.projection(torch.zeros(3, width_of(add), dtype=student.dtype))
             assert added_RD.isfinite().all(), f"what is added to {add.table} is not finite where there is no vector yet"
 
     def test_every_projection_learns(self, fields: Mapping[str, Any]) -> None:
-        """The student trains projections through what they add; a parameter that nothing reaches stays as it is."""
+        """Checks that a gradient reaches every parameter through the added rows; another would stay as it is."""
         student = Student(self.tasks)
         strategy = self.make(fields, student)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a transfer strategy must leave as it is, and what names and labels must not decide."""
+"""Tests that a transfer strategy has no side effects, and that names and labels do not decide its result."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _HINT = "make tensors with device=x.device, or by x.new_zeros and the like"
 
 
 class StrategyEffectTests(StrategyTests):
-    """Tests of a strategy's surroundings."""
+    """Tests the effects of a strategy on its surroundings."""
 
     def test_names_do_not_decide(self, fields: Mapping[str, Any]) -> None:
-        """What tasks are called must not change what is built: in a set, names have an order in each process anew."""
+        """Renames tasks: names must not change the built strategy, because a set's order differs in each process."""
         names, expected = self._names_and_values(fields)
         for ending, renamed in renamings(self.tasks):
             tests = copy(self)
@@ -48,7 +48,7 @@ class StrategyEffectTests(StrategyTests):
         return list(strategy.state_dict()), {str(number): value for number, value in enumerate(values.values())}
 
     def test_the_seed_is_the_runs(self, fields: Mapping[str, Any]) -> None:
-        """A strategy that seeds torch's generator itself takes the run's seed from all that is built after it."""
+        """Checks the generator: a strategy that seeds it takes the run's seed from all modules built after it."""
         student = Student(self.tasks)
         with noticed("manual_seed") as seeded, torch.random.fork_rng(devices=[]):
             after = []
@@ -60,13 +60,13 @@ class StrategyEffectTests(StrategyTests):
         assert not torch.equal(*after), "after its constructor, torch's random numbers no longer depend on the seed"
 
     def test_settings_of_the_process_are_left_alone(self, fields: Mapping[str, Any]) -> None:
-        """Threads, default type and the like are the run's: a strategy that sets them changes all models."""
+        """Checks threads, default type and the like, which are the run's: setting them changes all models."""
         student = Student(self.tasks)
         with settings_checked(self.component):
             outcome(self.make(fields, student), student, self.lesson())
 
     def test_a_batch_leaves_nothing_behind(self, fields: Mapping[str, Any]) -> None:
-        """What is kept of a batch outside the state, its output or its graph, takes memory beside the next one's."""
+        """Looks for tensors of a finished batch: its output or graph takes memory beside the next batch's."""
         student, lesson = Student(self.tasks), self.lesson()
         strategy = self.make_used(fields, student)
         with Operations() as operations:
@@ -79,7 +79,7 @@ class StrategyEffectTests(StrategyTests):
         assert not left, f"of a batch that is over, the result of {left[0]} is still in memory; what lasts is a buffer"
 
     def test_runs_on_the_students_device(self, fields: Mapping[str, Any]) -> None:
-        """On an accelerator, a tensor that is made on the CPU meets others that are not, and the step fails."""
+        """Looks for tensors on the CPU: on an accelerator an operation of tensors on two devices fails."""
         student, lesson = Student(self.tasks), self.lesson()
         strategy, output = self.make_used(fields, student), student(lesson.x_BI)
         plain = list(plain_tensors(self.make(fields, student)))
@@ -92,7 +92,7 @@ class StrategyEffectTests(StrategyTests):
         assert not staying, f"a loss is on the CPU wherever the student is; {_HINT}"
 
     def test_tasks_of_other_names(self, fields: Mapping[str, Any]) -> None:
-        """With ``tasks``, the teacher's tasks have other names; teacher output comes under the student's."""
+        """Renames the teacher's tasks by ``tasks``; teacher output comes under the student's names."""
         student, lesson = Student(self.tasks), self.lesson()
         mapping = {task: f"teacher_{task}" for task in self.tasks}
         plain = self.make({**fields, "tasks": {}}, student)
@@ -100,17 +100,18 @@ class StrategyEffectTests(StrategyTests):
         actual, expected = (outcome(strategy, student, lesson) for strategy in (renamed, plain))
         check_same(actual, expected, "where the teacher's tasks have names of their own")
         last = self.tasks[-1]
-        one = self.make({**fields, "tasks": {last: "other"}}, student, teacher=self.teacher(["other"]))
-        part = lesson.with_hits({last: lesson.teacher.hit[last]})
-        check_finite(outcome(one, student, part), f"where {last!r} alone is taught")
+        single = self.make({**fields, "tasks": {last: "other"}}, student, teacher=self.teacher(["other"]))
+        partial = lesson.with_hits({last: lesson.teacher.hit[last]})
+        check_finite(outcome(single, student, partial), f"where {last!r} alone is taught")
 
     def test_nothing_is_left_in_the_student(self, fields: Mapping[str, Any]) -> None:
-        """What is served is the student alone: with a strategy no module, no hook and no value more than without."""
+        """Compares the served student with and without a strategy: the same modules, hooks and values."""
         student, lesson = Student(self.tasks), self.lesson()
         before = deepcopy(student)
         strategy = self.make_used(fields, student)
         outcome(strategy, student, lesson)
-        shared = {id(one) for one in student.parameters()} & {id(one) for one in strategy.parameters()}
+        served = {id(parameter) for parameter in student.parameters()}
+        shared = [parameter for parameter in strategy.parameters() if id(parameter) in served]
         assert not shared, "it holds parameters of the student; new_head() makes heads of its own"
         left = [name for name, _ in student.named_modules() if name not in dict(before.named_modules())]
         assert not left, f"it left {', '.join(left)} in the student"
@@ -123,11 +124,11 @@ class StrategyEffectTests(StrategyTests):
             )
             assert not any(hooks), f"it left a hook on the student's {name or 'whole'}"
         check_same(student.state_dict(), before.state_dict(), "of the student, with a strategy and without")
-        actual, expected = (one(lesson.x_BI).logits for one in (student, before))
+        actual, expected = (model(lesson.x_BI).logits for model in (student, before))
         check_same(actual, expected, "served with a strategy and without")
 
     def test_runs_repeat(self, fields: Mapping[str, Any]) -> None:
-        """All randomness is drawn from torch's generator when the strategy is built; training mode changes nothing."""
+        """Builds twice from a seed: all random numbers are drawn at construction, and training mode changes nothing."""
         student, lesson = Student(self.tasks), self.lesson()
         strategy = self.make_used(fields, student)
         expected = outcome(strategy.train(), student, lesson)
@@ -135,22 +136,22 @@ class StrategyEffectTests(StrategyTests):
         check_same(outcome(strategy.eval(), student, lesson), expected, "in training and in evaluation mode")
 
     def test_saved_state_is_the_whole_state(self, fields: Mapping[str, Any]) -> None:
-        """A run that stopped goes on from ``state_dict()``, written without pickle, to the same bits."""
+        """Restores ``state_dict()``, written without pickle: a run that stopped goes on to the same bits."""
         student, lesson = Student(self.tasks), self.lesson()
         strategy, other = self.make_used(fields, student), self.make(fields, student, seed=1)
         other.load_state_dict(load(save(strategy.state_dict())))
-        actual, expected = (outcome(one, student, lesson) for one in (other, strategy))
+        actual, expected = (outcome(model, student, lesson) for model in (other, strategy))
         check_same(actual, expected, "of state loaded into a strategy of another seed")
 
     def test_builds_without_memory(self, fields: Mapping[str, Any]) -> None:
-        """``exfm validate`` builds every strategy on the meta device, where tensors have shapes and no values."""
+        """Builds the strategy on the meta device, where tensors have no values, as ``exfm validate`` does."""
         with torch.device("meta"):
             strategy = self.component(self.config(fields), Student(self.tasks).spec, self.teacher(self.tasks))
         real = [name for name, value in strategy.state_dict().items() if not value.is_meta]
         assert not real, f"built on the meta device, {', '.join(real)} took memory; leave the device to torch's default"
 
-    def test_a_teacher_that_lacks_what_is_required_is_refused(self, fields: Mapping[str, Any]) -> None:
-        """Embeddings and states are stored on request: who needs them says so before anything is trained."""
+    def test_a_teacher_without_required_data_is_refused(self, fields: Mapping[str, Any]) -> None:
+        """Refuses a teacher without required data, which is stored on request, before anything is trained."""
         requires = self.component.requires
         if not requires:
             pytest.skip(f"{self.component.__qualname__} requires nothing beside predictions")
@@ -166,7 +167,7 @@ class StrategyEffectTests(StrategyTests):
                 declared_transfers(self.make(fields, student, teacher=without), student.spec, without)
 
 
-def check_finite(found: Mapping[str, Tensor], what: str) -> None:
+def check_finite(computed: Mapping[str, Tensor], case: str) -> None:
     """Raises AssertionError unless all of an outcome is finite."""
-    wrong = [name for name, value in found.items() if not value.isfinite().all()]
-    assert not wrong, f"{what}, not finite: {', '.join(wrong)}"
+    wrong = [name for name, value in computed.items() if not value.isfinite().all()]
+    assert not wrong, f"{case}, not finite: {', '.join(wrong)}"

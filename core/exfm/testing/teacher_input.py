@@ -121,14 +121,14 @@ class TeacherInputTests(ComponentTests):
         check_bits(module.eval()(histories).flatten(), expected, "its tokens, in training and in evaluation mode")
 
     def test_saved_state_is_the_whole_state(self, fields: Mapping[str, Any]) -> None:
-        """What is served is built anew, and loads ``state_dict()``, written without pickle."""
+        """Loads ``state_dict()``, written without pickle, into a new module, as serving does."""
         module, other = self.make(fields), self.make(fields, seed=1)
         other.load_state_dict(load(save(module.state_dict())))
         histories = self.histories(module)
         check_bits(other(histories).flatten(), module(histories).flatten(), "its tokens, of loaded state")
 
     def test_names_do_not_decide(self, fields: Mapping[str, Any]) -> None:
-        """What entities are called must not change what is built: a set has another order in each process."""
+        """Renames entities: names must not change the module, because a set has another order in each process."""
         module = self.make(fields)
         names = {
             entity: f"zz_{number}_{entity[::-1]}" for number, entity in enumerate(sorted(self.widths, reverse=True))
@@ -171,7 +171,7 @@ class TeacherInputTests(ComponentTests):
 
 
 class _Flat(nn.Module):
-    """Takes the tensors of histories one by one."""
+    """Takes the tensors of histories as separate arguments."""
 
     def __init__(self, module: Any, entities: list[str]) -> None:
         super().__init__()
@@ -184,8 +184,8 @@ class _Flat(nn.Module):
         return tokens_BMD
 
 
-def _map(histories: Histories, of_each: Any) -> Histories:
-    return {
-        entity: VectorHistory(of_each(history.vector_BLK), of_each(history.valid_BL))
-        for entity, history in histories.items()
-    }
+def _map(histories: Histories, change: Any) -> Histories:
+    result: dict[str, VectorHistory] = {}
+    for entity, history in histories.items():
+        result[entity] = VectorHistory(change(history.vector_BLK), change(history.valid_BL))
+    return result

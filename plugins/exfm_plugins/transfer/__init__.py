@@ -1,4 +1,4 @@
-"""Transfer strategies: how a teacher's knowledge reaches a student."""
+"""Offers transfer strategies, which transfer a teacher's knowledge to a student."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class LatestState(TeacherInput):
 
     ``token_e = P_e s_e``, with ``s_e`` the teacher's state of entity ``e`` at its last example before. In the
     manner of LoopFM (arXiv 2605.29280), whose sequence of states is `loopfm`. The map has no bias: where there is no
-    state, or no id, the token is zeros. Serving looks up one state per entity.
+    state, or no id, the token is zeros. Serving looks up a state per entity.
 
     Args:
         config: see ``Config``.

@@ -73,7 +73,7 @@ class LoopFM(TeacherInput):
 
 
 class _StateEncoder(nn.Module):
-    """Maps the states of one entity to a token (B, D)."""
+    """Maps the states of an entity to a token (B, D)."""
 
     def __init__(self, width: int, length: int, dim: int, pooling: Literal["attention", "mean"]) -> None:
         super().__init__()

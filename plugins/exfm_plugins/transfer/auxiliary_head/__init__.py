@@ -1,1 +1,1 @@
-"""Auxiliary head: distillation through heads of its own on the shared trunk (arXiv 2502.17494)."""
+"""Auxiliary head: distillation through separate heads on the shared trunk (arXiv 2502.17494)."""

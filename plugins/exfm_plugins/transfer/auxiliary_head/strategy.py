@@ -18,7 +18,7 @@ from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec
 
 
 class AuxiliaryHead(DistillationStrategy):
-    """The teacher's predictions are learned by heads of their own on the shared trunk (arXiv 2502.17494, section 3).
+    """Separate heads on the shared trunk learn the teacher's predictions (arXiv 2502.17494, section 3).
 
     Adds to the loss, for each taught task::
 
@@ -35,11 +35,11 @@ class AuxiliaryHead(DistillationStrategy):
     - ``label_scale: auto``: ``alpha = max(1, 0.5 / m)``, with ``m`` the mean of ``p_F`` over about the last 100,000
       hits, so that the mean target of a rare label is at most 0.5.
 
-    Several entries under ``transfer`` learn from several teachers, each with heads of its own.
+    Several entries under ``transfer`` learn from several teachers, each with separate heads.
 
     Args:
         config: see ``Config``.
-        student: the student's tasks and how its heads are made.
+        student: the student's tasks and the builder of its heads.
         teacher: the teacher's name and tasks.
 
     Raises:
@@ -72,9 +72,9 @@ class AuxiliaryHead(DistillationStrategy):
         @model_validator(mode="before")
         @classmethod
         def _fields_of_0_1_are_gone(cls, fields: Any) -> Any:
-            given = fields if isinstance(fields, Mapping) else {}
-            if "residual" in given or given.get("weight") == "auto":
-                key = "residual" if "residual" in given else "weight: auto"
+            section = fields if isinstance(fields, Mapping) else {}
+            if "residual" in section or section.get("weight") == "auto":
+                key = "residual" if "residual" in section else "weight: auto"
                 raise ValueError(
                     f"{key}: exfm 0.1 had this, and a biased teacher switched transfer off through it, or moved the "
                     "served model; leave it out: every head stands alone, as published, with a number as its weight"
@@ -91,11 +91,11 @@ class AuxiliaryHead(DistillationStrategy):
 
     @property
     def decomposes(self) -> bool:
-        """Not before each head has started, from the mean of a batch, nor with a label scale of recent means."""
+        """Returns False until each head has started from a batch's mean, and with a label scale of recent means."""
         return all(head.decomposes for head in self.heads.values())
 
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
-        """The weighted losses of the tasks, summed, a scalar; a miss counts 0 in a mean."""
+        """Returns the weighted losses of the tasks, summed, a scalar; a miss counts 0 in a mean."""
         terms = [
             self.heads[f"task_{task}"](student, teacher.probabilities[task].unsqueeze(0), teacher.hit[task])
             for task in self.tasks

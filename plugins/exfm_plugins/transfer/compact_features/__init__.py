@@ -1,1 +1,1 @@
-"""Compact features: what the teacher knows of users and items, inside the tables the student has anyway."""
+"""Compact features: the teacher's states of users and items, folded into the student's tables."""

@@ -21,12 +21,12 @@ class CompactFeatures(ParameterStrategy):
 
     ``row'_e = row_e + P s_e`` for entity ``e``: ``s_e`` is the state (``supervision.states``) that the teacher had of
     it at its last example before the student's, on whatever traffic and in whatever batch; ``P`` is learned with the
-    student. A state holds at once what a history tells, and what other surfaces have taught the teacher; a row of the
-    student's own learns it slowly, or never. This is transfer by representation as GEM names it, "compact, semantically
-    aligned features", and by state as in LoopFM (arXiv 2605.29280), but without the lookup at serving: ``P s_e`` is
-    folded into the row in every snapshot. What is served has the same tables, of the same size, and the same graph. To
-    be as fresh as in the figures, what is served must get an entity's row after each of its examples, as from a
-    parameter server.
+    student. A state holds at once an entity's history, and the teacher's knowledge from other surfaces; the
+    student's row learns them slowly, or never. This is transfer by representation as GEM names it, "compact,
+    semantically aligned features", and by state as in LoopFM (arXiv 2605.29280), but without the lookup at serving:
+    ``P s_e`` is folded into the row in every snapshot. The served model has the same tables, of the same size, and the
+    same graph. To be as fresh as in the figures, the served table must get an entity's row after each of its examples,
+    as from a parameter server.
 
     It adds no term to the loss.
 
@@ -57,30 +57,28 @@ class CompactFeatures(ParameterStrategy):
             table = student.tables[entity]
             self._sources[table] = (*self._sources.get(table, ()), TeacherVectors("state", entity))
         widths = {table: teacher.states[sources[0].name] for table, sources in self._sources.items()}
-        self.maps = nn.ModuleDict(
-            {
-                _key(table): scaled_identity(widths[table], student.embedding_dim, config.scale)
-                for table in sorted(self._sources)
-            }
-        )
+        self.maps = nn.ModuleDict()
+        for table in sorted(self._sources):
+            self.maps[_key(table)] = scaled_identity(widths[table], student.embedding_dim, config.scale)
 
     def transfers(self) -> Sequence[AddRows]:
-        """``P s``, added to the rows of each table."""
+        """Adds ``P s`` to the rows of each table."""
         return [AddRows(table, sources, self.maps[_key(table)]) for table, sources in self._sources.items()]
 
 
-def _entities(wanted: tuple[str, ...], student: StudentSpec, teacher: TeacherSpec) -> tuple[str, ...]:
-    known = [entity for entity in teacher.states if entity in student.tables]
-    missing = [entity for entity in wanted if entity not in known]
-    if missing or not known:
+def _entities(selected: tuple[str, ...], student: StudentSpec, teacher: TeacherSpec) -> tuple[str, ...]:
+    """Checks the selected entities, or selects all common entities if none is selected."""
+    common = [entity for entity in teacher.states if entity in student.tables]
+    missing = [entity for entity in selected if entity not in common]
+    if missing or not common:
         raise ValueError(
             f"compact_features: {', '.join(missing) or 'no entity'} is not both a state of {teacher.name!r} and a "
             f"feature of the student: the teacher has {', '.join(teacher.states)}, "
             f"the student {', '.join(student.tables)}"
         )
-    return wanted or tuple(known)
+    return selected or tuple(common)
 
 
 def _key(table: str) -> str:
-    """A name that torch accepts for a child module."""
+    """Returns the name of a table's child module: prefixed, because torch refuses a child called `items`."""
     return f"table_{table}"

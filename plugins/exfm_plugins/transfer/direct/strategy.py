@@ -44,7 +44,7 @@ class Direct(DistillationStrategy):
         self._weight = config.weight
 
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
-        """``weight * mean(bce(z_S, p_F))``, summed over the taught tasks, a scalar; a miss counts 0 in the mean."""
+        """Returns ``weight * mean(bce(z_S, p_F))``, summed over the taught tasks; a miss counts 0 in the mean."""
         terms = [
             soft_label_loss(student.logits[task], teacher.probabilities[task], teacher.hit[task])
             for task in self.tasks

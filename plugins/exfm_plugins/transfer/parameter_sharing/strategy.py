@@ -21,21 +21,21 @@ _THROUGH_A_MAP = ("added", "projected")
 
 
 class ParameterSharing(ParameterStrategy):
-    """The student takes parts of the teacher over: tables, sequence encoders, projections of numbers.
+    """The student takes over parts of the teacher: tables, sequence encoders, projections of numbers.
 
-    GEM names it beside distillation and representation ("parameter sharing", engineering post of 2025-11-10) and says
-    no more; what follows is ours. A part has the same name in both models, and each has a mode:
+    GEM names it beside distillation and representation ("parameter sharing", engineering post of 2025-11-10) without
+    details; the modes are ours. A part has the same name in both models, and each has a mode:
 
     - ``copied``: every window starts from the teacher's newest weights, and training goes on from them;
     - ``frozen``: every window has the teacher's newest weights, and nothing trains them;
     - ``fine_tuned``: the teacher's first snapshot is where the student starts from, once;
     - ``added``, for a table of any width: ``row'_e = row_e + P t_e``, with ``row_e`` the student's own row, ``t_e`` the
-      teacher's newest one and ``P`` learned with the student;
-    - ``projected``, for a table of any width: ``row'_e = P t_e``; the student has no row of its own.
+      teacher's newest row and ``P`` learned with the student;
+    - ``projected``, for a table of any width: ``row'_e = P t_e``; the student has no separate row.
 
     The newest weights are those of the newest snapshot that the teacher's delay allows at the window's start. Before
-    the first one, a frozen part is as it was initialised. ``P t_e`` is folded into the table of every snapshot: what is
-    served has the same tables, of the same size, and the same graph.
+    the first snapshot, a frozen part is as it was initialised. ``P t_e`` is folded into the table of every snapshot:
+    the served model has the same tables, of the same size, and the same graph.
 
     It adds no term to the loss.
 
@@ -45,7 +45,7 @@ class ParameterSharing(ParameterStrategy):
         teacher: its parts.
 
     Raises:
-        ValueError: one of them has no such part, or the teacher's does not fit.
+        ValueError: student or teacher has no such part, or the teacher's does not fit.
     """
 
     name: ClassVar[str] = "parameter_sharing"
@@ -69,37 +69,38 @@ class ParameterSharing(ParameterStrategy):
     def __init__(self, config: Config, student: StudentSpec, teacher: TeacherSpec) -> None:
         super().__init__(config, student, teacher)
         self.maps = nn.ModuleDict()
-        self._transfers = [self._transfer(part, mode, student, teacher) for part, mode in config.parts.items()]
+        self._transfers = [self._transfer(name, mode, student, teacher) for name, mode in config.parts.items()]
 
     def transfers(self) -> Sequence[CopyPart | AddRows]:
-        """A copy of each part, or its rows through a map, in the order of the file."""
+        """Returns a copy of each part, or its rows through a map, in the order of the file."""
         return self._transfers
 
-    def _transfer(self, part: str, mode: Mode, student: StudentSpec, teacher: TeacherSpec) -> CopyPart | AddRows:
+    def _transfer(self, name: str, mode: Mode, student: StudentSpec, teacher: TeacherSpec) -> CopyPart | AddRows:
         config = self.config
         assert isinstance(config, ParameterSharing.Config)
-        given, wanted = teacher.part(part), student.part(part)
+        source, target = teacher.part(name), student.part(name)
         if mode in _THROUGH_A_MAP:
-            if wanted.table is None:
+            if target.table is None:
                 raise ValueError(
-                    f"parameter_sharing: parts.{part}: {mode} is for tables; allowed: copied, frozen, fine_tuned"
+                    f"parameter_sharing: parts.{name}: {mode} is for tables; allowed: copied, frozen, fine_tuned"
                 )
-            width, dim = given.tensors["weight"][1], wanted.tensors["weight"][1]
-            projection = self.maps[f"part_{part}"] = scaled_identity(width, dim, config.scale)
-            sources = (TeacherVectors("table_row", wanted.table),)
-            return AddRows(wanted.table, sources, projection, keep_own_row=mode == "added")
-        _check_width(part, given, wanted, config.slice)
+            width, dim = source.tensors["weight"][1], target.tensors["weight"][1]
+            projection = self.maps[f"part_{name}"] = scaled_identity(width, dim, config.scale)
+            sources = (TeacherVectors("table_row", target.table),)
+            return AddRows(target.table, sources, projection, keep_own_row=mode == "added")
+        _check_width(name, source, target, config.slice)
         schedule: Literal["once", "every_window"] = "once" if mode == "fine_tuned" else "every_window"
-        return CopyPart(part, schedule, trainable=mode != "frozen", leading_columns=config.slice)
+        return CopyPart(name, schedule, trainable=mode != "frozen", leading_columns=config.slice)
 
 
-def _check_width(part: str, given: PartSpec, wanted: PartSpec, may_slice: bool) -> None:
-    if wanted.table is None:
+def _check_width(name: str, source: PartSpec, target: PartSpec, may_slice: bool) -> None:
+    """Raises ValueError unless a table has the student's width, or may be sliced to it."""
+    if target.table is None:
         return
-    width, dim = given.tensors["weight"][1], wanted.tensors["weight"][1]
+    width, dim = source.tensors["weight"][1], target.tensors["weight"][1]
     if width < dim or (width > dim and not may_slice):
         advice = "" if width < dim else f"slice: true, which takes the first {dim} columns, or "
         raise ValueError(
-            f"parameter_sharing: parts.{part}: the teacher's rows have width {width}, the student's {dim}: give both "
+            f"parameter_sharing: parts.{name}: the teacher's rows have width {width}, the student's {dim}: give both "
             f"one embedding_dim, or say {advice}the mode added or projected"
         )

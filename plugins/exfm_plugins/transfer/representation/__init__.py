@@ -1,1 +1,1 @@
-"""Representation: the student's trunk learns what the teacher's embedding says of an example."""
+"""Representation: the student's trunk learns the teacher's embedding of an example."""

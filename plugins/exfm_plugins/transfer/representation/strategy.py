@@ -46,7 +46,7 @@ class Representation(DistillationStrategy):
       hits, those of the batch added after it was used. So no example is measured by itself, and the first batch with a
       hit teaches nothing. ``v`` is at least 1e-4 of its mean over the columns, as finer differences are not stored,
       and ``t`` is clipped to 10;
-    - ``fallback`` is refused: embeddings of two teachers lie in two spaces. Each can have an entry of its own.
+    - ``fallback`` is refused: embeddings of two teachers lie in two spaces. Each can have a separate entry.
 
     Args:
         config: see ``Config``.

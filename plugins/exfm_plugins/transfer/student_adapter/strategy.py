@@ -30,14 +30,14 @@ class StudentAdapter(DistillationStrategy):
     probability, ``y`` the label, ``sg`` a stopped gradient and ``z_D`` the logit of a distillation head::
 
         z_A = logit(p_F) + MLP(x), or MLP(x)                x = logit(p_F), or p_F
-        adapter:  mean over hits of bce(z_A, y)             an Adam of its own steps the MLP, and nothing else does
+        adapter:  mean over hits of bce(z_A, y)             a separate Adam steps the MLP, and nothing else does
         student:  w * mean(bce(z_D, min(alpha * sg(sigmoid(z_A)), 1)))
 
     In each batch the adapter steps first. It follows a drift of the labels faster than the teacher does, which theorem
     3.2 bounds. The gradient from ``z_D`` to the trunk is multiplied by ``beta``; the serving head sees labels alone.
 
-    Which head learns the corrected label is not published. ``head: own`` gives it one of its own, beside those of an
-    ``auxiliary_head`` in the same list. ``head: shared`` contains the auxiliary head: one head learns both labels, and
+    Which head learns the corrected label is not published. ``head: own`` gives it a separate head, beside those of an
+    ``auxiliary_head`` in the same list. ``head: shared`` contains the auxiliary head: the head learns both labels, and
     ``w_F * mean(bce(z_D, min(alpha * p_F, 1)))`` is added.
 
     Not published either, so ours:
@@ -45,13 +45,13 @@ class StudentAdapter(DistillationStrategy):
     - the MLP adds to the teacher's logit and its last layer starts at zero, so that the corrected label starts as the
       teacher's (``adds: false`` is the published ``z_A = MLP(p_F)``); ``p_F`` is clipped to 1e-6 from 0 and 1. Without
       hidden layers it is Platt's scaling;
-    - a task whose labels come late has no fresh ones here: its corrected label stays the teacher's;
+    - a task whose labels come late has no fresh labels here: its corrected label stays the teacher's;
     - the start of the heads, and ``label_scale: auto``, as in ``auxiliary_head``: by the mean of ``p_F`` where the head
       is shared and else of the corrected label.
 
     Args:
         config: see ``Config``.
-        student: the student's tasks and how its heads are made.
+        student: the student's tasks and the builder of its heads.
         teacher: the teacher's name and tasks.
 
     Raises:
@@ -64,7 +64,8 @@ class StudentAdapter(DistillationStrategy):
         """Fields of `student_adapter`. The paper publishes neither the MLP's size nor its learning rate."""
 
         head: Literal["own", "shared"] = Field(
-            "own", description="What learns the corrected label: its own head, or one that learns the teacher's too."
+            "own",
+            description="The head of the corrected label: separate, or shared with the teacher's label.",
         )
         weight: Weight = Field(1.0, description="w: weight of the corrected label's loss.")
         teacher_weight: Weight | None = Field(
@@ -77,7 +78,7 @@ class StudentAdapter(DistillationStrategy):
             1.0, ge=0, allow_inf_nan=False, description="Beta: multiplies the gradient from head to trunk."
         )
         input: Literal["logit", "probability"] = Field(
-            "logit", description="What the adapter's MLP reads of the teacher's probability."
+            "logit", description="The input of the adapter's MLP: the teacher's probability, or its logit."
         )
         adds: bool = Field(
             True, description="The MLP adds to the teacher's logit; false: it replaces it, as published."
@@ -108,11 +109,11 @@ class StudentAdapter(DistillationStrategy):
         self.adapters = nn.ModuleDict({key: _Adapter(config.input, config.hidden, config.adds) for key in keys})
 
     def adapter_optimizer(self) -> torch.optim.Optimizer:
-        """Adam, of the adapters alone."""
+        """Returns an Adam of the adapters alone."""
         return torch.optim.Adam(self.adapters.parameters(), lr=self._lr)
 
     def adapter_loss(self, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
-        """``mean(bce(z_A, y))`` over a task's hits, summed over the tasks that have labels and hits, a scalar."""
+        """Returns ``mean(bce(z_A, y))`` over a task's hits, summed over the tasks with labels and hits."""
         terms = []
         for task in self.tasks:
             hit_B = teacher.hit.get(task)
@@ -124,18 +125,18 @@ class StudentAdapter(DistillationStrategy):
 
     @torch.no_grad()
     def adapt(self, teacher: TeacherOutput) -> TeacherOutput:
-        """The teacher's output with ``sigmoid(z_A)`` (B,) for each task."""
+        """Returns the teacher's output with ``sigmoid(z_A)`` (B,) for each task."""
         taught = [task for task in self.tasks if task in teacher.hit]
         adapted = {task: self._adapted(task, teacher.probabilities[task]) for task in taught}
         return replace(teacher, probabilities=adapted)
 
     @property
     def decomposes(self) -> bool:
-        """Not before each head has started, from the mean of a batch, nor with a label scale of recent means."""
+        """Returns False until each head has started from a batch's mean, and with a label scale of recent means."""
         return all(head.decomposes for head in self.heads.values())
 
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
-        """The weighted losses of the tasks' soft labels, summed, a scalar; a miss counts 0 in a mean."""
+        """Returns the weighted losses of the tasks' soft labels, summed, a scalar; a miss counts 0 in a mean."""
         terms = [self._distillation(task, student, teacher) for task in self.tasks if task in teacher.hit]
         return torch.stack(terms).sum()
 
