@@ -12,7 +12,7 @@ from torchrec import KeyedJaggedTensor
 import exfm
 from exfm.data.batch import Batch, SequenceBatch
 
-# Few rows and one table for the candidate, a list and two histories: most steps meet a row several times.
+# Few rows and a common table for the candidate, a list and two histories: most steps meet a row several times.
 FEATURES: dict[str, dict[str, Any]] = {
     "user": {"kind": "categorical", "rows": 5},
     "price": {"kind": "dense"},

@@ -20,8 +20,8 @@ from exfm.modeling.tokens import DenseTokens
 def test_statistics_equal_numpys(sizes: list[int], center: float, scale: float, seed: int) -> None:
     values = (np.random.default_rng(seed).normal(size=(sum(sizes), 3)) * scale + center).astype(np.float32)
     module = DenseTokens(3, tokens=1, dim=4)
-    for part in torch.from_numpy(values).split(sizes):
-        module.observe(part)
+    for batch in torch.from_numpy(values).split(sizes):
+        module.observe(batch)
     assert module.count.item() == sum(sizes)
     if sum(sizes):
         exact = values.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Tokens and events, forward and one optimizer step, against lookups in plain torch on the same weights."""
+"""Tokens and events, forward and an optimizer step, against lookups in plain torch on the same weights."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def featurizer(
     schema: exfm.schema.FeatureSchema, raw: bool, dense_tokens: int = 1, optimizer: str = "sgd", lr: float = 0.5
 ) -> Featurizer:
     torch.manual_seed(0)
-    made = Featurizer(schema, DIM, 0.3, dense_tokens, raw)
+    module = Featurizer(schema, DIM, 0.3, dense_tokens, raw)
     plan = Single(Single.Config(device="cpu"))
-    plan.parallelize(made, TableOptimizer.model_validate({"name": optimizer, "lr": lr, "eps": EPS}))
-    return made
+    plan.parallelize(module, TableOptimizer.model_validate({"name": optimizer, "lr": lr, "eps": EPS}))
+    return module
 
 
 def reference(
@@ -73,7 +73,7 @@ def reference(
                 nothing = torch.zeros(DIM)
                 if (child := f"sequence_{feature.name}") in module.event_dense:
                     nothing = module.event_dense[child].bias  # type: ignore[assignment]
-                tokens[feature.name] = torch.stack([mean(part) if len(part) else nothing for part in events])
+                tokens[feature.name] = torch.stack([mean(event) if len(event) else nothing for event in events])
     return tokens, histories
 
 
@@ -100,7 +100,7 @@ def test_tokens_and_events(names: tuple[str, ...], raw: bool, size: int) -> None
         assert sequences.keys() == histories.keys()
         for name, events in histories.items():
             torch.testing.assert_close(sequences[name].values_ED, torch.cat(events))
-            assert sequences[name].lengths.tolist() == [len(part) for part in events]
+            assert sequences[name].lengths.tolist() == [len(event) for event in events]
             assert sequences[name].max_length == 4
 
 
@@ -128,8 +128,8 @@ def test_a_step_moves_every_row_once_by_its_whole_gradient(names: tuple[str, ...
     torch.testing.assert_close(loss, expected)
     loss.backward()  # type: ignore[no-untyped-call]
     for table, weight in table_weights(module).items():
-        wanted = reference_step(optimizer, weights[table], 0.5, EPS)
-        torch.testing.assert_close(weight, wanted, msg=lambda text, table=table: f"{table}: {text}")
+        expected_weight = reference_step(optimizer, weights[table], 0.5, EPS)
+        torch.testing.assert_close(weight, expected_weight, msg=lambda text, table=table: f"{table}: {text}")
         assert not torch.equal(weight, weights[table].detach())
 
 

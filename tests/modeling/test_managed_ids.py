@@ -1,4 +1,4 @@
-"""Managed ids against a simulation with dictionaries, one id at a time."""
+"""Managed ids against a simulation with dictionaries, id by id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exfm.modeling.managed_ids import ManagedIds
 
 Eviction = Literal["lru", "lfu", "distance"]
 ROWS, WAYS = 53, 8
-SHARED = 3 + (ROWS - 3) % WAYS  # at least the last sixteenth, and what fills no bucket
+SHARED = 3 + (ROWS - 3) % WAYS  # at least the last sixteenth, and rows that fill no bucket
 BUCKETS = (ROWS - SHARED) // WAYS
 
 
@@ -80,8 +80,8 @@ def test_ids_have_the_rows_of_the_simulation(eviction: Eviction, seed: int) -> N
     }  # fmt: skip
 
 
-def test_what_evictions_prefer() -> None:
-    """One bucket: the first id is frequent and old, the last one rare and new."""
+def test_evictions_prefer_ids_by_their_rule() -> None:
+    """Fills a single bucket: the first id is frequent and old, the last id rare and new."""
     kept = {}
     for eviction in ("lru", "lfu", "distance"):
         managed = ManagedIds(16, eviction)  # type: ignore[arg-type]

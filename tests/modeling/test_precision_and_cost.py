@@ -1,4 +1,4 @@
-"""Low precision, recomputed activations, and what a model costs."""
+"""Low precision, recomputed activations, and the cost of a model."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_recomputed_blocks_keep_less_for_backward() -> None:
 
 def test_bfloat16_is_float32_but_for_rounding_and_gives_float32() -> None:
     exact, rounded = build(MODEL), build({**MODEL, "precision": "bf16"})
-    train(exact, 5)  # one of them only: steps would add their roundings up
+    train(exact, 5)  # the exact model only, because steps would add up their roundings
     rounded.load_state_dict(exact.state_dict())
     batch = random_batch(SCHEMA, 64)
     with torch.no_grad():
@@ -76,10 +76,10 @@ def test_bfloat16_is_float32_but_for_rounding_and_gives_float32() -> None:
 def test_the_parts_add_up_to_the_whole() -> None:
     model = build(MODEL)
     batch = model.narrow(random_batch(SCHEMA, 16))
-    parts = flops_by_section(model, batch)
-    assert parts.keys() == SECTIONS.keys() - {"states", "inputs"}
-    assert min(parts.values()) > 0
-    assert sum(parts.values()) * batch.size == count_flops(lambda: model(batch))
+    flops = flops_by_section(model, batch)
+    assert flops.keys() == SECTIONS.keys() - {"states", "inputs"}
+    assert min(flops.values()) > 0
+    assert sum(flops.values()) * batch.size == count_flops(lambda: model(batch))
     assert sum(parameters_by_section(model).values()) == model.parameter_counts()["dense"]
 
 

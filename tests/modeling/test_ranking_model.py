@@ -84,15 +84,15 @@ def test_an_example_does_not_depend_on_its_neighbours(config: dict[str, Any]) ->
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 def test_equal_seeds_give_equal_bits_and_weights_can_be_put_back(config: dict[str, Any]) -> None:
-    one, same, other = build(config), build(config), build(config, seed=1)
-    for model in (one, same):
+    first, same, other = build(config), build(config), build(config, seed=1)
+    for model in (first, same):
         train(model, 5)
     batch = random_batch(SCHEMA, 16, seed=100)
-    expected = logits(one, batch)
-    assert one.state_dict().keys() == same.state_dict().keys()
-    assert all(torch.equal(value, same.state_dict()[name]) for name, value in one.state_dict().items())
+    expected = logits(first, batch)
+    assert first.state_dict().keys() == same.state_dict().keys()
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in first.state_dict().items())
     assert not any(torch.equal(logit, expected[task]) for task, logit in logits(other, batch).items())
-    other.load_state_dict({name: value.clone() for name, value in one.state_dict().items()})
+    other.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
     assert all(torch.equal(logit, expected[task]) for task, logit in logits(other, batch).items())
 
 
@@ -172,7 +172,8 @@ def test_backbones_and_encoders_are_told_which_tokens_share_a_table_with_a_seque
     config = {"backbone": {"name": "interformer", "layers": 1}, "sequence_encoder": {"name": "din"}}
     model = build(config)
     names = model.featurizer.token_names
-    told = {shape.name: {names[place] for place in shape.targets} for shape in model.backbone.inputs.sequences}
-    assert told == {"history": {"item", "viewed"}, "clicks": {"item", "viewed"}, "moods": set()}
+    targets = {shape.name: {names[index] for index in shape.targets} for shape in model.backbone.inputs.sequences}
+    assert targets == {"history": {"item", "viewed"}, "clicks": {"item", "viewed"}, "moods": set()}
     encoders = {encoder.inputs.sequence: encoder.inputs for encoder in model.encoders.values()}
-    assert {name: {one.context[place] for place in one.targets} for name, one in encoders.items()} == told
+    of_encoders = {name: {spec.context[index] for index in spec.targets} for name, spec in encoders.items()}
+    assert of_encoders == targets
