@@ -41,7 +41,9 @@ def chunks(rows: int, shape: EmbeddingShape | None) -> Iterator[tuple[Supervisio
         times = 1_700_000_000_000_000 + 1_000 * np.arange(start, start + size)
         embedding = None
         if shape is not None:
-            embedding = CompactEmbedding.from_values(torch.from_numpy(random.normal(size=(size, shape.dim))), shape.format)
+            embedding = CompactEmbedding.from_values(
+                torch.from_numpy(random.normal(size=(size, shape.dim))), shape.format
+            )
         yield (
             SupervisionRows(
                 torch.from_numpy(random.integers(0, 2**62, size)),
