@@ -14,7 +14,7 @@ from exfm.interfaces.teacher_input import InputSpec
 
 @dataclass(frozen=True)
 class ModelInput:
-    """One entry under ``models.M.inputs``, resolved.
+    """Describes an entry under ``models.M.inputs``, resolved.
 
     Attributes:
         spec: the component and its Config.
@@ -26,19 +26,19 @@ class ModelInput:
 
     @property
     def teacher(self) -> str:
-        """The teacher's name."""
+        """Returns the teacher's name."""
         name: str = self.spec.config.teacher
         return name
 
     @property
     def lookups(self) -> tuple[str, ...]:
-        """Names what serving looks up, in results.json too."""
+        """Lists the vectors that serving looks up, as results.json names them."""
         newest = f" (newest {self.inputs.length})" if self.inputs.length > 1 else ""
         return tuple(f"{self.teacher}.{entity}{newest}" for entity in self.inputs.widths)
 
 
 def resolve_inputs(
-    model: ModelConfig, config: ExperimentConfig, schema: FeatureSchema, place: str
+    model: ModelConfig, config: ExperimentConfig, schema: FeatureSchema, key_path: str
 ) -> tuple[ModelInput, ...]:
     """Resolves and checks a model's inputs, in the order of the file.
 
@@ -46,36 +46,39 @@ def resolve_inputs(
         ConfigError: a teacher that is no model of the file, a state that it does not store, or of a feature that the
             model does not see; a label that is known late.
     """
-    _check_labels(model, schema, place)
-    return tuple(_resolve(spec, model, config, schema, f"{place}.{number}") for number, spec in enumerate(model.inputs))
+    _check_labels(model, schema, key_path)
+    inputs: list[ModelInput] = []
+    for number, spec in enumerate(model.inputs):
+        inputs.append(_resolve(spec, model, config, schema, f"{key_path}.{number}"))
+    return tuple(inputs)
 
 
 def _resolve(
-    spec: ComponentSpec, model: ModelConfig, config: ExperimentConfig, schema: FeatureSchema, place: str
+    spec: ComponentSpec, model: ModelConfig, config: ExperimentConfig, schema: FeatureSchema, key_path: str
 ) -> ModelInput:
     teacher, entities = spec.config.teacher, spec.config.entities
     if teacher in config.teachers:
-        raise ConfigError(f"{place}.teacher: {teacher!r} is a teacher from elsewhere, which stores no states")
+        raise ConfigError(f"{key_path}.teacher: {teacher!r} is a teacher from elsewhere, which stores no states")
     if teacher not in config.models:
-        raise ConfigError(f"{place}.teacher: no model is called {teacher!r}.{suggestion(teacher, config.models)}")
+        raise ConfigError(f"{key_path}.teacher: no model is called {teacher!r}.{suggestion(teacher, config.models)}")
     supervision, seen = config.models[teacher].supervision, schema.select(model.features)
     features = [feature.name for feature in seen.features if isinstance(feature, CategoricalFeature)]
     if len(set(entities)) < len(entities):
-        raise ConfigError(f"{place}.entities: name each once; given: {list(entities)}")
+        raise ConfigError(f"{key_path}.entities: name each once; given: {list(entities)}")
     for entity in entities:
         if entity not in supervision.states:
             hint = suggestion(entity, supervision.states)
             hint = hint or f" It stores none: see models.{teacher}.supervision.states."
-            raise ConfigError(f"{place}.entities: {teacher!r} stores no state of {entity!r}.{hint}")
+            raise ConfigError(f"{key_path}.entities: {teacher!r} stores no state of {entity!r}.{hint}")
         if entity not in features:
             raise ConfigError(
-                f"{place}.entities: the model does not see {entity!r}, which the state is looked up by."
+                f"{key_path}.entities: the model does not see {entity!r}, which the state is looked up by."
                 f"{suggestion(entity, features)}"
             )
     entities = entities or tuple(entity for entity in supervision.states if entity in features)
     if not entities:
         raise ConfigError(
-            f"{place}: {teacher!r} stores no state of a feature that the model sees: the teacher stores "
+            f"{key_path}: {teacher!r} stores no state of a feature that the model sees: the teacher stores "
             f"{', '.join(supervision.states) or 'none'}, the model sees {', '.join(features)}; see "
             f"models.{teacher}.supervision.states"
         )
@@ -83,13 +86,13 @@ def _resolve(
     return ModelInput(spec, InputSpec(model.embedding_dim, spec.config.length, widths))
 
 
-def _check_labels(model: ModelConfig, schema: FeatureSchema, place: str) -> None:
-    """When a late label is learned, the newest state may already know of the example: its click, and what followed."""
+def _check_labels(model: ModelConfig, schema: FeatureSchema, key_path: str) -> None:
+    """Refuses late labels: when such a label is learned, the newest state may already know the example's outcome."""
     tasks = schema.tasks if model.tasks is None else model.tasks
     late = [label.name for label in schema.labels if label.name in tasks and label.delay > timedelta(0)]
     if model.inputs and late:
         prompt = [task for task in tasks if task not in late]
         raise ConfigError(
-            f"{place}: {', '.join(late)} is known late, and a state that is looked up then is newer than the example; "
-            f"predict it with a model without inputs. Labels known at once: {', '.join(prompt) or 'none'}"
+            f"{key_path}: {', '.join(late)} is known late, and a state that is looked up then is newer than the "
+            f"example; predict it with a model without inputs. Labels known at once: {', '.join(prompt) or 'none'}"
         )
