@@ -7,15 +7,12 @@ F tokens of the factorization machine block, L tokens of the linear compression 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from exfm.layers import ActivationName, Attention, NormName, mlp, norm
-
-if TYPE_CHECKING:
-    from exfm_plugins.backbones.wukong.model import Wukong
+from exfm_plugins.backbones.wukong.config import WukongConfig
 
 
 class TokenMaps(nn.Module):
@@ -103,7 +100,7 @@ class WukongLayer(nn.Module):
         ValueError: ``attends``, and the heads do not divide the width.
     """
 
-    def __init__(self, tokens: int, dim: int, config: Wukong.Config, *, attends: bool) -> None:
+    def __init__(self, tokens: int, dim: int, config: WukongConfig, *, attends: bool) -> None:
         super().__init__()
         fmb_tokens, k, bias = config.num_fmb_tokens, config.k, config.bias == "all"
         self.out_tokens = fmb_tokens + config.num_lcb_tokens
