@@ -49,7 +49,9 @@ def test_commands_that_list_do_not_import_torch(arguments):
 
 def test_plugins_as_a_table_and_as_json(exfm_cli):
     table, plugins = exfm_cli("plugins"), json.loads(exfm_cli("plugins", "--json").out)
-    assert {"wukong", "dlrm", "din", "movielens"} <= {plugin["name"] for plugin in plugins}
+    assert {"backbones", "encoders", "inputs", "parallel", "sources", "transfer"} <= {
+        plugin["name"] for plugin in plugins
+    }
     for plugin in plugins:
         assert plugin.keys() == {"name", "module", "distribution", "version", "status", "reason", "components"}
         assert plugin["name"] in table.out and all(component in table.out for component in plugin["components"])
@@ -102,7 +104,7 @@ def test_show_tells_all_there_is_to_set(component, exfm_cli):
         (["show", "wukong"], "write KIND.NAME"),
         (["show", "backbone."], "write KIND.NAME"),
         (["components", "backbones"], "Did you mean 'backbone'?"),
-        (["--block-plugin", "wukong", "show", "backbone.wukong"], "is blocked"),
+        (["--block-plugin", "backbones", "show", "backbone.wukong"], "is blocked"),
         (["schema", "-o", "/no/such/folder/schema.json"], "/no/such/folder/schema.json: the schema cannot be written"),
         (["validate", "nowhere.yaml"], "nowhere.yaml: the experiment file cannot be read"),
         (["validate", "seed=3"], "name at least one experiment file"),

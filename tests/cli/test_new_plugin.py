@@ -110,7 +110,7 @@ REFUSED = {
     33 * "a": ["at most 32"],
     "exfm-plugin-rankmixer": ["without exfm-plugin-", "'rankmixer'"],
     "yes": ["no text in YAML"],
-    "wukong": ["backbone 'wukong' is taken by exfm ", "(plugin 'wukong')", "choose another"],
+    "wukong": ["backbone 'wukong' is taken by exfm ", "(plugin 'backbones')", "choose another"],
 }
 
 

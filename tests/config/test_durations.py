@@ -4,7 +4,6 @@ import re
 from datetime import timedelta
 
 import pytest
-from exfm.training.sharing import Sharing
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
@@ -12,6 +11,7 @@ from pydantic import TypeAdapter
 import exfm
 from exfm.interfaces.duration import format_duration, parse_duration
 from exfm.supervision.store import Store
+from exfm.transfer.teacher_parameters import TeacherParameters
 
 durations = st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=40_000))
 
@@ -39,8 +39,8 @@ def test_every_written_duration_is_exact(length_us, decimals):
 
 def test_a_teacher_is_as_old_as_its_delay_says(experiment, write, tmp_path):
     experiment["models"]["fm"]["supervision"] = {"delay": "2.01s", "lag": "16.1s"}
-    sharing = Sharing(exfm.load_experiment(write(experiment)), Store(str(tmp_path / "run")))
-    assert (sharing.delay_us["fm"], sharing.lags_us["fm"]) == (2_010_000, 16_100_000)
+    parameters = TeacherParameters(exfm.load_experiment(write(experiment)), Store(str(tmp_path / "run")))
+    assert (parameters.delay_us["fm"], parameters.lags_us["fm"]) == (2_010_000, 16_100_000)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ PLUGIN = """
 from typing import Annotated
 
 import exfm
+from exfm.components import ComponentField, ComponentSpec
 from pydantic import BaseModel, Field
 
 class Tower(BaseModel):

@@ -47,7 +47,7 @@ def test_a_notebook_shows_a_bar_without_widgets() -> None:
         "import sys\n"
         "sys.modules['ipywidgets'] = None\n"
         "from types import SimpleNamespace\n"
-        "from exfm import Window\n"
+        "from exfm.sources import Window\n"
         "from exfm.reporting.progress import StreamProgress\n"
         "with StreamProgress('<fm>') as progress:\n"
         "    progress.update(SimpleNamespace(window=Window(1, 0, 1), windows=2, rows=1234, ne={'fm': 0.5}))\n"

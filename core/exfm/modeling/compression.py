@@ -1,4 +1,4 @@
-"""Compresses vectors of a model, such as its representation, to the short codes that it stores for its students.
+"""Compresses vectors of a model, such as its representation, to the few numbers that it stores for its students.
 
 Legend: B examples, R width of a vector, K width of its code, D width of a token, T tasks.
 """
@@ -15,10 +15,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from exfm.layers import Standardizer, mlp
 
-_HIDDEN = 64  # hidden width of the network of another entity's token (ours)
+_HIDDEN = 64
 
 RECONSTRUCTION = 0.1
-"""Weights a state's reconstruction against its value at the next example (ours)."""
+"""Weight of a state's reconstruction beside its value at the next example (ours)."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,8 @@ class Examples:
 class Compressor(nn.Module):
     """Compresses a standardised vector ``x`` by an autoencoder, linear in both directions: ``s = E x + e`` is the code.
 
-    The loss is ``|D s - x|^2 / R``, LoopFM's way to compress an FM's hidden states (arXiv 2605.29280), and the terms of
-    a subclass. The vector is read without gradient: the model itself learns as if there were no compressor.
-
-    ``E`` starts as a projection to K random directions, at right angles to each other, so that even the first codes
-    tell examples apart as the vectors do. ``D`` does not start as its transpose: the gradient of ``E`` would be zero
-    there, and its first step rounding errors.
+    The loss is ``|D s + d - x|^2 / R``, LoopFM's way to compress an FM's hidden states (arXiv 2605.29280), and the
+    terms of a subclass. The vector is read without gradient: the model itself learns as if there were no compressor.
 
     Args:
         vector: the name of the vector.
@@ -67,10 +63,8 @@ class Compressor(nn.Module):
             )
         self.vector, self.tasks = vector, tasks
         self.standard = Standardizer(width)
-        self.encoder = nn.Linear(width, code, bias=False)
+        self.encoder = nn.Linear(width, code)
         self.decoder = nn.Linear(code, width)
-        if not self.encoder.weight.is_meta:
-            nn.init.orthogonal_(self.encoder.weight)
 
     def forward(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """Maps vectors (B, R) by name to codes (B, K) as they are stored."""
@@ -78,7 +72,7 @@ class Compressor(nn.Module):
         return code_BK.detach().float()
 
     def loss(self, vectors: Mapping[str, Tensor], examples: Examples) -> Tensor:
-        """Returns the loss, a scalar, then adds the batch to the moments: a loss never depends on its batch's own."""
+        """Returns the loss, a scalar, with this batch not yet in the moments that standardise it; then adds it."""
         vector_BR = vectors[self.vector].detach()
         standard_BR = self.standard(vector_BR)
         code_BK = self.encoder(standard_BR)
@@ -110,7 +104,7 @@ class EmbeddingCompressor(Compressor):
         self.linear = nn.Linear(code, len(tasks))
 
     def explain(self, code_BK: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
-        """Predicts the targets of each example from its code."""
+        """Explains each example by its code."""
         return self.linear(code_BK), torch.ones_like(code_BK[:, 0], dtype=torch.bool)
 
 
