@@ -24,6 +24,7 @@ from exfm.testing import DistillationStrategyTests
 from exfm.transfer import TeacherOutput
 from exfm_plugins.transfer.student_adapter.strategy import StudentAdapter
 from tests.plugins.students import Head, Student, batch, bce, teacher
+from tests.training.interruption import run_interrupted
 from tests.training.logs import differences, experiment_dict, make_log, timeless, write_log
 from tests.training.logs import load as load_experiment
 
@@ -265,10 +266,6 @@ def test_wrong_configs_are_refused(wrong: dict[str, object]) -> None:
         StudentAdapter.Config(teacher="fm", **wrong)
 
 
-class StopError(Exception):
-    """Ends a run."""
-
-
 def test_an_interrupted_run_ends_as_an_undisturbed_one(tmp_path: Path, exfm_registry: Any) -> None:
     """Adapters, their Adam, started heads and running means are where they were."""
     kinds = ("backbones", "encoders", "parallel", "sources", "transfer")
@@ -282,18 +279,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(tmp_path: Path, exfm_regi
             {"name": "auxiliary_head", **auto},
             {"name": "student_adapter", "lr": 0.05, "head": "shared", **auto},
         ]
-        experiment, chunks = load_experiment(tmp_path, config), 0
-
-        def count(_: object, last: int | None = stop_after) -> None:
-            nonlocal chunks
-            chunks += 1
-            if chunks == last:
-                raise StopError
-
-        if stop_after is not None:
-            with pytest.raises(StopError):
-                exfm.run(experiment, count)
-        results.append(exfm.run(experiment))
+        results.append(run_interrupted(load_experiment(tmp_path, config), stop_after))
     assert not differences(*(timeless(result) for result in results))
     states = [sorted((tmp_path / name / "snapshots").rglob("*.safetensors")) for name in ("whole", "interrupted")]
     assert states[0] and [file.read_bytes() for file in states[0]] == [file.read_bytes() for file in states[1]]

@@ -18,6 +18,7 @@ import exfm_plugins.encoders
 import exfm_plugins.parallel
 import exfm_plugins.sources
 from exfm.transfer.merge_teachers import merge_teacher_outputs
+from tests.training.interruption import run_interrupted
 from tests.training.logs import differences, experiment_dict, load, make_log, rows_by_window, timeless, write_log
 
 
@@ -162,10 +163,6 @@ def test_each_row_is_taught_by_the_fm_of_its_domain(tmp_path: Path, exfm_registr
         torch.testing.assert_close(recorded[in_domain], expected, rtol=0, atol=0, equal_nan=True)
 
 
-class StopError(Exception):
-    """Ends a run."""
-
-
 def test_parameters_that_a_strategy_trains_itself_resume_where_they_were(tmp_path: Path, exfm_registry: Any) -> None:
     exfm_registry.put(
         Pupil,
@@ -179,19 +176,7 @@ def test_parameters_that_a_strategy_trains_itself_resume_where_they_were(tmp_pat
     for name, stop_after in (("whole", None), ("interrupted", 9)):
         config = experiment_dict(path, str(tmp_path / name))
         config["models"]["vm"]["transfer"] = [{"name": "pupil", "teacher": "fm"}]
-        experiment = load(tmp_path, config)
-        chunks = 0
-
-        def count(_: object, last: int | None = stop_after) -> None:
-            nonlocal chunks
-            chunks += 1
-            if chunks == last:
-                raise StopError
-
-        if stop_after is not None:
-            with pytest.raises(StopError):
-                exfm.run(experiment, count)
-        results.append(exfm.run(experiment))
+        results.append(run_interrupted(load(tmp_path, config), stop_after))
     assert not differences(*(timeless(result) for result in results))
     vm, control = (results[0]["models"][name]["tasks"]["click"]["ne"] for name in ("vm", "vm.control"))
     assert vm != control

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from exfm.layers.attention import Attention, AttentionPooling, JaggedAttention
 from exfm.layers.candidate_meeting import CandidateMeeting, sum_tokens
-from exfm.layers.distillation import DistillationHead, RecentMeans, Standardizer, soft_label_loss
+from exfm.layers.distillation import DistillationHead, DistillationHeads, RecentMeans, Standardizer, soft_label_loss
 from exfm.layers.expert_gate import ExpertGate
 from exfm.layers.flops import count_flops
 from exfm.layers.gradient import scale_gradient
@@ -25,6 +25,7 @@ __all__ = [
     "AttentionPooling",
     "CandidateMeeting",
     "DistillationHead",
+    "DistillationHeads",
     "ExpertGate",
     "HistoryEncoder",
     "InputNormName",

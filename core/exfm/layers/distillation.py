@@ -5,6 +5,7 @@ Legend: B examples, R width of the representation, L soft labels of an example, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -171,3 +172,37 @@ class Standardizer(nn.Module):
         """Adds the vectors (B, E) of the examples that ``seen_B`` marks."""
         vector_EB = vector_BE.double().T
         self.moments.add(torch.cat([vector_EB, vector_EB.square()]), seen_B)
+
+
+class DistillationHeads(nn.ModuleDict):
+    """Holds a ``DistillationHead`` for each task that a teacher teaches.
+
+    Args:
+        tasks: the tasks.
+        new_head: builds a head of the student's shape.
+        label_scale: alpha.
+        gradient_scale: beta.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        new_head: Callable[[], nn.Module],
+        label_scale: float | Literal["auto"],
+        gradient_scale: float,
+    ) -> None:
+        super().__init__()
+        for task in tasks:
+            # Prefixed, because torch refuses a child with the name of an attribute of ModuleDict, such as `items`.
+            self[f"task_{task}"] = DistillationHead(new_head(), label_scale, gradient_scale)
+
+    def of_task(self, task: str) -> DistillationHead:
+        """Returns the head of a task."""
+        head = self[f"task_{task}"]
+        assert isinstance(head, DistillationHead)
+        return head
+
+    @property
+    def decomposes(self) -> bool:
+        """Returns False until each head has started from a batch's mean, and with a label scale of recent means."""
+        return all(head.decomposes for head in self.values())

@@ -5,13 +5,14 @@ Legend: S rows, B examples of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from exfm.config.external_files import ExternalFiles
+from exfm.config.loading import Experiment
 from exfm.supervision.joiner import Joined, Stored, align, lookup, miss, nothing_stored
 
 
@@ -58,3 +59,16 @@ class ExternalSupervision:
     def stored(self, example_id: Tensor, event_time_us: Tensor) -> Stored:
         """Returns no rows: external files hold predictions only, and no states or embeddings."""
         return nothing_stored(example_id)
+
+
+def external_teachers(experiment: Experiment, names: Collection[str]) -> dict[str, ExternalSupervision]:
+    """Reads the supervision of the external teachers among the named teachers into memory.
+
+    Raises:
+        ConfigError: an example id is missing or repeated, or a value is outside the range of its kind.
+    """
+    supervision: dict[str, ExternalSupervision] = {}
+    for name, config in experiment.config.teachers.items():
+        if name in names:
+            supervision[name] = ExternalSupervision.load(ExternalFiles(config, f"teachers.{name}"))
+    return supervision

@@ -27,8 +27,7 @@ from exfm.scheduling.schedule import Schedule, WindowWork
 from exfm.scheduling.stream_state import read_schedule
 from exfm.stopping import end_if_asked, ending_after_a_chunk
 from exfm.storage.commits import NONE, WindowRead
-from exfm.supervision.external import ExternalSupervision
-from exfm.supervision.external_teachers import external_teachers
+from exfm.supervision.external import ExternalSupervision, external_teachers
 from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
 from exfm.supervision.streaming import SupervisionStream

@@ -10,10 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from exfm import DistillationStrategy
-from exfm.layers import DistillationHead
+from exfm.layers import DistillationHeads
 from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec, TransferConfig
 
 
@@ -84,20 +84,17 @@ class AuxiliaryHead(DistillationStrategy):
     def __init__(self, config: Config, student: StudentSpec, teacher: TeacherSpec) -> None:
         super().__init__(config, student, teacher)
         self._weight = config.weight
-        alpha, beta = config.label_scale, config.gradient_scale
-        self.heads = nn.ModuleDict(
-            {f"task_{task}": DistillationHead(student.new_head(), alpha, beta) for task in self.tasks}
-        )
+        self.heads = DistillationHeads(self.tasks, student.new_head, config.label_scale, config.gradient_scale)
 
     @property
     def decomposes(self) -> bool:
-        """Returns False until each head has started from a batch's mean, and with a label scale of recent means."""
-        return all(head.decomposes for head in self.heads.values())
+        """Tells whether the heads' losses do: not before each has started from a batch's mean."""
+        return self.heads.decomposes
 
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """Returns the weighted losses of the tasks, summed, a scalar; a miss counts 0 in a mean."""
         terms = [
-            self.heads[f"task_{task}"](student, teacher.probabilities[task].unsqueeze(0), teacher.hit[task])
+            self.heads.of_task(task)(student, teacher.probabilities[task].unsqueeze(0), teacher.hit[task])
             for task in self.tasks
             if task in teacher.hit
         ]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from exfm import DistillationStrategy
-from exfm.layers import DistillationHead, mlp
+from exfm.layers import DistillationHeads, mlp
 from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec, TransferConfig
 
 _EPSILON = 1e-6
@@ -101,8 +101,7 @@ class StudentAdapter(DistillationStrategy):
         super().__init__(config, student, teacher)
         self._lr, self._shared = config.lr, config.head == "shared"
         keys = [f"task_{task}" for task in self.tasks]
-        alpha, beta = config.label_scale, config.gradient_scale
-        self.heads = nn.ModuleDict({key: DistillationHead(student.new_head(), alpha, beta) for key in keys})
+        self.heads = DistillationHeads(self.tasks, student.new_head, config.label_scale, config.gradient_scale)
         # In the order of a head's soft labels.
         teacher_weight = 1.0 if config.teacher_weight is None else config.teacher_weight
         self._weights = (teacher_weight, config.weight) if self._shared else (config.weight,)
@@ -132,8 +131,8 @@ class StudentAdapter(DistillationStrategy):
 
     @property
     def decomposes(self) -> bool:
-        """Returns False until each head has started from a batch's mean, and with a label scale of recent means."""
-        return all(head.decomposes for head in self.heads.values())
+        """Tells whether the heads' losses do: not before each has started from a batch's mean."""
+        return self.heads.decomposes
 
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """Returns the weighted losses of the tasks' soft labels, summed, a scalar; a miss counts 0 in a mean."""
@@ -145,11 +144,11 @@ class StudentAdapter(DistillationStrategy):
         return logit_B.sigmoid().to(teacher_B.dtype)
 
     def _distillation(self, task: str, student: StudentOutput, teacher: TeacherOutput) -> Tensor:
-        key, hit_B, teacher_B = f"task_{task}", teacher.hit[task], teacher.probabilities[task]
+        hit_B, teacher_B = teacher.hit[task], teacher.probabilities[task]
         with torch.no_grad():
             adapted_B = self._adapted(task, teacher_B)
         soft_LB = torch.stack([teacher_B, adapted_B] if self._shared else [adapted_B])
-        losses: Tensor = self.heads[key](student, soft_LB, hit_B)
+        losses: Tensor = self.heads.of_task(task)(student, soft_LB, hit_B)
         return torch.stack([weight * loss for weight, loss in zip(self._weights, losses, strict=True)]).sum()
 
 
