@@ -154,12 +154,12 @@ def test_a_failing_point_stops_no_other(jobs: str, swept: Path, tiny: str, exfm_
     broken, other = (swept / "sweep" / f"{DIM}={dim},seed=1" for dim in (4, 8))
     for folder in (broken, other):
         (folder / "results.json").unlink()
-    next((broken / "predictions/fm").iterdir()).write_bytes(b"half a file")
+    next((broken / "predictions/vm").iterdir()).write_bytes(b"half a file")
     outcome = exfm_cli("sweep", tiny, *GRID, "--jobs", jobs, f"run_dir={swept}")
     assert outcome.status == 1
     first, failed, complete, last = outcome.err.splitlines()
     assert first == "4 points, 2 to run"
-    assert failed.startswith(f"[1/2] {DIM}=4, seed=1: failed: {broken}/predictions/fm/") and "corrupt" in failed
+    assert failed.startswith(f"[1/2] {DIM}=4, seed=1: failed: {broken}/predictions/vm/") and "corrupt" in failed
     assert complete == f"[2/2] {DIM}=8, seed=1: complete"
     assert last.startswith("error: 1 of 4 points failed")
     summary = json.loads((swept / "sweep/sweep.json").read_text(encoding="utf-8"))

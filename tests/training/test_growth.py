@@ -78,9 +78,9 @@ def test_a_run_may_go_on_with_more_rows_and_not_with_fewer(tmp_path: Path) -> No
     sequence = "stream.source.features.3.fields.0.rows"
     open_run(load(tmp_path, config, "stream.source.features.1.rows=128", f"{sequence}=128"), store)
     for overrides, message in (
-        (["stream.source.features.0.rows=32"], r"stream.source.features.0.rows: it had 64 rows and now has 32"),
-        (["stream.source.features.0.rows=96"], r"stream.source.features.0.rows: .* Nearest: 64, 128"),
-        (["stream.source.features.0.ids=row"], r"stream.source.features.0.ids was 'hash' and is now 'row'"),
+        (["stream.source.features.0.rows=32"], r"stream.features.user.rows: it had 64 rows and now has 32"),
+        (["stream.source.features.0.rows=96"], r"stream.features.user.rows: .* Nearest: 64, 128"),
+        (["stream.source.features.0.ids=row"], r"stream.features.user.ids was 'hash' and is now 'row'"),
     ):
         grown = load(tmp_path, config, "stream.source.features.1.rows=128", f"{sequence}=128", *overrides)
         with pytest.raises(exfm.ConfigError, match=message):

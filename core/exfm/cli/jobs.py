@@ -74,10 +74,10 @@ def run_job(
     from exfm.experiment.run import build_plan
     from exfm.reporting.progress import StreamProgress
     from exfm.scheduling.identity import open_run
-    from exfm.supervision.store import Store
+    from exfm.supervision.store import open_store
     from exfm.training.loop import StreamLoop
 
-    store = Store(experiment.run_dir)
+    store = open_store(experiment)
     plan = build_plan(experiment)
     # Only rank 0 writes into the run's folder.
     if plan.process_group.is_rank_zero:
@@ -128,15 +128,19 @@ def _advance(loop: StreamLoop, follow: Follow) -> int:
 
 def _arm_names(experiment: Experiment, model: str, stage: str) -> tuple[str, ...]:
     """Lists the arms that a model's name stands for: the model and its control, or in supervision the model alone."""
+    if model in experiment.lenders:
+        lender = experiment.lenders[model]
+        raise ConfigError(f"--model: {model!r} is a model of the run {lender.run}: run this command with its file")
     names = tuple(arm.name for arm in experiment.arms if model in (arm.name, arm.base))
     if not names:
         raise ConfigError(f"--model: no model is called {model!r}.{suggestion(model, experiment.config.models)}")
     if stage == "supervise":
-        teachers: set[str] = set()
-        for arm in experiment.arms:
-            teachers.update(arm.teachers)
+        teachers = [arm.name for arm in experiment.arms if arm.stores]
         if model not in teachers:
-            raise ConfigError(f"--model: nobody learns from {model!r}.{suggestion(model, teachers)}")
+            raise ConfigError(
+                f"--model: nobody learns from {model!r}, and it does not set supervision.store."
+                f"{suggestion(model, teachers)}"
+            )
         if not experiment.config.models[model].supervision.delay:
             raise ConfigError(
                 f"--model: {model!r} has no supervision.delay: it labels with its own forward pass while "

@@ -29,8 +29,9 @@ def command(
 
     session: Session = context.obj
     sweep = plan_sweep(config, parse_axes(over), overrides or [], session.block)
-    unfinished = open_points(sweep)
-    typer.echo(f"{len(sweep.points)} points, {len(unfinished)} to run", err=True)
+    groups = open_points(sweep)
+    count = sum(map(len, groups))
+    typer.echo(f"{len(sweep.points)} points, {count} to run", err=True)
 
     def run_separately(point: Point) -> None:
         run_in_subprocess(point, config, session.block, jobs)
@@ -38,12 +39,15 @@ def command(
     # A single job runs in this process, which has imported torch already.
     run_point = _run if jobs == 1 else run_separately
     errors: dict[str, str] = {}
-    for number, (point, error) in enumerate(run_points(unfinished, run_point, jobs), start=1):
-        state = "complete"
-        if error:
-            state = f"failed: {error}"
-            errors[point.label] = error
-        typer.echo(f"[{number}/{len(unfinished)}] {point.label}: {state}", err=True)
+    done = 0
+    for group in groups:
+        for point, error in run_points(group, run_point, jobs):
+            done += 1
+            state = "complete"
+            if error:
+                state = f"failed: {error}"
+                errors[point.label] = error
+            typer.echo(f"[{done}/{count}] {point.label}: {state}", err=True)
     _compare(sweep, errors)
     if errors:
         raise RunError(f"{len(errors)} of {len(sweep.points)} points failed; the same command runs them again")

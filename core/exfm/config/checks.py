@@ -24,6 +24,7 @@ class Arm:
         base: the model's name under ``models``.
         teachers: the names under ``models`` and ``teachers`` that it learns from, without repetition.
         inputs: the stored vectors of teachers that are its input.
+        stores: whether it stores its supervision, for students of this file or of others.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Arm:
     tasks: tuple[str, ...]
     teachers: tuple[str, ...]
     inputs: tuple[ModelInput, ...] = ()
+    stores: bool = False
 
     @property
     def is_control(self) -> bool:
@@ -47,19 +49,26 @@ class Arm:
         return self.name + CONTROL_SUFFIX if control else None
 
 
-def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str) -> tuple[Arm, ...]:
+def check_experiment(
+    config: ExperimentConfig, schema: FeatureSchema, file: str, borrowed: Mapping[str, Arm] | None = None
+) -> tuple[Arm, ...]:
     """Checks constraints that no single field can, and returns the arms, teachers before students.
+
+    Args:
+        borrowed: the teachers that other runs train, by name.
 
     Raises:
         ConfigError: a teacher that does not exist, a cycle, a feature, task or column the data does not have, a
             student that shares no task with its teacher, a batch that no chunk can hold.
     """
-    for name, teacher in config.teachers.items():
+    for name in config.teachers:
         if name in config.models:
             raise ConfigError(f"{file}: teachers.{name}: a model has this name; give the teacher another")
+    for name, teacher in config.external_teachers.items():
         _check_names(teacher.predictions, schema.tasks, "task", f"{file}: teachers.{name}.predictions")
+    borrowed = borrowed or {}
     for name, model in config.models.items():
-        _check_model(model, config, schema, f"{file}: models.{name}")
+        _check_model(model, config, schema, f"{file}: models.{name}", borrowed)
     graph: dict[str, tuple[str, ...]] = {}
     for name, model in config.models.items():
         # Teachers from elsewhere are not trained, and cannot be in a cycle.
@@ -75,18 +84,37 @@ def check_experiment(config: ExperimentConfig, schema: FeatureSchema, file: str)
             f"{file}: models.{cycle[1]}.{key}: teachers form a cycle: {' teaches '.join(cycle)}"
         ) from None
     arms: list[Arm] = []
+    taught = {teacher for model in config.models.values() for teacher in _teachers(model)}
     # By depth and then as in the file, because a topological order alone leaves independent models in any order.
     positions = {name: position for position, name in enumerate(config.models)}
     for name in sorted(order, key=lambda name: (_depth(name, graph), positions[name])):
         model = config.models[name]
         tasks = _model_tasks(model, schema)
-        inputs = resolve_inputs(model, config, schema, f"{file}: models.{name}.inputs")
-        arms.append(Arm(name, name, model, tasks, _teachers(model), inputs))
+        inputs = resolve_inputs(model, config, schema, f"{file}: models.{name}.inputs", _configs(borrowed))
+        stores = _stores(model, name in taught, not taught)
+        arms.append(Arm(name, name, model, tasks, _teachers(model), inputs, stores))
         if model.control is True:
             nothing = {"transfer": (), "inputs": (), "control": False, "supervision": SupervisionConfig()}
             untaught = model.model_copy(update=nothing)
             arms.append(Arm(name + CONTROL_SUFFIX, name, untaught, tasks, ()))
     return tuple(arms)
+
+
+def _stores(model: ModelConfig, is_taught_from: bool, nobody_learns: bool) -> bool:
+    """Tells whether a model stores its supervision.
+
+    Args:
+        is_taught_from: whether a model of the file learns from it.
+        nobody_learns: whether no model of the file has a teacher: then the file's models can only be for other files.
+    """
+    if model.supervision.store is not None:
+        return model.supervision.store or is_taught_from
+    return is_taught_from or nobody_learns or model.supervision != SupervisionConfig()
+
+
+def _configs(borrowed: Mapping[str, Arm]) -> dict[str, ModelConfig]:
+    """Returns the sections of the teachers that other runs train, by name."""
+    return {name: arm.config for name, arm in borrowed.items()}
 
 
 def _depth(name: str, graph: dict[str, tuple[str, ...]]) -> int:
@@ -116,7 +144,9 @@ def _check_names(names: Iterable[str], allowed: Iterable[str], noun: str, key_pa
             raise ConfigError(f"{key_path}: the data has no {noun} {name!r}.{suggestion(name, allowed)}")
 
 
-def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSchema, key_path: str) -> None:
+def _check_model(
+    model: ModelConfig, config: ExperimentConfig, schema: FeatureSchema, key_path: str, borrowed: Mapping[str, Arm]
+) -> None:
     _check_names(model.features or (), (feature.name for feature in schema.features), "feature", f"{key_path}.features")
     _check_names(model.tasks or (), schema.tasks, "task", f"{key_path}.tasks")
     for key, names in (("features", model.features), ("tasks", model.tasks)):
@@ -135,7 +165,7 @@ def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSc
             raise ConfigError(f"{key_path}.where.{column}: name at least one value; given: []")
     _check_states(model, schema, f"{key_path}.supervision.states")
     _check_rows(model, schema, f"{key_path}.supervision.rows")
-    resolve_inputs(model, config, schema, f"{key_path}.inputs")
+    resolve_inputs(model, config, schema, f"{key_path}.inputs", _configs(borrowed))
     _check_managed(model, schema, key_path)
     if model.batch_size > config.stream.chunk_rows:
         raise ConfigError(
@@ -145,7 +175,10 @@ def _check_model(model: ModelConfig, config: ExperimentConfig, schema: FeatureSc
     for index, spec in enumerate(model.transfer):
         for teacher in spec.config.teachers:
             key = "teacher" if teacher == spec.config.teacher else "fallback"
-            _check_transfer(model, teacher, spec.config.tasks, config, schema, f"{key_path}.transfer.{index}.{key}")
+            teacher_tasks = _teacher_tasks(teacher, config, schema, borrowed, f"{key_path}.transfer.{index}.{key}")
+            _check_shared_task(
+                model, teacher, teacher_tasks, spec.config.tasks, schema, f"{key_path}.transfer.{index}.{key}"
+            )
 
 
 def _check_states(model: ModelConfig, schema: FeatureSchema, key_path: str) -> None:
@@ -207,20 +240,29 @@ def _check_rows(model: ModelConfig, schema: FeatureSchema, key_path: str) -> Non
         )
 
 
-def _check_transfer(
+def _teacher_tasks(
+    teacher: str, config: ExperimentConfig, schema: FeatureSchema, borrowed: Mapping[str, Arm], key_path: str
+) -> tuple[str, ...]:
+    """Returns the tasks that a teacher predicts, wherever it is trained."""
+    if teacher in config.models:
+        return _model_tasks(config.models[teacher], schema)
+    if teacher in borrowed:
+        return borrowed[teacher].tasks
+    if teacher in config.external_teachers:
+        return tuple(config.external_teachers[teacher].predictions)
+    names = (*config.models, *config.teachers)
+    raise ConfigError(f"{key_path}: no model is called {teacher!r}.{suggestion(teacher, names)}")
+
+
+def _check_shared_task(
     model: ModelConfig,
     teacher: str,
+    teacher_tasks: tuple[str, ...],
     mapping: Mapping[str, str],
-    config: ExperimentConfig,
     schema: FeatureSchema,
     key_path: str,
 ) -> None:
-    if teacher not in config.models and teacher not in config.teachers:
-        names = (*config.models, *config.teachers)
-        raise ConfigError(f"{key_path}: no model is called {teacher!r}.{suggestion(teacher, names)}")
-    external = config.teachers.get(teacher)
     student_tasks = _model_tasks(model, schema)
-    teacher_tasks = _model_tasks(config.models[teacher], schema) if external is None else tuple(external.predictions)
     # An explicit mapping of tasks replaces the match by name.
     if not (set(mapping.values()) or set(student_tasks)) & set(teacher_tasks):
         raise ConfigError(

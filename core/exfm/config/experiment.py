@@ -5,7 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from exfm.config.component_field import ComponentField, ComponentSpec
 from exfm.interfaces.duration import Duration, parse_duration
@@ -17,6 +26,14 @@ TransferSpec = Annotated[ComponentSpec, ComponentField("transfer_strategy")]
 TeacherInputSpec = Annotated[ComponentSpec, ComponentField("teacher_input")]
 SourceSpec = Annotated[ComponentSpec, ComponentField("data_source")]
 PlanSpec = Annotated[ComponentSpec, ComponentField("parallel_plan")]
+
+
+def _in_utc(time: datetime) -> datetime:
+    """Reads a time without a zone as UTC, as all times of a run are."""
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+UtcTime = Annotated[datetime, AfterValidator(_in_utc)]
 
 # Names are folders of a run and keys of overrides: no dot, slash or space.
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*$"
@@ -35,7 +52,7 @@ class StreamConfig(_Section):
     window: Duration = Field(
         gt=timedelta(0), description="Length of a window: each is predicted, trained on and committed as a whole."
     )
-    start: datetime | None = Field(
+    start: UtcTime | None = Field(
         None, description="Rows before this time (UTC) are not part of the stream; by default it begins with its first."
     )
     chunk_rows: int = Field(
@@ -47,14 +64,6 @@ class StreamConfig(_Section):
     max_skipped_share: float = Field(
         0.4, gt=0, le=1, description="skip: the share of all rows, of 1,000 at least, that may be left out."
     )
-
-    @field_validator("start")
-    @classmethod
-    def _in_utc(cls, start: datetime | None) -> datetime | None:
-        """Reads a time without a zone as UTC, as all times of a run are."""
-        if start is not None and start.tzinfo is None:
-            return start.replace(tzinfo=UTC)
-        return start
 
 
 class EvaluationConfig(_Section):
@@ -136,6 +145,11 @@ class SupervisionConfig(_Section):
     state_dtype: Literal["float16", "int8"] = Field(
         "float16", description="How states are stored: int8 has a scale per state, and half the bytes."
     )
+    store: bool | None = Field(
+        None,
+        description="Whether it is stored. By default where a model of this file learns from it, where other fields of "
+        "this section are set, and where no model of this file has a teacher.",
+    )
     lag: Duration = Field(
         parse_duration("0s"),
         description="How long after an example its states and rows reach students; 0s, for the student's next example, "
@@ -159,6 +173,28 @@ class SupervisionConfig(_Section):
                 f"embedding_dim: {self.embedding_dim} numbers of a representation that is not stored; set embedding to "
                 "float16 or int8, or leave embedding_dim out"
             )
+        return self
+
+
+class InitFrom(_Section):
+    """The model whose weights another model starts from."""
+
+    run: str = Field("", description="The folder of its run; this run's where it is empty.")
+    model: str = Field("", description="Its name there.")
+    path: str = Field("", description="Instead of a model: a safetensors file, any fsspec URL.")
+    map: dict[str, str] = Field(
+        default_factory=dict,
+        description="Names that differ there: {HERE: THERE}, of tables, sequences and tasks, or of "
+        "tensors from their beginning on.",
+    )
+    fresh: tuple[str, ...] = Field(
+        (), description="Tensors that start anew, by name from its beginning on, such as backbone or heads.task_click."
+    )
+
+    @model_validator(mode="after")
+    def _of_one_origin(self) -> InitFrom:
+        if bool(self.model) == bool(self.path) or (self.path and self.run):
+            raise ValueError("init_from: name a model, with run where it is in another folder, or a path")
         return self
 
 
@@ -198,6 +234,14 @@ class ModelConfig(_Section):
         description="true: also train it without transfer on the same batches, as NAME.control, to measure the gain. A "
         "name: measure the gain over another model, or another's control, on the examples that both predict.",
     )
+    start: UtcTime | None = Field(
+        None, description="Windows that begin before this time (UTC) are not the model's; by default it has them all."
+    )
+    init_from: InitFrom | None = Field(
+        None,
+        description="The model that it starts from, by default in the window after that model's newest snapshot; see "
+        "start.",
+    )
     init_seed: int | None = Field(
         None,
         ge=0,
@@ -227,6 +271,26 @@ class ExternalTeacher(_Section):
     path: str = Field(description="A file, a folder of files, or a glob; any fsspec URL.")
     example_id: str = Field("example_id", description="The column of example ids.")
     predictions: dict[str, PredictionColumn] = Field(min_length=1, description="The column of each task it predicts.")
+
+
+class RunTeacher(_Section):
+    """A teacher that another run trains."""
+
+    run: str = Field(min_length=1, description="The folder of the run; any fsspec URL.")
+    model: str = Field(pattern=NAME_PATTERN, description="The model's name there.")
+
+
+def _teacher_tag(section: Any) -> str:
+    """Chooses the type of a teacher's section: a section with a run is of another run."""
+    if isinstance(section, RunTeacher) or (isinstance(section, dict) and "run" in section):
+        return "of another run"
+    return "of files"
+
+
+TeacherSection = Annotated[
+    Annotated[ExternalTeacher, Tag("of files")] | Annotated[RunTeacher, Tag("of another run")],
+    Discriminator(_teacher_tag),
+]
 
 
 class ComparedPair(_Section):
@@ -272,8 +336,8 @@ class ExperimentConfig(_Section):
     models: Annotated[dict[ModelName, ModelConfig], BeforeValidator(_check_not_empty)] = Field(
         description="The models, by name."
     )
-    teachers: dict[ModelName, ExternalTeacher] = Field(
-        default_factory=dict, description="Teachers from elsewhere, by name."
+    teachers: dict[ModelName, TeacherSection] = Field(
+        default_factory=dict, description="Teachers that this file does not train, by name."
     )
     compare: tuple[ComparedPair, ...] = Field(
         (), description="Models that are compared with others, on the examples that both predict."
@@ -285,3 +349,13 @@ class ExperimentConfig(_Section):
         default_factory=dict, description="Written by a run, not read: a hash of the code of every component it names."
     )
     parallel: PlanSpec = Field(description="How each model is spread over processes.")
+
+    @property
+    def external_teachers(self) -> dict[str, ExternalTeacher]:
+        """Returns the teachers whose predictions are in files, by name."""
+        return {name: section for name, section in self.teachers.items() if isinstance(section, ExternalTeacher)}
+
+    @property
+    def run_teachers(self) -> dict[str, RunTeacher]:
+        """Returns the teachers that other runs train, by name."""
+        return {name: section for name, section in self.teachers.items() if isinstance(section, RunTeacher)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -38,9 +39,16 @@ class ModelInput:
 
 
 def resolve_inputs(
-    model: ModelConfig, config: ExperimentConfig, schema: FeatureSchema, key_path: str
+    model: ModelConfig,
+    config: ExperimentConfig,
+    schema: FeatureSchema,
+    key_path: str,
+    borrowed: Mapping[str, ModelConfig],
 ) -> tuple[ModelInput, ...]:
     """Resolves and checks a model's inputs, in the order of the file.
+
+    Args:
+        borrowed: the teachers that other runs train, by name.
 
     Raises:
         ConfigError: a teacher that is no model of the file, a state that it does not store, or of a feature that the
@@ -48,20 +56,26 @@ def resolve_inputs(
     """
     _check_labels(model, schema, key_path)
     inputs: list[ModelInput] = []
+    models = {**borrowed, **config.models}
     for number, spec in enumerate(model.inputs):
-        inputs.append(_resolve(spec, model, config, schema, f"{key_path}.{number}"))
+        inputs.append(_resolve(spec, model, config, models, schema, f"{key_path}.{number}"))
     return tuple(inputs)
 
 
 def _resolve(
-    spec: ComponentSpec, model: ModelConfig, config: ExperimentConfig, schema: FeatureSchema, key_path: str
+    spec: ComponentSpec,
+    model: ModelConfig,
+    config: ExperimentConfig,
+    models: Mapping[str, ModelConfig],
+    schema: FeatureSchema,
+    key_path: str,
 ) -> ModelInput:
     teacher, entities = spec.config.teacher, spec.config.entities
-    if teacher in config.teachers:
+    if teacher in config.external_teachers:
         raise ConfigError(f"{key_path}.teacher: {teacher!r} is a teacher from elsewhere, which stores no states")
-    if teacher not in config.models:
-        raise ConfigError(f"{key_path}.teacher: no model is called {teacher!r}.{suggestion(teacher, config.models)}")
-    supervision, seen = config.models[teacher].supervision, schema.select(model.features)
+    if teacher not in models:
+        raise ConfigError(f"{key_path}.teacher: no model is called {teacher!r}.{suggestion(teacher, models)}")
+    supervision, seen = models[teacher].supervision, schema.select(model.features)
     features = [feature.name for feature in seen.features if isinstance(feature, CategoricalFeature)]
     if len(set(entities)) < len(entities):
         raise ConfigError(f"{key_path}.entities: name each once; given: {list(entities)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
@@ -16,12 +16,14 @@ from pydantic import ValidationError
 
 from exfm.config.baselines import check_baselines
 from exfm.config.checks import Arm, check_experiment
-from exfm.config.experiment import ExperimentConfig
+from exfm.config.experiment import ExperimentConfig, RunTeacher
 from exfm.config.explain import explain
 from exfm.config.external_files import check_files
+from exfm.config.lenders import Lender, read_lender
 from exfm.config.references import ReferenceText, keep_references, write_back
 from exfm.errors import ConfigError, PluginError
 from exfm.interfaces.data_source import DataSource
+from exfm.interfaces.duration import format_duration, parse_duration
 from exfm.interfaces.schema import FeatureSchema
 from exfm.redaction import concealed
 from exfm.registry.discovery import discover
@@ -40,6 +42,8 @@ class Experiment:
     Attributes:
         arms: the models and their control arms, every teacher before its students.
         unresolved: the file's content and the overrides, with references to environment variables as text.
+        lenders: the teachers that other runs train, by name.
+        parents: the models that models start from, by the name of the model that starts.
     """
 
     config: ExperimentConfig
@@ -48,6 +52,13 @@ class Experiment:
     schema: FeatureSchema
     arms: tuple[Arm, ...]
     unresolved: dict[str, Any] = field(default_factory=dict)
+    lenders: Mapping[str, Lender] = field(default_factory=dict)
+    parents: Mapping[str, Lender] = field(default_factory=dict)
+
+    @property
+    def lent_arms(self) -> tuple[Arm, ...]:
+        """Returns the teachers that other runs train."""
+        return tuple(lender.arm for lender in self.lenders.values())
 
     @property
     def run_dir(self) -> str:
@@ -115,10 +126,44 @@ def load_experiment(
         schema = source.schema()
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(f"{path}: stream.source: {_line(error)}") from error
-    arms = check_experiment(config, schema, path)
+    lenders: dict[str, Lender] = {}
+    for name, teacher in config.run_teachers.items():
+        lenders[name] = read_lender(teacher, registry, f"{path}: teachers.{name}", name)
+    arms = check_experiment(config, schema, path, {name: lender.arm for name, lender in lenders.items()})
+    _check_lenders(config, lenders, path)
     check_baselines(arms, config.compare, path)
-    check_files(config.teachers, path)
-    return Experiment(config, registry, source, schema, arms, unresolved)
+    check_files(config.external_teachers, path)
+    return Experiment(config, registry, source, schema, arms, unresolved, lenders, _parents(config, registry, path))
+
+
+def _parents(config: ExperimentConfig, registry: Registry, path: str) -> dict[str, Lender]:
+    """Reads the records of the models that models start from."""
+    parents: dict[str, Lender] = {}
+    for name, model in config.models.items():
+        if model.init_from is not None and model.init_from.model:
+            folder = model.init_from.run or config.run_dir or f"runs/{config.name}"
+            parent = RunTeacher(run=folder, model=model.init_from.model)
+            parents[name] = read_lender(parent, registry, f"{path}: models.{name}.init_from")
+    return parents
+
+
+def _check_lenders(config: ExperimentConfig, lenders: Mapping[str, Lender], path: str) -> None:
+    """Checks that the teachers of other runs store their supervision, in windows of the same length.
+
+    Raises:
+        ConfigError: a teacher does not.
+    """
+    for name, lender in lenders.items():
+        where = f"{path}: teachers.{name}: {lender.model!r} of {lender.run!r}"
+        if parse_duration(lender.window) != config.stream.window:
+            raise ConfigError(
+                f"{where} has windows of {lender.window}; this file has {format_duration(config.stream.window)} at "
+                "stream.window, and both must be equal"
+            )
+        if not lender.arm.stores:
+            raise ConfigError(
+                f"{where} does not store its supervision: set models.{lender.model}.supervision.store=true in its file"
+            )
 
 
 def _extend(registry: Registry, components: Sequence[type[Any]]) -> Registry:

@@ -65,9 +65,15 @@ def _taught_tasks(results: Json, config: Json) -> tuple[list[TaughtTask], list[s
     return taught_tasks, left_out
 
 
+def _external(config: Json) -> Json:
+    """Returns the sections of the teachers whose predictions are in files; those of other runs are models."""
+    teachers = config.get("teachers") or {}
+    return {name: section for name, section in teachers.items() if "predictions" in section}
+
+
 def _teacher_tasks(model: str, task: str, results: Json, config: Json) -> Iterator[tuple[str, str]]:
     """Yields the teachers that teach a student a task, and their names for the task."""
-    elsewhere = config.get("teachers") or {}
+    elsewhere = _external(config)
     for transfer in config["models"].get(model, {}).get("transfer") or ():
         # Without ``tasks`` a transfer teaches the tasks that teacher and student call alike.
         teacher_task = task
@@ -92,7 +98,7 @@ def _first_window(figures: Json) -> int:
 
 def _diagnose_task(store: Store, taught: TaughtTask, results: Json, config: Json) -> Json:
     """Measures a taught task and decides on its cause: an entry of ``students`` in diagnosis.json."""
-    elsewhere = config.get("teachers") or {}
+    elsewhere = _external(config)
     served: TeacherRows
     if taught.teacher in elsewhere:
         config_name = f"{store.workspace.url.rstrip('/')}/config.yaml"
@@ -114,7 +120,7 @@ def _diagnose_task(store: Store, taught: TaughtTask, results: Json, config: Json
         "task": taught.task,
         "teacher": taught.teacher,
         "teacher_task": taught.teacher_task,
-        "elsewhere": taught.teacher in elsewhere,
+        "elsewhere": taught.teacher not in config["models"],
         **measured,
         "learning": learning(control["windows"], taught.first_window),
         "capacity": _capacity(results["models"][taught.model], teacher_results, config["models"][taught.model]),

@@ -24,10 +24,9 @@ class StoredTeacher:
     """Reads supervision of a task by a model of the run, from the run's folder."""
 
     def __init__(self, store: Store, teacher: str, task: str) -> None:
-        self._store = store
-        self._teacher = teacher
         self._column = f"prediction_{task}"
-        self._windows = set(store.log.windows("supervise", teacher))
+        self._home = store.home(teacher)
+        self._windows = set(self._home.store.log.windows("supervise", self._home.model))
 
     def read(self, window: Window, example_id: Ints) -> ServedRows:
         """Reads all rows of a window; the requested ids are among them.
@@ -38,11 +37,11 @@ class StoredTeacher:
         no_rows = ServedRows(example_id[:0], np.zeros(0))
         if window.index not in self._windows:
             return no_rows
-        files = self._store.log.load("supervise", self._teacher, window.index).files
+        files = self._home.store.log.load("supervise", self._home.model, window.index).files
         if not files:
             return no_rows
         names = ["example_id", "event_time", "watermark", self._column]
-        with self._store.workspace.open_checked(files["rows"]) as file:
+        with self._home.store.workspace.open_checked(files["rows"]) as file:
             # Embeddings and states are most of the file: they are not read.
             table = pq.read_table(file, columns=names)
         time_us, watermark_us = (table.column(name).cast(pa.int64()).to_numpy() for name in ("event_time", "watermark"))

@@ -9,7 +9,7 @@ from exfm.config.baselines import shared_tasks
 from exfm.config.checks import Arm
 from exfm.config.experiment import ComparedPair
 from exfm.config.loading import Experiment
-from exfm.errors import ConfigError
+from exfm.errors import ConfigError, RunError
 from exfm.evaluation.evaluate import ControlComparison, ExperimentView, Pair, evaluate
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.redaction import concealed, redact
@@ -17,11 +17,11 @@ from exfm.reporting.progress import StreamProgress, in_notebook
 from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE, DIAGNOSIS_FILE, REPORT_FILE, RESULTS_FILE, assemble
 from exfm.scheduling.identity import RUN_FILE, component_notes, open_run
 from exfm.storage.commits import NONE
-from exfm.supervision.store import Store
+from exfm.supervision.store import HOMES_FILE, Store, open_store
 from exfm.training.loop import StreamLoop
 from exfm.training.progress import Progress
 
-RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, DIAGNOSIS_FILE, RUN_FILE)
+RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, DIAGNOSIS_FILE, HOMES_FILE, RUN_FILE)
 
 
 def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
@@ -42,17 +42,24 @@ def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None =
     if on_progress is None and in_notebook():
         with StreamProgress(experiment.config.name) as progress:
             return run(experiment, progress.update)
-    store = Store(experiment.run_dir)
+    store = open_store(experiment)
     plan = build_plan(experiment)
     config_yaml = open_run(experiment, store) if plan.process_group.is_rank_zero else ""
-    loop = StreamLoop(experiment, store, plan, on_progress or (lambda _: None))
+    trained = [arm.name for arm in experiment.arms if arm.name not in store.borrowed]
+    loop = StreamLoop(experiment, store, plan, on_progress or (lambda _: None), train=trained, label=trained)
     done = loop.advance()
-    assert not loop.waiting_for, loop.waiting_for
+    assert store.borrowed or not loop.waiting_for, loop.waiting_for
+    if loop.waiting_for and not experiment.lenders:
+        raise RunError(f"{experiment.run_dir}: it waits for {loop.waiting_for}: the point that trains it has not ended")
     # Closed before the evaluation, so that the other processes may end.
     plan.process_group.close()
     if not plan.process_group.is_rank_zero:
         return {}
-    time = loop.clock.as_dict() | {"windows_done": done, "last_commit": last_commit(experiment, store)}
+    time = loop.clock.as_dict() | {
+        "windows_done": done,
+        "last_commit": last_commit(experiment, store),
+        "waiting_for": loop.waiting_for or None,
+    }
     return finish(experiment, store, time, config_yaml)
 
 
@@ -77,7 +84,7 @@ def start_over(store: Store) -> None:
         for model in workspace.names(f"commits/{stage}"):
             for name in reversed(workspace.names(f"commits/{stage}/{model}")):
                 workspace.remove_file(f"commits/{stage}/{model}/{name}")
-    for name in ("commits", "late", "predictions", "supervision", "snapshots"):
+    for name in ("commits", "late", "models", "predictions", "supervision", "snapshots"):
         workspace.remove_tree(name)
     for name in RUN_FILES:
         workspace.remove_file(name)
@@ -113,8 +120,8 @@ def finish(experiment: Experiment, store: Store, time: dict[str, Any], config_ya
 
 def _view(experiment: Experiment) -> ExperimentView:
     """Selects from an experiment the models, controls and pairs that evaluation compares."""
-    arms = {arm.name: arm for arm in experiment.arms}
-    external = {name: tuple(config.predictions) for name, config in experiment.config.teachers.items()}
+    arms = {arm.name: arm for arm in (*experiment.arms, *experiment.lent_arms)}
+    external = {name: tuple(files.predictions) for name, files in experiment.config.external_teachers.items()}
     comparisons: list[ControlComparison] = []
     for arm in experiment.arms:
         if arm.control is not None:
@@ -124,7 +131,7 @@ def _view(experiment: Experiment) -> ExperimentView:
     pairs = tuple(Pair(pair.model, pair.baseline, _tasks(pair, arms)) for pair in experiment.config.compare)
     evaluation = experiment.config.evaluation
     return ExperimentView(
-        models=tuple((arm.name, arm.tasks) for arm in experiment.arms),
+        models=tuple((arm.name, arm.tasks) for arm in arms.values()),
         control_comparisons=tuple(comparisons),
         pairs=pairs,
         skip=evaluation.skip,

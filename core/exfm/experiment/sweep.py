@@ -19,11 +19,12 @@ import yaml
 from exfm.config.loading import Experiment, load_experiment
 from exfm.config.resolved import parse_resolved
 from exfm.errors import ConfigError, RunError
+from exfm.experiment.shared_models import shared_models
 from exfm.redaction import concealed, redact
 from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
 from exfm.scheduling.identity import open_run
 from exfm.storage.workspace import Workspace
-from exfm.supervision.store import Store
+from exfm.supervision.store import SIBLING, Store, keep_homes, open_store
 from exfm.transfer.build import check_models
 
 _LONGEST_FOLDER: Final = 120  # well below the 255 bytes that file systems allow a name
@@ -47,6 +48,11 @@ class Point:
     def label(self) -> str:
         """Names the point in messages."""
         return _label(self.values)
+
+    @property
+    def folder(self) -> str:
+        """Returns the name of the point's folder."""
+        return self.experiment.run_dir.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -182,22 +188,52 @@ def _load(config: str, overrides: Sequence[str], block: Sequence[str], values: M
     return experiment
 
 
-def open_points(sweep: Sweep) -> tuple[Point, ...]:
-    """Writes each point's config.yaml and returns the points that are not complete.
+def open_points(sweep: Sweep) -> list[tuple[Point, ...]]:
+    """Writes each point's config.yaml, and chooses the point that trains each model that several points have.
+
+    Returns:
+        The points that are not complete, in groups: a group needs models that the groups before it train.
 
     Raises:
         ConfigError: a point's folder holds another experiment; the message names the point.
     """
-    unfinished = tuple(point for point in sweep.points if not _is_complete(point.experiment))
+    experiments = {point.folder: point.experiment for point in sweep.points}
+    homes = shared_models(experiments, _begun(sweep))
+    unfinished = [point for point in sweep.points if not _is_complete(point.experiment)]
     for point in unfinished:
-        store = Store(point.experiment.run_dir)
+        keep_homes(point.experiment.run_dir, homes[point.folder])
+        store = open_store(point.experiment)
         try:
             open_run(point.experiment, store)
         except ConfigError as error:
             raise ConfigError(f"at the point {point.label}: {error}") from error
         # Results of the former config would pass for results of this config, if only the evaluation has changed.
         store.workspace.remove_file(RESULTS_FILE)
-    return unfinished
+    return _in_groups(unfinished, homes)
+
+
+def _begun(sweep: Sweep) -> dict[str, dict[str, str]]:
+    """Reads which models other points train, for the points that were begun before."""
+    begun: dict[str, dict[str, str]] = {}
+    for point in sweep.points:
+        store = Store(point.experiment.run_dir)
+        if store.workspace.exists(CONFIG_FILE):
+            siblings = {name: run for name, (run, _) in store.kept_homes().items() if run.startswith(SIBLING)}
+            begun[point.folder] = {name: run.removeprefix(SIBLING) for name, run in siblings.items()}
+    return begun
+
+
+def _in_groups(points: Sequence[Point], homes: Mapping[str, Mapping[str, str]]) -> list[tuple[Point, ...]]:
+    """Groups points so that a group needs models of the groups before it alone; order is kept inside a group."""
+    left = list(points)
+    groups: list[tuple[Point, ...]] = []
+    while left:
+        waiting = {point.folder for point in left}
+        ready = tuple(point for point in left if not waiting & set(homes[point.folder].values()))
+        assert ready, "two points train models for each other"
+        groups.append(ready)
+        left = [point for point in left if point not in ready]
+    return groups
 
 
 def _is_complete(experiment: Experiment) -> bool:

@@ -79,8 +79,8 @@ class DataSource(Component, ABC):
 
     kind: ClassVar[str] = "data_source"
     free_fields: ClassVar[frozenset[str]] = frozenset()
-    """Config fields that set where the stream is stored or how it is read, but not its rows. They may change when a run
-    is resumed, such as the path of a folder that has moved."""
+    """Config fields that set where the stream is stored, how it is read or where it ends, but not its rows. They may
+    change when a run is resumed, such as the path of a folder that has moved, or the last day."""
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config

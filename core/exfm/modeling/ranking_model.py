@@ -93,6 +93,7 @@ class RankingModel(nn.Module):
                 tokens = (*tokens, *self.inputs.token_names)
                 spec = BackboneInputs(tokens, config.embedding_dim, tuple(shapes), tasks)
                 self.backbone = config.backbone.build(spec)
+        self.token_names = tokens
         self.featurizer.reads_times = reads_times(self)
         if config.activation_checkpointing:
             for block in self.blocks():

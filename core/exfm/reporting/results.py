@@ -36,8 +36,9 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
     skipped: dict[str, dict[str, int]] = {}
     late: list[dict[str, Any]] = []
     missed: list[str] = []
-    for arm in experiment.arms:
-        commits = store.log.commits("train", arm.name)
+    for arm in (*experiment.arms, *experiment.lent_arms):
+        home = store.home(arm.name)
+        commits = home.store.log.commits("train", home.model)
         counters = [commit.counters for commit in commits]
         # All models read the same stream, so their skipped rows overlap: the model with the most has all of them.
         skipped_rows = max(skipped_rows, _sum(counters, "skipped_rows"))
@@ -45,6 +46,10 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         late += _late(store, arm)
         missed += [f"{arm.name}: {_missed_words(commit)}" for commit in commits if commit.counters["missed_windows"]]
         models[arm.name] = _model(arm, counters, figures["models"][arm.name]["tasks"])
+        if counters and "init_from" in counters[0]:
+            models[arm.name]["init_from"] = counters[0]["init_from"]
+        if arm.name in store.borrowed:
+            models[arm.name]["trained_in"] = home.store.workspace.url
         for teacher in arm.teachers:
             covered = _coverage(commits, teacher)
             covered["soft_labels"] = _soft_labels(arm, commits, teacher, figures["first_scored_us"])
@@ -56,17 +61,47 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         "gains": figures["gains"],
         "comparisons": figures["comparisons"],
         "supervision": supervision,
-        # A teacher from elsewhere is no model, and labels nothing here.
-        "labelling": {teacher: _labelling(store, teacher) for teacher in supervision if teacher in models},
+        # A teacher whose predictions are in files is no model, and labels nothing here.
+        "labelling": {
+            teacher: _labelling(store, teacher)
+            for teacher in supervision
+            if teacher not in experiment.config.external_teachers
+        },
         "data": {
             "skipped_rows": skipped_rows,
             "skipped": skipped,
             "late_rows": _most(late),
             "late": late,
         },
-        "notes": [*_late_notes(late), *missed, *_change_notes(store), *_uncompared_notes(figures)],
+        "notes": [
+            *_waiting_notes(time),
+            *_initial_notes(models),
+            *_late_notes(late),
+            *missed,
+            *_change_notes(store),
+            *_uncompared_notes(figures),
+        ],
         "time": time,
     }
+
+
+def _initial_notes(models: Mapping[str, Any]) -> list[str]:
+    """Writes a sentence for each model that started from another."""
+    notes = []
+    for name, model in models.items():
+        if "init_from" in model:
+            taken = model["init_from"]
+            counts = [f"{len(taken[kind])} {kind}" for kind in ("loaded", "grown", "new", "left")]
+            changed = first_names([*taken["grown"], *taken["new"], *taken["left"]])
+            notes.append(f"{name}: started from {taken['origin']}; tensors: {', '.join(counts)} ({changed})")
+    return notes
+
+
+def _waiting_notes(time: Mapping[str, Any]) -> list[str]:
+    """Says why a run has ended before its stream, which only a teacher of another run can cause."""
+    if not time.get("waiting_for"):
+        return []
+    return [f"the run has ended before its stream: it waits for {time['waiting_for']}; call it again to go on"]
 
 
 def _sum(counters: Sequence[Counters], key: str) -> Any:
@@ -195,7 +230,9 @@ def _modules(counters: Sequence[Counters]) -> dict[str, Any]:
 
 def _labelling(store: Store, teacher: str) -> dict[str, int]:
     """Counts the examples that a teacher computed supervision for, each once for all its students."""
-    return {"examples": _sum([commit.counters for commit in store.log.commits("supervise", teacher)], "examples")}
+    home = store.home(teacher)
+    counters = [commit.counters for commit in home.store.log.commits("supervise", home.model)]
+    return {"examples": _sum(counters, "examples")}
 
 
 def _coverage(commits: Sequence[Commit], teacher: str) -> dict[str, Any]:

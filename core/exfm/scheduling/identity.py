@@ -1,107 +1,163 @@
-"""Binds a run's folder to an experiment, and to the time from which its windows are counted.
+"""Binds a run's folder to the time from which its windows are counted, and each model's name in it to the model.
 
-The first commit binds the folder. Until then a corrected experiment replaces the experiment that failed. ``run.json``
-is created with the first commit, by a single job of several.
+``run.json`` is created with the run's first commit, and ``models/NAME.json``, the record of a model, with the model's
+first; each by a single job of several. Until then a corrected model replaces the model that failed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import xxhash
 from omegaconf import OmegaConf
 
+from exfm.config.checks import Arm
 from exfm.config.component_sources import changed_components, component_hashes
+from exfm.config.lenders import RECORD_FORMAT, draft_file, record_file
 from exfm.config.loading import Experiment
+from exfm.config.model_identity import Difference, differences, identity_digest, model_identity
 from exfm.config.resolved import parse_resolved
 from exfm.data.windows import WindowGrid
 from exfm.errors import ConfigError, RunError
-from exfm.interfaces.schema import rows_may_become
-from exfm.redaction import concealed, same_but_for_credentials
+from exfm.redaction import concealed
 from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE
-from exfm.supervision.store import Store
+from exfm.storage.commits import NONE, STAGES
+from exfm.supervision.store import HOMES_FILE, Store
 
 RUN_FILE = "run.json"
-FORMAT = 2
-
-_FREE = re.compile(
-    r"(run_dir|evaluation|compare|plugins|versions|components|parallel|save_in_background|launcher)(\..*)?"
-    r"|stream\.(on_bad_row|start|max_skipped_share)"
-    r"|models\.[^.]+\.optimizer\.(dense\.(lr|weight_decay)|tables\.(lr|eps))"
-)
-"""Matches keys that may change while a run goes on, because committed windows do not depend on them."""
+FORMAT = 3
+MODELS_FOLDER = "models"
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Describes a key whose value has changed since a run was begun.
-
-    Attributes:
-        reason: why a run cannot go on with the change; empty where the two values say it.
-    """
-
-    path: str
-    before: Any
-    now: Any
-    reason: str = ""
-
-    def __str__(self) -> str:
-        if self.reason:
-            return f"{self.path}: {self.reason}"
-        return f"{self.path} was {self.before!r} and is now {self.now!r}"
-
-
 def open_run(experiment: Experiment, store: Store, models: Collection[str] | None = None) -> str:
-    """Writes config.yaml into a folder without commits; in a run, checks that it holds the same experiment.
+    """Writes config.yaml into the run's folder, after checking that its models are those that it has committed.
 
     Args:
-        models: the models that the job will write; all by default.
+        models: the models that the job will write; by default all that no other run trains.
 
     Returns:
         The YAML.
 
     Raises:
-        ConfigError: the folder holds a run of another experiment, or of exfm 0.1.
+        ConfigError: the folder holds other models of these names, or a run of an older format.
     """
-    current = experiment.as_dict() | {"versions": _versions(experiment), "components": component_hashes(experiment)}
-    text: str = OmegaConf.to_yaml(OmegaConf.create(current))
     url, workspace = store.workspace.url, store.workspace
-    if not workspace.exists(RUN_FILE):
-        if workspace.names("commits/train") or workspace.names("commits/supervise"):
-            raise ConfigError(
-                f"{url}: this folder holds a run of exfm 0.1, whose windows are counted otherwise. Finish it with that "
-                "version, or give another run_dir."
-            )
-        store.prepare(models or [arm.name for arm in experiment.arms])
-        workspace.write(CONFIG_FILE, text.encode())
-        return text
-    store.prepare(models or [arm.name for arm in experiment.arms])
-    kept = parse_resolved(workspace.read(CONFIG_FILE).decode())
-    changes = []
-    for difference in differences(kept, current):
-        if not _is_free(difference.path, experiment):
-            raise ConfigError(
-                f"{url}: this folder holds a run of another experiment: {difference}. "
-                "Give another run_dir, or start over with `exfm run CONFIG --fresh`."
-            )
-        if difference.path.startswith(("models.", "stream.")):
-            changes.append(difference)
+    if not workspace.exists(RUN_FILE) and (workspace.names("commits/train") or workspace.names("commits/supervise")):
+        raise ConfigError(
+            f"{url}: this folder holds a run of exfm 0.1, whose windows are counted otherwise. Finish it with that "
+            "version, or give another run_dir."
+        )
+    read_grid(store)  # raises where the format is older
+    resolved = experiment.as_dict()
+    trained = [arm for arm in experiment.arms if arm.name not in store.borrowed]
+    written = [arm for arm in trained if models is None or arm.name in models]
+    store.prepare([arm.name for arm in written])
+    records = {arm.name: _record(experiment, arm, resolved) for arm in trained}
+    _check_models(store, trained, written, records)
+    for arm in written:
+        _keep_draft(store, arm, records[arm.name])
+    return _write_config(experiment, store, resolved)
+
+
+def _record(experiment: Experiment, arm: Arm, resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Describes a model for its run's folder, and for experiments that it teaches from there."""
+    identity = model_identity(experiment, arm, resolved)
+    return {
+        "format": RECORD_FORMAT,
+        "tasks": list(arm.tasks),
+        "stores": arm.stores,
+        "digest": identity_digest(identity),
+        "identity": identity,
+    }
+
+
+def _check_models(
+    store: Store, trained: Iterable[Arm], written: Collection[Arm], records: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Compares the experiment's models with the records of those that have commits.
+
+    Raises:
+        ConfigError: a model differs; the message names the key.
+    """
+    changes: list[Difference] = []
+    for arm in trained:
+        if not _has_commits(store, arm.name):
+            continue
+        kept = _kept_record(store, arm.name)
+        now = records[arm.name]
+        for difference in differences(arm, kept["identity"], now["identity"]):
+            if not difference.is_free:
+                raise ConfigError(_refusal(store, arm, difference))
+            if arm in written and not arm.is_control:
+                changes.append(difference)
+        if arm in written and kept != now:
+            store.workspace.write_json(record_file(arm.name), now)
     if changes:
         _note_changes(store, changes)
-    # The stored hashes win, so that a later run still compares with the code that the run was begun with.
-    current["components"] |= kept.get("components") or {}
-    text = OmegaConf.to_yaml(OmegaConf.create(current))
+
+
+def _refusal(store: Store, arm: Arm, difference: Difference) -> str:
+    remedy = "Give the changed model another name, or the experiment another run_dir"
+    if difference.is_of_all_models:
+        remedy = "Give another run_dir"
+    return (
+        f"{store.workspace.url}: this folder holds another model {arm.name!r}: {difference}. {remedy}, or start over "
+        "with `exfm run CONFIG --fresh`."
+    )
+
+
+def _has_commits(store: Store, model: str) -> bool:
+    return any(store.log.head(stage, model) != NONE for stage in STAGES)
+
+
+def _kept_record(store: Store, model: str) -> dict[str, Any]:
+    """Reads the record of a model that has commits."""
+    path = record_file(model)
+    if not store.workspace.exists(path):
+        raise ConfigError(
+            f"{store.workspace.name(path)}: the record of a model with commits is missing. Put the file back, or start "
+            "over with `exfm run CONFIG --fresh`."
+        )
+    record = store.workspace.read_json(path)
+    assert isinstance(record, dict)
+    return record
+
+
+def _keep_draft(store: Store, arm: Arm, record: Mapping[str, Any]) -> None:
+    """Writes the record of a model without commits, so that students in other files can wait for it."""
+    workspace = store.workspace
+    if _has_commits(store, arm.name):
+        return
+    if workspace.exists(record_file(arm.name)):  # bound, and stopped before its first commit
+        workspace.write_json(record_file(arm.name), dict(record))
+    else:
+        workspace.write_json(draft_file(arm.name), dict(record))
+
+
+def _write_config(experiment: Experiment, store: Store, resolved: dict[str, Any]) -> str:
+    """Writes config.yaml, and the places of the models that other runs train; returns the YAML."""
+    workspace = store.workspace
+    current = resolved | {"versions": _versions(experiment), "components": component_hashes(experiment)}
+    kept: dict[str, Any] = {}
+    if workspace.exists(CONFIG_FILE):
+        kept = parse_resolved(workspace.read(CONFIG_FILE).decode())
+    if workspace.exists(RUN_FILE):
+        # The stored hashes win, so that a later run still compares with the code that the run was begun with.
+        current["components"] |= kept.get("components") or {}
+    text: str = OmegaConf.to_yaml(OmegaConf.create(current))
     if kept != current:
         workspace.write(CONFIG_FILE, text.encode())
+    homes = {name: {"run": run, "model": model} for name, (run, model) in store.kept_homes().items()}
+    for name, lender in experiment.lenders.items():
+        homes[name] = {"run": concealed(lender.run), "model": lender.model}
+    if homes:
+        workspace.write_json(HOMES_FILE, homes)
     return text
 
 
@@ -123,7 +179,7 @@ def _note_changes(store: Store, changes: list[Difference]) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for change in changes:
         logger.warning("%s; the run goes on with it", change)
-        kept.append({"at": now, "key": change.path, "was": concealed(change.before), "now": concealed(change.now)})
+        kept.append({"at": now, "key": change.key, "was": concealed(change.before), "now": concealed(change.now)})
     store.workspace.write_json(CHANGES_FILE, kept)
 
 
@@ -140,72 +196,38 @@ def read_grid(store: Store) -> WindowGrid | None:
     return WindowGrid(kept["window_origin_us"], kept["window_length_us"])
 
 
-def bind_run(experiment: Experiment, store: Store, grid: WindowGrid) -> None:
-    """Binds the folder to the experiment and to its windows, before the first commit.
+def bind_run(store: Store, grid: WindowGrid) -> None:
+    """Binds the folder to its windows, before the first commit of all.
 
     Raises:
-        RunError: another job has bound it meanwhile to another experiment, or counts windows from another time.
+        RunError: another job has bound it meanwhile, and counts windows from another time.
     """
-    identity = {
-        "format": FORMAT,
-        "window_origin_us": grid.origin_us,
-        "window_length_us": grid.length_us,
-        "experiment": _digest(experiment),
-    }
+    identity = {"format": FORMAT, "window_origin_us": grid.origin_us, "window_length_us": grid.length_us}
     # Created atomically, because several jobs may reach their first commit at the same time.
     if store.workspace.create(RUN_FILE, (json.dumps(identity, indent=2) + "\n").encode()):
         return
     if store.workspace.read_json(RUN_FILE) != identity:
         raise RunError(
-            f"{store.workspace.url}: another job has begun this run meanwhile, with another experiment or with another "
-            "first window; nothing of this job is committed. Call it again."
+            f"{store.workspace.url}: another job has begun this run meanwhile, with another first window; nothing of "
+            "this job is committed. Call it again."
         )
 
 
-def differences(previous: Any, current: Any, path: str = "") -> Iterator[Difference]:
-    """Yields each key path whose value has changed; lists of different lengths are compared as a whole.
+def bind_model(experiment: Experiment, store: Store, arm: Arm) -> None:
+    """Binds a name in the folder to its model, before the model's first commit.
 
-    A table of the stream's schema that has grown by as much as it may is no difference.
+    Raises:
+        RunError: another job has bound the name meanwhile to another model.
     """
-    if isinstance(previous, dict) and isinstance(current, dict):
-        keys = dict.fromkeys([*current, *previous])  # a set that keeps the order of the file
-        for key in keys:
-            before, now = previous.get(key), current.get(key)
-            below = f"{path}.{key}" if path else str(key)
-            if key == "rows" and below.startswith("stream.") and isinstance(before, int) and isinstance(now, int):
-                refused = rows_may_become(before, now, current.get("ids", "row"))
-                if refused:
-                    yield Difference(below, before, now, refused)
-            else:
-                yield from differences(before, now, below)
-    elif isinstance(previous, list) and isinstance(current, list) and len(previous) == len(current):
-        for number, pair in enumerate(zip(previous, current, strict=True)):
-            yield from differences(*pair, f"{path}.{number}")
-    elif not same_but_for_credentials(previous, current):
-        yield Difference(path, previous, current)
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the path and the value of each key that holds no further keys."""
-    if isinstance(value, dict) and value:
-        for key, below in value.items():
-            yield from _leaves(below, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
-
-
-def _is_free(path: str, experiment: Experiment) -> bool:
-    free_fields = [f"stream.source.{field}" for field in type(experiment.source).free_fields]
-    return bool(_FREE.fullmatch(path)) or path in free_fields
-
-
-def _digest(experiment: Experiment) -> str:
-    """Computes the checksum of the keys that bind a run, which two jobs that begin it at once must agree on."""
-    bound: dict[str, Any] = {}
-    for path, value in _leaves(experiment.as_dict()):
-        if not _is_free(path, experiment):
-            bound[path] = value
-    return xxhash.xxh3_128_hexdigest(json.dumps(bound, sort_keys=True).encode())
+    record = _record(experiment, arm, experiment.as_dict())
+    if not store.workspace.create(record_file(arm.name), (json.dumps(record, indent=2) + "\n").encode()):
+        standing = store.workspace.read_json(record_file(arm.name))
+        if standing["digest"] != record["digest"]:
+            raise RunError(
+                f"{store.workspace.url}: another job has begun another model {arm.name!r} in this folder meanwhile; "
+                "nothing of this job is committed. Give the model another name, or another run_dir."
+            )
+    store.workspace.remove_file(draft_file(arm.name))
 
 
 def _versions(experiment: Experiment) -> dict[str, str]:

@@ -7,19 +7,22 @@ committed already, or have come too late (``late_rows``).
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from exfm.config.experiment import InitFrom
 from exfm.config.loading import Experiment
-from exfm.data.windows import WindowGrid, windows_with_events
-from exfm.errors import RunError
+from exfm.data.windows import WindowGrid, microseconds_since_1970, windows_with_events
+from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import StreamPart, TimeRange, Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.process_group import ProcessGroup
 from exfm.scheduling.late_rows import overlaps
-from exfm.storage.commits import NONE, CommitLog, Stage
+from exfm.storage.commits import NONE, Stage
+from exfm.supervision.store import Store, initial_home
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Schedule:
     def __init__(
         self,
         experiment: Experiment,
-        log: CommitLog,
+        store: Store,
         process_group: ProcessGroup,
         state: StreamState,
         complete_windows_only: bool,
@@ -85,9 +88,12 @@ class Schedule:
         self.grid = state.grid
         self.span = state.span
         self._experiment = experiment
-        self._log = log
+        self._store = store
+        self._log = store.log
         self._process_group = process_group
         self._complete_only = complete_windows_only
+        self._teacher_configs = {arm.name: arm.config for arm in (*experiment.arms, *experiment.lent_arms)}
+        self._standing: dict[str, int] = {}
         trained = {task for arm in experiment.arms for task in arm.tasks}
         delays = {microseconds(label.delay) for label in experiment.schema.labels if label.name in trained}
         self._delays_us = tuple(sorted(delays - {0}))
@@ -113,6 +119,30 @@ class Schedule:
             if self._complete_only and window.end_us > self.span.end_us:
                 return
             yield window
+
+    def before_start(self, name: str) -> int:
+        """Returns the index of the last window before a model's start; ``NONE`` for a model that has all windows.
+
+        A model that starts from another without saying when starts where that one stands.
+        """
+        config = self._teacher_configs[name]
+        if config.start is not None:
+            return max(NONE, self.grid.index_at(microseconds_since_1970(config.start) - 1))
+        if config.init_from is None or config.init_from.path:
+            return NONE
+        return self._stands_at(name, config.init_from)
+
+    def _stands_at(self, name: str, config: InitFrom) -> int:
+        """Returns the window of the newest snapshot of the model that a new model starts from."""
+        if name not in self._standing:
+            self._standing[name] = NONE
+            # A model with commits has started, and goes on after them.
+            if self._log.head("train", name) == NONE:
+                home = initial_home(self._store, config)
+                newest = next(home.store.snapshots.newest_first(home.model, sys.maxsize), None)
+                if newest is not None:
+                    self._standing[name] = max(NONE, self.grid.index_at(newest.watermark_us - 1))
+        return self._standing[name]
 
     def reopen(self, stages: Sequence[str], labellers: Sequence[str]) -> list[str]:
         """Removes the newest commits whose window was incomplete and has more rows now; on rank zero only.
@@ -168,10 +198,13 @@ class Schedule:
         behind = [*stages.values(), *labellers.values()]
         windows = self.after(min(behind)) if behind and self._process_group.is_rank_zero else iter(())
         while True:
-            window = next(windows, None)
             encoded = b""  # the end of the stream
-            if window is not None:
-                encoded = _encode(self._work(window, **done))
+            for window in windows:
+                planned = self._work(window, **done)
+                # A window before the start of every model that has not done it needs nobody.
+                if planned.stages or planned.labellers:
+                    encoded = _encode(planned)
+                    break
             data = self._process_group.broadcast_bytes(encoded)
             if not data:
                 return
@@ -184,7 +217,7 @@ class Schedule:
         """Selects the stages and labellers that run a window."""
         behind: dict[str, int] = {}
         for name, done in stages.items():
-            if done < window.index and self._takes(name, done, window):
+            if done < window.index and window.index > self.before_start(name) and self._takes(name, done, window):
                 behind[name] = done
         only: tuple[str, ...] | None = None
         missed: dict[str, Sequence[int]] = {}
@@ -197,7 +230,9 @@ class Schedule:
             passed = self._missed(name, done, window)
             if passed:
                 missed[name] = passed
-        labelling = tuple(name for name, done in labellers.items() if done < window.index)
+        labelling = tuple(
+            name for name, done in labellers.items() if done < window.index and window.index > self.before_start(name)
+        )
         return WindowWork(window, tuple(behind), labelling, only, missed)
 
     @cached_property
@@ -240,6 +275,7 @@ class Schedule:
 
     def _missed(self, name: str, done: int, window: Window) -> list[int]:
         """Returns the windows between a stage's last and this window that another model of the run has trained on."""
+        done = max(done, self.before_start(name))
         if window.index == done + 1:
             return []
         others = [arm.name for arm in self._experiment.arms if arm.name != name]
@@ -272,16 +308,39 @@ class Schedule:
 
     def _supervised(self, teacher: str, window: Window) -> bool:
         """Returns whether a teacher has supervised a window, or has passed it because it had no rows then."""
-        if self._log.has("supervise", teacher, window.index):
+        home = self._store.home(teacher)
+        log = home.store.log
+        if log.has("supervise", home.model, window.index):
             # The teacher had committed the windows before: their snapshots are asked for by name.
-            self._log.note_head("train", teacher, self._log.load("supervise", teacher, window.index).previous)
+            log.note_head("train", home.model, log.load("supervise", home.model, window.index).previous)
             return True
-        return self._log.head("supervise", teacher) > window.index
+        if log.head("supervise", home.model) > window.index:
+            return True
+        self._check_stored(teacher, window)
+        return False
+
+    def _check_stored(self, teacher: str, window: Window) -> None:
+        """Checks that a teacher without a delay may still supervise a window.
+
+        Raises:
+            ConfigError: it has trained on the window and stored nothing, because nobody learned from it then.
+        """
+        home = self._store.home(teacher)
+        delay = self._teacher_configs[teacher].supervision.delay
+        if delay or not home.store.log.has("train", home.model, window.index):
+            return
+        if not home.store.log.load("train", home.model, window.index).files:
+            return
+        raise ConfigError(
+            f"{teacher!r} has trained on window {window} without storing its supervision, because no model learned "
+            f"from it then. Let the student begin later with models.STUDENT.start, or label such windows with "
+            f"`exfm supervise CONFIG --model {home.model} --backfill FROM..TO`"
+        )
 
     def _untrained(self, teacher: str, window: Window) -> Window | None:
         """Returns the next window that a teacher must train on before its snapshots can label a window."""
         delay_us = microseconds(self._experiment.config.models[teacher].supervision.delay)
-        head = self._log.head("train", teacher)
+        head = max(self._log.head("train", teacher), self.before_start(teacher))
         for following in self.after(head):
             if following.end_us > window.start_us - delay_us:
                 return None

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 
 from exfm.config.loading import Experiment
 from exfm.data.source_errors import source_errors
-from exfm.data.windows import WindowGrid
-from exfm.errors import ConfigError, RunError
+from exfm.data.windows import WindowGrid, microseconds_since_1970
+from exfm.errors import ConfigError, NotYetError, RunError
 from exfm.interfaces.data_source import DataSource, StreamPart, TimeRange
-from exfm.interfaces.duration import microseconds
+from exfm.interfaces.duration import format_duration
 from exfm.interfaces.process_group import ProcessGroup
 from exfm.scheduling.identity import read_grid
 from exfm.scheduling.late_rows import earlier_start_message
 from exfm.scheduling.schedule import Schedule, StreamState
 from exfm.supervision.store import Store
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _LISTINGS = 10
 """How often, a second apart, processes list the stream: shared storage may show a new file to some of them later."""
@@ -44,19 +42,54 @@ def read_schedule(
     # The range of rank zero for all, because the stream may grow while processes read it in turn.
     start_us, end_us = process_group.broadcast(span.start_us), process_group.broadcast(span.end_us)
     if stream.start is not None:
-        start_us = max(start_us, microseconds(stream.start - _EPOCH))
+        start_us = max(start_us, microseconds_since_1970(stream.start))
     span = TimeRange(start_us, max(start_us, end_us))
     grid = WindowGrid.around(span.start_us, stream.window)
     kept: WindowGrid | None = None
+    waiting = ""
     if process_group.is_rank_zero:
         kept = read_grid(store)
-    if kept is not None and span.start_us < kept.origin_us:
-        raise ConfigError(earlier_start_message(parts, kept, span))
+        if kept is not None and kept.length_us != grid.length_us:
+            raise ConfigError(
+                f"stream.window: the models of {store.workspace.url} have windows of "
+                f"{format_duration(timedelta(microseconds=kept.length_us))}, and this file has "
+                f"{format_duration(stream.window)}. Give another run_dir."
+            )
+        counted, waiting = _counted_from(store, experiment.lenders, kept)
+        grid = counted or grid
+    if process_group.broadcast(bool(waiting)):
+        raise NotYetError(waiting or "a teacher of another run has no windows yet")
+    if process_group.is_rank_zero and span.start_us < grid.origin_us:
+        raise ConfigError(earlier_start_message(parts, grid, span))
     bound = kept is not None
     # Broadcast, because the other ranks do not read run.json, which another job may create meanwhile.
-    origin_us = process_group.broadcast((kept or grid).origin_us)
+    origin_us = process_group.broadcast(grid.origin_us)
     state = StreamState(WindowGrid(origin_us, grid.length_us), span, parts, bound)
-    return Schedule(experiment, store.log, process_group, state, complete_windows_only)
+    return Schedule(experiment, store, process_group, state, complete_windows_only)
+
+
+def _counted_from(store: Store, teachers: Iterable[str], kept: WindowGrid | None) -> tuple[WindowGrid | None, str]:
+    """Returns the windows of the run, which are counted as by the runs of its teachers, and what it waits for.
+
+    Args:
+        teachers: the names of the teachers that other runs train.
+        kept: the windows of the run itself; None before its first commit.
+
+    Raises:
+        ConfigError: two of the runs count windows from different times.
+    """
+    for name in teachers:
+        home = store.home(name)
+        lent = read_grid(home.store)
+        if lent is None:
+            return kept, f"teachers.{name}: the run {home.store.workspace.url} has committed no window yet"
+        if kept is not None and lent != kept:
+            raise ConfigError(
+                f"teachers.{name}: the run {home.store.workspace.url} counts windows from {lent.window(0)}, and this "
+                f"run or another teacher's from {kept.window(0)}. Give this experiment a run_dir of its own"
+            )
+        kept = lent
+    return kept, ""
 
 
 def _agreed_parts(source: DataSource, process_group: ProcessGroup) -> Sequence[StreamPart]:

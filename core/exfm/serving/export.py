@@ -48,7 +48,7 @@ from exfm.serving.served_model import ServedModel
 from exfm.storage.finite import check_snapshot
 from exfm.storage.temporary import spool_folder, temporary_folder
 from exfm.storage.workspace import Workspace
-from exfm.supervision.store import Store
+from exfm.supervision.store import open_store
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form()) ->
     """
     arm = find_arm(experiment, model)
     _check_tools(form)
-    store = Store(experiment.run_dir)
+    store = open_store(experiment)
     snapshot, weights = load_snapshot(partial(find_snapshot, experiment, arm, store), store)
     growth = build_growth(arm, experiment.schema, experiment.config.seed)
     served = ServedModel(arm, experiment.schema, growth.grow(weights))

@@ -34,7 +34,7 @@ from exfm.storage.finite import check_snapshot, infinite_buffers
 from exfm.storage.snapshots import Snapshot
 from exfm.storage.workspace import Workspace
 from exfm.supervision.row_files import Column, RowWriter
-from exfm.supervision.store import Store
+from exfm.supervision.store import Store, open_store
 from exfm.training.progress import Progress
 
 
@@ -74,7 +74,7 @@ def predict(
     folder = Workspace(out.removesuffix(name) or ".")
     if folder.fs.isdir(folder.path(name)):
         raise ConfigError(f"--out: {out!r} is a folder; name the Parquet file, such as {out}/predictions.parquet")
-    store = Store(experiment.run_dir)
+    store = open_store(experiment)
     find = partial(find_snapshot, experiment, arm, store, version)
     find()  # fails before anything is built if there is no snapshot
     experiment = to_predict(experiment, arm)

@@ -68,7 +68,7 @@ def external_teachers(experiment: Experiment, names: Collection[str]) -> dict[st
         ConfigError: an example id is missing or repeated, or a value is outside the range of its kind.
     """
     supervision: dict[str, ExternalSupervision] = {}
-    for name, config in experiment.config.teachers.items():
+    for name, config in experiment.config.external_teachers.items():
         if name in names:
             supervision[name] = ExternalSupervision.load(ExternalFiles(config, f"teachers.{name}"))
     return supervision

@@ -1,11 +1,17 @@
-"""Combines the workspace with its commit log, snapshots, supervision and predictions."""
+"""Combines the workspace with its commit log, snapshots, supervision and predictions.
+
+Teachers may be at home in another run: their supervision, snapshots and predictions are read there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
+from exfm.config.experiment import InitFrom
+from exfm.config.loading import Experiment
 from exfm.interfaces.data_source import Window
 from exfm.storage.commits import NONE, STAGES, CommitLog
 from exfm.storage.orphans import remove_orphans
@@ -14,20 +20,58 @@ from exfm.storage.workspace import Workspace
 from exfm.supervision.row_files import read_rows
 from exfm.supervision.streaming import SupervisionStream
 
+HOMES_FILE = "homes.json"
+"""Names the runs that train models of this run's experiment, by the name of the model here."""
+
+SIBLING = "../"
+"""Begins the folder of a run that lies beside this run's, so that both can be moved together."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """The run that trains a model, and the model's name there."""
+
+    store: Store
+    model: str
+
 
 class Store:
     """Opens a run's folder for the stages: the workspace, the commit log and the snapshots.
 
     Args:
         url: the run's folder, any fsspec URL.
+        homes: for each model that another run trains, the folder of that run and the model's name there; by default as
+            the folder says.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, homes: Mapping[str, tuple[str, str]] | None = None) -> None:
         self.workspace = Workspace(
             url, f"; `exfm repair {url}` goes back to the newest window before it that is whole, and says so"
         )
         self.log = CommitLog(self.workspace)
         self.snapshots = SnapshotRegistry(self.workspace, self.log)
+        if homes is None:
+            homes = self.kept_homes()
+        self._homes: dict[str, Home] = {}
+        for name, (run, model) in homes.items():
+            if run.startswith(SIBLING):
+                run = f"{url.rstrip('/').rpartition('/')[0]}/{run.removeprefix(SIBLING)}"
+            self._homes[name] = Home(Store(run), model)
+
+    def kept_homes(self) -> dict[str, tuple[str, str]]:
+        """Reads the folders and names of the models that other runs train, as the folder says."""
+        if not self.workspace.exists(HOMES_FILE):
+            return {}
+        return {name: (home["run"], home["model"]) for name, home in self.workspace.read_json(HOMES_FILE).items()}
+
+    def home(self, model: str) -> Home:
+        """Returns the run that trains a model: this run, or another."""
+        return self._homes.get(model) or Home(self, model)
+
+    @property
+    def borrowed(self) -> frozenset[str]:
+        """Returns the names of the models that other runs train."""
+        return frozenset(self._homes)
 
     def prepare(self, models: Collection[str]) -> None:
         """Prepares the folder for writing: checks exclusive creation, and removes unfinished files of dead writers.
@@ -54,17 +98,44 @@ class Store:
 
     def supervision(self, teacher: str, window: Window) -> SupervisionStream | None:
         """Opens a teacher's committed supervision of a window; returns None if the window has no rows."""
-        files = self.log.load("supervise", teacher, window.index).files
-        return SupervisionStream(self.workspace, files["rows"]) if files else None
+        home = self.home(teacher)
+        files = home.store.log.load("supervise", home.model, window.index).files
+        return SupervisionStream(home.store.workspace, files["rows"]) if files else None
 
     def windows(self, model: str) -> Sequence[Window]:
         """Lists the windows with rows that a model has committed, in order."""
-        return [commit.window for commit in self.log.commits("train", model) if commit.files]
+        home = self.home(model)
+        return [commit.window for commit in home.store.log.commits("train", home.model) if commit.files]
 
     def examples(self, model: str, window: Window) -> int:
         """Returns the number of examples that a model has predicted in a committed window."""
-        return int(self.log.load("train", model, window.index).counters["examples"])
+        home = self.home(model)
+        return int(home.store.log.load("train", home.model, window.index).counters["examples"])
 
     def predictions(self, model: str, window: Window) -> pa.Table:
         """Reads a model's committed predictions of a window, in stream order."""
-        return read_rows(self.workspace, self.log.load("train", model, window.index).files["rows"])
+        home = self.home(model)
+        return read_rows(home.store.workspace, home.store.log.load("train", home.model, window.index).files["rows"])
+
+
+def initial_home(store: Store, config: InitFrom) -> Home:
+    """Returns the run and the name of the model that another model starts from."""
+    if not config.run:
+        return store.home(config.model)
+    return Home(Store(config.run), config.model)
+
+
+def keep_homes(url: str, siblings: Mapping[str, str]) -> None:
+    """Writes into a run's folder which runs beside it train models of its experiment, by the model's name."""
+    if siblings:
+        homes = {name: {"run": f"{SIBLING}{folder}", "model": name} for name, folder in siblings.items()}
+        Workspace(url).write_json(HOMES_FILE, homes)
+
+
+def open_store(experiment: Experiment) -> Store:
+    """Opens the folder of an experiment's run, and those of the runs that train its other teachers."""
+    store = Store(experiment.run_dir, {})
+    # The file's own URLs win, because the folder keeps them without credentials.
+    homes = store.kept_homes()
+    homes |= {name: (lender.run, lender.model) for name, lender in experiment.lenders.items()}
+    return Store(experiment.run_dir, homes)

@@ -21,7 +21,7 @@ from exfm.distributed.chunk_exchange import ShardedChunk, check_sharding, read_s
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.parallel_plan import ParallelPlan
-from exfm.scheduling.identity import bind_run
+from exfm.scheduling.identity import bind_model, bind_run
 from exfm.scheduling.late_rows import LateRowFinder
 from exfm.scheduling.schedule import Schedule, WindowWork
 from exfm.scheduling.stream_state import read_schedule
@@ -84,17 +84,17 @@ class StreamLoop:
         students: dict[str, tuple[str, ...]] = {}
         for arm in arms:
             students[arm.name] = tuple(student.name for student in arms if arm.name in student.teachers)
-        external = {name: tuple(config.predictions) for name, config in experiment.config.teachers.items()}
+        external = {name: tuple(files.predictions) for name, files in experiment.config.external_teachers.items()}
         self.stages: list[Stage] = []
         for arm in arms:
             if train is None or arm.name in train:
-                trainer, teaches = self._trainer(arm, plan), bool(students[arm.name])
-                self.stages.append(Stage(trainer, store, schema, prompt, teaches, shared, external))
+                parent = experiment.parents.get(arm.base)
+                self.stages.append(Stage(self._trainer(arm, plan), store, schema, prompt, shared, external, parent))
         self.labellers: list[Labeller] = []
         for arm in arms:
-            delayed = bool(students[arm.name]) and arm.config.supervision.delay > NOW
+            delayed = arm.stores and arm.config.supervision.delay > NOW
             if delayed and (label is None or arm.name in label):
-                self.labellers.append(Labeller(self._trainer(arm, plan), store, students[arm.name]))
+                self.labellers.append(Labeller(self._trainer(arm, plan), store, _labelled_for(arm, students[arm.name])))
         # Not in the background if a labeller or student of this job reads snapshots, which must be complete by then.
         read_back = bool(self.labellers) or any(shared.consumers.values())
         self.commit_writer = CommitWriter(experiment.config.save_in_background and not read_back)
@@ -102,7 +102,7 @@ class StreamLoop:
         # has not. A stage without an entry has not loaded its snapshot yet.
         self._done: dict[str, int] = {}
         self._committed: dict[str, int] = {}
-        self._bound = False
+        self._bound: set[str] = set()
         self._late = LateRowFinder(experiment, store, [stage.trainer.arm for stage in self.stages])
         where = {arm.name: arm.config.where for arm in arms}
         self.reader = ChunkReader(experiment.source, schema, experiment.config.stream, where, plan.shard)
@@ -209,7 +209,7 @@ class StreamLoop:
         """Names the supervision or snapshot that a window waits for; empty if the window can run."""
         missing = ""
         if self.process_group.is_rank_zero:
-            external = self.experiment.config.teachers
+            external = self.experiment.config.external_teachers
             teachers: dict[str, list[str]] = {}
             for stage in self.stages:
                 teachers[stage.name] = [teacher for teacher in stage.trainer.arm.teachers if teacher not in external]
@@ -246,7 +246,7 @@ class StreamLoop:
                 self.reader.begin(following.window, following.only)
             if rows or skipped:
                 # A window without rows has no manifest: the next manifest names the window before it.
-                self._bind(schedule)
+                self._bind(schedule, [*work.stages, *work.labellers])
                 self._commit(stages, labellers, rows, skipped, id_kinds)
                 self._committed |= {stage.name: window.index for stage in stages}
             for stage in stages:
@@ -275,11 +275,16 @@ class StreamLoop:
             stage.begin(work.window, self._committed[stage.name], read, missed.get(stage.name, ()))
             begun.append(stage)
 
-    def _bind(self, schedule: Schedule) -> None:
-        """Binds the run's folder to the experiment, before its first commit."""
-        if self.process_group.is_rank_zero and not (self._bound or schedule.state.bound):
-            bind_run(self.experiment, self.store, schedule.grid)
-        self._bound = True
+    def _bind(self, schedule: Schedule, names: Collection[str]) -> None:
+        """Binds the run's folder to its windows, and the names of models to them, before their first commits."""
+        if not self.process_group.is_rank_zero:
+            return
+        if not (self._bound or schedule.state.bound):
+            bind_run(self.store, schedule.grid)
+        for arm in self.experiment.arms:
+            if arm.name in names and arm.name not in self._bound:
+                bind_model(self.experiment, self.store, arm)
+                self._bound.add(arm.name)
 
     def _commit(
         self,
@@ -317,8 +322,9 @@ class StreamLoop:
         needed = {teacher for stage in stages for teacher in stage.trainer.arm.teachers} - self._supervising(work)
         for teacher in sorted(needed - self.external.keys()):
             # Rank zero decides for all. A teacher that has passed a window without rows has nothing to open.
+            home = self.store.home(teacher)
             if self.process_group.broadcast(
-                self.process_group.is_rank_zero and self.store.log.has("supervise", teacher, work.window.index)
+                self.process_group.is_rank_zero and home.store.log.has("supervise", home.model, work.window.index)
             ):
                 stream = self.store.supervision(teacher, work.window)
                 if stream is not None:
@@ -374,6 +380,13 @@ class StreamLoop:
             if chunk is None:
                 return
             yield chunk
+
+
+def _labelled_for(teacher: Arm, students: tuple[str, ...]) -> tuple[str, ...]:
+    """Lists the arms whose rows a teacher with a delay labels: its students', and its own for students elsewhere."""
+    if students and not teacher.config.supervision.store:
+        return students
+    return (*students, teacher.name)
 
 
 def _late_tasks(experiment: Experiment) -> dict[timedelta, tuple[str, ...]]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from exfm.config.lenders import Lender
 from exfm.data.batch import Batch
 from exfm.data.skips import Counts, sum_counts
 from exfm.distributed.chunk_exchange import ModelBatch, ModelChunk, ShardedChunk
@@ -43,6 +44,7 @@ from exfm.supervision.row_files import (
 from exfm.supervision.store import Store
 from exfm.training.commit_writer import ReusableBuffers, WindowCommit
 from exfm.training.divergence import diverged
+from exfm.training.initial_weights import InitialWeights, check_new_tables, load_initial_weights
 from exfm.training.model_output import ForwardRows
 from exfm.training.trainer import StepLabels, Trainer
 from exfm.transfer.chunk_vectors import ChunkVectors
@@ -96,10 +98,9 @@ class Stage:
         store: where windows are committed.
         schema: the stream's schema.
         prompt: tasks whose labels arrive together with the example.
-        teaches: whether other models learn from the model. Without a delay, its forward pass is stored as supervision;
-            with a delay, a labeller reads its snapshots.
         shared: the parameters that students take from their teachers' snapshots.
         external: tasks of the external teachers, whose predictions are written beside the model's.
+        parent: the model of a run that the model starts from, if any.
     """
 
     def __init__(
@@ -108,9 +109,9 @@ class Stage:
         store: Store,
         schema: FeatureSchema,
         prompt: tuple[str, ...],
-        teaches: bool,
         shared: TeacherParameters,
         external: Mapping[str, Collection[str]],
+        parent: Lender | None = None,
     ) -> None:
         self.trainer = trainer
         self.process_group = trainer.plan.process_group
@@ -125,8 +126,9 @@ class Stage:
                     self._external[teacher_column(teacher, task)] = (teacher, task)
         self.prompt = tuple(task for task in self.tasks if task in prompt)
         delayed = trainer.arm.config.supervision.delay > timedelta(0)
-        self.supervises = teaches and not delayed
-        self.labelled_later = teaches and delayed
+        # Without a delay its forward pass is stored as supervision; with a delay, a labeller reads its snapshots.
+        self.supervises = trainer.arm.stores and not delayed
+        self.labelled_later = trainer.arm.stores and delayed
         self.shared = shared
         self._taken: dict[str, set[str]] = {name: set() for name in trainer.arm.teachers}
         for strategy in trainer.transfer.strategies:
@@ -138,6 +140,9 @@ class Stage:
         self._constant_flops: dict[str, float] = {}
         self._weights, self._training = ReusableBuffers(), ReusableBuffers()
         self._last: Batch | None = None
+        self._parent = parent
+        self._initial: InitialWeights | None = None
+        self._unchecked: InitialWeights | None = None
 
     def begin(self, window: Window, previous: int, read: WindowRead, missed: Sequence[int] = ()) -> None:
         """Opens a window's files, and loads the parameters that the model takes from its teachers.
@@ -162,6 +167,9 @@ class Stage:
                 *(self.name, ", ".join(map(str, missed))),
             )
         self._watermark_us = window.start_us
+        if previous == NONE:
+            self._initial = load_initial_weights(trainer, self._parent, self.store, window)
+            self._unchecked = self._initial
         predictions = row_file("predictions", self.name, window.index)
         self._predictions = self._rows_file(predictions, predictions_schema(self.tasks, self.oracles, self._external))
         self._owns_files = True
@@ -253,6 +261,9 @@ class Stage:
         supervision = {name: slice_output(teacher.supervision, batch.rows) for name, teacher in joined.items()}
         if not self.counters.flops:
             self.counters.flops = self._flops(batch.batch)
+        if self._unchecked is not None:
+            check_new_tables(self.trainer, self._unchecked, batch.batch)
+            self._unchecked = None
         self._feed.override(batch.rows)
         # Copied before the step, because the forward pass is that of the model before it has seen the batch's labels.
         learned = frozenset(self.trainer.learned)
@@ -327,6 +338,8 @@ class Stage:
             "soft_labels": trainer.transfer.soft_labels.counters(),
             "teachers": teachers,
         }
+        if self._initial is not None and self._previous == NONE:
+            counters["init_from"] = self._initial.counters()
         self._owns_files = False  # the commit discards them from here on
         return WindowCommit(
             self.name,

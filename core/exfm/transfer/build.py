@@ -68,7 +68,9 @@ def teacher_specs(experiment: Experiment) -> dict[str, TeacherSpec]:
     """Describes every model as a teacher, and the teachers from elsewhere, by name."""
     shared = {teacher for arm in experiment.arms for teacher in parameter_teachers(arm)}
     specs = {arm.name: _teacher_spec(arm, experiment.schema, arm.name in shared) for arm in experiment.arms}
-    external = experiment.config.teachers.items()
+    for name, lender in experiment.lenders.items():
+        specs[name] = _teacher_spec(lender.arm, lender.schema, name in shared)
+    external = experiment.config.external_teachers.items()
     return specs | {name: TeacherSpec(name, tuple(config.predictions)) for name, config in external}
 
 

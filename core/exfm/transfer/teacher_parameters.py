@@ -43,8 +43,9 @@ class TeacherParameters:
         for student in arms:
             for teacher in parameter_teachers(student) & self.consumers.keys():
                 self.consumers[teacher].append(student.name)
-        self.delay_us = {arm.name: microseconds(arm.config.supervision.delay) for arm in arms}
-        self.lags_us = {arm.name: microseconds(arm.config.supervision.lag) for arm in arms}
+        teachers = [*arms, *(lender.arm for lender in experiment.lenders.values())]
+        self.delay_us = {arm.name: microseconds(arm.config.supervision.delay) for arm in teachers}
+        self.lags_us = {arm.name: microseconds(arm.config.supervision.lag) for arm in teachers}
 
     def load_into(self, student: StudentParameters, growth: Growth, group: ProcessGroup, window: Window) -> None:
         """Begins a window of a student: loads the model parts that it takes from its teachers' snapshots.
@@ -69,11 +70,12 @@ class TeacherParameters:
     ) -> ModelParts:
         """Reads model parts of the newest snapshot with a watermark at or before a time; empty without a snapshot."""
         failure: RunError | None = None
-        for snapshot in same_on_all(group, self.store.snapshots.published(teacher, before_us)):
+        home = self.store.home(teacher)
+        for snapshot in same_on_all(group, home.store.snapshots.published(home.model, before_us)):
             tensors: dict[str, Tensor] = {}
             error: RunError | None = None
             try:
-                tensors = self.store.snapshots.load_some(snapshot.weights, lambda key: part_of(key)[0] in names)
+                tensors = home.store.snapshots.load_some(snapshot.weights, lambda key: part_of(key)[0] in names)
             except RunError as unreadable:
                 error = unreadable
             # All processes read the same snapshot or none: a process that failed alone would train on other weights.

@@ -48,6 +48,8 @@ class SyntheticAds(exfm.DataSource):
 
     name: ClassVar[str] = "synthetic_ads"
 
+    free_fields: ClassVar[frozenset[str]] = frozenset({"days"})
+
     class Config(exfm.ComponentConfig):
         """Configures the synthetic stream."""
 
