@@ -54,7 +54,15 @@ def config_of(log: str, run_dir: Path) -> dict[str, Any]:
             "states": {"user": {"from": "representation"}, "item": {"from": "layers.0"}},
         },
         "activation_checkpointing": True,
-        "optimizer": {"dense": {"accumulate": 2}},
+        "optimizer": {
+            "dense": {
+                "accumulate": 2,
+                "warmup": 3,
+                "schedule": {"name": "linear", "steps": 12},
+                "clip_norm": 0.3,
+                "ema": 0.9,
+            }
+        },
     }
     small = {"features": ["user", "item", "price"], "embedding_dim": 8, "batch_size": 16}
     # Rounded gradients change signs, all that AdaGrad's first step of a row depends on: so no rows that start anew.

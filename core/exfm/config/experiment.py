@@ -81,6 +81,17 @@ Scalar = bool | int | str
 Condition = Bucket | tuple[Scalar, ...] | Scalar
 
 
+class RateSchedule(_Section):
+    """How the learning rate of the dense layers falls. It is constant without a schedule."""
+
+    name: Literal["cosine", "linear", "inverse_sqrt"] = Field(
+        description="cosine, linear: the rate falls to the floor in that many steps, and stays there. inverse_sqrt: it "
+        "falls with the root of 1 / (1 + step / steps), to the floor."
+    )
+    steps: int = Field(gt=0, description="Steps of the fall, counted from the end of warmup.")
+    floor: float = Field(0.1, ge=0, le=1, description="The lowest rate, as a fraction of lr; at 0 learning ends.")
+
+
 class DenseOptimizer(_Section):
     """The optimizer of all parameters but the embedding tables."""
 
@@ -89,6 +100,22 @@ class DenseOptimizer(_Section):
     weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
     accumulate: int = Field(
         1, gt=0, description="Batches of a chunk whose mean gradient makes a step; tables step with every batch."
+    )
+    warmup: int | None = Field(
+        None, gt=0, description="Steps in which the rate rises from 0 to lr, in equal increments; none by default."
+    )
+    schedule: RateSchedule | None = Field(
+        None, description="How the rate falls after warmup; by default it is constant. Tables keep theirs."
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="Largest norm of all dense gradients together: longer ones are scaled down to it."
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay per step of an exponential moving average of the dense weights, which snapshots publish; "
+        "training goes on with the weights themselves.",
     )
 
 

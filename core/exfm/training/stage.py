@@ -152,7 +152,8 @@ class Stage:
         start = time.perf_counter()
         trainer = self.trainer
         trainer.transfer.begin()
-        self.shared.load_into(trainer.transfer.parameters, trainer.growth, self.process_group, window)
+        with trainer.dense.average.setting_weights():
+            self.shared.load_into(trainer.transfer.parameters, trainer.growth, self.process_group, window)
         self._feed.begin()
         self.counters.seconds = time.perf_counter() - start
         self._window, self._previous, self._read_state, self._missed = window, previous, read, missed
