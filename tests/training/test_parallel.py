@@ -75,6 +75,7 @@ def config_of(log: str, run_dir: Path) -> dict[str, Any]:
     config["models"]["vm"] |= {
         "control": False,
         "batch_size": 4,
+        "epochs": {"count": 2, "until": "2023-11-16"},  # the first day twice
         "where": {"user": {"bucket": [0, 1], "of": 5}},
         "transfer": [
             {"name": "auxiliary_head", "teacher": "late", "label_scale": "auto"},

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from exfm.config.component_field import ComponentField, ComponentSpec
-from exfm.interfaces.duration import Duration, parse_duration
+from exfm.interfaces.duration import Duration, microseconds, parse_duration
 from exfm.interfaces.parallel_plan import TableOptimizer
 
 BackboneSpec = Annotated[ComponentSpec, ComponentField("backbone")]
@@ -28,6 +28,14 @@ class _Section(BaseModel):
     )
 
 
+def _in_utc(time: datetime) -> datetime:
+    """Reads a time without a zone as UTC, as all times of a run are."""
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+UtcTime = Annotated[datetime, AfterValidator(_in_utc)]
+
+
 class StreamConfig(_Section):
     """The source of examples, and the cut of the stream into windows and chunks."""
 
@@ -35,7 +43,7 @@ class StreamConfig(_Section):
     window: Duration = Field(
         gt=timedelta(0), description="Length of a window: each is predicted, trained on and committed as a whole."
     )
-    start: datetime | None = Field(
+    start: UtcTime | None = Field(
         None, description="Rows before this time (UTC) are not part of the stream; by default it begins with its first."
     )
     chunk_rows: int = Field(
@@ -47,14 +55,6 @@ class StreamConfig(_Section):
     max_skipped_share: float = Field(
         0.4, gt=0, le=1, description="skip: the share of all rows, of 1,000 at least, that may be left out."
     )
-
-    @field_validator("start")
-    @classmethod
-    def _in_utc(cls, start: datetime | None) -> datetime | None:
-        """Reads a time without a zone as UTC, as all times of a run are."""
-        if start is not None and start.tzinfo is None:
-            return start.replace(tzinfo=UTC)
-        return start
 
 
 class EvaluationConfig(_Section):
@@ -124,6 +124,18 @@ class OptimizerConfig(_Section):
 
     dense: DenseOptimizer = Field(default_factory=DenseOptimizer, description="For the dense layers.")
     tables: TableOptimizer = Field(default_factory=TableOptimizer, description="For the embedding tables.")
+
+
+class EpochsConfig(_Section):
+    """The first windows of the stream, on which a model trains several times before it goes on."""
+
+    count: int = Field(gt=1, description="How many times it trains on each of these windows.")
+    until: UtcTime = Field(description="A time (UTC): the windows that end at or before it.")
+
+    @property
+    def until_us(self) -> int:
+        """Returns the time in microseconds since 1970."""
+        return microseconds(self.until - datetime(1970, 1, 1, tzinfo=UTC))
 
 
 class StateSource(_Section):
@@ -237,6 +249,11 @@ class ModelConfig(_Section):
         False, description="Blocks keep their inputs only and are computed again in backward: less memory, more time."
     )
     batch_size: int = Field(512, gt=0, description="Largest batch; a chunk is cut into equal batches of at most this.")
+    epochs: EpochsConfig | None = Field(
+        None,
+        description="Train on the first windows of the stream several times; figures count the windows after them. By "
+        "default it goes through the stream once.",
+    )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Its optimizers.")
     supervision: SupervisionConfig = Field(default_factory=SupervisionConfig, description="As a teacher.")
 
