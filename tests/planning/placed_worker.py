@@ -56,12 +56,12 @@ def measure(config: str, overrides: list[str]) -> dict[str, int]:
     for collection in getattr(trainer.parallel_model, "_shards", []):
         shards += collection.local_tensors().values()
     states = []
-    for state in trainer.optimizer.state.values():
+    for state in trainer.dense.optimizer.state.values():
         states += [value for name, value in state.items() if name != "step"]
     return {
         "tables": sum(shard.weight.numel() for shard in shards) * 4,
         "table_optimizer": sum(shard.state.numel() for shard in shards if shard.state is not None) * 4,
-        "gradients": sum(map(local_size, trainer.dense)) * 4,
+        "gradients": sum(map(local_size, trainer.dense.parameters)) * 4,
         "dense_optimizer": sum(map(local_size, states)) * 4,
         "rows": sent["torch.float32"],
     }

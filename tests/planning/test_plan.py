@@ -146,6 +146,17 @@ def test_sent_bytes_equal_a_sum_over_pairs_of_processes(planned: Any, sharding: 
 
 
 @pytest.mark.parametrize(("name", "group"), [("ddp", None), ("hsdp", 2), ("hsdp_2d", 2)])
+def test_an_average_of_the_weights_takes_as_much_as_their_gradients(planned: Any, name: str, group: int | None) -> None:
+    plain, averaged = (
+        planned(4, group, f"models.fm.optimizer.dense.ema={ema}", name=name)["models"]["fm"]["memory"]
+        for ema in ("null", 0.9)
+    )
+    for process, size in enumerate(plain["gradients"]):
+        assert averaged["dense_optimizer"][process] == plain["dense_optimizer"][process] + size > 0
+    assert {**averaged, "dense_optimizer": 0} == {**plain, "dense_optimizer": 0}
+
+
+@pytest.mark.parametrize(("name", "group"), [("ddp", None), ("hsdp", 2), ("hsdp_2d", 2)])
 def test_accumulated_gradients_are_averaged_once(planned: Any, name: str, group: int | None) -> None:
     single = planned(4, group, "models.fm.optimizer.dense.accumulate=1", name=name)["models"]["fm"]
     accumulated = planned(4, group, "models.fm.optimizer.dense.accumulate=4", name=name)["models"]["fm"]

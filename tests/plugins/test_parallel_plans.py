@@ -16,7 +16,17 @@ import exfm
 import exfm_plugins.parallel
 from exfm.testing import ParallelPlanTests
 from exfm.testing.parallel_plan import Reference, run_exercise, run_exercises
-from exfm.testing.plan_exercise import ACCUMULATED_BATCH, DENSE_LR, DIM, MOMENTUM, SIZES, STEPS, Probe, batch
+from exfm.testing.plan_exercise import (
+    ACCUMULATED_BATCH,
+    DENSE_LR,
+    DIM,
+    MAX_NORM,
+    MOMENTUM,
+    SIZES,
+    STEPS,
+    Probe,
+    batch,
+)
 from exfm_plugins.parallel.ddp.plan import Ddp
 from exfm_plugins.parallel.hsdp.plan import Hsdp
 from exfm_plugins.parallel.hsdp_2d.placement import Placement, TableConstraint
@@ -106,6 +116,7 @@ def test_replicas_learn_as_published(optimizer: str, tmp_path: Path) -> None:
                 table.grad = torch.zeros_like(table) if table.grad is None else table.grad * GROUPS
         average(tables, squares, options)
         if step != ACCUMULATED_BATCH:
+            torch.nn.utils.clip_grad_norm_(models[0].dense_parameters(), MAX_NORM)
             dense.step()
             dense.zero_grad()
     torch.testing.assert_close(record["losses"], torch.stack(losses), rtol=0, atol=1e-5)

@@ -54,7 +54,15 @@ def config_of(log: str, run_dir: Path) -> dict[str, Any]:
             "states": {"user": {"from": "representation"}, "item": {"from": "layers.0"}},
         },
         "activation_checkpointing": True,
-        "optimizer": {"dense": {"accumulate": 2}},
+        "optimizer": {
+            "dense": {
+                "accumulate": 2,
+                "warmup": 3,
+                "schedule": {"name": "linear", "steps": 12},
+                "clip_norm": 0.3,
+                "ema": 0.9,
+            }
+        },
     }
     small = {"features": ["user", "item", "price"], "embedding_dim": 8, "batch_size": 16}
     # Rounded gradients change signs, all that AdaGrad's first step of a row depends on: so no rows that start anew.
@@ -67,6 +75,7 @@ def config_of(log: str, run_dir: Path) -> dict[str, Any]:
     config["models"]["vm"] |= {
         "control": False,
         "batch_size": 4,
+        "epochs": {"count": 2, "until": "2023-11-16"},  # the first day twice
         "where": {"user": {"bucket": [0, 1], "of": 5}},
         "transfer": [
             {"name": "auxiliary_head", "teacher": "late", "label_scale": "auto"},

@@ -167,6 +167,7 @@ def _check_model(
     _check_rows(model, schema, f"{key_path}.supervision.rows")
     resolve_inputs(model, config, schema, f"{key_path}.inputs", _configs(borrowed))
     _check_managed(model, schema, key_path)
+    _check_epochs(model, key_path)
     if model.batch_size > config.stream.chunk_rows:
         raise ConfigError(
             f"{key_path}.batch_size: {model.batch_size} rows do not fit in a chunk; raise stream.chunk_rows, "
@@ -203,6 +204,19 @@ def _check_states(model: ModelConfig, schema: FeatureSchema, key_path: str) -> N
                 f"{key_path}.{entity}.from: a state made of tokens is written as the list of the features that "
                 f"describe the entity, such as {entity}: [{entity}]"
             )
+
+
+def _check_epochs(model: ModelConfig, key_path: str) -> None:
+    """Checks that a model with epochs takes only predictions and embeddings from its teachers."""
+    if model.epochs is None:
+        return
+    taking = [spec.name for spec in model.transfer if "parameters" in spec.component.requires]
+    taking += [spec.name for spec in model.inputs]
+    if taking:
+        raise ConfigError(
+            f"{key_path}.epochs: {taking[0]} takes states or parts of a teacher, of which the run keeps the newest and "
+            "not those of the first windows; leave it out, or leave epochs out"
+        )
 
 
 def _check_managed(model: ModelConfig, schema: FeatureSchema, key_path: str) -> None:

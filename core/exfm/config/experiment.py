@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from exfm.config.component_field import ComponentField, ComponentSpec
-from exfm.interfaces.duration import Duration, parse_duration
+from exfm.interfaces.duration import Duration, microseconds, parse_duration
 from exfm.interfaces.parallel_plan import TableOptimizer
 
 BackboneSpec = Annotated[ComponentSpec, ComponentField("backbone")]
@@ -90,6 +90,17 @@ Scalar = bool | int | str
 Condition = Bucket | tuple[Scalar, ...] | Scalar
 
 
+class RateSchedule(_Section):
+    """How the learning rate of the dense layers falls. It is constant without a schedule."""
+
+    name: Literal["cosine", "linear", "inverse_sqrt"] = Field(
+        description="cosine, linear: the rate falls to the floor in that many steps, and stays there. inverse_sqrt: it "
+        "falls with the root of 1 / (1 + step / steps), to the floor."
+    )
+    steps: int = Field(gt=0, description="Steps of the fall, counted from the end of warmup.")
+    floor: float = Field(0.1, ge=0, le=1, description="The lowest rate, as a fraction of lr; at 0 learning ends.")
+
+
 class DenseOptimizer(_Section):
     """The optimizer of all parameters but the embedding tables."""
 
@@ -99,6 +110,22 @@ class DenseOptimizer(_Section):
     accumulate: int = Field(
         1, gt=0, description="Batches of a chunk whose mean gradient makes a step; tables step with every batch."
     )
+    warmup: int | None = Field(
+        None, gt=0, description="Steps in which the rate rises from 0 to lr, in equal increments; none by default."
+    )
+    schedule: RateSchedule | None = Field(
+        None, description="How the rate falls after warmup; by default it is constant. Tables keep theirs."
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="Largest norm of all dense gradients together: longer ones are scaled down to it."
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay per step of an exponential moving average of the dense weights, which snapshots publish; "
+        "training goes on with the weights themselves.",
+    )
 
 
 class OptimizerConfig(_Section):
@@ -106,6 +133,18 @@ class OptimizerConfig(_Section):
 
     dense: DenseOptimizer = Field(default_factory=DenseOptimizer, description="For the dense layers.")
     tables: TableOptimizer = Field(default_factory=TableOptimizer, description="For the embedding tables.")
+
+
+class EpochsConfig(_Section):
+    """The first windows of the stream, on which a model trains several times before it goes on."""
+
+    count: int = Field(gt=1, description="How many times it trains on each of these windows.")
+    until: UtcTime = Field(description="A time (UTC): the windows that end at or before it.")
+
+    @property
+    def until_us(self) -> int:
+        """Returns the time in microseconds since 1970."""
+        return microseconds(self.until - datetime(1970, 1, 1, tzinfo=UTC))
 
 
 class StateSource(_Section):
@@ -254,6 +293,11 @@ class ModelConfig(_Section):
         False, description="Blocks keep their inputs only and are computed again in backward: less memory, more time."
     )
     batch_size: int = Field(512, gt=0, description="Largest batch; a chunk is cut into equal batches of at most this.")
+    epochs: EpochsConfig | None = Field(
+        None,
+        description="Train on the first windows of the stream several times; figures count the windows after them. By "
+        "default it goes through the stream once.",
+    )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Its optimizers.")
     supervision: SupervisionConfig = Field(default_factory=SupervisionConfig, description="As a teacher.")
 

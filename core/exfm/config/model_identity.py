@@ -20,7 +20,9 @@ from exfm.interfaces.schema import FeatureSchema, rows_may_become
 from exfm.redaction import same_but_for_credentials
 from exfm.sources import SchemaConfig
 
-_FREE = re.compile(r"model\.optimizer\.(dense\.(lr|weight_decay)|tables\.(lr|eps))")
+_FREE = re.compile(
+    r"model\.optimizer\.(dense\.(lr|weight_decay|warmup|schedule(\..*)?|clip_norm|ema)|tables\.(lr|eps))"
+)
 """Matches keys that may change while a model goes on, because committed windows do not depend on them."""
 
 _LONGEST_VALUE = 60  # characters of a value in a message: a whole section would hide the sentence around it

@@ -33,6 +33,7 @@ class ExperimentView:
         pairs: the models that are compared with others.
         skip: fraction of the stream's examples that is left out, at its beginning and in whole windows, of the overall
             figures and the gains. The last window is never left out.
+        after_us: time at or before which windows end that some model trains on several times; they do not count either.
         bootstrap_replicates, bootstrap_seed: of the intervals.
         recall_at: the k of each recall@k to compute.
     """
@@ -41,6 +42,7 @@ class ExperimentView:
     control_comparisons: tuple[ControlComparison, ...] = ()
     pairs: tuple[Pair, ...] = ()
     skip: float = 0.0
+    after_us: int = 0
     bootstrap_replicates: int = 2000
     bootstrap_seed: int = 0
     recall_at: tuple[int, ...] = ()
@@ -79,8 +81,9 @@ def evaluate(reader: PredictionReader, view: ExperimentView) -> dict[str, Any]:
 def _first_scored_us(reader: PredictionReader, view: ExperimentView) -> int:
     """Finds the start of the first scored window: the same for all models, so that their figures cover the same time.
 
-    Positions in the stream are counted by the model with the most examples, because others may see a share of the
-    traffic. The last window is never left out.
+    Windows that a model trains on several times count for no model, because all figures are of a single pass; where
+    there are no others yet, nothing is scored. Positions in the stream are counted by the model with the most examples,
+    because others may see a share of the traffic. The last window is never left out by ``skip``.
     """
     most: list[tuple[int, int]] = []
     total = -1  # below the examples of any model, so that the first model replaces it
@@ -91,12 +94,19 @@ def _first_scored_us(reader: PredictionReader, view: ExperimentView) -> int:
             most, total = counts, examples
     if not most:
         return 0
-    before = 0
+    first_us, before = most[-1][0], 0
     for start_us, rows in most:
         if before >= view.skip * total:
-            return start_us
+            first_us = start_us
+            break
         before += rows
-    return most[-1][0]
+    if not view.after_us:
+        return first_us
+    ends: dict[int, int] = {}
+    for name, _ in view.models:
+        ends |= {window.end_us: window.start_us for window in reader.windows(name)}
+    single_pass = [start_us for end_us, start_us in ends.items() if end_us > view.after_us]
+    return max(first_us, min(single_pass, default=max(ends)))
 
 
 @dataclass

@@ -135,6 +135,7 @@ def _view(experiment: Experiment) -> ExperimentView:
         control_comparisons=tuple(comparisons),
         pairs=pairs,
         skip=evaluation.skip,
+        after_us=max((arm.config.epochs.until_us for arm in experiment.arms if arm.config.epochs), default=0),
         bootstrap_replicates=evaluation.replicates,
         bootstrap_seed=experiment.config.seed,
         recall_at=evaluation.recall_at,

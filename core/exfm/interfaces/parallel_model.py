@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -12,9 +12,9 @@ class ParallelModel(ABC):
     """Owns a placed model: synchronises its replicas in training, and converts its state to full tensors and back.
 
     A training step calls ``set_gradient_sync`` before each backward pass and ``sync_tables`` after it, then
-    ``reduce_gradients`` before the dense optimizer steps. Every process computes the loss over the whole batch, so
-    gradients are averaged over the processes: those of tables in the backward pass, all others by
-    ``reduce_gradients``.
+    ``reduce_gradients``, and ``clip_gradients`` if the model clips, before the dense optimizer steps. Every process
+    computes the loss over the whole batch, so gradients are averaged over the processes: those of tables in the
+    backward pass, all others by ``reduce_gradients``.
 
     Saved state is whole: it has the names and shapes of a single process, so that another plan, on any number of
     processes, can resume from it.
@@ -41,6 +41,18 @@ class ParallelModel(ABC):
             parameters: those that the optimizer is about to step. A parameter without a gradient has none on any
                 process.
         """
+
+    def clip_gradients(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
+        """Scales gradients down so that the norm of all of them together is at most ``max_norm``.
+
+        Called after ``reduce_gradients``. A plan that shards parameters computes the norm over all shards, so that
+        every process scales by the same factor.
+
+        Args:
+            parameters: those that the optimizer is about to step.
+            max_norm: the largest norm.
+        """
+        nn.utils.clip_grad_norm_(parameters, max_norm)
 
     def sync_tables(self) -> None:  # noqa: B027
         """Synchronises the replicas of tables; called after every backward pass, as each updates the tables."""

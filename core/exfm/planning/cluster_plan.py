@@ -192,14 +192,17 @@ def _permanent_memory(needs: Needs, layout: Layout) -> dict[str, Sizes]:
             numbers = np.asarray(layout.dense.get(name, (tensor.numel(),)), np.int64)
             dense = dense + numbers * tensor.element_size()
             trained = trained + numbers * tensor.requires_grad
+    optimizer = needs.arm.config.optimizer.dense
+    # Not of parameters that transfer adds, because no snapshot publishes them.
+    averages = trained * (optimizer.ema is not None)
     dense, trained = dense + needs.transfer * _FLOAT, trained + needs.transfer
-    states = _DENSE_STATES[needs.arm.config.optimizer.dense.name]
+    states = _DENSE_STATES[optimizer.name]
     return {
         "tables": tables,
         "table_optimizer": state,
         "dense": dense,
         "gradients": trained * _FLOAT,
-        "dense_optimizer": trained * states * _FLOAT,
+        "dense_optimizer": (trained * states + averages) * _FLOAT,
     }
 
 

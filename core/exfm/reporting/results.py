@@ -78,6 +78,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
             *_initial_notes(models),
             *_late_notes(late),
             *missed,
+            *_epoch_notes(experiment, store),
             *_change_notes(store),
             *_uncompared_notes(figures),
         ],
@@ -171,6 +172,23 @@ def _late_notes(late: Sequence[Mapping[str, Any]]) -> list[str]:
         notes.append(
             f"{model}: {rows} rows of {len(entries)} committed windows ({windows}) came later and are not read: {names}"
         )
+    return notes
+
+
+def _epoch_notes(experiment: Experiment, store: Store) -> list[str]:
+    """Writes a sentence for each model that trains on its first windows several times."""
+    notes = []
+    for arm in experiment.arms:
+        epochs = arm.config.epochs
+        windows = store.windows(arm.name)
+        if epochs is None or not windows:
+            continue
+        first = sum(window.end_us <= epochs.until_us for window in windows)
+        note = f"{arm.name}: the first {first} windows are trained on {epochs.count} times, and figures leave them out"
+        if windows[-1].end_us <= epochs.until_us:
+            note += "; all but the first time comes with the first window that ends after models."
+            note += f"{arm.base}.epochs.until, and there is none yet"
+        notes.append(note)
     return notes
 
 

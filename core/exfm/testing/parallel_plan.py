@@ -184,6 +184,7 @@ class Reference:
         self.table_optimizer.zero_grad()
         # The dense gradients of this batch are added to those of the next batch.
         if step != ACCUMULATED_BATCH:
+            nn.utils.clip_grad_norm_(self.model.dense_parameters(), plan_exercise.MAX_NORM)
             self.dense_optimizer.step()
             self.dense_optimizer.zero_grad()
         return loss.detach()

@@ -30,6 +30,8 @@ from exfm.modeling.parts import model_memory
 ROWS = {"user": 30, "item": 50}
 DIM, WIDTH, STEPS = 8, 6, 6
 DENSE_LR, MOMENTUM = 0.05, 0.9
+MAX_NORM = 0.2
+"""The largest norm of dense gradients: some steps are clipped, and others are not."""
 SIZES = (13, 8, 1, 16, 3, 12)
 """Rows of each step's batch. With a single row, most processes have none."""
 ACCUMULATED_BATCH = 4
@@ -162,6 +164,7 @@ class Exercise:
         self.parallel_model.sync_tables()
         if steps_dense:
             self.parallel_model.reduce_gradients(self.dense)
+            self.parallel_model.clip_gradients(self.dense, MAX_NORM)
             self.optimizer.step()
             self.optimizer.zero_grad()
         return loss.detach().cpu()

@@ -32,6 +32,7 @@ from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
 from exfm.supervision.streaming import SupervisionStream
 from exfm.training.commit_writer import CommitWriter, WindowCommit
+from exfm.training.epochs import Epochs
 from exfm.training.labeller import Labeller
 from exfm.training.progress import Clock, Progress
 from exfm.training.stage import Stage
@@ -97,6 +98,7 @@ class StreamLoop:
                 self.labellers.append(Labeller(self._trainer(arm, plan), store, _labelled_for(arm, students[arm.name])))
         # Not in the background if a labeller or student of this job reads snapshots, which must be complete by then.
         read_back = bool(self.labellers) or any(shared.consumers.values())
+        self.epochs = Epochs(experiment, store, plan)
         self.commit_writer = CommitWriter(experiment.config.save_in_background and not read_back)
         # By stage, the newest window that it has passed, and the newest with a manifest, which a window without rows
         # has not. A stage without an entry has not loaded its snapshot yet.
@@ -228,6 +230,7 @@ class StreamLoop:
         labellers = [labeller for labeller in self.labellers if labeller.name in work.labellers]
         streams: dict[str, SupervisionStream] = {}
         begun: list[Stage | Labeller] = []
+        self._repeat_first_windows(window, stages, schedule)
         try:
             self._open_supervision(work, stages, streams)
             self._begin(work, schedule, stages, labellers, begun)
@@ -240,7 +243,7 @@ class StreamLoop:
                 end_if_asked()
             # Before late labels, because reading their windows overwrites the reader's counts.
             skipped, id_kinds = self.reader.skipped, dict(self.reader.id_kinds)
-            rows += self._late_labels(window, stages, schedule.span)
+            rows += self._late_labels(self.reader, window, stages, schedule.span)
             if following is not None:
                 # Before the commit, during which its first rows are read in the background.
                 self.reader.begin(following.window, following.only)
@@ -355,7 +358,25 @@ class StreamLoop:
         self.clock.supervise += labelled - start
         self.clock.train += time.perf_counter() - labelled
 
-    def _late_labels(self, window: Window, stages: list[Stage], span: TimeRange) -> int:
+    def _repeat_first_windows(self, window: Window, stages: list[Stage], schedule: Schedule) -> None:
+        """Trains the stages with ``epochs`` again on their first windows, before the first window after these."""
+
+        def on_chunk(past: Window, rows: int) -> None:
+            self.on_progress(Progress(past, schedule.count, rows, {}))
+            end_if_asked()
+
+        for stage in stages:
+            if self.epochs.is_due(stage, self._committed[stage.name], window, schedule):
+                # The supervision of all teachers is read from the store.
+                self.commit_writer.wait()
+                self.process_group.barrier()
+                start, train = time.perf_counter(), self.clock.train
+                previous = self._committed[stage.name]
+                self.epochs.repeat(stage, previous, schedule, self.external, self._late_labels, on_chunk)
+                # Not added, because training on late labels adds its time itself.
+                self.clock.train = train + time.perf_counter() - start
+
+    def _late_labels(self, reader: ChunkReader, window: Window, stages: list[Stage], span: TimeRange) -> int:
         """Trains on labels that arrived during the window, of events older by the label's delay; counts them."""
         rows = 0
         for delay, tasks in self.late.items():
@@ -363,7 +384,7 @@ class StreamLoop:
             earlier = Window(window.index, max(window.start_us - shift, span.start_us), window.end_us - shift)
             if earlier.start_us >= earlier.end_us:
                 continue
-            for chunk in self._timed(read_sharded(self.reader, earlier, self.process_group)):
+            for chunk in self._timed(read_sharded(reader, earlier, self.process_group)):
                 start = time.perf_counter()
                 rows += chunk.size
                 for stage in stages:

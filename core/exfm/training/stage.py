@@ -101,6 +101,9 @@ class Stage:
         shared: the parameters that students take from their teachers' snapshots.
         external: tasks of the external teachers, whose predictions are written beside the model's.
         parent: the model of a run that the model starts from, if any.
+
+    Attributes:
+        has_repeated: whether the model has trained again on the windows of its ``epochs`` since it was loaded.
     """
 
     def __init__(
@@ -143,6 +146,7 @@ class Stage:
         self._parent = parent
         self._initial: InitialWeights | None = None
         self._unchecked: InitialWeights | None = None
+        self.has_repeated = False
 
     def begin(self, window: Window, previous: int, read: WindowRead, missed: Sequence[int] = ()) -> None:
         """Opens a window's files, and loads the parameters that the model takes from its teachers.
@@ -157,7 +161,8 @@ class Stage:
         start = time.perf_counter()
         trainer = self.trainer
         trainer.transfer.begin()
-        self.shared.load_into(trainer.transfer.parameters, trainer.growth, self.process_group, window)
+        with trainer.dense.average.setting_weights():
+            self.shared.load_into(trainer.transfer.parameters, trainer.growth, self.process_group, window)
         self._feed.begin()
         self.counters.seconds = time.perf_counter() - start
         self._window, self._previous, self._read_state, self._missed = window, previous, read, missed
@@ -191,6 +196,7 @@ class Stage:
             RunError: there are snapshots and none can be read, or a snapshot is not finite.
         """
         failure: RunError | None = None
+        self.has_repeated = False
         candidates = self.store.snapshots.newest_first(self.name, sys.maxsize)
         for snapshot in same_on_all(self.process_group, candidates):
             weights, training, error = self._read(snapshot)
@@ -285,6 +291,21 @@ class Stage:
                 return counted
             self._constant_flops = counted
         return self._constant_flops
+
+    def repeat(self, chunk: ShardedChunk, teachers: Mapping[str, Joiner]) -> None:
+        """Trains again on a chunk of a committed window, and records nothing.
+
+        Statistics of dense features and id tables count an example once, in the first pass.
+        """
+        learn = StepLabels(self.prompt, transfer=True)
+        rows = chunk.cut(chunk.rows[self.name], self.trainer.arm.config.batch_size)
+        seen = chunk.select_without_features(rows.index)
+        joined: dict[str, Joined] = {}
+        for name in self.trainer.arm.teachers:
+            joined[name] = teachers[name].join(seen.example_id, seen.event_time_us)
+        for batch in chunk.batches(rows, self.trainer.model, self._accumulate):
+            supervision = {name: slice_output(teacher.supervision, batch.rows) for name, teacher in joined.items()}
+            self.trainer.step(batch.batch, supervision, learn, batch.shard.counts, batch.accumulation)
 
     def consume_late(self, chunk: ShardedChunk, tasks: tuple[str, ...]) -> None:
         """Trains on labels that arrived after their examples had been predicted."""

@@ -5,14 +5,13 @@ Legend: B examples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from exfm.config.checks import Arm
-from exfm.config.experiment import DenseOptimizer
 from exfm.data.batch import Batch
 from exfm.distributed.batch_gatherer import BatchGatherer
 from exfm.distributed.chunk_exchange import WHOLE_STEP, Accumulation
@@ -28,17 +27,11 @@ from exfm.modeling.read_states import ModelOutput
 from exfm.storage.finite import infinite_buffers
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.supervision.joiner import ROW, STATE
+from exfm.training.dense_steps import DenseSteps, fits
 from exfm.transfer.build import build_strategies
 from exfm.transfer.row_offsets import fold_offsets, tables_with_offsets
 from exfm.transfer.student_parameters import StudentParameters
 from exfm.transfer.student_transfer import STRATEGIES, StudentTransfer, parameters_of
-
-_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
-}
 
 
 @dataclass(frozen=True)
@@ -109,6 +102,7 @@ class Trainer:
         constants: names, in ``weights`` and ``training_state``, of tensors that are infinite on purpose.
         vectors: the form in which states and table rows are stored with the supervision, by column.
         transfer: the model's strategies, and the parameters that it takes from teachers.
+        dense: the steps of the dense layers.
         learned: the tasks of which the model has seen labels.
 
     Raises:
@@ -150,9 +144,9 @@ class Trainer:
         if supervision.embedding != "none":
             width = supervision.embedding_dim or model.backbone.output_dim
             self.embedding = EmbeddingShape(supervision.embedding, width)
-        self.dense = [*self.model.dense_parameters(), *self.transfer.dense_parameters()]
+        extra = list(self.transfer.dense_parameters())
+        self.dense = DenseSteps(self.model, extra, self.parallel_model, arm.config.optimizer.dense)
         self.learned: set[str] = set()
-        self.optimizer = _dense_optimizer(self.dense, arm.config.optimizer.dense)
         self._has_gradients = False
         strategy_constants = {f"{STRATEGIES}{name}" for name in infinite_buffers(self.transfer.modules)}
         self.constants = infinite_buffers(self.model) | strategy_constants
@@ -202,8 +196,10 @@ class Trainer:
         The bias becomes the logit of the batch's rate, so that the trunk need not move it.
         """
         started = [task for task in learn.tasks if task not in self.learned]
-        for task in started:
-            self.model.start_head(task, labels[task])
+        if started:
+            with self.dense.average.setting_weights():
+                for task in started:
+                    self.model.start_head(task, labels[task])
         self.learned.update(started)
         return bool(started)
 
@@ -232,7 +228,7 @@ class Trainer:
     def _learn(self, losses: list[Tensor], output: StudentOutput, accumulation: Accumulation) -> None:
         """Runs the backward pass, in which tables are updated, and the dense step after the last micro-batch."""
         if accumulation.is_first:
-            self.optimizer.zero_grad()
+            self.dense.optimizer.zero_grad()
             self._has_gradients = False
         if accumulation.is_last and self._has_gradients and not losses:
             # A loss of zero, because gradients of the earlier micro-batches are all-reduced in a backward pass only.
@@ -243,13 +239,7 @@ class Trainer:
             self._has_gradients = True
             self.parallel_model.sync_tables()
         if accumulation.is_last and self._has_gradients:
-            self.parallel_model.reduce_gradients(self.dense)
-            if accumulation.steps > 1:
-                # Scale the gradients, not the loss: the fused table optimizer already stepped on the unscaled loss.
-                for parameter in self.dense:
-                    if parameter.grad is not None:
-                        parameter.grad /= accumulation.steps
-            self.optimizer.step()
+            self.dense.step(accumulation.steps)
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
         """Copies the table rows that are stored with the supervision, as they are now, (B, D) by column."""
@@ -271,9 +261,10 @@ class Trainer:
             self.parallel_model.reset_rows(f"table_{table}", started.row_N, started.like_N)
 
     def weights(self) -> dict[str, Tensor]:
-        """Returns the weights of the served network, which serving and labelling need."""
+        """Returns the published weights of the served network, which serving and labelling need."""
+        published = self.parallel_model.state_dict() | self.dense.average.published()
         # Contiguous, because files store tensors without strides.
-        weights = {name: value.contiguous() for name, value in self.parallel_model.state_dict().items()}
+        weights = {name: value.contiguous() for name, value in published.items()}
         return weights | fold_offsets(self.model)
 
     def memory(self) -> dict[str, Tensor]:
@@ -294,7 +285,7 @@ class Trainer:
         tables = self.parallel_model.table_optimizer_state_dict()
         state = {f"table.{key}": value for key, value in tables.items()}
         state |= {f"unfolded.{key}": value for key, value in tables_with_offsets(self.model).items()}
-        state |= self.transfer.state()
+        state |= self.transfer.state() | self.dense.state()
         for prefix, parameters, optimizer in self._optimizers():
             for index, parameter in enumerate(parameters):
                 # Sorted, because gathering a sharded tensor is a collective: all ranks need the same order, and files
@@ -305,6 +296,8 @@ class Trainer:
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         """Loads the tensors of ``training_state``, whose tables may have had fewer rows; rates stay the config's.
+
+        Called after ``load_weights``, because weights whose averages are published replace them.
 
         Raises:
             ConfigError: it is the state of another optimizer.
@@ -320,10 +313,11 @@ class Trainer:
             raise self._other_optimizer("tables") from error
         self.parallel_model.load_state_dict(_with_prefix(state, "unfolded."), strict=False)
         self._load_transfer(state)
+        self.dense.load_state(state)
         for prefix, parameters, optimizer in self._optimizers():
             kept = _with_prefix(state, prefix)
             names = {key.partition(".")[2] for key in kept}  # keys are an index, a dot, and torch's name
-            if prefix == "dense." and not _fits(names, self.arm.config.optimizer.dense):
+            if prefix == "dense." and not fits(names, self.arm.config.optimizer.dense):
                 raise self._other_optimizer("dense")
             optimizer.state.clear()
             for key, value in kept.items():
@@ -351,7 +345,7 @@ class Trainer:
 
     def _optimizers(self) -> Iterator[tuple[str, list[nn.Parameter], torch.optim.Optimizer]]:
         """Yields the optimizers of dense parameters, each with the prefix of its state and its parameters in order."""
-        yield "dense.", self.dense, self.optimizer
+        yield "dense.", self.dense.parameters, self.dense.optimizer
         for number, optimizer in self.transfer.optimizers():
             yield f"own.{number}.", parameters_of(optimizer), optimizer
 
@@ -359,30 +353,6 @@ class Trainer:
 def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Selects the tensors whose names begin with a prefix, and cuts it off."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-def _fits(names: Set[str], config: DenseOptimizer) -> bool:
-    """Returns whether an optimizer keeps tensors of exactly these names for its parameters."""
-    if config.name == "adagrad":
-        return names == {"step", "sum"}
-    kept = {"step", "exp_avg", "exp_avg_sq"}
-    if config.name == "sgd":
-        kept = set()
-    return names in (kept, set())  # empty before the first step
-
-
-def _dense_optimizer(parameters: list[nn.Parameter], config: DenseOptimizer) -> torch.optim.Optimizer:
-    """Builds the optimizer, with a group for each kind of parameters, because torch steps a group in few calls."""
-    kinds: dict[tuple[type, str], list[nn.Parameter]] = {}
-    for parameter in parameters:
-        kinds.setdefault((type(parameter), parameter.device.type), []).append(parameter)
-    groups: list[dict[str, object]] = []
-    for (kind, device), members in kinds.items():
-        # Fused on a CPU, because a model's dense layers are many small tensors: a single call replaces ten for each.
-        # Sharded parameters have another type, and torch chooses for them.
-        fused = (kind is nn.Parameter and device == "cpu") or None
-        groups.append({"params": members, "fused": fused})
-    return _OPTIMIZERS[config.name](groups, lr=config.lr, weight_decay=config.weight_decay)  # type: ignore[call-arg]
 
 
 def check_managed(arm: Arm, model: RankingModel, plan: type[ParallelPlan]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.distributed as dist
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -119,6 +120,22 @@ class HsdpModel(DataParallelModel):
             if isinstance(module, FSDPModule):
                 module.set_is_last_backward(enabled)
                 module.set_requires_all_reduce(enabled, recurse=False)
+
+    def clip_gradients(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
+        """Scales gradients down to a norm, to which every process of a group adds that of its shards."""
+        sharded = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
+        whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+        gradients = [parameter.grad for parameter in whole if parameter.grad is not None]
+        square = nn.utils.get_total_norm(gradients).square()
+        shards = [parameter.grad for parameter in sharded if isinstance(parameter.grad, DTensor)]
+        if shards:
+            # Of local tensors, because a norm of DTensors would be an all-reduce for each of them.
+            local = nn.utils.get_total_norm([shard.to_local() for shard in shards]).square()
+            dist.all_reduce(local, group=shards[0].device_mesh.get_group("shard"))
+            square = square.to(local.device) + local
+        # In two calls, because torch scales either DTensors or tensors in a call.
+        for kind in (sharded, whole):
+            nn.utils.clip_grads_with_norm_(kind, max_norm, square.sqrt())
 
     def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True) -> None:
         """Loads rank 0's ``state_dict``, on each process its shards."""
