@@ -162,6 +162,36 @@ class SupervisionConfig(_Section):
         return self
 
 
+class GateConfig(_Section):
+    """Limits of a window's figures, beyond which the snapshot after the window is held back from its readers."""
+
+    windows: int = Field(
+        4, gt=0, description="Published windows that a window is compared with; until there are so many, none is held."
+    )
+    ne_tolerance: float = Field(
+        0.1, gt=0, description="How far its NE may lie above the mean NE of those windows, as a share of the mean."
+    )
+    calibration: tuple[float, float] = Field(
+        (0.5, 2.0), description="The least and the greatest calibration: predicted over real positives."
+    )
+    min_labels: int = Field(
+        100,
+        gt=0,
+        description="A task is judged where each of its labels has, or is predicted to have, so many examples.",
+    )
+
+    @field_validator("calibration")
+    @classmethod
+    def _around_1(cls, calibration: tuple[float, float]) -> tuple[float, float]:
+        """Checks that a model which is right on average passes."""
+        lowest, highest = calibration
+        if not 0 <= lowest < 1 < highest:
+            raise ValueError(
+                f"calibration: 1, which is right on average, must lie between the two; given: {list(calibration)}"
+            )
+        return calibration
+
+
 class ModelConfig(_Section):
     """A model of the experiment: an FM, a VM, or anything between."""
 
@@ -212,6 +242,9 @@ class ModelConfig(_Section):
     batch_size: int = Field(512, gt=0, description="Largest batch; a chunk is cut into equal batches of at most this.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Its optimizers.")
     supervision: SupervisionConfig = Field(default_factory=SupervisionConfig, description="As a teacher.")
+    gate: GateConfig | None = Field(
+        None, description="{}: hold a window's snapshot back where its figures are bad; by default all are published."
+    )
 
 
 class PredictionColumn(_Section):

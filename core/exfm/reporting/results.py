@@ -11,6 +11,7 @@ from exfm.config.loading import Experiment
 from exfm.data.skips import add_counts, sum_counts
 from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
+from exfm.reporting.held_windows import held_notes, held_windows
 from exfm.storage.commits import Commit
 from exfm.storage.late_log import LateLog, first_names
 from exfm.supervision.coverage import Coverage
@@ -36,6 +37,9 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
     skipped: dict[str, dict[str, int]] = {}
     late: list[dict[str, Any]] = []
     missed: list[str] = []
+    held: list[dict[str, Any]] = []
+    held_back: list[str] = []
+    taught_by = {teacher for arm in experiment.arms for teacher in arm.teachers}
     for arm in experiment.arms:
         commits = store.log.commits("train", arm.name)
         counters = [commit.counters for commit in commits]
@@ -44,6 +48,8 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         skipped = max(skipped, _skipped(counters), key=sum_counts)
         late += _late(store, arm)
         missed += [f"{arm.name}: {_missed_words(commit)}" for commit in commits if commit.counters["missed_windows"]]
+        held += held_windows(arm, commits)
+        held_back += held_notes(arm, commits, taught_by)
         models[arm.name] = _model(arm, counters, figures["models"][arm.name]["tasks"])
         for teacher in arm.teachers:
             covered = _coverage(commits, teacher)
@@ -58,13 +64,14 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         "supervision": supervision,
         # A teacher from elsewhere is no model, and labels nothing here.
         "labelling": {teacher: _labelling(store, teacher) for teacher in supervision if teacher in models},
+        "held": held,
         "data": {
             "skipped_rows": skipped_rows,
             "skipped": skipped,
             "late_rows": _most(late),
             "late": late,
         },
-        "notes": [*_late_notes(late), *missed, *_change_notes(store), *_uncompared_notes(figures)],
+        "notes": [*_late_notes(late), *missed, *held_back, *_change_notes(store), *_uncompared_notes(figures)],
         "time": time,
     }
 

@@ -34,6 +34,7 @@ FORMAT = 2
 _FREE = re.compile(
     r"(run_dir|evaluation|compare|plugins|versions|components|parallel|save_in_background|launcher)(\..*)?"
     r"|stream\.(on_bad_row|start|max_skipped_share)"
+    r"|models\.[^.]+\.gate(\..*)?"
     r"|models\.[^.]+\.optimizer\.(dense\.(lr|weight_decay)|tables\.(lr|eps))"
 )
 """Matches keys that may change while a run goes on, because committed windows do not depend on them."""

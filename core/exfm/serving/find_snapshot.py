@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,8 @@ from exfm.config.loading import Experiment
 from exfm.config.resolved import parse_resolved
 from exfm.errors import ConfigError, suggestion
 from exfm.reporting.results import CONFIG_FILE
+from exfm.storage.aliases import LATEST
+from exfm.storage.snapshot_at import snapshot_at
 from exfm.storage.snapshots import Snapshot
 from exfm.storage.workspace import MissingFileError
 from exfm.supervision.store import Store
@@ -33,24 +34,17 @@ def find_arm(experiment: Experiment, model: str) -> Arm:
     return arms[model]
 
 
-def find_snapshot(experiment: Experiment, arm: Arm, store: Store, version: int | None = None) -> Snapshot:
-    """Finds a published version of a model, by default the newest.
+def find_snapshot(experiment: Experiment, arm: Arm, store: Store, at: str = LATEST) -> Snapshot:
+    """Finds a snapshot of a model.
+
+    Args:
+        at: a version, an alias, a time or ``latest``, see ``snapshot_at``.
 
     Raises:
-        ConfigError: the run has no snapshot or no such version, or trained another model under that name.
+        ConfigError: the run has no such snapshot, or trained another model under that name.
     """
+    snapshot = snapshot_at(store.snapshots, arm.name, at)
     run_dir = experiment.run_dir
-    published = {snapshot.version: snapshot for snapshot in store.snapshots.newest_first(arm.name, sys.maxsize)}
-    if not published:
-        raise ConfigError(f"{run_dir}: there is no snapshot of {arm.name!r}; `exfm run` or `exfm train` publishes them")
-    if version is None:
-        version = max(published)
-    elif version not in published:
-        there = ", ".join(map(str, sorted(published)))
-        raise ConfigError(
-            f"{run_dir}: there is no snapshot {version} of {arm.name!r}, or no longer; there are: {there}"
-        )
-    snapshot = published[version]
     kept = parse_resolved(store.workspace.read(CONFIG_FILE).decode())
     trained, asked = kept["models"].get(arm.base), experiment.as_dict()["models"][arm.base]
     if changed := _changed(trained, asked):
@@ -85,9 +79,9 @@ def load_snapshot(
 
 def _changed(trained: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """Describes the settings of a model that differ from those it was trained with."""
-    # Learning rates may change while a run continues, because they do not belong to the model.
+    # Learning rates and the gate may change while a run continues, because they do not belong to the model.
     changes: list[str] = []
     for key, value in asked.items():
-        if key in trained and key != "optimizer" and trained[key] != value:
+        if key in trained and key not in ("optimizer", "gate") and trained[key] != value:
             changes.append(f"{key}: {trained[key]!r}, and is now {value!r}")
     return "; ".join(changes)
