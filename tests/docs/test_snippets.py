@@ -119,8 +119,8 @@ def test_the_page_on_experiments_names_every_key() -> None:
     text = (ROOT / "docs/run/experiments.md").read_text(encoding="utf-8")
     parts: list[type[BaseModel]] = [
         sections.ExperimentConfig, sections.StreamConfig, sections.EvaluationConfig, sections.ModelConfig,
-        sections.OptimizerConfig, sections.DenseOptimizer, TableOptimizer, sections.SupervisionConfig, sections.GateConfig,
-        sections.PluginsConfig, sections.Bucket, sections.ComparedPair, sections.ExternalTeacher,
+        sections.OptimizerConfig, sections.DenseOptimizer, TableOptimizer, sections.SupervisionConfig,
+        sections.GateConfig, sections.PluginsConfig, sections.Bucket, sections.ComparedPair, sections.ExternalTeacher,
         sections.PredictionColumn,
     ]  # fmt: skip
     missing = [key for part in parts for key in part.model_fields if not re.search(rf"\b{key}\b", text)]
