@@ -27,6 +27,7 @@ AT = Annotated[
     ),
 ]
 MODEL = Annotated[str, typer.Option("--model", help="The model; a control is called NAME.control.")]
+PRODUCTION = "production"  # the alias that is moved by default
 RUN = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, any fsspec URL.")]
 
 

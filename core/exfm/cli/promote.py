@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from exfm.cli.context import MODEL, RUN
+from exfm.cli.context import MODEL, PRODUCTION, RUN
 from exfm.errors import ConfigError
-from exfm.storage.aliases import PRODUCTION
 
 
 def command(

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from exfm.cli.context import MODEL, RUN
-from exfm.storage.aliases import PRODUCTION
+from exfm.cli.context import MODEL, PRODUCTION, RUN
 
 
 def command(

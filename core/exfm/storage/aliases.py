@@ -17,9 +17,6 @@ from exfm.errors import ConfigError, RunError, suggestion
 from exfm.storage.manifests import seal, unseal
 from exfm.storage.workspace import Workspace
 
-PRODUCTION = "production"
-"""The alias that commands move by default."""
-
 LATEST = "latest"
 """Stands for the newest published snapshot, and is no alias."""
 
