@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -27,6 +29,8 @@ from exfm.storage import snapshots
 from exfm.supervision.repair import Ties, find_repair
 from exfm.supervision.store import Store
 from exfm.training.gate import GateHistory, judge
+from tests.processes import torchrun
+from tests.training import parallel_worker
 from tests.training.interruption import StopError
 from tests.training.logs import DAY_US, START_US, differences, experiment_dict, load, make_log, supervision, write_log
 
@@ -152,6 +156,23 @@ def test_background_saving_holds_the_same_snapshots(tmp_path: Path) -> None:
     rows = supervision(str(tmp_path / "run"), "fm")
     silent = [window for window, table in rows.items() if not pc.any(pc.is_finite(table["prediction_click"])).as_py()]
     assert silent == [7, 8]
+
+
+def test_two_processes_hold_the_same_snapshots(whole: tuple[str, dict[str, Any], Path], tmp_path: Path) -> None:
+    """The second process sees listings of the store that lack the newest manifest."""
+    delay, results, run_dir = whole
+    settings = config(run_dir.parent, "run", delay) | {"run_dir": str(tmp_path / "run"), "parallel": {"name": "ddp"}}
+    del settings["models"]["vm"]["transfer"][1]  # copying parts needs one process
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    job = {"config": str(path), "overrides": [], "log": []}
+    torchrun(parallel_worker.main, [job], tmp_path / "killed", processes=2)
+    assert held(tmp_path / "run", "fm") == FLIPPED
+    rates = []
+    for figures in (json.loads((tmp_path / "run" / "results.json").read_text()), results):
+        windows = figures["supervision"]["fm"]["vm"]["windows"]
+        rates.append([(entry["window"], entry["hit_rate"]) for entry in windows])
+    assert [window for window, rate in rates[0] if rate == 0] == [window for window, rate in rates[1] if rate == 0]
 
 
 def test_another_gate_lets_a_run_go_on(whole: tuple[str, dict[str, Any], Path], tmp_path: Path) -> None:
