@@ -120,7 +120,7 @@ def test_the_page_on_experiments_names_every_key() -> None:
     parts: list[type[BaseModel]] = [
         sections.ExperimentConfig, sections.StreamConfig, sections.EvaluationConfig, sections.ModelConfig,
         sections.OptimizerConfig, sections.DenseOptimizer, TableOptimizer, sections.SupervisionConfig,
-        sections.PluginsConfig, sections.Bucket, sections.ComparedPair, sections.ExternalTeacher,
+        sections.GateConfig, sections.PluginsConfig, sections.Bucket, sections.ComparedPair, sections.ExternalTeacher,
         sections.PredictionColumn,
     ]  # fmt: skip
     missing = [key for part in parts for key in part.model_fields if not re.search(rf"\b{key}\b", text)]

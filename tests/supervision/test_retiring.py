@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from exfm.supervision.store import Store
 from tests.training.logs import experiment_dict, load, make_log
 
 
-def publish(store: Store, count: int) -> None:
+def publish(store: Store, count: int, held: Collection[int] = (), first: int = 0, needed_us: int | None = None) -> None:
     """Commits windows in order, and retires snapshots after each, as a trainer does."""
-    for index in range(count):
+    for index in range(first, count):
         window = Window(index, index * 100, index * 100 + 100)
         files = store.snapshots.write("vm", window, {"w": torch.full((3,), float(index))}, {"m": torch.zeros(2)})
-        store.log.add("train", "vm", Commit(window, {"learned": []}, files, index - 1))
-        store.snapshots.retire("vm", window.end_us)
+        counters = {"learned": [], "held": {"click": "bad figures"} if index in held else {}}
+        store.log.add("train", "vm", Commit(window, counters, files, index - 1))
+        store.snapshots.retire("vm", window.end_us if needed_us is None else needed_us)
 
 
 def test_the_newest_and_some_recent_snapshots_stay(tmp_path: Path) -> None:
@@ -44,6 +45,45 @@ def test_snapshots_are_retired_after_their_time(tmp_path: Path, monkeypatch: pyt
     store = Store(str(tmp_path))
     publish(store, 12)
     assert store.snapshots.versions("vm") == [10, 11]
+
+
+def test_held_snapshots_go_and_the_published_one_that_is_read_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "READING_S", 0.0)
+    store = Store(str(tmp_path))
+    publish(store, 12, held=range(4, 12))
+    # 3 is read by all, and training goes on from 10 and 11: a long failure fills no disk.
+    assert store.snapshots.versions("vm") == [3, 10, 11]
+    assert next(store.snapshots.published("vm", 10_000)).version == 3
+    assert next(store.snapshots.newest_first("vm", 10_000)).version == 11
+    publish(store, 15, first=12)
+    assert store.snapshots.versions("vm") == [13, 14]
+
+
+def test_a_reader_that_lags_finds_the_published_snapshot_before_the_held_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "READING_S", 0.0)
+    store = Store(str(tmp_path))
+    publish(store, 12, held=(4, 5, 8), needed_us=600)
+    assert store.snapshots.versions("vm") == [3, 6, 7, 9, 10, 11]
+    assert next(store.snapshots.published("vm", 600)).version == 3
+
+
+def test_promoted_snapshots_are_not_retired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "READING_S", 0.0)
+    store, operator = Store(str(tmp_path)), Store(str(tmp_path))
+    publish(store, 4)
+    operator.snapshots.aliases.promote("vm", "production", 3)
+    publish(store, 8, first=4)
+    operator.snapshots.aliases.promote("vm", "production", 7)
+    operator.snapshots.aliases.promote("vm", "canary", 6)
+    publish(store, 12, first=8)
+    assert store.snapshots.versions("vm") == [3, 6, 7, 10, 11]
+    assert operator.snapshots.rollback("vm", "production") == (7, 3)
+    publish(store, 13, first=12)
+    assert store.snapshots.versions("vm") == [3, 6, 11, 12]  # an alias left 7
 
 
 def test_two_trainers_may_retire_snapshots_concurrently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

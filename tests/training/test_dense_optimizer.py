@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import exfm
-from exfm.config.experiment import DenseOptimizer
+from exfm.config.training_sections import DenseOptimizer
 from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
 from exfm.data.windows import stream_windows

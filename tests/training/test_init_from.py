@@ -92,7 +92,10 @@ def test_a_new_feature_a_larger_table_and_another_head_change_no_first_predictio
     [
         ({"embedding_dim": 4}, r"has the shape \[64, 4\] here and \[64, 8\] in .*fresh: \["),
         ({"head_hidden": [4]}, r"heads\.task_click\.0\.\w+ has the shape .*fresh: \[heads\.task_click\]"),
-        ({"start": "2023-11-15T00:00:00Z"}, r"has trained on later examples, whose labels the model would know"),
+        (
+            {"start": "2023-11-15T00:00:00Z"},
+            r"has trained on later examples, whose labels the model would know before it predicts",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said_before_training(

@@ -20,6 +20,16 @@ OVERRIDES = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's.")
 ]
 
+AT = Annotated[
+    str | None,
+    typer.Option(
+        "--at", help="A snapshot: its version, an alias, or a time until which it had trained; by default the latest."
+    ),
+]
+MODEL = Annotated[str, typer.Option("--model", help="The model; a control is called NAME.control.")]
+PRODUCTION = "production"  # the alias that is moved by default
+RUN = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, any fsspec URL.")]
+
 
 @dataclass
 class Session:

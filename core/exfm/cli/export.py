@@ -6,28 +6,30 @@ from typing import Annotated
 
 import typer
 
-from exfm.cli.context import CONFIG, OVERRIDES, Session
+from exfm.cli.context import AT, CONFIG, MODEL, OVERRIDES, Session
 from exfm.redaction import without_credentials
 
 
 def command(
     context: typer.Context,
     config: CONFIG,
-    model: Annotated[str, typer.Option("--model", help="The model; a control is called NAME.control.")],
+    model: MODEL,
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="The folder to write, any fsspec URL.")],
     overrides: OVERRIDES = None,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Also machine code for this kind of machine.")
     ] = True,
+    at: AT = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also an ONNX model, where the graph has that form.")] = False,
 ) -> None:
-    """Writes the served layers of a model's newest snapshot, and the description of its inputs."""
+    """Writes the served layers of a model's snapshot, by default the newest, and the description of its inputs."""
     from exfm.config.loading import load_experiment
     from exfm.serving.export import Form, export
+    from exfm.storage.aliases import LATEST
 
     session: Session = context.obj
     experiment = load_experiment(config, overrides or [], block=session.block)
-    written = export(experiment, model, out, Form(compiled, onnx))
+    written = export(experiment, model, out, Form(compiled, onnx), at or LATEST)
     sizes = ", ".join(f"{name} {file.bytes / 1e6:,.1f} MB" for name, file in written.files.items())
     typer.echo(f"export {model}: snapshot {written.snapshot}, trained until {written.watermark:%Y-%m-%d %H:%M} UTC")
     typer.echo(f"{without_credentials(out)}: inputs.json, {sizes}")

@@ -8,55 +8,57 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exfm.cli.context import CONFIG, OVERRIDES, Session
+from exfm.cli.context import AT, CONFIG, MODEL, OVERRIDES, Session
 from exfm.errors import ConfigError
 from exfm.redaction import without_credentials
 
 if TYPE_CHECKING:
     from exfm.interfaces.data_source import TimeRange
 
-_1970 = datetime(1970, 1, 1, tzinfo=UTC)
-
 
 def command(
     context: typer.Context,
     config: CONFIG,
-    model: Annotated[str, typer.Option("--model", help="The model; a control is called NAME.control.")],
+    model: MODEL,
     out: Annotated[str, typer.Option("--out", metavar="URL", help="The Parquet file to write, any fsspec URL.")],
     overrides: OVERRIDES = None,
+    at: AT = None,
     snapshot: Annotated[
-        str, typer.Option("--snapshot", metavar="VERSION", help="The number of a snapshot, or latest.")
-    ] = "latest",
+        str | None, typer.Option("--snapshot", metavar="VERSION", help="The number of a snapshot, or latest.")
+    ] = None,
     since: Annotated[
         str | None,
         typer.Option("--from", metavar="TIME", help="Rows from this time on, such as 2026-01-31T12:00 (UTC)."),
     ] = None,
     until: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Rows before this time.")] = None,
 ) -> None:
-    """Predicts the stream's rows with a model's newest snapshot, or with an older snapshot."""
+    """Predicts the stream's rows with a model's newest published snapshot, or with another snapshot."""
     from exfm.config.loading import load_experiment
 
     session: Session = context.obj
-    version, between = _snapshot_version(snapshot), _time_between(since, until)
+    between = _time_between(since, until)
+    if snapshot is not None:
+        at = _version_text(snapshot, at)
     experiment = load_experiment(config, overrides or [], block=session.block)
 
     from exfm.reporting.progress import StreamProgress
     from exfm.serving.predict import predict
+    from exfm.storage.aliases import LATEST
 
     with StreamProgress(f"predict {model}") as progress:
-        used, rows = predict(experiment, model, out, progress.update, version, between)
+        used, rows = predict(experiment, model, out, progress.update, at or LATEST, between)
     watermark = f"{datetime.fromtimestamp(used.watermark_us / 1e6, UTC):%Y-%m-%d %H:%M} UTC"
     typer.echo(f"predict {model}: {rows} rows, snapshot {used.version}, trained until {watermark}")
     typer.echo(without_credentials(out))
 
 
-def _snapshot_version(text: str) -> int | None:
-    """Parses the number of a snapshot; None for the newest."""
-    if text == "latest":
-        return None
-    if not text.isdecimal():
+def _version_text(text: str, at: str | None) -> str:
+    """Checks ``--snapshot``, which names a snapshot by its number alone."""
+    if at is not None:
+        raise ConfigError(f"--at {at} and --snapshot {text}: write one of the two")
+    if text != "latest" and not text.isdecimal():
         raise ConfigError(f"--snapshot: write the number of a snapshot, or latest; given: {text!r}")
-    return int(text)
+    return text
 
 
 def _time_between(since: str | None, until: str | None) -> TimeRange | None:
@@ -77,15 +79,9 @@ def _time_between(since: str | None, until: str | None) -> TimeRange | None:
 
 def _microseconds(option: str, text: str) -> int:
     """Parses a time into microseconds since 1970; a time without zone is in UTC."""
-    from exfm.interfaces.duration import microseconds
+    from exfm.interfaces.duration import parse_time_us
 
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(
-            f"{option}: write a time such as 2026-01-31 or 2026-01-31T12:00, in UTC; given: {text!r}"
-        ) from None
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=UTC)
-    # A difference is converted in whole numbers; a timestamp in float seconds would lose microseconds.
-    return microseconds(time - _1970)
+    time_us = parse_time_us(text)
+    if time_us is None:
+        raise ConfigError(f"{option}: write a time such as 2026-01-31 or 2026-01-31T12:00, in UTC; given: {text!r}")
+    return time_us

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from graphlib import CycleError, TopologicalSorter
 
-from exfm.config.experiment import Bucket, ExperimentConfig, ModelConfig, SupervisionConfig
+from exfm.config.experiment import Bucket, ExperimentConfig, ModelConfig
 from exfm.config.inputs import ModelInput, resolve_inputs
+from exfm.config.supervision_section import SupervisionConfig
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
 
@@ -168,6 +169,7 @@ def _check_model(
     resolve_inputs(model, config, schema, f"{key_path}.inputs", _configs(borrowed))
     _check_managed(model, schema, key_path)
     _check_epochs(model, key_path)
+    _check_gate(model, schema, f"{key_path}.gate")
     if model.batch_size > config.stream.chunk_rows:
         raise ConfigError(
             f"{key_path}.batch_size: {model.batch_size} rows do not fit in a chunk; raise stream.chunk_rows, "
@@ -233,6 +235,17 @@ def _check_managed(model: ModelConfig, schema: FeatureSchema, key_path: str) -> 
         raise ConfigError(
             f"{key_path}.{following[0]} a teacher row by row, and the ids of table {next(iter(managed))!r} are "
             "managed: their rows change, and differ between models. Leave one of the two out"
+        )
+
+
+def _check_gate(model: ModelConfig, schema: FeatureSchema, key_path: str) -> None:
+    """Checks that a gated model has a label that is known at the end of a window."""
+    late = {label.name for label in schema.labels if label.delay > timedelta(0)}
+    tasks = _model_tasks(model, schema)
+    if model.gate is not None and late.issuperset(tasks):
+        raise ConfigError(
+            f"{key_path}: a window is judged when it ends, and the labels {', '.join(tasks)} are known later: leave "
+            "gate out, or give the model a task whose label has no delay"
         )
 
 

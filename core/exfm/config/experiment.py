@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from exfm.config.component_field import ComponentField, ComponentSpec
-from exfm.interfaces.duration import Duration, microseconds, parse_duration
-from exfm.interfaces.parallel_plan import TableOptimizer
+from exfm.config.section import NAME_PATTERN, Section, UtcTime
+from exfm.config.supervision_section import SupervisionConfig
+from exfm.config.training_sections import EpochsConfig, GateConfig, InitFrom, OptimizerConfig
+from exfm.interfaces.duration import Duration
 
 BackboneSpec = Annotated[ComponentSpec, ComponentField("backbone")]
 EncoderSpec = Annotated[ComponentSpec, ComponentField("sequence_encoder")]
@@ -28,24 +21,7 @@ SourceSpec = Annotated[ComponentSpec, ComponentField("data_source")]
 PlanSpec = Annotated[ComponentSpec, ComponentField("parallel_plan")]
 
 
-def _in_utc(time: datetime) -> datetime:
-    """Reads a time without a zone as UTC, as all times of a run are."""
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
-
-
-UtcTime = Annotated[datetime, AfterValidator(_in_utc)]
-
-# Names are folders of a run and keys of overrides: no dot, slash or space.
-NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*$"
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, arbitrary_types_allowed=True
-    )
-
-
-class StreamConfig(_Section):
+class StreamConfig(Section):
     """The source of examples, and the cut of the stream into windows and chunks."""
 
     source: SourceSpec = Field(description="The data source.")
@@ -66,7 +42,7 @@ class StreamConfig(_Section):
     )
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """Coverage of the overall figures."""
 
     skip: float = Field(
@@ -78,7 +54,7 @@ class EvaluationConfig(_Section):
     )
 
 
-class Bucket(_Section):
+class Bucket(Section):
     """A share of a column's values, chosen by their hash."""
 
     bucket: int | tuple[int, ...] = Field(description="The bucket, or buckets, that are kept.")
@@ -90,154 +66,7 @@ Scalar = bool | int | str
 Condition = Bucket | tuple[Scalar, ...] | Scalar
 
 
-class RateSchedule(_Section):
-    """How the learning rate of the dense layers falls. It is constant without a schedule."""
-
-    name: Literal["cosine", "linear", "inverse_sqrt"] = Field(
-        description="cosine, linear: the rate falls to the floor in that many steps, and stays there. inverse_sqrt: it "
-        "falls with the root of 1 / (1 + step / steps), to the floor."
-    )
-    steps: int = Field(gt=0, description="Steps of the fall, counted from the end of warmup.")
-    floor: float = Field(0.1, ge=0, le=1, description="The lowest rate, as a fraction of lr; at 0 learning ends.")
-
-
-class DenseOptimizer(_Section):
-    """The optimizer of all parameters but the embedding tables."""
-
-    name: Literal["adam", "adamw", "adagrad", "sgd"] = Field("adam", description="Which of torch's optimizers.")
-    lr: float = Field(1e-3, gt=0, description="Learning rate.")
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
-    accumulate: int = Field(
-        1, gt=0, description="Batches of a chunk whose mean gradient makes a step; tables step with every batch."
-    )
-    warmup: int | None = Field(
-        None, gt=0, description="Steps in which the rate rises from 0 to lr, in equal increments; none by default."
-    )
-    schedule: RateSchedule | None = Field(
-        None, description="How the rate falls after warmup; by default it is constant. Tables keep theirs."
-    )
-    clip_norm: float | None = Field(
-        None, gt=0, description="Largest norm of all dense gradients together: longer ones are scaled down to it."
-    )
-    ema: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="Decay per step of an exponential moving average of the dense weights, which snapshots publish; "
-        "training goes on with the weights themselves.",
-    )
-
-
-class OptimizerConfig(_Section):
-    """The optimizers: tables and dense layers need different learning rates."""
-
-    dense: DenseOptimizer = Field(default_factory=DenseOptimizer, description="For the dense layers.")
-    tables: TableOptimizer = Field(default_factory=TableOptimizer, description="For the embedding tables.")
-
-
-class EpochsConfig(_Section):
-    """The first windows of the stream, on which a model trains several times before it goes on."""
-
-    count: int = Field(gt=1, description="How many times it trains on each of these windows.")
-    until: UtcTime = Field(description="A time (UTC): the windows that end at or before it.")
-
-    @property
-    def until_us(self) -> int:
-        """Returns the time in microseconds since 1970."""
-        return microseconds(self.until - datetime(1970, 1, 1, tzinfo=UTC))
-
-
-class StateSource(_Section):
-    """A vector of the model that states are read from."""
-
-    model_config = ConfigDict(serialize_by_alias=True)
-
-    vector: str = Field(
-        alias="from",
-        min_length=1,
-        description="representation: the backbone's output; or a layer that the backbone names, such as layers.0.",
-    )
-
-
-class SupervisionConfig(_Section):
-    """The supervision that a model writes for its students."""
-
-    delay: Duration = Field(
-        parse_duration("0s"),
-        description="How much older than a window's start the snapshot is that labels it; 0s: the model's own forward.",
-    )
-    embedding: Literal["none", "float16", "int8"] = Field(
-        "none", description="Also store its representation of each example, and how: int8 has a scale per example."
-    )
-    embedding_dim: int | None = Field(
-        None, gt=0, description="Numbers that the stored representation is compressed to; by default it is whole."
-    )
-    states: dict[str, tuple[str, ...] | StateSource] = Field(
-        default_factory=dict,
-        description="Also store a compact state of entities: a categorical feature, and the features that describe it, "
-        "or {from: representation}, the model's own vector of the example, compressed.",
-    )
-    rows: tuple[str, ...] = Field(
-        (), description="Also store these features' table rows, as they are after training on the example's batch."
-    )
-    state_dim: int = Field(16, gt=0, description="Width of a state.")
-    state_dtype: Literal["float16", "int8"] = Field(
-        "float16", description="How states are stored: int8 has a scale per state, and half the bytes."
-    )
-    store: bool | None = Field(
-        None,
-        description="Whether it is stored. By default where a model of this file learns from it, where other fields of "
-        "this section are set, and where no model of this file has a teacher.",
-    )
-    lag: Duration = Field(
-        parse_duration("0s"),
-        description="How long after an example its states and rows reach students; 0s, for the student's next example, "
-        "is an upper bound of their benefit.",
-    )
-
-    @property
-    def described(self) -> dict[str, tuple[str, ...]]:
-        """Lists the features that describe each entity whose state is made of features."""
-        return {entity: names for entity, names in self.states.items() if not isinstance(names, StateSource)}
-
-    @property
-    def read(self) -> dict[str, str]:
-        """Names the vector of the model that the state of each other entity is read from."""
-        return {entity: source.vector for entity, source in self.states.items() if isinstance(source, StateSource)}
-
-    @model_validator(mode="after")
-    def _compressed_where_stored(self) -> SupervisionConfig:
-        if self.embedding_dim is not None and self.embedding == "none":
-            raise ValueError(
-                f"embedding_dim: {self.embedding_dim} numbers of a representation that is not stored; set embedding to "
-                "float16 or int8, or leave embedding_dim out"
-            )
-        return self
-
-
-class InitFrom(_Section):
-    """The model whose weights another model starts from."""
-
-    run: str = Field("", description="The folder of its run; this run's where it is empty.")
-    model: str = Field("", description="Its name there.")
-    path: str = Field("", description="Instead of a model: a safetensors file, any fsspec URL.")
-    map: dict[str, str] = Field(
-        default_factory=dict,
-        description="Names that differ there: {HERE: THERE}, of tables, sequences and tasks, or of "
-        "tensors from their beginning on.",
-    )
-    fresh: tuple[str, ...] = Field(
-        (), description="Tensors that start anew, by name from its beginning on, such as backbone or heads.task_click."
-    )
-
-    @model_validator(mode="after")
-    def _of_one_origin(self) -> InitFrom:
-        if bool(self.model) == bool(self.path) or (self.path and self.run):
-            raise ValueError("init_from: name a model, with run where it is in another folder, or a path")
-        return self
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """A model of the experiment: an FM, a VM, or anything between."""
 
     @model_validator(mode="before")
@@ -300,16 +129,19 @@ class ModelConfig(_Section):
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Its optimizers.")
     supervision: SupervisionConfig = Field(default_factory=SupervisionConfig, description="As a teacher.")
+    gate: GateConfig | None = Field(
+        None, description="{}: hold a window's snapshot back where its figures are bad; by default all are published."
+    )
 
 
-class PredictionColumn(_Section):
+class PredictionColumn(Section):
     """A column of predictions that another system made."""
 
     column: str = Field(description="The column's name.")
     kind: Literal["probability", "logit"] = Field(description="The scale of its numbers.")
 
 
-class ExternalTeacher(_Section):
+class ExternalTeacher(Section):
     """A teacher from elsewhere: its supervision is in Parquet files."""
 
     path: str = Field(description="A file, a folder of files, or a glob; any fsspec URL.")
@@ -317,7 +149,7 @@ class ExternalTeacher(_Section):
     predictions: dict[str, PredictionColumn] = Field(min_length=1, description="The column of each task it predicts.")
 
 
-class RunTeacher(_Section):
+class RunTeacher(Section):
     """A teacher that another run trains."""
 
     run: str = Field(min_length=1, description="The folder of the run; any fsspec URL.")
@@ -337,7 +169,7 @@ TeacherSection = Annotated[
 ]
 
 
-class ComparedPair(_Section):
+class ComparedPair(Section):
     """Two models whose predictions of the same examples are compared."""
 
     model: str = Field(description="The model; a control is called NAME.control.")
@@ -347,7 +179,7 @@ class ComparedPair(_Section):
     )
 
 
-class PluginsConfig(_Section):
+class PluginsConfig(Section):
     """Selection of the plugins that may be loaded."""
 
     block: tuple[str, ...] = Field((), description="Plugins or distributions that are never imported.")
@@ -363,7 +195,7 @@ def _check_not_empty(models: Any) -> Any:
 ModelName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
-class ExperimentConfig(_Section):
+class ExperimentConfig(Section):
     """An experiment file."""
 
     name: str = Field(pattern=NAME_PATTERN, description="The experiment's name.")

@@ -21,7 +21,8 @@ from exfm.redaction import same_but_for_credentials
 from exfm.sources import SchemaConfig
 
 _FREE = re.compile(
-    r"model\.optimizer\.(dense\.(lr|weight_decay|warmup|schedule(\..*)?|clip_norm|ema)|tables\.(lr|eps))"
+    r"model\.gate(\..*)?"
+    r"|model\.optimizer\.(dense\.(lr|weight_decay|warmup|schedule(\..*)?|clip_norm|ema)|tables\.(lr|eps))"
 )
 """Matches keys that may change while a model goes on, because committed windows do not depend on them."""
 

@@ -1,15 +1,16 @@
-"""Durations as people write them: 7d, 6h, 30m, 90s."""
+"""Durations as people write them, 7d, 6h, 30m or 90s, and times."""
 
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 _UNITS_US = {"w": 604_800_000_000, "d": 86_400_000_000, "h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000}
+_1970 = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER_WITH_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([wdhms])")
 
 
@@ -37,6 +38,18 @@ def parse_duration(value: Any) -> timedelta:
 def microseconds(duration: timedelta) -> int:
     """Counts a duration's microseconds exactly; ``total_seconds`` would round long durations."""
     return duration // timedelta(microseconds=1)
+
+
+def parse_time_us(text: str) -> int | None:
+    """Parses an ISO time, in UTC if it names no zone, to microseconds since 1970; returns None if it is no time."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=UTC)
+    # A difference is converted in whole numbers; a timestamp in float seconds would lose microseconds.
+    return microseconds(time - _1970)
 
 
 def format_duration(value: timedelta) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from exfm.config.experiment import SupervisionConfig
+from exfm.config.supervision_section import SupervisionConfig
 from exfm.data.batch import Batch
 from exfm.interfaces.backbone import Backbone
 from exfm.interfaces.distillation_strategy import StudentOutput

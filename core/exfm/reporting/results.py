@@ -11,6 +11,7 @@ from exfm.config.loading import Experiment
 from exfm.data.skips import add_counts, sum_counts
 from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
+from exfm.reporting.held_windows import held_notes, held_windows
 from exfm.storage.commits import Commit
 from exfm.storage.late_log import LateLog, first_names
 from exfm.supervision.coverage import Coverage
@@ -36,6 +37,9 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
     skipped: dict[str, dict[str, int]] = {}
     late: list[dict[str, Any]] = []
     missed: list[str] = []
+    held: list[dict[str, Any]] = []
+    held_back: list[str] = []
+    taught_by = {teacher for arm in experiment.arms for teacher in arm.teachers}
     for arm in (*experiment.arms, *experiment.lent_arms):
         home = store.home(arm.name)
         commits = home.store.log.commits("train", home.model)
@@ -45,6 +49,8 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         skipped = max(skipped, _skipped(counters), key=sum_counts)
         late += _late(store, arm)
         missed += [f"{arm.name}: {_missed_words(commit)}" for commit in commits if commit.counters["missed_windows"]]
+        held += held_windows(arm, commits)
+        held_back += held_notes(arm, commits, taught_by)
         models[arm.name] = _model(arm, counters, figures["models"][arm.name]["tasks"])
         if counters and "init_from" in counters[0]:
             models[arm.name]["init_from"] = counters[0]["init_from"]
@@ -67,6 +73,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
             for teacher in supervision
             if teacher not in experiment.config.external_teachers
         },
+        "held": held,
         "data": {
             "skipped_rows": skipped_rows,
             "skipped": skipped,
@@ -78,6 +85,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
             *_initial_notes(models),
             *_late_notes(late),
             *missed,
+            *held_back,
             *_epoch_notes(experiment, store),
             *_change_notes(store),
             *_uncompared_notes(figures),

@@ -89,7 +89,7 @@ def _check_models(
     for arm in trained:
         if not _has_commits(store, arm.name):
             continue
-        kept = _kept_record(store, arm.name)
+        kept = kept_record(store, arm.name)
         now = records[arm.name]
         for difference in differences(arm, kept["identity"], now["identity"]):
             if not difference.is_free:
@@ -116,7 +116,7 @@ def _has_commits(store: Store, model: str) -> bool:
     return any(store.log.head(stage, model) != NONE for stage in STAGES)
 
 
-def _kept_record(store: Store, model: str) -> dict[str, Any]:
+def kept_record(store: Store, model: str) -> dict[str, Any]:
     """Reads the record of a model that has commits."""
     path = record_file(model)
     if not store.workspace.exists(path):

@@ -7,21 +7,22 @@ committed already, or have come too late (``late_rows``).
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from exfm.config.experiment import InitFrom
 from exfm.config.loading import Experiment
+from exfm.config.training_sections import InitFrom
 from exfm.data.windows import WindowGrid, microseconds_since_1970, windows_with_events
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import StreamPart, TimeRange, Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.process_group import ProcessGroup
 from exfm.scheduling.late_rows import overlaps
+from exfm.storage.aliases import LATEST
 from exfm.storage.commits import NONE, Stage
+from exfm.storage.snapshot_at import snapshot_at
 from exfm.supervision.store import Store, initial_home
 
 
@@ -139,9 +140,8 @@ class Schedule:
             # A model with commits has started, and goes on after them.
             if self._log.head("train", name) == NONE:
                 home = initial_home(self._store, config)
-                newest = next(home.store.snapshots.newest_first(home.model, sys.maxsize), None)
-                if newest is not None:
-                    self._standing[name] = max(NONE, self.grid.index_at(newest.watermark_us - 1))
+                stands_at = snapshot_at(home.store.snapshots, home.model, config.at or LATEST)
+                self._standing[name] = max(NONE, self.grid.index_at(stands_at.watermark_us - 1))
         return self._standing[name]
 
     def reopen(self, stages: Sequence[str], labellers: Sequence[str]) -> list[str]:

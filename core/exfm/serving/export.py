@@ -45,6 +45,7 @@ from exfm.serving.description import (
 )
 from exfm.serving.find_snapshot import find_arm, find_snapshot, load_snapshot
 from exfm.serving.served_model import ServedModel
+from exfm.storage.aliases import LATEST
 from exfm.storage.finite import check_snapshot
 from exfm.storage.temporary import spool_folder, temporary_folder
 from exfm.storage.workspace import Workspace
@@ -64,23 +65,25 @@ class Form:
     onnx: bool = False
 
 
-def export(experiment: Experiment, model: str, out: str, form: Form = Form()) -> Description:
-    """Exports the newest snapshot of a model.
+def export(experiment: Experiment, model: str, out: str, form: Form = Form(), at: str = LATEST) -> Description:
+    """Exports a snapshot of a model.
 
     Args:
         experiment: from ``exfm.load_experiment``.
         model: a model's name; a control is called NAME.control.
         out: the folder, any fsspec URL; inputs.json is written last.
         form: forms to write.
+        at: version, alias or time of the snapshot; the newest that is published by default.
 
     Raises:
-        ConfigError: there is no such model or no snapshot of it, or a tool that ``form`` needs is missing.
+        ConfigError: there is no such model or no such snapshot of it, or a tool that ``form`` needs is missing.
         RunError: the snapshot is corrupt or not finite, or the model cannot be captured or has no ONNX form.
     """
     arm = find_arm(experiment, model)
     _check_tools(form)
-    store = open_store(experiment)
-    snapshot, weights = load_snapshot(partial(find_snapshot, experiment, arm, store), store)
+    # A sweep may have trained the model in the folder of another point.
+    store = open_store(experiment).home(arm.name).store
+    snapshot, weights = load_snapshot(partial(find_snapshot, experiment, arm, store, at), store)
     growth = build_growth(arm, experiment.schema, experiment.config.seed)
     served = ServedModel(arm, experiment.schema, growth.grow(weights))
     check_snapshot(snapshot, weights, served.constants, store.workspace.url)

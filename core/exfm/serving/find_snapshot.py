@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Tensor
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
-from exfm.config.resolved import parse_resolved
+from exfm.config.model_identity import differences, model_identity
 from exfm.errors import ConfigError, suggestion
-from exfm.reporting.results import CONFIG_FILE
+from exfm.scheduling.identity import kept_record
+from exfm.storage.aliases import LATEST
+from exfm.storage.snapshot_at import snapshot_at
 from exfm.storage.snapshots import Snapshot
 from exfm.storage.workspace import MissingFileError
 from exfm.supervision.store import Store
@@ -33,28 +33,29 @@ def find_arm(experiment: Experiment, model: str) -> Arm:
     return arms[model]
 
 
-def find_snapshot(experiment: Experiment, arm: Arm, store: Store, version: int | None = None) -> Snapshot:
-    """Finds a published version of a model, by default the newest.
+def find_snapshot(experiment: Experiment, arm: Arm, store: Store, at: str = LATEST) -> Snapshot:
+    """Finds a snapshot of a model.
+
+    Args:
+        at: a version, an alias, a time or ``latest``, see ``snapshot_at``.
 
     Raises:
-        ConfigError: the run has no snapshot or no such version, or trained another model under that name.
+        ConfigError: the run has no such snapshot, or trained another model under that name.
     """
-    run_dir = experiment.run_dir
-    published = {snapshot.version: snapshot for snapshot in store.snapshots.newest_first(arm.name, sys.maxsize)}
-    if not published:
-        raise ConfigError(f"{run_dir}: there is no snapshot of {arm.name!r}; `exfm run` or `exfm train` publishes them")
-    if version is None:
-        version = max(published)
-    elif version not in published:
-        there = ", ".join(map(str, sorted(published)))
+    home = store.home(arm.name)
+    snapshot = snapshot_at(home.store.snapshots, home.model, at)
+    kept = kept_record(home.store, home.model)["identity"]
+    changes: list[str] = []
+    for difference in differences(arm, kept, model_identity(experiment, arm)):
+        # Where its rows come from does not matter here: a snapshot may predict another stream.
+        if difference.path.startswith("model.") and not difference.is_free:
+            key = difference.path.removeprefix("model.")
+            changes.append(f"{key}: {difference.before!r}, and is now {difference.now!r}")
+    if changes:
         raise ConfigError(
-            f"{run_dir}: there is no snapshot {version} of {arm.name!r}, or no longer; there are: {there}"
+            f"{home.store.workspace.url}: models.{arm.base} was trained with {'; '.join(changes)}; the snapshot is not "
+            "of this model"
         )
-    snapshot = published[version]
-    kept = parse_resolved(store.workspace.read(CONFIG_FILE).decode())
-    trained, asked = kept["models"].get(arm.base), experiment.as_dict()["models"][arm.base]
-    if changed := _changed(trained, asked):
-        raise ConfigError(f"{run_dir}: models.{arm.base} was trained with {changed}; the snapshot is not of this model")
     return snapshot
 
 
@@ -81,13 +82,3 @@ def load_snapshot(
                 raise
             logger.warning("%s: snapshot %d was removed before it was read", snapshot.model, snapshot.version)
             snapshot = newer
-
-
-def _changed(trained: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Describes the settings of a model that differ from those it was trained with."""
-    # Learning rates may change while a run continues, because they do not belong to the model.
-    changes: list[str] = []
-    for key, value in asked.items():
-        if key in trained and key != "optimizer" and trained[key] != value:
-            changes.append(f"{key}: {trained[key]!r}, and is now {value!r}")
-    return "; ".join(changes)

@@ -30,6 +30,7 @@ from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
 from exfm.serving.find_snapshot import find_arm, find_snapshot, load_snapshot
 from exfm.serving.prediction_columns import to_predict
+from exfm.storage.aliases import LATEST
 from exfm.storage.finite import check_snapshot, infinite_buffers
 from exfm.storage.snapshots import Snapshot
 from exfm.storage.workspace import Workspace
@@ -43,7 +44,7 @@ def predict(
     model: str,
     out: str,
     on_progress: Callable[[Progress], None] = lambda _: None,
-    version: int | None = None,
+    at: str = LATEST,
     between: TimeRange | None = None,
 ) -> tuple[Snapshot, int]:
     """Predicts the stream's rows that a model sees, with a snapshot of the model.
@@ -56,7 +57,7 @@ def predict(
         model: a model's name; a control is called NAME.control.
         out: the file, any fsspec URL.
         on_progress: called after every chunk of rows.
-        version: version of the snapshot; the newest by default.
+        at: version, alias or time of the snapshot; the newest that is published by default.
         between: times of the rows to predict; the whole stream by default.
 
     Returns:
@@ -74,8 +75,9 @@ def predict(
     folder = Workspace(out.removesuffix(name) or ".")
     if folder.fs.isdir(folder.path(name)):
         raise ConfigError(f"--out: {out!r} is a folder; name the Parquet file, such as {out}/predictions.parquet")
-    store = open_store(experiment)
-    find = partial(find_snapshot, experiment, arm, store, version)
+    # A sweep may have trained the model in the folder of another point.
+    store = open_store(experiment).home(arm.name).store
+    find = partial(find_snapshot, experiment, arm, store, at)
     find()  # fails before anything is built if there is no snapshot
     experiment = to_predict(experiment, arm)
     windows = _windows(experiment, between)

@@ -34,6 +34,7 @@ class Entry:
         files: the files that the manifest names.
         problems: messages that say why the model cannot continue from this window.
         snapshot: state of the window's snapshot.
+        held: whether training alone reads the snapshot.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Entry:
     files: tuple[FileRecord, ...] = ()
     problems: tuple[str, ...] = ()
     snapshot: SnapshotState = SnapshotState.NONE
+    held: bool = False
 
 
 @dataclass
@@ -110,7 +112,8 @@ def _entry(log: CommitLog, stage: Stage, model: str, index: int, before: int, ne
     # Snapshots of older windows may be retired, and readers skip a damaged snapshot: only the newest is needed.
     broken = [error for role, error in errors.items() if role == _ROWS or newest]
     problems += [_words(error, workspace) for error in broken if error is not None]
-    return Entry(index, commit.window, tuple(commit.files.values()), tuple(problems), state)
+    held = bool(commit.counters.get("held"))
+    return Entry(index, commit.window, tuple(commit.files.values()), tuple(problems), state, held)
 
 
 def _snapshot_state(errors: Sequence[RunError | None]) -> SnapshotState:

@@ -1,19 +1,22 @@
 """Publishes and finds snapshots: immutable versions of a model, each with the time up to which it has trained.
 
-A snapshot belongs to the commit of its window, so a reader never sees a part of a snapshot.
+A snapshot belongs to the commit of its window, so a reader never sees a part of a snapshot. The commit also says
+whether the snapshot is published or held: training goes on from a held snapshot, and nobody else reads it.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.process_group import ProcessGroup
+from exfm.storage.aliases import Aliases
 from exfm.storage.commits import Commit, CommitLog
 from exfm.storage.hashing import FileRecord
 from exfm.storage.tensor_files import read_tensors, write_tensors
@@ -34,15 +37,16 @@ LEAVING = 6
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Describes a published version of a model, which has trained only on examples before ``watermark_us``.
+    """Describes a committed version of a model, which has trained only on examples before ``watermark_us``.
 
     Attributes:
         model: name of the model.
-        version: index of the window after which it was published.
+        version: index of the window after which it was committed.
         watermark_us: end of that window.
         learned: tasks whose labels the model has seen.
         weights: file with the model's weights.
         training: file with the state that continued training needs besides.
+        held: by task, why the snapshot is held; empty if it is published.
     """
 
     model: str
@@ -51,6 +55,7 @@ class Snapshot:
     learned: tuple[str, ...]
     weights: FileRecord
     training: FileRecord
+    held: Mapping[str, str] = field(default_factory=dict)
 
 
 class SnapshotRegistry:
@@ -59,13 +64,14 @@ class SnapshotRegistry:
     def __init__(self, workspace: Workspace, log: CommitLog) -> None:
         self.workspace = workspace
         self.log = log
+        self.aliases = Aliases(workspace)
         # Monotonic time at which a snapshot was first seen to be unneeded, by model and version.
         self._unneeded_since: dict[str, dict[int, float]] = {}
 
     def write(
         self, model: str, window: Window, weights: dict[str, Tensor], training: dict[str, Tensor]
     ) -> dict[str, FileRecord]:
-        """Writes a snapshot's files; committing them publishes it.
+        """Writes a snapshot's files; the window's commit publishes or holds them.
 
         Args:
             model: name of the model.
@@ -93,18 +99,27 @@ class SnapshotRegistry:
         return file.record()
 
     def get(self, model: str, version: int) -> Snapshot:
-        """Returns a published version."""
+        """Returns a committed version."""
         return _snapshot(model, self.log.load("train", model, version))
 
     def newest_first(self, model: str, before_us: int) -> Iterator[Snapshot]:
-        """Yields the snapshots whose watermark is at or before a time, newest first, without retired snapshots."""
-        for snapshot in self.published(model, before_us):
-            # A retired snapshot has lost both files. If a single file is missing, opening it must fail with an error.
-            if any(self.workspace.exists(file.path) for file in (snapshot.weights, snapshot.training)):
+        """Yields the stored snapshots, held or published, whose watermark is at or before a time, newest first."""
+        for snapshot in self.committed(model, before_us):
+            if self.is_stored(snapshot):
                 yield snapshot
 
     def published(self, model: str, before_us: int) -> Iterator[Snapshot]:
-        """Yields the snapshots whose watermark is at or before a time, newest first, including retired snapshots.
+        """Yields the snapshots that readers may use, newest first, including retired snapshots.
+
+        Args:
+            before_us: the latest watermark.
+        """
+        for snapshot in self.committed(model, before_us):
+            if not snapshot.held:
+                yield snapshot
+
+    def committed(self, model: str, before_us: int = sys.maxsize) -> Iterator[Snapshot]:
+        """Yields the snapshots whose watermark is at or before a time, newest first, also held and retired snapshots.
 
         Their names come from the manifests, because a listing of the folder may lack the newest.
         """
@@ -112,6 +127,29 @@ class SnapshotRegistry:
             commit = self.log.load("train", model, version)
             if commit.window.end_us <= before_us and commit.files:
                 yield _snapshot(model, commit)
+
+    def is_stored(self, snapshot: Snapshot) -> bool:
+        """Tells whether a snapshot is not retired."""
+        # A retired snapshot has lost both files. If a single file is missing, opening it must fail with an error.
+        return any(self.workspace.exists(file.path) for file in (snapshot.weights, snapshot.training))
+
+    def rollback(self, model: str, alias: str) -> tuple[int, int]:
+        """Moves an alias back to the newest stored and published version that it was promoted to before.
+
+        Returns:
+            The versions that it pointed at, and points at now.
+
+        Raises:
+            ConfigError: there is no such alias, or no such version.
+        """
+        return self.aliases.rollback(model, alias, self._is_good)
+
+    def _is_good(self, model: str, version: int) -> bool:
+        # A repair may have removed the window.
+        if not self.log.has("train", model, version):
+            return False
+        snapshot = self.get(model, version)
+        return not snapshot.held and self.is_stored(snapshot)
 
     def load(self, record: FileRecord, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Reads the tensors of a snapshot's file. Large tensors are memory-mapped: the caller copies what it keeps.
@@ -141,16 +179,21 @@ class SnapshotRegistry:
         return numbered(self.workspace.names(f"snapshots/{model}"))
 
     def retire(self, model: str, needed_us: int) -> None:
-        """Removes the snapshots that no stage can request any more, except the newest ``NEWEST``.
+        """Removes the snapshots that no stage can request any more.
 
-        An unneeded snapshot is kept for ``READING_S``, because a reader such as `exfm predict` may be about to open it.
+        The newest ``NEWEST`` stay, and those that an alias points at or can be rolled back to. An unneeded snapshot
+        stays for ``READING_S``, because a reader such as `exfm predict` may be about to open it.
 
         Args:
             model: name of the model.
             needed_us: earliest time for which a snapshot may still be requested.
         """
-        needed = next((snapshot.version for snapshot in self.newest_first(model, needed_us)), -1)
-        unneeded = [version for version in self.versions(model)[:-NEWEST] if version < needed]
+        needed, held = self._needed(model, needed_us)
+        unneeded: list[int] = []
+        kept = self.aliases.versions(model)
+        for version in self.versions(model)[:-NEWEST]:
+            if (version < needed or version in held) and version not in kept:
+                unneeded.append(version)
         since, now = self._unneeded_since.setdefault(model, {}), time.monotonic()
         for version in unneeded:
             since.setdefault(version, now)
@@ -159,6 +202,17 @@ class SnapshotRegistry:
             if number < 0 or now - since[version] >= READING_S:
                 self.workspace.remove(_folder(model, version))
                 del since[version]
+
+    def _needed(self, model: str, needed_us: int) -> tuple[int, set[int]]:
+        """Returns the oldest version that may still be requested, -1 without any, and the held versions after it."""
+        held: set[int] = set()
+        for snapshot in self.committed(model):
+            if snapshot.held:
+                # Training alone reads it, and goes on from the newest two: a long failure must not fill the disk.
+                held.add(snapshot.version)
+            elif snapshot.watermark_us <= needed_us and self.is_stored(snapshot):
+                return snapshot.version, held
+        return -1, held
 
 
 def same_on_all(process_group: ProcessGroup, candidates: Iterator[Snapshot]) -> Iterator[Snapshot]:
@@ -179,7 +233,9 @@ def same_on_all(process_group: ProcessGroup, candidates: Iterator[Snapshot]) -> 
 def _snapshot(model: str, commit: Commit) -> Snapshot:
     learned = tuple(commit.counters["learned"])
     weights, training = commit.files[MODEL_FILE], commit.files[TRAINING_FILE]
-    return Snapshot(model, commit.window.index, commit.window.end_us, learned, weights, training)
+    # A manifest of a version without gates has no such counter: all of its snapshots were published.
+    held = commit.counters.get("held", {})
+    return Snapshot(model, commit.window.index, commit.window.end_us, learned, weights, training, held)
 
 
 def _folder(model: str, version: int) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from exfm.interfaces.duration import microseconds
-from exfm.storage.chains import Chain, SnapshotState, read_chain
+from exfm.storage.chains import Chain, Entry, SnapshotState, read_chain
 from exfm.storage.commits import STAGES, Stage
 from exfm.storage.late_log import late_file
 from exfm.storage.orphans import find_orphans
@@ -122,7 +122,10 @@ class _Rewinding:
 
     def _first_lost(self, reader: Chain, teacher: str) -> int | None:
         """Returns the index of the first lost snapshot of a model among those that a reader will still read."""
-        published = [entry for entry in self.chain("train", teacher).kept if entry.snapshot is not SnapshotState.NONE]
+        published: list[Entry] = []
+        for entry in self.chain("train", teacher).kept:
+            if entry.snapshot is not SnapshotState.NONE and not entry.held:
+                published.append(entry)
         if reader.kept and (last := reader.kept[-1].window) is not None:
             limit_us = last.end_us - microseconds(self.ties[teacher].delay)
             old = [entry for entry in published if entry.window is not None and entry.window.end_us <= limit_us]

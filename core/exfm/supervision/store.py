@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from exfm.config.experiment import InitFrom
 from exfm.config.loading import Experiment
+from exfm.config.training_sections import InitFrom
 from exfm.interfaces.data_source import Window
 from exfm.storage.commits import NONE, STAGES, CommitLog
 from exfm.storage.orphans import remove_orphans
@@ -90,7 +90,7 @@ class Store:
 
     def sweep(self, models: Collection[str]) -> None:
         """Removes unfinished files of writers that have died, in the run's folder and the folders of some models."""
-        kinds = ("predictions", "supervision", "late", *(f"commits/{stage}" for stage in STAGES))
+        kinds = ("predictions", "supervision", "late", "aliases", *(f"commits/{stage}" for stage in STAGES))
         folders = [f"{kind}/{model}" for kind in kinds for model in models]
         for model in models:
             folders += [f"snapshots/{model}/{name}" for name in self.workspace.names(f"snapshots/{model}")]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 import torch
 from torch import Tensor, nn
 
-from exfm.config.experiment import DenseOptimizer
+from exfm.config.training_sections import DenseOptimizer
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.modeling.ranking_model import RankingModel
 from exfm.training.learning_rate import learning_rate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exfm.config.checks import Arm
-from exfm.config.experiment import DenseOptimizer, OptimizerConfig
+from exfm.config.training_sections import DenseOptimizer, OptimizerConfig
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.parallel_plan import TableOptimizer

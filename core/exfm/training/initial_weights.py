@@ -7,7 +7,7 @@ comes along, because tables that have learned would be torn by the large first s
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,16 +16,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from exfm.config.experiment import InitFrom
 from exfm.config.lenders import Lender
+from exfm.config.training_sections import InitFrom
 from exfm.data.batch import Batch
 from exfm.errors import ConfigError
 from exfm.interfaces.data_source import Window, utc
 from exfm.modeling.build import build_model
 from exfm.modeling.parts import model_memory, table_of
 from exfm.storage.finite import check_snapshot
+from exfm.storage.snapshot_at import snapshot_at
 from exfm.storage.snapshots import Snapshot, same_on_all
-from exfm.supervision.store import Store, initial_home
+from exfm.supervision.store import Home, Store, initial_home
 from exfm.training.trainer import Trainer
 
 _OWNERS = ("table_", "sequence_", "task_", "entity_", "feature_")
@@ -120,11 +121,9 @@ def _from_file(config: InitFrom, where: str) -> _Origin:
 
 
 def _from_run(trainer: Trainer, config: InitFrom, store: Store, window: Window, where: str) -> _Origin:
-    """Reads the newest snapshot that has trained on nothing from the model's first window on."""
+    """Reads the snapshot that the file names, or the newest that knows no label of the first window or later."""
     home = initial_home(store, config)
-    for snapshot in same_on_all(
-        trainer.plan.process_group, home.store.snapshots.newest_first(home.model, window.start_us)
-    ):
+    for snapshot in same_on_all(trainer.plan.process_group, _candidates(home, config, window)):
         weights, training = home.store.snapshots.load(snapshot.weights), home.store.snapshots.load(snapshot.training)
         check_snapshot(snapshot, weights, trainer.constants, home.store.workspace.url)
         text = f"{home.model} of {home.store.workspace.url} at {utc(snapshot.watermark_us)}"
@@ -132,16 +131,29 @@ def _from_run(trainer: Trainer, config: InitFrom, store: Store, window: Window, 
     raise ConfigError(f"{where}: {_none_old_enough(home.store, home.model, window, trainer.arm.base)}")
 
 
+def _candidates(home: Home, config: InitFrom, window: Window) -> Iterator[Snapshot]:
+    """Yields the snapshots that may start a model in a window, the best first."""
+    registry = home.store.snapshots
+    if config.at:
+        snapshot = snapshot_at(registry, home.model, config.at)
+        if snapshot.watermark_us <= window.start_us:
+            yield snapshot
+        return
+    for snapshot in registry.published(home.model, window.start_us):
+        if registry.is_stored(snapshot):
+            yield snapshot
+
+
 def _none_old_enough(store: Store, model: str, window: Window, name: str) -> str:
     """Says why no snapshot can start a model, and which start would do."""
     kept: list[Snapshot] = list(store.snapshots.newest_first(model, sys.maxsize))
     if not kept:
         return f"{store.workspace.url} has no snapshot of {model!r}; train it first"
-    oldest = utc(kept[-1].watermark_us)
+    oldest, newest = utc(kept[-1].watermark_us), utc(kept[0].watermark_us)
     return (
-        f"the model's first window begins at {window}, and every snapshot that is kept of {model!r} in "
-        f"{store.workspace.url} has trained on later examples, whose labels the model would know before it predicts "
-        f"them. Begin at {oldest} or later: models.{name}.start={oldest}"
+        f"the model's first window begins at {window}, and each snapshot of {model!r} in {store.workspace.url} that is "
+        f"kept, or that `at` names, is held or has trained on later examples, whose labels the model would know before "
+        f"it predicts them. Those that are kept have trained until {oldest} to {newest}: set models.{name}.start"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from exfm.config.experiment import DenseOptimizer, RateSchedule
+from exfm.config.training_sections import DenseOptimizer, RateSchedule
 
 
 def learning_rate(config: DenseOptimizer, step: int) -> float:

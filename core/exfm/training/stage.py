@@ -5,12 +5,13 @@ Legend: B examples.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from datetime import timedelta
 
 import numpy as np
@@ -24,6 +25,7 @@ from exfm.data.skips import Counts, sum_counts
 from exfm.distributed.chunk_exchange import ModelBatch, ModelChunk, ShardedChunk
 from exfm.distributed.row_gatherer import RowGatherer
 from exfm.errors import RunError
+from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.schema import FeatureSchema
@@ -44,9 +46,11 @@ from exfm.supervision.row_files import (
 from exfm.supervision.store import Store
 from exfm.training.commit_writer import ReusableBuffers, WindowCommit
 from exfm.training.divergence import diverged
+from exfm.training.gate import judge, read_history
 from exfm.training.initial_weights import InitialWeights, check_new_tables, load_initial_weights
 from exfm.training.model_output import ForwardRows
 from exfm.training.trainer import StepLabels, Trainer
+from exfm.training.window_counters import WindowCounters, task_sums
 from exfm.transfer.chunk_vectors import ChunkVectors
 from exfm.transfer.teacher_parameters import TeacherParameters
 from exfm.transfer.vector_feed import VectorFeed
@@ -58,36 +62,6 @@ _FEED = "feed."
 """State-dict prefix of teacher vectors still in flight, younger than ``supervision.lag``."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class WindowCounters:
-    """Counts the examples of a window and their loss.
-
-    Attributes:
-        log_loss: sum over examples, of the first task, for the progress bar.
-        positives: number of examples whose first label is 1.
-        flops: per example, by part of the model.
-        teachers: counts of the supervision that was joined, by teacher.
-    """
-
-    examples: int = 0
-    seconds: float = 0.0
-    log_loss: float = 0.0
-    positives: float = 0.0
-    flops: dict[str, float] = field(default_factory=dict)
-    teachers: dict[str, Coverage] = field(default_factory=dict)
-
-    @property
-    def ne(self) -> float | None:
-        """Returns the normalized entropy of the first task so far; None until both classes have been seen."""
-        if not self.examples:
-            return None
-        rate = self.positives / self.examples
-        if not 0 < rate < 1:
-            return None
-        entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
-        return self.log_loss / self.examples / entropy
 
 
 class Stage:
@@ -147,6 +121,8 @@ class Stage:
         self._initial: InitialWeights | None = None
         self._unchecked: InitialWeights | None = None
         self.has_repeated = False
+        # By task, why the gate holds the model as it was at the end of the window before.
+        self._held: dict[str, str] = {}
 
     def begin(self, window: Window, previous: int, read: WindowRead, missed: Sequence[int] = ()) -> None:
         """Opens a window's files, and loads the parameters that the model takes from its teachers.
@@ -209,6 +185,7 @@ class Stage:
                 feed = {name.removeprefix(_FEED): value for name, value in training.items() if name.startswith(_FEED)}
                 self._feed.load_state(feed)
                 self.trainer.learned = set(snapshot.learned)
+                self._held = dict(snapshot.held)
                 return snapshot.version
             # Without an error here, another process has met it.
             error = error or RunError(f"snapshot {snapshot.version} of {self.name!r}: another process cannot read it")
@@ -272,7 +249,9 @@ class Stage:
             self._unchecked = None
         self._feed.override(batch.rows)
         # Copied before the step, because the forward pass is that of the model before it has seen the batch's labels.
-        learned = frozenset(self.trainer.learned)
+        learned: frozenset[str] = frozenset()  # of a held model, from which nobody learns: its rows are misses
+        if not self._held:
+            learned = frozenset(self.trainer.learned)
         forward = self.trainer.step(batch.batch, supervision, learn, batch.shard.counts, batch.accumulation)
         self.trainer.observe(batch.batch, batch.shard.size)
         self._last = batch.batch
@@ -340,6 +319,7 @@ class Stage:
         teachers = {
             name: self._sum_over_processes(counted).as_counters() for name, counted in self.counters.teachers.items()
         }
+        self._held = self._judge()
         if not self.process_group.is_rank_zero:
             return None
         if state and copy:
@@ -358,6 +338,8 @@ class Stage:
             "learned": sorted(trainer.learned),
             "soft_labels": trainer.transfer.soft_labels.counters(),
             "teachers": teachers,
+            "prequential": {task: asdict(moments) for task, moments in self.counters.scores.items()},
+            "held": self._held,
         }
         if self._initial is not None and self._previous == NONE:
             counters["init_from"] = self._initial.counters()
@@ -375,6 +357,23 @@ class Stage:
             state,
             self._needed_us,
         )
+
+    def _judge(self) -> dict[str, str]:
+        """Returns by task why the snapshot after the window is held; empty if it is published."""
+        gate = self.trainer.arm.config.gate
+        if gate is None:
+            return {}
+        held: dict[str, str] = {}
+        # On rank zero, because a listing of the store may differ between machines.
+        if self.process_group.is_rank_zero:
+            history = read_history(self.store.log, self.name, self._window.index, gate.windows)
+            # Later labels are not known yet when the window ends.
+            scores = {task: self.counters.scores.get(task, Moments()) for task in self.prompt}
+            held = judge(gate, self._window, scores, history)
+            for reason in held.values():
+                logger.warning("%s: the snapshot after window %s is held: %s", self.name, self._window, reason)
+        decided: dict[str, str] = json.loads(self.process_group.broadcast_bytes(json.dumps(held).encode()))
+        return decided
 
     def _check_state(self, state: tuple[dict[str, Tensor], dict[str, Tensor]] | None) -> None:
         """Checks that the state, and the predictions that it makes, are finite.
@@ -470,25 +469,22 @@ class Stage:
         Raises:
             RunError: predictions or stored vectors are not finite; on every process.
         """
-        first = self.tasks[0]
-        finite = probabilities[first].nan_to_num(0.5)  # because torch refuses to compute the loss of NaN
-        loss = torch.nn.functional.binary_cross_entropy(finite, seen.labels[first], reduction="sum")
+        sums = task_sums(probabilities, seen.labels)
         vectors = [*supervision.vectors.values()]
         if supervision.embedding is not None:
             vectors.append(supervision.embedding)
         stored: list[Tensor] = []
         for vector in vectors:
             stored += vector.numbers()
-        bad = torch.tensor([_not_finite(list(probabilities.values())), _not_finite(stored)], dtype=loss.dtype)
+        bad = torch.tensor([_not_finite(list(probabilities.values())), _not_finite(stored)], dtype=torch.float64)
         # In a single tensor, because each all-gather costs a round trip.
-        sums = torch.cat([torch.stack([loss, seen.labels[first].sum()]), bad])
-        log_loss, positives, *not_finite = self.process_group.all_gather(sums).sum(dim=0).tolist()
+        total = self.process_group.all_gather(torch.cat([*sums.values(), bad])).sum(dim=0)
+        not_finite = total[-2:].tolist()
         for count, name in zip(not_finite, ("predictions", "embeddings or states"), strict=True):
             if count:
                 raise self._diverged(f"its {name} of {count:.0f} of {rows.examples} examples are NaN or infinite")
         self.counters.examples += rows.examples
-        self.counters.log_loss += log_loss
-        self.counters.positives += positives
+        self.counters.add_scores(dict(zip(sums, total[:-2].view(-1, 4), strict=True)))
 
 
 def _not_finite(columns: Sequence[Tensor]) -> int:

@@ -66,7 +66,7 @@ class SoftLabelMetrics:
     def _count(self, key: tuple[int, str, str]) -> None:
         """Adds the waiting batches to their sums."""
         soft, label, hit = zip(*self._waiting[key], strict=True)
-        sums = _sums(torch.cat(soft), torch.cat(label), torch.cat(hit))
+        sums = sum_scores(torch.cat(soft), torch.cat(label), torch.cat(hit))
         self._sums[key] = self._sums[key] + sums if key in self._sums else sums
         self._waiting[key].clear()
 
@@ -83,7 +83,7 @@ class SoftLabelMetrics:
         return counters
 
 
-def _sums(soft_B: Tensor, label_B: Tensor, hit_B: Tensor) -> Tensor:
+def sum_scores(soft_B: Tensor, label_B: Tensor, hit_B: Tensor) -> Tensor:
     """Returns examples, positives, log loss and predictions summed over the hits, (4,) float64."""
     # float64, because float32 sums over a window lose small terms, and probabilities near 1 their logarithm.
     soft_B, label_B = soft_B.double(), label_B.double()
