@@ -135,12 +135,7 @@ def _arm_names(experiment: Experiment, model: str, stage: str) -> tuple[str, ...
     if not names:
         raise ConfigError(f"--model: no model is called {model!r}.{suggestion(model, experiment.config.models)}")
     if stage == "supervise":
-        teachers = [arm.name for arm in experiment.arms if arm.stores]
-        if model not in teachers:
-            raise ConfigError(
-                f"--model: nobody learns from {model!r}, and it does not set supervision.store."
-                f"{suggestion(model, teachers)}"
-            )
+        check_stores(experiment, model)
         if not experiment.config.models[model].supervision.delay:
             raise ConfigError(
                 f"--model: {model!r} has no supervision.delay: it labels with its own forward pass while "
@@ -148,3 +143,17 @@ def _arm_names(experiment: Experiment, model: str, stage: str) -> tuple[str, ...
             )
         return (model,)
     return names
+
+
+def check_stores(experiment: Experiment, model: str) -> None:
+    """Checks that a model stores its supervision.
+
+    Raises:
+        ConfigError: it does not, or is no model of the file.
+    """
+    teachers = [arm.name for arm in experiment.arms if arm.stores]
+    if model not in teachers:
+        raise ConfigError(
+            f"--model: nobody learns from {model!r}, and it does not set supervision.store."
+            f"{suggestion(model, teachers)}"
+        )

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from exfm.cli.backfill import run_backfill
 from exfm.cli.context import CONFIG, OVERRIDES
 from exfm.cli.jobs import FINAL, FOLLOW, IDLE, Follow, run_job
+from exfm.errors import ConfigError
 
 
 def command(
@@ -21,6 +23,21 @@ def command(
     follow: FOLLOW = False,
     idle_timeout: IDLE = None,
     final: FINAL = False,
+    backfill: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FROM..TO",
+            help="Label past windows instead, that begin from FROM on and before TO (UTC): rows of students that the "
+            "teacher has not labelled, with snapshots of that time. Several such jobs share the windows.",
+        ),
+    ] = None,
 ) -> None:
     """Labels the windows whose snapshots are there; a teacher without delay labels while it trains."""
+    if backfill is not None:
+        if follow or idle_timeout is not None or final:
+            raise ConfigError(
+                "--backfill: past windows are there already; leave --follow, --idle-timeout and --final out"
+            )
+        run_backfill(context.obj, config, overrides or [], model, backfill)
+        return
     run_job(context.obj, config, overrides or [], model, "supervise", Follow(follow, idle_timeout, final))

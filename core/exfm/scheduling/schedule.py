@@ -314,7 +314,7 @@ class Schedule:
             # The teacher had committed the windows before: their snapshots are asked for by name.
             log.note_head("train", home.model, log.load("supervise", home.model, window.index).previous)
             return True
-        if log.head("supervise", home.model) > window.index:
+        if home.store.backfills.has(home.model, window.index) or log.head("supervise", home.model) > window.index:
             return True
         self._check_stored(teacher, window)
         return False

@@ -22,6 +22,10 @@ STATE, ROW = "state_", "row_"
 """Prefixes of the columns of an entity's compact state, and of a feature's table row."""
 
 
+RowIndex = Tensor | slice
+"""Positions of rows, or a slice of them."""
+
+
 @dataclass(frozen=True)
 class Joined:
     """Holds supervision aligned with B examples.
@@ -126,7 +130,10 @@ class SupervisionRows:
 
     def slice(self, start: int, stop: int) -> SupervisionRows:
         """Returns consecutive rows without copying them."""
-        rows = slice(start, stop)
+        return self.take(slice(start, stop))
+
+    def take(self, rows: RowIndex) -> SupervisionRows:
+        """Returns the rows of a slice, without copying them, or of positions."""
         return SupervisionRows(
             self.example_id[rows],
             self.event_time_us[rows],

@@ -26,6 +26,11 @@ def row_file(folder: Folder, model: str, window: int) -> str:
     return f"{folder}/{model}/window-{window:06d}-{{digest}}.parquet"
 
 
+def backfill_file(model: str, window: int) -> str:
+    """Returns the path of rows of a window that a teacher has labelled later."""
+    return f"supervision/{model}/backfill-{window:06d}-{{digest}}.parquet"
+
+
 def teacher_column(teacher: str, task: str) -> str:
     """Returns the column with an external teacher's probability; names of teachers and tasks have no slash."""
     return f"teacher_{teacher}/{task}"

@@ -5,20 +5,25 @@ Teachers may be at home in another run: their supervision, snapshots and predict
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from exfm.config.loading import Experiment
 from exfm.config.training_sections import InitFrom
 from exfm.interfaces.data_source import Window
+from exfm.storage.backfills import Backfills
 from exfm.storage.commits import NONE, STAGES, CommitLog
+from exfm.storage.hashing import FileRecord
 from exfm.storage.orphans import remove_orphans
 from exfm.storage.snapshots import SnapshotRegistry
 from exfm.storage.workspace import Workspace
 from exfm.supervision.row_files import read_rows
-from exfm.supervision.streaming import SupervisionStream
+from exfm.supervision.streaming import MergedSupervision, OpenSupervision, SupervisionStream
 
 HOMES_FILE = "homes.json"
 """Names the runs that train models of this run's experiment, by the name of the model here."""
@@ -50,6 +55,7 @@ class Store:
         )
         self.log = CommitLog(self.workspace)
         self.snapshots = SnapshotRegistry(self.workspace, self.log)
+        self.backfills = Backfills(self.workspace)
         if homes is None:
             homes = self.kept_homes()
         self._homes: dict[str, Home] = {}
@@ -96,11 +102,35 @@ class Store:
             folders += [f"snapshots/{model}/{name}" for name in self.workspace.names(f"snapshots/{model}")]
         self.workspace.sweep(["", *folders])
 
-    def supervision(self, teacher: str, window: Window) -> SupervisionStream | None:
+    def supervision(self, teacher: str, window: Window) -> OpenSupervision | None:
         """Opens a teacher's committed supervision of a window; returns None if the window has no rows."""
         home = self.home(teacher)
-        files = home.store.log.load("supervise", home.model, window.index).files
-        return SupervisionStream(home.store.workspace, files["rows"]) if files else None
+        records = home.store._supervised_rows(home.model, window)
+        streams = [SupervisionStream(home.store.workspace, record) for record in records]
+        if len(streams) > 1:
+            return MergedSupervision(streams)
+        return streams[0] if streams else None
+
+    def is_supervised(self, teacher: str, window: Window) -> bool:
+        """Tells whether a window has a teacher's supervision, or is known to have none."""
+        home = self.home(teacher)
+        has_rows = home.store.log.has("supervise", home.model, window.index)
+        return has_rows or home.store.backfills.has(home.model, window.index)
+
+    def supervised_ids(self, model: str, window: Window) -> Iterator[npt.NDArray[np.int64]]:
+        """Reads the ids of the examples of a window that a model of this run has supervised, file by file."""
+        for record in self._supervised_rows(model, window):
+            with self.workspace.open_checked(record) as file:
+                yield pq.read_table(file, columns=["example_id"]).column("example_id").to_numpy()
+
+    def _supervised_rows(self, model: str, window: Window) -> list[FileRecord]:
+        """Lists the files of a window's supervision by a model of this run, those of back-fills last."""
+        records: list[FileRecord] = []
+        if self.log.has("supervise", model, window.index):
+            records += self.log.load("supervise", model, window.index).files.values()
+        for labelling in self.backfills.labellings(model, window.index):
+            records.append(labelling.rows)
+        return records
 
     def windows(self, model: str) -> Sequence[Window]:
         """Lists the windows with rows that a model has committed, in order."""

@@ -6,11 +6,13 @@ A supervision file holds its rows in the order of the stream, so the rows of a c
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from exfm.storage.hashing import FileRecord
 from exfm.storage.workspace import Workspace
@@ -56,6 +58,10 @@ class SupervisionStream:
 
     def between(self, first_us: int, last_us: int) -> SupervisionIndex:
         """Returns the rows with ``first_us <= event time <= last_us``; ``first_us`` must not decrease between calls."""
+        return self.rows_between(first_us, last_us).index()
+
+    def rows_between(self, first_us: int, last_us: int) -> SupervisionRows:
+        """Returns the rows of ``between`` without an index."""
         while self._spans and self._spans[0].event_time_us[-1] < first_us:
             self._spans.popleft()
         while not self._ended and not self._reaches(last_us):
@@ -66,7 +72,7 @@ class SupervisionStream:
                 if span.event_time_us[-1] >= first_us:
                     self._spans.append(span)
         selected = [_between(span, first_us, last_us) for span in self._spans]
-        return SupervisionRows.cat(selected or [self._no_rows]).index()
+        return SupervisionRows.cat(selected or [self._no_rows])
 
     def close(self) -> None:
         """Closes the file."""
@@ -81,6 +87,32 @@ class SupervisionStream:
     def _read(self) -> SupervisionRows | None:
         batch = next(self._batches, None)
         return None if batch is None else SupervisionRows.from_arrow(batch)
+
+
+class MergedSupervision:
+    """Reads the supervision of successive chunks from several files of a window, whose examples are distinct.
+
+    Args:
+        streams: of the same teacher.
+    """
+
+    def __init__(self, streams: Sequence[SupervisionStream]) -> None:
+        self._streams = streams
+
+    def between(self, first_us: int, last_us: int) -> SupervisionIndex:
+        """Returns the rows of all files with ``first_us <= event time <= last_us``, in the order of time."""
+        rows = SupervisionRows.cat([stream.rows_between(first_us, last_us) for stream in self._streams])
+        # Stable, so that the result depends on the files alone.
+        order = np.argsort(rows.event_time_us.numpy(), kind="stable")
+        return rows.take(torch.from_numpy(order)).index()
+
+    def close(self) -> None:
+        """Closes the files."""
+        for stream in self._streams:
+            stream.close()
+
+
+OpenSupervision = SupervisionStream | MergedSupervision
 
 
 def _between(rows: SupervisionRows, first_us: int, last_us: int) -> SupervisionRows:

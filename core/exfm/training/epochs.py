@@ -17,7 +17,7 @@ from exfm.scheduling.schedule import Schedule
 from exfm.storage.commits import NONE, Commit
 from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
-from exfm.supervision.streaming import SupervisionStream
+from exfm.supervision.streaming import OpenSupervision
 from exfm.training.stage import Stage
 
 LateLabels = Callable[[ChunkReader, Window, list[Stage], TimeRange], int]
@@ -124,9 +124,9 @@ class Epochs:
                 "stream.start"
             )
 
-    def _teachers(self, stage: Stage, window: Window, stack: ExitStack) -> dict[str, SupervisionStream]:
+    def _teachers(self, stage: Stage, window: Window, stack: ExitStack) -> dict[str, OpenSupervision]:
         """Opens the committed supervision of a model's teachers of this run."""
-        streams: dict[str, SupervisionStream] = {}
+        streams: dict[str, OpenSupervision] = {}
         for teacher in stage.trainer.arm.teachers:
             if teacher not in self._experiment.config.teachers:
                 stream = self._store.supervision(teacher, window)

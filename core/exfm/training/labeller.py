@@ -8,6 +8,7 @@ import time
 import torch
 
 from exfm.config.checks import Arm
+from exfm.config.loading import Experiment
 from exfm.distributed.chunk_exchange import ModelChunk, ShardedChunk
 from exfm.distributed.row_gatherer import RowGatherer
 from exfm.errors import RunError
@@ -25,6 +26,14 @@ from exfm.training.model_output import ForwardRows
 from exfm.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+
+def labelled_for(experiment: Experiment, teacher: Arm) -> tuple[str, ...]:
+    """Lists the arms whose rows a teacher with a delay labels: its students', and its own for students elsewhere."""
+    students = tuple(arm.name for arm in experiment.arms if teacher.name in arm.teachers)
+    if students and not teacher.config.supervision.store:
+        return students
+    return (*students, teacher.name)
 
 
 class Labeller:
@@ -72,26 +81,48 @@ class Labeller:
     def label(self, chunk: ShardedChunk) -> SupervisionRows:
         """Supervises the union of the students' rows of a chunk; returns no rows before there is a snapshot."""
         start = time.perf_counter()
-        snapshot = self._snapshot
         picked = torch.zeros(0, dtype=torch.int64)
-        if snapshot is not None:
-            picked = self._union(chunk)
-        rows = chunk.cut(picked, self.teacher.config.batch_size)
-        outputs = ForwardRows(self.teacher.tasks, self.trainer.embedding, self.trainer.vectors)
         version = -1  # of files without rows
-        if snapshot is not None:
-            version = snapshot.version
-            self._predict(chunk, rows, snapshot, outputs)
-        supervision = outputs.supervision(chunk.select_without_features(rows.index))
+        if self._snapshot is not None:
+            picked, version = self.union(chunk), self._snapshot.version
+        supervision, rows = self.label_rows(chunk, picked)
         self._rows.append(supervision_columns(supervision, self._window.index, version), rows.order)
         self._examples += rows.examples
         self._seconds += time.perf_counter() - start
         return supervision
 
+    def use(self, snapshot: Snapshot) -> None:
+        """Loads a snapshot, which labels from now on.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        if snapshot != self._loaded:
+            # Forgotten first, because the snapshot is read into the buffers that hold the previous snapshot.
+            self._loaded = None
+            error = self._load(snapshot)
+            if error is not None:
+                raise error
+        self._loaded = self._snapshot = snapshot
+
+    def label_rows(self, chunk: ShardedChunk, picked: torch.Tensor) -> tuple[SupervisionRows, ModelChunk]:
+        """Supervises rows of a chunk with the loaded snapshot.
+
+        Args:
+            picked: the positions of the rows, ascending; none without a snapshot.
+        """
+        rows = chunk.cut(picked, self.teacher.config.batch_size)
+        outputs = ForwardRows(self.teacher.tasks, self.trainer.embedding, self.trainer.vectors)
+        if self._snapshot is not None:
+            self._predict(chunk, rows, self._snapshot, outputs)
+        return outputs.supervision(chunk.select_without_features(rows.index)), rows
+
     def _predict(self, chunk: ShardedChunk, rows: ModelChunk, snapshot: Snapshot, outputs: ForwardRows) -> None:
         """Adds the forward passes of the loaded snapshot over rows of a chunk."""
         for batch in chunk.batches(rows, self.trainer.model):
-            forward = self.trainer.predict(batch.batch).first_rows(batch.shard.size)
+            forward = self.trainer.predict(batch.batch)
+            # Rows of the snapshot: only a back-fill has any, because a teacher with a delay stores none.
+            forward = forward.with_vectors(self.trainer.rows(batch.batch)).first_rows(batch.shard.size)
             outputs.add(forward, snapshot.learned, snapshot.watermark_us)
 
     def _newest(self, before_us: int) -> Snapshot | None:
@@ -147,7 +178,7 @@ class Labeller:
         """Removes the window's file if it was not committed."""
         self._rows.discard()
 
-    def _union(self, chunk: ShardedChunk) -> torch.Tensor:
+    def union(self, chunk: ShardedChunk) -> torch.Tensor:
         """Returns the positions, ascending, of the rows that any student reads."""
         mask = torch.zeros(chunk.batch.size, dtype=torch.bool)
         for student in self.students:

@@ -30,10 +30,10 @@ from exfm.storage.commits import NONE, WindowRead
 from exfm.supervision.external import ExternalSupervision, external_teachers
 from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
-from exfm.supervision.streaming import SupervisionStream
+from exfm.supervision.streaming import OpenSupervision
 from exfm.training.commit_writer import CommitWriter, WindowCommit
 from exfm.training.epochs import Epochs
-from exfm.training.labeller import Labeller
+from exfm.training.labeller import Labeller, labelled_for
 from exfm.training.progress import Clock, Progress
 from exfm.training.stage import Stage
 from exfm.training.trainer import Trainer
@@ -95,7 +95,7 @@ class StreamLoop:
         for arm in arms:
             delayed = arm.stores and arm.config.supervision.delay > NOW
             if delayed and (label is None or arm.name in label):
-                self.labellers.append(Labeller(self._trainer(arm, plan), store, _labelled_for(arm, students[arm.name])))
+                self.labellers.append(Labeller(self._trainer(arm, plan), store, labelled_for(experiment, arm)))
         # Not in the background if a labeller or student of this job reads snapshots, which must be complete by then.
         read_back = bool(self.labellers) or any(shared.consumers.values())
         self.epochs = Epochs(experiment, store, plan)
@@ -228,7 +228,7 @@ class StreamLoop:
         window = work.window
         stages = [stage for stage in self.stages if stage.name in work.stages]
         labellers = [labeller for labeller in self.labellers if labeller.name in work.labellers]
-        streams: dict[str, SupervisionStream] = {}
+        streams: dict[str, OpenSupervision] = {}
         begun: list[Stage | Labeller] = []
         self._repeat_first_windows(window, stages, schedule)
         try:
@@ -320,14 +320,13 @@ class StreamLoop:
             self.process_group.barrier()
         self.clock.commit += time.perf_counter() - start
 
-    def _open_supervision(self, work: WindowWork, stages: list[Stage], streams: dict[str, SupervisionStream]) -> None:
+    def _open_supervision(self, work: WindowWork, stages: list[Stage], streams: dict[str, OpenSupervision]) -> None:
         """Opens the supervision of a window that other jobs, or this job before an interruption, have committed."""
         needed = {teacher for stage in stages for teacher in stage.trainer.arm.teachers} - self._supervising(work)
         for teacher in sorted(needed - self.external.keys()):
             # Rank zero decides for all. A teacher that has passed a window without rows has nothing to open.
-            home = self.store.home(teacher)
             if self.process_group.broadcast(
-                self.process_group.is_rank_zero and home.store.log.has("supervise", home.model, work.window.index)
+                self.process_group.is_rank_zero and self.store.is_supervised(teacher, work.window)
             ):
                 stream = self.store.supervision(teacher, work.window)
                 if stream is not None:
@@ -338,7 +337,7 @@ class StreamLoop:
         chunk: ShardedChunk,
         labellers: list[Labeller],
         stages: list[Stage],
-        streams: Mapping[str, SupervisionStream],
+        streams: Mapping[str, OpenSupervision],
     ) -> None:
         """Supervises a chunk with the labellers, then trains the stages on it, teachers before students."""
         start = time.perf_counter()
@@ -401,13 +400,6 @@ class StreamLoop:
             if chunk is None:
                 return
             yield chunk
-
-
-def _labelled_for(teacher: Arm, students: tuple[str, ...]) -> tuple[str, ...]:
-    """Lists the arms whose rows a teacher with a delay labels: its students', and its own for students elsewhere."""
-    if students and not teacher.config.supervision.store:
-        return students
-    return (*students, teacher.name)
 
 
 def _late_tasks(experiment: Experiment) -> dict[timedelta, tuple[str, ...]]:

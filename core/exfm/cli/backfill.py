@@ -1,0 +1,66 @@
+"""Labels past windows of a teacher, for `exfm supervise --backfill`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from exfm.cli.context import Session
+from exfm.cli.jobs import check_stores
+from exfm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from exfm.interfaces.data_source import TimeRange
+    from exfm.training.backfill import BackfilledWindow
+
+
+def run_backfill(session: Session, config: str, overrides: list[str], models: Sequence[str], between: str) -> None:
+    """Loads the experiment and labels past windows of some teachers."""
+    from exfm.config.loading import load_experiment
+
+    span = _time_range(between)
+    experiment = load_experiment(config, overrides, block=session.block)
+    for model in models:
+        check_stores(experiment, model)
+
+    from exfm.experiment.run import build_plan
+    from exfm.scheduling.identity import open_run
+    from exfm.supervision.store import open_store
+    from exfm.training.backfill import Backfiller
+
+    store, plan = open_store(experiment), build_plan(experiment)
+    open_run(experiment, store, models)
+    for model in dict.fromkeys(models):
+        windows: list[BackfilledWindow] = []
+
+        def report(done: BackfilledWindow, windows: list[BackfilledWindow] = windows) -> None:
+            windows.append(done)
+            typer.echo(f"{done.window}: {_words(done)}", err=True)
+
+        Backfiller(experiment, store, plan, model).run(span, report)
+        rows = sum(done.rows for done in windows)
+        masked = sum(done.masked for done in windows)
+        typer.echo(f"supervise {model}: {rows:,} rows of {len(windows)} windows labelled, {masked} windows masked")
+    plan.process_group.close()
+
+
+def _words(done: BackfilledWindow) -> str:
+    if done.rows:
+        return f"{done.rows:,} rows labelled by snapshot {done.version}"
+    masked = "; its students learn from no supervision in it" if done.masked else ""
+    return f"nothing labelled: {done.left}{masked}"
+
+
+def _time_range(text: str) -> TimeRange:
+    """Parses FROM..TO, either of which may be left out."""
+    from exfm.interfaces.data_source import TimeRange
+    from exfm.interfaces.duration import parse_time_us
+
+    since, dots, until = text.partition("..")
+    start_us = parse_time_us(since) if since else 0
+    end_us = parse_time_us(until) if until else 2**62
+    if not dots or start_us is None or end_us is None or start_us >= end_us:
+        raise ConfigError(f"--backfill {text!r}: write FROM..TO, two times (UTC) such as 2026-01-20..2026-02-01T12:00")
+    return TimeRange(start_us, end_us)
