@@ -39,6 +39,7 @@ class StudentTransfer:
     ) -> None:
         self.modules = nn.ModuleList(strategies)
         self.strategies = tuple(strategies)
+        self.teachers = frozenset(name for strategy in strategies for name in strategy.config.teachers)
         self.parameters = parameters
         self._parallel_model = parallel_model
         self._adapters: dict[int, torch.optim.Optimizer] = {}
