@@ -31,6 +31,7 @@ class StudentTransfer:
 
     Attributes:
         modules: the strategies as a module.
+        teachers: names of the teachers that the strategies learn from.
         soft_labels: the metrics of the student's soft labels since ``begin``.
     """
 
