@@ -82,7 +82,7 @@ def predictor(config: dict[str, Any], schema: exfm.schema.FeatureSchema) -> tupl
         columns=columns,
         event_time="event_time" if needs_event_time(served.features) else "",
         features=served.features,
-        inputs=tuple(input_specs(served.features)),
+        inputs=tuple(input_specs(served.features, {})),
         outputs=tuple({"name": task, "dtype": "float32", "shape": ("B",), "holds": ""} for task in schema.tasks),
         files={},
     )

@@ -99,7 +99,7 @@ def test_arguments_have_the_shapes_that_are_described() -> None:
     schema = with_columns(schema_of(*EVERYTHING))
     rows = random_rows(schema, 7)
     sizes: dict[str, int] = {"B": 7}
-    specs, arguments = list(input_specs(schema.features)), list(arrays(schema.features, rows))
+    specs, arguments = list(input_specs(schema.features, {})), list(arrays(schema.features, rows))
     assert len({spec.name for spec in specs}) == len(specs) == len(arguments)
     for spec, array in zip(specs, arguments, strict=True):
         assert str(array.dtype) == spec.dtype

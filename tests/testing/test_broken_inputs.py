@@ -11,7 +11,7 @@ from torch import nn
 
 from exfm import TeacherInput
 from exfm.testing import TeacherInputTests
-from exfm.transfer import TeacherInputConfig
+from exfm.transfer import EXAMPLE, TeacherInputConfig
 
 
 class Sound(TeacherInput):
@@ -121,3 +121,79 @@ def test_what_is_wrong_is_said_by_its_own_test(component: type[Any]) -> None:
     for test, words in BROKEN[component].items():
         assert words in found[test]
     assert found.keys() - BROKEN[component].keys() <= {"every_part_learns", "exports", "the_newest_vector_counts"}
+
+
+class SoundPair(TeacherInput):
+    """Nothing is wrong: the embedding of the example through a map, and a learned token where there is none."""
+
+    name = "sound_pair"
+    reads = "embedding"
+
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.map = nn.Linear(inputs.widths[EXAMPLE], inputs.dim)
+        self.missing = nn.Parameter(torch.ones(inputs.dim))
+
+    def forward(self, histories):
+        embedding_BK, valid_B1 = histories[EXAMPLE].vector_BLK[:, 0], histories[EXAMPLE].valid_BL
+        return self.token(embedding_BK, valid_B1).unsqueeze(1)
+
+    def token(self, embedding_BK, valid_B1):
+        return torch.where(valid_B1, self.map(embedding_BK), self.missing)
+
+
+class ReadsAMiss(SoundPair):
+    def token(self, embedding_BK, valid_B1):
+        return self.map(embedding_BK) + valid_B1 * self.missing
+
+
+class FillsAMissFromTheBatch(SoundPair):
+    def token(self, embedding_BK, valid_B1):
+        present_BK = torch.where(valid_B1, embedding_BK, 0.0)
+        mean_K = present_BK.sum(0) / valid_B1.sum().clamp(min=1)
+        return self.map(torch.where(valid_B1, embedding_BK, mean_K)) + self.missing
+
+
+class TellsHitsFromMissesAlone(SoundPair):
+    def token(self, embedding_BK, valid_B1):
+        return torch.where(valid_B1, self.map(torch.ones_like(embedding_BK)), self.missing)
+
+
+class NeverTrainsTheMiss(SoundPair):
+    def token(self, embedding_BK, valid_B1):
+        return torch.where(valid_B1, self.map(embedding_BK), self.missing.detach())
+
+
+class AsksForThree(SoundPair):
+    class Config(TeacherInputConfig):
+        """Three embeddings of an example."""
+
+        @property
+        def length(self) -> int:
+            return 3
+
+
+BROKEN_PAIRS: dict[type[Any], tuple[str, str]] = {
+    ReadsAMiss: ("a_vector_that_there_is_not_changes_nothing", "its tokens, with other unknown vectors"),
+    FillsAMissFromTheBatch: ("an_example_depends_on_itself_alone", "of each example alone and of all together"),
+    TellsHitsFromMissesAlone: ("the_newest_vector_counts", "do not depend on the newest vectors"),
+    NeverTrainsTheMiss: ("every_part_learns", "no gradient reaches missing"),
+    AsksForThree: ("an_embedding_is_a_single_vector", "its Config asks for 3 vectors of the example"),
+}
+
+
+def test_nothing_is_wrong_with_a_sound_one_that_reads_the_example() -> None:
+    assert not failed(TeacherInputTests, {"component": SoundPair})
+
+
+@pytest.mark.parametrize("component", BROKEN_PAIRS, ids=lambda component: component.__name__)
+def test_what_is_wrong_with_one_that_reads_the_example_is_said(component: type[Any]) -> None:
+    test, words = BROKEN_PAIRS[component]
+    faults = failed(TeacherInputTests, {"component": component})
+    assert words in faults.pop(test)
+    assert faults.keys() <= {"every_part_learns", "exports"}
+
+
+def test_what_it_reads_is_one_of_two() -> None:
+    with pytest.raises(TypeError, match=r"Odd\.reads must be 'states' or 'embedding', not 'rows'"):
+        type("Odd", (SoundPair,), {"reads": "rows"})

@@ -80,7 +80,7 @@ def test_a_token_is_the_map_of_the_newest_state_and_zeros_without_one() -> None:
         values=torch.tensor([4, 4, 4, 4, 1, 3, 2]),
         lengths=torch.tensor([1, 1, 1, 1, 1, 0, 1, 1]),  # the second example has no user
     )
-    tokens_BMD = inputs(ids)
+    tokens_BMD = inputs(ids, {})
     weight = inputs.components[0].maps["entity_user"].weight
     expected = torch.stack([weight @ states[2], torch.zeros(4), weight @ states[3], torch.zeros(4)])
     torch.testing.assert_close(tokens_BMD[:, 0], expected)

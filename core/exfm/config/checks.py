@@ -8,7 +8,7 @@ from datetime import timedelta
 from graphlib import CycleError, TopologicalSorter
 
 from exfm.config.experiment import Bucket, ExperimentConfig, ModelConfig
-from exfm.config.inputs import ModelInput, resolve_inputs
+from exfm.config.inputs import ModelInput, resolve_inputs, with_sources
 from exfm.config.supervision_section import SupervisionConfig
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
@@ -92,6 +92,7 @@ def check_experiment(
         model = config.models[name]
         tasks = _model_tasks(model, schema)
         inputs = resolve_inputs(model, config, schema, f"{file}: models.{name}.inputs", _configs(borrowed))
+        inputs = with_sources(inputs, {arm.name: arm for arm in arms}, schema)
         stores = _stores(model, name in taught, not taught)
         arms.append(Arm(name, name, model, tasks, _teachers(model), inputs, stores))
         if model.control is True:
@@ -213,7 +214,7 @@ def _check_epochs(model: ModelConfig, key_path: str) -> None:
     if model.epochs is None:
         return
     taking = [spec.name for spec in model.transfer if "parameters" in spec.component.requires]
-    taking += [spec.name for spec in model.inputs]
+    taking += [spec.name for spec in model.inputs if spec.component.reads == "states"]
     if taking:
         raise ConfigError(
             f"{key_path}.epochs: {taking[0]} takes states or parts of a teacher, of which the run keeps the newest and "
@@ -229,7 +230,7 @@ def _check_managed(model: ModelConfig, schema: FeatureSchema, key_path: str) -> 
     for number, spec in enumerate(model.transfer):
         if spec.component.requires & {"states", "parameters"}:
             following.append(f"transfer.{number}: {spec.name} follows")
-    if model.inputs:
+    if any(spec.component.reads == "states" for spec in model.inputs):
         following.append("inputs: they follow")
     if managed and following:
         raise ConfigError(

@@ -6,7 +6,7 @@ Legend: B examples, F dense features, E events of a sequence, C id fields and G 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ class Batch:
         sequences: histories by name.
         labels: (B,) float32 by task.
         oracle: (B,) float32 true probability by task, on simulated streams.
+        embeddings: (B, K) float32 by teacher, its embedding of each example; NaN where it has none. Of a model that
+            reads them as input, and joined after the batch has been cut.
     """
 
     example_id: Tensor
@@ -68,6 +70,7 @@ class Batch:
     sequences: Mapping[str, SequenceBatch]
     labels: Mapping[str, Tensor]
     oracle: Mapping[str, Tensor]
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -87,6 +90,7 @@ class Batch:
             {name: sequence.to(device) for name, sequence in self.sequences.items()},
             {task: label.to(device) for task, label in self.labels.items()},
             {task: truth.to(device) for task, truth in self.oracle.items()},
+            {teacher: vector_BK.to(device) for teacher, vector_BK in self.embeddings.items()},
         )
 
     def only(self, features: frozenset[str], dense: Tensor) -> Batch:
@@ -105,9 +109,7 @@ class Batch:
         if dense.numel() != dense_BF.shape[1]:
             dense_BF = dense_BF[:, dense]
         sequences = {name: sequence for name, sequence in self.sequences.items() if name in features}
-        return Batch(
-            self.example_id, self.event_time_us, self.group, dense_BF, sparse, sequences, self.labels, self.oracle
-        )
+        return replace(self, dense_BF=dense_BF, sparse=sparse, sequences=sequences)
 
     def bags_only(self, features: frozenset[str]) -> Batch:
         """Empties the histories, and all sparse features but the named ones."""
@@ -138,6 +140,7 @@ class Batch:
             sequences={name: sequence.select(index) for name, sequence in self.sequences.items()},
             labels={task: label[index] for task, label in self.labels.items()},
             oracle={task: truth[index] for task, truth in self.oracle.items()},
+            embeddings={teacher: vector_BK[index] for teacher, vector_BK in self.embeddings.items()},
         )
 
     def slice(self, start: int, stop: int) -> Batch:
@@ -152,6 +155,7 @@ class Batch:
             sequences={name: sequence.slice(start, stop) for name, sequence in self.sequences.items()},
             labels={task: label[rows] for task, label in self.labels.items()},
             oracle={task: truth[rows] for task, truth in self.oracle.items()},
+            embeddings={teacher: vector_BK[rows] for teacher, vector_BK in self.embeddings.items()},
         )
 
 

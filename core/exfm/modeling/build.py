@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import torch
 
 from exfm.config.checks import Arm
+from exfm.config.inputs import ModelInput
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import FeatureSchema
+from exfm.interfaces.teacher_input import EXAMPLE
 from exfm.modeling.growth import Growth
 from exfm.modeling.ranking_model import RankingModel
 
@@ -25,10 +28,21 @@ def build_model(arm: Arm, schema: FeatureSchema) -> RankingModel:
     Raises:
         ConfigError: a component refuses its config or its inputs.
     """
+    inputs = [_with_width(entry) for entry in arm.inputs]
     try:
-        return RankingModel(arm.config, schema, arm.tasks, arm.inputs)
+        return RankingModel(arm.config, schema, arm.tasks, inputs)
     except ValueError as error:
         raise ConfigError(f"models.{arm.base}: {error}") from error
+
+
+def _with_width(entry: ModelInput) -> ModelInput:
+    """Sets the width of a whole representation, read from the teacher's network on the meta device."""
+    if entry.source is None:
+        return entry
+    # A fork of the generator, because building on the meta device draws numbers too.
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        width = build_model(entry.source.arm, entry.source.schema).backbone.output_dim
+    return replace(entry, inputs=replace(entry.inputs, widths={EXAMPLE: width}))
 
 
 def parallelize(plan: ParallelPlan, model: RankingModel, arm: Arm) -> ParallelModel:

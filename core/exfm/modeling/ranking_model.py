@@ -145,7 +145,7 @@ class RankingModel(nn.Module):
                 states = self.states(tokens_BND, sequences)
         if self.inputs is not None:
             with self._precision(tokens_BND):
-                inputs.append(self.inputs(batch.sparse))
+                inputs.append(self.inputs(batch.sparse, batch.embeddings))
         layers_BL = self._layer_memory(tokens_BND)
         if layers_BL is not None:
             inputs.append(layers_BL)

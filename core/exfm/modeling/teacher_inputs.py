@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from exfm.config.inputs import ModelInput
 from exfm.interfaces.jagged import JaggedSequence
-from exfm.interfaces.teacher_input import TeacherInput, VectorHistory
+from exfm.interfaces.teacher_input import EXAMPLE, TeacherInput, VectorHistory
 from exfm.modeling.vector_table import HistoryTable
 
 Entity = tuple[str, str]
@@ -24,18 +24,26 @@ class TeacherInputs(nn.Module):
     """Computes a model's tokens from stored vectors of its teachers.
 
     The vectors of an entity are stored once, however many components read them: as many as the longest history needs.
-    They are published with the model, like a table; they are written, not trained.
+    They are published with the model, like a table; they are written, not trained. Embeddings of the examples come with
+    the batch.
 
     Args:
         inputs: the inputs in the order of the experiment's file.
         rows: the number of table rows of each entity, by entity.
+
+    Attributes:
+        embedding_dims: width K of the embeddings of the examples that the model reads, by teacher.
     """
 
     def __init__(self, inputs: Sequence[ModelInput], rows: Mapping[str, int]) -> None:
         super().__init__()
         lengths: dict[Entity, int] = {}
         widths: dict[Entity, int] = {}
+        self.embedding_dims: dict[str, int] = {}
         for entry in inputs:
+            if entry.reads_embedding:
+                self.embedding_dims[entry.teacher] = entry.inputs.widths[EXAMPLE]
+                continue
             for entity, width in entry.inputs.widths.items():
                 key = (entry.teacher, entity)
                 lengths[key] = max(lengths.get(key, 0), entry.inputs.length)
@@ -57,13 +65,16 @@ class TeacherInputs(nn.Module):
             names += [f"{component.name}.{number}:{k}" for k in range(component.num_tokens)]
         return tuple(names)
 
-    def forward(self, sparse: KeyedJaggedTensor) -> Tensor:
-        """Maps the ids of the entities to tokens (B, M, D)."""
+    def forward(self, sparse: KeyedJaggedTensor, embeddings: Mapping[str, Tensor]) -> Tensor:
+        """Maps the ids of the entities, and embeddings (B, K) of the examples by teacher, to tokens (B, M, D)."""
         histories = {key: self._history(key, sparse[key[1]]) for key in self._keys}
         tokens = []
         for entry, component in zip(self._inputs, self.components, strict=True):
             length, teacher = entry.inputs.length, entry.teacher
-            vectors = {name: _first(histories[teacher, name], length) for name in entry.inputs.widths}
+            if entry.reads_embedding:
+                vectors = {EXAMPLE: _of_examples(embeddings[teacher])}
+            else:
+                vectors = {name: _first(histories[teacher, name], length) for name in entry.inputs.widths}
             tokens.append(component(vectors))
         # No copy of a single component's tokens.
         return torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0]
@@ -89,6 +100,13 @@ class TeacherInputs(nn.Module):
         vector_BW = JaggedSequence(vector_VLK.flatten(1), offsets, max_length=1).mean()
         valid_BL = JaggedSequence(valid_VL.to(vector_BW.dtype), offsets, max_length=1).mean() > 0
         return VectorHistory(vector_BW.view(-1, table.length, table.width), valid_BL)
+
+
+def _of_examples(embedding_BK: Tensor) -> VectorHistory:
+    """Masks the examples without an embedding, whose numbers are NaN."""
+    valid_B1 = ~embedding_BK.isnan().any(dim=1, keepdim=True)
+    # Zeros, because a masked NaN still makes the gradient of a product NaN.
+    return VectorHistory(torch.where(valid_B1, embedding_BK, 0.0).unsqueeze(1), valid_B1)
 
 
 def _first(history: VectorHistory, length: int) -> VectorHistory:

@@ -46,8 +46,12 @@ def activation_bytes(model: RankingModel, schema: FeatureSchema, size: int, leng
             kept[_key(tensor)] = tensor  # a reference, so that no other storage gets its address
         return tensor
 
+    batch = model.narrow(_full_batch(schema, size, lengths))
+    if model.inputs is not None:
+        widths = model.inputs.embedding_dims
+        batch = replace(batch, embeddings={name: torch.zeros(size, width) for name, width in widths.items()})
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(model.narrow(_full_batch(schema, size, lengths)))
+        model(batch)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

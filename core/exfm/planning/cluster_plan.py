@@ -282,6 +282,7 @@ def _model_dict(model: ModelPlan, processes: int) -> dict[str, Any]:
         "memory": {name: sizes.tolist() for name, sizes in model.memory.items()},
         # arXiv 2508.03854: S (M - 1) / T for tables of size S on T processes in M groups.
         "replication_bytes": tables * (processes // layout.group - 1) // processes,
+        "serving_lookups": [name for entry in needs.arm.inputs for name in entry.lookups],
         "exchanges": [_exchange_dict(collective, layout.group) for collective in model.collectives],
         "sent_bytes_per_step": sent.tolist(),
         "imbalance": {

@@ -38,6 +38,8 @@ def plan_tables(plan: Json) -> Iterator[Table | Text]:
         yield _memory(name, model)
         if model["exchanges"]:
             yield _exchanges(name, model)
+        if model["serving_lookups"]:
+            yield Text(f"{name} costs lookups at serving: {', '.join(model['serving_lookups'])}\n")
     yield _verdict(plan)
 
 

@@ -1,11 +1,12 @@
 """Describes an export in inputs.json (features, tensors and files), and converts rows to its tensors.
 
-Legend: B examples, V values of a feature, E events of a sequence, F dense features, G numbers of an event.
+Legend: B examples, V values of a feature, E events of a sequence, F dense features, G numbers of an event, K width of a
+teacher's embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -70,6 +71,7 @@ class Description(_Section):
     Attributes:
         columns: type of every column of a row, as in the stream; a timestamp is UTC.
         event_time: column of a row's time, if a sequence needs it; else empty.
+        embeddings: width of the embedding of each example that the model reads as input, by teacher.
         watermark: time before which the model's training examples are.
         inputs: the program's arguments, in order.
         outputs: the program's results, in order: a probability per example and task.
@@ -84,6 +86,7 @@ class Description(_Section):
     columns: dict[str, str]
     event_time: str = ""
     features: tuple[Feature, ...]
+    embeddings: dict[str, int] = {}
     hashing: str = HASHING
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -95,8 +98,13 @@ class Description(_Section):
         return tuple(output.name for output in self.outputs)
 
 
-def input_specs(features: Sequence[Feature]) -> Iterator[TensorSpec]:
-    """Yields the program's arguments: all dense features in a tensor, then the tensors of each other feature.
+def embedding_input(teacher: str) -> str:
+    """Names the column and the tensor of a teacher's embedding of each example."""
+    return f"{teacher}.embedding"
+
+
+def input_specs(features: Sequence[Feature], embeddings: Mapping[str, int]) -> Iterator[TensorSpec]:
+    """Yields the program's arguments: dense features in a tensor, the tensors of each other feature, then embeddings.
 
     Bags have the start of each example and histories have the length of each example. Offsets would tie two dimensions
     of the captured graph, because there are as many offsets as examples and a further offset.
@@ -123,6 +131,12 @@ def input_specs(features: Sequence[Feature]) -> Iterator[TensorSpec]:
         elif not isinstance(feature, DenseFeature):
             yield _spec(f"{feature.name}.rows", "int64", (f"V_{feature.name}",), "table rows, example by example")
             yield _spec(f"{feature.name}.starts", "int64", ("B",), "where each example's rows begin")
+    for teacher, width in embeddings.items():
+        holds = (
+            f"{teacher}'s embedding of each example (user and candidate), computed before the request as its "
+            "supervision stores it: int8 numbers times their scale. A row of NaN where it has none"
+        )
+        yield _spec(embedding_input(teacher), "float32", ("B", width), holds)
 
 
 def _spec(name: str, dtype: Literal["float32", "int64"], shape: tuple[int | str, ...], holds: str) -> TensorSpec:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -38,6 +38,7 @@ from exfm.serving.description import (
     Description,
     ExportedFile,
     TensorSpec,
+    embedding_input,
     input_specs,
     needs_event_time,
     source_columns,
@@ -89,6 +90,7 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form(), at
     check_snapshot(snapshot, weights, served.constants, store.workspace.url)
     event_time = experiment.schema.event_time if needs_event_time(served.features) else ""
     columns = _column_types(experiment, served.features, event_time)
+    columns |= {embedding_input(teacher): "list of double" for teacher in served.embeddings}
     try:
         program = capture(served)
     except Exception as error:  # torch raises many types for code of plugins that it cannot capture
@@ -110,7 +112,8 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form(), at
         columns=columns,
         event_time=event_time,
         features=served.features,
-        inputs=tuple(input_specs(served.features)),
+        embeddings=served.embeddings,
+        inputs=tuple(input_specs(served.features, served.embeddings)),
         outputs=tuple(outputs),
         files=files,
     )
@@ -121,7 +124,7 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form(), at
 
 def capture(served: ServedModel) -> ExportedProgram:
     """Captures the graph of a served model, for at least 1 example, and any number of values and events."""
-    tensors = tuple(_examples(served.features, size=5, longest=3))
+    tensors = tuple(_examples(served.features, served.embeddings, size=5, longest=3))
     free = tuple({0: Dim.DYNAMIC} for _ in tensors)
     # By default torch.export specializes on a size of 1; this captures a graph for all sizes.
     sizes_alike = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
@@ -129,11 +132,11 @@ def capture(served: ServedModel) -> ExportedProgram:
         return torch.export.export(served, tensors, dynamic_shapes=(free,), strict=False)
 
 
-def _examples(features: Sequence[Feature], size: int, longest: int) -> Iterator[Tensor]:
+def _examples(features: Sequence[Feature], embeddings: Mapping[str, int], size: int, longest: int) -> Iterator[Tensor]:
     """Yields the program's arguments for some examples, with 0 to ``longest`` values or events each."""
     lengths = torch.arange(size) % (longest + 1)
     feature_by_name = {feature.name: feature for feature in features}
-    for spec in input_specs(features):
+    for spec in input_specs(features, {}):
         name, _, field = spec.name.partition(".")
         feature = feature_by_name.get(name)  # none for the tensor of all dense features
         most = feature.max_length if isinstance(feature, SequenceFeature) else longest
@@ -156,6 +159,10 @@ def _examples(features: Sequence[Feature], size: int, longest: int) -> Iterator[
             yield torch.arange(shape[0]).flip(0) ** 3
         else:
             yield torch.arange(shape[0]) % _table_rows(feature, field)
+    for width in embeddings.values():
+        embedding_BK = torch.arange(size * width).view(size, width).cos()
+        embedding_BK[1::3] = torch.nan  # not the first, because a batch of 1 checks a present embedding
+        yield embedding_BK
 
 
 def _table_rows(feature: Feature | None, field: str) -> int:
@@ -179,7 +186,7 @@ def _check(served: ServedModel, program: ExportedProgram, model: str, tolerance:
     largest = max(8, _PADDED // max(histories, default=1) ** 2)
     for wished_size, longest in _SIZES:
         size = min(wished_size, largest)
-        tensors = tuple(_examples(served.features, size, longest))
+        tensors = tuple(_examples(served.features, served.embeddings, size, longest))
         try:
             with torch.no_grad():
                 pairs = zip(run(*tensors), served(*tensors), strict=True)

@@ -5,6 +5,7 @@ Legend: B examples.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,6 +31,7 @@ from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
 from exfm.serving.find_snapshot import find_arm, find_snapshot, load_snapshot
 from exfm.serving.prediction_columns import to_predict
+from exfm.serving.stored_embeddings import StoredEmbeddings
 from exfm.storage.aliases import LATEST
 from exfm.storage.finite import check_snapshot, infinite_buffers
 from exfm.storage.snapshots import Snapshot
@@ -37,6 +39,8 @@ from exfm.storage.workspace import Workspace
 from exfm.supervision.row_files import Column, RowWriter
 from exfm.supervision.store import Store, open_store
 from exfm.training.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 def predict(
@@ -48,6 +52,9 @@ def predict(
     between: TimeRange | None = None,
 ) -> tuple[Snapshot, int]:
     """Predicts the stream's rows that a model sees, with a snapshot of the model.
+
+    A model that reads its teacher's embedding of the example finds it in the run's committed supervision; other rows
+    are predicted as rows of which the teacher has no embedding, and a warning counts them.
 
     The file has ``example_id``, ``event_time`` and ``prediction_TASK``, a probability, in the order of the stream; its
     metadata name model, snapshot and watermark. It appears when it is complete.
@@ -89,10 +96,11 @@ def predict(
     parallel_model.load_state_dict(build_growth(arm, experiment.schema, experiment.config.seed).grow(weights))
     folder.sweep()
     writer = RowWriter(folder, name, _schema(arm, snapshot))
+    embeddings = StoredEmbeddings(store, {} if network.inputs is None else network.inputs.embedding_dims)
     rows = 0
     try:
         for chunk, progress in _chunks(experiment, arm, plan, windows, _id_kinds(store, snapshot, arm)):
-            batches = [_predict_batch(network, batch, plan) for batch in _batches(network, chunk, arm)]
+            batches = [_predict_batch(network, batch, plan) for batch in _batches(network, chunk, arm, embeddings)]
             if batches:
                 # A row group per chunk: row groups of single batches would make a large footer.
                 columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
@@ -102,7 +110,15 @@ def predict(
     except BaseException:  # an interrupt too must leave no unfinished file
         writer.discard()
         raise
+    finally:
+        embeddings.close()
     writer.close()
+    for teacher, missing in embeddings.missing.items():
+        if missing:
+            logger.warning(
+                "%s: of %d of %d rows the run has no embedding of %s; they are predicted as misses",
+                *(model, missing, rows, teacher),
+            )
     return snapshot, rows
 
 
@@ -161,11 +177,12 @@ def _chunks(
     reader.warn_left_out()
 
 
-def _batches(network: RankingModel, chunk: Chunk, arm: Arm) -> Iterator[Batch]:
+def _batches(network: RankingModel, chunk: Chunk, arm: Arm, embeddings: StoredEmbeddings) -> Iterator[Batch]:
     selected = chunk.rows[arm.name]
     seen = network.narrow(chunk.batch)
     if selected is not None:
         seen = seen.select(selected)
+    seen = embeddings.add(seen)
     count = math.ceil(seen.size / arm.config.batch_size)
     if count:
         # Nearly equal batches, instead of a small batch at the end.

@@ -16,7 +16,16 @@ from torch import Tensor
 from exfm.data.validation import check_features
 from exfm.errors import ConfigError, RunError, suggestion
 from exfm.serving.archives import check_archive
-from exfm.serving.description import COMPILED_FILE, DESCRIPTION_FILE, PROGRAM_FILE, Description, arrays, arrow_type
+from exfm.serving.description import (
+    COMPILED_FILE,
+    DESCRIPTION_FILE,
+    PROGRAM_FILE,
+    Description,
+    arrays,
+    arrow_type,
+    embedding_input,
+)
+from exfm.serving.embedding_rows import embedding_rows
 from exfm.storage.hashing import FileRecord
 from exfm.storage.workspace import Workspace
 
@@ -44,7 +53,7 @@ class Predictor:
 
         Args:
             rows: a record batch with the columns of ``description.columns`` in any order, which may have others; or a
-                mapping per row, with a key per column.
+                mapping per row, with a key per column. The embedding of a teacher that has none of a row is null.
 
         Raises:
             ConfigError: a column is missing or of another type, or a value is outside the feature's range.
@@ -65,14 +74,17 @@ class Predictor:
             row = batch.column(event_time).is_null().to_pylist().index(True)
             raise ConfigError(f"row {row}: {event_time}: the value is missing")
         check_features(batch, features, event_time)
+        converted = [*arrays(features, batch, event_time)]
+        for teacher, width in self.description.embeddings.items():
+            column = embedding_input(teacher)
+            converted.append(embedding_rows(batch.column(column), column, width))
         # Arrays that share Arrow's memory are read-only, and torch has no read-only tensors: copy these.
-        writable = (np.require(array, requirements="W") for array in arrays(features, batch, event_time))
-        return tuple(torch.from_numpy(array) for array in writable)
+        return tuple(torch.from_numpy(np.require(array, requirements="W")) for array in converted)
 
     def run(self, tensors: Sequence[Tensor]) -> dict[str, npt.NDArray[np.float32]]:
         """Runs the program, and returns the probability of each task, (B,) by task."""
         tasks = self.description.tasks
-        # The last argument has B entries. The graph is captured for at least 1 example.
+        # The last argument has B rows. The graph is captured for at least 1 example.
         if tensors[-1].shape[0] == 0:
             return {task: np.zeros(0, np.float32) for task in tasks}
         with torch.no_grad():

@@ -19,7 +19,7 @@ from exfm.modeling.build import build_model
 from exfm.modeling.embeddings import Lookup
 from exfm.modeling.parts import table_of
 from exfm.modeling.tokens import map_ids
-from exfm.serving.description import AGES, DENSE, input_specs, without_times
+from exfm.serving.description import AGES, DENSE, embedding_input, input_specs, without_times
 from exfm.storage.finite import infinite_buffers
 
 
@@ -77,6 +77,7 @@ class ServedModel(nn.Module):
 
     Attributes:
         constants: names of buffers that are infinite by design.
+        embeddings: width of the embedding of each example that it reads as input, by teacher.
 
     Raises:
         ConfigError: a component refuses its config or its inputs.
@@ -91,7 +92,8 @@ class ServedModel(nn.Module):
         featurizer = self.model.featurizer
         seen = schema.select(arm.config.features).features
         self.features = seen if featurizer.reads_times else tuple(without_times(seen))
-        self.names = [spec.name for spec in input_specs(self.features)]
+        self.embeddings = {} if self.model.inputs is None else self.model.inputs.embedding_dims
+        self.names = [spec.name for spec in input_specs(self.features, self.embeddings)]
         tables = {table_of(key): key for key in weights if table_of(key)}
         fields = [lookup for lookups in featurizer.fields.values() for lookup in lookups]
         lookups = [*featurizer.bags, *fields]
@@ -119,7 +121,7 @@ class ServedModel(nn.Module):
     def _batch(self, inputs: Mapping[str, Tensor]) -> Batch:
         sparse: dict[str, _Bags] = {}
         sequences: dict[str, SequenceBatch] = {}
-        # The last input has B entries in every model; a batch's ids and times, which serving lacks, are not read.
+        # The last input has B rows in every model; a batch's ids and times, which serving lacks, are not read.
         per_example = inputs[self.names[-1]]
         for feature in self.features:
             if isinstance(feature, SequenceFeature):
@@ -128,7 +130,8 @@ class ServedModel(nn.Module):
                 rows_V = map_ids(self.managed, feature.table_name, inputs[f"{feature.name}.rows"])
                 sparse[feature.name] = _Bags(rows_V, inputs[f"{feature.name}.starts"])
         dense_BF = inputs[DENSE] if DENSE in inputs else torch.zeros(per_example.shape[0], 0)
-        return Batch(per_example, per_example, per_example, dense_BF, sparse, sequences, {}, {})
+        embeddings = {teacher: inputs[embedding_input(teacher)] for teacher in self.embeddings}
+        return Batch(per_example, per_example, per_example, dense_BF, sparse, sequences, {}, {}, embeddings)
 
 
 def _served(arm: Arm) -> Arm:

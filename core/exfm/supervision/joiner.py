@@ -253,6 +253,13 @@ def slice_output(supervision: TeacherOutput, rows: slice) -> TeacherOutput:
     )
 
 
+def embedding_input(supervision: TeacherOutput) -> Tensor:
+    """Returns a teacher's embedding (B, E) of each example as a model reads it: NaN where the teacher has none."""
+    assert supervision.embedding is not None  # checked with the experiment: the teacher stores it
+    hit_B = torch.stack(list(supervision.hit.values())).any(dim=0)
+    return supervision.embedding.masked_fill(~hit_B.unsqueeze(1), torch.nan)
+
+
 def nothing_stored(example_id: Tensor) -> Stored:
     """Returns the result for B examples of which a teacher has stored no vectors."""
     return Stored(torch.zeros_like(example_id, dtype=torch.bool), example_id[:0], {})

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from exfm.interfaces.component import Component
-from exfm.interfaces.teacher_input import InputSpec, TeacherInput, VectorHistory
+from exfm.interfaces.teacher_input import EXAMPLE, InputSpec, TeacherInput, VectorHistory
 from exfm.testing.component import ComponentTests
 from exfm.testing.network import check_bits, check_close
 from exfm.testing.operations import Operations
@@ -31,11 +32,13 @@ class TeacherInputTests(ComponentTests):
     Attributes:
         dim: width of tokens.
         widths: width of the teacher's states, by entity.
+        embedding_dim: width of the teacher's embedding of the example, of a component that reads it.
     """
 
     interface: ClassVar[type[Component]] = TeacherInput
     dim: ClassVar[int] = 8
     widths: ClassVar[Mapping[str, int]] = {"user": 5, "item": 3}
+    embedding_dim: ClassVar[int] = 5
 
     def config(self, fields: Mapping[str, Any]) -> Any:
         """The Config of fields as written in YAML, and of a teacher."""
@@ -46,8 +49,14 @@ class TeacherInputTests(ComponentTests):
         config = self.config(fields)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module = self.component(config, InputSpec(self.dim, config.length, widths or self.widths))
+            module = self.component(config, self.spec(config, widths))
         return module.double()
+
+    def spec(self, config: Any, widths: Mapping[str, int] | None = None) -> InputSpec:
+        """The surroundings of a component: vectors of entities, or the embedding of the example."""
+        if self.component.reads == "embedding":
+            return InputSpec(self.dim, 1, {EXAMPLE: self.embedding_dim})
+        return InputSpec(self.dim, config.length, widths or self.widths)
 
     def histories(self, module: Any, size: int = 8) -> Histories:
         """Draws histories of examples with all, some and none of the vectors."""
@@ -112,6 +121,13 @@ class TeacherInputTests(ComponentTests):
         }
         assert not torch.equal(module(moved), module(histories)), "its tokens do not depend on the newest vectors"
 
+    def test_an_embedding_is_a_single_vector(self, fields: Mapping[str, Any]) -> None:
+        """Of the example there is one embedding, and no history of them."""
+        if self.component.reads != "embedding":
+            pytest.skip("it reads states, of which there may be many")
+        length = self.config(fields).length
+        assert length == 1, f"its Config asks for {length} vectors of the example; there is one embedding"
+
     def test_runs_repeat(self, fields: Mapping[str, Any]) -> None:
         """All randomness is drawn from torch's generator when it is built; training mode changes nothing."""
         module = self.make(fields)
@@ -129,6 +145,8 @@ class TeacherInputTests(ComponentTests):
 
     def test_names_do_not_decide(self, fields: Mapping[str, Any]) -> None:
         """Renames entities: names must not change the module, because a set has another order in each process."""
+        if self.component.reads == "embedding":
+            pytest.skip("it reads the example, whose name is always the same")
         module = self.make(fields)
         names = {
             entity: f"zz_{number}_{entity[::-1]}" for number, entity in enumerate(sorted(self.widths, reverse=True))
@@ -155,7 +173,7 @@ class TeacherInputTests(ComponentTests):
         """``exfm validate`` builds every component on the meta device, where tensors have shapes and no values."""
         config = self.config(fields)
         with torch.device("meta"):
-            module = self.component(config, InputSpec(self.dim, config.length, self.widths))
+            module = self.component(config, self.spec(config))
         real = [name for name, value in module.state_dict().items() if not value.is_meta]
         assert not real, f"built on the meta device, {', '.join(real)} took memory; leave the device to torch's default"
 

@@ -34,7 +34,7 @@ from exfm.storage.commits import NONE, WindowRead
 from exfm.storage.finite import check_snapshot, first_not_finite, is_finite
 from exfm.storage.snapshots import Snapshot, same_on_all
 from exfm.supervision.coverage import Coverage
-from exfm.supervision.joiner import Joined, Joiner, SupervisionRows, slice_output
+from exfm.supervision.joiner import Joined, Joiner, SupervisionRows
 from exfm.supervision.row_files import (
     Column,
     predictions_schema,
@@ -46,6 +46,7 @@ from exfm.supervision.row_files import (
 from exfm.supervision.store import Store
 from exfm.training.commit_writer import ReusableBuffers, WindowCommit
 from exfm.training.divergence import diverged
+from exfm.training.example_embeddings import join_batch
 from exfm.training.gate import judge, read_history
 from exfm.training.initial_weights import InitialWeights, check_new_tables, load_initial_weights
 from exfm.training.model_output import ForwardRows
@@ -241,7 +242,7 @@ class Stage:
     def _train(self, batch: ModelBatch, joined: Mapping[str, Joined], outputs: ForwardRows) -> None:
         """Trains on a batch with the labels that arrive with it, and adds the forward pass to ``outputs``."""
         learn = StepLabels(self.prompt, transfer=True)
-        supervision = {name: slice_output(teacher.supervision, batch.rows) for name, teacher in joined.items()}
+        batch, supervision = join_batch(batch, self.trainer.model, joined)
         if not self.counters.flops:
             self.counters.flops = self._flops(batch.batch)
         if self._unchecked is not None:
@@ -283,7 +284,7 @@ class Stage:
         for name in self.trainer.arm.teachers:
             joined[name] = teachers[name].join(seen.example_id, seen.event_time_us)
         for batch in chunk.batches(rows, self.trainer.model, self._accumulate):
-            supervision = {name: slice_output(teacher.supervision, batch.rows) for name, teacher in joined.items()}
+            batch, supervision = join_batch(batch, self.trainer.model, joined)
             self.trainer.step(batch.batch, supervision, learn, batch.shard.counts, batch.accumulation)
 
     def consume_late(self, chunk: ShardedChunk, tasks: tuple[str, ...]) -> None:

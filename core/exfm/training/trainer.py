@@ -220,7 +220,9 @@ class Trainer:
         for task, label in labels_learned.items():
             losses.append(nn.functional.binary_cross_entropy_with_logits(output.logits[task], label))
         if learn.transfer:
-            losses += self.transfer.losses(output, gatherer.supervision(supervision), labels, labels_learned)
+            # Without teachers whose embedding is an input alone, because gathering costs as many bytes as they have.
+            taught = {name: teacher for name, teacher in supervision.items() if name in self.transfer.teachers}
+            losses += self.transfer.losses(output, gatherer.supervision(taught), labels, labels_learned)
         if learn.tasks:
             losses += self.model.state_losses(output, labels_learned)
         return losses, output

@@ -31,6 +31,7 @@ class StudentTransfer:
 
     Attributes:
         modules: the strategies as a module.
+        teachers: names of the teachers that the strategies learn from.
         soft_labels: the metrics of the student's soft labels since ``begin``.
     """
 
@@ -39,6 +40,7 @@ class StudentTransfer:
     ) -> None:
         self.modules = nn.ModuleList(strategies)
         self.strategies = tuple(strategies)
+        self.teachers = frozenset(name for strategy in strategies for name in strategy.config.teachers)
         self.parameters = parameters
         self._parallel_model = parallel_model
         self._adapters: dict[int, torch.optim.Optimizer] = {}

@@ -11,4 +11,5 @@ def exfm_register_teacher_inputs() -> list[exfm.LazyComponent]:
     return [
         exfm.LazyComponent("latest_state", "exfm_plugins.inputs.latest_state.model:LatestState"),
         exfm.LazyComponent("loopfm", "exfm_plugins.inputs.loopfm.model:LoopFM"),
+        exfm.LazyComponent("pair_embedding", "exfm_plugins.inputs.pair_embedding.model:PairEmbedding"),
     ]
