@@ -13,6 +13,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -60,6 +61,11 @@ def torchrun(function: Callable[..., object], *arguments: Any, processes: int, r
     environment = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = _ended(_launch, function, arguments, processes, restarts, environment=environment)
     assert done.returncode == 0, done.stderr[-8000:]
+
+
+def empty_plot(_: object, title: str) -> str:
+    """Returns a plot without its drawing, in place of ``exfm.reporting.plots.svg``."""
+    return f'<svg role="img" aria-label="{escape(title)}"/>'
 
 
 def _ended(function: Callable[..., object], *arguments: Any, environment: Mapping[str, str]) -> CompletedProcess[str]:
