@@ -26,9 +26,10 @@ settings.register_profile("soak", _ANY_CASE, max_examples=1_000)
 settings.load_profile("default")
 
 LONG = (
-    "training/test_parallel.py", "training/test_stream_loop.py", "serving/test_export.py", "planning/test_plan.py",
-    "cli/test_new_plugin.py", "examples/test_distributions.py", "docs/test_recipes.py", "cli/test_sweep.py",
-    "examples/test_notebooks.py", "examples/test_paper.py", "training/test_jobs.py", "training/test_teacher_inputs.py",
+    "training/test_parallel.py", "serving/test_export.py", "docs/test_recipes.py", "training/test_stream_loop.py",
+    "cli/test_sweep.py", "examples/test_distributions.py", "examples/test_notebooks.py", "cli/test_new_plugin.py",
+    "plugins/test_pyramid.py", "training/test_jobs.py", "docs/test_tutorial.py", "training/test_chunk_rows.py",
+    "planning/test_plan.py", "examples/test_paper.py", "training/test_sharing.py", "training/test_teacher_inputs.py",
 )  # fmt: skip
 """The files that take longest, which come first: at the end one process would wait for the other."""
 
