@@ -11,7 +11,6 @@ import textwrap
 import venv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
-from tests.processes import run_exfm, run_module
+from tests.processes import empty_plot, run_exfm, run_module
 
 _ANY_CASE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.register_profile("default", _ANY_CASE, max_examples=10, derandomize=True)
@@ -27,9 +26,10 @@ settings.register_profile("soak", _ANY_CASE, max_examples=1_000)
 settings.load_profile("default")
 
 LONG = (
-    "training/test_parallel.py", "training/test_stream_loop.py", "serving/test_export.py", "planning/test_plan.py",
-    "cli/test_new_plugin.py", "examples/test_distributions.py", "docs/test_recipes.py", "cli/test_sweep.py",
-    "examples/test_notebooks.py", "examples/test_paper.py", "training/test_jobs.py", "training/test_teacher_inputs.py",
+    "training/test_parallel.py", "serving/test_export.py", "docs/test_recipes.py", "training/test_stream_loop.py",
+    "cli/test_sweep.py", "examples/test_distributions.py", "examples/test_notebooks.py", "cli/test_new_plugin.py",
+    "plugins/test_pyramid.py", "training/test_jobs.py", "docs/test_tutorial.py", "training/test_chunk_rows.py",
+    "planning/test_plan.py", "examples/test_paper.py", "training/test_sharing.py", "training/test_teacher_inputs.py",
 )  # fmt: skip
 """The files that take longest, which come first: at the end one process would wait for the other."""
 
@@ -46,8 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path, 0))
 
 
-DRAWN = ("cli", "docs", "reporting")
-"""Folders of tests that look at reports. Elsewhere a report lacks its plots, which take as long as the training."""
+DRAWN = ("reporting",)
+"""Folders of tests that look at plots. Elsewhere a report lacks them, because they take as long as the training."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,9 +55,7 @@ def plots_where_they_are_looked_at(request: pytest.FixtureRequest) -> Iterator[N
     """Leaves the drawing of plots out, and nothing else of a report, but in the folders above."""
     with pytest.MonkeyPatch.context() as patch:
         if request.path.relative_to(Path(__file__).parent).parts[0] not in DRAWN:
-            patch.setattr(
-                "exfm.reporting.plots.svg", lambda _, title: f'<svg role="img" aria-label="{escape(title)}"/>'
-            )
+            patch.setattr("exfm.reporting.plots.svg", empty_plot)
         yield
 
 
@@ -151,7 +149,7 @@ class Environment:
 
     def run(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Runs `pip`, `pytest` or `exfm` there, without a network."""
-        if command[0] == "pytest":  # with what is installed there, in a process that need not import torch anew
+        if command[0] in ("exfm", "pytest"):  # in a process that need not import torch anew
             return run_module(*command, packages=self.site, folder=cwd)
         program = [str(self.folder / "bin" / "python"), "-m", *command]
         # pip reads "no isolation: 0" as isolation off, and builds with what is installed.

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -45,24 +46,10 @@ def start_exfm(*arguments: str, said: Path | None = None, environment: Mapping[s
     return start(_exfm, arguments, said=said, environment=environment)
 
 
-def run_exfm(*arguments: str, environment: Mapping[str, str] = {}) -> CompletedProcess[str]:
-    """Calls the command line in a process of its own, and waits for it."""
-    return _ended(_exfm, arguments, environment=environment)
-
-
-def run_module(*command: str, packages: str, folder: Path | None = None) -> CompletedProcess[str]:
-    """Calls ``python -m``, with what is installed in another folder besides, and waits for it."""
-    return _ended(_module, command, packages, folder or Path.cwd(), environment={})
-
-
-def torchrun(function: Callable[..., object], *arguments: Any, processes: int, restarts: int = 0) -> None:
-    """Calls a function in so many processes at once, as torchrun starts and restarts them."""
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = _ended(_launch, function, arguments, processes, restarts, environment=environment)
-    assert done.returncode == 0, done.stderr[-8000:]
-
-
-def _ended(function: Callable[..., object], *arguments: Any, environment: Mapping[str, str]) -> CompletedProcess[str]:
+def run_function(
+    function: Callable[..., object], *arguments: Any, environment: Mapping[str, str] = {}
+) -> CompletedProcess[str]:
+    """Calls a function of a module in a new process, and waits for it."""
     with tempfile.TemporaryDirectory() as name:
         said = Path(name)
         process = start(function, *arguments, said=said, environment=environment)
@@ -70,6 +57,28 @@ def _ended(function: Callable[..., object], *arguments: Any, environment: Mappin
         assert process.exitcode is not None
         out, err = ((said / file).read_text(encoding="utf-8") for file in ("out", "err"))
     return CompletedProcess([], process.exitcode, out, err)
+
+
+def run_exfm(*arguments: str, environment: Mapping[str, str] = {}) -> CompletedProcess[str]:
+    """Calls the command line in a process of its own, and waits for it."""
+    return run_function(_exfm, arguments, environment=environment)
+
+
+def run_module(*command: str, packages: str, folder: Path | None = None) -> CompletedProcess[str]:
+    """Calls ``python -m``, with what is installed in another folder besides, and waits for it."""
+    return run_function(_module, command, packages, folder or Path.cwd())
+
+
+def torchrun(function: Callable[..., object], *arguments: Any, processes: int, restarts: int = 0) -> None:
+    """Calls a function in so many processes at once, as torchrun starts and restarts them."""
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = run_function(_launch, function, arguments, processes, restarts, environment=environment)
+    assert done.returncode == 0, done.stderr[-8000:]
+
+
+def empty_plot(_: object, title: str) -> str:
+    """Returns a plot without its drawing, in place of ``exfm.reporting.plots.svg``."""
+    return f'<svg role="img" aria-label="{escape(title)}"/>'
 
 
 def _call(
@@ -82,6 +91,7 @@ def _call(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
+    tempfile.tempdir = None  # chosen by these variables, even if a preloaded module has asked for it
     for number, name in ((1, "out"), (2, "err")):
         file = os.open(said / name if said else os.devnull, os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,26 +11,29 @@ from pathlib import Path
 import pytest
 import yaml
 
+from exfm.cli.main import main
+from tests.processes import start
 from tests.training.logs import experiment_dict, make_log, write_log
 
 
-def _heed_sigint() -> None:
-    """Restores the handler of Ctrl-C, because a shell makes background jobs ignore it."""
+def _exfm(arguments: list[str]) -> None:
+    """Runs the command line with the handler of Ctrl-C, because a shell makes background jobs ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["exfm", *arguments]
+    main()
 
 
-def ended(command: list[str], run_dir: Path, number: int) -> tuple[int, str]:
+def ended(arguments: list[str], folder: Path, number: int) -> tuple[int | None, str]:
     """Starts a job, sends a signal once a window is committed, and returns its status and its stderr."""
-    environment = {**os.environ, "TMPDIR": str(run_dir.parent)}
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment, preexec_fn=_heed_sigint
-    ) as job:
-        while job.poll() is None and not list((run_dir / "commits").rglob("*.json")):
-            time.sleep(0.02)
-        job.send_signal(number)
-        assert job.stderr is not None
-        said = job.stderr.read()
-    return job.returncode, said
+    said = folder / "said"
+    said.mkdir()
+    job = start(_exfm, arguments, said=said, environment={"TMPDIR": str(folder)})
+    assert job.pid is not None
+    while job.is_alive() and not list((folder / "run/commits").rglob("*.json")):
+        time.sleep(0.02)
+    os.kill(job.pid, number)
+    job.join()
+    return job.exitcode, (said / "err").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -51,9 +53,8 @@ def test_a_job_that_is_asked_to_end_leaves_what_is_committed(
     config["save_in_background"] = command == "background"
     path = tmp_path / "test.yaml"
     path.write_text(yaml.safe_dump(config))
-    exfm = [sys.executable, "-m", "exfm"]
-    job = [*exfm, "train", str(path), "--model", "fm", "--follow"] if command == "follow" else [*exfm, "run", str(path)]
-    ended_with, said = ended(job, tmp_path / "run", number)
+    job = ["train", str(path), "--model", "fm", "--follow"] if command == "follow" else ["run", str(path)]
+    ended_with, said = ended(job, tmp_path, number)
     last = said.splitlines()[-1]
     assert (ended_with, last) == (status, f"{how}; what is committed is kept, and the same command goes on from there")
     assert not list(tmp_path.rglob(".exfm.*"))

@@ -25,7 +25,7 @@ from exfm.supervision.store import Store
 from tests.modeling.cases import schema_of
 from tests.serving.conftest import STUDENTS
 from tests.serving.rows import random_rows, trained, untaught_arm, with_columns
-from tests.training.logs import experiment_dict, make_log, write_log
+from tests.training.logs import experiment_dict, load, make_log, train, write_log
 
 PROGRAM = Form(compiled=False)
 
@@ -73,14 +73,13 @@ def test_the_folder_and_its_description(tmp_path: Path, exfm_cli: Any, experimen
     assert [(task["name"], task["shape"]) for task in described["outputs"]] == [("click", ["B"]), ("buy", ["B"])]
 
 
-def test_inputs_of_a_teacher_are_exported(run: exfm.Experiment, experiment_file: str, tmp_path: Path) -> None:
-    overrides = [
-        "models.ah.inputs=[{name: loopfm, teacher: fm, states: 4}, {name: latest_state, teacher: fm}]",
-        "models.ah.tasks=[click]",
-        f"run_dir={tmp_path / 'run'}",
-    ]
-    experiment = exfm.load_experiment(experiment_file, overrides)
-    exfm.run(experiment)
+def test_inputs_of_a_teacher_are_exported(experiment_file: str, tmp_path: Path) -> None:
+    config = yaml.safe_load(Path(experiment_file).read_text())
+    models = {name: config["models"][name] for name in ("fm", "ah")}
+    inputs = [{"name": "loopfm", "teacher": "fm", "states": 4}, {"name": "latest_state", "teacher": "fm"}]
+    models["ah"] |= {"inputs": inputs, "tasks": ["click"], "control": False}
+    experiment = load(tmp_path, {**config, "models": models, "run_dir": str(tmp_path / "run")})
+    train(experiment)
     weights = captured(experiment, "ah").state_dict
     assert [value.shape for key, value in weights.items() if "inputs.tables" in key and value.dim() == 2]
 
@@ -180,7 +179,7 @@ def test_a_component_that_cannot_be_exported(
     plugins.install("odd_plugin", BACKBONE.format(body=body))
     overrides = ["models={odd: {backbone: {name: odd}, batch_size: 64}}", f"run_dir={tmp_path / 'run'}"]
     experiment = exfm.load_experiment(experiment_file, overrides, registry=discover())
-    exfm.run(experiment)
+    train(experiment)
     with pytest.raises(exfm.RunError, match=f"models.odd: .*{words}"):
         export(experiment, "odd", str(tmp_path / "out"), PROGRAM)
     assert not (tmp_path / "out").exists()
@@ -193,7 +192,7 @@ def test_an_operation_without_an_onnx_form(
     plugins.install("odd_plugin", BACKBONE.format(body="tokens_BND = torch.special.bessel_j0(tokens_BND)"))
     overrides = ["models={odd: {backbone: {name: odd}, batch_size: 64}}", f"run_dir={tmp_path / 'run'}"]
     experiment = exfm.load_experiment(experiment_file, overrides, registry=discover())
-    exfm.run(experiment)
+    train(experiment)
     with pytest.raises(exfm.RunError, match="the model has no ONNX form"):
         export(experiment, "odd", str(tmp_path / "out"), Form(compiled=False, onnx=True))
 

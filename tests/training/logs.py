@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 import yaml
 
 import exfm
+from exfm.experiment.run import open_run
+from exfm.supervision.store import Store
+from exfm.training.loop import StreamLoop
 
 DAY_US = 86_400_000_000
 START_US = 1_700_006_400_000_000  # a midnight
@@ -105,6 +108,15 @@ def load(folder: Path, config: dict[str, Any], *overrides: str) -> exfm.Experime
     path = folder / f"{config['name']}.yaml"
     path.write_text(yaml.safe_dump(config))
     return exfm.load_experiment(str(path), overrides)
+
+
+def train(experiment: exfm.Experiment) -> None:
+    """Does all stages of an experiment as a run does, and leaves out its evaluation and its report."""
+    store = Store(experiment.run_dir)
+    open_run(experiment, store)
+    loop = StreamLoop(experiment, store, experiment.config.parallel.build(), lambda _: None)
+    loop.advance()
+    assert not loop.waiting_for
 
 
 def rows_by_window(run_dir: str, folder: str, model: str) -> dict[int, pa.Table]:

@@ -9,19 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import exfm
 from tests.training.logs import (
     DAY_US,
-    DAYS,
     START_US,
     experiment_dict,
     load,
     make_log,
     predictions,
     supervision,
+    train,
     write_log,
 )
 
+DAYS = 4
 BATCH = 64
 ROWS_PER_DAY = 5 * BATCH  # whole batches, so that windows end with whole ones, and no whole number of larger chunks
 CHUNKS = (64, 320)
@@ -48,7 +48,7 @@ def run(log: str, folder: Path, chunk_rows: int, transfer: dict[str, Any] | None
     config["models"]["vm"]["batch_size"] = BATCH // 2
     if transfer is not None:
         config["models"]["vm"]["transfer"] = [transfer]
-    exfm.run(load(folder, config, f"stream.chunk_rows={chunk_rows}"))
+    train(load(folder, config, f"stream.chunk_rows={chunk_rows}"))
     return str(run_dir)
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-import exfm
 from exfm.training.commit_writer import CommitWriter, ReusableBuffers
-from tests.training.logs import experiment_dict, load, make_log, write_log
+from tests.training.logs import experiment_dict, load, make_log, train, write_log
 
 
 @dataclass
@@ -67,7 +66,7 @@ def test_a_run_saved_in_the_background_is_the_same_run(tmp_path: Path) -> None:
     files = []
     for name in ("waiting", "background"):
         config = experiment_dict(log, str(tmp_path / name))
-        exfm.run(load(tmp_path, config, f"save_in_background={'true' if name == 'background' else 'false'}"))
+        train(load(tmp_path, config, f"save_in_background={'true' if name == 'background' else 'false'}"))
         manifests = sorted((tmp_path / name / "commits").rglob("*.json"))
         files.append(
             {str(path.relative_to(tmp_path / name)): json.loads(path.read_text())["files"] for path in manifests}

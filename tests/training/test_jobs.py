@@ -22,15 +22,16 @@ from exfm.supervision.store import Store
 from exfm.training.commit_writer import WindowCommit
 from exfm.training.loop import StreamLoop
 from tests.processes import start_exfm
-from tests.training.logs import differences, experiment_dict, load, make_log, supervision, write_log
+from tests.training.logs import differences, experiment_dict, load, make_log, supervision, train, write_log
 
 KILLS = 1
+ROWS = 900
 
 
 def config_of(folder: Path, name: str) -> Path:
     """An experiment with late labels and an FM that labels a day later, kept in ``folder / name``."""
     log = folder / "log"
-    config = experiment_dict(str(log) if log.exists() else write_log(log, make_log()), str(folder / name))
+    config = experiment_dict(str(log) if log.exists() else write_log(log, make_log(ROWS)), str(folder / name))
     config["stream"]["source"]["labels"].append({"name": "buy", "delay": "2d"})
     config["models"]["fm"]["supervision"] = {"delay": "1d"}
     path = folder / f"{name}.yaml"
@@ -196,13 +197,13 @@ def test_a_labeller_goes_back_to_an_older_snapshot_and_not_to_none(
 
 
 def test_a_commit_with_other_content_is_refused_and_the_first_one_stands(tmp_path: Path) -> None:
-    log = write_log(tmp_path / "log", make_log())
+    log = write_log(tmp_path / "log", make_log(ROWS))
     config = experiment_dict(log, str(tmp_path / "run"))
-    exfm.run(load(tmp_path, config))
+    train(load(tmp_path, config))
     manifest = tmp_path / "run" / "commits" / "train" / "fm" / "000005.json"
     before = json.loads(manifest.read_text())
     other = dict(config, seed=1, run_dir=str(tmp_path / "other"))
-    exfm.run(load(tmp_path, other))
+    train(load(tmp_path, other))
 
     commit = Store(str(tmp_path / "other")).log.load("train", "fm", 5)
     with pytest.raises(exfm.RunError, match=r"of 'fm' was committed by another job, with other content"):

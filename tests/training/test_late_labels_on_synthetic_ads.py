@@ -15,7 +15,7 @@ import exfm_plugins.backbones
 import exfm_plugins.parallel
 import exfm_plugins.sources
 import exfm_plugins.transfer
-from tests.training.logs import DAY_US, load, predictions
+from tests.training.logs import DAY_US, load, predictions, train
 
 CHANGED = 1
 WHOLE = exfm.sources.Shard()
@@ -74,7 +74,7 @@ def test_a_conversion_is_used_a_day_after_its_impression_and_not_before(tmp_path
                 "vm": {"backbone": {"name": "dlrm"}, "transfer": [{"name": "auxiliary_head", "teacher": "fm"}]},
             },
         }
-        exfm.run(load(tmp_path, config))
+        train(load(tmp_path, config))
     for model in ("fm", "vm"):
         old, new = (predictions(str(tmp_path / name), model) for name in ("before", "after"))
         same = [

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import exfm
-from tests.training.logs import experiment_dict, load, make_log, write_log
+from tests.training.logs import experiment_dict, load, make_log, train, write_log
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def test_two_runs_are_equal(tmp_path: Path, two_threads: None, recomputed: bool)
         config["stream"] |= {"window": "7d", "chunk_rows": 2_500}
         fm = {"backbone": {"name": "dcn_v2"}, "precision": "bf16", "embedding_dim": 8, "batch_size": 2_500}
         config["models"] = {"fm": fm | {"activation_checkpointing": recomputed}}
-        exfm.run(load(tmp_path, config))
+        train(load(tmp_path, config))
         kept = [*(run_dir / "predictions").rglob("*.parquet"), *(run_dir / "snapshots").rglob("*.safetensors")]
         files.append(sorted(path.relative_to(run_dir).as_posix() for path in kept))
     assert len(files[0]) == 6  # two windows: of each predictions, and a snapshot of two files

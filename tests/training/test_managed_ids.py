@@ -22,7 +22,7 @@ from exfm.serving import load
 from exfm.training.trainer import Trainer
 from exfm.transfer.build import teacher_specs
 from exfm_plugins.parallel.single.plan import Single
-from tests.training.logs import DAY_US, START_US, experiment_dict, make_log, predictions
+from tests.training.logs import DAY_US, START_US, experiment_dict, make_log, predictions, train
 from tests.training.test_parallel import furthest
 
 
@@ -59,7 +59,7 @@ def runs(logs: Path) -> Callable[..., Path]:
     def run(name: str, log: str, *overrides: str) -> Path:
         path = logs / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config_of(logs / log, logs / f"run-{name}")))
-        exfm.run(exfm.load_experiment(str(path), overrides))
+        train(exfm.load_experiment(str(path), overrides))
         return logs / f"run-{name}"
 
     run("single", "whole")

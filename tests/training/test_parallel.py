@@ -45,7 +45,7 @@ def config_of(log: str, run_dir: Path) -> dict[str, Any]:
     _, item, _, history = config["stream"]["source"]["features"]
     for ids in (item, history["fields"][0]):
         ids |= {"ids": "managed", "rows": 24, "eviction": "lfu"}
-    config["stream"]["chunk_rows"] = 26  # no multiple of four, so that chunks lie differently over the processes
+    config["stream"]["chunk_rows"] = 18  # no multiple of four, so that chunks lie differently over the processes
     config["models"]["fm"] |= {
         "batch_size": 9,
         "supervision": {
@@ -114,7 +114,7 @@ class Runs:
 
 def write_days(folder: Path) -> None:
     """A file for each day; of the third day it has a few rows only."""
-    table = make_log(rows=241)
+    table = make_log(rows=169)
     times = table.column("event_time").cast(pa.int64()).to_numpy()
     ends = np.searchsorted(times, START_US + DAY_US * np.arange(DAYS + 1))
     for day in range(DAYS):

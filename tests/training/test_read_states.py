@@ -13,7 +13,7 @@ import exfm
 from exfm.supervision.joiner import SupervisionRows
 from exfm.training.trainer import StepLabels
 from exfm.transfer.build import check_models
-from tests.training.logs import differences, load, predictions, supervision
+from tests.training.logs import differences, load, predictions, supervision, train
 from tests.training.test_jobs import job
 from tests.training.test_states import _batches, config, trainer_of
 
@@ -47,8 +47,8 @@ def decoded(run_dir: str) -> tuple[dict[str, np.ndarray], int]:
 def test_int8_takes_half_the_bytes_and_is_half_a_step_off(tmp_path: Path) -> None:
     whole = experiment(tmp_path, "whole")
     rounded = experiment(tmp_path, "rounded", state_dtype="int8", embedding="int8")
-    exfm.run(whole)
-    exfm.run(rounded)
+    train(whole)
+    train(rounded)
     expected, whole_bytes = decoded(whole.run_dir)
     actual, bytes_of_int8 = decoded(rounded.run_dir)
     assert (whole_bytes, bytes_of_int8) == (3 * 16 * 2, 3 * (16 + 4))
@@ -64,7 +64,7 @@ def test_int8_takes_half_the_bytes_and_is_half_a_step_off(tmp_path: Path) -> Non
 def test_states_are_codes_of_the_vectors_before_the_step(tmp_path: Path) -> None:
     """Recomputed from the representation of each batch, by the weights from before its step."""
     run = experiment(tmp_path, "run")
-    exfm.run(run)
+    train(run)
     stored = supervision(run.run_dir, "fm")[0]
     trainer = trainer_of(run, "fm")
     chunk = trainer.model.narrow(next(iter(_batches(run))))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,27 @@ import pytest
 import yaml
 
 import exfm
+from exfm.cli.main import main
+from tests.processes import run_function
 from tests.training.logs import experiment_dict, load, make_log
 
 ROWS, WIDTH = 4_000_000, 4
 MIB = 1 << 20
 
 
+def _print_peak(path: str) -> None:
+    sys.argv = ["exfm", "run", path]
+    try:
+        main()
+    finally:
+        print(f"peak: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}")
+
+
 def peak_bytes(path: Path) -> int:
     """Peak resident memory of an `exfm run`."""
-    command = [sys.executable, "-m", "exfm", "run", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return usage.ru_maxrss * 1024
+    done = run_function(_print_peak, str(path))
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.rpartition("peak: ")[2])
 
 
 def large_tables(folder: Path, run_dir: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from exfm.data.stream import ChunkReader
 from exfm.data.windows import stream_windows
 from exfm.training.trainer import StepLabels, Trainer
 from exfm.transfer.build import teacher_specs
-from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, write_log
+from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, train, write_log
 
 PARTS = {"table/user": "added", "table/item": "projected"}
 CHUNK = 128
@@ -84,7 +84,7 @@ def test_a_students_prediction_depends_on_no_later_label(
     first = CHUNK + changed
     flipped[first:] = 1 - flipped[first:]
     position = table.column_names.index("click")
-    exfm.run(load(tmp_path, config(tmp_path, "flipped", table.set_column(position, "click", [flipped]))))
+    train(load(tmp_path, config(tmp_path, "flipped", table.set_column(position, "click", [flipped]))))
     per_window = [rows.num_rows for rows in predictions(whole[0].run_dir, "vm").values()]
     assert per_window[0] > 2 * CHUNK  # so the second chunk is whole
     end = first // 32 * 32 + 32
@@ -95,7 +95,7 @@ def test_a_students_prediction_depends_on_no_later_label(
 def test_rows_make_what_a_snapshot_gives_fresher(whole: tuple[exfm.Experiment, dict[str, Any]], tmp_path: Path) -> None:
     stale = config(tmp_path, "stale", make_log().slice(0, ROWS))
     stale["models"]["fm"].pop("supervision")
-    exfm.run(load(tmp_path, stale))
+    train(load(tmp_path, stale))
     actual, other = (predictions(run_dir, "vm") for run_dir in (whole[0].run_dir, str(tmp_path / "stale")))
     column = "prediction_click"
     assert actual[0].column(column)[:32].equals(other[0].column(column)[:32])

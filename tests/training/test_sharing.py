@@ -20,7 +20,17 @@ from exfm.storage.snapshots import SnapshotRegistry
 from exfm.storage.workspace import Workspace
 from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
-from tests.training.logs import DAY_US, START_US, differences, experiment_dict, load, make_log, predictions, write_log
+from tests.training.logs import (
+    DAY_US,
+    START_US,
+    differences,
+    experiment_dict,
+    load,
+    make_log,
+    predictions,
+    train,
+    write_log,
+)
 
 PARTS = {
     "table/user": "added",
@@ -154,7 +164,7 @@ def test_snapshots_that_no_student_needs_are_removed(whole: tuple[dict[str, Any]
 def test_the_delay_holds_for_parts_too(tmp_path: Path) -> None:
     settings = config(tmp_path, "run")
     settings["models"]["fm"]["supervision"] = {"delay": "1d"}
-    exfm.run(load(tmp_path, settings))
+    train(load(tmp_path, settings))
     student, teacher = parts_of(tmp_path / "run", "vm", 5), parts_of(tmp_path / "run", "fm", 3)
     assert same(student["table/item"], teacher["table/item"])
 
@@ -165,7 +175,7 @@ def test_a_students_prediction_depends_on_no_later_label(whole: tuple[dict[str, 
     late = log.column("event_time").cast("int64").to_numpy() >= START_US + 3 * DAY_US
     flipped = [int(click) ^ int(other) for click, other in zip(log.column("click").to_pylist(), late, strict=True)]
     log = log.set_column(log.column_names.index("click"), "click", [flipped])
-    exfm.run(load(tmp_path, config(tmp_path, "run", log=log)))
+    train(load(tmp_path, config(tmp_path, "run", log=log)))
     for window in range(5):
         actual, expected = (
             predictions(str(run_dir), "vm")[window].column("prediction_click").to_pylist()
@@ -181,14 +191,14 @@ def test_fine_tuned_parts_start_from_the_first_snapshot_and_go_their_own_way(tmp
     experiment = load(tmp_path, settings)
     assert loop_of(experiment, "fm").advance() == 6
     first = parts_of(tmp_path / "run", "fm", 0)["table/item"]["weight"]
-    exfm.run(experiment)
+    train(experiment)
     torch.testing.assert_close(parts_of(tmp_path / "run", "vm", 5)["table/item"]["weight"], first)
 
 
 def test_projected_rows_are_the_teachers_alone(tmp_path: Path) -> None:
     settings = config(tmp_path, "run", {"table/item": "projected", "table/user": "frozen"}, slice=True)
     settings["models"]["vm"]["embedding_dim"] = 4
-    exfm.run(load(tmp_path, settings))
+    train(load(tmp_path, settings))
     teacher, student = parts_of(tmp_path / "run", "fm", 4), parts_of(tmp_path / "run", "vm", 5)
     map_DE = snapshot(tmp_path / "run", "vm", 5, "training")["transfer.0.maps.part_table/item.weight"]
     torch.testing.assert_close(student["table/item"]["weight"], teacher["table/item"]["weight"] @ map_DE.T)

@@ -26,6 +26,7 @@ from tests.training.logs import (
     make_log,
     predictions,
     supervision,
+    train,
     write_log,
 )
 
@@ -83,7 +84,7 @@ def test_the_teacher_learns_as_if_it_stored_no_states(whole: tuple[str, dict[str
     without = config(tmp_path, "without")
     without["models"]["fm"].pop("supervision")
     without["models"]["vm"]["transfer"] = [{"name": "direct", "teacher": "fm"}]
-    exfm.run(load(tmp_path, without))
+    train(load(tmp_path, without))
     actual, expected = (predictions(run_dir, "fm") for run_dir in (whole[0], str(tmp_path / "without")))
     assert all(actual[window].equals(expected[window]) for window in expected)
 
@@ -116,7 +117,7 @@ def test_a_students_prediction_depends_on_no_later_state(
     clicks = zip(table.column("click").to_pylist(), late, strict=True)
     flipped = [1 - click if other else click for click, other in clicks]
     changed = table.set_column(table.column_names.index("click"), "click", [flipped])
-    exfm.run(load(tmp_path, config(tmp_path, "changed", changed, states)))
+    train(load(tmp_path, config(tmp_path, "changed", changed, states)))
     first, second = (predictions(run_dir, "vm") for run_dir in (whole[0], str(tmp_path / "changed")))
     column = "prediction_click"
     for window in range(4):

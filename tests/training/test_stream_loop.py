@@ -24,6 +24,7 @@ from tests.training.logs import (
     make_log,
     predictions,
     supervision,
+    train,
     write_log,
 )
 
@@ -104,7 +105,7 @@ def test_labels_of_later_windows_change_no_earlier_prediction(
     shuffled[later] = np.random.default_rng(1).permutation(1 - shuffled[later])
     changed = table.set_column(table.column_names.index("click"), "click", pa.array(shuffled))
     run_dir = str(tmp_path / "run")
-    exfm.run(load(tmp_path, experiment_dict(write_log(tmp_path / "log", changed), run_dir)))
+    train(load(tmp_path, experiment_dict(write_log(tmp_path / "log", changed), run_dir)))
     for model in ("fm", "vm", "vm.control"):
         before, after = predictions(undisturbed[1], model), predictions(run_dir, model)
         for window in range(3):
@@ -120,7 +121,7 @@ def test_an_examples_own_label_never_reaches_its_prediction(
     flipped[-1] = 1 - flipped[-1]
     changed = table.set_column(table.column_names.index("click"), "click", pa.array(flipped))
     run_dir = str(tmp_path / "run")
-    exfm.run(load(tmp_path, experiment_dict(write_log(tmp_path / "log", changed), run_dir)))
+    train(load(tmp_path, experiment_dict(write_log(tmp_path / "log", changed), run_dir)))
     for model in ("fm", "vm"):
         before, after = predictions(undisturbed[1], model)[5], predictions(run_dir, model)[5]
         assert before.column("prediction_click") == after.column("prediction_click")

@@ -32,7 +32,7 @@ from exfm.transfer.build import teacher_specs
 from exfm.transfer.chunk_vectors import ChunkVectors
 from exfm.transfer.vector_feed import FedTable, VectorFeed
 from exfm_plugins.inputs.latest_state.model import LatestState
-from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, write_log
+from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, train, write_log
 
 STATES = {"states": {"user": ["user", "history"], "item": ["item"]}, "state_dim": 4}
 LATEST = {"name": "latest_state", "teacher": "fm", "entities": ["user"]}
@@ -92,7 +92,7 @@ def test_a_token_is_the_map_of_the_newest_state_and_zeros_without_one() -> None:
 def ended(tmp_path_factory: pytest.TempPathFactory) -> exfm.Experiment:
     folder = tmp_path_factory.mktemp("ended")
     experiment = load(folder, config(folder, "run"))
-    exfm.run(experiment)
+    train(experiment)
     return experiment
 
 
@@ -164,7 +164,7 @@ def without_history(table: pa.Table, first: int) -> pa.Table:
 def with_loopfm(tmp_path_factory: pytest.TempPathFactory) -> exfm.Experiment:
     folder = tmp_path_factory.mktemp("loopfm")
     experiment = load(folder, config(folder, "run", make_log().slice(0, ROWS), inputs=[dict(LOOPFM)]))
-    exfm.run(experiment)
+    train(experiment)
     return experiment
 
 
@@ -184,7 +184,7 @@ def test_a_prediction_depends_on_no_later_label_nor_on_its_own_state(
     """
     first = CHUNK + changed
     log = change(make_log().slice(0, ROWS), first)
-    exfm.run(load(tmp_path, config(tmp_path, "changed", log, inputs=[dict(component)])))
+    train(load(tmp_path, config(tmp_path, "changed", log, inputs=[dict(component)])))
     undisturbed = ended if component is LATEST else with_loopfm
     as_is, other = (
         pa.concat_tables(predictions(run_dir, "vm").values()).column("prediction_click").to_numpy()[:ROWS]
@@ -196,7 +196,7 @@ def test_a_prediction_depends_on_no_later_label_nor_on_its_own_state(
 
 
 def test_an_interrupted_run_with_states_on_their_way_ends_alike_and_is_marked(tmp_path: Path) -> None:
-    settings = config(tmp_path, "whole")
+    settings = config(tmp_path, "whole", make_log(900))
     settings["models"]["fm"]["supervision"] |= {"lag": "2h"}
     settings["models"]["vm"]["inputs"].append(dict(LOOPFM))
     whole = exfm.run(load(tmp_path, settings))
@@ -227,17 +227,17 @@ def test_an_interrupted_run_with_states_on_their_way_ends_alike_and_is_marked(tm
 
 
 def test_separate_jobs_with_a_delay_end_alike(tmp_path: Path) -> None:
-    settings = config(tmp_path, "whole")
+    settings = config(tmp_path, "whole", make_log(900))
     settings["models"]["fm"]["supervision"]["delay"] = "1d"
     whole = exfm.run(load(tmp_path, settings))
     experiment = load(tmp_path, {**settings, "run_dir": str(tmp_path / "jobs")})
     store = Store(experiment.run_dir)
     open_run(experiment, store)
     plan = experiment.config.parallel.build()
-    for train, label in ((["vm", "vm.control"], []), (["fm"], []), ([], ["fm"]), (["vm", "vm.control"], [])):
-        loop = StreamLoop(experiment, store, plan, lambda _: None, train, label)
+    for trained, label in ((["vm", "vm.control"], []), (["fm"], []), ([], ["fm"]), (["vm", "vm.control"], [])):
+        loop = StreamLoop(experiment, store, plan, lambda _: None, trained, label)
         done = loop.advance()
-        assert (done == 0) == (bool(loop.waiting_for)) == (train[:1] == ["vm"] and "fm" in loop.waiting_for)
+        assert (done == 0) == (bool(loop.waiting_for)) == (trained[:1] == ["vm"] and "fm" in loop.waiting_for)
     assert not differences(exfm.run(experiment), whole)
     assert whole["supervision"]["fm"]["vm"]["age_s"] > 86_400
 
@@ -260,7 +260,7 @@ def test_the_control_has_no_inputs_and_starts_from_the_rest_of_the_weights(
     assert {name for name in plain if not name.startswith("backbone.")} <= equal
     without = experiment_dict(write_log(tmp_path / "log", make_log()), str(tmp_path / "without"))
     without["models"]["vm"] |= {"batch_size": 32, "transfer": []}
-    exfm.run(load(tmp_path, without))
+    train(load(tmp_path, without))
     actual, expected = (predictions(run, "vm.control") for run in (experiment.run_dir, str(tmp_path / "without")))
     assert all(actual[window].equals(expected[window]) for window in expected)
     taught = predictions(experiment.run_dir, "vm")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,14 @@ import pytest
 import yaml
 
 import exfm
+from exfm.cli.main import main
 from exfm.experiment.run import open_run
+from exfm.storage import snapshots
 from exfm.storage.commits import CommitLog
 from exfm.storage.hashing import FileRecord
 from exfm.storage.manifests import seal, unseal
 from exfm.supervision.store import Store
+from tests.processes import run_function, start
 from tests.training.logs import experiment_dict, load, make_log, predictions, supervision, write_log
 
 WINDOW = 1
@@ -108,12 +110,10 @@ def test_supervision_that_was_committed_before_a_kill_stands(
     assert supervision(config["run_dir"], "fm")[WINDOW].column(column) == rounded
 
 
-LIMITED = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
-from exfm.cli.main import main
-main()
-"""
+def _run_with_small_files(path: str) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    sys.argv = ["exfm", "run", path]
+    main()
 
 
 def test_a_full_disk_is_said_with_path_and_bytes_and_leaves_nothing_half(
@@ -122,10 +122,7 @@ def test_a_full_disk_is_said_with_path_and_bytes_and_leaves_nothing_half(
     """A limit on the size of a file fails as a full disk does."""
     path = tmp_path / "test.yaml"
     path.write_text(yaml.safe_dump(config))
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, "run", str(path)], capture_output=True, text=True, env=environment, check=False
-    )
+    done = run_function(_run_with_small_files, str(path), environment={"TMPDIR": str(tmp_path)})
     assert done.returncode == 1
     assert (
         f"error: {tmp_path}/run/snapshots/fm/000000/model-{{digest}}.safetensors: File too large after" in done.stderr
@@ -136,17 +133,12 @@ def test_a_full_disk_is_said_with_path_and_bytes_and_leaves_nothing_half(
     assert exfm.run(exfm.load_experiment(str(path)))["models"]["fm"]["examples"] == 300
 
 
-TRAINER = """
-import sys
-from pathlib import Path
-from exfm.storage import snapshots
-from exfm.cli.main import main
-snapshots.READING_S = 0.0
-go = Path(sys.argv.pop())
-while not go.exists():
-    pass
-main()
-"""
+def _train_once_there(path: str, go: Path) -> None:
+    snapshots.READING_S = 0.0
+    sys.argv = ["exfm", "train", path, "--model", "fm"]
+    while not go.exists():
+        pass
+    main()
 
 
 def test_two_jobs_of_one_model_both_end_well(tmp_path: Path) -> None:
@@ -156,9 +148,12 @@ def test_two_jobs_of_one_model_both_end_well(tmp_path: Path) -> None:
     config["models"] = {"fm": {"backbone": {"name": "mlp"}, "embedding_dim": 4, "batch_size": 64}}
     path, go = tmp_path / "test.yaml", tmp_path / "go"
     path.write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-c", TRAINER, "train", str(path), "--model", "fm", str(go)]
-    jobs = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)]
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    jobs = [start(_train_once_there, str(path), go, said=folder) for folder in folders]
     go.touch()
-    said = [job.communicate()[1] for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], said
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0, 0], [(folder / "err").read_text() for folder in folders]
     assert not list(tmp_path.rglob(".exfm.*"))

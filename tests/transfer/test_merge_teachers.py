@@ -19,7 +19,7 @@ import exfm_plugins.parallel
 import exfm_plugins.sources
 from exfm.transfer.merge_teachers import merge_teacher_outputs
 from tests.training.interruption import run_interrupted
-from tests.training.logs import differences, experiment_dict, load, make_log, rows_by_window, timeless, write_log
+from tests.training.logs import differences, experiment_dict, load, make_log, rows_by_window, timeless, train, write_log
 
 
 class Listener(exfm.DistillationStrategy):
@@ -150,7 +150,7 @@ def test_each_row_is_taught_by_the_fm_of_its_domain(tmp_path: Path, exfm_registr
     config["models"] |= {name: fm | {"where": {"surface": number}} for number, name in enumerate(("feed", "search"))}
     vm |= {"control": False, "transfer": [{"name": "recorder", "teacher": "feed", "fallback": ["search"]}]}
     Recorder.recorded.clear()
-    exfm.run(load(tmp_path, config))
+    train(load(tmp_path, config))
     recorded = torch.cat(Recorder.recorded)
     assert recorded.shape[0] == log.num_rows
     for number, name in enumerate(("feed", "search")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -41,6 +42,7 @@ class ReportPlot:
     names: tuple[str, ...] = ()
 
 
+@cache  # compiling the templates takes longer than rendering a page, and a sweep renders many
 def environment() -> Environment:
     """Builds the environment of the pages' templates, with the filters they use."""
     pages = Environment(
