@@ -16,7 +16,7 @@ from exfm.data.batch import Batch
 from exfm.scheduling.identity import read_grid
 from exfm.supervision.joiner import embedding_input
 from exfm.supervision.store import Store
-from exfm.supervision.streaming import SupervisionStream
+from exfm.supervision.streaming import OpenSupervision
 
 
 class StoredEmbeddings:
@@ -34,7 +34,7 @@ class StoredEmbeddings:
         self.missing = dict.fromkeys(widths, 0)
         self._store, self._widths = store, widths
         self._grid = read_grid(store)
-        self._open: dict[str, tuple[int, SupervisionStream | None]] = {}
+        self._open: dict[str, tuple[int, OpenSupervision | None]] = {}
 
     def add(self, batch: Batch) -> Batch:
         """Returns the batch with the embeddings of its examples; NaN where the run has none."""
@@ -63,7 +63,7 @@ class StoredEmbeddings:
         self.missing[teacher] += int(result_BK.isnan().any(dim=1).sum())
         return result_BK
 
-    def _stream(self, teacher: str, window: int) -> SupervisionStream | None:
+    def _stream(self, teacher: str, window: int) -> OpenSupervision | None:
         """Returns the supervision of a window, and closes that of the window before; None without supervision."""
         opened, stream = self._open.get(teacher, (None, None))
         if opened == window:
