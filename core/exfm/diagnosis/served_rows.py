@@ -26,24 +26,22 @@ class StoredTeacher:
     def __init__(self, store: Store, teacher: str, task: str) -> None:
         self._column = f"prediction_{task}"
         self._home = store.home(teacher)
-        self._windows = set(self._home.store.log.windows("supervise", self._home.model))
 
     def read(self, window: Window, example_id: Ints) -> ServedRows:
         """Reads all rows of a window; the requested ids are among them.
 
         Raises:
-            RunError: the file is missing or corrupt.
+            RunError: a file is missing or corrupt.
         """
-        no_rows = ServedRows(example_id[:0], np.zeros(0))
-        if window.index not in self._windows:
-            return no_rows
-        files = self._home.store.log.load("supervise", self._home.model, window.index).files
-        if not files:
-            return no_rows
-        names = ["example_id", "event_time", "watermark", self._column]
-        with self._home.store.workspace.open_checked(files["rows"]) as file:
-            # Embeddings and states are most of the file: they are not read.
-            table = pq.read_table(file, columns=names)
+        store = self._home.store
+        tables: list[pa.Table] = []
+        for record in store.supervision_files(self._home.model, window):
+            with store.workspace.open_checked(record) as file:
+                # Embeddings and states are most of the file: they are not read.
+                tables.append(pq.read_table(file, columns=["example_id", "event_time", "watermark", self._column]))
+        if not tables:
+            return ServedRows(example_id[:0], np.zeros(0))
+        table = pa.concat_tables(tables)
         time_us, watermark_us = (table.column(name).cast(pa.int64()).to_numpy() for name in ("event_time", "watermark"))
         return ServedRows(
             table.column("example_id").to_numpy(),

@@ -103,9 +103,9 @@ class Store:
         self.workspace.sweep(["", *folders])
 
     def supervision(self, teacher: str, window: Window) -> OpenSupervision | None:
-        """Opens a teacher's committed supervision of a window; returns None if the window has no rows."""
+        """Opens a teacher's committed supervision of a window; returns None if there is none, or no row."""
         home = self.home(teacher)
-        records = home.store._supervised_rows(home.model, window)
+        records = home.store.supervision_files(home.model, window)
         streams = [SupervisionStream(home.store.workspace, record) for record in records]
         if len(streams) > 1:
             return MergedSupervision(streams)
@@ -119,11 +119,11 @@ class Store:
 
     def supervised_ids(self, model: str, window: Window) -> Iterator[npt.NDArray[np.int64]]:
         """Reads the ids of the examples of a window that a model of this run has supervised, file by file."""
-        for record in self._supervised_rows(model, window):
+        for record in self.supervision_files(model, window):
             with self.workspace.open_checked(record) as file:
                 yield pq.read_table(file, columns=["example_id"]).column("example_id").to_numpy()
 
-    def _supervised_rows(self, model: str, window: Window) -> list[FileRecord]:
+    def supervision_files(self, model: str, window: Window) -> list[FileRecord]:
         """Lists the files of a window's supervision by a model of this run, those of back-fills last."""
         records: list[FileRecord] = []
         if self.log.has("supervise", model, window.index):
