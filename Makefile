@@ -85,6 +85,7 @@ soak: $(TOOLS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) -m "soak or hypothesis" --hypothesis-profile soak
 	$(BIN)/python benchmarks/soak_kill.py
 	$(BIN)/python benchmarks/soak_jobs.py
+	$(BIN)/python benchmarks/soak_files.py
 	$(BIN)/python benchmarks/soak_parallel.py
 
 # All ratios, those that miss their goal too. Speed beside other libraries needs benchmarks/speed/setup.sh first.

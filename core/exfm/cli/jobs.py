@@ -61,9 +61,7 @@ def run_job(
     follow: Follow,
 ) -> None:
     """Loads the experiment and does the windows of a stage of some models."""
-    from exfm.config.loading import load_experiment
-
-    experiment = load_experiment(config, overrides, block=session.block)
+    experiment = _load(session, config, overrides, follow.follow)
     chosen: set[str] = set()
     for model in models:
         chosen.update(_arm_names(experiment, model, stage))
@@ -90,6 +88,23 @@ def run_job(
     if not loop.process_group.is_rank_zero:
         return
     typer.echo(f"{title}: {done} windows done; {_outlook(loop)}")
+
+
+def _load(session: Session, config: str, overrides: list[str], follow: bool) -> Experiment:
+    """Loads the experiment; with ``follow``, once the runs of its teachers have begun."""
+    from exfm.config.loading import load_experiment
+
+    waiting = ""
+    while True:
+        try:
+            return load_experiment(config, overrides, block=session.block)
+        except NotYetError as error:
+            if not follow:
+                raise
+            if str(error) != waiting:
+                waiting = str(error)
+                logger.warning("waiting: %s", waiting)
+            time.sleep(POLL_S)
 
 
 def _outlook(loop: StreamLoop) -> str:

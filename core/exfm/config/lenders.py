@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from exfm.config.checks import Arm
 from exfm.config.experiment import ModelConfig, RunTeacher
-from exfm.errors import ConfigError, suggestion
+from exfm.errors import ConfigError, NotYetError, suggestion
 from exfm.interfaces.schema import FeatureSchema
 from exfm.registry.registry import Registry
 
@@ -60,7 +60,8 @@ def read_lender(teacher: RunTeacher, registry: Registry, key_path: str, name: st
         name: its name in this experiment; its own by default.
 
     Raises:
-        ConfigError: there is no such run or model, or a component that it needs is not installed.
+        NotYetError: there is no such run or model.
+        ConfigError: the run cannot be read, or a component that the model needs is not installed.
     """
     return _lender(name or teacher.model, teacher, _read_record(teacher, key_path), registry, key_path)
 
@@ -90,11 +91,11 @@ def _read_record(teacher: RunTeacher, key_path: str) -> dict[str, Any]:
         raise ConfigError(f"{key_path}.run: {teacher.run!r} cannot be read: {error}") from error
     models = {name.removesuffix(".draft") for name in names}
     if not models:
-        raise ConfigError(
+        raise NotYetError(
             f"{key_path}.run: {teacher.run!r} holds no run, or a run of exfm 0.1. Train {teacher.model!r} first: `exfm "
             f"train CONFIG --model {teacher.model}` with run_dir={teacher.run}"
         )
-    raise ConfigError(
+    raise NotYetError(
         f"{key_path}.model: the run {teacher.run!r} has no model {teacher.model!r}.{suggestion(teacher.model, models)}"
     )
 

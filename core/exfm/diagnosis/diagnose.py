@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from exfm.config.lenders import record_file
 from exfm.config.resolved import parse_resolved
 from exfm.diagnosis.causes import decide
 from exfm.diagnosis.served_rows import ExternalRowsOfTask, StoredTeacher
@@ -33,7 +34,7 @@ def diagnose(store: Store, results: Json, config_yaml: str) -> Json:
         ConfigError: the files of a teacher from elsewhere have moved.
         RunError: a file of the run is missing or corrupt.
     """
-    config = parse_resolved(config_yaml)
+    config = _with_lent_models(store, parse_resolved(config_yaml))
     taught_tasks, left_out = _taught_tasks(results, config)
     return {
         "experiment": results["experiment"],
@@ -63,6 +64,16 @@ def _taught_tasks(results: Json, config: Json) -> tuple[list[TaughtTask], list[s
         if not teacher_tasks:
             left_out.append(f"{model}, {task}: no transfer teaches it soft labels of this task")
     return taught_tasks, left_out
+
+
+def _with_lent_models(store: Store, config: Json) -> Json:
+    """Adds the sections of teachers that other runs train, as the records of those runs have them."""
+    models = dict(config["models"])
+    for name, section in (config.get("teachers") or {}).items():
+        if "run" in section:
+            home = store.home(name)
+            models[name] = home.store.workspace.read_json(record_file(home.model))["identity"]["model"]
+    return {**config, "models": models}
 
 
 def _external(config: Json) -> Json:
@@ -120,7 +131,7 @@ def _diagnose_task(store: Store, taught: TaughtTask, results: Json, config: Json
         "task": taught.task,
         "teacher": taught.teacher,
         "teacher_task": taught.teacher_task,
-        "elsewhere": taught.teacher not in config["models"],
+        "elsewhere": taught.teacher in elsewhere,
         **measured,
         "learning": learning(control["windows"], taught.first_window),
         "capacity": _capacity(results["models"][taught.model], teacher_results, config["models"][taught.model]),
