@@ -1,8 +1,8 @@
 """Jobs of four files, killed with SIGKILL at twenty random moments: `python benchmarks/soak_files.py`.
 
-The FM has a file of its own, and each of three VMs another, which names the FM by its run. Their jobs follow the stream
-at the same time and are restarted whenever they are killed. Predictions and supervision must be those of one file, byte
-for byte, and so must gains and coverage.
+The FM is alone in its file, and so is each of three VMs, whose file names the FM by its run. Their jobs follow the
+stream at the same time and are restarted whenever they are killed. Predictions and supervision must be those of a
+single file, byte for byte, and so must gains and coverage.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import yaml
 STUDENTS = ("first", "second", "third")
 
 
-def one_file(run_dir: Path, days: int) -> dict[str, Any]:
-    """An FM that stores states, rows and embeddings, and three VMs, one of which uses them all."""
+def single_file(run_dir: Path, days: int) -> dict[str, Any]:
+    """An FM that stores states, rows and embeddings, and three VMs; the second uses them all."""
     supervision = {"embedding": "float16", "states": {"user_id": ["user_id", "history"]}, "rows": ["ad_id"]}
     student = {
         "backbone": {"name": "dlrm"},
@@ -60,7 +60,7 @@ def four_files(folder: Path, days: int) -> dict[str, Path]:
     """Writes a file for each model; those of the students name the FM by its run."""
     paths: dict[str, Path] = {}
     for name in ("fm", *STUDENTS):
-        config = copy.deepcopy(one_file(folder / name, days))
+        config = copy.deepcopy(single_file(folder / name, days))
         config["models"] = {name: config["models"][name]}
         if name in STUDENTS:
             config["teachers"] = {"fm": {"run": str(folder / "fm"), "model": "fm"}}
@@ -70,7 +70,7 @@ def four_files(folder: Path, days: int) -> dict[str, Path]:
 
 
 def killed(path: Path, model: str, kills: int, seed: int) -> None:
-    """Runs a job to its end, killing it on the way."""
+    """Runs a job to its end, with kills before."""
     moments = random.Random(seed)
     command = [sys.executable, "-m", "exfm", "train", str(path), "--model", model, "--follow", "--idle-timeout", "45"]
     done = 0
@@ -106,7 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         whole = folder / "whole.yaml"
-        whole.write_text(yaml.safe_dump(one_file(folder / "whole", options.days)))
+        whole.write_text(yaml.safe_dump(single_file(folder / "whole", options.days)))
         subprocess.run([sys.executable, "-m", "exfm", "run", str(whole)], check=True, capture_output=True)
         paths = four_files(folder, options.days)
         share = options.kills // len(paths)

@@ -193,18 +193,9 @@ def test_epochs_read_the_embeddings_of_the_first_pass(tmp_path: Path) -> None:
     assert same[:2] == [True, True] and not any(same[2:])
 
 
-def test_a_whole_representation_of_another_run_is_refused(tmp_path: Path) -> None:
-    """Its width follows from a network over columns that this experiment need not have."""
-    lender = settings_of(tmp_path, "lender")
-    exfm.run(load(tmp_path, lender))
-    settings = {**lender, "run_dir": str(tmp_path / "borrower"), "models": {"vm": lender["models"]["vm"]}}
-    settings["teachers"] = {"fm": {"run": str(tmp_path / "lender"), "model": "fm"}}
-    with pytest.raises(exfm.ConfigError, match=r"inputs\.0\.teacher: 'fm' is a model of another run .*embedding_dim"):
-        load(tmp_path, settings)
-
-
-def test_a_compressed_embedding_of_another_run_is_read(tmp_path: Path) -> None:
-    lender = settings_of(tmp_path, "lender", embedding_dim=6)
+@pytest.mark.parametrize("stored", [{}, {"embedding_dim": 6}])
+def test_an_embedding_of_another_run_is_read(stored: dict[str, int], tmp_path: Path) -> None:
+    lender = settings_of(tmp_path, "lender", **stored)
     exfm.run(load(tmp_path, lender))
     settings = {**lender, "run_dir": str(tmp_path / "borrower"), "models": {"vm": lender["models"]["vm"]}}
     settings["teachers"] = {"fm": {"run": str(tmp_path / "lender"), "model": "fm"}}

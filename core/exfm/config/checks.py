@@ -8,7 +8,7 @@ from datetime import timedelta
 from graphlib import CycleError, TopologicalSorter
 
 from exfm.config.experiment import Bucket, ExperimentConfig, ModelConfig
-from exfm.config.inputs import ModelInput, resolve_inputs, with_sources
+from exfm.config.inputs import DescribedModel, ModelInput, resolve_inputs, with_sources
 from exfm.config.supervision_section import SupervisionConfig
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
@@ -51,7 +51,7 @@ class Arm:
 
 
 def check_experiment(
-    config: ExperimentConfig, schema: FeatureSchema, file: str, borrowed: Mapping[str, Arm] | None = None
+    config: ExperimentConfig, schema: FeatureSchema, file: str, borrowed: Mapping[str, DescribedModel] | None = None
 ) -> tuple[Arm, ...]:
     """Checks constraints that no single field can, and returns the arms, teachers before students.
 
@@ -92,7 +92,8 @@ def check_experiment(
         model = config.models[name]
         tasks = _model_tasks(model, schema)
         inputs = resolve_inputs(model, config, schema, f"{file}: models.{name}.inputs", _configs(borrowed))
-        inputs = with_sources(inputs, {arm.name: arm for arm in arms}, schema)
+        described = {arm.name: DescribedModel(arm, schema) for arm in arms}
+        inputs = with_sources(inputs, {**borrowed, **described})
         stores = _stores(model, name in taught, not taught)
         arms.append(Arm(name, name, model, tasks, _teachers(model), inputs, stores))
         if model.control is True:
@@ -114,9 +115,9 @@ def _stores(model: ModelConfig, is_taught_from: bool, nobody_learns: bool) -> bo
     return is_taught_from or nobody_learns or model.supervision != SupervisionConfig()
 
 
-def _configs(borrowed: Mapping[str, Arm]) -> dict[str, ModelConfig]:
+def _configs(borrowed: Mapping[str, DescribedModel]) -> dict[str, ModelConfig]:
     """Returns the sections of the teachers that other runs train, by name."""
-    return {name: arm.config for name, arm in borrowed.items()}
+    return {name: described.arm.config for name, described in borrowed.items()}
 
 
 def _depth(name: str, graph: dict[str, tuple[str, ...]]) -> int:
@@ -147,7 +148,11 @@ def _check_names(names: Iterable[str], allowed: Iterable[str], noun: str, key_pa
 
 
 def _check_model(
-    model: ModelConfig, config: ExperimentConfig, schema: FeatureSchema, key_path: str, borrowed: Mapping[str, Arm]
+    model: ModelConfig,
+    config: ExperimentConfig,
+    schema: FeatureSchema,
+    key_path: str,
+    borrowed: Mapping[str, DescribedModel],
 ) -> None:
     _check_names(model.features or (), (feature.name for feature in schema.features), "feature", f"{key_path}.features")
     _check_names(model.tasks or (), schema.tasks, "task", f"{key_path}.tasks")
@@ -269,13 +274,13 @@ def _check_rows(model: ModelConfig, schema: FeatureSchema, key_path: str) -> Non
 
 
 def _teacher_tasks(
-    teacher: str, config: ExperimentConfig, schema: FeatureSchema, borrowed: Mapping[str, Arm], key_path: str
+    teacher: str, config: ExperimentConfig, schema: FeatureSchema, borrowed: Mapping[str, DescribedModel], key_path: str
 ) -> tuple[str, ...]:
     """Returns the tasks that a teacher predicts, wherever it is trained."""
     if teacher in config.models:
         return _model_tasks(config.models[teacher], schema)
     if teacher in borrowed:
-        return borrowed[teacher].tasks
+        return borrowed[teacher].arm.tasks
     if teacher in config.external_teachers:
         return tuple(config.external_teachers[teacher].predictions)
     names = (*config.models, *config.teachers)

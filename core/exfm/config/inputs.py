@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EmbeddingSource:
-    """Describes a teacher that stores its whole representation, whose width follows from the teacher's network.
+class DescribedModel:
+    """Describes a model wherever it is trained, so that its network can be built.
 
     Attributes:
-        arm: the teacher.
-        schema: the whole stream's schema, which a student need not see.
+        schema: the columns of its stream, which a student need not see.
     """
 
     arm: Arm
@@ -42,7 +41,7 @@ class ModelInput:
 
     spec: ComponentSpec
     inputs: InputSpec
-    source: EmbeddingSource | None = None
+    source: DescribedModel | None = None
 
     @property
     def teacher(self) -> str:
@@ -88,14 +87,12 @@ def resolve_inputs(
     return tuple(inputs)
 
 
-def with_sources(
-    inputs: tuple[ModelInput, ...], arms: Mapping[str, Arm], schema: FeatureSchema
-) -> tuple[ModelInput, ...]:
+def with_sources(inputs: tuple[ModelInput, ...], teachers: Mapping[str, DescribedModel]) -> tuple[ModelInput, ...]:
     """Adds the teacher to each input that reads a representation that is stored whole."""
     completed: list[ModelInput] = []
     for entry in inputs:
         if entry.reads_embedding and not entry.inputs.widths[EXAMPLE]:
-            entry = replace(entry, source=EmbeddingSource(arms[entry.teacher], schema))
+            entry = replace(entry, source=teachers[entry.teacher])
         completed.append(entry)
     return tuple(completed)
 
@@ -116,7 +113,7 @@ def _resolve(
     if teacher not in models:
         raise ConfigError(f"{key_path}.teacher: no model is called {teacher!r}.{suggestion(teacher, models)}")
     if embedding:
-        return _resolve_embedding(spec, model, models[teacher], teacher in config.models, key_path)
+        return _resolve_embedding(spec, model, models[teacher], key_path)
     supervision, seen = models[teacher].supervision, schema.select(model.features)
     features = [feature.name for feature in seen.features if isinstance(feature, CategoricalFeature)]
     if len(set(entities)) < len(entities):
@@ -143,7 +140,7 @@ def _resolve(
 
 
 def _resolve_embedding(
-    spec: ComponentSpec, model: ModelConfig, teacher_config: ModelConfig, is_of_file: bool, key_path: str
+    spec: ComponentSpec, model: ModelConfig, teacher_config: ModelConfig, key_path: str
 ) -> ModelInput:
     teacher, entities = spec.config.teacher, spec.config.entities
     if entities:
@@ -156,11 +153,6 @@ def _resolve_embedding(
         raise ConfigError(
             f"{key_path}.teacher: {teacher!r} stores no embedding of its examples; write "
             f"models.{teacher}.supervision.embedding: float16"
-        )
-    if supervision.embedding_dim is None and not is_of_file:
-        raise ConfigError(
-            f"{key_path}.teacher: {teacher!r} is a model of another run and stores its whole representation, whose "
-            "width is not known here; set supervision.embedding_dim of the model in its file"
         )
     widths = {EXAMPLE: supervision.embedding_dim or 0}
     return ModelInput(spec, InputSpec(model.embedding_dim, 1, widths))

@@ -19,6 +19,7 @@ from exfm.config.checks import Arm, check_experiment
 from exfm.config.experiment import ExperimentConfig, RunTeacher
 from exfm.config.explain import explain
 from exfm.config.external_files import check_files
+from exfm.config.inputs import DescribedModel
 from exfm.config.lenders import Lender, read_lender
 from exfm.config.references import ReferenceText, keep_references, write_back
 from exfm.errors import ConfigError, PluginError
@@ -129,7 +130,9 @@ def load_experiment(
     lenders: dict[str, Lender] = {}
     for name, teacher in config.run_teachers.items():
         lenders[name] = read_lender(teacher, registry, f"{path}: teachers.{name}", name)
-    arms = check_experiment(config, schema, path, {name: lender.arm for name, lender in lenders.items()})
+    arms = check_experiment(
+        config, schema, path, {name: DescribedModel(lender.arm, lender.schema) for name, lender in lenders.items()}
+    )
     _check_lenders(config, lenders, path)
     check_baselines(arms, config.compare, path)
     check_files(config.external_teachers, path)
