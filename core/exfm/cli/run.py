@@ -40,6 +40,8 @@ def command(
         return
     tables = (result_table(results), comparison_table(results))
     console(110).print(*(table for table in tables if table is not None), sep="\n")
-    if not results["time"]["windows_done"]:
+    if results["time"]["waiting_for"]:
+        typer.echo(f"it waits for {results['time']['waiting_for']}; call it again to go on")
+    elif not results["time"]["windows_done"]:
         typer.echo(f"complete since {results['time']['last_commit']}, nothing was run; --fresh starts over")
     typer.echo(without_credentials(f"report: {experiment.run_dir.rstrip('/')}/{REPORT_FILE}"))

@@ -143,7 +143,8 @@ def _model(arm: Arm, counters: Sequence[Counters], tasks: Mapping[str, Any]) -> 
 def _late(store: Store, arm: Arm) -> list[dict[str, Any]]:
     """Lists the rows that arrived after their window was committed, and that the model has therefore not read."""
     entries = []
-    for late in LateLog(store.workspace).all(arm.name):
+    home = store.home(arm.name)
+    for late in LateLog(home.store.workspace).all(home.model):
         if late.rows:
             entry = {
                 "model": arm.name,

@@ -213,21 +213,25 @@ def bind_run(store: Store, grid: WindowGrid) -> None:
         )
 
 
-def bind_model(experiment: Experiment, store: Store, arm: Arm) -> None:
-    """Binds a name in the folder to its model, before the model's first commit.
+def bind_models(experiment: Experiment, store: Store, names: Collection[str]) -> None:
+    """Binds names in the folder to their models, before the models' first commits.
 
     Raises:
-        RunError: another job has bound the name meanwhile to another model.
+        RunError: another job has bound a name meanwhile to another model.
     """
-    record = _record(experiment, arm, experiment.as_dict())
-    if not store.workspace.create(record_file(arm.name), (json.dumps(record, indent=2) + "\n").encode()):
-        standing = store.workspace.read_json(record_file(arm.name))
-        if standing["digest"] != record["digest"]:
-            raise RunError(
-                f"{store.workspace.url}: another job has begun another model {arm.name!r} in this folder meanwhile; "
-                "nothing of this job is committed. Give the model another name, or another run_dir."
-            )
-    store.workspace.remove_file(draft_file(arm.name))
+    resolved = experiment.as_dict()
+    for arm in experiment.arms:
+        if arm.name not in names:
+            continue
+        record = _record(experiment, arm, resolved)
+        if not store.workspace.create(record_file(arm.name), (json.dumps(record, indent=2) + "\n").encode()):
+            standing = store.workspace.read_json(record_file(arm.name))
+            if standing["digest"] != record["digest"]:
+                raise RunError(
+                    f"{store.workspace.url}: another job has begun another model {arm.name!r} in this folder "
+                    "meanwhile; nothing of this job is committed. Give the model another name, or another run_dir."
+                )
+        store.workspace.remove_file(draft_file(arm.name))
 
 
 def _versions(experiment: Experiment) -> dict[str, str]:

@@ -83,15 +83,15 @@ class TrackedRun:
         a control ``TASK/ne_gain_percent``. For each teacher: ``supervision/TEACHER/hit_rate`` and ``.../age_s``.
         Besides, the window's ``examples`` and ``train_examples_per_second``. An undefined figure is left out.
         """
-        log = self.store.log
-        windows = log.windows("train", model.name)
-        compared = log.windows("train", model.control or model.name)
+        home = self.store.home(model.name)  # a sweep may have trained it in the folder of another point
+        windows = self._windows(model.name)
+        compared = self._windows(model.control or model.name)
         # A control that sees other traffic may lack windows; it has passed them once it has committed a later window.
         until = max(compared, default=NONE)
         for index in windows:
             if not after < index <= until:
                 continue
-            commit = log.load("train", model.name, index)
+            commit = home.store.log.load("train", home.model, index)
             values: dict[str, float | None] = {}
             # A window without rows of this model commits no files, and has no figures.
             if commit.files:
@@ -100,6 +100,11 @@ class TrackedRun:
                 if model.control is not None and index in compared:
                     values |= self._gains(rows_by_task, model.control, commit.window)
             yield commit.window, _defined(values)
+
+    def _windows(self, model: str) -> list[int]:
+        """Lists the windows that a model has committed."""
+        home = self.store.home(model)
+        return home.store.log.windows("train", home.model)
 
     def summary(self, model: TrackedModel) -> dict[str, float]:
         """Reads the figures of the whole run from results.json, under the keys of ``windows`` after ``run/``."""
@@ -123,7 +128,8 @@ class TrackedRun:
     def _gains(self, rows_by_task: Mapping[str, TaskRows], control: str, window: Window) -> dict[str, float | None]:
         """Compares a model's predictions of a window with its control's, on the examples that both predicted."""
         values: dict[str, float | None] = {}
-        if not self.store.log.load("train", control, window.index).files:
+        home = self.store.home(control)
+        if not home.store.log.load("train", home.model, window.index).files:
             return values
         for task, control_rows in task_rows(self.store, control, window).items():
             if task in rows_by_task:

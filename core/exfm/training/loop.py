@@ -21,7 +21,7 @@ from exfm.distributed.chunk_exchange import ShardedChunk, check_sharding, read_s
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.parallel_plan import ParallelPlan
-from exfm.scheduling.identity import bind_model, bind_run
+from exfm.scheduling.identity import bind_models, bind_run
 from exfm.scheduling.late_rows import LateRowFinder
 from exfm.scheduling.schedule import Schedule, WindowWork
 from exfm.scheduling.stream_state import read_schedule
@@ -284,10 +284,10 @@ class StreamLoop:
             return
         if not (self._bound or schedule.state.bound):
             bind_run(self.store, schedule.grid)
-        for arm in self.experiment.arms:
-            if arm.name in names and arm.name not in self._bound:
-                bind_model(self.experiment, self.store, arm)
-                self._bound.add(arm.name)
+        unbound = set(names) - self._bound
+        if unbound:
+            bind_models(self.experiment, self.store, unbound)
+            self._bound |= unbound
 
     def _commit(
         self,
