@@ -21,6 +21,13 @@ def command(
     ] = True,
     at: AT = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also an ONNX model, where the graph has that form.")] = False,
+    figures: Annotated[
+        bool,
+        typer.Option(
+            "--figures/--no-figures",
+            help="Compute the model card's figures from predictions where results.json does not end with the snapshot.",
+        ),
+    ] = True,
 ) -> None:
     """Writes the served layers of a model's snapshot, by default the newest, and the description of its inputs."""
     from exfm.config.loading import load_experiment
@@ -29,7 +36,7 @@ def command(
 
     session: Session = context.obj
     experiment = load_experiment(config, overrides or [], block=session.block)
-    written = export(experiment, model, out, Form(compiled, onnx), at or LATEST)
+    written = export(experiment, model, out, Form(compiled, onnx), at or LATEST, compute_figures=figures)
     sizes = ", ".join(f"{name} {file.bytes / 1e6:,.1f} MB" for name, file in written.files.items())
     typer.echo(f"export {model}: snapshot {written.snapshot}, trained until {written.watermark:%Y-%m-%d %H:%M} UTC")
-    typer.echo(f"{without_credentials(out)}: inputs.json, {sizes}")
+    typer.echo(f"{without_credentials(out)}: inputs.json, MODEL_CARD.md, {sizes}")

@@ -109,7 +109,7 @@ def finish(experiment: Experiment, store: Store, time: dict[str, Any], config_ya
     from exfm.reporting.diagnosis_table import kept_diagnosis
     from exfm.reporting.html import render_report  # late, because matplotlib would delay the first batch
 
-    figures = evaluate(store, _view(experiment))
+    figures = evaluate(store, evaluation_view(experiment))
     results: dict[str, Any] = concealed(assemble(experiment, store, figures, time))
     results["notes"] = [redact(note) for note in (*results["notes"], *component_notes(experiment, store))]
     store.workspace.write_json(RESULTS_FILE, results)
@@ -118,7 +118,7 @@ def finish(experiment: Experiment, store: Store, time: dict[str, Any], config_ya
     return results
 
 
-def _view(experiment: Experiment) -> ExperimentView:
+def evaluation_view(experiment: Experiment) -> ExperimentView:
     """Selects from an experiment the models, controls and pairs that evaluation compares."""
     arms = {arm.name: arm for arm in (*experiment.arms, *experiment.lent_arms)}
     external = {name: tuple(files.predictions) for name, files in experiment.config.external_teachers.items()}

@@ -51,13 +51,13 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         missed += [f"{arm.name}: {_missed_words(commit)}" for commit in commits if commit.counters["missed_windows"]]
         held += held_windows(arm, commits)
         held_back += held_notes(arm, commits, taught_by)
-        models[arm.name] = _model(arm, counters, figures["models"][arm.name]["tasks"])
+        models[arm.name] = model_entry(arm, counters, figures["models"][arm.name]["tasks"])
         if counters and "init_from" in counters[0]:
             models[arm.name]["init_from"] = counters[0]["init_from"]
         if arm.name in store.borrowed:
             models[arm.name]["trained_in"] = home.store.workspace.url
         for teacher in arm.teachers:
-            covered = _coverage(commits, teacher)
+            covered = coverage_entry(commits, teacher)
             covered["soft_labels"] = _soft_labels(arm, commits, teacher, figures["first_scored_us"])
             supervision.setdefault(teacher, {})[arm.name] = covered
     return {
@@ -117,8 +117,8 @@ def _sum(counters: Sequence[Counters], key: str) -> Any:
     return sum(counted[key] for counted in counters)
 
 
-def _model(arm: Arm, counters: Sequence[Counters], tasks: Mapping[str, Any]) -> dict[str, Any]:
-    """Describes a model: its scores and its costs."""
+def model_entry(arm: Arm, counters: Sequence[Counters], tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Describes a model in results.json: its scores and its costs."""
     seconds, examples = _sum(counters, "seconds"), _sum(counters, "examples")
     # Tables may grow, so the size is that of the last window.
     last = counters[-1] if counters else {}
@@ -262,7 +262,7 @@ def _labelling(store: Store, teacher: str) -> dict[str, int]:
     return {"examples": _sum(counters, "examples")}
 
 
-def _coverage(commits: Sequence[Commit], teacher: str) -> dict[str, Any]:
+def coverage_entry(commits: Sequence[Commit], teacher: str) -> dict[str, Any]:
     """Describes the supervised share of a student's traffic and the age of its supervision: overall and by window."""
     total = Coverage()
     windows = []

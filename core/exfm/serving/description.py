@@ -22,6 +22,7 @@ DESCRIPTION_FILE = "inputs.json"
 PROGRAM_FILE = "program.pt2"
 COMPILED_FILE = "compiled.pt2"
 ONNX_FILE = "model.onnx"
+CARD_FILE = "MODEL_CARD.md"
 
 DENSE = "dense"
 AGES = "age_seconds"

@@ -29,8 +29,10 @@ from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature
 from exfm.modeling.build import build_growth
+from exfm.serving.card import render_card
 from exfm.serving.description import (
     AGES,
+    CARD_FILE,
     COMPILED_FILE,
     DESCRIPTION_FILE,
     ONNX_FILE,
@@ -66,8 +68,10 @@ class Form:
     onnx: bool = False
 
 
-def export(experiment: Experiment, model: str, out: str, form: Form = Form(), at: str = LATEST) -> Description:
-    """Exports a snapshot of a model.
+def export(
+    experiment: Experiment, model: str, out: str, form: Form = Form(), at: str = LATEST, *, compute_figures: bool = True
+) -> Description:
+    """Exports a snapshot of a model, with its model card.
 
     Args:
         experiment: from ``exfm.load_experiment``.
@@ -75,6 +79,8 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form(), at
         out: the folder, any fsspec URL; inputs.json is written last.
         form: forms to write.
         at: version, alias or time of the snapshot; the newest that is published by default.
+        compute_figures: whether the card's figures are computed from predictions where results.json has none for the
+            snapshot, which takes as long as an evaluation of the model, its control and its teachers.
 
     Raises:
         ConfigError: there is no such model or no such snapshot of it, or a tool that ``form`` needs is missing.
@@ -83,7 +89,8 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form(), at
     arm = find_arm(experiment, model)
     _check_tools(form)
     # A sweep may have trained the model in the folder of another point.
-    store = open_store(experiment).home(arm.name).store
+    opened = open_store(experiment)
+    store = opened.home(arm.name).store
     snapshot, weights = load_snapshot(partial(find_snapshot, experiment, arm, store, at), store)
     growth = build_growth(arm, experiment.schema, experiment.config.seed)
     served = ServedModel(arm, experiment.schema, growth.grow(weights))
@@ -117,6 +124,8 @@ def export(experiment: Experiment, model: str, out: str, form: Form = Form(), at
         outputs=tuple(outputs),
         files=files,
     )
+    card = render_card(experiment, opened, arm, snapshot, description, compute_figures)
+    workspace.write(CARD_FILE, card.encode())
     # Last, because its existence says that the export is complete.
     workspace.write(DESCRIPTION_FILE, (description.model_dump_json(indent=2) + "\n").encode())
     return description

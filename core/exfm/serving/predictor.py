@@ -107,16 +107,26 @@ def load(url: str, *, compiled: bool | None = None) -> Predictor:
         RunError: a file is corrupt, has entries that exfm does not write, or was compiled for another torch version.
     """
     workspace = Workspace(url)
-    if not workspace.exists(DESCRIPTION_FILE):
-        raise ConfigError(f"{url}: no {DESCRIPTION_FILE} here; `exfm export` writes it")
-    try:
-        description = Description.model_validate_json(workspace.read(DESCRIPTION_FILE))
-    except ValidationError as error:
-        raise RunError(f"{url}/{DESCRIPTION_FILE}: not the description of an export: {error}") from error
+    description = read_description(workspace)
     if compiled is None:
         compiled = COMPILED_FILE in description.files
     name = COMPILED_FILE if compiled else PROGRAM_FILE
     return Predictor(description, _program(workspace, description, name))
+
+
+def read_description(workspace: Workspace) -> Description:
+    """Reads the description of the export in a folder.
+
+    Raises:
+        ConfigError: the folder holds no export.
+        RunError: the description is damaged.
+    """
+    if not workspace.exists(DESCRIPTION_FILE):
+        raise ConfigError(f"{workspace.url}: no {DESCRIPTION_FILE} here; `exfm export` writes it")
+    try:
+        return Description.model_validate_json(workspace.read(DESCRIPTION_FILE))
+    except ValidationError as error:
+        raise RunError(f"{workspace.url}/{DESCRIPTION_FILE}: not the description of an export: {error}") from error
 
 
 def _program(workspace: Workspace, description: Description, name: str) -> Program:

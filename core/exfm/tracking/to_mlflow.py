@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-from exfm.errors import ConfigError
 from exfm.interfaces.data_source import Window
+from exfm.tracking.mlflow_client import open_experiment
 from exfm.tracking.tracked_run import TrackedModel, TrackedRun
 
 # Tags by which a later call recognises the MLflow runs of an earlier call.
 _RUN, _MODEL = "exfm.run", "exfm.model"
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 # Limits of MLflow's log_batch call: parameters in a batch, and characters of a value.
 _MOST_PARAMS, _LONGEST_PARAM = 100, 6000
-
-
-def _url(folder: str) -> str:
-    """Makes a folder's path absolute, because MLflow caches the folder that a relative path named at its first use."""
-    return Path(folder).absolute().as_uri()
 
 
 class MlflowTracker:
@@ -35,26 +25,10 @@ class MlflowTracker:
     """
 
     def __init__(self, uri: str, run: TrackedRun) -> None:
-        try:
-            import mlflow
-        except ImportError as error:
-            raise ConfigError(f"MLflow cannot be imported ({error}): pip install 'exfm[mlflow]'") from error
+        self._client, experiment_id = open_experiment(uri, run.name, "--mlflow")
+        import mlflow  # after open_experiment, which reports that it is not installed
+
         self._entities = mlflow.entities
-        scheme = urlsplit(uri).scheme
-        is_folder = scheme == "file" or (not scheme and uri != "databricks")
-        if is_folder:
-            # MLflow 3 refuses a folder unless this variable allows it; the user allows it by naming a folder.
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        try:
-            tracking_uri = _url(uri) if is_folder and not scheme else uri
-            self._client: Any = mlflow.MlflowClient(tracking_uri=tracking_uri)
-            experiment = self._client.get_experiment_by_name(run.name)
-        except (mlflow.exceptions.MlflowException, OSError) as error:
-            hint = ""
-            if scheme.partition("+")[0] in _DATABASES:
-                hint = "; a database takes the whole of MLflow: pip install mlflow. A folder such as ./mlruns does not"
-            raise ConfigError(f"--mlflow: {uri}: {' '.join(str(error).split())}{hint}") from error
-        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(run.name)
         self._ids: dict[str, str] = {}
         self._last: dict[str, int] = {}
         for model in run.models:

@@ -1,0 +1,171 @@
+"""Renders the model card of an export: model, data, figures, teachers, limitations, and how it is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from omegaconf import OmegaConf
+
+from exfm.config.checks import Arm
+from exfm.config.loading import Experiment
+from exfm.config.resolved import parse_resolved
+from exfm.interfaces.data_source import utc
+from exfm.redaction import redact
+from exfm.reporting.formatting import FILTERS, MISSING, gigabytes
+from exfm.reporting.results import CONFIG_FILE, coverage_entry, model_entry
+from exfm.serving.card_figures import CardFigures, card_figures
+from exfm.serving.card_limits import limits
+from exfm.serving.description import Description
+from exfm.storage.late_log import first_names
+from exfm.storage.snapshots import Snapshot
+from exfm.supervision.store import Store
+
+Json = Mapping[str, Any]
+
+_VALUES = {
+    "int64": 1, "uint64": 1, "bool": True, "string": "a", "double": 0.5, "timestamp": "2026-01-31T12:00:00Z",
+}  # fmt: skip
+"""Values of the example row by the type of its column."""
+
+
+def render_card(
+    experiment: Experiment,
+    store: Store,
+    arm: Arm,
+    snapshot: Snapshot,
+    description: Description,
+    compute_figures: bool = True,
+) -> str:
+    """Renders the card in Markdown, with the metadata that the Hugging Face Hub reads in front.
+
+    Args:
+        store: the experiment's folder.
+        description: of the export beside which the card is written.
+        compute_figures: whether to compute figures that results.json does not have for the snapshot.
+    """
+    home = store.home(arm.name)
+    commits = [c for c in home.store.log.commits("train", home.model) if c.window.index <= snapshot.version]
+    counters = [commit.counters for commit in commits]
+    figures = card_figures(experiment, store, arm, snapshot, compute_figures)
+    config = parse_resolved(home.store.workspace.read(CONFIG_FILE).decode())
+    entry = model_entry(arm, counters, {})
+    resolved = experiment.as_dict()
+    card = _environment().get_template("model_card.md.j2")
+    text = card.render(
+        metadata=OmegaConf.to_yaml(OmegaConf.create(_metadata(experiment, arm, figures))),
+        arm=arm,
+        snapshot=snapshot,
+        description=description,
+        entry=entry,
+        cost=_served_cost(entry),
+        figures=figures,
+        section=resolved["models"][arm.base],
+        stream=resolved["stream"],
+        source=_scalars(resolved["stream"]["source"]),
+        labels=[label for label in experiment.schema.labels if label.name in arm.tasks],
+        windows=[commit.window for commit in commits],
+        watermark=utc(snapshot.watermark_us),
+        teachers=[_teacher(name, resolved, figures, coverage_entry(commits, name)) for name in arm.teachers],
+        transfer=_transfer(arm),
+        init_from=counters[0].get("init_from") if counters else None,
+        aliases=home.store.snapshots.aliases.names(home.model).get(snapshot.version, []),
+        limits=list(limits(experiment, arm, home, snapshot, counters, figures, config)),
+        seed=experiment.config.seed,
+        config=config,
+        row={column: _example(kind) for column, kind in description.columns.items()},
+    )
+    return redact(text)
+
+
+def _environment() -> Environment:
+    pages = Environment(
+        loader=PackageLoader("exfm.serving"),
+        autoescape=False,  # Markdown: text of the user is in code spans, see `_code`
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    pages.filters |= {**FILTERS, "code": _code, "size": gigabytes, "first_names": first_names}
+    return pages
+
+
+def _code(value: Any) -> str:
+    """Formats a value as a code span that fits into a cell of a table."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    # A backtick would end the span, a bar the cell, a newline the row.
+    text = " ".join(text.replace("`", "'").split()).replace("|", "\\|")
+    return f"`{text}`" if text else MISSING
+
+
+def _example(kind: str) -> Any:
+    """Returns a value for a column of the example row, which is no row of the data."""
+    if kind.startswith("list of "):
+        return [_example(kind.removeprefix("list of "))]
+    return _VALUES[kind]
+
+
+def _scalars(section: Json) -> dict[str, Any]:
+    """Selects the settings of a source, and leaves out its columns, which the card lists for the model."""
+    return {key: value for key, value in section.items() if isinstance(value, str | int | float) and value != ""}
+
+
+def _served_cost(entry: Json) -> dict[str, float] | None:
+    """Sums the dense parameters, and the forward FLOPs per example, of the modules that are served.
+
+    None where no window had examples, because nothing is counted then.
+    """
+    # States are what a teacher writes for its students; an export leaves them out.
+    served = [counts for name, counts in entry["parts"].items() if name != "states"]
+    if not served:
+        return None
+    return {key: sum(counts[key] for counts in served) for key in ("dense_parameters", "flops_per_example")}
+
+
+def _transfer(arm: Arm) -> list[tuple[str, str]]:
+    """Lists the strategies and inputs of a model, each with its teachers."""
+    strategies = [(spec.name, ", ".join(spec.config.teachers)) for spec in arm.config.transfer]
+    return strategies + [(spec.name, spec.config.teacher) for spec in arm.config.inputs]
+
+
+def _teacher(name: str, resolved: Json, figures: CardFigures, coverage: Json) -> dict[str, Any]:
+    """Describes a teacher: where it is trained, how much it supervised, and its gain over the same control."""
+    where: Json = resolved["teachers"].get(name, {})
+    if "run" in where:
+        trained = f"model {_code(where['model'])} of the run {_code(where['run'])}"
+    elif where:
+        trained = f"elsewhere; predictions in {_code(where['path'])}"
+    else:
+        trained = "this run"
+    gains = [gain for gain in figures.gains if gain["teacher"] == name]
+    return {"name": name, "trained": trained, "gains": gains, **coverage}
+
+
+def _metadata(experiment: Experiment, arm: Arm, figures: CardFigures) -> dict[str, Any]:
+    """Builds the metadata of a model repository of the Hugging Face Hub, with the figures as its results."""
+    source = experiment.config.stream.source.name
+    results = []
+    for task, entry in figures.tasks.items():
+        metrics = []
+        for key, name in (("ne", "normalized entropy"), ("auc", "AUC"), ("gauc", "GAUC")):
+            if entry[key] is not None:
+                metrics.append({"type": key, "name": f"{name}, {task}", "value": entry[key]})
+        if metrics:
+            results.append(
+                {
+                    "task": {"type": "tabular-classification", "name": task},
+                    "dataset": {"type": source, "name": f"{experiment.config.name}, prequential"},
+                    "metrics": metrics,
+                }
+            )
+    metadata: dict[str, Any] = {
+        "library_name": "exfm",
+        "pipeline_tag": "tabular-classification",
+        "tags": ["exfm", "recommendation", "ctr-prediction", *(["distillation"] if arm.teachers else [])],
+    }
+    if results:
+        metadata["model-index"] = [{"name": arm.name, "results": results}]
+    return metadata

@@ -1,0 +1,94 @@
+"""Reads the figures of a model until a snapshot from results.json, or computes them from the committed predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from exfm.config.checks import Arm
+from exfm.config.loading import Experiment
+from exfm.errors import RunError
+from exfm.evaluation.evaluate import evaluate
+from exfm.experiment.run import evaluation_view
+from exfm.interfaces.data_source import Window
+from exfm.reporting.results import RESULTS_FILE
+from exfm.storage.snapshots import Snapshot
+from exfm.supervision.store import Store
+
+
+@dataclass(frozen=True)
+class CardFigures:
+    """Holds the figures of a model over the windows until a snapshot.
+
+    Attributes:
+        origin: where the figures are from, or why there are none.
+        tasks: figures by task, as in results.json.
+        gains: the model's entries of ``gains`` in results.json.
+    """
+
+    origin: str
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    gains: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class _ReaderUntil:
+    """Reads the predictions of the windows that end at or before a time."""
+
+    store: Store
+    watermark_us: int
+
+    def windows(self, model: str) -> Sequence[Window]:
+        return [window for window in self.store.windows(model) if window.end_us <= self.watermark_us]
+
+    def examples(self, model: str, window: Window) -> int:
+        return self.store.examples(model, window)
+
+    def predictions(self, model: str, window: Window) -> pa.Table:
+        return self.store.predictions(model, window)
+
+
+def card_figures(
+    experiment: Experiment, store: Store, arm: Arm, snapshot: Snapshot, may_compute: bool = True
+) -> CardFigures:
+    """Returns the figures of a model over the windows until a snapshot; the snapshot's window is the last.
+
+    Those of results.json are taken where they end with the snapshot. Otherwise the predictions are read again.
+
+    Args:
+        store: the experiment's folder.
+        may_compute: whether to read the predictions, which takes as long as an evaluation.
+    """
+    reader = _ReaderUntil(store, snapshot.watermark_us)
+    results = store.workspace.read_json(RESULTS_FILE) if store.workspace.exists(RESULTS_FILE) else {"models": {}}
+    if arm.name in results["models"] and _ends_with_snapshot(results["models"][arm.name], reader, arm.name):
+        gains = [gain for gain in results["gains"] if gain["model"] == arm.name]
+        return CardFigures(f"From the run's {RESULTS_FILE}.", results["models"][arm.name]["tasks"], gains)
+    if not may_compute:
+        return CardFigures(f"Not computed: no {RESULTS_FILE} ends with this snapshot, and --no-figures was given.")
+    view = evaluation_view(experiment)
+    compared = tuple(entry for entry in view.control_comparisons if entry.model == arm.name)
+    names = {arm.name}
+    for entry in compared:
+        names |= {entry.control, *entry.teachers}
+    models = tuple((name, tasks) for name, tasks in view.models if name in names)
+    view = replace(view, models=models, control_comparisons=compared, pairs=())
+    try:
+        figures = evaluate(reader, view)
+    except (RunError, ValueError) as error:  # predictions that are missing, damaged, or no probabilities
+        return CardFigures(f"Not computed: {error}")
+    origin = f"Computed at export from the committed predictions: no {RESULTS_FILE} ends with this snapshot."
+    return CardFigures(origin, figures["models"][arm.name]["tasks"], figures["gains"])
+
+
+def _ends_with_snapshot(entry: Mapping[str, Any], reader: _ReaderUntil, model: str) -> bool:
+    """Tells whether a model's entry in results.json is of the windows that the reader has, and of no other."""
+    windows = reader.windows(model)
+    indices = [window.index for window in windows]
+    for figures in entry["tasks"].values():
+        if [listed["window"] for listed in figures["windows"]] != indices:
+            return False
+    return bool(entry["examples"] == sum(reader.examples(model, window) for window in windows))
