@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 import exfm
 from exfm.config import experiment as sections
+from exfm.config import supervision_section, training_sections
 from exfm.interfaces.parallel_plan import TableOptimizer
 from exfm.registry.discovery import discover
 from exfm.registry.hooks import HOOK_BY_KIND
@@ -119,8 +120,9 @@ def test_the_page_on_experiments_names_every_key() -> None:
     text = (ROOT / "docs/run/experiments.md").read_text(encoding="utf-8")
     parts: list[type[BaseModel]] = [
         sections.ExperimentConfig, sections.StreamConfig, sections.EvaluationConfig, sections.ModelConfig,
-        sections.OptimizerConfig, sections.DenseOptimizer, TableOptimizer, sections.SupervisionConfig,
-        sections.GateConfig, sections.PluginsConfig, sections.Bucket, sections.ComparedPair, sections.ExternalTeacher,
+        training_sections.OptimizerConfig, training_sections.DenseOptimizer, TableOptimizer,
+        supervision_section.SupervisionConfig, training_sections.GateConfig, training_sections.InitFrom,
+        sections.PluginsConfig, sections.Bucket, sections.ComparedPair, sections.ExternalTeacher, sections.RunTeacher,
         sections.PredictionColumn,
     ]  # fmt: skip
     missing = [key for part in parts for key in part.model_fields if not re.search(rf"\b{key}\b", text)]

@@ -53,8 +53,8 @@ def find_snapshot(experiment: Experiment, arm: Arm, store: Store, at: str = LATE
             changes.append(f"{key}: {difference.before!r}, and is now {difference.now!r}")
     if changes:
         raise ConfigError(
-            f"{home.store.workspace.url}: models.{arm.base} was trained with {'; '.join(changes)}; the snapshot is not "
-            "of this model"
+            f"{home.store.workspace.url}: models.{arm.base} was trained with {'; '.join(changes)}; "
+            "the snapshot is not of this model"
         )
     return snapshot
 
