@@ -92,6 +92,29 @@ def test_a_grid_is_run_once(swept: Path, tiny: str, exfm_cli: Cli) -> None:
     assert "embedding_dim=4" in table and "vm.control" in table
 
 
+def test_points_train_their_common_models_once(tiny: str, exfm_cli: Cli, tmp_path: Path) -> None:
+    weight, rate = "models.vm.transfer.0.weight", "models.vm.optimizer.dense.lr"
+    grid = ("--over", f"{weight}=0.5,2", "--over", f"{rate}=0.001,0.01")
+    done = exfm_cli("sweep", tiny, *grid, f"run_dir={tmp_path / 'run'}")
+    assert done.status == 0, done.err
+    trained = [path.name for path in (tmp_path / "run").glob("sweep/*/commits/train/*")]
+    # A control has its model's rate, and no transfer.
+    assert {name: trained.count(name) for name in trained} == {"fm": 1, "vm": 4, "vm.control": 2}
+    for number, (w, r) in enumerate([("0.5", "0.001"), ("2", "0.01")]):
+        apart = exfm.load_experiment(tiny, [f"{weight}={w}", f"{rate}={r}", f"run_dir={tmp_path / str(number)}"])
+        together = results_of(tmp_path / "run" / "sweep" / folder_name({weight: w, rate: r}))
+        assert quality(together) == quality(exfm.run(apart))
+        assert together["supervision"] == results_of(tmp_path / str(number))["supervision"]
+    assert together["models"]["fm"]["trained_in"].endswith(folder_name({weight: "0.5", rate: "0.001"}))
+    before = times(tmp_path / "run")
+    grown = exfm_cli(
+        "sweep", tiny, "--over", f"{weight}=0.5,4", "--over", f"{rate}=0.001", f"run_dir={tmp_path / 'run'}"
+    )
+    assert grown.status == 0 and grown.err.startswith("2 points, 1 to run")
+    new = [path for path in (tmp_path / "run").glob("sweep/*/commits/train/*/*.json") if path not in before]
+    assert {path.parent.name for path in new} == {"vm"}
+
+
 def test_a_grown_grid_runs_new_points(swept: Path, tiny: str, exfm_cli: Cli) -> None:
     done = exfm_cli("sweep", tiny, "--over", "seed=1,3", "--over", f"{DIM}=8", f"run_dir={swept}")
     lines = [line for line in done.err.splitlines() if "rows/s" not in line]

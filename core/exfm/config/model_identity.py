@@ -81,11 +81,7 @@ def model_identity(experiment: Experiment, arm: Arm, resolved: Mapping[str, Any]
         resolved: ``experiment.as_dict()``, computed once for many models.
     """
     resolved = resolved or experiment.as_dict()
-    section = dict(resolved["models"][arm.base])
-    if arm.is_control:
-        untaught = arm.config.model_dump(mode="json", include={"transfer", "inputs", "supervision"})
-        section |= untaught
-    del section["control"]
+    section = arm_section(arm, resolved)
     section["supervision"] = {key: value for key, value in section["supervision"].items() if key != "store"}
     teachers: dict[str, Any] = {}
     by_name = {other.name: other for other in experiment.arms}
@@ -102,6 +98,19 @@ def model_identity(experiment: Experiment, arm: Arm, resolved: Mapping[str, Any]
         "stream": _stream_identity(experiment, arm, resolved["stream"]),
         "teachers": teachers,
     }
+
+
+def arm_section(arm: Arm, resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the section of a model, or of a control, whose section has no transfer and no inputs.
+
+    Args:
+        resolved: ``experiment.as_dict()``.
+    """
+    section = dict(resolved["models"][arm.base])
+    if arm.is_control:
+        section |= arm.config.model_dump(mode="json", include={"transfer", "inputs", "supervision"})
+    del section["control"]
+    return section
 
 
 def _stream_identity(experiment: Experiment, arm: Arm, stream: Mapping[str, Any]) -> dict[str, Any]:

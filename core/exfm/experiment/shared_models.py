@@ -10,6 +10,7 @@ import xxhash
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
+from exfm.config.model_identity import arm_section
 
 Homes = dict[str, str]
 """Names the point that trains a model for another point, by the model's name."""
@@ -48,9 +49,8 @@ def _keys(experiment: Experiment) -> dict[str, str]:
     keys: dict[str, str] = {}
     # Teachers come before their students.
     for arm in experiment.arms:
-        section = {key: value for key, value in resolved["models"][arm.base].items() if key != "control"}
+        section = arm_section(arm, resolved)
         depends_on: dict[str, Any] = {
-            "control": arm.is_control,
             "section": section,
             "stores": arm.stores,
             "labels": _labelled_traffic(experiment, arm, resolved),
