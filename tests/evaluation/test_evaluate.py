@@ -21,16 +21,24 @@ WINDOWS = tuple(Window(index, index * DAY_US, (index + 1) * DAY_US) for index in
 class Tables:
     """Implements PredictionReader over tables in memory."""
 
-    def __init__(self, tables: dict[str, dict[int, pa.Table]]) -> None:
+    def __init__(self, tables: dict[str, dict[int, pa.Table]], first_kept: dict[str, int] | None = None) -> None:
         self.tables = tables
+        self.first_kept = first_kept or {}
 
     def windows(self, model: str) -> Sequence[Window]:
+        return [window for window in self._all(model) if window.index >= self.first_kept.get(model, 0)]
+
+    def let_go(self, model: str) -> Sequence[Window]:
+        return [window for window in self._all(model) if window.index < self.first_kept.get(model, 0)]
+
+    def _all(self, model: str) -> Sequence[Window]:
         return [window for window in WINDOWS if window.index in self.tables[model]]
 
     def examples(self, model: str, window: Window) -> int:
         return self.tables[model][window.index].num_rows
 
     def predictions(self, model: str, window: Window) -> pa.Table:
+        assert window.index >= self.first_kept.get(model, 0)
         return self.tables[model][window.index]
 
 
@@ -133,6 +141,20 @@ def test_a_late_model_does_not_move_the_stretch_that_is_scored() -> None:
     late = {index: table for index, table in stream(0.5, 1).items() if index >= 2}
     result = evaluate(Tables({"fm": stream(0.2, 2), "vm": late}), view("fm", "vm", skip=0.75))["models"]
     assert result["fm"]["tasks"]["click"]["examples"] == result["vm"]["tasks"]["click"]["examples"]
+
+
+def test_removed_windows_are_left_out_for_every_model_and_count_in_the_positions() -> None:
+    tables = {"fm": stream(0.2, 2), "vm": stream(0.5, 1)}
+    whole = evaluate(Tables(tables), view("fm", "vm", skip=0.5))["models"]
+    # The first half is skipped, so a window of it that is gone changes nothing of the overall figures.
+    half = evaluate(Tables(tables, {"fm": 1}), view("fm", "vm", skip=0.5))["models"]
+    assert half["vm"] == whole["vm"]
+    assert half["fm"]["tasks"]["click"]["auc"] == whole["fm"]["tasks"]["click"]["auc"]
+    assert half["fm"]["tasks"]["click"]["windows"] == whole["fm"]["tasks"]["click"]["windows"][1:]
+    late = evaluate(Tables(tables, {"fm": 3}), view("fm", "vm", skip=0.5))["models"]
+    last = evaluate(Tables(tables), view("fm", "vm", skip=0.75))["models"]
+    for model in ("fm", "vm"):
+        assert late[model]["tasks"]["click"]["ne"] == last[model]["tasks"]["click"]["ne"]
 
 
 def test_the_last_window_is_never_skipped() -> None:

@@ -38,6 +38,8 @@ _COMMANDS = {
     "report": "Write the HTML report again from results.json.",
     "diagnose": "Explain why transfer pays or does not, for each taught model of a finished run.",
     "repair": "Check a run's committed files, and take it back to before any damage.",
+    "vacuum": "Remove from a run's folder what nobody can ask for any more.",
+    "du": "Show where the space of a run goes, by model and kind of file.",
     "log": "Write the committed figures of a run to TensorBoard or MLflow.",
     "plugins": "List every plugin: distribution, version, components, status.",
     "components": "List the components that experiments can name.",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from exfm.config.component_field import ComponentField, ComponentSpec
+from exfm.config.keep_section import KeepConfig
 from exfm.config.section import NAME_PATTERN, Section, UtcTime
 from exfm.config.supervision_section import SupervisionConfig
 from exfm.config.training_sections import EpochsConfig, GateConfig, InitFrom, OptimizerConfig
@@ -132,6 +133,7 @@ class ModelConfig(Section):
     gate: GateConfig | None = Field(
         None, description="{}: hold a window's snapshot back where its figures are bad; by default all are published."
     )
+    keep: KeepConfig = Field(default_factory=KeepConfig, description="How long its files stay in the run's folder.")
 
 
 class PredictionColumn(Section):

@@ -82,6 +82,7 @@ def model_identity(experiment: Experiment, arm: Arm, resolved: Mapping[str, Any]
     """
     resolved = resolved or experiment.as_dict()
     section = arm_section(arm, resolved)
+    del section["keep"]  # committed windows do not depend on how long they stay
     section["supervision"] = {key: value for key, value in section["supervision"].items() if key != "store"}
     teachers: dict[str, Any] = {}
     by_name = {other.name: other for other in experiment.arms}

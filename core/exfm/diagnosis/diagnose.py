@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from exfm.config.lenders import record_file
@@ -14,6 +15,7 @@ from exfm.diagnosis.served_rows import ExternalRowsOfTask, StoredTeacher
 from exfm.diagnosis.settings_to_try import teachers_of
 from exfm.diagnosis.taught_measures import Json, learning, measure
 from exfm.diagnosis.taught_rows import TaughtRows, TaughtTask, TeacherRows, taught_rows
+from exfm.storage.marks import first_kept_rows
 from exfm.supervision.store import Store
 
 _UNSLICED: Final = "no slices by surface or domain: predictions keep none"
@@ -36,12 +38,37 @@ def diagnose(store: Store, results: Json, config_yaml: str) -> Json:
     """
     config = _with_lent_models(store, parse_resolved(config_yaml))
     taught_tasks, left_out = _taught_tasks(results, config)
+    taught_tasks = [_of_stored_windows(store, taught, config) for taught in taught_tasks]
+    left_out += _removed(store, taught_tasks)
     return {
         "experiment": results["experiment"],
         "results": digest(results),
         "students": [_diagnose_task(store, taught, results, config) for taught in taught_tasks],
         "left_out": [*left_out, _UNSLICED],
     }
+
+
+def _of_stored_windows(store: Store, taught: TaughtTask, config: Json) -> TaughtTask:
+    """Leaves the windows out whose supervision a vacuum has removed: their rows would count as misses."""
+    if taught.teacher in _external(config):
+        return taught
+    home = store.home(taught.teacher)
+    return replace(taught, first_served=first_kept_rows(home.store.workspace, "supervision", home.model))
+
+
+def _removed(store: Store, taught_tasks: Sequence[TaughtTask]) -> list[str]:
+    """Writes a sentence for each model of which a vacuum has removed rows that the measures would use."""
+    sentences: dict[str, None] = {}
+    for taught in taught_tasks:
+        if taught.first_served:
+            sentence = f"{taught.teacher}: its supervision before window {taught.first_served} was removed"
+            sentences[f"{sentence} (`exfm vacuum`): measures leave these windows out"] = None
+        for name in (taught.model, taught.control):
+            gone = store.let_go(name)
+            if gone:
+                sentence = f"{name}: its predictions up to window {gone[-1].index} were removed"
+                sentences[f"{sentence} (`exfm vacuum`): measures leave these windows out"] = None
+    return list(sentences)
 
 
 def digest(results: Mapping[str, Any]) -> str:

@@ -78,6 +78,7 @@ class TaughtTask:
     Attributes:
         teacher_task: the teacher's name for the task.
         first_window: index of the window from which on the run's figures count.
+        first_served: index of the window from which on the teacher's supervision is stored.
     """
 
     model: str
@@ -86,6 +87,7 @@ class TaughtTask:
     teacher: str
     teacher_task: str
     first_window: int
+    first_served: int = 0
 
 
 def taught_rows(
@@ -103,7 +105,9 @@ def taught_rows(
     if teacher_predicts:
         teacher_windows = {window.index for window in reader.windows(taught.teacher)}
     for window in reader.windows(taught.model):
-        if window.index not in control_windows or (scored and window.index < taught.first_window):
+        if window.index not in control_windows or window.index < taught.first_served:
+            continue
+        if scored and window.index < taught.first_window:
             continue
         student = task_rows(reader, taught.model, window, [taught.task])[taught.task]
         control = task_rows(reader, taught.control, window, [taught.task])[taught.task]

@@ -83,12 +83,14 @@ def _first_scored_us(reader: PredictionReader, view: ExperimentView) -> int:
 
     Windows that a model trains on several times count for no model, because all figures are of a single pass; where
     there are no others yet, nothing is scored. Positions in the stream are counted by the model with the most examples,
-    because others may see a share of the traffic. The last window is never left out by ``skip``.
+    because others may see a share of the traffic. The last window is never left out by ``skip``. Windows whose
+    predictions were removed count in the positions, and are scored for no model, whichever model lacks them.
     """
     most: list[tuple[int, int]] = []
     total = -1  # below the examples of any model, so that the first model replaces it
     for name, _ in view.models:
-        counts = [(window.start_us, reader.examples(name, window)) for window in reader.windows(name)]
+        windows = [*reader.let_go(name), *reader.windows(name)]
+        counts = [(window.start_us, reader.examples(name, window)) for window in windows]
         examples = sum(rows for _, rows in counts)
         if examples > total:
             most, total = counts, examples
@@ -100,12 +102,15 @@ def _first_scored_us(reader: PredictionReader, view: ExperimentView) -> int:
             first_us = start_us
             break
         before += rows
-    if not view.after_us:
+    after_us = view.after_us
+    for name, _ in view.models:
+        after_us = max([after_us, *(window.end_us for window in reader.let_go(name))])
+    if not after_us:
         return first_us
     ends: dict[int, int] = {}
     for name, _ in view.models:
         ends |= {window.end_us: window.start_us for window in reader.windows(name)}
-    single_pass = [start_us for end_us, start_us in ends.items() if end_us > view.after_us]
+    single_pass = [start_us for end_us, start_us in ends.items() if end_us > after_us]
     return max(first_us, min(single_pass, default=max(ends)))
 
 

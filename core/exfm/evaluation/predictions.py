@@ -18,7 +18,11 @@ class PredictionReader(Protocol):
     """Reads the predictions of a run window by window, because they may exceed memory."""
 
     def windows(self, model: str) -> Sequence[Window]:
-        """Lists the committed windows of a model, in order."""
+        """Lists the committed windows of a model whose predictions are stored, in order."""
+        ...
+
+    def let_go(self, model: str) -> Sequence[Window]:
+        """Lists the committed windows before them, whose predictions were removed, in order."""
         ...
 
     def examples(self, model: str, window: Window) -> int:

@@ -84,7 +84,7 @@ def start_over(store: Store) -> None:
         for model in workspace.names(f"commits/{stage}"):
             for name in reversed(workspace.names(f"commits/{stage}/{model}")):
                 workspace.remove_file(f"commits/{stage}/{model}/{name}")
-    for name in ("commits", "late", "models", "predictions", "supervision", "snapshots", "aliases"):
+    for name in ("commits", "late", "models", "predictions", "supervision", "snapshots", "aliases", "vacuum"):
         workspace.remove_tree(name)
     for name in RUN_FILES:
         workspace.remove_file(name)

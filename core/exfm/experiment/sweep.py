@@ -23,8 +23,9 @@ from exfm.experiment.shared_models import shared_models
 from exfm.redaction import concealed, redact
 from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
 from exfm.scheduling.identity import open_run
+from exfm.storage.readers import SIBLING
 from exfm.storage.workspace import Workspace
-from exfm.supervision.store import SIBLING, Store, keep_homes, open_store
+from exfm.supervision.store import Store, keep_homes, open_store
 from exfm.transfer.build import check_models
 
 _LONGEST_FOLDER: Final = 120  # well below the 255 bytes that file systems allow a name

@@ -86,6 +86,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
             *_late_notes(late),
             *missed,
             *held_back,
+            *_removal_notes(experiment, store),
             *_epoch_notes(experiment, store),
             *_change_notes(store),
             *_uncompared_notes(figures),
@@ -184,12 +185,26 @@ def _late_notes(late: Sequence[Mapping[str, Any]]) -> list[str]:
     return notes
 
 
+def _removal_notes(experiment: Experiment, store: Store) -> list[str]:
+    """Writes a sentence for each model of which a vacuum has removed predictions."""
+    notes = []
+    for arm in (*experiment.arms, *experiment.lent_arms):
+        gone = store.let_go(arm.name)
+        if gone:
+            notes.append(
+                f"{arm.name}: its predictions of windows {gone[0].index} to {gone[-1].index} ({gone[0]} to {gone[-1]}) "
+                "were removed by `exfm vacuum`; they have no figures, and the overall figures of all models leave them "
+                "out"
+            )
+    return notes
+
+
 def _epoch_notes(experiment: Experiment, store: Store) -> list[str]:
     """Writes a sentence for each model that trains on its first windows several times."""
     notes = []
     for arm in experiment.arms:
         epochs = arm.config.epochs
-        windows = store.windows(arm.name)
+        windows = [*store.let_go(arm.name), *store.windows(arm.name)]
         if epochs is None or not windows:
             continue
         first = sum(window.end_us <= epochs.until_us for window in windows)

@@ -21,6 +21,7 @@ from exfm.config.lenders import RECORD_FORMAT, draft_file, record_file
 from exfm.config.loading import Experiment
 from exfm.config.model_identity import Difference, differences, identity_digest, model_identity
 from exfm.config.resolved import parse_resolved
+from exfm.config.retention import RETENTION, parameter_teachers, retention_of_arm
 from exfm.data.windows import WindowGrid
 from exfm.errors import ConfigError, RunError
 from exfm.redaction import concealed
@@ -62,7 +63,21 @@ def open_run(experiment: Experiment, store: Store, models: Collection[str] | Non
     _check_models(store, trained, written, records)
     for arm in written:
         _keep_draft(store, arm, records[arm.name])
-    return _write_config(experiment, store, resolved)
+    config_yaml = _write_config(experiment, store, resolved)
+    _register(store, written)
+    return config_yaml
+
+
+def _register(store: Store, written: Collection[Arm]) -> None:
+    """Registers the models of a job as readers in the runs that train their other teachers."""
+    for teacher in sorted(store.borrowed):
+        students: dict[str, bool] = {}
+        for arm in written:
+            if teacher in arm.teachers:
+                students[arm.name] = teacher in parameter_teachers(arm)
+        if students:
+            home = store.home(teacher)
+            home.store.readers.register(store.workspace, home.model, students)
 
 
 def _record(experiment: Experiment, arm: Arm, resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,6 +89,7 @@ def _record(experiment: Experiment, arm: Arm, resolved: Mapping[str, Any]) -> di
         "stores": arm.stores,
         "digest": identity_digest(identity),
         "identity": identity,
+        RETENTION: retention_of_arm(arm).as_dict(),
     }
 
 

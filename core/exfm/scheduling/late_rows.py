@@ -22,6 +22,7 @@ from exfm.data.windows import WindowGrid, windows_with_events
 from exfm.interfaces.data_source import Origin, StreamPart, TimeRange, Window, utc
 from exfm.storage.commits import NONE
 from exfm.storage.late_log import LateLog, LateRows, first_names
+from exfm.storage.workspace import LetGoError
 from exfm.supervision.store import Store
 
 Ids = npt.NDArray[np.int64]
@@ -110,7 +111,11 @@ class LateRowFinder:
         versions = {stream_part.name: stream_part.version for stream_part in parts if overlaps(stream_part, window)}
         predicted = np.zeros(0, np.int64)
         if committed and self._store.log.load("train", arm.name, window.index).files:
-            predicted = self._store.predictions(arm.name, window).column("example_id").to_numpy()
+            try:
+                predicted = self._store.predictions(arm.name, window).column("example_id").to_numpy()
+            except LetGoError as error:
+                logger.warning("rows that have come late for window %s are not counted: %s", window, error)
+                return
         before = self._late.read(arm.name, window.index)
         rows: dict[str, int] = {}
         counted = 0

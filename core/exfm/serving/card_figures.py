@@ -44,6 +44,9 @@ class _ReaderUntil:
     def windows(self, model: str) -> Sequence[Window]:
         return [window for window in self.store.windows(model) if window.end_us <= self.watermark_us]
 
+    def let_go(self, model: str) -> Sequence[Window]:
+        return [window for window in self.store.let_go(model) if window.end_us <= self.watermark_us]
+
     def examples(self, model: str, window: Window) -> int:
         return self.store.examples(model, window)
 
@@ -66,7 +69,8 @@ def card_figures(
     results = store.workspace.read_json(RESULTS_FILE) if store.workspace.exists(RESULTS_FILE) else {"models": {}}
     if arm.name in results["models"] and _ends_with_snapshot(results["models"][arm.name], reader, arm.name):
         gains = [gain for gain in results["gains"] if gain["model"] == arm.name]
-        return CardFigures(f"From the run's {RESULTS_FILE}.", results["models"][arm.name]["tasks"], gains)
+        tasks = results["models"][arm.name]["tasks"]
+        return CardFigures(f"From the run's {RESULTS_FILE}.{_left_out(reader, arm.name, tasks)}", tasks, gains)
     if not may_compute:
         return CardFigures(f"Not computed: no {RESULTS_FILE} ends with this snapshot, and --no-figures was given.")
     view = evaluation_view(experiment)
@@ -81,14 +85,28 @@ def card_figures(
     except (RunError, ValueError) as error:  # predictions that are missing, damaged, or no probabilities
         return CardFigures(f"Not computed: {error}")
     origin = f"Computed at export from the committed predictions: no {RESULTS_FILE} ends with this snapshot."
-    return CardFigures(origin, figures["models"][arm.name]["tasks"], figures["gains"])
+    tasks = figures["models"][arm.name]["tasks"]
+    return CardFigures(f"{origin}{_left_out(reader, arm.name, tasks)}", tasks, figures["gains"])
+
+
+def _left_out(reader: _ReaderUntil, model: str, tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    """Names the windows that figures lack because their predictions were removed; empty if they lack none."""
+    listed = {entry["window"] for figures in tasks.values() for entry in figures["windows"]}
+    gone = [window for window in reader.let_go(model) if window.index not in listed]
+    if not gone:
+        return ""
+    return f" They leave {len(gone)} windows out, until {gone[-1]}, whose predictions were removed by `exfm vacuum`."
 
 
 def _ends_with_snapshot(entry: Mapping[str, Any], reader: _ReaderUntil, model: str) -> bool:
-    """Tells whether a model's entry in results.json is of the windows that the reader has, and of no other."""
-    windows = reader.windows(model)
-    indices = [window.index for window in windows]
+    """Tells whether a model's entry in results.json is of the windows that the reader has, and of no other.
+
+    It may have figures of windows whose predictions were removed after it was written.
+    """
+    gone, windows = reader.let_go(model), reader.windows(model)
+    stored = [window.index for window in windows]
+    committed = [*(window.index for window in gone), *stored]
     for figures in entry["tasks"].values():
-        if [listed["window"] for listed in figures["windows"]] != indices:
+        if [listed["window"] for listed in figures["windows"]] not in (stored, committed):
             return False
-    return bool(entry["examples"] == sum(reader.examples(model, window) for window in windows))
+    return bool(entry["examples"] == sum(reader.examples(model, window) for window in (*gone, *windows)))

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from exfm.errors import RunError
 from exfm.storage.hashing import FileRecord
 from exfm.storage.manifests import file_records, seal, unseal
-from exfm.storage.workspace import Workspace
+from exfm.storage.workspace import Workspace, numbered
 
 CLAIM_S = 600.0
 """Seconds after which the claim of a worker that does not renew it counts no more, because the worker has died."""
@@ -53,6 +53,10 @@ class Backfills:
         while (labelling := self._read(model, window, len(labellings))) is not None:
             labellings.append(labelling)
         return labellings
+
+    def windows(self, model: str) -> list[int]:
+        """Lists the windows of a model that have been labelled or masked, in order."""
+        return numbered(self._workspace.names(f"commits/backfill/{model}"), "-000.json")
 
     def has(self, model: str, window: int) -> bool:
         """Tells whether a window has been labelled or masked."""

@@ -10,7 +10,7 @@ from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.storage.commits import NONE, CommitLog, Stage
 from exfm.storage.hashing import FileRecord
-from exfm.storage.workspace import MissingFileError, Workspace, numbered
+from exfm.storage.workspace import LetGoError, MissingFileError, Workspace, numbered
 
 _ROWS = "rows"
 
@@ -110,8 +110,10 @@ def _entry(log: CommitLog, stage: Stage, model: str, index: int, before: int, ne
     errors = {role: _error(workspace, record) for role, record in commit.files.items()}
     state = _snapshot_state([error for role, error in errors.items() if role != _ROWS])
     # Snapshots of older windows may be retired, and readers skip a damaged snapshot: only the newest is needed.
-    broken = [error for role, error in errors.items() if role == _ROWS or newest]
-    problems += [_words(error, workspace) for error in broken if error is not None]
+    for role, failure in errors.items():
+        let_go = role == _ROWS and isinstance(failure, LetGoError)  # rows that a vacuum has removed are no damage
+        if failure is not None and not let_go and (role == _ROWS or newest):
+            problems.append(_words(failure, workspace))
     held = bool(commit.counters.get("held"))
     return Entry(index, commit.window, tuple(commit.files.values()), tuple(problems), state, held)
 

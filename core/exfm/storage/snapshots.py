@@ -14,19 +14,18 @@ from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
+from exfm.config.keep_section import NEWEST, Kept
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.process_group import ProcessGroup
 from exfm.storage.aliases import Aliases
-from exfm.storage.commits import Commit, CommitLog
+from exfm.storage.commits import NONE, Commit, CommitLog
 from exfm.storage.hashing import FileRecord
+from exfm.storage.progress import first_kept_window
 from exfm.storage.tensor_files import read_tensors, write_tensors
 from exfm.storage.workspace import Workspace, numbered
 
 MODEL_FILE = "model"
 TRAINING_FILE = "training"
-
-NEWEST = 2
-"""Newest snapshots that are never retired: the last, and its predecessor in case the last is damaged."""
 
 READING_S = 60.0
 """Seconds for which an unneeded snapshot is kept: a reader may have chosen it as the newest, and not opened it yet."""
@@ -178,30 +177,60 @@ class SnapshotRegistry:
         """Lists the versions whose folders exist, in order."""
         return numbered(self.workspace.names(f"snapshots/{model}"))
 
-    def retire(self, model: str, needed_us: int) -> None:
-        """Removes the snapshots that no stage can request any more.
+    def unneeded(self, model: str, needed_us: int, keep: Kept = NEWEST) -> list[int]:
+        """Lists the stored versions that no stage can request any more, in order.
 
-        The newest ``NEWEST`` stay, and those that an alias points at or can be rolled back to. An unneeded snapshot
-        stays for ``READING_S``, because a reader such as `exfm predict` may be about to open it.
+        The newest ``NEWEST`` stay, those that the model keeps, and those that an alias points at or can be rolled back
+        to.
 
         Args:
             model: name of the model.
             needed_us: earliest time for which a snapshot may still be requested.
+            keep: the windows whose snapshots stay in any case.
         """
+        head = self.log.head("train", model)
+        if keep == "all" or head == NONE:
+            return []
+        # A folder after the newest commit is of a window that a job is about to commit.
+        stored = [version for version in self.versions(model) if version <= head]
+        first = first_kept_window(self.log, "train", model, keep)
         needed, held = self._needed(model, needed_us)
-        unneeded: list[int] = []
         kept = self.aliases.versions(model)
-        for version in self.versions(model)[:-NEWEST]:
-            if (version < needed or version in held) and version not in kept:
+        unneeded: list[int] = []
+        for version in stored[:-NEWEST]:
+            if version < first and (version < needed or version in held) and version not in kept:
                 unneeded.append(version)
+        return unneeded
+
+    def retire(self, model: str, needed_us: int, keep: Kept = NEWEST) -> None:
+        """Removes the unneeded snapshots.
+
+        Each stays for ``READING_S``, because a reader such as `exfm predict` may be about to open it.
+
+        Args:
+            model: name of the model.
+            needed_us: earliest time for which a snapshot may still be requested.
+            keep: the windows whose snapshots stay in any case.
+        """
+        unneeded = self.unneeded(model, needed_us, keep)
         since, now = self._unneeded_since.setdefault(model, {}), time.monotonic()
         for version in unneeded:
             since.setdefault(version, now)
         # The oldest come first: those beyond the limit have a negative number.
         for number, version in enumerate(unneeded, start=LEAVING - len(unneeded)):
             if number < 0 or now - since[version] >= READING_S:
-                self.workspace.remove(_folder(model, version))
+                self.remove(model, version)
                 del since[version]
+
+    def files(self, model: str, version: int) -> list[FileRecord]:
+        """Lists the files of a committed version; none if its window had no rows or was not committed."""
+        if not self.log.has("train", model, version):
+            return []
+        return [file for role, file in self.log.load("train", model, version).files.items() if role != "rows"]
+
+    def remove(self, model: str, version: int) -> None:
+        """Removes a snapshot's folder."""
+        self.workspace.remove(_folder(model, version))
 
     def _needed(self, model: str, needed_us: int) -> tuple[int, set[int]]:
         """Returns the oldest version that may still be requested, -1 without any, and the held versions after it."""

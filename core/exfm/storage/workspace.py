@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from exfm.errors import ConfigError, RunError
 from exfm.storage.exclusive import create_file, finish_creations
 from exfm.storage.hashing import FileRecord, HashingWriter, explain_full_disk
+from exfm.storage.marks import why_missing
 from exfm.storage.temporary import spool_folder, sweep, temporary_file
 
 _BLOCK = 1 << 20  # bytes that are hashed at once: little memory, and few calls per gigabyte
@@ -33,6 +34,10 @@ _NOT_EXCLUSIVE = (
 
 class MissingFileError(RunError):
     """Reports a committed file that does not exist."""
+
+
+class LetGoError(MissingFileError):
+    """Reports a committed file that was removed on purpose: a retired snapshot, or rows that a vacuum has removed."""
 
 
 class Workspace:
@@ -58,6 +63,11 @@ class Workspace:
             raise ConfigError(f"{url}: the folder cannot be used: {' '.join(str(error).split())}") from error
         self._local = isinstance(self.fs, LocalFileSystem)
         self._arrow = pafs.LocalFileSystem() if self._local else pafs.PyFileSystem(pafs.FSSpecHandler(self.fs))
+
+    @property
+    def is_local(self) -> bool:
+        """Tells whether the folder is on a disk of this machine, or looks like it."""
+        return self._local
 
     def path(self, relative: str) -> str:
         """Returns the path of a file for the fsspec file system."""
@@ -277,6 +287,9 @@ class Workspace:
         return file
 
     def _missing(self, record: FileRecord) -> MissingFileError:
+        reason = why_missing(self, record.path)
+        if reason:
+            return LetGoError(f"{self.name(record.path)}: {reason}")
         return MissingFileError(f"{self.name(record.path)}: a committed file is missing{self.remedy}")
 
     def _corrupt(self, record: FileRecord, size: int) -> RunError:

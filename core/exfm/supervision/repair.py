@@ -12,8 +12,9 @@ from datetime import timedelta
 
 from exfm.interfaces.duration import microseconds
 from exfm.storage.chains import Chain, Entry, SnapshotState, read_chain
-from exfm.storage.commits import STAGES, Stage
+from exfm.storage.commits import NONE, STAGES, Stage
 from exfm.storage.late_log import late_file
+from exfm.storage.marks import Rows, take_back
 from exfm.storage.orphans import find_orphans
 from exfm.supervision.store import Store
 
@@ -50,6 +51,7 @@ class Repair:
         manifests: manifests to remove, in an order that leaves intact chains wherever it is interrupted.
         folders: folders of the removed windows' snapshots, and of damaged snapshots that are not needed.
         orphans: files of kept windows that no manifest names.
+        marks: folder and model of the rows that run again, and the index of the first such window.
     """
 
     windows: int = 0
@@ -59,9 +61,13 @@ class Repair:
     manifests: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
+    marks: list[tuple[Rows, str, int]] = field(default_factory=list)
 
     def apply(self, store: Store) -> None:
         """Removes the listed files and folders."""
+        # Before the manifests: after a kill between, rows that are gone are damage, which a second repair finds.
+        for kind, model, first in self.marks:
+            take_back(store.workspace, kind, model, first)
         # Manifests first: without its manifest a window does not count, whatever is left of its files.
         for path in [*self.manifests, *self.orphans]:
             store.workspace.remove_file(path)
@@ -203,6 +209,8 @@ def _remove_last_windows(repair: Repair, group: list[Chain]) -> None:
     """
     for chain in group:
         chain.last = group[0].last
+        folder: Rows = "predictions" if chain.stage == "train" else "supervision"
+        repair.marks.append((folder, chain.model, (chain.last if chain.last is not None else NONE) + 1))
     removed: list[tuple[int, int, Chain]] = []
     for position, chain in enumerate(group):
         removed += [(entry.index, -position, chain) for entry in chain.removed]

@@ -19,7 +19,9 @@ from exfm.interfaces.data_source import Window
 from exfm.storage.backfills import Backfills
 from exfm.storage.commits import NONE, STAGES, CommitLog
 from exfm.storage.hashing import FileRecord
+from exfm.storage.marks import first_kept_rows
 from exfm.storage.orphans import remove_orphans
+from exfm.storage.readers import SIBLING, Readers
 from exfm.storage.snapshots import SnapshotRegistry
 from exfm.storage.workspace import Workspace
 from exfm.supervision.row_files import read_rows
@@ -27,9 +29,6 @@ from exfm.supervision.streaming import MergedSupervision, OpenSupervision, Super
 
 HOMES_FILE = "homes.json"
 """Names the runs that train models of this run's experiment, by the name of the model here."""
-
-SIBLING = "../"
-"""Begins the folder of a run that lies beside this run's, so that both can be moved together."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class Store:
         self.log = CommitLog(self.workspace)
         self.snapshots = SnapshotRegistry(self.workspace, self.log)
         self.backfills = Backfills(self.workspace)
+        self.readers = Readers(self.workspace)
         if homes is None:
             homes = self.kept_homes()
         self._homes: dict[str, Home] = {}
@@ -133,7 +133,20 @@ class Store:
         return records
 
     def windows(self, model: str) -> Sequence[Window]:
-        """Lists the windows with rows that a model has committed, in order."""
+        """Lists the windows with rows that a model has committed, in order, without those that were let go."""
+        first = self._first_kept(model)
+        return [window for window in self._windows(model) if window.index >= first]
+
+    def let_go(self, model: str) -> Sequence[Window]:
+        """Lists the windows whose predictions a vacuum has removed, in order."""
+        first = self._first_kept(model)
+        return [window for window in self._windows(model) if window.index < first]
+
+    def _first_kept(self, model: str) -> int:
+        home = self.home(model)
+        return first_kept_rows(home.store.workspace, "predictions", home.model)
+
+    def _windows(self, model: str) -> list[Window]:
         home = self.home(model)
         return [commit.window for commit in home.store.log.commits("train", home.model) if commit.files]
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exfm.config.keep_section import NEWEST, Kept
 from exfm.distributed.row_gatherer import RowGatherer
 from exfm.interfaces.data_source import Window
 from exfm.storage.commits import Commit, OtherContentError, WindowRead
@@ -36,6 +37,7 @@ class WindowCommit:
         supervision: the file of supervision; None where the model writes none.
         state: weights and training state; None of a window without rows.
         needed_us: returns the earliest time of which a snapshot may still be read, after this window.
+        keep_snapshots: the windows whose snapshots stay in any case.
     """
 
     name: str
@@ -49,13 +51,14 @@ class WindowCommit:
     supervision: RowGatherer | None
     state: tuple[dict[str, Tensor], dict[str, Tensor]] | None
     needed_us: Callable[[Window], int]
+    keep_snapshots: Kept = NEWEST
 
     def write(self) -> None:
         """Commits the window's supervision, then its predictions and the new snapshot."""
         # Supervision first: a kill in between leaves students with supervision to read, and no model ahead of it.
         self._write_supervision()
         self._write_training()
-        self.store.snapshots.retire(self.name, self.needed_us(self.window))
+        self.store.snapshots.retire(self.name, self.needed_us(self.window), self.keep_snapshots)
 
     def _write_supervision(self) -> None:
         if self.supervision is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
 
@@ -27,6 +28,7 @@ from exfm.scheduling.schedule import Schedule, WindowWork
 from exfm.scheduling.stream_state import read_schedule
 from exfm.stopping import end_if_asked, ending_after_a_chunk
 from exfm.storage.commits import NONE, WindowRead
+from exfm.storage.workspace import LetGoError
 from exfm.supervision.external import ExternalSupervision, external_teachers
 from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
@@ -204,8 +206,10 @@ class StreamLoop:
         self.reader.id_kinds.update(commit.counters["id_kinds"])
         # Of a single process only, because a shard cannot tell its rows from those of other processes in the file.
         if commit.files and self.process_group.world_size == 1:
-            rows = self.store.predictions(stage.name, commit.window)
-            self.reader.remember(rows.column("example_id").to_numpy())
+            # Of a model that goes back behind its newest windows, the predictions may have been let go.
+            with suppress(LetGoError):
+                rows = self.store.predictions(stage.name, commit.window)
+                self.reader.remember(rows.column("example_id").to_numpy())
 
     def _blocker(self, schedule: Schedule, work: WindowWork) -> str:
         """Names the supervision or snapshot that a window waits for; empty if the window can run."""

@@ -357,6 +357,7 @@ class Stage:
             self._supervision,
             state,
             self._needed_us,
+            trainer.arm.config.keep.snapshots,
         )
 
     def _judge(self) -> dict[str, str]:
@@ -419,7 +420,8 @@ class Stage:
 
     def _needed_us(self, window: Window) -> int:
         """Returns the earliest time of which a labeller or student that lags behind may still read a snapshot."""
-        shared_us = self.shared.needed_us(self.name)
+        readers_us = self.store.readers.needed_us(self.name, microseconds(self.trainer.arm.config.supervision.delay))
+        shared_us = min(self.shared.needed_us(self.name), readers_us)
         if not self.labelled_later:
             return min(window.end_us, shared_us)
         labelled = self.store.log.head("supervise", self.name)

@@ -8,6 +8,7 @@ import torch
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
+from exfm.config.retention import parameter_teachers
 from exfm.errors import ConfigError
 from exfm.interfaces.schema import FeatureSchema
 from exfm.interfaces.transfer_specs import StudentSpec, TeacherSpec
@@ -16,7 +17,6 @@ from exfm.modeling.build import build_model
 from exfm.modeling.parts import part_specs
 from exfm.modeling.ranking_model import RankingModel
 from exfm.transfer.declared_transfers import DeclaredTransfers, check_copied_once, declared_transfers
-from exfm.transfer.teacher_parameters import parameter_teachers
 
 
 def build_strategies(

@@ -8,8 +8,8 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
+from exfm.config.retention import parameter_teachers
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
@@ -99,8 +99,3 @@ class TeacherParameters:
             start_us = 0 if done == NONE else self.store.log.load("train", student, done).window.start_us
             needed = min(needed, start_us - self.delay_us[teacher])
         return needed
-
-
-def parameter_teachers(arm: Arm) -> set[str]:
-    """Names the teachers whose parameters an arm's strategies require."""
-    return {spec.config.teacher for spec in arm.config.transfer if "parameters" in spec.component.requires}

@@ -1,0 +1,209 @@
+"""Finds and removes what nobody can ask for any more in a run's folder, beside running jobs.
+
+Rows go in this order: a mark says that they may be gone; readers that have just chosen them get time to open them; the
+readers' progress is read again; the files are removed. Manifests stay, so that chains and counters stay whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from exfm.config.retention import RetentionRecord
+from exfm.storage.commits import NONE, Stage
+from exfm.storage.hashing import FileRecord
+from exfm.storage.marks import ROWS, Rows, mark
+from exfm.storage.orphans import find_orphans
+from exfm.storage.progress import first_kept_window, next_start_us, rows_needed_us
+from exfm.storage.readers import Progress, read_retention_of
+from exfm.supervision.store import Store
+
+_STAGE: Mapping[Rows, Stage] = {"supervision": "supervise", "predictions": "train"}
+
+
+@dataclass(frozen=True)
+class RemovableRows:
+    """Lists the stored row files of a model that are let go.
+
+    Attributes:
+        first_kept: index of the first window whose rows stay.
+        held_by: the student that has passed the fewest windows, where it alone keeps rows; empty elsewhere.
+    """
+
+    folder: Rows
+    model: str
+    first_kept: int
+    files: tuple[FileRecord, ...]
+    held_by: str = ""
+
+
+@dataclass
+class Vacuum:
+    """Lists all that can be removed from a run's folder.
+
+    Attributes:
+        rows: row files by model and folder.
+        snapshots: unneeded versions by model.
+        orphans: files of committed windows that no manifest names.
+        ignored: readers for which nothing is kept, with the reason.
+    """
+
+    rows: list[RemovableRows] = field(default_factory=list)
+    snapshots: dict[str, list[int]] = field(default_factory=dict)
+    orphans: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Tells whether nothing can be removed."""
+        return not self.orphans and not any(self.snapshots.values()) and not any(rows.files for rows in self.rows)
+
+
+def find_vacuum(store: Store) -> Vacuum:
+    """Lists what can be removed from a run's folder, and changes nothing."""
+    vacuum = Vacuum()
+    models = _models(store)
+    for name, retention in models.items():
+        students = _local_students(store, name, models)
+        for reader in store.readers.progress(name):
+            if reader.ignored:
+                vacuum.ignored.append(f"{reader.name}, a reader of {name}: {reader.ignored}")
+            else:
+                students.append(reader)
+        vacuum.snapshots[name] = _unneeded_snapshots(store, name, retention, students)
+        for folder in ROWS:
+            vacuum.rows.append(_removable_rows(store, folder, name, retention, students))
+        vacuum.orphans += _orphans(store, name)
+    return vacuum
+
+
+def apply_vacuum(store: Store, vacuum: Vacuum, grace_s: float) -> Vacuum:
+    """Removes what a vacuum lists, unless somebody needs it by now; returns what was removed.
+
+    Args:
+        grace_s: seconds between marking and removing.
+    """
+    store.sweep(list(_models(store)))
+    for rows in vacuum.rows:
+        if rows.files:
+            mark(store.workspace, rows.folder, rows.model, rows.first_kept)
+    if vacuum.is_empty:
+        return vacuum
+    time.sleep(grace_s)
+    # In a store opened anew, because a log remembers commits that a job may have taken back meanwhile. A file must be
+    # removable both times: between reading a manifest and listing its folder, a window may have begun again.
+    removed = _common(vacuum, find_vacuum(Store(store.workspace.url)))
+    for path in removed.orphans:
+        store.workspace.remove_file(path)
+    for rows in removed.rows:
+        for record in rows.files:
+            store.workspace.remove_file(record.path)
+    for model, versions in removed.snapshots.items():
+        for version in versions:
+            store.snapshots.remove(model, version)
+    return removed
+
+
+def _common(before: Vacuum, now: Vacuum) -> Vacuum:
+    """Selects what two vacuums both list."""
+    common = Vacuum(orphans=sorted({*before.orphans} & {*now.orphans}), ignored=now.ignored)
+    files = {record for rows in before.rows for record in rows.files}
+    for rows in now.rows:
+        common.rows.append(replace(rows, files=tuple(record for record in rows.files if record in files)))
+    for model, versions in now.snapshots.items():
+        common.snapshots[model] = [version for version in versions if version in before.snapshots.get(model, ())]
+    return common
+
+
+def _models(store: Store) -> dict[str, RetentionRecord]:
+    """Reads the records of a run's models, also of those without commits yet."""
+    models: dict[str, RetentionRecord] = {}
+    for file in store.workspace.names("models"):
+        name = file.removesuffix(".json").removesuffix(".draft")
+        retention = read_retention_of(store.workspace, name)
+        if retention is not None:
+            models[name] = retention
+    return models
+
+
+def _local_students(store: Store, teacher: str, models: Mapping[str, RetentionRecord]) -> list[Progress]:
+    """Reads the progress of the students of a model in its own run."""
+    students: list[Progress] = []
+    for name, retention in models.items():
+        if teacher in retention.teachers:
+            start_us = next_start_us(store.log, name, retention)
+            snapshots_us = start_us if retention.teachers[teacher] else None
+            students.append(Progress("", name, rows_needed_us(store.log, name, retention), snapshots_us))
+    return students
+
+
+def _unneeded_snapshots(store: Store, model: str, retention: RetentionRecord, students: list[Progress]) -> list[int]:
+    head = store.log.head("train", model)
+    if head == NONE:
+        return []
+    needed_us = store.log.load("train", model, head).window.end_us
+    delay_us = retention.delay_us
+    for student in students:
+        if student.snapshots_us is not None:
+            needed_us = min(needed_us, student.snapshots_us - delay_us)
+    if retention.is_labelled:  # labelled windows are not labelled again
+        labelled = store.log.head("supervise", model)
+        behind_us = 0
+        if labelled != NONE:
+            behind_us = store.log.load("supervise", model, labelled).window.end_us
+        needed_us = min(needed_us, behind_us - delay_us)
+    return store.snapshots.unneeded(model, needed_us, retention.keep.snapshots)
+
+
+def _removable_rows(
+    store: Store, folder: Rows, model: str, retention: RetentionRecord, students: list[Progress]
+) -> RemovableRows:
+    """Lists the row files of a model that its section ``keep`` lets go, and that all students have passed."""
+    stage = _STAGE[folder]
+    keep = retention.keep.supervision if folder == "supervision" else retention.keep.predictions
+    first = first_kept_window(store.log, stage, model, keep)
+    held_by = ""
+    if folder == "supervision" and first:
+        head = store.log.head(stage, model)
+        window = store.log.load(stage, model, head).window
+        for student in students:
+            # Windows have one length, so the index of the window at a time follows from any window.
+            needed = head + (student.rows_us - window.start_us) // (window.end_us - window.start_us)
+            if needed < first:
+                first, held_by = max(needed, 0), student.name
+    # A mark is never taken back here: rows that it names and that are stored go too, as after a kill.
+    stored = set(store.workspace.names(f"{folder}/{model}")) if first else set()
+    files: list[FileRecord] = []
+    for record in _rows_before(store, folder, model, first) if stored else ():
+        if record.path.rpartition("/")[2] in stored:
+            files.append(record)
+    return RemovableRows(folder, model, first, tuple(files), held_by)
+
+
+def _rows_before(store: Store, folder: Rows, model: str, first: int) -> Iterator[FileRecord]:
+    """Yields the row files of the windows before an index, those of back-fills too, whether stored or not."""
+    stage = _STAGE[folder]
+    for index in store.log.windows(stage, model):
+        files = store.log.load(stage, model, index).files
+        if index < first and "rows" in files:
+            yield files["rows"]
+    if folder == "supervision":
+        for index in store.backfills.windows(model):
+            for labelling in store.backfills.labellings(model, index) if index < first else ():
+                yield labelling.rows
+
+
+def _orphans(store: Store, model: str) -> list[str]:
+    """Lists the files of a model's committed windows that no manifest names."""
+    orphans: list[str] = []
+    for stage in _STAGE.values():
+        rows: list[FileRecord] = []
+        for index in store.log.windows(stage, model):
+            files = store.log.load(stage, model, index).files
+            if "rows" in files:
+                rows.append(files["rows"])
+        orphans += find_orphans(store.workspace, rows)
+    for version in store.snapshots.versions(model):
+        orphans += find_orphans(store.workspace, store.snapshots.files(model, version))
+    return orphans
