@@ -61,7 +61,9 @@ class Store:
         self._homes: dict[str, Home] = {}
         for name, (run, model) in homes.items():
             if run.startswith(SIBLING):
-                run = f"{url.rstrip('/').rpartition('/')[0]}/{run.removeprefix(SIBLING)}"
+                beside, slash, _ = url.rstrip("/").rpartition("/")
+                # A folder of the working directory has no slash in its name.
+                run = f"{beside}{slash}{run.removeprefix(SIBLING)}"
             self._homes[name] = Home(Store(run), model)
 
     def kept_homes(self) -> dict[str, tuple[str, str]]:
