@@ -65,7 +65,10 @@ def test_the_list_has_the_figures_of_the_results(
         assert [entry["state"] for entry in mine] == ["retired"] * 2 + ["published"] * 4
 
 
-def test_a_promoted_snapshot_is_read_and_rolled_back(run: tuple[str, str], tmp_path: Path, exfm_cli: Exfm) -> None:
+def test_a_promoted_snapshot_is_read_and_rolled_back(
+    run: tuple[str, str], tmp_path: Path, exfm_cli: Exfm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # no line of the table is folded, whatever runs the tests
     run_dir, config = run
     for version in ("3", "4"):
         assert exfm_cli("promote", run_dir, "--model", "vm", "--version", version).out == (
