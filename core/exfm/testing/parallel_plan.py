@@ -113,7 +113,7 @@ _records: dict[tuple[Case, int], dict[str, Tensor]] = {}
 
 
 def run_exercise(component: Any, fields: str, processes: int, optimizer: str, folder: Path) -> dict[str, Tensor]:
-    """Exercises a plan, in this process or in processes that torchrun starts, and caches the record.
+    """Exercises a plan, in this process or in processes that are started as by torchrun, and caches the record.
 
     Args:
         component: the plan's class.
@@ -141,9 +141,8 @@ def run_exercises(cases: Sequence[Case], processes: int, folder: Path) -> None:
     jobs: list[tuple[str, str, str, str]] = []
     for (component, fields, optimizer), path in zip(cases, paths, strict=True):
         jobs.append((f"{component.__module__}:{component.__qualname__}", fields, optimizer, str(path)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
-        [*launch, "-m", plan_exercise.__name__, json.dumps(jobs)],
+        [sys.executable, "-m", plan_exercise.__name__, str(processes), json.dumps(jobs)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

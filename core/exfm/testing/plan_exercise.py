@@ -1,16 +1,18 @@
 """Exercise of a parallel plan: trains a small model, saves it, loads it into another model and continues both.
 
-In several processes torchrun runs this module: ``-m exfm.testing.plan_exercise JOBS``, a JSON list of
-``[MODULE:CLASS, FIELDS, OPTIMIZER, OUT]``.
+``-m exfm.testing.plan_exercise PROCESSES JOBS`` does so in several processes, as torchrun starts them. JOBS is a JSON
+list of ``[MODULE:CLASS, FIELDS, OPTIMIZER, OUT]``.
 
 Legend: n rows of this process, B rows of a batch, D width of a table's rows, W width of the block.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
+import uuid
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.modules.embedding_configs import PoolingType
 
@@ -263,8 +266,27 @@ def _broadcast(plan: ParallelPlan, state: Mapping[str, Tensor]) -> dict[str, Ten
     return shared
 
 
-def main(jobs: str) -> None:
-    """Exercises plans in turn, in each process of torchrun; rank 0 writes the records."""
+def launch(processes: int, jobs: str) -> None:
+    """Starts processes with torchrun's agent, and exercises plans in them.
+
+    They are forked from this process, because importing torch takes longer than the exercises. On a machine with GPUs
+    they are spawned: CUDA does not work in a process that is forked from one that has looked for GPUs.
+    """
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="spawn" if torch.cuda.is_available() else "fork",
+    )
+    elastic_launch(config, run_jobs)(jobs)
+
+
+def run_jobs(jobs: str) -> None:
+    """Exercises plans in turn, in each process that is started; rank 0 writes the records."""
     for component, fields, optimizer, out in json.loads(jobs):
         module, _, name = component.partition(":")
         plan_class: Any = getattr(import_module(module), name)
@@ -273,8 +295,9 @@ def main(jobs: str) -> None:
         if plan.process_group.is_rank_zero:
             save_file({key: value.contiguous() for key, value in record.items()}, out)
         plan.process_group.barrier()
-    os._exit(0)  # a thread of the connection may abort a process whose interpreter ends
+    # A thread of the connection may abort a process whose interpreter is finalized.
+    atexit.register(os._exit, 0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    launch(int(sys.argv[1]), sys.argv[2])
