@@ -20,7 +20,7 @@ from exfm.data.windows import stream_windows
 from exfm.serving.export import Form, export
 from exfm.serving.predict import predict
 from exfm.supervision.store import Store
-from tests.training.logs import experiment_dict, load, make_log, supervision, write_log
+from tests.training.logs import experiment_dict, load, make_log, supervision, train, write_log
 from tests.training.test_teacher_inputs import trainer_of
 
 COLUMN = "fm.embedding"
@@ -37,7 +37,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> exfm.Experiment:
     }
     config["models"]["vm"] |= {"inputs": [{"name": "pair_embedding", "teacher": "fm"}], "control": False}
     experiment = load(folder, config)
-    exfm.run(experiment)
+    train(experiment)
     return experiment
 
 

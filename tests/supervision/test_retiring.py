@@ -21,7 +21,7 @@ from exfm.storage.commits import Commit
 from exfm.storage.hashing import FileRecord
 from exfm.storage.snapshots import LEAVING, NEWEST, SnapshotRegistry
 from exfm.supervision.store import Store
-from tests.training.logs import experiment_dict, load, make_log
+from tests.training.logs import experiment_dict, load, make_log, train
 
 
 def publish(store: Store, count: int, held: Collection[int] = (), first: int = 0, needed_us: int | None = None) -> None:
@@ -120,7 +120,7 @@ def test_a_reader_whose_snapshot_is_removed_takes_the_newer(
     for number, (start, end) in enumerate(pairwise([0, 100, 300])):
         pq.write_table(log.slice(start, end - start), tmp_path / "log" / f"{number}.parquet")
         if not number:
-            exfm.run(load(tmp_path, config))
+            train(load(tmp_path, config))
     read: Callable[..., dict[str, Tensor]] = SnapshotRegistry.load
     unread = [True]
 
@@ -129,7 +129,7 @@ def test_a_reader_whose_snapshot_is_removed_takes_the_newer(
     ) -> dict[str, Tensor]:
         if unread:
             unread.clear()
-            exfm.run(load(tmp_path, config))
+            train(load(tmp_path, config))
         return read(self, record, into)
 
     monkeypatch.setattr(SnapshotRegistry, "load", while_training_goes_on)

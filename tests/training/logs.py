@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import yaml
 
 import exfm
-from exfm.experiment.run import open_run
-from exfm.supervision.store import Store
+from exfm.experiment.run import build_plan, open_run
+from exfm.supervision.store import open_store
 from exfm.training.loop import StreamLoop
 
 DAY_US = 86_400_000_000
@@ -112,11 +112,14 @@ def load(folder: Path, config: dict[str, Any], *overrides: str) -> exfm.Experime
 
 def train(experiment: exfm.Experiment) -> None:
     """Does all stages of an experiment as a run does, and leaves out its evaluation and its report."""
-    store = Store(experiment.run_dir)
-    open_run(experiment, store)
-    loop = StreamLoop(experiment, store, experiment.config.parallel.build(), lambda _: None)
+    store, plan = open_store(experiment), build_plan(experiment)
+    if plan.process_group.is_rank_zero:
+        open_run(experiment, store)
+    trained = [arm.name for arm in experiment.arms if arm.name not in store.borrowed]
+    loop = StreamLoop(experiment, store, plan, lambda _: None, trained, trained)
     loop.advance()
     assert not loop.waiting_for
+    plan.process_group.close()
 
 
 def rows_by_window(run_dir: str, folder: str, model: str) -> dict[int, pa.Table]:

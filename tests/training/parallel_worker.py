@@ -1,8 +1,9 @@
 """Runs the jobs of a parallel test in a process: one after the other, in the same process group.
 
-A job is ``{"config": path, "overrides": [...], "log": [[from, to], ...], "die_after": chunks, "processes": n}``, the
-last two optional: the files that its log is to have, after how many chunks the second process is to be killed by
-SIGKILL, once, and how many of the processes do it, the last job all of them.
+A job is ``{"config": path, "overrides": [...], "log": [[from, to], ...], "die_after": chunks, "processes": n,
+"evaluate": False}``, the last three optional: the files that its log is to have, after how many chunks the second process
+is to be killed by SIGKILL, once, how many of the processes do it, the last job all of them, and that results.json is not
+needed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from exfm.parallel import TorchProcessGroup
 from exfm.reporting import plots
 from exfm.storage.workspace import Workspace
 from tests.processes import empty_plot
+from tests.training.logs import train
 
 NAMES = Workspace.names
 
@@ -72,6 +74,10 @@ def main(jobs: list[dict[str, Any]], marker: Path) -> None:
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        results = exfm.run(exfm.load_experiment(job["config"], job["overrides"]), on_progress)
+        experiment = exfm.load_experiment(job["config"], job["overrides"])
+        if not job.get("evaluate", True):
+            train(experiment)
+            continue
+        results = exfm.run(experiment, on_progress)
         assert bool(results) == (dist.get_rank() == 0)
     dist.barrier()

@@ -20,7 +20,7 @@ from exfm.interfaces.data_source import TimeRange
 from exfm.scheduling.identity import open_run
 from exfm.supervision.store import open_store
 from exfm.training.backfill import BackfilledWindow, Backfiller
-from tests.training.logs import DAY_US, START_US, experiment_dict, load, make_log, predictions, write_log
+from tests.training.logs import DAY_US, START_US, experiment_dict, load, make_log, predictions, train, write_log
 
 ROWS = 600
 ALWAYS = TimeRange(0, 2**62)
@@ -58,10 +58,17 @@ def fm_without_students(log: str, run_dir: str) -> tuple[dict[str, Any], dict[st
     return alone, config
 
 
-def test_a_student_of_an_fm_that_stored_nothing(log: str, tmp_path: Path, exfm_cli: Cli) -> None:
-    run_dir = str(tmp_path / "run")
-    alone, config = fm_without_students(log, run_dir)
-    exfm.run(load(tmp_path, alone))
+@pytest.fixture(scope="module")
+def trained_alone(log: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose FM has trained on the whole log and stored nothing, to be copied."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(load(folder, fm_without_students(log, str(folder / "run"))[0]))
+    return folder / "run"
+
+
+def test_a_student_of_an_fm_that_stored_nothing(log: str, trained_alone: Path, tmp_path: Path, exfm_cli: Cli) -> None:
+    run_dir = shutil.copytree(trained_alone, str(tmp_path / "run"))
+    _, config = fm_without_students(log, run_dir)
     with pytest.raises(exfm.ConfigError, match=r"without storing its supervision.*--model fm --backfill FROM\.\.TO"):
         exfm.run(load(tmp_path, config))
     path = tmp_path / "config.yaml"
@@ -94,11 +101,11 @@ def test_a_student_of_other_traffic_is_labelled_as_if_it_had_always_been_there(l
         return config
 
     together = students(str(tmp_path / "together"))
-    exfm.run(load(tmp_path, together))
+    train(load(tmp_path, together))
     config = students(str(tmp_path / "run"))
     first = copy.deepcopy(config)
     del first["models"]["all"]
-    exfm.run(load(tmp_path, first))
+    train(load(tmp_path, first))
     done = backfill(load(tmp_path, config), TimeRange(START_US + 2 * DAY_US, START_US + 5 * DAY_US))
     assert sorted(done) == [2, 3, 4] and all(report.rows for report in done.values())
     again = backfill(load(tmp_path, config), TimeRange(START_US + 2 * DAY_US, START_US + 5 * DAY_US))
@@ -114,14 +121,13 @@ def test_a_student_of_other_traffic_is_labelled_as_if_it_had_always_been_there(l
         np.testing.assert_allclose(
             actual.column("prediction_click").to_numpy(), expected.column("prediction_click").to_numpy(), atol=1e-6
         )
-    exfm.run(load(tmp_path, config))
+    train(load(tmp_path, config))
     ids = {window: table.column("example_id") for window, table in predictions(str(tmp_path / "run"), "all").items()}
     assert ids == {w: t.column("example_id") for w, t in predictions(str(tmp_path / "together"), "all").items()}
 
 
-def test_jobs_share_the_windows_of_a_back_fill(log: str, tmp_path: Path) -> None:
-    alone, config = fm_without_students(log, str(tmp_path / "run"))
-    exfm.run(load(tmp_path, alone))
+def test_jobs_share_the_windows_of_a_back_fill(log: str, trained_alone: Path, tmp_path: Path) -> None:
+    _, config = fm_without_students(log, shutil.copytree(trained_alone, str(tmp_path / "run")))
     experiment = load(tmp_path, config)
     store = open_store(experiment)
     assert store.backfills.claim("fm", 3) and not store.backfills.claim("fm", 3)
@@ -135,9 +141,8 @@ def test_jobs_share_the_windows_of_a_back_fill(log: str, tmp_path: Path) -> None
     assert all(len(set(table.column("example_id").to_pylist())) == table.num_rows for table in rows.values())
 
 
-def test_windows_whose_snapshot_is_gone_are_masked(log: str, tmp_path: Path) -> None:
-    alone, config = fm_without_students(log, str(tmp_path / "run"))
-    exfm.run(load(tmp_path, alone))
+def test_windows_whose_snapshot_is_gone_are_masked(log: str, trained_alone: Path, tmp_path: Path) -> None:
+    _, config = fm_without_students(log, shutil.copytree(trained_alone, str(tmp_path / "run")))
     shutil.rmtree(tmp_path / "run" / "snapshots" / "fm" / "000002")
     done = backfill(load(tmp_path, config))
     assert [window for window, report in done.items() if report.masked] == [0, 3]
@@ -150,7 +155,7 @@ def test_windows_whose_snapshot_is_gone_are_masked(log: str, tmp_path: Path) -> 
 def test_a_window_that_the_teacher_has_not_passed_is_left_to_it(log: str, tmp_path: Path) -> None:
     alone, config = fm_without_students(log, str(tmp_path / "run"))
     alone["stream"]["source"]["path"] = f"{log}/part-[01].parquet"
-    exfm.run(load(tmp_path, alone))
+    train(load(tmp_path, alone))
     done = backfill(load(tmp_path, config))
     assert done[5].left == "the teacher has not passed it yet, and labels it then"
     assert not done[5].masked

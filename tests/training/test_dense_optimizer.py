@@ -35,6 +35,7 @@ from tests.training.logs import (
     predictions,
     rows_by_window,
     supervision,
+    train,
     write_log,
 )
 
@@ -265,7 +266,7 @@ def test_an_average_is_published_and_changes_no_training(tmp_path: Path, log: st
         config["models"]["late"] = {**config["models"]["fm"], "supervision": {"delay": "1d"}}
         config["models"]["vm"]["transfer"].append({"name": "auxiliary_head", "teacher": "late"})
         config["models"]["vm"]["optimizer"] = {}
-        exfm.run(load(tmp_path, config))
+        train(load(tmp_path, config))
     plain, averaged = (str(tmp_path / name) for name in ("plain", "averaged"))
     for folder in (predictions, supervision):
         assert folder(averaged, "fm") == folder(plain, "fm")

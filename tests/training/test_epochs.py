@@ -30,6 +30,7 @@ from tests.training.logs import (
     make_log,
     predictions,
     supervision,
+    train,
     write_log,
 )
 
@@ -95,7 +96,7 @@ def test_the_first_pass_is_that_of_a_run_without_epochs(runs: tuple[Path, dict[s
 def test_a_model_makes_the_steps_of_its_epochs(runs: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """Twice more those of a run that ends with the first windows: with the late labels that were known by then."""
     folder, _ = runs
-    exfm.run(load(tmp_path, config_of(write_log(tmp_path / "first", first_days()), tmp_path / "run", {})))
+    train(load(tmp_path, config_of(write_log(tmp_path / "first", first_days()), tmp_path / "run", {})))
     for model in BOTH:
         steps = {name: int(saved(folder / name, model)["training/steps"]) for name in ("once", "both")}
         first = int(saved(tmp_path / "run", model, FIRST - 1)["training/steps"])
@@ -174,7 +175,7 @@ def test_every_epoch_has_the_same_supervision_and_labels(
     monkeypatch.setattr(Stage, "consume", noting("rows", consume))
     monkeypatch.setattr(Stage, "repeat", noting("rows", repeat))
     monkeypatch.setattr(Stage, "consume_late", noting("late", late))
-    exfm.run(load(tmp_path, config_of(log, tmp_path / "run", {"vm": 3})))
+    train(load(tmp_path, config_of(log, tmp_path / "run", {"vm": 3})))
     newest = START_US + FIRST * DAY_US
     times = make_log(rows=900).column("event_time").cast(pa.int64()).to_numpy()
     ids = set((np.flatnonzero(times < newest) * 7 + 3).tolist())
@@ -204,7 +205,7 @@ def test_a_part_that_is_gone_is_named(tmp_path: Path) -> None:
     """The further epochs need the first windows again."""
     early, folder = first_days(), tmp_path / "log"
     config = config_of(write_log(folder, early), tmp_path / "run", {"vm": 3})
-    exfm.run(load(tmp_path, config))
+    train(load(tmp_path, config))
     pq.write_table(make_log(rows=900).slice(early.num_rows), folder / "part-3.parquet")
     (folder / "part-0.parquet").unlink()
     with pytest.raises(

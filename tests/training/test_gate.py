@@ -32,7 +32,17 @@ from exfm.training.gate import GateHistory, judge
 from tests.processes import torchrun
 from tests.training import parallel_worker
 from tests.training.interruption import StopError
-from tests.training.logs import DAY_US, START_US, differences, experiment_dict, load, make_log, supervision, write_log
+from tests.training.logs import (
+    DAY_US,
+    START_US,
+    differences,
+    experiment_dict,
+    load,
+    make_log,
+    supervision,
+    train,
+    write_log,
+)
 
 FLIPPED = {6, 7}
 """Windows of half a day whose labels are the other way round."""
@@ -53,10 +63,11 @@ def config(folder: Path, name: str, delay: str) -> dict[str, Any]:
     log = folder / "log"
     settings = experiment_dict(str(log) if log.exists() else write_log(log, flipped_log()), str(folder / name))
     settings["stream"] |= {"window": "12h", "chunk_rows": 512}
-    fm = {"backbone": {"name": "dlrm"}, "embedding_dim": 8, "batch_size": 64}
+    fm = {"backbone": {"name": "dlrm"}, "embedding_dim": 8, "batch_size": 256}
     settings["models"]["fm"] = fm | {"supervision": {"delay": delay}, "gate": {}}
     settings["models"]["vm"] |= {
         "control": False,
+        "batch_size": 256,
         "transfer": [
             {"name": "auxiliary_head", "teacher": "fm"},
             {"name": "parameter_sharing", "teacher": "fm", "parts": {"table/item": "frozen"}},
@@ -151,7 +162,7 @@ def test_a_run_that_goes_on_from_a_held_snapshot_is_the_undisturbed_run(
 def test_background_saving_holds_the_same_snapshots(tmp_path: Path) -> None:
     settings = config(tmp_path, "run", "0s") | {"save_in_background": True}
     del settings["models"]["vm"]["transfer"][1]  # without copies, which would be read from the store
-    exfm.run(load(tmp_path, settings))
+    train(load(tmp_path, settings))
     assert held(tmp_path / "run", "fm") == FLIPPED
     rows = supervision(str(tmp_path / "run"), "fm")
     silent = [window for window, table in rows.items() if not pc.any(pc.is_finite(table["prediction_click"])).as_py()]

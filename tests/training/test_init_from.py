@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 
 import exfm
-from tests.training.logs import experiment_dict, load, make_log, predictions, write_log
+from tests.training.logs import experiment_dict, load, make_log, predictions, train, write_log
 
 ROWS = 600
 BATCH = 32
@@ -42,7 +42,7 @@ def trained(log: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a run whose parent has trained on the whole log, snapshots of all windows included."""
     folder = tmp_path_factory.mktemp("trained")
     run_dir = str(folder / "run")
-    exfm.run(load(folder, parent_only(log, run_dir)))
+    train(load(folder, parent_only(log, run_dir)))
     return run_dir
 
 
@@ -117,7 +117,7 @@ def test_a_parent_that_is_not_there_is_named(log: str, trained: str, tmp_path: P
 def test_weights_that_would_read_a_new_table_are_refused(log: str, tmp_path: Path) -> None:
     parent = parent_only(log, str(tmp_path / "parent"))
     parent["models"]["parent"] |= {"backbone": {"name": "dlrm"}}
-    exfm.run(load(tmp_path, parent))
+    train(load(tmp_path, parent))
     config = child(log, str(tmp_path / "run"), str(tmp_path / "parent"), features=["user", "item", "price"])
     config["models"]["child"]["backbone"] = {"name": "dlrm"}
     with pytest.raises(exfm.ConfigError, match=r"backbone\.top\.0\.weight has the shape .*fresh: \[backbone\]"):
@@ -131,19 +131,17 @@ def test_without_a_start_a_model_stands_where_its_parent_stands(log: str, traine
     config = parent_only(log, str(tmp_path / "run"))
     half = copy.deepcopy(config)
     half["stream"]["source"]["path"] = f"{log}/part-[01].parquet"
-    exfm.run(load(tmp_path, half))
+    train(load(tmp_path, half))
     windows = len(predictions(str(tmp_path / "run"), "parent"))
     assert 2 < windows < 6
     config["models"]["child"] = copy.deepcopy(config["models"]["parent"]) | {"init_from": {"model": "parent"}}
-    exfm.run(load(tmp_path, config))
+    train(load(tmp_path, config))
     assert min(predictions(str(tmp_path / "run"), "child")) in (windows - 1, windows)
     assert len(predictions(str(tmp_path / "run"), "parent")) == 6
 
 
-def test_names_are_mapped_and_files_from_elsewhere_are_read(log: str, tmp_path: Path) -> None:
-    config = parent_only(log, str(tmp_path / "parent"))
-    exfm.run(load(tmp_path, config))
-    file = max((tmp_path / "parent" / "snapshots" / "parent").glob("*/model-*.safetensors"))
+def test_names_are_mapped_and_files_from_elsewhere_are_read(log: str, trained: str, tmp_path: Path) -> None:
+    file = max(Path(trained, "snapshots", "parent").glob("*/model-*.safetensors"))
     renamed = {}
     for name, tensor in safetensors.torch.load_file(file).items():
         renamed[name.replace("table_user", "table_uid").replace("task_click", "task_ctr")] = tensor

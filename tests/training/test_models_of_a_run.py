@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 import exfm
-from tests.training.logs import experiment_dict, load, make_log, predictions, supervision, timeless, write_log
+from tests.training.logs import experiment_dict, load, make_log, predictions, supervision, timeless, train, write_log
 
 ROWS = 600
 Edit = Callable[[dict[str, Any]], None]
@@ -78,7 +78,7 @@ def assert_equal_models(run_dir: str, other: str, *models: str) -> None:
 def test_a_model_added_later_trains_alone(log: str, together: tuple[dict[str, Any], str], tmp_path: Path) -> None:
     run_dir = str(tmp_path / "run")
     config = three_models(log, run_dir)
-    exfm.run(load(tmp_path, without(config, "second")))
+    train(load(tmp_path, without(config, "second")))
     before = checksums(run_dir, "fm", "vm", "vm.control")
     assert before
     results = exfm.run(load(tmp_path, config))
@@ -139,7 +139,7 @@ def test_features_and_labels_that_a_model_does_not_use_may_come_and_go(
     config = without(three_models(log, run_dir), "second")
     config["models"] |= {"alone": config["models"].pop("vm") | {"transfer": [], "control": False, "tasks": ["click"]}}
     del config["models"]["fm"]
-    exfm.run(load(tmp_path, config))
+    train(load(tmp_path, config))
     before = checksums(run_dir, "alone")
     source = config["stream"]["source"]
     source["features"] = [feature for feature in source["features"] if feature["name"] in ("user", "item")]
@@ -178,7 +178,7 @@ def test_a_teacher_of_another_run_gives_all_that_a_teacher_of_the_file_gives(
     log: str, together: tuple[dict[str, Any], str], tmp_path: Path
 ) -> None:
     config = three_models(log, str(tmp_path / "fm"))
-    exfm.run(load(tmp_path, without(config, "vm", "second")))
+    train(load(tmp_path, without(config, "vm", "second")))
     assert_equal_models(config["run_dir"], together[1], "fm")
     for models in (("vm",), ("second",)):
         results = exfm.run(load(tmp_path, lent(config, tmp_path, config["run_dir"], *models)))
@@ -208,7 +208,7 @@ def test_students_elsewhere_wait_for_their_teacher(
             # The student comes first: it does the windows that its teacher has done, and says what it waits for.
             results = exfm.run(load(tmp_path, student))
             assert results["time"]["waiting_for"] and "it waits for the supervision of 'fm'" in results["notes"][0]
-        exfm.run(write)
+        train(write)
     results = exfm.run(load(tmp_path, student))
     assert results["time"]["waiting_for"] is None and not results["notes"]
     for window, rows in predictions(together[1], "vm").items():
@@ -225,11 +225,11 @@ def test_what_a_teacher_of_another_run_lacks_is_said_before_anything_is_trained(
     with pytest.raises(exfm.ConfigError, match=r"teachers\.fm\.run: .* holds no run.*exfm train CONFIG --model fm"):
         load(tmp_path, student)
     config["models"]["fm"]["supervision"] = {"store": False}
-    exfm.run(load(tmp_path, config))
+    train(load(tmp_path, config))
     with pytest.raises(exfm.ConfigError, match=r"does not store its supervision: set models\.fm\.supervision\.store"):
         load(tmp_path, student)
     config["models"]["fm"]["supervision"] = {"store": True}
-    exfm.run(load(tmp_path, config))  # nothing is left to do, and the record says now that it stores
+    train(load(tmp_path, config))  # nothing is left to do, and the record says now that it stores
     with pytest.raises(exfm.ConfigError, match=r"'fm' has trained on window .* without storing its supervision"):
         exfm.run(load(tmp_path, student))
     student["teachers"]["fm"]["model"] = "fmm"

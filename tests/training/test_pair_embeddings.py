@@ -17,7 +17,7 @@ from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
 from tests.processes import torchrun
 from tests.training import parallel_worker
-from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, write_log
+from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, train, write_log
 from tests.training.test_teacher_inputs import flipped_clicks, trainer_of, without_history
 
 PAIR = {"name": "pair_embedding", "teacher": "fm"}
@@ -40,17 +40,17 @@ def clicks(run_dir: str, model: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    """Predictions over the beginning of the log."""
+def short(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a run over the beginning of the log."""
     folder = tmp_path_factory.mktemp("short")
     experiment = load(folder, config(folder, "run", make_log().slice(0, ROWS)))
-    exfm.run(experiment)
-    return clicks(experiment.run_dir, "vm")
+    train(experiment)
+    return experiment.run_dir
 
 
 @pytest.mark.parametrize(("change", "changed"), [(flipped_clicks, 5), (flipped_clicks, 100), (without_history, 40)])
 def test_a_prediction_depends_on_the_example_and_on_no_label_of_its_batch(
-    short: np.ndarray, tmp_path: Path, change: Callable[[pa.Table, int], pa.Table], changed: int
+    short: str, tmp_path: Path, change: Callable[[pa.Table, int], pa.Table], changed: int
 ) -> None:
     """With a log that differs from a row on, predictions change from that row on, or from the batch after its label.
 
@@ -58,26 +58,26 @@ def test_a_prediction_depends_on_the_example_and_on_no_label_of_its_batch(
     """
     first = CHUNK + changed
     experiment = load(tmp_path, config(tmp_path, "changed", change(make_log().slice(0, ROWS), first)))
-    exfm.run(experiment)
-    same = short == clicks(experiment.run_dir, "vm")
+    train(experiment)
+    same = clicks(short, "vm") == clicks(experiment.run_dir, "vm")
     end = first if change is without_history else first // 32 * 32 + 32
     assert same[:end].all() and not same[end]
 
 
-def test_a_label_changes_no_embedding_of_its_own_example(tmp_path: Path) -> None:
+def test_a_label_changes_no_embedding_of_its_own_example(short: str, tmp_path: Path) -> None:
     """With other labels from a row on, the stored embeddings differ only after the FM's batch that holds it."""
+    other = load(tmp_path, config(tmp_path, "other", flipped_clicks(make_log(), CHUNK + 70).slice(0, ROWS)))
+    train(other)
     embeddings = []
-    for name, log in (("as_is", make_log()), ("other", flipped_clicks(make_log(), CHUNK + 70))):
-        experiment = load(tmp_path, config(tmp_path, name, log.slice(0, ROWS)))
-        exfm.run(experiment)
-        rows = pa.concat_tables(supervision(experiment.run_dir, "fm").values())
+    for run_dir in (short, other.run_dir):
+        rows = pa.concat_tables(supervision(run_dir, "fm").values())
         embeddings.append(np.array(rows.column("embedding").to_pylist()))
     same = (embeddings[0] == embeddings[1]).all(axis=1)
     assert same[: CHUNK + 128].all() and not same[CHUNK + 128 :].all()
 
 
 def settings_of(folder: Path, name: str, delay: str = "0s", **supervision_fields: Any) -> dict[str, Any]:
-    settings = config(folder, name)
+    settings = config(folder, name, make_log(900))
     settings["models"]["fm"]["supervision"] |= {"delay": delay, **supervision_fields}
     return settings
 
@@ -113,8 +113,8 @@ def test_separate_jobs_with_a_delay_end_alike(tmp_path: Path) -> None:
     store = Store(experiment.run_dir)
     open_run(experiment, store)
     plan = experiment.config.parallel.build()
-    for train, label in ((["fm"], []), ([], ["fm"]), (["vm", "vm.control"], [])):
-        assert StreamLoop(experiment, store, plan, lambda _: None, train, label).advance()
+    for trained, label in ((["fm"], []), ([], ["fm"]), (["vm", "vm.control"], [])):
+        assert StreamLoop(experiment, store, plan, lambda _: None, trained, label).advance()
     assert not differences(exfm.run(experiment), whole)
     assert whole["supervision"]["fm"]["vm"]["age_s"] > 86_400
 
@@ -125,7 +125,7 @@ def test_two_processes_predict_as_one(tmp_path: Path) -> None:
     few = {"batch_size": 4, "where": {"user": {"bucket": [0, 1], "of": 5}}, "control": False}
     single = config(tmp_path, "one", log, **few)
     single["stream"]["chunk_rows"], single["models"]["fm"]["batch_size"] = 26, 9
-    exfm.run(load(tmp_path, single))
+    train(load(tmp_path, single))
     two = {**single, "name": "two", "run_dir": str(tmp_path / "two"), "parallel": {"name": "ddp"}}
     load(tmp_path, two)
     torchrun(
@@ -186,8 +186,8 @@ def test_epochs_read_the_embeddings_of_the_first_pass(tmp_path: Path) -> None:
     """Further passes change the predictions after them and none before, with the embeddings that are stored."""
     runs = []
     for name, epochs in (("once", {}), ("twice", {"epochs": {"count": 2, "until": "2023-11-17"}})):
-        experiment = load(tmp_path, config(tmp_path, name, **epochs))
-        exfm.run(experiment)
+        experiment = load(tmp_path, config(tmp_path, name, make_log(600), **epochs))
+        train(experiment)
         runs.append(predictions(experiment.run_dir, "vm"))
     same = [runs[0][window].equals(runs[1][window]) for window in runs[0]]
     assert same[:2] == [True, True] and not any(same[2:])
@@ -196,9 +196,9 @@ def test_epochs_read_the_embeddings_of_the_first_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stored", [{}, {"embedding_dim": 6}])
 def test_an_embedding_of_another_run_is_read(stored: dict[str, int], tmp_path: Path) -> None:
     lender = settings_of(tmp_path, "lender", **stored)
-    exfm.run(load(tmp_path, lender))
+    train(load(tmp_path, lender))
     settings = {**lender, "run_dir": str(tmp_path / "borrower"), "models": {"vm": lender["models"]["vm"]}}
     settings["teachers"] = {"fm": {"run": str(tmp_path / "lender"), "model": "fm"}}
     experiment = load(tmp_path, settings)
-    exfm.run(experiment)
+    train(experiment)
     np.testing.assert_array_equal(clicks(experiment.run_dir, "vm"), clicks(str(tmp_path / "lender"), "vm"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import exfm
 from exfm.distributed.chunk_exchange import check_sharding
 from tests.processes import torchrun
 from tests.training import parallel_worker
-from tests.training.logs import DAY_US, START_US, experiment_dict, make_log, predictions, supervision
+from tests.training.logs import DAY_US, START_US, experiment_dict, make_log, predictions, supervision, train
 from tests.training.parallel_worker import place_log
 
 ARMS = ("fm", "half", "late", "vm")
@@ -33,6 +34,9 @@ GROWN = "stream.source.features.0.rows=192"
 HALVES = "{sharding: [column_wise], columns: 4}"
 DAYS = 4
 FEW = 3  # rows of the third day, fewer than processes
+UNEVALUATED: dict[str, Any] = {"evaluate": False}
+FM_ALONE: dict[str, Any] = {"models": ("fm",), "evaluate": False}
+"""For runs of which the FM's predictions are compared, which depend on no other model."""
 EXACT, HALF = 1e-5, 0.05  # bfloat16 rounding depends on the rows that are multiplied together
 
 
@@ -47,7 +51,7 @@ def config_of(log: str, run_dir: Path) -> dict[str, Any]:
         ids |= {"ids": "managed", "rows": 24, "eviction": "lfu"}
     config["stream"]["chunk_rows"] = 18  # no multiple of four, so that chunks lie differently over the processes
     config["models"]["fm"] |= {
-        "batch_size": 9,
+        "batch_size": 18,
         "supervision": {
             "embedding": "float16",
             "embedding_dim": 8,
@@ -58,7 +62,7 @@ def config_of(log: str, run_dir: Path) -> dict[str, Any]:
             "dense": {
                 "accumulate": 2,
                 "warmup": 3,
-                "schedule": {"name": "linear", "steps": 12},
+                "schedule": {"name": "linear", "steps": 6},
                 "clip_norm": 0.3,
                 "ema": 0.9,
             }
@@ -74,7 +78,7 @@ def config_of(log: str, run_dir: Path) -> dict[str, Any]:
     config["models"]["late"] = small | {"backbone": {"name": "dlrm"}, "supervision": {"delay": "1d"}}
     config["models"]["vm"] |= {
         "control": False,
-        "batch_size": 4,
+        "batch_size": 8,
         "epochs": {"count": 2, "until": "2023-11-16"},  # the first day twice
         "where": {"user": {"bucket": [0, 1], "of": 5}},
         "transfer": [
@@ -95,17 +99,21 @@ class Runs:
     def run_dir(self, name: str) -> Path:
         return self.folder / name
 
-    def job(self, name: str, *overrides: str, days: int = DAYS, log: str = "", **more: Any) -> dict[str, Any]:
+    def job(
+        self, name: str, *overrides: str, days: int = DAYS, log: str = "", models: Sequence[str] = ARMS, **more: Any
+    ) -> dict[str, Any]:
         """A job that begins or continues a run over the first days. ``log``: the run whose log it reads, if another."""
         path, log_folder = self.folder / f"{name}.yaml", self.folder / f"log-{log or name}"
-        path.write_text(yaml.safe_dump(config_of(str(log_folder), self.run_dir(name))))
+        config = config_of(str(log_folder), self.run_dir(name))
+        config["models"] = {model: config["models"][model] for model in models}
+        path.write_text(yaml.safe_dump(config))
         files = [[str(self.folder / f"day-{day}"), str(log_folder / f"part-{day}.parquet")] for day in range(days)]
         return {"config": str(path), "overrides": list(overrides), "log": files, **more}
 
     def here(self, job: dict[str, Any]) -> None:
         """Does a job in this process alone."""
         place_log(job)
-        exfm.run(exfm.load_experiment(job["config"], job["overrides"]))
+        (exfm.run if job.get("evaluate", True) else train)(exfm.load_experiment(job["config"], job["overrides"]))
 
     def copied(self, name: str, copy: str) -> None:
         """Copies a stopped run, to go on with it under another name."""
@@ -129,27 +137,28 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     write_days(all_runs.folder)
     all_runs.here(all_runs.job("single"))
     all_runs.here(all_runs.job("sgd", *SGD))
-    all_runs.here(all_runs.job("turns", days=1))
+    all_runs.here(all_runs.job("turns", days=1, **UNEVALUATED))
     often = "parallel={name: hsdp_2d, replicas: 2, sync_every: 3}"
+    rounded = "parallel={name: hsdp_2d, communication: fp16, gradients: bf16}"
     four = [
-        all_runs.job("up", "parallel.name=ddp", days=1, processes=2),
-        all_runs.job("up", "parallel.name=hsdp_2d", days=2),
+        all_runs.job("up", "parallel.name=ddp", days=1, processes=2, **UNEVALUATED),
+        all_runs.job("up", "parallel.name=hsdp_2d", days=2, **UNEVALUATED),
         all_runs.job("ddp", "parallel.name=ddp"),
         all_runs.job("hsdp", "parallel={name: hsdp, replicas: 2}"),
         all_runs.job("hsdp_2d", f"parallel={{name: hsdp_2d, tables: {{user: {HALVES}, item: {HALVES}}}}}"),
         all_runs.job("hsdp_2d_sgd", "parallel={name: hsdp_2d, replicas: 2}", *SGD),
-        all_runs.job("turns", "parallel.name=hsdp_2d", days=2),
-        all_runs.job("often", often, days=2),
-        all_runs.job("often_stopped", often, days=1),
-        all_runs.job("often_stopped", often, days=2),
-        all_runs.job("rounded", "parallel={name: hsdp_2d, communication: fp16, gradients: bf16}", days=1),
+        all_runs.job("turns", "parallel.name=hsdp_2d", days=2, **UNEVALUATED),
+        all_runs.job("often", often, days=2, **FM_ALONE),
+        all_runs.job("often_stopped", often, days=1, **FM_ALONE),
+        all_runs.job("often_stopped", often, days=2, **FM_ALONE),
+        all_runs.job("rounded", rounded, days=1, **FM_ALONE),
     ]
     torchrun(parallel_worker.main, four, all_runs.folder / "killed-of-four", processes=4)
     for copy in ("turns_grown", "turns_grown_here"):
         all_runs.copied("turns", copy)
     two = [
         all_runs.job("killed", "parallel.name=ddp", "save_in_background=true", die_after=7),
-        all_runs.job("turns", "parallel={name: hsdp, replicas: 1}", days=3),
+        all_runs.job("turns", "parallel={name: hsdp, replicas: 1}", days=3, **UNEVALUATED),
         all_runs.job("turns_grown", "parallel.name=hsdp_2d", GROWN, log="turns"),
     ]
     torchrun(parallel_worker.main, two, all_runs.folder / "killed-of-two", processes=2, restarts=1)
