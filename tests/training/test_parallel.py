@@ -73,6 +73,7 @@ def config_of(log: str, run_dir: Path) -> dict[str, Any]:
     config["models"]["half"] = small | {
         "features": ["user", "price"],
         "backbone": {"name": "wukong", "layers": 1},
+        "batch_size": 18,
         "precision": "bf16",
     }
     config["models"]["late"] = small | {"backbone": {"name": "dlrm"}, "supervision": {"delay": "1d"}}
