@@ -2,8 +2,8 @@
 
 A job is ``{"config": path, "overrides": [...], "log": [[from, to], ...], "die_after": chunks, "processes": n,
 "evaluate": False}``, the last three optional: the files that its log is to have, after how many chunks the second
-process is to be killed by SIGKILL, once, how many of the processes do it, the last job all of them, and that nobody reads
-its results.json.
+process is to be killed by SIGKILL, once, how many of the processes do it, the last job all of them, and that nobody
+reads its results.json.
 """
 
 from __future__ import annotations

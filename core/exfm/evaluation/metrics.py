@@ -158,7 +158,9 @@ class AucHistogram:
 
     def _used_bins(self) -> Ints:
         """Selects the bins with examples: most have none, and change no figure."""
-        return self.counts[(self.counts[:, 0] | self.counts[:, 1]) != 0]
+        is_used_K = (self.counts[:, 0] | self.counts[:, 1]) != 0
+        used: Ints = self.counts[is_used_K]
+        return used
 
 
 def _coarse_bits(p_E: npt.NDArray[np.float32]) -> Ints:
