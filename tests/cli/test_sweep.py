@@ -115,6 +115,18 @@ def test_points_train_their_common_models_once(tiny: str, exfm_cli: Cli, tmp_pat
     assert {path.parent.name for path in new} == {"vm"}
 
 
+def test_a_point_takes_over_what_a_failed_point_was_to_train(tiny: str, exfm_cli: Cli, tmp_path: Path) -> None:
+    rate = "models.vm.optimizer.tables.lr"
+    grid = ("--over", f"{rate}=1.0e+38,0.1", f"run_dir={tmp_path / 'run'}")
+    for _ in range(2):  # the second time both were begun, and one is complete
+        done = exfm_cli("sweep", tiny, *grid)
+        assert done.status == 1
+        assert f"{rate}=1.0e+38: failed" in done.err and f"{rate}=0.1: failed" not in done.err
+    healthy = results_of(tmp_path / "run" / "sweep" / folder_name({rate: "0.1"}))
+    apart = exfm.run(exfm.load_experiment(tiny, [f"{rate}=0.1", f"run_dir={tmp_path / 'apart'}"]))
+    assert quality(healthy) == quality(apart) and "trained_in" not in healthy["models"]["fm"]
+
+
 def test_a_grown_grid_runs_new_points(swept: Path, tiny: str, exfm_cli: Cli) -> None:
     done = exfm_cli("sweep", tiny, "--over", "seed=1,3", "--over", f"{DIM}=8", f"run_dir={swept}")
     lines = [line for line in done.err.splitlines() if "rows/s" not in line]
@@ -180,7 +192,7 @@ def test_a_failing_point_stops_no_other(jobs: str, swept: Path, tiny: str, exfm_
     next((broken / "predictions/vm").iterdir()).write_bytes(b"half a file")
     outcome = exfm_cli("sweep", tiny, *GRID, "--jobs", jobs, f"run_dir={swept}")
     assert outcome.status == 1
-    first, failed, complete, last = outcome.err.splitlines()
+    first, failed, complete, last = (line for line in outcome.err.splitlines() if "rows/s" not in line)
     assert first == "4 points, 2 to run"
     assert failed.startswith(f"[1/2] {DIM}=4, seed=1: failed: {broken}/predictions/vm/") and "corrupt" in failed
     assert complete == f"[2/2] {DIM}=8, seed=1: complete"

@@ -184,7 +184,9 @@ def test_a_labeller_goes_back_to_an_older_snapshot_and_not_to_none(
     assert job(path, "train", "fm")[0] == 6
     snapshots = tmp_path / "damaged" / "snapshots" / "fm"
     (snapshots / "000000").rename(tmp_path / "aside")
-    with pytest.raises(exfm.RunError, match=r"snapshots/fm/000000/model-\w+\.safetensors: a committed file is missing"):
+    with pytest.raises(
+        exfm.RunError, match=r"snapshots/fm/000000/model-\w+\.safetensors: the snapshot is not stored any more"
+    ):
         job(path, "supervise", "fm")
     (tmp_path / "aside").rename(snapshots / "000000")
     (model,) = (snapshots / "000001").glob("model-*")

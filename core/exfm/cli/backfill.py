@@ -40,6 +40,8 @@ def run_backfill(session: Session, config: str, overrides: list[str], models: Se
             typer.echo(f"{done.window}: {_words(done)}", err=True)
 
         Backfiller(experiment, store, plan, model).run(span, report)
+        if not windows:
+            raise ConfigError(f"--backfill {between!r}: no window of the stream begins in that time")
         rows = sum(done.rows for done in windows)
         masked = sum(done.masked for done in windows)
         typer.echo(f"supervise {model}: {rows:,} rows of {len(windows)} windows labelled, {masked} windows masked")

@@ -24,6 +24,7 @@ def command(
     """Checks every committed file, and takes models back to before the first window that is damaged."""
     from exfm.config.resolved import parse_resolved
     from exfm.reporting.results import CONFIG_FILE
+    from exfm.scheduling.identity import recorded_models
     from exfm.supervision.repair import find_repair
     from exfm.supervision.store import Store
 
@@ -32,7 +33,8 @@ def command(
     if not store.workspace.exists(CONFIG_FILE):
         raise ConfigError(f"{run_dir}: no {CONFIG_FILE} here; `exfm run` writes it into a run's folder")
     config = parse_resolved(store.workspace.read(CONFIG_FILE).decode())
-    ties = _ties(config["models"], session.registry)
+    # Other files may have trained models in the folder.
+    ties = _ties({**recorded_models(store), **config["models"]}, session.registry)
     # Leftovers of a killed process are no damage, so they are removed before the check.
     if not dry_run:
         store.sweep(ties)
@@ -84,7 +86,7 @@ def _ties(models: Mapping[str, Any], registry: Registry) -> dict[str, Ties]:
                 parameter_teachers.add(transfer["teacher"])
         delay = parse_duration(model["supervision"]["delay"])
         ties[name] = Ties(delay, name in teachers, sorted(parameter_teachers))
-        if model["control"]:
+        if model["control"] is True:
             ties[f"{name}{CONTROL_SUFFIX}"] = Ties()
     return ties
 

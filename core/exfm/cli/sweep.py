@@ -25,7 +25,7 @@ def command(
     jobs: Annotated[int, typer.Option(min=1, help="Points run at once, each in a separate process.")] = 1,
 ) -> None:
     """Runs an experiment at every point of a grid, and compares."""
-    from exfm.experiment.sweep import open_points, parse_axes, plan_sweep, run_in_subprocess, run_points
+    from exfm.experiment.sweep import open_points, parse_axes, plan_sweep, run_in_subprocess, run_points, take_over
 
     session: Session = context.obj
     sweep = plan_sweep(config, parse_axes(over), overrides or [], session.block)
@@ -40,13 +40,17 @@ def command(
     run_point = _run if jobs == 1 else run_separately
     errors: dict[str, str] = {}
     done = 0
+    failed: set[str] = set()
     for group in groups:
+        for point in group:
+            take_over(point, failed)
         for point, error in run_points(group, run_point, jobs):
             done += 1
             state = "complete"
             if error:
                 state = f"failed: {error}"
                 errors[point.label] = error
+                failed.add(point.folder)
             typer.echo(f"[{done}/{count}] {point.label}: {state}", err=True)
     _compare(sweep, errors)
     if errors:

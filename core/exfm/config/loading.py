@@ -156,7 +156,13 @@ def _check_lenders(config: ExperimentConfig, lenders: Mapping[str, Lender], path
     Raises:
         ConfigError: a teacher does not.
     """
+    folder = (config.run_dir or f"runs/{config.name}").rstrip("/")
     for name, lender in lenders.items():
+        if lender.run.rstrip("/") == folder:
+            raise ConfigError(
+                f"{path}: teachers.{name}.run: {lender.run!r} is this experiment's own run_dir. Write the model's "
+                "section under models, as its own file has it, or give this experiment another run_dir"
+            )
         where = f"{path}: teachers.{name}: {lender.model!r} of {lender.run!r}"
         if parse_duration(lender.window) != config.stream.window:
             raise ConfigError(

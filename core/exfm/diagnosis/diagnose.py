@@ -15,6 +15,7 @@ from exfm.diagnosis.served_rows import ExternalRowsOfTask, StoredTeacher
 from exfm.diagnosis.settings_to_try import teachers_of
 from exfm.diagnosis.taught_measures import Json, learning, measure
 from exfm.diagnosis.taught_rows import TaughtRows, TaughtTask, TeacherRows, taught_rows
+from exfm.errors import ConfigError
 from exfm.storage.marks import first_kept_rows
 from exfm.supervision.store import Store
 
@@ -99,7 +100,14 @@ def _with_lent_models(store: Store, config: Json) -> Json:
     for name, section in (config.get("teachers") or {}).items():
         if "run" in section:
             home = store.home(name)
-            models[name] = home.store.workspace.read_json(record_file(home.model))["identity"]["model"]
+            try:
+                record = home.store.workspace.read_json(record_file(home.model))
+            except FileNotFoundError:
+                raise ConfigError(
+                    f"teachers.{name}.run: {home.store.workspace.url} holds no model {home.model!r} any more; put the "
+                    "folder back, or run the experiment with its new place"
+                ) from None
+            models[name] = record["identity"]["model"]
     return {**config, "models": models}
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -213,14 +213,36 @@ def open_points(sweep: Sweep) -> list[tuple[Point, ...]]:
     return _in_groups(unfinished, homes)
 
 
+def take_over(point: Point, failed: Collection[str]) -> None:
+    """Lets a point train the models itself that points which have failed were to train for it.
+
+    Args:
+        failed: the folders of the points that have failed.
+    """
+    store = Store(point.experiment.run_dir)
+    homes = store.kept_homes()
+    kept = {name: home for name, home in homes.items() if home[0].removeprefix(SIBLING) not in failed}
+    if kept != homes:
+        store.write_homes(kept)
+
+
 def _begun(sweep: Sweep) -> dict[str, dict[str, str]]:
     """Reads which models other points train, for the points that were begun before."""
     begun: dict[str, dict[str, str]] = {}
+    folders = {point.folder for point in sweep.points}
     for point in sweep.points:
         store = Store(point.experiment.run_dir)
         if store.workspace.exists(CONFIG_FILE):
             siblings = {name: run for name, (run, _) in store.kept_homes().items() if run.startswith(SIBLING)}
             begun[point.folder] = {name: run.removeprefix(SIBLING) for name, run in siblings.items()}
+            # A point that is no part of this sweep trains nothing now: its unfinished models are trained here.
+            absent = {folder for folder in begun[point.folder].values() if folder not in folders}
+            unfinished = {folder for folder in absent if not Workspace(f"{sweep.folder}/{folder}").exists(RESULTS_FILE)}
+            if unfinished and not _is_complete(point.experiment):
+                take_over(point, unfinished)
+                for name, folder in list(begun[point.folder].items()):
+                    if folder in unfinished:
+                        del begun[point.folder][name]
     return begun
 
 

@@ -136,7 +136,9 @@ def model_entry(arm: Arm, counters: Sequence[Counters], tasks: Mapping[str, Any]
         "parts": modules,
         "serving_lookups": [name for entry in arm.inputs for name in entry.lookups],
     }
-    if arm.config.where and not examples:
+    if not counters:
+        model["note"] = "it has not begun: the stream has no window for it yet"
+    elif arm.config.where and not examples:
         model["note"] = "no row of the stream meets its where"
     return model
 

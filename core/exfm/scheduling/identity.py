@@ -145,6 +145,17 @@ def kept_record(store: Store, model: str) -> dict[str, Any]:
     return record
 
 
+def recorded_models(store: Store) -> dict[str, dict[str, Any]]:
+    """Reads the sections of the models and controls that have commits, whatever file they are of."""
+    sections: dict[str, dict[str, Any]] = {}
+    for file in store.workspace.names(MODELS_FOLDER):
+        name = file.removesuffix(".json")
+        if file == f"{name}.json" and not name.endswith(".draft"):
+            record = store.workspace.read_json(record_file(name))
+            sections[name] = {**record["identity"]["model"], "control": False}
+    return sections
+
+
 def _keep_draft(store: Store, arm: Arm, record: Mapping[str, Any]) -> None:
     """Writes the record of a model without commits, so that students in other files can wait for it."""
     workspace = store.workspace

@@ -12,6 +12,7 @@ from exfm.config.resolved import parse_resolved
 from exfm.errors import ConfigError, suggestion
 from exfm.evaluation.metrics import Moments
 from exfm.reporting.results import CONFIG_FILE
+from exfm.scheduling.identity import recorded_models
 from exfm.storage.snapshots import Snapshot
 from exfm.supervision.store import Store
 
@@ -57,7 +58,8 @@ def open_run_folder(run: str) -> tuple[Store, list[str]]:
         names.append(name)
         if model["control"] is True:
             names.append(f"{name}{CONTROL_SUFFIX}")
-    return store, names
+    # Other files may have trained models in the folder.
+    return store, list(dict.fromkeys([*names, *recorded_models(store)]))
 
 
 def check_model(model: str, names: list[str]) -> None:

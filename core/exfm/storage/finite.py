@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,3 +60,14 @@ def check_snapshot(snapshot: Snapshot, tensors: Mapping[str, Tensor], constants:
             "NaN or infinite values. The model diverged, and what it taught since is of no use: train it again in "
             f"another run_dir with a lower rate, such as models.{snapshot.model.partition('.')[0]}.optimizer.dense.lr"
         )
+
+
+def rows_not_finite(columns: Sequence[Tensor]) -> int:
+    """Counts the S rows of columns, (S,) or (S, K), that hold a number that is not finite."""
+    wrong: list[Tensor] = []
+    for column in columns:
+        if not is_finite(column):  # first without a mask in memory, because nearly all are finite
+            wrong.append(~column.isfinite().view(column.shape[0], -1).all(dim=1))
+    if not wrong:
+        return 0
+    return int(torch.stack(wrong).any(dim=0).sum())

@@ -64,13 +64,19 @@ class Store:
                 beside, slash, _ = url.rstrip("/").rpartition("/")
                 # A folder of the working directory has no slash in its name.
                 run = f"{beside}{slash}{run.removeprefix(SIBLING)}"
-            self._homes[name] = Home(Store(run), model)
+            # Without the homes of that run, because only models that it trains itself are read there.
+            self._homes[name] = Home(Store(run, {}), model)
 
     def kept_homes(self) -> dict[str, tuple[str, str]]:
         """Reads the folders and names of the models that other runs train, as the folder says."""
         if not self.workspace.exists(HOMES_FILE):
             return {}
         return {name: (home["run"], home["model"]) for name, home in self.workspace.read_json(HOMES_FILE).items()}
+
+    def write_homes(self, homes: Mapping[str, tuple[str, str]]) -> None:
+        """Writes the folders and names of the models that other runs train."""
+        entries = {name: {"run": run, "model": model} for name, (run, model) in homes.items()}
+        self.workspace.write_json(HOMES_FILE, entries)
 
     def home(self, model: str) -> Home:
         """Returns the run that trains a model: this run, or another."""
@@ -167,14 +173,13 @@ def initial_home(store: Store, config: InitFrom) -> Home:
     """Returns the run and the name of the model that another model starts from."""
     if not config.run:
         return store.home(config.model)
-    return Home(Store(config.run), config.model)
+    return Home(Store(config.run, {}), config.model)
 
 
 def keep_homes(url: str, siblings: Mapping[str, str]) -> None:
     """Writes into a run's folder which runs beside it train models of its experiment, by the model's name."""
     if siblings:
-        homes = {name: {"run": f"{SIBLING}{folder}", "model": name} for name, folder in siblings.items()}
-        Workspace(url).write_json(HOMES_FILE, homes)
+        Store(url, {}).write_homes({name: (f"{SIBLING}{folder}", name) for name, folder in siblings.items()})
 
 
 def open_store(experiment: Experiment) -> Store:

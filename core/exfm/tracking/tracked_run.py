@@ -88,8 +88,12 @@ class TrackedRun:
         compared = self._windows(model.control or model.name)
         # A control that sees other traffic may lack windows; it has passed them once it has committed a later window.
         until = max(compared, default=NONE)
+        # Predictions that a vacuum has removed have no figures any more.
+        removed: set[int] = set()
+        for name in (model.name, model.control or model.name):
+            removed.update(window.index for window in self.store.let_go(name))
         for index in windows:
-            if not after < index <= until:
+            if not after < index <= until or index in removed:
                 continue
             commit = home.store.log.load("train", home.model, index)
             values: dict[str, float | None] = {}

@@ -19,7 +19,7 @@ from torch import Tensor
 from exfm.config.lenders import Lender
 from exfm.config.training_sections import InitFrom
 from exfm.data.batch import Batch
-from exfm.errors import ConfigError
+from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.data_source import Window, utc
 from exfm.modeling.build import build_model
 from exfm.modeling.parts import model_memory, table_of
@@ -223,6 +223,7 @@ def _weights(
 ) -> dict[str, Tensor]:
     """Chooses each tensor of the model: the other model's, grown where it is larger here, or the model's own."""
     present = trainer.weights()
+    _check_names(present, config, where)
     table_names = {table_of(name): name for name in origin.weights if table_of(name)}
     used: set[str] = set()
     weights: dict[str, Tensor] = {}
@@ -255,6 +256,26 @@ def _weights(
             f"{', '.join(list(present)[:3])}; there: {', '.join(list(origin.weights)[:3])}. Set map: {{HERE: THERE}}"
         )
     return weights
+
+
+def _check_names(present: Mapping[str, Tensor], config: InitFrom, where: str) -> None:
+    """Checks that each name in ``fresh`` and ``map`` is that of a tensor, from its beginning on, or of the data.
+
+    Raises:
+        ConfigError: a name matches nothing, so that it would have no effect.
+    """
+    modules: set[str] = set()
+    data: set[str] = set()
+    for name in present:
+        pieces = name.split(".")
+        modules.update(".".join(pieces[:count]) for count in range(1, len(pieces) + 1))
+        for piece in pieces:
+            data.update(piece.removeprefix(owner) for owner in _OWNERS if piece.startswith(owner))
+    for key, names, allowed in (("fresh", config.fresh, modules), ("map", config.map, modules | data)):
+        for name in names:
+            if name not in allowed:
+                near = suggestion(name, (shown for shown in allowed if shown.count(".") < 2))
+                raise ConfigError(f"{where}.{key}: the model has no tensor, table or task {name!r}.{near}")
 
 
 def _fitted(name: str, theirs: Tensor, present: Tensor, places: Places | None) -> Tensor | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from exfm.config.lenders import Lender
 from exfm.data.batch import Batch
 from exfm.data.skips import Counts, sum_counts
+from exfm.data.windows import microseconds_since_1970
 from exfm.distributed.chunk_exchange import ModelBatch, ModelChunk, ShardedChunk
 from exfm.distributed.row_gatherer import RowGatherer
 from exfm.errors import RunError
@@ -31,7 +32,7 @@ from exfm.interfaces.duration import microseconds
 from exfm.interfaces.schema import FeatureSchema
 from exfm.modeling.cost import flops_by_section, parameters_by_section
 from exfm.storage.commits import NONE, WindowRead
-from exfm.storage.finite import check_snapshot, first_not_finite, is_finite
+from exfm.storage.finite import check_snapshot, first_not_finite, rows_not_finite
 from exfm.storage.snapshots import Snapshot, same_on_all
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.joiner import Joined, Joiner, SupervisionRows
@@ -292,11 +293,21 @@ class Stage:
         learn = StepLabels(tuple(task for task in self.tasks if task in tasks), transfer=False)
         start = time.perf_counter()
         if learn.tasks:
-            rows = chunk.cut(chunk.rows[self.name], self.trainer.arm.config.batch_size)
+            rows = chunk.cut(self._since_start(chunk), self.trainer.arm.config.batch_size)
             for batch in chunk.batches(rows, self.trainer.model, self._accumulate):
                 self.trainer.step(batch.batch, {}, learn, batch.shard.counts, batch.accumulation)
                 self._last = batch.batch
         self.counters.seconds += time.perf_counter() - start
+
+    def _since_start(self, chunk: ShardedChunk) -> torch.Tensor | None:
+        """Selects the arm's rows of a chunk that are not before its start; None for all rows."""
+        picked = chunk.rows[self.name]
+        start = self.trainer.arm.config.start
+        if start is None:
+            return picked
+        if picked is None:
+            picked = torch.arange(chunk.batch.size)
+        return picked[chunk.batch.event_time_us[picked] >= microseconds_since_1970(start)]
 
     def commit(self, rows: int, skipped: Counts, id_kinds: Mapping[str, str], copy: bool) -> WindowCommit | None:
         """Ends the window; returns the commit to write, on rank zero only.
@@ -394,7 +405,7 @@ class Stage:
         last, self._last = self._last, None
         if last is not None:
             forward = self.trainer.predict(last.select(torch.arange(min(last.size, _FEW))))
-            count = _not_finite([values.cpu() for values in forward.probabilities.values()])
+            count = rows_not_finite([values.cpu() for values in forward.probabilities.values()])
             # Weights may be finite and yet so large that the next window would begin with NaN.
             if self.process_group.all_gather(torch.tensor(count)).any():
                 raise self._diverged("after its last step its predictions are NaN or infinite")
@@ -473,13 +484,12 @@ class Stage:
             RunError: predictions or stored vectors are not finite; on every process.
         """
         sums = task_sums(probabilities, seen.labels)
-        vectors = [*supervision.vectors.values()]
-        if supervision.embedding is not None:
-            vectors.append(supervision.embedding)
         stored: list[Tensor] = []
-        for vector in vectors:
-            stored += vector.numbers()
-        bad = torch.tensor([_not_finite(list(probabilities.values())), _not_finite(stored)], dtype=torch.float64)
+        for vector in (*supervision.vectors.values(), supervision.embedding):
+            if vector is not None:
+                stored += vector.numbers()
+        counts = [rows_not_finite(list(probabilities.values())), rows_not_finite(stored)]
+        bad = torch.tensor(counts, dtype=torch.float64)
         # In a single tensor, because each all-gather costs a round trip.
         total = self.process_group.all_gather(torch.cat([*sums.values(), bad])).sum(dim=0)
         not_finite = total[-2:].tolist()
@@ -488,14 +498,3 @@ class Stage:
                 raise self._diverged(f"its {name} of {count:.0f} of {rows.examples} examples are NaN or infinite")
         self.counters.examples += rows.examples
         self.counters.add_scores(dict(zip(sums, total[:-2].view(-1, 4), strict=True)))
-
-
-def _not_finite(columns: Sequence[Tensor]) -> int:
-    """Counts the S rows of columns, (S,) or (S, K), that hold a number that is not finite."""
-    wrong: list[Tensor] = []
-    for column in columns:
-        if not is_finite(column):  # first without a mask in memory, because nearly all are finite
-            wrong.append(~column.isfinite().view(column.shape[0], -1).all(dim=1))
-    if not wrong:
-        return 0
-    return int(torch.stack(wrong).any(dim=0).sum())
