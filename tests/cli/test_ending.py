@@ -29,7 +29,7 @@ def ended(arguments: list[str], folder: Path, number: int) -> tuple[int | None, 
     said.mkdir()
     job = start(_exfm, arguments, said=said, environment={"TMPDIR": str(folder)})
     assert job.pid is not None
-    while job.is_alive() and not list((folder / "run/commits").rglob("*.json")):
+    while job.is_alive() and not list((folder / "run/commits/train").rglob("*.json")):
         time.sleep(0.02)
     os.kill(job.pid, number)
     job.join()

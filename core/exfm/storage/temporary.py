@@ -88,6 +88,9 @@ def _open(folder: str, mode: int) -> BinaryIO:
             file = path.open("r+b")
         except FileNotFoundError:  # another process has just removed the folder
             continue
+        except BaseException:  # also an interruption, which leaves no file behind
+            path.unlink(missing_ok=True)
+            raise
         # Check after locking: between creating and locking, a sweep of another process takes the file for abandoned.
         if _locked(file.fileno()) and path.exists():
             return file
