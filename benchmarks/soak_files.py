@@ -11,8 +11,6 @@ import argparse
 import copy
 import hashlib
 import json
-import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from soak_kill import killed
 
 STUDENTS = ("first", "second", "third")
 
@@ -69,24 +68,6 @@ def four_files(folder: Path, days: int) -> dict[str, Path]:
     return paths
 
 
-def killed(path: Path, model: str, kills: int, seed: int) -> None:
-    """Runs a job to its end, with kills before."""
-    moments = random.Random(seed)
-    command = [sys.executable, "-m", "exfm", "train", str(path), "--model", model, "--follow", "--idle-timeout", "45"]
-    done = 0
-    while True:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=moments.uniform(2.0, 20.0) if done < kills else None)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            done += 1
-            continue
-        print(f"{model}: {done} kills, status {process.returncode}", flush=True)
-        return
-
-
 def checksums(run_dir: Path, model: str) -> dict[str, str]:
     """Hashes the predictions and the supervision of a model and of its control."""
     sums: dict[str, str] = {}
@@ -110,8 +91,11 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "exfm", "run", str(whole)], check=True, capture_output=True)
         paths = four_files(folder, options.days)
         share = options.kills // len(paths)
-        jobs = [(paths[model], model, share, seed) for seed, model in enumerate(paths)]
-        threads = [threading.Thread(target=killed, args=job) for job in jobs]
+        threads: list[threading.Thread] = []
+        for seed, (model, path) in enumerate(paths.items()):
+            command = [sys.executable, "-m", "exfm", "train", str(path), "--model", model, "--follow"]
+            arguments = ([*command, "--idle-timeout", "45"], model, share, (2.0, 20.0), seed)
+            threads.append(threading.Thread(target=killed, args=arguments))
         for thread in threads:
             thread.start()
         for thread in threads:

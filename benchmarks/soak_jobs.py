@@ -7,8 +7,6 @@ each (teacher, example) once.
 
 from __future__ import annotations
 
-import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +14,7 @@ import threading
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from soak_kill import EXPERIMENT, timeless
+from soak_kill import EXPERIMENT, killed, timeless
 
 KILLS = 30
 JOBS = (("train", "fm"), ("supervise", "fm"), ("train", "vm"))
@@ -28,30 +26,16 @@ def exfm(stage: str, run_dir: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "exfm", stage, str(EXPERIMENT), f"run_dir={run_dir}", *OVERRIDES, *options]
 
 
-def killed(stage: str, model: str, run_dir: Path, seed: int) -> None:
-    """Runs a job to its end, killing it thirty times on the way."""
-    moments = random.Random(seed)
-    command = exfm(stage, run_dir, "--model", model, "--follow", "--idle-timeout", "60")
-    kills = 0
-    while True:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=moments.uniform(0.5, 16.0) if kills < KILLS else None)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            continue
-        print(f"{stage} {model}: {kills} kills, status {process.returncode}", flush=True)
-        return
-
-
 def main() -> None:
     """Exit status 1 when the results differ or an example is supervised twice."""
     with tempfile.TemporaryDirectory() as folder:
         whole, jobs = Path(folder) / "whole", Path(folder) / "jobs"
         subprocess.run(exfm("run", whole), check=True, capture_output=True)
-        threads = [threading.Thread(target=killed, args=(*job, jobs, seed)) for seed, job in enumerate(JOBS)]
+        threads: list[threading.Thread] = []
+        for seed, (stage, model) in enumerate(JOBS):
+            command = exfm(stage, jobs, "--model", model, "--follow", "--idle-timeout", "60")
+            arguments = (command, f"{stage} {model}", KILLS, (0.5, 16.0), seed)
+            threads.append(threading.Thread(target=killed, args=arguments))
         for thread in threads:
             thread.start()
         for thread in threads:

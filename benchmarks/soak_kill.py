@@ -26,6 +26,23 @@ def command(run_dir: Path, seed: int) -> list[str]:
     return [sys.executable, "-m", "exfm", "run", str(EXPERIMENT), *overrides]
 
 
+def killed(command: list[str], name: str, kills: int, seconds: tuple[float, float], seed: int) -> None:
+    """Runs a job to its end, with a number of kills before, each so many seconds after a start."""
+    moments = random.Random(seed)
+    done = 0
+    while True:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=moments.uniform(*seconds) if done < kills else None)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            done += 1
+            continue
+        print(f"{name}: {done} kills, status {process.returncode}", flush=True)
+        return
+
+
 def timeless(path: Path) -> dict[str, Any]:
     """The results without what the clock decides."""
     results = json.loads(path.read_text())

@@ -20,7 +20,7 @@ from exfm.data.windows import stream_windows
 from exfm.serving.export import Form, export
 from exfm.serving.predict import predict
 from exfm.supervision.store import Store
-from tests.training.logs import experiment_dict, load, make_log, supervision, train, write_log
+from tests.training.logs import experiment_dict, load, make_log, stream_rows, supervision, train, write_log
 from tests.training.test_teacher_inputs import trainer_of
 
 COLUMN = "fm.embedding"
@@ -58,11 +58,6 @@ def predicted(ended: exfm.Experiment, tmp_path_factory: pytest.TempPathFactory) 
     file = tmp_path_factory.mktemp("predicted") / "vm.parquet"
     predict(ended, "vm", str(file))
     return pq.read_table(file)
-
-
-def log_rows(experiment: exfm.Experiment) -> pa.Table:
-    span = experiment.source.time_range()
-    return pa.Table.from_batches(experiment.source.read(exfm.sources.Window(0, span.start_us, span.end_us)))
 
 
 def test_predictions_are_the_snapshot_s_of_the_stored_embeddings(
@@ -116,7 +111,7 @@ def test_the_export_predicts_the_same_from_rows_with_embeddings(
     described = predictor.description
     assert described.embeddings == {"fm": 5} and described.columns[COLUMN] == "list of double"
     assert (described.inputs[-1].name, described.inputs[-1].shape) == (COLUMN, ("B", 5))
-    rows = log_rows(ended)
+    rows = stream_rows(ended)
     vectors = [stored.get(key) for key in rows.column("example_id").to_pylist()]
     expected = predicted.column("prediction_click").to_numpy()
     # As lists of doubles, and as the file of the supervision has them.

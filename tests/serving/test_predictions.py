@@ -25,6 +25,7 @@ import exfm.serving
 from exfm.serving.export import Form, export
 from exfm.serving.predict import predict
 from exfm.serving.prediction_columns import to_predict
+from tests.training.logs import stream_rows
 
 SERVER = Path(__file__).parents[2] / "examples/serving/server.py"
 COLUMNS = ("user", "item", "price", "history")
@@ -50,13 +51,8 @@ def predicted(run: exfm.Experiment, tmp_path_factory: pytest.TempPathFactory) ->
     return pq.read_table(file)
 
 
-def stream(run: exfm.Experiment) -> pa.Table:
-    span = run.source.time_range()
-    return pa.Table.from_batches(run.source.read(exfm.sources.Window(0, span.start_us, span.end_us)))
-
-
 def rows_seen(run: exfm.Experiment, predicted: pa.Table) -> pa.RecordBatch:
-    rows = stream(run)
+    rows = stream_rows(run)
     seen = rows.filter(pa.compute.is_in(rows["example_id"], predicted["example_id"]))
     return seen.combine_chunks().to_batches()[0]
 
@@ -81,7 +77,7 @@ def test_the_loader_and_predict_agree(
 
 
 def test_the_file_has_the_rows_that_the_model_sees(run: exfm.Experiment, predicted: pa.Table) -> None:
-    everything, kept = stream(run), run.config.models["ah"].where["user"]
+    everything, kept = stream_rows(run), run.config.models["ah"].where["user"]
     assert kept.bucket == (0, 1)  # type: ignore[union-attr]
     ids = everything["example_id"].to_pylist()
     seen = predicted["example_id"].to_pylist()
@@ -114,7 +110,7 @@ def test_rows_to_be_predicted_need_only_the_columns_that_the_model_reads(
     run: exfm.Experiment, predicted: pa.Table, tmp_path: Path
 ) -> None:
     """Labels and columns of other models may be null or absent; an example may be repeated."""
-    rows = stream(run)
+    rows = stream_rows(run)
     assert {"click", "buy"} < set(rows.schema.names)
     nulls = rows
     for label in ("click", "buy"):
@@ -142,14 +138,14 @@ def test_columns_of_other_models_are_not_read(run: exfm.Experiment, tmp_path: Pa
     arm = next(arm for arm in experiment.arms if arm.name == "sa")
     seen = to_predict(experiment, arm)
     assert seen.schema.columns == ("example_id", "event_time", "user", "item")
-    pq.write_table(stream(run).select(["item", "user", "event_time", "example_id"]), tmp_path / "a.parquet")
+    pq.write_table(stream_rows(run).select(["item", "user", "event_time", "example_id"]), tmp_path / "a.parquet")
     span = seen.source.time_range()
     [batch, *_] = seen.source.read(exfm.sources.Window(0, span.start_us, span.end_us))
     assert set(batch.schema.names) == set(seen.schema.columns)
 
 
 def test_ids_to_be_predicted_have_the_type_that_was_trained_on(run: exfm.Experiment, tmp_path: Path) -> None:
-    rows = stream(run)
+    rows = stream_rows(run)
     numbers = rows.set_column(rows.schema.names.index("user"), "user", pa.array(range(rows.num_rows)))
     with pytest.raises(exfm.ConfigError, match="user: the column holds int64, and held strings until now"):
         predict(other_log(run, tmp_path / "numbers", numbers), "ah", str(tmp_path / "out.parquet"))
@@ -174,7 +170,7 @@ def test_a_snapshot_predicts_the_same_as_the_run(
 
 
 def test_a_bad_row_leaves_no_file(run: exfm.Experiment, experiment_file: str, tmp_path: Path) -> None:
-    rows = stream(run)
+    rows = stream_rows(run)
     price = rows["price"].to_pylist()
     price[-1] = float("nan")
     bad = rows.set_column(rows.schema.get_field_index("price"), "price", pa.array(price))

@@ -103,6 +103,12 @@ def experiment_dict(path: str, run_dir: str, *, labels: Sequence[str] = ("click"
     }
 
 
+def stream_rows(experiment: exfm.Experiment) -> pa.Table:
+    """Reads all rows of an experiment's stream."""
+    span = experiment.source.time_range()
+    return pa.Table.from_batches(experiment.source.read(exfm.sources.Window(0, span.start_us, span.end_us)))
+
+
 def load(folder: Path, config: dict[str, Any], *overrides: str) -> exfm.Experiment:
     """Writes the experiment to a file and loads it."""
     path = folder / f"{config['name']}.yaml"

@@ -1,4 +1,4 @@
-"""A model starts from another: what fits is taken, what is new starts anew, and nothing leaks."""
+"""A model starts from another: tensors that fit are taken, all others start anew, and no label leaks."""
 
 from __future__ import annotations
 

@@ -191,6 +191,16 @@ def test_a_teacher_of_another_run_gives_all_that_a_teacher_of_the_file_gives(
         assert actual == {name: timeless(expected)["models"][name] for name in actual}
 
 
+def test_epochs_with_a_teacher_of_another_run(log: str, tmp_path: Path) -> None:
+    config = three_models(log, str(tmp_path / "fm"))
+    config["models"]["vm"]["epochs"] = {"count": 2, "until": "2023-11-17"}
+    whole = {**config, "run_dir": str(tmp_path / "whole")}
+    train(load(tmp_path, without(whole, "second")))
+    train(load(tmp_path, without(config, "vm", "second")))
+    train(load(tmp_path, lent(config, tmp_path, config["run_dir"], "vm")))
+    assert_equal_models(str(tmp_path / "vm"), str(tmp_path / "whole"), "vm")
+
+
 def test_students_elsewhere_wait_for_their_teacher(
     log: str, together: tuple[dict[str, Any], str], tmp_path: Path
 ) -> None:

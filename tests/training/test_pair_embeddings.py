@@ -17,6 +17,7 @@ from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
 from tests.processes import torchrun
 from tests.training import parallel_worker
+from tests.training.interruption import run_interrupted
 from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, train, write_log
 from tests.training.test_teacher_inputs import flipped_clicks, trainer_of, without_history
 
@@ -87,17 +88,7 @@ def test_an_interrupted_run_ends_alike_and_says_its_lookups_and_coverage(tmp_pat
     settings["models"]["fm"]["where"] = {"user": {"bucket": 0, "of": 2}}
     whole = exfm.run(load(tmp_path, settings))
     experiment = load(tmp_path, {**settings, "run_dir": str(tmp_path / "interrupted")})
-    count = 0
-
-    def stop(_: object) -> None:
-        nonlocal count
-        count += 1
-        if count == 8:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        exfm.run(experiment, stop)
-    assert not differences(exfm.run(experiment), whole)
+    assert not differences(run_interrupted(experiment, 8), whole)
     marked = {name: model["serving_lookups"] for name, model in whole["models"].items()}
     assert marked == {"fm": [], "vm": ["fm.embedding (of each pair)"], "vm.control": []}
     rows = pa.concat_tables(supervision(experiment.run_dir, "fm").values())

@@ -32,6 +32,7 @@ from exfm.transfer.build import teacher_specs
 from exfm.transfer.chunk_vectors import ChunkVectors
 from exfm.transfer.vector_feed import FedTable, VectorFeed
 from exfm_plugins.inputs.latest_state.model import LatestState
+from tests.training.interruption import run_interrupted
 from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, train, write_log
 
 STATES = {"states": {"user": ["user", "history"], "item": ["item"]}, "state_dim": 4}
@@ -201,17 +202,7 @@ def test_an_interrupted_run_with_states_on_their_way_ends_alike_and_is_marked(tm
     settings["models"]["vm"]["inputs"].append(dict(LOOPFM))
     whole = exfm.run(load(tmp_path, settings))
     experiment = load(tmp_path, {**settings, "run_dir": str(tmp_path / "interrupted")})
-    count = 0
-
-    def stop(_: object) -> None:
-        nonlocal count
-        count += 1
-        if count == 8:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        exfm.run(experiment, stop)
-    assert not differences(exfm.run(experiment), whole)
+    assert not differences(run_interrupted(experiment, 8), whole)
     marked = {name: model["serving_lookups"] for name, model in whole["models"].items()}
     assert marked == {"fm": [], "vm": ["fm.user", "fm.user (newest 3)"], "vm.control": []}
     assert whole["models"]["vm"]["parts"]["inputs"]["dense_parameters"] > 4 * 8

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from exfm.config.checks import Arm
 from exfm.config.keep_section import KeepConfig
-from exfm.interfaces.duration import microseconds, parse_duration
+from exfm.interfaces.duration import microseconds, microseconds_since_1970, parse_duration
 
 RETENTION = "retention"
 """The key of a model's record."""
@@ -17,7 +17,7 @@ RETENTION = "retention"
 
 @dataclass(frozen=True)
 class RetentionRecord:
-    """What a model keeps, and what it reads of its teachers.
+    """Describes the windows that a model keeps, and the supervision and snapshots that it reads of its teachers.
 
     Attributes:
         keep: the model's section ``keep``.
@@ -46,7 +46,7 @@ def retention_of_arm(arm: Arm) -> RetentionRecord:
     with_snapshots = parameter_teachers(arm)
     start_us = 0
     if config.start is not None:
-        start_us = microseconds(config.start - datetime(1970, 1, 1, tzinfo=UTC))
+        start_us = microseconds_since_1970(config.start)
     delay_us = microseconds(config.supervision.delay)
     return RetentionRecord(
         config.keep,

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from exfm.interfaces.duration import in_utc
 
-def _in_utc(time: datetime) -> datetime:
-    """Reads a time without a zone as UTC, as all times of a run are."""
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
-
-
-UtcTime = Annotated[datetime, AfterValidator(_in_utc)]
+UtcTime = Annotated[datetime, AfterValidator(in_utc)]
 
 # Names are folders of a run and keys of overrides: no dot, slash or space.
 

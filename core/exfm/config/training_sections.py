@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from exfm.config.section import Section, UtcTime
-from exfm.interfaces.duration import microseconds
+from exfm.interfaces.duration import microseconds_since_1970
 from exfm.interfaces.parallel_plan import TableOptimizer
 
 
@@ -66,7 +65,7 @@ class EpochsConfig(Section):
     @property
     def until_us(self) -> int:
         """Returns the time in microseconds since 1970."""
-        return microseconds(self.until - datetime(1970, 1, 1, tzinfo=UTC))
+        return microseconds_since_1970(self.until)
 
 
 class InitFrom(Section):

@@ -8,19 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Self
 
 from exfm.data.source_errors import source_errors
 from exfm.interfaces.data_source import DataSource, TimeRange, Window
 from exfm.interfaces.duration import microseconds
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def microseconds_since_1970(time: datetime) -> int:
-    """Converts a time with a zone to microseconds since 1970, UTC."""
-    return microseconds(time - _EPOCH)
 
 
 @dataclass(frozen=True)

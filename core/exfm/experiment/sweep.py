@@ -23,9 +23,8 @@ from exfm.experiment.shared_models import shared_models
 from exfm.redaction import concealed, redact
 from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
 from exfm.scheduling.identity import open_run
-from exfm.storage.readers import SIBLING
 from exfm.storage.workspace import Workspace
-from exfm.supervision.store import Store, keep_homes, open_store
+from exfm.supervision.store import keep_homes, kept_siblings, open_store
 from exfm.transfer.build import check_models
 
 _LONGEST_FOLDER: Final = 120  # well below the 255 bytes that file systems allow a name
@@ -199,8 +198,9 @@ def open_points(sweep: Sweep) -> list[tuple[Point, ...]]:
         ConfigError: a point's folder holds another experiment; the message names the point.
     """
     experiments = {point.folder: point.experiment for point in sweep.points}
-    homes = shared_models(experiments, _begun(sweep))
-    unfinished = [point for point in sweep.points if not _is_complete(point.experiment)]
+    complete = {point.folder for point in sweep.points if _is_complete(point.experiment)}
+    homes = shared_models(experiments, _begun(sweep, complete))
+    unfinished = [point for point in sweep.points if point.folder not in complete]
     for point in unfinished:
         keep_homes(point.experiment.run_dir, homes[point.folder])
         store = open_store(point.experiment)
@@ -219,30 +219,24 @@ def take_over(point: Point, failed: Collection[str]) -> None:
     Args:
         failed: the folders of the points that have failed.
     """
-    store = Store(point.experiment.run_dir)
-    homes = store.kept_homes()
-    kept = {name: home for name, home in homes.items() if home[0].removeprefix(SIBLING) not in failed}
-    if kept != homes:
-        store.write_homes(kept)
+    homes = kept_siblings(point.experiment.run_dir)
+    keep_homes(point.experiment.run_dir, {name: owner for name, owner in homes.items() if owner not in failed})
 
 
-def _begun(sweep: Sweep) -> dict[str, dict[str, str]]:
-    """Reads which models other points train, for the points that were begun before."""
-    begun: dict[str, dict[str, str]] = {}
+def _begun(sweep: Sweep, complete: Collection[str]) -> dict[str, dict[str, str]]:
+    """Reads which models other points train, for the points that were begun before.
+
+    An unfinished point relies on points of this sweep and on those that have ended; no other trains anything now.
+    """
     folders = {point.folder for point in sweep.points}
+    begun: dict[str, dict[str, str]] = {}
     for point in sweep.points:
-        store = Store(point.experiment.run_dir)
-        if store.workspace.exists(CONFIG_FILE):
-            siblings = {name: run for name, (run, _) in store.kept_homes().items() if run.startswith(SIBLING)}
-            begun[point.folder] = {name: run.removeprefix(SIBLING) for name, run in siblings.items()}
-            # A point that is no part of this sweep trains nothing now: its unfinished models are trained here.
-            absent = {folder for folder in begun[point.folder].values() if folder not in folders}
-            unfinished = {folder for folder in absent if not Workspace(f"{sweep.folder}/{folder}").exists(RESULTS_FILE)}
-            if unfinished and not _is_complete(point.experiment):
-                take_over(point, unfinished)
-                for name, folder in list(begun[point.folder].items()):
-                    if folder in unfinished:
-                        del begun[point.folder][name]
+        if Workspace(point.experiment.run_dir).exists(CONFIG_FILE):
+            homes = begun[point.folder] = kept_siblings(point.experiment.run_dir)
+            for model, owner in list(homes.items()):
+                ended = owner in folders or Workspace(f"{sweep.folder}/{owner}").exists(RESULTS_FILE)
+                if point.folder not in complete and not ended:
+                    del homes[model]
     return begun
 
 

@@ -40,16 +40,24 @@ def microseconds(duration: timedelta) -> int:
     return duration // timedelta(microseconds=1)
 
 
+def microseconds_since_1970(time: datetime) -> int:
+    """Converts a time with a zone to microseconds since 1970, UTC."""
+    # A difference is converted in whole numbers; a timestamp in float seconds would lose microseconds.
+    return microseconds(time - _1970)
+
+
+def in_utc(time: datetime) -> datetime:
+    """Reads a time without a zone as UTC, as all times of a run are."""
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
 def parse_time_us(text: str) -> int | None:
     """Parses an ISO time, in UTC if it names no zone, to microseconds since 1970; returns None if it is no time."""
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
         return None
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=UTC)
-    # A difference is converted in whole numbers; a timestamp in float seconds would lose microseconds.
-    return microseconds(time - _1970)
+    return microseconds_since_1970(in_utc(time))
 
 
 def format_duration(value: timedelta) -> str:

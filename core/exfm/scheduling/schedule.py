@@ -14,10 +14,10 @@ from typing import Any
 
 from exfm.config.loading import Experiment
 from exfm.config.training_sections import InitFrom
-from exfm.data.windows import WindowGrid, microseconds_since_1970, windows_with_events
+from exfm.data.windows import WindowGrid, windows_with_events
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import StreamPart, TimeRange, Window
-from exfm.interfaces.duration import microseconds
+from exfm.interfaces.duration import microseconds, microseconds_since_1970
 from exfm.interfaces.process_group import ProcessGroup
 from exfm.scheduling.late_rows import overlaps
 from exfm.storage.aliases import LATEST

@@ -9,10 +9,10 @@ from datetime import timedelta
 
 from exfm.config.loading import Experiment
 from exfm.data.source_errors import source_errors
-from exfm.data.windows import WindowGrid, microseconds_since_1970
+from exfm.data.windows import WindowGrid
 from exfm.errors import ConfigError, NotYetError, RunError
 from exfm.interfaces.data_source import DataSource, StreamPart, TimeRange
-from exfm.interfaces.duration import format_duration
+from exfm.interfaces.duration import format_duration, microseconds_since_1970
 from exfm.interfaces.process_group import ProcessGroup
 from exfm.scheduling.identity import read_grid
 from exfm.scheduling.late_rows import earlier_start_message
@@ -69,7 +69,7 @@ def read_schedule(
 
 
 def _counted_from(store: Store, teachers: Iterable[str], kept: WindowGrid | None) -> tuple[WindowGrid | None, str]:
-    """Returns the windows of the run, which are counted as by the runs of its teachers, and what it waits for.
+    """Returns the windows of the run, which are counted as by the runs of its teachers, and the run that it waits for.
 
     Args:
         teachers: the names of the teachers that other runs train.

@@ -176,9 +176,15 @@ def initial_home(store: Store, config: InitFrom) -> Home:
     return Home(Store(config.run, {}), config.model)
 
 
+def kept_siblings(url: str) -> dict[str, str]:
+    """Reads which runs beside a run train models of its experiment: their folders, by the model's name."""
+    homes = Store(url, {}).kept_homes()
+    return {name: run.removeprefix(SIBLING) for name, (run, _) in homes.items() if run.startswith(SIBLING)}
+
+
 def keep_homes(url: str, siblings: Mapping[str, str]) -> None:
     """Writes into a run's folder which runs beside it train models of its experiment, by the model's name."""
-    if siblings:
+    if siblings != kept_siblings(url):
         Store(url, {}).write_homes({name: (f"{SIBLING}{folder}", name) for name, folder in siblings.items()})
 
 

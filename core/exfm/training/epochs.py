@@ -125,10 +125,10 @@ class Epochs:
             )
 
     def _teachers(self, stage: Stage, window: Window, stack: ExitStack) -> dict[str, OpenSupervision]:
-        """Opens the committed supervision of a model's teachers of this run."""
+        """Opens the committed supervision of a model's teachers, but of those whose predictions are in files."""
         streams: dict[str, OpenSupervision] = {}
         for teacher in stage.trainer.arm.teachers:
-            if teacher not in self._experiment.config.teachers:
+            if teacher not in self._experiment.config.external_teachers:
                 stream = self._store.supervision(teacher, window)
                 if stream is not None:
                     streams[teacher] = stream

@@ -97,13 +97,10 @@ class Labeller:
         Raises:
             RunError: it cannot be read.
         """
-        if snapshot != self._loaded:
-            # Forgotten first, because the snapshot is read into the buffers that hold the previous snapshot.
-            self._loaded = None
-            error = self._load(snapshot)
-            if error is not None:
-                raise error
-        self._loaded = self._snapshot = snapshot
+        error = self._load(snapshot)
+        if error is not None:
+            raise error
+        self._snapshot = snapshot
 
     def label_rows(self, chunk: ShardedChunk, picked: torch.Tensor) -> tuple[SupervisionRows, ModelChunk]:
         """Supervises rows of a chunk with the loaded snapshot.
@@ -133,13 +130,8 @@ class Labeller:
         """
         failure: RunError | None = None
         for snapshot in same_on_all(self.process_group, self.store.snapshots.published(self.name, before_us)):
-            if snapshot == self._loaded:
-                return snapshot
-            # Forgotten first, because the snapshot is read into the buffers that hold the previous snapshot.
-            self._loaded = None
             error = self._load(snapshot)
             if error is None:
-                self._loaded = snapshot
                 return snapshot
             logger.warning("%s; labelling with the snapshot before it", error)
             failure = failure or error
@@ -148,7 +140,15 @@ class Labeller:
         return None
 
     def _load(self, snapshot: Snapshot) -> RunError | None:
-        """Loads a snapshot's weights; returns the error, on every process, if any process cannot read them."""
+        """Loads a snapshot's weights, unless they are loaded.
+
+        Returns:
+            The error, on every process, if any process cannot read them.
+        """
+        if snapshot == self._loaded:
+            return None
+        # Forgotten first, because the snapshot is read into the buffers that hold the previous snapshot.
+        self._loaded = None
         weights: dict[str, torch.Tensor] = {}
         error: RunError | None = None
         try:
@@ -159,6 +159,7 @@ class Labeller:
         if self.process_group.all_agree(error is None):
             check_snapshot(snapshot, weights, self.trainer.constants, self.store.workspace.url)
             self.trainer.load_weights(weights)
+            self._loaded = snapshot
             return None
         return error or RunError(f"snapshot {snapshot.version} of {self.name!r}: another process cannot read it")
 

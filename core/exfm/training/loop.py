@@ -84,9 +84,6 @@ class StreamLoop:
         self._teachers = teacher_specs(experiment)
         shared = TeacherParameters(experiment, store)
         prompt = tuple(label.name for label in schema.labels if label.delay == NOW)
-        students: dict[str, tuple[str, ...]] = {}
-        for arm in arms:
-            students[arm.name] = tuple(student.name for student in arms if arm.name in student.teachers)
         external = {name: tuple(files.predictions) for name, files in experiment.config.external_teachers.items()}
         self.stages: list[Stage] = []
         for arm in arms:

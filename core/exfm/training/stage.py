@@ -22,13 +22,12 @@ from torch import Tensor
 from exfm.config.lenders import Lender
 from exfm.data.batch import Batch
 from exfm.data.skips import Counts, sum_counts
-from exfm.data.windows import microseconds_since_1970
 from exfm.distributed.chunk_exchange import ModelBatch, ModelChunk, ShardedChunk
 from exfm.distributed.row_gatherer import RowGatherer
 from exfm.errors import RunError
 from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
-from exfm.interfaces.duration import microseconds
+from exfm.interfaces.duration import microseconds, microseconds_since_1970
 from exfm.interfaces.schema import FeatureSchema
 from exfm.modeling.cost import flops_by_section, parameters_by_section
 from exfm.storage.commits import NONE, WindowRead
@@ -220,6 +219,8 @@ class Stage:
         rows = chunk.cut(chunk.rows[self.name], self.trainer.arm.config.batch_size)
         seen = chunk.select_without_features(rows.index)
         joined = self._join(seen, teachers)
+        for name, of_teacher in joined.items():
+            self.counters.teachers.setdefault(name, Coverage()).add(of_teacher, self._taken[name])
         outputs = ForwardRows(self.tasks, self.trainer.embedding, self.trainer.vectors)
         self._feed.open(vectors, rows.index)
         for batch in chunk.batches(rows, self.trainer.model, self._accumulate):
@@ -233,11 +234,10 @@ class Stage:
         return supervision
 
     def _join(self, seen: Batch, teachers: Mapping[str, Joiner]) -> dict[str, Joined]:
-        """Joins the supervision of the arm's teachers to examples, and counts its coverage."""
+        """Joins the supervision of the arm's teachers to examples."""
         joined: dict[str, Joined] = {}
         for name in self.trainer.arm.teachers:
             joined[name] = teachers[name].join(seen.example_id, seen.event_time_us)
-            self.counters.teachers.setdefault(name, Coverage()).add(joined[name], self._taken[name])
         return joined
 
     def _train(self, batch: ModelBatch, joined: Mapping[str, Joined], outputs: ForwardRows) -> None:
@@ -281,9 +281,7 @@ class Stage:
         learn = StepLabels(self.prompt, transfer=True)
         rows = chunk.cut(chunk.rows[self.name], self.trainer.arm.config.batch_size)
         seen = chunk.select_without_features(rows.index)
-        joined: dict[str, Joined] = {}
-        for name in self.trainer.arm.teachers:
-            joined[name] = teachers[name].join(seen.example_id, seen.event_time_us)
+        joined = self._join(seen, teachers)
         for batch in chunk.batches(rows, self.trainer.model, self._accumulate):
             batch, supervision = join_batch(batch, self.trainer.model, joined)
             self.trainer.step(batch.batch, supervision, learn, batch.shard.counts, batch.accumulation)
