@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +19,22 @@ from exfm.interfaces.schema import FeatureSchema
 from exfm.registry.registry import Registry
 
 RECORD_FORMAT = 1
+MODELS_FOLDER = "models"
 
 
 def record_file(model: str) -> str:
     """Returns the path of a model's record in its run, which is there from its first commit on."""
-    return f"models/{model}.json"
+    return f"{MODELS_FOLDER}/{model}.json"
 
 
 def draft_file(model: str) -> str:
     """Returns the path of the record of a model without commits, which may still become another model."""
-    return f"models/{model}.draft.json"
+    return f"{MODELS_FOLDER}/{model}.draft.json"
+
+
+def recorded_names(files: Iterable[str]) -> set[str]:
+    """Returns the models of which a run keeps a record or a draft, from the names of the files."""
+    return {file.removesuffix(".json").removesuffix(".draft") for file in files if file.endswith(".json")}
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,12 @@ def _read_record(teacher: RunTeacher, key_path: str) -> dict[str, Any]:
                 )
             assert isinstance(record, dict)
             return record
-        names = [str(path).rpartition("/")[2].partition(".json")[0] for path in fs.ls(f"{root}/models", detail=False)]
+        files = fs.ls(f"{root.rstrip('/')}/{MODELS_FOLDER}", detail=False)
+        models = recorded_names(str(path).rpartition("/")[2] for path in files)
     except FileNotFoundError:
-        names = []
+        models = set()
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"{key_path}.run: {teacher.run!r} cannot be read: {error}") from error
-    models = {name.removesuffix(".draft") for name in names}
     if not models:
         raise NotYetError(
             f"{key_path}.run: {teacher.run!r} holds no run, or a run of exfm 0.1. Train {teacher.model!r} first: `exfm "

@@ -74,25 +74,31 @@ def _short(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
 
 
-def model_identity(experiment: Experiment, arm: Arm, resolved: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Describes a model's identity, of JSON's types and without secrets.
+def model_identities(experiment: Experiment, resolved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Describes the identity of each model and control, by name, of JSON's types and without secrets.
 
     Args:
-        resolved: ``experiment.as_dict()``, computed once for many models.
+        resolved: ``experiment.as_dict()``.
     """
-    resolved = resolved or experiment.as_dict()
+    identities: dict[str, dict[str, Any]] = {}
+    digests = {name: lender.digest for name, lender in experiment.lenders.items()}
+    # Teachers come before their students.
+    for arm in experiment.arms:
+        identities[arm.name] = _identity(experiment, arm, resolved, digests)
+        digests[arm.name] = identity_digest(identities[arm.name])
+    return identities
+
+
+def _identity(
+    experiment: Experiment, arm: Arm, resolved: Mapping[str, Any], digests: Mapping[str, str]
+) -> dict[str, Any]:
+    """Describes a model's identity, from the digests of its teachers, by name; others are in files."""
     section = arm_section(arm, resolved)
     del section["keep"]  # committed windows do not depend on how long they stay
     section["supervision"] = {key: value for key, value in section["supervision"].items() if key != "store"}
     teachers: dict[str, Any] = {}
-    by_name = {other.name: other for other in experiment.arms}
     for name in arm.teachers:
-        if name in by_name:
-            teachers[name] = identity_digest(model_identity(experiment, by_name[name], resolved))
-        elif name in experiment.lenders:
-            teachers[name] = experiment.lenders[name].digest
-        else:
-            teachers[name] = resolved["teachers"][name]
+        teachers[name] = digests[name] if name in digests else resolved["teachers"][name]
     return {
         "seed": experiment.config.seed,
         "model": section,

@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 
 from exfm.config.checks import Arm
 from exfm.config.component_sources import changed_components, component_hashes
-from exfm.config.lenders import RECORD_FORMAT, draft_file, record_file
+from exfm.config.lenders import MODELS_FOLDER, RECORD_FORMAT, draft_file, record_file, recorded_names
 from exfm.config.loading import Experiment
-from exfm.config.model_identity import Difference, differences, identity_digest, model_identity
+from exfm.config.model_identity import Difference, differences, identity_digest, model_identities
 from exfm.config.resolved import parse_resolved
 from exfm.config.retention import RETENTION, parameter_teachers, retention_of_arm
 from exfm.data.windows import WindowGrid
@@ -31,7 +31,6 @@ from exfm.supervision.store import HOMES_FILE, Store
 
 RUN_FILE = "run.json"
 FORMAT = 3
-MODELS_FOLDER = "models"
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def open_run(experiment: Experiment, store: Store, models: Collection[str] | Non
     trained = [arm for arm in experiment.arms if arm.name not in store.borrowed]
     written = [arm for arm in trained if models is None or arm.name in models]
     store.prepare([arm.name for arm in written])
-    records = {arm.name: _record(experiment, arm, resolved) for arm in trained}
+    records = _records(experiment, resolved)
     _check_models(store, trained, written, records)
     for arm in written:
         _keep_draft(store, arm, records[arm.name])
@@ -80,17 +79,21 @@ def _register(store: Store, written: Collection[Arm]) -> None:
             home.store.readers.register(store.workspace, home.model, students)
 
 
-def _record(experiment: Experiment, arm: Arm, resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Describes a model for its run's folder, and for experiments that it teaches from there."""
-    identity = model_identity(experiment, arm, resolved)
-    return {
-        "format": RECORD_FORMAT,
-        "tasks": list(arm.tasks),
-        "stores": arm.stores,
-        "digest": identity_digest(identity),
-        "identity": identity,
-        RETENTION: retention_of_arm(arm).as_dict(),
-    }
+def _records(experiment: Experiment, resolved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Describes each model for its run's folder, and for experiments that it teaches from there."""
+    identities = model_identities(experiment, resolved)
+    records: dict[str, dict[str, Any]] = {}
+    for arm in experiment.arms:
+        identity = identities[arm.name]
+        records[arm.name] = {
+            "format": RECORD_FORMAT,
+            "tasks": list(arm.tasks),
+            "stores": arm.stores,
+            "digest": identity_digest(identity),
+            "identity": identity,
+            RETENTION: retention_of_arm(arm).as_dict(),
+        }
+    return records
 
 
 def _check_models(
@@ -148,11 +151,9 @@ def kept_record(store: Store, model: str) -> dict[str, Any]:
 def recorded_models(store: Store) -> dict[str, dict[str, Any]]:
     """Reads the sections of the models and controls that have commits, whatever file they are of."""
     sections: dict[str, dict[str, Any]] = {}
-    for file in store.workspace.names(MODELS_FOLDER):
-        name = file.removesuffix(".json")
-        if file == f"{name}.json" and not name.endswith(".draft"):
-            record = store.workspace.read_json(record_file(name))
-            sections[name] = {**record["identity"]["model"], "control": False}
+    for name in sorted(recorded_names(store.workspace.names(MODELS_FOLDER))):
+        if store.workspace.exists(record_file(name)):
+            sections[name] = {**kept_record(store, name)["identity"]["model"], "control": False}
     return sections
 
 
@@ -246,19 +247,17 @@ def bind_models(experiment: Experiment, store: Store, names: Collection[str]) ->
     Raises:
         RunError: another job has bound a name meanwhile to another model.
     """
-    resolved = experiment.as_dict()
-    for arm in experiment.arms:
-        if arm.name not in names:
-            continue
-        record = _record(experiment, arm, resolved)
-        if not store.workspace.create(record_file(arm.name), (json.dumps(record, indent=2) + "\n").encode()):
-            standing = store.workspace.read_json(record_file(arm.name))
+    records = _records(experiment, experiment.as_dict())
+    for name in names:
+        record = records[name]
+        if not store.workspace.create(record_file(name), (json.dumps(record, indent=2) + "\n").encode()):
+            standing = store.workspace.read_json(record_file(name))
             if standing["digest"] != record["digest"]:
                 raise RunError(
-                    f"{store.workspace.url}: another job has begun another model {arm.name!r} in this folder "
-                    "meanwhile; nothing of this job is committed. Give the model another name, or another run_dir."
+                    f"{store.workspace.url}: another job has begun another model {name!r} in this folder meanwhile; "
+                    "nothing of this job is committed. Give the model another name, or another run_dir."
                 )
-        store.workspace.remove_file(draft_file(arm.name))
+        store.workspace.remove_file(draft_file(name))
 
 
 def _versions(experiment: Experiment) -> dict[str, str]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
-from exfm.config.model_identity import differences, model_identity
+from exfm.config.model_identity import differences, model_identities
 from exfm.errors import ConfigError, suggestion
 from exfm.scheduling.identity import kept_record
 from exfm.storage.aliases import LATEST
@@ -45,8 +45,9 @@ def find_snapshot(experiment: Experiment, arm: Arm, store: Store, at: str = LATE
     home = store.home(arm.name)
     snapshot = snapshot_at(home.store.snapshots, home.model, at)
     kept = kept_record(home.store, home.model)["identity"]
+    identity = model_identities(experiment, experiment.as_dict())[arm.name]
     changes: list[str] = []
-    for difference in differences(arm, kept, model_identity(experiment, arm)):
+    for difference in differences(arm, kept, identity):
         # Where its rows come from does not matter here: a snapshot may predict another stream.
         if difference.path.startswith("model.") and not difference.is_free:
             key = difference.path.removeprefix("model.")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from exfm.config.lenders import MODELS_FOLDER, recorded_names
 from exfm.config.retention import RetentionRecord
 from exfm.storage.commits import NONE, Stage
 from exfm.storage.hashing import FileRecord
@@ -119,8 +120,7 @@ def _common(before: Vacuum, now: Vacuum) -> Vacuum:
 def _models(store: Store) -> dict[str, RetentionRecord]:
     """Reads the records of a run's models, also of those without commits yet."""
     models: dict[str, RetentionRecord] = {}
-    for file in store.workspace.names("models"):
-        name = file.removesuffix(".json").removesuffix(".draft")
+    for name in sorted(recorded_names(store.workspace.names(MODELS_FOLDER))):
         retention = read_retention_of(store.workspace, name)
         if retention is not None:
             models[name] = retention

@@ -27,6 +27,7 @@ from exfm.storage.finite import check_snapshot
 from exfm.storage.snapshot_at import snapshot_at
 from exfm.storage.snapshots import Snapshot, same_on_all
 from exfm.supervision.store import Home, Store, initial_home
+from exfm.training.tensor_places import Places, fitted
 from exfm.training.trainer import Trainer
 
 _OWNERS = ("table_", "sequence_", "task_", "entity_", "feature_")
@@ -184,35 +185,6 @@ def _numbers(theirs: Sequence[str], here: Sequence[str], config: InitFrom) -> tu
     return tuple(numbers.get(name, -1) for name in theirs)
 
 
-@dataclass(frozen=True)
-class Places:
-    """Places the tokens and the dense features of another model among a model's.
-
-    Attributes:
-        tokens: for each token of the other model its number here; -1 where it is not here.
-        token_count: the number of tokens here.
-        dense, dense_count: the same of dense features.
-    """
-
-    tokens: tuple[int, ...]
-    token_count: int
-    dense: tuple[int, ...]
-    dense_count: int
-
-    def along(self, name: str, size: int, room: int) -> Tensor | None:
-        """Returns the indices of the other model's values along an axis that has grown from ``size`` to ``room``.
-
-        None where the axis is not made of tokens or dense features, each as wide here as there.
-        """
-        numbers, count = self.tokens, self.token_count
-        if name.startswith("featurizer.dense."):
-            numbers, count = self.dense, self.dense_count
-        width = size // max(1, len(numbers))
-        if size != width * len(numbers) or room != width * count or min(numbers, default=-1) < 0:
-            return None
-        return (torch.tensor(numbers).unsqueeze(1) * width + torch.arange(width)).flatten()
-
-
 def _weights(
     trainer: Trainer,
     config: InitFrom,
@@ -240,13 +212,13 @@ def _weights(
         theirs = origin.weights[other]
         if table:
             theirs = trainer.growth.grow({name: theirs})[name]
-        fitted = _fitted(name, theirs, tensor, places)
-        if fitted is None:
+        taken_over = fitted(name, theirs, tensor, places)
+        if taken_over is None:
             raise ConfigError(
                 f"{where}: {name} has the shape {list(tensor.shape)} here and {list(theirs.shape)} in {origin.text}. "
                 f"Start it anew with fresh: [{_part_of_name(name)}], or keep the shape"
             )
-        weights[name] = fitted
+        weights[name] = taken_over
         same = theirs.shape == tensor.shape and origin.weights[other].shape == theirs.shape
         (taken.loaded if same else taken.grown).append(name)
     taken.left += sorted(origin.weights.keys() - used)
@@ -276,28 +248,6 @@ def _check_names(present: Mapping[str, Tensor], config: InitFrom, where: str) ->
             if name not in allowed:
                 near = suggestion(name, (shown for shown in allowed if shown.count(".") < 2))
                 raise ConfigError(f"{where}.{key}: the model has no tensor, table or task {name!r}.{near}")
-
-
-def _fitted(name: str, theirs: Tensor, present: Tensor, places: Places | None) -> Tensor | None:
-    """Returns the other model's tensor in the shape of the model's own; None where it cannot have grown to it.
-
-    A tensor may have grown by further tokens and dense features. A weight multiplies them by zero, so that the model
-    computes as before.
-    """
-    if theirs.shape == present.shape:
-        return theirs.to(present.dtype)
-    if theirs.dim() != present.dim() or places is None:
-        return None
-    indices: list[Tensor] = []
-    for size, room in zip(theirs.shape, present.shape, strict=True):
-        index = torch.arange(size) if size == room else places.along(name, size, room)
-        if index is None:
-            return None
-        indices.append(index)
-    fitted = present.clone()
-    fitted[indices[0]] = 0.0
-    fitted[torch.meshgrid(*indices, indexing="ij")] = theirs.to(present.dtype)
-    return fitted
 
 
 def _training_state(trainer: Trainer, config: InitFrom, origin: _Origin, taken: InitialWeights) -> dict[str, Tensor]:
