@@ -49,8 +49,17 @@ test: $(TOOLS)
 	$(BIN)/python -m tests.words
 	$(MAKE) --jobs 2 --output-sync=none types unit
 
+# Scripts of a folder import each other by their names, and some names are in two folders: a run of mypy for each.
+SCRIPTS := benchmarks benchmarks/quality benchmarks/quality/fuxictr benchmarks/scaling benchmarks/speed \
+	benchmarks/transfer docs/generate examples/serving examples/strategies
+DISTRIBUTIONS := exfm-plugin-jsonl exfm-plugin-rankmixer
+
 types:
 	$(BIN)/mypy
+	set -e; for folder in $(SCRIPTS); do \
+		MYPYPATH=benchmarks/quality:benchmarks/speed $(BIN)/mypy $$folder/*.py; \
+	done
+	set -e; for name in $(DISTRIBUTIONS); do MYPYPATH=examples/$$name $(BIN)/mypy examples/$$name; done
 
 unit:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD)

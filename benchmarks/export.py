@@ -74,7 +74,7 @@ def calls(experiment: exfm.Experiment, folder: Path, rows: pa.RecordBatch) -> di
     eager = build_model(arm, experiment.schema)
     plan.parallelize(eager, arm.config.optimizer.tables)
     eager.load_state_dict(weights)
-    batch = eager.narrow(decode(rows, experiment.schema))  # type: ignore[operator]
+    batch = eager.narrow(decode(rows, experiment.schema))
     student, control = load(str(folder / "vm")), load(str(folder / "vm.control"))
     program = load(str(folder / "vm"), compiled=False)
     tensors = student.tensors(rows)

@@ -114,7 +114,8 @@ def seconds(action: Callable[[], None]) -> float:
 
 def compare(name: str, rows: int, ours: Callable[[], None], plain: Callable[[], None], repeats: int) -> float:
     """Prints both throughputs and returns their ratio."""
-    ours(), plain()
+    ours()
+    plain()
     pairs = [(seconds(ours), seconds(plain)) for _ in range(repeats)]
     our_s, plain_s = (median(pair[i] for pair in pairs) for i in (0, 1))
     speeds = f"{rows / our_s:>12,.0f} rows/s   pyarrow {rows / plain_s:>12,.0f} rows/s"

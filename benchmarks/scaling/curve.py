@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

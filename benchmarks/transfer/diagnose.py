@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ MILD = {
 }
 """Plants at a fraction of the strength, which need not be the main cause any more."""
 
-DISTORTIONS: dict[str, Callable[[Logits, np.random.Generator], Logits]] = {
+DISTORTIONS: dict[str, Callable[..., Logits]] = {
     "fm_biased": lambda logit, rng: logit + 1.0,
     "fm_noisy": lambda logit, rng: logit + rng.normal(0, 2.5, logit.shape),
     "fm_sparse": lambda logit, rng: np.where(rng.random(logit.shape) < 0.05, logit, np.nan),
@@ -138,7 +139,7 @@ def of_seed(folder: Path, source: dict[str, int], plants: dict[str, Plant], dela
     common = {"seed": seed, "stream": stream, "evaluation": {"skip": 0.4, "replicates": 1_000}}
     run(folder, {**common, "name": "fm", "models": {"fm": FM}})
     for name, distort in DISTORTIONS.items():
-        write_teacher(folder, name, lambda logit, distort=distort: distort(logit, np.random.default_rng(seed)))
+        write_teacher(folder, name, partial(distort, rng=np.random.default_rng(seed)))
     twin = {key: value for key, value in STUDENT.items() if key != "control"}
     teachers = {"fm": FM, "fm_old": {**FM, "supervision": {"delay": delay}}, "twin": twin}
     elsewhere = {

@@ -20,8 +20,10 @@ import numpy as np
 from scipy.stats import t
 
 BAR = 1.5
-COLUMNS = ("model", "base rate", "FM NE", "NE", "control NE", "gain %", "gain share")
-COLUMNS += ("over the baseline", "gain - 1.5 x it")
+COLUMNS = (
+    *("model", "base rate", "FM NE", "NE", "control NE", "gain %", "gain share"),
+    *("over the baseline", "gain - 1.5 x it"),
+)
 
 
 def main() -> None:

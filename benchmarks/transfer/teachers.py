@@ -166,9 +166,8 @@ class StalePredictions:
             return
         for age in STALE:
             if len(self.trained) > age:
-                predict(
-                    self.experiment, "fm", self._path(age, window.index), version=self.trained[-1 - age], between=window
-                )
+                path, version = self._path(age, window.index), str(self.trained[-1 - age])
+                predict(self.experiment, "fm", path, at=version, between=window)
         self.trained.append(window.index)
 
     def read(self, age: int, task: str) -> tuple[np.ndarray, np.ndarray]:

@@ -212,8 +212,8 @@ def main() -> None:
     address = (arguments.host, arguments.port)
     with Service(address, load(arguments.export), arguments.seconds, arguments.connections) as service:
         described = service.predictor.description
-        host, port = service.server_address[:2]
-        print(f"{described.model}, snapshot {described.snapshot}, on http://{host}:{port}", flush=True)
+        port = service.server_address[1]
+        print(f"{described.model}, snapshot {described.snapshot}, on http://{arguments.host}:{port}", flush=True)
         service.serve_forever()
 
 

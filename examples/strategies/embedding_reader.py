@@ -29,9 +29,9 @@ class Reader(exfm.DistillationStrategy):
 
     def _logit(self, task: str, teacher: TeacherOutput) -> Tensor:
         reader = self.readers[f"task_{task}"]
-        assert teacher.embedding is not None
-        embedding_BE = teacher.embedding.detach().to(reader.weight.dtype)
-        return teacher.probabilities[task].detach().logit(1e-6) + reader(embedding_BE).squeeze(1)
+        assert isinstance(reader, nn.Linear) and teacher.embedding is not None
+        correction_B: Tensor = reader(teacher.embedding.detach().to(reader.weight.dtype)).squeeze(1)
+        return teacher.probabilities[task].detach().logit(1e-6) + correction_B
 
     def adapter_optimizer(self) -> torch.optim.Optimizer:
         """Adam, of the readers alone."""

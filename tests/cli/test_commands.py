@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -89,7 +90,8 @@ def test_show_tells_all_there_is_to_set(component, exfm_cli):
         assert "typing" not in field["type"] and "Annotated" not in field["type"]
         assert config.model_fields[field["name"]].is_required() is field["required"]
     defaults = {field["name"]: field["default"] for field in described["fields"] if not field["required"]}
-    required = {"teacher": "fm", "path": "x", "features": [{"name": "a", "kind": "dense"}], "labels": [{"name": "b"}]}
+    features = [{"name": "a", "kind": "dense"}]
+    required: dict[str, Any] = {"teacher": "fm", "path": "x", "features": features, "labels": [{"name": "b"}]}
     required["url"] = required["stream"] = "x"
     required |= {"parts": {"table/a": "added"}, "item": ["a"]}
     values = {key: required[key] for key, field in config.model_fields.items() if field.is_required()}

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 import exfm
 from exfm.config.component_sources import changed_components, component_hashes
-from exfm.experiment.run import open_run
+from exfm.scheduling.identity import open_run
 from exfm.supervision.store import Store
 
 MODULE = """

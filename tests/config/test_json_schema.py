@@ -40,7 +40,7 @@ def test_the_schema_is_a_schema(schema):
 
 
 def test_every_reference_leads_somewhere(schema):
-    references = set()
+    references: set[str] = set()
 
     def visit(node: Any) -> None:
         if isinstance(node, dict):

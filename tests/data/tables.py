@@ -176,7 +176,8 @@ def _rows(
         for longest, names in lists.values():
             length = draw(st.integers(0, longest))
             for name in names:
-                events = draw(st.lists(columns[name][1], min_size=length, max_size=length))
-                row[name] = events if events or draw(st.booleans()) else None
+                events: list[Any] = draw(st.lists(columns[name][1], min_size=length, max_size=length))
+                is_list: bool = bool(events) or draw(st.booleans())
+                row[name] = events if is_list else None
         rows.append(row)
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,6 +47,9 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+OnBadRow = Literal["error", "skip"]
+
+
 def write(folder: Path, number: int, changes: dict[str, Any]) -> None:
     first = 4 * number
     columns: dict[str, Any] = {name: list(values) for name, values in GOOD.items()}
@@ -56,7 +59,7 @@ def write(folder: Path, number: int, changes: dict[str, Any]) -> None:
     pq.write_table(pa.table(columns), folder / f"part-{number}.parquet", row_group_size=3)
 
 
-def reader(folder: Path, on_bad_row: str) -> tuple[ChunkReader, exfm.sources.Window]:
+def reader(folder: Path, on_bad_row: OnBadRow) -> tuple[ChunkReader, exfm.sources.Window]:
     features = [{"kind": "categorical", "name": "item", "rows": 100}]
     fields = {"path": str(folder), "features": features, "labels": [{"name": "click"}]}
     source = Parquet(Parquet.Config.model_validate(fields))
@@ -86,7 +89,9 @@ def test_a_defect_in_the_middle(tmp_path: Path, defect: str) -> None:
 
 @pytest.mark.parametrize("on_bad_row", ["error", "skip"])
 @pytest.mark.parametrize("misfit", MISFITS)
-def test_another_type_is_an_error_whatever_is_done_about_bad_rows(tmp_path: Path, misfit: str, on_bad_row: str) -> None:
+def test_another_type_is_an_error_whatever_is_done_about_bad_rows(
+    tmp_path: Path, misfit: str, on_bad_row: OnBadRow
+) -> None:
     changes, reason = MISFITS[misfit]
     for number in range(3):
         write(tmp_path, number, changes if number == 1 else {})

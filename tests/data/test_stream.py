@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -55,7 +55,9 @@ def rows(first: int, count: int, **columns: Any) -> pa.RecordBatch:
     return exfm.sources.Origin("log", first).mark(batch)
 
 
-def reader(batches: Batches, chunk_rows: int = 4, on_bad_row: str = "error", **where: Any) -> ChunkReader:
+def reader(
+    batches: Batches, chunk_rows: int = 4, on_bad_row: Literal["error", "skip"] = "error", **where: Any
+) -> ChunkReader:
     source = Source(batches)
     config = StreamConfig.model_construct(chunk_rows=chunk_rows, on_bad_row=on_bad_row)  # type: ignore[call-arg]
     return ChunkReader(source, source.schema(), config, where or {"vm": {}}, exfm.sources.Shard())
@@ -337,7 +339,7 @@ def test_the_source_is_read_a_few_chunks_ahead_only() -> None:
 
 
 def test_a_window_that_was_begun_is_read_once_and_its_error_is_raised_when_it_is_read() -> None:
-    calls = []
+    calls: list[int] = []
 
     def batches() -> Iterator[pa.RecordBatch]:
         calls.append(len(calls))

@@ -108,7 +108,7 @@ def test_a_bad_value(column: str, values: tuple[Any, ...], row: int, reason: str
     assert skipping.skipped == 1
 
 
-TIMED = {
+TIMED: dict[str, tuple[dict[str, str], pa.DataType, list[Any]]] = {
     "ages": ({"column": "at"}, pa.list_(pa.float64()), [[7.0], [1.5, 0], []]),
     "numbers": ({"column": "at", "holds": "time", "unit": "s"}, pa.list_(pa.int64()), [[1], [-5, 10], []]),
     "timestamps": ({"column": "at", "holds": "time"}, pa.list_(pa.timestamp("s", "UTC")), [[1], [-5, 10], []]),

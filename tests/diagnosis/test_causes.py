@@ -63,7 +63,7 @@ def test_causes_after_the_main_one_are_named_too() -> None:
 
 def test_less_is_worth_counting_the_more_examples_there_are() -> None:
     """A headroom that two initialisations could differ by on a short stream counts on a long stream."""
-    nudge = {"knows": 0.05, "moved": 0.5}
+    nudge: dict[str, Any] = {"knows": 0.05, "moved": 0.5}
     short = diagnosed(simulate(**nudge, rows=3_000))
     long = diagnosed(simulate(**nudge, rows=40_000))
     assert short["verdict"]["cause"] == "no_headroom"
@@ -83,7 +83,7 @@ def test_figures_without_a_meaning_are_none() -> None:
 
 def test_the_spread_of_a_control_that_explains_nothing_is_chance() -> None:
     """Scale and level of predictions that hardly vary say nothing about rates, unless the training blew up before."""
-    blind = {"control": lambda logit, rng: -1.0 + rng.normal(0, 0.02, logit.size), "moved": 0.0}
+    blind: dict[str, Any] = {"control": lambda logit, rng: -1.0 + rng.normal(0, 0.02, logit.size), "moved": 0.0}
     windows = simulate(**blind)
     entry = diagnosed(windows)
     control = entry["predictions"]["control"]

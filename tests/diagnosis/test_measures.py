@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tests.diagnosis.simulated import FIRST, measured, simulate
 
 def scored(windows: list[TaughtRows]) -> TaughtRows:
     """Concatenates the scored rows."""
-    columns: dict[str, list[np.ndarray]] = {}
+    columns: dict[str, list[Any]] = {}
     for rows in windows[FIRST:]:
         for name, column in vars(rows).items():
             columns.setdefault(name, []).append(column)

@@ -47,7 +47,7 @@ def test_no_difference_gives_an_interval_of_nothing() -> None:
 def test_interval_holds_the_gain_and_is_the_same_every_time() -> None:
     losses = simulated(3)
     low, high = losses.interval95() or (0, 0)
-    assert low < losses.gain < high
+    assert losses.gain is not None and low < losses.gain < high
     assert (low, high) == losses.interval95()
     assert (low, high) != losses.interval95(seed=1)
 

@@ -89,6 +89,7 @@ def test_histogram_never_leaves_its_error_bound(rows: list[tuple[float, bool]]) 
         assert histogram.auc is None
     else:
         assert exact == pytest.approx(roc_auc_score(label, probability), abs=1e-12)
+        assert histogram.auc is not None and histogram.error_bound is not None
         assert abs(histogram.auc - exact) <= histogram.error_bound + 1e-12
 
 

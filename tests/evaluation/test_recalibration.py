@@ -99,9 +99,9 @@ def test_no_monotone_recalibration_beats_it(raw: list[tuple[float, bool]]) -> No
 
 def test_a_ranking_worse_than_chance_is_not_turned_around() -> None:
     probability, label = predictions(5_000, 1, 0)
-    assert fitted(1 - probability, label) == Recalibration(
-        pytest.approx(1.0), 0.0, pytest.approx(math.log(label.sum() / (~label).sum()))
-    )
+    turned = fitted(1 - probability, label)
+    expected = (1.0, 0.0, math.log(label.sum() / (~label).sum()))
+    assert (turned.ne, turned.scale, turned.shift) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.123, 1.0])

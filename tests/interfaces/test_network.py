@@ -54,7 +54,7 @@ def test_encoders_and_strategies_too() -> None:
 
         def __init__(self, config, inputs):
             super().__init__(config, inputs)
-            self.num_tokens = nn.Parameter(torch.ones(2, 4))
+            self.num_tokens = nn.Parameter(torch.ones(2, 4))  # type: ignore[assignment]  # the test refuses it
 
         def forward(self, sequence, context_BND):
             return self.num_tokens
@@ -64,7 +64,7 @@ def test_encoders_and_strategies_too() -> None:
 
         def __init__(self, config, student, teacher):
             super().__init__(config, student, teacher)
-            self.tasks = nn.ModuleDict({"click": student.new_head()})
+            self.tasks = nn.ModuleDict({"click": student.new_head()})  # type: ignore[assignment]  # the same
 
         def loss(self, student, teacher, labels):
             return student.representation_BR.sum()

@@ -80,7 +80,7 @@ def test_codes_keep_nearly_what_the_best_projection_keeps() -> None:
     optimizer = torch.optim.Adam(module.parameters(), lr=0.004)
     for batch_BR in torch.split(vector_BR, 100):
         optimizer.zero_grad()
-        module.loss({"layer": batch_BR}, nothing).backward()  # type: ignore[no-untyped-call]
+        module.loss({"layer": batch_BR}, nothing).backward()
         optimizer.step()
     standard_BR = (vector_BR - vector_BR.mean(dim=0)) / vector_BR.std(dim=0)
     *_, directions_RR = torch.linalg.svd(standard_BR, full_matrices=False)
@@ -108,7 +108,7 @@ def learned(backbone: str, threads: int, supervision: dict[str, Any]) -> tuple[R
         output = model(model.narrow(random_batch(SCHEMA, EXAMPLES)), run_trunk)
     labels = {task: torch.ones(EXAMPLES) for task in model.tasks}
     losses = [logit.square().mean() for logit in output.logits.values()] + model.state_losses(output, labels)
-    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack(losses).sum().backward()
     gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
     return model, gradients | table_weights(model), output
 

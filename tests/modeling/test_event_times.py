@@ -34,7 +34,10 @@ WITHOUT = {"backbone": {"name": "mlp"}, "sequence_encoder": {"name": "hstu"}}
 
 def older(batch: Batch) -> Batch:
     """The same examples with other times of events."""
-    sequences = {name: replace(events, ages_E=events.ages_E * 1_000 + 70) for name, events in batch.sequences.items()}
+    sequences = {}
+    for name, events in batch.sequences.items():
+        assert events.ages_E is not None
+        sequences[name] = replace(events, ages_E=events.ages_E * 1_000 + 70)
     return replace(batch, sequences=sequences)
 
 

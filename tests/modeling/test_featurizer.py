@@ -118,7 +118,7 @@ def test_a_step_moves_every_row_once_by_its_whole_gradient(names: tuple[str, ...
         [(tokens[name] * factors[name]).sum() for name in tokens]
         + [(torch.cat(histories[name]) ** 2 * factors[name]).sum() for name in histories]
     ).sum()
-    expected.backward()  # type: ignore[no-untyped-call]
+    expected.backward()
 
     tokens_BND, sequences = module(batch)
     terms = [
@@ -126,10 +126,10 @@ def test_a_step_moves_every_row_once_by_its_whole_gradient(names: tuple[str, ...
     ] + [(sequence.values_ED**2 * factors[name]).sum() for name, sequence in sequences.items()]
     loss = torch.stack(terms).sum()
     torch.testing.assert_close(loss, expected)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     for table, weight in table_weights(module).items():
         expected_weight = reference_step(optimizer, weights[table], 0.5, EPS)
-        torch.testing.assert_close(weight, expected_weight, msg=lambda text, table=table: f"{table}: {text}")
+        torch.testing.assert_close(weight, expected_weight, msg=f"{table}: {{}}".format)
         assert not torch.equal(weight, weights[table].detach())
 
 

@@ -84,7 +84,7 @@ def test_evictions_prefer_ids_by_their_rule() -> None:
     """Fills a single bucket: the first id is frequent and old, the last id rare and new."""
     kept = {}
     for eviction in ("lru", "lfu", "distance"):
-        managed = ManagedIds(16, eviction)  # type: ignore[arg-type]
+        managed = ManagedIds(16, eviction)
         assert managed.buckets == 1
         managed.observe(torch.tensor([1] * 50))
         for id in range(2, 9):

@@ -61,7 +61,7 @@ def train(model: RankingModel, steps: int) -> None:
             for task, logit in output.logits.items()
         ]
         optimizer.zero_grad()
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(losses).sum().backward()
         optimizer.step()
         model.observe(model.narrow(batch))
 
@@ -102,7 +102,7 @@ def test_gradients_reach_every_parameter(config: dict[str, Any]) -> None:
     batch = random_batch(SCHEMA, 64)
     before = {table: weight.clone() for table, weight in table_weights(model).items()}
     output = model(model.narrow(batch))
-    torch.stack([logit.square().sum() for logit in output.logits.values()]).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack([logit.square().sum() for logit in output.logits.values()]).sum().backward()
     # The seed is fixed: a unit that is dead for a whole batch would show as a zero here, and none is.
     dense = {id(parameter) for parameter in model.dense_parameters()}
     missing = [name for name, p in model.named_parameters() if id(p) in dense and (p.grad is None or not p.grad.any())]
@@ -174,6 +174,7 @@ def test_backbones_and_encoders_are_told_which_tokens_share_a_table_with_a_seque
     names = model.featurizer.token_names
     targets = {shape.name: {names[index] for index in shape.targets} for shape in model.backbone.inputs.sequences}
     assert targets == {"history": {"item", "viewed"}, "clicks": {"item", "viewed"}, "moods": set()}
-    encoders = {encoder.inputs.sequence: encoder.inputs for encoder in model.encoders.values()}
+    modules: list[Any] = list(model.encoders.values())
+    encoders = {encoder.inputs.sequence: encoder.inputs for encoder in modules}
     of_encoders = {name: {spec.context[index] for index in spec.targets} for name, spec in encoders.items()}
     assert of_encoders == targets

@@ -33,7 +33,7 @@ def learned(
     model = build(config)
     with CpuTrunkRunner(threads).training_step(examples) as run_trunk:
         logits = model(model.narrow(random_batch(SCHEMA, examples)), run_trunk).logits
-        sum(logit.square().mean() for logit in logits.values()).backward()  # type: ignore[union-attr]
+        sum(logit.square().mean() for logit in logits.values()).backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     return {task: logit.detach() for task, logit in logits.items()}, gradients | table_weights(model)
 
@@ -68,7 +68,7 @@ def test_what_a_slice_does_not_use_has_no_gradient_there() -> None:
         return output_BN if not clicks.values_ED.numel() else output_BN + clicks.values_ED.sum()
 
     result_BN = threaded_forward(call, [tokens_BN], histories, [used, unused], 2)  # type: ignore[arg-type]
-    result_BN.sum().backward()  # type: ignore[no-untyped-call]
+    result_BN.sum().backward()
     assert torch.equal(tokens_BN.grad, torch.ones(6, 3))  # type: ignore[arg-type]
     assert torch.equal(events_ED.grad, torch.full((4, 2), 9.0))  # type: ignore[arg-type]
     assert used.grad is not None

@@ -254,6 +254,7 @@ def test_activations_are_those_of_a_real_forward_pass(
 
     # Tensors that FBGEMM saves are no activations.
     for lookups in (real.featurizer.pooled, real.featurizer.events):
+        assert lookups is not None
         lookups.bags.register_forward_pre_hook(lambda *_: inside.__setitem__(0, True))
         lookups.bags.register_forward_hook(lambda *_: inside.__setitem__(0, False))
     batch = real.narrow(_full_batch(schema, 16, lengths))

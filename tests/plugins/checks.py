@@ -1,11 +1,24 @@
-"""What a plugin's hook must offer."""
+"""What tests of plugins have in common."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
+from typing import Any, TypeAlias
+
+from torch import Tensor
 
 from exfm.components import Component
+
+# A module whose weights a test reads by name, to compute by hand what it computes. torch types every attribute of a
+# module and every member of a list of modules as `Tensor | Module`.
+Net: TypeAlias = Any
+
+
+def gradient(tensor: Tensor) -> Tensor:
+    """The gradient of a tensor that a backward pass has reached."""
+    assert tensor.grad is not None
+    return tensor.grad
 
 
 def check_offers(plugin: ModuleType, component: type[Component]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec
+from tests.plugins.checks import Net
 
 
 class Head(nn.Linear):
@@ -31,13 +32,27 @@ class Student(nn.Module):
         self.heads = nn.ModuleList(Head(width) for _ in tasks)
         self.spec = StudentSpec(tuple(tasks), width, lambda: Head(width))
 
+    def head(self, index: int) -> Head:
+        head = self.heads[index]
+        assert isinstance(head, Head)
+        return head
+
     def forward(self, x_BI: Tensor) -> StudentOutput:
         representation_BR = self.trunk(x_BI).tanh()
         logits = [head(representation_BR) for head in self.heads]
         return StudentOutput(representation_BR, dict(zip(self.spec.tasks, logits, strict=True)))
 
     def label_loss(self, output: StudentOutput, labels: dict[str, Tensor]) -> Tensor:
-        return sum(binary_cross_entropy_with_logits(output.logits[task], labels[task]) for task in self.spec.tasks)
+        losses = [binary_cross_entropy_with_logits(output.logits[task], labels[task]) for task in self.spec.tasks]
+        return torch.stack(losses).sum()
+
+
+def distilled(strategy: nn.Module, task: str) -> nn.Linear:
+    """The distillation head of a task."""
+    heads: Net = strategy.heads
+    head = heads[f"task_{task}"].head
+    assert isinstance(head, nn.Linear)
+    return head
 
 
 def teacher(*tasks: str) -> TeacherSpec:
@@ -71,7 +86,7 @@ def one_hot_stream(buckets: int = 4, size: int = 4000, seed: int = 0) -> tuple[T
     return nn.functional.one_hot(bucket, buckets).double(), label, (0.25 + 0.6 * truth)[bucket]
 
 
-def minimise(loss: object, parameters: list[nn.Parameter]) -> None:
+def minimise(loss: Callable[[], Tensor], parameters: list[nn.Parameter]) -> None:
     """Brings a convex loss to its minimum."""
     optimizer = torch.optim.LBFGS(parameters, max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-16)
 

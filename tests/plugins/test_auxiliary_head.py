@@ -13,7 +13,8 @@ import exfm_plugins.transfer
 from exfm.testing import DistillationStrategyTests
 from exfm.transfer import StudentSpec, TeacherOutput
 from exfm_plugins.transfer.auxiliary_head.strategy import AuxiliaryHead
-from tests.plugins.students import Head, Student, batch, bce, teacher
+from tests.plugins.checks import gradient
+from tests.plugins.students import Head, Student, batch, bce, distilled, teacher
 
 
 class TestAuxiliaryHead(DistillationStrategyTests):
@@ -31,8 +32,8 @@ def gradients(student: Student, strategy: AuxiliaryHead, size: int = 30) -> dict
     """Of the distillation loss, by part; zeros where it does not reach."""
     x, supervision, labels = batch(size)
     loss = strategy.loss(student(x), supervision, labels)
-    parts = {"trunk": student.trunk.weight, "serving": student.heads[0].weight}
-    parts["distillation"] = strategy.heads["task_click"].head.weight
+    parts = {"trunk": student.trunk.weight, "serving": student.head(0).weight}
+    parts["distillation"] = distilled(strategy, "click").weight
     found = torch.autograd.grad(loss, list(parts.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(parts, found, strict=True))
 
@@ -50,7 +51,7 @@ def test_is_the_published_loss(tasks: tuple[str, ...], label_scale: float) -> No
     found = strategy.loss(output, supervision, labels).item()
     expected = 0.0
     for task in {"click", "buy"} & set(tasks):
-        head = strategy.heads[f"task_{task}"].head
+        head = distilled(strategy, task)
         for row in range(40):
             if supervision.hit[task][row]:
                 target = (label_scale * supervision.probabilities[task][row]).clamp(max=1)
@@ -68,7 +69,7 @@ def test_each_loss_leaves_the_other_ones_head_alone() -> None:
     x, _, labels = batch(30)
     student.label_loss(student(x), labels).backward()
     assert all(parameter.grad is None for parameter in strategy.parameters())
-    assert student.heads[0].weight.grad.any()
+    assert gradient(student.head(0).weight).any()
 
 
 @pytest.mark.parametrize(("scale", "tolerance"), [(0.0, 0), (0.5, 0), (32.0, 0), (0.3, 1e-12), (20.0, 1e-12)])
@@ -129,7 +130,7 @@ def test_tiny_batches_are_finite(size: int) -> None:
     x, supervision, labels = batch(size)
     loss = strategy.loss(student(x), supervision, labels)
     loss.backward()
-    assert loss.isfinite() and student.trunk.weight.grad.isfinite().all()
+    assert loss.isfinite() and gradient(student.trunk.weight).isfinite().all()
     if not size:
         assert loss.item() == 0
 
@@ -159,7 +160,7 @@ def test_no_shared_task_is_an_error_that_names_both_sides() -> None:
 def test_a_head_starts_at_the_mean_of_its_scaled_labels_once() -> None:
     student = Student(("click",))
     strategy = build(student, "click", label_scale=2)
-    head = strategy.heads["task_click"].head
+    head = distilled(strategy, "click")
     drawn = head.bias.detach().clone()
     x, supervision, labels = batch(50, ("click",))
     nobody = {"click": torch.zeros(50, dtype=torch.bool)}
@@ -189,7 +190,7 @@ def test_auto_label_scale_brings_the_mean_of_rare_labels_to_a_half(rate: float) 
         hits = [p for p, one in zip(soft.tolist(), hit.tolist(), strict=True) if one]
         total, count = (exp(-len(hits) / 1e5) * old + new for old, new in ((total, sum(hits)), (count, len(hits))))
         alpha = max(1.0, 0.5 * count / total)
-        head = strategy.heads["task_click"].head
+        head = distilled(strategy, "click")
         logits = (output.representation_BR @ head.weight[0] + head.bias[0])[hit]
         targets = torch.tensor(hits, dtype=torch.float64).mul(alpha).clamp(max=1)
         assert found == pytest.approx(bce(logits, targets).sum().item() / 500, rel=1e-9)
@@ -215,7 +216,7 @@ def test_several_teachers_have_heads_of_their_own() -> None:
     losses = [one.loss(output, batch(40, seed=seed)[1], labels) for seed, one in enumerate(strategies)]
     first, second = (list(one.parameters()) for one in strategies)
     assert not {id(parameter) for parameter in first} & {id(parameter) for parameter in second}
-    together = torch.autograd.grad(sum(losses), [*first, student.trunk.weight], retain_graph=True)
+    together = torch.autograd.grad(losses[0] + losses[1], [*first, student.trunk.weight], retain_graph=True)
     alone = torch.autograd.grad(losses[0], [*first, student.trunk.weight], retain_graph=True)
     other = torch.autograd.grad(losses[1], student.trunk.weight)
     assert all(torch.equal(a, b) for a, b in zip(together[:-1], alone[:-1], strict=True))

@@ -16,6 +16,7 @@ import exfm_plugins.sources
 from exfm.sources import DelimitedFile
 from exfm.testing import DataSourceTests
 from exfm_plugins.sources.criteo import source as module
+from exfm_plugins.sources.criteo.releases import DayFile
 from exfm_plugins.sources.criteo.source import Criteo
 from tests.plugins.sources import everything, rows_of, run_example
 
@@ -71,8 +72,8 @@ def test_the_challenge(tmp_path: Path) -> None:
 
 
 def test_the_click_logs(tmp_path: Path) -> None:
-    for day, rows in ((1, 3), (2, 1), (3, 4)):
-        put(tmp_path / f"day_{day}", rows)
+    for day, count in ((1, 3), (2, 1), (3, 4)):
+        put(tmp_path / f"day_{day}", count)
     of = source(tmp_path, release="click_logs")
     rows = everything(of)
     start = datetime(1970, 1, 2)
@@ -116,7 +117,7 @@ def test_windows_against_a_reference(
 
 def test_times_hold_for_files_of_any_length() -> None:
     """A day of the click logs has 200 million rows; first row and time of a row are each other's inverse."""
-    part = module.DayFile("day_23", 23, 1)
+    part = DayFile("day_23", 23, 1)
     rows = 195_841_983
     for row in (0, 1, 12_345_678, rows - 1):
         ms = row * 86_400_000 // rows

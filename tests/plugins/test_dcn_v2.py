@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +15,7 @@ from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
 from exfm_plugins.backbones.dcn_v2.model import DCNV2
+from tests.plugins.checks import Net
 
 
 def g(x: Tensor, name: str | None) -> Tensor:
@@ -28,7 +31,7 @@ def build(config: DCNV2.Config, tokens: int, dim: int) -> DCNV2:
     return DCNV2(config, inputs(tokens, dim)).double()
 
 
-def crossed(layer: nn.Module, x0: Tensor, x: Tensor, config: DCNV2.Config) -> Tensor:
+def crossed(layer: Net, x0: Tensor, x: Tensor, config: DCNV2.Config) -> Tensor:
     """Equations 1 to 5 for one example, the experts' matrices taken apart."""
     if not config.rank:
         return x0 * (layer.linear.weight @ x + layer.linear.bias) + x
@@ -48,7 +51,7 @@ def crossed(layer: nn.Module, x0: Tensor, x: Tensor, config: DCNV2.Config) -> Te
     return out
 
 
-def by_the_paper(module: DCNV2, tokens_BND: Tensor, config: DCNV2.Config) -> Tensor:
+def by_the_paper(module: Net, tokens_BND: Tensor, config: DCNV2.Config) -> Tensor:
     rows = []
     for example_ND in tokens_BND:
         x0 = torch.cat(list(example_ND))
@@ -116,6 +119,7 @@ def test_equals_the_published_equations(
 def test_layers_raise_the_degree_by_one() -> None:
     """Without biases, x_l of c * x_0 is a polynomial in c of degree l + 1: its higher differences vanish."""
     module = build(DCNV2.Config(layers=3, hidden=()), tokens=2, dim=3)
+    layer: Net
     for layer in module.layers:
         nn.init.zeros_(layer.linear.bias)
     tokens_ND = torch.randn(2, 3, dtype=torch.float64)
@@ -135,7 +139,9 @@ def test_layers_raise_the_degree_by_one() -> None:
     ],
 )
 @pytest.mark.parametrize("structure", ["stacked", "parallel"])
-def test_flops_are_those_of_the_docstring(fields: dict[str, object], of_a_layer: object, structure: str) -> None:
+def test_flops_are_those_of_the_docstring(
+    fields: dict[str, object], of_a_layer: Callable[[int], int], structure: str
+) -> None:
     module = DCNV2(DCNV2.Config(layers=4, hidden=(10, 7), structure=structure, **fields), inputs(5, 6))
     expected = 4 * of_a_layer(30) + 2 * (30 * 10 + 10 * 7)
     assert count_flops(lambda: module(torch.zeros(3, 5, 6), {})) == 3 * expected

@@ -13,6 +13,7 @@ from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
 from exfm_plugins.backbones.deepfm.model import DeepFM
+from tests.plugins.checks import Net
 
 
 def inputs(tokens: int, dim: int) -> BackboneInputs:
@@ -24,7 +25,7 @@ def build(hidden: list[int], tokens: int, dim: int) -> DeepFM:
     return DeepFM(DeepFM.Config(hidden=tuple(hidden)), inputs(tokens, dim)).double()
 
 
-def terms_by_the_paper(module: DeepFM, example_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def terms_by_the_paper(module: Net, example_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """First order, second order and the MLP's last hidden layer of one example."""
     count, dim = example_ND.shape
     a_ND = module.first_order.weight.reshape(count, dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import sqrt
 
 import pytest
@@ -14,7 +15,8 @@ import exfm_plugins.backbones
 from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
-from exfm_plugins.backbones.dhen.model import DHEN, DHENLayer
+from exfm_plugins.backbones.dhen.model import DHEN
+from tests.plugins.checks import Net
 
 
 class TestDHEN(BackboneTests):
@@ -27,7 +29,7 @@ class TestDHEN(BackboneTests):
     )
 
 
-def norm(x_ND: Tensor, net: nn.Module, config: DHEN.Config) -> Tensor:
+def norm(x_ND: Tensor, net: Net, config: DHEN.Config) -> Tensor:
     """Of the last axis."""
     if config.norm == "rms_norm":
         return x_ND / (x_ND.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
@@ -35,11 +37,11 @@ def norm(x_ND: Tensor, net: nn.Module, config: DHEN.Config) -> Tensor:
     return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * net.weight + net.bias
 
 
-def affine(x: Tensor, linear: nn.Linear) -> Tensor:
+def affine(x: Tensor, linear: Net) -> Tensor:
     return linear.weight @ x + linear.bias
 
 
-def perceptron(x: Tensor, net: nn.Sequential) -> Tensor:
+def perceptron(x: Tensor, net: Net) -> Tensor:
     """ReLU between the layers."""
     linears = [layer for layer in net if isinstance(layer, nn.Linear)]
     for linear in linears[:-1]:
@@ -47,13 +49,13 @@ def perceptron(x: Tensor, net: nn.Sequential) -> Tensor:
     return affine(x, linears[-1])
 
 
-def dot(x_ND: Tensor, net: nn.Module, config: DHEN.Config) -> Tensor:
+def dot(x_ND: Tensor, net: Net, config: DHEN.Config) -> Tensor:
     n, d = x_ND.shape
     products = torch.stack([x_ND[i] @ x_ND[j] for i in range(n) for j in range(i + 1, n)])
     return perceptron(products, net.mlp).reshape(config.num_tokens, d)
 
 
-def cross(x_ND: Tensor, net: nn.Module, config: DHEN.Config) -> Tensor:
+def cross(x_ND: Tensor, net: Net, config: DHEN.Config) -> Tensor:
     x = x_ND.flatten()
     last = net.matrix[1] if config.cross_rank else net.matrix
     matrix = last.weight @ net.matrix[0].weight if config.cross_rank else last.weight
@@ -61,11 +63,11 @@ def cross(x_ND: Tensor, net: nn.Module, config: DHEN.Config) -> Tensor:
     return net.map.weight @ crossed.reshape(x_ND.shape)
 
 
-def linear(x_ND: Tensor, net: nn.Module, config: DHEN.Config) -> Tensor:
+def linear(x_ND: Tensor, net: Net, config: DHEN.Config) -> Tensor:
     return torch.stack([sum(row[n] * x_ND[n] for n in range(len(x_ND))) for row in net.weight])
 
 
-def attention(x_ND: Tensor, net: nn.Module, config: DHEN.Config) -> Tensor:
+def attention(x_ND: Tensor, net: Net, config: DHEN.Config) -> Tensor:
     """One query and head by head."""
     d, width = x_ND.shape[1], x_ND.shape[1] // config.heads
     rows = []
@@ -84,19 +86,19 @@ def attention(x_ND: Tensor, net: nn.Module, config: DHEN.Config) -> Tensor:
 MODULES = {"dot": dot, "cross": cross, "linear": linear, "attention": attention}
 
 
-def layer_by_the_paper(x_ND: Tensor, layer: DHENLayer, config: DHEN.Config) -> Tensor:
+def layer_by_the_paper(x_ND: Tensor, layer: Net, config: DHEN.Config) -> Tensor:
     parts = [MODULES[name](x_ND, net, config) for name, net in zip(config.modules, layer.interactions, strict=True)]
     if config.ensemble == "concat":
         ensemble_MD = torch.cat(parts)
     elif config.ensemble == "sum":
-        ensemble_MD = sum(parts)
+        ensemble_MD = sum(parts, torch.zeros_like(parts[0]))
     else:
         ensemble_MD = sum(layer.weights[i] * piece for i, piece in enumerate(parts))
     same = len(ensemble_MD) == len(x_ND)
     return norm(ensemble_MD + (x_ND if same else layer.shortcut.weight @ x_ND), layer.norm, config)
 
 
-def by_the_paper(module: DHEN, tokens_BND: Tensor, config: DHEN.Config) -> Tensor:
+def by_the_paper(module: Net, tokens_BND: Tensor, config: DHEN.Config) -> Tensor:
     rows = []
     for x_ND in tokens_BND:
         for layer in module.layers:
@@ -154,7 +156,7 @@ def test_the_shortcut_is_mapped_only_where_the_number_of_tokens_changes() -> Non
 def test_a_weighted_sum_starts_as_the_average() -> None:
     fields = {"modules": ("linear", "linear"), "layers": 1, "num_tokens": 4}
     weighted = DHEN(DHEN.Config(ensemble="weighted_sum", **fields), inputs(4, 8)).double().layers[0]
-    summed = DHEN(DHEN.Config(ensemble="sum", **fields), inputs(4, 8)).double().layers[0]
+    summed: Net = DHEN(DHEN.Config(ensemble="sum", **fields), inputs(4, 8)).double().layers[0]
     summed.load_state_dict(weighted.state_dict(), strict=False)
     with torch.no_grad():
         for interaction in summed.interactions:
@@ -169,7 +171,7 @@ def test_a_low_rank_keeps_the_cross_module_affordable() -> None:
     for rank in (0, 5):
         config = DHEN.Config(modules=("cross",), cross_rank=rank, layers=1)
         module = DHEN(config, inputs(8, 6))
-        costs.append(count_flops(lambda module=module: module(torch.randn(1, 8, 6), {})))
+        costs.append(count_flops(partial(module, torch.randn(1, 8, 6), {})))
     assert costs[0] - costs[1] == 2 * 48 * 48 - 4 * 48 * 5
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import floor, log2
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,17 +15,18 @@ import exfm_plugins.encoders
 from exfm.components import EncoderInputs, JaggedSequence
 from exfm.testing import Examples, SequenceEncoderTests, random_examples
 from exfm_plugins.encoders.din.encoder import DIN
+from tests.plugins.checks import Net, gradient
 
 CONTEXT = ("user", "item", "genre", "hour")
 
 
-def activate(x: Tensor, module: nn.Module) -> Tensor:
+def activate(x: Tensor, module: Net) -> Tensor:
     if isinstance(module, nn.PReLU):
         return torch.where(x > 0, x, module.weight * x)
     return x.clamp(min=0) if isinstance(module, nn.ReLU) else x / (1 + (-x).exp())
 
 
-def weight_by_the_paper(event_D: Tensor, target_D: Tensor, position: int, module: DIN, buckets: int) -> Tensor:
+def weight_by_the_paper(event_D: Tensor, target_D: Tensor, position: int, module: Net, buckets: int) -> Tensor:
     """The activation unit: an MLP on event, target, their difference and their product."""
     x = module.first.weight @ torch.cat([event_D, target_D, event_D - target_D, event_D * target_D])
     x = x + module.first.bias
@@ -35,7 +37,7 @@ def weight_by_the_paper(event_D: Tensor, target_D: Tensor, position: int, module
     return x
 
 
-def by_the_paper(module: DIN, examples: Examples, config: DIN.Config, targets: tuple[int, ...]) -> Tensor:
+def by_the_paper(module: Net, examples: Examples, config: DIN.Config, targets: tuple[int, ...]) -> Tensor:
     rows = []
     for events_TD, context_ND in zip(examples.events["history"], examples.tokens_BND, strict=True):
         target_D = sum(context_ND[position] for position in targets) if targets else module.query_D
@@ -65,7 +67,7 @@ def histories(lengths: list[int], dim: int) -> Examples:
     return random_examples(len(lengths), len(CONTEXT), dim, {"history": lengths})
 
 
-def run(module: DIN, examples: Examples) -> Tensor:
+def run(module: Net, examples: Examples) -> Tensor:
     return module(examples.sequences()["history"], examples.tokens_BND)
 
 
@@ -105,7 +107,7 @@ def test_equals_the_published_equations_and_their_gradients(
 class TestDIN(SequenceEncoderTests):
     component = DIN
     plugin = exfm_plugins.encoders
-    configs = (
+    configs: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"hidden": [6, 5], "activation": "prelu", "position_buckets": 0},
         {"normalise": "softmax", "target": ["item", "user"]},
@@ -122,11 +124,12 @@ def test_softmax_is_stable_however_large_the_scores() -> None:
     examples = histories([4, 0, 1], 3).requires_grad()
     events = examples.events["history"]
     with torch.no_grad():
-        module.later_layers[-1].weight.mul_(1e6)
-        module.later_layers[-1].bias.fill_(1e6)
+        last: Net = module.later_layers[-1]
+        last.weight.mul_(1e6)
+        last.bias.fill_(1e6)
     summary = run(module, examples)
     summary.sum().backward()
-    assert summary.isfinite().all() and events[0].grad.isfinite().all()
+    assert summary.isfinite().all() and gradient(events[0]).isfinite().all()
     torch.testing.assert_close(summary[2, 0], events[2][0])
 
 

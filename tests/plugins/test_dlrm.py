@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +14,7 @@ import exfm_plugins.backbones
 from exfm.components import BackboneInputs
 from exfm.testing import BackboneTests, random_examples
 from exfm_plugins.backbones.dlrm.model import DLRM
+from tests.plugins.checks import Net
 
 ACTIVATIONS = {"relu": lambda x: x.clamp(min=0), "silu": lambda x: x / (1 + (-x).exp())}
 
@@ -20,7 +23,7 @@ def names(count: int) -> tuple[str, ...]:
     return ("user", "dense", "item", "place", "hour")[:count] + tuple(f"f{i}" for i in range(5, count))
 
 
-def by_the_paper(module: DLRM, tokens_BND: Tensor, config: DLRM.Config, tokens: tuple[str, ...]) -> Tensor:
+def by_the_paper(module: Net, tokens_BND: Tensor, config: DLRM.Config, tokens: tuple[str, ...]) -> Tensor:
     """One example and pair by pair."""
     rows = []
     for example_ND in tokens_BND:
@@ -58,7 +61,7 @@ def test_equals_the_published_equations(
 class TestDLRM(BackboneTests):
     component = DLRM
     plugin = exfm_plugins.backbones
-    configs = ({}, {"hidden": [16, 8], "concat": "dense", "activation": "silu"})
+    configs: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"hidden": [16, 8], "concat": "dense", "activation": "silu"})
 
 
 class TestDLRMOfOneToken(TestDLRM):

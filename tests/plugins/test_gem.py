@@ -17,14 +17,15 @@ from torch import Tensor, nn
 import exfm_plugins.backbones
 from exfm.components import BackboneInputs, JaggedSequence, SequenceShape
 from exfm.testing import BackboneTests
-from exfm_plugins.backbones.gem.blocks import DomainGate, GemLayer, History
+from exfm_plugins.backbones.gem.blocks import DomainGate
 from exfm_plugins.backbones.gem.model import GEM
+from tests.plugins.checks import Net, gradient
 
 TOKENS = ("user", "surface", "item", "hour")
 SMALL = {"interaction": {"name": "dlrm", "hidden": [5]}, "encoder": {"name": "din", "hidden": [3]}}
 
 
-def linear(x: Tensor, net: nn.Linear) -> Tensor:
+def linear(x: Tensor, net: Net) -> Tensor:
     return net.weight @ x + (0 if net.bias is None else net.bias)
 
 
@@ -32,18 +33,18 @@ def sigmoid(x: Tensor) -> Tensor:
     return 1 / (1 + (-x).exp())
 
 
-def normalised(x: Tensor, net: nn.Module) -> Tensor:
+def normalised(x: Tensor, net: Net) -> Tensor:
     if not isinstance(net, nn.LayerNorm):
         return x / (x.pow(2).mean() + 1e-6).sqrt()
     centred = x - x.mean()
     return centred / (centred.pow(2).mean() + 1e-5).sqrt() * net.weight + net.bias
 
 
-def gated(x: Tensor, net: nn.Module) -> Tensor:
+def gated(x: Tensor, net: Net) -> Tensor:
     return sigmoid(linear(x, net.linear)) * x
 
 
-def attended(x: Tensor, over: list[Tensor], net: nn.Module) -> Tensor:
+def attended(x: Tensor, over: list[Tensor], net: Net) -> Tensor:
     query = linear(x, net.query)
     pairs = [linear(other, net.key_value).chunk(2) for other in over]
     parts = []
@@ -54,7 +55,7 @@ def attended(x: Tensor, over: list[Tensor], net: nn.Module) -> Tensor:
 
 
 def history_by_hand(
-    tokens: list[Tensor], events: list[Tensor], net: History, candidate: list[Tensor]
+    tokens: list[Tensor], events: list[Tensor], net: Net, candidate: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     compressed = []
     for row in net.compression.weight:
@@ -71,7 +72,7 @@ def history_by_hand(
 
 
 def layer_by_hand(
-    tokens: list[Tensor], earlier: list[Tensor], sequences: list[list[Tensor]], net: GemLayer, candidate: list[Tensor]
+    tokens: list[Tensor], earlier: list[Tensor], sequences: list[list[Tensor]], net: Net, candidate: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
     summaries, refined = [], []
     for history, events in zip(net.histories, sequences, strict=True):
@@ -86,12 +87,12 @@ def layer_by_hand(
     return tokens, summaries, refined
 
 
-def gate_by_hand(x: Tensor, domain: Tensor, net: DomainGate) -> Tensor:
+def gate_by_hand(x: Tensor, domain: Tensor, net: Net) -> Tensor:
     hidden = linear(torch.cat([domain, x]), net.mlp[0]).clamp(min=0)
     return 2 * sigmoid(linear(hidden, net.mlp[2])) * x
 
 
-def by_hand(module: GEM, tokens_BND: Tensor, sequences: list[list[Tensor]]) -> Tensor:
+def by_hand(module: Net, tokens_BND: Tensor, sequences: list[list[Tensor]]) -> Tensor:
     """``sequences``: for each sequence, the events of each example."""
     rows = []
     for example, tokens_ND in enumerate(tokens_BND):
@@ -223,10 +224,12 @@ def test_without_sequences_it_is_a_network_of_tokens() -> None:
 
 def test_the_encoder_compares_events_with_the_candidate_item() -> None:
     config = {"compressed": 3}
-    of_item = build(config, 4, 4, ("clicks",), targets=(1, 2)).layers[1].histories[0].encoder.inputs
+    second: Net = build(config, 4, 4, ("clicks",), targets=(1, 2)).layers[1]
+    of_item = second.histories[0].encoder.inputs
     assert of_item.context[3:] == ("candidate:0", "candidate:1")
     assert of_item.targets == (3, 4)
-    without = build(config, 4, 4, ("clicks",)).layers[1].histories[0].encoder.inputs
+    second = build(config, 4, 4, ("clicks",)).layers[1]
+    without = second.histories[0].encoder.inputs
     assert without.context == ("compressed:0", "compressed:1", "compressed:2")
     assert without.targets == (0, 1, 2)
 
@@ -235,7 +238,7 @@ def test_an_event_reaches_every_layer() -> None:
     """The whole history is there in each layer: the last layer's summary alone still hears its oldest event."""
     module = build({"layers": 2, "head_hidden": [3]}, 3, 4, sequences=("clicks",))
     events = random(30, 4, seed=1).requires_grad_()
-    last = module.layers[-1]
+    last: Net = module.layers[-1]
     seen: list[Tensor] = []
     last.histories[0].register_forward_hook(lambda _, inputs, output: seen.append(output[0]))
     module(random(1, 3, 4), {"clicks": jagged([events])})
@@ -249,7 +252,7 @@ def test_no_gradient_goes_through_a_domains_gate_to_what_it_gates() -> None:
     gate(values, domain).sum().backward()
     opened = 2 * sigmoid(gate.mlp(torch.cat([domain, values], dim=1)))
     torch.testing.assert_close(values.grad, opened.detach())
-    assert domain.grad.abs().min() > 0
+    assert gradient(domain).abs().min() > 0
 
 
 def test_a_domain_changes_the_prediction_of_equal_features() -> None:

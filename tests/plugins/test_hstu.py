@@ -15,8 +15,8 @@ import exfm_plugins.encoders
 from exfm.components import EncoderInputs, JaggedSequence
 from exfm.layers import count_flops
 from exfm.testing import Examples, SequenceEncoderTests, random_examples
-from exfm_plugins.encoders.hstu.blocks import HSTULayer
 from exfm_plugins.encoders.hstu.encoder import HSTU
+from tests.plugins.checks import Net
 
 CONTEXT = ("user", "item", "genre")
 LONGEST = 12
@@ -26,7 +26,7 @@ def silu(x: Tensor) -> Tensor:
     return x / (1 + (-x).exp())
 
 
-def normed(x: Tensor, layer: nn.Module) -> Tensor:
+def normed(x: Tensor, layer: Net) -> Tensor:
     """Of one vector."""
     if not isinstance(layer, nn.LayerNorm):
         return x / (x.square().mean() + 1e-6).sqrt()
@@ -35,7 +35,7 @@ def normed(x: Tensor, layer: nn.Module) -> Tensor:
 
 
 def layer_by_the_paper(
-    layer: HSTULayer, events_TD: list[Tensor], ages_T: list[int], config: HSTU.Config, longest: int
+    layer: Net, events_TD: list[Tensor], ages_T: list[int], config: HSTU.Config, longest: int
 ) -> list[Tensor]:
     heads, a_width, l_width = config.heads, config.attention_dim, config.linear_dim
     widths = [heads * a_width, heads * a_width, heads * l_width, heads * l_width]
@@ -58,7 +58,7 @@ def layer_by_the_paper(
     return outputs
 
 
-def pooled(module: HSTU, events: list[Tensor], target: Tensor | None, heads: int) -> Tensor:
+def pooled(module: Net, events: list[Tensor], target: Tensor | None, heads: int) -> Tensor:
     """Softmax attention of the learned query, moved by the candidate, head by head."""
     pooling = module.pooling
     query = pooling.query_KD[0] if target is None else pooling.query_KD[0] + module.shift.weight @ target
@@ -72,7 +72,7 @@ def pooled(module: HSTU, events: list[Tensor], target: Tensor | None, heads: int
     return pooling.out.weight @ torch.cat(mixed) + pooling.out.bias
 
 
-def by_the_paper(module: HSTU, examples: Examples, config: HSTU.Config) -> Tensor:
+def by_the_paper(module: Net, examples: Examples, config: HSTU.Config) -> Tensor:
     rows, targets = [], module.inputs.targets
     for history_TD, ages_T, context_ND in zip(
         examples.events["history"], examples.ages["history"], examples.tokens_BND, strict=True
@@ -99,7 +99,7 @@ def build(config: HSTU.Config, dim: int, targets: tuple[int, ...] = (1,), longes
     module = HSTU(config, EncoderInputs("history", dim, longest, CONTEXT, targets, times=True)).double()
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, dtype=parameter.dtype)
+            parameter.add_(0.3 * torch.randn(parameter.shape, dtype=parameter.dtype))
     return module
 
 
@@ -205,7 +205,7 @@ def test_bias_tells_apart_events_of_equal_values() -> None:
         assert torch.allclose(first, second, rtol=1e-9, atol=1e-9) == same
 
 
-def layer_values(module: HSTU, events_TD: Tensor, ages_T: Tensor) -> Tensor:
+def layer_values(module: Net, events_TD: Tensor, ages_T: Tensor) -> Tensor:
     """All events after the layers, without a candidate."""
     sequence = JaggedSequence(events_TD, torch.tensor([0, len(events_TD)]), LONGEST, ages_T)
     for layer in module.layers:
@@ -238,7 +238,7 @@ def test_only_differences_of_times_count() -> None:
 
 
 def test_buckets_of_time_grow_by_the_factor_of_the_authors_code() -> None:
-    layer = build(HSTU.Config(layers=1, time_buckets=64), 4).layers[0]
+    layer: Net = build(HSTU.Config(layers=1, time_buckets=64), 4).layers[0]
     with torch.no_grad():
         layer.time_bias_S.copy_(torch.arange(64))
     seconds = [0, 1, 2, 3, 60, 3_600, 86_400, 31_536_000, 2**31 - 1]

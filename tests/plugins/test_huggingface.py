@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ FIELDS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def table(seconds: list[int | None], kind: pa.DataType | None = None) -> pa.Table:
+def table(seconds: Sequence[int | None], kind: pa.DataType | None = None) -> pa.Table:
     """Rows numbered in the order given."""
     number = np.arange(len(seconds))
     return pa.table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from math import cos, sin, sqrt
 
@@ -17,6 +18,7 @@ from exfm.layers import count_flops
 from exfm.testing import BackboneTests, Examples, random_examples
 from exfm_plugins.backbones.interformer.layer import InterFormerLayer
 from exfm_plugins.backbones.interformer.model import InterFormer
+from tests.plugins.checks import Net
 
 SMALL = {"name": "wukong", "layers": 1, "num_fmb_tokens": 2, "num_lcb_tokens": 1, "k": 2, "fmb_hidden": [3]}
 
@@ -53,12 +55,12 @@ def logistic(x: Tensor) -> Tensor:
     return (1 + (x / 2).tanh()) / 2
 
 
-def gate(x_ND: Tensor, net: nn.Module, form: str) -> Tensor:
+def gate(x_ND: Tensor, net: Net, form: str) -> Tensor:
     mapped_ND = x_ND @ net.linear.weight.T + net.linear.bias
     return logistic(x_ND * mapped_ND) if form == "printed" else x_ND * logistic(mapped_ND)
 
 
-def perceptron(x: Tensor, layers: nn.Sequential, *, activate_last: bool = False) -> Tensor:
+def perceptron(x: Tensor, layers: Net, *, activate_last: bool = False) -> Tensor:
     linears = list(layers)[::2]
     for linear in linears:
         x = linear.weight @ x + linear.bias
@@ -67,7 +69,7 @@ def perceptron(x: Tensor, layers: nn.Sequential, *, activate_last: bool = False)
     return x
 
 
-def normalised(x: Tensor, net: nn.Module) -> Tensor:
+def normalised(x: Tensor, net: Net) -> Tensor:
     if isinstance(net, nn.Identity):
         return x
     if not isinstance(net, nn.LayerNorm):
@@ -97,11 +99,11 @@ def softmax_mix(query: Tensor, keys: list[Tensor], values: list[Tensor], heads: 
     return torch.cat(parts)
 
 
-def linear(x: Tensor, net: nn.Linear) -> Tensor:
+def linear(x: Tensor, net: Net) -> Tensor:
     return net.weight @ x + net.bias
 
 
-def met(x_ND: Tensor, histories: list[Tensor], module: InterFormer) -> list[Tensor]:
+def met(x_ND: Tensor, histories: list[Tensor], module: Net) -> list[Tensor]:
     """``e + W (e * t)`` event by event, then t, or zeros where only another sequence has a candidate; normalised."""
     places = [shape.targets if module.config.meets_candidate else () for shape in module.inputs.sequences]
     mixed = []
@@ -115,9 +117,9 @@ def met(x_ND: Tensor, histories: list[Tensor], module: InterFormer) -> list[Tens
     return mixed
 
 
-def masked(histories: list[Tensor], module: InterFormer) -> Tensor:
+def masked(histories: list[Tensor], module: Net) -> Tensor:
     """MaskNet over the events of all sequences, the newest beside the newest."""
-    merged = []
+    merged: list[Tensor] = []
     for back in range(max(len(history) for history in histories)):
         missing = torch.zeros_like(module.head[0].weight[0, : module.inputs.dim])
         s = torch.cat([history[-1 - back] if back < len(history) else missing for history in histories])
@@ -126,7 +128,7 @@ def masked(histories: list[Tensor], module: InterFormer) -> Tensor:
     return torch.stack(merged) if merged else histories[0]
 
 
-def summarised(s_TD: Tensor, net: nn.Module, config: InterFormer.Config) -> Tensor:
+def summarised(s_TD: Tensor, net: Net, config: InterFormer.Config) -> Tensor:
     """``Gate([CLS || PMA || recent])`` of CLS tokens and events, oldest first."""
     pairs = [linear(s, net.pma.key_value).chunk(2) for s in s_TD]
     keys, values = [key for key, _ in pairs], [value for _, value in pairs]
@@ -137,14 +139,14 @@ def summarised(s_TD: Tensor, net: nn.Module, config: InterFormer.Config) -> Tens
 
 
 def sequence_by_the_paper(
-    s_TD: Tensor, x_sum_KD: Tensor, net: nn.Module, config: InterFormer.Config, queries: int | None
+    s_TD: Tensor, x_sum_KD: Tensor, net: Net, config: InterFormer.Config, queries: int | None
 ) -> Tensor:
     """``MHA(PFFN(X_sum, S))`` with the matrix of the example written out."""
     w_DD = x_sum_KD.T @ net.pffn.weights.weight
     p = [w_DD @ s + (0 if net.norm is None else s) for s in s_TD]
     pairs = [linear(row, net.key_value).chunk(2) for row in p]
     keys = [turned(key, position, config.heads) for position, (key, _) in enumerate(pairs)]
-    kept = range(len(p))
+    kept = list(range(len(p)))
     if queries is not None:
         kept = [*range(config.num_cls), *list(range(config.num_cls, len(p)))[-queries:]]
     rows = []
@@ -155,7 +157,7 @@ def sequence_by_the_paper(
     return torch.stack(rows)
 
 
-def interaction_by_the_paper(x_ND: Tensor, s_sum: Tensor, net: nn.Module) -> tuple[Tensor, Tensor]:
+def interaction_by_the_paper(x_ND: Tensor, s_sum: Tensor, net: Net) -> tuple[Tensor, Tensor]:
     r = net.interaction(torch.cat([x_ND, s_sum]).unsqueeze(0), {})[0]
     mixed_ND = perceptron(r, net.mlp).view_as(x_ND)
     if net.norm is None:
@@ -163,7 +165,7 @@ def interaction_by_the_paper(x_ND: Tensor, s_sum: Tensor, net: nn.Module) -> tup
     return torch.stack([normalised(x + mixed, net.norm) for x, mixed in zip(x_ND, mixed_ND, strict=True)]), r
 
 
-def example_by_the_paper(module: InterFormer, x_ND: Tensor, histories: list[Tensor]) -> Tensor:
+def example_by_the_paper(module: Net, x_ND: Tensor, histories: list[Tensor]) -> Tensor:
     config = module.config
     x_ND = normalised(x_ND.flatten(), module.input_norm).view_as(x_ND)
     s_TD = masked(met(x_ND, histories, module), module) if histories else None
@@ -188,7 +190,7 @@ def example_by_the_paper(module: InterFormer, x_ND: Tensor, histories: list[Tens
     )
 
 
-def by_the_paper(module: InterFormer, examples: Examples) -> Tensor:
+def by_the_paper(module: Net, examples: Examples) -> Tensor:
     return torch.stack(
         [
             example_by_the_paper(module, x_ND, [histories[row] for histories in examples.events.values()])
@@ -336,7 +338,7 @@ def test_an_event_that_is_not_kept_is_still_heard() -> None:
     assert (first.values_ED[-1] - second.values_ED[-1]).abs().max() > 1e-6
 
 
-def expected_flops(module: InterFormer, n: int, events: int, dim: int) -> int:
+def expected_flops(module: Net, n: int, events: int, dim: int) -> int:
     """The docstring's formula for one example, less the weighted sums of PFFN, which torch's counter does not know."""
     config, k = module.config, len(module.inputs.sequences)
     m, p = config.num_cls, config.num_pma
@@ -358,7 +360,7 @@ def expected_flops(module: InterFormer, n: int, events: int, dim: int) -> int:
         assert isinstance(layer, InterFormerLayer)
         interaction = layer.interaction_arch.interaction
         joined = torch.zeros(1, n + s, dim, dtype=torch.float64)
-        total += count_flops(lambda interaction=interaction, joined=joined: interaction(joined, {}))
+        total += count_flops(partial(interaction, joined, {}))
         total += 2 * interaction.output_dim * n * dim
         t = q
     widths = [((m if by_summary else n) + s) * dim, *config.head_hidden]
@@ -387,7 +389,8 @@ def test_flops_are_as_documented(fields: dict[str, object], sequences: tuple[str
 def test_the_interaction_is_told_what_its_tokens_are() -> None:
     config = InterFormer.Config(num_cls=1, num_pma=2, num_recent=1)
     inputs = BackboneInputs(("dense", "user"), 8, (SequenceShape("items", 50),))
-    interaction = InterFormer(config, inputs).layers[1].interaction_arch.interaction
+    layer: Net = InterFormer(config, inputs).layers[1]
+    interaction = layer.interaction_arch.interaction
     assert interaction.inputs == BackboneInputs(("dense", "user", "cls:0", "pma:0", "pma:1", "recent:0"), 8)
 
 

@@ -11,6 +11,7 @@ import exfm_plugins.inputs
 from exfm.testing import TeacherInputTests
 from exfm.transfer import InputSpec, VectorHistory
 from exfm_plugins.inputs.loopfm.model import LoopFM
+from tests.plugins.checks import Net
 
 
 class TestLoopFM(TeacherInputTests):
@@ -24,7 +25,7 @@ def test_is_the_documented_sum_over_the_states_there_are(pooling: str) -> None:
     torch.manual_seed(0)
     config = LoopFM.Config(teacher="fm", states=4, pooling=pooling)
     module = LoopFM(config, InputSpec(6, config.length, {"user": 3})).double()
-    encoder = module.encoders["entity_user"]
+    encoder: Net = module.encoders["entity_user"]
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter).requires_grad_(False)
     vector_BLK = torch.randn(5, 4, 3, dtype=torch.float64)

@@ -14,6 +14,7 @@ from exfm.config.experiment import ModelConfig
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
 from exfm_plugins.backbones.mmoe.model import MMoE
+from tests.plugins.checks import Net
 
 TASKS = ("click", "items", "buy")
 
@@ -34,21 +35,21 @@ class TestMMoE(BackboneTests):
     )
 
 
-def by_the_paper(module: MMoE, example_ND: Tensor) -> list[Tensor]:
+def by_the_paper(module: Net, example_ND: Tensor) -> list[Tensor]:
     """The representation of each task."""
     x = torch.cat(list(example_ND))
     outputs = []
     for expert in module.experts:
         hidden = x
-        for layer in expert.deep:  # type: ignore[union-attr]
+        for layer in expert.deep:
             hidden = hidden.clamp(min=0) if not hasattr(layer, "weight") else layer.weight @ hidden + layer.bias
         outputs.append(hidden)
     representations = []
     for gate in module.gates.values():
-        powers = [(row @ x).exp() for row in gate.linear.weight]  # type: ignore[union-attr]
+        powers = [(row @ x).exp() for row in gate.linear.weight]
         weights = [power / sum(powers) for power in powers]
         representations.append(sum(weight * output for weight, output in zip(weights, outputs, strict=True)))
-    return representations  # type: ignore[return-value]
+    return representations
 
 
 @given(

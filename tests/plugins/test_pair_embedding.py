@@ -19,7 +19,7 @@ def test_a_token_is_the_map_of_the_normalised_embedding_and_learned_where_there_
     module = PairEmbedding(PairEmbedding.Config(teacher="fm"), InputSpec(4, 1, {EXAMPLE: 6})).double()
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     embedding_BK = torch.randn(3, 6).double() * 10 + 5
     valid_B1 = torch.tensor([[True], [False], [True]])
     tokens_BD = module({EXAMPLE: VectorHistory(embedding_BK.unsqueeze(1), valid_B1)}).squeeze(1)

@@ -111,8 +111,8 @@ def test_replicas_learn_as_published(optimizer: str, tmp_path: Path) -> None:
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logit_B, label_B)
         losses.append(loss.detach())
         loss.backward()
-        for group in tables:
-            for table in group:
+        for replica in tables:
+            for table in replica:
                 table.grad = torch.zeros_like(table) if table.grad is None else table.grad * GROUPS
         average(tables, squares, options)
         if step != ACCUMULATED_BATCH:

@@ -244,7 +244,12 @@ def test_a_stray_time_costs_no_windows(tmp_path: Path, monkeypatch: pytest.Monke
     of = source(tmp_path)
     opened: list[str] = []
     of_files = of._files
-    monkeypatch.setattr(of_files, "open", lambda path: opened.append(path) or type(of_files).open(of_files, path))
+
+    def noted(path: str) -> Any:
+        opened.append(path)
+        return type(of_files).open(of_files, path)
+
+    monkeypatch.setattr(of_files, "open", noted)
     assert of.next_event_us(0) == 0
     assert of.next_event_us(1) == year_2024
     opened.clear()

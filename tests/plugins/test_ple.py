@@ -13,6 +13,7 @@ from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
 from exfm_plugins.backbones.ple.model import PLE
+from tests.plugins.checks import Net
 
 TASKS = ("click", "buy", "like")
 
@@ -29,33 +30,33 @@ class TestPLE(BackboneTests):
     configs = ({}, {"levels": 1, "shared_experts": 2, "hidden": [6]}, {"levels": 3, "task_experts": 2})
 
 
-def expert_output(expert: nn.Module, x: Tensor) -> Tensor:
+def expert_output(expert: Net, x: Tensor) -> Tensor:
     for layer in expert.children():
         x = layer.weight @ x + layer.bias if isinstance(layer, nn.Linear) else x.clamp(min=0)
     return x
 
 
-def mixed(gate: nn.Module, x: Tensor, outputs: list[Tensor]) -> Tensor:
-    powers = [(row @ x).exp() for row in gate.linear.weight]  # type: ignore[union-attr]
-    return sum(power / sum(powers) * output for power, output in zip(powers, outputs, strict=True))  # type: ignore[return-value]
+def mixed(gate: Net, x: Tensor, outputs: list[Tensor]) -> Tensor:
+    powers = [(row @ x).exp() for row in gate.linear.weight]
+    return sum(power / sum(powers) * output for power, output in zip(powers, outputs, strict=True))
 
 
-def by_the_paper(module: PLE, example_ND: Tensor, tasks: int) -> list[Tensor]:
+def by_the_paper(module: Net, example_ND: Tensor, tasks: int) -> list[Tensor]:
     """The representation of each task, the streams by name."""
     names = [*TASKS[:tasks], "shared"]
     streams = {name: torch.cat(list(example_ND)) for name in names}
     for level in module.levels:
         outputs = {
-            name: [expert_output(expert, streams[name]) for expert in experts]  # type: ignore[attr-defined]
-            for name, experts in zip(names, level.experts, strict=True)  # type: ignore[arg-type]
+            name: [expert_output(expert, streams[name]) for expert in experts]
+            for name, experts in zip(names, level.experts, strict=True)
         }
         later = {
             task: mixed(gate, streams[task], outputs[task] + outputs["shared"])
-            for task, gate in zip(TASKS[:tasks], level.gates, strict=True)  # type: ignore[arg-type]
+            for task, gate in zip(TASKS[:tasks], level.gates, strict=True)
         }
         if level is not module.levels[-1]:
             everything = [output for name in names for output in outputs[name]]
-            later["shared"] = mixed(level.shared_gate, streams["shared"], everything)  # type: ignore[arg-type]
+            later["shared"] = mixed(level.shared_gate, streams["shared"], everything)
         streams = later
     return [streams[task] for task in TASKS[:tasks]]
 
@@ -78,7 +79,7 @@ def test_equals_the_published_equations(
     torch.testing.assert_close(module(tokens_BND, {}), expected, rtol=1e-9, atol=1e-9)
 
 
-def reached(module: PLE, task: int) -> set[str]:
+def reached(module: Net, task: int) -> set[str]:
     """The parameters that a task's loss moves."""
     tokens_BND = torch.randn(64, 3, 4, dtype=torch.float64)
     module(tokens_BND, {})[:, task].square().sum().backward()

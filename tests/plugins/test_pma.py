@@ -15,6 +15,7 @@ from exfm.components import EncoderInputs, JaggedSequence
 from exfm.layers import count_flops
 from exfm.testing import SequenceEncoderTests
 from exfm_plugins.encoders.pma.encoder import PMA
+from tests.plugins.checks import Net
 
 CONTEXT = ("user", "item", "hour")
 
@@ -41,14 +42,14 @@ def jagged(lengths: list[int], dim: int) -> JaggedSequence:
     return JaggedSequence(random(sum(lengths), dim), torch.tensor([0, *lengths]).cumsum(0), 50)
 
 
-def normalised(x: Tensor, submodule: nn.Module) -> Tensor:
+def normalised(x: Tensor, submodule: Net) -> Tensor:
     if not isinstance(submodule, nn.LayerNorm):
         return x / (x.pow(2).mean() + 1e-6).sqrt()
     centred = x - x.mean()
     return centred / (centred.pow(2).mean() + 1e-5).sqrt() * submodule.weight + submodule.bias
 
 
-def multi_head(query: Tensor, events: Tensor, module: PMA, heads: int) -> Tensor:
+def multi_head(query: Tensor, events: Tensor, module: Net, heads: int) -> Tensor:
     """Of one query over one example's events."""
     weight, bias = module.pooling.key_value.weight, module.pooling.key_value.bias
     pairs = [(weight @ event + bias).chunk(2) for event in events]
@@ -60,7 +61,7 @@ def multi_head(query: Tensor, events: Tensor, module: PMA, heads: int) -> Tensor
     return module.pooling.out.weight @ mixed + module.pooling.out.bias
 
 
-def by_hand(module: PMA, config: PMA.Config, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
+def by_hand(module: Net, config: PMA.Config, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
     rows = []
     for events, context in zip(torch.split(sequence.values_ED, sequence.lengths.tolist()), context_BND, strict=True):
         for query in module.pooling.query_KD:

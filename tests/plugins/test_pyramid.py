@@ -17,7 +17,8 @@ from exfm.layers import count_flops
 from exfm.testing import BackboneTests, SequenceEncoderTests
 from exfm_plugins.encoders.pyramid.backbone import PyramidBackbone
 from exfm_plugins.encoders.pyramid.encoder import Pyramid
-from exfm_plugins.encoders.pyramid.levels import ChunkMerge, PyramidLevel
+from exfm_plugins.encoders.pyramid.levels import ChunkMerge
+from tests.plugins.checks import Net
 
 CONTEXT = ("user", "item", "hour")
 
@@ -32,7 +33,7 @@ def events_of(lengths: list[int], dim: int, seed: int = 0) -> list[Tensor]:
     return [torch.randn(length, dim, generator=generator, dtype=torch.float64) for length in lengths]
 
 
-def normalised(x: Tensor, submodule: nn.Module) -> Tensor:
+def normalised(x: Tensor, submodule: Net) -> Tensor:
     if not isinstance(submodule, nn.LayerNorm):
         return x / (x.pow(2).mean() + 1e-6).sqrt()
     centred = x - x.mean()
@@ -60,24 +61,22 @@ def softmax_mix(query: Tensor, keys: list[Tensor], values: list[Tensor], heads: 
     return torch.cat(parts)
 
 
-def linear(x: Tensor, submodule: nn.Linear) -> Tensor:
+def linear(x: Tensor, submodule: Net) -> Tensor:
     return submodule.weight @ x + (0 if submodule.bias is None else submodule.bias)
 
 
-def merged(newest_first: list[Tensor], stride: int, submodule: ChunkMerge | None) -> list[Tensor]:
+def merged(newest_first: list[Tensor], stride: int, submodule: Net) -> list[Tensor]:
     """Chunks of a list of tokens, newest first."""
     chunks = [newest_first[i : i + stride] for i in range(0, len(newest_first), stride)]
     if stride == 1:
         return newest_first
     if submodule.linear is None:
-        return [sum(chunk) / len(chunk) for chunk in chunks]
+        return [torch.stack(chunk).sum(0) / len(chunk) for chunk in chunks]
     missing = [torch.zeros_like(newest_first[0])] if newest_first else []
     return [linear(torch.cat(chunk + missing * (stride - len(chunk))), submodule.linear) for chunk in chunks]
 
 
-def level_by_hand(
-    newest_first: list[Tensor], level: PyramidLevel, shrink: int, queries: int, heads: int
-) -> list[Tensor]:
+def level_by_hand(newest_first: list[Tensor], level: Net, shrink: int, queries: int, heads: int) -> list[Tensor]:
     tokens = merged(newest_first, shrink, level.shrink if shrink > 1 else None)
     normed = [normalised(token, level.branch_norm) for token in tokens]
     kept = tokens[:queries]
@@ -98,7 +97,7 @@ def level_by_hand(
     return result
 
 
-def by_hand(module: Pyramid, examples: list[Tensor], context_BND: Tensor, targets: tuple[int, ...]) -> Tensor:
+def by_hand(module: Net, examples: list[Tensor], context_BND: Tensor, targets: tuple[int, ...]) -> Tensor:
     config = module.config
     rows = []
     for events, context_ND in zip(examples, context_BND, strict=True):
@@ -277,7 +276,7 @@ def test_the_backbone_is_encoders_before_the_interaction() -> None:
 
 def test_a_named_target_goes_before_the_tokens_that_share_a_table() -> None:
     inputs = BackboneInputs(("user", "item"), 8, (SequenceShape("items", 50, targets=(1,)),))
-    encoder = PyramidBackbone(PyramidBackbone.Config(target=("user",)), inputs).encoders["sequence_items"]
+    encoder: Net = PyramidBackbone(PyramidBackbone.Config(target=("user",)), inputs).encoders["sequence_items"]
     assert encoder.inputs.targets == (0,)
 
 

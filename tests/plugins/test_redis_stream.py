@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
@@ -232,7 +232,7 @@ def test_what_is_trimmed_is_missed(url: str, log: Any) -> None:
         source(url).time_range()
 
 
-def checked(of: RedisStream, on_bad_row: str) -> tuple[list[int], dict[str, dict[str, int]]]:
+def checked(of: RedisStream, on_bad_row: Literal["error", "skip"]) -> tuple[list[int], dict[str, dict[str, int]]]:
     """Example ids of the good rows, and what is left out."""
     config = StreamConfig.model_construct(chunk_rows=64, on_bad_row=on_bad_row)  # type: ignore[call-arg]
     reader = ChunkReader(of, of.schema(), config, {}, exfm.sources.Shard())

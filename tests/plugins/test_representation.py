@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import exfm_plugins.transfer
 from exfm.testing import DistillationStrategyTests
@@ -44,8 +44,13 @@ def batch(size: int, embedding: int, generator: torch.Generator) -> TeacherOutpu
     return TeacherOutput(soft, hit, embedding_BE)
 
 
+def embedding_of(supervision: TeacherOutput) -> Tensor:
+    assert supervision.embedding is not None
+    return supervision.embedding
+
+
 def rows_hit(supervision: TeacherOutput) -> list[int]:
-    return [row for row in range(len(supervision.embedding)) if any(hit[row] for hit in supervision.hit.values())]
+    return [row for row in range(len(embedding_of(supervision))) if any(hit[row] for hit in supervision.hit.values())]
 
 
 def standardised(earlier: list[TeacherOutput], row_E: Tensor) -> list[float]:
@@ -54,7 +59,7 @@ def standardised(earlier: list[TeacherOutput], row_E: Tensor) -> list[float]:
     later = 0
     for one in reversed(earlier):
         weights += [math.exp(-later / 100_000)] * len(rows_hit(one))
-        rows += [one.embedding[row].tolist() for row in rows_hit(one)]
+        rows += [embedding_of(one)[row].tolist() for row in rows_hit(one)]
         later += len(rows_hit(one))
     means = [sum(w * row[e] for w, row in zip(weights, rows, strict=True)) / sum(weights) for e in range(len(row_E))]
     variances = [
@@ -108,7 +113,7 @@ def test_is_the_documented_loss(
         if any(rows_hit(one) for one in earlier):
             hits = rows_hit(supervision)
             z = [project(strategy, representation_BR[row]) for row in hits]
-            t = [standardised(earlier, supervision.embedding[row]) for row in hits]
+            t = [standardised(earlier, embedding_of(supervision)[row]) for row in hits]
             expected = 2.5 * sum(distance(loss, 0.3, z, t, i) for i in range(len(hits))) / size
         assert actual == pytest.approx(expected, rel=1e-9, abs=1e-9)
         earlier.append(supervision)
@@ -132,7 +137,7 @@ def test_scale_and_offset_of_the_embeddings_do_not_matter(loss: str) -> None:
         strategy, generator = build(3, 4, loss=loss), torch.Generator().manual_seed(0)
         for _ in range(2):
             given_ = batch(6, 4, generator)
-            moved = TeacherOutput(given_.probabilities, given_.hit, scale * given_.embedding + offset)
+            moved = TeacherOutput(given_.probabilities, given_.hit, scale * embedding_of(given_) + offset)
             x = torch.randn(6, 3, generator=generator, dtype=torch.float64)
             value = strategy.loss(StudentOutput(x, {}), moved, {}).item()
         losses.append(value)
@@ -158,7 +163,9 @@ def test_gradient_scale_multiplies_the_trunks_gradient_alone(scale: float) -> No
         x = torch.randn(6, 3, generator=generator, dtype=torch.float64).requires_grad_()
         strategy.loss(StudentOutput(x, {}), first, {})
         loss = strategy.loss(StudentOutput(x, {}), second, {})
-        found.append((loss, *torch.autograd.grad(loss, [x, strategy.projection[0].weight])))
+        first_layer = strategy.projection[0]
+        assert isinstance(first_layer, nn.Linear)
+        found.append((loss, *torch.autograd.grad(loss, [x, first_layer.weight])))
     (loss, trunk, projection), (other_loss, other_trunk, other_projection) = found
     assert trunk.any() and torch.equal(other_trunk, scale * trunk)
     assert torch.equal(other_loss, loss) and torch.equal(other_projection, projection)

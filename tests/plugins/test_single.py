@@ -72,7 +72,7 @@ def train(parallel: exfm.parallel.ParallelModel, model: Two, seeds: range) -> li
     losses = []
     for seed in seeds:
         loss = (model(bags(seed)) - 1).square().mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         parallel.sync_tables()
         losses.append(loss.item())
     return losses

@@ -23,9 +23,10 @@ import exfm_plugins.transfer
 from exfm.testing import DistillationStrategyTests
 from exfm.transfer import TeacherOutput
 from exfm_plugins.transfer.student_adapter.strategy import StudentAdapter
-from tests.plugins.students import Head, Student, batch, bce, teacher
+from tests.plugins.checks import Net, gradient
+from tests.plugins.students import Head, Student, batch, bce, distilled, teacher
 from tests.training.interruption import run_interrupted
-from tests.training.logs import differences, experiment_dict, make_log, timeless, write_log
+from tests.training.logs import differences, experiment_dict, make_log, write_log
 from tests.training.logs import load as load_experiment
 
 
@@ -47,7 +48,7 @@ def build(student: Student, *tasks: str, corrects: float = 0.5, **fields: object
     return strategy
 
 
-def corrected(strategy: StudentAdapter, task: str, p: float, *, of_logit: bool, adds: bool = True) -> Tensor:
+def corrected(strategy: Net, task: str, p: float, *, of_logit: bool, adds: bool = True) -> Tensor:
     """z_A of one example, from the adapter's parameters."""
     p = min(max(p, 1e-6), 1 - 1e-6)
     values = torch.tensor([log(p / (1 - p)) if of_logit else p], dtype=torch.float64)
@@ -59,7 +60,7 @@ def corrected(strategy: StudentAdapter, task: str, p: float, *, of_logit: bool, 
     return values[0] + log(p / (1 - p)) if adds else values[0]
 
 
-def step(strategy: StudentAdapter, optimizer: torch.optim.Optimizer, *known: Any) -> None:
+def step(strategy: Net, optimizer: torch.optim.Optimizer, *known: Any) -> None:
     optimizer.zero_grad()
     strategy.adapter_loss(*known).backward()
     optimizer.step()
@@ -88,7 +89,7 @@ def test_is_the_published_losses(
     expected = [0.0, 0.0]
     for task in {"click", "buy"} & set(tasks):
         rows = [row for row in range(size) if supervision.hit[task][row]]
-        linear = strategy.heads[f"task_{task}"].head
+        linear = distilled(strategy, task)
         for row in rows:
             soft = supervision.probabilities[task][row]
             z_a = corrected(strategy, task, soft.item(), of_logit=read == "logit", adds=adds)
@@ -121,7 +122,7 @@ def test_each_loss_reaches_its_own_parameters_alone(head: str) -> None:
         "distillation": strategy.loss(output, supervision, labels),
         "labels": student.label_loss(output, labels),
     }
-    parts = {
+    parts: dict[str, list[Tensor]] = {
         "adapter": list(strategy.adapters.parameters()),
         "distillation": list(strategy.heads.parameters()),
         "serving": list(student.heads.parameters()),
@@ -151,7 +152,7 @@ def test_gradient_scale_multiplies_the_trunks_gradient_alone(scale: float, toler
     found = []
     for strategy in (plain, scaled):
         loss = strategy.loss(student(x), supervision, labels)
-        head = strategy.heads["task_click"].head.weight
+        head = distilled(strategy, "click").weight
         found.append(torch.autograd.grad(loss, [student.trunk.weight, head]))
     torch.testing.assert_close(found[1][0], scale * found[0][0], rtol=tolerance, atol=0)
     assert torch.equal(found[1][1], found[0][1])
@@ -219,7 +220,7 @@ def test_the_label_scale_of_a_shared_head_is_that_of_the_teachers_mean() -> None
     output = student(x)
     found = strategy.loss(output, TeacherOutput({"click": soft}, {"click": hit}), {}).item()
     alpha = 0.5 / soft[hit].mean()
-    linear, expected = strategy.heads["task_click"].head, 0.0
+    linear, expected = distilled(strategy, "click"), 0.0
     for row in range(500):
         if hit[row]:
             z_d = linear.weight[0] @ output.representation_BR[row] + linear.bias[0]
@@ -231,7 +232,7 @@ def test_the_label_scale_of_a_shared_head_is_that_of_the_teachers_mean() -> None
 
 def test_training_goes_on_bit_by_bit_from_a_saved_state() -> None:
     student = Student()
-    fields: dict[str, object] = {"head": "shared", "label_scale": "auto"}
+    fields: dict[str, Any] = {"head": "shared", "label_scale": "auto"}
     one, other = build(student, "click", "buy", **fields), build(student, "click", "buy", **fields)
     x, supervision, labels = batch(50)
     one.loss(student(x), supervision, labels)
@@ -248,7 +249,7 @@ def test_tiny_batches_are_finite(size: int) -> None:
     x, supervision, labels = batch(size)
     step(strategy, strategy.adapter_optimizer(), supervision, labels)
     strategy.loss(student(x), supervision, labels).backward()
-    assert student.trunk.weight.grad.isfinite().all()
+    assert gradient(student.trunk.weight).isfinite().all()
     assert all(value.isfinite().all() for value in strategy.state_dict().values())
 
 
@@ -280,6 +281,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(tmp_path: Path, exfm_regi
             {"name": "student_adapter", "lr": 0.05, "head": "shared", **auto},
         ]
         results.append(run_interrupted(load_experiment(tmp_path, config), stop_after))
-    assert not differences(*(timeless(result) for result in results))
+    whole, interrupted = results
+    assert not differences(whole, interrupted)
     states = [sorted((tmp_path / name / "snapshots").rglob("*.safetensors")) for name in ("whole", "interrupted")]
     assert states[0] and [file.read_bytes() for file in states[0]] == [file.read_bytes() for file in states[1]]

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from exfm import DistillationStrategy
 from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput
 from exfm_plugins.transfer.auxiliary_head.strategy import AuxiliaryHead
 from exfm_plugins.transfer.direct.strategy import Direct
 from exfm_plugins.transfer.student_adapter.strategy import StudentAdapter
-from tests.plugins.students import Head, Student, batch, minimise, one_hot_stream, teacher
+from tests.plugins.checks import Net
+from tests.plugins.students import Head, Student, batch, distilled, minimise, one_hot_stream, teacher
 
 X, LABEL, SOFT = one_hot_stream()
 EVERYWHERE = torch.ones(len(X), dtype=torch.bool)
@@ -25,7 +25,7 @@ def by_bucket(values: Tensor) -> Tensor:
     return (X.T @ values) / X.sum(0)
 
 
-def converged(strategy: DistillationStrategy) -> Tensor:
+def converged(strategy: Net) -> Tensor:
     """The serving head's probabilities by bucket, where label loss and transfer together are least."""
     serving = Head(4, bias=False)
 
@@ -75,7 +75,7 @@ def test_with_an_adapter_the_distillation_head_ends_at_the_corrected_teacher(hea
     expected = by_bucket(corrected)
     if head == "shared":
         expected = (by_bucket(SOFT) + WEIGHT * expected) / (1 + WEIGHT)
-    learned = strategy.heads["task_click"].head.weight[0].detach().sigmoid()
+    learned = distilled(strategy, "click").weight[0].detach().sigmoid()
     torch.testing.assert_close(learned, expected, rtol=0, atol=1e-6)
 
 

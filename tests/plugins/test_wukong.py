@@ -15,8 +15,9 @@ import exfm_plugins.backbones
 from exfm.components import BackboneInputs
 from exfm.layers import count_flops
 from exfm.testing import BackboneTests
-from exfm_plugins.backbones.wukong.blocks import WukongLayer
+from exfm_plugins.backbones.wukong.config import WukongConfig
 from exfm_plugins.backbones.wukong.model import Wukong
+from tests.plugins.checks import Net
 
 
 class TestWukong(BackboneTests):
@@ -35,7 +36,7 @@ class TestWukong(BackboneTests):
     )
 
 
-def norm(x: Tensor, submodule: nn.Module, config: Wukong.Config) -> Tensor:
+def norm(x: Tensor, submodule: Net, config: WukongConfig) -> Tensor:
     """Of the last axis."""
     if config.norm == "rms_norm":
         return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
@@ -43,11 +44,11 @@ def norm(x: Tensor, submodule: nn.Module, config: Wukong.Config) -> Tensor:
     return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * submodule.weight + submodule.bias
 
 
-def affine(x: Tensor, linear: nn.Linear, biased: bool) -> Tensor:
+def affine(x: Tensor, linear: Net, biased: bool) -> Tensor:
     return linear.weight @ x + (linear.bias if biased else 0)
 
 
-def perceptron(x: Tensor, submodule: nn.Sequential, biased: bool) -> Tensor:
+def perceptron(x: Tensor, submodule: Net, biased: bool) -> Tensor:
     """ReLU between the layers."""
     linears = [layer for layer in submodule if isinstance(layer, nn.Linear)]
     for linear in linears[:-1]:
@@ -55,7 +56,7 @@ def perceptron(x: Tensor, submodule: nn.Sequential, biased: bool) -> Tensor:
     return affine(x, linears[-1], biased)
 
 
-def attention(x_MD: Tensor, others_SD: Tensor, submodule: nn.Module, heads: int, biased: bool) -> Tensor:
+def attention(x_MD: Tensor, others_SD: Tensor, submodule: Net, heads: int, biased: bool) -> Tensor:
     """One query and head by head."""
     d = x_MD.shape[1]
     width = d // heads
@@ -71,7 +72,7 @@ def attention(x_MD: Tensor, others_SD: Tensor, submodule: nn.Module, heads: int,
     return torch.stack(rows)
 
 
-def layer_by_the_paper(x_ND: Tensor, earlier: list[Tensor], layer: WukongLayer, config: Wukong.Config) -> Tensor:
+def layer_by_the_paper(x_ND: Tensor, earlier: list[Tensor], layer: Net, config: WukongConfig) -> Tensor:
     """Sections 3.3 to 3.6 for one example; then each token asks those of the earlier layers."""
     (n, d), biased = x_ND.shape, config.bias == "all"
     first, w_lcb, w_residual = layer.maps.weight_RN.split(layer.maps.rows)
@@ -91,12 +92,12 @@ def layer_by_the_paper(x_ND: Tensor, earlier: list[Tensor], layer: WukongLayer, 
     return norm(out_MD + mixed_MD, across.norm, config)
 
 
-def by_the_paper(module: Wukong, tokens_BND: Tensor, config: Wukong.Config) -> Tensor:
+def by_the_paper(module: Net, tokens_BND: Tensor, config: WukongConfig) -> Tensor:
     rows = []
     for x_ND in tokens_BND:
         earlier: list[Tensor] = []
         if config.input_norm == "layer_norm":
-            x_ND = norm(x_ND.flatten(), module.input_norm, Wukong.Config()).reshape(x_ND.shape)
+            x_ND = norm(x_ND.flatten(), module.input_norm, WukongConfig()).reshape(x_ND.shape)
         first_ND = x_ND
         for layer in module.layers:
             earlier, x_ND = [*earlier, x_ND], layer_by_the_paper(x_ND, earlier, layer, config)
@@ -108,7 +109,7 @@ def by_the_paper(module: Wukong, tokens_BND: Tensor, config: Wukong.Config) -> T
     return torch.stack(rows)
 
 
-def build(config: Wukong.Config, tokens: int, dim: int) -> Wukong:
+def build(config: WukongConfig, tokens: int, dim: int) -> Wukong:
     module = Wukong(config, BackboneInputs(tuple(f"f{i}" for i in range(tokens)), dim)).double()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.4)  # layer norms' gains and shifts must count in the comparison too
@@ -144,7 +145,7 @@ def random_tokens(batch: int, tokens: int, dim: int) -> Tensor:
 def test_equals_the_published_equations(
     batch: int, tokens: int, head_width: int, hidden: list[int], fields: dict[str, object]
 ) -> None:
-    config = Wukong.Config(projection_tokens=2, projection_hidden=hidden, fmb_hidden=hidden, **fields)
+    config = WukongConfig(projection_tokens=2, projection_hidden=hidden, fmb_hidden=hidden, **fields)
     dim = head_width * config.heads
     torch.manual_seed(0)
     module = build(config, tokens, dim)
@@ -157,7 +158,7 @@ def mlp_flops(*widths: int) -> int:
     return 2 * sum(a * b for a, b in pairwise(widths))
 
 
-def flops_by_the_formula(config: Wukong.Config, n: int, d: int) -> int:
+def flops_by_the_formula(config: WukongConfig, n: int, d: int) -> int:
     """The one in Wukong's docstring, for one example."""
     n_f, n_l, k, total, counts = config.num_fmb_tokens, config.num_lcb_tokens, config.k, 0, [n]
     for depth in range(config.layers):
@@ -191,16 +192,16 @@ def flops_by_the_formula(config: Wukong.Config, n: int, d: int) -> int:
     ],
 )
 def test_costs_what_the_formula_says(fields: dict[str, object], tokens: int, dim: int) -> None:
-    config, batch = Wukong.Config(**fields), 3
+    config, batch = WukongConfig(**fields), 3
     module = Wukong(config, BackboneInputs(tuple(f"f{i}" for i in range(tokens)), dim))
     counted = count_flops(lambda: module(torch.randn(batch, tokens, dim), {}))
     assert counted == batch * flops_by_the_formula(config, tokens, dim)
 
 
 def test_only_a_change_of_the_token_count_needs_a_map_for_the_residual() -> None:
-    same = build(Wukong.Config(num_fmb_tokens=5, num_lcb_tokens=3, k=4, layers=2), tokens=8, dim=4)
+    same: Net = build(WukongConfig(num_fmb_tokens=5, num_lcb_tokens=3, k=4, layers=2), tokens=8, dim=4)
     assert [layer.maps.rows for layer in same.layers] == [[4, 3, 0], [4, 3, 0]]
-    fewer = build(Wukong.Config(num_fmb_tokens=5, num_lcb_tokens=3, k=4, layers=2), tokens=20, dim=4)
+    fewer: Net = build(WukongConfig(num_fmb_tokens=5, num_lcb_tokens=3, k=4, layers=2), tokens=20, dim=4)
     assert [layer.maps.rows for layer in fewer.layers] == [[4, 3, 8], [4, 3, 0]]
 
 
@@ -208,8 +209,8 @@ def test_a_static_projection_is_shared_and_an_input_dependent_one_is_not() -> No
     """With a static Y the machine is quadratic in X: doubling X quadruples FM(X), whatever X is."""
     for projection, quadratic in (("static", True), ("input_dependent", False)):
         torch.manual_seed(0)
-        config = Wukong.Config(layers=1, projection=projection, fmb_hidden=())
-        layer = build(config, tokens=6, dim=4).layers[0]
+        config = WukongConfig(layers=1, projection=projection, fmb_hidden=())
+        layer: Net = build(config, tokens=6, dim=4).layers[0]
         seen: list[Tensor] = []
         layer.fm_norm.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
         x = random_tokens(3, 6, 4)
@@ -219,7 +220,7 @@ def test_a_static_projection_is_shared_and_an_input_dependent_one_is_not() -> No
 
 
 def test_without_biases_and_gains_only_matrices_are_learned() -> None:
-    config = Wukong.Config(
+    config = WukongConfig(
         layers=3, bias="last", norm="rms_norm", projection="input_dependent", cross_layer_attention=True
     )
     vectors = [name for name, parameter in build(config, 6, 4).named_parameters() if parameter.dim() == 1]
@@ -230,7 +231,7 @@ def test_without_biases_and_gains_only_matrices_are_learned() -> None:
 def test_a_deep_model_trains(attends: bool) -> None:
     """Eight layers learn which of two tokens' dot products are positive."""
     torch.manual_seed(0)
-    config = Wukong.Config(
+    config = WukongConfig(
         layers=8, num_fmb_tokens=4, num_lcb_tokens=4, k=4, norm="rms_norm", bias="last", cross_layer_attention=attends
     )
     model = Wukong(config, BackboneInputs(("a", "b", "c", "d"), 8))
@@ -249,7 +250,7 @@ def test_a_deep_model_trains(attends: bool) -> None:
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    config = Wukong.Config(cross_layer_attention=True, heads=3)
+    config = WukongConfig(cross_layer_attention=True, heads=3)
     with pytest.raises(ValueError, match="3 heads do not divide a width of 8"):
         build(config, tokens=4, dim=8)
 
@@ -257,4 +258,4 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
 @pytest.mark.parametrize("wrong", [{"layers": 0}, {"k": 0}, {"projection": "dynamic"}, {"head_hidden": ()}, {"n_f": 2}])
 def test_wrong_configs_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Wukong.Config(**wrong)
+        WukongConfig(**wrong)

@@ -114,7 +114,7 @@ def test_names_and_config_are_text_and_not_markup(results: dict[str, Any]) -> No
 
 def test_a_bare_run_has_a_report_too(results: dict[str, Any]) -> None:
     """A single model without control, oracle, cost or time, all of whose figures are missing."""
-    figures = dict.fromkeys(("ne", "auc", "gauc", "log_loss", "calibration", "base_rate"))
+    figures: dict[str, Any] = dict.fromkeys(("ne", "auc", "gauc", "log_loss", "calibration", "base_rate"))
     model = {"tasks": {"click": {**figures, "windows": []}}, "parameters": None, "flops_per_example": None}
     bare = {"experiment": "bare", "seed": 0, "models": {"vm": model}}
     text = Page(render_report(bare, "")).text

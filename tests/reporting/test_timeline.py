@@ -39,7 +39,9 @@ def test_points_hold_their_share_and_weigh_windows_by_examples() -> None:
     points = timelines({"vm": stream})["vm"]
     assert MOST_POINTS // 2 <= len(points) <= MOST_POINTS
     # Cut again by hand: each point is the mean of the examples up to the moment it has its share.
-    share, held, expected = sum(counts) / MOST_POINTS, [], []
+    share = sum(counts) / MOST_POINTS
+    held: list[dict[str, Any]] = []
+    expected: list[list[dict[str, Any]]] = []
     for window in stream:
         if sum(member["examples"] for member in held) >= share:
             expected.append(held)

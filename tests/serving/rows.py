@@ -78,7 +78,7 @@ def trained(arm: Arm, schema: exfm.schema.FeatureSchema) -> tuple[RankingModel, 
     Single(Single.Config(device="cpu")).parallelize(model, arm.config.optimizer.tables)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape)
+            parameter.add_(0.1 * torch.randn(parameter.shape))
     dense = model.featurizer.dense
     if dense is not None:
         dense.observe(torch.randn(50, dense.mean_F.numel()) * 3 + 5)

@@ -38,7 +38,7 @@ def captured(experiment: exfm.Experiment, model: str) -> torch.export.ExportedPr
 
 def nodes(program: torch.export.ExportedProgram) -> list[tuple[str, ...]]:
     """Describes every node of the graph and its subgraphs: operation, arguments and resulting values."""
-    described = []
+    described: list[tuple[str, ...]] = []
     for module in program.graph_module.modules():
         if isinstance(module, GraphModule):
             for node in module.graph.nodes:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import exfm
-from exfm.experiment.run import open_run
+from exfm.scheduling.identity import open_run
 from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
 from tests.training.logs import experiment_dict, load, make_log, timeless, write_log

@@ -212,7 +212,7 @@ def test_hidden_names_among_the_files_are_left_out(tmp_path: Path) -> None:
         pq.write_table(rows, tmp_path / f"{name}.parquet")
     predictions = {"click": {"column": "p", "kind": "probability"}}
     for path in (str(tmp_path), f"{tmp_path}/**/*.parquet", f"{tmp_path}/*.parquet"):
-        config = ExternalTeacher(path=path, predictions=predictions)  # type: ignore[arg-type]
+        config = ExternalTeacher(path=path, predictions=predictions)
         assert ExternalFiles(config, "teachers.x").rows == 2
 
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 import exfm
+from exfm.config.keep_section import NEWEST
 from exfm.interfaces.data_source import Window
 from exfm.serving.predict import predict
 from exfm.storage import snapshots
 from exfm.storage.commits import Commit
 from exfm.storage.hashing import FileRecord
-from exfm.storage.snapshots import LEAVING, NEWEST, SnapshotRegistry
+from exfm.storage.snapshots import LEAVING, SnapshotRegistry
 from exfm.supervision.store import Store
 from tests.training.logs import experiment_dict, load, make_log, train
 

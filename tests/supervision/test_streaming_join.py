@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import exfm
 from exfm.storage.hashing import FileRecord
 from exfm.storage.workspace import Workspace
-from exfm.supervision.embeddings import CompactEmbedding, EmbeddingShape
+from exfm.supervision.embeddings import CompactEmbedding, EmbeddingFormat, EmbeddingShape
 from exfm.supervision.joiner import SupervisionRows
 from exfm.supervision.row_files import RowWriter, row_file, supervision_columns, supervision_schema
 from exfm.supervision.streaming import SupervisionStream
@@ -24,7 +24,9 @@ from exfm.supervision.streaming import SupervisionStream
 TASKS = ("click", "buy")
 
 
-def supervised(count: int, seed: int, form: str = "none", step: int = 3) -> tuple[SupervisionRows, np.ndarray]:
+def supervised(
+    count: int, seed: int, form: EmbeddingFormat = "none", step: int = 3
+) -> tuple[SupervisionRows, np.ndarray]:
     """Makes rows with shuffled ids, many equal times, and some missing probabilities."""
     random = np.random.default_rng(seed)
     times = 1_000_000 + np.cumsum(random.integers(0, step, count))
@@ -44,7 +46,7 @@ def supervised(count: int, seed: int, form: str = "none", step: int = 3) -> tupl
     return rows, times
 
 
-def store(workspace: Workspace, rows: SupervisionRows, group: int, form: str) -> FileRecord:
+def store(workspace: Workspace, rows: SupervisionRows, group: int, form: EmbeddingFormat) -> FileRecord:
     shape = None if form == "none" else EmbeddingShape(form, 5)
     count = rows.example_id.numel()
     writer = RowWriter(workspace, row_file("supervision", "fm", 0), supervision_schema(TASKS, "fm", shape))
@@ -64,7 +66,7 @@ def store(workspace: Workspace, rows: SupervisionRows, group: int, form: str) ->
     kept=st.floats(0.0, 1.0),
 )
 def test_any_chunking_joins_like_a_dict(
-    count: int, seed: int, group: int, span: int, cuts: list[int], form: str, kept: float
+    count: int, seed: int, group: int, span: int, cuts: list[int], form: EmbeddingFormat, kept: float
 ) -> None:
     rows, times = supervised(count, seed, form)
     workspace = Workspace(f"memory://streaming-{seed}-{count}")
@@ -146,7 +148,7 @@ def test_a_damaged_file_is_named_before_a_row_is_used(tmp_path: Path, url: str) 
 
 
 @pytest.mark.parametrize("form", ["float16", "int8"])
-def test_embeddings_lose_little(form: str) -> None:
+def test_embeddings_lose_little(form: EmbeddingFormat) -> None:
     embedding_SE = torch.randn(100, 16, generator=torch.Generator().manual_seed(0)) * 3
     embedding_SE[0] = 0
     decoded_SE = CompactEmbedding.from_values(embedding_SE, form).decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -102,7 +102,7 @@ class LosesDigits(SoundBackbone):
 class NeedsValues(SoundBackbone):
     def __init__(self, config, inputs):
         super().__init__(config, inputs)
-        self.first = self.layers[0].weight[0, 0].item()
+        self.first = next(self.layers.parameters())[0, 0].item()
 
 
 class StaysOnTheCPU(SoundBackbone):
@@ -117,7 +117,7 @@ class StaysOnTheCPU(SoundBackbone):
 class KernelOfItsOwn(SoundBackbone):
     def __init__(self, config, inputs):
         super().__init__(config, inputs)
-        self.weight = nn.Parameter(self.layers[0].weight.detach())
+        self.weight = nn.Parameter(next(self.layers.parameters()).detach())
         self.layers = nn.ModuleList()
 
     def forward(self, tokens_BND, sequences):
@@ -137,6 +137,7 @@ class ForeignBlock(SoundBackbone):
 class BlockNotCalled(SoundBackbone):
     def forward(self, tokens_BND, sequences):
         x = tokens_BND.flatten(1)
+        layer: Any
         for layer in self.layers:
             x = x + nn.functional.linear(x, layer.weight, layer.bias).tanh()
         return x
@@ -157,6 +158,7 @@ class Stateful(nn.Linear):
 class BlockWithMemory(SoundBackbone):
     def forward(self, tokens_BND, sequences):
         x = tokens_BND.flatten(1)
+        layer: Any
         for layer in self.layers:
             layer.own.calls = 0
             x = x + layer(x)
@@ -169,11 +171,11 @@ class BlockWithMemory(SoundBackbone):
 
 class NeedsSequences(SoundBackbone):
     consumes_sequences = True
-    read = ("clicks", "buys")
+    read: tuple[str, ...] = ("clicks", "buys")
 
     def forward(self, tokens_BND, sequences):
         x = super().forward(tokens_BND, sequences)
-        return x + sum(total(sequences[name]) for name in self.read).repeat(1, tokens_BND.shape[1])
+        return x + torch.stack([total(sequences[name]) for name in self.read]).sum(0).repeat(1, tokens_BND.shape[1])
 
 
 class ReadsOneSequence(NeedsSequences):
@@ -442,7 +444,7 @@ def test_one_that_cannot_be_built_is_said_once() -> None:
     class Blocks(SoundBackbone):
         def __init__(self, config, inputs):
             super().__init__(config, inputs)
-            self.blocks = nn.ModuleList()
+            self.blocks = nn.ModuleList()  # type: ignore[method-assign]  # the test refuses it
 
     messages = failures(Blocks)
     assert len(messages) <= 4, messages.keys()

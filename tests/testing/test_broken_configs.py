@@ -79,8 +79,8 @@ def test_a_name_that_yaml_would_need_quotes_for() -> None:
     assert "must be a lower-case identifier" in failures(Nameless)["is_a_named_component"]
 
 
-def plugin_of(*offers: Any) -> ModuleType:
-    plugin = ModuleType("plugin_of_a_test")
+def plugin_of(*offers: Any) -> Any:
+    plugin: Any = ModuleType("plugin_of_a_test")
 
     @exfm.hookimpl
     def exfm_register_backbones():

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from sound import failed
 from torch import nn
 
 from exfm import TeacherInput
 from exfm.testing import TeacherInputTests
 from exfm.transfer import EXAMPLE, TeacherInputConfig
+from tests.testing.sound import failed
 
 
 class Sound(TeacherInput):

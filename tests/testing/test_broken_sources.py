@@ -87,6 +87,8 @@ class FromAFile(Sound):
     class Config(exfm.ComponentConfig):
         path: str = Field(description="The file.")
 
+    config: Config
+
     def times(self):
         try:
             rows = int(Path(self.config.path).read_text()[:2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -96,7 +97,7 @@ class SoundParameters(ParameterStrategy):
         super().__init__(config, student, teacher)
         width, dim = teacher.part("table/items").tensors["weight"][1], student.embedding_dim
         self.added = nn.Sequential(nn.Linear(width, dim), nn.Tanh())
-        self.state = nn.Linear(teacher.states["item"], dim, bias=False)
+        self.state: nn.Module = nn.Linear(teacher.states["item"], dim, bias=False)
 
     def transfers(self):
         return [
@@ -153,7 +154,7 @@ class CopiesTwice(SoundParameters):
 class AddsOtherWidths(SoundParameters):
     def __init__(self, config, student, teacher):
         super().__init__(config, student, teacher)
-        self.state = nn.Linear(teacher.states["item"], 3)
+        self.state: nn.Module = nn.Linear(teacher.states["item"], 3)
 
 
 class AddsToAnotherTable(SoundParameters):
@@ -325,6 +326,7 @@ class SaysWhenItHasStarted(Sound):
 
     def __init__(self, config, student, teacher):
         super().__init__(config, student, teacher)
+        self.started: torch.Tensor
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     @property
@@ -417,7 +419,8 @@ class StaysOnTheCPU(Sound):
 
 class LosesDigits(Sound):
     def term(self, student, supervision, labels, task):
-        layer = self.heads[task][0]
+        head: Any = self.heads[task]
+        layer = head[0]
         logit_B = (student.representation_BR + 10000) @ layer.weight[0] - 10000 * layer.weight.sum() + layer.bias[0]
         loss_B = bce(logit_B, supervision.probabilities[task].detach().to(logit_B.dtype), reduction="none")
         loss = torch.where(supervision.hit[task], loss_B, 0).sum() / max(len(loss_B), 1)
@@ -459,7 +462,7 @@ class HeadsFromASet(Sound):
 
     def __init__(self, config, student, teacher):
         super().__init__(config, student, teacher)
-        self.heads = nn.ModuleDict((task, student.new_head()) for task in {str(task) for task in self.tasks})
+        self.heads = nn.ModuleDict({task: student.new_head() for task in {str(task) for task in self.tasks}})
 
 
 class SeedsItself(Sound):
@@ -477,7 +480,7 @@ class SetsThreads(Sound):
 class KeepsItsLoss(Sound):
     def loss(self, student, supervision, labels):
         loss = super().loss(student, supervision, labels)
-        self.log = lambda: loss
+        self.log: Callable[[], torch.Tensor] | None = lambda: loss
         return loss
 
     def __deepcopy__(self, memo):

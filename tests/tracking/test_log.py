@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import exfm
-from exfm.experiment.run import build_plan, open_run
+from exfm.experiment.run import build_plan
+from exfm.scheduling.identity import open_run
 from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
 

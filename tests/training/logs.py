@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import yaml
 
 import exfm
-from exfm.experiment.run import build_plan, open_run
+from exfm.experiment.run import build_plan
+from exfm.scheduling.identity import open_run
 from exfm.supervision.store import open_store
 from exfm.training.loop import StreamLoop
 

@@ -52,7 +52,7 @@ def list_late(self: Workspace, folder: str) -> list[str]:
 
 
 def main(jobs: list[dict[str, Any]], marker: Path) -> None:
-    plots.svg = empty_plot  # the plots of so many reports take as long as the training
+    plots.svg = empty_plot  # type: ignore[assignment]  # the plots of so many reports take as long as the training
     rank, started, connected = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), 0
     if rank == 1:
         Workspace.names = list_late  # type: ignore[method-assign]  # it must go by what the first process says

@@ -25,7 +25,7 @@ DAYS = 4
 BATCH = 64
 ROWS_PER_DAY = 5 * BATCH  # whole batches, so that windows end with whole ones, and no whole number of larger chunks
 CHUNKS = (64, 320)
-FOLLOWED = {
+FOLLOWED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "states": ({"states": {"user": ["user"]}, "state_dim": 4}, {"name": "compact_features", "teacher": "fm"}),
     "rows": ({"rows": ["user"]}, {"name": "parameter_sharing", "teacher": "fm", "parts": {"table/user": "added"}}),
 }

@@ -47,7 +47,7 @@ def test_copies_take_the_memory_of_the_copies_before_where_they_fit() -> None:
 
 @pytest.mark.parametrize("background", [False, True])
 def test_windows_are_written_in_order_and_up_to_the_first_that_fails(background: bool) -> None:
-    writer, done = CommitWriter(background), []
+    writer, done = CommitWriter(background), list[Any]()
     windows: list[list[Any]] = [
         [SlowCommit("fm 0", done), SlowCommit("vm 0", done)],
         [SlowCommit("fm 1", done), SlowCommit("vm 1", done, fails=True), SlowCommit("control 1", done)],

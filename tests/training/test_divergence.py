@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save
 
 import exfm
 from exfm.errors import RunError
-from exfm.experiment.run import build_plan, open_run
+from exfm.experiment.run import build_plan
+from exfm.scheduling.identity import open_run
 from exfm.serving.export import Form, export
 from exfm.serving.predict import predict
 from exfm.storage.commits import Commit

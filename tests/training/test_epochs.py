@@ -152,7 +152,7 @@ def test_every_epoch_has_the_same_supervision_and_labels(
     log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each pass over the first windows trains the student on the same rows, hits and late labels, in the same order."""
-    seen: list[tuple[str, Any]] = []
+    seen: list[tuple[str, list[int], list[int], Any]] = []
     consume, repeat, late = Stage.consume, Stage.repeat, Stage.consume_late
 
     def note(kind: str, stage: Stage, chunk: Any, *more: Any) -> None:

@@ -161,7 +161,8 @@ def test_an_older_day_is_refused_and_may_be_left_out(jobs: Jobs) -> None:
     ):
         jobs.call("fm", final=True)
     jobs.add("4", day(4))
-    jobs.call("fm", final=True, **{"stream.start": "2023-11-17T00:00:00Z"})
+    later: dict[str, Any] = {"stream.start": "2023-11-17T00:00:00Z"}
+    jobs.call("fm", final=True, **later)
     assert jobs.predicted("fm") == [100 * number + i for number in (2, 3, 4) for i in range(12)]
 
 

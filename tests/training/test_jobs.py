@@ -16,7 +16,7 @@ import yaml
 
 import exfm
 from exfm.data.windows import stream_windows
-from exfm.experiment.run import open_run
+from exfm.scheduling.identity import open_run
 from exfm.storage.workspace import Workspace
 from exfm.supervision.store import Store
 from exfm.training.commit_writer import WindowCommit
@@ -166,9 +166,9 @@ def test_of_two_jobs_on_one_model_one_commits_and_the_other_says_so(
     stage = second.stages[0]
     commit = stage.commit
 
-    def late_commit(*commit_arguments: Any) -> WindowCommit | None:
+    def late_commit(*commit_arguments: Any, **options: Any) -> WindowCommit | None:
         first.advance()
-        return commit(*commit_arguments)
+        return commit(*commit_arguments, **options)
 
     stage.commit = late_commit  # type: ignore[method-assign]
     second.advance()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import exfm
-from exfm.experiment.run import open_run
+from exfm.scheduling.identity import open_run
 from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
 from tests.processes import torchrun
@@ -185,7 +185,7 @@ def test_epochs_read_the_embeddings_of_the_first_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stored", [{}, {"embedding_dim": 6}])
-def test_an_embedding_of_another_run_is_read(stored: dict[str, int], tmp_path: Path) -> None:
+def test_an_embedding_of_another_run_is_read(stored: dict[str, Any], tmp_path: Path) -> None:
     lender = settings_of(tmp_path, "lender", **stored)
     train(load(tmp_path, lender))
     settings = {**lender, "run_dir": str(tmp_path / "borrower"), "models": {"vm": lender["models"]["vm"]}}

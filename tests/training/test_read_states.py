@@ -73,7 +73,8 @@ def test_states_are_codes_of_the_vectors_before_the_step(tmp_path: Path) -> None
         representation_BR = torch.from_numpy(_representation(trainer, batch))
         read = trainer.model.read_states
         assert read is not None
-        moments = read.compressors["embedding"].standard.moments()
+        compressors: dict[str, Any] = dict(read.compressors.items())
+        moments = compressors["embedding"].standard.moments()
         mean_R, square_R = moments[:64], moments[64:]
         standard_BR = representation_BR - mean_R
         if start:
@@ -81,7 +82,7 @@ def test_states_are_codes_of_the_vectors_before_the_step(tmp_path: Path) -> None
             standard_BR /= variance_R.clamp(min=1e-4 * variance_R.mean()).sqrt()
         standard_BR = standard_BR.clamp(-10, 10).float()
         for column in ("state_user", "embedding"):
-            encoder = read.compressors[column].encoder
+            encoder = compressors[column].encoder
             code_BK = standard_BR @ encoder.weight.T + encoder.bias
             values = stored.column(column).combine_chunks().flatten().to_numpy().reshape(-1, 16)[start : start + 64]
             np.testing.assert_allclose(values, code_BK.detach().numpy(), rtol=2e-3, atol=2e-3)

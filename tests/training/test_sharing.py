@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 import exfm
-from exfm.experiment.run import open_run
 from exfm.modeling.parts import grouped
+from exfm.scheduling.identity import open_run
 from exfm.storage import snapshots
 from exfm.storage.commits import CommitLog
 from exfm.storage.snapshots import SnapshotRegistry

@@ -52,7 +52,9 @@ def column(rows: pa.Table, name: str) -> dict[int, float | None]:
 @pytest.mark.parametrize("task", ["click", "buy"])
 def test_the_teachers_figures_are_those_of_its_rows(whole: tuple[dict[str, Any], Path], task: str) -> None:
     results, run_dir = whole
-    soft, true, counts = [], [], {}
+    soft: list[Any] = []
+    true: list[Any] = []
+    counts = {}
     for window, rows in predictions(str(run_dir), "vm").items():
         taught = column(supervision(str(run_dir), "fm")[window], f"prediction_{task}")
         labels = column(rows, f"label_{task}")

@@ -162,7 +162,7 @@ def test_crashes_between_the_commits_of_a_window_change_nothing(
     config = experiment_dict(log, str(tmp_path / "run"))
     add, begun = CommitLog.add, []
 
-    def failing(self: CommitLog, stage: str, model: str, commit: Commit, **more: Any) -> bool:
+    def failing(self: CommitLog, stage: Any, model: str, commit: Commit, **more: Any) -> bool:
         name = (stage, model, commit.window.index)
         if name not in begun:
             begun.append(name)

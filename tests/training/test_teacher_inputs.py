@@ -21,10 +21,10 @@ from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
 from exfm.data.windows import stream_windows
 from exfm.distributed.chunk_exchange import check_sharding
-from exfm.experiment.run import open_run
 from exfm.modeling.teacher_inputs import TeacherInputs
 from exfm.modeling.vector_table import HistoryTable, RowVectors
 from exfm.reporting.result_table import result_table
+from exfm.scheduling.identity import open_run
 from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
 from exfm.training.trainer import Trainer
@@ -82,7 +82,8 @@ def test_a_token_is_the_map_of_the_newest_state_and_zeros_without_one() -> None:
         lengths=torch.tensor([1, 1, 1, 1, 1, 0, 1, 1]),  # the second example has no user
     )
     tokens_BMD = inputs(ids, {})
-    weight = inputs.components[0].maps["entity_user"].weight
+    component: Any = inputs.components[0]
+    weight = component.maps["entity_user"].weight
     expected = torch.stack([weight @ states[2], torch.zeros(4), weight @ states[3], torch.zeros(4)])
     torch.testing.assert_close(tokens_BMD[:, 0], expected)
     assert not tokens_BMD[:, 1].any()

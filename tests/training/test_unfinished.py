@@ -15,7 +15,7 @@ import yaml
 
 import exfm
 from exfm.cli.main import main
-from exfm.experiment.run import open_run
+from exfm.scheduling.identity import open_run
 from exfm.storage import snapshots
 from exfm.storage.commits import CommitLog
 from exfm.storage.hashing import FileRecord

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,11 +25,13 @@ def test_strategies_and_inputs_of_the_same_column_share_a_table(tmp_path: Path) 
     (looked_up,) = trainer.model.inputs.stored().values()
     assert looked_up is tables["state_user",]
     offset = trainer.model.featurizer.offsets["user"]
-    assert isinstance(offset, OffsetSum) and [term.vectors for term in offset.offsets] == 2 * [looked_up]
+    assert isinstance(offset, OffsetSum)
+    terms: list[Any] = list(offset.offsets)
+    assert [term.vectors for term in terms] == 2 * [looked_up]
     kept = [key for key in trainer.training_state() if key.endswith("vectors_RK")]
     assert kept == ["vectors.fm.state_item.table_item.vectors_RK"]  # the other table is in the served weights
     looked_up.vectors_RK[3] = torch.arange(4.0)
-    projected = [term.projection(torch.arange(4.0)) for term in offset.offsets]
+    projected = [term.projection(torch.arange(4.0)) for term in terms]
     assert torch.equal(offset(torch.tensor([3])).squeeze(0), projected[0] + projected[1])
 
 

@@ -15,6 +15,7 @@ import time
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,11 +63,12 @@ def main() -> None:
     pq.write_table(kept.replace_schema_metadata({"costs": json.dumps(costs)}), arguments.out)
 
 
-def build(arguments: argparse.Namespace, facts: dict) -> torch.nn.Module:
+def build(arguments: argparse.Namespace, facts: dict[str, Any]) -> Any:
     """A model of the zoo with the settings given, and FuxiCTR's defaults."""
     attends = arguments.model == "DIN"
     file = arguments.zoo / "model_zoo" / arguments.model / "src" / f"{arguments.model}.py"
     spec = importlib.util.spec_from_file_location(arguments.model, file)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     settings = dict(arguments.settings)
@@ -74,7 +76,7 @@ def build(arguments: argparse.Namespace, facts: dict) -> torch.nn.Module:
     if attends:
         settings["din_target_field"] = [feature["target"] for feature in histories]
         settings["din_sequence_field"] = [feature["name"] for feature in histories]
-    model = getattr(module, arguments.model)(
+    model: Any = getattr(module, arguments.model)(
         feature_map(facts, attends),
         embedding_dim=facts["embedding_dim"],
         optimizer="adam",
@@ -88,7 +90,7 @@ def build(arguments: argparse.Namespace, facts: dict) -> torch.nn.Module:
     return model
 
 
-def feature_map(facts: dict, attends: bool) -> FeatureMap:
+def feature_map(facts: dict[str, Any], attends: bool) -> FeatureMap:
     """What FuxiCTR's preprocessing would have found: row 0 of a table is padding, row i + 1 is our row i."""
     found = FeatureMap("exported", ".")
     found.labels = [facts["task"]]
@@ -101,7 +103,7 @@ def feature_map(facts: dict, attends: bool) -> FeatureMap:
             found.features[name] = {"source": "", "type": "numeric"}
             continue
         listed = kind != "categorical"
-        spec = {"source": "", "type": "sequence" if listed else "categorical"}
+        spec: dict[str, Any] = {"source": "", "type": "sequence" if listed else "categorical"}
         spec |= {"vocab_size": feature["rows"] + 1, "padding_idx": 0}
         if listed and not (attends and kind == "sequence"):
             spec["feature_encoder"] = "layers.MaskedAveragePooling()"
@@ -113,7 +115,7 @@ def feature_map(facts: dict, attends: bool) -> FeatureMap:
     return found
 
 
-def inputs(table: pa.Table, facts: dict) -> dict[str, torch.Tensor]:
+def inputs(table: pa.Table, facts: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Every column as a tensor, (N,) or (N, L), and the label."""
     columns = {facts["task"]: torch.from_numpy(table[facts["task"]].to_numpy().astype(np.float32))}
     for feature in facts["features"]:
@@ -135,7 +137,7 @@ def padded(lists: pa.ListArray) -> np.ndarray:
     return matrix
 
 
-def one_pass(model: torch.nn.Module, columns: dict[str, torch.Tensor], batch: np.ndarray) -> tuple[np.ndarray, float]:
+def one_pass(model: Any, columns: dict[str, torch.Tensor], batch: np.ndarray) -> tuple[np.ndarray, float]:
     """Predictions of all rows, (N,), each made before the model trained on it, and the seconds that training took."""
     edges = np.flatnonzero(np.diff(batch, prepend=-1, append=-1))
     predictions, seconds = [], 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ def packed(lines: Sequence[bytes], ending: str) -> bytes:
     if ending == ".zst":
         content: bytes = pa.compress(text, "zstd", asbytes=True)
         return content
-    return {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress}[ending](text)
+    compressors: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress}
+    return compressors[ending](text)
 
 
 class TestJsonlSource(DataSourceTests):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import exfm
 import pytest
@@ -41,6 +42,7 @@ def by_hand(backbone: RankmixerBackbone, features: list[Tensor], fields: dict[st
         torch.stack(whole[t * part : (t + 1) * part]) @ backbone.project.weight_TIO[t] + backbone.project.bias_TO[t]
         for t in range(count)
     ]
+    layer: Any  # torch types every member of a list of modules as Tensor | Module
     for layer in backbone.layers:
         heads = [list(token.chunk(count)) for token in tokens]
         mixed = [torch.cat([heads[t][h] for t in range(count)]) for h in range(count)]
