@@ -1,8 +1,8 @@
 """Latency of exported models: `python benchmarks/export.py`.
 
 A student and its control are trained for a moment, exported, and asked in turn, at one row and at a hundred. Printed
-are medians and ratios: of the compiled student to the compiled control, which are one graph; of the model in eager
-mode, as it is trained, to its compiled export; and what it takes to make tensors of the rows of a request. The
+are medians and ratios: of the compiled student to the compiled control, which are the same graph; of the model in eager
+mode, as it is trained, to its compiled export; and the time to make tensors of the rows of a request. The
 interval of a ratio is Student's t over twenty stretches of the run, each with the ratio of its own medians.
 """
 
@@ -67,7 +67,7 @@ def trained(folder: Path, model: Mapping[str, Any]) -> exfm.Experiment:
 
 
 def calls(experiment: exfm.Experiment, folder: Path, rows: pa.RecordBatch) -> dict[str, Callable[[], object]]:
-    """What is timed, on some rows."""
+    """The actions that are timed, on some rows."""
     arm, store = find_arm(experiment, "vm"), Store(experiment.run_dir)
     weights = store.snapshots.load(find_snapshot(experiment, arm, store).weights)
     plan = experiment.config.parallel.build()
@@ -109,7 +109,7 @@ def times_us(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long one action takes as another: of the medians, and half of its 95% interval."""
+    """How many times as long an action takes as another: of the medians, and half of its 95% interval."""
 
     value: float
     half: float

@@ -1,7 +1,7 @@
 """Attention over jagged histories against padding to the longest: `python benchmarks/jagged_attention.py`.
 
-Forward and backward pass, float32, one thread. Lengths are drawn from an exponential distribution of a tenth of the
-longest, which one history has. Both ways start and end with jagged events: padding and its removal are part of
+Forward and backward pass, float32, a single thread. Lengths are drawn from an exponential distribution of a tenth of
+the longest, which a single history has. Both ways start and end with jagged events: padding and its removal are part of
 either time. The two results are compared first.
 """
 
@@ -24,7 +24,7 @@ GOAL = 3.0
 
 
 class Case:
-    """Histories of one longest length."""
+    """Histories of a longest length."""
 
     def __init__(self, longest: int) -> None:
         generator = torch.Generator().manual_seed(0)

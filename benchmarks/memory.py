@@ -1,8 +1,8 @@
 """Peak memory of a run: `python benchmarks/memory.py [--days 3] [--resume-rows 8000000]`.
 
-On a stream and on one ten times longer; and of a model with large tables beside what it must hold: tables, the state of
-their optimizer, and the rest, which is the peak of the same model on as many rows with tables of 1,000 rows. Then of a
-run that goes on from a snapshot with one large table, beside that of the training before.
+On a stream and on a stream ten times longer; and of a model with large tables beside the tensors that it must hold:
+tables, the state of their optimizer, and the rest, which is the peak of the same model on as many rows with tables of
+1,000 rows. Then of a run that goes on from a snapshot with a large table, beside that of the training before.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NARROW = {**MODEL, "embedding_dim": 4}
 
 
 def peak_mib(days: int, folder: str) -> float:
-    """Peak resident memory of one `exfm run`, in MiB."""
+    """Peak resident memory of an `exfm run`, in MiB."""
     overrides = [f"run_dir={folder}/{days}", f"stream.source.days={days}", f"stream.source.rows_per_day={ROWS_PER_DAY}"]
     return run_peak_mib(str(EXPERIMENT), *overrides)
 
@@ -56,7 +56,7 @@ def table_peak_mib(table_rows: int, folder: Path) -> float:
 
 
 def resume_peaks_mib(table_rows: int, folder: Path) -> tuple[float, float]:
-    """Peak resident memory of training with one table, and of going on from its snapshot, in MiB."""
+    """Peak resident memory of training with a single table, and of going on from its snapshot, in MiB."""
     everything = folder / "everything.parquet"
     write(everything, 8_192, SMALL, windows=4)
     rows = pq.read_table(everything)
@@ -73,7 +73,7 @@ def resume_peaks_mib(table_rows: int, folder: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Prints peaks and ratios; exit status 1 when one is too high."""
+    """Prints peaks and ratios; exit status 1 when any is too high."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--days", type=int, default=3)
     parser.add_argument("--resume-rows", type=int, default=8_000_000)

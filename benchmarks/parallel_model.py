@@ -4,10 +4,11 @@ Time per example and GPU, in microseconds, with N GPUs in a sharding group and M
 
     t(N, M) = c + a (N - 1) + s 2 (M - 1) / M
 
-c: what a GPU computes for its own rows, however many GPUs there are. a: what each further member of a group adds, as
-all of a group wait for the one with most to do, and exchange rows with all. s: the all-reduce of a GPU's shard over the
-groups, in a ring. Each is fitted to one of three published figures (arXiv 2508.03854), so that the model confirms
-nothing: it says what they mean together, under its assumptions, for other numbers of GPUs and groups.
+c: a GPU's computation for its own rows, however many GPUs there are. a: the time that each further member of a group
+adds, as all of a group wait for the member with most to do, and exchange rows with all. s: the all-reduce of a GPU's
+shard over the groups, in a ring. Each is fitted to another of three published figures (arXiv 2508.03854), so that the
+model confirms
+nothing: it says their meaning together, under its assumptions, for other numbers of GPUs and groups.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ GPUS = (256, 512, 1024, 2048, 4096)
 
 
 def ring(groups: int) -> float:
-    """Of what a GPU keeps, how much it sends to average it over the groups."""
+    """Of the bytes that a GPU keeps, how much it sends to average it over the groups."""
     return 2 * (groups - 1) / groups
 
 

@@ -1,8 +1,8 @@
-"""What a training step costs and moves on 1, 2 and 4 local processes: `python benchmarks/parallel_steps.py`.
+"""Time and traffic of a training step on 1, 2 and 4 local processes: `python benchmarks/parallel_steps.py`.
 
-Trains the quickstart's foundation model, with another batch size, on the first rows of its stream. Bytes are what the
-operating system has sent through a process's TCP connections, gloo's and torchrun's, so Linux is needed; those of all
-processes are added up. Every process sees the whole batch's loss, so a step is the same step on any number of them.
+Trains the quickstart's foundation model, with another batch size, on the first rows of its stream. Bytes are those that
+the operating system has sent through a process's TCP connections, gloo's and torchrun's, so Linux is needed; those of
+all processes are added up. Every process sees the whole batch's loss, so a step is the same step on any number of them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def sent() -> int:
 
 
 def measure(plan_text: str, batch_size: int, steps: int) -> None:
-    """Trains some steps in one of the processes; the first one prints what it found, as JSON."""
+    """Trains some steps in a process; the first process prints its measurements, as JSON."""
     import torch
 
     import exfm

@@ -1,7 +1,7 @@
-"""Three jobs over one workspace, each killed with SIGKILL at thirty random moments: `python benchmarks/soak_jobs.py`.
+"""Three jobs over a workspace, each killed with SIGKILL at thirty random moments: `python benchmarks/soak_jobs.py`.
 
 The FM's trainer, its labeller and the VM's trainer follow the stream at the same time and are restarted whenever they
-are killed. The end is compared with one undisturbed `exfm run`: results.json but for times, and the store must hold
+are killed. The end is compared with an undisturbed `exfm run`: results.json but for times, and the store must hold
 each (teacher, example) once.
 """
 
@@ -22,7 +22,7 @@ OVERRIDES = ("models.fm.supervision.delay=1d", "stream.source.days=40", "stream.
 
 
 def exfm(stage: str, run_dir: Path, *options: str) -> list[str]:
-    """A command line over one run_dir."""
+    """A command line over the same run_dir."""
     return [sys.executable, "-m", "exfm", stage, str(EXPERIMENT), f"run_dir={run_dir}", *OVERRIDES, *options]
 
 

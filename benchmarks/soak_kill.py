@@ -44,7 +44,7 @@ def killed(command: list[str], name: str, kills: int, seconds: tuple[float, floa
 
 
 def timeless(path: Path) -> dict[str, Any]:
-    """The results without what the clock decides."""
+    """The results without the figures that the clock decides."""
     results: dict[str, Any] = json.loads(path.read_text())
     results.pop("time")
     for model in results["models"].values():

@@ -1,6 +1,6 @@
-"""One of several processes killed with SIGKILL at a random moment: `python benchmarks/soak_parallel.py [--rounds 10]`.
+"""A process of several, killed with SIGKILL at a random moment: `python benchmarks/soak_parallel.py [--rounds 10]`.
 
-Each round is a run of its own under torchrun, which starts all processes again when one has died. Its results.json is
+Each round is a separate run under torchrun, which starts all processes again when any has died. Its results.json is
 compared with that of an undisturbed run of the same plan on as many processes, but for times. Every other round saves
 in the background. A run that is over before its kill is done again with another moment.
 """
@@ -45,7 +45,7 @@ def commits(run_dir: Path) -> int:
 
 
 def kill_one(job: subprocess.Popen[bytes], run_dir: Path, moments: random.Random) -> bool:
-    """Kills one of a job's processes a moment after a random commit; whether the job had not ended before."""
+    """Kills a process of a job a moment after a random commit; whether the job had not ended before."""
     wanted = moments.randint(0, COMMITS - 2)
     while job.poll() is None and commits(run_dir) < wanted:
         time.sleep(0.1)

@@ -57,7 +57,7 @@ def chunks(rows: int, shape: EmbeddingShape | None) -> Iterator[tuple[Supervisio
 
 
 class Case:
-    """One shape of supervision."""
+    """A shape of supervision."""
 
     def __init__(self, folder: Path, rows: int, shape: EmbeddingShape | None) -> None:
         self.workspace = Workspace(str(folder))
@@ -85,7 +85,7 @@ class Case:
                 writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
 
     def examples(self, every: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Ids and times of the examples of each chunk, one for every so many rows."""
+        """Ids and times of the examples of each chunk, a chunk for every so many rows."""
         return [
             (rows.example_id[::every].contiguous(), rows.event_time_us[::every].contiguous()) for rows, _ in self.chunks
         ]
@@ -141,12 +141,12 @@ def main() -> None:
         print(name)
         with tempfile.TemporaryDirectory() as folder:
             case = Case(Path(folder), arguments.rows, shape)
-            for what, ours, plain in (
+            for name, ours, plain in (
                 ("write", case.write_store, case.write_pyarrow),
                 ("join, all rows", partial(case.join, case.examples(1)), case.read_pyarrow),
                 ("join, a fifth", partial(case.join, case.examples(5)), case.read_pyarrow),
             ):
-                ratios.append(compare(what, arguments.rows, ours, plain, arguments.repeats))
+                ratios.append(compare(name, arguments.rows, ours, plain, arguments.repeats))
     print(f"lowest ratio {min(ratios):.2f} (at least {GOAL})")
     sys.exit(min(ratios) < GOAL)
 

@@ -1,4 +1,4 @@
-"""Runs of a campaign, each a line of JSON under the hash of what it asks for: what is there is not run again."""
+"""Runs of a campaign, each a line of JSON under the hash of its settings: a run that is there is not repeated."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def key_of(content: Any) -> str:
 
 @dataclass(frozen=True)
 class Campaign:
-    """Runs of one base experiment, whose model ``fm`` is replaced.
+    """Runs of a base experiment, whose model ``fm`` is replaced.
 
     Attributes:
         base: the experiment file.
@@ -80,16 +80,16 @@ class Campaign:
         return Log(self.folder / "records.jsonl")
 
     def experiment(self, model: Mapping[str, Any], seed: int) -> exfm.Experiment:
-        """The experiment of one run, on its part of the stream."""
+        """The experiment of a run, on its part of the stream."""
         changes = [f"models.fm.{key}={json.dumps(value)}" for key, value in model.items()]
         experiment = exfm.load_experiment(str(self.base), [*self.overrides, *changes, f"seed={seed}"])
         return beginning(experiment, self.end_us)
 
     def measure(self, name: str, model: Mapping[str, Any], seed: int) -> Record:
-        """The record of one run, from the log or from running it. A run that fails is recorded and done again later."""
+        """The record of a run, from the log or from running it. A run that fails is recorded and done again later."""
         experiment = self.experiment(model, seed)
         span = experiment.source.time_range()
-        # What is asked for, not the resolved config: a new field with a default does not make a new run of it.
+        # The settings asked for, not the resolved config: a new field with a default does not make a new run of it.
         asked = [yaml.safe_load(self.base.read_text()), model, seed]
         key = key_of([asked, span.start_us, span.end_us, torch.get_num_threads()])
         log = self.log
@@ -117,7 +117,7 @@ class Campaign:
         start: Rates = START,
         seeds: Sequence[int] = (0,),
     ) -> Record:
-        """The best learning rates by NE: either one is doubled or halved for as long as that helps.
+        """The best learning rates by NE: either is doubled or halved for as long as that helps.
 
         Args:
             points: where given, how many pairs of rates are tried at most.
@@ -143,7 +143,7 @@ class Campaign:
             found = better
 
     def _at(self, name: str, model: Mapping[str, Any], rates: Rates, seeds: Sequence[int]) -> Record:
-        """The record of the first seed, or one that failed; its NE is the mean over all."""
+        """The record of the first seed, or of the first that failed; its NE is the mean over all."""
         optimizer = {part: {"lr": rate} for part, rate in zip(("dense", "tables"), rates, strict=True)}
         records = [self.measure(name, {**model, "optimizer": optimizer}, seed) for seed in seeds]
         failed = [record for record in records if "error" in record]
@@ -168,7 +168,7 @@ def _figures(results: Mapping[str, Any], task: str) -> Record:
 
 
 def machine() -> Record:
-    """What speed depends on."""
+    """Everything that speed depends on."""
     return {"threads": torch.get_num_threads(), "cpus": os.cpu_count(), "processor": _processor()}
 
 

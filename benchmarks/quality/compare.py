@@ -1,4 +1,4 @@
-"""exfm beside FuxiCTR: the same rows in the same batches, one pass, each batch predicted before it is trained on.
+"""exfm beside FuxiCTR: the same rows in the same batches, a single pass, each batch predicted before it is trained on.
 
     benchmarks/quality/fuxictr/setup.sh
     python benchmarks/quality/compare.py --data movielens --path FOLDER --seeds 3
@@ -45,7 +45,7 @@ class FuxiCTR:
         self.campaign = campaign
 
     def measure(self, model: str, settings: Settings, seed: int, tunes: bool = False) -> Record:
-        """The record of one run over the rows; over those alone that no figure covers, where it is to tune."""
+        """The record of a run over the rows; over those alone that no figure covers, where it is to tune."""
         facts = self.exported.facts
         key = key_of([str(self.exported.folder), model, settings, seed, tunes, torch.get_num_threads()])
         log = self.campaign.log
@@ -98,7 +98,7 @@ def main() -> None:
     """Exports, tunes, runs, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, choices=("movielens", "globo"))
-    parser.add_argument("--path", required=True, help="the data: what stream.source.path takes")
+    parser.add_argument("--path", required=True, help="the data: as for stream.source.path")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, help="end the stream with the window in which so many rows are reached")
     parser.add_argument("--threads", type=int, default=1)

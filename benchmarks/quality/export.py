@@ -1,8 +1,8 @@
-"""A stream as one Parquet file that exfm and FuxiCTR read alike: `rows.parquet`, and what it holds, `rows.json`.
+"""A stream as a Parquet file that exfm and FuxiCTR read alike: `rows.parquet`, and its contents, `rows.json`.
 
 Ids are table rows, hashed and cut as exfm does. Dense features are transformed and standardised by the rows that no
-figure covers. Of a history only its item ids are kept, as FuxiCTR's DIN attends to what has a counterpart in the
-candidate. `batch` numbers the batches that exfm makes of these rows, so that both train on the same ones.
+figure covers. Of a history only its item ids are kept, as FuxiCTR's DIN attends to fields that have a counterpart in
+the candidate. `batch` numbers the batches that exfm makes of these rows, so that both train on the same ones.
 
 Legend: B rows, F dense features.
 """
@@ -38,7 +38,7 @@ class Exported:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What rows.json says."""
+        """The contents of rows.json."""
         facts: dict[str, Any] = json.loads((self.folder / "rows.json").read_text())
         return facts
 
@@ -156,7 +156,7 @@ def _arrays(
         else:
             found = batch.sparse[column["name"]]
             lists = _lists(found.offsets(), found.values())
-            # Of a categorical feature, a list of one id or, where it is missing, of none.
+            # Of a categorical feature, a list of an id or, where it is missing, of none.
             arrays[column["name"]] = lists if column["kind"] == "multi_valued" else _singles(lists)
     return arrays
 

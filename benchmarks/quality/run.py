@@ -1,4 +1,4 @@
-"""Quality of backbones and encoders in one pipeline: one pass, every example predicted before it is trained on.
+"""Quality of backbones and encoders in one pipeline: a single pass, every example predicted before it is trained on.
 
     python benchmarks/quality/run.py --data movielens --path FOLDER --tune
     python benchmarks/quality/run.py --data movielens --path FOLDER --seeds 3
@@ -32,7 +32,7 @@ def main() -> None:
     """Tunes or measures, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, choices=("movielens", "globo"))
-    parser.add_argument("--path", required=True, help="the data: what stream.source.path takes")
+    parser.add_argument("--path", required=True, help="the data: as for stream.source.path")
     parser.add_argument("--models", default="", help="names of models.yaml, with commas; all of them by default")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, help="end the stream with the window in which so many rows are reached")
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def installed(names: str, parser: argparse.ArgumentParser) -> tuple[Models, list[str]]:
-    """The chosen models that can be run, and what the others lack."""
+    """The chosen models that can be run, and the packages that the others lack."""
     models: Models = yaml.safe_load((HERE / "models.yaml").read_text())
     chosen = names.split(",") if names else list(models)
     unknown = [name for name in chosen if name not in models]
@@ -72,7 +72,7 @@ def installed(names: str, parser: argparse.ArgumentParser) -> tuple[Models, list
 
 
 def shortened(campaign: Campaign, rows: int | None, tunes: bool) -> Campaign:
-    """The campaign on as much of the stream as it may see: to tune, only what the figures leave out."""
+    """The campaign on as much of the stream as it may see: to tune, only the part that the figures leave out."""
     if rows is None and not tunes:
         return campaign
     experiment = campaign.experiment({}, 0)
@@ -115,7 +115,7 @@ def _elsewhere(arguments: list[str]) -> list[str]:
 
 
 def measure(campaign: Campaign, models: Models, tuned: Path, seeds: int) -> str:
-    """Runs what is missing and returns the table."""
+    """Runs the missing runs and returns the table."""
     rates = yaml.safe_load(tuned.read_text()) if tuned.exists() else {}
     records: list[Record] = []
     for seed in range(1, seeds + 1):

@@ -17,7 +17,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def header(records: Sequence[Record]) -> str:
-    """What the figures rest on.
+    """The rows that the figures rest on.
 
     Raises:
         ValueError: the records were scored on different examples, so that they do not compare.
@@ -38,7 +38,7 @@ def header(records: Sequence[Record]) -> str:
 
 
 def rows(records: Iterable[Record]) -> list[str]:
-    """One row per model, the lowest NE first; speeds and costs are means over seeds."""
+    """A row per model, the lowest NE first; speeds and costs are means over seeds."""
     by_model: dict[str, list[Record]] = {}
     for record in records:
         by_model.setdefault(record["model"], []).append(record)

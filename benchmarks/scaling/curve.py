@@ -19,7 +19,7 @@ STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"))
 
 
 class Point(NamedTuple):
-    """One run: forward FLOPs per example, and NE less Bayes NE."""
+    """A run: forward FLOPs per example, and NE less Bayes NE."""
 
     flops: float
     above: float

@@ -26,7 +26,7 @@ Differences = dict[str, list[float]]
 
 
 def main() -> None:
-    """Measures what is missing and prints the table."""
+    """Measures the missing runs and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", default="wukong,gem", help="with commas")
     parser.add_argument("--days", type=int, default=6, help="of the stream")
@@ -66,7 +66,7 @@ def changed(model: Model, change: Mapping[str, Any]) -> Model:
 
 
 def table(records: Sequence[Record], differences: Mapping[tuple[str, str], Differences]) -> str:
-    """One row per decision, under what the figures rest on."""
+    """A row per decision, under the rows that the figures rest on."""
     errors = {size: standard_error([of_sizes[size] for of_sizes in differences.values()]) for size in SIZES}
     noise = ", ".join(f"{error:.4f} at {size}" for size, error in errors.items())
     columns = ["family", "change", "lite: NE difference (each seed)", "base: NE difference (each seed)", "verdict"]

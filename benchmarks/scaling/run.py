@@ -1,9 +1,9 @@
-"""Quality against FLOPs: five sizes of three backbones on one simulated stream whose Bayes NE is known.
+"""Quality against FLOPs: five sizes of three backbones on a simulated stream whose Bayes NE is known.
 
     python benchmarks/scaling/run.py --tune     # learning rates, on the part of the stream that no figure covers
     python benchmarks/scaling/run.py            # the curve: a table, its fit and a plot
 
-One pass; every example is predicted before it is trained on. Interrupted, it goes on where it was.
+A single pass; every example is predicted before it is trained on. Interrupted, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="compare learning rates instead")
     parser.add_argument("--families", default=",".join(FAMILIES), help="with commas")
     parser.add_argument("--sizes", default=",".join(SIZES), help="with commas")
-    parser.add_argument("--seeds", default="1", help="how many, from seed 1 on; with commas, one number for each size")
+    parser.add_argument("--seeds", default="1", help="how many, from seed 1 on; with commas, a number for each size")
     parser.add_argument("--days", type=int, default=12, help="of the stream, 10,000 rows each")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "results" / "scaling.png")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
@@ -101,7 +101,7 @@ def points_of(records: Sequence[Record], bayes: float) -> dict[str, list[Point]]
 
 
 def table(records: Sequence[Record], bayes: float) -> str:
-    """One row per model, under what the figures rest on."""
+    """A row per model, under the rows that the figures rest on."""
     columns = ["model", "dense parameters", "MFLOPs per example", "NE", "above Bayes", "seeds", "train examples/s"]
     lines = [
         header(records),

@@ -25,7 +25,7 @@ Model = dict[str, Any]
 
 
 def model_of(family: str, size: str) -> Model:
-    """The keys of ``models.fm`` of a size: those of its example, or what sizes.yaml has and lite's others."""
+    """The keys of ``models.fm`` of a size: those of its example, or those in sizes.yaml and lite's others."""
     if size in DOCUMENTED:
         return _example(f"{family}-{size}")
     sizes: dict[str, Model] = yaml.safe_load((HERE / "sizes.yaml").read_text())
@@ -39,7 +39,7 @@ def _example(name: str) -> Model:
 
 
 def measure(campaign: Campaign, models: Mapping[str, Model], seeds: Sequence[int]) -> list[Record]:
-    """The records of all models and seeds; runs what is missing.
+    """The records of all models and seeds; runs the missing ones.
 
     Raises:
         RuntimeError: a run failed.

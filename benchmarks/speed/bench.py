@@ -1,10 +1,10 @@
-"""Training speed beside the peers, side by side in one run, in turns; and beside what the machine can do.
+"""Training speed beside the peers, side by side in a run, in turns; and beside the machine's limits.
 
     benchmarks/speed/setup.sh                    # FuxiCTR, DeepCTR-Torch, torch-rechub in .venv-peers
     python benchmarks/speed/bench.py --repeats 3
 
 Every measurement is a process of its own. Of each case all sides run once, then again, and the medians are compared:
-what else the machine does falls on all alike. exfm is measured from Parquet to committed windows.
+other work of the machine falls on all alike. exfm is measured from Parquet to committed windows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def called(python: Path, script: str, *arguments: str) -> Figures:
 
 
 def measure_case(name: str, case: Figures, machine: Figures, arguments: argparse.Namespace) -> dict[str, list[Figures]]:
-    """The figures of all sides of one case, in turns."""
+    """The figures of all sides of a case, in turns."""
     rows = arguments.out / f"{name}.parquet"
     write(rows, case["rows"], case["table_rows"], windows=4)
     log = ["--rows", str(rows), "--table-rows", str(case["table_rows"]), "--threads", str(arguments.threads)]
@@ -61,9 +61,9 @@ def measure_case(name: str, case: Figures, machine: Figures, arguments: argparse
 
 
 def table(name: str, found: dict[str, list[Figures]], machine: Figures) -> str:
-    """Medians of one case, with ratios to each peer and the share of the machine's rate of products.
+    """Medians of a case, with ratios to each peer and the share of the machine's rate of products.
 
-    Of a second of the clock and of one of the processor: what else the machine does leaves the latter nearly alone.
+    Of a second of the clock and of a second of the processor: other work of the machine leaves the latter nearly alone.
     """
     kinds = ("examples_per_second", "examples_per_cpu_second")
     speeds = {side: [median(figures[kind] for figures in several) for kind in kinds] for side, several in found.items()}

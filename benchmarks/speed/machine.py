@@ -1,4 +1,4 @@
-"""What the machine can do: the rate of matrix products and the bandwidth of memory, as one line of JSON."""
+"""The machine's limits: the rate of matrix products and the bandwidth of memory, as one line of JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COPIED_MIB = 512
 
 
 def best_seconds(call: Callable[[], object], repeats: int = 5) -> float:
-    """The shortest of several calls, after one that does not count."""
+    """The shortest of several calls, after a first that does not count."""
     call()
     seconds = []
     for _ in range(repeats):

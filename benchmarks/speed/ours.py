@@ -1,4 +1,4 @@
-"""exfm's speed over a file of rows.py, from Parquet to committed windows, as one line of JSON.
+"""exfm's speed over a file of rows.py, from Parquet to committed windows, as a line of JSON.
 
     python benchmarks/speed/ours.py --rows FILE --table-rows 100000 --model '{"backbone": {"name": "wukong"}}'
 
@@ -29,7 +29,7 @@ Settings = dict[str, Any]
 
 
 def experiment(rows: Path, table_rows: int, model: Settings, run: Settings) -> Settings:
-    """One model on all features, as an experiment file holds it. ``run``: what it holds of the run itself."""
+    """A model on all features, as an experiment file holds it. ``run``: its keys of the run itself."""
     features = [
         {"name": f"f{number}", "kind": "categorical", "rows": table_rows, "ids": "row"} for number in range(FEATURES)
     ]

@@ -1,10 +1,11 @@
-"""What transfer and sharing cost: `python benchmarks/speed/overhead.py`.
+"""The cost of transfer and sharing: `python benchmarks/speed/overhead.py`.
 
-One run trains, on the same chunks in turn: a teacher and the same model without students, which differ by the writing
-of supervision; and students with the whole transfer stack, each beside its control: one of three features in batches of
-several sizes, and one of all features in large ones. Their seconds are those that the manifests record, and what is
-told is the median, over all windows but the first, of the ratio within a window: one window's speed is not another's.
-Then one student alone is trained, and ten in one process, in three turns: reading, training and commits together.
+A run trains, on the same chunks in turn: a teacher and the same model without students, which differ by the writing of
+supervision; and students with the whole transfer stack, each beside its control: a student of three features in batches
+of several sizes, and a student of all features in large ones. Their seconds are those that the manifests record, and
+the figure is the median, over all windows but the first, of the ratio within a window: one window's speed is not
+another's. Then a student alone is trained, and ten in a process, in three turns: reading, training and commits
+together.
 """
 
 from __future__ import annotations

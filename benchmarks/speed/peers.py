@@ -1,10 +1,10 @@
-"""A peer's training speed over a file of rows.py, as one line of JSON; runs in .venv-peers.
+"""A peer's training speed over a file of rows.py, as a line of JSON; runs in .venv-peers.
 
     .venv-peers/bin/python benchmarks/speed/peers.py --library fuxictr --model wukong --rows FILE --table-rows 100000
 
 Each library trains by its own training step: FuxiCTR's ``train_step`` over batches cut beforehand, DeepCTR-Torch's
 ``fit``, torch-rechub's ``train_one_epoch`` with its data loader. All rows lie in memory and reading them is not timed,
-which is in the peers' favour. Adam everywhere, one pass in order.
+which is in the peers' favour. Adam everywhere, a single pass in order.
 """
 
 from __future__ import annotations

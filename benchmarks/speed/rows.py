@@ -1,4 +1,4 @@
-"""Rows for the speed benchmark, the same for exfm and its peers: a click log as one Parquet file.
+"""Rows for the speed benchmark, the same for exfm and its peers: a click log as a Parquet file.
 
 python benchmarks/speed/rows.py --rows 200000 --table-rows 100000 --out runs/speed/rows.parquet
 """

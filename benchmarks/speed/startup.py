@@ -1,6 +1,6 @@
 """Where the time to the first trained chunk goes, from the start of a process: `startup.py FILE` prints it.
 
-Each start is a process of its own and a run of its own; what is printed is the median of each part.
+Each start is a separate process and a separate run; printed is the median of each part.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python benchmarks/transfer/diagnose.py --seeds 20-29 --folder runs/diagnose
 
 A run per seed trains an FM, and another a student for every plant, all of the same shape but where the plant says so.
-Teachers from elsewhere are the FM's predictions, distorted. What is complete in the folder is not trained again.
+Teachers from elsewhere are the FM's predictions, distorted. Runs that are complete in the folder are not trained again.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ DISTORTIONS: dict[str, Callable[..., Logits]] = {
 
 
 def main() -> None:
-    """Runs what is missing and prints the table of verdicts."""
+    """Runs the missing runs and prints the table of verdicts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="20-29", help="FIRST-LAST")
     parser.add_argument("--folder", type=Path, default=Path("runs/diagnose"))

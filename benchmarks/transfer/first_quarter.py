@@ -1,4 +1,4 @@
-"""What a scenario gives on the part of the stream that its figures skip: where settings are chosen.
+"""Gains of a scenario on the part of the stream that its figures skip: where settings are chosen.
 
 python benchmarks/transfer/first_quarter.py examples/paper/single_vm_movielens.yaml stream.source.path=FOLDER
 """

@@ -24,7 +24,7 @@ def main() -> None:
     """Prints the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("own", nargs="+", help="the models that see one VM's traffic")
+    parser.add_argument("own", nargs="+", help="the models that see a VM's traffic")
     arguments = parser.parse_args()
     files = sorted(arguments.folder.glob("*/results.json"))
     if not files:

@@ -3,7 +3,7 @@
     exfm sweep examples/paper/single_vm_movielens.yaml --over seed=1,2,3,4,5 stream.source.path=FOLDER
     python benchmarks/transfer/table.py runs/single_vm_movielens/sweep distilled,auxiliary,vm
 
-A group of models names its baseline first: the one whose control all of the group are measured against, which has the
+A group of models names its baseline first: the model whose control all of the group are measured against, which has the
 best settings that were found for it. ``over the baseline`` is the ratio of the mean gains; the last column is
 ``gain - 1.5 x the baseline's gain``, seed by seed, with its interval.
 """
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def figures(runs: Sequence[dict[str, Any]], model: str, baseline: str, teacher: str) -> dict[str, np.ndarray]:
-    """What each seed gave of a model's first task, against the control of another that sees the same examples."""
+    """The gain of each seed in a model's first task, against the control of another that sees the same examples."""
     found: list[dict[str, float]] = []
     for run in runs:
         pair = next(gain for gain in run["gains"] if (gain["model"], gain["teacher"]) == (baseline, teacher))
@@ -61,7 +61,7 @@ def figures(runs: Sequence[dict[str, Any]], model: str, baseline: str, teacher: 
 
 
 def row(model: str, seeds: dict[str, np.ndarray], baseline: np.ndarray | None) -> str:
-    """One line of the table."""
+    """A line of the table."""
     cells = [model, f"{seeds['base_rate'].mean():.1%}"]
     cells += [f"{seeds[key].mean():.4f}" for key in ("fm", "ne", "control")]
     cells += [interval(seeds["gain"]), interval(seeds["ratio"])]

@@ -5,7 +5,8 @@
 
 An FM is trained once for each seed. Its predictions, made before it trained on their rows, are distorted, written to
 Parquet files and given to students as teachers from elsewhere, each in every form of the auxiliary head. The table has
-the students' gains over one control, in percent, and the calibration of what is served relative to the control's.
+the students' gains over a common control, in percent, and the calibration of the served model relative to the
+control's.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def main() -> None:
 
 
 def run_seed(arguments: argparse.Namespace, seed: int, folder: Path, forms: dict[str, Any]) -> dict[str, Any]:
-    """Trains the students of all teachers with one seed; returns results.json."""
+    """Trains the students of all teachers with a seed; returns results.json."""
     config, like = STREAMS[arguments.stream]
     whole = {**yaml.safe_load(config.read_text()), "compare": []}
     overrides = [*arguments.overrides, f"seed={seed}"]

@@ -1,9 +1,9 @@
-"""Learning rates and initial spread of one model without its teachers, chosen on what the figures skip of the stream.
+"""Learning rates and initial spread of a model without its teachers, chosen where the figures skip the stream.
 
     python benchmarks/transfer/tune.py examples/paper/single_vm_movielens.yaml --model vm stream.source.path=FOLDER
 
-Every VM of examples/paper has what this chose for its control: the tables' rate first, then the dense layers', then the
-spread of new table rows.
+Every VM of examples/paper has the settings chosen here for its control: the tables' rate first, then the dense layers',
+then the spread of new table rows.
 """
 
 from __future__ import annotations

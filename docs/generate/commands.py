@@ -1,4 +1,4 @@
-"""A page of all commands with their arguments and options, made of what `--help` is made of."""
+"""A page of all commands with their arguments and options, made of the same as `--help`."""
 
 from __future__ import annotations
 

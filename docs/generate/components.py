@@ -1,4 +1,4 @@
-"""A page for every installed component, made of its docstring and its Config: what `exfm show` says, for the site."""
+"""A page for every installed component, made of its docstring and its Config: the text of `exfm show`, for the site."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _overview(registry: Registry) -> Iterator[str]:
 
 
 def component_page(registry: Registry, kind: str, name: str) -> Iterator[str]:
-    """The lines of one page."""
+    """The lines of a page."""
     described = describe(registry, kind, name)
     cls = registry.resolve(kind, name)
     plugin = registry.provider(kind, name)
@@ -94,7 +94,7 @@ def _table(fields: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _yaml(value: Any) -> str:
-    """A default as one writes it in YAML; a component by its name alone."""
+    """A default as it is written in YAML; a component by its name alone."""
     if isinstance(value, dict) and "name" in value:
         return f"{{name: {value['name']}}}"
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)

@@ -58,7 +58,7 @@ def _linked(markdown: str, source: str) -> Iterator[str]:
 
 
 def _resolve(folder: str, link: str) -> str:
-    """The path in the repository that a link means; one with a leading slash is relative to the repository."""
+    """The path in the repository that a link means; a link with a leading slash is relative to the repository."""
     return posixpath.normpath(link[1:] if link.startswith("/") else posixpath.join(folder, link))
 
 

@@ -1,8 +1,7 @@
 """A small HTTP service over an exported model, with the standard library and exfm: `python server.py DIR --port 8000`.
 
-``POST /predict`` takes ``{"rows": [{"column": value, ...}, ...]}`` and answers
-``{"predictions": [{"task": probability, ...}, ...]}``, one for each row. ``GET /`` says which model it is and which
-columns a row has.
+``POST /predict`` takes ``{"rows": [{"column": value, ...}, ...]}`` and answers ``{"predictions": [{"task": probability,
+...}, ...]}``, a prediction for each row. ``GET /`` says which model it is and which columns a row has.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class Service(ThreadingHTTPServer):
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says in a line what went wrong with a connection, such as a client that went away."""
+        """Says in a line how a connection failed, such as a client that went away."""
         print(f"{client_address[0]}: {sys.exception()!r}", file=sys.stderr, flush=True)
 
 
@@ -82,7 +81,7 @@ class TimedSocket(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Reads what is there.
+        """Reads the bytes that are there.
 
         Raises:
             TimeoutError: nothing came before the deadline.
@@ -95,7 +94,7 @@ class TimedSocket(io.RawIOBase):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """A connection."""
 
     server: Service
     protocol_version = "HTTP/1.1"
@@ -164,7 +163,7 @@ class Handler(BaseHTTPRequestHandler):
         except (ValueError, RecursionError) as error:  # of JSON, or of exfm: a column is missing, or has another type
             self._answer(HTTPStatus.BAD_REQUEST, {"error": str(error)})
             return
-        except Exception as error:  # the model's; what it is concerns whoever runs the service, not the client
+        except Exception as error:  # the model's; its cause concerns whoever runs the service, not the client
             print(f"prediction failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "the prediction failed"})
             return

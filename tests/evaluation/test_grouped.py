@@ -51,8 +51,8 @@ def test_passes_and_chunks_change_nothing(raw: list[tuple[int, int, bool]], per_
         nonlocal reads
         reads += 1
         for start in range(0, len(raw), chunk):
-            part = slice(start, start + chunk)
-            yield "click", GroupedRows(rows.group[part], rows.probability[part], rows.label[part])
+            piece = slice(start, start + chunk)
+            yield "click", GroupedRows(rows.group[piece], rows.probability[piece], rows.label[piece])
             yield "none_positive", GroupedRows(rows.group[:1], rows.probability[:1], np.zeros(1, bool))
 
     totals = {"click": GroupedAuc(), "none_positive": GroupedAuc()}

@@ -69,8 +69,8 @@ def test_passes_and_chunks_change_nothing(raw: list[tuple[int, int, bool]], per_
 
     def read() -> Iterator[tuple[str, GroupedRows]]:
         for start in range(0, len(raw), chunk):
-            part = slice(start, start + chunk)
-            yield "click", GroupedRows(rows.group[part], rows.probability[part], rows.label[part])
+            piece = slice(start, start + chunk)
+            yield "click", GroupedRows(rows.group[piece], rows.probability[piece], rows.label[piece])
 
     total = GroupedRecall()
     for _, groups in whole_groups(read, rows=len(raw), rows_per_pass=per_pass):

@@ -1,4 +1,4 @@
-"""What tests of plugins have in common."""
+"""Helpers of the tests of plugins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exfm.components import Component
 
-# A module whose weights a test reads by name, to compute by hand what it computes. torch types every attribute of a
+# A module whose weights a test reads by name, to compute its output by hand. torch types every attribute of a
 # module and every member of a list of modules as `Tensor | Module`.
 Net: TypeAlias = Any
 

@@ -1,4 +1,4 @@
-"""`python -m tests.words`: checks the words of the code, counts them, and lists each occurrence in a folder."""
+"""`python -m tests.words`: checks the words of code and pages, counts them, and lists each occurrence in a folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 
 from tests.words.counting import Counts
-from tests.words.rules import FOLDER_DEPTHS, LIST, Rules, count_folders, sources
+from tests.words.rules import FOLDER_DEPTHS, LIST, PAGES_AT_THE_TOP, Rules, count_folders, sources
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def print_figures(rules: Rules, counted: Mapping[str, Counts]) -> None:
     kinds = list(rules.per_10_000)
     columns = [*kinds, "names", "comprehensions", "if-else", "comments"]
     print(" " * 12 + "".join(f"{column:>16}" for column in columns))
-    for top in FOLDER_DEPTHS:
+    for top in [*FOLDER_DEPTHS, PAGES_AT_THE_TOP]:
         total = Counts()
         for folder, counts in counted.items():
             if folder.split("/")[0] == top:

@@ -1,4 +1,4 @@
-"""Counts words in the prose of Python files, and names that they bind."""
+"""Counts words in the prose of Python files and of Markdown pages, and names that the files bind."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import io
 import re
 import tokenize
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 DIRECTIVE = re.compile(r"#!|#\s*(type:|noqa|fmt:|pragma:)")
 CODE = re.compile(r"``.*?``|`[^`]*`", re.DOTALL)
+TARGET = re.compile(r"\]\([^)]*\)")
 WORD = re.compile(r"[a-z][a-z']*")
 SHAPE_SUFFIX = re.compile(r"_[A-Z]{1,4}\d*$")
 DESCRIBING = ("description", "help")
@@ -56,21 +57,37 @@ class Counts:
         self.kinds += other.kinds
 
 
+@dataclass(frozen=True)
 class SourceText:
-    """A Python file, parsed once.
+    """A file, parsed once.
 
-    Args:
-        source: the text of the file.
-
-    Raises:
-        SyntaxError: it is not Python.
+    Attributes:
+        prose: line number and words of each piece of prose.
+        lines: number of lines of code.
+        nodes: the syntax tree of the code, every node of it.
+        comments: the comments of the code.
     """
 
-    def __init__(self, source: str) -> None:
-        self.lines = len(source.splitlines())
-        self.nodes = list(ast.walk(ast.parse(source)))
-        self.comments = list(comments(source))
-        self.prose = [(line, words_of(text)) for line, text in [*docstrings_of(self.nodes), *self.comments]]
+    prose: Sequence[tuple[int, list[str]]]
+    lines: int = 0
+    nodes: Sequence[ast.AST] = ()
+    comments: Sequence[Piece] = ()
+
+    @classmethod
+    def from_python(cls, source: str) -> SourceText:
+        """Parses a Python file.
+
+        Raises:
+            SyntaxError: it is not Python.
+        """
+        nodes, remarks = list(ast.walk(ast.parse(source))), list(comments(source))
+        prose = [(line, words_of(text)) for line, text in [*docstrings_of(nodes), *remarks]]
+        return cls(prose, len(source.splitlines()), nodes, remarks)
+
+    @classmethod
+    def from_markdown(cls, page: str) -> SourceText:
+        """Splits a page into its lines of prose: no code, no targets of links."""
+        return cls([(line, words_of(text)) for line, text in prose_lines(page)])
 
     def hits(self, names: Collection[str], words: Collection[str], phrases: Collection[str]) -> list[Hit]:
         """Lists the counted names that the file binds, and the counted words and phrases of its prose."""
@@ -91,6 +108,16 @@ class SourceText:
             conditionals=sum(isinstance(node, ast.IfExp) for node in self.nodes),
             kinds=Counter(hit.kind for hit in hits),
         )
+
+
+def prose_lines(page: str) -> Iterator[Piece]:
+    """Yields the lines of a Markdown page that are no code, without the targets of their links."""
+    fenced = False
+    for number, line in enumerate(page.splitlines(), start=1):
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif not fenced and not line.startswith("    "):
+            yield number, TARGET.sub("]", line)
 
 
 def docstrings_of(nodes: Collection[ast.AST]) -> Iterator[Piece]:

@@ -1,4 +1,4 @@
-"""Reads the list of words, and compares folders of Python files with it."""
+"""Reads the list of words, and compares folders of Python files and Markdown pages with it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[2]
 LIST = Path(__file__).with_name("words.toml")
 FOLDER_DEPTHS = {"core": 3, "plugins": 3, "examples": 2, "tests": 2, "benchmarks": 2, "docs": 2}
 """How many names deep the folders are that have a ceiling, by the folder at the top."""
+PAGES_AT_THE_TOP = "."
+"""The folder that the pages outside all folders are counted in."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +80,21 @@ class Rules:
 
 
 def sources() -> Iterator[tuple[str, SourceText]]:
-    """Yields every Python file that is checked, and its path below the root."""
+    """Yields every Python file and Markdown page that is checked, and its path below the root."""
+    for path in sorted(ROOT.glob("*.md")):
+        yield path.name, SourceText.from_markdown(path.read_text(encoding="utf-8"))
     for top in FOLDER_DEPTHS:
-        for path in sorted((ROOT / top).rglob("*.py")):
+        for path in sorted([*(ROOT / top).rglob("*.py"), *(ROOT / top).rglob("*.md")]):
             if not any(name.startswith(".") for name in path.relative_to(ROOT).parts):
-                yield path.relative_to(ROOT).as_posix(), SourceText(path.read_text(encoding="utf-8"))
+                read = SourceText.from_python if path.suffix == ".py" else SourceText.from_markdown
+                yield path.relative_to(ROOT).as_posix(), read(path.read_text(encoding="utf-8"))
 
 
 def folder_of(path: str) -> str:
     """Returns the folder that a file is counted in."""
     parents = path.split("/")[:-1]
+    if not parents:
+        return PAGES_AT_THE_TOP
     return "/".join(parents[: FOLDER_DEPTHS[parents[0]]])
 
 

@@ -37,7 +37,7 @@ Field(description="Not what it was.", alias="what")
 
 
 def test_names_where_they_are_bound_and_words_where_people_read_them() -> None:
-    hits = SourceText(SOURCE).hits({"found", "of"}, ["what"], ["the rest"])
+    hits = SourceText.from_python(SOURCE).hits({"found", "of"}, ["what"], ["the rest"])
     assert sorted((hit.kind, hit.text, hit.line) for hit in hits) == [
         ("names", "found", 3),
         ("names", "found", 13),
@@ -51,9 +51,36 @@ def test_names_where_they_are_bound_and_words_where_people_read_them() -> None:
     ]
 
 
+PAGE = """
+# What it is
+
+One table of [what](what.md#one) they `found`, and the rest.
+
+```python
+what = one
+```
+
+    what = one
+
+| what | the rest |
+"""
+
+
+def test_a_page_is_prose_but_for_code_and_targets_of_links() -> None:
+    hits = SourceText.from_markdown(PAGE).hits({"found"}, ["what", "one"], ["the rest"])
+    assert sorted((hit.line, hit.kind) for hit in hits) == [
+        (2, "what"),
+        (4, "one"),
+        (4, "phrases"),
+        (4, "what"),
+        (12, "phrases"),
+        (12, "what"),
+    ]
+
+
 def test_figures_of_a_file() -> None:
     source = "x = [a for a in b if {c for c in a}]  # why\ny = 1 if x else 2\n"
-    counts = SourceText(source).count([])
+    counts = SourceText.from_python(source).count([])
     assert (counts.lines, counts.words, counts.comments, counts.comprehensions, counts.conditionals) == (2, 1, 1, 2, 1)
 
 
@@ -86,11 +113,12 @@ def test_a_ceiling_falls_with_the_count(ceiling: int, falls: bool) -> None:
 
 def test_a_key_of_the_user_is_allowed_in_its_file_alone() -> None:
     rules = Rules.read(RULES)
-    assert not rules.hits("core/exfm/a.py", SourceText("of = 1\n"))
-    assert rules.hits("core/exfm/b.py", SourceText("of = 1\n"))
+    assert not rules.hits("core/exfm/a.py", SourceText.from_python("of = 1\n"))
+    assert rules.hits("core/exfm/b.py", SourceText.from_python("of = 1\n"))
 
 
 def test_a_file_is_counted_in_the_folder_that_has_a_ceiling() -> None:
     assert folder_of("core/exfm/training/loop.py") == "core/exfm/training"
     assert folder_of("core/exfm/errors.py") == "core/exfm"
     assert folder_of("tests/plugins/deep/er/x.py") == "tests/plugins"
+    assert folder_of("docs/index.md") == "docs" and folder_of("README.md") == "."

@@ -1,4 +1,4 @@
-"""One pass of a FuxiCTR model over exported rows, in .venv-fuxictr: each batch is predicted, then trained on.
+"""A single pass of a FuxiCTR model over exported rows, in .venv-fuxictr: each batch is predicted, then trained on.
 
 FuxiCTR's own loader shuffles and its evaluation follows an epoch, so the loop is ours; model, loss, optimizer, gradient
 clipping and training step are FuxiCTR's.
@@ -30,7 +30,7 @@ _CLIP_NORM = 10.0  # of BaseModel.fit
 
 
 def main() -> None:
-    """Writes predictions with, in the file's metadata, what the model costs."""
+    """Writes predictions with, in the file's metadata, the model's costs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--facts", type=Path, required=True)
@@ -91,7 +91,7 @@ def build(arguments: argparse.Namespace, facts: dict[str, Any]) -> Any:
 
 
 def feature_map(facts: dict[str, Any], attends: bool) -> FeatureMap:
-    """What FuxiCTR's preprocessing would have found: row 0 of a table is padding, row i + 1 is our row i."""
+    """The result of FuxiCTR's preprocessing: row 0 of a table is padding, row i + 1 is our row i."""
     found = FeatureMap("exported", ".")
     found.labels = [facts["task"]]
     found.default_emb_dim = facts["embedding_dim"]
@@ -130,7 +130,7 @@ def inputs(table: pa.Table, facts: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def padded(lists: pa.ListArray) -> np.ndarray:
-    """Lists of table rows as rows of a matrix (N, L), shifted by one and filled up with 0."""
+    """Lists of table rows as rows of a matrix (N, L), shifted by 1 and filled up with 0."""
     lengths = lists.value_lengths().to_numpy()
     matrix = np.zeros((len(lists), max(1, int(lengths.max(initial=0)))), np.int32)
     matrix[np.arange(matrix.shape[1]) < lengths[:, None]] = lists.flatten().to_numpy() + 1
@@ -161,7 +161,7 @@ def parameters(model: torch.nn.Module) -> dict[str, int]:
 
 
 def flops(model: torch.nn.Module, rows: dict[str, torch.Tensor]) -> int:
-    """FLOPs of one forward pass, counted as exfm counts its own."""
+    """FLOPs of a forward pass, counted as exfm counts its own."""
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(rows)

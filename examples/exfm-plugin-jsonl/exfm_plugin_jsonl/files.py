@@ -59,7 +59,7 @@ def read_file(url: str, types: pa.Schema) -> Iterator[pa.RecordBatch]:
         types: of columns whose types are known; those of the others are the first block's.
 
     Raises:
-        ValueError: the file cannot be read, or is not JSON lines of one shape.
+        ValueError: the file cannot be read, or is not JSON lines of the same shape.
     """
     row = 0
     with _told(url), _opened(url) as stream, _reader(stream, types) as reader:

@@ -31,7 +31,7 @@ class _File:
 
 
 class JsonlSource(exfm.DataSource):
-    """JSON lines, one example a line, in order of time: a file, a pattern or a folder at any fsspec URL.
+    """JSON lines, an example a line, in order of time: a file, a pattern or a folder at any fsspec URL.
 
     Files ending in ``.gz``, ``.zst`` or ``.bz2`` are unpacked as they are read. Fields of nested objects are columns,
     such as ``user.id``. Times are ISO 8601 text. Files follow each other in time, whatever their names; each is read
@@ -47,12 +47,12 @@ class JsonlSource(exfm.DataSource):
     name: ClassVar[str] = "jsonl"
 
     class Config(exfm.ComponentConfig):
-        """Where the log is, and what a line holds."""
+        """The log's path, and the contents of a line."""
 
         path: str = Field(description="File, pattern or folder; any fsspec URL.")
-        features: tuple[exfm.schema.Feature, ...] = Field(min_length=1, description="What a model may see.")
+        features: tuple[exfm.schema.Feature, ...] = Field(min_length=1, description="The columns that a model may see.")
         labels: tuple[exfm.schema.Label, ...] = Field(
-            min_length=1, description="What a model may predict: one task each."
+            min_length=1, description="The columns that a model may predict: a task each."
         )
         example_id: str = Field("example_id", description="Column of a 64-bit integer that is unique in the log.")
         event_time: str = Field("event_time", description="Column of the time, ISO 8601 text; lines are ordered by it.")
@@ -64,7 +64,7 @@ class JsonlSource(exfm.DataSource):
             return self
 
         def as_schema(self) -> exfm.schema.FeatureSchema:
-            """What a row holds."""
+            """The columns of a row."""
             return exfm.schema.FeatureSchema(
                 example_id=self.example_id,
                 event_time=self.event_time,

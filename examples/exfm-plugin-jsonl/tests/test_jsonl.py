@@ -1,4 +1,4 @@
-"""`jsonl`: what exfm requires of a data source, and what this one promises."""
+"""`jsonl`: exfm's requirements of a data source, and the promises of this source."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_any_fsspec_url() -> None:
 
 
 def test_a_folder_grows(tmp_path: Path) -> None:
-    """Later calls see what has come, in its place in time; each file is a part with a version of its own."""
+    """Later calls see new rows, in order of time; each file is a part with its own version."""
     for name, lines in (("9.jsonl", LINES[:9]), ("10.jsonl", LINES[20:30])):
         (tmp_path / name).write_bytes(packed(lines, ""))
     of = source(tmp_path)

@@ -11,7 +11,7 @@ from torch.nn.functional import gelu
 
 
 class PerTokenLinear(nn.Module):
-    """A linear layer for each token, with weights of its own: ``y_t = x_t W_t + b_t``, as one batched product."""
+    """A linear layer for each token, with separate weights: ``y_t = x_t W_t + b_t``, as a batched product."""
 
     def __init__(self, tokens: int, fan_in: int, fan_out: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""`rankmixer`: what exfm requires of a backbone, and the paper's formulas, written down a second time."""
+"""`rankmixer`: exfm's requirements of a backbone, and the paper's formulas, written down a second time."""
 
 from __future__ import annotations
 
