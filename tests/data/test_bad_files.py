@@ -20,8 +20,12 @@ GOOD = {"example_id": [0, 1, 2, 3], "item": [5, 6, 7, 8], "click": [0, 1, 0, 1]}
 # Columns of the second of three files, the row of it that the error names, and the rows of it that are left.
 DEFECTS: dict[str, tuple[dict[str, Any], int, str, list[int]]] = {
     "missing column": ({"item": None}, 0, r"item: the column is missing", []),
-    "label": ({"click": [0, 1, 2, 1]}, 2, r"click: a label is 0 or 1; given: 2", [4, 5, 7]),
-    "no label": ({"click": [0, 1, 1, None]}, 3, r"click: a label is 0 or 1; given: None", [4, 5, 6]),
+    "label": (
+        {"click": [0, 1, 2, 1]},
+        2,
+        r"click: a label is 0 or 1, or null where it is not known; given: 2",
+        [4, 5, 7],
+    ),
     "time": ({"event_time": [4, 5, 3, 7]}, 2, r"event_time: time goes backwards", [4, 5, 7]),
     "no time": ({"event_time": [4, None, 6, 7]}, 1, r"event_time: the value is missing", [4, 6, 7]),
     "no id": ({"example_id": [4, None, 6, 7]}, 1, r"example_id: the value is missing", [4, 6, 7]),

@@ -189,11 +189,14 @@ def test_bad_batches_and_rows_are_skipped_and_counted(caplog: pytest.LogCaptureF
     assert ids(skipping.read(WINDOW)) == [[0, 1, 2, 3], [8, 10, 11]]
     missing = next(iter(skipping.skipped["item"]))
     assert missing.startswith("the column is missing")
-    assert skipping.skipped == {"item": {missing: 3}, "click": {"a label is 0 or 1": 1}}
+    assert skipping.skipped == {"item": {missing: 3}, "click": {"a label is 0 or 1, or null where it is not known": 1}}
     skipping.warn_left_out()
     skipping.warn_left_out()
     [said] = caplog.messages
-    assert said.startswith("4 of 11 rows were left out") and "click: a label is 0 or 1 (1)" in said
+    assert (
+        said.startswith("4 of 11 rows were left out")
+        and "click: a label is 0 or 1, or null where it is not known (1)" in said
+    )
     assert ids(reader(lambda: iter([lacking]), on_bad_row="skip").read(WINDOW)) == []
     with pytest.raises(ConfigError, match=r"log, row 4: item: the column is missing"):
         list(reader(lambda: iter(batches)).read(WINDOW))
@@ -208,7 +211,8 @@ def test_skipping_has_a_limit() -> None:
 
     assert len(ids(reader(lambda: iter([some(400, 400)]), on_bad_row="skip").read(WINDOW))) == 0
     with pytest.raises(
-        ConfigError, match=r"401 of 401 rows were left out, more than .*0\.4.*a label is 0 or 1 \(401\)"
+        ConfigError,
+        match=r"401 of 401 rows were left out, more than .*0\.4.*a label is 0 or 1, or null .*\(401\)",
     ):
         list(reader(lambda: iter([some(401, 401)]), on_bad_row="skip").read(WINDOW))
     batches = [some(350, 1000)]
@@ -278,7 +282,7 @@ def test_every_window_begins_anew() -> None:
     skipping = reader(lambda: iter([bad]), on_bad_row="skip")
     for _ in range(2):
         assert ids(skipping.read(WINDOW)) == [[0]]
-        assert skipping.skipped == {"click": {"a label is 0 or 1": 1}}
+        assert skipping.skipped == {"click": {"a label is 0 or 1, or null where it is not known": 1}}
     with pytest.raises(ConfigError, match="row 0: event_time: time goes backwards"):
         list(reader(lambda: iter([rows(0, 2)])).read(exfm.sources.Window(1, 1, 9)))
 

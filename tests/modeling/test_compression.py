@@ -19,6 +19,7 @@ from exfm.modeling.compression import (
     previous_examples,
 )
 from exfm.modeling.cost import flops_by_section, parameters_by_section
+from exfm.modeling.labels import Labels
 from exfm.modeling.ranking_model import RankingModel
 from exfm.parallel import CpuTrunkRunner
 from tests.modeling.cases import random_batch, table_weights
@@ -107,7 +108,7 @@ def learned(backbone: str, threads: int, supervision: dict[str, Any]) -> tuple[R
     with CpuTrunkRunner(threads).training_step(EXAMPLES) as run_trunk:
         output = model(model.narrow(random_batch(SCHEMA, EXAMPLES)), run_trunk)
     labels = {task: torch.ones(EXAMPLES) for task in model.tasks}
-    losses = [logit.square().mean() for logit in output.logits.values()] + model.state_losses(output, labels)
+    losses = [logit.square().mean() for logit in output.logits.values()] + model.state_losses(output, Labels(labels))
     torch.stack(losses).sum().backward()
     gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
     return model, gradients | table_weights(model), output

@@ -559,7 +559,9 @@ BROKEN: dict[type[Sound], dict[str, str]] = {
     Tables: {"rows_are_what_the_schema_says": "read() must yield pyarrow.RecordBatch, not Table"},
     Renamed: {"rows_are_what_the_schema_says": "log, row 0: item: the column is missing. Did you mean 'itme'?"},
     TextTimes: {"rows_are_what_the_schema_says": "log, row 0: price: the column must be a number, not string"},
-    Ratings: {"rows_are_what_the_schema_says": "log, row 2: click: a label is 0 or 1; given: 2"},
+    Ratings: {
+        "rows_are_what_the_schema_says": "log, row 2: click: a label is 0 or 1, or null where it is not known; given: 2"
+    },
     OffByOne: {"rows_are_what_the_schema_says": "log, row 9: item: a table row is an integer from 0 to 9; given: 10"},
     Missing: {"rows_are_what_the_schema_says": "log, row 7: price: the value is missing, NaN or infinite"},
     NumbersEachBatch: {

@@ -537,7 +537,10 @@ BROKEN: dict[type[Any], dict[str, str]] = {
         "loss_is_a_finite_scalar": "student and strategy are torch.float64, the loss is torch.float32",
         "a_loss_that_decomposes_is_the_mean_over_any_split": "the loss, over two parts of a batch",
     },
-    NeedsLabels: {"missing_labels_and_tasks_are_left_out": "click"},
+    NeedsLabels: {
+        "missing_labels_and_tasks_are_left_out": "click",
+        "labels_that_are_not_known_are_left_out": "with 2 labels that are NaN, not finite",
+    },
     NeedsEveryTask: {"missing_labels_and_tasks_are_left_out": "buy"},
     MasksByZero: {
         "loss_is_a_finite_scalar": "of 0 examples, not finite: the loss",

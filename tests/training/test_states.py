@@ -13,6 +13,7 @@ import torch
 import exfm
 from exfm.config.checks import Arm
 from exfm.modeling.entity_states import EntityStates
+from exfm.modeling.labels import Labels
 from exfm.modeling.vector_table import RowVectors
 from exfm.training.trainer import Trainer
 from exfm.transfer.build import teacher_specs
@@ -222,4 +223,4 @@ def test_the_states_explain_as_a_factorization_machine_does() -> None:
         target = (float(labels["buy"][b]) + 1 / (1 + math.exp(-float(logits["buy"][b])))) / 2
         p = 1 / (1 + math.exp(-z))
         expected -= (target * math.log(p) + (1 - target) * math.log(1 - p)) / 5
-    assert float(module.loss(states, logits, labels)) == pytest.approx(expected, rel=1e-9)
+    assert float(module.loss(states, logits, Labels(labels))) == pytest.approx(expected, rel=1e-9)

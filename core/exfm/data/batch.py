@@ -56,7 +56,7 @@ class Batch:
         dense_BF: (B, F) float32, the dense features in the schema's order, transformed.
         sparse: categorical and multi-valued features by name; values are table rows.
         sequences: histories by name.
-        labels: (B,) float32 by task.
+        labels: (B,) float32 by task: 0, 1, or NaN where the label is not known.
         oracle: (B,) float32 true probability by task, on simulated streams.
         embeddings: (B, K) float32 by teacher, its embedding of each example; NaN where it has none. Of a model that
             reads them as input, and joined after the batch has been cut.

@@ -9,20 +9,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from exfm.data.batch import Batch, SequenceBatch
 from exfm.data.features import bags, dense_numbers, history
 from exfm.data.ids import mix, to_u64
 from exfm.data.validation import event_times
-from exfm.interfaces.schema import CategoricalFeature, FeatureSchema, MultiValuedFeature, SequenceFeature
+from exfm.interfaces.schema import CategoricalFeature, FeatureSchema, Label, MultiValuedFeature, SequenceFeature
 
 
 def decode(rows: pa.RecordBatch, schema: FeatureSchema) -> Batch:
     """Turns checked rows into a Batch."""
     # np.array and astype copy throughout: Arrow's memory is read-only, and torch tensors are written in place.
-    example_id = np.asarray(rows.column(schema.example_id).to_numpy(zero_copy_only=False)).astype(np.int64)
+    example_id = example_ids(rows, schema)
     # Without a group column each example is a group, and its id is the key.
     keys = to_u64(rows.column(schema.group)) if schema.group else example_id.view(np.uint64)
     histories = [feature for feature in schema.features if isinstance(feature, SequenceFeature)]
@@ -34,13 +33,25 @@ def decode(rows: pa.RecordBatch, schema: FeatureSchema) -> Batch:
         dense_BF=torch.from_numpy(dense_numbers(rows, schema.features)),
         sparse=_sparse(rows, schema),
         sequences={feature.name: _sequence(rows, feature, schema.event_time) for feature in histories},
-        labels={label.name: _float_tensor(rows.column(label.source_column)) for label in schema.labels},
-        oracle={label.name: _float_tensor(rows.column(label.oracle)) for label in schema.labels if label.oracle},
+        labels={label.name: torch.from_numpy(label_values(rows, label)) for label in schema.labels},
+        oracle={
+            label.name: torch.from_numpy(_floats(rows.column(label.oracle))) for label in schema.labels if label.oracle
+        },
     )
 
 
-def _float_tensor(column: pa.Array) -> Tensor:
-    return torch.from_numpy(np.array(column.cast(pa.float32()).to_numpy(zero_copy_only=False)))
+def example_ids(rows: pa.RecordBatch, schema: FeatureSchema) -> npt.NDArray[np.int64]:
+    """Returns the ids (B,) of examples."""
+    return np.asarray(rows.column(schema.example_id).to_numpy(zero_copy_only=False)).astype(np.int64)
+
+
+def label_values(rows: pa.RecordBatch, label: Label) -> npt.NDArray[np.float32]:
+    """Returns the values (B,) of a label, NaN where it is not known."""
+    return _floats(rows.column(label.source_column))
+
+
+def _floats(column: pa.Array) -> npt.NDArray[np.float32]:
+    return np.array(column.cast(pa.float32()).to_numpy(zero_copy_only=False))
 
 
 def _sparse(rows: pa.RecordBatch, schema: FeatureSchema) -> KeyedJaggedTensor:

@@ -204,7 +204,7 @@ _TYPES: dict[Role, tuple[Callable[[pa.DataType], bool], str]] = {
     "number": (is_number, "a number"),
     "number_list": (_is_number_list, "a list of numbers"),
     "time_list": (_is_time_list, "a list of timestamps or of numbers"),
-    "label": (is_number, "0 or 1"),
+    "label": (is_number, "0 or 1, or null"),
     "oracle": (pa.types.is_floating, "a probability"),
 }
 """By role, a test of a column's plain type, and the allowed types in words."""
@@ -265,7 +265,12 @@ def _sequence_problems(batch: pa.RecordBatch, feature: SequenceFeature, event_ti
 def _label_problems(batch: pa.RecordBatch, label: Label) -> Iterator[Problem]:
     column = batch.column(label.source_column)
     values = _numbers(column)
-    yield ~((values == 0) | (values == 1)), label.source_column, "a label is 0 or 1"
+    # NaN is a null that has gone through pandas.
+    yield (
+        ~((values == 0) | (values == 1) | np.isnan(values)),
+        label.source_column,
+        "a label is 0 or 1, or null where it is not known",
+    )
     if label.oracle:
         truth = _numbers(batch.column(label.oracle))
         yield ~((truth >= 0) & (truth <= 1)), label.oracle, "a probability lies between 0 and 1"

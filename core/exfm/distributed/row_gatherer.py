@@ -46,16 +46,12 @@ class RowGatherer:
         Raises:
             ConfigError: the rows of different processes do not lie in the order of time.
         """
-        table = rows_table(columns, self._schema)
-        if self._process_group.world_size > 1:
-            received = self._process_group.gather_bytes(_to_bytes(table))
-            if self._writer is None:
-                return None
-            tables = [_from_bytes(data) for data in received]
-            # Combined before the take, because pyarrow looks up each index chunk by chunk otherwise.
-            table = pa.concat_tables(tables).combine_chunks().take(pa.array(order))
-            self._check_time(table)
+        table = gather_rows(self._process_group, rows_table(columns, self._schema), order)
+        if table is None:
+            return None
         assert self._writer is not None
+        if self._process_group.world_size > 1:
+            self._check_time(table)
         self._writer.write(table)
         return table
 
@@ -87,6 +83,23 @@ class RowGatherer:
         """Removes a file that was not completed."""
         if self._writer is not None:
             self._writer.discard()
+
+
+def gather_rows(process_group: ProcessGroup, rows: pa.Table, order: npt.NDArray[np.int64] | None) -> pa.Table | None:
+    """Gathers the rows of all processes on rank zero; returns None on the others.
+
+    Args:
+        rows: the rows of this process.
+        order: sorts the rows of all processes, concatenated by rank.
+    """
+    if process_group.world_size == 1:
+        return rows
+    received = process_group.gather_bytes(_to_bytes(rows))
+    if not process_group.is_rank_zero:
+        return None
+    tables = [_from_bytes(data) for data in received]
+    # Combined before the take, because pyarrow looks up each index chunk by chunk otherwise.
+    return pa.concat_tables(tables).combine_chunks().take(pa.array(order))
 
 
 def _to_bytes(table: pa.Table) -> bytes:

@@ -142,6 +142,7 @@ class TaskScores:
     histogram: AucHistogram = field(default_factory=AucHistogram)
     logits: LogitHistogram = field(default_factory=LogitHistogram)
     windows: list[dict[str, Any]] = field(default_factory=list)
+    unlabelled: int = 0
 
     def add(self, window: Window, rows: TaskRows, scored: bool) -> None:
         """Adds a window to ``windows`` and, where it is ``scored``, to the overall figures."""
@@ -160,6 +161,7 @@ class TaskScores:
         self.windows.append(entry)
         if scored:
             self.overall += moments
+            self.unlabelled += rows.unlabelled
             self.bayes += bayes
             self.histogram.add(rows.probability, rows.label)
             self.logits.add(rows.probability, rows.label)
@@ -169,6 +171,7 @@ class TaskScores:
         recalibration = self.logits.recalibration()
         figures: dict[str, Any] = {
             "examples": self.overall.examples,
+            "unlabelled": self.unlabelled,
             "ne": self.overall.ne,
             "ne_recalibrated": None,
             "recalibration": None,

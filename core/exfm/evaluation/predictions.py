@@ -45,6 +45,7 @@ class TaskRows:
 
     Attributes:
         external: probabilities by teacher from elsewhere, NaN where it has none.
+        unlabelled: number of rows of the table without a label, which are left out.
     """
 
     example_id: Ints
@@ -53,6 +54,7 @@ class TaskRows:
     label: Bools
     oracle: Floats | None
     external: Mapping[str, Floats] = field(default_factory=dict)
+    unlabelled: int = 0
 
     def take(self, index: npt.NDArray[np.intp]) -> TaskRows:
         """Selects rows by position."""
@@ -121,6 +123,7 @@ def _labelled_rows(table: pa.Table, task: str, where: str) -> TaskRows:
         label=label[is_labelled] > 0.5,
         oracle=_column(table, oracle)[is_labelled] if oracle in table.column_names else None,
         external=external,
+        unlabelled=int(np.count_nonzero(~is_labelled)),
     )
 
 

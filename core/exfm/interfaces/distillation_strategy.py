@@ -68,7 +68,8 @@ class DistillationStrategy(TransferStrategy):
         Args:
             student: the forward pass that is being trained, with gradients.
             teacher: its stored output of the same examples.
-            labels: (B,) of 0 and 1 by task, of the tasks whose labels have arrived.
+            labels: (B,) by task, of the tasks whose labels have arrived: 0, 1, or NaN for an example whose label is not
+                known.
         """
 
 
@@ -92,5 +93,10 @@ class LabelAdapter(Protocol):
         ...
 
     def adapter_loss(self, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
-        """Returns the scalar that ``adapter_optimizer`` minimises; without hits or labels it reaches no parameter."""
+        """Returns the scalar that ``adapter_optimizer`` minimises; without hits or labels it reaches no parameter.
+
+        Args:
+            teacher: its stored output. Examples whose label is not known are no hits.
+            labels: (B,) of 0 and 1 by task, of the tasks whose labels have arrived.
+        """
         ...

@@ -133,7 +133,7 @@ Feature = Annotated[
 
 
 class Label(_NamedColumn):
-    """A binary outcome, 0 or 1."""
+    """A binary outcome: 0, 1, or null where it is not known."""
 
     delay: Duration = Field(timedelta(0), description="How long after the event its value is known.")
     oracle: str = Field("", description="Column of the true probability, where the stream is simulated.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,16 @@ class Examples:
     """Holds the columns of a batch that the losses of compressors read.
 
     Attributes:
-        targets: (B,) by task, the average of label and the model's own probability, where labels are known.
+        targets: (B,) by task, the average of label and the model's own probability.
         previous: (B,) by entity, the index of the entity's latest earlier example in the batch; -1 where it has none.
         tokens: (B, D) by entity, the model's token of the entity, without gradient.
+        weights: (B,) by task, 0 where its label is not known; a task without an entry has all labels.
     """
 
     targets: Mapping[str, Tensor]
     previous: Mapping[str, Tensor]
     tokens: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Compressor(nn.Module):
@@ -83,7 +85,8 @@ class Compressor(nn.Module):
                 term_B = binary_cross_entropy_with_logits(
                     explained_BT[:, position], examples.targets[task], reduction="none"
                 )
-                loss = loss + torch.where(counted_B, term_B, 0.0).mean()
+                term_B = torch.where(counted_B, term_B, 0.0)
+                loss = loss + (term_B * examples.weights[task] if task in examples.weights else term_B).mean()
         self.standard.add(vector_BR, torch.ones_like(counted_B))
         return loss
 

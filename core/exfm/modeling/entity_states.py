@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from exfm.interfaces.jagged import JaggedSequence
 from exfm.layers.mlp import mlp
+from exfm.modeling.labels import Labels
 
 _HIDDEN, _RECENT = 64, 5  # hidden width of a tower, and the newest events that are averaged apart (ours)
 
@@ -64,7 +65,7 @@ class EntityStates(nn.Module):
         events = {name: sequence.with_values(sequence.values_ED.detach()) for name, sequence in sequences.items()}
         return {entity: self.towers[_key(entity)](tokens_BND.detach(), events) for entity in self.entities}
 
-    def loss(self, states: Mapping[str, Tensor], logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, states: Mapping[str, Tensor], logits: Mapping[str, Tensor], labels: Labels) -> Tensor:
         """Returns the cross-entropy against the mean of label and the model's probability, summed over tasks."""
         stacked_BNK = torch.stack([states[entity] for entity in self.entities], dim=1)
         pairs = [stacked_BNK[:, a] * stacked_BNK[:, b] for a, b in combinations(range(len(self.entities)), 2)]
@@ -72,10 +73,11 @@ class EntityStates(nn.Module):
         explained_BT = product_BK @ self.product_TK.T + torch.einsum("bnk,tnk->bt", stacked_BNK, self.linear_TNK)
         terms = []
         for position, task in enumerate(self.tasks):
-            if task in labels:
-                target_B = (labels[task] + logits[task].detach().sigmoid()) / 2
+            if task in labels.values:
+                target_B = labels.explained(task, logits[task])
                 logit_B = explained_BT[:, position] + self.bias_T[position]
-                terms.append(binary_cross_entropy_with_logits(logit_B, target_B))
+                loss_B = binary_cross_entropy_with_logits(logit_B, target_B, reduction="none")
+                terms.append(labels.mean(task, loss_B))
         return torch.stack(terms).sum()
 
 

@@ -22,6 +22,7 @@ from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSche
 from exfm.interfaces.sequence_encoder import EncoderInputs
 from exfm.interfaces.trunk import RunBackbone, RunTrunk, Sequences, run_backbone, run_trunk
 from exfm.modeling.entity_states import EntityStates
+from exfm.modeling.labels import Labels
 from exfm.modeling.managed_ids import Started
 from exfm.modeling.read_states import ModelOutput, ReadStates
 from exfm.modeling.recompute import recompute
@@ -227,12 +228,12 @@ class RankingModel(nn.Module):
         """
         return self.featurizer.observe(batch, process_group, real_examples)
 
-    def state_losses(self, output: ModelOutput, labels: Mapping[str, Tensor]) -> list[Tensor]:
+    def state_losses(self, output: ModelOutput, labels: Labels) -> list[Tensor]:
         """Returns the losses of states and stored embeddings, whose gradients do not reach the served model.
 
         Args:
             output: the forward pass of a whole batch, see ``ReadStates.needs_representation``.
-            labels: (B,) by task, of the tasks whose labels are there already.
+            labels: those that the step learns.
         """
         losses = []
         if self.states is not None:

@@ -16,6 +16,7 @@ from exfm.data.batch import Batch
 from exfm.interfaces.backbone import Backbone
 from exfm.interfaces.distillation_strategy import StudentOutput
 from exfm.modeling.compression import Compressor, EmbeddingCompressor, Examples, StateCompressor, previous_examples
+from exfm.modeling.labels import Labels
 from exfm.modeling.layer_outputs import REPRESENTATION, LayerOutputs
 
 _STATE, _EMBEDDING = "state_", "embedding"
@@ -95,12 +96,12 @@ class ReadStates(nn.Module):
         ids = [batch.event_time_us, batch.example_id, *(_ids(batch, entity) for entity in self.read)]
         return replace(result, tokens=tokens, ids_BK=torch.stack(ids, dim=1))
 
-    def losses(self, output: ModelOutput, labels: Mapping[str, Tensor]) -> list[Tensor]:
+    def losses(self, output: ModelOutput, labels: Labels) -> list[Tensor]:
         """Returns the losses of the compressors; see ``RankingModel.state_losses``."""
         vectors = {REPRESENTATION: output.representation_BR, **output.layers}
-        targets = {task: (label + output.logits[task].detach().sigmoid()) / 2 for task, label in labels.items()}
+        targets = {task: labels.explained(task, output.logits[task]) for task in labels.values}
         previous = previous_examples(output.ids_BK) if output.ids_BK is not None else []
-        examples = Examples(targets, dict(zip(self.read, previous, strict=True)), output.tokens)
+        examples = Examples(targets, dict(zip(self.read, previous, strict=True)), output.tokens, labels.weights)
         return [compressor.loss(vectors, examples) for compressor in self._compressors()]
 
     @property

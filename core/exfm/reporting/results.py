@@ -84,6 +84,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
             *_waiting_notes(time),
             *_initial_notes(models),
             *_late_notes(late),
+            *_unlabelled_notes(models),
             *missed,
             *held_back,
             *_removal_notes(experiment, store),
@@ -104,6 +105,21 @@ def _initial_notes(models: Mapping[str, Any]) -> list[str]:
             counts = [f"{len(taken[kind])} {kind}" for kind in ("loaded", "grown", "new", "left")]
             changed = first_names([*taken["grown"], *taken["new"], *taken["left"]])
             notes.append(f"{name}: started from {taken['origin']}; tensors: {', '.join(counts)} ({changed})")
+    return notes
+
+
+def _unlabelled_notes(models: Mapping[str, Any]) -> list[str]:
+    """Names the tasks of which labels are not known, and which examples their figures therefore leave out."""
+    notes = []
+    for name, model in models.items():
+        for task, scores in model["tasks"].items():
+            if scores["unlabelled"]:
+                unlabelled = scores["unlabelled"]
+                total = scores["examples"] + unlabelled
+                notes.append(
+                    f"{name}: {unlabelled:,} of {total:,} examples have no label of {task} (null), and are in none of "
+                    "its figures"
+                )
     return notes
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from exfm.config.checks import Arm, filter_columns
 from exfm.config.loading import Experiment
+from exfm.data.decode import example_ids, label_values
 from exfm.data.traffic import rows_where
 from exfm.data.validation import RowChecker
 from exfm.data.windows import WindowGrid, windows_with_events
@@ -23,9 +25,8 @@ from exfm.interfaces.data_source import Origin, StreamPart, TimeRange, Window, u
 from exfm.storage.commits import NONE
 from exfm.storage.late_log import LateLog, LateRows, first_names
 from exfm.storage.workspace import LetGoError
+from exfm.supervision.late_labels import PredictedLabels
 from exfm.supervision.store import Store
-
-Ids = npt.NDArray[np.int64]
 
 _LONG_AGO = -(2**63)
 
@@ -107,12 +108,17 @@ class LateRowFinder:
         return {}
 
     def _count(self, arm: Arm, window: Window, parts: Sequence[StreamPart], committed: bool) -> None:
-        """Counts the examples of a window that were not predicted when it was committed."""
+        """Counts the examples of a window that were not predicted when it was committed.
+
+        Labels of examples that were predicted may have become known since: they are kept for the figures.
+        """
         versions = {stream_part.name: stream_part.version for stream_part in parts if overlaps(stream_part, window)}
         predicted = np.zeros(0, np.int64)
+        labels: PredictedLabels | None = None
         if committed and self._store.log.load("train", arm.name, window.index).files:
             try:
-                predicted = self._store.predictions(arm.name, window).column("example_id").to_numpy()
+                predicted = self._store.predicted_ids(arm.name, window)
+                labels = self._store.predicted_labels(arm.name, window)
             except LetGoError as error:
                 logger.warning("rows that have come late for window %s are not counted: %s", window, error)
                 return
@@ -123,12 +129,17 @@ class LateRowFinder:
             counted = before.count
             # Late rows of a part that is gone again stay counted.
             rows = {name: count for name, count in before.rows.items() if name not in versions}
-        for name, ids in self._ids(arm, window):
+        for name, read in self._rows(arm, window):
+            ids = read.column("example_id").to_numpy()
+            if labels is not None:
+                labels.add(read)
             new = np.setdiff1d(ids, predicted)
             # Added, so that an example in two parts is counted for the first.
             predicted = np.concatenate([predicted, new])
             if new.size:
                 rows[name] = rows.get(name, 0) + int(new.size)
+        if labels is not None and labels.differ:
+            self._store.late_labels.write(arm.name, window.index, labels.changed())
         late = LateRows(window, rows, versions)
         self._late.write(arm.name, late)
         if late.count > counted:
@@ -137,17 +148,21 @@ class LateRowFinder:
                 *(arm.name, late.count, window, first_names(rows)),
             )
 
-    def _ids(self, arm: Arm, window: Window) -> Iterator[tuple[str, Ids]]:
-        """Yields, for each batch of a window, the name of its part and its example ids."""
+    def _rows(self, arm: Arm, window: Window) -> Iterator[tuple[str, pa.Table]]:
+        """Yields, for each batch of a window, the name of its part and the ids and labels of a model's examples."""
         for batch in self._source.read(window):
             # A checker for each batch, because a late part goes back in time, which makes none of its rows bad.
             rows = RowChecker(self._schema, True, newest_us=_LONG_AGO).check(batch)
             if rows.num_rows:
-                ids: Ids = rows.column(self._schema.example_id).to_numpy(zero_copy_only=False).astype(np.int64)
+                columns: dict[str, npt.NDArray[np.generic]] = {"example_id": example_ids(rows, self._schema)}
+                for label in self._schema.labels:
+                    if label.name in arm.tasks:
+                        columns[f"label_{label.name}"] = label_values(rows, label)
+                table = pa.table(columns)
                 picked = rows_where(rows, arm.config.where, self._columns)
                 if picked is not None:
-                    ids = ids[picked.numpy()]
-                yield Origin.from_batch(batch).file, ids
+                    table = table.take(pa.array(picked.numpy()))
+                yield Origin.from_batch(batch).file, table
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from exfm.storage.commits import NONE, STAGES, Stage
 from exfm.storage.late_log import late_file
 from exfm.storage.marks import Rows, take_back
 from exfm.storage.orphans import find_orphans
+from exfm.supervision.late_labels import labels_manifest
 from exfm.supervision.store import Store
 
 
@@ -172,6 +173,11 @@ def find_repair(store: Store, ties: Mapping[str, Ties]) -> Repair:
             repair.orphans += find_orphans(store.workspace, entry.files)
             if entry.snapshot is SnapshotState.DAMAGED:
                 repair.folders.append(_snapshot_folder(chain.model, entry.index))
+            damage = store.late_labels.damage(chain.model, entry.index) if chain.stage == "train" else ""
+            if damage:
+                repair.problems.append(damage)
+                # Without its count of late rows a window is compared with the log again, and its labels are read.
+                repair.manifests += [labels_manifest(chain.model, entry.index), late_file(chain.model, entry.index)]
     return repair
 
 

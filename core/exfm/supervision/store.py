@@ -24,6 +24,7 @@ from exfm.storage.orphans import remove_orphans
 from exfm.storage.readers import SIBLING, Readers
 from exfm.storage.snapshots import SnapshotRegistry
 from exfm.storage.workspace import Workspace
+from exfm.supervision.late_labels import LateLabels, PredictedLabels
 from exfm.supervision.row_files import read_rows
 from exfm.supervision.streaming import MergedSupervision, OpenSupervision, SupervisionStream
 
@@ -56,6 +57,7 @@ class Store:
         self.snapshots = SnapshotRegistry(self.workspace, self.log)
         self.backfills = Backfills(self.workspace)
         self.readers = Readers(self.workspace)
+        self.late_labels = LateLabels(self.workspace)
         if homes is None:
             homes = self.kept_homes()
         self._homes: dict[str, Home] = {}
@@ -164,9 +166,25 @@ class Store:
         return int(home.store.log.load("train", home.model, window.index).counters["examples"])
 
     def predictions(self, model: str, window: Window) -> pa.Table:
-        """Reads a model's committed predictions of a window, in stream order."""
+        """Reads a model's committed predictions of a window, in stream order, with the labels that are known by now."""
         home = self.home(model)
-        return read_rows(home.store.workspace, home.store.log.load("train", home.model, window.index).files["rows"])
+        committed = home.store.committed_predictions(home.model, window)
+        return home.store.late_labels.apply(home.model, window.index, committed)
+
+    def committed_predictions(self, model: str, window: Window) -> pa.Table:
+        """Reads predictions of a model of this run, with the labels that were known then."""
+        return read_rows(self.workspace, self.log.load("train", model, window.index).files["rows"])
+
+    def predicted_labels(self, model: str, window: Window) -> PredictedLabels:
+        """Reads the labels of a window of a model of this run, to compare them with those that are read again."""
+        committed = self.committed_predictions(model, window)
+        return PredictedLabels(committed, self.late_labels.apply(model, window.index, committed))
+
+    def predicted_ids(self, model: str, window: Window) -> npt.NDArray[np.int64]:
+        """Reads the ids of the examples of a window that a model of this run has predicted, in stream order."""
+        with self.workspace.open_checked(self.log.load("train", model, window.index).files["rows"]) as file:
+            ids: npt.NDArray[np.int64] = pq.read_table(file, columns=["example_id"]).column("example_id").to_numpy()
+        return ids
 
 
 def initial_home(store: Store, config: InitFrom) -> Home:

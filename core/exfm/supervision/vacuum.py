@@ -188,6 +188,9 @@ def _rows_before(store: Store, folder: Rows, model: str, first: int) -> Iterator
         files = store.log.load(stage, model, index).files
         if index < first and "rows" in files:
             yield files["rows"]
+            late = store.late_labels.record(model, index) if folder == "predictions" else None
+            if late is not None:
+                yield late
     if folder == "supervision":
         for index in store.backfills.windows(model):
             for labelling in store.backfills.labellings(model, index) if index < first else ():
@@ -203,6 +206,9 @@ def _orphans(store: Store, model: str) -> list[str]:
             files = store.log.load(stage, model, index).files
             if "rows" in files:
                 rows.append(files["rows"])
+            late = store.late_labels.record(model, index) if stage == "train" else None
+            if late is not None:
+                rows.append(late)
         orphans += find_orphans(store.workspace, rows)
     for version in store.snapshots.versions(model):
         orphans += find_orphans(store.workspace, store.snapshots.files(model, version))

@@ -58,6 +58,18 @@ class DistillationStrategyTests(StrategyEffectTests):
         for case, partial in lessons.items():
             check_finite(outcome(strategy, student, partial), case)
 
+    def test_labels_that_are_not_known_are_left_out(self, fields: Mapping[str, Any]) -> None:
+        """Computes the loss where the labels of some examples, or of all, are NaN: nobody knows them yet."""
+        student, lesson = Student(self.tasks), self.lesson()
+        strategy = self.make_used(fields, student)
+        assert isinstance(strategy, DistillationStrategy)
+        for unknown in (2, lesson.size):
+            labels = {task: label_B.clone() for task, label_B in lesson.labels.items()}
+            for label_B in labels.values():
+                label_B[:unknown] = torch.nan
+            loss = strategy.loss(student(lesson.x_BI), lesson.teacher, labels)
+            check_finite({"the loss": loss}, f"with {unknown} labels that are NaN")
+
     def test_a_miss_changes_nothing(self, fields: Mapping[str, Any]) -> None:
         """Changes the teacher's values at misses, where they have no meaning."""
         student, lesson = Student(self.tasks), self.lesson()

@@ -205,8 +205,7 @@ class StreamLoop:
         if commit.files and self.process_group.world_size == 1:
             # Of a model that goes back behind its newest windows, the predictions may have been let go.
             with suppress(LetGoError):
-                rows = self.store.predictions(stage.name, commit.window)
-                self.reader.remember(rows.column("example_id").to_numpy())
+                self.reader.remember(self.store.predicted_ids(stage.name, commit.window))
 
     def _blocker(self, schedule: Schedule, work: WindowWork) -> str:
         """Names the supervision or snapshot that a window waits for; empty if the window can run."""
@@ -384,6 +383,10 @@ class StreamLoop:
             earlier = Window(window.index, max(window.start_us - shift, span.start_us), window.end_us - shift)
             if earlier.start_us >= earlier.end_us:
                 continue
+            # The predictions beside which labels are compared may still be written.
+            self.commit_writer.wait()
+            for stage in stages:
+                stage.late_labels.open(TimeRange(earlier.start_us, earlier.end_us), tasks)
             for chunk in self._timed(read_sharded(reader, earlier, self.process_group)):
                 start = time.perf_counter()
                 rows += chunk.size

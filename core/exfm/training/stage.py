@@ -23,6 +23,7 @@ from exfm.config.lenders import Lender
 from exfm.data.batch import Batch
 from exfm.data.skips import Counts, sum_counts
 from exfm.distributed.chunk_exchange import ModelBatch, ModelChunk, ShardedChunk
+from exfm.distributed.late_labels import LateLabelCollector
 from exfm.distributed.row_gatherer import RowGatherer
 from exfm.errors import RunError
 from exfm.evaluation.metrics import Moments
@@ -78,6 +79,7 @@ class Stage:
         parent: the model of a run that the model starts from, if any.
 
     Attributes:
+        late_labels: the labels of earlier examples that are read again in the window.
         has_repeated: whether the model has trained again on the windows of its ``epochs`` since it was loaded.
     """
 
@@ -115,6 +117,7 @@ class Stage:
         self._feed = VectorFeed(trainer.transfer.parameters.fed_tables(), shared.lags_us)
         self._accumulate = trainer.arm.config.optimizer.dense.accumulate
         self.counters = WindowCounters()
+        self.late_labels = LateLabelCollector(store, self.process_group, self.name, NONE)
         self._constant_flops: dict[str, float] = {}
         self._weights, self._training = ReusableBuffers(), ReusableBuffers()
         self._last: Batch | None = None
@@ -149,6 +152,7 @@ class Stage:
                 *(self.name, ", ".join(map(str, missed))),
             )
         self._watermark_us = window.start_us
+        self.late_labels = LateLabelCollector(self.store, self.process_group, self.name, window.index)
         if previous == NONE:
             self._initial = load_initial_weights(trainer, self._parent, self.store, window)
             self._unchecked = self._initial
@@ -235,10 +239,8 @@ class Stage:
 
     def _join(self, seen: Batch, teachers: Mapping[str, Joiner]) -> dict[str, Joined]:
         """Joins the supervision of the arm's teachers to examples."""
-        joined: dict[str, Joined] = {}
-        for name in self.trainer.arm.teachers:
-            joined[name] = teachers[name].join(seen.example_id, seen.event_time_us)
-        return joined
+        names = self.trainer.arm.teachers
+        return {name: teachers[name].join(seen.example_id, seen.event_time_us) for name in names}
 
     def _train(self, batch: ModelBatch, joined: Mapping[str, Joined], outputs: ForwardRows) -> None:
         """Trains on a batch with the labels that arrive with it, and adds the forward pass to ``outputs``."""
@@ -295,6 +297,7 @@ class Stage:
             for batch in chunk.batches(rows, self.trainer.model, self._accumulate):
                 self.trainer.step(batch.batch, {}, learn, batch.shard.counts, batch.accumulation)
                 self._last = batch.batch
+            self.late_labels.add(chunk.select_without_features(rows.index), rows.order, learn.tasks)
         self.counters.seconds += time.perf_counter() - start
 
     def _since_start(self, chunk: ShardedChunk) -> torch.Tensor | None:
@@ -332,6 +335,7 @@ class Stage:
         self._held = self._judge()
         if not self.process_group.is_rank_zero:
             return None
+        self.late_labels.write()
         if state and copy:
             weights, training = state
             state = self._weights.copy(weights), self._training.copy(training)
@@ -361,7 +365,7 @@ class Stage:
             self._previous,
             self._read_state,
             counters,
-            self._supervision_counters(),
+            {"examples": self.counters.examples, "seconds": 0.0},
             self._predictions,
             self._supervision,
             state,
@@ -423,9 +427,6 @@ class Stage:
         """Adds up the counts of all processes."""
         counts = self.process_group.all_gather(torch.from_numpy(counted.as_vector()))
         return Coverage.from_vector(counts.sum(dim=0).numpy())
-
-    def _supervision_counters(self) -> dict[str, float]:
-        return {"examples": self.counters.examples, "seconds": 0.0}
 
     def _needed_us(self, window: Window) -> int:
         """Returns the earliest time of which a labeller or student that lags behind may still read a snapshot."""

@@ -21,6 +21,7 @@ from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
 from exfm.interfaces.transfer_specs import TeacherSpec
 from exfm.modeling.build import build_growth, build_model, parallelize, seed_of
+from exfm.modeling.labels import Labels
 from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.read_states import ModelOutput
@@ -39,7 +40,7 @@ class StepLabels:
     """Selects the losses of a training step.
 
     Attributes:
-        tasks: the tasks whose labels are available.
+        tasks: the tasks whose labels are available, where they are known.
         transfer: whether transfer strategies add their losses.
     """
 
@@ -183,23 +184,25 @@ class Trainer:
             output = self.model(batch, run_trunk)
             predicted = Forward.from_output(output)
             labels = gatherer.labels(batch.labels)
-            if self._start_heads(learn, labels):
+            learned = Labels.of_tasks(labels, learn.tasks)
+            if self._start_heads(learned):
                 # Again, because the logits depend on the biases. Predictions stay those from before the labels.
                 output = self.model(batch, run_trunk)
-            losses = self._losses(output, supervision, learn, labels, gatherer)
+            taught = supervision if learn.transfer else {}
+            losses = self._losses(output, taught, labels, learned, gatherer)
             self._learn(*losses, accumulation)
             return predicted
 
-    def _start_heads(self, learn: StepLabels, labels: Mapping[str, Tensor]) -> bool:
+    def _start_heads(self, labels: Labels) -> bool:
         """Sets the bias of the head of each task whose labels are seen for the first time; returns whether any is.
 
         The bias becomes the logit of the batch's rate, so that the trunk need not move it.
         """
-        started = [task for task in learn.tasks if task not in self.learned]
+        started = [task for task in labels.values if task not in self.learned]
         if started:
             with self.dense.average.setting_weights():
                 for task in started:
-                    self.model.start_head(task, labels[task])
+                    self.model.start_head(task, labels.available(task))
         self.learned.update(started)
         return bool(started)
 
@@ -207,24 +210,20 @@ class Trainer:
         self,
         output: ModelOutput,
         supervision: Mapping[str, TeacherOutput],
-        learn: StepLabels,
         labels: Mapping[str, Tensor],
+        learned: Labels,
         gatherer: BatchGatherer,
     ) -> tuple[list[Tensor], StudentOutput]:
         """Computes the losses of the whole batch; returns them, and the output of the whole batch."""
         reader = self.model.read_states
         needs_representation = bool(self.transfer.strategies) or (reader is not None and reader.needs_representation)
         output = gatherer.output(output, needs_representation)
-        labels_learned = {task: labels[task] for task in learn.tasks}
-        losses: list[Tensor] = []
-        for task, label in labels_learned.items():
-            losses.append(nn.functional.binary_cross_entropy_with_logits(output.logits[task], label))
-        if learn.transfer:
-            # Without teachers whose embedding is an input alone, because gathering costs as many bytes as they have.
-            taught = {name: teacher for name, teacher in supervision.items() if name in self.transfer.teachers}
-            losses += self.transfer.losses(output, gatherer.supervision(taught), labels, labels_learned)
-        if learn.tasks:
-            losses += self.model.state_losses(output, labels_learned)
+        losses = [learned.loss(task, output.logits[task]) for task in learned.values]
+        # Without teachers whose embedding is an input alone, because gathering costs as many bytes as they have.
+        taught = {name: teacher for name, teacher in supervision.items() if name in self.transfer.teachers}
+        losses += self.transfer.losses(output, gatherer.supervision(taught), labels, learned)
+        if learned.values:
+            losses += self.model.state_losses(output, learned)
         return losses, output
 
     def _learn(self, losses: list[Tensor], output: StudentOutput, accumulation: Accumulation) -> None:

@@ -48,7 +48,7 @@ class SoftLabelMetrics:
         Args:
             number: the strategy's position under ``transfer``.
             teacher: the teacher's output.
-            labels: (B,) by task.
+            labels: (B,) by task, NaN where a label is not known.
             adapted: the teacher's output as the strategy corrects it; None for a strategy without an adapter.
         """
         scored: list[tuple[str, TeacherOutput]] = []
@@ -84,9 +84,14 @@ class SoftLabelMetrics:
 
 
 def sum_scores(soft_B: Tensor, label_B: Tensor, hit_B: Tensor) -> Tensor:
-    """Returns examples, positives, log loss and predictions summed over the hits, (4,) float64."""
+    """Returns examples, positives, log loss and predictions summed over the hits with a label, (4,) float64.
+
+    Args:
+        label_B: NaN where a label is not known.
+    """
+    hit_B = hit_B & ~label_B.isnan()
     # float64, because float32 sums over a window lose small terms, and probabilities near 1 their logarithm.
-    soft_B, label_B = soft_B.double(), label_B.double()
+    soft_B, label_B = soft_B.double(), label_B.double().nan_to_num(0.0)
     clipped_B = soft_B.clamp(CLIP, 1 - CLIP)
     likelihood_B = torch.where(label_B > 0, clipped_B, 1 - clipped_B)
     terms = [torch.ones_like(soft_B), label_B, -likelihood_B.log(), soft_B]

@@ -6,6 +6,7 @@ Legend: B examples.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from exfm.interfaces.distillation_strategy import DistillationStrategy, LabelAdapter, StudentOutput, TeacherOutput
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.transfer_strategy import TransferStrategy
+from exfm.modeling.labels import Labels
 from exfm.transfer.merge_teachers import merge_teacher_outputs
 from exfm.transfer.soft_label_metrics import SoftLabelMetrics
 from exfm.transfer.student_parameters import StudentParameters
@@ -67,14 +69,14 @@ class StudentTransfer:
         output: StudentOutput,
         teachers: Mapping[str, TeacherOutput],
         labels: Mapping[str, Tensor],
-        learned: Mapping[str, Tensor],
+        learned: Labels,
     ) -> list[Tensor]:
         """Steps the label adapters, and returns the terms of the student's loss.
 
         Args:
             output: the student's forward pass.
             teachers: output of the same examples, by teacher; a teacher without output is left out.
-            labels: (B,) by task.
+            labels: (B,) by task, NaN where a label is not known.
             learned: the labels that have arrived and are learned from.
         """
         losses = []
@@ -85,11 +87,12 @@ class StudentTransfer:
             # Scored before the adapter steps on the same labels: it would seem better than it is.
             if isinstance(strategy, LabelAdapter):
                 self.soft_labels.add(number, teacher, labels, strategy.adapt(teacher))
-                self._step(self._adapters[number], strategy.adapter_loss(teacher, learned))
+                labelled, values = _labelled(teacher, learned)
+                self._step(self._adapters[number], strategy.adapter_loss(labelled, values))
             else:
                 self.soft_labels.add(number, teacher, labels, None)
             if isinstance(strategy, DistillationStrategy):
-                losses.append(strategy.loss(output, teacher, learned))
+                losses.append(strategy.loss(output, teacher, learned.values))
         return losses
 
     def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -113,6 +116,14 @@ class StudentTransfer:
         strategies = {key.removeprefix(STRATEGIES): value for key, value in state.items() if key.startswith(STRATEGIES)}
         self.modules.load_state_dict(strategies)
         self.parameters.load_state(state)
+
+
+def _labelled(teacher: TeacherOutput, labels: Labels) -> tuple[TeacherOutput, dict[str, Tensor]]:
+    """Returns the teacher's output, without hits where a label is not known, and labels without NaN."""
+    hit = dict(teacher.hit)
+    for task in labels.weights.keys() & hit.keys():
+        hit[task] = hit[task] & (labels.weights[task] > 0)
+    return replace(teacher, hit=hit), {task: labels.filled(task) for task in labels.values}
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -1,0 +1,75 @@
+"""Collects the labels that the processes read again, and keeps those that were not known when predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import suppress
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from exfm.data.batch import Batch
+from exfm.distributed.row_gatherer import gather_rows
+from exfm.interfaces.data_source import TimeRange
+from exfm.interfaces.process_group import ProcessGroup
+from exfm.storage.workspace import LetGoError
+from exfm.supervision.late_labels import PredictedLabels
+from exfm.supervision.store import Store
+
+
+class LateLabelCollector:
+    """Collects the labels of a model's earlier examples while a window runs.
+
+    All processes call it in the same order. Rank zero keeps the predictions of the windows that it has opened.
+
+    Args:
+        store: the run's folder.
+        process_group: the processes.
+        model: the model's name.
+        window: index of the window that runs.
+    """
+
+    def __init__(self, store: Store, process_group: ProcessGroup, model: str, window: int) -> None:
+        self._store = store
+        self._process_group = process_group
+        self._model = model
+        self._window = window
+        self._opened: dict[int, PredictedLabels] = {}
+
+    def open(self, events: TimeRange, tasks: Collection[str]) -> None:
+        """Opens the committed windows of events that are read again, where a label of a task was not known."""
+        if not self._process_group.is_rank_zero:
+            return
+        log = self._store.log
+        for index in log.newest_first("train", self._model):
+            if index >= self._window or index in self._opened:
+                continue
+            commit = log.load("train", self._model, index)
+            if commit.window.end_us <= events.start_us:
+                return
+            scored = commit.counters.get("prequential", {})
+            unknown = any(task in scored and scored[task]["examples"] < commit.counters["examples"] for task in tasks)
+            if unknown and commit.window.start_us < events.end_us and commit.files:
+                with suppress(LetGoError):
+                    self._opened[index] = self._store.predicted_labels(self._model, commit.window)
+
+    def add(self, examples: Batch, order: npt.NDArray[np.int64] | None, tasks: Collection[str]) -> None:
+        """Takes the labels of some tasks of a chunk.
+
+        Args:
+            examples: this process's rows of the chunk; those without a prediction are left out.
+            order: sorts the rows of all processes, see ``gather_rows``.
+        """
+        columns = {"example_id": examples.example_id.numpy()}
+        columns |= {f"label_{task}": examples.labels[task].numpy() for task in tasks}
+        rows = gather_rows(self._process_group, pa.table(columns), order)
+        if rows is not None:
+            for predicted in self._opened.values():
+                predicted.add(rows)
+
+    def write(self) -> None:
+        """Writes the labels that became known, on rank zero."""
+        for index, predicted in sorted(self._opened.items()):
+            if predicted.differ:
+                self._store.late_labels.write(self._model, index, predicted.changed())

@@ -1,0 +1,76 @@
+"""Holds the labels that a training step learns, and averages losses over the examples that have them.
+
+Legend: B examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Holds the labels of a batch that are learned, of the tasks with at least one known label.
+
+    Attributes:
+        values: (B,) by task: 0, 1, or NaN where a label is not known.
+        weights: (B,) by task, the weight of each example in a mean, 0 where its label is not known; a task without an
+            entry has all labels, and each weighs 1.
+    """
+
+    values: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of_tasks(cls, labels: Mapping[str, Tensor], tasks: Collection[str]) -> Labels:
+        """Selects the labels of some tasks; a task without any known label is left out.
+
+        Args:
+            labels: (B,) by task, NaN where a label is not known.
+        """
+        if not tasks:
+            return cls({})
+        unknown_TB = torch.stack([labels[task] for task in tasks]).isnan()
+        # Read at once for all tasks, because each read of a device's tensor waits for the device.
+        counts = unknown_TB.sum(dim=1).tolist()
+        values: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
+        for task, unknown_B, count in zip(tasks, unknown_TB, counts, strict=True):
+            if count == unknown_B.numel() > 0:
+                continue
+            values[task] = labels[task]
+            if count:
+                weights[task] = (~unknown_B).to(labels[task].dtype)
+        return cls(values, weights)
+
+    def available(self, task: str) -> Tensor:
+        """Returns the known labels of a task."""
+        values_B = self.values[task]
+        if task not in self.weights:
+            return values_B
+        return values_B[self.weights[task] > 0]
+
+    def filled(self, task: str) -> Tensor:
+        """Returns the labels (B,) of a task, 0 where a label is not known."""
+        values_B = self.values[task]
+        return values_B.nan_to_num(0.0) if task in self.weights else values_B
+
+    def explained(self, task: str, logit_B: Tensor) -> Tensor:
+        """Returns targets (B,) of a task, without gradient: the average of the label and the model's probability."""
+        return (self.filled(task) + logit_B.detach().sigmoid()) / 2
+
+    def mean(self, task: str, losses_B: Tensor) -> Tensor:
+        """Averages finite losses (B,) over the examples whose label of a task is known."""
+        weight_B = self.weights.get(task)
+        if weight_B is None:
+            return losses_B.mean()
+        return (losses_B * weight_B).sum() / weight_B.sum()
+
+    def loss(self, task: str, logit_B: Tensor) -> Tensor:
+        """Returns the mean cross-entropy of logits (B,) and the known labels of a task."""
+        return self.mean(task, binary_cross_entropy_with_logits(logit_B, self.filled(task), reduction="none"))
