@@ -189,7 +189,7 @@ class Live(exfm.DataSource):
     def schema(self) -> exfm.schema.FeatureSchema:
         return exfm.schema.FeatureSchema(
             features=(exfm.schema.CategoricalFeature(name="user", rows=64),),
-            labels=(exfm.schema.Label(name="click"), exfm.schema.Label(name="buy", delay="2d")),  # type: ignore[arg-type]
+            labels=(exfm.schema.Label(name="click"), exfm.schema.Label(name="buy", delay="2d")),
         )
 
     def time_range(self) -> exfm.sources.TimeRange:
@@ -207,16 +207,17 @@ def test_labels_that_are_read_again_are_scored_where_no_file_tells_of_them(tmp_p
     exfm_registry.put(Live, exfm_plugins.backbones, exfm_plugins.parallel, exfm_plugins.sources, exfm_plugins.transfer)
     Live.table = make_log(900)
     model = {"backbone": {"name": "mlp"}, "embedding_dim": 4, "batch_size": 64}
+    run_dir = str(tmp_path / "run")
     config = {
         "name": "live",
-        "run_dir": str(tmp_path / "run"),
+        "run_dir": run_dir,
         "stream": {"source": {"name": "live"}, "window": "1d"},
         "models": {"vm": model},
     }
     for days in range(1, 7):
         Live.days = days
         train(load(tmp_path, config))
-    _, label = labelled(config["run_dir"], "vm", "buy")
+    _, label = labelled(run_dir, "vm", "buy")
     age = ages_us(Live.table)
     is_known = age < 4 * DAY_US  # the labels of the last two days have not been read again
     assert np.array_equal(label[is_known], Live.table.column("buy").to_numpy()[is_known])
