@@ -23,7 +23,7 @@ import yaml
 from rows import FEATURES
 
 import exfm
-from exfm.training.progress import Progress
+from exfm.bookkeeping.progress import Progress
 
 Settings = dict[str, Any]
 

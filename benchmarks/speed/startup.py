@@ -36,10 +36,10 @@ def start(experiment: str, began: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="exfm-startup-") as folder:
         loaded = exfm.load_experiment(experiment, [f"run_dir={folder}/run"])
         at["loaded"] = time.time() - began
+        from exfm.bookkeeping.progress import Progress
         from exfm.experiment.run import build_plan
         from exfm.supervision.store import Store
         from exfm.training.loop import StreamLoop
-        from exfm.training.progress import Progress
 
         at["imported_loop"] = time.time() - began
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import exfm
+from exfm.bookkeeping.progress import Progress
 from exfm.reporting.progress import StreamProgress
-from exfm.training.progress import Progress
 
 DAY_US = 86_400_000_000
 

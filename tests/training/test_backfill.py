@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 import exfm
+from exfm.experiment.backfill import BackfilledWindow, Backfiller
 from exfm.experiment.run import build_plan
 from exfm.interfaces.data_source import TimeRange
 from exfm.scheduling.identity import open_run
 from exfm.supervision.store import open_store
-from exfm.training.backfill import BackfilledWindow, Backfiller
 from tests.training.logs import DAY_US, START_US, experiment_dict, load, make_log, predictions, train, write_log
 
 ROWS = 600

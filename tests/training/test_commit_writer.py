@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from exfm.training.commit_writer import CommitWriter, ReusableBuffers
+from exfm.bookkeeping.commit_writer import CommitWriter, ReusableBuffers
 from tests.training.logs import experiment_dict, load, make_log, train, write_log
 
 

@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import exfm
+from exfm.bookkeeping.progress import Progress
 from exfm.scheduling.identity import open_run
 from exfm.storage.late_log import LateLog
 from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
-from exfm.training.progress import Progress
 from tests.training.logs import START_US, load
 
 HOUR_US = 3_600_000_000

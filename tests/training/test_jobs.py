@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 import exfm
+from exfm.bookkeeping.commit_writer import WindowCommit
 from exfm.data.windows import stream_windows
 from exfm.scheduling.identity import open_run
 from exfm.storage.workspace import Workspace
 from exfm.supervision.store import Store
-from exfm.training.commit_writer import WindowCommit
 from exfm.training.loop import StreamLoop
 from tests.processes import start_exfm
 from tests.training.logs import differences, experiment_dict, load, make_log, supervision, train, write_log

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import exfm
+from exfm.bookkeeping.progress import Progress
 from exfm.storage.commits import Commit, CommitLog
-from exfm.training.progress import Progress
 from tests.training.logs import (
     DAY_US,
     START_US,

@@ -12,8 +12,8 @@ from exfm.cli.jobs import check_stores
 from exfm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from exfm.experiment.backfill import BackfilledWindow
     from exfm.interfaces.data_source import TimeRange
-    from exfm.training.backfill import BackfilledWindow
 
 
 def run_backfill(session: Session, config: str, overrides: list[str], models: Sequence[str], between: str) -> None:
@@ -25,10 +25,10 @@ def run_backfill(session: Session, config: str, overrides: list[str], models: Se
     for model in models:
         check_stores(experiment, model)
 
+    from exfm.experiment.backfill import Backfiller
     from exfm.experiment.run import build_plan
     from exfm.scheduling.identity import open_run
     from exfm.supervision.store import open_store
-    from exfm.training.backfill import Backfiller
 
     store, plan = open_store(experiment), build_plan(experiment)
     open_run(experiment, store, models)

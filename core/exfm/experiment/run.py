@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from exfm.bookkeeping.progress import Progress
 from exfm.config.baselines import shared_tasks
 from exfm.config.checks import Arm
 from exfm.config.experiment import ComparedPair
@@ -19,7 +20,6 @@ from exfm.scheduling.identity import RUN_FILE, component_notes, open_run
 from exfm.storage.commits import NONE
 from exfm.supervision.store import HOMES_FILE, Store, open_store
 from exfm.training.loop import StreamLoop
-from exfm.training.progress import Progress
 
 RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, DIAGNOSIS_FILE, HOMES_FILE, RUN_FILE)
 

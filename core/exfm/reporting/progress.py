@@ -23,7 +23,7 @@ _DRAW_EVERY_S = 0.5
 
 
 class Update(Protocol):
-    """Describes the progress of a run after a chunk; see ``exfm.training.loop.Progress``."""
+    """Describes the progress of a run after a chunk; see ``exfm.bookkeeping.progress.Progress``."""
 
     @property
     def window(self) -> Window:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from exfm.bookkeeping.progress import Progress
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.data.batch import Batch
@@ -38,7 +39,6 @@ from exfm.storage.snapshots import Snapshot
 from exfm.storage.workspace import Workspace
 from exfm.supervision.row_files import Column, RowWriter
 from exfm.supervision.store import Store, open_store
-from exfm.training.progress import Progress
 
 logger = logging.getLogger(__name__)
 

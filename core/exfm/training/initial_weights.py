@@ -23,11 +23,11 @@ from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.data_source import Window, utc
 from exfm.modeling.build import build_model
 from exfm.modeling.parts import model_memory, table_of
+from exfm.modeling.tensor_places import Places, fitted
 from exfm.storage.finite import check_snapshot
 from exfm.storage.snapshot_at import snapshot_at
 from exfm.storage.snapshots import Snapshot, same_on_all
 from exfm.supervision.store import Home, Store, initial_home
-from exfm.training.tensor_places import Places, fitted
 from exfm.training.trainer import Trainer
 
 _OWNERS = ("table_", "sequence_", "task_", "entity_", "feature_")

@@ -13,6 +13,8 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
 
+from exfm.bookkeeping.commit_writer import CommitWriter, WindowCommit
+from exfm.bookkeeping.progress import Clock, Progress
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.data.skips import Counts
@@ -33,10 +35,8 @@ from exfm.supervision.external import ExternalSupervision, external_teachers
 from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
 from exfm.supervision.streaming import OpenSupervision
-from exfm.training.commit_writer import CommitWriter, WindowCommit
 from exfm.training.epochs import Epochs
 from exfm.training.labeller import Labeller, labelled_for
-from exfm.training.progress import Clock, Progress
 from exfm.training.stage import Stage
 from exfm.training.trainer import Trainer
 from exfm.transfer.build import teacher_specs

@@ -19,6 +19,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from exfm.bookkeeping.commit_writer import ReusableBuffers, WindowCommit
+from exfm.bookkeeping.window_counters import WindowCounters, task_sums
 from exfm.config.lenders import Lender
 from exfm.data.batch import Batch
 from exfm.data.skips import Counts, sum_counts
@@ -31,6 +33,7 @@ from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds, microseconds_since_1970
 from exfm.interfaces.schema import FeatureSchema
 from exfm.modeling.cost import flops_by_section, parameters_by_section
+from exfm.optimization.divergence import diverged
 from exfm.storage.commits import NONE, WindowRead
 from exfm.storage.finite import check_snapshot, first_not_finite, rows_not_finite
 from exfm.storage.snapshots import Snapshot, same_on_all
@@ -45,15 +48,12 @@ from exfm.supervision.row_files import (
     teacher_column,
 )
 from exfm.supervision.store import Store
-from exfm.training.commit_writer import ReusableBuffers, WindowCommit
-from exfm.training.divergence import diverged
-from exfm.training.example_embeddings import join_batch
 from exfm.training.gate import judge, read_history
 from exfm.training.initial_weights import InitialWeights, check_new_tables, load_initial_weights
 from exfm.training.model_output import ForwardRows
 from exfm.training.trainer import StepLabels, Trainer
-from exfm.training.window_counters import WindowCounters, task_sums
 from exfm.transfer.chunk_vectors import ChunkVectors
+from exfm.transfer.example_embeddings import join_batch
 from exfm.transfer.teacher_parameters import TeacherParameters
 from exfm.transfer.vector_feed import VectorFeed
 

@@ -25,10 +25,10 @@ from exfm.modeling.labels import Labels
 from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.read_states import ModelOutput
+from exfm.optimization.dense_steps import DenseSteps, fits
 from exfm.storage.finite import infinite_buffers
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.supervision.joiner import ROW, STATE
-from exfm.training.dense_steps import DenseSteps, fits
 from exfm.transfer.build import build_strategies
 from exfm.transfer.row_offsets import fold_offsets, tables_with_offsets
 from exfm.transfer.student_parameters import StudentParameters

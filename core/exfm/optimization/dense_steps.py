@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from exfm.config.training_sections import DenseOptimizer
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.modeling.ranking_model import RankingModel
-from exfm.training.learning_rate import learning_rate
-from exfm.training.weight_average import WeightAverage
+from exfm.optimization.learning_rate import learning_rate
+from exfm.optimization.weight_average import WeightAverage
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
