@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from exfm.cli.context import console, print_json
-from exfm.errors import ConfigError
+from exfm.cli.context import check_complete, console, print_json
 from exfm.redaction import concealed, without_credentials
 
 
@@ -23,11 +22,7 @@ def command(
 
     store = Store(run_dir)
     workspace = store.workspace
-    missing = [name for name in (RESULTS_FILE, CONFIG_FILE) if not workspace.exists(name)]
-    if missing:
-        raise ConfigError(
-            f"{run_dir}: no {' and no '.join(missing)} here; `exfm run` writes them when a run is complete"
-        )
+    check_complete(workspace, run_dir)
     results, config_yaml = workspace.read_json(RESULTS_FILE), workspace.read(CONFIG_FILE).decode()
     diagnosis = concealed(diagnose(store, results, config_yaml))
     workspace.write_json(DIAGNOSIS_FILE, diagnosis)

@@ -46,7 +46,7 @@ def command() -> None:
     if not any(check.problem for check in checks):
         import torch
 
-        devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        devices = list(map(torch.cuda.get_device_name, range(torch.cuda.device_count())))
         typer.echo(f"devices    cpu, {torch.get_num_threads()} threads; {', '.join(devices) or 'no GPU'}")
         typer.echo("all good")
         return

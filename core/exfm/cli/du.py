@@ -22,7 +22,7 @@ def command(run: RUN, as_json: Annotated[bool, typer.Option("--json", help="Prin
     store, _ = open_run_folder(run)
     usage = disk_usage(store.workspace)
     if as_json:
-        print_json([asdict(counted) for counted in usage])
+        print_json(list(map(asdict, usage)))
         return
     _print_table(usage)
 

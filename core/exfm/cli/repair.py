@@ -9,6 +9,7 @@ import typer
 
 from exfm.cli.context import Session
 from exfm.errors import ConfigError, PluginError
+from exfm.mappings import values_at
 
 if TYPE_CHECKING:
     from exfm.registry.registry import Registry
@@ -93,7 +94,7 @@ def _ties(models: Mapping[str, Any], registry: Registry) -> dict[str, Ties]:
 
 def _input_teachers(model: Mapping[str, Any]) -> Iterator[str]:
     """Yields the teachers whose stored vectors a model reads; exfm 0.1 named them under ``lookups``."""
-    yield from (spec["teacher"] for spec in model.get("inputs", ()))
+    yield from values_at(model.get("inputs", ()), "teacher")
     yield from model.get("lookups", ())
 
 

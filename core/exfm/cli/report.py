@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from exfm.errors import ConfigError
+from exfm.cli.context import check_complete
 from exfm.redaction import without_credentials
 
 
@@ -18,11 +18,7 @@ def command(run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="A ru
     from exfm.storage.workspace import Workspace
 
     workspace = Workspace(run_dir)
-    missing = [name for name in (RESULTS_FILE, CONFIG_FILE) if not workspace.exists(name)]
-    if missing:
-        raise ConfigError(
-            f"{run_dir}: no {' and no '.join(missing)} here; `exfm run` writes them when a run is complete"
-        )
+    check_complete(workspace, run_dir)
     config = workspace.read(CONFIG_FILE).decode()
     results = workspace.read_json(RESULTS_FILE)
     page = render_report(results, config, kept_diagnosis(workspace, results))

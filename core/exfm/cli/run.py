@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from exfm.cli.context import CONFIG, OVERRIDES, Session, console
+from exfm.mappings import defined
 from exfm.redaction import without_credentials
 
 
@@ -39,7 +40,7 @@ def command(
     if not results:  # this process is not the first of its job
         return
     tables = (result_table(results), comparison_table(results))
-    console(110).print(*(table for table in tables if table is not None), sep="\n")
+    console(110).print(*defined(tables), sep="\n")
     if results["time"]["waiting_for"]:
         typer.echo(f"it waits for {results['time']['waiting_for']}; call it again to go on")
     elif not results["time"]["windows_done"]:

@@ -104,7 +104,7 @@ def _type(annotation: Any) -> str:
     if origin is Literal:
         return " | ".join(map(repr, arguments))
     if origin in (typing.Union, types.UnionType):
-        return " | ".join(_type(argument) for argument in arguments)
+        return " | ".join(map(_type, arguments))
     if origin in (tuple, list):
         return f"list of {_type(arguments[0])}"
     if origin is dict:

@@ -30,7 +30,7 @@ def command(
     for name in names:
         listed += list_snapshots(store, name)
     if as_json:
-        print_json([asdict(snapshot) for snapshot in listed])
+        print_json(list(map(asdict, listed)))
         return
     if not listed:
         typer.echo(f"{run}: no snapshot yet; `exfm run` and `exfm train` publish them")

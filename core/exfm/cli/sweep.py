@@ -8,6 +8,7 @@ import typer
 
 from exfm.cli.context import CONFIG, OVERRIDES, Session, console
 from exfm.errors import RunError
+from exfm.mappings import defined
 from exfm.redaction import without_credentials
 
 if TYPE_CHECKING:
@@ -100,5 +101,5 @@ def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
     else:
         workspace.write(PLOT_FILE, picture)
     tables = (sweep_table(summary), sweep_comparison_table(summary), sweep_ratio_table(summary))
-    console(140).print(*(table for table in tables if table is not None), sep="\n")
+    console(140).print(*defined(tables), sep="\n")
     typer.echo(without_credentials(f"comparison: {sweep.folder}/{PAGE_FILE}"))

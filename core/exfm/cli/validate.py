@@ -47,7 +47,7 @@ def command(
             typer.echo(f"{path}: ok: {', '.join(arm.name for arm in experiment.arms)}")
             for arm in experiment.arms:
                 if arm.inputs:
-                    names = ", ".join(name for entry in arm.inputs for name in entry.lookups)
+                    names = ", ".join(arm.lookups)
                     typer.echo(f"{path}: models.{arm.name}: costs lookups at serving: {names}")
     if wrong:
         raise typer.Exit(2)

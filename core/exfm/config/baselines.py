@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from exfm.config.checks import Arm
 from exfm.config.experiment import ComparedPair
 from exfm.errors import ConfigError, suggestion
+from exfm.mappings import by_name
 
 
 def check_baselines(arms: Sequence[Arm], pairs: Sequence[ComparedPair], file: str) -> None:
@@ -16,19 +17,19 @@ def check_baselines(arms: Sequence[Arm], pairs: Sequence[ComparedPair], file: st
         ConfigError: no model has the name, a model is compared with itself, or the two models share no task, or not the
             task that is named.
     """
-    by_name = {arm.name: arm for arm in arms}
+    named = by_name(arms)
     # Only names are checked: the arm of `control: true` always exists.
     for arm in arms:
         if isinstance(arm.config.control, str):
             key = f"{file}: models.{arm.name}.control"
-            _check_name(arm.config.control, by_name, key)
-            _check_pair(arm, by_name[arm.config.control], key)
+            _check_name(arm.config.control, named, key)
+            _check_pair(arm, named[arm.config.control], key)
     for number, pair in enumerate(pairs):
         key = f"{file}: compare.{number}"
-        _check_name(pair.model, by_name, f"{key}.model")
-        _check_name(pair.baseline, by_name, f"{key}.baseline")
-        _check_pair(by_name[pair.model], by_name[pair.baseline], f"{key}.baseline")
-        shared = shared_tasks(by_name[pair.model], by_name[pair.baseline])
+        _check_name(pair.model, named, f"{key}.model")
+        _check_name(pair.baseline, named, f"{key}.baseline")
+        _check_pair(named[pair.model], named[pair.baseline], f"{key}.baseline")
+        shared = shared_tasks(named[pair.model], named[pair.baseline])
         if pair.task is not None and pair.task not in shared:
             raise ConfigError(
                 f"{key}.task: {pair.model!r} and {pair.baseline!r} do not both predict {pair.task!r}."

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from graphlib import CycleError, TopologicalSorter
 
-from exfm.config.experiment import Bucket, ExperimentConfig, ModelConfig
+from exfm.config.experiment import Bucket, Condition, ExperimentConfig, ModelConfig
 from exfm.config.inputs import DescribedModel, ModelInput, resolve_inputs, with_sources
 from exfm.config.supervision_section import SupervisionConfig
 from exfm.errors import ConfigError, suggestion
-from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
+from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
 
 CONTROL_SUFFIX = ".control"
 
@@ -37,6 +37,11 @@ class Arm:
     stores: bool = False
 
     @property
+    def lookups(self) -> list[str]:
+        """Lists the lookups at serving, by which the model reads the stored vectors of teachers."""
+        return [name for entry in self.inputs for name in entry.lookups]
+
+    @property
     def is_control(self) -> bool:
         """Tells whether the arm is trained without transfer, to measure the gain of its base."""
         return self.name != self.base
@@ -48,6 +53,11 @@ class Arm:
         if isinstance(control, str):
             return control
         return self.name + CONTROL_SUFFIX if control else None
+
+
+def row_conditions(arms: Iterable[Arm]) -> dict[str, Mapping[str, Condition]]:
+    """Maps each arm to the conditions on the rows that it sees."""
+    return {arm.name: arm.config.where for arm in arms}
 
 
 def check_experiment(
@@ -194,7 +204,7 @@ def _check_states(model: ModelConfig, schema: FeatureSchema, key_path: str) -> N
     """Checks ``supervision.states``: an entity is a categorical feature, described by features that the model sees."""
     # Dense features cannot describe an entity: a state is made of embeddings and of raw sequences.
     seen = schema.select(model.features)
-    entities = [feature.name for feature in seen.features if isinstance(feature, CategoricalFeature)]
+    entities = seen.entity_tables()
     allowed = [feature.name for feature in seen.features if not isinstance(feature, DenseFeature)]
     _check_names(model.supervision.states, entities, "categorical feature that the model sees, called", key_path)
     for entity, described in model.supervision.described.items():
@@ -264,7 +274,7 @@ def _check_rows(model: ModelConfig, schema: FeatureSchema, key_path: str) -> Non
     """Checks ``supervision.rows``: categorical features without a shared table, of a model that labels as it trains."""
     # A shared table would be stored twice, and a model that labels later has rows of another time.
     seen = schema.select(model.features)
-    tables = {feature.name: feature.table_name for feature in seen.features if isinstance(feature, CategoricalFeature)}
+    tables = seen.entity_tables()
     _check_names(model.supervision.rows, tables, "categorical feature that the model sees, called", key_path)
     read = [tables[feature] for feature in model.supervision.rows]
     twice = next((table for table in read if read.count(table) > 1), None)

@@ -10,6 +10,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from exfm.errors import PluginError
 from exfm.interfaces.component import ComponentConfig
+from exfm.mappings import without
 from exfm.registry.discovery import default_registry
 
 SCHEMA_MARK = "x-exfm-component"
@@ -71,6 +72,6 @@ class ComponentField:
             component = registry.resolve(self.kind, value["name"])
         except PluginError as error:
             raise PydanticCustomError("component_name", "{reason}", {"reason": str(error)}) from error
-        fields = {key: field for key, field in value.items() if key != "name"}
+        fields = without(value, "name")
         config: ComponentConfig = component.Config.model_validate(fields, context=info.context)
         return ComponentSpec(self.kind, value["name"], component, config)

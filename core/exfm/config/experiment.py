@@ -233,6 +233,10 @@ class ExperimentConfig(Section):
         """Returns the teachers whose predictions are in files, by name."""
         return {name: section for name, section in self.teachers.items() if isinstance(section, ExternalTeacher)}
 
+    def external_tasks(self) -> dict[str, tuple[str, ...]]:
+        """Returns the tasks that each teacher from elsewhere predicts, by its name."""
+        return {name: tuple(teacher.predictions) for name, teacher in self.external_teachers.items()}
+
     @property
     def run_teachers(self) -> dict[str, RunTeacher]:
         """Returns the teachers that other runs train, by name."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from exfm.config.component_field import ComponentSpec
 from exfm.config.experiment import ExperimentConfig, ModelConfig
 from exfm.errors import ConfigError, suggestion
-from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
+from exfm.interfaces.schema import FeatureSchema
 from exfm.interfaces.teacher_input import EXAMPLE, InputSpec
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _resolve(
     if embedding:
         return _resolve_embedding(spec, model, models[teacher], key_path)
     supervision, seen = models[teacher].supervision, schema.select(model.features)
-    features = [feature.name for feature in seen.features if isinstance(feature, CategoricalFeature)]
+    features = seen.entity_tables()
     if len(set(entities)) < len(entities):
         raise ConfigError(f"{key_path}.entities: name each once; given: {list(entities)}")
     for entity in entities:

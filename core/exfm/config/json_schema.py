@@ -67,7 +67,7 @@ def component_schema(registry: Registry, kind: str, name: str, definitions: dict
 def _link(node: Any) -> Any:
     """Replaces the marks of the raw schema by references to the installed components."""
     if isinstance(node, list):
-        return [_link(item) for item in node]
+        return list(map(_link, node))
     if not isinstance(node, dict):
         return node
     linked = {key: _link(value) for key, value in node.items() if key != SCHEMA_MARK}

@@ -26,6 +26,7 @@ from exfm.errors import ConfigError, PluginError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.duration import format_duration, parse_duration
 from exfm.interfaces.schema import FeatureSchema
+from exfm.mappings import with_text_keys
 from exfm.redaction import concealed
 from exfm.registry.discovery import discover
 from exfm.registry.registry import Registry
@@ -62,6 +63,11 @@ class Experiment:
         return tuple(lender.arm for lender in self.lenders.values())
 
     @property
+    def trained_tasks(self) -> set[str]:
+        """Returns the tasks that any arm trains."""
+        return {task for arm in self.arms for task in arm.tasks}
+
+    @property
     def run_dir(self) -> str:
         """Returns the folder or URL of the run."""
         return self.config.run_dir or f"runs/{self.config.name}"
@@ -88,6 +94,11 @@ class Experiment:
         return OmegaConf.to_yaml(OmegaConf.create(self.as_dict()))
 
 
+def override_keys(overrides: Sequence[str]) -> list[str]:
+    """Lists the key paths of overrides ``key=value``."""
+    return [override.partition("=")[0] for override in overrides]
+
+
 def load_experiment(
     path: str,
     overrides: Sequence[str] = (),
@@ -112,7 +123,7 @@ def load_experiment(
     if registry is None:
         registry = discover([*block, *_blocked(raw)])
     registry = _extend(registry, components)
-    keys = [override.partition("=")[0] for override in overrides]
+    keys = override_keys(overrides)
     try:
         if "parallel" not in raw:
             raw["parallel"] = {"name": registry.default_plan()}
@@ -224,7 +235,7 @@ def _merge(config: DictConfig, overrides: Sequence[str], path: str) -> tuple[dic
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_where(error)}{_unresolved(error)}") from error
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}, keep_references(config)
+    return with_text_keys(plain), keep_references(config)
 
 
 def _where(error: Exception) -> str:

@@ -17,6 +17,7 @@ import xxhash
 from exfm.config.checks import CONTROL_SUFFIX, Arm, filter_columns
 from exfm.config.loading import Experiment
 from exfm.interfaces.schema import FeatureSchema, rows_may_become
+from exfm.mappings import without
 from exfm.redaction import same_but_for_credentials
 from exfm.sources import SchemaConfig
 
@@ -95,7 +96,7 @@ def _identity(
     """Describes a model's identity, from the digests of its teachers, by name; others are in files."""
     section = arm_section(arm, resolved)
     del section["keep"]  # committed windows do not depend on how long they stay
-    section["supervision"] = {key: value for key, value in section["supervision"].items() if key != "store"}
+    section["supervision"] = without(section["supervision"], "store")
     teachers: dict[str, Any] = {}
     for name in arm.teachers:
         teachers[name] = digests[name] if name in digests else resolved["teachers"][name]
@@ -138,7 +139,7 @@ def _stream_identity(experiment: Experiment, arm: Arm, stream: Mapping[str, Any]
     return {
         "window": stream["window"],
         "chunk_rows": stream["chunk_rows"],
-        "source": {key: value for key, value in stream["source"].items() if key not in not_bound},
+        "source": without(stream["source"], *not_bound),
         "columns": {
             "example_id": schema.example_id,
             "event_time": schema.event_time,

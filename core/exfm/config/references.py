@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from exfm.mappings import with_text_keys
 from exfm.redaction import remember
 
 _ENVIRONMENT = re.compile(r"oc\.env:\s*([^\s,{}]+)")
@@ -49,7 +50,7 @@ def keep_references(config: DictConfig) -> dict[str, Any]:
             if name in os.environ:
                 remember(os.environ[name], f"${{oc.env:{name}}}")
     unmarked = _map_texts(resolved, lambda text: _unmark(text, kept))
-    return {str(key): value for key, value in unmarked.items()}
+    return with_text_keys(unmarked)
 
 
 def write_back(value: Any, unresolved: Any) -> Any:
@@ -63,7 +64,7 @@ def write_back(value: Any, unresolved: Any) -> Any:
         return _map_texts(value, lambda text: text.replace("${", "\\${"))
     if isinstance(value, Mapping) and isinstance(unresolved, Mapping):
         # JSON's keys are text; a YAML file may have numbers.
-        by_key = {str(key): child for key, child in unresolved.items()}
+        by_key = with_text_keys(unresolved)
         if by_key.keys() <= value.keys():
             return {key: write_back(child, by_key.get(key)) for key, child in value.items()}
     if isinstance(value, list) and isinstance(unresolved, list) and len(value) == len(unresolved):

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from exfm.mappings import with_text_keys
+
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The loader in C where PyYAML is built with it."""
 
@@ -18,4 +20,4 @@ def parse_resolved(text: str) -> dict[str, Any]:
     """
     parsed = yaml.load(text, Loader=_LOADER)
     assert isinstance(parsed, dict)
-    return {str(key): value for key, value in parsed.items()}
+    return with_text_keys(parsed)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
+from exfm.mappings import take_rows
+
 
 @dataclass(frozen=True)
 class SequenceBatch:
@@ -81,6 +83,10 @@ class Batch:
         """Copies the examples to a device; returns the batch itself where it is on the device already."""
         if self.example_id.device == device:
             return self
+
+        def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.to(device) for name, tensor in tensors.items()}
+
         return Batch(
             self.example_id.to(device),
             self.event_time_us.to(device),
@@ -88,9 +94,9 @@ class Batch:
             self.dense_BF.to(device),
             self.sparse.to(device),
             {name: sequence.to(device) for name, sequence in self.sequences.items()},
-            {task: label.to(device) for task, label in self.labels.items()},
-            {task: truth.to(device) for task, truth in self.oracle.items()},
-            {teacher: vector_BK.to(device) for teacher, vector_BK in self.embeddings.items()},
+            copied(self.labels),
+            copied(self.oracle),
+            copied(self.embeddings),
         )
 
     def only(self, features: frozenset[str], dense: Tensor) -> Batch:
@@ -138,9 +144,9 @@ class Batch:
             dense_BF=self.dense_BF[index],
             sparse=_select_sparse(self.sparse, index),
             sequences={name: sequence.select(index) for name, sequence in self.sequences.items()},
-            labels={task: label[index] for task, label in self.labels.items()},
-            oracle={task: truth[index] for task, truth in self.oracle.items()},
-            embeddings={teacher: vector_BK[index] for teacher, vector_BK in self.embeddings.items()},
+            labels=take_rows(self.labels, index),
+            oracle=take_rows(self.oracle, index),
+            embeddings=take_rows(self.embeddings, index),
         )
 
     def slice(self, start: int, stop: int) -> Batch:
@@ -153,9 +159,9 @@ class Batch:
             dense_BF=self.dense_BF[rows],
             sparse=_slice_sparse(self.sparse, start, stop),
             sequences={name: sequence.slice(start, stop) for name, sequence in self.sequences.items()},
-            labels={task: label[rows] for task, label in self.labels.items()},
-            oracle={task: truth[rows] for task, truth in self.oracle.items()},
-            embeddings={teacher: vector_BK[rows] for teacher, vector_BK in self.embeddings.items()},
+            labels=take_rows(self.labels, rows),
+            oracle=take_rows(self.oracle, rows),
+            embeddings=take_rows(self.embeddings, rows),
         )
 
 

@@ -117,7 +117,7 @@ def _unify_arrays(arrays: list[pa.Array]) -> list[pa.Array]:
         return arrays
     if types.is_timestamp(arrays[0].type):
         return list(map(_plain_times, arrays))
-    arrays = [_without_dictionary(array) for array in arrays]
+    arrays = list(map(_without_dictionary, arrays))
     # The first array with a value decides, because an array of nulls has an arbitrary type.
     kind = next((array.type for array in arrays if id_kind(array) is not None), arrays[0].type)
     return [array if array.type == kind else _empty_as(array, kind) for array in arrays]

@@ -24,7 +24,6 @@ def decode(rows: pa.RecordBatch, schema: FeatureSchema) -> Batch:
     example_id = example_ids(rows, schema)
     # Without a group column each example is a group, and its id is the key.
     keys = to_u64(rows.column(schema.group)) if schema.group else example_id.view(np.uint64)
-    histories = [feature for feature in schema.features if isinstance(feature, SequenceFeature)]
     return Batch(
         example_id=torch.from_numpy(example_id),
         event_time_us=torch.from_numpy(np.array(event_times(rows, schema))),
@@ -32,7 +31,7 @@ def decode(rows: pa.RecordBatch, schema: FeatureSchema) -> Batch:
         group=torch.from_numpy(mix(keys, salt=2).view(np.int64)),
         dense_BF=torch.from_numpy(dense_numbers(rows, schema.features)),
         sparse=_sparse(rows, schema),
-        sequences={feature.name: _sequence(rows, feature, schema.event_time) for feature in histories},
+        sequences={feature.name: _sequence(rows, feature, schema.event_time) for feature in schema.sequences},
         labels={label.name: torch.from_numpy(label_values(rows, label)) for label in schema.labels},
         oracle={
             label.name: torch.from_numpy(_floats(rows.column(label.oracle))) for label in schema.labels if label.oracle

@@ -65,8 +65,10 @@ class Slices:
     headroom: list[PairedLosses] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.gain = [PairedLosses() for _ in range(len(self.cuts) + 1)]
-        self.headroom = [PairedLosses() for _ in range(len(self.cuts) + 1)]
+        self.gain, self.headroom = [], []
+        for _ in range(len(self.cuts) + 1):
+            self.gain.append(PairedLosses())
+            self.headroom.append(PairedLosses())
 
     def add(self, rows: TaughtRows, teacher_E: Any, control_E: Any) -> None:
         """Adds the rows of a window.

@@ -17,6 +17,7 @@ from exfm.diagnosis.slices import Activity, Slices, difference, make_slices
 from exfm.diagnosis.taught_rows import TaughtRows
 from exfm.evaluation.intervals import PairedLosses
 from exfm.evaluation.metrics import logits
+from exfm.mappings import records_with, values_at
 
 Json = dict[str, Any]
 Read = Callable[[bool], Iterable[TaughtRows]]
@@ -228,9 +229,9 @@ def learning(windows: Sequence[Mapping[str, Any]], first_window: int) -> Json:
         of the scored windows, weighted by examples; ``fall_percent``, from ``ne_first`` to ``ne_last``. None where a
         figure has no meaning.
     """
-    with_ne = [window for window in windows if window["ne"] is not None]
+    with_ne = records_with(windows, "ne")
     scored = [(window["ne"], window["examples"]) for window in with_ne if window["window"] >= first_window]
-    worst = max((window["ne"] for window in with_ne), default=None)
+    worst = max(values_at(with_ne, "ne"), default=None)
     # Thirds, so that the average of a few noisy windows is compared, and the middle does not blur the difference.
     third = len(scored) // 3
     if not third:

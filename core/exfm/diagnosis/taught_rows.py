@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from exfm.evaluation.intervals import match
 from exfm.evaluation.metrics import Bools, Floats, Ints
-from exfm.evaluation.predictions import PredictionReader, TaskRows, task_rows
+from exfm.evaluation.predictions import PredictionReader, TaskRows, task_rows, window_indices
 from exfm.interfaces.data_source import Window
 
 Doubles = npt.NDArray[np.float64]
@@ -100,10 +100,10 @@ def taught_rows(
         teacher_predicts: whether the run has predictions of the teacher itself.
         scored: leave out the windows that the run's figures leave out.
     """
-    control_windows = {window.index for window in reader.windows(taught.control)}
+    control_windows = window_indices(reader, taught.control)
     teacher_windows: set[int] = set()
     if teacher_predicts:
-        teacher_windows = {window.index for window in reader.windows(taught.teacher)}
+        teacher_windows = window_indices(reader, taught.teacher)
     for window in reader.windows(taught.model):
         if window.index not in control_windows or window.index < taught.first_served:
             continue

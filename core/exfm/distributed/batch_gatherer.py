@@ -16,6 +16,7 @@ from torch import Tensor
 
 from exfm.interfaces.distillation_strategy import TeacherOutput
 from exfm.interfaces.process_group import ProcessGroup
+from exfm.mappings import map_values
 from exfm.modeling.read_states import ModelOutput
 
 
@@ -75,7 +76,7 @@ class BatchGatherer:
         """All-gathers the teacher output of B examples, by teacher."""
         if self.process_group.world_size == 1:
             return supervision
-        return {name: self._teacher_output(output) for name, output in supervision.items()}
+        return map_values(self._teacher_output, supervision)
 
     def _teacher_output(self, output: TeacherOutput) -> TeacherOutput:
         tasks = list(output.probabilities)

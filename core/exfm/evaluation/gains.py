@@ -8,7 +8,7 @@ from typing import Any
 
 from exfm.evaluation.intervals import PairedLosses, gain_share, match
 from exfm.evaluation.metrics import log_losses
-from exfm.evaluation.predictions import PredictionReader, TaskRows, common_windows, task_rows
+from exfm.evaluation.predictions import PredictionReader, TaskRows, common_windows, task_rows, window_indices
 
 Interval = Callable[[PairedLosses], list[float] | None]
 """Computes the 95% interval of a gain, in the form of results.json."""
@@ -90,7 +90,7 @@ def compare_with_control(
     windows_of_teacher: dict[str, set[int]] = {}
     for name in comparison.teachers:
         tasks_of_teacher[name] = tuple(task for task in tasks if task in tasks_of_model[name])
-        windows_of_teacher[name] = {window.index for window in reader.windows(name)}
+        windows_of_teacher[name] = window_indices(reader, name)
     losses: dict[str, _TaskLosses] = {}
     for task in tasks:
         losses[task] = _TaskLosses()

@@ -136,4 +136,4 @@ def whole_groups(
             kept = splitmix64(chunk.group) % np.uint64(passes) == share
             held.setdefault(task, []).append(GroupedRows(*(column[kept] for column in chunk)))
         for task, chunks in held.items():
-            yield task, GroupedRows(*(np.concatenate(columns) for columns in zip(*chunks, strict=True)))
+            yield task, GroupedRows(*map(np.concatenate, zip(*chunks, strict=True)))

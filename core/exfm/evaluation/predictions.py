@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from exfm.evaluation.metrics import Bools, Floats, Ints
 from exfm.interfaces.data_source import Window
+from exfm.mappings import take_rows
 
 
 class PredictionReader(Protocol):
@@ -59,7 +60,7 @@ class TaskRows:
     def take(self, index: npt.NDArray[np.intp]) -> TaskRows:
         """Selects rows by position."""
         oracle = None if self.oracle is None else self.oracle[index]
-        external = {name: values[index] for name, values in self.external.items()}
+        external = take_rows(self.external, index)
         return TaskRows(
             self.example_id[index], self.group[index], self.probability[index], self.label[index], oracle, external
         )
@@ -70,9 +71,14 @@ class TaskRows:
         return replace(rows, probability=rows.external[teacher])
 
 
+def window_indices(reader: PredictionReader, model: str) -> set[int]:
+    """Returns the indices of the windows that a model predicted."""
+    return {window.index for window in reader.windows(model)}
+
+
 def common_windows(reader: PredictionReader, model: str, other: str, first_us: int) -> Iterator[Window]:
     """Yields the windows that both models predicted and that begin at ``first_us`` or later."""
-    predicted_by_other = {window.index for window in reader.windows(other)}
+    predicted_by_other = window_indices(reader, other)
     for window in reader.windows(model):
         if window.start_us >= first_us and window.index in predicted_by_other:
             yield window

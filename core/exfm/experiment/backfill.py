@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from exfm.config.checks import Arm
+from exfm.config.checks import Arm, row_conditions
 from exfm.config.loading import Experiment
 from exfm.data.source_errors import source_errors
 from exfm.data.stream import ChunkReader
@@ -74,7 +74,7 @@ class Backfiller:
         self._teacher: Arm = arm
         trainer = Trainer(arm, experiment.schema, teacher_specs(experiment), plan, experiment.config.seed)
         self._labeller = Labeller(trainer, store, labelled_for(experiment, arm))
-        where = {arm.name: arm.config.where for arm in experiment.arms}
+        where = row_conditions(experiment.arms)
         self._reader = ChunkReader(experiment.source, experiment.schema, experiment.config.stream, where, plan.shard)
         self._schema = supervision_schema(arm.tasks, arm.name, trainer.embedding, trainer.vectors)
 

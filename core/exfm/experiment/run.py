@@ -13,6 +13,7 @@ from exfm.config.loading import Experiment
 from exfm.errors import ConfigError, RunError
 from exfm.evaluation.evaluate import ControlComparison, ExperimentView, Pair, evaluate
 from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.mappings import by_name
 from exfm.redaction import concealed, redact
 from exfm.reporting.progress import StreamProgress, in_notebook
 from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE, DIAGNOSIS_FILE, REPORT_FILE, RESULTS_FILE, assemble
@@ -111,7 +112,7 @@ def finish(experiment: Experiment, store: Store, time: dict[str, Any], config_ya
 
     figures = evaluate(store, evaluation_view(experiment))
     results: dict[str, Any] = concealed(assemble(experiment, store, figures, time))
-    results["notes"] = [redact(note) for note in (*results["notes"], *component_notes(experiment, store))]
+    results["notes"] = list(map(redact, (*results["notes"], *component_notes(experiment, store))))
     store.workspace.write_json(RESULTS_FILE, results)
     page = render_report(results, config_yaml, kept_diagnosis(store.workspace, results))
     store.workspace.write(REPORT_FILE, page.encode())
@@ -120,8 +121,8 @@ def finish(experiment: Experiment, store: Store, time: dict[str, Any], config_ya
 
 def evaluation_view(experiment: Experiment) -> ExperimentView:
     """Selects from an experiment the models, controls and pairs that evaluation compares."""
-    arms = {arm.name: arm for arm in (*experiment.arms, *experiment.lent_arms)}
-    external = {name: tuple(files.predictions) for name, files in experiment.config.external_teachers.items()}
+    arms = by_name((*experiment.arms, *experiment.lent_arms))
+    external = experiment.config.external_tasks()
     comparisons: list[ControlComparison] = []
     for arm in experiment.arms:
         if arm.control is not None:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import yaml
 
-from exfm.config.loading import Experiment, load_experiment
+from exfm.config.loading import Experiment, load_experiment, override_keys
 from exfm.config.resolved import parse_resolved
 from exfm.errors import ConfigError, RunError
 from exfm.experiment.shared_models import shared_models
@@ -140,7 +140,7 @@ def plan_sweep(
     Raises:
         ConfigError: an experiment is wrong; the message names the point.
     """
-    overridden = {override.partition("=")[0] for override in overrides}
+    overridden = override_keys(overrides)
     both = [key for key in axes if key in overridden]
     if both:
         raise ConfigError(f"{both[0]} is given both by --over and by an override for all points; leave one out")

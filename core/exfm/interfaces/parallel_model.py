@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from exfm.mappings import map_values
+
 
 class ParallelModel(ABC):
     """Owns a placed model: synchronises its replicas in training, and converts its state to full tensors and back.
@@ -72,7 +74,7 @@ class ParallelModel(ABC):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns the module's state dict, whole, on the CPU; on any rank but 0 entries may be missing."""
-        return {name: self.full_tensor(value) for name, value in self.module.state_dict().items()}
+        return map_values(self.full_tensor, self.module.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True) -> None:
         """Loads rank 0's ``state_dict``.

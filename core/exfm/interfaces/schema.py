@@ -206,6 +206,25 @@ class FeatureSchema(BaseModel):
                     if field.kind == "categorical":
                         yield feature.table_name(field), field
 
+    @property
+    def categorical(self) -> tuple[CategoricalFeature, ...]:
+        """The features with an id each."""
+        return tuple(feature for feature in self.features if isinstance(feature, CategoricalFeature))
+
+    @property
+    def sequences(self) -> tuple[SequenceFeature, ...]:
+        """The features with events."""
+        return tuple(feature for feature in self.features if isinstance(feature, SequenceFeature))
+
+    @property
+    def dense(self) -> tuple[DenseFeature, ...]:
+        """The features with a number each."""
+        return tuple(feature for feature in self.features if isinstance(feature, DenseFeature))
+
+    def entity_tables(self) -> dict[str, str]:
+        """Returns the table of each categorical feature, by the feature's name."""
+        return {feature.name: feature.table_name for feature in self.categorical}
+
     def tables(self) -> dict[str, int]:
         """Returns the number of rows of every embedding table, by table name."""
         return {table: user.rows for table, user in self._table_users()}

@@ -28,7 +28,7 @@ def build_model(arm: Arm, schema: FeatureSchema) -> RankingModel:
     Raises:
         ConfigError: a component refuses its config or its inputs.
     """
-    inputs = [_with_width(entry) for entry in arm.inputs]
+    inputs = list(map(_with_width, arm.inputs))
     try:
         return RankingModel(arm.config, schema, arm.tasks, inputs)
     except ValueError as error:

@@ -72,7 +72,7 @@ def _child_flops(child: str, flops_by_path: dict[str, int]) -> int:
 
 def parameters_by_section(model: RankingModel) -> dict[str, int]:
     """Counts the dense parameters of each section."""
-    dense = {id(parameter) for parameter in model.dense_parameters()}
+    dense = set(map(id, model.dense_parameters()))
     result: dict[str, int] = {}
     for section, children in _children_by_section(model).items():
         result[section] = 0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from exfm.errors import ConfigError
-from exfm.interfaces.schema import CategoricalFeature, FeatureSchema, rows_may_become
+from exfm.interfaces.schema import FeatureSchema, rows_may_become
 from exfm.modeling.parts import table_of
 
 _TABLE, _STATE = "table_", "state_"
@@ -37,8 +37,7 @@ class Growth:
     def __init__(self, schema: FeatureSchema, init_std: float, seed: int) -> None:
         self._rows = schema.tables()
         self._ids = schema.table_ids()
-        categorical = (feature for feature in schema.features if isinstance(feature, CategoricalFeature))
-        self._entities = {feature.name: feature.table_name for feature in categorical}
+        self._entities = schema.entity_tables()
         self._half_width = init_std * math.sqrt(3.0)
         self._seed = seed
 

@@ -18,7 +18,7 @@ from exfm.data.batch import Batch
 from exfm.interfaces.backbone import BackboneInputs, SequenceShape
 from exfm.interfaces.network import reads_times
 from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
-from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, SequenceFeature
+from exfm.interfaces.schema import FeatureSchema
 from exfm.interfaces.sequence_encoder import EncoderInputs
 from exfm.interfaces.trunk import RunBackbone, RunTrunk, Sequences, run_backbone, run_trunk
 from exfm.modeling.entity_states import EntityStates
@@ -60,7 +60,7 @@ class RankingModel(nn.Module):
     ) -> None:
         super().__init__()
         seen = schema.select(config.features)
-        sequences = [feature for feature in seen.features if isinstance(feature, SequenceFeature)]
+        sequences = seen.sequences
         self.reads_sequences = bool(config.backbone.component.consumes_sequences)
         self.per_task = bool(config.backbone.component.per_task)
         raw = config.sequence_encoder is not None or self.reads_sequences
@@ -86,7 +86,7 @@ class RankingModel(nn.Module):
         self.backbone = config.backbone.build(BackboneInputs(tokens, config.embedding_dim, tuple(shapes), tasks))
         self.inputs: TeacherInputs | None = None
         if inputs:
-            rows = {feature.name: feature.rows for feature in seen.features if isinstance(feature, CategoricalFeature)}
+            rows = {feature.name: feature.rows for feature in seen.categorical}
             # A fork of the generator, and the first backbone built above only to advance it: the heads and tables start
             # from the weights that they have in a model without teacher inputs.
             with torch.random.fork_rng(devices=[]):
@@ -113,7 +113,7 @@ class RankingModel(nn.Module):
                 self.states = EntityStates(teaches.described, context, histories, tasks, dim, teaches.state_dim)
             if teaches.read or teaches.embedding_dim is not None:
                 self.read_states = ReadStates(teaches, self.backbone, context, dim, tasks)
-        dense = [feature.name for feature in schema.features if isinstance(feature, DenseFeature)]
+        dense = [feature.name for feature in schema.dense]
         names = frozenset(feature.name for feature in seen.features)
         self.feature_names = names
         self.dense_names = tuple(name for name in dense if name in names)
@@ -257,5 +257,5 @@ class RankingModel(nn.Module):
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """Lists all parameters but the tables' weights, which the dense optimizer updates."""
-        tables = {id(parameter) for parameter in self.table_parameters()}
+        tables = set(map(id, self.table_parameters()))
         return [parameter for parameter in self.parameters() if id(parameter) not in tables]

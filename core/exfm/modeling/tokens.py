@@ -19,7 +19,6 @@ from exfm.interfaces.jagged import JaggedSequence, example_index
 from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
 from exfm.interfaces.schema import (
     CategoricalFeature,
-    DenseFeature,
     FeatureSchema,
     MultiValuedFeature,
     SequenceFeature,
@@ -129,14 +128,14 @@ class Featurizer(nn.Module):
         self, schema: FeatureSchema, dim: int, init_std: float, dense_tokens: int, raw_sequences: bool
     ) -> None:
         super().__init__()
-        self.sequences = [feature for feature in schema.features if isinstance(feature, SequenceFeature)]
+        self.sequences = schema.sequences
         self.raw_sequences = raw_sequences
         self.reads_times = False
         self.dim = dim
         self.offsets: dict[str, RowOffset] = {}
         self.frozen_tables: set[str] = set()
         # An example has at most a single id of these, and where there are as many ids as examples, exactly that.
-        self._categorical = {feature.name for feature in schema.features if isinstance(feature, CategoricalFeature)}
+        self._categorical = frozenset(schema.entity_tables())
         self.table_rows = schema.tables()
         self.managed = nn.ModuleDict()
         for table, eviction in schema.managed().items():
@@ -148,7 +147,7 @@ class Featurizer(nn.Module):
                 single = isinstance(feature, CategoricalFeature)
                 bags.append(Lookup(feature.name, feature.table_name, single=single))
         self.fields = {sequence.name: _id_lookups(sequence) for sequence in self.sequences}
-        events = [lookup for fields in self.fields.values() for lookup in fields]
+        events = list(chain.from_iterable(self.fields.values()))
         event_tables = {lookup.table for lookup in events} if raw_sequences else set()
         shared = [lookup for lookup in bags if lookup.table in event_tables]
         pooled = [lookup for lookup in bags if lookup.table not in event_tables]
@@ -161,7 +160,7 @@ class Featurizer(nn.Module):
             numbers = sum(field.kind == "dense" for field in sequence.fields)
             if numbers:
                 self.event_dense[_child(sequence.name)] = nn.Linear(numbers, dim)
-        width = sum(isinstance(feature, DenseFeature) for feature in schema.features)
+        width = len(schema.dense)
         self.dense = DenseTokens(width, dense_tokens, dim) if width else None
         in_order = self.pooled.order if self.pooled is not None else []
         self.bags = [*(lookup for lookup in in_order if lookup.field is None), *shared]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from exfm.config.training_sections import DenseOptimizer
 from exfm.interfaces.parallel_model import ParallelModel
+from exfm.mappings import add_prefix, strip_prefix
 from exfm.modeling.ranking_model import RankingModel
 from exfm.optimization.learning_rate import learning_rate
 from exfm.optimization.weight_average import WeightAverage
@@ -67,7 +68,7 @@ class DenseSteps:
 
     def state(self) -> dict[str, Tensor]:
         """Returns the state that the next start needs, without the optimizer's state."""
-        trained = {f"{_TRAINED}{name}": value for name, value in self.average.trained().items()}
+        trained = add_prefix(_TRAINED, self.average.trained())
         return trained | {_STEPS: torch.tensor(self._count)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -77,7 +78,7 @@ class DenseSteps:
             state: may hold other entries too. A snapshot of an older version has no number of steps: it counts as 0.
         """
         self._count = int(state[_STEPS]) if _STEPS in state else 0
-        trained = {key.removeprefix(_TRAINED): value for key, value in state.items() if key.startswith(_TRAINED)}
+        trained = strip_prefix(_TRAINED, state)
         self.average.load_trained(trained)
 
 

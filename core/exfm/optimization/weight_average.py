@@ -46,7 +46,10 @@ class WeightAverage:
             average.lerp_(parameter, newest)
 
     def _start(self) -> None:
-        self._averages = [parameter.detach().clone() for parameter in self._parameters]
+        self._averages = self._copies()
+
+    def _copies(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self._parameters]
 
     @contextmanager
     def setting_weights(self) -> Iterator[None]:
@@ -58,7 +61,7 @@ class WeightAverage:
         if not self._averages:
             yield
             return
-        before = [parameter.detach().clone() for parameter in self._parameters]
+        before = self._copies()
         yield
         with torch.no_grad():
             for average, parameter, old in zip(self._averages, self._parameters, before, strict=True):

@@ -108,7 +108,7 @@ class DataParallelPlan(ParallelPlan):
         # By identity, because comparing tensors compares their elements.
         sparse: set[int] = set()
         for path in collections:
-            sparse.update(id(weight) for weight in model.get_submodule(path).parameters())
+            sparse.update(map(id, model.get_submodule(path).parameters()))
         dense = 0
         for weight in model.parameters():
             if weight.requires_grad and id(weight) not in sparse:

@@ -30,7 +30,7 @@ def rendezvous_store(store: Store, rank: int, count: int) -> Store:
     """
     word = uuid4().hex
     store.set(_hello(rank), word)
-    hellos = [_hello(other) for other in range(count)]
+    hellos = list(map(_hello, range(count)))
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
         if rank == 0:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from exfm.interfaces.jagged import JaggedSequence
 from exfm.interfaces.trunk import Sequences
+from exfm.mappings import defined
 from exfm.parallel.threads import worker_threads
 
 Call = Callable[[Sequence[Tensor], Sequences], Tensor]
@@ -131,5 +132,5 @@ def _concatenated(inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) 
 def _added(gradients: Sequence[Tensor | None]) -> Tensor | None:
     """Adds up the gradients of a parameter in the order of the slices."""
     # Without a start of 0, which would make a new tensor of the first gradient.
-    terms = [gradient for gradient in gradients if gradient is not None]
+    terms = defined(gradients)
     return sum(terms[1:], start=terms[0]) if terms else None

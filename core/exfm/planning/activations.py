@@ -18,7 +18,7 @@ from torchrec import KeyedJaggedTensor
 
 from exfm.data.batch import Batch, SequenceBatch
 from exfm.data.blank import blank_batch
-from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, MultiValuedFeature, SequenceFeature
+from exfm.interfaces.schema import CategoricalFeature, FeatureSchema, MultiValuedFeature, SequenceFeature
 from exfm.modeling.ranking_model import RankingModel
 
 
@@ -35,10 +35,10 @@ def activation_bytes(model: RankingModel, schema: FeatureSchema, size: int, leng
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     _make_fake(model, mode)
-    dense = [feature.name for feature in schema.features if isinstance(feature, DenseFeature)]
+    dense = [feature.name for feature in schema.dense]
     # A buffer of integers, which fakes cannot be: it is computed as the model computes it.
     model.dense_columns = torch.tensor([i for i, name in enumerate(dense) if name in model.feature_names]).long()
-    parameters = {_key(parameter) for parameter in model.parameters()}
+    parameters = set(map(_key, model.parameters()))
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:

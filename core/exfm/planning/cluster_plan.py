@@ -17,6 +17,7 @@ from exfm.config.loading import Experiment
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.layout import Cluster, Collective, Layout, LayoutEstimator, TableSharding
 from exfm.interfaces.parallel_plan import TableOptimizer
+from exfm.mappings import add_prefix, by_name
 from exfm.planning.activations import activation_bytes
 from exfm.planning.needs import Needs, compute_needs, list_lengths
 from exfm.reporting.formatting import gigabytes
@@ -132,7 +133,7 @@ def plan(
 def _select_arms(experiment: Experiment, model: str | None) -> list[Arm]:
     if model is None:
         return list(experiment.arms)
-    arms = {arm.name: arm for arm in experiment.arms}
+    arms = by_name(experiment.arms)
     if model not in arms:
         raise ConfigError(f"--model: no model is called {model!r}.{suggestion(model, arms)}")
     return [arms[model]]
@@ -254,7 +255,7 @@ def as_dict(planned: ClusterPlan, remedies: Sequence[Mapping[str, Any]] = ()) ->
         "per_machine": planned.cluster.per_machine,
         "memory_bytes": planned.cluster.memory,
         "usable_bytes": usable(planned.cluster),
-        "settings": {f"parallel.{key}": value for key, value in _settings(planned).items()},
+        "settings": add_prefix("parallel.", _settings(planned)),
         "fits": not planned.problem,
         "problem": planned.problem,
         "remedies": list(remedies),
@@ -282,7 +283,7 @@ def _model_dict(model: ModelPlan, processes: int) -> dict[str, Any]:
         "memory": {name: sizes.tolist() for name, sizes in model.memory.items()},
         # arXiv 2508.03854: S (M - 1) / T for tables of size S on T processes in M groups.
         "replication_bytes": tables * (processes // layout.group - 1) // processes,
-        "serving_lookups": [name for entry in needs.arm.inputs for name in entry.lookups],
+        "serving_lookups": needs.arm.lookups,
         "exchanges": [_exchange_dict(collective, layout.group) for collective in model.collectives],
         "sent_bytes_per_step": sent.tolist(),
         "imbalance": {
@@ -315,5 +316,5 @@ def _table_dict(sharding: TableSharding, needs: Needs) -> dict[str, Any]:
         "optimizer_bytes": state,
         "ids_per_process": use.ids,
         "sharding": sharding.sharding_type,
-        "shards": [vars(shard) for shard in sharding.shards],
+        "shards": list(map(vars, sharding.shards)),
     }

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from exfm.errors import PluginError, suggestion
+from exfm.mappings import map_values
 from exfm.registry.hooks import INTERFACES, LazyComponent, Offer, import_target
 from exfm.registry.reasons import failure_reason
 
@@ -82,7 +83,7 @@ class Registry:
             check_component(kind, component)
             offers.append((kind, component.name, component))
         # The lists of claims are copied too, because add appends to them.
-        claims = {key: list(plugins) for key, plugins in self._claims.items()}
+        claims = map_values(list, self._claims)
         copy = Registry(dict(self.plugins), dict(self._offers), claims)
         copy.add(Plugin("components", "", "(this process)", "0"), offers)
         return copy

@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from exfm.mappings import records_with
 from exfm.reporting.formatting import signed, verdict
 
 Json = Mapping[str, Any]
@@ -21,7 +22,7 @@ def comparisons(gains: Sequence[Json]) -> Iterator[dict[str, Any]]:
     # results.json has an entry for each teacher, next to each other; they differ in the teacher's figures only.
     for (model, task), entries in groupby(gains, key=lambda gain: (gain["model"], gain["task"])):
         first, *others = entries
-        taught = [gain for gain in (first, *others) if gain["teacher"] is not None]
+        taught = records_with((first, *others), "teacher")
         yield {**first, "teachers": taught, "verdict": verdict(first), "model": model, "task": task}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from exfm.mappings import values_at
 from exfm.reporting import plots
 from exfm.reporting.formatting import FILTERS, is_control, useless_models
 from exfm.reporting.gain_scale import GainScale, comparisons
@@ -75,7 +76,7 @@ def render_report(results: Json, config_yaml: str, diagnosis: Json | None = None
             diagnosis=diagnosis,
             useless=useless_models(results),
             comparisons=compared,
-            verdicts=Counter(comparison["verdict"] for comparison in compared),
+            verdicts=Counter(values_at(compared, "verdict")),
             scale=GainScale.from_gains(compared),
             tasks=_tasks(models),
             styles=styles,

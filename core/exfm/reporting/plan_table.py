@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from exfm.mappings import values_at
 from exfm.reporting.formatting import gigabytes
 
 Json = Mapping[str, Any]
@@ -64,7 +65,7 @@ def _shards(name: str, model: Json, group: int) -> Table:
             gigabytes(embedding["bytes"]),
             gigabytes(embedding["optimizer_bytes"]),
             embedding["sharding"],
-            spans([shard["process"] for shard in embedding["shards"]], group),
+            spans(values_at(embedding["shards"], "process"), group),
         )
     return table
 
@@ -76,7 +77,7 @@ def _memory(name: str, model: Json) -> Table:
         sizes = model["memory"][key]
         table.add_row(words, gigabytes(sum(sizes) / len(sizes)), gigabytes(max(sizes)))
     # Totals are summed by process first: the process with the most tables need not have the most activations.
-    totals = [sum(sizes) for sizes in zip(*model["memory"].values(), strict=True)]
+    totals = list(map(sum, zip(*model["memory"].values(), strict=True)))
     table.add_row(Text("all", style="bold"), gigabytes(sum(totals) / len(totals)), gigabytes(max(totals)))
     if model["replication_bytes"]:
         table.add_row("of it, what copies of tables cost", gigabytes(model["replication_bytes"]), "")

@@ -186,9 +186,9 @@ def calibration_plot(models: Mapping[str, Json], styles: Mapping[str, SeriesStyl
 def bars_plot(values: Mapping[str, float], unit: str, title: str) -> str:
     """Draws a horizontal bar for each value, with its number."""
     with matplotlib.rc_context(RC):
-        figure, axes = _rows_figure([short(name) for name in values])
+        figure, axes = _rows_figure(list(map(short, values)))
         bars = axes.barh(range(len(values)), list(values.values()), color=SERIES[0], height=0.55)
-        axes.bar_label(bars, labels=[count(value) for value in values.values()], padding=3)
+        axes.bar_label(bars, labels=list(map(count, values.values())), padding=3)
         axes.margins(x=0.12)  # room for the numbers
         axes.set_xlabel(unit)
         words = [f"{name} {count(value)}" for name, value in values.items()]

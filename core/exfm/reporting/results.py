@@ -11,6 +11,7 @@ from exfm.config.loading import Experiment
 from exfm.data.skips import add_counts, sum_counts
 from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
+from exfm.mappings import values_at
 from exfm.reporting.held_windows import held_notes, held_windows
 from exfm.storage.commits import Commit
 from exfm.storage.late_log import LateLog, first_names
@@ -142,7 +143,7 @@ def model_entry(arm: Arm, counters: Sequence[Counters], tasks: Mapping[str, Any]
     modules = _modules(counters)
     flops = None
     if modules:
-        flops = sum(module["flops_per_example"] for module in modules.values())
+        flops = sum(values_at(modules.values(), "flops_per_example"))
     model = {
         "examples": examples,
         "tasks": tasks,
@@ -150,7 +151,7 @@ def model_entry(arm: Arm, counters: Sequence[Counters], tasks: Mapping[str, Any]
         "parameters": last.get("parameters"),
         "flops_per_example": flops,
         "parts": modules,
-        "serving_lookups": [name for entry in arm.inputs for name in entry.lookups],
+        "serving_lookups": arm.lookups,
     }
     if not counters:
         model["note"] = "it has not begun: the stream has no window for it yet"
@@ -196,7 +197,7 @@ def _late_notes(late: Sequence[Mapping[str, Any]]) -> list[str]:
             files |= set(entry["parts"])
         names = first_names(files)
         rows = _sum(entries, "rows")
-        windows = first_names([entry["start"] for entry in entries])
+        windows = first_names(values_at(entries, "start"))
         notes.append(
             f"{model}: {rows} rows of {len(entries)} committed windows ({windows}) came later and are not read: {names}"
         )

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from exfm.mappings import defined, records_with, values_at
 from exfm.reporting.formatting import fixed
 
 Json = Mapping[str, Any]
@@ -14,18 +15,18 @@ Json = Mapping[str, Any]
 
 def spread(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
     """Averages the values that are not None, and computes their sample standard deviation as ``NAME_std``."""
-    defined = [value for value in values if value is not None]
+    numbers = defined(values)
     mean, deviation = None, None
-    if defined:
-        mean = statistics.fmean(defined)
-    if len(defined) > 1:
-        deviation = statistics.stdev(defined)
+    if numbers:
+        mean = statistics.fmean(numbers)
+    if len(numbers) > 1:
+        deviation = statistics.stdev(numbers)
     return {name: mean, f"{name}_std": deviation}
 
 
 def spread_of_key(key: str, entries: Sequence[Json]) -> dict[str, float | None]:
     """Averages a figure of entries, as ``spread`` does."""
-    return spread(key, [entry[key] for entry in entries])
+    return spread(key, values_at(entries, key))
 
 
 def with_spread(row: Json, name: str, digits: int) -> str:
@@ -39,12 +40,12 @@ def with_spread(row: Json, name: str, digits: int) -> str:
 
 def gain_interval(entries: Sequence[Json]) -> list[float] | None:
     """Computes the 95% interval of ``ne_gain_percent`` over runs by Student's t; of a single run, its bootstrap's."""
-    defined = [entry for entry in entries if entry["ne_gain_percent"] is not None]
-    if len(defined) > 1:
-        return t_interval95([entry["ne_gain_percent"] for entry in defined])
-    if not defined:
+    measured = records_with(entries, "ne_gain_percent")
+    if len(measured) > 1:
+        return t_interval95(values_at(measured, "ne_gain_percent"))
+    if not measured:
         return None
-    bootstrap: list[float] | None = defined[0]["interval95"]
+    bootstrap: list[float] | None = measured[0]["interval95"]
     return bootstrap
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
+from exfm.mappings import values_at
 from exfm.reporting.fitted_table import FittedTable
 from exfm.reporting.formatting import MISSING, NO_COMMON_EXAMPLE, STYLES, interval, signed, verdict
 from exfm.reporting.seeds import gain_interval, spread_of_key, with_spread
@@ -27,12 +28,12 @@ def compared_rows(values: dict[str, str], runs: Sequence[Json]) -> Iterator[dict
             key = (entry["model"], entry["baseline"], entry["task"])
             entries_of_pair.setdefault(key, []).append(entry)
     for (model, baseline, task), entries in entries_of_pair.items():
-        gains = [entry["ne_gain_percent"] for entry in entries]
+        gains = values_at(entries, "ne_gain_percent")
         yield {
             "values": values,
             "runs": len(entries),
             "runs_compared": len(gains) - gains.count(None),
-            "examples": sum(entry["examples"] for entry in entries),
+            "examples": sum(values_at(entries, "examples")),
             "model": model,
             "baseline": baseline,
             "task": task,

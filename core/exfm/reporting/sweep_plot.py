@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from exfm.mappings import records_with, values_at, without
 from exfm.reporting.plots import COLORS, GRID, INK, MARKERS, RC, SERIES, WIDTH, SeriesStyle, short, svg
 
 Json = Mapping[str, Any]
@@ -76,18 +77,18 @@ def draw_series(summary: Json) -> Drawn | None:
     Returns:
         None where no row has a figure.
     """
-    gains = any(row["ne_gain_percent"] is not None for row in summary["rows"])
+    gains = bool(records_with(summary["rows"], "ne_gain_percent"))
     name, title, y_label = "ne", "NE", "NE, lower is better"
     if gains:
         name, title, y_label = "ne_gain_percent", "NE gain over the control", "NE gain over the control, %"
-    rows = [row for row in summary["rows"] if row[name] is not None]
+    rows = records_with(summary["rows"], name)
     if not rows:
         return None
     # Without the axis of seeds, over which rows are averaged.
     axes = {key: values for key, values in summary["axes"].items() if key in rows[0]["values"]}
     key, ticks = _x_axis(axes)
     series: dict[str, Series] = {}
-    with_task = len({row["task"] for row in rows}) > 1
+    with_task = len(set(values_at(rows, "task"))) > 1
     for row in rows:
         label = _series_label(summary, row, key, with_task)
         index = len(series)
@@ -121,7 +122,7 @@ def _series_label(summary: Json, row: Json, key: str | None, with_task: bool) ->
     words = [row["model"]]
     if with_task:
         words.append(row["task"])
-    others = {other: value for other, value in row["values"].items() if other != key}
+    others = without(row["values"], key)
     if others:
         words.append(point_label(summary, others))
     return ", ".join(words)
@@ -210,7 +211,7 @@ def _label_axes(axes: Axes, drawn: Drawn, colors: Mapping[str, str]) -> None:
         axes.set_xscale("log")
         axes.minorticks_off()
     if not drawn.numeric or len(positions) <= _MOST_TICKS:
-        axes.set_xticks(positions, [short(label) for label in drawn.ticks])
+        axes.set_xticks(positions, list(map(short, drawn.ticks)))
     if not drawn.numeric:
         axes.set_xlim(-0.5, len(positions) - 0.5)
     if drawn.y_label.startswith("NE gain"):

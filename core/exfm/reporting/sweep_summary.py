@@ -10,6 +10,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 from rich.text import Text
 
+from exfm.mappings import map_values
 from exfm.reporting.fitted_table import FittedTable
 from exfm.reporting.formatting import MISSING, STYLES, interval, named_controls, signed, stored_gain_share, verdict
 from exfm.reporting.html import environment
@@ -61,8 +62,8 @@ def summarize(experiment: str, axes: Mapping[str, Sequence[str]], points: Sequen
     results_of_point = {point_key(point.values): point.results for point in points}
     return {
         "experiment": experiment,
-        "axes": {key: list(choices) for key, choices in axes.items()},
-        "points": [_outcome(point) for point in points],
+        "axes": map_values(list, axes),
+        "points": list(map(_outcome, points)),
         "rows": rows,
         "comparisons": comparisons,
         "transfer_ratios": list(transfer_ratios(axes, results_of_point)),
@@ -99,7 +100,7 @@ def _rows(values: dict[str, str], runs: Sequence[Json]) -> Iterator[dict[str, An
                 "control": compared[0]["control"] if compared else None,
                 **spread_of_key("ne_gain_percent", compared),
                 "interval95": gain_interval(compared),
-                **spread("gain_share", [stored_gain_share(gain) for gain in compared]),
+                **spread("gain_share", list(map(stored_gain_share, compared))),
             }
 
 

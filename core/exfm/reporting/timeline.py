@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from matplotlib.dates import date2num
 
+from exfm.mappings import defined
+
 Json = Mapping[str, Any]
 
 MOST_POINTS: Final = 40
@@ -110,7 +112,7 @@ def settled_range(series: Sequence[Sequence[TimelinePoint]]) -> tuple[float, flo
     ceiling = _USELESS_NE
     for points in series:
         for point in points[len(points) // 4 :]:
-            settled += [value for value in (point.ne, point.bayes_ne) if value is not None]
+            settled += defined((point.ne, point.bayes_ne))
         # A model that is bad to the end must not vanish from the plot.
         if points and points[-1].ne is not None:
             ceiling = max(ceiling, points[-1].ne)

@@ -22,6 +22,7 @@ from exfm.data.traffic import rows_where
 from exfm.data.validation import RowChecker
 from exfm.data.windows import WindowGrid, windows_with_events
 from exfm.interfaces.data_source import Origin, StreamPart, TimeRange, Window, utc
+from exfm.mappings import without
 from exfm.storage.commits import NONE
 from exfm.storage.late_log import LateLog, LateRows, first_names
 from exfm.storage.workspace import LetGoError
@@ -128,7 +129,7 @@ class LateRowFinder:
         if before is not None:
             counted = before.count
             # Late rows of a part that is gone again stay counted.
-            rows = {name: count for name, count in before.rows.items() if name not in versions}
+            rows = without(before.rows, *versions)
         for name, read in self._rows(arm, window):
             ids = read.column("example_id").to_numpy()
             if labels is not None:

@@ -95,7 +95,7 @@ class Schedule:
         self._complete_only = complete_windows_only
         self._teacher_configs = {arm.name: arm.config for arm in (*experiment.arms, *experiment.lent_arms)}
         self._standing: dict[str, int] = {}
-        trained = {task for arm in experiment.arms for task in arm.tasks}
+        trained = experiment.trained_tasks
         delays = {microseconds(label.delay) for label in experiment.schema.labels if label.name in trained}
         self._delays_us = tuple(sorted(delays - {0}))
 

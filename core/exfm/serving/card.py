@@ -13,6 +13,7 @@ from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.config.resolved import parse_resolved
 from exfm.interfaces.data_source import utc
+from exfm.mappings import map_values
 from exfm.redaction import redact
 from exfm.reporting.formatting import FILTERS, MISSING, gigabytes
 from exfm.reporting.results import CONFIG_FILE, coverage_entry, model_entry
@@ -75,7 +76,7 @@ def render_card(
         limits=list(limits(experiment, arm, home, snapshot, counters, figures, config)),
         seed=experiment.config.seed,
         config=config,
-        row={column: _example(kind) for column, kind in description.columns.items()},
+        row=map_values(_example, description.columns),
     )
     return redact(text)
 

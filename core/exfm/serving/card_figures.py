@@ -14,6 +14,7 @@ from exfm.errors import RunError
 from exfm.evaluation.evaluate import evaluate
 from exfm.experiment.run import evaluation_view
 from exfm.interfaces.data_source import Window
+from exfm.mappings import values_at
 from exfm.reporting.results import RESULTS_FILE
 from exfm.storage.snapshots import Snapshot
 from exfm.supervision.store import Store
@@ -107,6 +108,6 @@ def _ends_with_snapshot(entry: Mapping[str, Any], reader: _ReaderUntil, model: s
     stored = [window.index for window in windows]
     committed = [*(window.index for window in gone), *stored]
     for figures in entry["tasks"].values():
-        if [listed["window"] for listed in figures["windows"]] not in (stored, committed):
+        if values_at(figures["windows"], "window") not in (stored, committed):
             return False
     return bool(entry["examples"] == sum(reader.examples(model, window) for window in (*gone, *windows)))

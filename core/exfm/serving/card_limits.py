@@ -9,6 +9,7 @@ from typing import Any
 from exfm.config.checks import Arm
 from exfm.config.component_sources import changed_components
 from exfm.config.loading import Experiment
+from exfm.mappings import values_at
 from exfm.reporting.formatting import duration, fixed, percent, useless_models
 from exfm.serving.card_figures import CardFigures
 from exfm.storage.late_log import LateLog
@@ -51,8 +52,8 @@ def _of_figures(experiment: Experiment, arm: Arm, figures: CardFigures) -> Itera
         yield "The interval of a gain covers the choice of groups of examples, and not that of the seed: it is one run."
     else:
         yield "The gain over a model without a teacher is not measured: there is no control."
-    scored = max((entry["examples"] for entry in figures.tasks.values()), default=0)
-    listed = max((sum(w["examples"] for w in entry["windows"]) for entry in figures.tasks.values()), default=0)
+    scored = max(values_at(figures.tasks.values(), "examples"), default=0)
+    listed = max((sum(values_at(entry["windows"], "examples")) for entry in figures.tasks.values()), default=0)
     if scored < listed:
         yield f"{listed - scored:,} labelled examples at the beginning of the stream are not in the figures."
     if arm.config.optimizer.dense.ema is not None:
@@ -70,7 +71,7 @@ def _of_figures(experiment: Experiment, arm: Arm, figures: CardFigures) -> Itera
 def _of_data(experiment: Experiment, arm: Arm, home: Home, counters: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if arm.config.where:
         yield "The model has seen the traffic of `where` above only."
-    skipped = sum(counted["skipped_rows"] for counted in counters)
+    skipped = sum(values_at(counters, "skipped_rows"))
     if skipped:
         yield f"{skipped:,} rows of the stream broke the schema and were left out."
     late = sum(entry.count for entry in LateLog(home.store.workspace).all(home.model))

@@ -28,6 +28,7 @@ from exfm.data.windows import stream_windows
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature
+from exfm.mappings import by_name
 from exfm.modeling.build import build_growth
 from exfm.serving.card import render_card
 from exfm.serving.description import (
@@ -144,7 +145,7 @@ def capture(served: ServedModel) -> ExportedProgram:
 def _examples(features: Sequence[Feature], embeddings: Mapping[str, int], size: int, longest: int) -> Iterator[Tensor]:
     """Yields the program's arguments for some examples, with 0 to ``longest`` values or events each."""
     lengths = torch.arange(size) % (longest + 1)
-    feature_by_name = {feature.name: feature for feature in features}
+    feature_by_name = by_name(features)
     for spec in input_specs(features, {}):
         name, _, field = spec.name.partition(".")
         feature = feature_by_name.get(name)  # none for the tensor of all dense features

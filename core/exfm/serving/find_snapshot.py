@@ -11,6 +11,7 @@ from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.config.model_identity import differences, model_identities
 from exfm.errors import ConfigError, suggestion
+from exfm.mappings import by_name
 from exfm.scheduling.identity import kept_record
 from exfm.storage.aliases import LATEST
 from exfm.storage.snapshot_at import snapshot_at
@@ -27,7 +28,7 @@ def find_arm(experiment: Experiment, model: str) -> Arm:
     Raises:
         ConfigError: there is no such model.
     """
-    arms = {arm.name: arm for arm in experiment.arms}
+    arms = by_name(experiment.arms)
     if model not in arms:
         raise ConfigError(f"--model: no model is called {model!r}.{suggestion(model, arms)}")
     return arms[model]

@@ -27,6 +27,7 @@ from exfm.errors import ConfigError
 from exfm.interfaces.data_source import TimeRange, Window, utc
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.mappings import add_prefix
 from exfm.modeling.build import build_growth, build_model, parallelize
 from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
@@ -135,7 +136,7 @@ def _schema(arm: Arm, snapshot: Snapshot) -> pa.Schema:
     for task in arm.tasks:
         fields[f"prediction_{task}"] = pa.float32()
         about[f"kind.{task}"] = "probability"
-    return pa.schema(fields, metadata={f"exfm.{key}": value for key, value in about.items()})
+    return pa.schema(fields, metadata=add_prefix("exfm.", about))
 
 
 def _id_kinds(store: Store, snapshot: Snapshot, arm: Arm) -> dict[str, IdKind]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from exfm.data.validation import check_features
 from exfm.errors import ConfigError, RunError, suggestion
+from exfm.mappings import map_values
 from exfm.serving.archives import check_archive
 from exfm.serving.description import (
     COMPILED_FILE,
@@ -44,7 +45,7 @@ class Predictor:
     def __init__(self, description: Description, program: Program) -> None:
         self.description = description
         self._program = program
-        self._types = {column: arrow_type(name) for column, name in description.columns.items()}
+        self._types = map_values(arrow_type, description.columns)
 
     def predict(self, rows: pa.RecordBatch | Sequence[Mapping[str, Any]]) -> dict[str, npt.NDArray[np.float32]]:
         """Predicts the probability of each task for each row, (B,) float32 by task.

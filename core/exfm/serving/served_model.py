@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,7 @@ class ServedModel(nn.Module):
         self.embeddings = {} if self.model.inputs is None else self.model.inputs.embedding_dims
         self.names = [spec.name for spec in input_specs(self.features, self.embeddings)]
         tables = {table_of(key): key for key in weights if table_of(key)}
-        fields = [lookup for lookups in featurizer.fields.values() for lookup in lookups]
+        fields = list(chain.from_iterable(featurizer.fields.values()))
         lookups = [*featurizer.bags, *fields]
         table_weights = {lookup.table: weights[tables[lookup.table]] for lookup in lookups}
         # Remove TorchRec's tables before loading, so that their keys are not expected.

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Literal
 
 from exfm.config.section import NAME_PATTERN
@@ -97,7 +98,7 @@ class Aliases:
 
     def versions(self, model: str) -> set[int]:
         """Returns the versions that an alias points at, or can be rolled back to; they are not retired."""
-        return {version for versions in self.targets(model).values() for version in versions}
+        return set(chain.from_iterable(self.targets(model).values()))
 
     def names(self, model: str) -> dict[int, list[str]]:
         """Returns the aliases that point at each version."""

@@ -8,6 +8,7 @@ from enum import Enum
 
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
+from exfm.mappings import defined
 from exfm.storage.commits import NONE, CommitLog, Stage
 from exfm.storage.hashing import FileRecord
 from exfm.storage.workspace import LetGoError, MissingFileError, Workspace, numbered
@@ -121,7 +122,7 @@ def _entry(log: CommitLog, stage: Stage, model: str, index: int, before: int, ne
 def _snapshot_state(errors: Sequence[RunError | None]) -> SnapshotState:
     if not errors:
         return SnapshotState.NONE
-    failures = [error for error in errors if error is not None]
+    failures = defined(errors)
     if not failures:
         return SnapshotState.WHOLE
     if all(isinstance(error, MissingFileError) for error in failures):

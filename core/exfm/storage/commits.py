@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
+from exfm.mappings import map_values
 from exfm.storage.hashing import FileRecord
 from exfm.storage.late_log import late_file
 from exfm.storage.manifests import file_records, seal, unseal
@@ -206,7 +207,7 @@ class CommitLog:
             "previous": commit.previous,
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "counters": dict(commit.counters),
-            "files": {role: asdict(record) for role, record in commit.files.items()},
+            "files": map_values(asdict, commit.files),
             "read": asdict(commit.read),
         }
         path = _path(stage, model, commit.window.index)

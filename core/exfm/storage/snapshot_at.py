@@ -88,4 +88,4 @@ def _alias(registry: SnapshotRegistry, model: str, at: str) -> Snapshot:
 def _stored(registry: SnapshotRegistry, model: str) -> str:
     """Lists the versions that are stored, for messages."""
     snapshots = registry.newest_first(model, sys.maxsize)
-    return ", ".join(str(version) for version in sorted(snapshot.version for snapshot in snapshots)) or "none"
+    return ", ".join(map(str, sorted(snapshot.version for snapshot in snapshots))) or "none"

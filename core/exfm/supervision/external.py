@@ -13,6 +13,7 @@ from torch import Tensor
 
 from exfm.config.external_files import ExternalFiles
 from exfm.config.loading import Experiment
+from exfm.mappings import take_rows
 from exfm.supervision.joiner import Joined, Stored, align, lookup, miss, nothing_stored
 
 
@@ -53,7 +54,7 @@ class ExternalSupervision:
         if not self._sorted_id.numel():
             return Joined(miss(self._probabilities, example_id.shape[0]), torch.zeros_like(example_id).bool(), None)
         row_B, has_row_B = lookup(self._sorted_id, example_id)
-        aligned = {task: values[row_B] for task, values in self._probabilities.items()}
+        aligned = take_rows(self._probabilities, row_B)
         return Joined(align(aligned, None, has_row_B), has_row_B, None)
 
     def stored(self, example_id: Tensor, event_time_us: Tensor) -> Stored:

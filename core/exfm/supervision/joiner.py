@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from exfm.interfaces.distillation_strategy import TeacherOutput
+from exfm.mappings import take_rows
 from exfm.supervision.embeddings import CompactEmbedding
 
 STATE, ROW = "state_", "row_"
@@ -137,7 +138,7 @@ class SupervisionRows:
         return SupervisionRows(
             self.example_id[rows],
             self.event_time_us[rows],
-            {task: values[rows] for task, values in self.probabilities.items()},
+            take_rows(self.probabilities, rows),
             self.watermark_us[rows],
             None if self.embedding is None else self.embedding.take(rows),
             {column: vector.take(rows) for column, vector in self.vectors.items()},
@@ -168,7 +169,7 @@ class SupervisionIndex:
             misses = miss(rows.probabilities, has_row.shape[0], width)
             return Joined(misses, has_row, torch.zeros(0, dtype=torch.int64))
         row, has_row = self._locate(example_id, event_time_us)
-        picked = {task: values[row] for task, values in rows.probabilities.items()}
+        picked = take_rows(rows.probabilities, row)
         embedding = None if rows.embedding is None else rows.embedding.take(row)
         age_us = event_time_us - rows.watermark_us[row]
         if not has_row.all():
@@ -247,8 +248,8 @@ def align(probabilities: Mapping[str, Tensor], embedding: CompactEmbedding | Non
 def slice_output(supervision: TeacherOutput, rows: slice) -> TeacherOutput:
     """Slices the examples of a teacher's output."""
     return TeacherOutput(
-        {task: values[rows] for task, values in supervision.probabilities.items()},
-        {task: values[rows] for task, values in supervision.hit.items()},
+        take_rows(supervision.probabilities, rows),
+        take_rows(supervision.hit, rows),
         None if supervision.embedding is None else supervision.embedding[rows],
     )
 

@@ -36,6 +36,11 @@ def teacher_column(teacher: str, task: str) -> str:
     return f"teacher_{teacher}/{task}"
 
 
+def _numbers(role: str, tasks: Sequence[str]) -> dict[str, pa.DataType]:
+    """Maps the column of each task in a role to its type."""
+    return {f"{role}_{task}": pa.float32() for task in tasks}
+
+
 def predictions_schema(tasks: Sequence[str], oracles: Sequence[str], teachers: Iterable[str] = ()) -> pa.Schema:
     """Returns the columns of a predictions file: probabilities before training on the row, labels, true probabilities.
 
@@ -43,9 +48,7 @@ def predictions_schema(tasks: Sequence[str], oracles: Sequence[str], teachers: I
         teachers: columns of external teachers, which have no predictions file; null without a prediction.
     """
     fields = {"example_id": pa.int64(), "window": pa.int32(), "group": pa.int64()}
-    fields |= {f"prediction_{task}": pa.float32() for task in tasks}
-    fields |= {f"label_{task}": pa.float32() for task in tasks}
-    fields |= {f"oracle_{task}": pa.float32() for task in oracles}
+    fields |= _numbers("prediction", tasks) | _numbers("label", tasks) | _numbers("oracle", oracles)
     fields |= dict.fromkeys(teachers, pa.float32())
     return pa.schema(fields)
 
@@ -62,7 +65,7 @@ def supervision_schema(
     the first.
     """
     fields = {"example_id": pa.int64(), "window": pa.int32(), "event_time": pa.timestamp("us", "UTC")}
-    fields |= {f"prediction_{task}": pa.float32() for task in tasks}
+    fields |= _numbers("prediction", tasks)
     fields |= {"snapshot": pa.int32(), "watermark": pa.timestamp("us", "UTC")}
     stored = {**({} if embedding is None else {"embedding": embedding}), **(vectors or {})}
     for column, shape in stored.items():

@@ -39,7 +39,7 @@ class SupervisionStream:
         self._bytes = workspace.open_checked(record)
         file = pq.ParquetFile(self._bytes)
         columns = [name for name in file.schema_arrow.names if name not in _UNUSED]
-        schema = pa.schema([file.schema_arrow.field(name) for name in columns])
+        schema = pa.schema(list(map(file.schema_arrow.field, columns)))
         self._no_rows = SupervisionRows.from_arrow(pa.RecordBatch.from_pylist([], schema))
         if span_rows is None:
             # About two MiB: a row has some 30 bytes, and some 130 with an embedding of 64 float16.

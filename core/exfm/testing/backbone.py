@@ -15,6 +15,7 @@ from exfm.interfaces.component import Component
 from exfm.interfaces.jagged import JaggedSequence
 from exfm.testing.behaviour import BehaviourTests
 from exfm.testing.execution import ExecutionTests
+from exfm.testing.names import renamed_group
 from exfm.testing.network import MAX_LENGTH, check_bits
 from exfm.testing.side_effects import SideEffectTests
 
@@ -41,18 +42,23 @@ class BackboneTests(BehaviourTests, ExecutionTests, SideEffectTests):
     def called(self, names: Mapping[str, str]) -> Self:
         """Returns these tests with other names for features and sequences."""
         other: Any = copy(self)
-        other.tokens = tuple(names.get(name, name) for name in self.tokens)
-        other.sequences = tuple(names.get(name, name) for name in self.sequences)
+        other.tokens = renamed_group(self.tokens, names)
+        other.sequences = renamed_group(self.sequences, names)
         return other  # type: ignore[no-any-return]
+
+    def _shapes(
+        self, max_length: int, targets: tuple[int, ...] = (), *, times: bool = False
+    ) -> tuple[SequenceShape, ...]:
+        return tuple(SequenceShape(name, max_length, targets, times=times) for name in self.sequence_names)
 
     def inputs(self, max_length: int) -> BackboneInputs:
         """Describes the tokens and sequences to the constructor."""
-        shapes = tuple(SequenceShape(name, max_length, self.targets, times=True) for name in self.sequence_names)
+        shapes = self._shapes(max_length, self.targets, times=True)
         return BackboneInputs(self.tokens, self.dim, shapes, self.tasks)
 
     def inputs_without_times(self) -> BackboneInputs:
         """Describes the tokens and sequences of a stream without times of events."""
-        shapes = tuple(SequenceShape(name, MAX_LENGTH, self.targets) for name in self.sequence_names)
+        shapes = self._shapes(MAX_LENGTH, self.targets)
         return BackboneInputs(self.tokens, self.dim, shapes, self.tasks)
 
     def call(self, module: nn.Module, tokens_BND: Tensor, sequences: Mapping[str, JaggedSequence]) -> Tensor:
@@ -75,7 +81,7 @@ class BackboneTests(BehaviourTests, ExecutionTests, SideEffectTests):
 
     def test_without_a_candidate_item(self, fields: Mapping[str, Any]) -> None:
         """A backbone works without tokens that share a table with a sequence, or raises a ValueError."""
-        shapes = tuple(SequenceShape(name, MAX_LENGTH, times=True) for name in self.sequence_names)
+        shapes = self._shapes(MAX_LENGTH, times=True)
         try:
             module = self.make(fields, inputs=BackboneInputs(self.tokens, self.dim, shapes, self.tasks))
         except ValueError:

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from exfm.interfaces.component import Component
 from exfm.interfaces.distillation_strategy import DistillationStrategy, LabelAdapter
+from exfm.mappings import add_prefix, map_values
 from exfm.testing.lessons import Lesson, Student, check_near, check_same, gradients, losses, outcome
 from exfm.testing.network import check_close
 from exfm.testing.strategy_effects import StrategyEffectTests, check_finite
+from exfm.transfer.student_transfer import parameters_of
 
 
 class DistillationStrategyTests(StrategyEffectTests):
@@ -143,7 +145,7 @@ class DistillationStrategyTests(StrategyEffectTests):
         """Checks that losses do not mix: the student's optimizer does not train the parameters of ``adapter_loss``."""
         student = Student(self.tasks)
         strategy, optimizer = self._with_optimizer(fields, student)
-        adapted = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        adapted = set(map(id, parameters_of(optimizer)))
         trains = {f"its {name}": id(parameter) in adapted for name, parameter in strategy.named_parameters()}
         assert len(adapted) == sum(trains.values()), "adapter_optimizer() has parameters that are not the strategy's"
         computed = outcome(strategy, student, self.lesson())
@@ -172,9 +174,9 @@ class DistillationStrategyTests(StrategyEffectTests):
         """Checks the inputs for in-place writes, because other strategies learn from the same tensors."""
         student, lesson = Student(self.tasks), self.lesson()
         strategy, output = self.make_used(fields, student), student(lesson.x_BI)
-        inputs = lesson.tensors() | {f"logits of {task}": logit for task, logit in output.logits.items()}
+        inputs = lesson.tensors() | add_prefix("logits of ", output.logits)
         inputs["representation"] = output.representation_BR
-        before = {name: tensor.clone() for name, tensor in inputs.items()}
+        before = map_values(torch.clone, inputs)
         with torch.no_grad():
             strategy.loss(output, lesson.teacher, lesson.labels)
             if isinstance(strategy, LabelAdapter):
@@ -208,7 +210,7 @@ class DistillationStrategyTests(StrategyEffectTests):
         for strategy in claiming:
             before = {f"its {name} afterwards": value for name, value in strategy.state_dict().items()}
             whole = outcome(strategy, student, lesson)
-            halves = [lesson.take(rows) for rows in ([0, 2, 3], [1, 4, 5, 6, 7])]
+            halves = list(map(lesson.take, ([0, 2, 3], [1, 4, 5, 6, 7])))
             shares = [(half.size / lesson.size, outcome(strategy, student, half)) for half in halves]
             for name in whole:
                 if not name.startswith("the loss"):

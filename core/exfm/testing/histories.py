@@ -96,11 +96,10 @@ class HistoryChecks:
 
 def _pairs(schema: FeatureSchema) -> Iterator[tuple[CategoricalFeature, SequenceFeature, str]]:
     """Yields each categorical feature with each sequence that shares its table, and the column of the shared ids."""
-    candidates = [feature for feature in schema.features if isinstance(feature, CategoricalFeature)]
     for sequence in schema.features:
         if isinstance(sequence, SequenceFeature):
             for field in sequence.fields:
-                for candidate in candidates:
+                for candidate in schema.categorical:
                     if field.kind == "categorical" and sequence.table_name(field) == candidate.table_name:
                         yield candidate, sequence, field.source_column
 

@@ -30,10 +30,15 @@ def renamings(*groups: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
             return
 
 
+def renamed_group(group: Sequence[str], names: Mapping[str, str]) -> tuple[str, ...]:
+    """Replaces the names of a group that have another name."""
+    return tuple(names.get(name, name) for name in group)
+
+
 def _order(group: Sequence[str], names: Mapping[str, str]) -> list[int]:
     """Returns the indices of a group's names in the order in which a set of them is iterated."""
-    renamed = [names.get(name, name) for name in group]
-    return [renamed.index(name) for name in set(renamed)]
+    renamed = renamed_group(group, names)
+    return list(map(renamed.index, set(renamed)))
 
 
 def with_names(fields: Any, names: Mapping[str, str]) -> Any:

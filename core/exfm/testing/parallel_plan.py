@@ -70,7 +70,7 @@ class ParallelPlanTests(ComponentTests):
     def test_trains_as_plain_torch(self, record: dict[str, Tensor], optimizer: str) -> None:
         """Losses and weights are those of ordinary modules and optimizers in a single process."""
         reference = Reference(record, optimizer)
-        losses = torch.stack([reference.step(step) for step in range(STEPS)])
+        losses = torch.stack(list(map(reference.step, range(STEPS))))
         torch.testing.assert_close(record["losses"], losses, rtol=0, atol=_TOLERANCE)
         for name, expected in reference.weights().items():
             torch.testing.assert_close(record[f"end/weight/{name}"], expected, rtol=0, atol=_TOLERANCE, msg=name)

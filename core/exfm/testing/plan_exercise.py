@@ -28,6 +28,7 @@ from exfm.interfaces.backbone import Backbone, BackboneInputs
 from exfm.interfaces.component import ComponentConfig
 from exfm.interfaces.jagged import JaggedSequence
 from exfm.interfaces.parallel_plan import ParallelPlan, TableOptimizer
+from exfm.mappings import add_prefix, map_values, strip_prefix
 from exfm.modeling.parts import model_memory
 
 ROWS = {"user": 30, "item": 50}
@@ -142,7 +143,7 @@ class Exercise:
 
     def train(self, steps: range) -> Tensor:
         """Trains some steps, and returns their losses."""
-        return torch.stack([self._step(step) for step in steps])
+        return torch.stack(list(map(self._step, steps)))
 
     def reset_rows(self) -> None:
         """Reassigns some rows to new ids."""
@@ -181,7 +182,7 @@ class Exercise:
             if momentum is not None:
                 state[f"dense/{index}"] = self.parallel_model.full_tensor(momentum)
         # Copied, because on a CPU the tensors may be the model's, which later steps change in place.
-        return {name: value.clone() for name, value in state.items()}
+        return map_values(torch.clone, state)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Loads rank 0's ``state``; its tensors are read into the model's memory where they fit, as snapshots are."""
@@ -211,11 +212,11 @@ def _blank() -> KeyedJaggedTensor:
 
 def select(record: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Selects the tensors whose names begin with a prefix, and removes it."""
-    return {name.removeprefix(prefix): value for name, value in record.items() if name.startswith(prefix)}
+    return strip_prefix(prefix, record)
 
 
 def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}{name}": value for name, value in state.items()}
+    return add_prefix(prefix, state)
 
 
 def exercise(plan: ParallelPlan, optimizer: TableOptimizer) -> dict[str, Tensor]:
@@ -293,7 +294,7 @@ def run_jobs(jobs: str) -> None:
         plan = plan_class(plan_class.Config.model_validate(json.loads(fields)))
         record = exercise(plan, TableOptimizer.model_validate({"name": optimizer}))
         if plan.process_group.is_rank_zero:
-            save_file({key: value.contiguous() for key, value in record.items()}, out)
+            save_file(map_values(Tensor.contiguous, record), out)
         plan.process_group.barrier()
     # A thread of the connection may abort a process whose interpreter is finalized.
     atexit.register(os._exit, 0)

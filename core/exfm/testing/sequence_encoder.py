@@ -13,6 +13,7 @@ from exfm.interfaces.jagged import JaggedSequence
 from exfm.interfaces.sequence_encoder import EncoderInputs, SequenceEncoder
 from exfm.testing.behaviour import BehaviourTests
 from exfm.testing.execution import ExecutionTests
+from exfm.testing.names import renamed_group
 from exfm.testing.network import MAX_LENGTH
 from exfm.testing.side_effects import SideEffectTests
 
@@ -37,7 +38,7 @@ class SequenceEncoderTests(BehaviourTests, ExecutionTests, SideEffectTests):
     def called(self, names: Mapping[str, str]) -> Self:
         """Returns these tests with other names for features and the sequence."""
         other: Any = copy(self)
-        other.tokens = tuple(names.get(name, name) for name in self.tokens)
+        other.tokens = renamed_group(self.tokens, names)
         other.sequence = names.get(self.sequence, self.sequence)
         return other  # type: ignore[no-any-return]
 

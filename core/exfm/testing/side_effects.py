@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -74,7 +75,7 @@ class SideEffectTests(NetworkTests):
         with Operations() as operations:
             self.run(module, examples)
         lasting = [*module.parameters(), *module.buffers(), examples.tokens_BND]
-        lasting += [event for events in examples.events.values() for event in events]
+        lasting += list(chain.from_iterable(examples.events.values()))
         # Only on demand, because a collection takes long; cycles are no fault.
         if operations.left(lasting):
             gc.collect()

@@ -88,7 +88,7 @@ class StrategyEffectTests(StrategyTests):
             losses = losses_in_place(strategy, output, lesson).values()
         mixed = "is given a tensor on the CPU and one on the student's device"
         assert not elsewhere.met, f"{elsewhere.met[0]} {mixed}; {_HINT}"
-        staying = any(elsewhere.stays(loss) for loss in losses)
+        staying = any(map(elsewhere.stays, losses))
         assert not staying, f"a loss is on the CPU wherever the student is; {_HINT}"
 
     def test_tasks_of_other_names(self, fields: Mapping[str, Any]) -> None:
@@ -110,7 +110,7 @@ class StrategyEffectTests(StrategyTests):
         before = deepcopy(student)
         strategy = self.make_used(fields, student)
         outcome(strategy, student, lesson)
-        served = {id(parameter) for parameter in student.parameters()}
+        served = set(map(id, student.parameters()))
         shared = [parameter for parameter in strategy.parameters() if id(parameter) in served]
         assert not shared, "it holds parameters of the student; new_head() makes heads of its own"
         left = [name for name, _ in student.named_modules() if name not in dict(before.named_modules())]

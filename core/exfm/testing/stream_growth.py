@@ -11,6 +11,7 @@ import pytest
 
 from exfm.data.validation import event_times
 from exfm.interfaces.data_source import Origin, StreamPart, Window
+from exfm.mappings import by_name
 from exfm.testing.rows import check_rows
 from exfm.testing.stream import DAY_US, StreamTests, format_time
 
@@ -103,4 +104,4 @@ class StreamGrowthTests(StreamTests):
 
 
 def _by_name(parts: Any) -> dict[str, StreamPart]:
-    return {unit.name: unit for unit in parts}
+    return by_name(parts)

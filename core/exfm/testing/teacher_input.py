@@ -164,8 +164,7 @@ class TeacherInputTests(ComponentTests):
         histories = self.histories(module)
         with Operations() as operations:
             module(histories)
-        inputs = [tensor for history in histories.values() for tensor in (history.vector_BLK, history.valid_BL)]
-        lasting = [*module.state_dict().values(), *inputs]
+        lasting = [*module.state_dict().values(), *_tensors(histories)]
         left = operations.left(lasting)
         assert not left, f"of a batch that is over, the result of {left[0]} is still in memory; what lasts is a buffer"
 
@@ -182,7 +181,7 @@ class TeacherInputTests(ComponentTests):
         module = self.make(fields).float().eval()
         histories = _map(self.histories(module), lambda value: value.float() if value.is_floating_point() else value)
         entities = list(histories)
-        flat = [tensor for history in histories.values() for tensor in (history.vector_BLK, history.valid_BL)]
+        flat = _tensors(histories)
         program = torch.export.export(_Flat(module, entities), tuple(flat), strict=False)
         captured = program.module()(*flat)
         assert torch.allclose(captured, module(histories), atol=1e-5), "the captured graph gives other tokens"
@@ -200,6 +199,11 @@ class _Flat(nn.Module):
         histories = {entity: VectorHistory(*pair) for entity, pair in zip(self.entities, pairs, strict=True)}
         tokens_BMD: Tensor = self.module(histories)
         return tokens_BMD
+
+
+def _tensors(histories: Mapping[str, VectorHistory]) -> list[Tensor]:
+    """Lists the tensors of histories."""
+    return [tensor for history in histories.values() for tensor in (history.vector_BLK, history.valid_BL)]
 
 
 def _map(histories: Histories, change: Any) -> Histories:

@@ -17,6 +17,7 @@ from exfm.evaluation.gains import add_common
 from exfm.evaluation.intervals import PairedLosses
 from exfm.evaluation.predictions import TaskRows, task_rows
 from exfm.interfaces.data_source import Window
+from exfm.mappings import without
 from exfm.redaction import without_credentials
 from exfm.reporting.formatting import stored_gain_share
 from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
@@ -122,7 +123,7 @@ class TrackedRun:
             values[f"parameters/{kind}"] = count
         for task, scores in figures["tasks"].items():
             # The windows of a task are logged separately; see ``windows``.
-            overall = {key: value for key, value in scores.items() if key != "windows"}
+            overall = without(scores, "windows")
             values |= _by_path(overall, task)
         for gain in results["gains"]:
             if gain["model"] == model.name:
@@ -199,7 +200,7 @@ def _training_figures(commit: Commit) -> dict[str, float | None]:
 
 def _models(config: Mapping[str, Any]) -> Iterator[TrackedModel]:
     """Yields the models of a resolved config, each followed by the control that exfm adds for ``control: true``."""
-    shared = {key: value for key, value in config.items() if key not in _NOT_OF_A_MODEL}
+    shared = without(config, *_NOT_OF_A_MODEL)
     for name, model in config["models"].items():
         added_control = f"{name}{CONTROL_SUFFIX}"
         control = added_control if model["control"] is True else model["control"] or None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
+from exfm.config.checks import row_conditions
 from exfm.config.loading import Experiment
 from exfm.data.stream import ChunkReader
 from exfm.distributed.chunk_exchange import read_sharded
@@ -85,7 +86,7 @@ class Epochs:
         epochs = stage.trainer.arm.config.epochs
         assert epochs is not None
         windows = self._past_windows(stage, previous, schedule)
-        where = {arm.name: arm.config.where for arm in self._experiment.arms}
+        where = row_conditions(self._experiment.arms)
         stream, schema = self._experiment.config.stream, self._experiment.schema
         for _ in range(epochs.count - 1):
             # A new reader for each pass, because a reader that has read a window refuses its ids as repeated.
@@ -112,7 +113,7 @@ class Epochs:
                 if index <= previous and commit.files:
                     self._check_present(stage, commit, present)
                     past.append(_PastWindow(commit.window, tuple(commit.read.parts) or None))
-        sent = self._process_group.broadcast_bytes(json.dumps([asdict(window) for window in past]).encode())
+        sent = self._process_group.broadcast_bytes(json.dumps(list(map(asdict, past))).encode())
         return [_PastWindow(Window(**raw["window"]), raw["only"]) for raw in json.loads(sent)]
 
     def _check_present(self, stage: Stage, commit: Commit, present: Collection[str]) -> None:

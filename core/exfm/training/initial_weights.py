@@ -253,7 +253,7 @@ def _check_names(present: Mapping[str, Tensor], config: InitFrom, where: str) ->
 def _training_state(trainer: Trainer, config: InitFrom, origin: _Origin, taken: InitialWeights) -> dict[str, Tensor]:
     """Returns the model's own training state with the optimizer state of the tables that it took."""
     state = trainer.training_state()
-    fresh = {table_of(name) for name in taken.new_tables}
+    fresh = set(map(table_of, taken.new_tables))
     theirs = {key: name for name in origin.training if (key := _table_state(name))}
     for name, tensor in state.items():
         key = _table_state(name)
@@ -328,7 +328,7 @@ def check_new_tables(trainer: Trainer, taken: InitialWeights, batch: Batch) -> N
             table.neg_()
     worst = max(float((moved[task] - before[task]).abs().max()) for task in trainer.learned & before.keys())
     if worst > _TOLERANCE:
-        names = ", ".join(table_of(name) for name in taken.new_tables)
+        names = ", ".join(map(table_of, taken.new_tables))
         raise ConfigError(
             f"models.{trainer.arm.base}.init_from: with the new table {names} the weights of the backbone do not fit: "
             f"predictions of the first batch depend on its rows, by up to {worst:.2g}, before any was learned. Start "

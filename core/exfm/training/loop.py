@@ -15,7 +15,7 @@ from functools import cached_property
 
 from exfm.bookkeeping.commit_writer import CommitWriter, WindowCommit
 from exfm.bookkeeping.progress import Clock, Progress
-from exfm.config.checks import Arm
+from exfm.config.checks import Arm, row_conditions
 from exfm.config.loading import Experiment
 from exfm.data.skips import Counts
 from exfm.data.source_errors import source_errors
@@ -84,7 +84,7 @@ class StreamLoop:
         self._teachers = teacher_specs(experiment)
         shared = TeacherParameters(experiment, store)
         prompt = tuple(label.name for label in schema.labels if label.delay == NOW)
-        external = {name: tuple(files.predictions) for name, files in experiment.config.external_teachers.items()}
+        external = experiment.config.external_tasks()
         self.stages: list[Stage] = []
         for arm in arms:
             if train is None or arm.name in train:
@@ -105,7 +105,7 @@ class StreamLoop:
         self._committed: dict[str, int] = {}
         self._bound: set[str] = set()
         self._late = LateRowFinder(experiment, store, [stage.trainer.arm for stage in self.stages])
-        where = {arm.name: arm.config.where for arm in arms}
+        where = row_conditions(arms)
         self.reader = ChunkReader(experiment.source, schema, experiment.config.stream, where, plan.shard)
 
     def _trainer(self, arm: Arm, plan: ParallelPlan) -> Trainer:
@@ -408,7 +408,7 @@ class StreamLoop:
 
 def _late_tasks(experiment: Experiment) -> dict[timedelta, tuple[str, ...]]:
     """Groups tasks by the delay of their labels, without the tasks whose labels have no delay."""
-    trained = {task for arm in experiment.arms for task in arm.tasks}
+    trained = experiment.trained_tasks
     late: dict[timedelta, tuple[str, ...]] = {}
     for label in experiment.schema.labels:
         if label.delay > NOW and label.name in trained:

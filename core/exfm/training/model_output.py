@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from exfm.data.batch import Batch
+from exfm.mappings import map_values
 from exfm.supervision.embeddings import CompactEmbedding, EmbeddingShape
 from exfm.supervision.joiner import SupervisionRows
 from exfm.training.trainer import Forward
@@ -63,7 +64,7 @@ class ForwardRows:
 
     def probabilities(self) -> dict[str, Tensor]:
         """Returns the predictions, (S,) by task."""
-        return {task: torch.cat(values) for task, values in self._predicted.items()}
+        return map_values(torch.cat, self._predicted)
 
     def supervision(self, seen: Batch) -> SupervisionRows:
         """Returns the supervision of the S examples.
@@ -77,8 +78,8 @@ class ForwardRows:
         return SupervisionRows(
             seen.example_id,
             seen.event_time_us,
-            {task: torch.cat(values) for task, values in self._soft_labels.items()},
+            map_values(torch.cat, self._soft_labels),
             torch.cat(self._watermarks),
             embeddings,
-            {column: CompactEmbedding.cat(batches) for column, batches in self._vectors.items()},
+            map_values(CompactEmbedding.cat, self._vectors),
         )

@@ -32,6 +32,7 @@ from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds, microseconds_since_1970
 from exfm.interfaces.schema import FeatureSchema
+from exfm.mappings import add_prefix, map_values, strip_prefix
 from exfm.modeling.cost import flops_by_section, parameters_by_section
 from exfm.optimization.divergence import diverged
 from exfm.storage.commits import NONE, WindowRead
@@ -187,7 +188,7 @@ class Stage:
                     check_snapshot(snapshot, tensors, self.trainer.constants, self.store.workspace.url)
                 self.trainer.load_weights(weights)
                 self.trainer.load_training_state(training)
-                feed = {name.removeprefix(_FEED): value for name, value in training.items() if name.startswith(_FEED)}
+                feed = strip_prefix(_FEED, training)
                 self._feed.load_state(feed)
                 self.trainer.learned = set(snapshot.learned)
                 self._held = dict(snapshot.held)
@@ -352,7 +353,7 @@ class Stage:
             "learned": sorted(trainer.learned),
             "soft_labels": trainer.transfer.soft_labels.counters(),
             "teachers": teachers,
-            "prequential": {task: asdict(moments) for task, moments in self.counters.scores.items()},
+            "prequential": map_values(asdict, self.counters.scores),
             "held": self._held,
         }
         if self._initial is not None and self._previous == NONE:
@@ -420,7 +421,7 @@ class Stage:
         return diverged(self.trainer.arm, self._window, symptom, last)
 
     def _training_state(self) -> dict[str, Tensor]:
-        feed = {f"{_FEED}{name}": value for name, value in self._feed.state().items()}
+        feed = add_prefix(_FEED, self._feed.state())
         return self.trainer.training_state() | feed
 
     def _sum_over_processes(self, counted: Coverage) -> Coverage:

@@ -18,8 +18,9 @@ from exfm.distributed.chunk_exchange import WHOLE_STEP, Accumulation
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.distillation_strategy import StudentOutput, TeacherOutput
 from exfm.interfaces.parallel_plan import ParallelPlan
-from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
+from exfm.interfaces.schema import FeatureSchema
 from exfm.interfaces.transfer_specs import TeacherSpec
+from exfm.mappings import add_prefix, map_values, strip_prefix, take_rows, without
 from exfm.modeling.build import build_growth, build_model, parallelize, seed_of
 from exfm.modeling.labels import Labels
 from exfm.modeling.parts import model_memory
@@ -75,9 +76,9 @@ class Forward:
     def first_rows(self, rows: int) -> Forward:
         """Selects the first rows, to cut off the blank example of an empty shard."""
         return Forward(
-            {task: values[:rows] for task, values in self.probabilities.items()},
+            take_rows(self.probabilities, slice(rows)),
             self.embedding_BE[:rows],
-            {column: values[:rows] for column, values in self.vectors.items()},
+            take_rows(self.vectors, slice(rows)),
         )
 
     def with_vectors(self, vectors: Mapping[str, Tensor]) -> Forward:
@@ -130,10 +131,7 @@ class Trainer:
             self.parallel_model = parallelize(plan, model, arm)
             self._trunk_runner = plan.trunk_runner
             strategies, declared = build_strategies(arm, self.model, teachers)
-        tables = {
-            feature.name: feature.table_name for feature in schema.features if isinstance(feature, CategoricalFeature)
-        }
-        parameters = StudentParameters(self.model, declared, tables, plan.device)
+        parameters = StudentParameters(self.model, declared, schema.entity_tables(), plan.device)
         placed = [strategy.to(plan.device) for strategy in strategies]
         self.transfer = StudentTransfer(placed, parameters, self.parallel_model)
         supervision = arm.config.supervision
@@ -265,13 +263,13 @@ class Trainer:
         """Returns the published weights of the served network, which serving and labelling need."""
         published = self.parallel_model.state_dict() | self.dense.average.published()
         # Contiguous, because files store tensors without strides.
-        weights = {name: value.contiguous() for name, value in published.items()}
+        weights = map_values(Tensor.contiguous, published)
         return weights | fold_offsets(self.model)
 
     def memory(self) -> dict[str, Tensor]:
         """Returns buffers to read files into: tensors of ``weights`` and ``training_state`` that lie whole here."""
         tables = self.parallel_model.table_optimizer_buffers()
-        return model_memory(self.model) | {f"table.{key}": value for key, value in tables.items()}
+        return model_memory(self.model) | add_prefix("table.", tables)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Loads the tensors of ``weights``, whose tables may have had fewer rows.
@@ -284,8 +282,8 @@ class Trainer:
     def training_state(self) -> dict[str, Tensor]:
         """Returns the state that training needs beside the weights: of the optimizers and of transfer."""
         tables = self.parallel_model.table_optimizer_state_dict()
-        state = {f"table.{key}": value for key, value in tables.items()}
-        state |= {f"unfolded.{key}": value for key, value in tables_with_offsets(self.model).items()}
+        state = add_prefix("table.", tables)
+        state |= add_prefix("unfolded.", tables_with_offsets(self.model))
         state |= self.transfer.state() | self.dense.state()
         for prefix, parameters, optimizer in self._optimizers():
             for index, parameter in enumerate(parameters):
@@ -306,7 +304,7 @@ class Trainer:
         """
         # Strategies apart: a layer of a strategy may have the name of a table, and does not grow with its rows.
         strategies = {key: value for key, value in state.items() if key.startswith(STRATEGIES)}
-        others = {key: value for key, value in state.items() if key not in strategies}
+        others = without(state, *strategies)
         state = strategies | self.growth.grow(others)
         try:
             self.parallel_model.load_table_optimizer_state_dict(_with_prefix(state, "table."))
@@ -353,7 +351,7 @@ class Trainer:
 
 def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Selects the tensors whose names begin with a prefix, and cuts it off."""
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return strip_prefix(prefix, state)
 
 
 def check_managed(arm: Arm, model: RankingModel, plan: type[ParallelPlan]) -> None:

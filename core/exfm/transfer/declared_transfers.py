@@ -128,7 +128,7 @@ def _check_sources(name: str, add: AddRows, student: StudentSpec, widths: Mappin
 @torch.no_grad()
 def _check_projection(strategy: TransferStrategy, add: AddRows, width: int, dim: int) -> None:
     """Raises ValueError unless a projection is the strategy's module and has the student's width."""
-    inside = {id(module) for module in strategy.modules()}
+    inside = set(map(id, strategy.modules()))
     if id(add.projection) not in inside:
         raise ValueError(
             f"{strategy.name}: the projection of table {add.table!r} is no module of the strategy, so that nothing "

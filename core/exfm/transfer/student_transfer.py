@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from exfm.interfaces.distillation_strategy import DistillationStrategy, LabelAdapter, StudentOutput, TeacherOutput
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.transfer_strategy import TransferStrategy
+from exfm.mappings import add_prefix, strip_prefix
 from exfm.modeling.labels import Labels
 from exfm.transfer.merge_teachers import merge_teacher_outputs
 from exfm.transfer.soft_label_metrics import SoftLabelMetrics
@@ -104,7 +105,7 @@ class StudentTransfer:
 
     def state(self) -> dict[str, Tensor]:
         """Returns the state that the next start needs, without the optimizers' state."""
-        strategies = {f"{STRATEGIES}{key}": value for key, value in self.modules.state_dict().items()}
+        strategies = add_prefix(STRATEGIES, self.modules.state_dict())
         return strategies | self.parameters.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -113,7 +114,7 @@ class StudentTransfer:
         Raises:
             KeyError, RuntimeError: it is the state of other strategies, or of another version of them.
         """
-        strategies = {key.removeprefix(STRATEGIES): value for key, value in state.items() if key.startswith(STRATEGIES)}
+        strategies = strip_prefix(STRATEGIES, state)
         self.modules.load_state_dict(strategies)
         self.parameters.load_state(state)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from exfm.mappings import add_prefix
 from exfm.modeling.vector_table import VectorOverride, VectorTable
 from exfm.supervision.joiner import STATE
 from exfm.transfer.chunk_vectors import ChunkVectors, feature_of
@@ -149,7 +150,7 @@ class VectorFeed:
         for (teacher, column), pending in self._in_flight.items():
             if column.startswith(STATE) and pending.row_S.numel():
                 tensors = {"row": pending.row_S, "time_us": pending.time_us_S, "vector": pending.vector_SK}
-                state |= {f"{teacher}.{column}.{name}": value for name, value in tensors.items()}
+                state |= add_prefix(f"{teacher}.{column}.", tensors)
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
