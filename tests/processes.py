@@ -11,7 +11,6 @@ import runpy
 import site
 import sys
 import tempfile
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from multiprocessing.process import BaseProcess
@@ -115,16 +114,6 @@ def _module(command: Sequence[str], packages: str, folder: Path) -> None:
 
 
 def _launch(function: Callable[..., object], arguments: Sequence[Any], processes: int, restarts: int) -> None:
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from exfm.testing.torchrun import launch
 
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=str(uuid.uuid4()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=restarts,
-        start_method="fork",
-    )
-    elastic_launch(config, function)(*arguments)
+    launch(function, *arguments, processes=processes, restarts=restarts)

@@ -8,35 +8,42 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 import exfm
+import exfm.testing
 
-TREE = ast.parse(Path(exfm.__file__).read_text(encoding="utf-8"))
 
-
-def imported_for_type_checkers() -> dict[str, str]:
-    """Returns name and module of every import under ``if TYPE_CHECKING``."""
-    blocks = [node for node in TREE.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+def stub_of(module: ModuleType) -> dict[str, str]:
+    """Returns name and module of every import in the stub of a package."""
+    assert module.__file__ is not None
     modules = {}
-    for statement in (statement for block in blocks for statement in block.body):
-        assert isinstance(statement, ast.ImportFrom) and statement.module
-        for alias in statement.names:
-            assert alias.asname == alias.name, "only `x as x` is a public name to a type checker"
-            modules[alias.name] = statement.module
+    for statement in ast.parse(Path(module.__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.ImportFrom):
+            assert statement.module
+            for alias in statement.names:
+                assert alias.asname == alias.name, "only `x as x` is a public name to a type checker"
+                modules[alias.name] = statement.module
     return modules
 
 
-NAMESPACES = {name: import_module(f"exfm.{name}") for name in sorted(exfm._NAMESPACES)}
-PUBLIC = [("exfm", name) for name in sorted(exfm._HOME)]
+NAMES = stub_of(exfm)
+NAMESPACES = {name: import_module(f"exfm.{name}") for name, module in sorted(NAMES.items()) if module == "exfm"}
+PUBLIC = [("exfm", name) for name in sorted(NAMES.keys() - NAMESPACES.keys())]
 PUBLIC += [(f"exfm.{space}", name) for space, module in NAMESPACES.items() for name in module.__all__]
 
 
-def test_type_checkers_and_python_see_the_same_names():
-    namespaces = dict.fromkeys(exfm._NAMESPACES, "exfm")
-    assert imported_for_type_checkers() == exfm._HOME | namespaces
-    assert set(exfm.__all__) == set(exfm._HOME) | exfm._NAMESPACES <= set(dir(exfm))
+@pytest.mark.parametrize("package", [exfm, exfm.testing])
+def test_type_checkers_and_python_see_the_same_names(package: Any) -> None:
+    names = stub_of(package)
+    assert package.__all__ == sorted(names) and names.keys() <= set(dir(package))
+    for name, module in names.items():
+        defined = import_module(f"{module}.{name}") if module == package.__name__ else import_module(module)
+        value = getattr(package, name)
+        assert value is defined or value is getattr(defined, name)
 
 
 def test_a_public_name_is_in_a_single_namespace():
@@ -60,7 +67,7 @@ def test_a_public_name_resolves_and_is_documented(space, name):
 
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'exfm' has no attribute 'Backbon'"):
-        _ = exfm.Backbon
+        _ = exfm.Backbon  # type: ignore[attr-defined]  # the subject of the test
 
 
 @pytest.mark.parametrize(

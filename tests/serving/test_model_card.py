@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
+import exfm.serving
 from exfm.serving.card import _code
 from exfm.serving.export import Form, export
 from exfm.supervision.store import Store

@@ -12,7 +12,6 @@ import atexit
 import json
 import os
 import sys
-import uuid
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.modules.embedding_configs import PoolingType
 
@@ -30,6 +28,7 @@ from exfm.interfaces.jagged import JaggedSequence
 from exfm.interfaces.parallel_plan import ParallelPlan, TableOptimizer
 from exfm.mappings import add_prefix, map_values, strip_prefix
 from exfm.modeling.parts import model_memory
+from exfm.testing.torchrun import launch
 
 ROWS = {"user": 30, "item": 50}
 DIM, WIDTH, STEPS = 8, 6, 6
@@ -267,25 +266,6 @@ def _broadcast(plan: ParallelPlan, state: Mapping[str, Tensor]) -> dict[str, Ten
     return shared
 
 
-def launch(processes: int, jobs: str) -> None:
-    """Starts processes with torchrun's agent, and exercises plans in them.
-
-    They are forked from this process, because importing torch takes longer than the exercises. On a machine with GPUs
-    they are spawned: CUDA does not work in a process that is forked from one that has looked for GPUs.
-    """
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=str(uuid.uuid4()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        start_method="spawn" if torch.cuda.is_available() else "fork",
-    )
-    elastic_launch(config, run_jobs)(jobs)
-
-
 def run_jobs(jobs: str) -> None:
     """Exercises plans in turn, in each process that is started; rank 0 writes the records."""
     for component, fields, optimizer, out in json.loads(jobs):
@@ -301,4 +281,4 @@ def run_jobs(jobs: str) -> None:
 
 
 if __name__ == "__main__":
-    launch(int(sys.argv[1]), sys.argv[2])
+    launch(run_jobs, sys.argv[2], processes=int(sys.argv[1]))
