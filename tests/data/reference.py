@@ -58,7 +58,8 @@ def is_good(row: dict[str, Any], schema: exfm.schema.FeatureSchema, newest_us: i
     if row[schema.example_id] is None or row[schema.event_time] is None or row[schema.event_time] < newest_us:
         return False
     for label in schema.labels:
-        if row[label.source_column] not in (0, 1):
+        value = row[label.source_column]
+        if value is not None and value == value and value not in (0, 1):
             return False
         if label.oracle and not (is_finite(row[label.oracle]) and 0 <= row[label.oracle] <= 1):
             return False

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exfm.data.ids import hash_rows, id_type_ok, mix, to_u64
+from exfm.sources.ids import hash_rows, id_type_ok, mix, to_u64
 from exfm.splitmix import splitmix64
 from tests.data.reference import GOLDEN, key, splitmix
 from tests.data.tables import ID_TYPES, ids_in

@@ -262,7 +262,7 @@ def test_ids_keep_their_type_from_window_to_window() -> None:
     batches = [rows(0, 2)]
     log = reader(lambda: iter(batches), on_bad_row="skip")
     assert ids(log.read(exfm.sources.Window(0, 0, 10))) == [[0, 1]]
-    assert log.id_kinds == {"item": "integers"}
+    assert log.id_kinds == {"example_id": "integers", "item": "integers"}
     other = rows(10, 2).set_column(2, "item", pa.array(["10", "11"]))
     batches[:] = [other]
     with pytest.raises(ConfigError, match="row 10: item: the column holds string, and held integers until now"):

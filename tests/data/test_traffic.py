@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exfm.config.experiment import Bucket, Condition
-from exfm.data.ids import hash_rows, to_u64
 from exfm.data.traffic import UnmetConditions, rows_where
 from exfm.errors import ConfigError
+from exfm.sources.ids import hash_rows, to_u64
 from tests.data.reference import key, splitmix
 from tests.data.tables import ID_TYPES, ids_in
 

@@ -146,7 +146,7 @@ def test_a_bad_time_of_an_event(kind: str, values: list[Any], row: int, reason: 
 def misfits() -> list[tuple[str, pa.Array, str]]:
     numbers, words = pa.array([1.5, 2, 3]), pa.array(["1", "2", "3"])
     return [
-        ("example_id", words, "must be a 64-bit integer, not string"),
+        ("example_id", pa.array([0.5, 1.5, 2.5]), "must be integers, strings, bytes or UUIDs, not double"),
         ("event_time", pa.array([1, 2, 3]), "must be a timestamp, not int64"),
         ("user", numbers, "must be integers or strings, not double"),
         ("item", numbers, "must be integers or strings, not double"),
@@ -225,7 +225,7 @@ def test_columns_that_share_a_table_hold_ids_of_one_type() -> None:
     alike = batch(GOOD | {"city": [1, None, 2]})
     row_checker = checker(schema=schema)
     assert row_checker.check(alike).num_rows == 3
-    assert row_checker.id_kinds == {"city": "integers", "seen": "integers"}
+    assert row_checker.id_kinds == {"example_id": "integers", "city": "integers", "seen": "integers"}
 
 
 def test_time_goes_on_from_batch_to_batch() -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from exfm.data.decode import decode
-from exfm.data.ids import hash_rows, to_u64
 from exfm.registry.discovery import default_registry
 from exfm.serving.description import HASHING, arrays, input_specs
 from exfm.serving.export import capture
 from exfm.serving.served_model import ServedModel
+from exfm.sources.ids import hash_rows, to_u64
 from tests.modeling.cases import EVERYTHING, schema_of
 from tests.serving.rows import random_rows, trained, untaught_arm, with_columns
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exfm
-from exfm.data.ids import hash_rows
 from exfm.modeling.growth import Growth
 from exfm.scheduling.identity import open_run
+from exfm.sources.ids import hash_rows
 from exfm.supervision.store import Store
 from tests.training.logs import experiment_dict, load, make_log, write_log
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from exfm.config.experiment import ExternalTeacher
 from exfm.errors import ConfigError, suggestion
 from exfm.sources import list_files
+from exfm.sources.ids import example_id_ok, example_ids
 
 # Footers are read from an object store in parallel, because each read waits for the network.
 _FOOTERS_AT_ONCE = 16
@@ -110,7 +111,7 @@ class ExternalFiles:
     def _ids(self, path: str, first: int, batch: pa.RecordBatch) -> I64:
         column = batch.column(self._config.example_id)
         self._refuse(column.is_null(), path, first, self._config.example_id, "the example id is missing", column)
-        values: I64 = column.to_numpy(zero_copy_only=False).astype(np.int64)
+        values: I64 = example_ids(column).to_numpy(zero_copy_only=False)
         return values
 
     def _probabilities(self, path: str, first: int, batch: pa.RecordBatch, task: str) -> F32:
@@ -157,7 +158,7 @@ class ExternalFiles:
             raise ConfigError(f"{self._section}.{key}: {path} has no column {name!r}.{suggestion(name, schema.names)}")
         kind = schema.field(name).type
         if key == "example_id":
-            type_ok, expected = pa.types.is_integer(kind), "integers"
+            type_ok, expected = example_id_ok(kind), "integers, strings, bytes or UUIDs"
         else:
             type_ok, expected = pa.types.is_floating(kind), "floating-point numbers"
         if not type_ok:

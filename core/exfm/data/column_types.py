@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from exfm.interfaces.schema import DenseFeature, FeatureSchema, MultiValuedFeature, SequenceFeature
+from exfm.sources.ids import example_id_ok, example_ids
 
 Role = Literal["example_id", "time", "id", "id_list", "number", "number_list", "time_list", "label", "oracle"]
 """The use of a column by the schema."""
@@ -57,8 +58,8 @@ def column_roles(schema: FeatureSchema) -> Iterator[tuple[str, Role]]:
 
 
 def id_tables(schema: FeatureSchema) -> Iterator[tuple[str, str]]:
-    """Yields every column of ids with its embedding table; the table is empty for a group or a domain."""
-    for column in (schema.group, schema.domain):
+    """Yields every column of ids with its embedding table; it is empty for example ids, a group or a domain."""
+    for column in (schema.example_id, schema.group, schema.domain):
         if column:
             yield column, ""
     for feature in schema.features:
@@ -94,6 +95,9 @@ def plain(column: pa.Array, role: Role) -> pa.Array:
         return _plain_list(column, role)
     if role in ("number", "label", "oracle"):
         return _plain_numbers(column)
+    if role == "example_id":
+        column = _plain_ids(column)
+        return example_ids(column) if example_id_ok(column.type) else column
     return _plain_ids(column)
 
 
@@ -151,7 +155,7 @@ def id_kind(column: pa.Array) -> IdKind | None:
     kind = values.type
     if types.is_dictionary(kind):
         kind = kind.value_type
-    return "strings" if types.is_string(kind) or types.is_large_string(kind) else "integers"
+    return "integers" if types.is_integer(kind) else "strings"
 
 
 def is_list(kind: pa.DataType) -> bool:

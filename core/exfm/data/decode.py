@@ -13,9 +13,9 @@ from torchrec import KeyedJaggedTensor
 
 from exfm.data.batch import Batch, SequenceBatch
 from exfm.data.features import bags, dense_numbers, history
-from exfm.data.ids import mix, to_u64
 from exfm.data.validation import event_times
 from exfm.interfaces.schema import CategoricalFeature, FeatureSchema, Label, MultiValuedFeature, SequenceFeature
+from exfm.sources.ids import mix, to_u64
 
 
 def decode(rows: pa.RecordBatch, schema: FeatureSchema) -> Batch:

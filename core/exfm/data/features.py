@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from exfm.data.column_types import list_lengths
 from exfm.data.event_ages import US_PER_SECOND, event_ages_us
-from exfm.data.ids import hash_63, hash_rows, to_u64
 from exfm.interfaces.schema import (
     CategoricalFeature,
     DenseFeature,
@@ -24,6 +23,7 @@ from exfm.interfaces.schema import (
     SequenceFeature,
     SequenceField,
 )
+from exfm.sources.ids import hash_63, hash_rows, to_u64
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from exfm.data.column_types import IdKind, id_kind, id_tables
+from exfm.data.column_types import IdKind, id_kind, id_tables, plain
 from exfm.errors import ConfigError
 from exfm.interfaces.data_source import Origin
 from exfm.interfaces.schema import FeatureSchema
@@ -28,7 +28,9 @@ def check_id_kinds(
         before = kinds.get(column)
         kind = None
         if column in rows.schema.names:
-            kind = id_kind(rows.column(column))
+            # Example ids are hashed in the rows, and have their type in the batch alone.
+            values = plain(batch.column(column), "id") if column == schema.example_id else rows.column(column)
+            kind = id_kind(values)
         if kind is not None and before is not None and kind != before:
             raise ConfigError(
                 f"{_column_type(batch, column)}, and held {before} until now. 5 and '5' are different ids: what was "
@@ -38,7 +40,7 @@ def check_id_kinds(
         if kind is None:
             continue
         kinds[column] = kind
-        # The first column of a table decides; a group or a domain has no table, and is compared with itself.
+        # The first column of a table decides; a column without a table is compared with itself.
         other = columns_by_table.setdefault(table, column) if table else column
         if kinds[other] != kind:
             raise ConfigError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from exfm.data.ids import U64, mix
+from exfm.sources.ids import U64, mix
 
 Mask = npt.NDArray[np.bool_]
 

@@ -24,9 +24,10 @@ from exfm.data.decode import decode
 from exfm.data.repeats import SeenIds, WindowIds
 from exfm.data.skips import Skips, add_counts, in_words, sum_counts
 from exfm.data.source_errors import source_errors
+from exfm.data.time_order import in_time_order
 from exfm.data.traffic import UnmetConditions, rows_where
 from exfm.data.validation import RowChecker
-from exfm.interfaces.data_source import DataSource, Origin, Shard, Window
+from exfm.interfaces.data_source import DataSource, Origin, Shard, Window, slice_rows
 from exfm.interfaces.schema import FeatureSchema
 
 logger = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ class ChunkReader:
             self.schema,
             self.stream.on_bad_row == "skip",
             newest_us=window.start_us,
+            in_order=self.source.in_order,
             ids=ids,
             id_kinds=dict(self.id_kinds),
             skips=Skips(1.0 if again else self.stream.max_skipped_share, self._rows, sum_counts(self._left_out)),
@@ -181,10 +183,15 @@ class ChunkReader:
 
     def _chunks(self, window: Window, checker: RowChecker, only: Collection[str] | None) -> Iterator[Chunk]:
         columns = self._columns
-        batches = _read_source(self.source, window, self.shard)
+        # Rows of a source that is not in order have no position before they are sorted.
+        shard = self.shard if self.source.in_order else Shard()
+        batches = _read_source(self.source, window, shard)
         if only is not None:
             batches = (batch for batch in batches if Origin.from_batch(batch).file in only)
-        for rows in _regroup(map(checker.check, batches), self.stream.chunk_rows, self.shard):
+        checked: Iterator[pa.RecordBatch] = map(checker.check, batches)
+        if not self.source.in_order:
+            checked = slice_rows(in_time_order(checked, self.schema), self.shard)
+        for rows in _regroup(checked, self.stream.chunk_rows, self.shard):
             picked = {model: rows_where(rows, where, columns) for model, where in self.where.items()}
             self._unmet.add(rows, picked)
             yield Chunk(decode(rows, self.schema), picked)

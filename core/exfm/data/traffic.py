@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from exfm.config.experiment import Bucket, Condition
-from exfm.data.ids import id_type_ok, mix, to_u64
 from exfm.errors import ConfigError
+from exfm.sources.ids import id_type_ok, mix, to_u64
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,10 @@ import pyarrow.compute as pc
 from exfm.data.column_types import IdKind, Role, column_roles, is_list, is_number, list_lengths, plain_rows
 from exfm.data.event_ages import bad_events, time_us
 from exfm.data.id_kinds import check_id_kinds
-from exfm.data.ids import id_type_ok, to_u64
 from exfm.data.repeats import WindowIds
 from exfm.data.skips import Skips
 from exfm.errors import ConfigError, suggestion
-from exfm.interfaces.data_source import BAD_ROW, Origin
+from exfm.interfaces.data_source import BAD_ROW, ROW_NUMBER, Origin
 from exfm.interfaces.schema import (
     CategoricalFeature,
     DenseFeature,
@@ -29,12 +28,12 @@ from exfm.interfaces.schema import (
     SequenceFeature,
     SequenceField,
 )
+from exfm.sources.ids import id_type_ok, to_u64
 
 Mask = npt.NDArray[np.bool_]
 Problem = tuple[Mask, str, str]
 """A mask of bad rows, the column, and the reason."""
 
-_BACKWARDS = "time goes backwards"
 _ROW = "row"
 """Named in place of a column where a row cannot be read at all."""
 
@@ -47,6 +46,7 @@ class RowChecker:
         schema: the schema that rows must follow.
         skip: whether bad rows are left out and counted, or stop the run.
         newest_us: the watermark: an earlier event time is bad, microseconds.
+        in_order: whether the source yields rows in the order of time.
         ids: finds repeated example ids; None to accept them.
         id_kinds: integers or strings for each column of ids until now; updated.
         skips: counts the rows left out and the rows read.
@@ -55,6 +55,7 @@ class RowChecker:
     schema: FeatureSchema
     skip: bool
     newest_us: int
+    in_order: bool = True
     ids: WindowIds | None = None
     id_kinds: dict[str, IdKind] = dataclasses.field(default_factory=dict)
     skips: Skips = dataclasses.field(default_factory=Skips)
@@ -115,9 +116,14 @@ class RowChecker:
         yield from _value_problems(rows, self.schema)
         # A row that is bad for another reason does not move the watermark, wherever the stream is cut into batches.
         times = np.where(bad, self.newest_us, event_times(rows, self.schema))
-        reached = np.maximum.accumulate(np.concatenate([[self.newest_us], times]))
-        yield times < reached[:-1], self.schema.event_time, _BACKWARDS
-        self.newest_us = int(reached[-1])
+        if self.in_order:
+            reached = np.maximum.accumulate(np.concatenate([[self.newest_us], times]))
+            yield times < reached[:-1], self.schema.event_time, "time goes backwards"
+            self.newest_us = int(reached[-1])
+        else:
+            # Only where the source is wrong: it has said that no such row would come.
+            yield times < self.newest_us, self.schema.event_time, "time goes backwards"
+            self.newest_us = max(self.newest_us, Origin.from_batch(batch).next_us or self.newest_us)
         # Last, because only rows without another problem are remembered.
         if self.ids is not None:
             ids = to_u64(rows.column(self.schema.example_id))
@@ -139,9 +145,10 @@ def _message(batch: pa.RecordBatch, row: int, column: str, reason: str) -> str:
     shown = ""
     if column in batch.schema.names:
         shown = _shown_value(batch, row, column)
-    if reason == _BACKWARDS and origin.overlaps:
-        shown += f"; this file and {origin.overlaps} overlap in time, and files are read one after the other"
-    return f"{origin.file}, row {origin.row + row}: {column}: {reason}{shown}"
+    number = origin.row + row
+    if ROW_NUMBER in batch.schema.names:
+        number = batch.column(ROW_NUMBER)[row].as_py()
+    return f"{origin.file}, row {number}: {column}: {reason}{shown}"
 
 
 def _shown_value(batch: pa.RecordBatch, row: int, column: str) -> str:
@@ -197,7 +204,7 @@ def _is_time_list(kind: pa.DataType) -> bool:
 
 
 _TYPES: dict[Role, tuple[Callable[[pa.DataType], bool], str]] = {
-    "example_id": (pa.types.is_integer, "a 64-bit integer"),
+    "example_id": (pa.types.is_integer, "integers, strings, bytes or UUIDs"),
     "time": (pa.types.is_timestamp, "a timestamp"),
     "id": (id_type_ok, "integers or strings"),
     "id_list": (_is_id_list, "a list of integers or strings"),

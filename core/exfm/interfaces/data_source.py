@@ -78,6 +78,9 @@ class DataSource(Component, ABC):
     """
 
     kind: ClassVar[str] = "data_source"
+    in_order: ClassVar[bool] = True
+    """Whether ``read`` yields rows in the order of time. The rows of a source that does not are sorted by the core, by
+    time and then by example id, at bounded memory; ``Origin.next_us`` says which rows may still come."""
     free_fields: ClassVar[frozenset[str]] = frozenset()
     """Config fields that set where the stream is stored, how it is read or where it ends, but not its rows. They may
     change when a run is resumed, such as the path of a folder that has moved, or the last day."""
@@ -95,7 +98,10 @@ class DataSource(Component, ABC):
 
     @abstractmethod
     def read(self, window: Window, shard: Shard = Shard()) -> Iterator[pa.RecordBatch]:
-        """Yields a shard's rows of a window in time order."""
+        """Yields a shard's rows of a window in time order.
+
+        A source whose rows are not ``in_order`` is asked for all rows of a window, in any order.
+        """
 
     def parts(self) -> Sequence[StreamPart]:
         """Lists the units that the stream consists of now, so that a later call can distinguish growth from change.
@@ -127,6 +133,8 @@ class DataSource(Component, ABC):
 
 
 BAD_ROW = "exfm.bad_row"
+ROW_NUMBER = "exfm.row_number"
+"""Column with each row's index in its file, where rows of a batch do not follow each other there."""
 
 
 def mark_bad_rows(batch: pa.RecordBatch, reasons: pa.Array) -> pa.RecordBatch:
@@ -148,26 +156,29 @@ class Origin:
     Attributes:
         file: the file, or another name that a user recognises.
         row: the index in the file of the batch's first row.
-        overlaps: another file, read before, whose times this file's times overlap, so that time may go backwards here.
+        next_us: a time before which no later batch of the window has an event, of a source that is not ``in_order``.
     """
 
     file: str
     row: int
-    overlaps: str = ""
+    next_us: int | None = None
 
     def mark(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Returns the batch with this origin in its schema's metadata; no data is copied."""
-        metadata = {"exfm.file": self.file, "exfm.row": str(self.row), "exfm.overlaps": self.overlaps}
-        return batch.replace_schema_metadata({key: value for key, value in metadata.items() if value})
+        metadata = {"exfm.file": self.file, "exfm.row": str(self.row)}
+        if self.next_us is not None:
+            metadata["exfm.next_us"] = str(self.next_us)
+        return batch.replace_schema_metadata(metadata)
 
     @classmethod
     def from_batch(cls, batch: pa.RecordBatch) -> Self:
         """Reads the origin in a batch's metadata; without metadata the file is called ``stream``."""
         metadata = batch.schema.metadata or {}
+        next_us = metadata.get(b"exfm.next_us")
         return cls(
             metadata.get(b"exfm.file", b"stream").decode(),
             int(metadata.get(b"exfm.row", b"0")),
-            metadata.get(b"exfm.overlaps", b"").decode(),
+            None if next_us is None else int(next_us),
         )
 
 

@@ -5,12 +5,22 @@ All names are public; none is a component.
 
 from __future__ import annotations
 
-from exfm.interfaces.data_source import Origin, Shard, StreamPart, TimeRange, Window, mark_bad_rows, slice_rows
+from exfm.interfaces.data_source import (
+    ROW_NUMBER,
+    Origin,
+    Shard,
+    StreamPart,
+    TimeRange,
+    Window,
+    mark_bad_rows,
+    slice_rows,
+)
 from exfm.interfaces.duration import Duration, microseconds
 from exfm.sources.columns import check_time_type
 from exfm.sources.delimited import DelimitedFile
 from exfm.sources.files import list_files
 from exfm.sources.histories import Histories, list_column
+from exfm.sources.ids import example_ids, place_ids
 from exfm.sources.json_objects import BadObjectError, parse_objects, read_objects
 from exfm.sources.schema_config import SchemaConfig
 from exfm.sources.times import YEAR_9999_US, TimeUnit, column_times, to_microseconds
@@ -18,6 +28,7 @@ from exfm.sources.unpacking import limited
 from exfm.splitmix import splitmix64
 
 __all__ = [
+    "ROW_NUMBER",
     "YEAR_9999_US",
     "BadObjectError",
     "DelimitedFile",
@@ -32,12 +43,14 @@ __all__ = [
     "Window",
     "check_time_type",
     "column_times",
+    "example_ids",
     "limited",
     "list_column",
     "list_files",
     "mark_bad_rows",
     "microseconds",
     "parse_objects",
+    "place_ids",
     "read_objects",
     "slice_rows",
     "splitmix64",

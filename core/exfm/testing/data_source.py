@@ -51,7 +51,8 @@ class DataSourceTests(ReadingTests, StreamGrowthTests):
     def test_rows_are_what_the_schema_says(self, fields: Mapping[str, Any]) -> None:
         """Rows pass the checks of a run in which bad rows are errors, and can be decoded to tensors."""
         source = self.make(fields)
-        schema, checker = source.schema(), RowChecker(source.schema(), skip=False, newest_us=-(2**63))
+        schema = source.schema()
+        checker = RowChecker(schema, skip=False, newest_us=-(2**63), in_order=source.in_order)
         for batch in source.read(self.window(source)):
             check_batch(batch)
             try:
@@ -62,15 +63,23 @@ class DataSourceTests(ReadingTests, StreamGrowthTests):
                 decode(good, schema)
 
     def test_rows_are_in_order_of_time(self, fields: Mapping[str, Any]) -> None:
-        """Times never decrease, because a row is predicted by a model that was trained on earlier rows alone."""
+        """Times never decrease, because a row is predicted by a model that was trained on earlier rows alone.
+
+        Of a source that is not ``in_order``, no row is earlier than the ``next_us`` of an earlier batch.
+        """
         source = self.make(fields)
         latest: int | None = None
         for batch in source.read(self.window(source)):
             for time in event_times(batch, source.schema()).tolist():
                 assert latest is None or time >= latest, (
                     f"a row of {format_time(time)} comes after one of {format_time(latest)}"
+                    if source.in_order
+                    else f"a row of {format_time(time)} comes after a batch with next_us {format_time(latest)}"
                 )
-                latest = time
+                latest = time if source.in_order else latest
+            next_us = Origin.from_batch(batch).next_us
+            if not source.in_order and next_us is not None:
+                latest = next_us if latest is None else max(latest, next_us)
 
     def test_example_ids_are_unique(self, fields: Mapping[str, Any]) -> None:
         """Example ids are unique, because supervision is joined to rows by example id."""

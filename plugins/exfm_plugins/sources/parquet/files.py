@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import fsspec
@@ -13,11 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import exfm
-from exfm.sources import YEAR_9999_US, TimeUnit, list_files
+from exfm.sources import YEAR_9999_US, TimeUnit, list_files, place_ids
 from exfm_plugins.sources.parquet.bounds import group_bounds
 from exfm_plugins.sources.parquet.columns import check_somewhere, check_time
 from exfm_plugins.sources.parquet.order import Group, StreamFile, in_order
 from exfm_plugins.sources.parquet.partitions import path_columns
+
+logger = logging.getLogger(__name__)
+
+# Streams whose rows are numbered, so that each is named in a single warning.
+_NUMBERED: set[str] = set()
 
 # Reading footers of a remote file system mostly waits, so threads help although there is a GIL.
 _FOOTERS_AT_ONCE = 16
@@ -45,13 +52,16 @@ class ParquetFiles:
     Args:
         url: a folder (with its sub-folders), a file, or a glob.
         columns: the columns that are read; a file may lack any of them except the time.
+        example_id: the column of example ids; if it is in no file, rows are numbered.
         event_time: the column of the time.
         unit: the unit of integer times.
     """
 
-    def __init__(self, url: str, columns: Sequence[str], event_time: str, unit: TimeUnit) -> None:
+    def __init__(self, url: str, columns: Sequence[str], example_id: str, event_time: str, unit: TimeUnit) -> None:
         self.url = url
         self._columns = columns
+        self._example_id = example_id
+        self._numbered = False
         self._event_time = event_time
         self._unit = unit
         self._examined: dict[tuple[str, str], _Examined] = {}
@@ -81,7 +91,7 @@ class ParquetFiles:
             names.update(examined.names)
         for columns in self._path_columns.values():
             names.update(columns)
-        check_somewhere(self.url, self._columns, names)
+        self._check_columns(names)
         filled: list[tuple[str, str, tuple[Group, ...]]] = []
         groups: list[Group] = []
         for (path, version), examined in self._examined.items():
@@ -97,9 +107,38 @@ class ParquetFiles:
         """Returns the files as of the last look."""
         return self.look() if self._files is None else self._files
 
-    def partition_columns(self, path: str) -> dict[str, pa.Scalar]:
-        """Returns the values of those columns to read that are in a file's path, as of the last look."""
-        return {name: value for name, value in self._path_columns[path].items() if name in self._columns}
+    def _check_columns(self, names: set[str]) -> None:
+        """Checks that each column is in some file, and decides whether rows are numbered."""
+        is_numbered = self._example_id not in names and not get_close_matches(self._example_id, names, n=1)
+        check_somewhere(self.url, [c for c in self._columns if not is_numbered or c != self._example_id], names)
+        if is_numbered and self.url not in _NUMBERED:
+            _NUMBERED.add(self.url)
+            logger.warning(
+                "parquet: no file at %r has a column %r: an example is known by its file and row. Files must keep "
+                "their names and rows, and predictions from elsewhere cannot name examples",
+                *(self.url, self._example_id),
+            )
+        self._numbered = is_numbered
+
+    def with_columns(self, batch: pa.RecordBatch, path: str, first_row: int) -> pa.RecordBatch:
+        """Adds the columns in a file's path, and example ids where rows are numbered.
+
+        Args:
+            batch: consecutive rows.
+            first_row: the index of its first row in the file.
+        """
+        for name, value in self._path_columns[path].items():
+            if name in self._columns and name not in batch.schema.names:  # a column in the file has precedence
+                batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
+        if self._numbered:
+            batch = batch.append_column(self._example_id, place_ids(self._relative(path), first_row, batch.num_rows))
+        return batch
+
+    def _relative(self, path: str) -> str:
+        """Returns a file's path below the folder of the stream, which stays when the folder moves."""
+        _, root = fsspec.url_to_fs(self.url)
+        folder = root.rstrip("/") + "/"
+        return path.removeprefix(folder) if path.startswith(folder) else path.rpartition("/")[2]
 
     def open(self, path: str) -> pq.ParquetFile:
         """Opens a file."""

@@ -1,9 +1,14 @@
-"""Orders files by their first event, and finds the times that the stream reaches in each row group."""
+"""Finds the row groups of a window, and an order to read them in.
+
+Legend: G row groups.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -28,17 +33,13 @@ class StreamFile:
 
 @dataclass(frozen=True)
 class PlacedGroup:
-    """Describes a row group in the stream, which reaches ``first_us`` at its beginning and ``last_us`` at its end.
-
-    ``overlaps`` names an earlier file that has reached later times than this group begins with, or is empty.
-    """
+    """Describes a row group with its file, and the times of its first and its last event."""
 
     file: StreamFile
     index: int
     first_row: int
     first_us: int
     last_us: int
-    overlaps: str
 
 
 def in_order(files: Iterable[tuple[str, str, tuple[Group, ...]]]) -> tuple[StreamFile, ...]:
@@ -65,18 +66,38 @@ def _join_bounds(groups: Sequence[Group]) -> tuple[int, int] | None:
     return min(first for first, _ in bounds), max(last for _, last in bounds)
 
 
-def placed(files: Sequence[StreamFile]) -> Iterator[PlacedGroup]:
-    """Yields the row groups of the stream, in order; neither of their times decreases from group to group.
+class GroupIndex:
+    """Finds row groups by time.
 
-    Rows that go back in time or have no time count at the time that the stream has reached.
+    Args:
+        files: the files of the stream, in order.
     """
-    newest = files[0].first_us if files else 0
-    reached_by = ""
-    for file in files:
-        for group in file.groups:
-            first, last = group.bounds or (newest, newest)
-            # A group that goes back within its file is a disorder of that file, and no overlap.
-            overlaps = reached_by if first < newest and reached_by != file.path else ""
-            yield PlacedGroup(file, group.index, group.first_row, max(newest, first), max(newest, last), overlaps)
-            if last > newest:
-                newest, reached_by = last, file.path
+
+    def __init__(self, files: Sequence[StreamFile]) -> None:
+        placed = (group for file in files for group in _placed(file))
+        self._groups = sorted(placed, key=lambda group: (group.first_us, group.file.path, group.index))
+        self._first_G = np.array([group.first_us for group in self._groups], np.int64)
+        self._last_G = np.array([group.last_us for group in self._groups], np.int64)
+        # Never decreases, so that groups that end before a window can be passed over by bisection.
+        self._reached_G = np.maximum.accumulate(self._last_G) if self._groups else self._last_G
+
+    def overlapping(self, start_us: int, end_us: int) -> list[PlacedGroup]:
+        """Lists the groups that may have events in ``start_us <= time < end_us``, in the order of their first event."""
+        first = int(np.searchsorted(self._reached_G, start_us))
+        end = int(np.searchsorted(self._first_G, end_us))
+        numbers = first + np.flatnonzero(self._last_G[first:end] >= start_us)
+        return [self._groups[number] for number in numbers]
+
+    def next_first_us(self, from_us: int) -> int | None:
+        """Returns the first event of the groups that begin at or after a time."""
+        number = int(np.searchsorted(self._first_G, from_us))
+        return int(self._first_G[number]) if number < len(self._groups) else None
+
+
+def _placed(file: StreamFile) -> Iterator[PlacedGroup]:
+    """Yields the row groups of a file; rows without a time count at the last event before them."""
+    reached_us = file.first_us
+    for group in file.groups:
+        first_us, last_us = group.bounds or (reached_us, reached_us)
+        yield PlacedGroup(file, group.index, group.first_row, first_us, last_us)
+        reached_us = last_us

@@ -1,11 +1,11 @@
-"""Streams Parquet files, reading a row group at a time."""
+"""Streams Parquet files, reading the row groups of a window."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
-from itertools import groupby
 from typing import ClassVar
 
 import numpy as np
@@ -17,21 +17,24 @@ from pydantic import Field
 import exfm
 from exfm.sources import SchemaConfig, TimeUnit, column_times
 from exfm_plugins.sources.parquet.files import ParquetFiles
-from exfm_plugins.sources.parquet.order import PlacedGroup, StreamFile, placed
+from exfm_plugins.sources.parquet.interleave import Batches, interleave
+from exfm_plugins.sources.parquet.order import GroupIndex, PlacedGroup, StreamFile
 
 _WHOLE = exfm.sources.Shard()
+_TIMES_KEPT = 8
+"""Row groups whose times are kept in memory."""
 
 
 class Parquet(exfm.DataSource):
-    """Streams any time-ordered Parquet files, at any fsspec URL, with the schema of the experiment file.
+    """Streams Parquet files, at any fsspec URL, with the schema of the experiment file.
 
-    Files are in the order of their first event, or of their names if it is equal, and the rows of a file in the order
-    of their time. A window reads the row groups whose statistics overlap it, in order, and only the schema's columns,
-    so that memory is bounded by the largest row group. A row that goes back in time or has no time belongs to the
-    window that the stream has reached at its position. It is yielded there, so that the core reports it with its file
-    and row. The core also reports the rows of a file that lacks a column, or whose column has a wrong type.
+    Each row belongs to the window of its time, wherever it lies: files may overlap, and their rows may be in any order.
+    A window reads the row groups whose statistics overlap it, and only the schema's columns, many at once where they
+    overlap in time. A row without a time counts at the row before it, so that the core reports it with its file and
+    row. The core also reports the rows of a file that lacks a column, or whose column has a wrong type.
 
-    Columns may also be in the path, as in ``dt=2024-03-01/hour=3``: integers if all values are, or strings.
+    Columns may also be in the path, as in ``dt=2024-03-01/hour=3``: integers if all values are, or strings. If no file
+    has the column of example ids, nor one with a similar name, an example's id is its place: its file and row.
 
     ``time_range`` and ``parts`` list the files; between two listings, reads use the files of the last listing.
 
@@ -41,6 +44,7 @@ class Parquet(exfm.DataSource):
     """
 
     name: ClassVar[str] = "parquet"
+    in_order: ClassVar[bool] = False
     free_fields: ClassVar[frozenset[str]] = frozenset({"path", "batch_rows"})
 
     class Config(SchemaConfig):
@@ -56,9 +60,10 @@ class Parquet(exfm.DataSource):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._placed: tuple[tuple[StreamFile, ...], list[PlacedGroup]] | None = None
-        # Cache of the row group whose times were read last: windows ask for the same group repeatedly.
-        self._column: tuple[PlacedGroup, NDArray[np.int64]] | None = None
+        self._placed: tuple[tuple[StreamFile, ...], GroupIndex] | None = None
+        # Windows ask for the same groups repeatedly.
+        self._kept_times: dict[PlacedGroup, NDArray[np.int64]] = {}
+        self._sorted: dict[tuple[str, str, int], bool] = {}
 
     def schema(self) -> exfm.schema.FeatureSchema:
         """Returns the configured schema."""
@@ -79,17 +84,18 @@ class Parquet(exfm.DataSource):
     def next_event_us(self, from_us: int) -> int | None:
         """Returns the first event at or after a time, by the row groups' statistics.
 
-        Only a row group that contains the time is read.
+        Only the row groups that contain the time are read, and none where they are many: events are dense there.
         """
-        groups = self._groups
-        number = bisect_left(groups, from_us, key=lambda group: group.last_us)
-        if number == len(groups):
-            return None
-        group = groups[number]
-        if group.first_us >= from_us:
-            return group.first_us
-        reached_R = self._reached(group)
-        return int(reached_R[np.searchsorted(reached_R, from_us)])
+        following_us = self._index.next_first_us(from_us)
+        spanning = [group for group in self._index.overlapping(from_us, from_us + 1) if group.first_us < from_us]
+        if len(spanning) > _TIMES_KEPT:
+            return from_us
+        for group in spanning:
+            sorted_R = self._sorted_times(group)
+            # Not beyond the end, which the group's last event is not before.
+            time_us = int(sorted_R[np.searchsorted(sorted_R, from_us)])
+            following_us = time_us if following_us is None else min(following_us, time_us)
+        return following_us
 
     def select(self, schema: exfm.schema.FeatureSchema) -> Parquet:
         """Returns the stream with fewer columns."""
@@ -102,69 +108,97 @@ class Parquet(exfm.DataSource):
     @cached_property
     def _files(self) -> ParquetFiles:
         config = self.config
-        return ParquetFiles(config.path, config.columns, config.event_time, config.time_unit)
+        return ParquetFiles(config.path, config.columns, config.example_id, config.event_time, config.time_unit)
 
     @property
-    def _groups(self) -> list[PlacedGroup]:
-        """Returns the row groups of the files as of the last look, in order."""
+    def _index(self) -> GroupIndex:
+        """Returns the row groups of the files as of the last look."""
         files = self._files.last_seen()
         # Computed again only after a look, which returns another tuple.
         if self._placed is None or self._placed[0] is not files:
-            self._placed = files, list(placed(files))
+            self._placed = files, GroupIndex(files)
         return self._placed[1]
 
-    def _reached(self, group: PlacedGroup) -> NDArray[np.int64]:
-        """Reads the times of a row group, and returns the time that the stream has reached at each row."""
-        if self._column is None or self._column[0] != group:
-            column = [self.config.event_time]
+    def _times(self, group: PlacedGroup, file: pq.ParquetFile) -> NDArray[np.int64]:
+        """Reads the times of a row group; a missing time is that of the row before it."""
+        column = [self.config.event_time]
+        batches = [batch.column(0) for batch in file.iter_batches(row_groups=[group.index], columns=column)]
+        return self._filled(pa.chunked_array(batches).combine_chunks(), group.first_us)[1]
+
+    def _sorted_times(self, group: PlacedGroup) -> NDArray[np.int64]:
+        """Returns the times of a row group, sorted; those of the groups that were asked for last are kept."""
+        sorted_R = self._kept_times.pop(group, None)
+        if sorted_R is None:
             with self._files.open(group.file.path) as file:
-                times = [batch.column(0) for batch in file.iter_batches(row_groups=[group.index], columns=column)]
-            reached_R = self._times(pa.chunked_array(times).combine_chunks(), group.first_us)[1]
-            self._column = group, reached_R
-        return self._column[1]
+                sorted_R = np.sort(self._times(group, file))
+        self._kept_times[group] = sorted_R
+        while len(self._kept_times) > _TIMES_KEPT:
+            del self._kept_times[next(iter(self._kept_times))]
+        return sorted_R
 
     def _window(self, window: exfm.sources.Window) -> Iterator[pa.RecordBatch]:
-        groups = self._groups
-        first = bisect_left(groups, window.start_us, key=lambda group: group.last_us)
-        end = bisect_left(groups, window.end_us, lo=first, key=lambda group: group.first_us)
-        # A file is opened once for its row groups in the window, because opening reads the footer.
-        for path, file_groups in groupby(groups[first:end], key=lambda group: group.file.path):
-            with self._files.open(path) as file:
-                for group in file_groups:
-                    yield from self._group(file, group, window)
+        groups = self._index.overlapping(window.start_us, window.end_us)
+        with ExitStack() as stack:
+            files: dict[str, pq.ParquetFile] = {}
 
-    def _group(self, file: pq.ParquetFile, group: PlacedGroup, window: exfm.sources.Window) -> Iterator[pa.RecordBatch]:
+            def read(group: PlacedGroup) -> Batches:
+                # A file is opened once for its row groups in the window, because opening reads the footer.
+                path = group.file.path
+                if path not in files:
+                    files[path] = stack.enter_context(self._files.open(path))
+                return self._group(files[path], group, window)
+
+            for batch, next_us in interleave(groups, read, window.start_us, window.end_us):
+                origin = replace(exfm.sources.Origin.from_batch(batch), next_us=next_us)
+                yield origin.mark(batch)
+
+    def _is_sorted(self, file: pq.ParquetFile, group: PlacedGroup) -> bool:
+        """Tells whether the rows of a row group are in the order of time, from its times, which are read once."""
+        key = (group.file.path, group.file.version, group.index)
+        if key not in self._sorted:
+            self._sorted[key] = bool((np.diff(self._times(group, file)) >= 0).all())
+        return self._sorted[key]
+
+    def _group(self, file: pq.ParquetFile, group: PlacedGroup, window: exfm.sources.Window) -> Batches:
         """Yields the rows of a row group that belong to the window."""
-        row, reached = group.first_row, group.first_us
-        partition_columns = self._files.partition_columns(group.file.path)
-        batches = file.iter_batches(self.config.batch_rows, row_groups=[group.index], columns=list(self.config.columns))
-        for batch in batches:
+        row, before_us = group.first_row, group.first_us
+        is_sorted = self._is_sorted(file, group)
+        columns = list(self.config.columns)
+        for batch in file.iter_batches(self.config.batch_rows, row_groups=[group.index], columns=columns):
             index = batch.schema.get_field_index(self.config.event_time)
-            event_time, reached_B = self._times(batch.column(index), reached)
+            event_time, time_B = self._filled(batch.column(index), before_us)
             batch = batch.set_column(index, self.config.event_time, event_time)
-            for name, value in partition_columns.items():
-                if name not in batch.schema.names:  # a column in the file has precedence
-                    batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
-            for first, end in _runs((reached_B >= window.start_us) & (reached_B < window.end_us)):
-                yield exfm.sources.Origin(group.file.path, row + first, group.overlaps).mark(
-                    batch.slice(first, end - first)
-                )
-            row, reached = row + batch.num_rows, int(reached_B[-1])
+            batch = self._files.with_columns(batch, group.file.path, row)
+            inside_B = (time_B >= window.start_us) & (time_B < window.end_us)
+            if inside_B.any():
+                first_us = max(group.first_us, window.start_us)
+                if is_sorted:
+                    first_us = int(time_B[inside_B.argmax()])
+                yield first_us, _picked(batch, inside_B, exfm.sources.Origin(group.file.path, row))
+            row, before_us = row + batch.num_rows, int(time_B[-1])
 
-    def _times(self, column: pa.Array, reached: int) -> tuple[pa.Array, NDArray[np.int64]]:
-        """Returns the times of rows in microseconds, and the time that the stream has reached at each row.
+    def _filled(self, column: pa.Array, before_us: int) -> tuple[pa.Array, NDArray[np.int64]]:
+        """Returns the times of rows in microseconds, with and without missing times.
 
         Args:
             column: times of consecutive rows.
-            reached: time that the stream has reached before them.
+            before_us: time of the row before them, which a missing time takes.
         """
         missing_B = column.is_null().to_numpy(zero_copy_only=False)
         time_B = column_times(column, self.config.time_unit)
-        reached_B = np.maximum.accumulate(np.maximum(np.where(missing_B, reached, time_B), reached))
-        return pa.array(time_B, mask=missing_B).view(pa.timestamp("us")), reached_B
+        filled_B = time_B
+        if missing_B.any():
+            # Row whose time each row takes: the running maximum carries the last row with a time forward.
+            source_B = np.maximum.accumulate(np.where(missing_B, -1, np.arange(missing_B.size)))
+            filled_B = np.where(source_B < 0, before_us, time_B[source_B])
+        return pa.array(time_B, mask=missing_B).view(pa.timestamp("us")), filled_B
 
 
-def _runs(inside_B: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Returns start and end of every run of consecutive rows that are inside."""
-    edges = np.flatnonzero(np.diff(inside_B, prepend=False, append=False))
-    return zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+def _picked(batch: pa.RecordBatch, inside_B: NDArray[np.bool_], origin: exfm.sources.Origin) -> pa.RecordBatch:
+    """Selects rows of a batch, and marks them with their place in the file."""
+    rows = np.flatnonzero(inside_B)
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == rows.size:
+        return replace(origin, row=origin.row + first).mark(batch.slice(first, rows.size))
+    numbered = batch.append_column(exfm.sources.ROW_NUMBER, pa.array(origin.row + np.arange(batch.num_rows)))
+    return origin.mark(numbered.take(pa.array(rows)))

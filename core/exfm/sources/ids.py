@@ -1,4 +1,4 @@
-"""Hashes ids to table rows: integers and strings, the same on every machine, without a loop over rows.
+"""Hashes integers and strings to example ids and table rows, the same on every machine, without a loop over rows.
 
 Integers go through the finalizer of splitmix64 (Steele et al. 2014). Strings are first reduced to 64 bits by a
 polynomial over their UTF-8 bytes modulo 2**64, then hashed as integers.
@@ -18,6 +18,8 @@ from exfm.splitmix import splitmix64
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
+# Independent of the hashes of table rows, buckets, groups and remembered ids.
+_EXAMPLE_SALT = 4
 # The increment of splitmix64, 2**64 divided by the golden ratio. Odd, so that its powers keep all bits of a term.
 _BASE = 0x9E3779B97F4A7C15 | 1
 
@@ -56,6 +58,55 @@ def to_u64(values: pa.Array) -> U64:
     if values.null_count:
         values = pc.fill_null(values, 0)
     return np.asarray(values.to_numpy(zero_copy_only=False)).astype(np.int64, copy=False).view(np.uint64)
+
+
+def example_id_ok(kind: pa.DataType) -> bool:
+    """Tells whether a column of this type can hold example ids: integers, strings, bytes or UUIDs."""
+    if pa.types.is_dictionary(kind):
+        return example_id_ok(kind.value_type)
+    return bool(
+        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_bytes(kind)
+    )
+
+
+def example_ids(values: pa.Array) -> pa.Array:
+    """Returns ids of examples as int64: integers as they are, strings, bytes and UUIDs hashed; a null stays null.
+
+    Predictions and supervision of a stream whose ids are no integers name examples by these.
+    """
+    missing = values.is_null().to_numpy(zero_copy_only=False)
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    keys = _bytes_keys(values) if _is_bytes(values.type) else to_u64(values)
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    if not pa.types.is_integer(kind):
+        # Spread over all bits, because polynomials of similar ids differ in few of them.
+        keys = mix(keys, _EXAMPLE_SALT)
+    return pa.array(keys.view(np.int64), mask=missing)
+
+
+def place_ids(name: str, first_row: int, rows: int) -> pa.Array:
+    """Returns ids of examples that have none in the log, from their place: the name of a file, and rows in it."""
+    key = mix(to_u64(pa.array([name])))[0]
+    with np.errstate(over="ignore"):  # modulo 2**64
+        places = key + np.arange(first_row, first_row + rows, dtype=np.uint64)
+    return pa.array(mix(places, _EXAMPLE_SALT).view(np.int64))
+
+
+def _bytes_keys(values: pa.Array) -> U64:
+    return _string_keys(pc.fill_null(values.cast(pa.large_binary()), b""))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    types = pa.types
+    return bool(
+        types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_fixed_size_binary(kind)
+        or types.is_binary_view(kind)
+    )
 
 
 def hash_rows(keys: U64, rows: int) -> I64:
