@@ -79,10 +79,14 @@ def test_rows_are_passed_on_as_soon_as_none_can_come_before_them() -> None:
 
 def test_more_rows_than_memory_wait_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    written = []
-    monkeypatch.setattr(
-        time_order, "_mapped", lambda path, mapped=time_order._mapped: written.append(path) or mapped(path)
-    )
+    written: list[Path] = []
+    mapped = time_order._mapped
+
+    def spy(path: Path) -> Iterator[Any]:
+        written.append(path)
+        return mapped(path)
+
+    monkeypatch.setattr(time_order, "_mapped", spy)
     random = np.random.default_rng(0)
     times = random.integers(0, 1000, 20_000)
     batches = [table(times[i : i + 500].tolist(), list(range(i, i + 500))) for i in range(0, 20_000, 500)]
@@ -103,10 +107,10 @@ def write_split(folder: Path, log: pa.Table, random: np.random.Generator, kind: 
     for number in range(writers):
         rows = log.filter(pa.array(writer == number))
         day = (rows.column("event_time").cast(pa.int64()).to_numpy() - START_US) // DAY_US
-        for part in sorted(set(day.tolist())) if kind == "partitions" else [None]:
-            path = folder / (f"day={part}" if part is not None else ".") / f"{random.integers(10**6)}.parquet"
+        for only in sorted(set(day.tolist())) if kind == "partitions" else [None]:
+            path = folder / (f"day={only}" if only is not None else ".") / f"{random.integers(10**6)}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = rows if part is None else rows.filter(pa.array(day == part))
+            kept = rows if only is None else rows.filter(pa.array(day == only))
             pq.write_table(kept, path, row_group_size=int(random.integers(40, 400)))
 
 

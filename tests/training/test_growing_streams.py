@@ -235,6 +235,39 @@ def test_a_lost_manifest_is_named_and_nothing_is_trained(jobs: Jobs) -> None:
     assert exfm.run(load(jobs.folder, jobs.config))["models"]["vm"]["examples"] == 60
 
 
+def test_rows_that_come_late_are_set_aside(jobs: Jobs) -> None:
+    for number in range(2):
+        jobs.add(str(number), day(number))
+    jobs.call("fm", "vm", final=True)
+    late = rows([101, 102], [3.0, 4.0])
+    jobs.add("late", late)
+    jobs.call("fm", "vm", final=True)
+    (file,) = Path(jobs.config["run_dir"], "late", "vm").glob("*.parquet")
+    assert pq.read_table(file).column("example_id").to_pylist() == [101, 102]
+    jobs.add("later", rows([103], [5.0]))
+    jobs.call("fm", "vm", final=True)
+    (file,) = Path(jobs.config["run_dir"], "late", "vm").glob("*.parquet")
+    aside = pq.read_table(file)
+    assert aside.column("example_id").to_pylist() == [101, 102, 103]
+    assert set(jobs.config["stream"]["source"]["features"][0]["name"].split()) <= set(aside.column_names)
+    assert exfm.run(load(jobs.folder, jobs.config))["data"]["late_rows"] == 3
+
+
+def test_a_window_waits_for_rows_that_may_come_late(jobs: Jobs) -> None:
+    jobs.config["stream"]["allowed_lateness"] = "12h"
+    jobs.add("0", day(0))
+    jobs.add("1", rows([13, 14], [24.0, 35.0]))
+    jobs.call("fm", "vm", final=False)
+    assert jobs.starts("vm") == []  # day 0 is complete when rows of hour 36 are there
+    jobs.add("late", rows([101], [23.0]))
+    jobs.add("2", rows([15], [36.5]))
+    jobs.call("fm", "vm", final=False)
+    assert jobs.starts("vm") == [0.0]
+    results = exfm.run(load(jobs.folder, jobs.config))
+    assert results["data"]["late_rows"] == 0
+    assert [window["examples"] for window in results["models"]["vm"]["tasks"]["click"]["windows"]] == [13, 3]
+
+
 def test_stretches_without_rows_leave_nothing_behind(jobs: Jobs) -> None:
     jobs.add("a", pa.concat_tables([rows([1, 2], [0.0, 0.1]), rows([3, 4], [24.0 * 365, 24.0 * 365 + 1])]))
     config = jobs.config | {"stream": {**jobs.config["stream"], "window": "10m"}}

@@ -32,6 +32,12 @@ class StreamConfig(Section):
     start: UtcTime | None = Field(
         None, description="Rows before this time (UTC) are not part of the stream; by default it begins with its first."
     )
+    allowed_lateness: Duration = Field(
+        timedelta(0),
+        ge=timedelta(0),
+        description="How much newer the newest row is when a job that follows the stream takes a window for complete. "
+        "Rows that come later still are counted and set aside.",
+    )
     chunk_rows: int = Field(
         16_384, gt=0, description="Rows decoded at once and shared by all models; no batch spans two chunks."
     )

@@ -115,9 +115,9 @@ def _merged(runs: Sequence[_Run], before_us: int | None) -> Iterator[pa.RecordBa
             run = runs[number]
             stop = min(end, run.position(*min(limits))) if limits else end
             if stop > run.start:
-                part = slice(run.start, stop)
+                span = slice(run.start, stop)
                 rows = run.rows.slice(run.start, stop - run.start)
-                taken.append(_Run(rows, run.time_N[part], run.id_N[part]))
+                taken.append(_Run(rows, run.time_N[span], run.id_N[span]))
                 run.start = stop
         yield _joined(taken)
 

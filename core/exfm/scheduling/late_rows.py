@@ -1,8 +1,9 @@
 """Counts rows that came after their window had been committed, in late files, files that have grown, or back-fill.
 
 Late rows are left out of training, because a model trains on each window once and in the order of time. They are
-counted, and named in a warning and in the report. A window is compared again only if its commit does not name the
-present version of a part of the stream that overlaps it. Its examples are then compared with its predictions.
+counted, named in a warning and in the report, and set aside in a file. A window is compared again only if its commit
+does not name the present version of a part of the stream that overlaps it. Its examples are then compared with its
+predictions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from exfm.config.checks import Arm, filter_columns
 from exfm.config.loading import Experiment
+from exfm.data.column_types import unify
 from exfm.data.decode import example_ids, label_values
 from exfm.data.traffic import rows_where
 from exfm.data.validation import RowChecker
@@ -89,13 +91,13 @@ class LateRowFinder:
     def _overlapping(self, extent: _PartExtent, grid: WindowGrid, done: TimeRange) -> Iterator[Window]:
         """Yields the committed windows that may hold rows of a part.
 
-        Time goes back at the beginning of a part that overlaps earlier parts. A source then yields the part's rows in
-        the window that the earlier parts have reached.
+        Of a source in order, time goes back at the beginning of a part that overlaps earlier parts. It then yields the
+        part's rows in the window that the earlier parts have reached.
         """
         stream_part = extent.stream_part
         common = TimeRange(max(stream_part.first_us, done.start_us), min(stream_part.last_us + 1, done.end_us))
         yield from windows_with_events(self._source, grid, common)
-        if stream_part.last_us < extent.reached_us < done.end_us:
+        if self._source.in_order and stream_part.last_us < extent.reached_us < done.end_us:
             yield grid.window(grid.index_at(extent.reached_us))
 
     def _versions(self, arm: Arm, index: int, counted: bool, committed: bool) -> Mapping[str, str]:
@@ -125,12 +127,13 @@ class LateRowFinder:
                 return
         before = self._late.read(arm.name, window.index)
         rows: dict[str, int] = {}
-        counted = 0
+        counted, file = 0, ""
         if before is not None:
-            counted = before.count
+            counted, file = before.count, before.file
             # Late rows of a part that is gone again stay counted.
             rows = without(before.rows, *versions)
-        for name, read in self._rows(arm, window):
+        aside: list[pa.RecordBatch] = []
+        for name, read, whole in self._rows(arm, window):
             ids = read.column("example_id").to_numpy()
             if labels is not None:
                 labels.add(read)
@@ -139,18 +142,25 @@ class LateRowFinder:
             predicted = np.concatenate([predicted, new])
             if new.size:
                 rows[name] = rows.get(name, 0) + int(new.size)
+                aside.append(whole.filter(pa.array(np.isin(ids, new))))
+        if aside:
+            file = self._late.set_aside(arm.name, window.index, pa.Table.from_batches(unify(aside)))
+            # Its rows are in the new file, unless their part is gone.
+            if before is not None and before.file not in ("", file) and before.rows.keys() <= versions.keys():
+                self._store.workspace.remove_file(before.file)
         if labels is not None and labels.differ:
             self._store.late_labels.write(arm.name, window.index, labels.changed())
-        late = LateRows(window, rows, versions)
+        late = LateRows(window, rows, versions, file)
         self._late.write(arm.name, late)
         if late.count > counted:
             logger.warning(
-                "%s: %d rows of window %s have come after it was committed, and are not read: %s",
-                *(arm.name, late.count, window, first_names(rows)),
+                "%s: %d rows of window %s have come after it was committed, and are not read: %s; they are set aside "
+                "in %s",
+                *(arm.name, late.count, window, first_names(rows), self._store.workspace.name(file)),
             )
 
-    def _rows(self, arm: Arm, window: Window) -> Iterator[tuple[str, pa.Table]]:
-        """Yields, for each batch of a window, the name of its part and the ids and labels of a model's examples."""
+    def _rows(self, arm: Arm, window: Window) -> Iterator[tuple[str, pa.Table, pa.RecordBatch]]:
+        """Yields, for each batch of a window, its part's name, and of a model's examples ids, labels and whole rows."""
         for batch in self._source.read(window):
             # A checker for each batch, because a late part goes back in time, which makes none of its rows bad.
             rows = RowChecker(self._schema, True, newest_us=_LONG_AGO).check(batch)
@@ -163,7 +173,8 @@ class LateRowFinder:
                 picked = rows_where(rows, arm.config.where, self._columns)
                 if picked is not None:
                     table = table.take(pa.array(picked.numpy()))
-                yield Origin.from_batch(batch).file, table
+                    rows = rows.take(pa.array(picked.numpy()))
+                yield Origin.from_batch(batch).file, table, rows.replace_schema_metadata(None)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ committed already, or have come too late (``late_rows``).
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -93,6 +94,8 @@ class Schedule:
         self._log = store.log
         self._process_group = process_group
         self._complete_only = complete_windows_only
+        lateness_us = microseconds(experiment.config.stream.allowed_lateness)
+        self._complete_us = state.span.end_us - lateness_us if complete_windows_only else sys.maxsize
         self._teacher_configs = {arm.name: arm.config for arm in (*experiment.arms, *experiment.lent_arms)}
         self._standing: dict[str, int] = {}
         trained = experiment.trained_tasks
@@ -106,18 +109,18 @@ class Schedule:
 
     @property
     def incomplete(self) -> Window | None:
-        """Returns the last window if it is left out because more rows of it may still come."""
-        last = self.grid.window(self.count - 1)
-        if self._complete_only and last.end_us > self.span.end_us:
-            return last
-        return None
+        """Returns the first window that is left out because more rows of it may still come."""
+        if not self._complete_only:
+            return None
+        window = self.grid.window(self.grid.index_at(max(self._complete_us, self.grid.origin_us)))
+        return window if window.start_us < self.span.end_us else None
 
     def after(self, index: int) -> Iterator[Window]:
         """Yields the windows after an index that hold events or late labels; on rank zero only."""
         start_us = max(self.span.start_us, self.grid.window(index + 1).start_us)
         remaining = TimeRange(start_us, self.span.end_us)
         for window in windows_with_events(self._experiment.source, self.grid, remaining, self._delays_us):
-            if self._complete_only and window.end_us > self.span.end_us:
+            if window.end_us > self._complete_us:
                 return
             yield window
 

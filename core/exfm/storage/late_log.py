@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from exfm.interfaces.data_source import Window
 from exfm.storage.workspace import Workspace, numbered
 
@@ -21,11 +24,13 @@ class LateRows:
         rows: row counts by the name of the stream's part that holds them; empty if a part was rewritten with equal
             rows.
         parts: versions of all parts that overlap the window, by name, when the rows were counted.
+        file: the file that the rows were set aside in; empty without rows.
     """
 
     window: Window
     rows: Mapping[str, int]
     parts: Mapping[str, str]
+    file: str = ""
 
     @property
     def count(self) -> int:
@@ -43,13 +48,23 @@ class LateLog:
         """Stores the count of a window."""
         self._workspace.write_json(late_file(model, late.window.index), asdict(late))
 
+    def set_aside(self, model: str, window: int, rows: pa.Table) -> str:
+        """Writes all late rows of a window that are in the stream to a file; returns its path.
+
+        Rows that were set aside before and are in the stream no more stay in an earlier file.
+        """
+        path = f"late/{model}/{window:06d}-{{digest}}.parquet"
+        with self._workspace.writing(path) as file:
+            pq.write_table(rows, file)
+        return file.record().path
+
     def read(self, model: str, window: int) -> LateRows | None:
         """Reads the count of a window; returns None if it was never counted."""
         try:
             raw = self._workspace.read_json(late_file(model, window))
         except FileNotFoundError:
             return None
-        return LateRows(Window(**raw["window"]), raw["rows"], raw["parts"])
+        return LateRows(Window(**raw["window"]), raw["rows"], raw["parts"], raw.get("file", ""))
 
     def windows(self, model: str) -> list[int]:
         """Lists the windows of a model that have a count, in order."""
