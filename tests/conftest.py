@@ -59,6 +59,14 @@ def plots_where_they_are_looked_at(request: pytest.FixtureRequest) -> Iterator[N
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the user's cache as it was, in processes of the tests too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def same_threads() -> Iterator[None]:
     """Leaves torch's thread count as it was: results are equal bit for bit only for an equal count."""

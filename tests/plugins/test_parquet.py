@@ -20,6 +20,7 @@ from pydantic import ValidationError
 import exfm
 import exfm_plugins.sources
 from exfm.testing import DataSourceTests
+from exfm_plugins.sources.parquet.footers import LEAST_FILES
 from exfm_plugins.sources.parquet.source import Parquet
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -192,7 +193,7 @@ def test_a_window_reads_its_row_groups_and_columns_only(tmp_path: Path, monkeypa
     assert len(rows_of(of.read(exfm.sources.Window(0, 1850, 2120)))) == 270
     assert sorted(opened) == ["1.parquet", "2.parquet"]
     assert [groups for groups, _ in read] == [[8], [9], [0], [1]]
-    assert {name for _, columns in read for name in columns} == {"example_id", "event_time", "item", "click"}
+    assert {name for _, columns in read for name in columns} == {"example_id", "item", "click"}
     opened.clear()
     of.time_range()
     assert opened == [], "a footer is read once"
@@ -441,3 +442,33 @@ def test_real_data() -> None:
             rows += batch.num_rows
             clicks += int(batch["click"].to_numpy().sum())
     assert (rows, clicks) == (1_805_570, 361_114)
+
+
+def test_the_footers_of_many_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "log"
+    folder.mkdir()
+    for number in range(LEAST_FILES):
+        pq.write_table(table([number, None], first_id=2 * number), folder / f"{number}.parquet")
+    opened: list[str] = []
+    init = pq.ParquetFile.__init__
+
+    def spy(self: Any, path: str, **options: Any) -> None:
+        opened.append(Path(path).name)
+        init(self, path, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "__init__", spy)
+    first = source(folder)
+    expected = first.parts(), rows_of(first.read(exfm.sources.Window(0, 0, 1000)))
+    opened.clear()
+    again = source(folder)
+    assert again.parts() == expected[0] and opened == []
+    assert rows_of(again.read(exfm.sources.Window(0, 0, 1000))) == expected[1]
+    opened.clear()
+    pq.write_table(table([500, 501], first_id=999), folder / "7.parquet")
+    assert source(folder).time_range().end_us == 502
+    assert opened == ["7.parquet"]
+    (cache,) = (tmp_path / "cache" / "exfm" / "parquet").iterdir()
+    cache.write_text("{")
+    opened.clear()
+    assert source(folder).parts() and len(opened) == LEAST_FILES

@@ -22,9 +22,9 @@ import pytest
 
 import exfm
 import exfm.serving
+from exfm.config.needed_columns import to_predict
 from exfm.serving.export import Form, export
 from exfm.serving.predict import predict
-from exfm.serving.prediction_columns import to_predict
 from tests.training.logs import stream_rows
 
 SERVER = Path(__file__).parents[2] / "examples/serving/server.py"

@@ -42,6 +42,11 @@ class Arm:
         return [name for entry in self.inputs for name in entry.lookups]
 
     @property
+    def labels_later(self) -> bool:
+        """Returns whether it stores supervision that a labeller makes from its snapshots, after its delay."""
+        return self.stores and self.config.supervision.delay > timedelta(0)
+
+    @property
     def is_control(self) -> bool:
         """Tells whether the arm is trained without transfer, to measure the gain of its base."""
         return self.name != self.base

@@ -18,6 +18,7 @@ import torch
 from exfm.bookkeeping.progress import Progress
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
+from exfm.config.needed_columns import to_predict
 from exfm.data.batch import Batch
 from exfm.data.column_types import IdKind
 from exfm.data.source_errors import source_errors
@@ -32,7 +33,6 @@ from exfm.modeling.build import build_growth, build_model, parallelize
 from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
 from exfm.serving.find_snapshot import find_arm, find_snapshot, load_snapshot
-from exfm.serving.prediction_columns import to_predict
 from exfm.serving.stored_embeddings import StoredEmbeddings
 from exfm.storage.aliases import LATEST
 from exfm.storage.finite import check_snapshot, infinite_buffers

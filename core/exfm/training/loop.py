@@ -17,6 +17,7 @@ from exfm.bookkeeping.commit_writer import CommitWriter, WindowCommit
 from exfm.bookkeeping.progress import Clock, Progress
 from exfm.config.checks import Arm, row_conditions
 from exfm.config.loading import Experiment
+from exfm.config.needed_columns import to_train
 from exfm.data.skips import Counts
 from exfm.data.source_errors import source_errors
 from exfm.data.stream import ChunkReader
@@ -71,7 +72,13 @@ class StreamLoop:
         train: Collection[str] | None = None,
         label: Collection[str] | None = None,
     ) -> None:
-        self.experiment = experiment
+        trained = [arm for arm in experiment.arms if train is None or arm.name in train]
+        labelled = [arm for arm in experiment.arms if arm.labels_later and (label is None or arm.name in label)]
+        students = {name for arm in labelled for name in labelled_for(experiment, arm)}
+        readers = [arm for arm in experiment.arms if arm in trained or arm in labelled or arm.name in students]
+        # Models are bound by all of the experiment, and read the columns of this job's models alone.
+        self._whole = experiment
+        self.experiment = to_train(experiment, readers)
         self.store = store
         self.process_group = plan.process_group
         check_sharding(experiment, self.process_group)
@@ -80,33 +87,30 @@ class StreamLoop:
         self.late = _late_tasks(experiment)
         self.waiting_for = ""
         self.incomplete: Window | None = None
-        arms, schema = experiment.arms, experiment.schema
+        schema = self.experiment.schema
         self._teachers = teacher_specs(experiment)
         shared = TeacherParameters(experiment, store)
         prompt = tuple(label.name for label in schema.labels if label.delay == NOW)
         external = experiment.config.external_tasks()
         self.stages: list[Stage] = []
-        for arm in arms:
-            if train is None or arm.name in train:
-                parent = experiment.parents.get(arm.base)
-                self.stages.append(Stage(self._trainer(arm, plan), store, schema, prompt, shared, external, parent))
+        for arm in trained:
+            parent = experiment.parents.get(arm.base)
+            self.stages.append(Stage(self._trainer(arm, plan), store, schema, prompt, shared, external, parent))
         self.labellers: list[Labeller] = []
-        for arm in arms:
-            delayed = arm.stores and arm.config.supervision.delay > NOW
-            if delayed and (label is None or arm.name in label):
-                self.labellers.append(Labeller(self._trainer(arm, plan), store, labelled_for(experiment, arm)))
+        for arm in labelled:
+            self.labellers.append(Labeller(self._trainer(arm, plan), store, labelled_for(experiment, arm)))
         # Not in the background if a labeller or student of this job reads snapshots, which must be complete by then.
         read_back = bool(self.labellers) or any(shared.consumers.values())
-        self.epochs = Epochs(experiment, store, plan)
+        self.epochs = Epochs(self.experiment, store, plan)
         self.commit_writer = CommitWriter(experiment.config.save_in_background and not read_back)
         # By stage, the newest window that it has passed, and the newest with a manifest, which a window without rows
         # has not. A stage without an entry has not loaded its snapshot yet.
         self._done: dict[str, int] = {}
         self._committed: dict[str, int] = {}
         self._bound: set[str] = set()
-        self._late = LateRowFinder(experiment, store, [stage.trainer.arm for stage in self.stages])
-        where = row_conditions(arms)
-        self.reader = ChunkReader(experiment.source, schema, experiment.config.stream, where, plan.shard)
+        self._late = LateRowFinder(self.experiment, store, [stage.trainer.arm for stage in self.stages])
+        where = row_conditions(readers)
+        self.reader = ChunkReader(self.experiment.source, schema, experiment.config.stream, where, plan.shard)
 
     def _trainer(self, arm: Arm, plan: ParallelPlan) -> Trainer:
         return Trainer(arm, self.experiment.schema, self._teachers, plan, self.experiment.config.seed)
@@ -286,7 +290,7 @@ class StreamLoop:
             bind_run(self.store, schedule.grid)
         unbound = set(names) - self._bound
         if unbound:
-            bind_models(self.experiment, self.store, unbound)
+            bind_models(self._whole, self.store, unbound)
             self._bound |= unbound
 
     def _commit(

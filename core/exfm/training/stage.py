@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
-from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -106,10 +105,9 @@ class Stage:
                 if task in self.tasks:
                     self._external[teacher_column(teacher, task)] = (teacher, task)
         self.prompt = tuple(task for task in self.tasks if task in prompt)
-        delayed = trainer.arm.config.supervision.delay > timedelta(0)
         # Without a delay its forward pass is stored as supervision; with a delay, a labeller reads its snapshots.
-        self.supervises = trainer.arm.stores and not delayed
-        self.labelled_later = trainer.arm.stores and delayed
+        self.supervises = trainer.arm.stores and not trainer.arm.labels_later
+        self.labelled_later = trainer.arm.labels_later
         self.shared = shared
         self._taken: dict[str, set[str]] = {name: set() for name in trainer.arm.teachers}
         for strategy in trainer.transfer.strategies:

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -18,6 +17,7 @@ import exfm
 from exfm.sources import YEAR_9999_US, TimeUnit, list_files, place_ids
 from exfm_plugins.sources.parquet.bounds import group_bounds
 from exfm_plugins.sources.parquet.columns import check_somewhere, check_time
+from exfm_plugins.sources.parquet.footers import Footer, FooterCache
 from exfm_plugins.sources.parquet.order import Group, StreamFile, in_order
 from exfm_plugins.sources.parquet.partitions import path_columns
 
@@ -34,14 +34,6 @@ PATIENCE_S = 60.0
 
 # Names that file systems use for a property that changes when a file is replaced; the first that exists is used.
 _TAGS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
-
-
-@dataclass(frozen=True)
-class _Examined:
-    """Holds the names of the columns and the row groups with rows, as read from a footer."""
-
-    names: tuple[str, ...]
-    groups: tuple[Group, ...]
 
 
 class ParquetFiles:
@@ -64,7 +56,9 @@ class ParquetFiles:
         self._numbered = False
         self._event_time = event_time
         self._unit = unit
-        self._examined: dict[tuple[str, str], _Examined] = {}
+        self._cache = FooterCache(url, event_time, unit)
+        self._is_first = True
+        self._examined: dict[tuple[str, str], Footer] = {}
         self._files: tuple[StreamFile, ...] | None = None
         self._path_columns: dict[str, dict[str, pa.Scalar]] = {}
         # Version that cannot be read, and the monotonic time since when, by path.
@@ -78,13 +72,17 @@ class ParquetFiles:
                 column is in none of the files.
         """
         versions = self._versions()
+        if self._is_first:
+            self._is_first, self._examined = False, self._cache.read()
         # Forget removed and replaced files first, so that memory does not grow if a new file cannot be read yet.
-        self._examined = {file: examined for file, examined in self._examined.items() if file in versions.items()}
+        self._examined = {file: self._examined[file] for file in versions.items() if file in self._examined}
         new = [file for file in versions.items() if file not in self._examined]
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
             list(pool.map(lambda file: self._examine(*file), new))
         # Threads have added files in any order: restore the order of the listing.
         self._examined = {file: self._examined[file] for file in versions.items()}
+        if new:
+            self._cache.write(self._examined)
         self._path_columns = path_columns(versions)
         names: set[str] = set()
         for examined in self._examined.values():
@@ -169,7 +167,7 @@ class ParquetFiles:
             raise self._unreadable(path, version, error) from error
         with file:
             check_time(path, file.schema_arrow, self._event_time, self._unit)
-            examined = _Examined(tuple(file.schema_arrow.names), tuple(self._read_groups(path, file)))
+            examined = Footer(tuple(file.schema_arrow.names), tuple(self._read_groups(path, file)))
         self._examined[path, version] = examined
 
     def _unreadable(self, path: str, version: str, error: Exception) -> ValueError:

@@ -63,7 +63,6 @@ class Parquet(exfm.DataSource):
         self._placed: tuple[tuple[StreamFile, ...], GroupIndex] | None = None
         # Windows ask for the same groups repeatedly.
         self._kept_times: dict[PlacedGroup, NDArray[np.int64]] = {}
-        self._sorted: dict[tuple[str, str, int], bool] = {}
 
     def schema(self) -> exfm.schema.FeatureSchema:
         """Returns the configured schema."""
@@ -119,18 +118,17 @@ class Parquet(exfm.DataSource):
             self._placed = files, GroupIndex(files)
         return self._placed[1]
 
-    def _times(self, group: PlacedGroup, file: pq.ParquetFile) -> NDArray[np.int64]:
-        """Reads the times of a row group; a missing time is that of the row before it."""
-        column = [self.config.event_time]
-        batches = [batch.column(0) for batch in file.iter_batches(row_groups=[group.index], columns=column)]
-        return self._filled(pa.chunked_array(batches).combine_chunks(), group.first_us)[1]
+    def _time_column(self, group: PlacedGroup, file: pq.ParquetFile) -> pa.Array:
+        """Reads the times of a row group."""
+        batches = file.iter_batches(row_groups=[group.index], columns=[self.config.event_time])
+        return pa.chunked_array([batch.column(0) for batch in batches]).combine_chunks()
 
     def _sorted_times(self, group: PlacedGroup) -> NDArray[np.int64]:
         """Returns the times of a row group, sorted; those of the groups that were asked for last are kept."""
         sorted_R = self._kept_times.pop(group, None)
         if sorted_R is None:
             with self._files.open(group.file.path) as file:
-                sorted_R = np.sort(self._times(group, file))
+                sorted_R = np.sort(self._filled(self._time_column(group, file), group.first_us)[1])
         self._kept_times[group] = sorted_R
         while len(self._kept_times) > _TIMES_KEPT:
             del self._kept_times[next(iter(self._kept_times))]
@@ -152,37 +150,35 @@ class Parquet(exfm.DataSource):
                 origin = replace(exfm.sources.Origin.from_batch(batch), next_us=next_us)
                 yield origin.mark(batch)
 
-    def _is_sorted(self, file: pq.ParquetFile, group: PlacedGroup) -> bool:
-        """Tells whether the rows of a row group are in the order of time, from its times, which are read once."""
-        key = (group.file.path, group.file.version, group.index)
-        if key not in self._sorted:
-            self._sorted[key] = bool((np.diff(self._times(group, file)) >= 0).all())
-        return self._sorted[key]
-
     def _group(self, file: pq.ParquetFile, group: PlacedGroup, window: exfm.sources.Window) -> Batches:
         """Yields the rows of a row group that belong to the window."""
-        row, before_us = group.first_row, group.first_us
-        is_sorted = self._is_sorted(file, group)
-        columns = list(self.config.columns)
-        for batch in file.iter_batches(self.config.batch_rows, row_groups=[group.index], columns=columns):
-            index = batch.schema.get_field_index(self.config.event_time)
-            event_time, time_B = self._filled(batch.column(index), before_us)
-            batch = batch.set_column(index, self.config.event_time, event_time)
-            batch = self._files.with_columns(batch, group.file.path, row)
-            inside_B = (time_B >= window.start_us) & (time_B < window.end_us)
-            if inside_B.any():
+        # The times come first, and alone: they say whether the rows are in order, and which batches have some.
+        event_time, time_R = self._filled(self._time_column(group, file), group.first_us)
+        inside_R = (time_R >= window.start_us) & (time_R < window.end_us)
+        is_sorted = bool((np.diff(time_R) >= 0).all())
+        others = [column for column in self.config.columns if column != self.config.event_time]
+        start = 0
+        for batch in file.iter_batches(self.config.batch_rows, row_groups=[group.index], columns=others):
+            rows = slice(start, start + batch.num_rows)
+            if inside_R[rows].any():
+                times = event_time.slice(start, batch.num_rows)
+                batch = batch.append_column(self.config.event_time, times)
+                batch = self._files.with_columns(batch, group.file.path, group.first_row + start)
                 first_us = max(group.first_us, window.start_us)
                 if is_sorted:
-                    first_us = int(time_B[inside_B.argmax()])
-                yield first_us, _picked(batch, inside_B, exfm.sources.Origin(group.file.path, row))
-            row, before_us = row + batch.num_rows, int(time_B[-1])
+                    first_us = int(time_R[rows][inside_R[rows].argmax()])
+                origin = exfm.sources.Origin(group.file.path, group.first_row + start)
+                yield first_us, _picked(batch, inside_R[rows], origin)
+            start = rows.stop
+            if is_sorted and not inside_R[start:].any():
+                return
 
     def _filled(self, column: pa.Array, before_us: int) -> tuple[pa.Array, NDArray[np.int64]]:
-        """Returns the times of rows in microseconds, with and without missing times.
+        """Returns the times of a row group in microseconds, with and without missing times.
 
         Args:
-            column: times of consecutive rows.
-            before_us: time of the row before them, which a missing time takes.
+            column: the times.
+            before_us: the time that a missing time takes where no row is before it.
         """
         missing_B = column.is_null().to_numpy(zero_copy_only=False)
         time_B = column_times(column, self.config.time_unit)
