@@ -37,8 +37,8 @@ class FooterCache:
     """
 
     def __init__(self, url: str, event_time: str, unit: TimeUnit) -> None:
-        place = url if "://" in url else str(Path(url).absolute())
-        key = json.dumps([_FORMAT, place, event_time, unit])
+        location = url if "://" in url else str(Path(url).absolute())
+        key = json.dumps([_FORMAT, location, event_time, unit])
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "exfm", "parquet")
         self._path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
