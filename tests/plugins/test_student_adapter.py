@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import exfm_plugins.parallel
 import exfm_plugins.sources
 import exfm_plugins.transfer
 from exfm.testing import DistillationStrategyTests
-from exfm.transfer import TeacherOutput
+from exfm.transfer import StudentSpec, TeacherOutput
 from exfm_plugins.transfer.student_adapter.strategy import StudentAdapter
 from tests.plugins.checks import Net, gradient
 from tests.plugins.students import Head, Student, batch, bce, distilled, teacher
@@ -37,6 +38,7 @@ class TestStudentAdapter(DistillationStrategyTests):
         {},
         {"adds": False},
         {"head": "shared", "teacher_weight": 0.5, "hidden": [], "input": "probability"},
+        {"features": ["shop", "item"], "age": True},
     )
 
 
@@ -175,6 +177,114 @@ def test_a_miss_contributes_nothing_whatever_its_value(head: str) -> None:
         found.append(save({**strategy.state_dict(), **{f"grad.{name}": value for name, value in gradients.items()}}))
         student.zero_grad()
     assert found[0] == found[1]
+
+
+def context(size: int, seed: int = 0) -> dict[str, Tensor]:
+    """Tokens of width 2 of the features ``shop`` and ``item``."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(size, 2, generator=generator, dtype=torch.float64) for name in ("shop", "item")}
+
+
+def spec_with_features(student: Student) -> StudentSpec:
+    return replace(student.spec, embedding_dim=2, tables={"shop": "shops", "item": "items"})
+
+
+def build_seeing(student: Student, **fields: object) -> StudentAdapter:
+    config = StudentAdapter.Config(teacher="fm", **fields)
+    return StudentAdapter(config, spec_with_features(student), teacher("click")).double()
+
+
+def test_no_gradient_of_the_adapter_reaches_the_tokens_that_it_sees() -> None:
+    student = Student(("click",))
+    strategy = build_seeing(student, features=["shop"], age=True)
+    for parameter in strategy.adapters.parameters():
+        torch.nn.init.normal_(parameter)
+    x, supervision, labels = batch(30, ("click",))
+    tokens = {name: token_BD.requires_grad_() for name, token_BD in context(30).items()}
+    age_s = (torch.rand(30) * 9000).requires_grad_()
+    seen = replace(supervision, age_s=age_s, tokens=tokens)
+    losses = [strategy.adapter_loss(seen, labels), strategy.loss(student(x), seen, labels)]
+    leaves = [*tokens.values(), age_s]
+    assert not any(reaches(loss, leaves) for loss in losses)
+    assert reaches(losses[0], list(strategy.adapters.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "change"),
+    [
+        ({"features": ["shop"]}, {"tokens": context(30, seed=9)}),
+        ({"age": True}, {"age_s": torch.full((30,), 9000.0)}),
+    ],
+)
+def test_the_corrected_label_depends_on_what_it_sees_alone(fields: dict[str, Any], change: dict[str, Any]) -> None:
+    _, supervision, _ = batch(30, ("click",))
+    plain = replace(supervision, tokens=context(30), age_s=torch.full((30,), 60.0))
+    unchanged = []
+    for seeing in (fields, {}):
+        strategy = build_seeing(Student(("click",)), **seeing)
+        for parameter in strategy.adapters.parameters():
+            torch.nn.init.normal_(parameter)
+        both = [strategy.adapt(output).probabilities["click"] for output in (plain, replace(plain, **change))]
+        unchanged.append(torch.equal(*both))
+    assert unchanged == [False, True]
+
+
+def test_a_bias_of_the_domain_is_removed_by_an_adapter_that_sees_it_and_by_no_other() -> None:
+    """The teacher is right in both domains but for its level: 1 too high in the first, 1 too low in the second."""
+    generator = torch.Generator().manual_seed(0)
+    size = 6_000
+    truth_B = torch.randn(size, generator=generator, dtype=torch.float64)
+    domain_B = torch.randint(2, (size,), generator=generator)
+    label_B = (torch.rand(size, generator=generator, dtype=torch.float64) < truth_B.sigmoid()).double()
+    table_ND = 0.01 * torch.randn(2, 2, generator=generator, dtype=torch.float64)
+    taught = TeacherOutput(
+        {"click": (truth_B + 2.0 * domain_B - 1).sigmoid()},
+        {"click": torch.ones(size, dtype=torch.bool)},
+        tokens={"shop": table_ND[domain_B]},
+    )
+    errors = []
+    for fields in ({"features": ["shop"]}, {}):
+        torch.manual_seed(0)
+        strategy = build_seeing(Student(("click",)), lr=0.02, **fields)
+        optimizer = strategy.adapter_optimizer()
+        for _ in range(300):
+            step(strategy, optimizer, taught, {"click": label_B})
+        error_B = strategy.adapt(taught).probabilities["click"].logit() - truth_B
+        errors.append(abs((error_B[domain_B == 1].mean() - error_B[domain_B == 0].mean()).item()))
+    assert errors[0] < 0.1 and errors[1] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"features": ["shp"]}, "no feature 'shp' of ids; it reads shop, item. Did you mean 'shop'"),
+        ({"age": True}, "age: true, but the files of teacher 'fm' have no times"),
+    ],
+)
+def test_what_it_cannot_see_is_refused(fields: dict[str, object], message: str) -> None:
+    elsewhere = replace(teacher("click"), has_age=False)
+    with pytest.raises(ValueError, match=message):
+        StudentAdapter(
+            StudentAdapter.Config(teacher="fm", **fields), spec_with_features(Student(("click",))), elsewhere
+        )
+
+
+def test_an_adapter_of_no_weight_leaves_a_run_as_it_is_whatever_it_sees(tmp_path: Path, exfm_registry: Any) -> None:
+    """The student predicts as its control does, so that no table has moved; and the label is corrected otherwise."""
+    kinds = ("backbones", "encoders", "parallel", "sources", "transfer")
+    exfm_registry.put(*(getattr(exfm_plugins, kind) for kind in kinds))
+    path = write_log(tmp_path / "log", make_log(600))
+    labels = []
+    for name, fields in (("plain", {}), ("seeing", {"features": ["user", "item"], "age": True})):
+        config = experiment_dict(path, str(tmp_path / name))
+        adapter = {"name": "student_adapter", "teacher": "fm", "lr": 0.05, "weight": 0, **fields}
+        config["models"]["vm"]["transfer"] = [adapter]
+        results = exfm.run(load_experiment(tmp_path, config))
+        entries = results["supervision"]["fm"]["vm"]["soft_labels"]
+        labels += [entry["ne"] for entry in entries if entry["label"] == "corrected"]
+        student, control = (results["models"][model]["tasks"]["click"]["ne"] for model in ("vm", "vm.control"))
+        assert student == control
+    assert len(set(labels)) == 2
 
 
 def without_hits(supervision: TeacherOutput, labels: dict[str, Tensor]) -> tuple[TeacherOutput, dict[str, Tensor]]:

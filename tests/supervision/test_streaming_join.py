@@ -92,6 +92,9 @@ def test_any_chunking_joins_like_a_dict(
         ages = [int(time) - int(written.watermark_us[row]) for time, row in pairs if row is not None]
         assert joined.age_us is not None
         assert joined.age_us.tolist() == ages
+        assert joined.supervision.age_s is not None
+        seconds = joined.supervision.age_s[joined.has_row].tolist()
+        assert seconds == pytest.approx([max(age, 0) / 1e6 for age in ages], rel=1e-6)
         for task, values in written.probabilities.items():
             expected = [math.nan if row is None else float(values[row]) for row in row_numbers]
             hits = [not math.isnan(value) for value in expected]

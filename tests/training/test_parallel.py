@@ -84,7 +84,15 @@ def config_of(log: str, run_dir: Path) -> dict[str, Any]:
         "where": {"user": {"bucket": [0, 1], "of": 5}},
         "transfer": [
             {"name": "auxiliary_head", "teacher": "late", "label_scale": "auto"},
-            {"name": "student_adapter", "teacher": "fm", "tasks": {"click": "click"}},
+            {
+                "name": "student_adapter",
+                "teacher": "fm",
+                "tasks": {"click": "click"},
+                "features": ["item", "user"],
+                "age": True,
+                # A tenth of the default: tokens differ by rounding, which the steps of Adam enlarge.
+                "lr": 1e-4,
+            },
             {"name": "representation", "teacher": "fm", "loss": "contrastive"},
         ],
     }

@@ -72,6 +72,14 @@ class BatchGatherer:
         columns = self._all_gather([label.unsqueeze(1) for label in labels.values()])
         return {task: column.squeeze(1) for task, column in zip(labels, columns, strict=True)}
 
+    def tokens(self, tokens: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """All-gathers the tokens (B, D) of features, by feature."""
+        if self.process_group.world_size == 1 or not tokens:
+            return tokens
+        # In the order of names, because every process must send in the same order.
+        names = sorted(tokens)
+        return dict(zip(names, self._all_gather([tokens[name] for name in names]), strict=True))
+
     def supervision(self, supervision: Mapping[str, TeacherOutput]) -> Mapping[str, TeacherOutput]:
         """All-gathers the teacher output of B examples, by teacher."""
         if self.process_group.world_size == 1:
@@ -83,6 +91,8 @@ class BatchGatherer:
         columns = [output.probabilities[task].unsqueeze(1) for task in tasks]
         # Masks travel as floats, because columns of an all-gather have the same dtype.
         columns += [output.hit[task].float().unsqueeze(1) for task in tasks]
+        if output.age_s is not None:
+            columns.append(output.age_s.unsqueeze(1))
         if output.embedding is not None:
             columns.append(output.embedding)
         gathered = self._all_gather(columns)
@@ -91,10 +101,9 @@ class BatchGatherer:
         for number, task in enumerate(tasks):
             probabilities[task] = gathered[number].squeeze(1)
             hit[task] = gathered[len(tasks) + number].squeeze(1) > 0
-        embedding = None
-        if output.embedding is not None:
-            embedding = gathered[-1]
-        return TeacherOutput(probabilities, hit, embedding)
+        age_s = gathered[2 * len(tasks)].squeeze(1) if output.age_s is not None else None
+        embedding = gathered[-1] if output.embedding is not None else None
+        return TeacherOutput(probabilities, hit, embedding, age_s)
 
     def _all_gather(self, columns: Sequence[Tensor]) -> Sequence[Tensor]:
         """All-gathers columns (n or more, K) of every process, (B, K)."""

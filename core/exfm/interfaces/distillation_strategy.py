@@ -1,6 +1,6 @@
 """Declares DistillationStrategy, the kind of transfer that adds a loss.
 
-Legend: B examples, R width of the representation, K width of a state, E width of an embedding.
+Legend: B examples, R width of the representation, K width of a state, E width of an embedding, D width of a token.
 """
 
 from __future__ import annotations
@@ -35,11 +35,17 @@ class TeacherOutput:
             the task before it. A miss is a mask, never a zero.
         embedding: (B, E) float32, the teacher's representation as it is stored; zeros where no task is hit. None where
             the teacher stores none.
+        age_s: (B,) float32, how old the teacher was: seconds from its newest example to this one. Where ``hit`` is
+            false the value is meaningless (and finite). None unless the strategy's ``reads_age`` is true.
+        tokens: (B, D) by feature of the student, its token of the feature as it is before the step, without gradient;
+            of the features in the strategy's ``reads_features``.
     """
 
     probabilities: Mapping[str, Tensor]
     hit: Mapping[str, Tensor]
     embedding: Tensor | None = None
+    age_s: Tensor | None = None
+    tokens: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class DistillationStrategy(TransferStrategy):

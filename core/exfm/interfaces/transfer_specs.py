@@ -67,6 +67,7 @@ class TeacherSpec:
         states: width K of the states it stores, by entity, a categorical feature.
         parts: its named parts, where a strategy of the experiment requires any of its parameters; none of a teacher
             from elsewhere.
+        has_age: whether its output has ages; that of a teacher from elsewhere has none.
     """
 
     name: str
@@ -74,6 +75,7 @@ class TeacherSpec:
     embedding_dim: int | None = None
     states: Mapping[str, int] = field(default_factory=dict)
     parts: Mapping[str, PartSpec] = field(default_factory=dict)
+    has_age: bool = True
 
     def part(self, name: str) -> PartSpec:
         """Returns a part by name.

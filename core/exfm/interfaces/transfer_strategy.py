@@ -43,6 +43,9 @@ class TransferStrategy(Network):
         requires: the data that the teacher has to store or to have, beside its predictions.
         tasks: the student's tasks that the teacher teaches. Teacher output comes under their names.
         teacher_tasks: the teacher's name for each of them.
+        reads_age: whether a loss reads ``TeacherOutput.age_s``; set it before the end of the constructor.
+        reads_features: the student's features, among ``StudentSpec.tables``, whose ``TeacherOutput.tokens`` a loss
+            reads; set it before the end of the constructor.
 
     Raises:
         ValueError: there are no such tasks, or the teacher lacks required data.
@@ -55,6 +58,8 @@ class TransferStrategy(Network):
     config: TransferConfig
     tasks: tuple[str, ...]
     teacher_tasks: dict[str, str]
+    reads_age: bool = False
+    reads_features: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -87,6 +87,8 @@ def compute_needs(
     for name in {name for spec in arm.config.transfer for name in spec.config.teachers}:
         # Soft labels with their masks.
         numbers += 2 * len(teachers[name].tasks) + (teachers[name].embedding_dim or 0)
+        numbers += any(strategy.reads_age for strategy in strategies)
+    numbers += len({name for strategy in strategies for name in strategy.reads_features}) * arm.config.embedding_dim
     uses = tuple(_uses(model, rows, lengths))
     managed = experiment.schema.select(arm.config.features).managed()
     ids = sum(use.ids for use in uses if use.table.removeprefix("table_") in managed)

@@ -6,7 +6,7 @@ Legend: S supervised rows, B examples of a batch, K of them that have a row, E w
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -162,19 +162,22 @@ class SupervisionIndex:
         if torch.equal(example_id, rows.example_id):
             has_row = torch.ones_like(example_id, dtype=torch.bool)
             age_us = event_time_us - rows.watermark_us
-            return Joined(align(rows.probabilities, rows.embedding, has_row), has_row, age_us)
+            output = align(rows.probabilities, rows.embedding, has_row)
+            return Joined(replace(output, age_s=_seconds(age_us)), has_row, age_us)
         if not rows.example_id.numel():
             has_row = torch.zeros_like(example_id, dtype=torch.bool)
             width = None if rows.embedding is None else rows.embedding.values_SE.shape[1]
             misses = miss(rows.probabilities, has_row.shape[0], width)
-            return Joined(misses, has_row, torch.zeros(0, dtype=torch.int64))
+            no_age = torch.zeros(0, dtype=torch.int64)
+            return Joined(replace(misses, age_s=torch.zeros(has_row.shape[0])), has_row, no_age)
         row, has_row = self._locate(example_id, event_time_us)
         picked = take_rows(rows.probabilities, row)
         embedding = None if rows.embedding is None else rows.embedding.take(row)
         age_us = event_time_us - rows.watermark_us[row]
+        output = replace(align(picked, embedding, has_row), age_s=_seconds(age_us))
         if not has_row.all():
             age_us = age_us[has_row]
-        return Joined(align(picked, embedding, has_row), has_row, age_us)
+        return Joined(output, has_row, age_us)
 
     def stored(self, example_id: Tensor, event_time_us: Tensor) -> Stored:
         """Returns the stored vectors of B examples."""
@@ -251,6 +254,7 @@ def slice_output(supervision: TeacherOutput, rows: slice) -> TeacherOutput:
         take_rows(supervision.probabilities, rows),
         take_rows(supervision.hit, rows),
         None if supervision.embedding is None else supervision.embedding[rows],
+        None if supervision.age_s is None else supervision.age_s[rows],
     )
 
 
@@ -271,6 +275,11 @@ def miss(tasks: Iterable[str], size: int, embedding_dim: int | None = None) -> T
     nothing = {task: torch.zeros(size) for task in tasks}
     embedding_BE = None if embedding_dim is None else torch.zeros(size, embedding_dim)
     return TeacherOutput(nothing, dict.fromkeys(nothing, torch.zeros(size, dtype=torch.bool)), embedding_BE)
+
+
+def _seconds(age_us: Tensor) -> Tensor:
+    """Converts ages to float32; ages of misses are those of other rows, and may be negative."""
+    return age_us.clamp(min=0).float() / 1e6
 
 
 def scale_column(column: str) -> str:

@@ -1,6 +1,7 @@
 """Builds a small student and batches that a teacher has supervised, and computes a strategy's losses of them.
 
-Legend: B examples, I inputs of the student, R width of its representation, E width of the teacher's embedding.
+Legend: B examples, I inputs of the student, R width of its representation, E width of the teacher's embedding, D width
+of a token.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _MEANINGLESS = 9e9
 _ROWS = {"items": 10, "shops": 2}
 STATES = {"item": 4}
 """Widths of the states of the test kit's teacher, by entity."""
+STUDENT_TABLES = {"item": "items", "shop": "shops"}
+"""The table that each feature of the test kit's student reads."""
 TEACHER_TABLES = {"items": 6, "shops": 4}
 """Widths of the rows of the test kit's teacher, by table."""
 
@@ -38,9 +41,8 @@ class Student(nn.Module):
             torch.manual_seed(3)
             self.trunk = nn.Linear(_INPUTS, _WIDTH, dtype=dtype)
             self.heads = nn.ModuleList(self.new_head() for _ in tasks)
-        tables = {"item": "items", "shop": "shops"}
         parts = part_specs({"items": _WIDTH, "shops": _WIDTH})
-        self.spec = StudentSpec(tuple(tasks), _WIDTH, self.new_head, _WIDTH, tables, _ROWS, parts)
+        self.spec = StudentSpec(tuple(tasks), _WIDTH, self.new_head, _WIDTH, STUDENT_TABLES, _ROWS, parts)
 
     def new_head(self) -> nn.Module:
         """Builds a head: (B, R) -> logits (B,)."""
@@ -81,7 +83,7 @@ class Lesson:
         """Returns the batch with teacher output of these tasks only, and with these hits."""
         teacher = self.teacher
         soft = {task: teacher.probabilities[task] for task in hit}
-        return replace(self, teacher=TeacherOutput(soft, hit, teacher.embedding))
+        return replace(self, teacher=replace(teacher, probabilities=soft, hit=hit))
 
     def without_hits(self) -> Lesson:
         """Returns the batch without teacher output of any example."""
@@ -93,22 +95,21 @@ class Lesson:
         soft: dict[str, Tensor] = {}
         for task, value in teacher.probabilities.items():
             soft[task] = torch.where(teacher.hit[task], value, _MEANINGLESS)
-        embedding = teacher.embedding
+        seen_B = torch.stack(list(teacher.hit.values())).any(dim=0)
+        embedding, age_s = teacher.embedding, teacher.age_s
         if embedding is not None:
-            seen_B = torch.stack(list(teacher.hit.values())).any(dim=0)
             embedding = embedding.where(seen_B.unsqueeze(1), _MEANINGLESS)
-        return replace(self, teacher=TeacherOutput(soft, teacher.hit, embedding))
+        if age_s is not None:
+            age_s = age_s.where(seen_B, _MEANINGLESS)
+        return replace(self, teacher=replace(teacher, probabilities=soft, embedding=embedding, age_s=age_s))
 
     def as_leaves(self) -> Lesson:
         """Returns the batch with teacher output that gradients could reach."""
 
         def leaf(tensor: Tensor) -> Tensor:
-            return tensor.detach().clone().requires_grad_()
+            return tensor.detach().clone().requires_grad_(tensor.is_floating_point())
 
-        teacher = self.teacher
-        soft = {task: leaf(value) for task, value in teacher.probabilities.items()}
-        embedding = None if teacher.embedding is None else leaf(teacher.embedding)
-        return replace(self, teacher=TeacherOutput(soft, teacher.hit, embedding))
+        return replace(self, teacher=_map_output(self.teacher, leaf))
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all tensors but the inputs, by description."""
@@ -118,17 +119,27 @@ class Lesson:
         tensors |= {f"teacher vectors of width {width}": value for width, value in self.vectors.items()}
         if self.teacher.embedding is not None:
             tensors["embedding"] = self.teacher.embedding
+        if self.teacher.age_s is not None:
+            tensors["age"] = self.teacher.age_s
+        tensors |= {f"tokens of {feature}": value for feature, value in self.teacher.tokens.items()}
         return tensors
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Lesson:
         """Applies a function to every tensor."""
-        teacher = self.teacher
-        soft = {task: change(value) for task, value in teacher.probabilities.items()}
-        hit = {task: change(value) for task, value in teacher.hit.items()}
-        embedding = None if teacher.embedding is None else change(teacher.embedding)
         labels = {task: change(value) for task, value in self.labels.items()}
         vectors = {width: change(value) for width, value in self.vectors.items()}
-        return Lesson(change(self.x_BI), TeacherOutput(soft, hit, embedding), labels, vectors)
+        return Lesson(change(self.x_BI), _map_output(self.teacher, change), labels, vectors)
+
+
+def _map_output(teacher: TeacherOutput, change: Callable[[Tensor], Tensor]) -> TeacherOutput:
+    """Applies a function to every tensor of a teacher's output."""
+    return TeacherOutput(
+        {task: change(value) for task, value in teacher.probabilities.items()},
+        {task: change(value) for task, value in teacher.hit.items()},
+        None if teacher.embedding is None else change(teacher.embedding),
+        None if teacher.age_s is None else change(teacher.age_s),
+        {feature: change(value) for feature, value in teacher.tokens.items()},
+    )
 
 
 def random_lesson(
@@ -148,7 +159,10 @@ def random_lesson(
     embedding_BE = None if embedding_dim is None else normal(size, embedding_dim)
     x_BI = normal(size, _INPUTS)
     vectors = {width: normal(size, width) for width in sorted({*STATES.values(), *TEACHER_TABLES.values()})}
-    return Lesson(x_BI, TeacherOutput(soft, hit, embedding_BE), labels, vectors)
+    # Drawn last, so that all else is as it would be without them.
+    age_s = normal(size).exp() * 3600
+    tokens = {feature: normal(size, _WIDTH) for feature in STUDENT_TABLES}
+    return Lesson(x_BI, TeacherOutput(soft, hit, embedding_BE, age_s, tokens), labels, vectors)
 
 
 def losses(strategy: Any, student: Student, lesson: Lesson) -> dict[str, Tensor]:
@@ -193,13 +207,20 @@ def check_near(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], how
 def losses_in_place(strategy: Any, output: StudentOutput, lesson: Lesson) -> dict[str, Tensor]:
     """Computes an adapter's loss, the loss, and a scalar of each table's offsets, as the core does in a step."""
     computed: dict[str, Tensor] = {}
+    teacher = _declared(strategy, lesson.teacher)
     if isinstance(strategy, LabelAdapter):
-        computed["its adapter's loss"] = strategy.adapter_loss(lesson.teacher, lesson.labels)
+        computed["its adapter's loss"] = strategy.adapter_loss(teacher, lesson.labels)
     if isinstance(strategy, DistillationStrategy):
-        computed["the loss"] = strategy.loss(output, lesson.teacher, lesson.labels)
+        computed["the loss"] = strategy.loss(output, teacher, lesson.labels)
     for number, add in enumerate(additions_of(strategy)):
         computed[f"offset {number}, of {add.table}"] = add.projection(lesson.vectors[width_of(add)]).square().sum()
     return computed
+
+
+def _declared(strategy: Any, teacher: TeacherOutput) -> TeacherOutput:
+    """Returns a teacher's output with the age and the tokens that the strategy says it reads, as in a run."""
+    age_s = teacher.age_s if strategy.reads_age else None
+    return replace(teacher, age_s=age_s, tokens={name: teacher.tokens[name] for name in strategy.reads_features})
 
 
 def additions_of(strategy: Any) -> list[AddRows]:

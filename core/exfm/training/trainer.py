@@ -187,7 +187,7 @@ class Trainer:
                 # Again, because the logits depend on the biases. Predictions stay those from before the labels.
                 output = self.model(batch, run_trunk)
             taught = supervision if learn.transfer else {}
-            losses = self._losses(output, taught, labels, learned, gatherer)
+            losses = self._losses(batch, output, taught, labels, learned, gatherer)
             self._learn(*losses, accumulation)
             return predicted
 
@@ -206,6 +206,7 @@ class Trainer:
 
     def _losses(
         self,
+        batch: Batch,
         output: ModelOutput,
         supervision: Mapping[str, TeacherOutput],
         labels: Mapping[str, Tensor],
@@ -217,12 +218,18 @@ class Trainer:
         needs_representation = bool(self.transfer.strategies) or (reader is not None and reader.needs_representation)
         output = gatherer.output(output, needs_representation)
         losses = [learned.loss(task, output.logits[task]) for task in learned.values]
-        # Without teachers whose embedding is an input alone, because gathering costs as many bytes as they have.
-        taught = {name: teacher for name, teacher in supervision.items() if name in self.transfer.teachers}
-        losses += self.transfer.losses(output, gatherer.supervision(taught), labels, learned)
+        taught = gatherer.supervision(self.transfer.read_by_losses(supervision))
+        # Before the backward pass, in which the tables are updated.
+        tokens = gatherer.tokens(self._tokens(batch)) if taught else {}
+        losses += self.transfer.losses(output, taught, labels, learned, tokens)
         if learned.values:
             losses += self.model.state_losses(output, learned)
         return losses, output
+
+    def _tokens(self, batch: Batch) -> dict[str, Tensor]:
+        """Looks up the tokens (B, D) that strategies read, by feature, without gradient."""
+        features = self.transfer.features
+        return self.model.featurizer.rows(batch, features) if features else {}
 
     def _learn(self, losses: list[Tensor], output: StudentOutput, accumulation: Accumulation) -> None:
         """Runs the backward pass, in which tables are updated, and the dense step after the last micro-batch."""

@@ -61,7 +61,8 @@ def _merge(teachers: Sequence[TeacherSpec]) -> TeacherSpec:
     tasks = dict.fromkeys(task for teacher in teachers for task in teacher.tasks)
     widths = {teacher.embedding_dim for teacher in teachers}
     embedding_dim = widths.pop() if len(widths) == 1 else None
-    return TeacherSpec(teachers[0].name, tuple(tasks), embedding_dim, teachers[0].states, teachers[0].parts)
+    first, has_age = teachers[0], all(teacher.has_age for teacher in teachers)
+    return TeacherSpec(first.name, tuple(tasks), embedding_dim, first.states, first.parts, has_age)
 
 
 def teacher_specs(experiment: Experiment) -> dict[str, TeacherSpec]:
@@ -71,7 +72,7 @@ def teacher_specs(experiment: Experiment) -> dict[str, TeacherSpec]:
     for name, lender in experiment.lenders.items():
         specs[name] = _teacher_spec(lender.arm, lender.schema, name in shared)
     external = experiment.config.external_teachers.items()
-    return specs | {name: TeacherSpec(name, tuple(config.predictions)) for name, config in external}
+    return specs | {name: TeacherSpec(name, tuple(config.predictions), has_age=False) for name, config in external}
 
 
 def _teacher_spec(arm: Arm, schema: FeatureSchema, shared: bool) -> TeacherSpec:

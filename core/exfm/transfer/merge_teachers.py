@@ -1,6 +1,6 @@
 """Merges the outputs of a strategy's teachers under the student's task names.
 
-Legend: B examples, E width of an embedding.
+Legend: B examples, E width of an embedding, D width of a token.
 """
 
 from __future__ import annotations
@@ -9,17 +9,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from exfm.interfaces.distillation_strategy import TeacherOutput
 from exfm.interfaces.transfer_strategy import TransferStrategy
 
 
-def merge_teacher_outputs(strategy: TransferStrategy, outputs: Mapping[str, TeacherOutput]) -> TeacherOutput | None:
+def merge_teacher_outputs(
+    strategy: TransferStrategy, outputs: Mapping[str, TeacherOutput], tokens: Mapping[str, Tensor]
+) -> TeacherOutput | None:
     """Selects for each example the output of the strategy's first teacher that has a row; None without teachers.
 
     Args:
         strategy: the strategy, with its teachers in order.
         outputs: output by teacher; a teacher without output is left out.
+        tokens: the student's tokens (B, D) by feature, at least those that the strategy reads.
     """
     present = [outputs[name] for name in strategy.config.teachers if name in outputs]
     teaching = [output for output in present if any(task in output.hit for task in strategy.teacher_tasks.values())]
@@ -33,6 +37,8 @@ def merge_teacher_outputs(strategy: TransferStrategy, outputs: Mapping[str, Teac
         merged,
         probabilities={task: merged.probabilities[name] for task, name in names.items()},
         hit={task: merged.hit[name] for task, name in names.items()},
+        age_s=merged.age_s if strategy.reads_age else None,
+        tokens={feature: tokens[feature] for feature in strategy.reads_features},
     )
 
 
@@ -45,8 +51,10 @@ def _fill(first: TeacherOutput, second: TeacherOutput) -> TeacherOutput:
             hit[task] = hit_B | hit[task]
         else:
             probabilities[task], hit[task] = first.probabilities[task], hit_B
-    embedding_BE = first.embedding
-    if first.embedding is not None and second.embedding is not None:
-        has_row_B = torch.stack(list(first.hit.values())).any(dim=0)
-        embedding_BE = torch.where(has_row_B.unsqueeze(1), first.embedding, second.embedding)
-    return TeacherOutput(probabilities, hit, embedding_BE)
+    has_row_B = torch.stack(list(first.hit.values())).any(dim=0)
+    embedding_BE, age_B = first.embedding, first.age_s
+    if embedding_BE is not None and second.embedding is not None:
+        embedding_BE = torch.where(has_row_B.unsqueeze(1), embedding_BE, second.embedding)
+    if age_B is not None and second.age_s is not None:
+        age_B = torch.where(has_row_B, age_B, second.age_s)
+    return TeacherOutput(probabilities, hit, embedding_BE, age_B)

@@ -1,6 +1,6 @@
 """Holds everything that transfer adds to a student in training: strategies, label adapters, taken parameters.
 
-Legend: B examples.
+Legend: B examples, D width of a token.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class StudentTransfer:
     Attributes:
         modules: the strategies as a module.
         teachers: names of the teachers that the strategies learn from.
+        features: the student's features whose tokens the strategies read.
         soft_labels: the metrics of the student's soft labels since ``begin``.
     """
 
@@ -44,6 +45,8 @@ class StudentTransfer:
         self.modules = nn.ModuleList(strategies)
         self.strategies = tuple(strategies)
         self.teachers = frozenset(name for strategy in strategies for name in strategy.config.teachers)
+        self.features = frozenset(feature for strategy in strategies for feature in strategy.reads_features)
+        self._reads_age = any(strategy.reads_age for strategy in strategies)
         self.parameters = parameters
         self._parallel_model = parallel_model
         self._adapters: dict[int, torch.optim.Optimizer] = {}
@@ -65,12 +68,24 @@ class StudentTransfer:
         """Yields the optimizers of label adapters, each with the number of its strategy."""
         yield from self._adapters.items()
 
+    def read_by_losses(self, outputs: Mapping[str, TeacherOutput]) -> dict[str, TeacherOutput]:
+        """Selects what the losses read of the teachers' output, because all of it is gathered from the processes.
+
+        Teachers whose embedding is an input alone are left out, and ages that no strategy reads.
+        """
+        read: dict[str, TeacherOutput] = {}
+        for name, output in outputs.items():
+            if name in self.teachers:
+                read[name] = output if self._reads_age else replace(output, age_s=None)
+        return read
+
     def losses(
         self,
         output: StudentOutput,
         teachers: Mapping[str, TeacherOutput],
         labels: Mapping[str, Tensor],
         learned: Labels,
+        tokens: Mapping[str, Tensor],
     ) -> list[Tensor]:
         """Steps the label adapters, and returns the terms of the student's loss.
 
@@ -79,10 +94,11 @@ class StudentTransfer:
             teachers: output of the same examples, by teacher; a teacher without output is left out.
             labels: (B,) by task, NaN where a label is not known.
             learned: the labels that have arrived and are learned from.
+            tokens: the student's tokens (B, D) of ``features``, by feature, without gradient.
         """
         losses = []
         for number, strategy in enumerate(self.strategies):
-            teacher = merge_teacher_outputs(strategy, teachers)
+            teacher = merge_teacher_outputs(strategy, teachers, tokens)
             if teacher is None:
                 continue
             # Scored before the adapter steps on the same labels: it would seem better than it is.

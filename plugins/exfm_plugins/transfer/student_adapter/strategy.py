@@ -1,24 +1,28 @@
 """ExFM's student adapter as an exfm transfer strategy.
 
-Legend: B examples, L soft labels of an example.
+Legend: B examples, L soft labels of an example, C numbers that an adapter reads beside the teacher's prediction, D
+width of a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, rms_norm
 
 from exfm import DistillationStrategy
+from exfm.components import suggestion
 from exfm.layers import DistillationHeads, mlp
 from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec, TransferConfig
 
 _EPSILON = 1e-6
+_DAY_S = 86_400
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -29,12 +33,17 @@ class StudentAdapter(DistillationStrategy):
     The teacher that labels an example is older than the example. For each taught task, with ``p_F`` the teacher's
     probability, ``y`` the label, ``sg`` a stopped gradient and ``z_D`` the logit of a distillation head::
 
-        z_A = logit(p_F) + MLP(x), or MLP(x)                x = logit(p_F), or p_F
+        z_A = logit(p_F) + MLP(x, c), or MLP(x)             x = logit(p_F), or p_F
         adapter:  mean over hits of bce(z_A, y)             a separate Adam steps the MLP, and nothing else does
         student:  w * mean(bce(z_D, min(alpha * sg(sigmoid(z_A)), 1)))
 
     In each batch the adapter steps first. It follows a drift of the labels faster than the teacher does, which theorem
     3.2 bounds. The gradient from ``z_D`` to the trunk is multiplied by ``beta``; the serving head sees labels alone.
+
+    Of ``p_F`` alone the MLP can learn only a curve: a bias that depends on the domain, the item or the age of the label
+    is beyond it. ``c`` is what it sees beside ``p_F``: with ``features``, the student's tokens of these features, such
+    as that of the domain, each divided by its root mean square; with ``age``, ``log(1 + a) / log(1 + day)``, where
+    ``a`` is how old the teacher was. The tokens are data: no gradient of the adapter reaches the student's tables.
 
     Which head learns the corrected label is not published. ``head: own`` gives it a separate head, beside those of an
     ``auxiliary_head`` in the same list. ``head: shared`` contains the auxiliary head: the head learns both labels, and
@@ -42,6 +51,7 @@ class StudentAdapter(DistillationStrategy):
 
     Not published either, so ours:
 
+    - ``c``, which is empty by default;
     - the MLP adds to the teacher's logit and its last layer starts at zero, so that the corrected label starts as the
       teacher's (``adds: false`` is the published ``z_A = MLP(p_F)``); ``p_F`` is clipped to 1e-6 from 0 and 1. Without
       hidden layers it is Platt's scaling;
@@ -55,7 +65,7 @@ class StudentAdapter(DistillationStrategy):
         teacher: the teacher's name and tasks.
 
     Raises:
-        ValueError: there is no task to teach.
+        ValueError: there is no task to teach, the student has no such feature, or the teacher's output has no age.
     """
 
     name: ClassVar[str] = "student_adapter"
@@ -83,6 +93,10 @@ class StudentAdapter(DistillationStrategy):
         adds: bool = Field(
             True, description="The MLP adds to the teacher's logit; false: it replaces it, as published."
         )
+        features: tuple[str, ...] = Field(
+            (), description="Features of the student whose tokens the adapter's MLP reads too: ids, such as the domain."
+        )
+        age: bool = Field(False, description="Whether the adapter's MLP reads how old the teacher was, too.")
         hidden: tuple[PositiveInt, ...] = Field(
             (16,), description="Widths of the adapter's hidden layers; may be none."
         )
@@ -100,12 +114,15 @@ class StudentAdapter(DistillationStrategy):
     def __init__(self, config: Config, student: StudentSpec, teacher: TeacherSpec) -> None:
         super().__init__(config, student, teacher)
         self._lr, self._shared = config.lr, config.head == "shared"
+        self.reads_features, self.reads_age = config.features, config.age
+        _check_seen(config, student, teacher)
         keys = [f"task_{task}" for task in self.tasks]
         self.heads = DistillationHeads(self.tasks, student.new_head, config.label_scale, config.gradient_scale)
         # In the order of a head's soft labels.
         teacher_weight = 1.0 if config.teacher_weight is None else config.teacher_weight
         self._weights = (teacher_weight, config.weight) if self._shared else (config.weight,)
-        self.adapters = nn.ModuleDict({key: _Adapter(config.input, config.hidden, config.adds) for key in keys})
+        seen = len(config.features) * student.embedding_dim + config.age
+        self.adapters = nn.ModuleDict({key: _Adapter(config.input, config.hidden, config.adds, seen) for key in keys})
 
     def adapter_optimizer(self) -> torch.optim.Optimizer:
         """Returns an Adam of the adapters alone."""
@@ -117,7 +134,7 @@ class StudentAdapter(DistillationStrategy):
         for task in self.tasks:
             hit_B = teacher.hit.get(task)
             if task in labels and hit_B is not None and hit_B.any():
-                logit_B = self.adapters[f"task_{task}"](teacher.probabilities[task][hit_B])
+                logit_B = self._corrected(task, teacher, hit_B)
                 terms.append(binary_cross_entropy_with_logits(logit_B, labels[task][hit_B].to(logit_B.dtype)))
         # Without a term no parameter gets a gradient, not even zeros: Adam would move on them by its momentum.
         return torch.stack(terms).sum() if terms else torch.zeros((), requires_grad=True)
@@ -126,8 +143,7 @@ class StudentAdapter(DistillationStrategy):
     def adapt(self, teacher: TeacherOutput) -> TeacherOutput:
         """Returns the teacher's output with ``sigmoid(z_A)`` (B,) for each task."""
         taught = [task for task in self.tasks if task in teacher.hit]
-        adapted = {task: self._adapted(task, teacher.probabilities[task]) for task in taught}
-        return replace(teacher, probabilities=adapted)
+        return replace(teacher, probabilities={task: self._adapted(task, teacher) for task in taught})
 
     @property
     def decomposes(self) -> bool:
@@ -139,36 +155,64 @@ class StudentAdapter(DistillationStrategy):
         terms = [self._distillation(task, student, teacher) for task in self.tasks if task in teacher.hit]
         return torch.stack(terms).sum()
 
-    def _adapted(self, task: str, teacher_B: Tensor) -> Tensor:
-        logit_B: Tensor = self.adapters[f"task_{task}"](teacher_B)
-        return logit_B.sigmoid().to(teacher_B.dtype)
+    def _adapted(self, task: str, teacher: TeacherOutput) -> Tensor:
+        return self._corrected(task, teacher, slice(None)).sigmoid().to(teacher.probabilities[task].dtype)
+
+    def _corrected(self, task: str, teacher: TeacherOutput, rows: Tensor | slice) -> Tensor:
+        """Returns ``z_A`` of the batch's rows that a mask or a slice selects."""
+        seen: list[Tensor] = []
+        for feature in self.reads_features:
+            token_BD = teacher.tokens[feature][rows]
+            # Scaled, because rows of a table start near zero.
+            seen.append(rms_norm(token_BD, token_BD.shape[1:]))
+        if self.reads_age:
+            assert teacher.age_s is not None  # checked with the teacher
+            seen.append(torch.log1p(teacher.age_s[rows]).unsqueeze(1) / math.log1p(_DAY_S))
+        logit_B: Tensor = self.adapters[f"task_{task}"](teacher.probabilities[task][rows], seen)
+        return logit_B
 
     def _distillation(self, task: str, student: StudentOutput, teacher: TeacherOutput) -> Tensor:
         hit_B, teacher_B = teacher.hit[task], teacher.probabilities[task]
         with torch.no_grad():
-            adapted_B = self._adapted(task, teacher_B)
+            adapted_B = self._adapted(task, teacher)
         soft_LB = torch.stack([teacher_B, adapted_B] if self._shared else [adapted_B])
         losses: Tensor = self.heads.of_task(task)(student, soft_LB, hit_B)
         return torch.stack([weight * loss for weight, loss in zip(self._weights, losses, strict=True)]).sum()
 
 
-class _Adapter(nn.Module):
-    """Maps a teacher's probabilities (B,) to corrected logits (B,)."""
+def _check_seen(config: StudentAdapter.Config, student: StudentSpec, teacher: TeacherSpec) -> None:
+    """Raises ValueError where the student has no such feature, or the teacher's output has no age."""
+    for feature in config.features:
+        if feature not in student.tables:
+            raise ValueError(
+                f"student_adapter: features: the student reads no feature {feature!r} of ids; "
+                f"it reads {', '.join(student.tables)}.{suggestion(feature, student.tables)}"
+            )
+    if config.age and not teacher.has_age:
+        raise ValueError(
+            f"student_adapter: age: true, but the files of teacher {teacher.name!r} have no times: allowed is false"
+        )
 
-    def __init__(self, read: Literal["logit", "probability"], hidden: tuple[int, ...], adds: bool) -> None:
+
+class _Adapter(nn.Module):
+    """Maps a teacher's probabilities (B,), and ``seen`` further numbers of each example, to corrected logits (B,)."""
+
+    def __init__(self, read: Literal["logit", "probability"], hidden: tuple[int, ...], adds: bool, seen: int) -> None:
         super().__init__()
         self._read, self._adds = read, adds
-        self.correction = mlp([1, *hidden, 1], "silu")
+        self.correction = mlp([1 + seen, *hidden, 1], "silu")
         if adds:
             last = self.correction[-1]
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
-    def forward(self, teacher_B: Tensor) -> Tensor:
+    def forward(self, teacher_B: Tensor, seen: Sequence[Tensor] = ()) -> Tensor:
         dtype = next(self.parameters()).dtype
         teacher_B = teacher_B.detach().to(dtype).clamp(_EPSILON, 1 - _EPSILON)
         logit_B = teacher_B.logit()
         read_B = logit_B if self._read == "logit" else teacher_B
-        output_B: Tensor = self.correction(read_B.unsqueeze(1)).squeeze(1)
+        # Detached, because the adapter's step is its own: a gradient to a token would update a table of the student.
+        seen_BC = [values_BC.detach().to(dtype) for values_BC in seen]
+        output_B: Tensor = self.correction(torch.cat([read_B.unsqueeze(1), *seen_BC], dim=1)).squeeze(1)
         return logit_B + output_B if self._adds else output_B
