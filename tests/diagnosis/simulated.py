@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ def measured(windows: list[TaughtRows]) -> dict[str, Any]:
     return measure(lambda scored: windows[FIRST:] if scored else windows, 300, 0)
 
 
-def diagnosed(windows: list[TaughtRows]) -> dict[str, Any]:
+def diagnosed(windows: list[TaughtRows], lookups: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """Computes the entry of a taught task in a diagnosis, with its verdict."""
     measures = measured(windows)
     gain, headroom = measures["gain"], measures["headroom"]["recalibrated"]
@@ -114,6 +114,7 @@ def diagnosed(windows: list[TaughtRows]) -> dict[str, Any]:
         "task": "click",
         "teacher_task": "click",
         "elsewhere": False,
+        "lookups": list(lookups),
         "learning": learning(by_window, FIRST),
         "gain_share": gain["percent"] / headroom["percent"] if headroom["interval95"][0] > 0 else None,
     }

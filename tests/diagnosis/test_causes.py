@@ -61,6 +61,35 @@ def test_causes_after_the_main_one_are_named_too() -> None:
     assert (verdict["cause"], verdict["also"]) == ("pays", ["biased_teacher"])
 
 
+LOOKUPS = (
+    {"model": "newest", "inputs": ["latest_state"], "gain_share": 0.2},
+    {"model": "pair", "inputs": ["pair_embedding"], "gain_share": 0.9},
+)
+
+
+@pytest.mark.parametrize(("moved", "cause"), [(0.0, "needs_lookup"), (0.2, "pays")])
+def test_a_lead_that_only_a_lookup_carries_is_named(moved: float, cause: str) -> None:
+    entry = diagnosed(simulate(moved=moved), LOOKUPS)
+    verdict, share = entry["verdict"], entry["gain_share"]
+    assert verdict["cause"] == cause and "needs_lookup" in [verdict["cause"], *verdict["also"]]
+    assert (
+        f"90% of it with pair_embedding (pair), and {share:.0%} without. latest_state (newest): 20%."
+        in verdict["words"]
+    )
+    assert verdict["figures"]["looked_up_share"] == 0.9 and share < 0.5
+    if cause == "needs_lookup":
+        assert verdict["settings"] == [
+            "models.vm.inputs: now none; [{name: pair_embedding, teacher: fm}], as pair has, at its cost when serving"
+        ]
+
+
+@pytest.mark.parametrize(("moved", "lookups"), [(0.8, LOOKUPS), (0.0, LOOKUPS[:1]), (0.0, ())])
+def test_a_lookup_is_not_named_where_it_is_not_needed_or_no_better(moved: float, lookups: tuple[Any, ...]) -> None:
+    verdict = diagnosed(simulate(moved=moved), lookups)["verdict"]
+    assert "needs_lookup" not in [verdict["cause"], *verdict["also"]]
+    assert "looked up" not in verdict["words"]
+
+
 def test_less_is_worth_counting_the_more_examples_there_are() -> None:
     """A headroom that two initialisations could differ by on a short stream counts on a long stream."""
     nudge: dict[str, Any] = {"knows": 0.05, "moved": 0.5}

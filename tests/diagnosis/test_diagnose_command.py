@@ -35,7 +35,12 @@ def student(strategy: str, teacher: str) -> dict[str, Any]:
 def experiment(folder: Path) -> dict[str, Any]:
     """Configures two students of the truth, the second taught with a bias, and a small student of an FM of the run."""
     teacher = {"predictions": {"conversion": {"column": "logit", "kind": "logit"}}}
-    fm = {"backbone": {"name": "wukong", "layers": 1}, "tasks": ["click"], "supervision": {"delay": "6h"}}
+    fm = {
+        "backbone": {"name": "wukong", "layers": 1},
+        "tasks": ["click"],
+        "supervision": {"delay": "6h", "embedding": "int8"},
+    }
+    of_fm = student("auxiliary_head", "fm") | {"transfer": [{"name": "direct", "teacher": "fm"}]}
     return {
         "name": "diagnosed",
         "run_dir": str(folder / "run"),
@@ -48,7 +53,8 @@ def experiment(folder: Path) -> dict[str, Any]:
             "fm": fm,
             "healthy": student("auxiliary_head", "truth"),
             "biased": student("direct", "shifted"),
-            "of_fm": student("auxiliary_head", "fm") | {"transfer": [{"name": "direct", "teacher": "fm"}]},
+            "of_fm": of_fm,
+            "pair": of_fm | {"control": "of_fm.control", "inputs": [{"name": "pair_embedding", "teacher": "fm"}]},
             "untaught": {**student("direct", "truth"), "transfer": []},
         },
         "teachers": {name: {"path": str(folder / f"{name}.parquet"), **teacher} for name in ("truth", "shifted")},
@@ -83,7 +89,7 @@ def diagnosis(run_dir: Path, exfm_cli: Callable[..., Outcome]) -> dict[str, Any]
 
 def test_the_planted_bias_and_the_healthy_student_are_named(diagnosis: dict[str, Any]) -> None:
     entries = {entry["model"]: entry for entry in diagnosis["students"]}
-    assert set(entries) == {"healthy", "biased", "of_fm"}
+    assert set(entries) == {"healthy", "biased", "of_fm", "pair"}
     assert entries["healthy"]["verdict"]["cause"] == "pays"
     biased = entries["biased"]
     assert biased["verdict"]["cause"] == "biased_teacher"
@@ -91,6 +97,13 @@ def test_the_planted_bias_and_the_healthy_student_are_named(diagnosis: dict[str,
     assert biased["verdict"]["settings"][0].startswith("models.biased.transfer.0.name: now direct")
     assert "teachers.shifted.predictions.conversion.kind" in biased["verdict"]["settings"][1]
     assert any(reason.startswith("untaught, click") for reason in diagnosis["left_out"])
+
+
+def test_students_that_look_the_teacher_up_are_listed_beside_those_that_do_not(diagnosis: dict[str, Any]) -> None:
+    entries = {entry["model"]: entry for entry in diagnosis["students"]}
+    share = entries["pair"]["gain_share"]
+    assert entries["of_fm"]["lookups"] == [{"model": "pair", "inputs": ["pair_embedding"], "gain_share": share}]
+    assert all(entries[name]["lookups"] == [] for name in ("pair", "healthy", "biased"))
 
 
 def test_figures_are_those_of_the_stored_predictions(run_dir: Path, diagnosis: dict[str, Any]) -> None:
@@ -106,7 +119,9 @@ def test_figures_are_those_of_the_stored_predictions(run_dir: Path, diagnosis: d
         next(gain for gain in results["gains"] if gain["model"] == "of_fm")["ne_gain_percent"]
     )
     first = entry["predictions"]["control"]["examples"]
-    joined = rows("predictions", "of_fm.control").join(rows("supervision", "fm"), "example_id", right_suffix="_fm")
+    # Without embeddings, because Arrow does not join lists.
+    served_rows = rows("supervision", "fm").drop_columns(["embedding", "embedding_scale"])
+    joined = rows("predictions", "of_fm.control").join(served_rows, "example_id", right_suffix="_fm")
     joined = joined.sort_by("example_id").slice(joined.num_rows - first)  # ids ascend with time
     hit = joined["prediction_click_fm"].is_valid().to_numpy()
     label, control, served = (

@@ -16,6 +16,7 @@ from exfm.diagnosis.thresholds import (
     GAIN_PERCENT,
     HEADROOM_PERCENT,
     LARGE_LOSS,
+    LOOKED_UP_SHARE,
     LOW_COVERAGE,
     NOISE_EXAMPLES,
     NOISY_CONFIRMED,
@@ -121,9 +122,12 @@ def _pays(entry: Json) -> Evidence | None:
     of_teachers_gain = ""
     if share is not None:
         of_teachers_gain = f", {share:.0%} of what its teacher has over the control"
-    return f"The student is {gain['percent']:.2f}% better than its control{of_teachers_gain}.", {
-        "gain_percent": gain["percent"], "gain_share": share,
-    }  # fmt: skip
+    words = f"The student is {gain['percent']:.2f}% better than its control{of_teachers_gain}."
+    figures: dict[str, float | None] = {"gain_percent": gain["percent"], "gain_share": share}
+    lookup = _needs_lookup(entry)
+    if lookup is not None:
+        words, figures = f"{words} {lookup[0]}", {**figures, **lookup[1]}
+    return words, figures
 
 
 def _low_coverage(entry: Json) -> Evidence | None:
@@ -206,6 +210,23 @@ def _no_headroom(entry: Json) -> Evidence | None:
     )
 
 
+def _needs_lookup(entry: Json) -> Evidence | None:
+    share, lookups = entry["gain_share"], [lookup for lookup in entry["lookups"] if lookup["gain_share"] is not None]
+    if share is None or share >= LOOKED_UP_SHARE or not lookups:
+        return None
+    lookups.sort(key=lambda lookup: lookup["gain_share"], reverse=True)
+    best, *others = lookups
+    if best["gain_share"] < LOOKED_UP_SHARE:
+        return None
+    words = (
+        f"The teacher's lead has to be looked up: students of the same control reach {best['gain_share']:.0%} of it "
+        f"with {', '.join(best['inputs'])} ({best['model']}), and {share:.0%} without."
+    )
+    for other in others:
+        words += f" {', '.join(other['inputs'])} ({other['model']}): {other['gain_share']:.0%}."
+    return words, {"gain_share": share, "looked_up_share": best["gain_share"]}
+
+
 def _small_student(entry: Json) -> Evidence | None:
     teacher, control = entry["predictions"]["teacher"], entry["predictions"]["control"]
     fall = entry["learning"]["fall_percent"]
@@ -253,5 +274,6 @@ CAUSES: Final[Mapping[str, Callable[[Json], Evidence | None]]] = {
     "noisy_teacher": _noisy_teacher,
     "biased_teacher": _biased_teacher,
     "no_headroom": _no_headroom,
+    "needs_lookup": _needs_lookup,
     "small_student": _small_student,
 }

@@ -41,10 +41,15 @@ def diagnose(store: Store, results: Json, config_yaml: str) -> Json:
     taught_tasks, left_out = _taught_tasks(results, config)
     taught_tasks = [_of_stored_windows(store, taught, config) for taught in taught_tasks]
     left_out += _removed(store, taught_tasks)
+    entries = [_measure_task(store, taught, results, config) for taught in taught_tasks]
+    students: list[Json] = []
+    for entry in entries:
+        compared = {**entry, "lookups": _lookups(entry, entries, config)}
+        students.append({**compared, "verdict": decide(compared, config)})
     return {
         "experiment": results["experiment"],
         "results": digest(results),
-        "students": [_diagnose_task(store, taught, results, config) for taught in taught_tasks],
+        "students": students,
         "left_out": [*left_out, _UNSLICED],
     }
 
@@ -142,8 +147,29 @@ def _first_window(figures: Json) -> int:
     return 0
 
 
-def _diagnose_task(store: Store, taught: TaughtTask, results: Json, config: Json) -> Json:
-    """Measures a taught task and decides on its cause: an entry of ``students`` in diagnosis.json."""
+def _lookups(entry: Json, entries: Sequence[Json], config: Json) -> list[Json]:
+    """Lists the students that read the teacher's output when they serve, and differ from this one in transfer alone.
+
+    Empty for a student that reads any itself.
+    """
+    if _inputs(entry["model"], entry["teacher"], config):
+        return []
+    lookups: list[Json] = []
+    for other in entries:
+        inputs = _inputs(other["model"], entry["teacher"], config)
+        if inputs and all(other[key] == entry[key] for key in ("control", "task", "teacher")):
+            lookups.append({"model": other["model"], "inputs": inputs, "gain_share": other["gain_share"]})
+    return lookups
+
+
+def _inputs(model: str, teacher: str, config: Json) -> list[str]:
+    """Names the inputs of a model that read a teacher's output."""
+    inputs = config["models"].get(model, {}).get("inputs") or ()
+    return [section["name"] for section in inputs if section["teacher"] == teacher]
+
+
+def _measure_task(store: Store, taught: TaughtTask, results: Json, config: Json) -> Json:
+    """Measures a taught task: an entry of ``students`` in diagnosis.json, without its lookups and its verdict."""
     elsewhere = _external(config)
     served: TeacherRows
     if taught.teacher in elsewhere:
@@ -160,7 +186,7 @@ def _diagnose_task(store: Store, taught: TaughtTask, results: Json, config: Json
 
     measured = measure(read, config.get("evaluation", {}).get("replicates", 2_000), results["seed"])
     control = results["models"][taught.control]["tasks"][taught.task]
-    entry = {
+    return {
         "model": taught.model,
         "control": taught.control,
         "task": taught.task,
@@ -172,7 +198,6 @@ def _diagnose_task(store: Store, taught: TaughtTask, results: Json, config: Json
         "capacity": _capacity(results["models"][taught.model], teacher_results, config["models"][taught.model]),
         "gain_share": _gain_share(measured),
     }
-    return {**entry, "verdict": decide(entry, config)}
 
 
 def _gain_share(measured: Json) -> float | None:

@@ -130,6 +130,12 @@ def _better_teacher(entry: Json, config: Json) -> list[str]:
     ]
 
 
+def _lookup(entry: Json, config: Json) -> list[str]:
+    best = max(entry["lookups"], key=lambda lookup: lookup["gain_share"] or 0.0)
+    inputs = ", ".join(f"{{name: {name}, teacher: {entry['teacher']}}}" for name in best["inputs"])
+    return [f"models.{entry['model']}.inputs: now none; [{inputs}], as {best['model']} has, at its cost when serving"]
+
+
 def _larger_student(entry: Json, config: Json) -> list[str]:
     model = entry["model"]
     section = config["models"][model]
@@ -160,6 +166,7 @@ _SUGGESTIONS: Final[Mapping[str, Callable[[Json, Json], list[str]]]] = {
     "noisy_teacher": _less_noise,
     "biased_teacher": _less_bias,
     "no_headroom": _better_teacher,
+    "needs_lookup": _lookup,
     "small_student": _larger_student,
     "unclear": _narrower_intervals,
 }
