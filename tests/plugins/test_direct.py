@@ -16,7 +16,7 @@ from tests.plugins.students import Student, batch, bce, teacher
 class TestDirect(DistillationStrategyTests):
     component = Direct
     plugin = exfm_plugins.transfer
-    configs = ({}, {"fallback": ["old_fm"], "weight": 2.0})
+    configs = ({}, {"fallback": ["old_fm"], "weight": 2.0}, {"temperature": 3.0})
     teaches_serving_heads = True
 
 
@@ -37,6 +37,33 @@ def test_is_the_cross_entropy_of_serving_logits_and_teacher(tasks: tuple[str, ..
     loss = build(student, *tasks, weight=2.5).loss(output, supervision, labels)
     assert loss.shape == ()
     assert loss.item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_temperature_divides_both_logits(temperature: float) -> None:
+    student = Student(("click",))
+    x, supervision, labels = batch(40, ("click",))
+    output = student(x)
+    expected = 0.0
+    for row in torch.nonzero(supervision.hit["click"]).flatten().tolist():
+        soft = (supervision.probabilities["click"][row].logit() / temperature).sigmoid()
+        expected += temperature**2 * bce(output.logits["click"][row] / temperature, soft).item() / 40
+    strategy = Direct(Direct.Config(teacher="fm", temperature=temperature), student.spec, teacher("click"))
+    assert strategy.loss(output, supervision, labels).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_at_a_high_temperature_the_gradient_is_that_of_the_logits_squared_distance() -> None:
+    student = Student(("click",))
+    x, supervision, labels = batch(40, ("click",))
+    output = student(x)
+    strategy = Direct(Direct.Config(teacher="fm", temperature=1e4), student.spec, teacher("click"))
+    distance_B = output.logits["click"] - supervision.probabilities["click"].logit()
+    losses = [
+        strategy.loss(output, supervision, labels),
+        (distance_B.square() / 8 * supervision.hit["click"]).sum() / 40,
+    ]
+    actual, expected = (torch.autograd.grad(loss, output.logits["click"], retain_graph=True) for loss in losses)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_has_no_parameters_and_ignores_labels() -> None:

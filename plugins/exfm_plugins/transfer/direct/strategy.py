@@ -13,13 +13,22 @@ from exfm import DistillationStrategy
 from exfm.layers import soft_label_loss
 from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec, TransferConfig
 
+_EPSILON = 1e-6
+
 
 class Direct(DistillationStrategy):
     """The serving heads learn the labels and the teacher's predictions at once (arXiv 2502.17494, section 2).
 
-    Adds ``weight * bce(z_S, p_F)`` to the loss, for each taught task: ``z_S`` is the serving logit, ``p_F`` the
-    teacher's probability. The baseline that other strategies have to beat: whatever bias the teacher has moves into the
-    serving head (theorem 3.1). It has no parameters.
+    Adds to the loss, for each taught task, with ``z_S`` the serving logit and ``p_F`` the teacher's probability::
+
+        weight * T^2 * mean(bce(z_S / T, sigmoid(logit(p_F) / T)))
+
+    With the temperature ``T = 1``, the default, it is ``bce(z_S, p_F)``. At a high temperature (arXiv 1503.02531) it is
+    ``(z_S - logit(p_F))^2 / 8`` and a constant, so that distances count alike whatever the probability. ``p_F`` is then
+    clipped to 1e-6 from 0 and 1.
+
+    It is the baseline that other strategies have to beat: whatever bias the teacher has moves into the serving head
+    (theorem 3.1). It has no parameters.
 
     Args:
         config: see ``Config``.
@@ -38,16 +47,26 @@ class Direct(DistillationStrategy):
         weight: float = Field(
             1.0, ge=0, allow_inf_nan=False, description="Weight of the distillation loss beside the labels' loss."
         )
+        temperature: float = Field(
+            1.0, gt=0, allow_inf_nan=False, description="T: divides both logits; the loss is multiplied by its square."
+        )
 
     def __init__(self, config: Config, student: StudentSpec, teacher: TeacherSpec) -> None:
         super().__init__(config, student, teacher)
-        self._weight = config.weight
+        self._weight, self._temperature = config.weight, config.temperature
 
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
-        """Returns ``weight * mean(bce(z_S, p_F))``, summed over the taught tasks; a miss counts 0 in the mean."""
-        terms = [
-            soft_label_loss(student.logits[task], teacher.probabilities[task], teacher.hit[task])
-            for task in self.tasks
-            if task in teacher.hit
-        ]
-        return self._weight * torch.stack(terms).sum()
+        """Returns the weighted losses of the taught tasks, summed, a scalar; a miss counts 0 in a mean."""
+        terms: list[Tensor] = []
+        for task in self.tasks:
+            if task in teacher.hit:
+                logit_B, soft_B = self._at_temperature(student.logits[task], teacher.probabilities[task])
+                terms.append(soft_label_loss(logit_B, soft_B, teacher.hit[task]))
+        return self._weight * self._temperature**2 * torch.stack(terms).sum()
+
+    def _at_temperature(self, logit_B: Tensor, soft_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Divides the student's and the teacher's logits by T."""
+        if self._temperature == 1.0:
+            # As they are, because the logit of a probability and back would round.
+            return logit_B, soft_B
+        return logit_B / self._temperature, (soft_B.logit(_EPSILON) / self._temperature).sigmoid()
