@@ -118,6 +118,7 @@ def diagnosed(windows: list[TaughtRows], lookups: Sequence[dict[str, Any]] = ())
         "learning": learning(by_window, FIRST),
         "gain_share": gain["percent"] / headroom["percent"] if headroom["interval95"][0] > 0 else None,
     }
+    entry["best_without_lookup"] = entry["gain_share"]
     rates = {"dense": {"lr": 0.001}, "tables": {"lr": 0.05}}
     model = {
         "features": ["user_id"],

@@ -73,7 +73,7 @@ def test_a_lead_that_only_a_lookup_carries_is_named(moved: float, cause: str) ->
     verdict, share = entry["verdict"], entry["gain_share"]
     assert verdict["cause"] == cause and "needs_lookup" in [verdict["cause"], *verdict["also"]]
     assert (
-        f"90% of it with pair_embedding (pair), and {share:.0%} without. latest_state (newest): 20%."
+        f"90% of it with pair_embedding (pair), and at most {share:.0%} without. latest_state (newest): 20%."
         in verdict["words"]
     )
     assert verdict["figures"]["looked_up_share"] == 0.9 and share < 0.5

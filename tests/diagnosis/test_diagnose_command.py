@@ -103,6 +103,7 @@ def test_students_that_look_the_teacher_up_are_listed_beside_those_that_do_not(d
     entries = {entry["model"]: entry for entry in diagnosis["students"]}
     share = entries["pair"]["gain_share"]
     assert entries["of_fm"]["lookups"] == [{"model": "pair", "inputs": ["pair_embedding"], "gain_share": share}]
+    assert entries["of_fm"]["best_without_lookup"] == entries["of_fm"]["gain_share"]
     assert all(entries[name]["lookups"] == [] for name in ("pair", "healthy", "biased"))
 
 

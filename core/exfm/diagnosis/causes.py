@@ -211,7 +211,9 @@ def _no_headroom(entry: Json) -> Evidence | None:
 
 
 def _needs_lookup(entry: Json) -> Evidence | None:
-    share, lookups = entry["gain_share"], [lookup for lookup in entry["lookups"] if lookup["gain_share"] is not None]
+    # The best without a lookup, and not this student: another way of transfer may reach more at no cost when serving.
+    share, lookups = entry["best_without_lookup"], entry["lookups"]
+    lookups = [lookup for lookup in lookups if lookup["gain_share"] is not None]
     if share is None or share >= LOOKED_UP_SHARE or not lookups:
         return None
     lookups.sort(key=lambda lookup: lookup["gain_share"], reverse=True)
@@ -220,11 +222,11 @@ def _needs_lookup(entry: Json) -> Evidence | None:
         return None
     words = (
         f"The teacher's lead has to be looked up: students of the same control reach {best['gain_share']:.0%} of it "
-        f"with {', '.join(best['inputs'])} ({best['model']}), and {share:.0%} without."
+        f"with {', '.join(best['inputs'])} ({best['model']}), and at most {share:.0%} without."
     )
     for other in others:
         words += f" {', '.join(other['inputs'])} ({other['model']}): {other['gain_share']:.0%}."
-    return words, {"gain_share": share, "looked_up_share": best["gain_share"]}
+    return words, {"best_share_without_lookup": share, "looked_up_share": best["gain_share"]}
 
 
 def _small_student(entry: Json) -> Evidence | None:

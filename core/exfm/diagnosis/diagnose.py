@@ -44,7 +44,7 @@ def diagnose(store: Store, results: Json, config_yaml: str) -> Json:
     entries = [_measure_task(store, taught, results, config) for taught in taught_tasks]
     students: list[Json] = []
     for entry in entries:
-        compared = {**entry, "lookups": _lookups(entry, entries, config)}
+        compared = {**entry, **_with_and_without_lookup(entry, entries, config)}
         students.append({**compared, "verdict": decide(compared, config)})
     return {
         "experiment": results["experiment"],
@@ -147,19 +147,26 @@ def _first_window(figures: Json) -> int:
     return 0
 
 
-def _lookups(entry: Json, entries: Sequence[Json], config: Json) -> list[Json]:
-    """Lists the students that read the teacher's output when they serve, and differ from this one in transfer alone.
+def _with_and_without_lookup(entry: Json, entries: Sequence[Json], config: Json) -> Json:
+    """Compares the students of a control, task and teacher that read the teacher's output when they serve, and others.
 
-    Empty for a student that reads any itself.
+    Returns:
+        ``lookups``, those that do; none for a student that reads any itself. ``best_without_lookup``, the largest gain
+        share of the others.
     """
-    if _inputs(entry["model"], entry["teacher"], config):
-        return []
     lookups: list[Json] = []
+    shares: list[float] = []
     for other in entries:
-        inputs = _inputs(other["model"], entry["teacher"], config)
-        if inputs and all(other[key] == entry[key] for key in ("control", "task", "teacher")):
-            lookups.append({"model": other["model"], "inputs": inputs, "gain_share": other["gain_share"]})
-    return lookups
+        if any(other[key] != entry[key] for key in ("control", "task", "teacher")):
+            continue
+        inputs, share = _inputs(other["model"], entry["teacher"], config), other["gain_share"]
+        if inputs:
+            lookups.append({"model": other["model"], "inputs": inputs, "gain_share": share})
+        elif share is not None:
+            shares.append(share)
+    if _inputs(entry["model"], entry["teacher"], config):
+        lookups = []
+    return {"lookups": lookups, "best_without_lookup": max(shares, default=None)}
 
 
 def _inputs(model: str, teacher: str, config: Json) -> list[str]:
@@ -169,7 +176,7 @@ def _inputs(model: str, teacher: str, config: Json) -> list[str]:
 
 
 def _measure_task(store: Store, taught: TaughtTask, results: Json, config: Json) -> Json:
-    """Measures a taught task: an entry of ``students`` in diagnosis.json, without its lookups and its verdict."""
+    """Measures a taught task: an entry of ``students`` in diagnosis.json, without lookups and verdict."""
     elsewhere = _external(config)
     served: TeacherRows
     if taught.teacher in elsewhere:

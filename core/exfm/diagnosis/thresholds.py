@@ -52,8 +52,8 @@ SMALL_EXPLAINED: Final = 0.5
 teacher's capacity or inputs; sound students of benchmarks/transfer/diagnose.py have 0.7 to 0.9."""
 
 LOOKED_UP_SHARE: Final = 0.5
-"""Share of the teacher's gain that the student with a lookup has, and the student without does not, where the lookup is
-the answer: half is what the recommended recipe is held to."""
+"""Share of the teacher's gain that a student with a lookup has, and none without does, where the lookup is the answer:
+half is what the recommended recipe is held to."""
 
 FLAT_PERCENT: Final = 2.0
 """Fall of the control's NE from the first to the last third of the scored windows above which it is still learning."""
