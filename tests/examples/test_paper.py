@@ -177,7 +177,8 @@ def test_only_the_adapters_students_learn_a_corrected_label(results: Any) -> Non
     corrected = {
         name for name, found in students.items() if "corrected" in {entry["label"] for entry in found["soft_labels"]}
     }
-    assert corrected == {"adapter", "adapter_shared", "adapter_alone", "published"}
+    seeing = {"adapter_domain", "adapter_seeing"}
+    assert corrected == {"adapter", "adapter_shared", "adapter_alone", "published", *seeing}
 
 
 def test_the_fm_grows_and_the_vm_does_not(results: Any) -> None:

@@ -71,6 +71,30 @@ class SoundAdapter(Sound):
         return self.adapted(supervision, task).detach()
 
 
+class SoundContext(SoundAdapter):
+    """Nothing is wrong: the correction is a linear map of a token of the student and of the teacher's age too."""
+
+    reads_features = ("shop",)
+    reads_age = True
+
+    def __init__(self, config, student, teacher):
+        super().__init__(config, student, teacher)
+        self.maps = nn.ModuleDict({task: nn.Linear(student.embedding_dim + 1, 1) for task in self.tasks})
+
+    def adapter_optimizer(self):
+        return torch.optim.Adam([*self.shifts.values(), *self.maps.parameters()], lr=0.1)
+
+    def adapted(self, supervision, task):
+        context_BC = torch.cat([supervision.tokens["shop"], supervision.age_s.unsqueeze(1) / 86_400], dim=1).detach()
+        return super().adapted(supervision, task) + self.maps[task](context_BC).squeeze(1)
+
+
+class SaysNotThatItReadsTokens(SoundContext):
+    """In a run there would be no such token."""
+
+    reads_features = ()
+
+
 class SoundEmbedding(Sound):
     """Nothing is wrong: it learns the embedding, and says what it needs."""
 
@@ -616,7 +640,15 @@ def failures(component: type[Any], **attributes: Any) -> dict[str, str]:
     return failed(kit, {"component": component} | attributes)
 
 
-SOUND = (Sound, SoundAdapter, SoundEmbedding, SoundParameters, SaysThatItComparesExamples, SaysWhenItHasStarted)
+SOUND = (
+    Sound,
+    SoundAdapter,
+    SoundContext,
+    SoundEmbedding,
+    SoundParameters,
+    SaysThatItComparesExamples,
+    SaysWhenItHasStarted,
+)
 
 
 @pytest.mark.parametrize("component", SOUND)
@@ -630,6 +662,10 @@ def test_what_is_wrong_is_said_by_its_own_test(component: type[Any]) -> None:
     assert found.keys() == BROKEN[component].keys()
     for test, words in BROKEN[component].items():
         assert words in found[test]
+
+
+def test_a_strategy_that_does_not_say_what_it_reads_finds_nothing() -> None:
+    assert failures(SaysNotThatItReadsTokens)["loss_is_a_finite_scalar"] == "'shop'"
 
 
 def test_a_strategy_that_claims_to_teach_serving_heads_does() -> None:
