@@ -54,5 +54,6 @@ class Reader(exfm.DistillationStrategy):
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy of each task's head on the representation (B, R) and the corrected label."""
         soft, r_BR = self.adapt(teacher).probabilities, student.representation_BR
-        terms = [soft_label_loss(self.heads[f"task_{t}"](r_BR), soft[t], hit_B) for t, hit_B in teacher.hit.items()]
+        logit = {task: self.heads[f"task_{task}"](r_BR) for task in soft}
+        terms = [soft_label_loss(logit[task], soft[task], teacher.hit[task], teacher.weight) for task in soft]
         return torch.stack(terms).sum()

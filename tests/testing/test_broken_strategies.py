@@ -74,7 +74,7 @@ class SoundAdapter(Sound):
 class SoundContext(SoundAdapter):
     """Nothing is wrong: the correction is a linear map of a token of the student and of the teacher's age too."""
 
-    reads_features = ("shop",)
+    reads_features: tuple[str, ...] = ("shop",)
     reads_age = True
 
     def __init__(self, config, student, teacher):
@@ -92,7 +92,7 @@ class SoundContext(SoundAdapter):
 class SaysNotThatItReadsTokens(SoundContext):
     """In a run there would be no such token."""
 
-    reads_features = ()
+    reads_features: tuple[str, ...] = ()
 
 
 class SoundEmbedding(Sound):

@@ -144,6 +144,7 @@ def _stream_identity(experiment: Experiment, arm: Arm, stream: Mapping[str, Any]
             "example_id": schema.example_id,
             "event_time": schema.event_time,
             "group": schema.group,
+            "weight": schema.weight or None,
             "domain": schema.domain if schema.domain in map(columns.get, arm.config.where) else "",
         },
         "features": features,

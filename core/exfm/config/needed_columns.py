@@ -26,7 +26,7 @@ def to_predict(experiment: Experiment, arm: Arm) -> Experiment:
     """Returns the experiment with only the columns that a model and its ``where`` read, without labels."""
     schema = experiment.schema
     group = schema.group if schema.group in arm.config.where else ""
-    return _with_columns(experiment, [arm], {"labels": (), "group": group})
+    return _with_columns(experiment, [arm], {"labels": (), "group": group, "weight": ""})
 
 
 def _with_columns(experiment: Experiment, arms: Collection[Arm], update: dict[str, object]) -> Experiment:

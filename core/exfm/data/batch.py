@@ -62,6 +62,7 @@ class Batch:
         oracle: (B,) float32 true probability by task, on simulated streams.
         embeddings: (B, K) float32 by teacher, its embedding of each example; NaN where it has none. Of a model that
             reads them as input, and joined after the batch has been cut.
+        weight: (B,) float32, the weight of each example in losses; None where each weighs 1.
     """
 
     example_id: Tensor
@@ -73,6 +74,7 @@ class Batch:
     labels: Mapping[str, Tensor]
     oracle: Mapping[str, Tensor]
     embeddings: Mapping[str, Tensor] = field(default_factory=dict)
+    weight: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -97,6 +99,7 @@ class Batch:
             copied(self.labels),
             copied(self.oracle),
             copied(self.embeddings),
+            None if self.weight is None else self.weight.to(device),
         )
 
     def only(self, features: frozenset[str], dense: Tensor) -> Batch:
@@ -147,6 +150,7 @@ class Batch:
             labels=take_rows(self.labels, index),
             oracle=take_rows(self.oracle, index),
             embeddings=take_rows(self.embeddings, index),
+            weight=None if self.weight is None else self.weight[index],
         )
 
     def slice(self, start: int, stop: int) -> Batch:
@@ -162,6 +166,7 @@ class Batch:
             labels=take_rows(self.labels, rows),
             oracle=take_rows(self.oracle, rows),
             embeddings=take_rows(self.embeddings, rows),
+            weight=None if self.weight is None else self.weight[rows],
         )
 
 

@@ -32,6 +32,7 @@ def blank_batch(schema: FeatureSchema, size: int) -> Batch:
             dense += 1
     # The dtypes are those of decode, because ids and lengths of all processes meet in collectives.
     return Batch(
+        weight=torch.ones(size) if schema.weight else None,
         example_id=torch.zeros(size, dtype=torch.int64),
         event_time_us=torch.zeros(size, dtype=torch.int64),
         group=torch.zeros(size, dtype=torch.int64),

@@ -17,7 +17,7 @@ from pyarrow import types
 from exfm.interfaces.schema import DenseFeature, FeatureSchema, MultiValuedFeature, SequenceFeature
 from exfm.sources.ids import example_id_ok, example_ids
 
-Role = Literal["example_id", "time", "id", "id_list", "number", "number_list", "time_list", "label", "oracle"]
+Role = Literal["example_id", "time", "id", "id_list", "number", "number_list", "time_list", "label", "oracle", "weight"]
 """The use of a column by the schema."""
 
 _ID_ROLES = ("example_id", "id", "id_list")
@@ -51,6 +51,8 @@ def column_roles(schema: FeatureSchema) -> Iterator[tuple[str, Role]]:
             yield feature.source_column, "id_list"
         else:
             yield feature.source_column, "id"
+    if schema.weight:
+        yield schema.weight, "weight"
     for label in schema.labels:
         yield label.source_column, "label"
         if label.oracle:
@@ -93,7 +95,7 @@ def plain(column: pa.Array, role: Role) -> pa.Array:
         return column
     if role in ("id_list", "number_list", "time_list"):
         return _plain_list(column, role)
-    if role in ("number", "label", "oracle"):
+    if role in ("number", "label", "oracle", "weight"):
         return _plain_numbers(column)
     if role == "example_id":
         column = _plain_ids(column)

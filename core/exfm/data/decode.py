@@ -24,7 +24,9 @@ def decode(rows: pa.RecordBatch, schema: FeatureSchema) -> Batch:
     example_id = example_ids(rows, schema)
     # Without a group column each example is a group, and its id is the key.
     keys = to_u64(rows.column(schema.group)) if schema.group else example_id.view(np.uint64)
+    weight_B = torch.from_numpy(_floats(rows.column(schema.weight))) if schema.weight else None
     return Batch(
+        weight=weight_B,
         example_id=torch.from_numpy(example_id),
         event_time_us=torch.from_numpy(np.array(event_times(rows, schema))),
         # Salt 2 is the hash of groups: other salts pick table rows, buckets and remembered ids.

@@ -213,6 +213,7 @@ _TYPES: dict[Role, tuple[Callable[[pa.DataType], bool], str]] = {
     "time_list": (_is_time_list, "a list of timestamps or of numbers"),
     "label": (is_number, "0 or 1, or null"),
     "oracle": (pa.types.is_floating, "a probability"),
+    "weight": (is_number, "a number"),
 }
 """By role, a test of a column's plain type, and the allowed types in words."""
 
@@ -222,6 +223,9 @@ def _value_problems(batch: pa.RecordBatch, schema: FeatureSchema) -> Iterator[Pr
         yield _mask(batch.column(column).is_null()), column, "the value is missing"
     for feature in schema.features:
         yield from _feature_problems(batch, feature, schema.event_time)
+    if schema.weight:
+        column = batch.column(schema.weight)
+        yield ~(_finite(column) & (_numbers(column) >= 0)), schema.weight, "a weight is a finite number, 0 or more"
     for label in schema.labels:
         yield from _label_problems(batch, label)
 

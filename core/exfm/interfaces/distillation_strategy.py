@@ -39,6 +39,7 @@ class TeacherOutput:
             false the value is meaningless (and finite). None unless the strategy's ``reads_age`` is true.
         tokens: (B, D) by feature of the student, its token of the feature as it is before the step, without gradient;
             of the features in the strategy's ``reads_features``.
+        weight: (B,) float32, the weight of each example in the mean of a loss; None where each weighs 1.
     """
 
     probabilities: Mapping[str, Tensor]
@@ -46,6 +47,7 @@ class TeacherOutput:
     embedding: Tensor | None = None
     age_s: Tensor | None = None
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
+    weight: Tensor | None = None
 
 
 class DistillationStrategy(TransferStrategy):
@@ -70,6 +72,8 @@ class DistillationStrategy(TransferStrategy):
     @abstractmethod
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """Returns the mean of the term over the batch, a scalar; an example without teacher output counts 0.
+
+        Where examples have weights, it is their weighted mean, as of ``exfm.layers.batch_mean``.
 
         Args:
             student: the forward pass that is being trained, with gradients.

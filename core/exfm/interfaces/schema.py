@@ -174,6 +174,7 @@ class FeatureSchema(BaseModel):
     event_time: str = Field("event_time", description="Column of the time, a timestamp; rows are ordered by it.")
     group: str = Field("", description="Column whose values group examples for GAUC and intervals, as a rule the user.")
     domain: str = Field("", description="Column of the domain (surface, product), where there are several.")
+    weight: str = Field("", description="Column of the weight of a row in all losses, 0 or more; 1 where it is empty.")
     features: tuple[Feature, ...] = Field(min_length=1, description="The inputs of models.")
     labels: tuple[Label, ...] = Field(min_length=1, description="The outcomes to predict; each is a task.")
 
@@ -252,7 +253,7 @@ class FeatureSchema(BaseModel):
 
     def _all_columns(self) -> Iterator[str]:
         """Yields every column, some of them twice, and an empty string for a column that the stream has not."""
-        yield from (self.example_id, self.event_time, self.group, self.domain)
+        yield from (self.example_id, self.event_time, self.group, self.domain, self.weight)
         for feature in self.features:
             fields = feature.fields if isinstance(feature, SequenceFeature) else (feature,)
             yield from (field.source_column for field in fields)

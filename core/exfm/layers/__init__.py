@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from exfm.layers.attention import Attention, AttentionPooling, JaggedAttention
 from exfm.layers.candidate_meeting import CandidateMeeting, sum_tokens
-from exfm.layers.distillation import DistillationHead, DistillationHeads, RecentMeans, Standardizer, soft_label_loss
+from exfm.layers.distillation import (
+    DistillationHead,
+    DistillationHeads,
+    RecentMeans,
+    Standardizer,
+    batch_mean,
+    soft_label_loss,
+)
 from exfm.layers.expert_gate import ExpertGate
 from exfm.layers.flops import count_flops
 from exfm.layers.gradient import scale_gradient
@@ -36,6 +43,7 @@ __all__ = [
     "Standardizer",
     "SummaryName",
     "activation",
+    "batch_mean",
     "count_flops",
     "group_sizes",
     "input_norm",

@@ -22,13 +22,31 @@ _LEAST_VARIANCE = 1e-4  # of the mean over the columns: finer differences are no
 _LARGEST = 10.0
 
 
-def soft_label_loss(logit_B: Tensor, target_LB: Tensor, hit_B: Tensor) -> Tensor:
+def batch_mean(losses_LB: Tensor, hit_B: Tensor, weight_B: Tensor | None) -> Tensor:
+    """Averages losses over a batch; a miss counts as 0.
+
+    Args:
+        losses_LB: (..., B), finite for misses too.
+        hit_B: (B,) bool.
+        weight_B: (B,) the weight of each example; None where each weighs 1.
+
+    Returns:
+        (...,); 0 for an empty batch.
+    """
+    # Divide by the batch and not by the hits: the weight of a hit then does not depend on how many there are.
+    if weight_B is None:
+        return (losses_LB * hit_B).sum(-1) / max(losses_LB.shape[-1], 1)
+    return (losses_LB * (hit_B * weight_B)).sum(-1) / weight_B.sum().clamp(min=torch.finfo(weight_B.dtype).tiny)
+
+
+def soft_label_loss(logit_B: Tensor, target_LB: Tensor, hit_B: Tensor, weight_B: Tensor | None = None) -> Tensor:
     """Returns the mean over the batch of the cross-entropy of logit and soft label; a miss counts as 0.
 
     Args:
         logit_B: (B,).
         target_LB: (..., B) probabilities, without gradient. Values of misses are ignored, if they are finite.
         hit_B: (B,) bool, marks examples that have soft labels.
+        weight_B: (B,) the weight of each example; None where each weighs 1.
 
     Returns:
         (...,), a loss for each row of targets; 0 for an empty batch.
@@ -36,8 +54,7 @@ def soft_label_loss(logit_B: Tensor, target_LB: Tensor, hit_B: Tensor) -> Tensor
     # Stop-gradient: a student must not move its teacher.
     target_LB = target_LB.detach().to(logit_B.dtype)
     loss_LB = binary_cross_entropy_with_logits(logit_B.expand_as(target_LB), target_LB, reduction="none")
-    # Divide by the batch and not by the hits: the weight of a hit then does not depend on how many there are.
-    return (loss_LB * hit_B).sum(-1) / max(logit_B.shape[0], 1)
+    return batch_mean(loss_LB, hit_B, weight_B)
 
 
 class DistillationHead(nn.Module):
@@ -72,35 +89,38 @@ class DistillationHead(nn.Module):
         """Tells whether the next losses are means over examples, independent of each other, and change no buffer."""
         return self.mean is None and bool(self.started)
 
-    def forward(self, student: StudentOutput, soft_LB: Tensor, hit_B: Tensor) -> Tensor:
+    def forward(self, student: StudentOutput, soft_LB: Tensor, hit_B: Tensor, weight_B: Tensor | None = None) -> Tensor:
         """Returns the losses (L,) of ``soft_label_loss``.
 
         Args:
             student: output of the student's forward pass.
             soft_LB: (L, B) soft labels.
             hit_B: (B,) bool, marks examples that have soft labels.
+            weight_B: (B,) the weight of each example; None where each weighs 1.
         """
-        target_LB = (self._alpha(soft_LB[0], hit_B) * soft_LB).clamp(max=1)
+        counted_B = hit_B if weight_B is None else hit_B * weight_B
+        target_LB = (self._alpha(soft_LB[0], counted_B) * soft_LB).clamp(max=1)
         # Reading the flag on a CPU costs less than the call that it saves. On a GPU, reading it would synchronise.
         if not (self.started.device.type == "cpu" and self.started):
-            self._start(target_LB[0], hit_B)
+            self._start(target_LB[0], counted_B)
         logit_B = self.head(scale_gradient(student.representation_BR, self._gradient_scale))
-        return soft_label_loss(logit_B, target_LB, hit_B)
+        return soft_label_loss(logit_B, target_LB, hit_B, weight_B)
 
-    def _alpha(self, soft_B: Tensor, hit_B: Tensor) -> float | Tensor:
+    def _alpha(self, soft_B: Tensor, counted_B: Tensor) -> float | Tensor:
         if self.mean is None:
             assert self._label_scale != "auto"
             return self._label_scale
-        self.mean.add(soft_B.unsqueeze(0), hit_B)
+        self.mean.add(soft_B.unsqueeze(0), counted_B)
         # Before the first hit the mean is 0; the clamp avoids an infinity, and no target is used yet.
         alpha: Tensor = (_MEAN_TARGET / self.mean()[0].clamp(min=_EPSILON)).clamp(min=1)
         return alpha
 
     # Without branches on tensors, because these would synchronise a GPU.
     @torch.no_grad()
-    def _start(self, target_B: Tensor, hit_B: Tensor) -> None:
-        mean = torch.where(hit_B, target_B, 0.0).sum() / hit_B.sum().clamp(min=1)
-        now = ~self.started & hit_B.any()
+    def _start(self, target_B: Tensor, counted_B: Tensor) -> None:
+        total = counted_B.sum()
+        mean = (target_B * counted_B).sum() / total.clamp(min=torch.finfo(target_B.dtype).tiny)
+        now = ~self.started & (total > 0)
         bias = [module for module in self.head.modules() if isinstance(module, nn.Linear)][-1].bias
         if bias is not None:
             bias.copy_(torch.where(now, torch.logit(mean, eps=_EPSILON), bias))
@@ -131,7 +151,7 @@ class RecentMeans(nn.Module):
 
     @torch.no_grad()
     def add(self, values_VB: Tensor, seen_B: Tensor) -> None:
-        """Adds the values (V, B) of the examples (B,) that ``seen_B`` marks."""
+        """Adds the values (V, B) of the examples (B,) that ``seen_B`` marks, or by which it weighs them."""
         added = seen_B.sum(dtype=torch.float64)
         keep = torch.exp(added * (-1 / _RECENT))
         self.total_V.mul_(keep).add_((values_VB * seen_B).sum(dim=1, dtype=torch.float64))

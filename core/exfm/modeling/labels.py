@@ -21,21 +21,26 @@ class Labels:
         values: (B,) by task: 0, 1, or NaN where a label is not known.
         weights: (B,) by task, the weight of each example in a mean, 0 where its label is not known; a task without an
             entry has all labels, and each weighs 1.
+        weight_B: the weight of each example; None where each weighs 1.
     """
 
     values: Mapping[str, Tensor]
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    weight_B: Tensor | None = None
 
     @classmethod
-    def of_tasks(cls, labels: Mapping[str, Tensor], tasks: Collection[str]) -> Labels:
-        """Selects the labels of some tasks; a task without any known label is left out.
+    def of_tasks(cls, labels: Mapping[str, Tensor], tasks: Collection[str], weight_B: Tensor | None = None) -> Labels:
+        """Selects the labels of some tasks; a task without any known label of an example with weight is left out.
 
         Args:
             labels: (B,) by task, NaN where a label is not known.
+            weight_B: the weight of each example; None where each weighs 1.
         """
         if not tasks:
-            return cls({})
+            return cls({}, weight_B=weight_B)
         unknown_TB = torch.stack([labels[task] for task in tasks]).isnan()
+        if weight_B is not None:
+            unknown_TB = unknown_TB | (weight_B == 0)
         # Read at once for all tasks, because each read of a device's tensor waits for the device.
         counts = unknown_TB.sum(dim=1).tolist()
         values: dict[str, Tensor] = {}
@@ -44,16 +49,18 @@ class Labels:
             if count == unknown_B.numel() > 0:
                 continue
             values[task] = labels[task]
-            if count:
+            if weight_B is not None:
+                weights[task] = torch.where(unknown_B, 0.0, weight_B)
+            elif count:
                 weights[task] = (~unknown_B).to(labels[task].dtype)
-        return cls(values, weights)
+        return cls(values, weights, weight_B)
 
-    def available(self, task: str) -> Tensor:
-        """Returns the known labels of a task."""
-        values_B = self.values[task]
-        if task not in self.weights:
-            return values_B
-        return values_B[self.weights[task] > 0]
+    def counts(self, task: str) -> tuple[Tensor, Tensor]:
+        """Returns the weight of the examples whose label of a task is 1, and of all whose label is known."""
+        weight_B = self.weights.get(task)
+        if weight_B is None:
+            return self.values[task].sum(), torch.tensor(float(self.values[task].numel()))
+        return (self.filled(task) * weight_B).sum(), weight_B.sum()
 
     def filled(self, task: str) -> Tensor:
         """Returns the labels (B,) of a task, 0 where a label is not known."""

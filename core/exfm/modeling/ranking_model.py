@@ -124,12 +124,12 @@ class RankingModel(nn.Module):
         return Head(self.backbone.output_dim, self.head_hidden)
 
     @torch.no_grad()
-    def start_head(self, task: str, labels_B: Tensor) -> None:
+    def start_head(self, task: str, positives: Tensor, total: Tensor) -> None:
         """Sets the bias of a task's head to the log odds of its first labels."""
         last = self._head(task)[-2]
         assert isinstance(last, nn.Linear)
         # Laplace's rule of succession: finite log odds even where all first labels are equal.
-        rate = (labels_B.sum() + 1.0) / (labels_B.numel() + 2.0)
+        rate = (positives + 1.0) / (total + 2.0)
         last.bias.fill_(torch.logit(rate))
 
     def forward(self, batch: Batch, run_trunk: RunTrunk = run_trunk) -> ModelOutput:

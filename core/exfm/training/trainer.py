@@ -35,6 +35,9 @@ from exfm.transfer.row_offsets import fold_offsets, tables_with_offsets
 from exfm.transfer.student_parameters import StudentParameters
 from exfm.transfer.student_transfer import STRATEGIES, StudentTransfer, parameters_of
 
+_WEIGHT = ""
+"""Names the examples' weights among the labels that are gathered; no task has an empty name."""
+
 
 @dataclass(frozen=True)
 class StepLabels:
@@ -181,8 +184,9 @@ class Trainer:
             batch = batch.to(self.plan.device)
             output = self.model(batch, run_trunk)
             predicted = Forward.from_output(output)
-            labels = gatherer.labels(batch.labels)
-            learned = Labels.of_tasks(labels, learn.tasks)
+            columns = dict(batch.labels) if batch.weight is None else {**batch.labels, _WEIGHT: batch.weight}
+            labels = dict(gatherer.labels(columns))
+            learned = Labels.of_tasks(labels, learn.tasks, labels.pop(_WEIGHT, None))
             if self._start_heads(learned):
                 # Again, because the logits depend on the biases. Predictions stay those from before the labels.
                 output = self.model(batch, run_trunk)
@@ -200,7 +204,7 @@ class Trainer:
         if started:
             with self.dense.average.setting_weights():
                 for task in started:
-                    self.model.start_head(task, labels.available(task))
+                    self.model.start_head(task, *labels.counts(task))
         self.learned.update(started)
         return bool(started)
 

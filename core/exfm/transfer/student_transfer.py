@@ -101,6 +101,7 @@ class StudentTransfer:
             teacher = merge_teacher_outputs(strategy, teachers, tokens)
             if teacher is None:
                 continue
+            teacher = replace(teacher, weight=learned.weight_B)
             # Scored before the adapter steps on the same labels: it would seem better than it is.
             if isinstance(strategy, LabelAdapter):
                 self.soft_labels.add(number, teacher, labels, strategy.adapt(teacher))

@@ -94,7 +94,9 @@ class AuxiliaryHead(DistillationStrategy):
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """Returns the weighted losses of the tasks, summed, a scalar; a miss counts 0 in a mean."""
         terms = [
-            self.heads.of_task(task)(student, teacher.probabilities[task].unsqueeze(0), teacher.hit[task])
+            self.heads.of_task(task)(
+                student, teacher.probabilities[task].unsqueeze(0), teacher.hit[task], teacher.weight
+            )
             for task in self.tasks
             if task in teacher.hit
         ]

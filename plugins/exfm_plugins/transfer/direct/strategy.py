@@ -61,7 +61,7 @@ class Direct(DistillationStrategy):
         for task in self.tasks:
             if task in teacher.hit:
                 logit_B, soft_B = self._at_temperature(student.logits[task], teacher.probabilities[task])
-                terms.append(soft_label_loss(logit_B, soft_B, teacher.hit[task]))
+                terms.append(soft_label_loss(logit_B, soft_B, teacher.hit[task], teacher.weight))
         return self._weight * self._temperature**2 * torch.stack(terms).sum()
 
     def _at_temperature(self, logit_B: Tensor, soft_B: Tensor) -> tuple[Tensor, Tensor]:

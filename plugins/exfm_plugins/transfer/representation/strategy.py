@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from exfm import DistillationStrategy
-from exfm.layers import Standardizer, mlp, scale_gradient
+from exfm.layers import Standardizer, batch_mean, mlp, scale_gradient
 from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec, TransferConfig
 
 _TEMPERATURE = 0.1
@@ -113,8 +113,8 @@ class Representation(DistillationStrategy):
         embedding_BE = teacher.embedding.detach().to(trunk_BR.dtype)
         teacher_BE = torch.where(counted_B.unsqueeze(1), self.standard(embedding_BE), 0.0)
         loss_B = self._distance(student_BE, teacher_BE, counted_B)
-        self.standard.add(embedding_BE, hit_B)
-        return self._weight * torch.where(counted_B, loss_B, 0.0).sum() / max(loss_B.shape[0], 1)
+        self.standard.add(embedding_BE, hit_B if teacher.weight is None else hit_B * teacher.weight)
+        return self._weight * batch_mean(torch.where(counted_B, loss_B, 0.0), counted_B, teacher.weight)
 
     def _distance(self, student_BE: Tensor, teacher_BE: Tensor, counted_B: Tensor) -> Tensor:
         if self._loss == "cosine":

@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, rms_norm
 
 from exfm import DistillationStrategy
 from exfm.components import suggestion
-from exfm.layers import DistillationHeads, mlp
+from exfm.layers import DistillationHeads, batch_mean, mlp
 from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec, TransferConfig
 
 _EPSILON = 1e-6
@@ -135,7 +135,12 @@ class StudentAdapter(DistillationStrategy):
             hit_B = teacher.hit.get(task)
             if task in labels and hit_B is not None and hit_B.any():
                 logit_B = self._corrected(task, teacher, hit_B)
-                terms.append(binary_cross_entropy_with_logits(logit_B, labels[task][hit_B].to(logit_B.dtype)))
+                label_B = labels[task][hit_B].to(logit_B.dtype)
+                if teacher.weight is None:
+                    terms.append(binary_cross_entropy_with_logits(logit_B, label_B))
+                else:
+                    loss_B = binary_cross_entropy_with_logits(logit_B, label_B, reduction="none")
+                    terms.append(batch_mean(loss_B, torch.ones_like(loss_B), teacher.weight[hit_B]))
         # Without a term no parameter gets a gradient, not even zeros: Adam would move on them by its momentum.
         return torch.stack(terms).sum() if terms else torch.zeros((), requires_grad=True)
 
@@ -176,7 +181,7 @@ class StudentAdapter(DistillationStrategy):
         with torch.no_grad():
             adapted_B = self._adapted(task, teacher)
         soft_LB = torch.stack([teacher_B, adapted_B] if self._shared else [adapted_B])
-        losses: Tensor = self.heads.of_task(task)(student, soft_LB, hit_B)
+        losses: Tensor = self.heads.of_task(task)(student, soft_LB, hit_B, teacher.weight)
         return torch.stack([weight * loss for weight, loss in zip(self._weights, losses, strict=True)]).sum()
 
 

@@ -1,0 +1,125 @@
+"""A row of weight 2 teaches as much as the same row twice, and a row of weight 0 nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+
+import exfm
+from exfm.data.batch import Batch
+from exfm.data.blank import blank_batch
+from exfm.data.column_types import plain_rows
+from exfm.data.decode import decode
+from exfm.experiment.run import build_plan
+from exfm.training.trainer import StepLabels, Trainer
+from exfm.transfer.build import teacher_specs
+from tests.training.logs import experiment_dict, load, make_log, predictions, train, write_log
+
+ROWS = 48
+STRATEGIES: dict[str, list[dict[str, Any]]] = {
+    "labels alone": [],
+    "direct": [{"name": "direct", "teacher": "fm"}],
+    "auxiliary_head": [{"name": "auxiliary_head", "teacher": "fm", "label_scale": "auto"}],
+    "student_adapter": [{"name": "student_adapter", "teacher": "fm"}],
+    "representation": [{"name": "representation", "teacher": "fm"}],
+}
+
+
+def weighted(log: pa.Table, weight: np.ndarray[Any, Any]) -> pa.Table:
+    return log.append_column("weight", pa.array(weight))
+
+
+def stepped(
+    folder: Path, transfer: list[dict[str, Any]], batches: list[Batch], hits: list[Tensor]
+) -> dict[str, Tensor]:
+    """Returns a student's weights after a step on each batch, with SGD of all weights."""
+    config = experiment_dict(write_log(folder / "log", weighted(make_log(60), np.ones(60))), str(folder / "run"))
+    sgd = {"dense": {"name": "sgd", "lr": 0.1}, "tables": {"name": "sgd", "lr": 0.1}}
+    config["stream"]["source"]["weight"] = "weight"
+    config["models"]["fm"] |= {"supervision": {"embedding": "float16"}}
+    config["models"]["vm"] |= {"transfer": transfer, "control": False, "optimizer": sgd}
+    experiment = load(folder, config)
+    arm = next(arm for arm in experiment.arms if arm.name == "vm")
+    trainer = Trainer(arm, experiment.schema, teacher_specs(experiment), build_plan(experiment), 0)
+    for batch, hit in zip(batches, hits, strict=True):
+        narrowed = trainer.model.narrow(batch)
+        torch.manual_seed(0)
+        soft = torch.sin(batch.example_id.float()).sigmoid()
+        embedding = torch.stack([torch.cos(batch.example_id.float() * k) for k in range(1, 1 + 16)], dim=1)
+        width = teacher_specs(experiment)["fm"].embedding_dim or 1
+        embedding = embedding.repeat(1, -(-width // 16))[:, :width]
+        output = exfm.transfer.TeacherOutput({"click": soft}, {"click": hit}, embedding)
+        trainer.step(narrowed, {"fm": output} if transfer else {}, StepLabels(("click",), transfer=True))
+    return {name: value.clone() for name, value in trainer.weights().items()}
+
+
+def rows_of(log: pa.Table, schema: exfm.schema.FeatureSchema) -> Batch:
+    return decode(plain_rows(log.combine_chunks().to_batches()[0], schema), schema)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_weight_2_is_the_row_twice(tmp_path: Path, strategy: str) -> None:
+    config = experiment_dict(write_log(tmp_path / "log", weighted(make_log(60), np.ones(60))), str(tmp_path / "run"))
+    config["stream"]["source"]["weight"] = "weight"
+    schema = load(tmp_path, config).schema
+    random = np.random.default_rng(0)
+    log, weight = make_log(3 * ROWS), random.integers(0, 4, 3 * ROWS)
+    once, twice = [], []
+    hit_once, hit_twice = [], []
+    for start in range(0, 3 * ROWS, ROWS):
+        rows, weights = log.slice(start, ROWS), weight[start : start + ROWS]
+        once.append(rows_of(weighted(rows, weights), schema))
+        index = torch.repeat_interleave(torch.arange(ROWS), torch.from_numpy(weights))
+        repeated = rows_of(weighted(rows, np.ones(ROWS)), schema).select(index)
+        twice.append(repeated)
+        hit = torch.from_numpy(random.random(ROWS) < 0.7)
+        hit_once.append(hit)
+        hit_twice.append(hit[index])
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    expected = stepped(tmp_path / "a", STRATEGIES[strategy], twice, hit_twice)
+    for name, value in stepped(tmp_path / "b", STRATEGIES[strategy], once, hit_once).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_rows_without_weight_are_predicted_and_teach_nothing(tmp_path: Path) -> None:
+    log = make_log(400)
+    weight = (np.random.default_rng(1).random(400) < 0.6).astype(float)
+    read: dict[str, Any] = {}
+    for name, user in {"a": log.column("user").to_numpy(), "b": 39 - log.column("user").to_numpy()}.items():
+        # Other users where the weight is 0.
+        users = pa.array(np.where(weight > 0, log.column("user").to_numpy(), user))
+        rows = weighted(log.set_column(log.column_names.index("user"), "user", users), weight)
+        config = experiment_dict(write_log(tmp_path / name, rows), str(tmp_path / f"{name}-run"))
+        config["stream"]["source"]["weight"] = "weight"
+        config["models"] = {"vm": {**config["models"]["vm"], "transfer": [], "control": False}}
+        train(load(tmp_path, config))
+        read[name] = pa.concat_tables(predictions(config["run_dir"], "vm").values())
+    kept = pa.array(weight > 0)
+    assert read["a"].num_rows == 400
+    assert read["a"].filter(kept).equals(read["b"].filter(kept))
+    assert not read["a"].equals(read["b"])
+
+
+def test_a_bad_weight_is_named(tmp_path: Path) -> None:
+    weight = np.ones(60)
+    weight[7] = -1
+    config = experiment_dict(write_log(tmp_path / "log", weighted(make_log(60), weight)), str(tmp_path / "run"))
+    config["stream"]["source"]["weight"] = "weight"
+    with pytest.raises(exfm.ConfigError, match=r"row 7: weight: a weight is a finite number, 0 or more; given: -1"):
+        train(load(tmp_path, config))
+
+
+def test_blank_rows_have_weights_where_rows_have() -> None:
+    schema = exfm.schema.FeatureSchema(
+        weight="w", features=(exfm.schema.DenseFeature(name="price"),), labels=(exfm.schema.Label(name="click"),)
+    )
+    weight = blank_batch(schema, 2).weight
+    assert weight is not None and weight.tolist() == [1, 1]
+    assert blank_batch(schema.model_copy(update={"weight": ""}), 2).weight is None
