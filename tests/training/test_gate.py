@@ -64,7 +64,7 @@ def config(folder: Path, name: str, delay: str) -> dict[str, Any]:
     settings = experiment_dict(str(log) if log.exists() else write_log(log, flipped_log()), str(folder / name))
     settings["stream"] |= {"window": "12h", "chunk_rows": 512}
     fm = {"backbone": {"name": "dlrm"}, "embedding_dim": 8, "batch_size": 128}
-    settings["models"]["fm"] = fm | {"supervision": {"delay": delay}, "gate": {}}
+    settings["models"]["fm"] = fm | {"supervision": {"delay": delay}, "gate": {"predecessor_tolerance": None}}
     settings["models"]["vm"] |= {
         "control": False,
         "batch_size": 128,

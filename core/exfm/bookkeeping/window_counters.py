@@ -38,9 +38,7 @@ class WindowCounters:
     def add_scores(self, sums: Mapping[str, Tensor]) -> None:
         """Adds sums of ``task_sums``, (4,) by task."""
         for task, counted in sums.items():
-            examples, positives, loss, predicted = counted.tolist()
-            moments = Moments(int(examples), int(positives), loss, predicted)
-            self.scores[task] = self.scores.get(task, Moments()) + moments
+            self.scores[task] = self.scores.get(task, Moments()) + moments_of(counted)
 
 
 def task_sums(probabilities: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -50,3 +48,9 @@ def task_sums(probabilities: Mapping[str, Tensor], labels: Mapping[str, Tensor])
         # NaN is counted and refused elsewhere.
         sums[task] = sum_scores(predicted.nan_to_num(0.5), labels[task], torch.ones_like(predicted, dtype=torch.bool))
     return sums
+
+
+def moments_of(sums: Tensor) -> Moments:
+    """Converts the sums of a task, (4,) of ``task_sums``."""
+    examples, positives, loss, predicted = sums.tolist()
+    return Moments(int(examples), int(positives), loss, predicted)

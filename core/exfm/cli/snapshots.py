@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,7 +42,10 @@ def _print_table(listed: Sequence[ListedSnapshot]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("model", "version", "trained until", "NE", "calibration", "size", "state", "aliases"):
+    # The column is empty without gates.
+    gated = any(snapshot.predecessor is not None for snapshot in listed)
+    compared = ("over predecessor",) if gated else ()
+    for heading in ("model", "version", "trained until", "NE", "calibration", *compared, "size", "state", "aliases"):
         table.add_column(heading, overflow="fold")
     for snapshot in listed:
         size = f"{snapshot.bytes / 1e6:,.1f} MB" if snapshot.bytes else "-"
@@ -50,6 +53,7 @@ def _print_table(listed: Sequence[ListedSnapshot]) -> None:
         table.add_row(
             *(snapshot.model, str(snapshot.version), snapshot.watermark.replace("+00:00", "Z")),
             *(_figure(snapshot, "ne", 4), _figure(snapshot, "calibration", 3)),
+            *((_excess(snapshot),) if gated else ()),
             *(size, state, ", ".join(snapshot.aliases) or "-"),
         )
     console(160).print(table)
@@ -62,9 +66,19 @@ def _print_table(listed: Sequence[ListedSnapshot]) -> None:
 
 def _figure(snapshot: ListedSnapshot, name: str, digits: int) -> str:
     """Formats a figure of each task; the task is named where there are several."""
+    return _by_task({task: figures[name] for task, figures in snapshot.tasks.items()}, f".{digits}f")
+
+
+def _excess(snapshot: ListedSnapshot) -> str:
+    """Formats by how much the model's NE is above that of the snapshot it was compared with."""
+    if snapshot.predecessor is None:
+        return "-"
+    return _by_task({task: figures["excess"] for task, figures in snapshot.predecessor.tasks.items()}, "+.1%")
+
+
+def _by_task(values: Mapping[str, float | None], form: str) -> str:
     texts: list[str] = []
-    for task, figures in snapshot.tasks.items():
-        value = figures[name]
-        text = "-" if value is None else f"{value:.{digits}f}"
-        texts.append(f"{task} {text}" if len(snapshot.tasks) > 1 else text)
+    for task, value in values.items():
+        text = "-" if value is None else format(value, form)
+        texts.append(f"{task} {text}" if len(values) > 1 else text)
     return "\n".join(texts) or "-"

@@ -97,10 +97,24 @@ class GateConfig(Section):
     """Limits of a window's figures, beyond which the snapshot after the window is held back from its readers."""
 
     windows: int = Field(
-        4, gt=0, description="Published windows that a window is compared with; until there are so many, none is held."
+        4,
+        gt=0,
+        description="Published windows that a window is compared with; until there are so many, only "
+        "predecessor_tolerance holds.",
     )
-    ne_tolerance: float = Field(
-        0.1, gt=0, description="How far its NE may lie above the mean NE of those windows, as a share of the mean."
+    ne_tolerance: float | None = Field(
+        0.1,
+        gt=0,
+        description="How far its NE may lie above the mean NE of those windows, as a share of the mean; null: any.",
+    )
+    predecessor_tolerance: float | None = Field(
+        0.03,
+        gt=0,
+        description="How far its NE may lie above that of the newest published snapshot on the same rows, as a share; "
+        "null: the two are not compared.",
+    )
+    compared_rows: int = Field(
+        8_192, gt=0, description="Last rows of the window that both predict, at least: whole batches are."
     )
     calibration: tuple[float, float] = Field(
         (0.5, 2.0), description="The least and the greatest calibration: predicted over real positives."

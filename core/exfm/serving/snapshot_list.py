@@ -15,8 +15,22 @@ from exfm.reporting.results import CONFIG_FILE
 from exfm.scheduling.identity import recorded_models
 from exfm.storage.snapshots import Snapshot
 from exfm.supervision.store import Store
+from exfm.training.gate import Comparison
 
 State = Literal["published", "held", "retired"]
+
+
+@dataclass(frozen=True)
+class ListedPredecessor:
+    """Describes the comparison of a model with its newest published snapshot, on the last rows of a window.
+
+    Attributes:
+        version: of that snapshot.
+        tasks: by task, the NE of the model and of the snapshot, and the share by which the model's is above.
+    """
+
+    version: int
+    tasks: Mapping[str, Mapping[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,7 @@ class ListedSnapshot:
     Attributes:
         watermark: the model has trained on rows before this time, ISO 8601.
         tasks: NE and calibration of the window before the snapshot, by task; empty if the commit has none.
+        predecessor: what a gate compared the model with at the end of that window; None if it did not.
         bytes: size of the files that are stored.
         newest: whether training goes on from the snapshot.
         held: by task, why the snapshot is held.
@@ -36,6 +51,7 @@ class ListedSnapshot:
     version: int
     watermark: str
     tasks: Mapping[str, Mapping[str, float | None]]
+    predecessor: ListedPredecessor | None
     bytes: int
     state: State
     newest: bool
@@ -87,6 +103,7 @@ def list_snapshots(store: Store, model: str) -> list[ListedSnapshot]:
             version=snapshot.version,
             watermark=datetime.fromtimestamp(snapshot.watermark_us / 1e6, UTC).isoformat(timespec="seconds"),
             tasks=_figures(counters),
+            predecessor=_predecessor(counters),
             bytes=snapshot.weights.bytes + snapshot.training.bytes if is_stored else 0,
             state=_state(snapshot, is_stored),
             newest=snapshot is snapshots[-1],
@@ -110,3 +127,14 @@ def _figures(counters: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
         moments = Moments(**counted)
         figures[task] = {"ne": moments.ne, "calibration": moments.calibration}
     return figures
+
+
+def _predecessor(counters: Mapping[str, Any]) -> ListedPredecessor | None:
+    """Computes the figures of a comparison from the counters of a window's commit."""
+    comparison = Comparison.from_counters(counters)
+    if comparison is None:
+        return None
+    tasks: dict[str, dict[str, float | None]] = {}
+    for task, pair in comparison.tasks.items():
+        tasks[task] = {"ne": pair.model.ne, "predecessor_ne": pair.predecessor.ne, "excess": pair.excess}
+    return ListedPredecessor(comparison.version, tasks)

@@ -1,13 +1,14 @@
 """Decides at the end of a window whether the snapshot after it is published or held.
 
-A window is judged by its prequential predictions, which its commit counts, against the windows published before it.
-So a resumed run decides as the undisturbed run does.
+A window is judged by its prequential predictions, which its commit counts, against the windows published before it and
+against the newest published snapshot. So a resumed run decides as the undisturbed run does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from exfm.config.training_sections import GateConfig
 from exfm.evaluation.metrics import Moments
@@ -29,6 +30,50 @@ class GateHistory:
 
     published: Sequence[Scores]
     held: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class PairedScores:
+    """Sums over the same examples, which neither the model nor its predecessor had trained on.
+
+    Attributes:
+        model: of the model's prequential predictions.
+        predecessor: of the predictions of its newest published snapshot.
+    """
+
+    model: Moments
+    predecessor: Moments
+
+    @property
+    def excess(self) -> float | None:
+        """Share by which the model's NE lies above the predecessor's; None where a class is missing."""
+        if not self.model.ne or not self.predecessor.ne:
+            return None
+        return self.model.ne / self.predecessor.ne - 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Compares a model with its newest published snapshot, on the last rows of a window.
+
+    Attributes:
+        version: of the snapshot.
+        tasks: sums by task.
+    """
+
+    version: int
+    tasks: Mapping[str, PairedScores]
+
+    @classmethod
+    def from_counters(cls, counters: Mapping[str, Any]) -> Comparison | None:
+        """Reads the comparison from the counters of a window's commit; None where there was none."""
+        compared = counters.get("compared")  # none in windows of exfm before it compared
+        if not compared:
+            return None
+        tasks: dict[str, PairedScores] = {}
+        for task, pair in compared["tasks"].items():
+            tasks[task] = PairedScores(Moments(**pair["model"]), Moments(**pair["predecessor"]))
+        return cls(compared["version"], tasks)
 
 
 def read_history(log: CommitLog, model: str, window: int, count: int) -> GateHistory:
@@ -54,24 +99,33 @@ def read_history(log: CommitLog, model: str, window: int, count: int) -> GateHis
     return GateHistory(published, held or {})
 
 
-def judge(config: GateConfig, window: Window, scores: Scores, history: GateHistory) -> dict[str, str]:
+def judge(
+    config: GateConfig, window: Window, scores: Scores, history: GateHistory, comparison: Comparison | None = None
+) -> dict[str, str]:
     """Returns by task why the snapshot after a window is held; empty if it is published.
 
-    A task with too few labels keeps the judgement of the window before, because the model has hardly changed since.
+    A window is judged by all checks for which there is enough: published windows, labels. A task that no check judges
+    keeps the judgement of the window before, because the model has hardly changed since.
 
     Args:
         scores: of the window's prequential predictions, of the tasks whose labels are known by its end.
+        comparison: with the newest published snapshot; None before there is one.
     """
-    if len(history.published) < config.windows:
-        return {}
     held: dict[str, str] = {}
     for task, moments in scores.items():
-        reason = history.held.get(task, "")
-        if _has_labels(config, moments):
+        pair = comparison.tasks.get(task) if comparison is not None else None
+        if pair is not None and (pair.excess is None or not _has_labels(config, pair.model)):
+            pair = None
+        reasons: list[str] | None = None
+        if len(history.published) >= config.windows and _has_labels(config, moments):
             before = [earlier[task] for earlier in history.published if task in earlier]
-            reason = _reason(config, task, window, moments, [past for past in before if _has_labels(config, past)])
-        if reason:
-            held[task] = reason
+            reasons = _reasons(config, task, moments, [past for past in before if _has_labels(config, past)])
+        if comparison is not None and pair is not None:
+            reasons = [*(reasons or ()), *_against_predecessor(config, task, pair, comparison.version, bool(reasons))]
+        if reasons:
+            held[task] = f"in window {window} {'; '.join(reasons)}"
+        elif reasons is None and history.held.get(task):
+            held[task] = history.held[task]
     return held
 
 
@@ -83,11 +137,11 @@ def _has_labels(config: GateConfig, moments: Moments) -> bool:
     return min(positives, negatives) >= config.min_labels
 
 
-def _reason(config: GateConfig, task: str, window: Window, moments: Moments, before: Sequence[Moments]) -> str:
-    """Returns why the figures of a task are beyond the limits, or an empty string."""
+def _reasons(config: GateConfig, task: str, moments: Moments, before: Sequence[Moments]) -> list[str]:
+    """Returns why the figures of a task are beyond the limits; empty if they are not."""
     reasons: list[str] = []
     usual = [past.ne for past in before if past.ne is not None]
-    if usual and moments.ne is not None:
+    if config.ne_tolerance is not None and usual and moments.ne is not None:
         mean = sum(usual) / len(usual)
         limit = mean * (1 + config.ne_tolerance)
         if moments.ne > limit:
@@ -101,6 +155,22 @@ def _reason(config: GateConfig, task: str, window: Window, moments: Moments, bef
             f"it predicted {moments.prediction_sum:,.0f} positives of {task} where there were {moments.positives:,}, "
             f"and calibration may lie between {lowest:g} and {highest:g}"
         )
-    if not reasons:
-        return ""
-    return f"in window {window} {'; '.join(reasons)}"
+    return reasons
+
+
+def _against_predecessor(
+    config: GateConfig, task: str, pair: PairedScores, version: int, other_reasons: bool
+) -> list[str]:
+    """Returns why a task's predictions are worse than those of the newest published snapshot; empty if they are not.
+
+    Args:
+        other_reasons: whether another check holds the window, so that the comparison helps to tell the cause.
+    """
+    assert pair.excess is not None
+    figures = f"{pair.model.ne:.4f}, and that of snapshot {version} {pair.predecessor.ne:.4f}"
+    on_rows = f"on its last {pair.model.examples:,} rows its NE of {task} is {figures}"
+    if config.predecessor_tolerance is not None and pair.excess > config.predecessor_tolerance:
+        return [f"{on_rows}: {pair.excess:.1%} more, and at most {config.predecessor_tolerance:.0%} may be"]
+    if other_reasons and pair.excess < 0:
+        return [f"{on_rows}: so the labels have changed, or the rows are harder to predict"]
+    return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 import torch
@@ -11,21 +10,18 @@ from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.distributed.chunk_exchange import ModelChunk, ShardedChunk
 from exfm.distributed.row_gatherer import RowGatherer
-from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
 from exfm.storage.commits import Commit, WindowRead
-from exfm.storage.finite import check_snapshot
 from exfm.storage.hashing import FileRecord
 from exfm.storage.orphans import remove_orphans
-from exfm.storage.snapshots import Snapshot, same_on_all
+from exfm.storage.snapshots import Snapshot
 from exfm.supervision.joiner import SupervisionRows
 from exfm.supervision.row_files import row_file, supervision_columns, supervision_schema
 from exfm.supervision.store import Store
 from exfm.training.model_output import ForwardRows
+from exfm.training.snapshot_loader import SnapshotLoader
 from exfm.training.trainer import Trainer
-
-logger = logging.getLogger(__name__)
 
 
 def labelled_for(experiment: Experiment, teacher: Arm) -> tuple[str, ...]:
@@ -52,7 +48,7 @@ class Labeller:
         self.store = store
         self.students = students
         self.delay_us = microseconds(trainer.arm.config.supervision.delay)
-        self._loaded: Snapshot | None = None
+        self._loader = SnapshotLoader(trainer, store.snapshots)
 
     def begin(self, window: Window, read: WindowRead) -> None:
         """Opens the window's file and loads the snapshot that labels all examples of the window.
@@ -68,7 +64,8 @@ class Labeller:
         start = time.perf_counter()
         self._window, self._read = window, read
         self._previous = self.store.log.head("supervise", self.name)
-        self._snapshot = self._newest(window.start_us - self.delay_us)
+        candidates = self.store.snapshots.published(self.name, window.start_us - self.delay_us)
+        self._snapshot = self._loader.newest(candidates, "labelling with")
         self._examples = 0
         self._rows = RowGatherer(
             self.process_group,
@@ -97,7 +94,7 @@ class Labeller:
         Raises:
             RunError: it cannot be read.
         """
-        error = self._load(snapshot)
+        error = self._loader.load(snapshot)
         if error is not None:
             raise error
         self._snapshot = snapshot
@@ -121,47 +118,6 @@ class Labeller:
             # Rows of the snapshot: only a back-fill has any, because a teacher with a delay stores none.
             forward = forward.with_vectors(self.trainer.rows(batch.batch)).first_rows(batch.shard.size)
             outputs.add(forward, snapshot.learned, snapshot.watermark_us)
-
-    def _newest(self, before_us: int) -> Snapshot | None:
-        """Loads the newest readable snapshot whose watermark lies at or before a time; None without snapshots.
-
-        Raises:
-            RunError: there are such snapshots, and none can be read.
-        """
-        failure: RunError | None = None
-        for snapshot in same_on_all(self.process_group, self.store.snapshots.published(self.name, before_us)):
-            error = self._load(snapshot)
-            if error is None:
-                return snapshot
-            logger.warning("%s; labelling with the snapshot before it", error)
-            failure = failure or error
-        if failure is not None:
-            raise failure
-        return None
-
-    def _load(self, snapshot: Snapshot) -> RunError | None:
-        """Loads a snapshot's weights, unless they are loaded.
-
-        Returns:
-            The error, on every process, if any process cannot read them.
-        """
-        if snapshot == self._loaded:
-            return None
-        # Forgotten first, because the snapshot is read into the buffers that hold the previous snapshot.
-        self._loaded = None
-        weights: dict[str, torch.Tensor] = {}
-        error: RunError | None = None
-        try:
-            weights = self.store.snapshots.load(snapshot.weights, self.trainer.memory())
-        except RunError as unreadable:
-            error = unreadable
-        # Agreed before loading, so that all processes label with the same snapshot.
-        if self.process_group.all_agree(error is None):
-            check_snapshot(snapshot, weights, self.trainer.constants, self.store.workspace.url)
-            self.trainer.load_weights(weights)
-            self._loaded = snapshot
-            return None
-        return error or RunError(f"snapshot {snapshot.version} of {self.name!r}: another process cannot read it")
 
     def commit(self, rows: int) -> None:
         """Commits the window's supervision; a window without rows has a manifest only."""

@@ -38,6 +38,7 @@ from exfm.supervision.store import Store
 from exfm.supervision.streaming import OpenSupervision
 from exfm.training.epochs import Epochs
 from exfm.training.labeller import Labeller, labelled_for
+from exfm.training.predecessor import Predecessor, served_arm
 from exfm.training.stage import Stage
 from exfm.training.trainer import Trainer
 from exfm.transfer.build import teacher_specs
@@ -95,7 +96,8 @@ class StreamLoop:
         self.stages: list[Stage] = []
         for arm in trained:
             parent = experiment.parents.get(arm.base)
-            self.stages.append(Stage(self._trainer(arm, plan), store, schema, prompt, shared, external, parent))
+            trainer, predecessor = self._trainer(arm, plan), self._predecessor(arm, plan)
+            self.stages.append(Stage(trainer, store, schema, prompt, shared, external, parent, predecessor))
         self.labellers: list[Labeller] = []
         for arm in labelled:
             self.labellers.append(Labeller(self._trainer(arm, plan), store, labelled_for(experiment, arm)))
@@ -114,6 +116,13 @@ class StreamLoop:
 
     def _trainer(self, arm: Arm, plan: ParallelPlan) -> Trainer:
         return Trainer(arm, self.experiment.schema, self._teachers, plan, self.experiment.config.seed)
+
+    def _predecessor(self, arm: Arm, plan: ParallelPlan) -> Predecessor | None:
+        """Builds a second copy of a model, for its newest published snapshot; None where its gate does not compare."""
+        gate = arm.config.gate
+        if gate is None or gate.predecessor_tolerance is None:
+            return None
+        return Predecessor(self._trainer(served_arm(arm), plan), self.store.snapshots, gate.compared_rows)
 
     @cached_property
     def external(self) -> dict[str, ExternalSupervision]:

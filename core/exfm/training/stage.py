@@ -5,7 +5,6 @@ Legend: B examples.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sys
@@ -27,16 +26,14 @@ from exfm.distributed.chunk_exchange import ModelBatch, ModelChunk, ShardedChunk
 from exfm.distributed.late_labels import LateLabelCollector
 from exfm.distributed.row_gatherer import RowGatherer
 from exfm.errors import RunError
-from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds, microseconds_since_1970
 from exfm.interfaces.schema import FeatureSchema
-from exfm.mappings import add_prefix, map_values, strip_prefix
+from exfm.mappings import add_prefix, strip_prefix
 from exfm.modeling.cost import flops_by_section, parameters_by_section
 from exfm.optimization.divergence import diverged
 from exfm.storage.commits import NONE, WindowRead
-from exfm.storage.finite import check_snapshot, first_not_finite, rows_not_finite
-from exfm.storage.snapshots import Snapshot, same_on_all
+from exfm.storage.finite import first_not_finite, rows_not_finite
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.joiner import Joined, Joiner, SupervisionRows
 from exfm.supervision.row_files import (
@@ -48,10 +45,12 @@ from exfm.supervision.row_files import (
     teacher_column,
 )
 from exfm.supervision.store import Store
-from exfm.training.gate import judge, read_history
 from exfm.training.initial_weights import InitialWeights, check_new_tables, load_initial_weights
 from exfm.training.model_output import ForwardRows
+from exfm.training.predecessor import Predecessor
+from exfm.training.resume import load_newest
 from exfm.training.trainer import StepLabels, Trainer
+from exfm.training.window_gate import WindowGate
 from exfm.transfer.chunk_vectors import ChunkVectors
 from exfm.transfer.example_embeddings import join_batch
 from exfm.transfer.teacher_parameters import TeacherParameters
@@ -77,6 +76,7 @@ class Stage:
         shared: the parameters that students take from their teachers' snapshots.
         external: tasks of the external teachers, whose predictions are written beside the model's.
         parent: the model of a run that the model starts from, if any.
+        predecessor: predicts with the model's newest published snapshot; None where its gate does not compare.
 
     Attributes:
         late_labels: the labels of earlier examples that are read again in the window.
@@ -92,6 +92,7 @@ class Stage:
         shared: TeacherParameters,
         external: Mapping[str, Collection[str]],
         parent: Lender | None = None,
+        predecessor: Predecessor | None = None,
     ) -> None:
         self.trainer = trainer
         self.process_group = trainer.plan.process_group
@@ -105,6 +106,7 @@ class Stage:
                 if task in self.tasks:
                     self._external[teacher_column(teacher, task)] = (teacher, task)
         self.prompt = tuple(task for task in self.tasks if task in prompt)
+        self._gate = WindowGate(trainer.arm, self.prompt, store.log, self.process_group, predecessor)
         # Without a delay its forward pass is stored as supervision; with a delay, a labeller reads its snapshots.
         self.supervises = trainer.arm.stores and not trainer.arm.labels_later
         self.labelled_later = trainer.arm.labels_later
@@ -143,6 +145,7 @@ class Stage:
         with trainer.dense.average.setting_weights():
             self.shared.load_into(trainer.transfer.parameters, trainer.growth, self.process_group, window)
         self._feed.begin()
+        self._gate.begin()
         self.counters.seconds = time.perf_counter() - start
         self._window, self._previous, self._read_state, self._missed = window, previous, read, missed
         if missed:
@@ -175,38 +178,14 @@ class Stage:
         Raises:
             RunError: there are snapshots and none can be read, or a snapshot is not finite.
         """
-        failure: RunError | None = None
         self.has_repeated = False
-        candidates = self.store.snapshots.newest_first(self.name, sys.maxsize)
-        for snapshot in same_on_all(self.process_group, candidates):
-            weights, training, error = self._read(snapshot)
-            # Agreed before loading, so that all processes go on from the same snapshot.
-            if self.process_group.all_agree(error is None):
-                for tensors in (weights, training):
-                    check_snapshot(snapshot, tensors, self.trainer.constants, self.store.workspace.url)
-                self.trainer.load_weights(weights)
-                self.trainer.load_training_state(training)
-                feed = strip_prefix(_FEED, training)
-                self._feed.load_state(feed)
-                self.trainer.learned = set(snapshot.learned)
-                self._held = dict(snapshot.held)
-                return snapshot.version
-            # Without an error here, another process has met it.
-            error = error or RunError(f"snapshot {snapshot.version} of {self.name!r}: another process cannot read it")
-            logger.warning("%s; going back to the snapshot before it", error)
-            failure = failure or error
-        if failure is not None:
-            raise failure
-        return NONE
-
-    def _read(self, snapshot: Snapshot) -> tuple[dict[str, Tensor], dict[str, Tensor], RunError | None]:
-        """Reads a snapshot's weights and training state; returns the error if they cannot be read."""
-        try:
-            memory = self.trainer.memory()
-            weights = self.store.snapshots.load(snapshot.weights, memory)
-            return weights, self.store.snapshots.load(snapshot.training, memory), None
-        except RunError as error:
-            return {}, {}, error
+        loaded = load_newest(self.trainer, self.store.snapshots)
+        if loaded is None:
+            return NONE
+        snapshot, training = loaded
+        self._feed.load_state(strip_prefix(_FEED, training))
+        self._held = dict(snapshot.held)
+        return snapshot.version
 
     def consume(self, chunk: ShardedChunk, teachers: Mapping[str, Joiner], vectors: ChunkVectors) -> SupervisionRows:
         """Predicts the arm's rows of a chunk and trains on them, batch by batch.
@@ -258,6 +237,7 @@ class Stage:
         forward = self.trainer.step(batch.batch, supervision, learn, batch.shard.counts, batch.accumulation)
         self.trainer.observe(batch.batch, batch.shard.size)
         self._last = batch.batch
+        self._gate.add(batch, forward)
         if self.supervises:
             # Rows after the step: a student may read them only for later examples, so that no label leaks.
             forward = forward.with_vectors(self.trainer.rows(batch.batch))
@@ -331,7 +311,8 @@ class Stage:
         teachers = {
             name: self._sum_over_processes(counted).as_counters() for name, counted in self.counters.teachers.items()
         }
-        self._held = self._judge()
+        judgement = self._gate.judge(self._window, self.counters.scores)
+        self._held = judgement.held
         if not self.process_group.is_rank_zero:
             return None
         self.late_labels.write()
@@ -351,8 +332,8 @@ class Stage:
             "learned": sorted(trainer.learned),
             "soft_labels": trainer.transfer.soft_labels.counters(),
             "teachers": teachers,
-            "prequential": map_values(asdict, self.counters.scores),
-            "held": self._held,
+            "prequential": {task: asdict(moments) for task, moments in self.counters.scores.items()},
+            **judgement.counters(),
         }
         if self._initial is not None and self._previous == NONE:
             counters["init_from"] = self._initial.counters()
@@ -371,23 +352,6 @@ class Stage:
             self._needed_us,
             trainer.arm.config.keep.snapshots,
         )
-
-    def _judge(self) -> dict[str, str]:
-        """Returns by task why the snapshot after the window is held; empty if it is published."""
-        gate = self.trainer.arm.config.gate
-        if gate is None:
-            return {}
-        held: dict[str, str] = {}
-        # On rank zero, because a listing of the store may differ between machines.
-        if self.process_group.is_rank_zero:
-            history = read_history(self.store.log, self.name, self._window.index, gate.windows)
-            # Later labels are not known yet when the window ends.
-            scores = {task: self.counters.scores.get(task, Moments()) for task in self.prompt}
-            held = judge(gate, self._window, scores, history)
-            for reason in held.values():
-                logger.warning("%s: the snapshot after window %s is held: %s", self.name, self._window, reason)
-        decided: dict[str, str] = json.loads(self.process_group.broadcast_bytes(json.dumps(held).encode()))
-        return decided
 
     def _check_state(self, state: tuple[dict[str, Tensor], dict[str, Tensor]] | None) -> None:
         """Checks that the state, and the predictions that it makes, are finite.

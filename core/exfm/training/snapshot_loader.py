@@ -1,0 +1,74 @@
+"""Loads published snapshots into a model that predicts with them, alike on all processes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from exfm.errors import RunError
+from exfm.storage.finite import check_snapshot
+from exfm.storage.snapshots import Snapshot, SnapshotRegistry, same_on_all
+from exfm.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class SnapshotLoader:
+    """Overwrites a model's weights by those of snapshots.
+
+    Args:
+        trainer: a model of the snapshots' shape.
+        snapshots: where they are published.
+    """
+
+    def __init__(self, trainer: Trainer, snapshots: SnapshotRegistry) -> None:
+        self.trainer = trainer
+        self.snapshots = snapshots
+        self._loaded: Snapshot | None = None
+
+    def newest(self, candidates: Iterator[Snapshot], use: str) -> Snapshot | None:
+        """Loads the first snapshot that can be read; returns None without snapshots.
+
+        Args:
+            candidates: newest first; those of rank 0 count.
+            use: words for the use of a snapshot, for warnings about those that cannot be read.
+
+        Raises:
+            RunError: there are snapshots, and none can be read.
+        """
+        failure: RunError | None = None
+        for snapshot in same_on_all(self.trainer.plan.process_group, candidates):
+            error = self.load(snapshot)
+            if error is None:
+                return snapshot
+            logger.warning("%s; %s the snapshot before it", error, use)
+            failure = failure or error
+        if failure is not None:
+            raise failure
+        return None
+
+    def load(self, snapshot: Snapshot) -> RunError | None:
+        """Loads a snapshot's weights, unless they are loaded.
+
+        Returns:
+            The error, on every process, if any process cannot read them.
+        """
+        if snapshot == self._loaded:
+            return None
+        # Forgotten first, because the snapshot is read into the buffers that hold the previous snapshot.
+        self._loaded = None
+        weights: dict[str, Tensor] = {}
+        error: RunError | None = None
+        try:
+            weights = self.snapshots.load(snapshot.weights, self.trainer.memory())
+        except RunError as unreadable:
+            error = unreadable
+        # Agreed before loading, so that all processes predict with the same snapshot.
+        if self.trainer.plan.process_group.all_agree(error is None):
+            check_snapshot(snapshot, weights, self.trainer.constants, self.snapshots.workspace.url)
+            self.trainer.load_weights(weights)
+            self._loaded = snapshot
+            return None
+        return error or RunError(f"snapshot {snapshot.version} of {snapshot.model!r}: another process cannot read it")
