@@ -123,7 +123,7 @@ def train(experiment: exfm.Experiment) -> None:
     if plan.process_group.is_rank_zero:
         open_run(experiment, store)
     trained = [arm.name for arm in experiment.arms if arm.name not in store.borrowed]
-    loop = StreamLoop(experiment, store, plan, lambda _: None, trained, trained)
+    loop = StreamLoop(experiment, store, plan, lambda _: None, trained, [*trained, *experiment.frozen])
     loop.advance()
     assert not loop.waiting_for
     plan.process_group.close()

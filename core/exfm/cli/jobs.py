@@ -66,7 +66,7 @@ def run_job(
     for model in models:
         chosen.update(_arm_names(experiment, model, stage))
     # In the order of the experiment, whatever the order of the options.
-    names = tuple(arm.name for arm in experiment.arms if arm.name in chosen)
+    names = (*(arm.name for arm in experiment.arms if arm.name in chosen), *(chosen & experiment.frozen.keys()))
     title = f"{stage} {', '.join(dict.fromkeys(models))}"
 
     from exfm.experiment.run import build_plan
@@ -143,6 +143,8 @@ def _advance(loop: StreamLoop, follow: Follow) -> int:
 
 def _arm_names(experiment: Experiment, model: str, stage: str) -> tuple[str, ...]:
     """Lists the arms that a model's name stands for: the model and its control, or in supervision the model alone."""
+    if model in experiment.frozen and stage == "supervise":
+        return (model,)
     if model in experiment.lenders:
         lender = experiment.lenders[model]
         raise ConfigError(f"--model: {model!r} is a model of the run {lender.run}: run this command with its file")

@@ -26,7 +26,8 @@ def command(
     from exfm.config.resolved import parse_resolved
     from exfm.reporting.results import CONFIG_FILE
     from exfm.scheduling.identity import recorded_models
-    from exfm.supervision.repair import find_repair
+    from exfm.supervision.frozen_teachers import kept_frozen
+    from exfm.supervision.repair import Ties, find_repair
     from exfm.supervision.store import Store
 
     session: Session = context.obj
@@ -36,6 +37,8 @@ def command(
     config = parse_resolved(store.workspace.read(CONFIG_FILE).decode())
     # Other files may have trained models in the folder.
     ties = _ties({**recorded_models(store), **config["models"]}, session.registry)
+    # The labels of frozen teachers depend on no other files of the run.
+    ties |= {frozen.stored_as: Ties() for frozen in kept_frozen(store.workspace)}
     # Leftovers of a killed process are no damage, so they are removed before the check.
     if not dry_run:
         store.sweep(ties)

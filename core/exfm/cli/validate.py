@@ -54,8 +54,9 @@ def command(
 
 
 def _check_data(experiment: Experiment, path: str) -> None:
-    """Checks that the data exist and can be reached, by asking the source for its time range."""
+    """Checks that the data and the snapshots of frozen teachers exist, by asking the source for its time range."""
     from exfm.data.source_errors import source_errors
+    from exfm.supervision.store import open_store
 
     try:
         with source_errors():
@@ -65,3 +66,5 @@ def _check_data(experiment: Experiment, path: str) -> None:
     except OSError as error:
         text = redact(" ".join(str(error).split()))
         typer.echo(f"warning: {path}: stream.source: cannot be asked now, so not checked: {text}", err=True)
+    if experiment.frozen:
+        open_store(experiment)  # raises where no snapshot is what `at` names

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from exfm.config.component_field import ComponentField, ComponentSpec
 from exfm.config.keep_section import KeepConfig
-from exfm.config.section import NAME_PATTERN, Section, UtcTime
+from exfm.config.section import NAME_PATTERN, Section, SnapshotName, UtcTime
 from exfm.config.supervision_section import SupervisionConfig
 from exfm.config.training_sections import EpochsConfig, GateConfig, InitFrom, OptimizerConfig
 from exfm.interfaces.duration import Duration
@@ -162,6 +162,11 @@ class RunTeacher(Section):
 
     run: str = Field(min_length=1, description="The folder of the run; any fsspec URL.")
     model: str = Field(pattern=NAME_PATTERN, description="The model's name there.")
+    at: SnapshotName = Field(
+        "",
+        description="A version, an alias or a time: that snapshot alone labels this run's stream; by default the "
+        "model teaches as it goes on.",
+    )
 
 
 def _teacher_tag(section: Any) -> str:

@@ -48,6 +48,7 @@ class Lender:
         schema: the columns that it reads.
         digest: the checksum of its identity.
         window: the length of its windows, as its experiment file writes it.
+        at: the snapshot at which it is frozen, as the experiment file names it; empty of a teacher that goes on.
     """
 
     run: str
@@ -56,6 +57,7 @@ class Lender:
     schema: FeatureSchema
     digest: str
     window: str
+    at: str = ""
 
 
 def read_lender(teacher: RunTeacher, registry: Registry, key_path: str, name: str = "") -> Lender:
@@ -120,7 +122,9 @@ def _lender(name: str, teacher: RunTeacher, record: Mapping[str, Any], registry:
             f"installed here: {detail}"
         ) from error
     features = [stream["features"][feature] for feature in stream["order"]]
-    columns = stream["columns"] | {"features": features, "labels": list(stream["labels"].values())}
+    # A column that the stream does not have is null in an identity, so that its field counts as absent.
+    present = {key: column for key, column in stream["columns"].items() if column is not None}
+    columns = present | {"features": features, "labels": list(stream["labels"].values())}
     schema = FeatureSchema.model_validate(columns)
     arm = Arm(name, name, config, tuple(record["tasks"]), (), stores=bool(record["stores"]))
-    return Lender(teacher.run, teacher.model, arm, schema, record["digest"], stream["window"])
+    return Lender(teacher.run, teacher.model, arm, schema, record["digest"], stream["window"], teacher.at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from typing import Any
 
@@ -19,6 +19,7 @@ from exfm.config.checks import Arm, check_experiment
 from exfm.config.experiment import ExperimentConfig, RunTeacher
 from exfm.config.explain import explain
 from exfm.config.external_files import check_files
+from exfm.config.frozen_teachers import check_frozen, frozen_arm
 from exfm.config.inputs import DescribedModel
 from exfm.config.lenders import Lender, read_lender
 from exfm.config.references import ReferenceText, keep_references, write_back
@@ -59,8 +60,13 @@ class Experiment:
 
     @property
     def lent_arms(self) -> tuple[Arm, ...]:
-        """Returns the teachers that other runs train."""
-        return tuple(lender.arm for lender in self.lenders.values())
+        """Returns the teachers that other runs train, and that teach as they go on."""
+        return tuple(lender.arm for lender in self.lenders.values() if not lender.at)
+
+    @property
+    def frozen(self) -> Mapping[str, Lender]:
+        """Returns the teachers that are frozen at a snapshot, by name."""
+        return {name: lender for name, lender in self.lenders.items() if lender.at}
 
     @property
     def trained_tasks(self) -> set[str]:
@@ -71,6 +77,10 @@ class Experiment:
     def run_dir(self) -> str:
         """Returns the folder or URL of the run."""
         return self.config.run_dir or f"runs/{self.config.name}"
+
+    def frozen_tasks(self) -> dict[str, tuple[str, ...]]:
+        """Returns the tasks of the teachers that are frozen at a snapshot, by name."""
+        return {name: lender.arm.tasks for name, lender in self.frozen.items()}
 
     def unresolved_run_dir(self) -> str:
         """Returns the folder or URL of the run with references to environment variables, as an override writes it."""
@@ -140,11 +150,15 @@ def load_experiment(
         raise ConfigError(f"{path}: stream.source: {_line(error)}") from error
     lenders: dict[str, Lender] = {}
     for name, teacher in config.run_teachers.items():
-        lenders[name] = read_lender(teacher, registry, f"{path}: teachers.{name}", name)
+        lender = read_lender(teacher, registry, f"{path}: teachers.{name}", name)
+        lenders[name] = replace(lender, arm=frozen_arm(lender)) if lender.at else lender
     arms = check_experiment(
         config, schema, path, {name: DescribedModel(lender.arm, lender.schema) for name, lender in lenders.items()}
     )
     _check_lenders(config, lenders, path)
+    for name, lender in lenders.items():
+        if lender.at:
+            check_frozen(lender, schema, arms, f"{path}: teachers.{name}")
     check_baselines(arms, config.compare, path)
     check_files(config.external_teachers, path)
     return Experiment(config, registry, source, schema, arms, unresolved, lenders, _parents(config, registry, path))
@@ -162,7 +176,7 @@ def _parents(config: ExperimentConfig, registry: Registry, path: str) -> dict[st
 
 
 def _check_lenders(config: ExperimentConfig, lenders: Mapping[str, Lender], path: str) -> None:
-    """Checks that the teachers of other runs store their supervision, in windows of the same length.
+    """Checks that the teachers of other runs store their supervision, in windows of the same length, if they go on.
 
     Raises:
         ConfigError: a teacher does not.
@@ -174,6 +188,8 @@ def _check_lenders(config: ExperimentConfig, lenders: Mapping[str, Lender], path
                 f"{path}: teachers.{name}.run: {lender.run!r} is this experiment's own run_dir. Write the model's "
                 "section under models, as its own file has it, or give this experiment another run_dir"
             )
+        if lender.at:  # this run labels its own windows with the snapshot
+            continue
         where = f"{path}: teachers.{name}: {lender.model!r} of {lender.run!r}"
         if parse_duration(lender.window) != config.stream.window:
             raise ConfigError(

@@ -22,7 +22,7 @@ from exfm.redaction import same_but_for_credentials
 from exfm.sources import SchemaConfig
 
 _FREE = re.compile(
-    r"model\.gate(\..*)?"
+    r"model\.gate(\..*)?|teachers\.[^.]+\.at"
     r"|model\.optimizer\.(dense\.(lr|weight_decay|warmup|schedule(\..*)?|clip_norm|ema)|tables\.(lr|eps))"
 )
 """Matches keys that may change while a model goes on, because committed windows do not depend on them."""
@@ -63,6 +63,8 @@ class Difference:
         return f"models.{self.model}.{below}" if section == "model" else self.path
 
     def __str__(self) -> str:
+        if self.path.startswith("teachers.") and self.path.endswith(".version"):
+            return f"its teacher {self.path.split('.')[1]!r} was snapshot {self.before} and is now {self.now}"
         if self.path.startswith("teachers."):
             return f"its teacher {self.path.split('.')[1]!r} is another model than the one it has learned from"
         if self.reason:
@@ -75,14 +77,21 @@ def _short(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
 
 
-def model_identities(experiment: Experiment, resolved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def model_identities(
+    experiment: Experiment, resolved: Mapping[str, Any], frozen: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
     """Describes the identity of each model and control, by name, of JSON's types and without secrets.
 
     Args:
         resolved: ``experiment.as_dict()``.
+        frozen: the versions of the frozen teachers, by name.
     """
     identities: dict[str, dict[str, Any]] = {}
-    digests = {name: lender.digest for name, lender in experiment.lenders.items()}
+    digests: dict[str, Any] = {}
+    for name, lender in experiment.lenders.items():
+        digests[name] = lender.digest
+        if name in frozen:
+            digests[name] = {"model": lender.digest, "version": frozen[name], "at": lender.at}
     # Teachers come before their students.
     for arm in experiment.arms:
         identities[arm.name] = _identity(experiment, arm, resolved, digests)
@@ -91,9 +100,9 @@ def model_identities(experiment: Experiment, resolved: Mapping[str, Any]) -> dic
 
 
 def _identity(
-    experiment: Experiment, arm: Arm, resolved: Mapping[str, Any], digests: Mapping[str, str]
+    experiment: Experiment, arm: Arm, resolved: Mapping[str, Any], digests: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Describes a model's identity, from the digests of its teachers, by name; others are in files."""
+    """Describes a model's identity, from the digests or snapshots of its teachers, by name; others are in files."""
     section = arm_section(arm, resolved)
     del section["keep"]  # committed windows do not depend on how long they stay
     section["supervision"] = without(section["supervision"], "store")

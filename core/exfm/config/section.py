@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from exfm.interfaces.duration import in_utc
 
 UtcTime = Annotated[datetime, AfterValidator(in_utc)]
 
-# Names are folders of a run and keys of overrides: no dot, slash or space.
+
+def _version_text(value: Any) -> Any:
+    """Writes a version, which YAML reads as a number, as text."""
+    return str(value) if type(value) is int else value
+
+
+SnapshotName = Annotated[str, BeforeValidator(_version_text)]
+"""A version, an alias or a time."""
 
 # Names are folders of a run and keys of overrides: no dot, slash or space.
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*$"

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from exfm.config.section import Section, UtcTime
+from exfm.config.section import Section, SnapshotName, UtcTime
 from exfm.interfaces.duration import microseconds_since_1970
 from exfm.interfaces.parallel_plan import TableOptimizer
 
@@ -73,7 +73,7 @@ class InitFrom(Section):
 
     run: str = Field("", description="The folder of its run; this run's where it is empty.")
     model: str = Field("", description="Its name there.")
-    at: str = Field(
+    at: SnapshotName = Field(
         "", description="Its snapshot: a version, an alias or a time; the newest that knows no label of the start on."
     )
     path: str = Field("", description="Instead of a model: a safetensors file, any fsspec URL.")

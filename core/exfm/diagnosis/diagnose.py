@@ -104,7 +104,7 @@ def _with_lent_models(store: Store, config: Json) -> Json:
     models = dict(config["models"])
     for name, section in (config.get("teachers") or {}).items():
         if "run" in section:
-            home = store.home(name)
+            home = store.lent(name)
             try:
                 record = home.store.workspace.read_json(record_file(home.model))
             except FileNotFoundError:
@@ -112,7 +112,7 @@ def _with_lent_models(store: Store, config: Json) -> Json:
                     f"teachers.{name}.run: {home.store.workspace.url} holds no model {home.model!r} any more; put the "
                     "folder back, or run the experiment with its new place"
                 ) from None
-            models[name] = record["identity"]["model"]
+            models[name] = {**record["identity"]["model"], "tasks": record["tasks"]}
     return {**config, "models": models}
 
 
@@ -131,7 +131,12 @@ def _teacher_tasks(model: str, task: str, results: Json, config: Json) -> Iterat
         if transfer.get("tasks"):
             teacher_task = transfer["tasks"].get(task)
         for teacher in teachers_of(transfer):
-            tasks = elsewhere[teacher]["predictions"] if teacher in elsewhere else results["models"][teacher]["tasks"]
+            if teacher in elsewhere:
+                tasks = elsewhere[teacher]["predictions"]
+            elif teacher in results["models"]:
+                tasks = results["models"][teacher]["tasks"]
+            else:  # frozen at a snapshot, which has no figures of its own
+                tasks = config["models"][teacher]["tasks"]
             if teacher_task in tasks:
                 yield teacher, teacher_task
 

@@ -19,10 +19,11 @@ from exfm.reporting.progress import StreamProgress, in_notebook
 from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE, DIAGNOSIS_FILE, REPORT_FILE, RESULTS_FILE, assemble
 from exfm.scheduling.identity import RUN_FILE, component_notes, open_run
 from exfm.storage.commits import NONE
+from exfm.supervision.frozen_teachers import FROZEN_FILE
 from exfm.supervision.store import HOMES_FILE, Store, open_store
 from exfm.training.loop import StreamLoop
 
-RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, DIAGNOSIS_FILE, HOMES_FILE, RUN_FILE)
+RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, DIAGNOSIS_FILE, HOMES_FILE, FROZEN_FILE, RUN_FILE)
 
 
 def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
@@ -47,7 +48,9 @@ def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None =
     plan = build_plan(experiment)
     config_yaml = open_run(experiment, store) if plan.process_group.is_rank_zero else ""
     trained = [arm.name for arm in experiment.arms if arm.name not in store.borrowed]
-    loop = StreamLoop(experiment, store, plan, on_progress or (lambda _: None), train=trained, label=trained)
+    loop = StreamLoop(
+        experiment, store, plan, on_progress or (lambda _: None), train=trained, label=[*trained, *experiment.frozen]
+    )
     done = loop.advance()
     assert store.borrowed or not loop.waiting_for, loop.waiting_for
     if loop.waiting_for and not experiment.lenders:
@@ -122,7 +125,7 @@ def finish(experiment: Experiment, store: Store, time: dict[str, Any], config_ya
 def evaluation_view(experiment: Experiment) -> ExperimentView:
     """Selects from an experiment the models, controls and pairs that evaluation compares."""
     arms = by_name((*experiment.arms, *experiment.lent_arms))
-    external = experiment.config.external_tasks()
+    external = {**experiment.config.external_tasks(), **experiment.frozen_tasks()}
     comparisons: list[ControlComparison] = []
     for arm in experiment.arms:
         if arm.control is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -88,6 +88,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
             *_unlabelled_notes(models),
             *missed,
             *held_back,
+            *_frozen_notes(store, taught_by),
             *_removal_notes(experiment, store),
             *_epoch_notes(experiment, store),
             *_change_notes(store),
@@ -201,6 +202,24 @@ def _late_notes(late: Sequence[Mapping[str, Any]]) -> list[str]:
         notes.append(
             f"{model}: {rows} rows of {len(entries)} committed windows ({windows}) came later and are not read: {names}"
         )
+    return notes
+
+
+def _frozen_notes(store: Store, teachers: Collection[str]) -> list[str]:
+    """Writes a sentence for each frozen teacher: its snapshot, and the windows that it may not label."""
+    notes = []
+    for name in sorted(store.frozen.keys() & teachers):
+        frozen, lent = store.frozen[name], store.lent(name)
+        note = f"{name}: frozen at snapshot {frozen.version} of {lent.model} in {lent.store.workspace.url}"
+        if frozen.at != str(frozen.version):
+            note += f", which was {frozen.at} when the run began"
+        masked: list[str] = []
+        for commit in store.log.commits("supervise", frozen.stored_as):
+            if commit.counters["masked"]:
+                masked.append(str(commit.window))
+        if masked:
+            note += f"; windows {masked[0]} to {masked[-1]} begin before it may label them, and have no supervision"
+        notes.append(note)
     return notes
 
 

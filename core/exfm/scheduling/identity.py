@@ -27,6 +27,7 @@ from exfm.errors import ConfigError, RunError
 from exfm.redaction import concealed
 from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE
 from exfm.storage.commits import NONE, STAGES
+from exfm.supervision.frozen_teachers import keep_frozen
 from exfm.supervision.store import HOMES_FILE, Store
 
 RUN_FILE = "run.json"
@@ -58,11 +59,12 @@ def open_run(experiment: Experiment, store: Store, models: Collection[str] | Non
     trained = [arm for arm in experiment.arms if arm.name not in store.borrowed]
     written = [arm for arm in trained if models is None or arm.name in models]
     store.prepare([arm.name for arm in written])
-    records = _records(experiment, resolved)
+    records = _records(experiment, resolved, store)
     _check_models(store, trained, written, records)
     for arm in written:
         _keep_draft(store, arm, records[arm.name])
     config_yaml = _write_config(experiment, store, resolved)
+    keep_frozen(store.workspace, store.frozen.values())
     _register(store, written)
     return config_yaml
 
@@ -75,13 +77,13 @@ def _register(store: Store, written: Collection[Arm]) -> None:
             if teacher in arm.teachers:
                 students[arm.name] = teacher in parameter_teachers(arm)
         if students:
-            home = store.home(teacher)
-            home.store.readers.register(store.workspace, home.model, students)
+            lent = store.lent(teacher)
+            lent.store.readers.register(store.workspace, lent.model, students, store.frozen_versions.get(teacher))
 
 
-def _records(experiment: Experiment, resolved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _records(experiment: Experiment, resolved: Mapping[str, Any], store: Store) -> dict[str, dict[str, Any]]:
     """Describes each model for its run's folder, and for experiments that it teaches from there."""
-    identities = model_identities(experiment, resolved)
+    identities = model_identities(experiment, resolved, store.frozen_versions)
     records: dict[str, dict[str, Any]] = {}
     for arm in experiment.arms:
         identity = identities[arm.name]
@@ -247,7 +249,7 @@ def bind_models(experiment: Experiment, store: Store, names: Collection[str]) ->
     Raises:
         RunError: another job has bound a name meanwhile to another model.
     """
-    records = _records(experiment, experiment.as_dict())
+    records = _records(experiment, experiment.as_dict(), store)
     for name in names:
         record = records[name]
         if not store.workspace.create(record_file(name), (json.dumps(record, indent=2) + "\n").encode()):

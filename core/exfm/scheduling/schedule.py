@@ -127,8 +127,12 @@ class Schedule:
     def before_start(self, name: str) -> int:
         """Returns the index of the last window before a model's start; ``NONE`` for a model that has all windows.
 
-        A model that starts from another without saying when starts where that one stands.
+        A model that starts from another without saying when starts where that one stands, and a frozen teacher with
+        the first of its students.
         """
+        if name in self._experiment.frozen:
+            students = [arm.name for arm in self._experiment.arms if name in arm.teachers]
+            return min((self.before_start(student) for student in students), default=NONE)
         config = self._teacher_configs[name]
         if config.start is not None:
             return max(NONE, self.grid.index_at(microseconds_since_1970(config.start) - 1))
@@ -156,9 +160,12 @@ class Schedule:
         Returns:
             The names of the models whose commit was removed.
         """
-        reopened = [name for name in labellers if self._reopens("supervise", name)]
-        for name in reopened:
-            self._log.remove_head("supervise", name)
+        reopened: list[str] = []
+        for name in labellers:
+            stored_as = self._store.home(name).model
+            if self._reopens("supervise", stored_as):
+                self._log.remove_head("supervise", stored_as)
+                reopened.append(name)
         # Students before their teachers, so that a kill in between leaves no student ahead of its teacher.
         for name in reversed(stages):
             trained, supervised = self._log.head("train", name), self._log.head("supervise", name)
@@ -304,6 +311,8 @@ class Schedule:
                 if teacher not in supervising and not self._supervised(teacher, work.window):
                     return f"the supervision of {teacher!r} for window {work.window}"
         for labeller in work.labellers:
+            if labeller in self._experiment.frozen:
+                continue  # its snapshot was there before the run began
             behind = self._untrained(labeller, work.window)
             if behind is not None:
                 return f"the snapshot of {labeller!r} after window {behind}"
@@ -328,6 +337,8 @@ class Schedule:
         Raises:
             ConfigError: it has trained on the window and stored nothing, because nobody learned from it then.
         """
+        if teacher in self._experiment.frozen:
+            return
         home = self._store.home(teacher)
         delay = self._teacher_configs[teacher].supervision.delay
         if delay or not home.store.log.has("train", home.model, window.index):

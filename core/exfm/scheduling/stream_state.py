@@ -55,7 +55,7 @@ def read_schedule(
                 f"{format_duration(timedelta(microseconds=kept.length_us))}, and this file has "
                 f"{format_duration(stream.window)}. Give another run_dir."
             )
-        counted, waiting = _counted_from(store, experiment.lenders, kept)
+        counted, waiting = _counted_from(store, experiment.lenders.keys() - experiment.frozen.keys(), kept)
         grid = counted or grid
     if process_group.broadcast(bool(waiting)):
         raise NotYetError(waiting or "a teacher of another run has no windows yet")
@@ -72,7 +72,7 @@ def _counted_from(store: Store, teachers: Iterable[str], kept: WindowGrid | None
     """Returns the windows of the run, which are counted as by the runs of its teachers, and the run that it waits for.
 
     Args:
-        teachers: the names of the teachers that other runs train.
+        teachers: the names of the teachers that other runs train, and that teach as they go on.
         kept: the windows of the run itself; None before its first commit.
 
     Raises:

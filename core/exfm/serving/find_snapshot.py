@@ -46,7 +46,7 @@ def find_snapshot(experiment: Experiment, arm: Arm, store: Store, at: str = LATE
     home = store.home(arm.name)
     snapshot = snapshot_at(home.store.snapshots, home.model, at)
     kept = kept_record(home.store, home.model)["identity"]
-    identity = model_identities(experiment, experiment.as_dict())[arm.name]
+    identity = model_identities(experiment, experiment.as_dict(), store.frozen_versions)[arm.name]
     changes: list[str] = []
     for difference in differences(arm, kept, identity):
         # Where its rows come from does not matter here: a snapshot may predict another stream.

@@ -9,7 +9,7 @@ import json
 import logging
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -42,6 +42,7 @@ class Reader:
         students: by student, whether it reads the teacher's snapshots, and not its supervision alone.
         opened_at: time of the last start of a job with these students, ISO 8601, UTC.
         machine: the machine whose disk holds their run; empty if it is in an object store.
+        version: the snapshot at which the teacher is frozen for them; None where they read its supervision.
     """
 
     run: str
@@ -49,6 +50,7 @@ class Reader:
     students: Mapping[str, bool]
     opened_at: str
     machine: str
+    version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,19 @@ class Readers:
         self.workspace = workspace
         self._warned: set[str] = set()
 
-    def register(self, run: Workspace, teacher: str, students: Mapping[str, bool]) -> None:
-        """Registers students of another run; a folder that cannot be written to is a warning."""
+    def register(self, run: Workspace, teacher: str, students: Mapping[str, bool], version: int | None = None) -> None:
+        """Registers students of another run; a folder that cannot be written to is a warning.
+
+        Args:
+            students: by student, whether it reads the teacher's snapshots, and not its supervision alone.
+            version: the snapshot at which the teacher is frozen for them, if it is.
+        """
         where = _run_url(run, self.workspace)
-        name = xxhash.xxh3_64_hexdigest(json.dumps([where, teacher, dict(sorted(students.items()))]).encode())
+        key = [where, teacher, dict(sorted(students.items())), *(() if version is None else (version,))]
+        name = xxhash.xxh3_64_hexdigest(json.dumps(key).encode())
         machine = platform.node() if run.is_local else ""
-        reader = Reader(where, teacher, dict(students), datetime.now(UTC).isoformat(timespec="seconds"), machine)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        reader = Reader(where, teacher, dict(students), now, machine, version)
         try:
             self.workspace.write_json(f"readers/{name}.json", asdict(reader))
         except Exception as error:  # each file system has its own exceptions, and none may stop the student
@@ -96,8 +105,26 @@ class Readers:
             )
 
     def progress(self, teacher: str) -> list[Progress]:
-        """Reads the progress of the registered students of a model."""
+        """Reads the progress of the registered students of a model that read its supervision."""
         progress: list[Progress] = []
+        for reader in self._registered(teacher):
+            if reader.version is None:
+                for student, reads_snapshots in reader.students.items():
+                    progress.append(self._progress(reader, student, reads_snapshots))
+        return progress
+
+    def frozen_versions(self, teacher: str) -> set[int]:
+        """Returns the snapshots at which other runs have frozen a model, for students that count as readers."""
+        versions: set[int] = set()
+        for reader in self._registered(teacher):
+            if reader.version is not None:
+                progress = [self._progress(reader, student, True) for student in reader.students]
+                if not all(student.ignored for student in progress):
+                    versions.add(reader.version)
+        return versions
+
+    def _registered(self, teacher: str) -> Iterator[Reader]:
+        """Yields the readers of a model."""
         for name in self.workspace.names("readers"):
             try:
                 reader = Reader(**self.workspace.read_json(f"readers/{name}"))
@@ -107,9 +134,7 @@ class Readers:
                 self._warn(f"readers/{name}", f"not counted as a reader: {error}")
                 continue
             if reader.teacher == teacher:
-                for student, reads_snapshots in reader.students.items():
-                    progress.append(self._progress(reader, student, reads_snapshots))
-        return progress
+                yield reader
 
     def needed_us(self, teacher: str, delay_us: int) -> int:
         """Returns the earliest time for which a registered student may still read a snapshot of a model."""

@@ -21,6 +21,7 @@ from exfm.storage.aliases import Aliases
 from exfm.storage.commits import NONE, Commit, CommitLog
 from exfm.storage.hashing import FileRecord
 from exfm.storage.progress import first_kept_window
+from exfm.storage.readers import Readers
 from exfm.storage.tensor_files import read_tensors, write_tensors
 from exfm.storage.workspace import Workspace, numbered
 
@@ -64,6 +65,7 @@ class SnapshotRegistry:
         self.workspace = workspace
         self.log = log
         self.aliases = Aliases(workspace)
+        self.readers = Readers(workspace)
         # Monotonic time at which a snapshot was first seen to be unneeded, by model and version.
         self._unneeded_since: dict[str, dict[int, float]] = {}
 
@@ -180,8 +182,8 @@ class SnapshotRegistry:
     def unneeded(self, model: str, needed_us: int, keep: Kept = NEWEST) -> list[int]:
         """Lists the stored versions that no stage can request any more, in order.
 
-        The newest ``NEWEST`` stay, those that the model keeps, and those that an alias points at or can be rolled back
-        to.
+        The newest ``NEWEST`` stay, those that the model keeps, those that an alias points at or can be rolled back to,
+        and those at which another run has frozen the model as a teacher.
 
         Args:
             model: name of the model.
@@ -195,7 +197,7 @@ class SnapshotRegistry:
         stored = [version for version in self.versions(model) if version <= head]
         first = first_kept_window(self.log, "train", model, keep)
         needed, held = self._needed(model, needed_us)
-        kept = self.aliases.versions(model)
+        kept = self.aliases.versions(model) | self.readers.frozen_versions(model)
         unneeded: list[int] = []
         for version in stored[:-NEWEST]:
             if version < first and (version < needed or version in held) and version not in kept:

@@ -21,9 +21,10 @@ from exfm.storage.commits import NONE, STAGES, CommitLog
 from exfm.storage.hashing import FileRecord
 from exfm.storage.marks import first_kept_rows
 from exfm.storage.orphans import remove_orphans
-from exfm.storage.readers import SIBLING, Readers
+from exfm.storage.readers import SIBLING
 from exfm.storage.snapshots import SnapshotRegistry
 from exfm.storage.workspace import Workspace
+from exfm.supervision.frozen_teachers import FrozenTeacher, kept_frozen, resolve_frozen
 from exfm.supervision.late_labels import LateLabels, PredictedLabels
 from exfm.supervision.row_files import read_rows
 from exfm.supervision.streaming import MergedSupervision, OpenSupervision, SupervisionStream
@@ -47,19 +48,29 @@ class Store:
         url: the run's folder, any fsspec URL.
         homes: for each model that another run trains, the folder of that run and the model's name there; by default as
             the folder says.
+        frozen: the teachers of other runs that are frozen at a snapshot, and whose supervision is this run's own; by
+            default as the folder says.
     """
 
-    def __init__(self, url: str, homes: Mapping[str, tuple[str, str]] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        homes: Mapping[str, tuple[str, str]] | None = None,
+        frozen: Collection[FrozenTeacher] | None = None,
+    ) -> None:
         self.workspace = Workspace(
             url, f"; `exfm repair {url}` goes back to the newest window before it that is whole, and says so"
         )
         self.log = CommitLog(self.workspace)
         self.snapshots = SnapshotRegistry(self.workspace, self.log)
         self.backfills = Backfills(self.workspace)
-        self.readers = Readers(self.workspace)
+        self.readers = self.snapshots.readers
         self.late_labels = LateLabels(self.workspace)
         if homes is None:
             homes = self.kept_homes()
+        if frozen is None:
+            frozen = kept_frozen(self.workspace)
+        self.frozen = {teacher.teacher: teacher for teacher in frozen}
         self._homes: dict[str, Home] = {}
         for name, (run, model) in homes.items():
             if run.startswith(SIBLING):
@@ -67,7 +78,7 @@ class Store:
                 # A folder of the working directory has no slash in its name.
                 run = f"{beside}{slash}{run.removeprefix(SIBLING)}"
             # Without the homes of that run, because only models that it trains itself are read there.
-            self._homes[name] = Home(Store(run, {}), model)
+            self._homes[name] = Home(Store(run, {}, ()), model)
 
     def kept_homes(self) -> dict[str, tuple[str, str]]:
         """Reads the folders and names of the models that other runs train, as the folder says."""
@@ -81,8 +92,19 @@ class Store:
         self.workspace.write_json(HOMES_FILE, entries)
 
     def home(self, model: str) -> Home:
-        """Returns the run that trains a model: this run, or another."""
+        """Returns the run with a model's files: this run, or another; and the model's name there."""
+        if model in self.frozen:
+            return Home(self, self.frozen[model].stored_as)
         return self._homes.get(model) or Home(self, model)
+
+    def lent(self, teacher: str) -> Home:
+        """Returns the run that trains a teacher elsewhere, also of a teacher that is frozen here."""
+        return self._homes[teacher]
+
+    @property
+    def frozen_versions(self) -> dict[str, int]:
+        """Returns the versions of the frozen teachers, by name."""
+        return {name: teacher.version for name, teacher in self.frozen.items()}
 
     @property
     def borrowed(self) -> frozenset[str]:
@@ -191,25 +213,33 @@ def initial_home(store: Store, config: InitFrom) -> Home:
     """Returns the run and the name of the model that another model starts from."""
     if not config.run:
         return store.home(config.model)
-    return Home(Store(config.run, {}), config.model)
+    return Home(Store(config.run, {}, ()), config.model)
 
 
 def kept_siblings(url: str) -> dict[str, str]:
     """Reads which runs beside a run train models of its experiment: their folders, by the model's name."""
-    homes = Store(url, {}).kept_homes()
+    homes = Store(url, {}, ()).kept_homes()
     return {name: run.removeprefix(SIBLING) for name, (run, _) in homes.items() if run.startswith(SIBLING)}
 
 
 def keep_homes(url: str, siblings: Mapping[str, str]) -> None:
     """Writes into a run's folder which runs beside it train models of its experiment, by the model's name."""
     if siblings != kept_siblings(url):
-        Store(url, {}).write_homes({name: (f"{SIBLING}{folder}", name) for name, folder in siblings.items()})
+        Store(url, {}, ()).write_homes({name: (f"{SIBLING}{folder}", name) for name, folder in siblings.items()})
 
 
 def open_store(experiment: Experiment) -> Store:
-    """Opens the folder of an experiment's run, and those of the runs that train its other teachers."""
-    store = Store(experiment.run_dir, {})
+    """Opens the folder of an experiment's run, and those of the runs that train its other teachers.
+
+    Raises:
+        ConfigError: the snapshot at which a teacher is frozen is not stored.
+    """
+    store = Store(experiment.run_dir, {}, ())
     # The file's own URLs win, because the folder keeps them without credentials.
     homes = store.kept_homes()
-    homes |= {name: (lender.run, lender.model) for name, lender in experiment.lenders.items()}
-    return Store(experiment.run_dir, homes)
+    frozen: list[FrozenTeacher] = []
+    for name, lender in experiment.lenders.items():
+        homes[name] = (lender.run, lender.model)
+        if lender.at:
+            frozen.append(resolve_frozen(store.workspace, store.log, lender))
+    return Store(experiment.run_dir, homes, frozen)

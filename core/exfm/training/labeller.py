@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from typing import Any
 
 import torch
 
@@ -19,9 +21,12 @@ from exfm.storage.snapshots import Snapshot
 from exfm.supervision.joiner import SupervisionRows
 from exfm.supervision.row_files import row_file, supervision_columns, supervision_schema
 from exfm.supervision.store import Store
+from exfm.training.frozen_snapshot import FrozenSnapshot
 from exfm.training.model_output import ForwardRows
 from exfm.training.snapshot_loader import SnapshotLoader
 from exfm.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def labelled_for(experiment: Experiment, teacher: Arm) -> tuple[str, ...]:
@@ -38,9 +43,12 @@ class Labeller:
     Args:
         trainer: a model of the teacher's shape, whose weights are overwritten by those of snapshots.
         students: names of the arms that learn from the teacher; the union of their rows is labelled.
+        frozen: the snapshots of a teacher that another run trains, and that this run has frozen; None of others.
     """
 
-    def __init__(self, trainer: Trainer, store: Store, students: tuple[str, ...]) -> None:
+    def __init__(
+        self, trainer: Trainer, store: Store, students: tuple[str, ...], frozen: FrozenSnapshot | None = None
+    ) -> None:
         self.trainer = trainer
         self.process_group = trainer.plan.process_group
         self.teacher: Arm = trainer.arm
@@ -48,7 +56,14 @@ class Labeller:
         self.store = store
         self.students = students
         self.delay_us = microseconds(trainer.arm.config.supervision.delay)
-        self._loader = SnapshotLoader(trainer, store.snapshots)
+        self.frozen = frozen
+        # Of a frozen teacher, the name of its supervision in this run.
+        self._stored_as = store.home(self.name).model
+        self._loader = SnapshotLoader(trainer, store.snapshots if frozen is None else frozen.snapshots)
+
+    def head(self) -> int:
+        """Returns the index of the newest labelled window, or ``NONE``."""
+        return self.store.log.head("supervise", self._stored_as)
 
     def begin(self, window: Window, read: WindowRead) -> None:
         """Opens the window's file and loads the snapshot that labels all examples of the window.
@@ -63,14 +78,20 @@ class Labeller:
         """
         start = time.perf_counter()
         self._window, self._read = window, read
-        self._previous = self.store.log.head("supervise", self.name)
-        candidates = self.store.snapshots.published(self.name, window.start_us - self.delay_us)
+        self._previous = self.head()
+        before_us = window.start_us - self.delay_us
+        if self.frozen is None:
+            candidates = self.store.snapshots.published(self.name, before_us)
+        else:
+            candidates = self.frozen.at_or_before(before_us)
         self._snapshot = self._loader.newest(candidates, "labelling with")
+        if self._snapshot is None and self.frozen is not None:
+            logger.warning("%s: window %s is not labelled: %s", self.name, window, self.frozen.too_late())
         self._examples = 0
         self._rows = RowGatherer(
             self.process_group,
             self.store.workspace,
-            row_file("supervision", self.name, window.index),
+            row_file("supervision", self._stored_as, window.index),
             supervision_schema(self.teacher.tasks, self.name, self.trainer.embedding, self.trainer.vectors),
         )
         self._seconds = time.perf_counter() - start
@@ -123,11 +144,15 @@ class Labeller:
         """Commits the window's supervision; a window without rows has a manifest only."""
         if not self.process_group.is_rank_zero:
             return
-        counters = {"examples": self._examples, "seconds": self._seconds}
+        counters: dict[str, Any] = {"examples": self._examples, "seconds": self._seconds}
+        if self.frozen is not None:
+            counters["masked"] = self._snapshot is None
         files: dict[str, FileRecord] = {}
         if rows:
             files = self._rows.close()
-        self.store.log.add("supervise", self.name, Commit(self._window, counters, files, self._previous, self._read))
+        self.store.log.add(
+            "supervise", self._stored_as, Commit(self._window, counters, files, self._previous, self._read)
+        )
         # After the manifest, which decides the files that count where several writers have left some.
         remove_orphans(self.store.workspace, files.values())
 

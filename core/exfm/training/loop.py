@@ -16,15 +16,18 @@ from functools import cached_property
 from exfm.bookkeeping.commit_writer import CommitWriter, WindowCommit
 from exfm.bookkeeping.progress import Clock, Progress
 from exfm.config.checks import Arm, row_conditions
+from exfm.config.lenders import Lender
 from exfm.config.loading import Experiment
 from exfm.config.needed_columns import to_train
 from exfm.data.skips import Counts
 from exfm.data.source_errors import source_errors
 from exfm.data.stream import ChunkReader
 from exfm.distributed.chunk_exchange import ShardedChunk, check_sharding, read_sharded
+from exfm.errors import RunError
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.interfaces.schema import FeatureSchema
 from exfm.scheduling.identity import bind_models, bind_run
 from exfm.scheduling.late_rows import LateRowFinder
 from exfm.scheduling.schedule import Schedule, WindowWork
@@ -37,6 +40,7 @@ from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
 from exfm.supervision.streaming import OpenSupervision
 from exfm.training.epochs import Epochs
+from exfm.training.frozen_snapshot import FrozenSnapshot
 from exfm.training.labeller import Labeller, labelled_for
 from exfm.training.predecessor import Predecessor, served_arm
 from exfm.training.stage import Stage
@@ -57,7 +61,7 @@ class StreamLoop:
             runs collectives.
         on_progress: called after every chunk.
         train: names of the arms to train; all by default.
-        label: names of the teachers with a delay to label for; all by default.
+        label: names of the teachers to label for, with a delay or frozen; all by default.
 
     Attributes:
         waiting_for: the supervision or snapshot for which ``advance`` stopped; empty at the end of the stream.
@@ -75,11 +79,14 @@ class StreamLoop:
     ) -> None:
         trained = [arm for arm in experiment.arms if train is None or arm.name in train]
         labelled = [arm for arm in experiment.arms if arm.labels_later and (label is None or arm.name in label)]
+        frozen = [lender for name, lender in experiment.frozen.items() if label is None or name in label]
         students = {name for arm in labelled for name in labelled_for(experiment, arm)}
+        for lender in frozen:
+            students.update(arm.name for arm in experiment.arms if lender.arm.name in arm.teachers)
         readers = [arm for arm in experiment.arms if arm in trained or arm in labelled or arm.name in students]
         # Models are bound by all of the experiment, and read the columns of this job's models alone.
         self._whole = experiment
-        self.experiment = to_train(experiment, readers)
+        self.experiment = to_train(experiment, [*readers, *(lender.arm for lender in frozen)])
         self.store = store
         self.process_group = plan.process_group
         check_sharding(experiment, self.process_group)
@@ -92,7 +99,8 @@ class StreamLoop:
         self._teachers = teacher_specs(experiment)
         shared = TeacherParameters(experiment, store)
         prompt = tuple(label.name for label in schema.labels if label.delay == NOW)
-        external = experiment.config.external_tasks()
+        # Teachers without predictions of their models in any run: their students keep them beside theirs.
+        external = {**experiment.config.external_tasks(), **experiment.frozen_tasks()}
         self.stages: list[Stage] = []
         for arm in trained:
             parent = experiment.parents.get(arm.base)
@@ -101,6 +109,7 @@ class StreamLoop:
         self.labellers: list[Labeller] = []
         for arm in labelled:
             self.labellers.append(Labeller(self._trainer(arm, plan), store, labelled_for(experiment, arm)))
+        self.labellers += [self._frozen_labeller(lender, plan) for lender in frozen]
         # Not in the background if a labeller or student of this job reads snapshots, which must be complete by then.
         read_back = bool(self.labellers) or any(shared.consumers.values())
         self.epochs = Epochs(self.experiment, store, plan)
@@ -114,8 +123,20 @@ class StreamLoop:
         where = row_conditions(readers)
         self.reader = ChunkReader(self.experiment.source, schema, experiment.config.stream, where, plan.shard)
 
-    def _trainer(self, arm: Arm, plan: ParallelPlan) -> Trainer:
-        return Trainer(arm, self.experiment.schema, self._teachers, plan, self.experiment.config.seed)
+    def _trainer(self, arm: Arm, plan: ParallelPlan, schema: FeatureSchema | None = None) -> Trainer:
+        schema = schema or self.experiment.schema
+        return Trainer(arm, schema, self._teachers, plan, self.experiment.config.seed)
+
+    def _frozen_labeller(self, lender: Lender, plan: ParallelPlan) -> Labeller:
+        """Builds a labeller of this run's stream that uses a single snapshot of another run."""
+        arm = lender.arm
+        version = self.process_group.broadcast(self.store.frozen[arm.name].version)
+        if not self.process_group.all_agree(version == self.store.frozen[arm.name].version):
+            raise RunError(f"teachers.{arm.name}.at: {lender.at!r} was moved while the job began; call it again")
+        frozen = FrozenSnapshot(self.store.lent(arm.name).store.snapshots, lender.model, version)
+        trainer = self._trainer(arm, plan, lender.schema)
+        students = tuple(student.name for student in self.experiment.arms if arm.name in student.teachers)
+        return Labeller(trainer, self.store, students, frozen)
 
     def _predecessor(self, arm: Arm, plan: ParallelPlan) -> Predecessor | None:
         """Builds a second copy of a model, for its newest published snapshot; None where its gate does not compare."""
@@ -148,8 +169,12 @@ class StreamLoop:
             self._reopen(schedule)
             if self.process_group.is_rank_zero:
                 self._late.count(schedule.grid, schedule.span, schedule.state.parts)
+        for labeller in self.labellers:
+            if labeller.frozen is not None:
+                last = schedule.grid.window(schedule.count - 1)
+                labeller.frozen.check(last, labeller.delay_us, f"teachers.{labeller.name}.at")
         self._resume(schedule)
-        labelled = {labeller.name: self.store.log.head("supervise", labeller.name) for labeller in self.labellers}
+        labelled = {labeller.name: labeller.head() for labeller in self.labellers}
         self._remember(labelled)
         todo = schedule.work(self._done, labelled)
         count = 0
@@ -181,7 +206,7 @@ class StreamLoop:
         if last is None:
             return None
         heads = [self.store.log.head("train", stage.name) for stage in self.stages]
-        heads += [self.store.log.head("supervise", labeller.name) for labeller in self.labellers]
+        heads += [labeller.head() for labeller in self.labellers]
         return last if min(heads, default=NONE) < last.index else None
 
     def _reopen(self, schedule: Schedule) -> None:
@@ -297,7 +322,8 @@ class StreamLoop:
             return
         if not (self._bound or schedule.state.bound):
             bind_run(self.store, schedule.grid)
-        unbound = set(names) - self._bound
+        # A frozen teacher is no model of this run.
+        unbound = set(names) - self._bound - self.experiment.frozen.keys()
         if unbound:
             bind_models(self._whole, self.store, unbound)
             self._bound |= unbound

@@ -43,7 +43,7 @@ class TeacherParameters:
         for student in arms:
             for teacher in parameter_teachers(student) & self.consumers.keys():
                 self.consumers[teacher].append(student.name)
-        teachers = [*arms, *experiment.lent_arms]
+        teachers = [*arms, *(lender.arm for lender in experiment.lenders.values())]
         self.delay_us = {arm.name: microseconds(arm.config.supervision.delay) for arm in teachers}
         self.lags_us = {arm.name: microseconds(arm.config.supervision.lag) for arm in teachers}
 
