@@ -16,8 +16,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from exfm.interfaces.data_source import Window
 from exfm.storage.commits import Commit
-from exfm.supervision.row_files import RowWriter, predictions_schema, read_rows, row_file
+from exfm.supervision.row_files import RowWriter, predictions_schema, row_file
 from exfm.supervision.store import Store
+from exfm.supervision.stored_rows import read_rows
 
 WINDOWS = 3
 

@@ -1,4 +1,4 @@
-"""A vacuum after every step of a trainer, a labeller and two students that lag changes no result, and frees space."""
+"""A vacuum after every step of a trainer, a labeller and two lagging students changes no result, and files stay few."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import exfm
 from exfm.scheduling.identity import open_run
 from exfm.storage import snapshots
 from exfm.storage.disk_usage import disk_usage
+from exfm.supervision import row_merging
 from exfm.supervision.store import Store, open_store
 from exfm.supervision.vacuum import apply_vacuum, find_vacuum
 from exfm.training.loop import StreamLoop
@@ -63,22 +64,25 @@ def job(experiment: exfm.Experiment, train: list[str], label: list[str]) -> Stre
     return StreamLoop(experiment, store, experiment.config.parallel.build(), lambda _: None, train, label)
 
 
-def stored(run_dir: Path) -> dict[str, int]:
-    """The number of stored files of the teacher, by kind."""
-    return {usage.kind: usage.files for usage in disk_usage(Store(str(run_dir)).workspace) if usage.model == "fm"}
+def stored(run_dir: Path, model: str = "fm") -> dict[str, int]:
+    """The number of stored files of a model, by kind."""
+    return {usage.kind: usage.files for usage in disk_usage(Store(str(run_dir)).workspace) if usage.model == model}
 
 
 def check_equal(left: Path, right: Path, model: str, count: int) -> None:
     """Compares predictions, which depend on all that a model has read before, in each of so many windows."""
-    kept, expected = predictions(str(left), model), predictions(str(right), model)
-    assert len(expected) == len(kept) == count
-    for window, table in expected.items():
-        assert kept[window].equals(table), f"{model}, window {window}"
+    store, expected = Store(str(left)), predictions(str(right), model)
+    windows = store.windows(model)
+    assert len(expected) == len(windows) == count
+    for window in windows:
+        assert store.predictions(model, window).equals(expected[window.index]), f"{model}, window {window}"
 
 
 @pytest.mark.parametrize("rounds", [12, pytest.param(100, marks=pytest.mark.soak)])
 def test_a_vacuum_beside_jobs(rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "READING_S", 0.0)
+    monkeypatch.setattr(row_merging, "MANY", 4)
+    monkeypatch.setattr(row_merging, "NEWEST", 3)
     log, run_dir, far_dir = tmp_path / "log", tmp_path / "run", tmp_path / "far"
     log.mkdir()
     tables = days(rounds)
@@ -89,6 +93,7 @@ def test_a_vacuum_beside_jobs(rounds: int, tmp_path: Path, monkeypatch: pytest.M
     student = job(experiment, ["vm"], [])
     elsewhere = job(load(tmp_path, student_elsewhere(config, far_dir)), ["far"], [])
     counts: list[dict[str, int]] = []
+    student_counts: list[int] = []
     for number, table in enumerate(tables):
         pq.write_table(table, log / f"{number:03d}.parquet")
         trainer.advance(complete_windows_only=True)
@@ -101,6 +106,7 @@ def test_a_vacuum_beside_jobs(rounds: int, tmp_path: Path, monkeypatch: pytest.M
         apply_vacuum(store, find_vacuum(store), grace_s=0)
         assert find_vacuum(Store(str(run_dir))).is_empty
         counts.append(stored(run_dir))
+        student_counts.append(stored(run_dir, "vm").get("predictions", 0))
     for loop in (trainer, labeller, student, elsewhere):
         loop.advance()
         assert not loop.waiting_for
@@ -120,3 +126,5 @@ def test_a_vacuum_beside_jobs(rounds: int, tmp_path: Path, monkeypatch: pytest.M
     for kind, most in (("supervision", 8), ("predictions", 4), ("snapshots", 3 * 8)):
         assert max(count.get(kind, 0) for count in counts) <= most, kind
     assert stored(run_dir)["supervision"] <= 3
+    # The student keeps all of its predictions, in files that do not become more.
+    assert max(student_counts) <= 4 + 3

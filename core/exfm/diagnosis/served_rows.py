@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,6 +17,7 @@ from exfm.errors import ConfigError
 from exfm.evaluation.metrics import Ints
 from exfm.interfaces.data_source import Window
 from exfm.supervision.store import Store
+from exfm.supervision.stored_rows import read_rows
 
 
 class StoredTeacher:
@@ -36,9 +36,8 @@ class StoredTeacher:
         store = self._home.store
         tables: list[pa.Table] = []
         for record in store.supervision_files(self._home.model, window):
-            with store.workspace.open_checked(record) as file:
-                # Embeddings and states are most of the file: they are not read.
-                tables.append(pq.read_table(file, columns=["example_id", "event_time", "watermark", self._column]))
+            # Embeddings and states are most of the file: they are not read.
+            tables.append(read_rows(store.workspace, record, ["example_id", "event_time", "watermark", self._column]))
         if not tables:
             return ServedRows(example_id[:0], np.zeros(0))
         table = pa.concat_tables(tables)

@@ -11,6 +11,7 @@ from exfm.interfaces.data_source import Window
 from exfm.mappings import defined
 from exfm.storage.commits import NONE, CommitLog, Stage
 from exfm.storage.hashing import FileRecord
+from exfm.storage.merged_rows import check_committed
 from exfm.storage.workspace import LetGoError, MissingFileError, Workspace, numbered
 
 _ROWS = "rows"
@@ -132,7 +133,7 @@ def _snapshot_state(errors: Sequence[RunError | None]) -> SnapshotState:
 
 def _error(workspace: Workspace, record: FileRecord) -> RunError | None:
     try:
-        workspace.check(record)
+        check_committed(workspace, record)
     except RunError as error:
         return error
     return None

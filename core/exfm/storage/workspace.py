@@ -8,6 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +31,15 @@ _NOT_EXCLUSIVE = (
     "this store writes over an object that exists although it is asked not to (a conditional write, If-None-Match: *), "
     "so that two jobs could commit the same window; keep the run in a store with conditional writes, or on a disk"
 )
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """Describes a range of a file's bytes: from ``start`` to before ``end``, and their checksum (XXH3, 128 bits)."""
+
+    start: int
+    end: int
+    xxh3: str
 
 
 class MissingFileError(RunError):
@@ -268,6 +278,14 @@ class Workspace:
         Raises:
             RunError: the file is missing, or its content is not the committed content.
         """
+        return self.open_ranges(record, (ByteRange(0, record.bytes, record.xxh3),))
+
+    def open_ranges(self, record: FileRecord, ranges: Iterable[ByteRange]) -> pa.NativeFile:
+        """Opens a committed file for random access, after checking its size and some of its bytes in constant memory.
+
+        Raises:
+            RunError: the file is missing, or its content is not the committed content.
+        """
         try:
             file = self._arrow.open_input_file(self.path(record.path))
             if self._local and file.size() == record.bytes > 0:
@@ -277,10 +295,7 @@ class Workspace:
         except FileNotFoundError as error:
             raise self._missing(record) from error
         size = file.size()
-        digest = xxhash.xxh3_128()
-        while size == record.bytes and (block := file.read_buffer(_BLOCK)).size:
-            digest.update(block)
-        if size != record.bytes or digest.hexdigest() != record.xxh3:
+        if size != record.bytes or any(range_digest(file, span.start, span.end) != span.xxh3 for span in ranges):
             file.close()
             raise self._corrupt(record, size)
         file.seek(0)
@@ -327,6 +342,16 @@ class Workspace:
             sweep(self.path(folder))
         with suppress(OSError):  # the folder is not empty, because another process writes to it
             self.fs.rmdir(self.path(folder))
+
+
+def range_digest(file: pa.NativeFile, start: int, end: int) -> str:
+    """Computes the checksum (XXH3, 128 bits) of a range of a file's bytes, in constant memory."""
+    digest = xxhash.xxh3_128()
+    file.seek(start)
+    while start < end and (block := file.read_buffer(min(_BLOCK, end - start))).size:
+        digest.update(block)
+        start += block.size
+    return digest.hexdigest()
 
 
 def numbered(names: Iterable[str], suffix: str = "") -> list[int]:

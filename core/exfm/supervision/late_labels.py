@@ -17,7 +17,8 @@ from exfm.errors import RunError
 from exfm.storage.hashing import FileRecord
 from exfm.storage.manifests import file_records, seal, unseal
 from exfm.storage.workspace import LetGoError, MissingFileError, Workspace
-from exfm.supervision.row_files import RowWriter, read_rows
+from exfm.supervision.row_files import RowWriter
+from exfm.supervision.stored_rows import read_rows
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

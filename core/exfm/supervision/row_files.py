@@ -17,6 +17,9 @@ from exfm.storage.workspace import Workspace
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.supervision.joiner import SupervisionRows, scale_column
 
+GROUP_ROWS = 1 << 20
+"""Rows of a row group at most, the usual size: a reader holds a group of a column in memory."""
+
 Folder = Literal["predictions", "supervision"]
 Column = npt.NDArray[np.generic]
 
@@ -123,7 +126,7 @@ class RowWriter:
 
     def write(self, rows: pa.Table) -> None:
         """Appends rows that have the schema."""
-        self._writer.write_table(rows, row_group_size=1 << 20)
+        self._writer.write_table(rows, row_group_size=GROUP_ROWS)
 
     def close(self) -> FileRecord:
         """Completes the file."""
@@ -161,8 +164,3 @@ def rows_table(columns: Mapping[str, Column | pa.Array], schema: pa.Schema) -> p
 def _array(column: Column | pa.Array, kind: pa.DataType) -> pa.Array:
     """Converts a column to the type; NaN becomes null."""
     return column if isinstance(column, pa.Array) else pa.array(column, from_pandas=True).cast(kind)
-
-
-def read_rows(workspace: Workspace, record: FileRecord) -> pa.Table:
-    """Reads the rows of a committed file, after checking its checksum."""
-    return pq.read_table(pa.BufferReader(workspace.read_checked(record)))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from exfm.config.loading import Experiment
 from exfm.config.training_sections import InitFrom
@@ -19,14 +18,14 @@ from exfm.interfaces.data_source import Window
 from exfm.storage.backfills import Backfills
 from exfm.storage.commits import NONE, STAGES, CommitLog
 from exfm.storage.hashing import FileRecord
-from exfm.storage.marks import first_kept_rows
+from exfm.storage.marks import ROWS, first_kept_rows
 from exfm.storage.orphans import remove_orphans
 from exfm.storage.readers import SIBLING
 from exfm.storage.snapshots import SnapshotRegistry
 from exfm.storage.workspace import Workspace
 from exfm.supervision.frozen_teachers import FrozenTeacher, kept_frozen, resolve_frozen
 from exfm.supervision.late_labels import LateLabels, PredictedLabels
-from exfm.supervision.row_files import read_rows
+from exfm.supervision.stored_rows import read_rows
 from exfm.supervision.streaming import MergedSupervision, OpenSupervision, SupervisionStream
 
 HOMES_FILE = "homes.json"
@@ -128,7 +127,8 @@ class Store:
 
     def sweep(self, models: Collection[str]) -> None:
         """Removes unfinished files of writers that have died, in the run's folder and the folders of some models."""
-        kinds = ("predictions", "supervision", "late", "aliases", *(f"commits/{stage}" for stage in STAGES))
+        kinds = ["predictions", "supervision", "late", "aliases", *(f"commits/{stage}" for stage in STAGES)]
+        kinds += [f"vacuum/{folder}" for folder in ROWS]
         folders = [f"{kind}/{model}" for kind in kinds for model in models]
         for model in models:
             folders += [f"snapshots/{model}/{name}" for name in self.workspace.names(f"snapshots/{model}")]
@@ -152,8 +152,7 @@ class Store:
     def supervised_ids(self, model: str, window: Window) -> Iterator[npt.NDArray[np.int64]]:
         """Reads the ids of the examples of a window that a model of this run has supervised, file by file."""
         for record in self.supervision_files(model, window):
-            with self.workspace.open_checked(record) as file:
-                yield pq.read_table(file, columns=["example_id"]).column("example_id").to_numpy()
+            yield read_rows(self.workspace, record, ["example_id"]).column("example_id").to_numpy()
 
     def supervision_files(self, model: str, window: Window) -> list[FileRecord]:
         """Lists the files of a window's supervision by a model of this run, those of back-fills last."""
@@ -204,8 +203,8 @@ class Store:
 
     def predicted_ids(self, model: str, window: Window) -> npt.NDArray[np.int64]:
         """Reads the ids of the examples of a window that a model of this run has predicted, in stream order."""
-        with self.workspace.open_checked(self.log.load("train", model, window.index).files["rows"]) as file:
-            ids: npt.NDArray[np.int64] = pq.read_table(file, columns=["example_id"]).column("example_id").to_numpy()
+        record = self.log.load("train", model, window.index).files["rows"]
+        ids: npt.NDArray[np.int64] = read_rows(self.workspace, record, ["example_id"]).column("example_id").to_numpy()
         return ids
 
 

@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from exfm.storage.hashing import FileRecord
 from exfm.storage.workspace import Workspace
 from exfm.supervision.joiner import SupervisionIndex, SupervisionRows
+from exfm.supervision.stored_rows import StoredRows
 
 _UNUSED = ("window", "snapshot")
 
@@ -36,15 +36,14 @@ class SupervisionStream:
     """
 
     def __init__(self, workspace: Workspace, record: FileRecord, span_rows: int | None = None) -> None:
-        self._bytes = workspace.open_checked(record)
-        file = pq.ParquetFile(self._bytes)
-        columns = [name for name in file.schema_arrow.names if name not in _UNUSED]
-        schema = pa.schema(list(map(file.schema_arrow.field, columns)))
+        self._rows = StoredRows.open(workspace, record)
+        columns = [name for name in self._rows.schema.names if name not in _UNUSED]
+        schema = pa.schema(list(map(self._rows.schema.field, columns)))
         self._no_rows = SupervisionRows.from_arrow(pa.RecordBatch.from_pylist([], schema))
         if span_rows is None:
             # About two MiB: a row has some 30 bytes, and some 130 with an embedding of 64 float16.
             span_rows = 16_384 if "embedding" in columns else 65_536
-        self._batches = file.iter_batches(span_rows, columns=columns)
+        self._batches = self._rows.batches(span_rows, columns)
         self._spans: deque[SupervisionRows] = deque()
         # A thread reads ahead: decompression overlaps with training, and spans stay in order.
         self._reader = ThreadPoolExecutor(1, "exfm-supervision")
@@ -77,7 +76,7 @@ class SupervisionStream:
     def close(self) -> None:
         """Closes the file."""
         self._reader.shutdown()
-        self._bytes.close()
+        self._rows.close()
 
     def _reaches(self, last_us: int) -> bool:
         """Tells whether rows after a time were read."""

@@ -1,4 +1,4 @@
-"""Finds and removes what nobody can ask for any more in a run's folder, beside running jobs.
+"""Finds and removes what nobody can ask for any more in a run's folder, and merges small files, beside running jobs.
 
 Rows go in this order: a mark says that they may be gone; readers that have just chosen them get time to open them; the
 readers' progress is read again; the files are removed. Manifests stay, so that chains and counters stay whole.
@@ -18,6 +18,8 @@ from exfm.storage.marks import ROWS, Rows, mark
 from exfm.storage.orphans import find_orphans
 from exfm.storage.progress import first_kept_window, next_start_us, rows_needed_us
 from exfm.storage.readers import Progress, read_retention_of
+from exfm.supervision.frozen_teachers import kept_frozen
+from exfm.supervision.row_merging import CommittedRows, Merge, MergeState, apply_merge, find_merges
 from exfm.supervision.store import Store
 
 _STAGE: Mapping[Rows, Stage] = {"supervision": "supervise", "predictions": "train"}
@@ -46,23 +48,33 @@ class Vacuum:
     Attributes:
         rows: row files by model and folder.
         snapshots: unneeded versions by model.
+        merging: small files of rows to merge, and files that merged files have replaced, by folder and model.
         orphans: files of committed windows that no manifest names.
         ignored: readers for which nothing is kept, with the reason.
+        merged: merges that were applied.
     """
 
     rows: list[RemovableRows] = field(default_factory=list)
     snapshots: dict[str, list[int]] = field(default_factory=dict)
+    merging: dict[tuple[Rows, str], MergeState] = field(default_factory=dict)
     orphans: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    merged: list[Merge] = field(default_factory=list)
+
+    @property
+    def merges(self) -> list[Merge]:
+        """Returns the merges that are worth it."""
+        return [merge for state in self.merging.values() for merge in state.merges]
 
     @property
     def is_empty(self) -> bool:
-        """Tells whether nothing can be removed."""
-        return not self.orphans and not any(self.snapshots.values()) and not any(rows.files for rows in self.rows)
+        """Tells whether nothing can be removed or merged."""
+        has_rows = any(rows.files for rows in self.rows) or not all(state.is_empty for state in self.merging.values())
+        return not self.orphans and not any(self.snapshots.values()) and not has_rows
 
 
 def find_vacuum(store: Store) -> Vacuum:
-    """Lists what can be removed from a run's folder, and changes nothing."""
+    """Lists what can be removed from a run's folder or merged in it, and changes nothing."""
     vacuum = Vacuum()
     models = _models(store)
     for name, retention in models.items():
@@ -74,21 +86,36 @@ def find_vacuum(store: Store) -> Vacuum:
                 students.append(reader)
         vacuum.snapshots[name] = _unneeded_snapshots(store, name, retention, students)
         for folder in ROWS:
-            vacuum.rows.append(_removable_rows(store, folder, name, retention, students))
+            rows = _removable_rows(store, folder, name, retention, students)
+            vacuum.rows.append(rows)
+            vacuum.merging[folder, name] = _find_merges(store, folder, name, rows.first_kept)
         vacuum.orphans += _orphans(store, name)
+    for frozen in kept_frozen(store.workspace):
+        vacuum.merging["supervision", frozen.stored_as] = _find_merges(store, "supervision", frozen.stored_as, 0)
     return vacuum
 
 
 def apply_vacuum(store: Store, vacuum: Vacuum, grace_s: float) -> Vacuum:
-    """Removes what a vacuum lists, unless somebody needs it by now; returns what was removed.
+    """Merges and removes what a vacuum lists, unless somebody needs it by now; returns what was merged and removed.
 
     Args:
         grace_s: seconds between marking and removing.
+
+    Raises:
+        RunError: rows that are to be merged are missing or corrupt.
     """
     store.sweep(list(_models(store)))
+    merges = vacuum.merges
+    for merge in merges:
+        apply_merge(store.workspace, merge)
+    if merges:
+        vacuum = replace(vacuum, merging=find_vacuum(Store(store.workspace.url)).merging)
     for rows in vacuum.rows:
         if rows.files:
             mark(store.workspace, rows.folder, rows.model, rows.first_kept)
+    for (folder, model), state in vacuum.merging.items():
+        if state.replaced and state.first:
+            mark(store.workspace, folder, model, state.first)
     if vacuum.is_empty:
         return vacuum
     time.sleep(grace_s)
@@ -100,10 +127,12 @@ def apply_vacuum(store: Store, vacuum: Vacuum, grace_s: float) -> Vacuum:
     for rows in removed.rows:
         for record in rows.files:
             store.workspace.remove_file(record.path)
+    for state in removed.merging.values():
+        state.remove(store.workspace)
     for model, versions in removed.snapshots.items():
         for version in versions:
             store.snapshots.remove(model, version)
-    return removed
+    return replace(removed, merged=merges)
 
 
 def _common(before: Vacuum, now: Vacuum) -> Vacuum:
@@ -114,6 +143,8 @@ def _common(before: Vacuum, now: Vacuum) -> Vacuum:
         common.rows.append(replace(rows, files=tuple(record for record in rows.files if record in files)))
     for model, versions in now.snapshots.items():
         common.snapshots[model] = [version for version in versions if version in before.snapshots.get(model, ())]
+    for key, state in now.merging.items():
+        common.merging[key] = state.common(before.merging.get(key, MergeState(0)))
     return common
 
 
@@ -181,20 +212,34 @@ def _removable_rows(
     return RemovableRows(folder, model, first, tuple(files), held_by)
 
 
-def _rows_before(store: Store, folder: Rows, model: str, first: int) -> Iterator[FileRecord]:
-    """Yields the row files of the windows before an index, those of back-fills too, whether stored or not."""
+def _find_merges(store: Store, folder: Rows, model: str, first: int) -> MergeState:
+    """Finds the small row files of a model that are worth a merge."""
+    committed = sorted(_committed_rows(store, folder, model), key=lambda rows: rows.window)
+    head = store.log.head(_STAGE[folder], model)
+    return find_merges(store.workspace, folder, model, committed, first, head)
+
+
+def _committed_rows(store: Store, folder: Rows, model: str) -> Iterator[CommittedRows]:
+    """Yields the row files of a model's windows, those of back-fills too, whether stored or not."""
     stage = _STAGE[folder]
     for index in store.log.windows(stage, model):
         files = store.log.load(stage, model, index).files
-        if index < first and "rows" in files:
-            yield files["rows"]
-            late = store.late_labels.record(model, index) if folder == "predictions" else None
-            if late is not None:
-                yield late
+        if "rows" in files:
+            yield CommittedRows(index, files["rows"])
     if folder == "supervision":
         for index in store.backfills.windows(model):
-            for labelling in store.backfills.labellings(model, index) if index < first else ():
-                yield labelling.rows
+            for labelling in store.backfills.labellings(model, index):
+                yield CommittedRows(index, labelling.rows)
+
+
+def _rows_before(store: Store, folder: Rows, model: str, first: int) -> Iterator[FileRecord]:
+    """Yields the row files of the windows before an index, and the labels that became known later, stored or not."""
+    for rows in _committed_rows(store, folder, model):
+        if rows.window < first:
+            yield rows.record
+            late = store.late_labels.record(model, rows.window) if folder == "predictions" else None
+            if late is not None:
+                yield late
 
 
 def _orphans(store: Store, model: str) -> list[str]:
