@@ -363,7 +363,7 @@ def test_a_student_that_comes_later_is_told(folder: Path) -> None:
     vacuum(folder)
     config = experiment(folder)
     config["models"]["late"] = copy.deepcopy(config["models"]["vm"]) | {"control": False}
-    with pytest.raises(exfm.RunError, match=r"has removed the supervision of 'fm' before window 4\. A student"):
+    with pytest.raises(exfm.ConfigError, match=r"has removed the supervision of 'fm' before window 4\. A student"):
         exfm.run(load(folder, config))
     # The draft of the student that has not begun holds all that is left; from the first window that is left on it runs.
     config["models"]["late"]["start"] = str(Store(str(folder / "run")).log.load("train", "fm", 4).window)[:16]

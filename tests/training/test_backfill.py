@@ -161,9 +161,16 @@ def test_a_window_that_the_teacher_has_not_passed_is_left_to_it(log: str, tmp_pa
     assert not done[5].masked
 
 
-@pytest.mark.parametrize("between", ["yesterday..", "2023-11-15", "2023-11-16..2023-11-15"])
-def test_a_range_that_is_none_is_refused(between: str, log: str, tmp_path: Path, exfm_cli: Cli) -> None:
+@pytest.mark.parametrize(
+    ("between", "message"),
+    [
+        ("yesterday..", "--backfill FROM: write a time such as 2026-01-31"),
+        ("2023-11-15", "write FROM..TO, two times (UTC)"),
+        ("2023-11-16..2023-11-15", "the end must come after the start"),
+    ],
+)
+def test_a_range_that_is_none_is_refused(between: str, message: str, log: str, tmp_path: Path, exfm_cli: Cli) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(experiment_dict(log, str(tmp_path / "run"))))
     outcome = exfm_cli("supervise", str(path), "--model", "fm", "--backfill", between)
-    assert outcome.status == 2 and "write FROM..TO, two times (UTC)" in outcome.err
+    assert outcome.status == 2 and message in outcome.err

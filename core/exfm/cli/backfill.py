@@ -9,6 +9,7 @@ import typer
 
 from exfm.cli.context import Session
 from exfm.cli.jobs import check_stores
+from exfm.cli.time_range import parse_time_range
 from exfm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,12 +58,7 @@ def _words(done: BackfilledWindow) -> str:
 
 def _time_range(text: str) -> TimeRange:
     """Parses FROM..TO, either of which may be left out."""
-    from exfm.interfaces.data_source import TimeRange
-    from exfm.interfaces.duration import parse_time_us
-
     since, dots, until = text.partition("..")
-    start_us = parse_time_us(since) if since else 0
-    end_us = parse_time_us(until) if until else 2**62
-    if not dots or start_us is None or end_us is None or start_us >= end_us:
+    if not dots:
         raise ConfigError(f"--backfill {text!r}: write FROM..TO, two times (UTC) such as 2026-01-20..2026-02-01T12:00")
-    return TimeRange(start_us, end_us)
+    return parse_time_range(("--backfill FROM", since or None), ("--backfill TO", until or None))

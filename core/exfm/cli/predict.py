@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from exfm.cli.context import AT, CONFIG, MODEL, OVERRIDES, Session
+from exfm.cli.time_range import parse_time_range
 from exfm.errors import ConfigError
 from exfm.redaction import without_credentials
 
@@ -36,7 +36,9 @@ def command(
     from exfm.config.loading import load_experiment
 
     session: Session = context.obj
-    between = _time_between(since, until)
+    between: TimeRange | None = None
+    if since is not None or until is not None:
+        between = parse_time_range(("--from", since), ("--to", until))
     if snapshot is not None:
         at = _version_text(snapshot, at)
     experiment = load_experiment(config, overrides or [], block=session.block)
@@ -59,29 +61,3 @@ def _version_text(text: str, at: str | None) -> str:
     if text != "latest" and not text.isdecimal():
         raise ConfigError(f"--snapshot: write the number of a snapshot, or latest; given: {text!r}")
     return text
-
-
-def _time_between(since: str | None, until: str | None) -> TimeRange | None:
-    """Parses the ends of a time range, either of which may be open; None where both are."""
-    from exfm.interfaces.data_source import TimeRange
-
-    if since is None and until is None:
-        return None
-    start_us, end_us = 0, sys.maxsize
-    if since is not None:
-        start_us = _microseconds("--from", since)
-    if until is not None:
-        end_us = _microseconds("--to", until)
-    if start_us >= end_us:
-        raise ConfigError(f"--from {since} --to {until}: the end must come after the start")
-    return TimeRange(start_us, end_us)
-
-
-def _microseconds(option: str, text: str) -> int:
-    """Parses a time into microseconds since 1970; a time without zone is in UTC."""
-    from exfm.interfaces.duration import parse_time_us
-
-    time_us = parse_time_us(text)
-    if time_us is None:
-        raise ConfigError(f"{option}: write a time such as 2026-01-31 or 2026-01-31T12:00, in UTC; given: {text!r}")
-    return time_us

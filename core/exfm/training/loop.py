@@ -23,7 +23,7 @@ from exfm.data.skips import Counts
 from exfm.data.source_errors import source_errors
 from exfm.data.stream import ChunkReader
 from exfm.distributed.chunk_exchange import ShardedChunk, check_sharding, read_sharded
-from exfm.errors import RunError
+from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.parallel_plan import ParallelPlan
@@ -360,14 +360,21 @@ class StreamLoop:
         self.clock.commit += time.perf_counter() - start
 
     def _open_supervision(self, work: WindowWork, stages: list[Stage], streams: dict[str, OpenSupervision]) -> None:
-        """Opens the supervision of a window that other jobs, or this job before an interruption, have committed."""
+        """Opens the supervision of a window that other jobs, or this job before an interruption, have committed.
+
+        Raises:
+            ConfigError: a vacuum has removed it.
+        """
         needed = {teacher for stage in stages for teacher in stage.trainer.arm.teachers} - self._supervising(work)
         for teacher in sorted(needed - self.external.keys()):
             # Rank zero decides for all. A teacher that has passed a window without rows has nothing to open.
             if self.process_group.broadcast(
                 self.process_group.is_rank_zero and self.store.is_supervised(teacher, work.window)
             ):
-                stream = self.store.supervision(teacher, work.window)
+                try:
+                    stream = self.store.supervision(teacher, work.window)
+                except LetGoError as error:
+                    raise ConfigError(str(error)) from error  # a student that begins too early, and not damage
                 if stream is not None:
                     streams[teacher] = stream
 
