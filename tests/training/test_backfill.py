@@ -174,3 +174,39 @@ def test_a_range_that_is_none_is_refused(between: str, message: str, log: str, t
     path.write_text(yaml.safe_dump(experiment_dict(log, str(tmp_path / "run"))))
     outcome = exfm_cli("supervise", str(path), "--model", "fm", "--backfill", between)
     assert outcome.status == 2 and message in outcome.err
+
+
+    assert outcome.status == 2 and "write FROM..TO, two times (UTC)" in outcome.err
+
+
+def test_candidates_that_nobody_was_shown_are_labelled_and_teach(tmp_path: Path) -> None:
+    """Rows without labels come to windows that the teacher has passed; a student that begins then learns from them."""
+    folder = tmp_path / "log"
+    write_log(folder, make_log(ROWS))
+    config = experiment_dict(str(folder), str(tmp_path / "run"))
+    config["models"]["vm"] |= {"control": False, "transfer": [{"name": "direct", "teacher": "fm"}]}
+    shown = copy.deepcopy(config)
+    del shown["models"]["vm"]
+    shown["models"]["fm"]["supervision"] = {"store": True}
+    shown["models"]["fm"]["keep"] = {"snapshots": "all"}
+    config["models"]["fm"] = copy.deepcopy(shown["models"]["fm"])
+    train(load(tmp_path, shown))
+    candidates = make_log(300, seed=5)
+    ids = pa.array(candidates.column("example_id").to_numpy() + 10**6)
+    candidates = candidates.set_column(0, "example_id", ids)
+    candidates = candidates.set_column(candidates.column_names.index("click"), "click", pa.nulls(300, pa.int8()))
+    pq.write_table(candidates, folder / "candidates.parquet")
+    done = backfill(load(tmp_path, config), TimeRange(START_US + DAY_US, START_US + 6 * DAY_US))
+    assert sorted(done) == [1, 2, 3, 4, 5]
+    labelled = {id for table in backfilled(config["run_dir"]).values() for id in table.column("example_id").to_pylist()}
+    time = candidates.column("event_time").cast(pa.int64()).to_numpy()
+    assert labelled == set(ids.to_numpy()[time >= START_US + DAY_US].tolist())
+    results = exfm.run(load(tmp_path, config))
+    seen = pa.concat_tables(predictions(config["run_dir"], "vm").values())
+    assert seen.num_rows == ROWS + 300 and seen.column("label_click").null_count == 300
+    scores = results["models"]["vm"]["tasks"]["click"]
+    assert 0 < scores["unlabelled"] < 300
+    # Misses: the candidates of the first window, which no snapshot may label, and the teacher's first batch.
+    misses = round((1 - results["supervision"]["fm"]["vm"]["hit_rate"]) * (ROWS + 300))
+    before = np.count_nonzero(time < START_US + DAY_US)
+    assert before <= misses <= before + 64
