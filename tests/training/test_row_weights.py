@@ -16,6 +16,9 @@ from exfm.data.batch import Batch
 from exfm.data.blank import blank_batch
 from exfm.data.column_types import plain_rows
 from exfm.data.decode import decode
+from exfm.evaluation.intervals import PairedLosses
+from exfm.evaluation.metrics import Moments, auc, log_losses
+from exfm.evaluation.recalibration import LogitHistogram
 from exfm.experiment.run import build_plan
 from exfm.training.trainer import StepLabels, Trainer
 from exfm.transfer.build import teacher_specs
@@ -120,6 +123,70 @@ def test_blank_rows_have_weights_where_rows_have() -> None:
     schema = exfm.schema.FeatureSchema(
         weight="w", features=(exfm.schema.DenseFeature(name="price"),), labels=(exfm.schema.Label(name="click"),)
     )
-    weight = blank_batch(schema, 2).weight
-    assert weight is not None and weight.tolist() == [1, 1]
-    assert blank_batch(schema.model_copy(update={"weight": ""}), 2).weight is None
+    assert {name: weight.tolist() for name, weight in blank_batch(schema, 2).weights.items()} == {
+        "": [1, 1],
+        "click": [1, 1],
+    }
+    assert not blank_batch(schema.model_copy(update={"weight": ""}), 2).weights
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+def repeated(rows: pa.Table, task: str, times: np.ndarray[Any, Any]) -> tuple[Any, Any, Any]:
+    """Repeats predictions, labels and groups as often as numbers say."""
+    return tuple(
+        np.repeat(rows.column(name).to_numpy(), times) for name in (f"prediction_{task}", f"label_{task}", "group")
+    )
+
+
+def test_figures_are_those_of_rows_that_are_repeated(tmp_path: Path) -> None:
+    log = make_log(600)
+    weight = np.random.default_rng(2).integers(0, 4, 600)
+    config = experiment_dict(write_log(tmp_path / "log", weighted(log, weight)), str(tmp_path / "run"))
+    config["stream"]["source"]["weight"] = "weight"
+    config["evaluation"]["skip"] = 0
+    results = exfm.run(load(tmp_path, config))
+    rows = pa.concat_tables(predictions(config["run_dir"], "vm").values())
+    assert rows.column("weight_click").to_pylist() == weight.tolist()
+    probability, label, _ = repeated(rows, "click", weight)
+    expected = Moments.from_predictions(probability, label > 0.5)
+    scores = results["models"]["vm"]["tasks"]["click"]
+    for name in ("ne", "calibration", "base_rate", "log_loss"):
+        assert scores[name] == pytest.approx(getattr(expected, name), rel=1e-6), name
+    histogram = LogitHistogram()
+    histogram.add(probability, label > 0.5)
+    recalibration = histogram.recalibration()
+    assert recalibration is not None and scores["ne_recalibrated"] == pytest.approx(recalibration.ne, rel=1e-6)
+    assert scores["auc"] == pytest.approx(auc(probability, label > 0.5), abs=1e-4)
+    assert scores["examples"] == 600
+    losses = PairedLosses()
+    control = pa.concat_tables(predictions(config["run_dir"], "vm.control").values())
+    control_probability, _, group = repeated(control, "click", weight)
+    losses.add(group, label > 0.5, log_losses(probability, label > 0.5), log_losses(control_probability, label > 0.5))
+    (gain,) = results["gains"]
+    assert gain["ne_gain_percent"] == pytest.approx(losses.gain, rel=1e-6)
+    assert gain["interval95"] == pytest.approx(losses.interval95(100, 0), rel=1e-6)
+
+
+def test_a_sampling_rate_weighs_negatives_as_many(tmp_path: Path) -> None:
+    log = make_log(600)
+    random = np.random.default_rng(3)
+    click = log.column("click").to_numpy()
+    sampled = log.filter(pa.array((click == 1) | (random.random(600) < 0.25)))
+    weights = np.where(sampled.column("click").to_numpy() == 1, 1.0, 4.0)
+    results: dict[str, Any] = {}
+    for name in ("rate", "weight"):
+        config = experiment_dict(write_log(tmp_path / name, weighted(sampled, weights)), str(tmp_path / f"{name}-run"))
+        config["models"]["vm"] |= {"transfer": [], "control": False}
+        if name == "rate":
+            config["stream"]["source"]["labels"][0]["sampling_rate"] = 0.25
+        else:
+            config["stream"]["source"]["weight"] = "weight"
+        results[name] = exfm.run(load(tmp_path, config))
+        read = pa.concat_tables(predictions(config["run_dir"], "vm").values())
+        results[f"{name} rows"] = read
+    assert results["rate rows"].equals(results["weight rows"])
+    assert results["rate"]["models"]["vm"]["tasks"] == results["weight"]["models"]["vm"]["tasks"]
+    scores = results["rate"]["models"]["vm"]["tasks"]["click"]
+    assert scores["base_rate"] == pytest.approx(click[150:].mean(), abs=0.1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from exfm.evaluation.metrics import Moments
+from exfm.evaluation.metrics import Moments, as_count
 from exfm.supervision.coverage import Coverage
 from exfm.transfer.soft_label_metrics import sum_scores
 
@@ -41,16 +41,19 @@ class WindowCounters:
             self.scores[task] = self.scores.get(task, Moments()) + moments_of(counted)
 
 
-def task_sums(probabilities: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def task_sums(
+    probabilities: Mapping[str, Tensor], labels: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Sums examples, positives, log losses and predictions, (4,) float64 by task."""
     sums: dict[str, Tensor] = {}
     for task, predicted in probabilities.items():
         # NaN is counted and refused elsewhere.
-        sums[task] = sum_scores(predicted.nan_to_num(0.5), labels[task], torch.ones_like(predicted, dtype=torch.bool))
+        every_B = torch.ones_like(predicted, dtype=torch.bool)
+        sums[task] = sum_scores(predicted.nan_to_num(0.5), labels[task], every_B, weights.get(task))
     return sums
 
 
 def moments_of(sums: Tensor) -> Moments:
     """Converts the sums of a task, (4,) of ``task_sums``."""
     examples, positives, loss, predicted = sums.tolist()
-    return Moments(int(examples), int(positives), loss, predicted)
+    return Moments(as_count(examples), as_count(positives), loss, predicted)

@@ -14,6 +14,9 @@ from torchrec import KeyedJaggedTensor
 
 from exfm.mappings import take_rows
 
+ROW_WEIGHT = ""
+"""Names the weights of rows among those by task; no task has an empty name."""
+
 
 @dataclass(frozen=True)
 class SequenceBatch:
@@ -62,7 +65,8 @@ class Batch:
         oracle: (B,) float32 true probability by task, on simulated streams.
         embeddings: (B, K) float32 by teacher, its embedding of each example; NaN where it has none. Of a model that
             reads them as input, and joined after the batch has been cut.
-        weight: (B,) float32, the weight of each example in losses; None where each weighs 1.
+        weights: (B,) float32 by task, the weight of each example with its label; under ``ROW_WEIGHT`` that of its row
+            alone. Without an entry each weighs 1.
     """
 
     example_id: Tensor
@@ -74,7 +78,7 @@ class Batch:
     labels: Mapping[str, Tensor]
     oracle: Mapping[str, Tensor]
     embeddings: Mapping[str, Tensor] = field(default_factory=dict)
-    weight: Tensor | None = None
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -99,7 +103,7 @@ class Batch:
             copied(self.labels),
             copied(self.oracle),
             copied(self.embeddings),
-            None if self.weight is None else self.weight.to(device),
+            copied(self.weights),
         )
 
     def only(self, features: frozenset[str], dense: Tensor) -> Batch:
@@ -150,7 +154,7 @@ class Batch:
             labels=take_rows(self.labels, index),
             oracle=take_rows(self.oracle, index),
             embeddings=take_rows(self.embeddings, index),
-            weight=None if self.weight is None else self.weight[index],
+            weights=take_rows(self.weights, index),
         )
 
     def slice(self, start: int, stop: int) -> Batch:
@@ -166,7 +170,7 @@ class Batch:
             labels=take_rows(self.labels, rows),
             oracle=take_rows(self.oracle, rows),
             embeddings=take_rows(self.embeddings, rows),
-            weight=None if self.weight is None else self.weight[rows],
+            weights=take_rows(self.weights, rows),
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torchrec import KeyedJaggedTensor
 
-from exfm.data.batch import Batch, SequenceBatch
+from exfm.data.batch import ROW_WEIGHT, Batch, SequenceBatch
 from exfm.interfaces.schema import (
     CategoricalFeature,
     DenseFeature,
@@ -32,7 +32,7 @@ def blank_batch(schema: FeatureSchema, size: int) -> Batch:
             dense += 1
     # The dtypes are those of decode, because ids and lengths of all processes meet in collectives.
     return Batch(
-        weight=torch.ones(size) if schema.weight else None,
+        weights={name: torch.ones(size) for name in ([ROW_WEIGHT] if schema.weight else []) + list(schema.weighted)},
         example_id=torch.zeros(size, dtype=torch.int64),
         event_time_us=torch.zeros(size, dtype=torch.int64),
         group=torch.zeros(size, dtype=torch.int64),

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from exfm.data.batch import Batch, SequenceBatch
+from exfm.data.batch import ROW_WEIGHT, Batch, SequenceBatch
 from exfm.data.features import bags, dense_numbers, history
 from exfm.data.validation import event_times
 from exfm.interfaces.schema import CategoricalFeature, FeatureSchema, Label, MultiValuedFeature, SequenceFeature
@@ -24,9 +25,8 @@ def decode(rows: pa.RecordBatch, schema: FeatureSchema) -> Batch:
     example_id = example_ids(rows, schema)
     # Without a group column each example is a group, and its id is the key.
     keys = to_u64(rows.column(schema.group)) if schema.group else example_id.view(np.uint64)
-    weight_B = torch.from_numpy(_floats(rows.column(schema.weight))) if schema.weight else None
     return Batch(
-        weight=weight_B,
+        weights=_weights(rows, schema),
         example_id=torch.from_numpy(example_id),
         event_time_us=torch.from_numpy(np.array(event_times(rows, schema))),
         # Salt 2 is the hash of groups: other salts pick table rows, buckets and remembered ids.
@@ -39,6 +39,20 @@ def decode(rows: pa.RecordBatch, schema: FeatureSchema) -> Batch:
             label.name: torch.from_numpy(_floats(rows.column(label.oracle))) for label in schema.labels if label.oracle
         },
     )
+
+
+def _weights(rows: pa.RecordBatch, schema: FeatureSchema) -> dict[str, Tensor]:
+    """Returns the weights (B,) of rows, and of each label: times the negatives that a kept negative stands for."""
+    weights: dict[str, Tensor] = {}
+    row_B = np.ones(rows.num_rows, np.float32)
+    if schema.weight:
+        row_B = _floats(rows.column(schema.weight))
+        weights[ROW_WEIGHT] = torch.from_numpy(row_B)
+    for label in schema.labels:
+        if label.name in schema.weighted:
+            stands_for_B = np.where(label_values(rows, label) == 0, 1 / label.sampling_rate, 1)
+            weights[label.name] = torch.from_numpy((row_B * stands_for_B).astype(np.float32))
+    return weights
 
 
 def example_ids(rows: pa.RecordBatch, schema: FeatureSchema) -> npt.NDArray[np.int64]:

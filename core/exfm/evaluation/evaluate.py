@@ -142,35 +142,37 @@ class TaskScores:
     histogram: AucHistogram = field(default_factory=AucHistogram)
     logits: LogitHistogram = field(default_factory=LogitHistogram)
     windows: list[dict[str, Any]] = field(default_factory=list)
+    examples: int = 0
     unlabelled: int = 0
 
     def add(self, window: Window, rows: TaskRows, scored: bool) -> None:
         """Adds a window to ``windows`` and, where it is ``scored``, to the overall figures."""
-        moments = Moments.from_predictions(rows.probability, rows.label)
+        moments = Moments.from_predictions(rows.probability, rows.label, rows.weight)
         entry = {
             "window": window.index,
             "start": str(window),
-            "examples": moments.examples,
+            "examples": rows.label.size,
             "ne": moments.ne,
-            "auc": auc(rows.probability, rows.label),
+            "auc": auc(rows.probability, rows.label, rows.weight),
         }
         bayes = Moments()
         if rows.oracle is not None:
-            bayes = Moments.from_predictions(rows.oracle, rows.label)
+            bayes = Moments.from_predictions(rows.oracle, rows.label, rows.weight)
             entry["bayes_ne"] = bayes.ne
         self.windows.append(entry)
         if scored:
             self.overall += moments
+            self.examples += rows.label.size
             self.unlabelled += rows.unlabelled
             self.bayes += bayes
-            self.histogram.add(rows.probability, rows.label)
-            self.logits.add(rows.probability, rows.label)
+            self.histogram.add(rows.probability, rows.label, rows.weight)
+            self.logits.add(rows.probability, rows.label, rows.weight)
 
     def result(self, grouped: GroupedScores) -> dict[str, Any]:
         """Returns the entry of the task in results.json."""
         recalibration = self.logits.recalibration()
         figures: dict[str, Any] = {
-            "examples": self.overall.examples,
+            "examples": self.examples,
             "unlabelled": self.unlabelled,
             "ne": self.overall.ne,
             "ne_recalibrated": None,
@@ -213,7 +215,7 @@ def _score_model(
     grouped: dict[str, GroupedScores] = {}
     for task in tasks:
         grouped[task] = GroupedScores(GroupedAuc(), {k: GroupedRecall() for k in view.recall_at})
-    scored_rows = sum(score.overall.examples for score in scores.values())
+    scored_rows = sum(score.examples for score in scores.values())
     for task, groups in whole_groups(grouped_rows, rows=scored_rows):
         grouped[task].add(groups)
     return {"tasks": {task: score.result(grouped[task]) for task, score in scores.items()}}

@@ -62,6 +62,7 @@ def _add_losses(losses: PairedLosses, model: TaskRows, control: TaskRows) -> Non
         control.label,
         log_losses(model.probability, model.label),
         log_losses(control.probability, control.label),
+        control.weight,
     )
 
 

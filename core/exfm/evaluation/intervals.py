@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from exfm.evaluation.metrics import Ints, entropy
+from exfm.evaluation.metrics import Floats, Ints, as_count, entropy
 from exfm.splitmix import splitmix64
 
 Doubles = npt.NDArray[np.float64]
@@ -29,21 +29,33 @@ class PairedLosses:
 
     Attributes:
         sums_K2: summed log losses of model and control by bucket, nats.
-        examples, positives: how many examples were compared, and how many of them are positive.
+        examples, positives: number, or sum of the weights, of the compared examples, and of the positive ones.
     """
 
     def __init__(self) -> None:
         self.sums_K2: Doubles = np.zeros((_BUCKETS, 2))
-        self.examples = 0
-        self.positives = 0
+        self.examples: float = 0
+        self.positives: float = 0
 
-    def add(self, group_E: Ints, positive_E: npt.NDArray[np.bool_], model_E: Doubles, control_E: Doubles) -> None:
-        """Adds the log losses (E,) of model and control on the same E examples, with groups and labels."""
+    def add(
+        self,
+        group_E: Ints,
+        positive_E: npt.NDArray[np.bool_],
+        model_E: Doubles,
+        control_E: Doubles,
+        weight_E: Floats | None = None,
+    ) -> None:
+        """Adds the log losses (E,) of model and control on the same E examples, with groups, labels and weights."""
         bucket_E = (splitmix64(group_E) >> np.uint64(64 - 12)).astype(np.int64)
         for column, loss_E in enumerate((model_E, control_E)):
-            self.sums_K2[:, column] += np.bincount(bucket_E, weights=loss_E, minlength=_BUCKETS)
-        self.examples += group_E.size
-        self.positives += int(np.count_nonzero(positive_E))
+            weighted_E = loss_E if weight_E is None else loss_E * weight_E
+            self.sums_K2[:, column] += np.bincount(bucket_E, weights=weighted_E, minlength=_BUCKETS)
+        if weight_E is None:
+            self.examples += group_E.size
+            self.positives += int(np.count_nonzero(positive_E))
+        else:
+            self.examples += as_count(float(weight_E.sum(dtype=np.float64)))
+            self.positives += as_count(float(weight_E[positive_E].sum(dtype=np.float64)))
 
     def __add__(self, other: PairedLosses) -> PairedLosses:
         total = PairedLosses()

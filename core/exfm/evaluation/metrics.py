@@ -45,13 +45,19 @@ def entropy(rate: float) -> float:
     return -sum(p * math.log(p) for p in (rate, 1 - rate) if p > 0)
 
 
-def auc(probability_E: Floats, label_E: Bools) -> float | None:
+def as_count(total: float) -> float:
+    """Returns a sum of weights as an integer where it is one: examples that each weigh 1 are counted."""
+    return int(total) if total == int(total) else total
+
+
+def auc(probability_E: Floats, label_E: Bools, weight_E: Floats | None = None) -> float | None:
     """Computes the exact AUC of examples in memory by sorting; a tie counts 1/2. None where a class is missing."""
     distinct, rank_E = np.unique(probability_E, return_inverse=True)
-    return _auc_of_counts(np.bincount(rank_E * 2 + label_E, minlength=2 * distinct.size).reshape(-1, 2))
+    counts = np.bincount(rank_E * 2 + label_E, weights=weight_E, minlength=2 * distinct.size)
+    return _auc_of_counts(counts.reshape(-1, 2))
 
 
-def _auc_of_counts(counts_K2: Ints) -> float | None:
+def _auc_of_counts(counts_K2: Ints | Floats) -> float | None:
     """Computes the AUC of K ascending scores with (negatives, positives) each."""
     # float64, because the number of pairs overflows int64 beyond some billion examples of each class.
     negatives_K, positives_K = counts_K2.T.astype(np.float64)
@@ -66,21 +72,29 @@ def _auc_of_counts(counts_K2: Ints) -> float | None:
 class Moments:
     """Sums losses, predictions and labels, for log loss, NE, calibration and base rate.
 
-    A figure without a meaning (no examples) is None.
+    A figure without a meaning (no examples) is None. Where examples have weights, all are sums over the weights.
 
     Attributes:
         loss_sum: sum of the examples' log losses, nats.
         prediction_sum: sum of the predicted probabilities.
     """
 
-    examples: int = 0
-    positives: int = 0
+    examples: float = 0
+    positives: float = 0
     loss_sum: float = 0.0
     prediction_sum: float = 0.0
 
     @classmethod
-    def from_predictions(cls, probability_E: Floats, label_E: Bools) -> Self:
-        """Sums over E examples."""
+    def from_predictions(cls, probability_E: Floats, label_E: Bools, weight_E: Floats | None = None) -> Self:
+        """Sums over E examples; each weighs 1 by default."""
+        if weight_E is not None:
+            weight_E = weight_E.astype(np.float64)
+            return cls(
+                examples=as_count(float(weight_E.sum())),
+                positives=as_count(float(weight_E[label_E].sum())),
+                loss_sum=float(log_losses(probability_E, label_E) @ weight_E),
+                prediction_sum=float(probability_E.astype(np.float64) @ weight_E),
+            )
         return cls(
             examples=label_E.size,
             positives=int(np.count_nonzero(label_E)),
@@ -132,12 +146,15 @@ class AucHistogram:
     """
 
     def __init__(self) -> None:
-        self.counts: Ints = np.zeros((_BINS, 2), dtype=np.int64)
+        self.counts: Ints | npt.NDArray[np.float64] = np.zeros((_BINS, 2), dtype=np.int64)
 
-    def add(self, probability_E: Floats, label_E: Bools) -> None:
-        """Counts E more examples."""
+    def add(self, probability_E: Floats, label_E: Bools, weight_E: Floats | None = None) -> None:
+        """Counts E more examples, or adds their weights."""
+        if weight_E is not None:
+            self.counts = self.counts.astype(np.float64, copy=False)
         # In place, because passing over all bins takes longer than counting the examples of a chunk.
-        np.add.at(self.counts.reshape(-1), _bin(probability_E) * 2 + label_E, 1)
+        amount = 1 if weight_E is None else weight_E
+        np.add.at(self.counts.reshape(-1), _bin(probability_E) * 2 + label_E, amount)
 
     def __add__(self, other: AucHistogram) -> AucHistogram:
         total = AucHistogram()
@@ -156,10 +173,9 @@ class AucHistogram:
         pairs = negatives.sum() * positives.sum()
         return float(negatives @ positives / pairs / 2) if pairs else None
 
-    def _used_bins(self) -> Ints:
+    def _used_bins(self) -> Ints | npt.NDArray[np.float64]:
         """Selects the bins with examples: most have none, and change no figure."""
-        is_used_K = (self.counts[:, 0] | self.counts[:, 1]) != 0
-        used: Ints = self.counts[is_used_K]
+        used: Ints | npt.NDArray[np.float64] = self.counts[(self.counts != 0).any(axis=1)]
         return used
 
 

@@ -34,8 +34,9 @@ class PredictionReader(Protocol):
         """Reads a model's predictions of a window, in the order of the stream.
 
         Columns: ``example_id`` and ``group`` (int64), and for each task T ``prediction_T``, ``label_T`` (0, 1, or NaN
-        where the label is missing) and, on a simulated stream, ``oracle_T`` (the true probability). For each teacher E
-        from elsewhere ``teacher_E/T``, its probability, NaN where it has none.
+        where the label is missing), where examples have weights ``weight_T``, and, on a simulated stream, ``oracle_T``
+        (the true probability). For each teacher E from elsewhere ``teacher_E/T``, its probability, NaN where it has
+        none.
         """
         ...
 
@@ -47,6 +48,7 @@ class TaskRows:
     Attributes:
         external: probabilities by teacher from elsewhere, NaN where it has none.
         unlabelled: number of rows of the table without a label, which are left out.
+        weight: the weight of each example; None where each weighs 1.
     """
 
     example_id: Ints
@@ -56,13 +58,20 @@ class TaskRows:
     oracle: Floats | None
     external: Mapping[str, Floats] = field(default_factory=dict)
     unlabelled: int = 0
+    weight: Floats | None = None
 
     def take(self, index: npt.NDArray[np.intp]) -> TaskRows:
         """Selects rows by position."""
         oracle = None if self.oracle is None else self.oracle[index]
         external = take_rows(self.external, index)
         return TaskRows(
-            self.example_id[index], self.group[index], self.probability[index], self.label[index], oracle, external
+            self.example_id[index],
+            self.group[index],
+            self.probability[index],
+            self.label[index],
+            oracle,
+            external,
+            weight=None if self.weight is None else self.weight[index],
         )
 
     def as_predicted_by(self, teacher: str) -> TaskRows:
@@ -130,6 +139,7 @@ def _labelled_rows(table: pa.Table, task: str, where: str) -> TaskRows:
         oracle=_column(table, oracle)[is_labelled] if oracle in table.column_names else None,
         external=external,
         unlabelled=int(np.count_nonzero(~is_labelled)),
+        weight=_column(table, f"weight_{task}")[is_labelled] if f"weight_{task}" in table.column_names else None,
     )
 
 

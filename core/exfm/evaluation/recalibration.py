@@ -58,15 +58,17 @@ class LogitHistogram:
     """
 
     def __init__(self) -> None:
-        self.counts: Ints = np.zeros((_BINS, 2), np.int64)
+        self.counts: Ints | Doubles = np.zeros((_BINS, 2), np.int64)
         self.logit_sums: Doubles = np.zeros((_BINS, 2))
 
-    def add(self, probability_E: Floats, label_E: Bools) -> None:
-        """Counts E more examples, with probabilities clipped as in the log loss."""
+    def add(self, probability_E: Floats, label_E: Bools, weight_E: Floats | None = None) -> None:
+        """Counts E more examples, or adds their weights, with probabilities clipped as in the log loss."""
         logit_E = logits(probability_E)
         bin_E = np.clip((logit_E + _LIMIT) * (_BINS / (2 * _LIMIT)), 0, _BINS - 1).astype(np.int64)
         cell_E = bin_E * 2 + label_E  # both classes in a single bincount
-        self.counts += np.bincount(cell_E, minlength=2 * _BINS).reshape(-1, 2)
+        if weight_E is not None:
+            logit_E = logit_E * weight_E
+        self.counts = self.counts + np.bincount(cell_E, weights=weight_E, minlength=2 * _BINS).reshape(-1, 2)
         self.logit_sums += np.bincount(cell_E, weights=logit_E, minlength=2 * _BINS).reshape(-1, 2)
 
     def __add__(self, other: LogitHistogram) -> LogitHistogram:

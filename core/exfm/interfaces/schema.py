@@ -137,6 +137,13 @@ class Label(_NamedColumn):
 
     delay: Duration = Field(timedelta(0), description="How long after the event its value is known.")
     oracle: str = Field("", description="Column of the true probability, where the stream is simulated.")
+    sampling_rate: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the negatives that the log keeps, if they are down-sampled: each weighs as those that it "
+        "stands for, so that predictions and figures are of all traffic.",
+    )
 
 
 def rows_may_become(before: int, rows: int, ids: str) -> str:
@@ -174,7 +181,7 @@ class FeatureSchema(BaseModel):
     event_time: str = Field("event_time", description="Column of the time, a timestamp; rows are ordered by it.")
     group: str = Field("", description="Column whose values group examples for GAUC and intervals, as a rule the user.")
     domain: str = Field("", description="Column of the domain (surface, product), where there are several.")
-    weight: str = Field("", description="Column of the weight of a row in all losses, 0 or more; 1 where it is empty.")
+    weight: str = Field("", description="Column of the weight of a row, 0 or more, in losses and figures.")
     features: tuple[Feature, ...] = Field(min_length=1, description="The inputs of models.")
     labels: tuple[Label, ...] = Field(min_length=1, description="The outcomes to predict; each is a task.")
 
@@ -261,6 +268,11 @@ class FeatureSchema(BaseModel):
                 yield feature.times.column
         for label in self.labels:
             yield from (label.source_column, label.oracle)
+
+    @property
+    def weighted(self) -> tuple[str, ...]:
+        """The names of the labels whose examples have weights, of their rows or by a sampling rate."""
+        return tuple(label.name for label in self.labels if self.weight or label.sampling_rate < 1)
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from exfm.data.batch import ROW_WEIGHT
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -21,39 +23,48 @@ class Labels:
         values: (B,) by task: 0, 1, or NaN where a label is not known.
         weights: (B,) by task, the weight of each example in a mean, 0 where its label is not known; a task without an
             entry has all labels, and each weighs 1.
-        weight_B: the weight of each example; None where each weighs 1.
+        all_weights: (B,) by task, of the tasks that are not learned too, see ``Batch.weights``.
     """
 
     values: Mapping[str, Tensor]
     weights: Mapping[str, Tensor] = field(default_factory=dict)
-    weight_B: Tensor | None = None
+    all_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of_tasks(cls, labels: Mapping[str, Tensor], tasks: Collection[str], weight_B: Tensor | None = None) -> Labels:
+    def of_tasks(
+        cls, labels: Mapping[str, Tensor], tasks: Collection[str], weights: Mapping[str, Tensor] | None = None
+    ) -> Labels:
         """Selects the labels of some tasks; a task without any known label of an example with weight is left out.
 
         Args:
             labels: (B,) by task, NaN where a label is not known.
-            weight_B: the weight of each example; None where each weighs 1.
+            weights: (B,) by task, see ``Batch.weights``.
         """
+        present = weights or {}
+        weight_B = present.get(ROW_WEIGHT)
         if not tasks:
-            return cls({}, weight_B=weight_B)
+            return cls({}, all_weights=present)
         unknown_TB = torch.stack([labels[task] for task in tasks]).isnan()
         if weight_B is not None:
             unknown_TB = unknown_TB | (weight_B == 0)
         # Read at once for all tasks, because each read of a device's tensor waits for the device.
         counts = unknown_TB.sum(dim=1).tolist()
         values: dict[str, Tensor] = {}
-        weights: dict[str, Tensor] = {}
+        of_task: dict[str, Tensor] = {}
         for task, unknown_B, count in zip(tasks, unknown_TB, counts, strict=True):
             if count == unknown_B.numel() > 0:
                 continue
             values[task] = labels[task]
-            if weight_B is not None:
-                weights[task] = torch.where(unknown_B, 0.0, weight_B)
+            if task in present:
+                of_task[task] = torch.where(unknown_B, 0.0, present[task])
             elif count:
-                weights[task] = (~unknown_B).to(labels[task].dtype)
-        return cls(values, weights, weight_B)
+                of_task[task] = (~unknown_B).to(labels[task].dtype)
+        return cls(values, of_task, present)
+
+    @property
+    def row_weight(self) -> Tensor | None:
+        """Returns the weight of each row; None where each weighs 1."""
+        return self.all_weights.get(ROW_WEIGHT)
 
     def counts(self, task: str) -> tuple[Tensor, Tensor]:
         """Returns the weight of the examples whose label of a task is 1, and of all whose label is known."""

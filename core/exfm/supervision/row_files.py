@@ -44,15 +44,19 @@ def _numbers(role: str, tasks: Sequence[str]) -> dict[str, pa.DataType]:
     return {f"{role}_{task}": pa.float32() for task in tasks}
 
 
-def predictions_schema(tasks: Sequence[str], oracles: Sequence[str], teachers: Iterable[str] = ()) -> pa.Schema:
+def predictions_schema(
+    tasks: Sequence[str], oracles: Sequence[str], teachers: Iterable[str] = (), weighted: Iterable[str] = ()
+) -> pa.Schema:
     """Returns the columns of a predictions file: probabilities before training on the row, labels, true probabilities.
 
     Args:
         teachers: columns of external teachers, which have no predictions file; null without a prediction.
+        weighted: tasks whose examples have weights.
     """
     fields = {"example_id": pa.int64(), "window": pa.int32(), "group": pa.int64()}
     fields |= _numbers("prediction", tasks) | _numbers("label", tasks) | _numbers("oracle", oracles)
     fields |= dict.fromkeys(teachers, pa.float32())
+    fields |= {f"weight_{task}": pa.float32() for task in weighted}
     return pa.schema(fields)
 
 

@@ -100,6 +100,7 @@ class Stage:
         self.tasks = trainer.arm.tasks
         self.store = store
         self.oracles = tuple(label.name for label in schema.labels if label.oracle and label.name in self.tasks)
+        self.weighted = tuple(task for task in schema.weighted if task in self.tasks)
         self._external: dict[str, tuple[str, str]] = {}
         for teacher in trainer.arm.teachers:
             for task in external.get(teacher, ()):
@@ -159,7 +160,9 @@ class Stage:
             self._initial = load_initial_weights(trainer, self._parent, self.store, window)
             self._unchecked = self._initial
         predictions = row_file("predictions", self.name, window.index)
-        self._predictions = self._rows_file(predictions, predictions_schema(self.tasks, self.oracles, self._external))
+        self._predictions = self._rows_file(
+            predictions, predictions_schema(self.tasks, self.oracles, self._external, self.weighted)
+        )
         self._owns_files = True
         self._supervision: RowGatherer | None = None
         if self.supervises:
@@ -423,6 +426,7 @@ class Stage:
         columns |= {f"prediction_{task}": values.numpy() for task, values in probabilities.items()}
         columns |= {f"label_{task}": seen.labels[task].numpy() for task in self.tasks}
         columns |= {f"oracle_{task}": seen.oracle[task].numpy() for task in self.oracles}
+        columns |= {f"weight_{task}": seen.weights[task].numpy() for task in self.weighted}
         for column, (teacher, task) in self._external.items():
             supervision = joined[teacher].supervision
             columns[column] = supervision.probabilities[task].where(supervision.hit[task], math.nan).numpy()
@@ -445,7 +449,7 @@ class Stage:
         Raises:
             RunError: predictions or stored vectors are not finite; on every process.
         """
-        sums = task_sums(probabilities, seen.labels)
+        sums = task_sums(probabilities, seen.labels, seen.weights)
         stored: list[Tensor] = []
         for vector in (*supervision.vectors.values(), supervision.embedding):
             if vector is not None:

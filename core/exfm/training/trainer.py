@@ -35,9 +35,6 @@ from exfm.transfer.row_offsets import fold_offsets, tables_with_offsets
 from exfm.transfer.student_parameters import StudentParameters
 from exfm.transfer.student_transfer import STRATEGIES, StudentTransfer, parameters_of
 
-_WEIGHT = ""
-"""Names the examples' weights among the labels that are gathered; no task has an empty name."""
-
 
 @dataclass(frozen=True)
 class StepLabels:
@@ -184,9 +181,8 @@ class Trainer:
             batch = batch.to(self.plan.device)
             output = self.model(batch, run_trunk)
             predicted = Forward.from_output(output)
-            columns = dict(batch.labels) if batch.weight is None else {**batch.labels, _WEIGHT: batch.weight}
-            labels = dict(gatherer.labels(columns))
-            learned = Labels.of_tasks(labels, learn.tasks, labels.pop(_WEIGHT, None))
+            labels, weights = gatherer.labels(batch.labels), gatherer.labels(batch.weights)
+            learned = Labels.of_tasks(labels, learn.tasks, weights)
             if self._start_heads(learned):
                 # Again, because the logits depend on the biases. Predictions stay those from before the labels.
                 output = self.model(batch, run_trunk)

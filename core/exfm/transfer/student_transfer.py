@@ -101,14 +101,14 @@ class StudentTransfer:
             teacher = merge_teacher_outputs(strategy, teachers, tokens)
             if teacher is None:
                 continue
-            teacher = replace(teacher, weight=learned.weight_B)
+            teacher = replace(teacher, weight=learned.row_weight)
             # Scored before the adapter steps on the same labels: it would seem better than it is.
             if isinstance(strategy, LabelAdapter):
-                self.soft_labels.add(number, teacher, labels, strategy.adapt(teacher))
+                self.soft_labels.add(number, teacher, labels, strategy.adapt(teacher), learned.all_weights)
                 labelled, values = _labelled(teacher, learned)
                 self._step(self._adapters[number], strategy.adapter_loss(labelled, values))
             else:
-                self.soft_labels.add(number, teacher, labels, None)
+                self.soft_labels.add(number, teacher, labels, None, learned.all_weights)
             if isinstance(strategy, DistillationStrategy):
                 losses.append(strategy.loss(output, teacher, learned.values))
         return losses
