@@ -55,7 +55,10 @@ MISTAKES: list[tuple[str, Any, str, list[str]]] = [
         "stream",
         3,
         "",
-        ["must be a mapping {source, window, start, chunk_rows, on_bad_row, max_skipped_share}", "given: 3"],
+        [
+            "must be a mapping {source, window, start, allowed_lateness, chunk_rows, on_bad_row, max_skipped_share}",
+            "given: 3",
+        ],
     ),
     ("plugins", 3, "", ["must be a mapping {block}"]),
     ("models.vm.optimizer", "adam", "", ["must be a mapping {dense, tables}", "given: 'adam'"]),

@@ -116,7 +116,10 @@ def test_a_model_may_have_no_other_teacher(log: str, tmp_path: Path) -> None:
         ({"predictions": {"click": {"column": "id", "kind": "logit"}}}, r"'id' must hold floating-point.* not int64"),
         ({"predictions": {"click": {"column": "p", "kind": "odds"}}}, r"kind: 'odds' is not allowed.*probability"),
         ({"predictions": {}}, r"teachers\.vendor\.predictions"),
-        ({"example_id": "z"}, r"teachers\.vendor\.example_id: .*column 'z' must hold integers, strings, bytes or UUIDs, not float"),
+        (
+            {"example_id": "z"},
+            r"teachers\.vendor\.example_id: .*column 'z' must hold integers, .*, not float",
+        ),
         ({"path": "/nowhere/*.parquet"}, r"teachers\.vendor\.path: there is no Parquet file"),
         ({"path": "nothing://x"}, r"teachers\.vendor\.path: 'nothing://x' cannot be listed"),
     ],

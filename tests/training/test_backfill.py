@@ -175,7 +175,6 @@ def test_a_range_that_is_none_is_refused(between: str, message: str, log: str, t
     outcome = exfm_cli("supervise", str(path), "--model", "fm", "--backfill", between)
     assert outcome.status == 2 and message in outcome.err
 
-
     assert outcome.status == 2 and "write FROM..TO, two times (UTC)" in outcome.err
 
 

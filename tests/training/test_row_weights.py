@@ -133,11 +133,10 @@ def test_blank_rows_have_weights_where_rows_have() -> None:
 # ---- figures -------------------------------------------------------------------------------------------------------
 
 
-def repeated(rows: pa.Table, task: str, times: np.ndarray[Any, Any]) -> tuple[Any, Any, Any]:
+def repeated(rows: pa.Table, task: str, times: np.ndarray[Any, Any]) -> list[Any]:
     """Repeats predictions, labels and groups as often as numbers say."""
-    return tuple(
-        np.repeat(rows.column(name).to_numpy(), times) for name in (f"prediction_{task}", f"label_{task}", "group")
-    )
+    names = (f"prediction_{task}", f"label_{task}", "group")
+    return [np.repeat(rows.column(name).to_numpy(), times) for name in names]
 
 
 def test_figures_are_those_of_rows_that_are_repeated(tmp_path: Path) -> None:

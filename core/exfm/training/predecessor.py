@@ -94,8 +94,9 @@ class Predecessor:
         for batch in kept:
             predicted = self._trainer.predict(batch.batch).first_rows(batch.shard.size).probabilities
             labels = {task: batch.batch.labels[task][: batch.shard.size] for task in tasks}
+            weights = {name: weight_B[: batch.shard.size] for name, weight_B in batch.batch.weights.items()}
             for number, probabilities in enumerate((batch.probabilities, predicted)):
-                counted = task_sums({task: probabilities[task].cpu() for task in tasks}, labels)
+                counted = task_sums({task: probabilities[task].cpu() for task in tasks}, labels, weights)
                 sums[number] += torch.stack([counted[task] for task in tasks])
         total = self._trainer.plan.process_group.all_gather(sums).sum(dim=0)
         scores: dict[str, PairedScores] = {}

@@ -18,7 +18,7 @@ from exfm.interfaces.transfer_strategy import TransferStrategy
 
 TEACHER, CORRECTED = "teacher", "corrected"
 _Batch = tuple[Tensor, Tensor, Tensor, Tensor]
-_ONE = torch.ones(1)
+_SINGLE = torch.ones(1)
 _WAITING = 32
 """Bounds the batches that are summed in a single call, because a small batch costs little but its calls (ours)."""
 
@@ -66,7 +66,7 @@ class SoftLabelMetrics:
         for label, output in scored:
             for task, soft_B in output.probabilities.items():
                 waiting = self._waiting.setdefault((number, label, task), [])
-                waiting.append((soft_B, labels[task], teacher.hit[task], weights.get(task, _ONE).expand_as(soft_B)))
+                waiting.append((soft_B, labels[task], teacher.hit[task], weights.get(task, _SINGLE).expand_as(soft_B)))
                 if len(waiting) == _WAITING:
                     self._count((number, label, task))
 
