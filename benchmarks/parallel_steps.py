@@ -55,7 +55,7 @@ def measure(plan_text: str, batch_size: int, steps: int) -> None:
     from exfm.data.windows import stream_windows
     from exfm.distributed.chunk_exchange import read_sharded
     from exfm.experiment.run import build_plan
-    from exfm.training.trainer import StepLabels, Trainer
+    from exfm.learning.trainer import StepLabels, Trainer
     from exfm.transfer.build import teacher_specs
 
     overrides = [f"parallel={plan_text}", f"models.fm.batch_size={batch_size}", "stream.source.days=2"]

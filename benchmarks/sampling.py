@@ -1,7 +1,7 @@
 """Compares a run on all rows of the simulated stream with a run on a tenth of its negatives and `sampling_rate: 0.1`.
 
-Each run is scored on the rows that it reads. Calibration is against the true probabilities: the sum of the predictions over
-the sum of the true probabilities, by the weights of the rows.
+Each run is scored on the rows that it reads. Calibration is against the true probabilities: the sum of the predictions
+over the sum of the true probabilities, by the weights of the rows.
 
     python benchmarks/sampling.py --days 14 --seeds 0 1 2
 """

@@ -18,7 +18,7 @@ import exfm
 from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
 from exfm.data.windows import stream_windows
-from exfm.training.trainer import Trainer
+from exfm.learning.trainer import Trainer
 
 ROWS, CHUNK, BATCH = 500, 64, 20
 EXPERIMENT = f"""

@@ -16,9 +16,9 @@ from torchrec import EmbeddingBagCollection
 
 import exfm
 from exfm.experiment.run import build_plan
+from exfm.learning.trainer import StepLabels, Trainer
 from exfm.planning.activations import _full_batch
 from exfm.planning.needs import list_lengths
-from exfm.training.trainer import StepLabels, Trainer
 from exfm.transfer.build import teacher_specs
 from exfm_plugins.parallel.hsdp_2d.model import Hsdp2dModel
 from exfm_plugins.parallel.hsdp_2d.plan import Hsdp2d

@@ -23,8 +23,8 @@ from exfm.data.stream import ChunkReader
 from exfm.data.windows import stream_windows
 from exfm.distributed.chunk_exchange import Accumulation
 from exfm.interfaces.data_source import Shard
+from exfm.learning.trainer import StepLabels, Trainer
 from exfm.optimization.learning_rate import learning_rate
-from exfm.training.trainer import StepLabels, Trainer
 from exfm.transfer.build import teacher_specs
 from tests.training.interruption import StopError
 from tests.training.logs import (

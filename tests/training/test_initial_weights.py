@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import exfm
+from exfm.learning.trainer import Trainer
 from exfm.modeling.build import build_growth
-from exfm.training.trainer import Trainer
 from exfm.transfer.build import teacher_specs
 from tests.training.logs import experiment_dict, load
 

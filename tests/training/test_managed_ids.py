@@ -17,9 +17,9 @@ import yaml
 
 import exfm
 from exfm.experiment.run import build_plan
+from exfm.learning.trainer import Trainer
 from exfm.modeling.managed_ids import ManagedIds
 from exfm.serving import load
-from exfm.training.trainer import Trainer
 from exfm.transfer.build import teacher_specs
 from exfm_plugins.parallel.single.plan import Single
 from tests.training.logs import DAY_US, START_US, experiment_dict, make_log, predictions, train

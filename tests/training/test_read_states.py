@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import exfm
+from exfm.learning.trainer import StepLabels
 from exfm.supervision.joiner import SupervisionRows
-from exfm.training.trainer import StepLabels
 from exfm.transfer.build import check_models
 from tests.training.logs import differences, load, predictions, supervision, train
 from tests.training.test_jobs import job

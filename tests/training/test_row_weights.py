@@ -20,7 +20,7 @@ from exfm.evaluation.intervals import PairedLosses
 from exfm.evaluation.metrics import Moments, auc, log_losses
 from exfm.evaluation.recalibration import LogitHistogram
 from exfm.experiment.run import build_plan
-from exfm.training.trainer import StepLabels, Trainer
+from exfm.learning.trainer import StepLabels, Trainer
 from exfm.transfer.build import teacher_specs
 from tests.training.logs import experiment_dict, load, make_log, predictions, train, write_log
 

@@ -14,7 +14,7 @@ import exfm
 from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
 from exfm.data.windows import stream_windows
-from exfm.training.trainer import StepLabels, Trainer
+from exfm.learning.trainer import StepLabels, Trainer
 from exfm.transfer.build import teacher_specs
 from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, train, write_log
 

@@ -12,10 +12,10 @@ import torch
 
 import exfm
 from exfm.config.checks import Arm
+from exfm.learning.trainer import Trainer
 from exfm.modeling.entity_states import EntityStates
 from exfm.modeling.labels import Labels
 from exfm.modeling.vector_table import RowVectors
-from exfm.training.trainer import Trainer
 from exfm.transfer.build import teacher_specs
 from exfm_plugins.transfer.compact_features.strategy import CompactFeatures
 from tests.training.logs import (

@@ -21,13 +21,13 @@ from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
 from exfm.data.windows import stream_windows
 from exfm.distributed.chunk_exchange import check_sharding
+from exfm.learning.trainer import Trainer
 from exfm.modeling.teacher_inputs import TeacherInputs
 from exfm.modeling.vector_table import HistoryTable, RowVectors
 from exfm.reporting.result_table import result_table
 from exfm.scheduling.identity import open_run
 from exfm.supervision.store import Store
 from exfm.training.loop import StreamLoop
-from exfm.training.trainer import Trainer
 from exfm.transfer.build import teacher_specs
 from exfm.transfer.chunk_vectors import ChunkVectors
 from exfm.transfer.vector_feed import FedTable, VectorFeed

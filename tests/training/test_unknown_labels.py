@@ -23,11 +23,11 @@ from exfm.data.column_types import plain_rows
 from exfm.data.decode import decode
 from exfm.experiment.run import build_plan
 from exfm.interfaces.data_source import Window
+from exfm.learning.trainer import StepLabels, Trainer
 from exfm.modeling.labels import Labels
 from exfm.supervision.late_labels import labels_manifest
 from exfm.supervision.store import Store, open_store
 from exfm.supervision.vacuum import apply_vacuum, find_vacuum
-from exfm.training.trainer import StepLabels, Trainer
 from exfm.transfer.build import teacher_specs
 from tests.training.logs import DAY_US, START_US, experiment_dict, load, make_log, train, write_log
 

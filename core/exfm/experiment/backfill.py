@@ -19,6 +19,7 @@ from exfm.distributed.chunk_exchange import ShardedChunk, read_sharded
 from exfm.errors import ConfigError
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.learning.trainer import Trainer
 from exfm.scheduling.identity import read_grid
 from exfm.storage.backfills import CLAIM_S, Backfill
 from exfm.storage.hashing import FileRecord
@@ -26,7 +27,6 @@ from exfm.storage.snapshots import Snapshot
 from exfm.supervision.row_files import RowWriter, backfill_file, supervision_columns, supervision_schema
 from exfm.supervision.store import Store
 from exfm.training.labeller import Labeller, labelled_for
-from exfm.training.trainer import Trainer
 from exfm.transfer.build import teacher_specs
 
 Ids = npt.NDArray[np.int64]

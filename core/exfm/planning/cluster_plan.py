@@ -17,11 +17,11 @@ from exfm.config.loading import Experiment
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.layout import Cluster, Collective, Layout, LayoutEstimator, TableSharding
 from exfm.interfaces.parallel_plan import TableOptimizer
+from exfm.learning.trainer import check_managed
 from exfm.mappings import add_prefix, by_name
 from exfm.planning.activations import activation_bytes
 from exfm.planning.needs import Needs, compute_needs, list_lengths
 from exfm.reporting.formatting import gigabytes
-from exfm.training.trainer import check_managed
 from exfm.transfer.build import teacher_specs
 
 RESERVED = 0.15

@@ -14,6 +14,10 @@ from exfm.distributed.chunk_exchange import ModelChunk, ShardedChunk
 from exfm.distributed.row_gatherer import RowGatherer
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
+from exfm.learning.frozen_snapshot import FrozenSnapshot
+from exfm.learning.model_output import ForwardRows
+from exfm.learning.snapshot_loader import SnapshotLoader
+from exfm.learning.trainer import Trainer
 from exfm.storage.commits import Commit, WindowRead
 from exfm.storage.hashing import FileRecord
 from exfm.storage.orphans import remove_orphans
@@ -21,10 +25,6 @@ from exfm.storage.snapshots import Snapshot
 from exfm.supervision.joiner import SupervisionRows
 from exfm.supervision.row_files import row_file, supervision_columns, supervision_schema
 from exfm.supervision.store import Store
-from exfm.training.frozen_snapshot import FrozenSnapshot
-from exfm.training.model_output import ForwardRows
-from exfm.training.snapshot_loader import SnapshotLoader
-from exfm.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -28,6 +28,8 @@ from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import FeatureSchema
+from exfm.learning.frozen_snapshot import FrozenSnapshot
+from exfm.learning.trainer import Trainer
 from exfm.scheduling.identity import bind_models, bind_run
 from exfm.scheduling.late_rows import LateRowFinder
 from exfm.scheduling.schedule import Schedule, WindowWork
@@ -40,11 +42,9 @@ from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
 from exfm.supervision.streaming import OpenSupervision
 from exfm.training.epochs import Epochs
-from exfm.training.frozen_snapshot import FrozenSnapshot
 from exfm.training.labeller import Labeller, labelled_for
 from exfm.training.predecessor import Predecessor, served_arm
 from exfm.training.stage import Stage
-from exfm.training.trainer import Trainer
 from exfm.transfer.build import teacher_specs
 from exfm.transfer.chunk_vectors import ChunkVectors
 from exfm.transfer.teacher_parameters import TeacherParameters

@@ -17,10 +17,10 @@ from exfm.config.checks import Arm
 from exfm.data.batch import Batch
 from exfm.distributed.chunk_exchange import BatchShard
 from exfm.interfaces.data_source import Window
+from exfm.learning.snapshot_loader import SnapshotLoader
+from exfm.learning.trainer import Forward, Trainer
 from exfm.storage.snapshots import SnapshotRegistry
 from exfm.training.gate import Comparison, PairedScores
-from exfm.training.snapshot_loader import SnapshotLoader
-from exfm.training.trainer import Forward, Trainer
 
 
 def served_arm(arm: Arm) -> Arm:

@@ -29,6 +29,10 @@ from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds, microseconds_since_1970
 from exfm.interfaces.schema import FeatureSchema
+from exfm.learning.initial_weights import InitialWeights, check_new_tables, load_initial_weights
+from exfm.learning.model_output import ForwardRows
+from exfm.learning.resume import load_newest
+from exfm.learning.trainer import StepLabels, Trainer
 from exfm.mappings import add_prefix, strip_prefix
 from exfm.modeling.cost import flops_by_section, parameters_by_section
 from exfm.optimization.divergence import diverged
@@ -45,11 +49,7 @@ from exfm.supervision.row_files import (
     teacher_column,
 )
 from exfm.supervision.store import Store
-from exfm.training.initial_weights import InitialWeights, check_new_tables, load_initial_weights
-from exfm.training.model_output import ForwardRows
 from exfm.training.predecessor import Predecessor
-from exfm.training.resume import load_newest
-from exfm.training.trainer import StepLabels, Trainer
 from exfm.training.window_gate import WindowGate
 from exfm.transfer.chunk_vectors import ChunkVectors
 from exfm.transfer.example_embeddings import join_batch

@@ -12,10 +12,10 @@ from exfm.distributed.chunk_exchange import ModelBatch
 from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.process_group import ProcessGroup
+from exfm.learning.trainer import Forward
 from exfm.storage.commits import CommitLog
 from exfm.training.gate import Comparison, Scores, judge, read_history
 from exfm.training.predecessor import Predecessor
-from exfm.training.trainer import Forward
 
 logger = logging.getLogger(__name__)
 

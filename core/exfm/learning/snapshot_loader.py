@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from exfm.errors import RunError
+from exfm.learning.trainer import Trainer
 from exfm.storage.finite import check_snapshot
 from exfm.storage.snapshots import Snapshot, SnapshotRegistry, same_on_all
-from exfm.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from exfm.data.batch import Batch
+from exfm.learning.trainer import Forward
 from exfm.mappings import map_values
 from exfm.supervision.embeddings import CompactEmbedding, EmbeddingShape
 from exfm.supervision.joiner import SupervisionRows
-from exfm.training.trainer import Forward
 
 
 class ForwardRows:

@@ -21,6 +21,7 @@ from exfm.config.training_sections import InitFrom
 from exfm.data.batch import Batch
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.data_source import Window, utc
+from exfm.learning.trainer import Trainer
 from exfm.modeling.build import build_model
 from exfm.modeling.parts import model_memory, table_of
 from exfm.modeling.tensor_places import Places, fitted
@@ -28,7 +29,6 @@ from exfm.storage.finite import check_snapshot
 from exfm.storage.snapshot_at import snapshot_at
 from exfm.storage.snapshots import Snapshot, same_on_all
 from exfm.supervision.store import Home, Store, initial_home
-from exfm.training.trainer import Trainer
 
 _OWNERS = ("table_", "sequence_", "task_", "entity_", "feature_")
 """Begin the names of submodules that belong to a table, sequence, task, entity or feature of the data."""
