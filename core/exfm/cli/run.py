@@ -16,6 +16,12 @@ def command(
     config: CONFIG,
     overrides: OVERRIDES = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run from its folder first: start over.")] = False,
+    windows: Annotated[
+        int | None,
+        typer.Option(
+            "--windows", min=1, metavar="N", help="Stop after the first N windows with rows; call again to go on."
+        ),
+    ] = None,
     print_config: Annotated[bool, typer.Option(help="Print the resolved config and exit.")] = False,
 ) -> None:
     """Runs an experiment and prints its table."""
@@ -36,13 +42,16 @@ def command(
     if fresh:
         start_over(Store(experiment.run_dir))
     with StreamProgress(experiment.config.name) as progress:
-        results = run(experiment, progress.update)
+        results = run(experiment, progress.update, windows=windows)
     if not results:  # this process is not the first of its job
         return
     tables = (result_table(results), comparison_table(results))
     console(110).print(*defined(tables), sep="\n")
     if results["time"]["waiting_for"]:
         typer.echo(f"it waits for {results['time']['waiting_for']}; call it again to go on")
+    elif results["time"]["stopped"]:
+        first = "window" if windows == 1 else f"{windows} windows"
+        typer.echo(f"stopped at the end of the first {first}; without --windows it goes on")
     elif not results["time"]["windows_done"]:
         typer.echo(f"complete since {results['time']['last_commit']}, nothing was run; --fresh starts over")
     typer.echo(without_credentials(f"report: {experiment.run_dir.rstrip('/')}/{REPORT_FILE}"))

@@ -26,24 +26,29 @@ from exfm.training.loop import StreamLoop
 RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, DIAGNOSIS_FILE, HOMES_FILE, FROZEN_FILE, RUN_FILE)
 
 
-def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
+def run(
+    experiment: Experiment, on_progress: Callable[[Progress], None] | None = None, *, windows: int | None = None
+) -> dict[str, Any]:
     """Runs an experiment, resuming after its last commit, and writes results.json and report.html to its run_dir.
 
     Args:
         experiment: from ``exfm.load_experiment``.
         on_progress: called after every chunk of rows; in a notebook a bar is shown where it is left out.
+        windows: run only the stream's first so many windows with rows; a later call goes on from there.
 
     Returns:
         The content of results.json; an empty mapping on any rank but zero, which evaluates. Under a plan of several
         processes each of them calls this function.
 
     Raises:
-        ConfigError: the run_dir holds another experiment, or a row breaks the schema.
+        ConfigError: the run_dir holds another experiment, a row breaks the schema, or ``windows`` is below 1.
         RunError: a committed file is missing or corrupt.
     """
+    if windows is not None and windows < 1:
+        raise ConfigError(f"windows: a run has at least 1 window; given: {windows}")
     if on_progress is None and in_notebook():
         with StreamProgress(experiment.config.name) as progress:
-            return run(experiment, progress.update)
+            return run(experiment, progress.update, windows=windows)
     store = open_store(experiment)
     plan = build_plan(experiment)
     config_yaml = open_run(experiment, store) if plan.process_group.is_rank_zero else ""
@@ -51,7 +56,7 @@ def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None =
     loop = StreamLoop(
         experiment, store, plan, on_progress or (lambda _: None), train=trained, label=[*trained, *experiment.frozen]
     )
-    done = loop.advance()
+    done = loop.advance(first_windows=windows)
     assert store.borrowed or not loop.waiting_for, loop.waiting_for
     if loop.waiting_for and not experiment.lenders:
         raise RunError(f"{experiment.run_dir}: it waits for {loop.waiting_for}: the point that trains it has not ended")
@@ -63,6 +68,7 @@ def run(experiment: Experiment, on_progress: Callable[[Progress], None] | None =
         "windows_done": done,
         "last_commit": last_commit(experiment, store),
         "waiting_for": loop.waiting_for or None,
+        "stopped": loop.stopped,
     }
     return finish(experiment, store, time, config_yaml)
 

@@ -40,11 +40,13 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
     missed: list[str] = []
     held: list[dict[str, Any]] = []
     held_back: list[str] = []
+    most_windows = 0
     taught_by = {teacher for arm in experiment.arms for teacher in arm.teachers}
     for arm in (*experiment.arms, *experiment.lent_arms):
         home = store.home(arm.name)
         commits = home.store.log.commits("train", home.model)
         counters = [commit.counters for commit in commits]
+        most_windows = max(most_windows, len(commits))
         # All models read the same stream, so their skipped rows overlap: the model with the most has all of them.
         skipped_rows = max(skipped_rows, _sum(counters, "skipped_rows"))
         skipped = max(skipped, _skipped(counters), key=sum_counts)
@@ -83,6 +85,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         },
         "notes": [
             *_waiting_notes(time),
+            *_stopped_notes(time, most_windows),
             *_initial_notes(models),
             *_late_notes(late),
             *_unlabelled_notes(models),
@@ -130,6 +133,14 @@ def _waiting_notes(time: Mapping[str, Any]) -> list[str]:
     if not time.get("waiting_for"):
         return []
     return [f"the run has ended before its stream: it waits for {time['waiting_for']}; call it again to go on"]
+
+
+def _stopped_notes(time: Mapping[str, Any], windows: int) -> list[str]:
+    """Says that a run was limited to its first windows."""
+    if not time.get("stopped"):
+        return []
+    unit = "window" if windows == 1 else "windows"
+    return [f"the run was stopped after {windows} {unit}, before the end of its stream; call it again to go on"]
 
 
 def _sum(counters: Sequence[Counters], key: str) -> Any:

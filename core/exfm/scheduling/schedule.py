@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from exfm.config.loading import Experiment
@@ -114,6 +115,15 @@ class Schedule:
             return None
         window = self.grid.window(self.grid.index_at(max(self._complete_us, self.grid.origin_us)))
         return window if window.start_us < self.span.end_us else None
+
+    def end_of_first(self, count: int) -> int:
+        """Returns the start of the window after the stream's first ``count`` windows with rows; on rank zero only.
+
+        The end of the stream, if it has no more than these.
+        """
+        windows = windows_with_events(self._experiment.source, self.grid, self.span)
+        following = next(islice(windows, count, None), None)
+        return self.span.end_us if following is None else following.start_us
 
     def after(self, index: int) -> Iterator[Window]:
         """Yields the windows after an index that hold events or late labels; on rank zero only."""

@@ -66,6 +66,7 @@ class StreamLoop:
     Attributes:
         waiting_for: the supervision or snapshot for which ``advance`` stopped; empty at the end of the stream.
         incomplete: the last window, if ``advance`` has left it out because more rows of it may still come.
+        stopped: whether ``advance`` has left out windows after the first, because it was limited to these.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class StreamLoop:
         self.late = _late_tasks(experiment)
         self.waiting_for = ""
         self.incomplete: Window | None = None
+        self.stopped = False
         schema = self.experiment.schema
         self._teachers = teacher_specs(experiment)
         shared = TeacherParameters(experiment, store)
@@ -151,11 +153,12 @@ class StreamLoop:
         used = {teacher for stage in self.stages for teacher in stage.trainer.arm.teachers}
         return external_teachers(self.experiment, used)
 
-    def advance(self, complete_windows_only: bool = False) -> int:
+    def advance(self, complete_windows_only: bool = False, first_windows: int | None = None) -> int:
         """Runs the windows in order, up to a window that lacks its teachers' supervision or snapshots.
 
         Args:
             complete_windows_only: leave out a last window that more rows may still come for.
+            first_windows: leave out the windows after the first so many that have rows.
 
         Returns:
             The number of windows.
@@ -179,6 +182,10 @@ class StreamLoop:
         todo = schedule.work(self._done, labelled)
         count = 0
         self.waiting_for = ""
+        self.stopped = False
+        if first_windows is not None:
+            end_us = schedule.end_of_first(first_windows) if self.process_group.is_rank_zero else 0
+            todo = self._until(todo, self.process_group.broadcast(end_us))
         self.incomplete = self._incomplete(schedule.incomplete)
         work = next(todo, None)
         try:
@@ -200,6 +207,14 @@ class StreamLoop:
         self.process_group.barrier()  # because only rank zero writes commits
         self.clock.commit += time.perf_counter() - start
         return count
+
+    def _until(self, todo: Iterator[WindowWork], end_us: int) -> Iterator[WindowWork]:
+        """Yields the work before a time, and notes that later work was left out."""
+        for work in todo:
+            if work.window.start_us >= end_us:
+                self.stopped = True
+                return
+            yield work
 
     def _incomplete(self, last: Window | None) -> Window | None:
         """Returns the last window if it is incomplete, and a stage or labeller of this job has not committed it."""
