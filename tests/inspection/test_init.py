@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pyarrow as pa
 import pytest
 
 import exfm
+from exfm.inspection.log import read_log
+from exfm.inspection.sample import read_sample
 from tests.conftest import Outcome
 from tests.inspection.logs import wide_log, write
 from tests.training.logs import DAY_US, START_US, make_log, write_log
@@ -264,3 +267,15 @@ def test_paths_that_cannot_be_read(exfm_cli: Cli, folder: Path) -> None:
     done = exfm_cli("init", path)
     assert done.status == 2 and "exists already" in done.err
     assert (folder / "log.yaml").read_text() == "kept"
+
+
+def test_a_password_in_the_path_is_not_written(exfm_cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = read_log(write_log(folder / "log", make_log(200)))
+    path = "s3://user:geheim@bucket/log"
+    monkeypatch.setattr("exfm.inspection.log.read_log", lambda _: replace(log, url=path))
+    monkeypatch.setattr("exfm.inspection.sample.read_sample", lambda _: read_sample(log))
+    outcome = exfm_cli("init", path, "--out", str(folder / "log.yaml"))
+    assert outcome.status == 0 and "geheim" not in outcome.err
+    assert "put ${oc.env:NAME} for each ***" in outcome.err
+    text = (folder / "log.yaml").read_text()
+    assert "geheim" not in text and "@bucket/log" in text

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from exfm.errors import ConfigError
+from exfm.redaction import without_credentials
 
 if TYPE_CHECKING:
     from exfm.inspection.draft import Draft
@@ -43,6 +44,8 @@ def command(
     log = read_log(path)
     draft = draft_schema(log, read_sample(log), now_us=time.time_ns() // 1_000)
     text = render(name, draft, draft_models(draft))
+    if without_credentials(path) != path:
+        typer.echo("warning: user and password of the path are not written: put ${oc.env:NAME} for each ***", err=True)
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -81,7 +84,7 @@ def render(name: str, draft: Draft, models: DraftModels) -> str:
         window=time.window,
         start=time.start,
         skip_bad_rows=time.has_missing,
-        path=draft.log.url,
+        path=without_credentials(draft.log.url),
         example_id=draft.example_id,
         is_numbered=draft.is_numbered,
         event_time=time.column,
