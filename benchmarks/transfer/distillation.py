@@ -38,8 +38,8 @@ def main() -> None:
     parser.add_argument("--temperatures", default="1,2,4")
     arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
-    grid = (arguments.tables, arguments.weights, arguments.temperatures)
-    settings = list(product(*([float(value) for value in values.split(",")] for values in grid)))
+    tables, weights = numbers(arguments.tables), numbers(arguments.weights)
+    settings = list(product(tables, weights, numbers(arguments.temperatures)))
     task, models = run(arguments.config, arguments.overrides, settings)
     alone = models["alone"]["tasks"][task]["ne"]
     print(f"FM: NE {models['fm']['tasks'][task]['ne']:.4f}; alone: NE {alone:.4f}\n")
@@ -48,6 +48,11 @@ def main() -> None:
     for setting in sorted(settings, key=ne_of.__getitem__):
         cells = " | ".join(f"{value:g}" for value in setting)
         print(f"| {cells} | {ne_of[setting]:.4f} | {100 * (1 - ne_of[setting] / alone):+.2f} |")
+
+
+def numbers(text: str) -> list[float]:
+    """Reads numbers between commas."""
+    return [float(value) for value in text.split(",")]
 
 
 def run(config: str, overrides: list[str], settings: list[Setting]) -> tuple[str, dict[str, Any]]:
