@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 import exfm
 import exfm_plugins.sources
+from exfm.sources.row_groups.footers import LEAST_FILES
 from exfm.testing import DataSourceTests
-from exfm_plugins.sources.parquet.footers import LEAST_FILES
 from exfm_plugins.sources.parquet.source import Parquet
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -1,4 +1,5 @@
-"""Helps to write data sources: schemas in YAML, times in any unit, JSON, large text files, histories.
+"""Helps to write data sources: schemas in YAML, times in any unit, JSON, large text files, Parquet files,
+histories.
 
 All names are public; none is a component.
 """
@@ -22,6 +23,10 @@ from exfm.sources.files import list_files
 from exfm.sources.histories import Histories, list_column
 from exfm.sources.ids import example_ids, place_ids
 from exfm.sources.json_objects import BadObjectError, parse_objects, read_objects
+from exfm.sources.row_groups.files import RowGroupFiles
+from exfm.sources.row_groups.footers import Footer, Footers, read_footer
+from exfm.sources.row_groups.order import RowGroup, StreamFile
+from exfm.sources.row_groups.source import RowGroupSource
 from exfm.sources.schema_config import SchemaConfig
 from exfm.sources.times import YEAR_9999_US, TimeUnit, column_times, to_microseconds
 from exfm.sources.unpacking import limited
@@ -33,10 +38,16 @@ __all__ = [
     "BadObjectError",
     "DelimitedFile",
     "Duration",
+    "Footer",
+    "Footers",
     "Histories",
     "Origin",
+    "RowGroup",
+    "RowGroupFiles",
+    "RowGroupSource",
     "SchemaConfig",
     "Shard",
+    "StreamFile",
     "StreamPart",
     "TimeRange",
     "TimeUnit",
@@ -51,6 +62,7 @@ __all__ = [
     "microseconds",
     "parse_objects",
     "place_ids",
+    "read_footer",
     "read_objects",
     "slice_rows",
     "splitmix64",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -14,7 +14,7 @@ import pytest
 
 from exfm.data.validation import event_times
 from exfm.interfaces.component import Component
-from exfm.interfaces.data_source import DataSource, Shard, Window
+from exfm.interfaces.data_source import ROW_NUMBER, DataSource, Shard, Window
 from exfm.testing.component import ComponentTests
 from exfm.testing.rows import concat_batches, fill_folder
 
@@ -68,7 +68,17 @@ class StreamTests(ComponentTests):
 
     def read(self, source: Any, window: Window, shard: Shard = WHOLE) -> pa.Table:
         """Reads a window's rows to a table."""
-        return concat_batches(source.read(window, shard))
+        return self.collect(source, source.read(window, shard))
+
+    def collect(self, source: Any, batches: Iterable[Any]) -> pa.Table:
+        """Concatenates a window's batches; sorts the rows of a source that is not ``in_order``, as the core does."""
+        rows = concat_batches(batches)
+        if source.in_order or not rows.num_rows:
+            return rows
+        if ROW_NUMBER in rows.column_names:
+            rows = rows.drop_columns([ROW_NUMBER])
+        schema = source.schema()
+        return rows.sort_by([(schema.event_time, "ascending"), (schema.example_id, "ascending")])
 
     def whole(self, source: Any) -> tuple[Window, pa.Table]:
         """Reads the whole stream; returns its window and its rows."""

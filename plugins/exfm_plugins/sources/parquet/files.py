@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,20 +13,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import exfm
-from exfm.sources import YEAR_9999_US, TimeUnit, list_files, place_ids
-from exfm_plugins.sources.parquet.bounds import group_bounds
-from exfm_plugins.sources.parquet.columns import check_somewhere, check_time
-from exfm_plugins.sources.parquet.footers import Footer, FooterCache
-from exfm_plugins.sources.parquet.order import Group, StreamFile, in_order
+from exfm.sources import (
+    Footer,
+    Footers,
+    RowGroupFiles,
+    StreamFile,
+    TimeUnit,
+    list_files,
+    place_ids,
+    read_footer,
+)
+from exfm_plugins.sources.parquet.columns import check_somewhere
 from exfm_plugins.sources.parquet.partitions import path_columns
 
 logger = logging.getLogger(__name__)
 
 # Streams whose rows are numbered, so that each is named in a single warning.
 _NUMBERED: set[str] = set()
-
-# Reading footers of a remote file system mostly waits, so threads help although there is a GIL.
-_FOOTERS_AT_ONCE = 16
 
 PATIENCE_S = 60.0
 """Seconds after which an unchanged file without a footer counts as damaged."""
@@ -36,7 +38,7 @@ PATIENCE_S = 60.0
 _TAGS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
-class ParquetFiles:
+class ParquetFiles(RowGroupFiles):
     """Lists the Parquet files at a URL in the order of their first event, with their row groups.
 
     A file's footer is read once, and four numbers per row group are kept in memory.
@@ -56,54 +58,27 @@ class ParquetFiles:
         self._numbered = False
         self._event_time = event_time
         self._unit = unit
-        self._cache = FooterCache(url, event_time, unit)
-        self._is_first = True
-        self._examined: dict[tuple[str, str], Footer] = {}
-        self._files: tuple[StreamFile, ...] | None = None
-        self._path_columns: dict[str, dict[str, pa.Scalar]] = {}
+        self._footers = Footers("parquet", url, event_time, unit, self._read_footer)
         # Version that cannot be read, and the monotonic time since when, by path.
         self._damaged: dict[str, tuple[str, float]] = {}
 
-    def look(self) -> tuple[StreamFile, ...]:
-        """Lists the files that have rows, in order, after reading the footers of new and changed files.
+    def current_files(self) -> list[StreamFile]:
+        """Lists the files that have rows, after reading the footers of new and changed files.
 
         Raises:
-            ValueError: there is no file, a file cannot be read or has no column of the time, no row has a time, or a
-                column is in none of the files.
+            ValueError: there is no file, a file cannot be read or has no column of the time, or a column is in
+                none of the files.
         """
         versions = self._versions()
-        if self._is_first:
-            self._is_first, self._examined = False, self._cache.read()
-        # Forget removed and replaced files first, so that memory does not grow if a new file cannot be read yet.
-        self._examined = {file: self._examined[file] for file in versions.items() if file in self._examined}
-        new = [file for file in versions.items() if file not in self._examined]
-        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-            list(pool.map(lambda file: self._examine(*file), new))
-        # Threads have added files in any order: restore the order of the listing.
-        self._examined = {file: self._examined[file] for file in versions.items()}
-        if new:
-            self._cache.write(self._examined)
-        self._path_columns = path_columns(versions)
+        columns = path_columns(versions)
         names: set[str] = set()
-        for examined in self._examined.values():
-            names.update(examined.names)
-        for columns in self._path_columns.values():
-            names.update(columns)
+        files: list[StreamFile] = []
+        for path, version, footer in self._footers.refresh(versions):
+            names.update(footer.names, columns[path])
+            if footer.groups:
+                files.append(StreamFile(path, version, footer.groups, columns[path]))
         self._check_columns(names)
-        filled: list[tuple[str, str, tuple[Group, ...]]] = []
-        groups: list[Group] = []
-        for (path, version), examined in self._examined.items():
-            if examined.groups:
-                filled.append((path, version, examined.groups))
-                groups += examined.groups
-        if groups and not any(group.bounds for group in groups):
-            raise ValueError(f"parquet: column {self._event_time!r} is empty in every file at {self.url!r}")
-        self._files = in_order(filled)
-        return self._files
-
-    def last_seen(self) -> tuple[StreamFile, ...]:
-        """Returns the files as of the last look."""
-        return self.look() if self._files is None else self._files
+        return files
 
     def _check_columns(self, names: set[str]) -> None:
         """Checks that each column is in some file, and decides whether rows are numbered."""
@@ -118,18 +93,12 @@ class ParquetFiles:
             )
         self._numbered = is_numbered
 
-    def with_columns(self, batch: pa.RecordBatch, path: str, first_row: int) -> pa.RecordBatch:
-        """Adds the columns in a file's path, and example ids where rows are numbered.
-
-        Args:
-            batch: consecutive rows.
-            first_row: the index of its first row in the file.
-        """
-        for name, value in self._path_columns[path].items():
-            if name in self._columns and name not in batch.schema.names:  # a column in the file has precedence
-                batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
+    def complete(self, batch: pa.RecordBatch, file: StreamFile, first_row: int) -> pa.RecordBatch:
+        """Adds example ids where rows are numbered; the core reports other columns that a file lacks."""
         if self._numbered:
-            batch = batch.append_column(self._example_id, place_ids(self._relative(path), first_row, batch.num_rows))
+            batch = batch.append_column(
+                self._example_id, place_ids(self._relative(file.path), first_row, batch.num_rows)
+            )
         return batch
 
     def _relative(self, path: str) -> str:
@@ -154,8 +123,7 @@ class ParquetFiles:
             raise exfm.components.NotYetError(f"parquet: path: {problem}")
         return {path: _version(info) for path, info in files.items()}
 
-    def _examine(self, path: str, version: str) -> None:
-        """Reads a footer, and stores its content even if another file cannot be read yet, so that it is read once."""
+    def _read_footer(self, path: str, version: str) -> Footer:
         try:
             file = self.open(path)
         except FileNotFoundError as error:
@@ -166,9 +134,7 @@ class ParquetFiles:
                 raise
             raise self._unreadable(path, version, error) from error
         with file:
-            check_time(path, file.schema_arrow, self._event_time, self._unit)
-            examined = Footer(tuple(file.schema_arrow.names), tuple(self._read_groups(path, file)))
-        self._examined[path, version] = examined
+            return read_footer(f"parquet: {path}", file, self._event_time, self._unit)
 
     def _unreadable(self, path: str, version: str, error: Exception) -> ValueError:
         """Returns the error for a file without a footer, which is damaged if it stays unchanged for ``PATIENCE_S``.
@@ -184,23 +150,6 @@ class ParquetFiles:
         if now - since >= PATIENCE_S:
             return ValueError(f"{text}; it has not grown for {PATIENCE_S:g} seconds")
         return exfm.components.NotYetError(text)
-
-    def _read_groups(self, path: str, file: pq.ParquetFile) -> Iterator[Group]:
-        first_row = 0
-        for index in range(file.num_row_groups):
-            rows = file.metadata.row_group(index).num_rows
-            if rows:
-                yield Group(index, first_row, self._bounds(path, file, index))
-            first_row += rows
-
-    def _bounds(self, path: str, file: pq.ParquetFile, index: int) -> tuple[int, int] | None:
-        bounds = group_bounds(file, index, self._event_time, self._unit)
-        if bounds is not None and bounds[1] > YEAR_9999_US:
-            raise ValueError(
-                f"parquet: {path}: column {self._event_time!r} with time_unit: {self._unit} lies past the year 9999; "
-                "does it count a smaller unit?"
-            )
-        return bounds
 
 
 def _version(info: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
-from exfm_plugins.sources.parquet.order import PlacedGroup
+from exfm.sources.row_groups.order import PlacedGroup
 
 Batches = Iterator[tuple[int, pa.RecordBatch]]
 """Batches of a row group, each with a time before which neither it nor any later batch of the group has a row."""

@@ -1,18 +1,20 @@
 """Finds the row groups of a window, and an order to read them in.
 
-Legend: G row groups.
+Legend: G row groups, R rows of a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """Describes a row group: its first row in the file, and its first and last time in microseconds, if it has any."""
 
     index: int
@@ -22,13 +24,24 @@ class Group:
 
 @dataclass(frozen=True)
 class StreamFile:
-    """Describes a file with rows: path, version, row groups, and its first and last time in microseconds."""
+    """Describes a file with rows.
+
+    Attributes:
+        path: the name that the rows' ``Origin`` gives.
+        version: differs whenever the rows of the file may differ.
+        groups: its row groups with rows, at least one.
+        columns: values, by column, that all rows have where the file has no such column, such as those in its path.
+        kept_R: which rows belong to the stream, and not those that are deleted; None if all do.
+        first_us, last_us: its first and last time in microseconds, as ``order_files`` has set them.
+    """
 
     path: str
     version: str
-    groups: tuple[Group, ...]
-    first_us: int
-    last_us: int
+    groups: tuple[RowGroup, ...]
+    columns: Mapping[str, pa.Scalar] = field(default_factory=dict, compare=False)
+    kept_R: NDArray[np.bool_] | None = field(default=None, compare=False)
+    first_us: int = 0
+    last_us: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,24 +55,29 @@ class PlacedGroup:
     last_us: int
 
 
-def in_order(files: Iterable[tuple[str, str, tuple[Group, ...]]]) -> tuple[StreamFile, ...]:
-    """Sorts files by the time of their first event, then by name.
+def kept_rows(kept_R: NDArray[np.bool_], first_row: int, rows: int) -> NDArray[np.bool_]:
+    """Returns the mask of consecutive rows; rows beyond the end of the file's mask are kept."""
+    mask_R = np.ones(rows, bool)
+    stored_R = kept_R[first_row : first_row + rows]
+    mask_R[: stored_R.size] = stored_R
+    return mask_R
+
+
+def order_files(files: Iterable[StreamFile]) -> tuple[StreamFile, ...]:
+    """Sets the first and last time of files, and sorts them by the time of their first event, then by name.
 
     A file without times comes first, where its rows belong to the first window.
-
-    Args:
-        files: path, version and row groups of every file.
     """
-    timed = [(path, version, groups, _join_bounds(groups)) for path, version, groups in files]
-    start_us = min((bounds[0] for *_, bounds in timed if bounds), default=0)
+    timed = [(file, _join_bounds(file.groups)) for file in files]
+    start_us = min((bounds[0] for _, bounds in timed if bounds), default=0)
     ordered = []
-    for path, version, groups, bounds in timed:
+    for file, bounds in timed:
         first_us, last_us = bounds or (start_us, start_us)
-        ordered.append(StreamFile(path, version, groups, first_us, last_us))
+        ordered.append(replace(file, first_us=first_us, last_us=last_us))
     return tuple(sorted(ordered, key=lambda file: (file.first_us, file.path)))
 
 
-def _join_bounds(groups: Sequence[Group]) -> tuple[int, int] | None:
+def _join_bounds(groups: Sequence[RowGroup]) -> tuple[int, int] | None:
     bounds = [group.bounds for group in groups if group.bounds]
     if not bounds:
         return None

@@ -1,0 +1,225 @@
+"""Streams Parquet files, reading the row groups of a window.
+
+Legend: R rows of a row group, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+
+from exfm.errors import NotYetError
+from exfm.interfaces.data_source import (
+    ROW_NUMBER,
+    DataSource,
+    Origin,
+    Shard,
+    StreamPart,
+    TimeRange,
+    Window,
+    slice_rows,
+)
+from exfm.interfaces.schema import FeatureSchema
+from exfm.sources.row_groups.files import RowGroupFiles
+from exfm.sources.row_groups.interleave import Batches, interleave
+from exfm.sources.row_groups.order import GroupIndex, PlacedGroup, StreamFile, kept_rows
+from exfm.sources.schema_config import SchemaConfig
+from exfm.sources.times import TimeUnit, column_times
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+_WHOLE = Shard()
+_TIMES_KEPT = 8
+"""Row groups whose times are kept in memory."""
+
+
+class RowGroupSource(DataSource):
+    """Base of sources whose rows are in Parquet files, with the schema of the experiment file.
+
+    A derived class lists and opens the files (``open_files``). Each row belongs to the window of its time, wherever it
+    lies: files may overlap, and their rows may be in any order. A window reads the row groups whose statistics overlap
+    it, and only the schema's columns, many at once where they overlap in time. A row without a time counts at the row
+    before it, so that the core reports it with its file and row.
+
+    ``time_range`` and ``parts`` list the files; between two listings, reads use the files of the last listing.
+    """
+
+    in_order: ClassVar[bool] = False
+
+    class Config(SchemaConfig):
+        """Configures the location of the files, and the schema of their rows."""
+
+        path: str = Field(description="The location of the files.")
+        time_unit: TimeUnit = Field(
+            "timestamp", description="timestamp: event_time is an Arrow timestamp; or what it counts since 1970, UTC."
+        )
+        batch_rows: int = Field(8192, gt=0, description="The most rows that are decoded at once.")
+
+    config: Config
+
+    @abstractmethod
+    def open_files(self) -> RowGroupFiles:
+        """Returns the files of the stream; nothing is read."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._placed: tuple[tuple[StreamFile, ...], GroupIndex] | None = None
+        # Windows ask for the same groups repeatedly.
+        self._kept_times: dict[PlacedGroup, NDArray[np.int64]] = {}
+
+    def schema(self) -> FeatureSchema:
+        """Returns the configured schema."""
+        return self.config.feature_schema()
+
+    def time_range(self) -> TimeRange:
+        """Returns the range from the first to the last event, by the files' statistics."""
+        files = self._files.look()
+        if not files:
+            raise NotYetError(f"{self.name}: path: the files at {self.config.path!r} have no rows")
+        if not any(group.bounds for file in files for group in file.groups):
+            column = self.config.event_time
+            raise ValueError(f"{self.name}: column {column!r} is empty in every file at {self.config.path!r}")
+        return TimeRange(files[0].first_us, max(file.last_us for file in files) + 1)
+
+    def parts(self) -> Sequence[StreamPart]:
+        """Returns the files that have rows."""
+        files = self._files.look()
+        return [StreamPart(file.path, file.version, file.first_us, file.last_us) for file in files]
+
+    def next_event_us(self, from_us: int) -> int | None:
+        """Returns the first event at or after a time, by the row groups' statistics.
+
+        Only the row groups that contain the time are read, and none where they are many: events are dense there.
+        """
+        following_us = self._index.next_first_us(from_us)
+        spanning = [group for group in self._index.overlapping(from_us, from_us + 1) if group.first_us < from_us]
+        if len(spanning) > _TIMES_KEPT:
+            return from_us
+        for group in spanning:
+            sorted_R = self._sorted_times(group)
+            # Not beyond the end, which the group's last event is not before.
+            time_us = int(sorted_R[np.searchsorted(sorted_R, from_us)])
+            following_us = time_us if following_us is None else min(following_us, time_us)
+        return following_us
+
+    def select(self, schema: FeatureSchema) -> Self:
+        """Returns the stream with fewer columns."""
+        return type(self)(self.config.with_schema(schema))
+
+    def read(self, window: Window, shard: Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
+        """Yields a window's rows with the schema's columns; ``event_time`` in microseconds whatever the file has."""
+        return slice_rows(self._window(window), shard)
+
+    @cached_property
+    def _files(self) -> RowGroupFiles:
+        return self.open_files()
+
+    @property
+    def _index(self) -> GroupIndex:
+        """Returns the row groups of the files as of the last look."""
+        files = self._files.last_seen()
+        # Computed again only after a look, which returns another tuple.
+        if self._placed is None or self._placed[0] is not files:
+            self._placed = files, GroupIndex(files)
+        return self._placed[1]
+
+    def _time_column(self, group: PlacedGroup, file: pq.ParquetFile) -> pa.Array:
+        """Reads the times of a row group."""
+        batches = file.iter_batches(row_groups=[group.index], columns=[self.config.event_time])
+        return pa.chunked_array([batch.column(0) for batch in batches]).combine_chunks()
+
+    def _sorted_times(self, group: PlacedGroup) -> NDArray[np.int64]:
+        """Returns the times of a row group, sorted; those of the groups that were asked for last are kept."""
+        sorted_R = self._kept_times.pop(group, None)
+        if sorted_R is None:
+            with self._files.open(group.file.path) as file:
+                sorted_R = np.sort(self._filled(self._time_column(group, file), group.first_us)[1])
+        self._kept_times[group] = sorted_R
+        while len(self._kept_times) > _TIMES_KEPT:
+            del self._kept_times[next(iter(self._kept_times))]
+        return sorted_R
+
+    def _window(self, window: Window) -> Iterator[pa.RecordBatch]:
+        groups = self._index.overlapping(window.start_us, window.end_us)
+        with ExitStack() as stack:
+            files: dict[str, pq.ParquetFile] = {}
+
+            def read(group: PlacedGroup) -> Batches:
+                # A file is opened once for its row groups in the window, because opening reads the footer.
+                path = group.file.path
+                if path not in files:
+                    files[path] = stack.enter_context(self._files.open(path))
+                return self._group(files[path], group, window)
+
+            for batch, next_us in interleave(groups, read, window.start_us, window.end_us):
+                origin = replace(Origin.from_batch(batch), next_us=next_us)
+                yield origin.mark(batch)
+
+    def _group(self, file: pq.ParquetFile, group: PlacedGroup, window: Window) -> Batches:
+        """Yields the rows of a row group that belong to the window."""
+        # The times come first, and alone: they say whether the rows are in order, and which batches have some.
+        event_time, time_R = self._filled(self._time_column(group, file), group.first_us)
+        inside_R = (time_R >= window.start_us) & (time_R < window.end_us)
+        if group.file.kept_R is not None:
+            inside_R &= kept_rows(group.file.kept_R, group.first_row, inside_R.size)
+        is_sorted = bool((np.diff(time_R) >= 0).all())
+        others = [column for column in self.config.columns if column != self.config.event_time]
+        start = 0
+        for batch in file.iter_batches(self.config.batch_rows, row_groups=[group.index], columns=others):
+            rows = slice(start, start + batch.num_rows)
+            if inside_R[rows].any():
+                times = event_time.slice(start, batch.num_rows)
+                batch = batch.append_column(self.config.event_time, times)
+                batch = self._files.complete(_filled_in(batch, group.file, others), group.file, group.first_row + start)
+                first_us = max(group.first_us, window.start_us)
+                if is_sorted:
+                    first_us = int(time_R[rows][inside_R[rows].argmax()])
+                origin = Origin(group.file.path, group.first_row + start)
+                yield first_us, _picked(batch, inside_R[rows], origin)
+            start = rows.stop
+            if is_sorted and not inside_R[start:].any():
+                return
+
+    def _filled(self, column: pa.Array, before_us: int) -> tuple[pa.Array, NDArray[np.int64]]:
+        """Returns the times of a row group in microseconds, with and without missing times.
+
+        Args:
+            column: the times.
+            before_us: the time that a missing time takes where no row is before it.
+        """
+        missing_B = column.is_null().to_numpy(zero_copy_only=False)
+        time_B = column_times(column, self.config.time_unit)
+        filled_B = time_B
+        if missing_B.any():
+            # Row whose time each row takes: the running maximum carries the last row with a time forward.
+            source_B = np.maximum.accumulate(np.where(missing_B, -1, np.arange(missing_B.size)))
+            filled_B = np.where(source_B < 0, before_us, time_B[source_B])
+        return pa.array(time_B, mask=missing_B).view(pa.timestamp("us")), filled_B
+
+
+def _filled_in(batch: pa.RecordBatch, file: StreamFile, columns: Sequence[str]) -> pa.RecordBatch:
+    """Adds the columns whose value is that of the whole file; a column in the file has precedence."""
+    for name, value in file.columns.items():
+        if name in columns and name not in batch.schema.names:
+            batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
+    return batch
+
+
+def _picked(batch: pa.RecordBatch, inside_B: NDArray[np.bool_], origin: Origin) -> pa.RecordBatch:
+    """Selects rows of a batch, and marks them with their place in the file."""
+    rows = np.flatnonzero(inside_B)
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == rows.size:
+        return replace(origin, row=origin.row + first).mark(batch.slice(first, rows.size))
+    numbered = batch.append_column(ROW_NUMBER, pa.array(origin.row + np.arange(batch.num_rows)))
+    return origin.mark(numbered.take(pa.array(rows)))

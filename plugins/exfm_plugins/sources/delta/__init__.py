@@ -1,0 +1,1 @@
+"""Registers the data source `delta`: a Delta table, with the experiment's schema."""

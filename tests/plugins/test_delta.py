@@ -1,0 +1,415 @@
+"""`delta`: the rows of a version, as deltalake itself reads them, while the table changes in every way it can."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import exfm
+import exfm_plugins.sources
+from exfm.data.time_order import in_time_order
+from exfm.data.validation import RowChecker
+from exfm.testing import DataSourceTests
+from exfm_plugins.sources.delta.source import Delta
+from exfm_plugins.sources.parquet.source import Parquet
+
+deltalake = pytest.importorskip("deltalake", reason="needs the package deltalake")
+
+FIELDS: dict[str, Any] = {
+    "features": [
+        {"name": "item", "kind": "categorical", "rows": 100},
+        {"name": "place", "kind": "categorical", "rows": 100},
+    ],
+    "labels": [{"name": "click"}],
+}
+MINUTE = 60_000_000
+
+
+def table(times: Sequence[int | None], first_id: int = 0, **columns: Any) -> pa.Table:
+    """Rows numbered from ``first_id``; the item is the number modulo 100, the place one of three."""
+    ids = np.arange(first_id, first_id + len(times))
+    stamps = pa.array(times, pa.int64()).cast(pa.timestamp("us", "UTC"))
+    given = {"example_id": ids, "event_time": stamps, "item": ids % 100, "click": (ids % 2).astype(np.int8)}
+    given["place"] = pa.array([f"São {number % 3}" for number in ids], pa.string())
+    given["unused"] = pa.array(["x"] * len(ids), pa.string())
+    return pa.table(given | columns)
+
+
+def source(path: Any, **config: Any) -> Delta:
+    return Delta(Delta.Config.model_validate(FIELDS | {"path": str(path)} | config))
+
+
+def write(path: Any, rows: pa.Table, **options: Any) -> None:
+    deltalake.write_deltalake(str(path), rows, **options)
+
+
+class TestDelta(DataSourceTests):
+    component = Delta
+    plugin = exfm_plugins.sources
+    configs = tuple(
+        {**FIELDS, "path": "{folder}/" + path, **more}
+        for path, more in (("plain", {}), ("places", {"batch_rows": 7}), ("seconds", {"time_unit": "s"}))
+    )
+
+    def write(self, folder: Path) -> None:
+        times = np.arange(120) // 3 * MINUTE
+        write(folder / "plain", table(times.tolist()))
+        # Appended against the order of time, two files for each of three places.
+        for part in (1, 0):
+            rows = table(times[60 * part : 60 * part + 60].tolist(), 60 * part)
+            write(folder / "places", rows, partition_by=["place"], mode="append")
+        deltalake.DeltaTable(folder / "places").delete("example_id = 7")
+        write(folder / "seconds", _seconds(times, 0))
+
+    def grow(self, folder: Path) -> None:
+        later = np.arange(120, 150) // 3 * MINUTE
+        for name in ("plain", "places"):
+            write(folder / name, table(later.tolist(), 120), mode="append")
+        write(folder / "seconds", _seconds(later, 120), mode="append")
+
+
+def _seconds(times: Any, first_id: int) -> pa.Table:
+    rows = table(times.tolist(), first_id)
+    return rows.set_column(1, "event_time", pa.array(times // 10**6))
+
+
+def read(of: exfm.DataSource, window: exfm.sources.Window | None = None) -> pa.Table:
+    """The rows of a window as the core puts them in order; by default, of the whole stream."""
+    if window is None:
+        time = of.time_range()
+        window = exfm.sources.Window(0, time.start_us, time.end_us)
+    checker = RowChecker(of.schema(), skip=False, newest_us=-(2**63), in_order=False)
+    checked = (checker.check(batch) for batch in of.read(window))
+    batches = [batch.replace_schema_metadata(None) for batch in in_time_order(checked, of.schema())]
+    if not batches:
+        return pa.table({})
+    return pa.Table.from_batches([batch.select(sorted(batch.schema.names)) for batch in batches]).combine_chunks()
+
+
+def unchecked(of: Delta) -> pa.Table:
+    """The rows of the stream as the source yields them, sorted by example id."""
+    time = of.time_range()
+    batches = of.read(exfm.sources.Window(0, time.start_us, time.end_us))
+    return pa.Table.from_batches([batch.replace_schema_metadata(None) for batch in batches]).sort_by("example_id")
+
+
+def reference(path: Any, version: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a version as deltalake's engine reads them, in order of time and example id."""
+    whole = pa.table(deltalake.DeltaTable(str(path), version=version).scan())
+    return sorted(whole.to_pylist(), key=lambda row: (row["event_time"], row["example_id"]))
+
+
+def assert_as_deltalake(of: Delta, path: Any, version: int | None = None) -> None:
+    columns = of.schema().columns
+    expected = [{name: row[name] for name in columns} for row in reference(path, version)]
+    actual = [{name: row[name] for name in columns} for row in read(of).to_pylist()]
+    for row in actual:
+        row["event_time"] = row["event_time"].replace(tzinfo=UTC)
+    for row in expected:
+        row["event_time"] = row["event_time"].astimezone(UTC)
+    assert actual == expected
+
+
+# ---- the rows of a version -----------------------------------------------------------------------------------------
+
+
+def test_rows_are_those_of_deltalake_after_every_change(tmp_path: Path) -> None:
+    """Appends, an overwrite, deletions, updates, a merge, a compaction, a z-order and a new column, then each again."""
+    path = tmp_path / "a table"
+    of = source(path)
+    write(path, table([5, 1, 3]), partition_by=["place"])
+    assert_as_deltalake(of, path)
+    write(path, table([2, 4, 4], 3), mode="append")
+    assert_as_deltalake(of, path)
+    delta = deltalake.DeltaTable(str(path))
+    delta.delete("example_id = 1")
+    assert_as_deltalake(of, path)
+    delta.update({"click": "1"}, predicate="example_id >= 3")
+    assert_as_deltalake(of, path)
+    delta.optimize.compact()
+    assert_as_deltalake(of, path)
+    write(path, table([7, 8], 6, price=[0.5, None]), mode="append", schema_mode="merge")
+    assert_as_deltalake(of, path)
+    delta = deltalake.DeltaTable(str(path))
+    delta.merge(
+        table([8, 9], 7, price=[2.0, 3.0]), "t.example_id = s.example_id", source_alias="s", target_alias="t"
+    ).when_matched_update_all().when_not_matched_insert_all().execute()
+    assert_as_deltalake(of, path)
+    delta.optimize.z_order(["event_time"])
+    assert_as_deltalake(of, path)
+    only = pa.concat_tables([table([9], 20, price=[1.0]), table([9], 23, price=[2.0])])
+    write(path, only, mode="overwrite", predicate="place = 'São 2'")  # a partition
+    assert_as_deltalake(of, path)
+    write(path, table([6], 99, price=[None]).cast(only.schema), mode="overwrite")
+    assert_as_deltalake(of, path)
+    newest = deltalake.DeltaTable(str(path)).version()
+    for version in range(newest + 1):
+        assert_as_deltalake(source(path, version=version), path, version)
+
+
+def test_an_added_column_is_null_in_older_files(tmp_path: Path) -> None:
+    write(tmp_path / "t", table([1, 2]))
+    write(tmp_path / "t", table([3], 2, price=[0.5]), mode="append", schema_mode="merge")
+    of = source(tmp_path / "t", features=[{"name": "price", "kind": "dense"}])
+    rows = unchecked(of)
+    assert rows["price"].to_pylist() == [None, None, 0.5]
+    assert rows.schema.field("price").type == pa.float64()
+
+
+def test_partition_columns_have_their_types(tmp_path: Path) -> None:
+    rows = table([1, 2, 3, 4], day=pa.array([7, 7, None, 12], pa.int32()))
+    write(tmp_path / "t", rows, partition_by=["day"])
+    of = source(tmp_path / "t", features=[{"name": "day", "kind": "categorical", "rows": 9}])
+    read_rows = unchecked(of)
+    assert read_rows["day"].to_pylist() == [7, 7, None, 12]
+    assert read_rows.schema.field("day").type == pa.int32()
+
+
+_Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+
+
+def _deletion_vector(rows: Sequence[int]) -> dict[str, Any]:
+    """A deletion vector inside the log, as the protocol of Delta writes it: a bitmap in Z85."""
+    positions = struct.pack("<IIHHI", 12346, 1, 0, len(rows) - 1, 16) + struct.pack(f"<{len(rows)}H", *sorted(rows))
+    content = struct.pack("<IQI", 1681511377, 1, 0) + positions
+    padded = content + b"\0" * (-len(content) % 4)
+    text = ""
+    for start in range(0, len(padded), 4):
+        word = int.from_bytes(padded[start : start + 4], "big")
+        text += "".join(_Z85[word // 85**power % 85] for power in (4, 3, 2, 1, 0))
+    return {"storageType": "i", "pathOrInlineDv": text, "sizeInBytes": len(content), "cardinality": len(rows)}
+
+
+def delete_by_vector(path: Path, rows: Sequence[int]) -> None:
+    """Commits a version in which these rows of the newest file are deleted, as Spark does, and no file is rewritten."""
+    log = path / "_delta_log"
+    commits = sorted(log.glob("*.json"))
+    actions = [json.loads(line) for commit in commits for line in commit.read_text().splitlines()]
+    added = [action["add"] for action in actions if "add" in action][-1]
+    removed = {key: added[key] for key in ("path", "partitionValues", "size")}
+    features = {"readerFeatures": ["deletionVectors"], "writerFeatures": ["deletionVectors"]}
+    lines: list[dict[str, Any]] = [
+        {"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, **features}},
+        {"remove": {**removed, "deletionTimestamp": 1, "dataChange": True, "extendedFileMetadata": True}},
+        {"add": {**added, "deletionVector": _deletion_vector(rows)}},
+        {"commitInfo": {"timestamp": 1, "operation": "DELETE"}},
+    ]
+    if "deletionVector" in added:
+        lines[1]["remove"]["deletionVector"] = added["deletionVector"]
+    (log / f"{len(commits):020}.json").write_text("\n".join(map(json.dumps, lines)))
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_rows_of_a_deletion_vector_are_not_read(tmp_path: Path, partitioned: bool) -> None:
+    path = tmp_path / "a table"
+    options: dict[str, Any] = {"partition_by": ["unused"]} if partitioned else {}
+    write(path, table([1, 2]), **options)
+    # The first row is of 1970 and the last of 3000: neither makes the range of the stream once it is deleted.
+    times = [0, *range(10, 20), 32_503_680_000_000_000]
+    rows = table(times, 2, unused=["y é"] * 12)
+    write(path, rows, mode="append", writer_properties=deltalake.WriterProperties(max_row_group_size=4), **options)
+    of = source(path)
+    assert of.time_range() == exfm.sources.TimeRange(0, times[-1] + 1)
+    before = {part.name: part.version for part in of.parts()}
+    delete_by_vector(path, [0, 3, 4, 11])
+    assert of.time_range() == exfm.sources.TimeRange(1, 20)
+    assert_as_deltalake(of, path)
+    assert read(of)["example_id"].to_pylist() == [0, 1, 3, 4, *range(7, 13)]
+    after = {part.name: part.version for part in of.parts()}
+    assert after.keys() == before.keys() and sum(after[name] != before[name] for name in after) == 1
+    delete_by_vector(path, [*range(4), 4, 11])
+    assert read(of)["example_id"].to_pylist() == [0, 1, *range(7, 13)]
+    assert {part.name for part in of.parts()} == before.keys()
+    assert of.next_event_us(3) == 14
+    # Another version of the parts, although no file is new: a window that they overlap is compared again.
+    assert {part.name: part.version for part in of.parts()} != after
+    delete_by_vector(path, range(12))
+    assert read(of)["example_id"].to_pylist() == [0, 1] and len(of.parts()) == 1
+
+
+splits = st.fixed_dictionaries(
+    {
+        # Few times and ids: ties are common.
+        "times": st.lists(st.integers(0, 9), min_size=1, max_size=30),
+        "seed": st.integers(0, 999),
+        "writers": st.integers(1, 4),
+        "partitioned": st.booleans(),
+        "group_rows": st.integers(1, 9),
+        "compacted": st.booleans(),
+        "batch_rows": st.integers(1, 7),
+        "length": st.integers(1, 11),
+    }
+)
+
+
+@settings(max_examples=40)
+@given(case=splits)
+def test_any_split_has_the_same_rows_as_parquet(tmp_path_factory: pytest.TempPathFactory, case: dict[str, Any]) -> None:
+    """Permutations and splits into commits, files, row groups and partitions: the same bits through either source."""
+    folder = tmp_path_factory.mktemp("split")
+    whole = table(case["times"])
+    pq.write_table(whole, folder / "whole.parquet")
+    random = np.random.default_rng(case["seed"])
+    rows = whole.take(pa.array(random.permutation(whole.num_rows)))
+    writer = random.integers(0, case["writers"], rows.num_rows)
+    properties = deltalake.WriterProperties(max_row_group_size=case["group_rows"])
+    partition: dict[str, Any] = {"partition_by": ["place"]} if case["partitioned"] else {}
+    for number in range(case["writers"]):
+        part = rows.filter(pa.array(writer == number))
+        write(folder / "delta", part, mode="append", writer_properties=properties, **partition)
+        (folder / "parquet").mkdir(exist_ok=True)
+        pq.write_table(part, folder / "parquet" / f"{number}.parquet", row_group_size=case["group_rows"])
+    if case["compacted"]:
+        deltalake.DeltaTable(folder / "delta").optimize.compact()
+    small = {"batch_rows": case["batch_rows"]}
+    of = source(folder / "delta", **small)
+    others = [
+        Parquet(Parquet.Config.model_validate(FIELDS | small | {"path": str(folder / path)}))
+        for path in ("parquet", "whole.parquet")
+    ]
+    time = of.time_range()
+    assert [other.time_range() for other in others] == [time] * 2
+    for start in range(time.start_us, time.end_us, case["length"]):
+        window = exfm.sources.Window(0, start, start + case["length"])
+        expected = read(of, window)
+        assert all(read(other, window).equals(expected) for other in others)
+
+
+# ---- versions ------------------------------------------------------------------------------------------------------
+
+
+def test_time_travel(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    for number in range(3):
+        write(path, table([number], number), mode="append")
+    times = [
+        json.loads((path / "_delta_log" / f"{number:020}.json").read_text().splitlines()[0])["commitInfo"]["timestamp"]
+        for number in range(3)
+    ]
+    for version in range(3):
+        assert read(source(path, version=version))["example_id"].to_pylist() == list(range(version + 1))
+    at = datetime.fromtimestamp(times[1] / 1000 + 0.0005, UTC)
+    expected = max(number for number in range(3) if times[number] <= times[1])
+    assert read(source(path, timestamp=at.isoformat()))["example_id"].to_pylist() == list(range(expected + 1))
+    pinned, newest = source(path, version=1), source(path)
+    assert [len(of.parts()) for of in (pinned, newest)] == [2, 3]
+    write(path, table([9], 9), mode="append")
+    assert [len(of.parts()) for of in (pinned, newest)] == [2, 4]
+    with pytest.raises(ValidationError, match="version and timestamp: both"):
+        source(path, version=1, timestamp="2026-01-31T00:00:00Z")
+
+
+def test_reads_are_of_the_version_of_the_last_look(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    write(path, table([1, 2, 3]))
+    of = source(path)
+    of.time_range()
+    deltalake.DeltaTable(path).delete("example_id = 1")
+    window = exfm.sources.Window(0, 0, 10)
+    assert read(of, window)["example_id"].to_pylist() == [0, 1, 2]
+    of.parts()
+    assert read(of, window)["example_id"].to_pylist() == [0, 2]
+
+
+def test_a_job_reads_its_columns_alone(tmp_path: Path) -> None:
+    write(tmp_path / "t", table([1, 2]))
+    of = source(tmp_path / "t")
+    fewer = of.schema().model_copy(update={"features": of.schema().features[:1]})
+    [batch] = of.select(fewer).read(exfm.sources.Window(0, 0, 9))
+    assert set(batch.schema.names) == {"example_id", "event_time", "item", "click"}
+
+
+# ---- what a user is told -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"folder": "nowhere"}, ["path: there is no Delta table at", "nowhere"]),
+        ({"version": 7}, ["version: the table at", "no version 7; the newest is 0"]),
+        ({"example_id": "exmple_id"}, ["no column 'exmple_id'. Did you mean 'example_id'"]),
+        ({"features": [{"name": "itme", "kind": "dense"}]}, ["no column 'itme'. Did you mean 'item'"]),
+        ({"event_time": "item"}, ["'item' is int64", "a timestamp", "time_unit"]),
+        ({"time_unit": "ms"}, ["'event_time' is timestamp[us", "an integer"]),
+        ({"event_time": "day"}, ["'day', the time of a row, must not be a partition column"]),
+        ({"event_time": "never"}, ["'never' is empty in every file"]),
+    ],
+)
+def test_a_table_that_does_not_fit_is_explained(tmp_path: Path, config: dict[str, Any], words: list[str]) -> None:
+    never, day = pa.nulls(2, pa.timestamp("us", "UTC")), pa.array([1, 2], pa.timestamp("us", "UTC"))
+    write(tmp_path / "t", table([1, 2], never=never, day=day), partition_by=["day"])
+    folder, fields = config.get("folder", "t"), {key: value for key, value in config.items() if key != "folder"}
+    with pytest.raises(ValueError) as error:
+        source(tmp_path / folder, **fields).time_range()
+    assert all(word in str(error.value) for word in ["delta: ", *words]), str(error.value)
+
+
+def test_what_may_come_is_waited_for(tmp_path: Path) -> None:
+    of, pinned = source(tmp_path / "t"), source(tmp_path / "t", version=1)
+    with pytest.raises(exfm.components.NotYetError, match="there is no Delta table"):
+        of.time_range()
+    write(tmp_path / "t", table([]))
+    with pytest.raises(exfm.components.NotYetError, match="have no rows"):
+        of.time_range()
+    with pytest.raises(exfm.components.NotYetError, match="no version 1"):
+        pinned.time_range()
+    write(tmp_path / "t", table([1]), mode="append")
+    assert of.time_range() == pinned.time_range() == exfm.sources.TimeRange(1, 2)
+
+
+def test_a_vacuumed_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    write(path, table([1, 2]))
+    of = source(path)
+    of.time_range()
+    write(path, table([3], 7), mode="overwrite")
+    deltalake.DeltaTable(path).vacuum(0, dry_run=False, enforce_retention_duration=False)
+    window = exfm.sources.Window(0, 0, 9)
+    with pytest.raises(exfm.components.NotYetError, match=r"parquet is gone.* vacuumed"):
+        read(of, window)
+    of.time_range()
+    assert read(of, window)["example_id"].to_pylist() == [7]
+    with pytest.raises(ValueError, match=r"parquet is gone.* vacuumed") as error:
+        source(path, version=0).time_range()
+    assert not isinstance(error.value, exfm.components.NotYetError)
+
+
+def test_a_feature_that_is_not_read_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "t", table([1, 2]))
+    first = tmp_path / "t" / "_delta_log" / f"{0:020}.json"
+    lines = [json.loads(line) for line in first.read_text().splitlines()]
+    for line in lines:
+        if "protocol" in line:
+            line["protocol"] = {"minReaderVersion": 2, "minWriterVersion": 5}
+        if "metaData" in line:
+            line["metaData"]["configuration"] = {"delta.columnMapping.mode": "name"}
+            schema = json.loads(line["metaData"]["schemaString"])
+            for number, column in enumerate(schema["fields"]):
+                column["metadata"] = {
+                    "delta.columnMapping.id": number + 1,
+                    "delta.columnMapping.physicalName": f"col-{number}",
+                }
+            line["metaData"]["schemaString"] = json.dumps(schema)
+    first.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match=r"needs columnMapping of its readers, which exfm does not read"):
+        source(tmp_path / "t").time_range()
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    with pytest.raises(ValueError, match=r"needs the package deltalake: pip install 'exfm\[delta\]'"):
+        source("anywhere").time_range()
