@@ -38,13 +38,18 @@ MINUTE = 60_000_000
 
 
 def table(times: Sequence[int | None], first_id: int = 0, **columns: Any) -> pa.Table:
-    """Rows numbered from ``first_id``; the item is the number modulo 100, the place one of three."""
+    """Rows numbered from ``first_id``; the item is the number modulo 100, `place` the number modulo 3."""
     ids = np.arange(first_id, first_id + len(times))
     stamps = pa.array(times, pa.int64()).cast(pa.timestamp("us", "UTC"))
-    given = {"example_id": ids, "event_time": stamps, "item": ids % 100, "click": (ids % 2).astype(np.int8)}
-    given["place"] = pa.array([f"São {number % 3}" for number in ids], pa.string())
-    given["unused"] = pa.array(["x"] * len(ids), pa.string())
-    return pa.table(given | columns)
+    rows: dict[str, Any] = {
+        "example_id": ids,
+        "event_time": stamps,
+        "item": ids % 100,
+        "click": (ids % 2).astype(np.int8),
+    }
+    rows["place"] = pa.array([f"São {number % 3}" for number in ids], pa.string())
+    rows["unused"] = pa.array(["x"] * len(ids), pa.string())
+    return pa.table(rows | columns)
 
 
 def source(path: Any, **config: Any) -> Delta:
@@ -66,9 +71,9 @@ class TestDelta(DataSourceTests):
     def write(self, folder: Path) -> None:
         times = np.arange(120) // 3 * MINUTE
         write(folder / "plain", table(times.tolist()))
-        # Appended against the order of time, two files for each of three places.
-        for part in (1, 0):
-            rows = table(times[60 * part : 60 * part + 60].tolist(), 60 * part)
+        # Appended against the order of time, a file for each value of `place` and each half.
+        for half in (1, 0):
+            rows = table(times[60 * half : 60 * half + 60].tolist(), 60 * half)
             write(folder / "places", rows, partition_by=["place"], mode="append")
         deltalake.DeltaTable(folder / "places").delete("example_id = 7")
         write(folder / "seconds", _seconds(times, 0))
@@ -85,23 +90,23 @@ def _seconds(times: Any, first_id: int) -> pa.Table:
     return rows.set_column(1, "event_time", pa.array(times // 10**6))
 
 
-def read(of: exfm.DataSource, window: exfm.sources.Window | None = None) -> pa.Table:
+def read(stream: exfm.DataSource, window: exfm.sources.Window | None = None) -> pa.Table:
     """The rows of a window as the core puts them in order; by default, of the whole stream."""
     if window is None:
-        time = of.time_range()
+        time = stream.time_range()
         window = exfm.sources.Window(0, time.start_us, time.end_us)
-    checker = RowChecker(of.schema(), skip=False, newest_us=-(2**63), in_order=False)
-    checked = (checker.check(batch) for batch in of.read(window))
-    batches = [batch.replace_schema_metadata(None) for batch in in_time_order(checked, of.schema())]
+    checker = RowChecker(stream.schema(), skip=False, newest_us=-(2**63), in_order=False)
+    checked = (checker.check(batch) for batch in stream.read(window))
+    batches = [batch.replace_schema_metadata(None) for batch in in_time_order(checked, stream.schema())]
     if not batches:
         return pa.table({})
     return pa.Table.from_batches([batch.select(sorted(batch.schema.names)) for batch in batches]).combine_chunks()
 
 
-def unchecked(of: Delta) -> pa.Table:
+def unchecked(stream: Delta) -> pa.Table:
     """The rows of the stream as the source yields them, sorted by example id."""
-    time = of.time_range()
-    batches = of.read(exfm.sources.Window(0, time.start_us, time.end_us))
+    time = stream.time_range()
+    batches = stream.read(exfm.sources.Window(0, time.start_us, time.end_us))
     return pa.Table.from_batches([batch.replace_schema_metadata(None) for batch in batches]).sort_by("example_id")
 
 
@@ -111,10 +116,10 @@ def reference(path: Any, version: int | None = None) -> list[dict[str, Any]]:
     return sorted(whole.to_pylist(), key=lambda row: (row["event_time"], row["example_id"]))
 
 
-def assert_as_deltalake(of: Delta, path: Any, version: int | None = None) -> None:
-    columns = of.schema().columns
+def assert_as_deltalake(stream: Delta, path: Any, version: int | None = None) -> None:
+    columns = stream.schema().columns
     expected = [{name: row[name] for name in columns} for row in reference(path, version)]
-    actual = [{name: row[name] for name in columns} for row in read(of).to_pylist()]
+    actual = [{name: row[name] for name in columns} for row in read(stream).to_pylist()]
     for row in actual:
         row["event_time"] = row["event_time"].replace(tzinfo=UTC)
     for row in expected:
@@ -128,32 +133,32 @@ def assert_as_deltalake(of: Delta, path: Any, version: int | None = None) -> Non
 def test_rows_are_those_of_deltalake_after_every_change(tmp_path: Path) -> None:
     """Appends, an overwrite, deletions, updates, a merge, a compaction, a z-order and a new column, then each again."""
     path = tmp_path / "a table"
-    of = source(path)
+    stream = source(path)
     write(path, table([5, 1, 3]), partition_by=["place"])
-    assert_as_deltalake(of, path)
+    assert_as_deltalake(stream, path)
     write(path, table([2, 4, 4], 3), mode="append")
-    assert_as_deltalake(of, path)
+    assert_as_deltalake(stream, path)
     delta = deltalake.DeltaTable(str(path))
     delta.delete("example_id = 1")
-    assert_as_deltalake(of, path)
+    assert_as_deltalake(stream, path)
     delta.update({"click": "1"}, predicate="example_id >= 3")
-    assert_as_deltalake(of, path)
+    assert_as_deltalake(stream, path)
     delta.optimize.compact()
-    assert_as_deltalake(of, path)
+    assert_as_deltalake(stream, path)
     write(path, table([7, 8], 6, price=[0.5, None]), mode="append", schema_mode="merge")
-    assert_as_deltalake(of, path)
+    assert_as_deltalake(stream, path)
     delta = deltalake.DeltaTable(str(path))
     delta.merge(
         table([8, 9], 7, price=[2.0, 3.0]), "t.example_id = s.example_id", source_alias="s", target_alias="t"
     ).when_matched_update_all().when_not_matched_insert_all().execute()
-    assert_as_deltalake(of, path)
+    assert_as_deltalake(stream, path)
     delta.optimize.z_order(["event_time"])
-    assert_as_deltalake(of, path)
+    assert_as_deltalake(stream, path)
     only = pa.concat_tables([table([9], 20, price=[1.0]), table([9], 23, price=[2.0])])
     write(path, only, mode="overwrite", predicate="place = 'São 2'")  # a partition
-    assert_as_deltalake(of, path)
+    assert_as_deltalake(stream, path)
     write(path, table([6], 99, price=[None]).cast(only.schema), mode="overwrite")
-    assert_as_deltalake(of, path)
+    assert_as_deltalake(stream, path)
     newest = deltalake.DeltaTable(str(path)).version()
     for version in range(newest + 1):
         assert_as_deltalake(source(path, version=version), path, version)
@@ -162,8 +167,8 @@ def test_rows_are_those_of_deltalake_after_every_change(tmp_path: Path) -> None:
 def test_an_added_column_is_null_in_older_files(tmp_path: Path) -> None:
     write(tmp_path / "t", table([1, 2]))
     write(tmp_path / "t", table([3], 2, price=[0.5]), mode="append", schema_mode="merge")
-    of = source(tmp_path / "t", features=[{"name": "price", "kind": "dense"}])
-    rows = unchecked(of)
+    stream = source(tmp_path / "t", features=[{"name": "price", "kind": "dense"}])
+    rows = unchecked(stream)
     assert rows["price"].to_pylist() == [None, None, 0.5]
     assert rows.schema.field("price").type == pa.float64()
 
@@ -171,8 +176,8 @@ def test_an_added_column_is_null_in_older_files(tmp_path: Path) -> None:
 def test_partition_columns_have_their_types(tmp_path: Path) -> None:
     rows = table([1, 2, 3, 4], day=pa.array([7, 7, None, 12], pa.int32()))
     write(tmp_path / "t", rows, partition_by=["day"])
-    of = source(tmp_path / "t", features=[{"name": "day", "kind": "categorical", "rows": 9}])
-    read_rows = unchecked(of)
+    stream = source(tmp_path / "t", features=[{"name": "day", "kind": "categorical", "rows": 9}])
+    read_rows = unchecked(stream)
     assert read_rows["day"].to_pylist() == [7, 7, None, 12]
     assert read_rows.schema.field("day").type == pa.int32()
 
@@ -220,23 +225,23 @@ def test_rows_of_a_deletion_vector_are_not_read(tmp_path: Path, partitioned: boo
     times = [0, *range(10, 20), 32_503_680_000_000_000]
     rows = table(times, 2, unused=["y é"] * 12)
     write(path, rows, mode="append", writer_properties=deltalake.WriterProperties(max_row_group_size=4), **options)
-    of = source(path)
-    assert of.time_range() == exfm.sources.TimeRange(0, times[-1] + 1)
-    before = {part.name: part.version for part in of.parts()}
+    stream = source(path)
+    assert stream.time_range() == exfm.sources.TimeRange(0, times[-1] + 1)
+    before = {file.name: file.version for file in stream.parts()}
     delete_by_vector(path, [0, 3, 4, 11])
-    assert of.time_range() == exfm.sources.TimeRange(1, 20)
-    assert_as_deltalake(of, path)
-    assert read(of)["example_id"].to_pylist() == [0, 1, 3, 4, *range(7, 13)]
-    after = {part.name: part.version for part in of.parts()}
+    assert stream.time_range() == exfm.sources.TimeRange(1, 20)
+    assert_as_deltalake(stream, path)
+    assert read(stream)["example_id"].to_pylist() == [0, 1, 3, 4, *range(7, 13)]
+    after = {file.name: file.version for file in stream.parts()}
     assert after.keys() == before.keys() and sum(after[name] != before[name] for name in after) == 1
     delete_by_vector(path, [*range(4), 4, 11])
-    assert read(of)["example_id"].to_pylist() == [0, 1, *range(7, 13)]
-    assert {part.name for part in of.parts()} == before.keys()
-    assert of.next_event_us(3) == 14
+    assert read(stream)["example_id"].to_pylist() == [0, 1, *range(7, 13)]
+    assert {file.name for file in stream.parts()} == before.keys()
+    assert stream.next_event_us(3) == 14
     # Another version of the parts, although no file is new: a window that they overlap is compared again.
-    assert {part.name: part.version for part in of.parts()} != after
+    assert {file.name: file.version for file in stream.parts()} != after
     delete_by_vector(path, range(12))
-    assert read(of)["example_id"].to_pylist() == [0, 1] and len(of.parts()) == 1
+    assert read(stream)["example_id"].to_pylist() == [0, 1] and len(stream.parts()) == 1
 
 
 splits = st.fixed_dictionaries(
@@ -267,23 +272,23 @@ def test_any_split_has_the_same_rows_as_parquet(tmp_path_factory: pytest.TempPat
     properties = deltalake.WriterProperties(max_row_group_size=case["group_rows"])
     partition: dict[str, Any] = {"partition_by": ["place"]} if case["partitioned"] else {}
     for number in range(case["writers"]):
-        part = rows.filter(pa.array(writer == number))
-        write(folder / "delta", part, mode="append", writer_properties=properties, **partition)
+        file = rows.filter(pa.array(writer == number))
+        write(folder / "delta", file, mode="append", writer_properties=properties, **partition)
         (folder / "parquet").mkdir(exist_ok=True)
-        pq.write_table(part, folder / "parquet" / f"{number}.parquet", row_group_size=case["group_rows"])
+        pq.write_table(file, folder / "parquet" / f"{number}.parquet", row_group_size=case["group_rows"])
     if case["compacted"]:
         deltalake.DeltaTable(folder / "delta").optimize.compact()
     small = {"batch_rows": case["batch_rows"]}
-    of = source(folder / "delta", **small)
+    stream = source(folder / "delta", **small)
     others = [
         Parquet(Parquet.Config.model_validate(FIELDS | small | {"path": str(folder / path)}))
         for path in ("parquet", "whole.parquet")
     ]
-    time = of.time_range()
+    time = stream.time_range()
     assert [other.time_range() for other in others] == [time] * 2
     for start in range(time.start_us, time.end_us, case["length"]):
         window = exfm.sources.Window(0, start, start + case["length"])
-        expected = read(of, window)
+        expected = read(stream, window)
         assert all(read(other, window).equals(expected) for other in others)
 
 
@@ -304,9 +309,9 @@ def test_time_travel(tmp_path: Path) -> None:
     expected = max(number for number in range(3) if times[number] <= times[1])
     assert read(source(path, timestamp=at.isoformat()))["example_id"].to_pylist() == list(range(expected + 1))
     pinned, newest = source(path, version=1), source(path)
-    assert [len(of.parts()) for of in (pinned, newest)] == [2, 3]
+    assert [len(stream.parts()) for stream in (pinned, newest)] == [2, 3]
     write(path, table([9], 9), mode="append")
-    assert [len(of.parts()) for of in (pinned, newest)] == [2, 4]
+    assert [len(stream.parts()) for stream in (pinned, newest)] == [2, 4]
     with pytest.raises(ValidationError, match="version and timestamp: both"):
         source(path, version=1, timestamp="2026-01-31T00:00:00Z")
 
@@ -314,24 +319,24 @@ def test_time_travel(tmp_path: Path) -> None:
 def test_reads_are_of_the_version_of_the_last_look(tmp_path: Path) -> None:
     path = tmp_path / "t"
     write(path, table([1, 2, 3]))
-    of = source(path)
-    of.time_range()
+    stream = source(path)
+    stream.time_range()
     deltalake.DeltaTable(path).delete("example_id = 1")
     window = exfm.sources.Window(0, 0, 10)
-    assert read(of, window)["example_id"].to_pylist() == [0, 1, 2]
-    of.parts()
-    assert read(of, window)["example_id"].to_pylist() == [0, 2]
+    assert read(stream, window)["example_id"].to_pylist() == [0, 1, 2]
+    stream.parts()
+    assert read(stream, window)["example_id"].to_pylist() == [0, 2]
 
 
 def test_a_job_reads_its_columns_alone(tmp_path: Path) -> None:
     write(tmp_path / "t", table([1, 2]))
-    of = source(tmp_path / "t")
-    fewer = of.schema().model_copy(update={"features": of.schema().features[:1]})
-    [batch] = of.select(fewer).read(exfm.sources.Window(0, 0, 9))
+    stream = source(tmp_path / "t")
+    fewer = stream.schema().model_copy(update={"features": stream.schema().features[:1]})
+    [batch] = stream.select(fewer).read(exfm.sources.Window(0, 0, 9))
     assert set(batch.schema.names) == {"example_id", "event_time", "item", "click"}
 
 
-# ---- what a user is told -------------------------------------------------------------------------------------------
+# ---- errors -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -356,31 +361,31 @@ def test_a_table_that_does_not_fit_is_explained(tmp_path: Path, config: dict[str
     assert all(word in str(error.value) for word in ["delta: ", *words]), str(error.value)
 
 
-def test_what_may_come_is_waited_for(tmp_path: Path) -> None:
-    of, pinned = source(tmp_path / "t"), source(tmp_path / "t", version=1)
+def test_a_table_or_version_that_may_come_is_waited_for(tmp_path: Path) -> None:
+    stream, pinned = source(tmp_path / "t"), source(tmp_path / "t", version=1)
     with pytest.raises(exfm.components.NotYetError, match="there is no Delta table"):
-        of.time_range()
+        stream.time_range()
     write(tmp_path / "t", table([]))
     with pytest.raises(exfm.components.NotYetError, match="have no rows"):
-        of.time_range()
+        stream.time_range()
     with pytest.raises(exfm.components.NotYetError, match="no version 1"):
         pinned.time_range()
     write(tmp_path / "t", table([1]), mode="append")
-    assert of.time_range() == pinned.time_range() == exfm.sources.TimeRange(1, 2)
+    assert stream.time_range() == pinned.time_range() == exfm.sources.TimeRange(1, 2)
 
 
 def test_a_vacuumed_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "t"
     write(path, table([1, 2]))
-    of = source(path)
-    of.time_range()
+    stream = source(path)
+    stream.time_range()
     write(path, table([3], 7), mode="overwrite")
     deltalake.DeltaTable(path).vacuum(0, dry_run=False, enforce_retention_duration=False)
     window = exfm.sources.Window(0, 0, 9)
     with pytest.raises(exfm.components.NotYetError, match=r"parquet is gone.* vacuumed"):
-        read(of, window)
-    of.time_range()
-    assert read(of, window)["example_id"].to_pylist() == [7]
+        read(stream, window)
+    stream.time_range()
+    assert read(stream, window)["example_id"].to_pylist() == [7]
     with pytest.raises(ValueError, match=r"parquet is gone.* vacuumed") as error:
         source(path, version=0).time_range()
     assert not isinstance(error.value, exfm.components.NotYetError)

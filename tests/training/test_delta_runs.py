@@ -134,12 +134,12 @@ def test_a_compaction_makes_no_row_late(tmp_path: Path) -> None:
         write(path, log.slice(first, 100), mode="append")
     config = one_model(path, tmp_path / "run")
     exfm.run(load(tmp_path, config))
-    before = {part.name for part in load(tmp_path, config).source.parts()}
+    before = {file.name for file in load(tmp_path, config).source.parts()}
     for change in ("compact", "z_order"):
         optimize = deltalake.DeltaTable(str(path)).optimize
         optimize.compact() if change == "compact" else optimize.z_order(["user"])
         experiment = load(tmp_path, config)
-        after = {part.name for part in experiment.source.parts()}
+        after = {file.name for file in experiment.source.parts()}
         assert not after & before
         before = after
         assert exfm.run(experiment)["data"]["late_rows"] == 0
@@ -166,9 +166,9 @@ def test_any_split_gives_the_same_run_as_parquet(tmp_path: Path) -> None:
         rows = log.take(pa.array(random.permutation(log.num_rows)))
         writer = random.integers(0, 3, log.num_rows)
         for number in range(3):
-            part = rows.filter(pa.array(writer == number))
+            some = rows.filter(pa.array(writer == number))
             properties = deltalake.WriterProperties(max_row_group_size=int(random.integers(10, 200)))
-            write(folder / "log", part, mode="append", writer_properties=properties, partition_by=partition)
+            write(folder / "log", some, mode="append", writer_properties=properties, partition_by=partition)
         run_dir = str(folder / "run")
         train(load(folder, delta_dict(folder / "log", folder / "run")))
         actual = [predictions(run_dir, model) for model in ("fm", "vm")] + [supervision(run_dir, "fm")]
@@ -203,7 +203,7 @@ def test_the_example(tmp_path: Path) -> None:
     path = tmp_path / "impressions"
     write(path, log.append_column("country", pa.array(country)), partition_by=["country"])
     results = run_example("delta", tmp_path, path=path)
-    assert results["data"]["rows"] == 400
+    assert results["models"]["fm"]["examples"] == 400
 
 
 def test_a_table_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,9 +224,9 @@ def test_a_table_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for path in ("s3://lake/impressions", str(tmp_path / "impressions")):
             source = delta_dict(Path("x"), tmp_path)["stream"]["source"] | {"path": path}
             del source["name"]
-            of = Delta(Delta.Config.model_validate(source))
-            time = of.time_range()
-            batches = of.read(exfm.sources.Window(0, time.start_us, time.end_us))
+            stream = Delta(Delta.Config.model_validate(source))
+            time = stream.time_range()
+            batches = stream.read(exfm.sources.Window(0, time.start_us, time.end_us))
             rows = pa.Table.from_batches([batch.replace_schema_metadata(None) for batch in batches])
             read.append(rows.sort_by("example_id"))
         assert read[0].num_rows and read[0].equals(read[1])

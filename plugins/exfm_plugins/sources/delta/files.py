@@ -80,7 +80,7 @@ class DeltaFiles(RowGroupFiles):
         for path, version, columns in _added(actions):
             if path in kept:
                 # The same file has another version where other rows are deleted.
-                version += f"-{hashlib.sha256(np.packbits(kept[path])).hexdigest()[:16]}"
+                version += f"-{hashlib.sha256(np.packbits(kept[path]).tobytes()).hexdigest()[:16]}"
             versions[path], values[path] = version, columns
         self._check_paths(versions, kept)
         return [
