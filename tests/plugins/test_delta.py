@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -299,15 +300,16 @@ def test_time_travel(tmp_path: Path) -> None:
     path = tmp_path / "t"
     for number in range(3):
         write(path, table([number], number), mode="append")
-    times = [
-        json.loads((path / "_delta_log" / f"{number:020}.json").read_text().splitlines()[0])["commitInfo"]["timestamp"]
-        for number in range(3)
-    ]
+    for number in range(3):
+        # deltalake takes the time of a version from its file.
+        os.utime(path / "_delta_log" / f"{number:020}.json", (1_700_000_000 + number * 60,) * 2)
     for version in range(3):
         assert read(source(path, version=version))["example_id"].to_pylist() == list(range(version + 1))
-    at = datetime.fromtimestamp(times[1] / 1000 + 0.0005, UTC)
-    expected = max(number for number in range(3) if times[number] <= times[1])
-    assert read(source(path, timestamp=at.isoformat()))["example_id"].to_pylist() == list(range(expected + 1))
+        for second in (0, 59):
+            at = datetime.fromtimestamp(1_700_000_000 + version * 60 + second, UTC).isoformat()
+            assert read(source(path, timestamp=at))["example_id"].to_pylist() == list(range(version + 1))
+    with pytest.raises(ValueError, match=r"has no version at 2020-.* the first that its log has is of 2023-11-14T"):
+        source(path, timestamp="2020-01-01T00:00:00Z").time_range()
     pinned, newest = source(path, version=1), source(path)
     assert [len(stream.parts()) for stream in (pinned, newest)] == [2, 3]
     write(path, table([9], 9), mode="append")

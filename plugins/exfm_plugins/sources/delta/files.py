@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import exfm
 from exfm.components import suggestion
 from exfm.sources import Footer, Footers, RowGroupFiles, StreamFile, TimeUnit, check_time_type, read_footer
-from exfm_plugins.sources.delta.table import open_table
+from exfm_plugins.sources.delta.table import open_filesystem, open_table
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class DeltaFiles(RowGroupFiles):
         self._check_columns(schema, table.metadata().partition_columns)
         actions = pa.table(table.get_add_actions())
         kept = _kept_rows(table)
-        self._listing = _Listing(schema, _filesystem(table), kept)
+        self._listing = _Listing(schema, open_filesystem(table), kept)
         versions: dict[str, str] = {}
         values: dict[str, dict[str, pa.Scalar]] = {}
         for path, version, columns in _added(actions):
@@ -141,13 +141,6 @@ class DeltaFiles(RowGroupFiles):
         with self.open(path) as file:
             kept_R = self._listing.kept.get(path)
             return read_footer(f"delta: {self._root}{path}", file, self._event_time, self._unit, kept_R)
-
-
-def _filesystem(table: Any) -> pa_fs.FileSystem:
-    """Returns the file system of a table's folder, as deltalake reads it."""
-    from deltalake.fs import DeltaStorageHandler
-
-    return pa_fs.PyFileSystem(DeltaStorageHandler(table.table_uri))
 
 
 def _added(actions: pa.Table) -> list[tuple[str, str, dict[str, pa.Scalar]]]:

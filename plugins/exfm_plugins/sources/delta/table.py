@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+import pyarrow.fs as pa_fs
+
 import exfm
 
 _FEATURES = {"deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
@@ -43,8 +45,28 @@ def open_table(path: str, version: int | None, timestamp: datetime | None) -> An
             f"delta: {key}: the table at {path!r} cannot be read as of {timestamp or version}; the newest version is "
             f"{newest}: {_first_line(error)}"
         ) from error
+    if timestamp is not None:
+        _check_time(table, path, timestamp)
     _check_protocol(table, path)
     return table
+
+
+def open_filesystem(table: Any) -> pa_fs.FileSystem:
+    """Returns the file system of a table's folder, with the credentials of deltalake."""
+    from deltalake.fs import DeltaStorageHandler
+
+    return pa_fs.PyFileSystem(DeltaStorageHandler(table.table_uri))
+
+
+def _check_time(table: Any, path: str, timestamp: datetime) -> None:
+    """Raises ValueError if a table has no version at a time, for which deltalake opens the first there is."""
+    # The time of a version is that of its file in the log; the log may be cleaned up behind a checkpoint.
+    file = open_filesystem(table).get_file_info(f"_delta_log/{table.version():020}.json")
+    if file.mtime is not None and file.mtime > timestamp:
+        raise ValueError(
+            f"delta: timestamp: the table at {path!r} has no version at {timestamp.isoformat()}; the first that its "
+            f"log has is of {file.mtime.isoformat(timespec='seconds')}"
+        )
 
 
 def _check_protocol(table: Any, path: str) -> None:
