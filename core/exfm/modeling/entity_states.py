@@ -10,7 +10,6 @@ from itertools import combinations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from exfm.interfaces.jagged import JaggedSequence
 from exfm.layers.mlp import mlp
@@ -76,8 +75,7 @@ class EntityStates(nn.Module):
             if task in labels.values:
                 target_B = labels.explained(task, logits[task])
                 logit_B = explained_BT[:, position] + self.bias_T[position]
-                loss_B = binary_cross_entropy_with_logits(logit_B, target_B, reduction="none")
-                terms.append(labels.mean(task, loss_B))
+                terms.append(labels.cross_entropy(task, logit_B, target_B))
         return torch.stack(terms).sum()
 
 

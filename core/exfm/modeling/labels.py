@@ -82,13 +82,15 @@ class Labels:
         """Returns targets (B,) of a task, without gradient: the average of the label and the model's probability."""
         return (self.filled(task) + logit_B.detach().sigmoid()) / 2
 
-    def mean(self, task: str, losses_B: Tensor) -> Tensor:
-        """Averages finite losses (B,) over the examples whose label of a task is known."""
-        weight_B = self.weights.get(task)
-        if weight_B is None:
-            return losses_B.mean()
-        return (losses_B * weight_B).sum() / weight_B.sum()
-
     def loss(self, task: str, logit_B: Tensor) -> Tensor:
         """Returns the mean cross-entropy of logits (B,) and the known labels of a task."""
-        return self.mean(task, binary_cross_entropy_with_logits(logit_B, self.filled(task), reduction="none"))
+        return self.cross_entropy(task, logit_B, self.filled(task))
+
+    def cross_entropy(self, task: str, logit_B: Tensor, target_B: Tensor) -> Tensor:
+        """Returns the mean cross-entropy of logits and targets (B,) over the examples whose label of a task is known."""
+        weight_B = self.weights.get(task)
+        if weight_B is None:
+            # Not as below with weights of 1: its gradient rounds otherwise.
+            return binary_cross_entropy_with_logits(logit_B, target_B)
+        loss_B = binary_cross_entropy_with_logits(logit_B, target_B, reduction="none")
+        return (loss_B * weight_B).sum() / weight_B.sum()
