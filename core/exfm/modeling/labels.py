@@ -87,7 +87,7 @@ class Labels:
         return self.cross_entropy(task, logit_B, self.filled(task))
 
     def cross_entropy(self, task: str, logit_B: Tensor, target_B: Tensor) -> Tensor:
-        """Returns the mean cross-entropy of logits and targets (B,) over the examples whose label of a task is known."""
+        """Averages the cross-entropy of logits and targets (B,) over the examples whose label of a task is known."""
         weight_B = self.weights.get(task)
         if weight_B is None:
             # Not as below with weights of 1: its gradient rounds otherwise.
