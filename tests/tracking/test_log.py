@@ -139,7 +139,7 @@ def test_mlflow_shows_the_results_once(
         check({key: [(m.step, m.value) for m in metrics] for key, metrics in history.items()}, results, model)
         assert run.info.status == "FINISHED"
     assert runs["vm"].data.params["model.transfer"] == json.dumps(
-        [{"name": "direct", "teacher": "fm", "fallback": [], "tasks": {}, "weight": 1.0}]
+        [{"name": "direct", "teacher": "fm", "fallback": [], "tasks": {}, "weight": 1.0, "temperature": 1.0}]
     )
     assert runs["vm.control"].data.params["model.transfer"] == "[]" and runs["fm"].data.params["seed"] == "3"
 
