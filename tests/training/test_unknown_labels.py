@@ -177,6 +177,29 @@ def test_a_log_that_grows_day_by_day_gives_the_figures_of_the_whole_log(tmp_path
     assert (labelled(runs["daily"], "vm", "buy")[1] == log.column("buy").to_numpy()).all()
 
 
+def test_a_shuffled_log_that_grows_gives_the_figures_of_the_whole_log(tmp_path: Path) -> None:
+    """Negatives of purchases are sampled, too: one that becomes known weighs as many as it stands for."""
+    log, runs, read = make_log(600), {}, {}
+    order = np.random.default_rng(4).permutation(600)
+    for kind in ("whole", "daily"):
+        runs[kind] = str(tmp_path / kind)
+        folder = tmp_path / f"{kind}-log"
+        folder.mkdir()
+        experiment = small(str(folder), runs[kind])
+        experiment["stream"]["source"]["labels"][1]["sampling_rate"] = 0.5
+        for day in range(6 if kind == "whole" else 1, 9):
+            rows = without_labels(log, "buy", ages_us(log) >= (day - 2) * DAY_US).take(pa.array(order))
+            pq.write_table(rows.filter(pa.array(ages_us(rows) < day * DAY_US)), folder / "log.parquet")
+            if kind == "daily":
+                train(load(tmp_path, experiment))
+        results = exfm.run(load(tmp_path, experiment))
+        assert results["data"]["late_rows"] == 0
+        read[kind] = results["models"]["vm"]["tasks"]
+    for daily, whole in zip(*(labelled(runs[kind], "vm", "buy") for kind in ("daily", "whole")), strict=True):
+        assert np.array_equal(daily, whole)
+    assert read["daily"] == read["whole"]
+
+
 class Live(exfm.DataSource):
     """The small log as it is at the time of a read: the newest two days know no purchase. It has no parts."""
 

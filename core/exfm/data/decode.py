@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from exfm.data.batch import ROW_WEIGHT, Batch, SequenceBatch
@@ -26,7 +25,7 @@ def decode(rows: pa.RecordBatch, schema: FeatureSchema) -> Batch:
     # Without a group column each example is a group, and its id is the key.
     keys = to_u64(rows.column(schema.group)) if schema.group else example_id.view(np.uint64)
     return Batch(
-        weights=_weights(rows, schema),
+        weights={name: torch.from_numpy(weight_B) for name, weight_B in weights(rows, schema).items()},
         example_id=torch.from_numpy(example_id),
         event_time_us=torch.from_numpy(np.array(event_times(rows, schema))),
         # Salt 2 is the hash of groups: other salts pick table rows, buckets and remembered ids.
@@ -41,18 +40,17 @@ def decode(rows: pa.RecordBatch, schema: FeatureSchema) -> Batch:
     )
 
 
-def _weights(rows: pa.RecordBatch, schema: FeatureSchema) -> dict[str, Tensor]:
+def weights(rows: pa.RecordBatch, schema: FeatureSchema) -> dict[str, npt.NDArray[np.float32]]:
     """Returns the weights (B,) of rows, and of each label: times the negatives that a kept negative stands for."""
-    weights: dict[str, Tensor] = {}
+    result: dict[str, npt.NDArray[np.float32]] = {}
     row_B = np.ones(rows.num_rows, np.float32)
     if schema.weight:
-        row_B = _floats(rows.column(schema.weight))
-        weights[ROW_WEIGHT] = torch.from_numpy(row_B)
+        row_B = result[ROW_WEIGHT] = _floats(rows.column(schema.weight))
     for label in schema.labels:
         if label.name in schema.weighted:
             stands_for_B = np.where(label_values(rows, label) == 0, 1 / label.sampling_rate, 1)
-            weights[label.name] = torch.from_numpy((row_B * stands_for_B).astype(np.float32))
-    return weights
+            result[label.name] = (row_B * stands_for_B).astype(np.float32)
+    return result
 
 
 def example_ids(rows: pa.RecordBatch, schema: FeatureSchema) -> npt.NDArray[np.int64]:

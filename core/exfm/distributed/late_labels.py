@@ -63,6 +63,7 @@ class LateLabelCollector:
         """
         columns = {"example_id": examples.example_id.numpy()}
         columns |= {f"label_{task}": examples.labels[task].numpy() for task in tasks}
+        columns |= {f"weight_{task}": examples.weights[task].numpy() for task in tasks if task in examples.weights}
         rows = gather_rows(self._process_group, pa.table(columns), order)
         if rows is not None:
             for predicted in self._opened.values():

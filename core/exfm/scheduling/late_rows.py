@@ -19,7 +19,7 @@ import pyarrow as pa
 from exfm.config.checks import Arm, filter_columns
 from exfm.config.loading import Experiment
 from exfm.data.column_types import unify
-from exfm.data.decode import example_ids, label_values
+from exfm.data.decode import example_ids, label_values, weights
 from exfm.data.traffic import rows_where
 from exfm.data.validation import RowChecker
 from exfm.data.windows import WindowGrid, windows_with_events
@@ -163,12 +163,16 @@ class LateRowFinder:
         """Yields, for each batch of a window, its part's name, and of a model's examples ids, labels and whole rows."""
         for batch in self._source.read(window):
             # A checker for each batch, because a late part goes back in time, which makes none of its rows bad.
-            rows = RowChecker(self._schema, True, newest_us=_LONG_AGO).check(batch)
+            checker = RowChecker(self._schema, True, newest_us=_LONG_AGO, in_order=self._source.in_order)
+            rows = checker.check(batch)
             if rows.num_rows:
                 columns: dict[str, npt.NDArray[np.generic]] = {"example_id": example_ids(rows, self._schema)}
                 for label in self._schema.labels:
                     if label.name in arm.tasks:
                         columns[f"label_{label.name}"] = label_values(rows, label)
+                for name, weight_B in weights(rows, self._schema).items():
+                    if name in arm.tasks:
+                        columns[f"weight_{name}"] = weight_B
                 table = pa.table(columns)
                 picked = rows_where(rows, arm.config.where, self._columns)
                 if picked is not None:

@@ -23,6 +23,9 @@ from exfm.supervision.stored_rows import read_rows
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
+_WEIGHT = "weight_"
+"""Begins the name of the column of a task's weights."""
+
 _ATTEMPTS = 3
 """Bounds the attempts to read a file that may be replaced at the same time."""
 
@@ -66,13 +69,13 @@ class LateLabels:
         return ""
 
     def apply(self, model: str, window: int, predictions: pa.Table) -> pa.Table:
-        """Replaces labels of a window's predictions by those that became known later."""
+        """Replaces labels of a window's predictions, and their weights, by those that became known later."""
         late = self._read(model, window)
         if late is None:
             return predictions
         positions, has_row = _positions(_ids(predictions), _ids(late))
         for number, name in enumerate(predictions.column_names):
-            if name.startswith("label_"):
+            if name.startswith(("label_", _WEIGHT)):
                 values = predictions.column(name).to_numpy().copy()
                 later = late.column(name).to_numpy()
                 is_later = has_row & ~np.isnan(later)
@@ -126,16 +129,19 @@ class PredictedLabels:
         self._example_ids = _ids(predictions)
         self._order = np.argsort(self._example_ids, kind="stable")
         self._labels: dict[str, Floats] = {}
+        self._weights: dict[str, Floats] = {}
         for name in late.column_names:
             if name.startswith("label_"):
                 self._labels[name] = late.column(name).to_numpy().copy()
+            elif name.startswith(_WEIGHT):
+                self._weights[name] = late.column(name).to_numpy().copy()
         self.differ = False
 
     def add(self, rows: pa.Table) -> None:
         """Takes labels of the window's examples; a label that is not known changes nothing.
 
         Args:
-            rows: ``example_id``, and ``label_TASK`` for some tasks.
+            rows: ``example_id``, and ``label_TASK`` for some tasks, with ``weight_TASK`` where examples have weights.
         """
         if not self._example_ids.size:
             return
@@ -146,6 +152,10 @@ class PredictedLabels:
                 # A label that was NaN is unequal, too.
                 changed = has_row & ~np.isnan(values) & (self._labels[name][positions] != values)
                 self._labels[name][positions[changed]] = values[changed]
+                weight = f"{_WEIGHT}{name.removeprefix('label_')}"
+                if weight in self._weights and weight in rows.column_names:
+                    # A negative weighs more than an example whose label was not known, where negatives are sampled.
+                    self._weights[weight][positions[changed]] = rows.column(weight).to_numpy()[changed]
                 self.differ |= bool(changed.any())
 
     def changed(self) -> pa.Table:
@@ -159,9 +169,12 @@ class PredictedLabels:
         for field in self._predictions.schema:
             column = self._predictions.column(field.name).to_numpy()[rows]
             if field.name not in ("example_id", "window", "group"):
-                label = f"label_{field.name.removeprefix('prediction_').removeprefix('label_')}"
-                if field.name == label:
-                    column = self._labels[label][rows]
+                task = field.name
+                for prefix in ("prediction_", "label_", _WEIGHT):
+                    task = task.removeprefix(prefix)
+                label = f"label_{task}"
+                if field.name in self._labels or field.name in self._weights:
+                    column = {**self._labels, **self._weights}[field.name][rows]
                 # A prediction stays beside its label, so that the row can be scored alone.
                 kept = changed[label][rows] if label in changed else np.zeros(rows.size, bool)
                 column = np.where(kept, column, np.nan)
