@@ -160,6 +160,14 @@ def test_ids_may_be_text_bytes_or_uuids_and_may_be_missing(tmp_path: Path, caplo
     assert sorted(ids["bytes"]) == sorted(ids["uuid"])
     assert sorted(ids["text"]) == sorted(exfm.sources.example_ids(pa.array(keys)).to_pylist())
     assert "an example is known by its file and row" in caplog.text
+    config = experiment_dict(str(tmp_path / "text" / "log"), str(tmp_path / "picked"))
+    config["models"] = {"vm": {**config["models"]["vm"], "transfer": [], "control": False}}
+    config["models"]["vm"]["where"] = {"example_id": keys[10:13]}
+    train(load(tmp_path, config))
+    picked = pa.concat_tables(rows_by_window(config["run_dir"], "predictions", "vm").values())
+    assert sorted(picked.column("example_id").to_pylist()) == sorted(
+        exfm.sources.example_ids(pa.array(keys[10:13])).to_pylist()
+    )
     with pytest.raises(exfm.ConfigError, match=r"has a column 'exampel_id'.*Did you mean 'example_id'"):
         config = experiment_dict(str(tmp_path / "text" / "log"), str(tmp_path / "other"))
         config["stream"]["source"]["example_id"] = "exampel_id"

@@ -472,3 +472,11 @@ def test_the_footers_of_many_files_are_read_once(tmp_path: Path, monkeypatch: py
     cache.write_text("{")
     opened.clear()
     assert source(folder).parts() and len(opened) == LEAST_FILES
+
+
+def test_a_column_that_a_file_has_twice_is_named(tmp_path: Path) -> None:
+    rows = table([1, 2])
+    doubled = pa.Table.from_arrays([*rows.columns, rows.column("item")], [*rows.column_names, "item"])
+    pq.write_table(doubled, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet has more than one column 'item'"):
+        source(tmp_path).time_range()

@@ -251,6 +251,16 @@ def test_rows_that_come_late_are_set_aside(jobs: Jobs) -> None:
     assert aside.column("example_id").to_pylist() == [101, 102, 103]
     assert set(jobs.config["stream"]["source"]["features"][0]["name"].split()) <= set(aside.column_names)
     assert exfm.run(load(jobs.folder, jobs.config))["data"]["late_rows"] == 3
+    # A compaction writes the rows again, and another file loses some.
+    jobs.add("merged", pa.concat_tables([late, rows([103], [5.0])]))
+    jobs.remove("late")
+    jobs.remove("later")
+    assert exfm.run(load(jobs.folder, jobs.config))["data"]["late_rows"] == 3
+    jobs.remove("merged")
+    jobs.add("left", rows([103], [5.0]))
+    assert exfm.run(load(jobs.folder, jobs.config))["data"]["late_rows"] == 3
+    (file,) = Path(jobs.config["run_dir"], "late", "vm").glob("*.parquet")
+    assert sorted(pq.read_table(file).column("example_id").to_pylist()) == [101, 102, 103]
 
 
 def test_a_window_waits_for_rows_that_may_come_late(jobs: Jobs) -> None:

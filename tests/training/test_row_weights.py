@@ -166,6 +166,7 @@ def test_figures_are_those_of_rows_that_are_repeated(tmp_path: Path) -> None:
     (gain,) = results["gains"]
     assert gain["ne_gain_percent"] == pytest.approx(losses.gain, rel=1e-6)
     assert gain["interval95"] == pytest.approx(losses.interval95(100, 0), rel=1e-6)
+    assert gain["examples"] == 600
 
 
 def test_a_sampling_rate_weighs_negatives_as_many(tmp_path: Path) -> None:

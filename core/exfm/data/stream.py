@@ -192,7 +192,8 @@ class ChunkReader:
         if not self.source.in_order:
             checked = slice_rows(in_time_order(checked, self.schema), self.shard)
         for rows in _regroup(checked, self.stream.chunk_rows, self.shard):
-            picked = {model: rows_where(rows, where, columns) for model, where in self.where.items()}
+            example_id = self.schema.example_id
+            picked = {model: rows_where(rows, where, columns, example_id) for model, where in self.where.items()}
             self._unmet.add(rows, picked)
             yield Chunk(decode(rows, self.schema), picked)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from exfm.config.experiment import Bucket, Condition
 from exfm.errors import ConfigError
-from exfm.sources.ids import id_type_ok, mix, to_u64
+from exfm.sources.ids import example_ids, id_type_ok, mix, to_u64
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +27,15 @@ BUCKET_SALT = 1
 """Differs from the salt of table rows (0), because a bucket of users must not be a stretch of a table."""
 
 
-def rows_where(rows: pa.RecordBatch, where: Mapping[str, Condition], columns: Mapping[str, str]) -> Tensor | None:
+def rows_where(
+    rows: pa.RecordBatch, where: Mapping[str, Condition], columns: Mapping[str, str], example_id: str = ""
+) -> Tensor | None:
     """Returns the indices of the rows that meet every condition (int64), or None where there is no condition.
 
     Args:
         where: a value, values or a bucket by name of the column, as the user writes it.
         columns: the Arrow column behind each name.
+        example_id: the column of example ids.
     """
     if not where:
         return None
@@ -50,6 +53,9 @@ def rows_where(rows: pa.RecordBatch, where: Mapping[str, Condition], columns: Ma
             kept &= column.is_valid().to_numpy(zero_copy_only=False)
         else:
             values = condition if isinstance(condition, tuple) else (condition,)
+            if columns[name] == example_id and all(isinstance(value, str) for value in values):
+                # Ids that are no integers are hashed in the rows.
+                values = tuple(example_ids(pa.array(values)).to_pylist())
             kept &= _is_in(column, list(values), name)
     return torch.from_numpy(np.flatnonzero(kept))
 

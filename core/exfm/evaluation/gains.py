@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from exfm.evaluation.intervals import PairedLosses, gain_share, match
 from exfm.evaluation.metrics import log_losses
 from exfm.evaluation.predictions import PredictionReader, TaskRows, common_windows, task_rows, window_indices
@@ -51,18 +53,25 @@ class _TaskLosses:
             # After ``take`` the rows of model and control are aligned, so that the same index serves both.
             student_index, teacher_index = match(model.example_id, teacher.example_id)
             student_losses, teacher_losses = self.shared[name]
-            _add_losses(student_losses, model.take(student_index), control.take(student_index))
-            _add_losses(teacher_losses, teacher.take(teacher_index), control.take(student_index))
+            taught, shared = control.take(student_index), teacher.take(teacher_index)
+            _add_losses(student_losses, model.take(student_index), taught, shared)
+            _add_losses(teacher_losses, shared, taught, shared)
 
 
-def _add_losses(losses: PairedLosses, model: TaskRows, control: TaskRows) -> None:
-    """Adds the losses of aligned rows."""
+def _add_losses(losses: PairedLosses, model: TaskRows, control: TaskRows, sampled: TaskRows | None = None) -> None:
+    """Adds the losses of aligned rows.
+
+    Args:
+        sampled: the same rows of a teacher, whose log may be sampled otherwise: a row is in both logs with the smaller
+            of both rates, and weighs its inverse.
+    """
+    weights = [rows.weight for rows in (control, sampled or control) if rows.weight is not None]
     losses.add(
         control.group,
         control.label,
         log_losses(model.probability, model.label),
         log_losses(control.probability, control.label),
-        control.weight,
+        np.max(weights, axis=0) if weights else None,
     )
 
 

@@ -29,12 +29,14 @@ class PairedLosses:
 
     Attributes:
         sums_K2: summed log losses of model and control by bucket, nats.
-        examples, positives: number, or sum of the weights, of the compared examples, and of the positive ones.
+        examples: number of compared examples.
+        weight, positives: sum of the weights of the compared examples, and of the positive ones.
     """
 
     def __init__(self) -> None:
         self.sums_K2: Doubles = np.zeros((_BUCKETS, 2))
-        self.examples: float = 0
+        self.examples = 0
+        self.weight: float = 0
         self.positives: float = 0
 
     def add(
@@ -50,17 +52,19 @@ class PairedLosses:
         for column, loss_E in enumerate((model_E, control_E)):
             weighted_E = loss_E if weight_E is None else loss_E * weight_E
             self.sums_K2[:, column] += np.bincount(bucket_E, weights=weighted_E, minlength=_BUCKETS)
+        self.examples += group_E.size
         if weight_E is None:
-            self.examples += group_E.size
+            self.weight += group_E.size
             self.positives += int(np.count_nonzero(positive_E))
         else:
-            self.examples += as_count(float(weight_E.sum(dtype=np.float64)))
+            self.weight += as_count(float(weight_E.sum(dtype=np.float64)))
             self.positives += as_count(float(weight_E[positive_E].sum(dtype=np.float64)))
 
     def __add__(self, other: PairedLosses) -> PairedLosses:
         total = PairedLosses()
         total.sums_K2 = self.sums_K2 + other.sums_K2
         total.examples = self.examples + other.examples
+        total.weight = self.weight + other.weight
         total.positives = self.positives + other.positives
         return total
 
@@ -70,7 +74,7 @@ class PairedLosses:
 
         On the same examples both NEs have the same denominator, which cancels: the gain depends on the losses alone.
         """
-        if not 0 < self.positives < self.examples:
+        if not 0 < self.positives < self.weight:
             return None
         model, control = self.sums_K2.sum(axis=0)
         return float(100 * (control - model) / control)
@@ -78,9 +82,9 @@ class PairedLosses:
     @property
     def ne(self) -> tuple[float, float] | None:
         """Normalized entropies of model and control; None where a class is missing."""
-        if not 0 < self.positives < self.examples:
+        if not 0 < self.positives < self.weight:
             return None
-        model, control = self.sums_K2.sum(axis=0) / self.examples / entropy(self.positives / self.examples)
+        model, control = self.sums_K2.sum(axis=0) / self.weight / entropy(self.positives / self.weight)
         return float(model), float(control)
 
     def interval95(self, replicates: int = 2000, seed: int = 0) -> tuple[float, float] | None:

@@ -89,6 +89,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
             *_initial_notes(models),
             *_late_notes(late),
             *_unlabelled_notes(models),
+            *_unmatched_notes(supervision, experiment.config.external_teachers),
             *missed,
             *held_back,
             *_frozen_notes(store, taught_by),
@@ -124,6 +125,19 @@ def _unlabelled_notes(models: Mapping[str, Any]) -> list[str]:
                 notes.append(
                     f"{name}: {unlabelled:,} of {total:,} examples have no label of {task} (null), and are in none of "
                     "its figures"
+                )
+    return notes
+
+
+def _unmatched_notes(supervision: Mapping[str, Any], external: Collection[str]) -> list[str]:
+    """Names the teachers from elsewhere that have predicted no example of a student."""
+    notes = []
+    for teacher in external:
+        for student, covered in supervision.get(teacher, {}).items():
+            if covered["examples"] and not covered["hit_rate"]:
+                notes.append(
+                    f"{student}: {teacher} has no prediction of any of its {covered['examples']:,} examples; check "
+                    f"that teachers.{teacher}.example_id holds the ids of the stream, in the same type"
                 )
     return notes
 
@@ -361,4 +375,4 @@ def _soft_labels(arm: Arm, commits: Sequence[Commit], teacher: str, first_us: in
 
 
 def _score(moments: Moments) -> dict[str, Any]:
-    return {"examples": moments.examples, "calibration": moments.calibration, "ne": moments.ne}
+    return {"examples": round(moments.examples), "calibration": moments.calibration, "ne": moments.ne}

@@ -143,10 +143,19 @@ class LateRowFinder:
             if new.size:
                 rows[name] = rows.get(name, 0) + int(new.size)
                 aside.append(whole.filter(pa.array(np.isin(ids, new))))
+        if aside and before is not None and before.file:
+            gone = self._late.read_aside(before)
+            here = np.concatenate([batch.column(self._schema.example_id).to_numpy() for batch in aside])
+            gone = gone.filter(pa.array(~np.isin(gone.column(self._schema.example_id).to_numpy(), here)))
+            # A part that is gone may have come back under another name: only its rows that are nowhere else count.
+            names = [name for name in rows if name not in versions]
+            rows = {name: count for name, count in rows.items() if name in versions}
+            if gone.num_rows and names:
+                rows[names[0]] = gone.num_rows
+                aside += gone.combine_chunks().to_batches()
         if aside:
             file = self._late.set_aside(arm.name, window.index, pa.Table.from_batches(unify(aside)))
-            # Its rows are in the new file, unless their part is gone.
-            if before is not None and before.file not in ("", file) and before.rows.keys() <= versions.keys():
+            if before is not None and before.file not in ("", file):
                 self._store.workspace.remove_file(before.file)
         if labels is not None and labels.differ:
             self._store.late_labels.write(arm.name, window.index, labels.changed())
@@ -174,7 +183,7 @@ class LateRowFinder:
                     if name in arm.tasks:
                         columns[f"weight_{name}"] = weight_B
                 table = pa.table(columns)
-                picked = rows_where(rows, arm.config.where, self._columns)
+                picked = rows_where(rows, arm.config.where, self._columns, self._schema.example_id)
                 if picked is not None:
                     table = table.take(pa.array(picked.numpy()))
                     rows = rows.take(pa.array(picked.numpy()))

@@ -49,14 +49,15 @@ class LateLog:
         self._workspace.write_json(late_file(model, late.window.index), asdict(late))
 
     def set_aside(self, model: str, window: int, rows: pa.Table) -> str:
-        """Writes all late rows of a window that are in the stream to a file; returns its path.
-
-        Rows that were set aside before and are in the stream no more stay in an earlier file.
-        """
+        """Writes the late rows of a window to a file; returns its path."""
         path = f"late/{model}/{window:06d}-{{digest}}.parquet"
         with self._workspace.writing(path) as file:
             pq.write_table(rows, file)
         return file.record().path
+
+    def read_aside(self, late: LateRows) -> pa.Table:
+        """Reads the late rows of a window that were set aside."""
+        return pq.read_table(pa.BufferReader(self._workspace.read(late.file)))
 
     def read(self, model: str, window: int) -> LateRows | None:
         """Reads the count of a window; returns None if it was never counted."""

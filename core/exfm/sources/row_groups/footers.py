@@ -58,6 +58,9 @@ def read_footer(
     schema = file.schema_arrow
     if event_time not in schema.names:
         raise ValueError(f"{location} has no column {event_time!r}.{suggestion(event_time, schema.names)}")
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{location} has more than one column {twice[0]!r}: write the file with one of each name")
     check_time_type(location, event_time, schema.field(event_time).type, unit)
     groups: list[RowGroup] = []
     first_row = 0
