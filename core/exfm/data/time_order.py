@@ -37,13 +37,18 @@ _TIME, _ID = "exfm.time", "exfm.id"
 
 @dataclass
 class _Run:
-    """Holds rows in order, with their keys (N,); those before ``start`` are taken. Mapped rows take no memory."""
+    """Holds rows in order, with their keys (N,); those before ``start`` are taken.
+
+    Attributes:
+        all_bytes: memory that the rows take, counted once because rows of many columns take long to count; none if
+            they are mapped.
+    """
 
     rows: pa.RecordBatch
     time_N: I64
     id_N: I64
     start: int = 0
-    is_mapped: bool = False
+    all_bytes: int = 0
 
     @property
     def left(self) -> int:
@@ -51,7 +56,8 @@ class _Run:
 
     @property
     def bytes(self) -> int:
-        return 0 if self.is_mapped else int(self.rows.slice(self.start).nbytes)
+        """Returns the memory that the rows take that are left."""
+        return self.all_bytes * self.left // max(1, int(self.time_N.size))
 
     def position(self, time: int, example_id: int) -> int:
         """Returns the number of rows whose key is at most the given key."""
@@ -89,9 +95,9 @@ def _sorted(batch: pa.RecordBatch, schema: FeatureSchema) -> _Run:
     id_N = rows.column(schema.example_id).to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
     later = np.diff(time_N)
     if (later > 0).all() or not ((later < 0) | ((later == 0) & (np.diff(id_N) < 0))).any():
-        return _Run(rows, time_N, id_N)
+        return _Run(rows, time_N, id_N, all_bytes=rows.nbytes)
     order = np.lexsort((id_N, time_N))
-    return _Run(rows.take(pa.array(order)), time_N[order], id_N[order])
+    return _Run(rows.take(pa.array(order)), time_N[order], id_N[order], all_bytes=rows.nbytes)
 
 
 def _merged(runs: Sequence[_Run], before_us: int | None) -> Iterator[pa.RecordBatch]:
@@ -159,4 +165,4 @@ def _mapped(path: Path) -> Iterator[_Run]:
     for number in range(file.num_record_batches):
         batch = file.get_batch(number)
         time_N, id_N = (batch.column(name).to_numpy() for name in (_TIME, _ID))
-        yield _Run(batch.drop_columns([_TIME, _ID]), time_N, id_N, is_mapped=True)
+        yield _Run(batch.drop_columns([_TIME, _ID]), time_N, id_N)
