@@ -26,6 +26,7 @@ from exfm.modeling.labels import Labels
 from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.read_states import ModelOutput
+from exfm.modeling.sampling import LogSampling
 from exfm.optimization.dense_steps import DenseSteps, fits
 from exfm.storage.finite import infinite_buffers
 from exfm.supervision.embeddings import EmbeddingShape
@@ -105,6 +106,7 @@ class Trainer:
         vectors: the form in which states and table rows are stored with the supervision, by column.
         transfer: the model's strategies, and the parameters that it takes from teachers.
         dense: the steps of the dense layers.
+        sampling: converts logits of all traffic to those of the log, where its negatives are down-sampled.
         learned: the tasks of which the model has seen labels.
 
     Raises:
@@ -133,7 +135,8 @@ class Trainer:
             strategies, declared = build_strategies(arm, self.model, teachers)
         parameters = StudentParameters(self.model, declared, schema.entity_tables(), plan.device)
         placed = [strategy.to(plan.device) for strategy in strategies]
-        self.transfer = StudentTransfer(placed, parameters, self.parallel_model)
+        self.sampling = LogSampling(schema)
+        self.transfer = StudentTransfer(placed, parameters, self.parallel_model, self.sampling)
         supervision = arm.config.supervision
         state = EmbeddingShape(supervision.state_dtype, supervision.state_dim)
         self.vectors = {f"{STATE}{entity}": state for entity in supervision.states}
@@ -200,7 +203,7 @@ class Trainer:
         if started:
             with self.dense.average.setting_weights():
                 for task in started:
-                    self.model.start_head(task, *labels.counts(task))
+                    self.model.start_head(task, *labels.counts(task), self.sampling.offset(task))
         self.learned.update(started)
         return bool(started)
 
@@ -216,7 +219,7 @@ class Trainer:
         """Computes the losses of the whole batch; returns them, and the output of the whole batch."""
         reader = self.model.read_states
         needs_representation = bool(self.transfer.strategies) or (reader is not None and reader.needs_representation)
-        output = gatherer.output(output, needs_representation)
+        output = self.sampling.in_log(gatherer.output(output, needs_representation))
         losses = [learned.loss(task, output.logits[task]) for task in learned.values]
         taught = gatherer.supervision(self.transfer.read_by_losses(supervision))
         # Before the backward pass, in which the tables are updated.

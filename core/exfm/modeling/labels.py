@@ -55,8 +55,9 @@ class Labels:
             if count == unknown_B.numel() > 0:
                 continue
             values[task] = labels[task]
-            if task in present:
-                of_task[task] = torch.where(unknown_B, 0.0, present[task])
+            if weight_B is not None:
+                # Not the task's own weight: the losses of a sampled log have an offset instead, see ``LogSampling``.
+                of_task[task] = torch.where(unknown_B, 0.0, weight_B)
             elif count:
                 of_task[task] = (~unknown_B).to(labels[task].dtype)
         return cls(values, of_task, present)

@@ -124,13 +124,17 @@ class RankingModel(nn.Module):
         return Head(self.backbone.output_dim, self.head_hidden)
 
     @torch.no_grad()
-    def start_head(self, task: str, positives: Tensor, total: Tensor) -> None:
-        """Sets the bias of a task's head to the log odds of its first labels."""
+    def start_head(self, task: str, positives: Tensor, total: Tensor, offset: float = 0.0) -> None:
+        """Sets the bias of a task's head to the log odds of its first labels.
+
+        Args:
+            offset: the part of the log odds that is due to sampling, see ``LogSampling``.
+        """
         last = self._head(task)[-2]
         assert isinstance(last, nn.Linear)
         # Laplace's rule of succession: finite log odds even where all first labels are equal.
         rate = (positives + 1.0) / (total + 2.0)
-        last.bias.fill_(torch.logit(rate))
+        last.bias.fill_(torch.logit(rate) - offset)
 
     def forward(self, batch: Batch, run_trunk: RunTrunk = run_trunk) -> ModelOutput:
         """Predicts a batch that holds only the model's features (``narrow`` selects them).

@@ -16,6 +16,7 @@ from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.transfer_strategy import TransferStrategy
 from exfm.mappings import add_prefix, strip_prefix
 from exfm.modeling.labels import Labels
+from exfm.modeling.sampling import LogSampling
 from exfm.transfer.merge_teachers import merge_teacher_outputs
 from exfm.transfer.soft_label_metrics import SoftLabelMetrics
 from exfm.transfer.student_parameters import StudentParameters
@@ -31,6 +32,7 @@ class StudentTransfer:
         strategies: the strategies on their devices, in the order of the file.
         parameters: the parameters that the student takes from its teachers.
         parallel_model: averages the gradients of adapters over the processes.
+        sampling: converts teachers' probabilities to those of the student's log.
 
     Attributes:
         modules: the strategies as a module.
@@ -40,7 +42,11 @@ class StudentTransfer:
     """
 
     def __init__(
-        self, strategies: Sequence[TransferStrategy], parameters: StudentParameters, parallel_model: ParallelModel
+        self,
+        strategies: Sequence[TransferStrategy],
+        parameters: StudentParameters,
+        parallel_model: ParallelModel,
+        sampling: LogSampling,
     ) -> None:
         self.modules = nn.ModuleList(strategies)
         self.strategies = tuple(strategies)
@@ -48,7 +54,7 @@ class StudentTransfer:
         self.features = frozenset(feature for strategy in strategies for feature in strategy.reads_features)
         self._reads_age = any(strategy.reads_age for strategy in strategies)
         self.parameters = parameters
-        self._parallel_model = parallel_model
+        self._parallel_model, self._sampling = parallel_model, sampling
         self._adapters: dict[int, torch.optim.Optimizer] = {}
         for number, strategy in enumerate(strategies):
             if isinstance(strategy, LabelAdapter):
@@ -90,7 +96,7 @@ class StudentTransfer:
         """Steps the label adapters, and returns the terms of the student's loss.
 
         Args:
-            output: the student's forward pass.
+            output: the student's forward pass, with the logits of its log.
             teachers: output of the same examples, by teacher; a teacher without output is left out.
             labels: (B,) by task, NaN where a label is not known.
             learned: the labels that have arrived and are learned from.
@@ -101,14 +107,16 @@ class StudentTransfer:
             teacher = merge_teacher_outputs(strategy, teachers, tokens)
             if teacher is None:
                 continue
-            teacher = replace(teacher, weight=learned.row_weight)
+            predicted = replace(teacher, weight=learned.row_weight)
+            teacher = self._sampling.teacher_in_log(predicted)
             # Scored before the adapter steps on the same labels: it would seem better than it is.
             if isinstance(strategy, LabelAdapter):
-                self.soft_labels.add(number, teacher, labels, strategy.adapt(teacher), learned.all_weights)
+                adapted = self._sampling.of_all_traffic(strategy.adapt(teacher))
+                self.soft_labels.add(number, predicted, labels, adapted, learned.all_weights)
                 labelled, values = _labelled(teacher, learned)
                 self._step(self._adapters[number], strategy.adapter_loss(labelled, values))
             else:
-                self.soft_labels.add(number, teacher, labels, None, learned.all_weights)
+                self.soft_labels.add(number, predicted, labels, None, learned.all_weights)
             if isinstance(strategy, DistillationStrategy):
                 losses.append(strategy.loss(output, teacher, learned.values))
         return losses
