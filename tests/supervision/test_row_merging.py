@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -20,14 +19,14 @@ from hypothesis import strategies as st
 import exfm
 from exfm.diagnosis.diagnose import diagnose
 from exfm.errors import RunError
-from exfm.storage import snapshots
 from exfm.storage.workspace import Workspace
 from exfm.supervision import row_merging
 from exfm.supervision.row_files import RowWriter, predictions_schema, row_file
 from exfm.supervision.row_merging import CommittedRows, apply_merge, find_merges
 from exfm.supervision.store import Store
 from exfm.supervision.stored_rows import read_rows
-from exfm.supervision.vacuum import Vacuum, apply_vacuum, find_vacuum
+from exfm.supervision.vacuum import find_vacuum
+from tests.supervision.copied_runs import copy_run, vacuum
 from tests.training.logs import experiment_dict, load, make_log, timeless, train, write_log
 
 Exfm = Callable[..., Any]
@@ -54,15 +53,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a run of 24 windows, its log and its file."""
-    monkeypatch.setattr(snapshots, "READING_S", 0.0)
-    shutil.copytree(whole, tmp_path / "copy")
-    load(tmp_path / "copy", experiment(tmp_path / "copy"))
-    return tmp_path / "copy"
-
-
-def vacuum(folder: Path) -> Vacuum:
-    store = Store(str(folder / "run"))
-    return apply_vacuum(store, find_vacuum(store), grace_s=0)
+    copy = copy_run(whole, tmp_path / "copy", monkeypatch)
+    load(copy, experiment(copy))
+    return copy
 
 
 def files(folder: Path, kind: str, model: str) -> list[str]:

@@ -37,7 +37,8 @@ from exfm.storage.workspace import LetGoError, Workspace
 from exfm.supervision.repair import Ties, find_repair
 from exfm.supervision.row_files import backfill_file
 from exfm.supervision.store import Store
-from exfm.supervision.vacuum import Vacuum, apply_vacuum, find_vacuum
+from exfm.supervision.vacuum import find_vacuum
+from tests.supervision.copied_runs import copy_run, vacuum
 from tests.supervision.test_retiring import publish
 from tests.training.logs import DAYS, experiment_dict, load, make_log, predictions, supervision, write_log
 
@@ -64,15 +65,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a run of six windows, its log and its file."""
-    monkeypatch.setattr(snapshots, "READING_S", 0.0)
-    shutil.copytree(whole, tmp_path / "copy")
-    load(tmp_path / "copy", experiment(tmp_path / "copy"))
-    return tmp_path / "copy"
-
-
-def vacuum(folder: Path) -> Vacuum:
-    store = Store(str(folder / "run"))
-    return apply_vacuum(store, find_vacuum(store), grace_s=0)
+    copy = copy_run(whole, tmp_path / "copy", monkeypatch)
+    load(copy, experiment(copy))
+    return copy
 
 
 def files(folder: Path) -> dict[str, str]:

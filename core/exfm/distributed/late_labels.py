@@ -36,23 +36,33 @@ class LateLabelCollector:
         self._model = model
         self._window = window
         self._opened: dict[int, PredictedLabels] = {}
+        self._collects = False
 
     def open(self, events: TimeRange, tasks: Collection[str]) -> None:
         """Opens the committed windows of events that are read again, where a label of a task was not known."""
-        if not self._process_group.is_rank_zero:
-            return
+        if self._process_group.is_rank_zero:
+            self._open_windows(events, tasks)
+        # All processes must know whether rows are gathered, because gathering is a collective.
+        self._collects = not self._process_group.all_agree(not self._opened)
+
+    def _open_windows(self, events: TimeRange, tasks: Collection[str]) -> None:
         log = self._store.log
+        last: int | None = None
         for index in log.newest_first("train", self._model):
-            if index >= self._window or index in self._opened:
+            if index >= self._window or index in self._opened or (last is not None and index > last):
                 continue
             commit = log.load("train", self._model, index)
-            if commit.window.end_us <= events.start_us:
+            window = commit.window
+            if window.end_us <= events.start_us:
                 return
+            if last is None:
+                # Windows are equally long: the manifests of those after the events need not be read.
+                last = index - max(0, (window.end_us - events.end_us) // (window.end_us - window.start_us))
             scored = commit.counters.get("prequential", {})
             unknown = any(task in scored and scored[task]["examples"] < commit.counters["examples"] for task in tasks)
-            if unknown and commit.window.start_us < events.end_us and commit.files:
+            if unknown and window.start_us < events.end_us and commit.files:
                 with suppress(LetGoError):
-                    self._opened[index] = self._store.predicted_labels(self._model, commit.window)
+                    self._opened[index] = self._store.predicted_labels(self._model, window)
 
     def add(self, examples: Batch, order: npt.NDArray[np.int64] | None, tasks: Collection[str]) -> None:
         """Takes the labels of some tasks of a chunk.
@@ -61,6 +71,8 @@ class LateLabelCollector:
             examples: this process's rows of the chunk; those without a prediction are left out.
             order: sorts the rows of all processes, see ``gather_rows``.
         """
+        if not self._collects:
+            return
         columns = {"example_id": examples.example_id.numpy()}
         columns |= {f"label_{task}": examples.labels[task].numpy() for task in tasks}
         columns |= {f"weight_{task}": examples.weights[task].numpy() for task in tasks if task in examples.weights}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
 from torch import Tensor
 
 from exfm.errors import RunError
+from exfm.learning.snapshot_loader import first_readable, unreadable_elsewhere
 from exfm.learning.trainer import Trainer
 from exfm.storage.finite import check_snapshot
 from exfm.storage.snapshots import Snapshot, SnapshotRegistry, same_on_all
-
-logger = logging.getLogger(__name__)
 
 
 def load_newest(trainer: Trainer, snapshots: SnapshotRegistry) -> tuple[Snapshot, dict[str, Tensor]] | None:
@@ -26,25 +24,24 @@ def load_newest(trainer: Trainer, snapshots: SnapshotRegistry) -> tuple[Snapshot
     Raises:
         RunError: there are snapshots and none can be read, or a snapshot is not finite.
     """
-    failure: RunError | None = None
     candidates = snapshots.newest_first(trainer.arm.name, sys.maxsize)
-    for snapshot in same_on_all(trainer.plan.process_group, candidates):
+    loaded: dict[str, Tensor] = {}
+
+    def load(snapshot: Snapshot) -> RunError | None:
         weights, training, error = _read(trainer, snapshots, snapshot)
         # Agreed before loading, so that all processes go on from the same snapshot.
-        if trainer.plan.process_group.all_agree(error is None):
-            for tensors in (weights, training):
-                check_snapshot(snapshot, tensors, trainer.constants, snapshots.workspace.url)
-            trainer.load_weights(weights)
-            trainer.load_training_state(training)
-            trainer.learned = set(snapshot.learned)
-            return snapshot, training
-        # Without an error here, another process has met it.
-        error = error or RunError(f"snapshot {snapshot.version} of {snapshot.model!r}: another process cannot read it")
-        logger.warning("%s; going back to the snapshot before it", error)
-        failure = failure or error
-    if failure is not None:
-        raise failure
-    return None
+        if not trainer.plan.process_group.all_agree(error is None):
+            return error or unreadable_elsewhere(snapshot)
+        for tensors in (weights, training):
+            check_snapshot(snapshot, tensors, trainer.constants, snapshots.workspace.url)
+        trainer.load_weights(weights)
+        trainer.load_training_state(training)
+        trainer.learned = set(snapshot.learned)
+        loaded.update(training)
+        return None
+
+    snapshot = first_readable(same_on_all(trainer.plan.process_group, candidates), load, "going back to")
+    return None if snapshot is None else (snapshot, loaded)
 
 
 def _read(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 
@@ -13,6 +13,36 @@ from exfm.storage.finite import check_snapshot
 from exfm.storage.snapshots import Snapshot, SnapshotRegistry, same_on_all
 
 logger = logging.getLogger(__name__)
+
+
+def first_readable(
+    candidates: Iterable[Snapshot], load: Callable[[Snapshot], RunError | None], use: str
+) -> Snapshot | None:
+    """Loads the first snapshot that can be read; returns None without snapshots.
+
+    Args:
+        candidates: newest first, the same on all processes.
+        load: loads a snapshot, or returns the error on every process.
+        use: words for the use of a snapshot, for warnings about those that cannot be read.
+
+    Raises:
+        RunError: there are snapshots, and none can be read.
+    """
+    failure: RunError | None = None
+    for snapshot in candidates:
+        error = load(snapshot)
+        if error is None:
+            return snapshot
+        logger.warning("%s; %s the snapshot before it", error, use)
+        failure = failure or error
+    if failure is not None:
+        raise failure
+    return None
+
+
+def unreadable_elsewhere(snapshot: Snapshot) -> RunError:
+    """Returns the error of a process that can read a snapshot, where another process cannot."""
+    return RunError(f"snapshot {snapshot.version} of {snapshot.model!r}: another process cannot read it")
 
 
 class SnapshotLoader:
@@ -38,16 +68,7 @@ class SnapshotLoader:
         Raises:
             RunError: there are snapshots, and none can be read.
         """
-        failure: RunError | None = None
-        for snapshot in same_on_all(self.trainer.plan.process_group, candidates):
-            error = self.load(snapshot)
-            if error is None:
-                return snapshot
-            logger.warning("%s; %s the snapshot before it", error, use)
-            failure = failure or error
-        if failure is not None:
-            raise failure
-        return None
+        return first_readable(same_on_all(self.trainer.plan.process_group, candidates), self.load, use)
 
     def load(self, snapshot: Snapshot) -> RunError | None:
         """Loads a snapshot's weights, unless they are loaded.
@@ -71,4 +92,4 @@ class SnapshotLoader:
             self.trainer.load_weights(weights)
             self._loaded = snapshot
             return None
-        return error or RunError(f"snapshot {snapshot.version} of {snapshot.model!r}: another process cannot read it")
+        return error or unreadable_elsewhere(snapshot)

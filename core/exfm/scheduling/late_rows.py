@@ -116,57 +116,86 @@ class LateRowFinder:
         Labels of examples that were predicted may have become known since: they are kept for the figures.
         """
         versions = {stream_part.name: stream_part.version for stream_part in parts if overlaps(stream_part, window)}
-        predicted = np.zeros(0, np.int64)
         labels: PredictedLabels | None = None
         if committed and self._store.log.load("train", arm.name, window.index).files:
             try:
-                predicted = self._store.predicted_ids(arm.name, window)
                 labels = self._store.predicted_labels(arm.name, window)
             except LetGoError as error:
                 logger.warning("rows that have come late for window %s are not counted: %s", window, error)
                 return
-        before = self._late.read(arm.name, window.index)
-        rows: dict[str, int] = {}
-        counted, file = 0, ""
-        if before is not None:
-            counted, file = before.count, before.file
-            # Late rows of a part that is gone again stay counted.
-            rows = without(before.rows, *versions)
-        aside: list[pa.RecordBatch] = []
-        for name, read, whole in self._rows(arm, window):
-            ids = read.column("example_id").to_numpy()
-            if labels is not None:
-                labels.add(read)
-            new = np.setdiff1d(ids, predicted)
-            # Added, so that an example in two parts is counted for the first.
-            predicted = np.concatenate([predicted, new])
-            if new.size:
-                rows[name] = rows.get(name, 0) + int(new.size)
-                aside.append(whole.filter(pa.array(np.isin(ids, new))))
-        if aside and before is not None and before.file:
-            gone = self._late.read_aside(before)
-            here = np.concatenate([batch.column(self._schema.example_id).to_numpy() for batch in aside])
-            gone = gone.filter(pa.array(~np.isin(gone.column(self._schema.example_id).to_numpy(), here)))
-            # A part that is gone may have come back under another name: only its rows that are nowhere else count.
-            names = [name for name in rows if name not in versions]
-            rows = {name: count for name, count in rows.items() if name in versions}
-            if gone.num_rows and names:
-                rows[names[0]] = gone.num_rows
-                aside += gone.combine_chunks().to_batches()
-        if aside:
-            file = self._late.set_aside(arm.name, window.index, pa.Table.from_batches(unify(aside)))
-            if before is not None and before.file not in ("", file):
-                self._store.workspace.remove_file(before.file)
+        before = self._late.read(arm.name, window.index) or LateRows(window, {}, {})
+        rows, aside = self._new_rows(arm, window, labels)
         if labels is not None and labels.differ:
             self._store.late_labels.write(arm.name, window.index, labels.changed())
+        file = before.file
+        # Late rows of a part that is gone again stay counted.
+        gone = without(before.rows, *versions)
+        if aside:
+            file = self._set_aside(arm, before, rows, gone, aside)
+        else:
+            rows = gone
         late = LateRows(window, rows, versions, file)
         self._late.write(arm.name, late)
-        if late.count > counted:
+        if late.count > before.count:
             logger.warning(
                 "%s: %d rows of window %s have come after it was committed, and are not read: %s; they are set aside "
                 "in %s",
                 *(arm.name, late.count, window, first_names(rows), self._store.workspace.name(file)),
             )
+
+    def _new_rows(
+        self, arm: Arm, window: Window, labels: PredictedLabels | None
+    ) -> tuple[dict[str, int], list[pa.RecordBatch]]:
+        """Reads a window again; returns its rows that were not predicted, and their number by part.
+
+        Args:
+            labels: takes the labels of the rows that were predicted.
+        """
+        seen = np.zeros(0, np.int64) if labels is None else labels.example_ids
+        rows: dict[str, int] = {}
+        aside: list[pa.RecordBatch] = []
+        for name, read, whole in self._rows(arm, window):
+            if labels is not None:
+                labels.add(read)
+            ids = read.column("example_id").to_numpy()
+            new = np.setdiff1d(ids, seen)
+            # Added, so that an example in two parts is counted for the first.
+            seen = np.concatenate([seen, new])
+            if new.size:
+                rows[name] = rows.get(name, 0) + int(new.size)
+                aside.append(whole.filter(pa.array(np.isin(ids, new))))
+        return rows, aside
+
+    def _set_aside(
+        self,
+        arm: Arm,
+        before: LateRows,
+        rows: dict[str, int],
+        gone: Mapping[str, int],
+        aside: list[pa.RecordBatch],
+    ) -> str:
+        """Writes late rows into a file in place of that before; returns its path.
+
+        Args:
+            before: the late rows of the window as they were counted last.
+            rows: the number of late rows by part. Those of parts that are gone are added.
+            gone: their number by part that is gone, as they were counted last.
+            aside: the late rows.
+        """
+        if before.file:
+            id_column = self._schema.example_id
+            kept = self._late.read_aside(before)
+            here = np.concatenate([batch.column(id_column).to_numpy() for batch in aside])
+            kept = kept.filter(pa.array(~np.isin(kept.column(id_column).to_numpy(), here)))
+            # A part that is gone may have come back under another name: only its rows that are nowhere else count.
+            if kept.num_rows and gone:
+                name = next(iter(gone))
+                rows[name] = rows.get(name, 0) + kept.num_rows
+                aside = [*aside, *kept.combine_chunks().to_batches()]
+        file = self._late.set_aside(arm.name, before.window.index, pa.Table.from_batches(unify(aside)))
+        if before.file not in ("", file):
+            self._store.workspace.remove_file(before.file)
+        return file
 
     def _rows(self, arm: Arm, window: Window) -> Iterator[tuple[str, pa.Table, pa.RecordBatch]]:
         """Yields, for each batch of a window, its part's name, and of a model's examples ids, labels and whole rows."""

@@ -122,12 +122,16 @@ class PredictedLabels:
     Args:
         predictions: the window's rows as they were committed.
         late: the same rows with the late labels that are known so far.
+
+    Attributes:
+        example_ids: the ids of the rows.
+        differ: whether a label has become known.
     """
 
     def __init__(self, predictions: pa.Table, late: pa.Table) -> None:
         self._predictions = predictions
-        self._example_ids = _ids(predictions)
-        self._order = np.argsort(self._example_ids, kind="stable")
+        self.example_ids = _ids(predictions)
+        self._order = np.argsort(self.example_ids, kind="stable")
         self._labels: dict[str, Floats] = {}
         self._weights: dict[str, Floats] = {}
         for name in late.column_names:
@@ -143,9 +147,9 @@ class PredictedLabels:
         Args:
             rows: ``example_id``, and ``label_TASK`` for some tasks, with ``weight_TASK`` where examples have weights.
         """
-        if not self._example_ids.size:
+        if not self.example_ids.size:
             return
-        positions, has_row = _positions(self._example_ids, _ids(rows), self._order)
+        positions, has_row = _positions(self.example_ids, _ids(rows), self._order)
         for name in rows.column_names:
             if name in self._labels:
                 values = rows.column(name).to_numpy()
@@ -163,23 +167,27 @@ class PredictedLabels:
         changed: dict[str, npt.NDArray[np.bool_]] = {}
         for name, values in self._labels.items():
             committed = self._predictions.column(name).to_numpy()
-            changed[name] = ~np.isnan(values) & (values != committed)
+            changed[name.removeprefix("label_")] = ~np.isnan(values) & (values != committed)
         rows = np.flatnonzero(np.any(list(changed.values()), axis=0)) if changed else np.zeros(0, np.int64)
-        columns: dict[str, pa.Array] = {}
-        for field in self._predictions.schema:
-            column = self._predictions.column(field.name).to_numpy()[rows]
-            if field.name not in ("example_id", "window", "group"):
-                task = field.name
-                for prefix in ("prediction_", "label_", _WEIGHT):
-                    task = task.removeprefix(prefix)
-                label = f"label_{task}"
-                if field.name in self._labels or field.name in self._weights:
-                    column = {**self._labels, **self._weights}[field.name][rows]
-                # A prediction stays beside its label, so that the row can be scored alone.
-                kept = changed[label][rows] if label in changed else np.zeros(rows.size, bool)
-                column = np.where(kept, column, np.nan)
-            columns[field.name] = pa.array(column, from_pandas=True).cast(field.type)
-        return pa.table(columns, schema=self._predictions.schema)
+        columns: dict[str, npt.NDArray[np.generic]] = {}
+        for name in self._predictions.column_names:
+            column = self._predictions.column(name).to_numpy()[rows]
+            # A figure of a task without a later label is null; other columns, such as ids, are kept.
+            is_figure = pa.types.is_floating(self._predictions.schema.field(name).type)
+            columns[name] = np.full(rows.size, np.nan, np.float32) if is_figure else column
+        for task, is_changed in changed.items():
+            label, weight = f"label_{task}", f"{_WEIGHT}{task}"
+            # A prediction stays beside its label, so that the row can be scored alone.
+            now = {f"prediction_{task}": self._predictions.column(f"prediction_{task}").to_numpy()}
+            now[label] = self._labels[label]
+            if weight in self._weights:
+                now[weight] = self._weights[weight]
+            for name, values in now.items():
+                columns[name] = np.where(is_changed[rows], values[rows], np.nan)
+        arrays = [
+            pa.array(columns[field.name], from_pandas=True).cast(field.type) for field in self._predictions.schema
+        ]
+        return pa.table(arrays, schema=self._predictions.schema)
 
 
 def labels_manifest(model: str, window: int) -> str:
