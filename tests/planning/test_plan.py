@@ -17,8 +17,9 @@ from torch import Tensor
 
 import exfm
 from exfm.interfaces.layout import Cluster
+from exfm.layers.flops import count_flops
 from exfm.modeling.build import build_model
-from exfm.planning.activations import _full_batch, activation_bytes
+from exfm.planning.activations import _full_batch, forward_cost
 from exfm.planning.cluster_plan import as_dict, plan
 from exfm.planning.needs import list_lengths
 from exfm.reporting.plan_table import spans
@@ -240,7 +241,7 @@ def test_activations_are_those_of_a_real_forward_pass(
     schema, arm, lengths = experiment.schema, experiment.arms[0], list_lengths(experiment.schema, {})
     with torch.device("meta"):
         model = build_model(arm, schema)
-    counted = activation_bytes(model, schema, 16, lengths)
+    counted = forward_cost(model, schema, 16, lengths)
     real = build_model(arm, schema)
     experiment.config.parallel.build().parallelize(real, arm.config.optimizer.tables)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in real.parameters()}
@@ -260,8 +261,11 @@ def test_activations_are_those_of_a_real_forward_pass(
     batch = real.narrow(_full_batch(schema, 16, lengths))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         real(batch)
+    assert counted.flops == count_flops(lambda: real(batch)) > 0
     # Empty tensors have no address, and a storage may reuse the address of a freed storage.
-    assert counted == pytest.approx(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), rel=0.02)
+    assert counted.saved_bytes == pytest.approx(
+        sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), rel=0.02
+    )
 
 
 def test_a_foundation_model_of_3t_parameters_fits_on_4096_devices(exfm_cli: Any) -> None:

@@ -1,4 +1,4 @@
-"""Counts the activations that a training step saves for its backward pass, without allocating them.
+"""Counts the activations that a training step saves for its backward pass, and its FLOPs, without allocating memory.
 
 Floating-point tensors are fake: they have shapes and no memory. Integers are real, because their values, such as the
 lengths of histories, determine the shapes of other tensors.
@@ -19,13 +19,26 @@ from torchrec import KeyedJaggedTensor
 from exfm.data.batch import Batch, SequenceBatch
 from exfm.data.blank import blank_batch
 from exfm.interfaces.schema import CategoricalFeature, FeatureSchema, MultiValuedFeature, SequenceFeature
+from exfm.layers.flops import flop_counter
 from exfm.modeling.ranking_model import RankingModel
 
 
-def activation_bytes(model: RankingModel, schema: FeatureSchema, size: int, lengths: Mapping[str, int]) -> int:
-    """Counts the bytes that the forward pass of B examples saves for the backward pass, each storage once.
+@dataclass(frozen=True)
+class ForwardCost:
+    """Holds the memory and the work of a forward pass.
 
-    Looked-up rows count, tables and other parameters do not.
+    Attributes:
+        saved_bytes: bytes that it saves for the backward pass, each storage once. Looked-up rows count, tables and
+            other parameters do not.
+        flops: FLOPs of its matrix products and attention.
+    """
+
+    saved_bytes: int
+    flops: int
+
+
+def forward_cost(model: RankingModel, schema: FeatureSchema, size: int, lengths: Mapping[str, int]) -> ForwardCost:
+    """Counts the memory and the work of the forward pass of B examples.
 
     Args:
         model: model on the meta device, which afterwards can only be passed to this function again.
@@ -50,9 +63,10 @@ def activation_bytes(model: RankingModel, schema: FeatureSchema, size: int, leng
     if model.inputs is not None:
         widths = model.inputs.embedding_dims
         batch = replace(batch, embeddings={name: torch.zeros(size, width) for name, width in widths.items()})
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with flop_counter() as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(batch)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return ForwardCost(saved, int(counter.get_total_flops()))
 
 
 def _key(tensor: Tensor) -> int:

@@ -19,7 +19,7 @@ from exfm.interfaces.layout import Cluster, Collective, Layout, LayoutEstimator,
 from exfm.interfaces.parallel_plan import TableOptimizer
 from exfm.learning.trainer import check_managed
 from exfm.mappings import add_prefix, by_name
-from exfm.planning.activations import activation_bytes
+from exfm.planning.activations import forward_cost
 from exfm.planning.needs import Needs, compute_needs, list_lengths
 from exfm.reporting.formatting import gigabytes
 from exfm.transfer.build import teacher_specs
@@ -45,12 +45,14 @@ class ModelPlan:
         layout: placement of its tables and dense parameters.
         collectives: collective operations of a step.
         memory: bytes of each process of a group, (P,), by purpose.
+        flops: FLOPs of the forward pass of a process in a step.
     """
 
     needs: Needs
     layout: Layout
     collectives: tuple[Collective, ...]
     memory: Mapping[str, Sizes]
+    flops: int
 
     def permanent(self) -> Sizes:
         """Returns the bytes that are held permanently, (P,)."""
@@ -172,9 +174,9 @@ def _plan_model(
     memory = _permanent_memory(needs, layout)
     buffers = [np.asarray(collective.buffer_bytes, np.int64) for collective in collectives]
     memory["communication"] = sum_sizes(buffers, layout.group)
-    activations = activation_bytes(needs.model, experiment.schema, needs.rows, lists)
-    memory["activations"] = np.full(layout.group, activations)
-    return ModelPlan(needs, layout, collectives, memory)
+    cost = forward_cost(needs.model, experiment.schema, needs.rows, lists)
+    memory["activations"] = np.full(layout.group, cost.saved_bytes)
+    return ModelPlan(needs, layout, collectives, memory, cost.flops)
 
 
 def _permanent_memory(needs: Needs, layout: Layout) -> dict[str, Sizes]:
@@ -279,6 +281,7 @@ def _model_dict(model: ModelPlan, processes: int) -> dict[str, Any]:
         "batch_size": needs.batch,
         "examples_per_process": needs.rows,
         "parameters": needs.model.parameter_counts(),
+        "forward_flops_per_process": model.flops,
         "tables": [_table_dict(sharding, needs) for sharding in layout.tables],
         "memory": {name: sizes.tolist() for name, sizes in model.memory.items()},
         # arXiv 2508.03854: S (M - 1) / T for tables of size S on T processes in M groups.

@@ -41,6 +41,8 @@ def plan_tables(plan: Json) -> Iterator[Table | Text]:
             yield _exchanges(name, model)
         if model["serving_lookups"]:
             yield Text(f"{name} costs lookups at serving: {', '.join(model['serving_lookups'])}\n")
+    if "time" in plan:
+        yield _time(plan["time"])
     yield _verdict(plan)
 
 
@@ -107,6 +109,31 @@ def _exchanges(name: str, model: Json) -> Table:
         f"most over mean: {ratios['table_memory']:.2f} for tables in memory, {ratios['sent']:.2f} for what is sent"
     )
     table.caption_justify = "left"
+    return table
+
+
+def _time(time: Json) -> Table:
+    """Builds a row for each model: the time of a step by resource, and the resource that limits it."""
+    resources = list(next(iter(time["models"].values()))["seconds"])
+    table = _numbers_table("time of a step, in ms", "model", *resources, "step", "examples/s")
+    table.add_column("limit")
+    for name, model in time["models"].items():
+        milliseconds = [f"{1e3 * seconds:,.2f}" for seconds in model["seconds"].values()]
+        least, most = (1e3 * seconds for seconds in model["step_s"])
+        slowest, fastest = model["examples_per_s"]
+        rates = f"{slowest:,.0f} to {fastest:,.0f}"
+        table.add_row(Text(name), *milliseconds, f"{least:,.2f} to {most:,.2f}", rates, model["limit"])
+    window = time["window"]
+    lines = ["a step takes the first where all resources work at once, and the second where they work in turn"]
+    if window is not None:
+        least, most = window["seconds"]
+        shares = " to ".join(f"{100 * share:,.3g}" for share in window["share_of_stream"])
+        lines.append(f"a window of {window['rows']:,} rows: {least:,.1f} to {most:,.1f} s, {shares}% of its time")
+        if window["price"] is not None:
+            least, most = window["price_per_day"]
+            price = " to ".join(f"{each:,.4g}" for each in window["price"])
+            lines.append(f"price: {price} a window, {least:,.4g} to {most:,.4g} a day")
+    table.caption, table.caption_justify = Text("\n".join(lines)), "left"
     return table
 
 
