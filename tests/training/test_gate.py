@@ -233,7 +233,8 @@ def history(*nes: float, held: dict[str, str] | None = None) -> GateHistory:
 
 @given(st.floats(0.3, 1.5), st.floats(0.3, 1.5), st.floats(0.5, 2.0))
 def test_a_window_is_held_exactly_where_its_ne_is_above_the_limit(first: float, second: float, ne: float) -> None:
-    limit = (first + second) / 2 * 1.1
+    highest, lowest = max(first, second), min(first, second)
+    limit = highest + max(0.1 * highest, highest - lowest)
     if abs(ne - limit) > 1e-9:
         assert bool(judge(GATE, WINDOW, {"click": moments(ne)}, history(first, second))) == (ne > limit)
 

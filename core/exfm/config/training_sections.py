@@ -97,15 +97,16 @@ class GateConfig(Section):
     """Limits of a window's figures, beyond which the snapshot after the window is held back from its readers."""
 
     windows: int = Field(
-        4,
+        8,
         gt=0,
-        description="Published windows that a window is compared with; until there are so many, only "
+        description="Published windows that a window is compared with; until there are half of them, only "
         "predecessor_tolerance holds.",
     )
     ne_tolerance: float | None = Field(
         0.1,
         gt=0,
-        description="How far its NE may lie above the mean NE of those windows, as a share of the mean; null: any.",
+        description="How far its NE may lie above the highest NE of those windows, as a share of it, or as far as the "
+        "highest is above the lowest if that is more; null: any.",
     )
     predecessor_tolerance: float | None = Field(
         0.03,
@@ -124,6 +125,11 @@ class GateConfig(Section):
         gt=0,
         description="A task is judged where each of its labels has, or is predicted to have, so many examples.",
     )
+
+    @property
+    def least_windows(self) -> int:
+        """Returns how many published windows there must be to compare a window with: half, and at least two."""
+        return min(self.windows, max(2, self.windows // 2))
 
     @field_validator("calibration")
     @classmethod

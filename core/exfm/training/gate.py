@@ -117,7 +117,7 @@ def judge(
         if pair is not None and (pair.excess is None or not _has_labels(config, pair.model)):
             pair = None
         reasons: list[str] | None = None
-        if len(history.published) >= config.windows and _has_labels(config, moments):
+        if len(history.published) >= config.least_windows and _has_labels(config, moments):
             before = [earlier[task] for earlier in history.published if task in earlier]
             reasons = _reasons(config, task, moments, [past for past in before if _has_labels(config, past)])
         if comparison is not None and pair is not None:
@@ -141,13 +141,14 @@ def _reasons(config: GateConfig, task: str, moments: Moments, before: Sequence[M
     """Returns why the figures of a task are beyond the limits; empty if they are not."""
     reasons: list[str] = []
     usual = [past.ne for past in before if past.ne is not None]
-    if config.ne_tolerance is not None and usual and moments.ne is not None:
-        mean = sum(usual) / len(usual)
-        limit = mean * (1 + config.ne_tolerance)
+    if config.ne_tolerance is not None and len(usual) >= config.least_windows and moments.ne is not None:
+        # Ordinary drift stays near the range that it has shown: it may leave the range by as much as the range is wide.
+        highest_ne = max(usual)
+        limit = highest_ne + max(config.ne_tolerance * highest_ne, highest_ne - min(usual))
         if moments.ne > limit:
             reasons.append(
-                f"its NE of {task} is {moments.ne:.4f}, above {limit:.4f}, which is {config.ne_tolerance:.0%} over the "
-                f"mean of the {len(usual)} published windows before"
+                f"its NE of {task} is {moments.ne:.4f}, above {limit:.4f}: it was between {min(usual):.4f} and "
+                f"{highest_ne:.4f} in the {len(usual)} published windows before"
             )
     lowest, highest = config.calibration
     if not lowest * moments.positives <= moments.prediction_sum <= highest * moments.positives:
