@@ -29,6 +29,11 @@ def by_name(items: Iterable[N]) -> dict[str, N]:
     return {item.name: item for item in items}
 
 
+def names_of(items: Iterable[Named]) -> list[str]:
+    """Lists the name of each item."""
+    return [item.name for item in items]
+
+
 def map_values(function: Callable[[V], W], mapping: Mapping[K, V]) -> dict[K, W]:
     """Applies a function to each value."""
     return {key: function(value) for key, value in mapping.items()}
@@ -45,7 +50,7 @@ def without(mapping: Mapping[K, V], *keys: K) -> dict[K, V]:
     return {key: value for key, value in mapping.items() if key not in left_out}
 
 
-def add_prefix(prefix: str, mapping: Mapping[str, V]) -> dict[str, V]:
+def add_prefix(prefix: str, mapping: Mapping[Any, V]) -> dict[str, V]:
     """Puts a prefix before each key."""
     return {f"{prefix}{key}": value for key, value in mapping.items()}
 

@@ -80,7 +80,7 @@ def render(name: str, draft: Draft, models: DraftModels) -> str:
         rows=f"{draft.sample.rows:,}",
         log_rows=f"{draft.log.rows:,}",
         is_whole=draft.sample.is_whole,
-        warnings=[_line(warning) for warning in draft.warnings],
+        warnings=list(map(_line, draft.warnings)),
         window=time.window,
         start=time.start,
         skip_bad_rows=time.has_missing,

@@ -97,7 +97,7 @@ def gather_rows(process_group: ProcessGroup, rows: pa.Table, order: npt.NDArray[
     received = process_group.gather_bytes(_to_bytes(rows))
     if not process_group.is_rank_zero:
         return None
-    tables = [_from_bytes(data) for data in received]
+    tables = list(map(_from_bytes, received))
     # Combined before the take, because pyarrow looks up each index chunk by chunk otherwise.
     return pa.concat_tables(tables).combine_chunks().take(pa.array(order))
 

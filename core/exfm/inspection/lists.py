@@ -14,6 +14,7 @@ from exfm.data.column_types import list_lengths
 from exfm.inspection.columns import Column
 from exfm.inspection.names import AGE, HISTORY, NUMBER, TIME, hints, related, words
 from exfm.inspection.times import integer_unit
+from exfm.mappings import names_of
 
 MOST_EVENTS = 100
 _FEW_IDS = 20
@@ -144,7 +145,7 @@ def _add_sequence(lists: Lists, aligned: list[Column], time_R: npt.NDArray[np.fl
     if not fields:
         lists.left_out.update({column.name: "its events have times and nothing else" for column in aligned})
         return
-    name = _common_name([column.name for column in fields], lists.sequences)
+    name = _common_name(names_of(fields), lists.sequences)
     lists.sequences[name] = fields
     if times is not None:
         lists.times[name] = times

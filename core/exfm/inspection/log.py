@@ -113,7 +113,7 @@ def _read_footer(filesystem: Any, path: str) -> Footer:
             metadata, schema = file.metadata, file.schema_arrow
     except pa.ArrowInvalid as error:
         raise ConfigError(f"{path}: it cannot be read as Parquet: {error}") from error
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    groups = list(map(metadata.row_group, range(metadata.num_row_groups)))
     indices = {metadata.schema.column(index).path: index for index in range(metadata.num_columns)}
     bounds: dict[str, list[Bounds]] = {}
     for field in schema:

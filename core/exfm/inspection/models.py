@@ -9,6 +9,7 @@ import numpy as np
 from exfm.inspection.columns import Column
 from exfm.inspection.draft import Draft, DraftFeature
 from exfm.inspection.names import ITEM, hints
+from exfm.mappings import names_of
 
 _SMALL = 64
 """A context feature of a student has at most so many ids."""
@@ -48,12 +49,12 @@ def draft_models(draft: Draft) -> DraftModels:
             elif feature.kind == "categorical" and _describes(feature.column, entity.column):
                 described.append(feature.name)
         states[entity.name] = tuple(described)
-    names = [entity.name for entity in entities]
+    names = names_of(entities)
     context = [feature for feature in categorical if feature not in entities and feature.column.ids <= _SMALL]
-    names += [feature.name for feature in context[:_CONTEXT]]
+    names += names_of(context[:_CONTEXT])
     if not names:
         scalar = [feature for feature in draft.features if feature.kind != "sequence"] or draft.features
-        names = [feature.name for feature in scalar[: max(1, len(scalar) // 2)]]
+        names = names_of(scalar[: max(1, len(scalar) // 2)])
     return DraftModels(tuple(names), states)
 
 

@@ -35,7 +35,7 @@ _FILLER = frozenset({"id", "ids", "list", "of", "the", *HISTORY})
 def words(name: str) -> list[str]:
     """Splits a name into lower-case words: at capitals, digits and punctuation; a plural s is left out."""
     split = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return [_singular(word) for word in re.findall(r"[a-z]+", split.lower())]
+    return list(map(_singular, re.findall(r"[a-z]+", split.lower())))
 
 
 def hints(name: str, vocabulary: Sequence[str]) -> bool:

@@ -74,7 +74,7 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Returns the bags (B, D) of every key."""
         if features.keys() != self._keys:
-            features = features.permute([features.keys().index(key) for key in self._keys])
+            features = features.permute(list(map(features.keys().index, self._keys)))
         ids = features.values()
         offsets = features.offsets().to(ids.dtype)  # FBGEMM requires ids and offsets of the same type
         if len(self._kernels) == 1:

@@ -20,6 +20,7 @@ from exfm.data.batch import Batch, SequenceBatch
 from exfm.data.blank import blank_batch
 from exfm.interfaces.schema import CategoricalFeature, FeatureSchema, MultiValuedFeature, SequenceFeature
 from exfm.layers.flops import flop_counter
+from exfm.mappings import names_of
 from exfm.modeling.ranking_model import RankingModel
 
 
@@ -48,7 +49,7 @@ def forward_cost(model: RankingModel, schema: FeatureSchema, size: int, lengths:
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     _make_fake(model, mode)
-    dense = [feature.name for feature in schema.dense]
+    dense = names_of(schema.dense)
     # A buffer of integers, which fakes cannot be: it is computed as the model computes it.
     model.dense_columns = torch.tensor([i for i, name in enumerate(dense) if name in model.feature_names]).long()
     parameters = set(map(_key, model.parameters()))

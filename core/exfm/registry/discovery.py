@@ -16,6 +16,7 @@ from typing import Any
 import pluggy
 
 from exfm.errors import suggestion
+from exfm.mappings import names_of
 from exfm.registry import entry_points
 from exfm.registry.entry_points import PluginEntryPoint
 from exfm.registry.hooks import API_VERSION, HOOK_BY_KIND, PROJECT, HookSpecs, LazyComponent, Offer
@@ -84,7 +85,7 @@ def register(manager: pluggy.PluginManager, module: ModuleType, name: str) -> li
         raise TypeError("it offers nothing: none of its functions is marked with @exfm.hookimpl")
     # The hooks of this module alone are called, so that an exception is this plugin's.
     others = [plugin for plugin in manager.get_plugins() if plugin is not module]
-    hooks = [caller.name for caller in callers]
+    hooks = names_of(callers)
     offers: list[tuple[str, str, Offer]] = []
     for kind, hook in HOOK_BY_KIND.items():
         if hook in hooks:

@@ -24,6 +24,7 @@ from exfm.config.resolved import parse_resolved
 from exfm.config.retention import RETENTION, parameter_teachers, retention_of_arm
 from exfm.data.windows import WindowGrid
 from exfm.errors import ConfigError, RunError
+from exfm.mappings import names_of
 from exfm.redaction import concealed
 from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE
 from exfm.storage.commits import NONE, STAGES
@@ -58,7 +59,7 @@ def open_run(experiment: Experiment, store: Store, models: Collection[str] | Non
     resolved = experiment.as_dict()
     trained = [arm for arm in experiment.arms if arm.name not in store.borrowed]
     written = [arm for arm in trained if models is None or arm.name in models]
-    store.prepare([arm.name for arm in written])
+    store.prepare(names_of(written))
     records = _records(experiment, resolved, store)
     _check_models(store, trained, written, records)
     for arm in written:

@@ -16,6 +16,7 @@ from torch.nn.functional import embedding, embedding_bag, pad
 from exfm.config.checks import Arm
 from exfm.data.batch import Batch, SequenceBatch
 from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
+from exfm.mappings import names_of
 from exfm.modeling.build import build_model
 from exfm.modeling.embeddings import Lookup
 from exfm.modeling.parts import table_of
@@ -94,7 +95,7 @@ class ServedModel(nn.Module):
         seen = schema.select(arm.config.features).features
         self.features = seen if featurizer.reads_times else tuple(without_times(seen))
         self.embeddings = {} if self.model.inputs is None else self.model.inputs.embedding_dims
-        self.names = [spec.name for spec in input_specs(self.features, self.embeddings)]
+        self.names = names_of(input_specs(self.features, self.embeddings))
         tables = {table_of(key): key for key in weights if table_of(key)}
         fields = list(chain.from_iterable(featurizer.fields.values()))
         lookups = [*featurizer.bags, *fields]

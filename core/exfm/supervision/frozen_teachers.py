@@ -73,4 +73,4 @@ def keep_frozen(workspace: Workspace, frozen: Collection[FrozenTeacher]) -> None
     """Adds the frozen teachers of a job to those that the run keeps."""
     if frozen:
         others = [kept for kept in kept_frozen(workspace) if kept not in frozen]
-        workspace.write_json(FROZEN_FILE, [asdict(kept) for kept in (*others, *frozen)])
+        workspace.write_json(FROZEN_FILE, list(map(asdict, (*others, *frozen))))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from exfm.interfaces.distillation_strategy import DistillationStrategy, LabelAdapter, StudentOutput, TeacherOutput
 from exfm.interfaces.parameter_strategy import AddRows, ParameterStrategy
 from exfm.interfaces.transfer_specs import PartSpec, StudentSpec
+from exfm.mappings import add_prefix, map_values
 from exfm.testing.network import check_bits, check_close
 
 _INPUTS = 3
@@ -87,7 +88,7 @@ class Lesson:
 
     def without_hits(self) -> Lesson:
         """Returns the batch without teacher output of any example."""
-        return self.with_hits({task: torch.zeros_like(hit) for task, hit in self.teacher.hit.items()})
+        return self.with_hits(map_values(torch.zeros_like, self.teacher.hit))
 
     def with_other_misses(self) -> Lesson:
         """Returns the batch with other teacher output at misses, where it has no meaning."""
@@ -113,32 +114,32 @@ class Lesson:
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all tensors but the inputs, by description."""
-        tensors = {f"probabilities of {task}": value for task, value in self.teacher.probabilities.items()}
-        tensors |= {f"hits of {task}": value for task, value in self.teacher.hit.items()}
-        tensors |= {f"labels of {task}": value for task, value in self.labels.items()}
-        tensors |= {f"teacher vectors of width {width}": value for width, value in self.vectors.items()}
+        tensors = add_prefix("probabilities of ", self.teacher.probabilities)
+        tensors |= add_prefix("hits of ", self.teacher.hit)
+        tensors |= add_prefix("labels of ", self.labels)
+        tensors |= add_prefix("teacher vectors of width ", self.vectors)
         if self.teacher.embedding is not None:
             tensors["embedding"] = self.teacher.embedding
         if self.teacher.age_s is not None:
             tensors["age"] = self.teacher.age_s
-        tensors |= {f"tokens of {feature}": value for feature, value in self.teacher.tokens.items()}
+        tensors |= add_prefix("tokens of ", self.teacher.tokens)
         return tensors
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Lesson:
         """Applies a function to every tensor."""
-        labels = {task: change(value) for task, value in self.labels.items()}
-        vectors = {width: change(value) for width, value in self.vectors.items()}
+        labels = map_values(change, self.labels)
+        vectors = map_values(change, self.vectors)
         return Lesson(change(self.x_BI), _map_output(self.teacher, change), labels, vectors)
 
 
 def _map_output(teacher: TeacherOutput, change: Callable[[Tensor], Tensor]) -> TeacherOutput:
     """Applies a function to every tensor of a teacher's output."""
     return TeacherOutput(
-        {task: change(value) for task, value in teacher.probabilities.items()},
-        {task: change(value) for task, value in teacher.hit.items()},
+        map_values(change, teacher.probabilities),
+        map_values(change, teacher.hit),
         None if teacher.embedding is None else change(teacher.embedding),
         None if teacher.age_s is None else change(teacher.age_s),
-        {feature: change(value) for feature, value in teacher.tokens.items()},
+        map_values(change, teacher.tokens),
     )
 
 
@@ -187,7 +188,7 @@ def gradients(loss: Tensor, leaves: Iterable[Tensor]) -> list[Tensor]:
     """Returns the gradient of each leaf; zeros where the loss does not depend on the leaf."""
     leaves = list(leaves)
     if not loss.requires_grad:
-        return [torch.zeros_like(leaf) for leaf in leaves]
+        return list(map(torch.zeros_like, leaves))
     computed = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
     return [gradient.clone(memory_format=torch.contiguous_format) for gradient in computed]
 

@@ -30,6 +30,7 @@ from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import FeatureSchema
 from exfm.learning.frozen_snapshot import FrozenSnapshot
 from exfm.learning.trainer import Trainer
+from exfm.mappings import names_of
 from exfm.scheduling.identity import bind_models, bind_run
 from exfm.scheduling.late_rows import LateRowFinder
 from exfm.scheduling.schedule import Schedule, WindowWork
@@ -228,8 +229,8 @@ class StreamLoop:
         """Removes commits of incomplete last windows for which more rows have come, so that they run again."""
         reopened: list[str] = []
         if self.process_group.is_rank_zero:
-            stages = [stage.name for stage in self.stages]
-            reopened = schedule.reopen(stages, [labeller.name for labeller in self.labellers])
+            stages = names_of(self.stages)
+            reopened = schedule.reopen(stages, names_of(self.labellers))
         for name in json.loads(self.process_group.broadcast_bytes(json.dumps(reopened).encode())):
             # Its model loads the snapshot of the window before, because it has trained on some rows of this window.
             self._done.pop(name, None)

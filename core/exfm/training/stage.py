@@ -33,7 +33,7 @@ from exfm.learning.initial_weights import InitialWeights, check_new_tables, load
 from exfm.learning.model_output import ForwardRows
 from exfm.learning.resume import load_newest
 from exfm.learning.trainer import StepLabels, Trainer
-from exfm.mappings import add_prefix, strip_prefix
+from exfm.mappings import add_prefix, map_values, strip_prefix
 from exfm.modeling.cost import flops_by_section, parameters_by_section
 from exfm.optimization.divergence import diverged
 from exfm.storage.commits import NONE, WindowRead
@@ -335,7 +335,7 @@ class Stage:
             "learned": sorted(trainer.learned),
             "soft_labels": trainer.transfer.soft_labels.counters(),
             "teachers": teachers,
-            "prequential": {task: asdict(moments) for task, moments in self.counters.scores.items()},
+            "prequential": map_values(asdict, self.counters.scores),
             **judgement.counters(),
         }
         if self._initial is not None and self._previous == NONE:
