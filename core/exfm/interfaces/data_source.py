@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar, Self
 
+import numpy as np
 import pyarrow as pa
 
 from exfm.interfaces.component import Component, ComponentConfig
@@ -194,7 +195,7 @@ def slice_rows(batches: Iterator[pa.RecordBatch], shard: Shard) -> Iterator[pa.R
         if shard.count > 1:
             # Index in this batch of the first row whose position in the window is shard.index modulo shard.count.
             first = (shard.index - position) % shard.count
-            kept = batch.take(pa.array(range(first, batch.num_rows, shard.count), pa.int64()))
+            kept = batch.take(pa.array(np.arange(first, batch.num_rows, shard.count)))
         position += batch.num_rows
         if kept.num_rows:
             yield kept
