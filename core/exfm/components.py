@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exfm.config.component_field import ComponentField, ComponentSpec
-from exfm.errors import NotYetError, suggestion
+from exfm.errors import NotYetError, RowsRemovedError, suggestion
 from exfm.interfaces.backbone import BackboneInputs, SequenceShape
 from exfm.interfaces.component import Component
 from exfm.interfaces.jagged import JaggedSequence
@@ -17,6 +17,7 @@ __all__ = [
     "EncoderInputs",
     "JaggedSequence",
     "NotYetError",
+    "RowsRemovedError",
     "SequenceShape",
     "suggestion",
 ]

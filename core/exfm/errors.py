@@ -22,6 +22,10 @@ class NotYetError(ConfigError):
     """
 
 
+class RowsRemovedError(ConfigError):
+    """The store has removed rows of a window, which cannot be read whole any more. Exit status 2."""
+
+
 class PluginError(ConfigError):
     """A component that an experiment names cannot be loaded from its plugin."""
 

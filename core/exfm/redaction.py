@@ -33,7 +33,8 @@ _QUERY = re.compile(
     rf"(?P<name>[?&;](?:[\w.-]*[_.-])?(?:{_WORDS}|key|auth|sig|signature|AWSAccessKeyId)=)(?P<value>[^\s&;#'\"]+)",
     re.IGNORECASE,
 )
-_SECRET_KEY = re.compile(rf"(?:.*[_-])?(?:{_WORDS}|connection_string)", re.IGNORECASE)
+# Options of Kafka's clients have dots, and ssl.key.pem is a private key.
+_SECRET_KEY = re.compile(rf"(?:.*[._-])?(?:{_WORDS}|connection_string|key\.pem)", re.IGNORECASE)
 
 
 def remember(value: str, reference: str) -> None:

@@ -23,6 +23,7 @@ from exfm.data.decode import example_ids, label_values, weights
 from exfm.data.traffic import rows_where
 from exfm.data.validation import RowChecker
 from exfm.data.windows import WindowGrid, windows_with_events
+from exfm.errors import RowsRemovedError
 from exfm.interfaces.data_source import Origin, StreamPart, TimeRange, Window, utc
 from exfm.mappings import without
 from exfm.storage.commits import NONE
@@ -51,6 +52,7 @@ class LateRowFinder:
         self._store = store
         self._late = LateLog(store.workspace)
         self._compared: set[tuple[str, str]] = set()  # parts, by name and version
+        self._removed: set[int] = set()  # windows that cannot be read whole any more
 
     def count(self, grid: WindowGrid, span: TimeRange, parts: Sequence[StreamPart]) -> None:
         """Counts the late rows of parts of the stream that are new or have changed since the last call.
@@ -68,9 +70,20 @@ class LateRowFinder:
                 done = TimeRange(max(span.start_us, grid.origin_us), grid.window(head).end_us)
                 chain = set(self._store.log.windows("train", arm.name))
                 for window in self._changed(arm, grid, done, chain, extents):
-                    self._count(arm, window, parts, window.index in chain)
+                    if window.index not in self._removed:
+                        self._count_if_there(arm, window, parts, window.index in chain)
         # Remembered per process: a new job compares once more, and reads the counts of earlier jobs.
         self._compared.update(extent.version for extent in extents)
+
+    def _count_if_there(self, arm: Arm, window: Window, parts: Sequence[StreamPart], committed: bool) -> None:
+        """Counts the late rows of a window, unless the store has removed others of its rows."""
+        try:
+            self._count(arm, window, parts, committed)
+        except RowsRemovedError as error:
+            # No error of the run, which has trained on the window: a broker keeps rows for some time only.
+            if not self._removed:
+                logger.warning("rows that have come late for window %s, and others, are not counted: %s", window, error)
+            self._removed.add(window.index)
 
     def _changed(
         self, arm: Arm, grid: WindowGrid, done: TimeRange, chain: set[int], extents: list[_PartExtent]

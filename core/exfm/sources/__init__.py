@@ -30,6 +30,7 @@ from exfm.sources.row_groups.source import RowGroupSource
 from exfm.sources.schema_config import SchemaConfig
 from exfm.sources.times import YEAR_9999_US, TimeUnit, column_times, to_microseconds
 from exfm.sources.unpacking import limited
+from exfm.sources.value_types import value_types
 from exfm.splitmix import splitmix64
 
 __all__ = [
@@ -67,4 +68,5 @@ __all__ = [
     "slice_rows",
     "splitmix64",
     "to_microseconds",
+    "value_types",
 ]

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-import exfm
 from exfm.sources import read_objects
 from exfm_plugins.sources.redis_stream.entries import Entry
 
@@ -38,39 +37,6 @@ class PlacedRows:
             np.concatenate([self.id_R, later.id_R]),
         )
         return joined.take(np.argsort(joined.time_R, kind="stable"))
-
-
-def arrow_schema(schema: exfm.schema.FeatureSchema, strings: Sequence[str]) -> pa.Schema:
-    """Returns the type of every column: integers for ids except those in ``strings``, floats for dense numbers.
-
-    Raises:
-        ValueError: ``strings`` names a column that holds no ids.
-    """
-    types: dict[str, pa.DataType] = {schema.event_time: pa.int64()}
-    ids: list[str] = [column for column in (schema.group, schema.domain) if column]
-    for feature in schema.features:
-        if isinstance(feature, exfm.schema.DenseFeature):
-            types[feature.source_column] = pa.float64()
-        elif isinstance(feature, exfm.schema.SequenceFeature):
-            for field in feature.fields:
-                value_type = pa.float64() if field.kind == "dense" else pa.int64()
-                types[field.source_column] = pa.list_(value_type)
-        else:
-            ids.append(feature.source_column)
-            if feature.kind == "multi_valued":
-                types[feature.source_column] = pa.list_(pa.int64())
-    for label in schema.labels:
-        types[label.source_column] = pa.int64()
-        if label.oracle:
-            types[label.oracle] = pa.float64()
-    # Columns with a type keep it: a group may be a feature too, and a list.
-    types = dict.fromkeys([*ids, schema.example_id], pa.int64()) | types
-    for column in strings:
-        if column not in types or column == schema.example_id or column == schema.event_time:
-            raise ValueError(f"redis_stream: strings: the schema reads no ids from a column {column!r}")
-        is_list = pa.types.is_list(types[column])
-        types[column] = pa.list_(pa.string()) if is_list else pa.string()
-    return pa.schema(types)
 
 
 def parse(entries: Sequence[Entry], schema: pa.Schema, field: str) -> tuple[pa.RecordBatch, list[str | None]]:

@@ -16,9 +16,9 @@ import pyarrow as pa
 from pydantic import AwareDatetime, Field
 
 import exfm
-from exfm.sources import SchemaConfig, to_microseconds
+from exfm.sources import SchemaConfig, to_microseconds, value_types
 from exfm_plugins.sources.redis_stream.entries import Entries, Entry, Extent
-from exfm_plugins.sources.redis_stream.rows import PlacedRows, arrow_schema, parse
+from exfm_plugins.sources.redis_stream.rows import PlacedRows, parse
 
 _WHOLE = exfm.sources.Shard()
 _US_PER_MS = 1000
@@ -76,7 +76,7 @@ class RedisStream(exfm.DataSource):
     def schema(self) -> exfm.schema.FeatureSchema:
         """Returns the configured schema, after checking ``strings``."""
         schema = self.config.feature_schema()
-        arrow_schema(schema, self.config.strings)
+        value_types(schema, self.config.strings, self.name)
         return schema
 
     def time_range(self) -> exfm.sources.TimeRange:
@@ -109,7 +109,7 @@ class RedisStream(exfm.DataSource):
 
     @cached_property
     def _types(self) -> pa.Schema:
-        return arrow_schema(self.config.feature_schema(), self.config.strings)
+        return value_types(self.config.feature_schema(), self.config.strings, self.name)
 
     def _start_us(self, extent: Extent | None) -> int:
         if self.config.start is not None:

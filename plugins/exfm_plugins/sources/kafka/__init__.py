@@ -1,0 +1,1 @@
+"""Registers the data source `kafka`: a topic of events in many partitions."""
