@@ -53,6 +53,8 @@ def small_cluster() -> Iterator[Cluster]:
     with kafka_cluster() as cluster, pytest.MonkeyPatch.context() as patch:
         for module in ("partition", "index", "source"):
             patch.setattr(f"exfm_plugins.sources.kafka.{module}.CHUNK", CHUNK)
+        for module in ("partition", "source"):
+            patch.setattr(f"exfm_plugins.sources.kafka.{module}.BUCKET_US", 3_000_000)
         # Looks often whether the broker is there again after a cut.
         patch.setattr("exfm_plugins.sources.kafka.client._WAIT_S", 0.02)
         yield cluster

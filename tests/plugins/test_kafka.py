@@ -108,7 +108,7 @@ def test_any_partitioning_has_the_same_rows_as_parquet(
 ) -> None:
     """Permutations and splits of a log into partitions: the same bits as of the rows in a Parquet file."""
     folder = tmp_path_factory.mktemp("split")
-    rows = [row(number, at) for number, at in enumerate(case["times"])]
+    rows = [row(number, at * 1000) for number, at in enumerate(case["times"])]
     pq.write_table(pa.Table.from_pylist(rows), folder / "whole.parquet")
     shuffle = np.random.default_rng(case["seed"])
     topic = cluster.topic(case["partitions"])
@@ -122,8 +122,8 @@ def test_any_partitioning_has_the_same_rows_as_parquet(
     other = Parquet(Parquet.Config.model_validate({**config, "labels": FIELDS["labels"]}))
     time_range = other.time_range()
     assert stream.time_range() == time_range == source(cluster, topic).time_range()
-    for start in range(time_range.start_us, time_range.end_us, case["length"] * US):
-        window = exfm.sources.Window(0, start, start + case["length"] * US)
+    for start in range(time_range.start_us, time_range.end_us, case["length"] * 1_000_000):
+        window = exfm.sources.Window(0, start, start + case["length"] * 1_000_000)
         # Arrow's readers name the items of lists differently.
         rows_read = read(stream, window)
         assert rows_read.equals(read(other, window).cast(rows_read.schema))
@@ -188,6 +188,25 @@ def test_partitions_are_added(cluster: Cluster) -> None:
     cluster.append(topic, [(1 + number % 2, value(number, 1000 + number), OLD) for number in range(20, 60)])
     assert end_ms(stream) == 1059 and ids(stream) == list(range(60))
     assert len({unit.name.partition(",")[0] for unit in stream.parts()}) == 3
+
+
+def test_processes_read_the_same_messages_while_more_come(cluster: Cluster) -> None:
+    topic = cluster.topic(2)
+    first, second = source(cluster, topic), source(cluster, topic)
+    cluster.append(topic, [(n % 2, value(n, 1000 + n * 100), OLD) for n in range(100)])
+    listed = first.parts()
+    second.parts()
+    late = [(n % 2, value(n, 1000 + (n - 100) * 400), OLD) for n in range(100, 200)]
+    cluster.append(topic, late)
+    assert second.pin(listed) and not second.pin([*listed, exfm.sources.StreamPart("another", "1", 0, 1)])
+    assert second.pin(listed)
+    window = exfm.sources.Window(0, 0, 10**9)
+    # In the same order of batches too, because of a repeated id the first is read.
+    batches = [list(stream.read(window)) for stream in (first, second)]
+    assert [batch.to_pylist() for batch in batches[0]] == [batch.to_pylist() for batch in batches[1]]
+    assert ids(first) == list(range(100)) == ids(second)
+    second.time_range()
+    assert len(ids(second)) == 200 and len(second.parts()) > len(listed)
 
 
 # ---- retention -----------------------------------------------------------------------------------------------------
@@ -273,7 +292,9 @@ def test_bad_messages_are_named_or_skipped(cluster: Cluster, text: bytes | None,
     cluster.append(topic, [*good[:18], (1, text, OLD), *good[18:]])
     stream = source(cluster, topic)
     stream.time_range()
-    with pytest.raises(exfm.ConfigError, match=rf"^{topic}/1, offsets 16-31, row 18: {column}: ") as error:
+    with pytest.raises(
+        exfm.ConfigError, match=rf"^{topic}/1, offsets 16-31 from 1970-01-01T00:00:03Z, row 18: {column}: "
+    ) as error:
         checked(stream, "error")
     assert all(word in str(error.value) for word in words), str(error.value)
     passed, skipped = checked(stream, "skip")

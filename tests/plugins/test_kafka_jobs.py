@@ -57,7 +57,9 @@ def test_bad_records_are_named(cluster: Cluster, text: bytes, words: str) -> Non
     good = [(0, b"\0\0\0\0\7" + avro(number, 4000 + number), OLD) for number in range(3)]
     cluster.append(topic, [*good, (0, text, OLD)])
     stream = source(cluster, topic, **AS_AVRO, schema_id=7)
-    with pytest.raises(exfm.ConfigError, match=rf"^{topic}/0, offsets 0-15, row 3: row: .*{words}"):
+    with pytest.raises(
+        exfm.ConfigError, match=rf"^{topic}/0, offsets 0-15 from 1970-01-01T00:00:03Z, row 3: row: .*{words}"
+    ):
         checked(stream, "error")
     assert checked(stream, "skip")[0] == [0, 1, 2]
 

@@ -113,6 +113,20 @@ class DataSource(Component, ABC):
         """
         return ()
 
+    def pin(self, parts: Sequence[StreamPart]) -> bool:
+        """Reads, until the next call of ``time_range`` or ``parts``, the units that another process has listed.
+
+        Processes that train a model together must read the same rows. Intended for a stream that grows all the time, of
+        which two processes never list the same.
+
+        Args:
+            parts: as ``parts`` of a source of this config returned them, a moment ago.
+
+        Returns:
+            Whether it does. The default, False, leaves it to the core to list again until all processes agree.
+        """
+        return False
+
     def next_event_us(self, from_us: int) -> int | None:
         """Finds the first event at or after a time, so that stretches without events cost nothing.
 

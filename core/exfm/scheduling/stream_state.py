@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 
 from exfm.config.loading import Experiment
@@ -101,6 +102,11 @@ def _agreed_parts(source: DataSource, process_group: ProcessGroup) -> Sequence[S
     for attempt in range(_LISTINGS):
         with source_errors():
             parts = source.parts()
+            if type(source).pin is not DataSource.pin:
+                listed = process_group.broadcast_bytes(json.dumps([asdict(each) for each in parts]).encode())
+                parts = [StreamPart(**each) for each in json.loads(listed)]
+                if process_group.all_agree(process_group.is_rank_zero or source.pin(parts)):
+                    return parts
         # Names and versions may differ between machines that hold copies; which time each covers may not.
         extents = json.dumps(sorted((stream_part.first_us, stream_part.last_us) for stream_part in parts)).encode()
         if process_group.all_agree(process_group.broadcast_bytes(extents) == extents):

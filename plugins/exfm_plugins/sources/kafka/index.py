@@ -1,20 +1,21 @@
 """Knows which stretches of a topic hold the events of a time, and until when the topic is complete.
 
-Legend: C chunks, M messages of a chunk.
+Legend: P buckets of all chunks, M messages of a chunk.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from exfm.components import NotYetError
+from exfm.sources import StreamPart
 from exfm_plugins.sources.kafka.client import Topic
-from exfm_plugins.sources.kafka.partition import CHUNK, Chunk, PartitionLog
+from exfm_plugins.sources.kafka.partition import CHUNK, Bucket, Chunk, PartitionLog
 from exfm_plugins.sources.kafka.rows import EventTimes
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,26 @@ class Bounds:
     idle_us: int
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Names a bucket of a chunk."""
+
+    chunk: Chunk
+    bucket: Bucket
+
+    @property
+    def first_us(self) -> int:
+        """Returns the time of its first event."""
+        return self.bucket.first_us
+
+    @property
+    def last_us(self) -> int:
+        """Returns the time of its last event."""
+        return self.bucket.last_us
+
+
 class TopicIndex:
-    """Remembers, for each chunk of each partition, the times of its events.
+    """Remembers, for each chunk of each partition, the times of its events by bucket.
 
     A message is looked at once. Memory holds some numbers for every ``CHUNK`` messages that the broker keeps.
 
@@ -59,8 +78,9 @@ class TopicIndex:
         self._first_reason = ""
         self._emptied: set[int] = set()
         self.has_looked = False
-        self.chunks: tuple[Chunk, ...] = ()
-        self._first_C = self._last_C = self._reached_C = np.zeros(0, np.int64)
+        self._is_pinned = False
+        self.pieces: tuple[Piece, ...] = ()
+        self._first_P = self._last_P = self._reached_P = np.zeros(0, np.int64)
 
     def look(self) -> None:
         """Looks at the messages that have come since the last look, and at those that were removed.
@@ -84,7 +104,7 @@ class TopicIndex:
             self._warn_emptied(log)
             self._read_on(log, end)
         self._topic.stop()
-        if before != {number: (log.low, log.end) for number, log in self._logs.items()}:
+        if self._is_pinned or before != {number: (log.low, log.end) for number, log in self._logs.items()}:
             self._sort()
         self.has_looked = True
 
@@ -101,7 +121,7 @@ class TopicIndex:
             time_M, missing_M, reasons = self._times.read(messages.values)
             if not self._first_reason:
                 self._first_reason = next((reason for reason in reasons if reason is not None), "")
-            log.add(stop, time_M, missing_M, messages.newest_ms, _now_us())
+            log.add(stop, messages.offset_M, time_M, missing_M, messages.newest_ms, _now_us())
 
     def _warn_emptied(self, log: PartitionLog) -> None:
         if log.is_emptied and log.number not in self._emptied:
@@ -113,28 +133,54 @@ class TopicIndex:
             )
 
     def _sort(self) -> None:
-        """Sorts the chunks by their first event."""
-        chunks = [chunk for log in self._logs.values() for chunk in log.chunks if chunk.bounds is not None]
+        """Sorts the buckets by their first event."""
+        pieces: list[Piece] = []
+        for log in self._logs.values():
+            for chunk in log.chunks:
+                pieces += [Piece(chunk, bucket) for bucket in chunk.buckets]
         start_us = self._bounds.start_us
         if start_us is not None:
-            chunks = [chunk for chunk in chunks if chunk.bounds is not None and chunk.bounds[1] >= start_us]
-        chunks.sort(key=lambda chunk: (chunk.bounds, chunk.partition, chunk.number))
-        self.chunks = tuple(chunks)
-        self._first_C = np.array([first_us(chunk) for chunk in chunks], np.int64)
-        self._last_C = np.array([last_us(chunk) for chunk in chunks], np.int64)
-        # Never decreases, so that chunks that end before a window can be passed over by bisection.
-        self._reached_C = np.maximum.accumulate(self._last_C) if chunks else self._last_C
+            pieces = [piece for piece in pieces if piece.bucket.last_us >= start_us]
+        pieces.sort(key=lambda piece: (piece.first_us, piece.last_us, piece.chunk.partition, piece.chunk.number))
+        self._is_pinned = False
+        self._hold(pieces)
 
-    def overlapping(self, start_us: int, end_us: int) -> list[Chunk]:
-        """Lists the chunks that may have events in ``start_us <= time < end_us``, in the order of their first event."""
-        first = int(np.searchsorted(self._reached_C, start_us))
-        end = int(np.searchsorted(self._first_C, end_us))
-        return [self.chunks[number] for number in first + np.flatnonzero(self._last_C[first:end] >= start_us)]
+    def pin(self, parts: Sequence[StreamPart], name: Callable[[Piece], str]) -> bool:
+        """Keeps, until the next look, the messages of the parts that another process has listed; False if some lack.
+
+        Args:
+            parts: in the order of the other process's index, which batches follow.
+            name: returns the name of a piece's part.
+        """
+        by_name = {name(piece): piece for piece in self.pieces}
+        pieces: list[Piece] = []
+        for each in parts:
+            piece = by_name.get(each.name)
+            if piece is None or piece.bucket.last < int(each.version):
+                return False
+            bucket = replace(piece.bucket, first_us=each.first_us, last_us=each.last_us, last=int(each.version))
+            pieces.append(Piece(piece.chunk, bucket))
+        self._is_pinned = True
+        self._hold(pieces)
+        return True
+
+    def _hold(self, pieces: Sequence[Piece]) -> None:
+        self.pieces = tuple(pieces)
+        self._first_P = np.array([piece.first_us for piece in pieces], np.int64)
+        self._last_P = np.array([piece.last_us for piece in pieces], np.int64)
+        # Never decreases, so that buckets that end before a window can be passed over by bisection.
+        self._reached_P = np.maximum.accumulate(self._last_P) if pieces else self._last_P
+
+    def overlapping(self, start_us: int, end_us: int) -> list[Piece]:
+        """Lists the buckets that may have events in ``start_us <= time < end_us``, by their first event."""
+        first = int(np.searchsorted(self._reached_P, start_us))
+        end = int(np.searchsorted(self._first_P, end_us))
+        return [self.pieces[number] for number in first + np.flatnonzero(self._last_P[first:end] >= start_us)]
 
     def next_first_us(self, from_us: int) -> int | None:
-        """Returns the first event of the chunks that begin at or after a time."""
-        number = int(np.searchsorted(self._first_C, from_us))
-        return int(self._first_C[number]) if number < len(self.chunks) else None
+        """Returns the first event of the buckets that begin at or after a time."""
+        number = int(np.searchsorted(self._first_P, from_us))
+        return int(self._first_P[number]) if number < len(self.pieces) else None
 
     def removed(self) -> Iterator[PartitionLog]:
         """Yields the partitions of which the broker has removed messages, if it is known which events they may hold."""
@@ -155,13 +201,13 @@ class TopicIndex:
         Raises:
             NotYetError: no message has an event time.
         """
-        if not self.chunks:
+        if not self.pieces:
             raise NotYetError(f"kafka: {self._name!r} has no message with an event time{self._why()}")
         active_us: list[int] = []
         for log in self._logs.values():
             if log.reached_us is not None and not self._is_idle(log):
                 active_us.append(log.reached_us - self._bounds.disorder_us)
-        complete_us = min(active_us) if active_us else int(self._last_C.max()) + 1
+        complete_us = min(active_us) if active_us else int(self._last_P.max()) + 1
         if self._complete_us is not None:
             # A partition that was idle may go on before the others: its events come late, and time does not go back.
             complete_us = max(complete_us, self._complete_us)
@@ -173,18 +219,6 @@ class TopicIndex:
 
     def _why(self) -> str:
         return f": {self._first_reason}" if self._first_reason else ""
-
-
-def first_us(chunk: Chunk) -> int:
-    """Returns the first time in a chunk that has times."""
-    assert chunk.bounds is not None
-    return chunk.bounds[0]
-
-
-def last_us(chunk: Chunk) -> int:
-    """Returns the last time in a chunk that has times."""
-    assert chunk.bounds is not None
-    return chunk.bounds[1]
 
 
 def _now_us() -> int:

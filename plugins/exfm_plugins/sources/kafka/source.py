@@ -18,8 +18,8 @@ import exfm
 from exfm.sources import microseconds
 from exfm_plugins.sources.kafka.client import Topic
 from exfm_plugins.sources.kafka.config import KafkaConfig
-from exfm_plugins.sources.kafka.index import Bounds, TopicIndex, first_us, last_us
-from exfm_plugins.sources.kafka.partition import CHUNK, Chunk, fill_times
+from exfm_plugins.sources.kafka.index import Bounds, Piece, TopicIndex
+from exfm_plugins.sources.kafka.partition import BUCKET_US, CHUNK, Chunk, fill_times
 from exfm_plugins.sources.kafka.rows import EventTimes, MessageRows
 
 _WHOLE = exfm.sources.Shard()
@@ -77,20 +77,27 @@ class Kafka(exfm.DataSource):
         start_us = self.config.start_us
         if start_us is None:
             start_us = self._first_us()
-        elif not self._index.chunks and not self._index.has_messages:
+        elif not self._index.pieces and not self._index.has_messages:
             # Of removed messages there are windows, which are not passed over.
             return exfm.sources.TimeRange(start_us, max(start_us, self._index.removed_until_us()))
         return exfm.sources.TimeRange(start_us, max(start_us, self._index.complete_until_us()))
 
     def parts(self) -> Sequence[exfm.sources.StreamPart]:
-        """Returns the stretches of 4096 offsets that have events; the newest of a partition grows."""
+        """Returns the stretches of 4096 offsets by event time, ten minutes each; the newest of a partition grow."""
         self._index.look()
         start_us = self.config.start_us
         parts: list[exfm.sources.StreamPart] = []
-        for chunk in self._index.chunks:
-            since_us = first_us(chunk) if start_us is None else max(first_us(chunk), start_us)
-            parts.append(exfm.sources.StreamPart(self._name(chunk), f"{chunk.end}", since_us, last_us(chunk)))
+        for piece in self._index.pieces:
+            first_us = piece.first_us if start_us is None else max(piece.first_us, start_us)
+            # Messages are appended, so that the last says which there are; those that retention removes are no change.
+            version = f"{piece.bucket.last}"
+            parts.append(exfm.sources.StreamPart(self._name(piece), version, first_us, piece.last_us))
         return parts
+
+    def pin(self, parts: Sequence[exfm.sources.StreamPart]) -> bool:
+        """Reads the messages that another process has listed, and not those that have come since."""
+        self._index.look()
+        return self._index.pin(parts, self._name)
 
     def next_event_us(self, from_us: int) -> int | None:
         """Returns the first event at or after a time.
@@ -104,12 +111,12 @@ class Kafka(exfm.DataSource):
         if self.config.start_us is not None:
             from_us = max(from_us, self.config.start_us)
         following_us = index.next_first_us(from_us)
-        spanning = [chunk for chunk in index.overlapping(from_us, from_us + 1) if first_us(chunk) < from_us]
+        spanning = [piece for piece in index.overlapping(from_us, from_us + 1) if piece.first_us < from_us]
         if len(spanning) > _TIMES_KEPT:
             return from_us
-        for chunk in spanning:
-            sorted_R = self._sorted_times(chunk)
-            # Not beyond the end, which the chunk's last event is not before.
+        for piece in spanning:
+            sorted_R = self._sorted_times(piece.chunk)
+            # Not beyond the end, which the bucket's last event is not before.
             time_us = int(sorted_R[np.searchsorted(sorted_R, from_us)])
             following_us = time_us if following_us is None else min(following_us, time_us)
         return following_us
@@ -144,9 +151,10 @@ class Kafka(exfm.DataSource):
         timeout_s = config.timeout.total_seconds()
         return Topic(config.bootstrap_servers, config.topic, config.options, config.options_file, timeout_s)
 
-    def _name(self, chunk: Chunk) -> str:
-        first = chunk.number * CHUNK
-        return f"{self.config.topic}/{chunk.partition}, offsets {first}-{first + CHUNK - 1}"
+    def _name(self, piece: Piece) -> str:
+        first = piece.chunk.number * CHUNK
+        since = exfm.sources.Window(0, piece.bucket.number * BUCKET_US, 0)
+        return f"{self.config.topic}/{piece.chunk.partition}, offsets {first}-{first + CHUNK - 1} from {since}"
 
     def _first_us(self) -> int:
         """Returns the first event of a topic of which no message was removed."""
@@ -160,7 +168,7 @@ class Kafka(exfm.DataSource):
                 f"offset {removed.low}; set start, the time from which windows are counted, to {since} or later, and "
                 "keep it"
             )
-        return first_us(index.chunks[0])
+        return index.pieces[0].first_us
 
     def _check_kept(self, window: exfm.sources.Window) -> None:
         """Raises RowsRemovedError if the broker may have removed messages with events of a window."""
@@ -181,21 +189,25 @@ class Kafka(exfm.DataSource):
             window = replace(window, start_us=max(window.start_us, self.config.start_us))
         if window.start_us >= window.end_us:
             return
-        chunks = self._seen_index.overlapping(window.start_us, window.end_us)
+        pieces = self._seen_index.overlapping(window.start_us, window.end_us)
         self._check_kept(window)
-        if not chunks:
+        if not pieces:
             return
         decoder = MessageRows(self.config)
+        next_us = _next_us(pieces, window)
         with self._open() as topic:
-            # Later chunks begin later, so that no row comes before the first event of the next.
-            following_us = [max(first_us(chunk), window.start_us) for chunk in chunks[1:]]
-            for chunk, next_us in zip(chunks, [*following_us, window.end_us], strict=True):
+            for chunk, buckets in _by_chunk(pieces).items():
                 messages = topic.read(chunk.partition, chunk.first, chunk.end)
                 rows, time_R = decoder.decode(messages, chunk)
-                inside = np.flatnonzero((time_R >= window.start_us) & (time_R < window.end_us))
-                if inside.size:
-                    origin = exfm.sources.Origin(self._name(chunk), int(messages.offset_M[inside[0]]), next_us)
-                    yield origin.mark(rows.take(pa.array(inside)))
+                inside_R = (time_R >= window.start_us) & (time_R < window.end_us)
+                for piece in buckets:
+                    within_R = inside_R & (time_R // BUCKET_US == piece.bucket.number)
+                    # Of a chunk that has grown since the look, the messages until then.
+                    selected = np.flatnonzero(within_R & (messages.offset_M <= piece.bucket.last))
+                    if selected.size:
+                        first = int(messages.offset_M[selected[0]])
+                        origin = exfm.sources.Origin(self._name(piece), first, next_us[piece])
+                        yield origin.mark(rows.take(pa.array(selected)))
 
     def _sorted_times(self, chunk: Chunk) -> NDArray[np.int64]:
         """Returns the times of a chunk, sorted; those of the chunks that were asked for last are kept."""
@@ -209,3 +221,22 @@ class Kafka(exfm.DataSource):
         while len(self._kept_times) > _TIMES_KEPT:
             del self._kept_times[next(iter(self._kept_times))]
         return sorted_R
+
+
+def _by_chunk(pieces: Sequence[Piece]) -> dict[Chunk, list[Piece]]:
+    """Returns the pieces of each chunk, in the order of the first of them."""
+    by_chunk: dict[Chunk, list[Piece]] = {}
+    for piece in pieces:
+        by_chunk.setdefault(piece.chunk, []).append(piece)
+    return by_chunk
+
+
+def _next_us(pieces: Sequence[Piece], window: exfm.sources.Window) -> dict[Piece, int]:
+    """Returns, for each piece, a time before which no piece that is read later has an event of a window."""
+    order = [piece for together in _by_chunk(pieces).values() for piece in together]
+    following_us: dict[Piece, int] = {}
+    least_us = window.end_us
+    for piece in reversed(order):
+        following_us[piece] = least_us
+        least_us = min(least_us, max(piece.first_us, window.start_us))
+    return following_us
