@@ -150,6 +150,28 @@ def test_iso_times_and_broken_lines(cluster: Cluster) -> None:
     assert read(stream)["example_id"].to_pylist() == [1, 0]
 
 
+def test_offsets_without_messages_are_passed_over(cluster: Cluster) -> None:
+    """A transaction ends with an offset that has no message, also at the end of the partition."""
+    import confluent_kafka
+
+    topic = cluster.topic(1)
+    settings = {"bootstrap.servers": cluster.servers, "transactional.id": "exfm", "log_level": 0}
+    producer = confluent_kafka.Producer(settings)
+    producer.init_transactions()
+    stream = source(cluster, topic, example_ids="offset")
+    for number in range(20):
+        producer.begin_transaction()
+        producer.produce(topic, value(number, 1000 + number), partition=0, timestamp=OLD)
+        producer.commit_transaction()
+        if number in (6, 7):  # the end of a chunk, before and behind
+            stream.time_range()
+    assert [int(unit.version) for unit in stream.parts()] == [14, 30, 38]
+    for each in (stream, source(cluster, topic, example_ids="offset")):
+        assert each.time_range() == exfm.sources.TimeRange(1_000_000, 1_019_001)
+        rows = read(each)
+        assert rows["item"].to_pylist() == list(range(20)) and len(set(rows["example_id"].to_pylist())) == 20
+
+
 # ---- completeness --------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +300,7 @@ BAD = [
     (b"\xff\xfe", "row", ["not a JSON object"]),
     (b"", "row", ["not a JSON object"]),
     (None, "row", ["no value (a tombstone)"]),
+    (value(9, 5000).replace(b'"S', b'"\xff\xfeS'), "row", ["not UTF-8"]),
     (value(9, 5000, item="seven"), "row", ["item", "string"]),
     (value(9, 10**16), "row", ["past the year 9999"]),
     (json.dumps({"item": 5}).encode(), "example_id", ["missing"]),
@@ -300,7 +323,7 @@ def test_bad_messages_are_named_or_skipped(cluster: Cluster, text: bytes | None,
     passed, skipped = checked(stream, "skip")
     assert passed == list(range(20)) and {name: sum(rows.values()) for name, rows in skipped.items()} == {column: 1}
     # At the time of the message before it, or of its event.
-    at = 5000 if text is not None and b"seven" in text else 4017
+    at = 5000 if text is not None and (b"seven" in text or b"\xfeS" in text) else 4017
     bad = list(stream.read(exfm.sources.Window(0, at * US, at * US + 1)))
     assert bad[0]["exfm.row_number"].to_pylist()[-1] == 18
 
@@ -364,3 +387,5 @@ def test_brokers_that_do_not_answer_are_named(cluster: Cluster) -> None:
         source(cluster, cluster.topic(1)).time_range()
     waiting = source(cluster, cluster.topic(1), start="2026-01-01T00:00:00Z").time_range()
     assert waiting.start_us == waiting.end_us
+    early = source(cluster, topic, start="2026-01-01T00:00:00Z")
+    assert early.time_range() == waiting and early.next_event_us(0) is None and not early.parts()

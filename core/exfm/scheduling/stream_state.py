@@ -102,7 +102,7 @@ def _agreed_parts(source: DataSource, process_group: ProcessGroup) -> Sequence[S
     for attempt in range(_LISTINGS):
         with source_errors():
             parts = source.parts()
-            if type(source).pin is not DataSource.pin:
+            if process_group.world_size > 1 and type(source).pin is not DataSource.pin:
                 listed = process_group.broadcast_bytes(json.dumps([asdict(each) for each in parts]).encode())
                 parts = [StreamPart(**each) for each in json.loads(listed)]
                 if process_group.all_agree(process_group.is_rank_zero or source.pin(parts)):

@@ -141,7 +141,7 @@ class Topic:
                 if position <= end:
                     messages.append(message)
             if position > before:
-                since = time.monotonic()
+                since, self._trouble = time.monotonic(), None
                 continue
             self._find_leader()
             if self._trouble is not None and self._trouble.name() in _FINAL:
@@ -195,7 +195,9 @@ class Topic:
             try:
                 return request(max(0.1, min(_REQUEST_S, until - time.monotonic())))
             except self._library.KafkaException as error:
-                self._consumer.poll(0)  # serves the callback that notes trouble
+                # Serves the callback that notes trouble. Nothing is fetched meanwhile, because a message would be lost.
+                self.stop()
+                self._consumer.poll(0)
                 cause = error.args[0]
                 final = [each for each in (cause, self._trouble) if each is not None and each.name() in _FINAL]
                 if final:

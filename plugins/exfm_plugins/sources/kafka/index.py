@@ -109,9 +109,10 @@ class TopicIndex:
         self.has_looked = True
 
     @property
-    def has_messages(self) -> bool:
-        """Tells whether there is a message, with an event time or without."""
-        return any(chunk.messages for log in self._logs.values() for chunk in log.chunks)
+    def lacks_times(self) -> bool:
+        """Tells whether there are messages, and none of them has an event time."""
+        has_messages = any(chunk.messages for log in self._logs.values() for chunk in log.chunks)
+        return has_messages and all(log.reached_us is None for log in self._logs.values())
 
     def _read_on(self, log: PartitionLog, end: int) -> None:
         """Reads the times of new messages of a partition, a chunk at a time."""

@@ -77,7 +77,7 @@ class Kafka(exfm.DataSource):
         start_us = self.config.start_us
         if start_us is None:
             start_us = self._first_us()
-        elif not self._index.pieces and not self._index.has_messages:
+        elif not self._index.pieces and not self._index.lacks_times:
             # Of removed messages there are windows, which are not passed over.
             return exfm.sources.TimeRange(start_us, max(start_us, self._index.removed_until_us()))
         return exfm.sources.TimeRange(start_us, max(start_us, self._index.complete_until_us()))

@@ -31,15 +31,15 @@ class Decoder(ABC):
         All columns of a row with a reason are null.
         """
         present = [number for number, value in enumerate(values) if value is not None]
-        if len(present) == len(values):
-            return self.decode_present([value for value in values if value is not None])
         rows, read = self.decode_present([value for value in values if value is not None])
+        if len(present) == len(values):
+            return rows, read
         reasons: list[str | None] = [_TOMBSTONE] * len(values)
-        position: list[int | None] = [None] * len(values)
-        for index, number in enumerate(present):
-            reasons[number], position[number] = read[index], index
+        positions: list[int | None] = [None] * len(values)
+        for position, number in enumerate(present):
+            reasons[number], positions[number] = read[position], position
         # A null index takes a null.
-        return rows.take(pa.array(position, pa.int64())), reasons
+        return rows.take(pa.array(positions, pa.int64())), reasons
 
     @abstractmethod
     def decode_present(self, values: Sequence[bytes]) -> tuple[pa.RecordBatch, list[str | None]]:
@@ -52,4 +52,22 @@ class JsonDecoder(Decoder):
     def decode_present(self, values: Sequence[bytes]) -> tuple[pa.RecordBatch, list[str | None]]:
         """Decodes JSON objects."""
         # A line break in JSON is a space, and Arrow reads an object per line.
-        return read_objects([value.replace(b"\n", b" ") for value in values], self.types)
+        rows, reasons = read_objects([value.replace(b"\n", b" ") for value in values], self.types)
+        try:
+            rows.validate(full=True)
+        except pa.ArrowInvalid:
+            # Arrow reads texts as they are, and checks them only when it is asked.
+            for number, value in enumerate(values):
+                if not _is_utf8(value):
+                    reasons[number] = "it is not UTF-8"
+            positions = [number if reason is None else None for number, reason in enumerate(reasons)]
+            rows = rows.take(pa.array(positions, pa.int64()))
+        return rows, reasons
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
