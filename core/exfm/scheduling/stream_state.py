@@ -102,14 +102,8 @@ def _agreed_parts(source: DataSource, process_group: ProcessGroup) -> Sequence[S
     for attempt in range(_LISTINGS):
         with source_errors():
             parts = source.parts()
-            if process_group.world_size > 1 and type(source).pin is not DataSource.pin:
-                listed = process_group.broadcast_bytes(json.dumps([asdict(each) for each in parts]).encode())
-                parts = [StreamPart(**each) for each in json.loads(listed)]
-                if process_group.all_agree(process_group.is_rank_zero or source.pin(parts)):
-                    return parts
-        # Names and versions may differ between machines that hold copies; which time each covers may not.
-        extents = json.dumps(sorted((stream_part.first_us, stream_part.last_us) for stream_part in parts)).encode()
-        if process_group.all_agree(process_group.broadcast_bytes(extents) == extents):
+            agrees = _agrees(source, parts, process_group)
+        if process_group.all_agree(agrees):
             return parts
         if attempt + 1 < _LISTINGS:
             time.sleep(1.0)
@@ -117,3 +111,13 @@ def _agreed_parts(source: DataSource, process_group: ProcessGroup) -> Sequence[S
         f"stream.source: process {process_group.rank} and the first one do not see the same parts of the stream; every "
         "process must read the same files. Call the job again when they all see them."
     )
+
+
+def _agrees(source: DataSource, parts: Sequence[StreamPart], process_group: ProcessGroup) -> bool:
+    """Returns whether this process reads the same parts as the first."""
+    if process_group.world_size > 1 and type(source).pin is not DataSource.pin:
+        listed = process_group.broadcast_bytes(json.dumps([asdict(each) for each in parts]).encode())
+        return process_group.is_rank_zero or source.pin([StreamPart(**each) for each in json.loads(listed)])
+    # Names and versions may differ between machines that hold copies; which time each covers may not.
+    extents = json.dumps(sorted((stream_part.first_us, stream_part.last_us) for stream_part in parts)).encode()
+    return process_group.broadcast_bytes(extents) == extents
