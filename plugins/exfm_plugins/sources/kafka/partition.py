@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 CHUNK = 4096
 """Offsets of a chunk. A chunk begins at a multiple, so that it is the same stretch for every process."""
 
-BUCKET_US = 600_000_000
-"""Event times of a bucket, ten minutes: short, so that new events of a chunk leave the bucket of a window as it was."""
+BUCKET_US = 300_000_000
+"""Event times of a bucket, five minutes: new events of a chunk leave the buckets of earlier windows as they were, so
+that these are not compared again for late rows. Shorter buckets would be too many to list."""
 
 
 @dataclass(frozen=True)

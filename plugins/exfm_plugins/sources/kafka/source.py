@@ -24,7 +24,7 @@ from exfm_plugins.sources.kafka.rows import EventTimes, MessageRows
 
 _WHOLE = exfm.sources.Shard()
 _TIMES_KEPT = 8
-"""Chunks whose times are kept in memory."""
+"""Buckets whose times are kept in memory."""
 
 
 class Kafka(exfm.DataSource):
@@ -63,8 +63,8 @@ class Kafka(exfm.DataSource):
         super().__init__(config)
         # The source that this is a selection of.
         self._whole = whole
-        # Windows ask for the same chunks repeatedly.
-        self._kept_times: dict[Chunk, NDArray[np.int64]] = {}
+        # Windows ask for the same buckets repeatedly.
+        self._kept_times: dict[Piece, NDArray[np.int64]] = {}
 
     def schema(self) -> exfm.schema.FeatureSchema:
         """Returns the configured schema, after checking that values can be decoded by it."""
@@ -83,7 +83,7 @@ class Kafka(exfm.DataSource):
         return exfm.sources.TimeRange(start_us, max(start_us, self._index.complete_until_us()))
 
     def parts(self) -> Sequence[exfm.sources.StreamPart]:
-        """Returns the stretches of 4096 offsets by event time, ten minutes each; the newest of a partition grow."""
+        """Returns the stretches of 4096 offsets by event time, five minutes each; the newest of a partition grow."""
         self._index.look()
         start_us = self.config.start_us
         parts: list[exfm.sources.StreamPart] = []
@@ -102,7 +102,7 @@ class Kafka(exfm.DataSource):
     def next_event_us(self, from_us: int) -> int | None:
         """Returns the first event at or after a time.
 
-        Only the chunks that contain the time are read, and none where they are many: events are dense there.
+        Only the buckets that contain the time are read, and none where they are many: events are dense there.
         """
         index = self._seen_index
         if from_us < index.removed_until_us():
@@ -115,7 +115,7 @@ class Kafka(exfm.DataSource):
         if len(spanning) > _TIMES_KEPT:
             return from_us
         for piece in spanning:
-            sorted_R = self._sorted_times(piece.chunk)
+            sorted_R = self._sorted_times(piece)
             # Not beyond the end, which the bucket's last event is not before.
             time_us = int(sorted_R[np.searchsorted(sorted_R, from_us)])
             following_us = time_us if following_us is None else min(following_us, time_us)
@@ -196,11 +196,13 @@ class Kafka(exfm.DataSource):
         decoder = MessageRows(self.config)
         next_us = _next_us(pieces, window)
         with self._open() as topic:
-            for chunk, buckets in _by_chunk(pieces).items():
-                messages = topic.read(chunk.partition, chunk.first, chunk.end)
+            for chunk, together in _by_chunk(pieces).items():
+                # The first message of a bucket has a time, or begins the chunk: those before it are not needed.
+                first = max(chunk.first, min(piece.bucket.first for piece in together))
+                messages = topic.read(chunk.partition, first, max(piece.bucket.last for piece in together) + 1)
                 rows, time_R = decoder.decode(messages, chunk)
                 inside_R = (time_R >= window.start_us) & (time_R < window.end_us)
-                for piece in buckets:
+                for piece in together:
                     within_R = inside_R & (time_R // BUCKET_US == piece.bucket.number)
                     # Of a chunk that has grown since the look, the messages until then.
                     selected = np.flatnonzero(within_R & (messages.offset_M <= piece.bucket.last))
@@ -209,15 +211,17 @@ class Kafka(exfm.DataSource):
                         origin = exfm.sources.Origin(self._name(piece), first, next_us[piece])
                         yield origin.mark(rows.take(pa.array(selected)))
 
-    def _sorted_times(self, chunk: Chunk) -> NDArray[np.int64]:
-        """Returns the times of a chunk, sorted; those of the chunks that were asked for last are kept."""
-        sorted_R = self._kept_times.pop(chunk, None)
+    def _sorted_times(self, piece: Piece) -> NDArray[np.int64]:
+        """Returns the times of a bucket, sorted; those of the buckets that were asked for last are kept."""
+        sorted_R = self._kept_times.pop(piece, None)
         if sorted_R is None:
+            chunk, bucket = piece.chunk, piece.bucket
             with self._open() as topic:
-                messages = topic.read(chunk.partition, chunk.first, chunk.end)
+                messages = topic.read(chunk.partition, max(bucket.first, chunk.first), bucket.last + 1)
             time_R, missing_R, _ = EventTimes(self.config).read(messages.values)
-            sorted_R = np.sort(fill_times(time_R, missing_R, chunk.before_us))
-        self._kept_times[chunk] = sorted_R
+            time_R = fill_times(time_R, missing_R, chunk.before_us)
+            sorted_R = np.sort(time_R[time_R // BUCKET_US == bucket.number])
+        self._kept_times[piece] = sorted_R
         while len(self._kept_times) > _TIMES_KEPT:
             del self._kept_times[next(iter(self._kept_times))]
         return sorted_R
