@@ -207,6 +207,15 @@ def test_a_feature_that_ranks_the_label_is_left_out(exfm_cli: Cli, folder: Path)
     assert {"copy", "code"}.isdisjoint(experiment.schema.columns) and "hint" in experiment.schema.columns
 
 
+def test_numbers_that_are_there_where_no_label_is_are_no_leak(exfm_cli: Cli, folder: Path) -> None:
+    columns = wide_log(600)
+    even = np.arange(600) % 2 == 0
+    columns["click"] = pa.array(columns["click"].cast("int8").to_numpy(), mask=even)
+    columns["apart"] = pa.array(np.arange(600) / 7, mask=~even)
+    _, done, _ = init(exfm_cli, write(folder / "log", columns))
+    assert not any("apart" in line and "leaky" in line for line in done.err.splitlines())
+
+
 def test_types_that_differ_by_file(exfm_cli: Cli, folder: Path) -> None:
     columns = wide_log(600)
     path = write(folder / "log", columns, files=1)

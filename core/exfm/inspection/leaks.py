@@ -48,6 +48,8 @@ def _auc_alone(
     """Returns the AUC of a column's numbers, in either direction, or of the label's rate among rows of equal ids."""
     if column.kind == "number" or (column.kind == "integer" and column.distinct > codes.size / 4):
         numbers = column.numbers[labelled_B]
+        if np.isnan(numbers).all():
+            return 0.5
         auc = _auc(np.nan_to_num(numbers, nan=float(np.nanmin(numbers)) - 1), positive)
         return max(auc, 1 - auc)
     shifted = codes + 1  # -1 is null
