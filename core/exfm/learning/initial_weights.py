@@ -181,8 +181,10 @@ def _places(trainer: Trainer, parent: Lender, config: InitFrom, where: str) -> P
 
 def _numbers(theirs: Sequence[str], here: Sequence[str], config: InitFrom) -> tuple[int, ...]:
     """Returns the number here of each name there; -1 for a name that is not here."""
-    numbers = {_mapped(name, config): number for number, name in enumerate(here)}
-    return tuple(numbers.get(name, -1) for name in theirs)
+    numbers = dict.fromkeys(theirs, -1)
+    for number, name in enumerate(here):
+        numbers[_mapped(name, config)] = number
+    return tuple(map(numbers.__getitem__, theirs))
 
 
 def _weights(
@@ -254,7 +256,10 @@ def _training_state(trainer: Trainer, config: InitFrom, origin: _Origin, taken: 
     """Returns the model's own training state with the optimizer state of the tables that it took."""
     state = trainer.training_state()
     fresh = set(map(table_of, taken.new_tables))
-    theirs = {key: name for name in origin.training if (key := _table_state(name))}
+    theirs: dict[tuple[str, str], str] = {}
+    for name in origin.training:
+        if (key := _table_state(name)) is not None:
+            theirs[key] = name
     for name, tensor in state.items():
         key = _table_state(name)
         if key is None or key[0] in fresh:

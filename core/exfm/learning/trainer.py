@@ -313,9 +313,8 @@ class Trainer:
             RunError: it is the transfer state of another version of exfm or of a strategy.
         """
         # Strategies apart: a layer of a strategy may have the name of a table, and does not grow with its rows.
-        strategies = {key: value for key, value in state.items() if key.startswith(STRATEGIES)}
-        others = without(state, *strategies)
-        state = strategies | self.growth.grow(others)
+        strategies = add_prefix(STRATEGIES, strip_prefix(STRATEGIES, state))
+        state = strategies | self.growth.grow(without(state, *strategies))
         try:
             self.parallel_model.load_table_optimizer_state_dict(_with_prefix(state, "table."))
         except (KeyError, RuntimeError) as error:

@@ -150,8 +150,13 @@ class Registry:
         for other_kind, other_name in self._offers:
             if other_name == name:
                 others.append(f" {name!r} is a {other_kind}.")
-        unusable = [plugin for plugin in self.plugins.values() if plugin.status != "loaded"]
-        culprits = [p for p in unusable if f"{kind}.{name}" in p.components or p.name == name]
+        unusable: list[Plugin] = []
+        culprits: list[Plugin] = []
+        for plugin in self.plugins.values():
+            if plugin.status != "loaded":
+                unusable.append(plugin)
+                if f"{kind}.{name}" in plugin.components or plugin.name == name:
+                    culprits.append(plugin)
         # A plugin that failed at import names no components: any of them may be the culprit.
         reasons: list[str] = []
         for plugin in culprits or unusable:

@@ -20,6 +20,7 @@ from exfm.reporting.results import CONFIG_FILE, coverage_entry, model_entry
 from exfm.serving.card_figures import CardFigures, card_figures
 from exfm.serving.card_limits import limits
 from exfm.serving.description import Description
+from exfm.storage.commits import Commit
 from exfm.storage.late_log import first_names
 from exfm.storage.snapshots import Snapshot
 from exfm.supervision.store import Store
@@ -48,8 +49,12 @@ def render_card(
         compute_figures: whether to compute figures that results.json does not have for the snapshot.
     """
     home = store.home(arm.name)
-    commits = [c for c in home.store.log.commits("train", home.model) if c.window.index <= snapshot.version]
-    counters = [commit.counters for commit in commits]
+    commits: list[Commit] = []
+    counters: list[Mapping[str, Any]] = []
+    for commit in home.store.log.commits("train", home.model):
+        if commit.window.index <= snapshot.version:
+            commits.append(commit)
+            counters.append(commit.counters)
     figures = card_figures(experiment, store, arm, snapshot, compute_figures)
     config = parse_resolved(home.store.workspace.read(CONFIG_FILE).decode())
     entry = model_entry(arm, counters, {})
@@ -119,17 +124,25 @@ def _served_cost(entry: Json) -> dict[str, float] | None:
 
     None where no window had examples, because nothing is counted then.
     """
-    # States are what a teacher writes for its students; an export leaves them out.
-    served = [counts for name, counts in entry["parts"].items() if name != "states"]
-    if not served:
+    if not entry["parts"].keys() - {"states"}:
         return None
-    return {key: sum(counts[key] for counts in served) for key in ("dense_parameters", "flops_per_example")}
+    cost: dict[str, float] = {"dense_parameters": 0, "flops_per_example": 0}
+    for name, counts in entry["parts"].items():
+        # States are written by a teacher for its students; an export leaves them out.
+        if name != "states":
+            for key in cost:
+                cost[key] += counts[key]
+    return cost
 
 
 def _transfer(arm: Arm) -> list[tuple[str, str]]:
     """Lists the strategies and inputs of a model, each with its teachers."""
-    strategies = [(spec.name, ", ".join(spec.config.teachers)) for spec in arm.config.transfer]
-    return strategies + [(spec.name, spec.config.teacher) for spec in arm.config.inputs]
+    listed: list[tuple[str, str]] = []
+    for strategy in arm.config.transfer:
+        listed.append((strategy.name, ", ".join(strategy.config.teachers)))
+    for teacher_input in arm.config.inputs:
+        listed.append((teacher_input.name, teacher_input.config.teacher))
+    return listed
 
 
 def _teacher(name: str, resolved: Json, figures: CardFigures, coverage: Json) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -43,10 +45,14 @@ class _ReaderUntil:
     watermark_us: int
 
     def windows(self, model: str) -> Sequence[Window]:
-        return [window for window in self.store.windows(model) if window.end_us <= self.watermark_us]
+        return self._until(self.store.windows(model))
 
     def let_go(self, model: str) -> Sequence[Window]:
-        return [window for window in self.store.let_go(model) if window.end_us <= self.watermark_us]
+        return self._until(self.store.let_go(model))
+
+    def _until(self, windows: Sequence[Window]) -> Sequence[Window]:
+        # Windows are in order: those that end at the watermark or before come first.
+        return windows[: bisect_right(windows, self.watermark_us, key=attrgetter("end_us"))]
 
     def examples(self, model: str, window: Window) -> int:
         return self.store.examples(model, window)
@@ -79,8 +85,8 @@ def card_figures(
     names = {arm.name}
     for entry in compared:
         names |= {entry.control, *entry.teachers}
-    models = tuple((name, tasks) for name, tasks in view.models if name in names)
-    view = replace(view, models=models, control_comparisons=compared, pairs=())
+    models = [model for model in view.models if model[0] in names]
+    view = replace(view, models=tuple(models), control_comparisons=compared, pairs=())
     try:
         figures = evaluate(reader, view)
     except (RunError, ValueError) as error:  # predictions that are missing, damaged, or no probabilities
@@ -105,8 +111,8 @@ def _ends_with_snapshot(entry: Mapping[str, Any], reader: _ReaderUntil, model: s
     It may have figures of windows whose predictions were removed after it was written.
     """
     gone, windows = reader.let_go(model), reader.windows(model)
-    stored = [window.index for window in windows]
-    committed = [*(window.index for window in gone), *stored]
+    stored = list(map(attrgetter("index"), windows))
+    committed = [*map(attrgetter("index"), gone), *stored]
     for figures in entry["tasks"].values():
         if values_at(figures["windows"], "window") not in (stored, committed):
             return False

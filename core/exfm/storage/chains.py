@@ -81,10 +81,10 @@ class Chain:
             to_a_snapshot: also remove later windows than the newest intact snapshot, because training continues from
                 a snapshot.
         """
-        kept = [entry for entry in self.kept if entry.index < before]
-        if to_a_snapshot:
-            kept = [entry for entry in kept if entry.snapshot is SnapshotState.WHOLE]
-        self.last = kept[-1].index if kept else NONE
+        self.last, kept = NONE, self.kept
+        for entry in kept:
+            if entry.index < before and not (to_a_snapshot and entry.snapshot is not SnapshotState.WHOLE):
+                self.last = entry.index
 
 
 def read_chain(log: CommitLog, stage: Stage, model: str) -> Chain:

@@ -321,8 +321,12 @@ class Workspace:
             return []
         except NotADirectoryError as error:
             raise ConfigError(f"{self.url}: the folder cannot be used: {error.strerror}: {error.filename}") from error
-        names = (str(path).rstrip("/").rpartition("/")[2] for path in paths)
-        return sorted(name for name in names if not name.startswith("."))
+        names: list[str] = []
+        for path in paths:
+            name = str(path).rstrip("/").rpartition("/")[2]
+            if not name.startswith("."):
+                names.append(name)
+        return sorted(names)
 
     def remove_file(self, relative: str) -> None:
         """Removes a file if it exists."""
@@ -356,5 +360,9 @@ def range_digest(file: pa.NativeFile, start: int, end: int) -> str:
 
 def numbered(names: Iterable[str], suffix: str = "") -> list[int]:
     """Returns, in order, the numbers of the files or folders whose names are a number before the suffix."""
-    stems = (name.removesuffix(suffix) for name in names if name.endswith(suffix))
-    return sorted(int(stem) for stem in stems if _NUMBER.fullmatch(stem))
+    numbers: list[int] = []
+    for name in names:
+        stem = name.removesuffix(suffix)
+        if name.endswith(suffix) and _NUMBER.fullmatch(stem):
+            numbers.append(int(stem))
+    return sorted(numbers)
