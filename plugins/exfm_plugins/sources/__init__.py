@@ -14,6 +14,7 @@ def exfm_register_data_sources() -> list[exfm.LazyComponent]:
         exfm.LazyComponent("criteo", "exfm_plugins.sources.criteo.source:Criteo"),
         exfm.LazyComponent("delta", "exfm_plugins.sources.delta.source:Delta"),
         exfm.LazyComponent("huggingface", "exfm_plugins.sources.huggingface.source:HuggingFace"),
+        exfm.LazyComponent("joined", "exfm_plugins.sources.joined.source:Joined"),
         exfm.LazyComponent("kafka", "exfm_plugins.sources.kafka.source:Kafka"),
         exfm.LazyComponent("kuaivideo", "exfm_plugins.sources.kuaivideo.source:KuaiVideo"),
         exfm.LazyComponent("movielens", "exfm_plugins.sources.movielens.source:MovieLens"),
