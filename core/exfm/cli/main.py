@@ -23,6 +23,7 @@ from exfm.registry import entry_points
 from exfm.stopping import StoppedError, heed_sigterm
 
 _COMMANDS = {
+    "data": "List public logs, or download one: transfers are resumed, verified and unpacked.",
     "init": "Look at a log of Parquet files, and write an experiment that validates and runs.",
     "run": "Run the whole experiment, or resume it after its last committed windows.",
     "sweep": "Run an experiment at every point of a grid of values, and compare the runs.",

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from exfm.interfaces.component import Component, ComponentConfig
+from exfm.interfaces.download import Download
 from exfm.interfaces.schema import FeatureSchema
 
 
@@ -85,6 +86,8 @@ class DataSource(Component, ABC):
     free_fields: ClassVar[frozenset[str]] = frozenset()
     """Config fields that set where the stream is stored, how it is read or where it ends, but not its rows. They may
     change when a run is resumed, such as the path of a folder that has moved, or the last day."""
+    downloads: ClassVar[tuple[Download, ...]] = ()
+    """Public logs that this source reads, for ``exfm data get``."""
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config

@@ -16,6 +16,7 @@ from exfm.interfaces.data_source import (
     mark_bad_rows,
     slice_rows,
 )
+from exfm.interfaces.download import Checksum, Download, RemoteFile
 from exfm.interfaces.duration import Duration, microseconds
 from exfm.sources.columns import check_time_type
 from exfm.sources.delimited import DelimitedFile
@@ -37,12 +38,15 @@ __all__ = [
     "ROW_NUMBER",
     "YEAR_9999_US",
     "BadObjectError",
+    "Checksum",
     "DelimitedFile",
+    "Download",
     "Duration",
     "Footer",
     "Footers",
     "Histories",
     "Origin",
+    "RemoteFile",
     "RowGroup",
     "RowGroupFiles",
     "RowGroupSource",

@@ -14,6 +14,7 @@ from pydantic import Field
 import exfm
 from exfm.sources import Histories, list_column
 from exfm_plugins.sources.amazon_reviews.candidates import Candidates, only_reviewed, with_negatives
+from exfm_plugins.sources.amazon_reviews.downloads import DOWNLOADS
 from exfm_plugins.sources.amazon_reviews.files import Reviews, read_categories, read_reviews
 
 _BATCH_ROWS = 8192
@@ -42,6 +43,7 @@ class AmazonReviews(exfm.DataSource):
     """
 
     name: ClassVar[str] = "amazon_reviews"
+    downloads: ClassVar[tuple[exfm.sources.Download, ...]] = DOWNLOADS
 
     class Config(exfm.ComponentConfig):
         """Configures the location of the files, and the label."""

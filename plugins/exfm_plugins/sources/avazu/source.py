@@ -12,6 +12,7 @@ from pydantic import Field
 
 import exfm
 from exfm.sources import DelimitedFile
+from exfm_plugins.sources.avazu.downloads import DOWNLOADS
 from exfm_plugins.sources.avazu.hours import HOUR_US, HourStarts, hour_times
 
 # Number of distinct values of each column in the released file.
@@ -41,6 +42,7 @@ class Avazu(exfm.DataSource):
     """
 
     name: ClassVar[str] = "avazu"
+    downloads: ClassVar[tuple[exfm.sources.Download, ...]] = DOWNLOADS
 
     class Config(exfm.ComponentConfig):
         """Configures the location of the file, and the size of tables."""

@@ -13,6 +13,7 @@ from pydantic import Field
 
 import exfm
 from exfm.sources import DelimitedFile
+from exfm_plugins.sources.criteo.downloads import DOWNLOADS
 from exfm_plugins.sources.criteo.releases import CARDINALITY, DayFile, ReleaseName, find_files
 
 _INTEGERS = tuple(f"I{number}" for number in range(1, 14))
@@ -44,6 +45,7 @@ class Criteo(exfm.DataSource):
     """
 
     name: ClassVar[str] = "criteo"
+    downloads: ClassVar[tuple[exfm.sources.Download, ...]] = DOWNLOADS
 
     class Config(exfm.ComponentConfig):
         """Configures the location of the files, and the size of tables."""

@@ -13,6 +13,7 @@ from pydantic import Field
 
 import exfm
 from exfm.sources import Histories, list_column
+from exfm_plugins.sources.kuaivideo.downloads import DOWNLOADS
 from exfm_plugins.sources.kuaivideo.interactions import Interactions, Unit, read_interactions
 
 _BATCH_ROWS = 8192
@@ -37,6 +38,7 @@ class KuaiVideo(exfm.DataSource):
     """
 
     name: ClassVar[str] = "kuaivideo"
+    downloads: ClassVar[tuple[exfm.sources.Download, ...]] = DOWNLOADS
 
     class Config(exfm.ComponentConfig):
         """Configures the location of the files, and the labels."""

@@ -13,6 +13,7 @@ from pydantic import Field
 
 import exfm
 from exfm_plugins.sources.movielens.causal import EarlierEvents, running_statistics
+from exfm_plugins.sources.movielens.downloads import DOWNLOADS
 from exfm_plugins.sources.movielens.files import ReleaseFiles, find_release
 from exfm_plugins.sources.movielens.tables import (
     AGE_BRACKETS,
@@ -48,6 +49,7 @@ class MovieLens(exfm.DataSource):
     """
 
     name: ClassVar[str] = "movielens"
+    downloads: ClassVar[tuple[exfm.sources.Download, ...]] = DOWNLOADS
 
     class Config(exfm.ComponentConfig):
         """Configures the location of the release, and the labels."""

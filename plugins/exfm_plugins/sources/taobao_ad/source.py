@@ -13,6 +13,7 @@ from pydantic import Field
 
 import exfm
 from exfm.sources import list_column
+from exfm_plugins.sources.taobao_ad.downloads import DOWNLOADS
 from exfm_plugins.sources.taobao_ad.tables import (
     BEHAVIORS,
     PROFILE,
@@ -56,6 +57,7 @@ class TaobaoAd(exfm.DataSource):
     """
 
     name: ClassVar[str] = "taobao_ad"
+    downloads: ClassVar[tuple[exfm.sources.Download, ...]] = DOWNLOADS
 
     class Config(exfm.ComponentConfig):
         """Configures the location of the files, and the behaviours in histories."""
