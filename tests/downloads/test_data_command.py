@@ -75,9 +75,14 @@ def test_every_built_in_log_has_an_example_that_names_it(name):
     assert f"name: {ENTRIES[name].source}" in text
     head = text.partition("\nname:")[0]
     assert "exfm data get " in head and name in head
-    if log.files and name != "movielens_100k" and not name.startswith("movielens_2"):
-        for value in log.fields.values():
-            assert value.format(folder=log.folder) in text
+
+
+@pytest.mark.parametrize("example", sorted({entry.download.example for entry in ENTRIES.values()}))
+def test_an_example_reads_the_folder_of_a_log(example):
+    text = (ROOT / example).read_text(encoding="utf-8")
+    logs = [entry.download for entry in ENTRIES.values() if entry.download.example == example]
+    paths = [[value.format(folder=log.folder) for value in log.fields.values()] for log in logs]
+    assert any(all(path in text for path in of_log) for of_log in paths)
 
 
 def test_the_list_names_every_log(exfm_cli):

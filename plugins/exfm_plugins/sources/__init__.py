@@ -22,4 +22,5 @@ def exfm_register_data_sources() -> list[exfm.LazyComponent]:
         exfm.LazyComponent("redis_stream", "exfm_plugins.sources.redis_stream.source:RedisStream"),
         exfm.LazyComponent("synthetic_ads", "exfm_plugins.sources.synthetic_ads.source:SyntheticAds"),
         exfm.LazyComponent("taobao_ad", "exfm_plugins.sources.taobao_ad.source:TaobaoAd"),
+        exfm.LazyComponent("yambda", "exfm_plugins.sources.yambda.source:Yambda"),
     ]
