@@ -15,7 +15,9 @@ from typing import Any
 import xxhash
 
 from exfm.config.checks import CONTROL_SUFFIX, Arm, filter_columns
+from exfm.config.component_field import ComponentSpec
 from exfm.config.loading import Experiment
+from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import FeatureSchema, rows_may_become
 from exfm.mappings import without
 from exfm.redaction import same_but_for_credentials
@@ -133,10 +135,6 @@ def arm_section(arm: Arm, resolved: Mapping[str, Any]) -> dict[str, Any]:
 def _stream_identity(experiment: Experiment, arm: Arm, stream: Mapping[str, Any]) -> dict[str, Any]:
     """Describes the windows of the stream, and the columns that a model reads."""
     schema = experiment.schema
-    source = type(experiment.source)
-    not_bound = set(source.free_fields)
-    if isinstance(experiment.source.config, SchemaConfig):
-        not_bound |= FeatureSchema.model_fields.keys()  # the columns that the model reads are listed below
     features: dict[str, Any] = {}
     conditions: dict[str, Any] = {}
     for feature in schema.features:
@@ -148,7 +146,7 @@ def _stream_identity(experiment: Experiment, arm: Arm, stream: Mapping[str, Any]
     return {
         "window": stream["window"],
         "chunk_rows": stream["chunk_rows"],
-        "source": without(stream["source"], *not_bound),
+        "source": _source_identity(type(experiment.source), experiment.source.config, stream["source"]),
         "columns": {
             "example_id": schema.example_id,
             "event_time": schema.event_time,
@@ -161,6 +159,30 @@ def _stream_identity(experiment: Experiment, arm: Arm, stream: Mapping[str, Any]
         "where": conditions,
         "labels": {label.name: label.model_dump(mode="json") for label in schema.labels if label.name in arm.tasks},
     }
+
+
+def _source_identity(component: type[DataSource], config: Any, written: Mapping[str, Any]) -> dict[str, Any]:
+    """Describes the fields of a source that its rows depend on, and those of sources inside it.
+
+    Args:
+        written: the source as ``experiment.as_dict()`` has it.
+    """
+    not_bound = set(component.free_fields)
+    if isinstance(config, SchemaConfig):
+        not_bound |= FeatureSchema.model_fields.keys()  # the columns that a model reads are listed with its features
+    fields = without(written, *not_bound)
+    return {key: _bound_fields(getattr(config, key, None), value) for key, value in fields.items()}
+
+
+def _bound_fields(value: Any, written: Any) -> Any:
+    """Describes a field of a source, which may hold sources, by name or in a list."""
+    if isinstance(value, ComponentSpec) and issubclass(value.component, DataSource):
+        return _source_identity(value.component, value.config, written)
+    if isinstance(value, Mapping) and isinstance(written, Mapping):
+        return {key: _bound_fields(value.get(key), below) for key, below in written.items()}
+    if isinstance(value, tuple) and isinstance(written, list):
+        return [_bound_fields(*pair) for pair in zip(value, written, strict=True)]
+    return written
 
 
 def identity_digest(identity: Mapping[str, Any]) -> str:

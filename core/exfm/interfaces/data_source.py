@@ -151,6 +151,7 @@ class DataSource(Component, ABC):
 
 
 BAD_ROW = "exfm.bad_row"
+"""Column with the reasons why rows of a batch cannot be read, null for the others."""
 ROW_NUMBER = "exfm.row_number"
 """Column with each row's index in its file, where rows of a batch do not follow each other there."""
 

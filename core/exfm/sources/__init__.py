@@ -7,6 +7,7 @@ All names are public; none is a component.
 from __future__ import annotations
 
 from exfm.interfaces.data_source import (
+    BAD_ROW,
     ROW_NUMBER,
     Origin,
     Shard,
@@ -35,6 +36,7 @@ from exfm.sources.value_types import value_types
 from exfm.splitmix import splitmix64
 
 __all__ = [
+    "BAD_ROW",
     "ROW_NUMBER",
     "YEAR_9999_US",
     "BadObjectError",

@@ -11,6 +11,7 @@ def exfm_register_data_sources() -> list[exfm.LazyComponent]:
     return [
         exfm.LazyComponent("amazon_reviews", "exfm_plugins.sources.amazon_reviews.source:AmazonReviews"),
         exfm.LazyComponent("avazu", "exfm_plugins.sources.avazu.source:Avazu"),
+        exfm.LazyComponent("combined", "exfm_plugins.sources.combined.source:Combined"),
         exfm.LazyComponent("criteo", "exfm_plugins.sources.criteo.source:Criteo"),
         exfm.LazyComponent("delta", "exfm_plugins.sources.delta.source:Delta"),
         exfm.LazyComponent("huggingface", "exfm_plugins.sources.huggingface.source:HuggingFace"),
