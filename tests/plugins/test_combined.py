@@ -268,13 +268,22 @@ def test_the_union_is_by_name(tmp_path: Path) -> None:
     assert apart.tasks == ("app_click", "install", "web_click")
 
 
+def test_a_true_probability_is_of_labels_that_all_products_have() -> None:
+    simulated = source({"sources": {"first": ADS, "second": ADS}}).schema()
+    assert all(label.oracle for label in simulated.labels)
+    apart = source({"sources": {"first": ADS, "second": ADS}, "apart": ["click"]}).schema()
+    assert {label.name: label.oracle for label in apart.labels} == {
+        "first_click": "", "conversion": "conversion.oracle", "second_click": ""
+    }  # fmt: skip
+
+
 def test_columns_that_nobody_needs_are_not_read(tmp_path: Path) -> None:
     stream = source(put(tmp_path, hours(6, 60), hours(6, 60)))
-    few = stream.schema().select(("user", "query", "domain"))
+    few = stream.schema().select(("query", "domain"))  # none of the app
     selected = stream.select(few)
     assert selected.schema() == few
     names = set(everything(selected)[0])
-    assert names == {"example_id", "event_time", "group", "domain", "user", "query", "click", "install"}
+    assert names == {"example_id", "event_time", "group", "domain", "query", "click", "install"}
     read = [set(batch.schema.names) for batch in selected._products[0].source.read(exfm.sources.Window(0, 0, 2**60))]
     assert read and all("screen" not in columns for columns in read)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exfm.cli.context import Session, console, print_json
+from exfm.cli.init import yaml_flow
 from exfm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ def _get(entry: Entry, to: Path | None, accept_licence: bool) -> None:
         paths = get(log, folder, progress)
     size = sum(path.stat().st_size for path in paths)
     typer.echo(f"{folder}: {', '.join(path.name for path in paths)} ({size_text(size)})")
-    fields = "".join(f", {key}: {value.format(folder=folder)}" for key, value in log.fields.items())
-    typer.echo(f"In an experiment:\n  stream:\n    source: {{name: {entry.source}{fields}}}")
+    fields = {key: value.format(folder=folder) for key, value in log.fields.items()}
+    typer.echo(f"In an experiment:\n  stream:\n    source: {yaml_flow({'name': entry.source, **fields})}")
     if log.example:
         typer.echo(f"A complete experiment: {log.example}")
 

@@ -17,6 +17,7 @@ def exfm_register_data_sources() -> list[exfm.LazyComponent]:
         exfm.LazyComponent("huggingface", "exfm_plugins.sources.huggingface.source:HuggingFace"),
         exfm.LazyComponent("joined", "exfm_plugins.sources.joined.source:Joined"),
         exfm.LazyComponent("kafka", "exfm_plugins.sources.kafka.source:Kafka"),
+        exfm.LazyComponent("kuairand", "exfm_plugins.sources.kuairand.source:KuaiRand"),
         exfm.LazyComponent("kuaivideo", "exfm_plugins.sources.kuaivideo.source:KuaiVideo"),
         exfm.LazyComponent("movielens", "exfm_plugins.sources.movielens.source:MovieLens"),
         exfm.LazyComponent("parquet", "exfm_plugins.sources.parquet.source:Parquet"),

@@ -74,6 +74,10 @@ def join_schemas(schemas: Mapping[str, FeatureSchema], apart: Collection[str]) -
             columns[product] |= dict(zip(_columns(renamed_label), _columns(label), strict=True))
     for name, member in features.items():
         _check_everywhere(name, member, schemas)
+    for name, label_member in labels.items():
+        if len(label_member.products) < len(schemas):
+            # Rows of the other products have no true probability, and a column of it has to be complete.
+            labels[name] = _Member(label_member.value.model_copy(update={"oracle": ""}), label_member.products)
     has_group = _has_group(schemas)
     domain = CategoricalFeature(name=DOMAIN, rows=_DOMAIN_ROWS)
     try:
