@@ -14,6 +14,8 @@ from exfm.cli.init import yaml_flow
 from exfm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from exfm.downloads.catalogue import Catalogue, Entry
     from exfm.downloads.progress import Progress
 
@@ -164,7 +166,7 @@ class _Bar:
 
         columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns, console=Console(stderr=True))
-        self._task = self._bars.add_task("", visible=False)
+        self._task: TaskID | None = None
 
     def __enter__(self) -> Progress:
         self._bars.start()
@@ -175,10 +177,14 @@ class _Bar:
 
     def begin(self, label: str, done: int, total: int | None) -> None:
         """Replaces the bar by a new step's."""
-        self._bars.reset(self._task, description=label, total=total, completed=done, visible=True)
+        # A new task, because rich keeps the total of a task whose new total is not known.
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(label, total=total, completed=done)
 
     def advance(self, size: int) -> None:
         """Moves the bar."""
+        assert self._task is not None
         self._bars.advance(self._task, size)
 
     def say(self, line: str) -> None:
