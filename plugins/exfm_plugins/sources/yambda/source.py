@@ -61,7 +61,8 @@ class Yambda(exfm.DataSource):
     a user's past is searched and not 20,000 events, and no users are held out, because each row is predicted before it
     is trained on.
 
-    All events are held in the memory of each process, some 40 bytes each: 2 GB for 50m, 20 for 500m, 200 for 5b.
+    All events are held in the memory of each process, some 45 bytes each, and twice as much while they are sorted: 2 GB
+    for 50m, 20 for 500m, 200 for 5b.
 
     Raises:
         ValueError: a file is missing or lacks a column, or a value is missing.
