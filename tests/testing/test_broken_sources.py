@@ -525,7 +525,27 @@ class EndsTooSoon(FromAFile):
         return event_us if event_us is not None and event_us < self.times()[-1] else None
 
 
+class DownloadsToNowhere(Sound):
+    downloads = (
+        exfm.sources.Download(
+            name="nowhere",
+            title="A log",
+            licence="free",
+            home="https://nowhere",
+            folder="nowhere",
+            files=(exfm.sources.RemoteFile("https://nowhere/rows"),),
+            fields={"file": "{folder}/rows"},
+        ),
+    )
+
+
+class DownloadsText(Sound):
+    downloads = ("https://nowhere/rows",)  # type: ignore[assignment]  # the fault
+
+
 BROKEN: dict[type[Sound], dict[str, str]] = {
+    DownloadsToNowhere: {"downloads_are_of_fields": "'nowhere' sets 'file', which is no field of Config"},
+    DownloadsText: {"downloads_are_of_fields": "must hold exfm.sources.Download, not 'https://nowhere/rows'"},
     ReadsForItsSchema: {"schema_reads_no_rows": "schema() reads rows, by Sound.batch"},
     CallsReadForItsSchema: {"schema_reads_no_rows": "schema() calls read()"},
     ReadsItsFileForItsSchema: {"schema_reads_no_rows": "KiB of rows where there are 4096 KiB"},

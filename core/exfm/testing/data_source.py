@@ -15,6 +15,7 @@ from exfm.data.decode import decode
 from exfm.data.validation import RowChecker, event_times
 from exfm.errors import ConfigError
 from exfm.interfaces.data_source import ROW_NUMBER, Origin, Shard, Window
+from exfm.interfaces.download import Download
 from exfm.interfaces.schema import FeatureSchema
 from exfm.testing.reading import ReadingTests
 from exfm.testing.rows import check_batch, check_rows, concat_tables
@@ -47,6 +48,14 @@ class DataSourceTests(ReadingTests, StreamGrowthTests):
             later = again.time_range()
             grown = later.start_us == time.start_us and later.end_us >= time.end_us
             assert grown, f"the time range {when} is {later}, and was {time}; it may only grow at its end"
+
+    def test_downloads_are_of_fields(self) -> None:
+        """Downloads set fields of the Config, because `exfm data get` prints them for the experiment."""
+        names = self.component.Config.model_fields
+        for download in self.component.downloads:
+            assert isinstance(download, Download), f"downloads must hold exfm.sources.Download, not {download!r}"
+            unknown = [name for name in download.fields if name not in names]
+            assert not unknown, f"the download {download.name!r} sets {unknown[0]!r}, which is no field of Config"
 
     def test_rows_are_what_the_schema_says(self, fields: Mapping[str, Any]) -> None:
         """Rows pass the checks of a run in which bad rows are errors, and can be decoded to tensors."""
