@@ -353,6 +353,26 @@ def test_a_product_that_begins_after_another_has_ended(tmp_path: Path) -> None:
         source(config).time_range()
 
 
+def test_the_stream_goes_as_far_as_the_slowest_product(tmp_path: Path) -> None:
+    stream = source(put(tmp_path, hours(6, 60), hours(6, 60)))
+    before = stream.time_range()
+    window = exfm.sources.Window(0, before.start_us, before.end_us + 24 * HOUR)
+    pq.write_table(app(hours(9, 60)).slice(6), tmp_path / "app" / "part-1.parquet")
+    assert stream.time_range() == before and rows_of_each(stream, window) == {"app": 6, "web": 6}
+    pq.write_table(web(hours(8, 60)).slice(6), tmp_path / "web" / "part-1.parquet")
+    # Of the app's three new rows that at the eighth hour waits.
+    assert stream.time_range().end_us == before.end_us + 2 * HOUR
+    assert rows_of_each(stream, window) == {"app": 8, "web": 8}
+    names = [unit.name for unit in stream.parts()]
+    files = ["app/part-0", "app/part-1", "web/part-0", "web/part-1"]
+    assert names == [f"{file[:3]}: {tmp_path}/{file}.parquet" for file in files]
+
+
+def rows_of_each(stream: Combined, window: exfm.sources.Window) -> dict[str, int]:
+    domains = [row["domain"] for batch in stream.read(window) for row in batch.to_pylist()]
+    return {name: domains.count(name) for name in ("app", "web")}
+
+
 def test_bad_rows_name_the_product_and_the_file(tmp_path: Path) -> None:
     config = put(tmp_path, hours(6, 60), hours(6, 60))
     rows = app(hours(6, 60))
