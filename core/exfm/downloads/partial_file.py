@@ -48,7 +48,7 @@ class PartialFile:
         with path.open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise RunError(f"{path} is being written by another process; wait for it, or end it") from None
             yield cls(path, url, file)
             file.flush()
