@@ -93,6 +93,7 @@ def test_show_tells_all_there_is_to_set(component, exfm_cli):
     features = [{"name": "a", "kind": "dense"}]
     required: dict[str, Any] = {"teacher": "fm", "path": "x", "features": features, "labels": [{"name": "b"}]}
     required["url"] = required["stream"] = "x"
+    required["sources"] = {product: {"name": "synthetic_ads"} for product in ("app", "web")}
     required |= {"parts": {"table/a": "added"}, "item": ["a"]}
     values = {key: required[key] for key, field in config.model_fields.items() if field.is_required()}
     assert config.model_validate(values | defaults) == config.model_validate(values), "defaults are shown as written"
