@@ -364,6 +364,9 @@ def test_the_stream_goes_as_far_as_the_slowest_product(tmp_path: Path) -> None:
     assert stream.time_range().end_us == before.end_us + 2 * HOUR
     assert rows_of_each(stream, window) == {"app": 8, "web": 8}
     names = [unit.name for unit in stream.parts()]
+    # Two processes read the same rows where they have listed the same files.
+    other, listed = source(fields(str(tmp_path))), stream.parts()
+    assert other.pin(listed) and not other.pin(listed[:-1])
     files = ["app/part-0", "app/part-1", "web/part-0", "web/part-1"]
     assert names == [f"{file[:3]}: {tmp_path}/{file}.parquet" for file in files]
 

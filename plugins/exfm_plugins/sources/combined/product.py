@@ -33,6 +33,18 @@ class Product:
         for unit in self.source.parts():
             yield replace(unit, name=self.unit_name(unit.name))
 
+    def pin(self, parts: Sequence[StreamPart]) -> bool:
+        """Reads its units among those that another process has listed; returns whether it does."""
+        listed: list[StreamPart] = []
+        for unit in parts:
+            name = unit.name.removeprefix(self.unit_name(""))
+            if name != unit.name:
+                listed.append(replace(unit, name=name))
+        if type(self.source).pin is not exfm.DataSource.pin:
+            return self.source.pin(listed)
+        # Names and versions may differ between machines that hold copies; which time each covers may not.
+        return _extents(self.source.parts()) == _extents(listed)
+
     def unit_name(self, name: str) -> str:
         """Returns the name of a unit of the product, such as a file, in the combined stream."""
         return f"{self.name}: {name}"
@@ -173,6 +185,10 @@ def _filling(filling: Filling, kind: pa.DataType | None, rows: int) -> pa.Array:
     if filling == "null":
         return pa.nulls(rows, kind or pa.null())
     return pa.repeat(pa.scalar([], kind or pa.list_(pa.null())), rows)
+
+
+def _extents(parts: Sequence[StreamPart]) -> list[tuple[int, int]]:
+    return sorted((unit.first_us, unit.last_us) for unit in parts)
 
 
 def _first_time(batch: pa.RecordBatch, otherwise: int) -> int:

@@ -110,6 +110,12 @@ class Combined(exfm.DataSource):
             parts += product.parts()
         return parts
 
+    def pin(self, parts: Sequence[StreamPart]) -> bool:
+        """Reads the units that another process has listed: each product pins its own, or has the same."""
+        # Every product pins, whatever the others answer.
+        agrees = [product.pin(parts) for product in self._products]
+        return all(agrees)
+
     def next_event_us(self, from_us: int) -> int | None:
         """Returns the first event of any product at or after a time, as the products know it."""
         answers = [product.source.next_event_us(from_us) for product in self._products]
