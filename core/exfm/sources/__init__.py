@@ -26,7 +26,7 @@ from exfm.sources.histories import Histories, list_column
 from exfm.sources.ids import example_ids, place_ids
 from exfm.sources.json_objects import BadObjectError, parse_objects, read_objects
 from exfm.sources.row_groups.files import RowGroupFiles
-from exfm.sources.row_groups.footers import Footer, Footers, read_footer
+from exfm.sources.row_groups.footers import Footer, Footers, read_columns, read_footer
 from exfm.sources.row_groups.order import RowGroup, StreamFile
 from exfm.sources.row_groups.source import RowGroupSource
 from exfm.sources.schema_config import SchemaConfig
@@ -69,6 +69,7 @@ __all__ = [
     "microseconds",
     "parse_objects",
     "place_ids",
+    "read_columns",
     "read_footer",
     "read_objects",
     "slice_rows",

@@ -15,6 +15,7 @@ def exfm_register_data_sources() -> list[exfm.LazyComponent]:
         exfm.LazyComponent("criteo", "exfm_plugins.sources.criteo.source:Criteo"),
         exfm.LazyComponent("delta", "exfm_plugins.sources.delta.source:Delta"),
         exfm.LazyComponent("huggingface", "exfm_plugins.sources.huggingface.source:HuggingFace"),
+        exfm.LazyComponent("iceberg", "exfm_plugins.sources.iceberg.source:Iceberg"),
         exfm.LazyComponent("joined", "exfm_plugins.sources.joined.source:Joined"),
         exfm.LazyComponent("kafka", "exfm_plugins.sources.kafka.source:Kafka"),
         exfm.LazyComponent("kuairand", "exfm_plugins.sources.kuairand.source:KuaiRand"),

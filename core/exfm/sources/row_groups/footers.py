@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,15 +31,42 @@ LEAST_FILES = 100
 
 # Reading footers of a remote file system mostly waits, so threads help although there is a GIL.
 _FOOTERS_AT_ONCE = 16
-_FORMAT = 2
+_FORMAT = 3
+_FIELD_ID = b"PARQUET:field_id"
 
 
 @dataclass(frozen=True)
 class Footer:
-    """Holds the names of the columns and the row groups with rows, as read from a footer."""
+    """Holds the names of the columns, their field ids where the writer set them, and the row groups with rows."""
 
     names: tuple[str, ...]
+    field_ids: tuple[int | None, ...]
     groups: tuple[RowGroup, ...]
+
+    def check_names(self, location: str, columns: Iterable[str]) -> None:
+        """Raises ValueError if the file has one of the columns more than once.
+
+        Args:
+            location: the source and the file, for messages.
+        """
+        if len(set(self.names)) == len(self.names):
+            return
+        counts = Counter(self.names)
+        for column in columns:
+            if counts[column] > 1:
+                raise ValueError(
+                    f"{location} has more than one column {column!r}: write the file with one of each name"
+                )
+
+
+def read_columns(file: pq.ParquetFile) -> Footer:
+    """Reads the columns of a file, without its row groups."""
+    schema = file.schema_arrow
+    field_ids: list[int | None] = []
+    for column in schema:
+        field_id = (column.metadata or {}).get(_FIELD_ID)
+        field_ids.append(None if field_id is None else int(field_id))
+    return Footer(tuple(schema.names), tuple(field_ids), ())
 
 
 def read_footer(
@@ -52,16 +80,14 @@ def read_footer(
         kept_R: the rows of the file that are not deleted; all if None.
 
     Raises:
-        ValueError: the file has no column of the time, whose rows then have no position in the stream; or the column
-            has another type, or lies past the year 9999.
+        ValueError: the file has no column of the time, whose rows then have no position in the stream, or has it twice;
+            or the column has another type, or lies past the year 9999.
     """
-    schema = file.schema_arrow
-    if event_time not in schema.names:
-        raise ValueError(f"{location} has no column {event_time!r}.{suggestion(event_time, schema.names)}")
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{location} has more than one column {twice[0]!r}: write the file with one of each name")
-    check_time_type(location, event_time, schema.field(event_time).type, unit)
+    footer = read_columns(file)
+    if event_time not in footer.names:
+        raise ValueError(f"{location} has no column {event_time!r}.{suggestion(event_time, footer.names)}")
+    footer.check_names(location, [event_time])
+    check_time_type(location, event_time, file.schema_arrow.field(event_time).type, unit)
     groups: list[RowGroup] = []
     first_row = 0
     for index in range(file.num_row_groups):
@@ -78,7 +104,7 @@ def read_footer(
                 )
             groups.append(RowGroup(index, first_row, bounds))
         first_row += rows
-    return Footer(tuple(schema.names), tuple(groups))
+    return replace(footer, groups=tuple(groups))
 
 
 class Footers:
@@ -137,9 +163,9 @@ class _FooterCache:
         footers: dict[tuple[str, str], Footer] = {}
         try:
             entries = json.loads(self._path.read_bytes())
-            for path, (version, names, groups) in entries.items():
+            for path, (version, names, field_ids, groups) in entries.items():
                 read = tuple(RowGroup(index, row, tuple(bounds) if bounds else None) for index, row, bounds in groups)
-                footers[path, version] = Footer(tuple(names), read)
+                footers[path, version] = Footer(tuple(names), tuple(field_ids), read)
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
         return footers
@@ -151,7 +177,7 @@ class _FooterCache:
         entries = {}
         for (path, version), footer in footers.items():
             groups = [[group.index, group.first_row, group.bounds] for group in footer.groups]
-            entries[path] = [version, footer.names, groups]
+            entries[path] = [version, footer.names, footer.field_ids, groups]
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Under another name first, so that no job reads half of it.

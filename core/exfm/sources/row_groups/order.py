@@ -32,6 +32,7 @@ class StreamFile:
         groups: its row groups with rows, at least one.
         columns: values, by column, that all rows have where the file has no such column, such as those in its path.
         kept_R: which rows belong to the stream, and not those that are deleted; None if all do.
+        names: the name in the file of each of the stream's columns that it has; None if names are the same.
         first_us, last_us: its first and last time in microseconds, as ``order_files`` has set them.
     """
 
@@ -40,8 +41,15 @@ class StreamFile:
     groups: tuple[RowGroup, ...]
     columns: Mapping[str, pa.Scalar] = field(default_factory=dict, compare=False)
     kept_R: NDArray[np.bool_] | None = field(default=None, compare=False)
+    names: Mapping[str, str] | None = field(default=None, compare=False)
     first_us: int = 0
     last_us: int = 0
+
+    def stored_names(self, columns: Iterable[str]) -> dict[str, str]:
+        """Returns the columns by their names in the file, without those that it is known to lack."""
+        if self.names is None:
+            return {column: column for column in columns}
+        return {self.names[column]: column for column in columns if column in self.names}
 
 
 @dataclass(frozen=True)

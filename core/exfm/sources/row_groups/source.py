@@ -55,17 +55,22 @@ class RowGroupSource(DataSource):
     """
 
     in_order: ClassVar[bool] = False
+    free_fields: ClassVar[frozenset[str]] = frozenset({"batch_rows"})
 
     class Config(SchemaConfig):
-        """Configures the location of the files, and the schema of their rows."""
+        """Configures how the files are read, and the schema of their rows; derived classes add where the files are."""
 
-        path: str = Field(description="The location of the files.")
         time_unit: TimeUnit = Field(
             "timestamp", description="timestamp: event_time is an Arrow timestamp; or what it counts since 1970, UTC."
         )
         batch_rows: int = Field(8192, gt=0, description="The most rows that are decoded at once.")
 
     config: Config
+
+    @property
+    @abstractmethod
+    def location(self) -> str:
+        """Returns where the files are, for messages: the field of the Config, and its value."""
 
     @abstractmethod
     def open_files(self) -> RowGroupFiles:
@@ -85,10 +90,10 @@ class RowGroupSource(DataSource):
         """Returns the range from the first to the last event, by the files' statistics."""
         files = self._files.look()
         if not files:
-            raise NotYetError(f"{self.name}: path: the files at {self.config.path!r} have no rows")
+            raise NotYetError(f"{self.name}: the files of {self.location} have no rows")
         if not any(group.bounds for file in files for group in file.groups):
             column = self.config.event_time
-            raise ValueError(f"{self.name}: column {column!r} is empty in every file at {self.config.path!r}")
+            raise ValueError(f"{self.name}: column {column!r} is empty in every file of {self.location}")
         return TimeRange(files[0].first_us, max(file.last_us for file in files) + 1)
 
     def parts(self) -> Sequence[StreamPart]:
@@ -135,7 +140,8 @@ class RowGroupSource(DataSource):
 
     def _time_column(self, group: PlacedGroup, file: pq.ParquetFile) -> pa.Array:
         """Reads the times of a row group."""
-        batches = file.iter_batches(row_groups=[group.index], columns=[self.config.event_time])
+        [name] = group.file.stored_names([self.config.event_time])
+        batches = file.iter_batches(row_groups=[group.index], columns=[name])
         return pa.chunked_array([batch.column(0) for batch in batches]).combine_chunks()
 
     def _sorted_times(self, group: PlacedGroup) -> NDArray[np.int64]:
@@ -174,11 +180,13 @@ class RowGroupSource(DataSource):
             inside_R &= kept_rows(group.file.kept_R, group.first_row, inside_R.size)
         is_sorted = bool((np.diff(time_R) >= 0).all())
         others = [column for column in self.config.columns if column != self.config.event_time]
+        stored = group.file.stored_names(others)
         start = 0
-        for batch in file.iter_batches(self.config.batch_rows, row_groups=[group.index], columns=others):
+        for batch in file.iter_batches(self.config.batch_rows, row_groups=[group.index], columns=list(stored)):
             rows = slice(start, start + batch.num_rows)
             if inside_R[rows].any():
                 times = event_time.slice(start, batch.num_rows)
+                batch = batch.rename_columns([stored[name] for name in batch.schema.names])
                 batch = batch.append_column(self.config.event_time, times)
                 batch = self._files.complete(_filled_in(batch, group.file, others), group.file, group.first_row + start)
                 first_us = max(group.first_us, window.start_us)

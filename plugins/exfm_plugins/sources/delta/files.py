@@ -83,11 +83,12 @@ class DeltaFiles(RowGroupFiles):
                 version += f"-{hashlib.sha256(np.packbits(kept[path]).tobytes()).hexdigest()[:16]}"
             versions[path], values[path] = version, columns
         self._check_paths(versions, kept)
-        return [
-            StreamFile(self._root + path, version, footer.groups, values[path], kept.get(path))
-            for path, version, footer in self._footers.refresh(versions)
-            if footer.groups
-        ]
+        files: list[StreamFile] = []
+        for path, version, footer in self._footers.refresh(versions):
+            footer.check_names(f"delta: {self._root}{path}", self._columns)
+            if footer.groups:
+                files.append(StreamFile(self._root + path, version, footer.groups, values[path], kept.get(path)))
+        return files
 
     def open(self, path: str) -> pq.ParquetFile:
         """Opens a file of the version."""

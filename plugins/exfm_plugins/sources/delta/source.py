@@ -29,7 +29,7 @@ class Delta(RowGroupSource):
 
     name: ClassVar[str] = "delta"
     # A version sets how far the table has changed, as time does where none is set: parts tell the differences.
-    free_fields: ClassVar[frozenset[str]] = frozenset({"path", "version", "timestamp", "batch_rows"})
+    free_fields: ClassVar[frozenset[str]] = RowGroupSource.free_fields | frozenset({"path", "version", "timestamp"})
 
     class Config(RowGroupSource.Config):
         """Configures the table, its version, and the schema of its rows."""
@@ -47,6 +47,11 @@ class Delta(RowGroupSource):
             return self
 
     config: Config
+
+    @property
+    def location(self) -> str:
+        """Returns the path, for messages."""
+        return f"path {self.config.path!r}"
 
     def open_files(self) -> DeltaFiles:
         """Returns the files of the table; nothing is read."""

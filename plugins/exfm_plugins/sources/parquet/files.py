@@ -75,6 +75,7 @@ class ParquetFiles(RowGroupFiles):
         files: list[StreamFile] = []
         for path, version, footer in self._footers.refresh(versions):
             names.update(footer.names, columns[path])
+            footer.check_names(f"parquet: {path}", self._columns)
             if footer.groups:
                 files.append(StreamFile(path, version, footer.groups, columns[path]))
         self._check_columns(names)

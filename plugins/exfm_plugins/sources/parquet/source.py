@@ -29,7 +29,7 @@ class Parquet(RowGroupSource):
     """
 
     name: ClassVar[str] = "parquet"
-    free_fields: ClassVar[frozenset[str]] = frozenset({"path", "batch_rows"})
+    free_fields: ClassVar[frozenset[str]] = RowGroupSource.free_fields | frozenset({"path"})
 
     class Config(RowGroupSource.Config):
         """Configures the location of the files, and the schema of their rows."""
@@ -37,6 +37,11 @@ class Parquet(RowGroupSource):
         path: str = Field(description="Folder (with its sub-folders), file or glob; any fsspec URL.")
 
     config: Config
+
+    @property
+    def location(self) -> str:
+        """Returns the path, for messages."""
+        return f"path {self.config.path!r}"
 
     def open_files(self) -> ParquetFiles:
         """Returns the files of the stream; nothing is read."""

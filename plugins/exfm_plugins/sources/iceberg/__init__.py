@@ -1,0 +1,1 @@
+"""Registers the data source `iceberg`: an Apache Iceberg table, with the experiment's schema."""
