@@ -480,3 +480,19 @@ def test_a_column_that_a_file_has_twice_is_named(tmp_path: Path) -> None:
     pq.write_table(doubled, tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet has more than one column 'item'"):
         source(tmp_path).time_range()
+
+
+def test_a_column_that_nobody_reads_may_be_there_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A footer in the cache is checked for the columns of each job."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "log"
+    folder.mkdir()
+    for number in range(LEAST_FILES):
+        rows = table([number], first_id=number)
+        if number == 7:
+            rows = pa.Table.from_arrays([*rows.columns, rows["unused"]], [*rows.column_names, "unused"])
+        pq.write_table(rows, folder / f"{number}.parquet")
+    assert len(everything(source(folder))) == LEAST_FILES
+    assert len(list((tmp_path / "cache" / "exfm" / "parquet").iterdir())) == 1
+    with pytest.raises(ValueError, match=r"7\.parquet has more than one column 'unused'"):
+        source(folder, features=[*FEATURES, {"name": "unused", "kind": "categorical", "rows": 9}]).time_range()

@@ -133,7 +133,9 @@ def test_rows_to_be_predicted_need_only_the_columns_that_the_model_reads(
 
 def test_columns_of_other_models_are_not_read(run: exfm.Experiment, tmp_path: Path) -> None:
     """Only the model's features and the features in its conditions are read, in the order of the schema."""
-    overrides = ["models.sa.features=[item]", "models.sa.where={user: u-1}", f"stream.source.path={tmp_path}"]
+    # Of a user that there is: of a row group that cannot hold it, the model reads no feature.
+    user = stream_rows(run)["user"][0].as_py()
+    overrides = ["models.sa.features=[item]", f"models.sa.where={{user: {user}}}", f"stream.source.path={tmp_path}"]
     experiment = exfm.load_experiment(str(Path(run.run_dir).parent / "served.yaml"), overrides)
     arm = next(arm for arm in experiment.arms if arm.name == "sa")
     seen = to_predict(experiment, arm)

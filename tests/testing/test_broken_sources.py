@@ -106,6 +106,29 @@ class FromAFile(Sound):
         return int(later[0]) if len(later) else None
 
 
+class Selects(Sound):
+    """Nothing is wrong: it yields keys alone of batches that no reader needs."""
+
+    readers: Any = ()
+
+    def select_rows(self, readers):
+        other = type(self)(self.config)
+        other.readers = readers
+        return other
+
+    def rows(self, start, end):
+        for batch in super().rows(start, end):
+            yield batch if self.needs(batch) else self.only_keys(batch)
+
+    def needs(self, batch):
+        items = set(batch["item"].to_pylist())
+        return not self.readers or any(items & set(needed["item"]) for needed in self.readers)
+
+    def only_keys(self, batch):
+        origin = replace(exfm.sources.Origin.from_batch(batch), keys_only=True)
+        return origin.mark(batch.select(["example_id", "event_time", "item"]))
+
+
 class StillWritten(Sound):
     """Nothing is wrong: the newest rows may not be complete."""
 
@@ -502,6 +525,21 @@ class VersionOfTheMoment(FromAFile):
         return [replace(unit, version=str(random.random())) for unit in super().parts()]
 
 
+class LosesUnneededRows(Selects):
+    def only_keys(self, batch):
+        return super().only_keys(batch).slice(1)
+
+
+class LosesTheirColumn(Selects):
+    def only_keys(self, batch):
+        return super().only_keys(batch).drop_columns(["item"])
+
+
+class LosesNeededRows(Selects):
+    def needs(self, batch):
+        return super().needs(batch) and (not self.readers or batch["item"][0].as_py() == 0)
+
+
 class SkipsAnEvent(FromAFile):
     def next_event_us(self, from_us):
         return super().next_event_us(from_us + 1)
@@ -565,6 +603,9 @@ BROKEN: dict[type[Sound], dict[str, str]] = {
     OtherNames: {"parts_are_where_rows_come_from": "rows come from 'log', which is none of the parts other"},
     ShortPart: {"parts_are_where_rows_come_from": "log has a row of 2023-11-14T22:13:30Z"},
     VersionOfTheMoment: {"parts_are_where_rows_come_from": "parts() changes from call to call"},
+    LosesUnneededRows: {"unneeded_rows_keep_their_keys": "keys read for item: 0, it has"},
+    LosesTheirColumn: {"unneeded_rows_keep_their_keys": "item is missing where item is not 0"},
+    LosesNeededRows: {"unneeded_rows_keep_their_keys": "read for item: 0, it has"},
     SkipsAnEvent: {"next_event_skips_none": "the next event is at"},
     NextIsEarlier: {"next_event_skips_none": "the next event is at"},
     NextIsTheFirst: {"next_event_skips_none": "the next event is at"},
@@ -625,7 +666,7 @@ def failures(component: type[Sound], **attributes: Any) -> dict[str, str]:
     return failed(DataSourceTests, {"component": component} | attributes)
 
 
-@pytest.mark.parametrize("component", [Sound, Columns, FromAFile, SoundHistory])
+@pytest.mark.parametrize("component", [Sound, Columns, FromAFile, Selects, SoundHistory])
 def test_nothing_is_wrong_with_sound_ones(component: type[Sound]) -> None:
     assert not failures(component)
 

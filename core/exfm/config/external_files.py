@@ -21,9 +21,7 @@ from exfm.config.experiment import ExternalTeacher
 from exfm.errors import ConfigError, suggestion
 from exfm.sources import list_files
 from exfm.sources.ids import example_id_ok, example_ids
-
-# Footers are read from an object store in parallel, because each read waits for the network.
-_FOOTERS_AT_ONCE = 16
+from exfm.sources.row_groups.footers import FOOTERS_AT_ONCE
 
 logger = logging.getLogger(__name__)
 I64 = npt.NDArray[np.int64]
@@ -59,7 +57,7 @@ class ExternalFiles:
             raise ConfigError(f"{section}.path: {config.path!r} cannot be listed: {error}") from error
         if not self._paths:
             raise ConfigError(f"{section}.path: there is no Parquet file at {config.path!r}")
-        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
             self.rows = sum(pool.map(self._check, self._paths))
 
     def read(self) -> ExternalRows:

@@ -73,15 +73,23 @@ def id_tables(schema: FeatureSchema) -> Iterator[tuple[str, str]]:
             yield feature.source_column, feature.table_name
 
 
-def plain_rows(batch: pa.RecordBatch, schema: FeatureSchema) -> pa.RecordBatch:
-    """Selects the schema's columns that a batch has, always in the same order, and casts them to plain types."""
+def plain_rows(batch: pa.RecordBatch, schema: FeatureSchema, fill: bool = False) -> pa.RecordBatch:
+    """Selects the schema's columns that a batch has, always in the same order, and casts them to plain types.
+
+    Args:
+        fill: add the columns that the batch lacks, without any value.
+    """
     roles: dict[str, Role] = {}
     for column, role in column_roles(schema):
         # Ids stay ids where another feature reads the column as numbers, because a cast to double loses large ids.
         if role in _ID_ROLES or column not in roles:
             roles[column] = role
-    names = [column for column in roles if column in batch.schema.names]
-    columns = [plain(batch.column(name), roles[name]) for name in names]
+    present = set(batch.schema.names)
+    names = [column for column in roles if fill or column in present]
+    columns: list[pa.Array] = []
+    for name in names:
+        column = batch.column(name) if name in present else pa.nulls(batch.num_rows)
+        columns.append(plain(column, roles[name]))
     # New fields are all nullable: files that differ in nullability only get equal schemas.
     return pa.RecordBatch.from_arrays(columns, names)
 

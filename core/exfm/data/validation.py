@@ -74,7 +74,7 @@ class RowChecker:
         """
         if not batch.num_rows:
             return batch
-        rows = plain_rows(batch, self.schema)
+        rows = plain_rows(batch, self.schema, fill=Origin.from_batch(batch).keys_only)
         self._check_types(batch, rows)
         bad = np.zeros(batch.num_rows, bool)
         for mask, column, reason in self._problems(batch, rows, bad):
@@ -113,7 +113,10 @@ class RowChecker:
                 near = suggestion(column, batch.schema.names)
                 yield np.ones(batch.num_rows, bool), column, f"the column is missing.{near}"
                 return
-        yield from _value_problems(rows, self.schema)
+        yield from _key_problems(rows, self.schema)
+        # Rows that no model sees may lack all values but their keys.
+        if not Origin.from_batch(batch).keys_only:
+            yield from _value_problems(rows, self.schema)
         # A row that is bad for another reason does not move the watermark, wherever the stream is cut into batches.
         times = np.where(bad, self.newest_us, event_times(rows, self.schema))
         if self.in_order:
@@ -218,9 +221,12 @@ _TYPES: dict[Role, tuple[Callable[[pa.DataType], bool], str]] = {
 """By role, a test of a column's plain type, and the allowed types in words."""
 
 
-def _value_problems(batch: pa.RecordBatch, schema: FeatureSchema) -> Iterator[Problem]:
+def _key_problems(batch: pa.RecordBatch, schema: FeatureSchema) -> Iterator[Problem]:
     for column in (schema.example_id, schema.event_time):
         yield _mask(batch.column(column).is_null()), column, "the value is missing"
+
+
+def _value_problems(batch: pa.RecordBatch, schema: FeatureSchema) -> Iterator[Problem]:
     for feature in schema.features:
         yield from _feature_problems(batch, feature, schema.event_time)
     if schema.weight:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ from pyarrow import types
 
 from exfm.errors import ConfigError
 from exfm.sources.files import list_files
+from exfm.sources.row_groups.bounds import stored_unit
+from exfm.sources.row_groups.footers import FOOTERS_AT_ONCE
 from exfm.sources.times import to_microseconds
 
-# Reading footers of a remote file system mostly waits, so threads help although there is a GIL.
-_FOOTERS_AT_ONCE = 16
-_LOGICAL_UNITS = {"milliseconds": "ms", "microseconds": "us", "nanoseconds": "ns"}
 _HEADS = ("csv", "tsv", "json", "jsonl", "ndjson", "txt", "gz", "zip")
 """Endings of files that are no Parquet, whatever their content."""
 
@@ -95,7 +93,7 @@ def read_log(url: str) -> Log:
         if not files:
             problem = "holds no file that ends in .parquet" if filesystem.exists(root) else "is no file, folder or glob"
             raise ConfigError(f"{url}: it {problem}")
-        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
             footers = tuple(pool.map(lambda path: _read_footer(filesystem, path), files))
     except (ImportError, OSError, ValueError) as error:
         if isinstance(error, ConfigError):
@@ -119,15 +117,9 @@ def _read_footer(filesystem: Any, path: str) -> Footer:
     for field in schema:
         if field.name in indices and (types.is_timestamp(field.type) or types.is_integer(field.type)):
             index = indices[field.name]
-            unit = _stored_unit(metadata.schema.column(index)) if types.is_timestamp(field.type) else "us"
+            unit = stored_unit(metadata.schema.column(index)) if types.is_timestamp(field.type) else "us"
             bounds[field.name] = [bound for group in groups for bound in _group_bounds(group.column(index), unit)]
     return Footer(path, schema, tuple(group.num_rows for group in groups), bounds)
-
-
-def _stored_unit(column: Any) -> str:
-    """Returns the unit of stored timestamps, which differs from the Arrow type's: Parquet has no seconds."""
-    logical = json.loads(column.logical_type.to_json())
-    return _LOGICAL_UNITS.get(logical.get("timeUnit", ""), "")
 
 
 def _group_bounds(chunk: Any, unit: str) -> list[Bounds]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar, Self
@@ -63,6 +63,11 @@ class StreamPart:
     version: str
     first_us: int
     last_us: int
+
+
+NeededRows = Mapping[str, Sequence[bool | int | str] | None]
+"""Says which rows a reader needs: those in which each column has one of the values. None stands for a condition of
+another form, whose column must be there."""
 
 
 class DataSource(Component, ABC):
@@ -149,6 +154,16 @@ class DataSource(Component, ABC):
         """
         return self
 
+    def select_rows(self, readers: Sequence[NeededRows]) -> DataSource:
+        """Returns the same stream for readers that need only some of its rows.
+
+        Rows that no reader needs are yielded too, because results depend on the position of rows in the stream. Such
+        rows may lack all columns but the example id, the time and the columns in ``readers``. They are in batches of
+        their own, whose ``Origin`` says so by ``keys_only``. The default, the source itself, is for a stream that
+        cannot tell at a lower cost than reading the rows.
+        """
+        return self
+
 
 BAD_ROW = "exfm.bad_row"
 """Column with the reasons why rows of a batch cannot be read, null for the others."""
@@ -176,17 +191,22 @@ class Origin:
         file: the file, or another name that a user recognises.
         row: the index in the file of the batch's first row.
         next_us: a time before which no later batch of the window has an event, of a source that is not ``in_order``.
+        keys_only: whether the batch has rows that no reader needs, and only some columns; see
+            ``DataSource.select_rows``.
     """
 
     file: str
     row: int
     next_us: int | None = None
+    keys_only: bool = False
 
     def mark(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Returns the batch with this origin in its schema's metadata; no data is copied."""
         metadata = {"exfm.file": self.file, "exfm.row": str(self.row)}
         if self.next_us is not None:
             metadata["exfm.next_us"] = str(self.next_us)
+        if self.keys_only:
+            metadata["exfm.keys_only"] = "1"
         return batch.replace_schema_metadata(metadata)
 
     @classmethod
@@ -198,6 +218,7 @@ class Origin:
             metadata.get(b"exfm.file", b"stream").decode(),
             int(metadata.get(b"exfm.row", b"0")),
             None if next_us is None else int(next_us),
+            b"exfm.keys_only" in metadata,
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from exfm.interfaces.data_source import (
     BAD_ROW,
     ROW_NUMBER,
+    NeededRows,
     Origin,
     Shard,
     StreamPart,
@@ -47,6 +48,7 @@ __all__ = [
     "Footer",
     "Footers",
     "Histories",
+    "NeededRows",
     "Origin",
     "RemoteFile",
     "RowGroup",

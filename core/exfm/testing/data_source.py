@@ -9,14 +9,15 @@ from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from exfm.data.decode import decode
 from exfm.data.validation import RowChecker, event_times
 from exfm.errors import ConfigError
-from exfm.interfaces.data_source import ROW_NUMBER, Origin, Shard, Window
+from exfm.interfaces.data_source import ROW_NUMBER, DataSource, Origin, Shard, Window
 from exfm.interfaces.download import Download
-from exfm.interfaces.schema import FeatureSchema
+from exfm.interfaces.schema import CategoricalFeature, FeatureSchema
 from exfm.testing.reading import ReadingTests
 from exfm.testing.rows import check_batch, check_rows, concat_tables
 from exfm.testing.stream import DAY_US, format_time
@@ -180,6 +181,32 @@ class DataSourceTests(ReadingTests, StreamGrowthTests):
                 actual = self.read(source, window, Shard(index, count))
                 check_rows(actual, expected.take(rows), f"shard {index} of {count}")
 
+    def test_unneeded_rows_keep_their_keys(self, fields: Mapping[str, Any]) -> None:
+        """Rows that no reader needs come with ids and times; the others, and the order of all, are the same as before.
+
+        Of the columns of ids, each is asked for the rows of a single value.
+        """
+        source = self.make(fields)
+        if type(source).select_rows is DataSource.select_rows:
+            pytest.skip("select_rows() returns the source itself, which yields all rows whole")
+        window, expected = self.whole(source)
+        schema = source.schema()
+        for column in _id_columns(schema, expected):
+            value = expected[column].drop_null()[0].as_py()
+            keys = list(dict.fromkeys([schema.example_id, schema.event_time, column]))
+            selected, whole, all_keys = source.select_rows([{column: (value,)}]), [], []
+            for batch in selected.read(window):
+                missing = [key for key in keys if key not in batch.schema.names]
+                assert not missing, f"{missing[0]} is missing where {column} is not {value!r}; only others may be"
+                all_keys.append(batch.select(keys))
+                if not Origin.from_batch(batch).keys_only:
+                    whole.append(batch)
+            about = f"read for {column}: {value!r}"
+            check_rows(self.collect(source, all_keys), expected.select(keys), f"keys {about}")
+            rows = self.collect(source, whole)
+            needed = rows.filter(pc.equal(rows[column], value)) if rows.num_rows else rows
+            check_rows(needed, expected.filter(pc.equal(expected[column], value)), about)
+
     def test_origins_count_on(self, fields: Mapping[str, Any]) -> None:
         """Origins of successive batches do not overlap, because messages about bad rows name their positions."""
         source = self.make(fields)
@@ -193,6 +220,17 @@ class DataSourceTests(ReadingTests, StreamGrowthTests):
             end = reached.get(origin.file, origin.row)
             assert origin.row >= end, f"{origin.file}, row {origin.row}: a batch before it has reached row {end}"
             reached[origin.file] = origin.row + batch.num_rows
+
+
+def _id_columns(schema: FeatureSchema, rows: pa.Table) -> list[str]:
+    """Lists the columns of ids that hold integers or text, and some value."""
+    columns: list[str] = []
+    for feature in schema.features:
+        if isinstance(feature, CategoricalFeature):
+            kind = rows.schema.field(feature.source_column).type
+            if (pa.types.is_integer(kind) or pa.types.is_string(kind)) and rows[feature.source_column].drop_null():
+                columns.append(feature.source_column)
+    return list(dict.fromkeys(columns))
 
 
 def _cuts(times: list[int], whole: Window) -> Iterator[list[int]]:

@@ -86,9 +86,9 @@ class StreamLoop:
         for lender in frozen:
             students.update(arm.name for arm in experiment.arms if lender.arm.name in arm.teachers)
         readers = [arm for arm in experiment.arms if arm in trained or arm in labelled or arm.name in students]
-        # Models are bound by all of the experiment, and read the columns of this job's models alone.
+        # Models are bound by all of the experiment, and read the columns and rows of this job's models alone.
         self._whole = experiment
-        self.experiment = to_train(experiment, [*readers, *(lender.arm for lender in frozen)])
+        self.experiment = to_train(experiment, readers, [lender.arm for lender in frozen])
         self.store = store
         self.process_group = plan.process_group
         check_sharding(experiment, self.process_group)

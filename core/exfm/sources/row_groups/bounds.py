@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,13 +44,29 @@ def group_bounds(
 
 
 def _statistics(file: pq.ParquetFile, group: int, column: str, unit: TimeUnit) -> tuple[int, int] | None:
-    metadata = file.metadata
-    index = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column)
-    statistics = metadata.row_group(group).column(index).statistics
-    if statistics is None or not statistics.has_min_max:
+    statistics = column_statistics(file, group, column)
+    if statistics is None:
         return None
-    # The unit of the Arrow type may differ from the stored unit: Parquet has no seconds and stores milliseconds.
-    logical = json.loads(metadata.schema.column(index).logical_type.to_json())
-    stored = _LOGICAL_UNITS[logical["timeUnit"]] if "timeUnit" in logical else unit
+    stored = stored_unit(file.metadata.schema.column(_column_index(file, column))) or unit
     first, last = to_microseconds(np.array([statistics.min_raw, statistics.max_raw], np.int64), stored)
     return int(first), int(last)
+
+
+def column_statistics(file: pq.ParquetFile, group: int, column: str) -> Any:
+    """Returns the statistics of a column in a row group; None if it has no bounds."""
+    statistics = file.metadata.row_group(group).column(_column_index(file, column)).statistics
+    return None if statistics is None or not statistics.has_min_max else statistics
+
+
+def stored_unit(column: Any) -> str:
+    """Returns the unit of the timestamps of a column of a Parquet schema; an empty text if it holds none.
+
+    It may differ from the unit of the Arrow type: Parquet has no seconds and stores milliseconds.
+    """
+    logical = json.loads(column.logical_type.to_json())
+    return _LOGICAL_UNITS.get(logical.get("timeUnit", ""), "")
+
+
+def _column_index(file: pq.ParquetFile, column: str) -> int:
+    schema = file.metadata.schema
+    return next(index for index in range(file.metadata.num_columns) if schema.column(index).path == column)

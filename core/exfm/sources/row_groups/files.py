@@ -44,6 +44,7 @@ class RowGroupFiles(ABC):
         """Returns a batch with all columns of the stream, of which the file may lack some.
 
         Args:
-            batch: consecutive rows, with the time in microseconds and with ``StreamFile.columns``.
+            batch: consecutive rows, with the time in microseconds and with ``StreamFile.columns``; of rows that no
+                reader needs, some columns alone, to which none need be added.
             first_row: the index of its first row in the file.
         """

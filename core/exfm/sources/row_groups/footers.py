@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 LEAST_FILES = 100
 """Fewer footers are read anew, which takes no time."""
 
-# Reading footers of a remote file system mostly waits, so threads help although there is a GIL.
-_FOOTERS_AT_ONCE = 16
+FOOTERS_AT_ONCE = 16
+"""Threads that read footers: of a remote file system they mostly wait, so threads help although there is a GIL."""
+
 _FORMAT = 3
 _FIELD_ID = b"PARQUET:field_id"
 
@@ -141,7 +142,7 @@ class Footers:
         def read(file: tuple[str, str]) -> None:
             footers[file] = self._read(*file)
 
-        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
             list(pool.map(read, new))
         if new:
             self._cache.write(footers)

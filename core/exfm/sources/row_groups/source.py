@@ -21,6 +21,7 @@ from exfm.errors import NotYetError
 from exfm.interfaces.data_source import (
     ROW_NUMBER,
     DataSource,
+    NeededRows,
     Origin,
     Shard,
     StreamPart,
@@ -32,6 +33,7 @@ from exfm.interfaces.schema import FeatureSchema
 from exfm.sources.row_groups.files import RowGroupFiles
 from exfm.sources.row_groups.interleave import Batches, interleave
 from exfm.sources.row_groups.order import GroupIndex, PlacedGroup, StreamFile, kept_rows
+from exfm.sources.row_groups.pruning import is_needed
 from exfm.sources.schema_config import SchemaConfig
 from exfm.sources.times import TimeUnit, column_times
 
@@ -81,6 +83,7 @@ class RowGroupSource(DataSource):
         self._placed: tuple[tuple[StreamFile, ...], GroupIndex] | None = None
         # Windows ask for the same groups repeatedly.
         self._kept_times: dict[PlacedGroup, NDArray[np.int64]] = {}
+        self._readers: tuple[NeededRows, ...] = ()
 
     def schema(self) -> FeatureSchema:
         """Returns the configured schema."""
@@ -119,7 +122,19 @@ class RowGroupSource(DataSource):
 
     def select(self, schema: FeatureSchema) -> Self:
         """Returns the stream with fewer columns."""
-        return type(self)(self.config.with_schema(schema))
+        return self._copy(self.config.with_schema(schema), self._readers)
+
+    def select_rows(self, readers: Sequence[NeededRows]) -> Self:
+        """Returns the stream for readers that need only some rows: of other row groups, only the keys are read.
+
+        Statistics of a row group tell that no reader needs its rows, or values that all rows of its file have.
+        """
+        return self._copy(self.config, tuple(readers))
+
+    def _copy(self, config: Config, readers: tuple[NeededRows, ...]) -> Self:
+        source = type(self)(config)
+        source._readers = readers
+        return source
 
     def read(self, window: Window, shard: Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
         """Yields a window's rows with the schema's columns; ``event_time`` in microseconds whatever the file has."""
@@ -179,24 +194,33 @@ class RowGroupSource(DataSource):
         if group.file.kept_R is not None:
             inside_R &= kept_rows(group.file.kept_R, group.first_row, inside_R.size)
         is_sorted = bool((np.diff(time_R) >= 0).all())
-        others = [column for column in self.config.columns if column != self.config.event_time]
+        keys_only = not is_needed(self._readers, file, group)
+        others = [column for column in self._columns(keys_only) if column != self.config.event_time]
         stored = group.file.stored_names(others)
         start = 0
         for batch in file.iter_batches(self.config.batch_rows, row_groups=[group.index], columns=list(stored)):
             rows = slice(start, start + batch.num_rows)
             if inside_R[rows].any():
                 times = event_time.slice(start, batch.num_rows)
-                batch = batch.rename_columns([stored[name] for name in batch.schema.names])
+                if group.file.names is not None:
+                    batch = batch.rename_columns([stored[name] for name in batch.schema.names])
                 batch = batch.append_column(self.config.event_time, times)
                 batch = self._files.complete(_filled_in(batch, group.file, others), group.file, group.first_row + start)
                 first_us = max(group.first_us, window.start_us)
                 if is_sorted:
                     first_us = int(time_R[rows][inside_R[rows].argmax()])
-                origin = Origin(group.file.path, group.first_row + start)
+                origin = Origin(group.file.path, group.first_row + start, keys_only=keys_only)
                 yield first_us, _picked(batch, inside_R[rows], origin)
             start = rows.stop
             if is_sorted and not inside_R[start:].any():
                 return
+
+    def _columns(self, keys_only: bool) -> Sequence[str]:
+        """Returns the columns to read: all, or those of rows that no reader needs."""
+        if not keys_only:
+            return self.config.columns
+        keys = {self.config.example_id, self.config.event_time}.union(*self._readers)
+        return [column for column in self.config.columns if column in keys]
 
     def _filled(self, column: pa.Array, before_us: int) -> tuple[pa.Array, NDArray[np.int64]]:
         """Returns the times of a row group in microseconds, with and without missing times.

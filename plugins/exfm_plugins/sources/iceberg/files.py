@@ -102,14 +102,15 @@ class IcebergFiles(RowGroupFiles):
     def complete(self, batch: pa.RecordBatch, file: StreamFile, first_row: int) -> pa.RecordBatch:
         """Casts columns to the types of the table."""
         assert self._listing is not None, "files are listed before they are read"
+        names = [name for name in self._columns if name in batch.schema.names]
         arrays: list[pa.Array] = []
-        for name in self._columns:
+        for name in names:
             column = batch.column(name)
             # The time is in microseconds already.
             if name != self._event_time:
                 column = cast_column(column, self._listing.columns[name].kind)
             arrays.append(column)
-        return pa.record_batch(arrays, names=list(self._columns))
+        return pa.record_batch(arrays, names=names)
 
     def _plan(self, scan: Any) -> list[Any]:
         """Returns pyiceberg's tasks of a scan: each data file with its delete files."""
