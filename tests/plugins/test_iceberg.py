@@ -93,7 +93,7 @@ class TestIceberg(DataSourceTests):
     plugin = exfm_plugins.sources
     configs = tuple(
         {**FIELDS, "table": f"ads.{name}", "properties": properties("{folder}"), **more}
-        for name, more in (("places", {"batch_rows": 7}), ("seconds", {"time_unit": "s"}))
+        for name, more in (("places", {"batch_rows": 7, "threads": 2}), ("seconds", {"time_unit": "s"}))
     )
 
     def write(self, folder: Path) -> None:

@@ -66,10 +66,13 @@ def bags(rows: pa.RecordBatch, feature: CategoricalFeature | MultiValuedFeature)
     column = rows.column(feature.source_column)
     if isinstance(feature, MultiValuedFeature):
         return Bags(_to_table_rows(column.flatten(), feature), list_lengths(column))
-    ids = _to_table_rows(column, feature)
     # is_valid and not null_count, because null_count overlooks a null among a dictionary's values.
-    present = column.is_valid().to_numpy(zero_copy_only=False)
-    return Bags(ids if present.all() else ids[present], present.astype(np.int64))
+    valid = column.is_valid()
+    present = valid.to_numpy(zero_copy_only=False)
+    if not present.all():
+        # Hashed without the nulls, which are many where no model sees most of the rows.
+        column = column.filter(valid)
+    return Bags(_to_table_rows(column, feature), present.astype(np.int64))
 
 
 def history(rows: pa.RecordBatch, feature: SequenceFeature, event_time: str) -> History:

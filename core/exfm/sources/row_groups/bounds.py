@@ -69,4 +69,8 @@ def stored_unit(column: Any) -> str:
 
 def _column_index(file: pq.ParquetFile, column: str) -> int:
     schema = file.metadata.schema
+    # The same index as in the Arrow schema but behind structs, which have several columns of the file each.
+    likely = file.schema_arrow.get_field_index(column)
+    if 0 <= likely < file.metadata.num_columns and schema.column(likely).path == column:
+        return int(likely)
     return next(index for index in range(file.metadata.num_columns) if schema.column(index).path == column)

@@ -36,12 +36,16 @@ class RowGroupFiles(ABC):
         """
 
     @abstractmethod
-    def open(self, path: str) -> pq.ParquetFile:
-        """Opens a file by the path in its ``StreamFile``."""
+    def open(self, path: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+        """Opens a file by the path in its ``StreamFile``; called in any thread.
+
+        Args:
+            metadata: the file's footer, where it was read before.
+        """
 
     @abstractmethod
     def complete(self, batch: pa.RecordBatch, file: StreamFile, first_row: int) -> pa.RecordBatch:
-        """Returns a batch with all columns of the stream, of which the file may lack some.
+        """Returns a batch with all columns of the stream, of which the file may lack some; called in any thread.
 
         Args:
             batch: consecutive rows, with the time in microseconds and with ``StreamFile.columns``; of rows that no

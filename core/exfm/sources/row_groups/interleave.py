@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import pyarrow as pa
 
 from exfm.sources.row_groups.order import PlacedGroup
 
-Batches = Iterator[tuple[int, pa.RecordBatch]]
+Batches = Generator[tuple[int, pa.RecordBatch], None, None]
 """Batches of a row group, each with a time before which neither it nor any later batch of the group has a row."""
 
 MOST_OPEN = 64

@@ -49,15 +49,16 @@ def _may_hold(bounds: _Bounds, value: bool | int | str) -> bool:
 def _bounds(file: pq.ParquetFile, group: PlacedGroup, column: str) -> _Bounds | None:
     """Returns the least and the largest value of a column in a row group, or of its file; None if there are none."""
     name = next(iter(group.file.stored_names([column])), None)
-    index = -1 if name is None else file.schema_arrow.get_field_index(name)
+    schema = file.schema_arrow
+    index = -1 if name is None else schema.get_field_index(name)
     if index < 0:
         constant = group.file.columns.get(column)
         return None if constant is None else _comparable(constant.as_py(), constant.as_py(), constant.type)
-    statistics = column_statistics(file, group.index, file.schema_arrow.names[index])
+    statistics = column_statistics(file, group.index, schema.names[index])
     if statistics is None:
         return None
     try:
-        return _comparable(statistics.min, statistics.max, file.schema_arrow.field(index).type)
+        return _comparable(statistics.min, statistics.max, schema.field(index).type)
     except UnicodeDecodeError:
         # Some writers cut a long text off inside a character.
         return None

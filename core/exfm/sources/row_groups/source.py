@@ -6,7 +6,7 @@ Legend: R rows of a row group, B rows of a batch.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +19,6 @@ from pydantic import Field
 
 from exfm.errors import NotYetError
 from exfm.interfaces.data_source import (
-    ROW_NUMBER,
     DataSource,
     NeededRows,
     Origin,
@@ -34,8 +33,10 @@ from exfm.sources.row_groups.files import RowGroupFiles
 from exfm.sources.row_groups.interleave import Batches, interleave
 from exfm.sources.row_groups.order import GroupIndex, PlacedGroup, StreamFile, kept_rows
 from exfm.sources.row_groups.pruning import is_needed
+from exfm.sources.row_groups.read_ahead import AHEAD_BYTES, ReadAhead
+from exfm.sources.row_groups.rows import filled_times, pick_rows, with_file_columns
 from exfm.sources.schema_config import SchemaConfig
-from exfm.sources.times import TimeUnit, column_times
+from exfm.sources.times import TimeUnit
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -57,7 +58,7 @@ class RowGroupSource(DataSource):
     """
 
     in_order: ClassVar[bool] = False
-    free_fields: ClassVar[frozenset[str]] = frozenset({"batch_rows"})
+    free_fields: ClassVar[frozenset[str]] = frozenset({"batch_rows", "threads"})
 
     class Config(SchemaConfig):
         """Configures how the files are read, and the schema of their rows; derived classes add where the files are."""
@@ -66,6 +67,9 @@ class RowGroupSource(DataSource):
             "timestamp", description="timestamp: event_time is an Arrow timestamp; or what it counts since 1970, UTC."
         )
         batch_rows: int = Field(8192, gt=0, description="The most rows that are decoded at once.")
+        threads: int = Field(
+            1, gt=0, description="Threads that decode row groups; of several, they work ahead of the job's reader."
+        )
 
     config: Config
 
@@ -164,7 +168,9 @@ class RowGroupSource(DataSource):
         sorted_R = self._kept_times.pop(group, None)
         if sorted_R is None:
             with self._files.open(group.file.path) as file:
-                sorted_R = np.sort(self._filled(self._time_column(group, file), group.first_us)[1])
+                sorted_R = np.sort(
+                    filled_times(self._time_column(group, file), self.config.time_unit, group.first_us)[1]
+                )
         self._kept_times[group] = sorted_R
         while len(self._kept_times) > _TIMES_KEPT:
             del self._kept_times[next(iter(self._kept_times))]
@@ -173,23 +179,45 @@ class RowGroupSource(DataSource):
     def _window(self, window: Window) -> Iterator[pa.RecordBatch]:
         groups = self._index.overlapping(window.start_us, window.end_us)
         with ExitStack() as stack:
-            files: dict[str, pq.ParquetFile] = {}
-
-            def read(group: PlacedGroup) -> Batches:
-                # A file is opened once for its row groups in the window, because opening reads the footer.
-                path = group.file.path
-                if path not in files:
-                    files[path] = stack.enter_context(self._files.open(path))
-                return self._group(files[path], group, window)
-
+            if self.config.threads == 1:
+                read = self._one_by_one(window, stack)
+            else:
+                decode = self._in_threads(window)
+                read = stack.enter_context(ReadAhead(groups, decode, self.config.threads, AHEAD_BYTES)).read
             for batch, next_us in interleave(groups, read, window.start_us, window.end_us):
                 origin = replace(Origin.from_batch(batch), next_us=next_us)
                 yield origin.mark(batch)
 
+    def _one_by_one(self, window: Window, stack: ExitStack) -> Callable[[PlacedGroup], Batches]:
+        """Returns a function that reads a row group; files are closed with the stack."""
+        files: dict[str, pq.ParquetFile] = {}
+
+        def read(group: PlacedGroup) -> Batches:
+            # A file is opened once for its row groups in the window, because opening reads the footer.
+            path = group.file.path
+            if path not in files:
+                files[path] = stack.enter_context(self._files.open(path))
+            return self._group(files[path], group, window)
+
+        return read
+
+    def _in_threads(self, window: Window) -> Callable[[PlacedGroup], Batches]:
+        """Returns a function that reads a row group in any thread."""
+        footers: dict[str, pq.FileMetaData] = {}
+
+        def read(group: PlacedGroup) -> Batches:
+            path = group.file.path
+            # Opened for each row group, because Arrow's reader of a file is for a thread.
+            with self._files.open(path, footers.get(path)) as file:
+                footers[path] = file.metadata
+                yield from self._group(file, group, window)
+
+        return read
+
     def _group(self, file: pq.ParquetFile, group: PlacedGroup, window: Window) -> Batches:
         """Yields the rows of a row group that belong to the window."""
         # The times come first, and alone: they say whether the rows are in order, and which batches have some.
-        event_time, time_R = self._filled(self._time_column(group, file), group.first_us)
+        event_time, time_R = filled_times(self._time_column(group, file), self.config.time_unit, group.first_us)
         inside_R = (time_R >= window.start_us) & (time_R < window.end_us)
         if group.file.kept_R is not None:
             inside_R &= kept_rows(group.file.kept_R, group.first_row, inside_R.size)
@@ -205,12 +233,14 @@ class RowGroupSource(DataSource):
                 if group.file.names is not None:
                     batch = batch.rename_columns([stored[name] for name in batch.schema.names])
                 batch = batch.append_column(self.config.event_time, times)
-                batch = self._files.complete(_filled_in(batch, group.file, others), group.file, group.first_row + start)
+                batch = self._files.complete(
+                    with_file_columns(batch, group.file, others), group.file, group.first_row + start
+                )
                 first_us = max(group.first_us, window.start_us)
                 if is_sorted:
                     first_us = int(time_R[rows][inside_R[rows].argmax()])
                 origin = Origin(group.file.path, group.first_row + start, keys_only=keys_only)
-                yield first_us, _picked(batch, inside_R[rows], origin)
+                yield first_us, pick_rows(batch, inside_R[rows], origin)
             start = rows.stop
             if is_sorted and not inside_R[start:].any():
                 return
@@ -221,37 +251,3 @@ class RowGroupSource(DataSource):
             return self.config.columns
         keys = {self.config.example_id, self.config.event_time}.union(*self._readers)
         return [column for column in self.config.columns if column in keys]
-
-    def _filled(self, column: pa.Array, before_us: int) -> tuple[pa.Array, NDArray[np.int64]]:
-        """Returns the times of a row group in microseconds, with and without missing times.
-
-        Args:
-            column: the times.
-            before_us: the time that a missing time takes where no row is before it.
-        """
-        missing_B = column.is_null().to_numpy(zero_copy_only=False)
-        time_B = column_times(column, self.config.time_unit)
-        filled_B = time_B
-        if missing_B.any():
-            # Row whose time each row takes: the running maximum carries the last row with a time forward.
-            source_B = np.maximum.accumulate(np.where(missing_B, -1, np.arange(missing_B.size)))
-            filled_B = np.where(source_B < 0, before_us, time_B[source_B])
-        return pa.array(time_B, mask=missing_B).view(pa.timestamp("us")), filled_B
-
-
-def _filled_in(batch: pa.RecordBatch, file: StreamFile, columns: Sequence[str]) -> pa.RecordBatch:
-    """Adds the columns whose value is that of the whole file; a column in the file has precedence."""
-    for name, value in file.columns.items():
-        if name in columns and name not in batch.schema.names:
-            batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
-    return batch
-
-
-def _picked(batch: pa.RecordBatch, inside_B: NDArray[np.bool_], origin: Origin) -> pa.RecordBatch:
-    """Selects rows of a batch, and marks them with their place in the file."""
-    rows = np.flatnonzero(inside_B)
-    first, last = int(rows[0]), int(rows[-1])
-    if last - first + 1 == rows.size:
-        return replace(origin, row=origin.row + first).mark(batch.slice(first, rows.size))
-    numbered = batch.append_column(ROW_NUMBER, pa.array(origin.row + np.arange(batch.num_rows)))
-    return origin.mark(numbered.take(pa.array(rows)))

@@ -90,12 +90,12 @@ class DeltaFiles(RowGroupFiles):
                 files.append(StreamFile(self._root + path, version, footer.groups, values[path], kept.get(path)))
         return files
 
-    def open(self, path: str) -> pq.ParquetFile:
+    def open(self, path: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
         """Opens a file of the version."""
         assert self._listing is not None, "files are listed before they are opened"
         try:
             relative = path.removeprefix(self._root)
-            return pq.ParquetFile(relative, filesystem=self._listing.filesystem, pre_buffer=True)
+            return pq.ParquetFile(relative, filesystem=self._listing.filesystem, pre_buffer=True, metadata=metadata)
         except FileNotFoundError as error:
             text = f"delta: {path} is gone, which the version needs; was the table vacuumed?"
             if self._version is None and self._timestamp is None:

@@ -91,11 +91,11 @@ class IcebergFiles(RowGroupFiles):
         self._looked_up = table.metadata_location, files
         return files
 
-    def open(self, path: str) -> pq.ParquetFile:
+    def open(self, path: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
         """Opens a file of the snapshot."""
         assert self._listing is not None, "files are listed before they are opened"
         try:
-            return pq.ParquetFile(self._listing.io.new_input(path).open(), pre_buffer=True)
+            return pq.ParquetFile(self._listing.io.new_input(path).open(), pre_buffer=True, metadata=metadata)
         except FileNotFoundError as error:
             raise self._gone(path) from error
 

@@ -108,10 +108,10 @@ class ParquetFiles(RowGroupFiles):
         folder = root.rstrip("/") + "/"
         return path.removeprefix(folder) if path.startswith(folder) else path.rpartition("/")[2]
 
-    def open(self, path: str) -> pq.ParquetFile:
+    def open(self, path: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
         """Opens a file."""
         filesystem, _ = fsspec.url_to_fs(self.url)
-        return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)
+        return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, metadata=metadata)
 
     def _versions(self) -> dict[str, str]:
         """Returns size and tag of every file, by path."""
