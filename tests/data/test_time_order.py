@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,9 @@ import exfm
 from exfm.data import time_order
 from exfm.data.time_order import in_time_order
 from exfm.sources import Origin
+from exfm_plugins.sources.parquet.source import Parquet
+from tests.plugins.test_delta import FIELDS, read
+from tests.plugins.test_delta import table as delta_table
 from tests.training.logs import DAY_US, START_US, experiment_dict, load, make_log, rows_by_window, train
 
 SCHEMA = exfm.schema.FeatureSchema(
@@ -130,6 +134,60 @@ def test_any_split_of_the_rows_gives_the_same_run(tmp_path: Path) -> None:
             assert windows.keys() == expected[name].keys()
             for window, rows in windows.items():
                 assert rows.equals(expected[name][window]), (kind, name, window)
+
+
+layouts = st.fixed_dictionaries(
+    {
+        # Few times: ties are common, across files and folders too.
+        "times": st.lists(st.integers(0, 9), min_size=1, max_size=30),
+        "seed": st.integers(0, 999),
+        # Columns in the folders of each writer's files.
+        "writers": st.lists(st.lists(st.sampled_from(["place", "hour"]), unique=True), min_size=1, max_size=3),
+        "group_rows": st.integers(1, 9),
+        "batch_rows": st.integers(1, 7),
+        "threads": st.integers(1, 2),
+        "length": st.integers(1, 11),
+    }
+)
+
+
+@settings(max_examples=20)
+@given(layout=layouts)
+def test_any_mix_of_folders_files_and_row_groups_has_the_same_rows(
+    tmp_path_factory: pytest.TempPathFactory, layout: dict[str, Any]
+) -> None:
+    """Writers put any columns into folders, none or both in any order, and the others into files of any row groups."""
+    folder = tmp_path_factory.mktemp("layout")
+    random = np.random.default_rng(layout["seed"])
+    log = delta_table(layout["times"])
+    places = [[None, "São 0", "a=b/c"][number % 3] for number in range(log.num_rows)]
+    log = log.set_column(4, "place", pa.array(places, pa.string()))
+    log = log.append_column("hour", pa.array(np.arange(log.num_rows) * 5 // 3 % 4))
+    pq.write_table(log, folder / "whole.parquet")
+    rows = log.take(pa.array(random.permutation(log.num_rows)))
+    writer = random.integers(0, len(layout["writers"]), log.num_rows)
+    for number, columns in enumerate(layout["writers"]):
+        some = rows.filter(pa.array(writer == number))
+        keys = list(zip(*(some[column].to_pylist() for column in columns), strict=True)) or [()] * some.num_rows
+        for key in set(keys):
+            path = folder / "log"
+            for column, value in zip(columns, key, strict=True):
+                path /= f"{column}={'__HIVE_DEFAULT_PARTITION__' if value is None else quote(str(value), safe='')}"
+            path.mkdir(parents=True, exist_ok=True)
+            inside = some.filter(pa.array([other == key for other in keys])).drop_columns(columns)
+            pq.write_table(inside, path / f"{number}.parquet", row_group_size=layout["group_rows"])
+    features = [*FIELDS["features"], {"name": "hour", "kind": "categorical", "rows": 24}]
+    options = {"batch_rows": layout["batch_rows"], "threads": layout["threads"]}
+    split, whole = (
+        Parquet(Parquet.Config.model_validate(FIELDS | {"features": features, "path": str(folder / path), **options}))
+        for path in ("log", "whole.parquet")
+    )
+    time = whole.time_range()
+    assert split.time_range() == time
+    for start in range(time.start_us, time.end_us, layout["length"]):
+        window = exfm.sources.Window(0, start, start + layout["length"])
+        # Values alone: a column without any value has an arbitrary type.
+        assert read(split, window).to_pylist() == read(whole, window).to_pylist()
 
 
 def test_ids_may_be_text_bytes_or_uuids_and_may_be_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

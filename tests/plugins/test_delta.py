@@ -338,6 +338,20 @@ def test_a_job_reads_its_columns_alone(tmp_path: Path) -> None:
     assert set(batch.schema.names) == {"example_id", "event_time", "item", "click"}
 
 
+def test_partitions_that_no_model_sees_are_read_for_their_keys(tmp_path: Path) -> None:
+    write(
+        tmp_path / "t", table([1, 2, 3, 4], day=pa.array([7, 7, None, 12], pa.int32())), partition_by=["day", "place"]
+    )
+    days = [{"name": name, "kind": "categorical", "rows": 9} for name in ("day", "place")]
+    stream = source(tmp_path / "t", features=days).select_rows([{"day": (7, 8), "place": ("São 1",)}, {"day": (12,)}])
+    whole: list[int] = []
+    for batch in stream.read(exfm.sources.Window(0, 0, 9)):
+        if not exfm.sources.Origin.from_batch(batch).keys_only:
+            whole += batch["example_id"].to_pylist()
+    # The third row has no day: nothing bounds a null.
+    assert sorted(whole) == [1, 2, 3]
+
+
 # ---- errors -------------------------------------------------------------------------------------------------------
 
 

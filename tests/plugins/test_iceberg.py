@@ -421,6 +421,25 @@ def test_an_unchanged_table_is_not_planned_again(lake: Lake, monkeypatch: pytest
     assert len(stream.parts()) == 2 and len(planned) == 2
 
 
+def test_files_that_no_model_sees_are_read_for_their_keys(lake: Lake) -> None:
+    """By the statistics of a renamed column, and by a partition whose column the files do not have."""
+    lake.write(table([1, 2, 3, 4, 5, 6]), partitioned=True)
+    lake.rename(place="city", item="thing")
+    features = [{"name": name, "kind": "categorical", "rows": 9} for name in ("city", "thing")]
+    stream = lake.source(features=features)
+    cases: list[tuple[list[exfm.sources.NeededRows], list[int]]] = [
+        ([{"city": ("São 1",)}], [1, 4]),
+        ([{"city": ("São 1",), "thing": (5, 9)}], []),
+        ([{"thing": (5, 9)}, {"city": ("São 0",)}], [0, 2, 3, 5]),
+    ]
+    for readers, expected in cases:
+        whole: list[int] = []
+        for batch in stream.select_rows(readers).read(exfm.sources.Window(0, 0, 9)):
+            if not exfm.sources.Origin.from_batch(batch).keys_only:
+                whole += batch["example_id"].to_pylist()
+        assert sorted(whole) == expected
+
+
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 
