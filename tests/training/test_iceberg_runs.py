@@ -12,7 +12,6 @@ import pytest
 import exfm
 from exfm.storage.late_log import LateLog
 from exfm.supervision.store import Store
-from tests.plugins.sources import run_example
 from tests.plugins.test_iceberg import Lake, delete_rows, properties
 from tests.training.logs import experiment_dict, load, make_log, predictions, train, write_log
 
@@ -56,19 +55,3 @@ def test_a_table_that_changes_gives_the_run_of_parquet(tmp_path: Path) -> None:
         extra = log.slice(0, 5).set_column(0, "example_id", pa.array(np.arange(5) + 10**6))
         lake.write(extra)
         assert exfm.run(load(tmp_path, whole))["data"]["late_rows"] == 5
-
-
-def test_the_example(tmp_path: Path) -> None:
-    log = make_log(400).rename_columns(
-        ["example_id", "shown_at", "user", "item", "price", "history_items", "click", "buy"]
-    )
-    # log1p takes no value below zero.
-    log = log.set_column(4, "price", pa.array(np.abs(log.column("price").to_numpy())))
-    log = log.append_column("country", pa.array([f"c{number % 3}" for number in range(400)]))
-    with Lake(tmp_path) as lake:
-        lake.write(log, "impressions")
-        source = {"table": "ads.impressions", "catalog": "default"}
-        for key, value in properties(tmp_path).items():
-            source[f"properties.{key}"] = value
-        results = run_example("iceberg", tmp_path, **source)
-    assert results["models"]["fm"]["examples"] == 400

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import exfm
+from exfm.config.checks import row_conditions
 from exfm.config.needed_columns import to_predict, to_train
-from exfm.sources import Origin
+from exfm.data.stream import ChunkReader
+from exfm.sources import Origin, Shard
 from tests.training.logs import experiment_dict, load, make_log, rows_by_window, timeless, train
 
 
@@ -43,6 +45,7 @@ def make(rows: int) -> pa.Table:
 def config(path: str, run_dir: Path) -> dict[str, Any]:
     whole = experiment_dict(path, str(run_dir), labels=("click", "buy"))
     whole["stream"]["source"]["features"].append({"name": "place", "kind": "categorical", "rows": 8, "ids": "row"})
+    whole["models"]["vm"]["control"] = False
     whole["models"]["fm"]["where"] = {"place": [0, 2], "user": list(range(30))}
     whole["models"]["vm"]["where"] = {"place": 0, "item": {"bucket": [0, 1], "of": 3}}
     return whole
@@ -50,17 +53,17 @@ def config(path: str, run_dir: Path) -> dict[str, Any]:
 
 def test_results_are_those_of_a_job_that_reads_all_rows(tmp_path: Path) -> None:
     """Predictions, supervision and figures, late labels and rows that come late included."""
-    log = make(900)
+    log = make(500)
     shown: list[Any] = []
     for statistics in (True, False):
         folder = tmp_path / str(statistics)
-        path = write(folder / "log", log.slice(0, 880), statistics)
+        path = write(folder / "log", log.slice(0, 480), statistics)
         experiment = load(folder, config(path, folder / "run"))
         source = to_train(experiment, experiment.arms).source
         time = source.time_range()
         batches = list(source.read(exfm.sources.Window(0, time.start_us, time.end_us)))
         marked = sum(batch.num_rows for batch in batches if Origin.from_batch(batch).keys_only)
-        assert (marked > 200) == statistics and sum(batch.num_rows for batch in batches) == 880
+        assert (marked > 100) == statistics and sum(batch.num_rows for batch in batches) == 480
         train(experiment)
         for city in range(3):
             late = log.slice(0, 20).filter(pc.equal(log["place"].slice(0, 20), city))
@@ -68,13 +71,13 @@ def test_results_are_those_of_a_job_that_reads_all_rows(tmp_path: Path) -> None:
             target = Path(path) / f"place={city}" if statistics else Path(path)
             pq.write_table(late.drop_columns(["place"]) if statistics else late, target / f"late{city}.parquet")
         results = timeless(exfm.run(load(folder, config(path, folder / "run"))))
-        read = {}
+        rows = {}
         for kind, model in (("predictions", "fm"), ("predictions", "vm"), ("supervision", "fm")):
-            read[kind, model] = rows_by_window(str(folder / "run"), kind, model)
+            rows[kind, model] = rows_by_window(str(folder / "run"), kind, model)
         late_rows = [(late["model"], late["window"], late["rows"]) for late in results["data"].pop("late")]
-        shown.append((read, results["data"], late_rows, results["models"]))
+        shown.append((rows, results["data"], late_rows, results["models"]))
     (pruned, data, late_rows, models), (expected, expected_data, expected_late, expected_models) = shown
-    assert data == expected_data and late_rows == expected_late and len(late_rows) > 2
+    assert data == expected_data and late_rows == expected_late and len(late_rows) > 1
     assert models == expected_models
     for key, windows in expected.items():
         assert windows.keys() == pruned[key].keys() and len(windows) > 3
@@ -102,25 +105,39 @@ def test_all_rows_are_read_where_a_model_may_see_them(tmp_path: Path) -> None:
     assert not any(marked({}, {"on_bad_row": "skip"}))
 
 
+def read(folder: Path, whole: dict[str, Any]) -> int:
+    """Reads the stream as a job of all models does, and returns the number of rows."""
+    experiment = load(folder, whole)
+    job = to_train(experiment, experiment.arms)
+    reader = ChunkReader(job.source, job.schema, job.config.stream, row_conditions(job.arms), Shard())
+    time = job.source.time_range()
+    return sum(chunk.batch.size for chunk in reader.read(exfm.sources.Window(0, time.start_us, time.end_us)))
+
+
 def test_a_bad_value_stops_the_run_where_a_model_sees_the_row(tmp_path: Path) -> None:
     log = make(60)
     for city in (0, 1):
         bad = pc.and_(pc.equal(log["place"], city), pc.greater(log["example_id"], 100))
         price = pc.if_else(bad, float("nan"), log["price"])
-        folder = tmp_path / str(city)
-        path = write(folder / "log", log.set_column(4, "price", price), True)
-        experiment = load(folder, config(path, folder / "run"))
+        path = write(tmp_path / str(city), log.set_column(4, "price", price), True)
         if city == 1:
-            train(experiment)
+            assert read(tmp_path, config(path, tmp_path)) == 60
             continue
         with pytest.raises(exfm.ConfigError, match="price: the value is missing, NaN or infinite"):
-            train(experiment)
+            read(tmp_path, config(path, tmp_path))
+
+
+def test_a_repeated_id_stops_the_run_wherever_it_is(tmp_path: Path) -> None:
+    log = make(60)
+    ids = pc.if_else(pc.equal(log["place"], 1), 5, log["example_id"])
+    path = write(tmp_path / "log", log.set_column(0, "example_id", ids), True)
+    with pytest.raises(exfm.ConfigError, match="example_id: this example id came before"):
+        read(tmp_path, config(path, tmp_path))
 
 
 def test_a_typing_error_in_where_shows_the_values_there_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = write(tmp_path / "log", make(60), True)
-    whole = config(path, tmp_path / "run")
+    whole = config(write(tmp_path / "log", make(60), True), tmp_path / "run")
     whole["models"] = {"fm": whole["models"]["fm"] | {"where": {"place": 7, "user": {"bucket": 0, "of": 2}}}}
-    train(load(tmp_path, whole))
-    assert "models.fm.where: none of the first" in caplog.text and "place holds 0 (" in caplog.text
+    read(tmp_path, whole)
+    assert "models.fm.where: none of the first 60 rows" in caplog.text and "place holds 0 (" in caplog.text
     assert "None" not in caplog.text
