@@ -52,7 +52,7 @@ def open_log(folder: Path, threads: int) -> Parquet:
     features: list[dict[str, Any]] = [{"name": "country", "kind": "categorical", "rows": 8}]
     features += [{"name": f"id_{number}", "kind": "categorical", "rows": 65_536} for number in range(IDS)]
     features += [{"name": f"number_{number}", "kind": "dense"} for number in range(NUMBERS)]
-    fields = {"path": str(folder), "threads": threads, "features": features, "labels": [{"name": "click"}]}
+    fields = {"path": str(folder), "decode_threads": threads, "features": features, "labels": [{"name": "click"}]}
     return Parquet(Parquet.Config.model_validate(fields))
 
 

@@ -177,7 +177,7 @@ def test_any_mix_of_folders_files_and_row_groups_has_the_same_rows(
             inside = some.filter(pa.array([other == key for other in keys])).drop_columns(columns)
             pq.write_table(inside, path / f"{number}.parquet", row_group_size=layout["group_rows"])
     features = [*FIELDS["features"], {"name": "hour", "kind": "categorical", "rows": 24}]
-    options = {"batch_rows": layout["batch_rows"], "threads": layout["threads"]}
+    options = {"batch_rows": layout["batch_rows"], "decode_threads": layout["threads"]}
     split, whole = (
         Parquet(Parquet.Config.model_validate(FIELDS | {"features": features, "path": str(folder / path), **options}))
         for path in ("log", "whole.parquet")

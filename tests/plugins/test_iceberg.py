@@ -97,7 +97,7 @@ class TestIceberg(DataSourceTests):
             "table": "ads.places",
             "properties": properties("{folder}"),
             "batch_rows": 7,
-            "threads": 2,
+            "decode_threads": 2,
         },
     )
 

@@ -65,7 +65,7 @@ def test_batches_are_those_of_a_single_thread(
         patch.setattr(interleave, "MOST_OPEN", most_open)
         patch.setattr("exfm.sources.row_groups.source.AHEAD_BYTES", most_bytes)
         expected = read(source(folder, batch_rows=2))
-        actual = read(source(folder, batch_rows=2, threads=threads))
+        actual = read(source(folder, batch_rows=2, decode_threads=threads))
     assert [Origin.from_batch(batch) for batch in actual] == [Origin.from_batch(batch) for batch in expected]
     assert all(batch.equals(other) for batch, other in zip(actual, expected, strict=True))
     assert not decoders()
@@ -103,7 +103,7 @@ def test_an_error_comes_after_the_batches_before_it(tmp_path: Path) -> None:
     for number in range(3):
         pq.write_table(table([number * 10 + i for i in range(9)], 10 * number), tmp_path / f"{number}.parquet")
     for threads in (1, 3):
-        stream = source(tmp_path, threads=threads, batch_rows=3)
+        stream = source(tmp_path, decode_threads=threads, batch_rows=3)
         stream.time_range()
         content = (tmp_path / "1.parquet").read_bytes()
         (tmp_path / "1.parquet").unlink()
@@ -117,7 +117,7 @@ def test_an_error_comes_after_the_batches_before_it(tmp_path: Path) -> None:
 
 def test_threads_end_where_a_reading_is_given_up(tmp_path: Path) -> None:
     pq.write_table(table(list(range(90))), tmp_path / "a.parquet", row_group_size=10)
-    batches = source(tmp_path, threads=2, batch_rows=3).read(exfm.sources.Window(0, 0, 90))
+    batches = source(tmp_path, decode_threads=2, batch_rows=3).read(exfm.sources.Window(0, 0, 90))
     next(iter(batches))
     assert decoders()
     batches.close()  # type: ignore[attr-defined]

@@ -58,7 +58,7 @@ class RowGroupSource(DataSource):
     """
 
     in_order: ClassVar[bool] = False
-    free_fields: ClassVar[frozenset[str]] = frozenset({"batch_rows", "threads"})
+    free_fields: ClassVar[frozenset[str]] = frozenset({"batch_rows", "decode_threads"})
 
     class Config(SchemaConfig):
         """Configures how the files are read, and the schema of their rows; derived classes add where the files are."""
@@ -67,7 +67,7 @@ class RowGroupSource(DataSource):
             "timestamp", description="timestamp: event_time is an Arrow timestamp; or what it counts since 1970, UTC."
         )
         batch_rows: int = Field(8192, gt=0, description="The most rows that are decoded at once.")
-        threads: int = Field(
+        decode_threads: int = Field(
             1, gt=0, description="Threads that decode row groups; of several, they work ahead of the job's reader."
         )
 
@@ -179,11 +179,11 @@ class RowGroupSource(DataSource):
     def _window(self, window: Window) -> Iterator[pa.RecordBatch]:
         groups = self._index.overlapping(window.start_us, window.end_us)
         with ExitStack() as stack:
-            if self.config.threads == 1:
+            if self.config.decode_threads == 1:
                 read = self._one_by_one(window, stack)
             else:
                 decode = self._in_threads(window)
-                read = stack.enter_context(ReadAhead(groups, decode, self.config.threads, AHEAD_BYTES)).read
+                read = stack.enter_context(ReadAhead(groups, decode, self.config.decode_threads, AHEAD_BYTES)).read
             for batch, next_us in interleave(groups, read, window.start_us, window.end_us):
                 origin = replace(Origin.from_batch(batch), next_us=next_us)
                 yield origin.mark(batch)

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import pyarrow as pa
 
 from exfm.components import suggestion
 from exfm.sources import (
     ROW_NUMBER,
+    NeededRows,
     Origin,
     RowGroupSource,
     Shard,
@@ -62,14 +63,23 @@ class Joined(RowGroupSource):
     """
 
     name: ClassVar[str] = "joined"
-    free_fields: ClassVar[frozenset[str]] = frozenset(
-        {"path", "batch_rows", "logs", "complete_until", "threads", "memory_mb"}
+    free_fields: ClassVar[frozenset[str]] = RowGroupSource.free_fields | frozenset(
+        {"path", "logs", "complete_until", "threads", "memory_mb"}
     )
 
     class Config(JoinedConfig):
         """Configures the impressions, the logs, and the joins."""
 
     config: Config
+
+    @property
+    def location(self) -> str:
+        """Returns the path of the impressions, for messages."""
+        return f"path {self.config.path!r}"
+
+    def select_rows(self, readers: Sequence[NeededRows]) -> Self:
+        """Returns the stream itself, because joins need the keys of all rows, and statistics know no joined column."""
+        return self
 
     def open_files(self) -> ParquetFiles:
         """Returns the files of the impressions; nothing is read."""
