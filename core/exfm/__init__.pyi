@@ -15,9 +15,12 @@ from exfm.interfaces.backbone import Backbone as Backbone
 from exfm.interfaces.component import ComponentConfig as ComponentConfig
 from exfm.interfaces.data_source import DataSource as DataSource
 from exfm.interfaces.distillation_strategy import DistillationStrategy as DistillationStrategy
+from exfm.interfaces.metric import Metric as Metric
+from exfm.interfaces.metric import MetricRows as MetricRows
 from exfm.interfaces.parallel_plan import ParallelPlan as ParallelPlan
 from exfm.interfaces.parameter_strategy import ParameterStrategy as ParameterStrategy
 from exfm.interfaces.sequence_encoder import SequenceEncoder as SequenceEncoder
+from exfm.interfaces.task_head import TaskHead as TaskHead
 from exfm.interfaces.teacher_input import TeacherInput as TeacherInput
 from exfm.interfaces.transfer_strategy import TransferStrategy as TransferStrategy
 from exfm.registry.hooks import LazyComponent as LazyComponent

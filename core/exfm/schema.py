@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from exfm.interfaces.schema import (
+    LABEL_KINDS,
     CategoricalFeature,
     DenseFeature,
     EventTimes,
     Feature,
     FeatureSchema,
     Label,
+    LabelKind,
     MultiValuedFeature,
     SequenceFeature,
     SequenceField,
 )
 
 __all__ = [
+    "LABEL_KINDS",
     "CategoricalFeature",
     "DenseFeature",
     "EventTimes",
     "Feature",
     "FeatureSchema",
     "Label",
+    "LabelKind",
     "MultiValuedFeature",
     "SequenceFeature",
     "SequenceField",

@@ -25,6 +25,8 @@ TITLES = {
     "sequence_encoder": "Sequence encoders",
     "transfer_strategy": "Transfer strategies",
     "teacher_input": "Teacher inputs",
+    "task_head": "Task heads",
+    "metric": "Metrics",
     "data_source": "Data sources",
     "parallel_plan": "Parallel plans",
 }

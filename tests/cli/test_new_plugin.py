@@ -21,6 +21,8 @@ NAMES = {
     "sequence_encoder": "my-encoder",
     "transfer_strategy": "mimic_2",
     "teacher_input": "newest",
+    "task_head": "focal",
+    "metric": "brier",
     "data_source": "clicks",
     "parallel_plan": "few-threads",
 }

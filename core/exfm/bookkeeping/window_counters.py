@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from exfm.evaluation.metrics import Moments, as_count
+from exfm.evaluation.metrics import Moments
+from exfm.interfaces.schema import LabelKind
 from exfm.supervision.coverage import Coverage
-from exfm.transfer.soft_label_metrics import sum_scores
+from exfm.transfer.soft_label_metrics import moments_of, sum_scores
 
 
 @dataclass
@@ -35,25 +36,23 @@ class WindowCounters:
         first = next(iter(self.scores.values()), Moments())
         return first.ne
 
-    def add_scores(self, sums: Mapping[str, Tensor]) -> None:
-        """Adds sums of ``task_sums``, (4,) by task."""
+    def add_scores(self, sums: Mapping[str, Tensor], kinds: Mapping[str, LabelKind]) -> None:
+        """Adds sums of ``task_sums``, by task."""
         for task, counted in sums.items():
-            self.scores[task] = self.scores.get(task, Moments()) + moments_of(counted)
+            self.scores[task] = self.scores.get(task, Moments()) + moments_of(counted, kinds[task])
 
 
 def task_sums(
-    probabilities: Mapping[str, Tensor], labels: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+    predictions: Mapping[str, Tensor],
+    labels: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    kinds: Mapping[str, LabelKind],
 ) -> dict[str, Tensor]:
-    """Sums examples, positives, log losses and predictions, (4,) float64 by task."""
+    """Sums examples, losses, predictions and labels, float64 by task, as ``sum_scores`` does."""
     sums: dict[str, Tensor] = {}
-    for task, predicted in probabilities.items():
-        # NaN is counted and refused elsewhere.
-        every_B = torch.ones_like(predicted, dtype=torch.bool)
-        sums[task] = sum_scores(predicted.nan_to_num(0.5), labels[task], every_B, weights.get(task))
+    for task, predicted in predictions.items():
+        every_B = torch.ones_like(labels[task], dtype=torch.bool)
+        # NaN and infinity are counted and refused elsewhere.
+        finite = predicted.nan_to_num(0.5, 0.5, 0.5)
+        sums[task] = sum_scores(finite, labels[task], every_B, weights.get(task), kinds[task])
     return sums
-
-
-def moments_of(sums: Tensor) -> Moments:
-    """Converts the sums of a task, (4,) of ``task_sums``."""
-    examples, positives, loss, predicted = sums.tolist()
-    return Moments(as_count(examples), as_count(positives), loss, predicted)

@@ -22,6 +22,8 @@ _ENDINGS = {
     "sequence_encoder": "Encoder",
     "transfer_strategy": "Strategy",
     "teacher_input": "Input",
+    "task_head": "Head",
+    "metric": "Metric",
     "data_source": "Source",
     "parallel_plan": "Plan",
 }

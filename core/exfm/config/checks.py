@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from graphlib import CycleError, TopologicalSorter
 
-from exfm.config.experiment import Bucket, Condition, ExperimentConfig, ModelConfig
+from exfm.config.experiment import Bucket, Condition, ExperimentConfig, ExternalTeacher, ModelConfig
 from exfm.config.inputs import DescribedModel, ModelInput, resolve_inputs, with_sources
 from exfm.config.supervision_section import SupervisionConfig
 from exfm.errors import ConfigError, suggestion
-from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
+from exfm.interfaces.schema import DenseFeature, FeatureSchema, Label, LabelKind, SequenceFeature
 
 CONTROL_SUFFIX = ".control"
 
@@ -26,6 +26,7 @@ class Arm:
         teachers: the names under ``models`` and ``teachers`` that it learns from, without repetition.
         inputs: the stored vectors of teachers that are its input.
         stores: whether it stores its supervision, for students of this file or of others.
+        labels: the labels of its tasks, which a job that reads no labels needs too.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Arm:
     teachers: tuple[str, ...]
     inputs: tuple[ModelInput, ...] = ()
     stores: bool = False
+    labels: Mapping[str, Label] = field(default_factory=dict)
 
     @property
     def lookups(self) -> list[str]:
@@ -82,6 +84,7 @@ def check_experiment(
             raise ConfigError(f"{file}: teachers.{name}: a model has this name; give the teacher another")
     for name, teacher in config.external_teachers.items():
         _check_names(teacher.predictions, schema.tasks, "task", f"{file}: teachers.{name}.predictions")
+        _check_predictions(teacher, schema, f"{file}: teachers.{name}.predictions")
     borrowed = borrowed or {}
     for name, model in config.models.items():
         _check_model(model, config, schema, f"{file}: models.{name}", borrowed)
@@ -106,15 +109,16 @@ def check_experiment(
     for name in sorted(order, key=lambda name: (_depth(name, graph), positions[name])):
         model = config.models[name]
         tasks = _model_tasks(model, schema)
+        labels = schema.labels_of(tasks)
         inputs = resolve_inputs(model, config, schema, f"{file}: models.{name}.inputs", _configs(borrowed))
         described = {arm.name: DescribedModel(arm, schema) for arm in arms}
         inputs = with_sources(inputs, {**borrowed, **described})
         stores = _stores(model, name in taught, not taught)
-        arms.append(Arm(name, name, model, tasks, _teachers(model), inputs, stores))
+        arms.append(Arm(name, name, model, tasks, _teachers(model), inputs, stores, labels))
         if model.control is True:
             nothing = {"transfer": (), "inputs": (), "control": False, "supervision": SupervisionConfig()}
             untaught = model.model_copy(update=nothing)
-            arms.append(Arm(name + CONTROL_SUFFIX, name, untaught, tasks, ()))
+            arms.append(Arm(name + CONTROL_SUFFIX, name, untaught, tasks, (), labels=labels))
     return tuple(arms)
 
 
@@ -305,6 +309,23 @@ def _teacher_tasks(
         return tuple(config.external_teachers[teacher].predictions)
     names = (*config.models, *config.teachers)
     raise ConfigError(f"{key_path}: no model is called {teacher!r}.{suggestion(teacher, names)}")
+
+
+def _check_predictions(teacher: ExternalTeacher, schema: FeatureSchema, key_path: str) -> None:
+    """Checks that the predictions of a teacher from elsewhere are on the scale of their labels."""
+    allowed: dict[LabelKind, tuple[str, ...]] = {"binary": ("probability", "logit"), "regression": ("value",)}
+    for task, label in schema.labels_of(tuple(teacher.predictions)).items():
+        scale = teacher.predictions[task].kind
+        if label.kind not in allowed:
+            raise ConfigError(
+                f"{key_path}.{task}: {task} has a {label.kind} label, of which a column holds no prediction: a model "
+                "of a run can teach it (run, model), files cannot"
+            )
+        if scale not in allowed[label.kind]:
+            raise ConfigError(
+                f"{key_path}.{task}.kind: {task} has a {label.kind} label, whose predictions are "
+                f"{' or '.join(allowed[label.kind])}; given: {scale}"
+            )
 
 
 def _check_shared_task(

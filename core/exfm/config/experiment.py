@@ -18,6 +18,8 @@ BackboneSpec = Annotated[ComponentSpec, ComponentField("backbone")]
 EncoderSpec = Annotated[ComponentSpec, ComponentField("sequence_encoder")]
 TransferSpec = Annotated[ComponentSpec, ComponentField("transfer_strategy")]
 TeacherInputSpec = Annotated[ComponentSpec, ComponentField("teacher_input")]
+HeadSpec = Annotated[ComponentSpec, ComponentField("task_head")]
+MetricSpec = Annotated[ComponentSpec, ComponentField("metric")]
 SourceSpec = Annotated[ComponentSpec, ComponentField("data_source")]
 PlanSpec = Annotated[ComponentSpec, ComponentField("parallel_plan")]
 
@@ -58,6 +60,9 @@ class EvaluationConfig(Section):
     replicates: int = Field(2_000, ge=100, description="Bootstrap replicates behind each interval.")
     recall_at: tuple[Annotated[int, Field(gt=0)], ...] = Field(
         (), description="Also compute recall@k inside groups, for each of these k; none by default."
+    )
+    metrics: tuple[MetricSpec, ...] = Field(
+        (), description="Further figures of each task whose kind of label they are for; none by default."
     )
 
 
@@ -100,6 +105,11 @@ class ModelConfig(Section):
     embedding_init: float = Field(0.05, gt=0, description="Standard deviation of a new table row.")
     dense_tokens: int = Field(1, gt=0, description="Tokens made of the dense features together.")
     head_hidden: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="Hidden layers of each task's head.")
+    heads: dict[str, HeadSpec] = Field(
+        default_factory=dict,
+        description="The loss and the prediction of a task, by task; by default cross-entropy of a binary label, and "
+        "the default head of the label's kind.",
+    )
     transfer: tuple[TransferSpec, ...] = Field((), description="How it learns from its teachers.")
     inputs: tuple[TeacherInputSpec, ...] = Field(
         (), description="Stored vectors of teachers that are an input; each entity costs a lookup at serving."
@@ -146,7 +156,9 @@ class PredictionColumn(Section):
     """A column of predictions that another system made."""
 
     column: str = Field(description="The column's name.")
-    kind: Literal["probability", "logit"] = Field(description="The scale of its numbers.")
+    kind: Literal["probability", "logit", "value"] = Field(
+        description="The scale of its numbers; value: expected values of a regression label, in its unit."
+    )
 
 
 class ExternalTeacher(Section):

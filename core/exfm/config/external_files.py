@@ -113,7 +113,7 @@ class ExternalFiles:
         return values
 
     def _probabilities(self, path: str, first: int, batch: pa.RecordBatch, task: str) -> F32:
-        """Reads the probabilities of a task, from probabilities or logits."""
+        """Reads the predictions of a task: expected values, or probabilities, from probabilities or logits."""
         prediction = self._config.predictions[task]
         column = batch.column(prediction.column)
         # In double precision, so that the checks see the value before it is rounded.
@@ -128,6 +128,12 @@ class ExternalFiles:
             # exp of a very negative logit overflows to infinity, and the probability is then exactly 0.
             with np.errstate(over="ignore"):
                 return np.asarray(1 / (1 + np.exp(-values)), np.float32)
+        if prediction.kind == "value":
+            reason = "an expected value is finite, and one that is missing null"
+            with np.errstate(over="ignore"):
+                rounded = np.asarray(values, np.float32)
+            self._refuse(pa.array(np.isinf(rounded)), path, first, prediction.column, reason, column)
+            return rounded
         wrong = (values < 0) | (values > 1)
         self._refuse(pa.array(wrong), path, first, prediction.column, "a probability lies between 0 and 1", column)
         return np.asarray(values, np.float32)

@@ -126,5 +126,6 @@ def _lender(name: str, teacher: RunTeacher, record: Mapping[str, Any], registry:
     present = {key: column for key, column in stream["columns"].items() if column is not None}
     columns = present | {"features": features, "labels": list(stream["labels"].values())}
     schema = FeatureSchema.model_validate(columns)
-    arm = Arm(name, name, config, tuple(record["tasks"]), (), stores=bool(record["stores"]))
+    tasks = tuple(record["tasks"])
+    arm = Arm(name, name, config, tasks, (), stores=bool(record["stores"]), labels=schema.labels_of(tasks))
     return Lender(teacher.run, teacher.model, arm, schema, record["digest"], stream["window"], teacher.at)

@@ -23,6 +23,7 @@ from exfm.config.frozen_teachers import check_frozen, frozen_arm
 from exfm.config.inputs import DescribedModel
 from exfm.config.lenders import Lender, read_lender
 from exfm.config.references import ReferenceText, keep_references, write_back
+from exfm.config.task_heads import with_heads
 from exfm.errors import ConfigError, PluginError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.duration import format_duration, parse_duration
@@ -148,6 +149,7 @@ def load_experiment(
         schema = source.schema()
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(f"{path}: stream.source: {_line(error)}") from error
+    config = with_heads(config, schema, registry, path)
     lenders: dict[str, Lender] = {}
     for name, teacher in config.run_teachers.items():
         lender = read_lender(teacher, registry, f"{path}: teachers.{name}", name)

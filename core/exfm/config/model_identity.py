@@ -18,7 +18,7 @@ from exfm.config.checks import CONTROL_SUFFIX, Arm, filter_columns
 from exfm.config.component_field import ComponentSpec
 from exfm.config.loading import Experiment
 from exfm.interfaces.data_source import DataSource
-from exfm.interfaces.schema import FeatureSchema, rows_may_become
+from exfm.interfaces.schema import FeatureSchema, Label, rows_may_become
 from exfm.mappings import without
 from exfm.redaction import same_but_for_credentials
 from exfm.sources import SchemaConfig
@@ -108,6 +108,8 @@ def _identity(
     section = arm_section(arm, resolved)
     del section["keep"]  # committed windows do not depend on how long they stay
     section["supervision"] = without(section["supervision"], "store")
+    if not section["heads"]:  # as in models of before there were any
+        del section["heads"]
     teachers: dict[str, Any] = {}
     for name in arm.teachers:
         teachers[name] = digests[name] if name in digests else resolved["teachers"][name]
@@ -157,7 +159,7 @@ def _stream_identity(experiment: Experiment, arm: Arm, stream: Mapping[str, Any]
         "features": features,
         "order": list(features),  # because the order of tokens is that of the schema
         "where": conditions,
-        "labels": {label.name: label.model_dump(mode="json") for label in schema.labels if label.name in arm.tasks},
+        "labels": {label.name: _label_identity(label) for label in schema.labels if label.name in arm.tasks},
     }
 
 
@@ -183,6 +185,12 @@ def _bound_fields(value: Any, written: Any) -> Any:
     if isinstance(value, tuple) and isinstance(written, list):
         return [_bound_fields(*pair) for pair in zip(value, written, strict=True)]
     return written
+
+
+def _label_identity(label: Label) -> dict[str, Any]:
+    """Describes a label; a binary label as before there were other kinds."""
+    fields = label.model_dump(mode="json")
+    return without(fields, "kind", "classes", "minimum") if label.kind == "binary" else fields
 
 
 def identity_digest(identity: Mapping[str, Any]) -> str:

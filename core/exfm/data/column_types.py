@@ -54,9 +54,11 @@ def column_roles(schema: FeatureSchema) -> Iterator[tuple[str, Role]]:
     if schema.weight:
         yield schema.weight, "weight"
     for label in schema.labels:
-        yield label.source_column, "label"
+        # Labels of other kinds are numbers, and so is the truth of them.
+        binary = label.kind == "binary"
+        yield label.source_column, "label" if binary else "number"
         if label.oracle:
-            yield label.oracle, "oracle"
+            yield label.oracle, "oracle" if binary else "number"
 
 
 def id_tables(schema: FeatureSchema) -> Iterator[tuple[str, str]]:

@@ -64,7 +64,7 @@ def label_values(rows: pa.RecordBatch, label: Label) -> npt.NDArray[np.float32]:
 
 
 def _floats(column: pa.Array) -> npt.NDArray[np.float32]:
-    return np.array(column.cast(pa.float32()).to_numpy(zero_copy_only=False))
+    return np.array(column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False))
 
 
 def _sparse(rows: pa.RecordBatch, schema: FeatureSchema) -> KeyedJaggedTensor:

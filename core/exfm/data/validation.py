@@ -282,12 +282,22 @@ def _sequence_problems(batch: pa.RecordBatch, feature: SequenceFeature, event_ti
 def _label_problems(batch: pa.RecordBatch, label: Label) -> Iterator[Problem]:
     column = batch.column(label.source_column)
     values = _numbers(column)
-    # NaN is a null that has gone through pandas.
-    yield (
-        ~((values == 0) | (values == 1) | np.isnan(values)),
-        label.source_column,
-        "a label is 0 or 1, or null where it is not known",
-    )
+    unknown = np.isnan(values)  # NaN is a null that has gone through pandas
+    if label.kind == "regression":
+        reason = f"a {label.kind} label is a finite number, or null where it is not known"
+        yield ~(unknown | _finite(column)), label.source_column, reason
+        if label.minimum is not None:
+            reason = f"the label has minimum: {label.minimum:g}"
+            yield values < label.minimum, label.source_column, reason
+        if label.oracle:
+            yield ~_finite(batch.column(label.oracle)), label.oracle, "an expected value is a finite number"
+        return
+    largest, reason = 1, "a label is 0 or 1, or null where it is not known"
+    if label.kind == "multiclass":
+        largest = label.width - 1
+        reason = f"a multiclass label is a whole number from 0 to {largest}, or null where it is not known"
+    wrong = ~(unknown | ((values == np.floor(values)) & (values >= 0) & (values <= largest)))
+    yield wrong, label.source_column, reason
     if label.oracle:
         truth = _numbers(batch.column(label.oracle))
         yield ~((truth >= 0) & (truth <= 1)), label.oracle, "a probability lies between 0 and 1"

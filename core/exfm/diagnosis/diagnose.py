@@ -90,6 +90,10 @@ def _taught_tasks(results: Json, config: Json) -> tuple[list[TaughtTask], list[s
     compared = dict.fromkeys((gain["model"], gain["control"], gain["task"]) for gain in results["gains"])
     taught_tasks, left_out = [], []
     for model, control, task in compared:
+        kind = results["models"][model]["tasks"][task].get("kind", "binary")
+        if kind != "binary":
+            left_out.append(f"{model}, {task}: it has a {kind} label, and the measures are those of probabilities")
+            continue
         teacher_tasks = dict(_teacher_tasks(model, task, results, config))
         first_window = _first_window(results["models"][model]["tasks"][task])
         for teacher, teacher_task in teacher_tasks.items():

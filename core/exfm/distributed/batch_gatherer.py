@@ -50,12 +50,12 @@ class BatchGatherer:
         width = 0
         if representation:
             width = output.representation_BR.shape[1]
-        columns = [output.representation_BR[:, :width], *(logit.unsqueeze(1) for logit in output.logits.values())]
+        columns = [output.representation_BR[:, :width], *map(_as_columns, output.logits.values())]
         columns += [*output.states.values(), *output.layers.values(), *output.tokens.values()]
         representation_BR, *others = self._all_gather(columns)
         # Taken in the order in which they were sent.
         gathered = iter(others)
-        logits = {task: next(gathered).squeeze(1) for task in output.logits}
+        logits = {task: _as_before(next(gathered), logit) for task, logit in output.logits.items()}
         states = {entity: next(gathered) for entity in output.states}
         layers = {layer: next(gathered) for layer in output.layers}
         tokens = {entity: next(gathered) for entity in output.tokens}
@@ -88,7 +88,7 @@ class BatchGatherer:
 
     def _teacher_output(self, output: TeacherOutput) -> TeacherOutput:
         tasks = list(output.probabilities)
-        columns = [output.probabilities[task].unsqueeze(1) for task in tasks]
+        columns = [_as_columns(output.probabilities[task]) for task in tasks]
         # Masks travel as floats, because columns of an all-gather have the same dtype.
         columns += [output.hit[task].float().unsqueeze(1) for task in tasks]
         if output.age_s is not None:
@@ -99,7 +99,7 @@ class BatchGatherer:
         probabilities: dict[str, Tensor] = {}
         hit: dict[str, Tensor] = {}
         for number, task in enumerate(tasks):
-            probabilities[task] = gathered[number].squeeze(1)
+            probabilities[task] = _as_before(gathered[number], output.probabilities[task])
             hit[task] = gathered[len(tasks) + number].squeeze(1) > 0
         age_s = gathered[2 * len(tasks)].squeeze(1) if output.age_s is not None else None
         embedding = gathered[-1] if output.embedding is not None else None
@@ -108,3 +108,13 @@ class BatchGatherer:
     def _all_gather(self, columns: Sequence[Tensor]) -> Sequence[Tensor]:
         """All-gathers columns (n or more, K) of every process, (B, K)."""
         return self.process_group.all_gather_columns([column[: self.rows] for column in columns], self.counts)
+
+
+def _as_columns(values: Tensor) -> Tensor:
+    """Returns values (n,) as a column (n, 1); columns (n, K) stay."""
+    return values.unsqueeze(1) if values.dim() == 1 else values
+
+
+def _as_before(column: Tensor, values: Tensor) -> Tensor:
+    """Returns a gathered column (B, 1) in the form of the values that were sent, (B,) or (B, K)."""
+    return column.squeeze(1) if values.dim() == 1 else column

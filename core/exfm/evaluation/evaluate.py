@@ -13,12 +13,16 @@ from typing import Any
 from exfm.evaluation.gains import ControlComparison, compare_with_control
 from exfm.evaluation.grouped import GroupedAuc, GroupedRows, grouped_auc, score_runs, whole_groups
 from exfm.evaluation.intervals import PairedLosses
+from exfm.evaluation.label_kinds import ClassMoments, ValueMoments
+from exfm.evaluation.metric_sums import MetricSums, add_sums, metric_figures, metric_sums
 from exfm.evaluation.metrics import AucHistogram, Moments, auc
 from exfm.evaluation.pairs import Pair, compare_pair, distinct_pairs
 from exfm.evaluation.predictions import PredictionReader, TaskRows, task_rows
 from exfm.evaluation.recalibration import LogitHistogram
 from exfm.evaluation.recall import GroupedRecall, grouped_recall
 from exfm.interfaces.data_source import Window
+from exfm.interfaces.metric import Metric
+from exfm.interfaces.schema import LabelKind
 
 __all__ = ["ControlComparison", "ExperimentView", "Pair", "PredictionReader", "evaluate"]
 
@@ -36,6 +40,7 @@ class ExperimentView:
         after_us: time at or before which windows end that some model trains on several times; they do not count either.
         bootstrap_replicates, bootstrap_seed: of the intervals.
         recall_at: the k of each recall@k to compute.
+        metrics: further figures of the tasks whose kind of label they are for.
     """
 
     models: tuple[tuple[str, tuple[str, ...]], ...]
@@ -46,6 +51,7 @@ class ExperimentView:
     bootstrap_replicates: int = 2000
     bootstrap_seed: int = 0
     recall_at: tuple[int, ...] = ()
+    metrics: tuple[Metric, ...] = ()
 
     def interval95(self, losses: PairedLosses) -> list[float] | None:
         """Bootstraps the 95% interval of a gain, in the form of results.json."""
@@ -62,7 +68,7 @@ def evaluate(reader: PredictionReader, view: ExperimentView) -> dict[str, Any]:
         all others are finite.
 
     Raises:
-        ValueError: a prediction is not a probability.
+        ValueError: a prediction is not a probability, or not finite.
     """
     first_us = _first_scored_us(reader, view)
     tasks_of_model = dict(view.models)
@@ -137,6 +143,8 @@ class GroupedScores:
 class TaskScores:
     """Accumulates a model's figures for a task over the windows of a stream."""
 
+    metrics: tuple[Metric, ...] = ()
+    kind: LabelKind = "binary"
     overall: Moments = field(default_factory=Moments)
     bayes: Moments = field(default_factory=Moments)
     histogram: AucHistogram = field(default_factory=AucHistogram)
@@ -144,20 +152,26 @@ class TaskScores:
     windows: list[dict[str, Any]] = field(default_factory=list)
     examples: int = 0
     unlabelled: int = 0
+    metric_sums: MetricSums = field(default_factory=dict)
 
     def add(self, window: Window, rows: TaskRows, scored: bool) -> None:
         """Adds a window to ``windows`` and, where it is ``scored``, to the overall figures."""
-        moments = Moments.from_predictions(rows.probability, rows.label, rows.weight)
+        self.kind = rows.kind
+        moments = rows.moments(rows.probability)
         entry = {
             "window": window.index,
             "start": str(window),
             "examples": rows.label.size,
             "ne": moments.ne,
-            "auc": auc(rows.probability, rows.label, rows.weight),
         }
+        if rows.kind == "binary":
+            entry["auc"] = auc(rows.probability, rows.label, rows.weight)
+        sums = metric_sums(self.metrics, rows)
+        if sums:
+            entry["metrics"] = metric_figures(self.metrics, sums)
         bayes = Moments()
         if rows.oracle is not None:
-            bayes = Moments.from_predictions(rows.oracle, rows.label, rows.weight)
+            bayes = rows.moments(rows.oracle)
             entry["bayes_ne"] = bayes.ne
         self.windows.append(entry)
         if scored:
@@ -165,8 +179,10 @@ class TaskScores:
             self.examples += rows.label.size
             self.unlabelled += rows.unlabelled
             self.bayes += bayes
-            self.histogram.add(rows.probability, rows.label, rows.weight)
-            self.logits.add(rows.probability, rows.label, rows.weight)
+            add_sums(self.metric_sums, sums)
+            if rows.kind == "binary":
+                self.histogram.add(rows.probability, rows.label, rows.weight)
+                self.logits.add(rows.probability, rows.label, rows.weight)
 
     def result(self, grouped: GroupedScores) -> dict[str, Any]:
         """Returns the entry of the task in results.json."""
@@ -180,7 +196,7 @@ class TaskScores:
             "auc": self.histogram.auc,
             "auc_error_bound": self.histogram.error_bound,
             "gauc": grouped.auc.gauc,
-            "log_loss": self.overall.log_loss,
+            "log_loss": None if self.kind == "regression" else self.overall.log_loss,
             "calibration": self.overall.calibration,
             "base_rate": self.overall.base_rate,
         }
@@ -190,32 +206,49 @@ class TaskScores:
         if self.bayes.ne is not None and self.overall.ne is not None:
             figures["bayes_ne"] = self.bayes.ne
             figures["ne_above_bayes"] = self.overall.ne - self.bayes.ne
-        if grouped.recall:
+        if self.metric_sums:
+            figures["metrics"] = metric_figures(self.metrics, self.metric_sums)
+        if self.kind != "binary":
+            figures |= _figures_of_kind(self.kind, self.overall)
+        elif grouped.recall:
             # Keys are text because JSON has no others.
             figures["recall_at"] = {str(k): recall.recall for k, recall in grouped.recall.items()}
             figures["recall_counts"] = {str(k): recall.counts for k, recall in grouped.recall.items()}
         return figures | {"windows": self.windows}
 
 
+def _figures_of_kind(kind: LabelKind, overall: Moments) -> dict[str, Any]:
+    """Returns the figures that only a label that is not binary has; those of a binary label are None there."""
+    figures: dict[str, Any] = {"kind": kind, "baseline": overall.baseline}
+    if isinstance(overall, ValueMoments):
+        figures |= {"squared_error": overall.log_loss, "mean_label": overall.mean_label}
+    if isinstance(overall, ClassMoments):
+        figures["accuracy"] = overall.accuracy
+    return figures
+
+
 def _score_model(
     reader: PredictionReader, view: ExperimentView, model: str, tasks: tuple[str, ...], first_us: int
 ) -> dict[str, Any]:
     """Scores all tasks of a model: a pass over its windows for the sums, then passes for figures inside groups."""
-    scores = {task: TaskScores() for task in tasks}
+    scores = {task: TaskScores(view.metrics) for task in tasks}
     for window in reader.windows(model):
         for task, rows in task_rows(reader, model, window, tasks).items():
             scores[task].add(window, rows, scored=window.start_us >= first_us)
 
+    # Groups rank the examples by a probability.
+    binary = [task for task in tasks if scores[task].kind == "binary"]
+
     def grouped_rows() -> Iterator[tuple[str, GroupedRows]]:
         for window in reader.windows(model):
             if window.start_us >= first_us:
-                for task, rows in task_rows(reader, model, window, tasks).items():
+                for task, rows in task_rows(reader, model, window, binary).items():
                     yield task, GroupedRows(rows.group, rows.probability, rows.label)
 
     grouped: dict[str, GroupedScores] = {}
     for task in tasks:
         grouped[task] = GroupedScores(GroupedAuc(), {k: GroupedRecall() for k in view.recall_at})
-    scored_rows = sum(score.examples for score in scores.values())
+    scored_rows = sum(scores[task].examples for task in binary)
     for task, groups in whole_groups(grouped_rows, rows=scored_rows):
         grouped[task].add(groups)
     return {"tasks": {task: score.result(grouped[task]) for task, score in scores.items()}}

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from exfm.evaluation.intervals import PairedLosses, gain_share, match
-from exfm.evaluation.metrics import log_losses
 from exfm.evaluation.predictions import PredictionReader, TaskRows, common_windows, task_rows, window_indices
 
 Interval = Callable[[PairedLosses], list[float] | None]
@@ -69,9 +68,11 @@ def _add_losses(losses: PairedLosses, model: TaskRows, control: TaskRows, sample
     losses.add(
         control.group,
         control.label,
-        log_losses(model.probability, model.label),
-        log_losses(control.probability, control.label),
+        model.losses(),
+        control.losses(),
         np.max(weights, axis=0) if weights else None,
+        control.kind,
+        control.classes,
     )
 
 

@@ -11,7 +11,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from exfm.evaluation.metrics import Floats, Ints, as_count, entropy
+from exfm.evaluation.label_kinds import Labels, label_moments
+from exfm.evaluation.metrics import Floats, Ints, Moments
+from exfm.interfaces.schema import LabelKind
 from exfm.splitmix import splitmix64
 
 Doubles = npt.NDArray[np.float64]
@@ -22,69 +24,70 @@ _REPLICATES_AT_ONCE: Final = 64
 
 
 class PairedLosses:
-    """Sums log losses of a model and of its control on the same examples, in 4,096 buckets of groups.
+    """Sums losses of a model and of its control on the same examples, in 4,096 buckets of groups.
 
     The bootstrap resamples groups, because the examples of a group depend on each other. Hashing groups into buckets
     keeps the state constant in size. States of disjoint stretches of a stream add up.
 
     Attributes:
-        sums_K2: summed log losses of model and control by bucket, nats.
+        sums_K2: summed losses of model and control by bucket; log losses in nats.
         examples: number of compared examples.
-        weight, positives: sum of the weights of the compared examples, and of the positive ones.
+        labels: sums of the labels of the compared examples, by their weights.
     """
 
     def __init__(self) -> None:
         self.sums_K2: Doubles = np.zeros((_BUCKETS, 2))
         self.examples = 0
-        self.weight: float = 0
-        self.positives: float = 0
+        self.labels = Moments()
 
     def add(
         self,
         group_E: Ints,
-        positive_E: npt.NDArray[np.bool_],
+        label_E: Labels,
         model_E: Doubles,
         control_E: Doubles,
         weight_E: Floats | None = None,
+        kind: LabelKind = "binary",
+        classes: int = 1,
     ) -> None:
-        """Adds the log losses (E,) of model and control on the same E examples, with groups, labels and weights."""
+        """Adds the losses (E,) of model and control on the same E examples, with groups, labels and weights."""
         bucket_E = (splitmix64(group_E) >> np.uint64(64 - 12)).astype(np.int64)
         for column, loss_E in enumerate((model_E, control_E)):
             weighted_E = loss_E if weight_E is None else loss_E * weight_E
             self.sums_K2[:, column] += np.bincount(bucket_E, weights=weighted_E, minlength=_BUCKETS)
         self.examples += group_E.size
-        if weight_E is None:
-            self.weight += group_E.size
-            self.positives += int(np.count_nonzero(positive_E))
-        else:
-            self.weight += as_count(float(weight_E.sum(dtype=np.float64)))
-            self.positives += as_count(float(weight_E[positive_E].sum(dtype=np.float64)))
+        self.labels += label_moments(kind, classes, label_E, weight_E)
 
     def __add__(self, other: PairedLosses) -> PairedLosses:
         total = PairedLosses()
         total.sums_K2 = self.sums_K2 + other.sums_K2
         total.examples = self.examples + other.examples
-        total.weight = self.weight + other.weight
-        total.positives = self.positives + other.positives
+        total.labels = self.labels + other.labels
         return total
 
     @property
+    def positives(self) -> float:
+        """Sum of the weights of the positive examples of a binary label."""
+        return self.labels.positives
+
+    @property
     def gain(self) -> float | None:
-        """NE gain in percent, 100 (NE_control - NE_model) / NE_control; None where a class is missing.
+        """NE gain in percent, 100 (NE_control - NE_model) / NE_control; None where all labels are alike.
 
         On the same examples both NEs have the same denominator, which cancels: the gain depends on the losses alone.
         """
-        if not 0 < self.positives < self.weight:
-            return None
         model, control = self.sums_K2.sum(axis=0)
+        if self.labels.baseline is None or control == 0:
+            return None
         return float(100 * (control - model) / control)
 
     @property
     def ne(self) -> tuple[float, float] | None:
-        """Normalized entropies of model and control; None where a class is missing."""
-        if not 0 < self.positives < self.weight:
+        """Normalized entropies of model and control; None where all labels are alike."""
+        baseline = self.labels.baseline
+        if baseline is None:
             return None
-        model, control = self.sums_K2.sum(axis=0) / self.weight / entropy(self.positives / self.weight)
+        model, control = self.sums_K2.sum(axis=0) / self.labels.examples / baseline
         return float(model), float(control)
 
     def interval95(self, replicates: int = 2000, seed: int = 0) -> tuple[float, float] | None:
@@ -93,8 +96,8 @@ class PairedLosses:
         None where ``gain`` is None, and where all examples fall in a single bucket: a single group says nothing about
         other groups.
         """
-        # Empty buckets are no groups: resampling them would widen the interval of a small model. A log loss is never
-        # zero, so a bucket with examples has a positive sum.
+        # Empty buckets are no groups: resampling them would widen the interval of a small model. A loss is hardly
+        # ever zero, so a bucket with examples has a positive sum.
         filled_n2 = self.sums_K2[self.sums_K2[:, 1] > 0]
         if self.gain is None or len(filled_n2) < 2:
             return None

@@ -9,8 +9,9 @@ Legend: E examples, K distinct scores or bins.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Final, Self
+from dataclasses import dataclass, fields
+from operator import add
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -104,12 +105,15 @@ class Moments:
         )
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.examples + other.examples,
-            self.positives + other.positives,
-            self.loss_sum + other.loss_sum,
-            self.prediction_sum + other.prediction_sum,
-        )
+        # Sums begin without examples, before it is known of which kind of label they are.
+        if type(other) is not type(self):
+            assert not self.examples or not other.examples, f"{self} + {other}"
+            return self if self.examples else other
+        sums: list[Any] = []
+        for field in fields(self):
+            mine, others = getattr(self, field.name), getattr(other, field.name)
+            sums.append(tuple(map(add, mine, others)) if isinstance(mine, tuple) else mine + others)
+        return type(self)(*sums)
 
     @property
     def base_rate(self) -> float | None:
@@ -122,16 +126,30 @@ class Moments:
         return self.loss_sum / self.examples if self.examples else None
 
     @property
-    def ne(self) -> float | None:
-        """Normalized entropy (He et al. 2014): log loss / entropy of the base rate. None where a class is missing."""
+    def baseline(self) -> float | None:
+        """Mean loss of the best constant prediction, the base rate's entropy in nats; None where a class is missing."""
         if not 0 < self.positives < self.examples:
             return None
-        return self.loss_sum / self.examples / entropy(self.positives / self.examples)
+        return entropy(self.positives / self.examples)
+
+    @property
+    def ne(self) -> float | None:
+        """Normalized entropy (He et al. 2014): loss / that of the best constant. None where labels are all alike."""
+        baseline = self.baseline
+        return None if baseline is None else self.loss_sum / self.examples / baseline
 
     @property
     def calibration(self) -> float | None:
         """Predicted positives over positives; 1 is right on average. None without positives."""
         return self.prediction_sum / self.positives if self.positives else None
+
+    @property
+    def fewest(self) -> float:
+        """The weight of the examples of the rarer outcome, or of those predicted where that is more likely."""
+        # Predicted labels count too: some thousand examples without any positive have a broken label.
+        positives = max(self.positives, self.prediction_sum)
+        negatives = self.examples - min(self.positives, self.prediction_sum)
+        return min(positives, negatives)
 
 
 class AucHistogram:

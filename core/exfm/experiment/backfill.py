@@ -76,7 +76,7 @@ class Backfiller:
         self._labeller = Labeller(trainer, store, labelled_for(experiment, arm))
         where = row_conditions(experiment.arms)
         self._reader = ChunkReader(experiment.source, experiment.schema, experiment.config.stream, where, plan.shard)
-        self._schema = supervision_schema(arm.tasks, arm.name, trainer.embedding, trainer.vectors)
+        self._schema = supervision_schema(arm.tasks, arm.name, trainer.embedding, trainer.vectors, trainer.model.labels)
 
     def run(self, between: TimeRange, on_window: Callable[[BackfilledWindow], None]) -> None:
         """Labels the windows that begin in a time range, and reports on each.

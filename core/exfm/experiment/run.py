@@ -149,6 +149,7 @@ def evaluation_view(experiment: Experiment) -> ExperimentView:
         bootstrap_replicates=evaluation.replicates,
         bootstrap_seed=experiment.config.seed,
         recall_at=evaluation.recall_at,
+        metrics=tuple(spec.build() for spec in evaluation.metrics),
     )
 
 

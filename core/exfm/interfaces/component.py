@@ -18,7 +18,7 @@ class ComponentConfig(BaseModel):
 
 
 class Component:
-    """Base of the five interfaces. A component is a class with a ``name`` and a nested ``Config``.
+    """Base of all interfaces. A component is a class with a ``name`` and a nested ``Config``.
 
     A user selects the component by ``name`` in YAML (``{name: wukong, layers: 3}``); the other keys are fields of
     ``Config``. ``Config`` is checked when the class is defined, because an error is then raised when the plugin is

@@ -18,7 +18,10 @@ from exfm.interfaces.transfer_strategy import TransferStrategy
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """Holds a forward pass of the student: representation (B, R), logits (B,) by task, states (B, K) by entity."""
+    """Holds a forward pass of the student: representation (B, R), logits (B,) by task, states (B, K) by entity.
+
+    The logits of a task with an entry in ``StudentSpec.heads`` are the outputs of its head, which that entry explains.
+    """
 
     representation_BR: Tensor
     logits: Mapping[str, Tensor]
@@ -30,7 +33,8 @@ class TeacherOutput:
     """Holds a teacher's stored predictions, aligned with the rows of the student's batch.
 
     Attributes:
-        probabilities: (B,) by task. Where ``hit`` is false the value is meaningless (and finite).
+        probabilities: (B,) by task; of a label that is not binary its predictions, see ``TaskHead``. Where ``hit`` is
+            false the value is meaningless (and finite).
         hit: (B,) bool by task, whether the teacher has supervised the example: it had seen the example, and labels of
             the task before it. A miss is a mask, never a zero.
         embedding: (B, E) float32, the teacher's representation as it is stored; zeros where no task is hit. None where
@@ -78,8 +82,8 @@ class DistillationStrategy(TransferStrategy):
         Args:
             student: the forward pass that is being trained, with gradients.
             teacher: its stored output of the same examples.
-            labels: (B,) by task, of the tasks whose labels have arrived: 0, 1, or NaN for an example whose label is not
-                known.
+            labels: (B,) by task, of the tasks whose labels have arrived: 0, 1 or as the kind of label says, or NaN for
+                an example whose label is not known.
         """
 
 
@@ -107,6 +111,6 @@ class LabelAdapter(Protocol):
 
         Args:
             teacher: its stored output. Examples whose label is not known are no hits.
-            labels: (B,) of 0 and 1 by task, of the tasks whose labels have arrived.
+            labels: (B,) by task, of the tasks whose labels have arrived, without NaN.
         """
         ...

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
+from exfm.interfaces.schema import LABEL_KINDS, LabelKind
 from exfm.interfaces.transfer_strategy import TransferStrategy
 
 
@@ -78,6 +79,7 @@ class ParameterStrategy(TransferStrategy):
     """
 
     _extends_a_kind: ClassVar[bool] = True
+    label_kinds: ClassVar[frozenset[LabelKind]] = LABEL_KINDS
 
     @abstractmethod
     def transfers(self) -> Sequence[CopyPart | AddRows]:

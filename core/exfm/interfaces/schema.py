@@ -7,9 +7,9 @@ candidate item.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -132,11 +132,28 @@ Feature = Annotated[
 ]
 
 
-class Label(_NamedColumn):
-    """A binary outcome: 0, 1, or null where it is not known."""
+LabelKind = Literal["binary", "regression", "multiclass"]
+"""What a label holds: 0 or 1, a finite number, or the number of a class."""
 
+LABEL_KINDS: frozenset[LabelKind] = frozenset(get_args(LabelKind))
+
+
+class Label(_NamedColumn):
+    """An outcome: 0 or 1, a finite number, or the number of a class; null where it is not known."""
+
+    kind: LabelKind = Field(
+        "binary",
+        description="binary: 0 or 1. regression: a finite number, such as a watch time. multiclass: the number of a "
+        "class, from 0 to classes - 1.",
+    )
+    classes: int | None = Field(None, ge=2, le=1_000, description="How many classes there are (multiclass only).")
+    minimum: float | None = Field(
+        None, allow_inf_nan=False, description="The least value that a row may have (regression only), such as 0."
+    )
     delay: Duration = Field(timedelta(0), description="How long after the event its value is known.")
-    oracle: str = Field("", description="Column of the true probability, where the stream is simulated.")
+    oracle: str = Field(
+        "", description="Column of the true probability, or expected value, where the stream is simulated."
+    )
     sampling_rate: float = Field(
         1.0,
         gt=0,
@@ -144,6 +161,30 @@ class Label(_NamedColumn):
         description="Share of the negatives that the log keeps, if they are down-sampled: each weighs as those that it "
         "stands for, so that predictions and figures are of all traffic.",
     )
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> Label:
+        if (self.kind == "multiclass") != (self.classes is not None):
+            count = "no classes" if self.classes is None else f"classes: {self.classes}"
+            raise ValueError(
+                f"label {self.name!r} is {self.kind}, with {count}: classes is the number of classes of kind: "
+                "multiclass, and of no other kind"
+            )
+        if self.kind != "regression" and self.minimum is not None:
+            raise ValueError(f"label {self.name!r} is {self.kind}: minimum: {self.minimum:g} is of regression labels")
+        if self.kind != "binary" and self.sampling_rate < 1:
+            raise ValueError(
+                f"label {self.name!r} is {self.kind}: sampling_rate counts the negatives of a binary label; give rows "
+                "that are sampled otherwise the inverse of their rate as weight"
+            )
+        if self.kind == "multiclass" and self.oracle:
+            raise ValueError(f"label {self.name!r} is multiclass: a single column {self.oracle!r} holds no truth of it")
+        return self
+
+    @property
+    def width(self) -> int:
+        """How many numbers a prediction of it holds: a probability per class, or a single number."""
+        return self.classes or 1
 
 
 def rows_may_become(before: int, rows: int, ids: str) -> str:
@@ -273,6 +314,11 @@ class FeatureSchema(BaseModel):
     def weighted(self) -> tuple[str, ...]:
         """The names of the labels whose examples have weights, of their rows or by a sampling rate."""
         return tuple(label.name for label in self.labels if self.weight or label.sampling_rate < 1)
+
+    def labels_of(self, tasks: Sequence[str]) -> dict[str, Label]:
+        """Returns the labels of some tasks, by name, in the order of the tasks; unknown tasks are left out."""
+        by_task = {label.name: label for label in self.labels}
+        return {task: by_task[task] for task in tasks if task in by_task}
 
     @property
     def tasks(self) -> tuple[str, ...]:

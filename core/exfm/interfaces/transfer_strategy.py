@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from torch import nn
 
 from exfm.interfaces.component import ComponentConfig
 from exfm.interfaces.network import Network
+from exfm.interfaces.schema import Label, LabelKind
 from exfm.interfaces.transfer_specs import StudentSpec, TeacherSpec
 
 TeacherData = Literal["embedding", "states", "parameters"]
@@ -41,6 +43,7 @@ class TransferStrategy(Network):
 
     Attributes:
         requires: the data that the teacher has to store or to have, beside its predictions.
+        label_kinds: the kinds of label that it can teach; a task of another kind is refused.
         tasks: the student's tasks that the teacher teaches. Teacher output comes under their names.
         teacher_tasks: the teacher's name for each of them.
         reads_age: whether a loss reads ``TeacherOutput.age_s``; set it before the end of the constructor.
@@ -53,6 +56,7 @@ class TransferStrategy(Network):
 
     kind: ClassVar[str] = "transfer_strategy"
     requires: ClassVar[frozenset[TeacherData]] = frozenset()
+    label_kinds: ClassVar[frozenset[LabelKind]] = frozenset({"binary"})
     _extends_a_kind: ClassVar[bool] = False
     Config: ClassVar[type[ComponentConfig]] = TransferConfig
     config: TransferConfig
@@ -85,7 +89,33 @@ class TransferStrategy(Network):
             )
         self.tasks = tuple(task for task in student.tasks if task in mapping)
         self.teacher_tasks = mapping
+        self._check_labels(student, teacher)
         self._check_teacher(teacher)
+
+    def _check_labels(self, student: StudentSpec, teacher: TeacherSpec) -> None:
+        """Raises ValueError where a task's label is of a kind that is not taught, or another kind for the teacher."""
+        for task, teacher_task in self.teacher_tasks.items():
+            label, other = student.label(task), teacher.labels.get(teacher_task, Label(name=teacher_task))
+            if (label.kind, label.classes) != (other.kind, other.classes):
+                raise ValueError(
+                    f"{self.name}: the student's {task} is {_kind_words(label)}, and {teacher.name!r} predicts "
+                    f"{teacher_task} as {_kind_words(other)}: both must be equal; name other tasks under tasks"
+                )
+            self.check_kind(label, self.label_kinds)
+
+    def check_kind(self, label: Label, allowed: Collection[str], why: str = "") -> None:
+        """Raises ValueError where a label that is taught is of another kind than those allowed.
+
+        Args:
+            why: says what allows no other kinds, such as a field of the Config; the strategy itself by default.
+        """
+        if label.kind not in allowed:
+            others = [task for task in self.tasks if task != label.name]
+            hint = f"name the others under tasks, such as {{{others[0]}: {others[0]}}}" if others else "leave it out"
+            raise ValueError(
+                f"{why or self.name}: the task {label.name} has a {label.kind} label, and it is defined for "
+                f"{', '.join(sorted(allowed))} labels alone; {hint}"
+            )
 
     def _check_teacher(self, teacher: TeacherSpec) -> None:
         """Raises ValueError where the teacher does not store what the strategy requires."""
@@ -99,3 +129,8 @@ class TransferStrategy(Network):
                 f"{self.name}: {teacher.name!r} stores no states; say which it shall under "
                 f"models.{teacher.name}.supervision.states, such as {{user_id: [user_id, history]}}"
             )
+
+
+def _kind_words(label: Label) -> str:
+    """Names the kind of a label, with the number of its classes."""
+    return label.kind if label.classes is None else f"{label.kind} of {label.classes} classes"

@@ -13,6 +13,7 @@ from exfm.layers.distillation import (
     RecentMeans,
     Standardizer,
     batch_mean,
+    head_soft_loss,
     soft_label_loss,
 )
 from exfm.layers.expert_gate import ExpertGate
@@ -20,6 +21,7 @@ from exfm.layers.flops import count_flops
 from exfm.layers.gradient import scale_gradient
 from exfm.layers.history_encoder import HistoryEncoder, SummaryName
 from exfm.layers.jagged_attention import jagged_attention
+from exfm.layers.label_unit import LabelUnit
 from exfm.layers.length_groups import group_sizes
 from exfm.layers.mlp import ActivationName, activation, mlp
 from exfm.layers.norm import InputNormName, NormName, RMSNorm, input_norm, norm
@@ -37,6 +39,7 @@ __all__ = [
     "HistoryEncoder",
     "InputNormName",
     "JaggedAttention",
+    "LabelUnit",
     "NormName",
     "RMSNorm",
     "RecentMeans",
@@ -46,6 +49,7 @@ __all__ = [
     "batch_mean",
     "count_flops",
     "group_sizes",
+    "head_soft_loss",
     "input_norm",
     "jagged_attention",
     "mlp",

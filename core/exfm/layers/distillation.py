@@ -5,7 +5,7 @@ Legend: B examples, R width of the representation, L soft labels of an example, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from exfm.interfaces.distillation_strategy import StudentOutput
+from exfm.interfaces.task_head import TaskHead
 from exfm.layers.gradient import scale_gradient
 
 _RECENT = 100_000  # a mean of a label of 0.1 % is then from about 100 positives
@@ -55,6 +56,28 @@ def soft_label_loss(logit_B: Tensor, target_LB: Tensor, hit_B: Tensor, weight_B:
     target_LB = target_LB.detach().to(logit_B.dtype)
     loss_LB = binary_cross_entropy_with_logits(logit_B.expand_as(target_LB), target_LB, reduction="none")
     return batch_mean(loss_LB, hit_B, weight_B)
+
+
+def head_soft_loss(
+    head: TaskHead, output: Tensor, soft: Tensor, hit_B: Tensor, weight_B: Tensor | None = None
+) -> Tensor:
+    """Returns the mean over the batch of a task head's loss against a teacher's predictions; a miss counts as 0.
+
+    Before the head has seen a label all are misses, because its outputs have no unit yet.
+
+    Args:
+        output: the outputs of the head, (B,) or (B, K).
+        soft: predictions, (B,) or (B, C), without gradient. Values of misses are ignored, if they are finite.
+        hit_B: (B,) bool, marks examples that have soft labels.
+        weight_B: (B,) the weight of each example; None where each weighs 1.
+    """
+    counted_B = hit_B & head.started
+    # The first hit's in the place of values that mean nothing, whose losses may not be finite.
+    first = soft[counted_B.int().argmax()] if soft.shape[0] else soft
+    kept_B = counted_B if soft.dim() == 1 else counted_B.unsqueeze(1)
+    soft = torch.where(kept_B, soft, first).detach().to(output.dtype)
+    loss_B = head.soft_loss(output, soft)
+    return batch_mean(torch.where(counted_B, loss_B, 0.0), counted_B, weight_B)
 
 
 class DistillationHead(nn.Module):
@@ -194,32 +217,73 @@ class Standardizer(nn.Module):
         self.moments.add(torch.cat([vector_EB, vector_EB.square()]), seen_B)
 
 
+class ValueDistillationHead(nn.Module):
+    """Learns a teacher's predictions of a label that is not binary, in a head beside the serving head.
+
+    The loss is the task head's soft loss; the gradient to the trunk is multiplied by ``beta``. Its unit is that of the
+    serving head.
+
+    Args:
+        head: representation (B, R) -> outputs, (B,) or (B, K).
+        task_head: says what the outputs mean; the student's own, which stays the student's.
+        gradient_scale: beta.
+    """
+
+    decomposes = True
+
+    def __init__(self, head: nn.Module, task_head: TaskHead, gradient_scale: float) -> None:
+        super().__init__()
+        self.head = head
+        # In a tuple, because a module would become a part of this module's state.
+        self._task_head, self._gradient_scale = (task_head,), gradient_scale
+
+    def forward(self, student: StudentOutput, soft: Tensor, hit_B: Tensor, weight_B: Tensor | None = None) -> Tensor:
+        """Returns the losses (L,) of ``head_soft_loss``.
+
+        Args:
+            student: output of the student's forward pass.
+            soft: soft labels, (L, B) or (L, B, C).
+            hit_B: (B,) bool, marks examples that have soft labels.
+            weight_B: (B,) the weight of each example; None where each weighs 1.
+        """
+        (task_head,) = self._task_head
+        output = self.head(scale_gradient(student.representation_BR, self._gradient_scale))
+        return torch.stack([head_soft_loss(task_head, output, values, hit_B, weight_B) for values in soft])
+
+
 class DistillationHeads(nn.ModuleDict):
-    """Holds a ``DistillationHead`` for each task that a teacher teaches.
+    """Holds a head for each task that a teacher teaches: a ``DistillationHead`` of a binary label.
 
     Args:
         tasks: the tasks.
-        new_head: builds a head of the student's shape.
-        label_scale: alpha.
+        new_head: builds a head of the student's shape; of labels that are not binary with a number of outputs.
+        label_scale: alpha, of binary labels.
         gradient_scale: beta.
+        task_heads: ``StudentSpec.heads``.
     """
 
     def __init__(
         self,
         tasks: Sequence[str],
-        new_head: Callable[[], nn.Module],
+        new_head: Callable[..., nn.Module],
         label_scale: float | Literal["auto"],
         gradient_scale: float,
+        task_heads: Mapping[str, TaskHead] | None = None,
     ) -> None:
         super().__init__()
         for task in tasks:
+            task_head = (task_heads or {}).get(task)
             # Prefixed, because torch refuses a child with the name of an attribute of ModuleDict, such as `items`.
-            self[f"task_{task}"] = DistillationHead(new_head(), label_scale, gradient_scale)
+            if task_head is None or task_head.label_kind == "binary":
+                self[f"task_{task}"] = DistillationHead(new_head(), label_scale, gradient_scale)
+            else:
+                head = new_head(task_head.num_outputs)
+                self[f"task_{task}"] = ValueDistillationHead(head, task_head, gradient_scale)
 
-    def of_task(self, task: str) -> DistillationHead:
+    def of_task(self, task: str) -> DistillationHead | ValueDistillationHead:
         """Returns the head of a task."""
         head = self[f"task_{task}"]
-        assert isinstance(head, DistillationHead)
+        assert isinstance(head, DistillationHead | ValueDistillationHead)
         return head
 
     @property

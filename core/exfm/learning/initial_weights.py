@@ -23,6 +23,7 @@ from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.data_source import Window, utc
 from exfm.learning.trainer import Trainer
 from exfm.modeling.build import build_model
+from exfm.modeling.difference import relative_difference
 from exfm.modeling.parts import model_memory, table_of
 from exfm.modeling.tensor_places import Places, fitted
 from exfm.storage.finite import check_snapshot
@@ -331,7 +332,7 @@ def check_new_tables(trainer: Trainer, taken: InitialWeights, batch: Batch) -> N
         moved = trainer.predict(few).probabilities
         for table in tables:
             table.neg_()
-    worst = max(float((moved[task] - before[task]).abs().max()) for task in trainer.learned & before.keys())
+    worst = max(relative_difference(moved[task], before[task]) for task in trainer.learned & before.keys())
     if worst > _TOLERANCE:
         names = ", ".join(map(table_of, taken.new_tables))
         raise ConfigError(

@@ -55,7 +55,7 @@ class Forward:
     """Holds the output of a forward pass, detached from its graph.
 
     Attributes:
-        probabilities: (B,) by task.
+        probabilities: (B,) by task: a probability or an expected value; (B, W) with a probability per class.
         embedding_BE: the representation in the form that is stored.
         vectors: (B, K) by column.
     """
@@ -65,9 +65,10 @@ class Forward:
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def from_output(cls, output: ModelOutput) -> Forward:
+    @torch.no_grad()
+    def from_output(cls, output: ModelOutput, model: RankingModel) -> Forward:
         """Detaches the output of a model."""
-        probabilities = {task: logit.detach().sigmoid() for task, logit in output.logits.items()}
+        probabilities = model.predictions(output)
         states = {f"{STATE}{entity}": state.detach() for entity, state in output.states.items()}
         embedding_BE = output.embedding_BE
         if embedding_BE is None:
@@ -136,7 +137,7 @@ class Trainer:
         parameters = StudentParameters(self.model, declared, schema.entity_tables(), plan.device)
         placed = [strategy.to(plan.device) for strategy in strategies]
         self.sampling = LogSampling(schema)
-        self.transfer = StudentTransfer(placed, parameters, self.parallel_model, self.sampling)
+        self.transfer = StudentTransfer(placed, parameters, self.parallel_model, self.sampling, model.label_kinds)
         supervision = arm.config.supervision
         state = EmbeddingShape(supervision.state_dtype, supervision.state_dim)
         self.vectors = {f"{STATE}{entity}": state for entity in supervision.states}
@@ -156,7 +157,7 @@ class Trainer:
     def predict(self, batch: Batch) -> Forward:
         """Runs the forward pass without gradients."""
         with torch.no_grad():
-            return Forward.from_output(self.model(batch.to(self.plan.device)))
+            return Forward.from_output(self.model(batch.to(self.plan.device)), self.model)
 
     def step(
         self,
@@ -183,9 +184,9 @@ class Trainer:
             gatherer = BatchGatherer(self.plan.process_group, counts or (batch.size,))
             batch = batch.to(self.plan.device)
             output = self.model(batch, run_trunk)
-            predicted = Forward.from_output(output)
+            predicted = Forward.from_output(output, self.model)
             labels, weights = gatherer.labels(batch.labels), gatherer.labels(batch.weights)
-            learned = Labels.of_tasks(labels, learn.tasks, weights)
+            learned = Labels.of_tasks(labels, learn.tasks, weights, self.model.heads_by_task)
             if self._start_heads(learned):
                 # Again, because the logits depend on the biases. Predictions stay those from before the labels.
                 output = self.model(batch, run_trunk)
@@ -197,13 +198,13 @@ class Trainer:
     def _start_heads(self, labels: Labels) -> bool:
         """Sets the bias of the head of each task whose labels are seen for the first time; returns whether any is.
 
-        The bias becomes the logit of the batch's rate, so that the trunk need not move it.
+        A binary head's bias becomes the logit of the batch's rate, so that the trunk need not move it.
         """
         started = [task for task in labels.values if task not in self.learned]
         if started:
             with self.dense.average.setting_weights():
                 for task in started:
-                    self.model.start_head(task, *labels.counts(task), self.sampling.offset(task))
+                    self.model.start_head(task, labels, self.sampling.offset(task))
         self.learned.update(started)
         return bool(started)
 

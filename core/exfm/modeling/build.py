@@ -30,7 +30,7 @@ def build_model(arm: Arm, schema: FeatureSchema) -> RankingModel:
     """
     inputs = list(map(_with_width, arm.inputs))
     try:
-        return RankingModel(arm.config, schema, arm.tasks, inputs)
+        return RankingModel(arm.config, schema, arm.tasks, inputs, arm.labels)
     except ValueError as error:
         raise ConfigError(f"models.{arm.base}: {error}") from error
 

@@ -32,7 +32,7 @@ class EntityStates(nn.Module):
         entities: the names of the tokens and sequences that describe each entity, by the entity's name.
         tokens: names of the model's tokens.
         sequences: names of its raw sequences.
-        tasks: the model's tasks.
+        tasks: the model's binary tasks.
         dim: D.
         width: K.
     """
@@ -65,7 +65,7 @@ class EntityStates(nn.Module):
         return {entity: self.towers[_key(entity)](tokens_BND.detach(), events) for entity in self.entities}
 
     def loss(self, states: Mapping[str, Tensor], logits: Mapping[str, Tensor], labels: Labels) -> Tensor:
-        """Returns the cross-entropy against the mean of label and the model's probability, summed over tasks."""
+        """Returns the cross-entropy against the mean of label and the model's probability, summed over binary tasks."""
         stacked_BNK = torch.stack([states[entity] for entity in self.entities], dim=1)
         pairs = [stacked_BNK[:, a] * stacked_BNK[:, b] for a, b in combinations(range(len(self.entities)), 2)]
         product_BK = torch.stack(pairs).sum(dim=0) if pairs else torch.zeros_like(stacked_BNK[:, 0])
@@ -76,7 +76,7 @@ class EntityStates(nn.Module):
                 target_B = labels.explained(task, logits[task])
                 logit_B = explained_BT[:, position] + self.bias_T[position]
                 terms.append(labels.cross_entropy(task, logit_B, target_B))
-        return torch.stack(terms).sum()
+        return torch.stack(terms).sum() if terms else explained_BT.sum() * 0.0
 
 
 class _Tower(nn.Module):

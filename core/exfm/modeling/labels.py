@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from exfm.data.batch import ROW_WEIGHT
+from exfm.interfaces.task_head import TaskHead
 
 
 @dataclass(frozen=True)
@@ -20,30 +21,37 @@ class Labels:
     """Holds the labels of a batch that are learned, of the tasks with at least one known label.
 
     Attributes:
-        values: (B,) by task: 0, 1, or NaN where a label is not known.
+        values: (B,) by task: the label, or NaN where it is not known.
         weights: (B,) by task, the weight of each example in a mean, 0 where its label is not known; a task without an
             entry has all labels, and each weighs 1.
         all_weights: (B,) by task, of the tasks that are not learned too, see ``Batch.weights``.
+        heads: heads by task; a task without an entry has a binary label, which is learned by cross-entropy.
     """
 
     values: Mapping[str, Tensor]
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     all_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    heads: Mapping[str, TaskHead] = field(default_factory=dict)
 
     @classmethod
     def of_tasks(
-        cls, labels: Mapping[str, Tensor], tasks: Collection[str], weights: Mapping[str, Tensor] | None = None
+        cls,
+        labels: Mapping[str, Tensor],
+        tasks: Collection[str],
+        weights: Mapping[str, Tensor] | None = None,
+        heads: Mapping[str, TaskHead] | None = None,
     ) -> Labels:
         """Selects the labels of some tasks; a task without any known label of an example with weight is left out.
 
         Args:
             labels: (B,) by task, NaN where a label is not known.
             weights: (B,) by task, see ``Batch.weights``.
+            heads: see the attribute.
         """
         present = weights or {}
         weight_B = present.get(ROW_WEIGHT)
         if not tasks:
-            return cls({}, all_weights=present)
+            return cls({}, all_weights=present, heads=heads or {})
         unknown_TB = torch.stack([labels[task] for task in tasks]).isnan()
         if weight_B is not None:
             unknown_TB = unknown_TB | (weight_B == 0)
@@ -60,7 +68,7 @@ class Labels:
                 of_task[task] = torch.where(unknown_B, 0.0, weight_B)
             elif count:
                 of_task[task] = (~unknown_B).to(labels[task].dtype)
-        return cls(values, of_task, present)
+        return cls(values, of_task, present, heads or {})
 
     @property
     def row_weight(self) -> Tensor | None:
@@ -74,18 +82,35 @@ class Labels:
             return self.values[task].sum(), torch.tensor(float(self.values[task].numel()))
         return (self.filled(task) * weight_B).sum(), weight_B.sum()
 
+    def weight(self, task: str) -> Tensor:
+        """Returns the weight (B,) of each example in a mean of a task."""
+        return self.weights.get(task, torch.ones_like(self.values[task]))
+
     def filled(self, task: str) -> Tensor:
-        """Returns the labels (B,) of a task, 0 where a label is not known."""
+        """Returns the labels (B,) of a task; where a label is not known, 0, or a known label if the task has a head."""
         values_B = self.values[task]
-        return values_B.nan_to_num(0.0) if task in self.weights else values_B
+        if task not in self.weights:
+            return values_B
+        if task not in self.heads:
+            return values_B.nan_to_num(0.0)
+        # A known label, because a head need have no finite loss of 0; the largest is read without waiting for a device.
+        return torch.where(values_B.isnan(), values_B.nan_to_num(-torch.inf).max(), values_B)
 
     def explained(self, task: str, logit_B: Tensor) -> Tensor:
         """Returns targets (B,) of a task, without gradient: the average of the label and the model's probability."""
         return (self.filled(task) + logit_B.detach().sigmoid()) / 2
 
     def loss(self, task: str, logit_B: Tensor) -> Tensor:
-        """Returns the mean cross-entropy of logits (B,) and the known labels of a task."""
-        return self.cross_entropy(task, logit_B, self.filled(task))
+        """Returns the mean loss of a task's head over its known labels: the cross-entropy, where it has no entry.
+
+        Args:
+            logit_B: the outputs of the head, (B,) logits or as its entry says.
+        """
+        if task not in self.heads:
+            return self.cross_entropy(task, logit_B, self.filled(task))
+        loss_B = self.heads[task].loss(logit_B, self.filled(task))
+        weight_B = self.weights.get(task)
+        return loss_B.mean() if weight_B is None else (loss_B * weight_B).sum() / weight_B.sum()
 
     def cross_entropy(self, task: str, logit_B: Tensor, target_B: Tensor) -> Tensor:
         """Averages the cross-entropy of logits and targets (B,) over the examples whose label of a task is known."""

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from exfm.config.experiment import ModelConfig
 from exfm.config.inputs import ModelInput
 from exfm.data.batch import Batch
+from exfm.data.label_columns import labels_of
 from exfm.interfaces.backbone import BackboneInputs, SequenceShape
+from exfm.interfaces.distillation_strategy import StudentOutput
 from exfm.interfaces.network import reads_times
 from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
-from exfm.interfaces.schema import FeatureSchema
+from exfm.interfaces.schema import FeatureSchema, Label, LabelKind
 from exfm.interfaces.sequence_encoder import EncoderInputs
+from exfm.interfaces.task_head import TaskHead
 from exfm.interfaces.trunk import RunBackbone, RunTrunk, Sequences, run_backbone, run_trunk
 from exfm.modeling.entity_states import EntityStates
 from exfm.modeling.labels import Labels
@@ -31,14 +34,15 @@ from exfm.modeling.tokens import Featurizer
 
 
 class Head(nn.Sequential):
-    """Maps the representation (B, R) through an MLP to a logit (B,)."""
+    """Maps the representation (B, R) through an MLP to an output (B,), such as a logit, or to K outputs (B, K)."""
 
-    def __init__(self, width: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, width: int, hidden: tuple[int, ...], outputs: int = 1) -> None:
         layers: list[nn.Module] = []
         for size in hidden:
             layers += [nn.Linear(width, size), nn.SiLU()]
             width = size
-        super().__init__(*layers, nn.Linear(width, 1), nn.Flatten(0))
+        # Several outputs have a layer without effect in the place of the last: the linear layer is always at -2.
+        super().__init__(*layers, nn.Linear(width, outputs), nn.Flatten(0) if outputs == 1 else nn.Identity())
 
 
 class RankingModel(nn.Module):
@@ -49,6 +53,7 @@ class RankingModel(nn.Module):
         schema: the whole stream's schema; the config picks features from it.
         tasks: the labels it predicts.
         inputs: its teacher inputs.
+        labels: the labels of tasks, by task; by default those of the schema. A label of neither is binary.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class RankingModel(nn.Module):
         schema: FeatureSchema,
         tasks: tuple[str, ...],
         inputs: Sequence[ModelInput] = (),
+        labels: Mapping[str, Label] | None = None,
     ) -> None:
         super().__init__()
         seen = schema.select(config.features)
@@ -102,7 +108,17 @@ class RankingModel(nn.Module):
         self.low_precision = config.precision == "bf16"
         self.head_hidden = config.head_hidden
         self.tasks = tasks
-        self.heads = nn.ModuleDict({f"task_{task}": self.new_head() for task in tasks})
+        self.labels = labels_of(tasks, {**schema.labels_of(tasks), **(labels or {})})
+        self.task_heads = nn.ModuleDict()
+        for task in tasks:
+            if task in config.heads:
+                self.task_heads[f"task_{task}"] = config.heads[task].build(self.labels[task])
+        by_task = self.heads_by_task
+        self.heads = nn.ModuleDict()
+        for task in tasks:
+            self.heads[f"task_{task}"] = self.new_head(by_task[task].num_outputs if task in by_task else 1)
+        # States explain probabilities; what a number or a class would be in them is not defined.
+        binary = tuple(task for task in tasks if self.labels[task].kind == "binary")
         self.states: EntityStates | None = None
         self.read_states: ReadStates | None = None
         teaches, dim = config.supervision, config.embedding_dim
@@ -110,28 +126,58 @@ class RankingModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             if teaches.described:
                 histories = [sequence.name for sequence in sequences if raw]
-                self.states = EntityStates(teaches.described, context, histories, tasks, dim, teaches.state_dim)
+                _check_states(binary, tasks)
+                self.states = EntityStates(teaches.described, context, histories, binary, dim, teaches.state_dim)
             if teaches.read or teaches.embedding_dim is not None:
-                self.read_states = ReadStates(teaches, self.backbone, context, dim, tasks)
+                _check_states(binary, tasks)
+                self.read_states = ReadStates(teaches, self.backbone, context, dim, binary)
         dense = [feature.name for feature in schema.dense]
         names = frozenset(feature.name for feature in seen.features)
         self.feature_names = names
         self.dense_names = tuple(name for name in dense if name in names)
         self.dense_columns = torch.tensor([i for i, name in enumerate(dense) if name in names], dtype=torch.int64)
 
-    def new_head(self) -> nn.Module:
-        """Builds a head of the serving heads' shape: (B, R) -> logits (B,)."""
-        return Head(self.backbone.output_dim, self.head_hidden)
+    def new_head(self, outputs: int = 1) -> nn.Module:
+        """Builds a head of the serving heads' shape: (B, R) -> (B,), or (B, K) for several outputs."""
+        return Head(self.backbone.output_dim, self.head_hidden, outputs)
+
+    @property
+    def heads_by_task(self) -> dict[str, TaskHead]:
+        """Returns what the outputs mean, by task; a task without an entry is binary, with a logit as its output."""
+        heads: dict[str, TaskHead] = {}
+        for key, head in self.task_heads.items():
+            assert isinstance(head, TaskHead)
+            heads[key.removeprefix("task_")] = head
+        return heads
+
+    @property
+    def label_kinds(self) -> dict[str, LabelKind]:
+        """Returns the kind of label of each task."""
+        return {task: label.kind for task, label in self.labels.items()}
+
+    def predictions(self, output: StudentOutput) -> dict[str, Tensor]:
+        """Returns the predictions of a forward pass, by task: (B,), or (B, W) with a number per class."""
+        heads = self.heads_by_task
+        predicted: dict[str, Tensor] = {}
+        for task, logit in output.logits.items():
+            predicted[task] = heads[task].predict(logit) if task in heads else logit.sigmoid()
+        return predicted
 
     @torch.no_grad()
-    def start_head(self, task: str, positives: Tensor, total: Tensor, offset: float = 0.0) -> None:
-        """Sets the bias of a task's head to the log odds of its first labels.
+    def start_head(self, task: str, labels: Labels, offset: float = 0.0) -> None:
+        """Sets the bias of a task's head from its first labels, of a binary task to their log odds.
 
         Args:
             offset: the part of the log odds that is due to sampling, see ``LogSampling``.
         """
         last = self._head(task)[-2]
         assert isinstance(last, nn.Linear)
+        head = self.heads_by_task.get(task)
+        if head is not None:
+            last.bias.copy_(head.start(labels.filled(task), labels.weight(task)) - offset)
+            head.started.fill_(True)
+            return
+        positives, total = labels.counts(task)
         # Laplace's rule of succession: finite log odds even where all first labels are equal.
         rate = (positives + 1.0) / (total + 2.0)
         last.bias.fill_(torch.logit(rate) - offset)
@@ -263,3 +309,12 @@ class RankingModel(nn.Module):
         """Lists all parameters but the tables' weights, which the dense optimizer updates."""
         tables = set(map(id, self.table_parameters()))
         return [parameter for parameter in self.parameters() if id(parameter) not in tables]
+
+
+def _check_states(binary: Sequence[str], tasks: Sequence[str]) -> None:
+    """Checks that a model with states, or with a compressed embedding, has a task that they can explain."""
+    if not binary:
+        raise ValueError(
+            f"supervision: states and embedding_dim are learned from binary labels, and {', '.join(tasks)} are not: "
+            "leave them out, or give the model a binary task; embedding: float16 stores the whole representation"
+        )

@@ -48,7 +48,7 @@ class ReadStates(nn.Module):
         backbone: the model's backbone.
         token_names: names of the featurizer's tokens.
         dim: D.
-        tasks: the model's tasks.
+        tasks: the model's binary tasks.
 
     Raises:
         ValueError: the backbone names no such layer, or a code is wider than its vector.
@@ -63,7 +63,7 @@ class ReadStates(nn.Module):
         tasks: tuple[str, ...],
     ) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim, self.tasks = dim, tasks
         keys = {vector: f"supervision.states.{entity}.from" for entity, vector in config.read.items()}
         keys.pop(REPRESENTATION, None)
         self.layers = LayerOutputs(backbone, keys) if keys else None
@@ -99,7 +99,8 @@ class ReadStates(nn.Module):
     def losses(self, output: ModelOutput, labels: Labels) -> list[Tensor]:
         """Returns the losses of the compressors; see ``RankingModel.state_losses``."""
         vectors = {REPRESENTATION: output.representation_BR, **output.layers}
-        targets = {task: labels.explained(task, output.logits[task]) for task in labels.values}
+        explained = [task for task in self.tasks if task in labels.values]
+        targets = {task: labels.explained(task, output.logits[task]) for task in explained}
         previous = previous_examples(output.ids_BK) if output.ids_BK is not None else []
         examples = Examples(targets, dict(zip(self.read, previous, strict=True)), output.tokens, labels.weights)
         return [compressor.loss(vectors, examples) for compressor in self._compressors()]

@@ -21,6 +21,8 @@ INTERFACES = {
     "sequence_encoder": "exfm.interfaces.sequence_encoder:SequenceEncoder",
     "transfer_strategy": "exfm.interfaces.transfer_strategy:TransferStrategy",
     "teacher_input": "exfm.interfaces.teacher_input:TeacherInput",
+    "task_head": "exfm.interfaces.task_head:TaskHead",
+    "metric": "exfm.interfaces.metric:Metric",
     "data_source": "exfm.interfaces.data_source:DataSource",
     "parallel_plan": "exfm.interfaces.parallel_plan:ParallelPlan",
 }
@@ -72,6 +74,14 @@ class HookSpecs:
         """Classes that extend ``exfm.TeacherInput``."""
 
     @hookspec
+    def exfm_register_task_heads(self) -> Iterable[Offer]:  # type: ignore[empty-body]
+        """Returns classes that extend ``exfm.TaskHead``."""
+
+    @hookspec
+    def exfm_register_metrics(self) -> Iterable[Offer]:  # type: ignore[empty-body]
+        """Returns classes that extend ``exfm.Metric``."""
+
+    @hookspec
     def exfm_register_data_sources(self) -> Iterable[Offer]:  # type: ignore[empty-body]
         """Returns classes that extend ``exfm.DataSource``."""
 
@@ -85,6 +95,8 @@ HOOK_BY_KIND = {
     "sequence_encoder": "exfm_register_sequence_encoders",
     "transfer_strategy": "exfm_register_transfer_strategies",
     "teacher_input": "exfm_register_teacher_inputs",
+    "task_head": "exfm_register_task_heads",
+    "metric": "exfm_register_metrics",
     "data_source": "exfm_register_data_sources",
     "parallel_plan": "exfm_register_parallel_plans",
 }

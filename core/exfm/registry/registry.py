@@ -144,6 +144,19 @@ class Registry:
             raise PluginError(f"name a parallel plan: {len(defaults)} are the default.{suggestion('', names)}")
         return defaults[0]
 
+    def default_head(self, label_kind: str) -> str:
+        """Returns the name of the task head for labels of a kind, of which the experiment names none.
+
+        Raises:
+            PluginError: no head of the kind, or several heads, declare themselves the default.
+        """
+        heads = {name: self.resolve("task_head", name) for name in self.names("task_head")}
+        fitting = [name for name, head in heads.items() if head.label_kind == label_kind]
+        defaults = [name for name in fitting if heads[name].is_default]
+        if len(defaults) != 1:
+            raise PluginError(f"name a task_head: {len(defaults)} are the default.{suggestion('', fitting)}")
+        return defaults[0]
+
     def _missing(self, kind: str, name: str) -> str:
         """Explains why a component is missing: its name belongs to another kind, or its plugin is unusable."""
         others: list[str] = []

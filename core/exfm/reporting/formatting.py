@@ -19,6 +19,10 @@ _USELESS_NE = 1.05
 """NE above 1, the NE of the overall base rate, by more than a model loses while it learns that rate."""
 
 
+_CONSTANTS = {"binary": "the base rate", "regression": "the mean", "multiclass": "the frequencies of the classes"}
+"""The best constant prediction of each kind of label."""
+
+
 def fixed(value: float | None, digits: int = 4) -> str:
     """Formats a figure with a fixed number of digits after the point."""
     if value is None:
@@ -126,8 +130,9 @@ def useless_models(results: Mapping[str, Any]) -> list[str]:
     for name, model in results["models"].items():
         for task, figures in model["tasks"].items():
             if (figures["ne"] or 0.0) > _USELESS_NE:
+                constant = _CONSTANTS[figures.get("kind", "binary")]
                 lines.append(
-                    f"{name}, {task}: NE {fixed(figures['ne'], 2)} is worse than predicting the base rate: the model "
+                    f"{name}, {task}: NE {fixed(figures['ne'], 2)} is worse than predicting {constant}: the model "
                     "has diverged, or learned nothing; lower its learning rates"
                 )
     return lines

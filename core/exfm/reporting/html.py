@@ -15,6 +15,7 @@ from exfm.mappings import values_at
 from exfm.reporting import plots
 from exfm.reporting.formatting import FILTERS, is_control, useless_models
 from exfm.reporting.gain_scale import GainScale, comparisons
+from exfm.reporting.label_figures import label_kind, metric_titles
 
 Json = Mapping[str, Any]
 
@@ -79,6 +80,8 @@ def render_report(results: Json, config_yaml: str, diagnosis: Json | None = None
             verdicts=Counter(values_at(compared, "verdict")),
             scale=GainScale.from_gains(compared),
             tasks=_tasks(models),
+            kinds={task: label_kind(models, task) for task in _tasks(models)},
+            metrics={task: metric_titles(models, task) for task in _tasks(models)},
             styles=styles,
             over_time=list(_over_time(models, styles)),
             age=list(_age(results, styles)),

@@ -30,7 +30,8 @@ def result_table(results: Json) -> FittedTable:
 
     A model that is compared with a control also shows its NE gain with the 95% interval, and the gain share (the
     first teacher's, where it has several; a dash where it is not clearly better than the control). The Bayes NE has a
-    column where the stream has true probabilities. Below the table are the notes of the run, the models that are worse
+    column where the stream has true probabilities; so have the mean label of numbers and the metrics of the
+    experiment, where there are any. Below the table are the notes of the run, the models that are worse
     than the base rate, and the models that cost lookups at serving.
     """
     gains: dict[tuple[str, str], Json] = {}
@@ -45,12 +46,20 @@ def result_table(results: Json) -> FittedTable:
     headings = ["NE", "AUC", "GAUC", "base rate", "NE gain (95% interval)", "gain share"]
     if with_bayes:
         headings.insert(1, "Bayes NE")
+    has_means = any("mean_label" in figures for _, _, figures in rows)
+    titles = list(dict.fromkeys(title for _, _, figures in rows for title in figures.get("metrics", ())))
+    position = headings.index("base rate") + 1
+    headings[position:position] = (["mean label"] if has_means else []) + titles
     table = FittedTable(results["experiment"], ["model", "task"], headings, _notes(results))
     for name, task, figures in rows:
         cells: list[Text | str] = [fixed(figures["ne"]), fixed(figures["auc"]), fixed(figures["gauc"])]
         if with_bayes:
             cells.insert(1, fixed(figures.get("bayes_ne")))
-        cells += [percent(figures["base_rate"]), *_gain_cells(gains.get((name, task)))]
+        cells.append(percent(figures["base_rate"]))
+        if has_means:
+            cells.append(fixed(figures.get("mean_label")))
+        cells += [fixed(figures.get("metrics", {}).get(title)) for title in titles]
+        cells += _gain_cells(gains.get((name, task)))
         table.add_row((name, task), cells)
     return table
 

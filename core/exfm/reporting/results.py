@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.data.skips import add_counts, sum_counts
+from exfm.evaluation.label_kinds import from_counters
 from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
 from exfm.mappings import values_at
@@ -359,8 +359,7 @@ def _soft_labels(arm: Arm, commits: Sequence[Commit], teacher: str, first_us: in
         for counted in commit.counters.get("soft_labels", ()):  # none in windows of exfm before it counted them
             if arm.config.transfer[counted["transfer"]].config.teacher == teacher:
                 key = (counted["transfer"], counted["label"], counted["task"])
-                moments = Moments(*(counted[field.name] for field in fields(Moments)))
-                windows.setdefault(key, {})[commit.window] = moments
+                windows.setdefault(key, {})[commit.window] = from_counters(counted)
     entries = []
     for (transfer, label, task), by_window in sorted(windows.items()):
         total = Moments()

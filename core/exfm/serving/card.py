@@ -95,8 +95,13 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    pages.filters |= {**FILTERS, "code": _code, "size": gigabytes, "first_names": first_names}
+    pages.filters |= {**FILTERS, "code": _code, "size": gigabytes, "first_names": first_names, "of_kind": _of_kind}
     return pages
+
+
+def _of_kind(tasks: Mapping[str, Json], kind: str) -> dict[str, Json]:
+    """Selects the figures of the tasks whose labels are of a kind."""
+    return {task: figures for task, figures in tasks.items() if figures.get("kind", "binary") == kind}
 
 
 def _code(value: Any) -> str:
@@ -158,6 +163,11 @@ def _teacher(name: str, resolved: Json, figures: CardFigures, coverage: Json) ->
     return {"name": name, "trained": trained, "gains": gains, **coverage}
 
 
+def _task_type(entry: Json) -> str:
+    """Names the type of a task as the Hub does."""
+    return "regression" if entry.get("kind") == "regression" else "classification"
+
+
 def _metadata(experiment: Experiment, arm: Arm, figures: CardFigures) -> dict[str, Any]:
     """Builds the metadata of a model repository of the Hugging Face Hub, with the figures as its results."""
     source = experiment.config.stream.source.name
@@ -165,12 +175,12 @@ def _metadata(experiment: Experiment, arm: Arm, figures: CardFigures) -> dict[st
     for task, entry in figures.tasks.items():
         metrics = []
         for key, name in (("ne", "normalized entropy"), ("auc", "AUC"), ("gauc", "GAUC")):
-            if entry[key] is not None:
+            if entry.get(key) is not None:
                 metrics.append({"type": key, "name": f"{name}, {task}", "value": entry[key]})
         if metrics:
             results.append(
                 {
-                    "task": {"type": "tabular-classification", "name": task},
+                    "task": {"type": f"tabular-{_task_type(entry)}", "name": task},
                     "dataset": {"type": source, "name": f"{experiment.config.name}, prequential"},
                     "metrics": metrics,
                 }

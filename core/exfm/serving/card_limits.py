@@ -66,6 +66,11 @@ def _of_figures(experiment: Experiment, arm: Arm, figures: CardFigures) -> Itera
                 f"{percent(entry['base_rate'], 2)}; predicted over observed positives were "
                 f"{fixed(entry['calibration'])}."
             )
+        if entry.get("mean_label") is not None:
+            yield (
+                f"Values of {task} suit traffic whose mean is like that of the stream, {fixed(entry['mean_label'])}; "
+                f"mean prediction over mean label was {fixed(entry['calibration'])}."
+            )
 
 
 def _of_data(experiment: Experiment, arm: Arm, home: Home, counters: Sequence[Mapping[str, Any]]) -> Iterator[str]:

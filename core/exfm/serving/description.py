@@ -75,7 +75,7 @@ class Description(_Section):
         embeddings: width of the embedding of each example that the model reads as input, by teacher.
         watermark: time before which the model's training examples are.
         inputs: the program's arguments, in order.
-        outputs: the program's results, in order: a probability per example and task.
+        outputs: the program's results, in order: a probability per example and task, or what they say that they hold.
     """
 
     format: Literal[1] = 1

@@ -24,12 +24,14 @@ from torch.fx.experimental import _config as symbolic_shapes
 from exfm import __version__
 from exfm.config.loading import Experiment
 from exfm.data.column_types import is_usual, plain_rows
+from exfm.data.label_columns import held_by
 from exfm.data.windows import stream_windows
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature
 from exfm.mappings import by_name
 from exfm.modeling.build import build_growth
+from exfm.modeling.difference import relative_difference
 from exfm.serving.card import render_card
 from exfm.serving.description import (
     AGES,
@@ -110,7 +112,10 @@ def export(
     workspace.sweep()
     with temporary_folder(spool_folder()) as folder:
         files = dict(_write(workspace, program, served, form, folder))
-    outputs = [TensorSpec(name=task, dtype="float32", shape=("B",), holds="probability") for task in served.model.tasks]
+    outputs: list[TensorSpec] = []
+    for task, label in served.model.labels.items():
+        shape: tuple[int | str, ...] = ("B", label.width) if label.kind == "multiclass" else ("B",)
+        outputs.append(TensorSpec(name=task, dtype="float32", shape=shape, holds=held_by(label)))
     description = Description(
         experiment=experiment.config.name,
         model=arm.name,
@@ -200,7 +205,7 @@ def _check(served: ServedModel, program: ExportedProgram, model: str, tolerance:
         try:
             with torch.no_grad():
                 pairs = zip(run(*tensors), served(*tensors), strict=True)
-                error = max(float((captured - expected).abs().max()) for captured, expected in pairs)
+                error = max(relative_difference(captured, expected) for captured, expected in pairs)
         except Exception as failure:  # a guard that torch.export has put into the graph
             raise RunError(
                 f"models.{model}: the captured graph refuses {size} examples with histories of up to {longest} events: "

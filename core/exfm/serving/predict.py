@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from exfm.bookkeeping.progress import Progress
 from exfm.config.checks import Arm
@@ -21,6 +22,7 @@ from exfm.config.loading import Experiment
 from exfm.config.needed_columns import to_predict
 from exfm.data.batch import Batch
 from exfm.data.column_types import IdKind
+from exfm.data.label_columns import held_by, prediction_fields
 from exfm.data.source_errors import source_errors
 from exfm.data.stream import Chunk, ChunkReader
 from exfm.data.windows import WindowGrid, stream_windows, windows_with_events
@@ -28,7 +30,7 @@ from exfm.errors import ConfigError
 from exfm.interfaces.data_source import TimeRange, Window, utc
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.parallel_plan import ParallelPlan
-from exfm.mappings import add_prefix
+from exfm.mappings import add_prefix, map_values
 from exfm.modeling.build import build_growth, build_model, parallelize
 from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
@@ -38,7 +40,7 @@ from exfm.storage.aliases import LATEST
 from exfm.storage.finite import check_snapshot, infinite_buffers
 from exfm.storage.snapshots import Snapshot
 from exfm.storage.workspace import Workspace
-from exfm.supervision.row_files import Column, RowWriter
+from exfm.supervision.row_files import Column, RowWriter, as_columns
 from exfm.supervision.store import Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -57,8 +59,9 @@ def predict(
     A model that reads its teacher's embedding of the example finds it in the run's committed supervision; other rows
     are predicted as rows of which the teacher has no embedding, and a warning counts them.
 
-    The file has ``example_id``, ``event_time`` and ``prediction_TASK``, a probability, in the order of the stream; its
-    metadata name model, snapshot and watermark. It appears when it is complete.
+    The file has ``example_id``, ``event_time`` and ``prediction_TASK``, in the order of the stream: a probability or an
+    expected value, or of a multiclass label a column ``prediction_TASK/CLASS`` per class. Its metadata name model,
+    snapshot and watermark. It appears when it is complete.
 
     Args:
         experiment: from ``exfm.load_experiment``.
@@ -96,7 +99,7 @@ def predict(
     check_snapshot(snapshot, weights, constants, store.workspace.url)
     parallel_model.load_state_dict(build_growth(arm, experiment.schema, experiment.config.seed).grow(weights))
     folder.sweep()
-    writer = RowWriter(folder, name, _schema(arm, snapshot))
+    writer = RowWriter(folder, name, _schema(network, arm, snapshot))
     embeddings = StoredEmbeddings(store, {} if network.inputs is None else network.inputs.embedding_dims)
     rows = 0
     try:
@@ -130,12 +133,11 @@ def _network(experiment: Experiment, arm: Arm, plan: ParallelPlan) -> tuple[Rank
     return network.eval(), parallel_model
 
 
-def _schema(arm: Arm, snapshot: Snapshot) -> pa.Schema:
+def _schema(network: RankingModel, arm: Arm, snapshot: Snapshot) -> pa.Schema:
     fields = {"example_id": pa.int64(), "event_time": pa.timestamp("us", "UTC")}
     about = {"model": arm.name, "snapshot": str(snapshot.version), "watermark_us": str(snapshot.watermark_us)}
-    for task in arm.tasks:
-        fields[f"prediction_{task}"] = pa.float32()
-        about[f"kind.{task}"] = "probability"
+    fields |= prediction_fields(network.labels)
+    about |= {f"kind.{task}": held_by(label) for task, label in network.labels.items()}
     return pa.schema(fields, metadata=add_prefix("exfm.", about))
 
 
@@ -193,6 +195,5 @@ def _batches(network: RankingModel, chunk: Chunk, arm: Arm, embeddings: StoredEm
 
 def _predict_batch(network: RankingModel, batch: Batch, plan: ParallelPlan) -> dict[str, Column]:
     with torch.no_grad():
-        logits = network(batch.to(plan.device)).logits
-    probabilities = {f"prediction_{task}": logit.sigmoid().cpu().numpy() for task, logit in logits.items()}
-    return {"example_id": batch.example_id.numpy(), "event_time": batch.event_time_us.numpy(), **probabilities}
+        predicted = map_values(Tensor.cpu, network.predictions(network(batch.to(plan.device))))
+    return {"example_id": batch.example_id.numpy(), "event_time": batch.event_time_us.numpy(), **as_columns(predicted)}

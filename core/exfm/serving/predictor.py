@@ -48,7 +48,9 @@ class Predictor:
         self._types = map_values(arrow_type, description.columns)
 
     def predict(self, rows: pa.RecordBatch | Sequence[Mapping[str, Any]]) -> dict[str, npt.NDArray[np.float32]]:
-        """Predicts the probability of each task for each row, (B,) float32 by task.
+        """Predicts each task for each row, (B,) float32 by task: a probability, or an expected value.
+
+        Of a multiclass label it predicts a probability per class, (B, C). ``description.outputs`` says which it is.
 
         Rows are hashed, transformed and truncated as the stream's rows are in training.
 
@@ -83,11 +85,12 @@ class Predictor:
         return tuple(torch.from_numpy(np.require(array, requirements="W")) for array in converted)
 
     def run(self, tensors: Sequence[Tensor]) -> dict[str, npt.NDArray[np.float32]]:
-        """Runs the program, and returns the probability of each task, (B,) by task."""
-        tasks = self.description.tasks
+        """Runs the program, and returns the prediction of each task, (B,) or (B, C) by task."""
+        tasks, specs = self.description.tasks, self.description.outputs
         # The last argument has B rows. The graph is captured for at least 1 example.
         if tensors[-1].shape[0] == 0:
-            return {task: np.zeros(0, np.float32) for task in tasks}
+            shapes = {spec.name: tuple(0 if dim == "B" else int(dim) for dim in spec.shape) for spec in specs}
+            return {task: np.zeros(shapes[task], np.float32) for task in tasks}
         with torch.no_grad():
             outputs = self._program(*tensors)
         return {task: output.numpy() for task, output in zip(tasks, outputs, strict=True)}

@@ -70,7 +70,7 @@ class _Tables(nn.Module):
 
 
 class ServedModel(nn.Module):
-    """Maps the tensors of ``input_specs`` to a probability (B,) per task.
+    """Maps the tensors of ``input_specs`` to the prediction of each task, such as a probability (B,).
 
     Args:
         arm: the model.
@@ -116,9 +116,9 @@ class ServedModel(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Returns the probability of each task, (B,)."""
+        """Returns the prediction of each task, (B,), or (B, C) of a multiclass label."""
         output = self.model(self._batch(dict(zip(self.names, tensors, strict=True))))
-        return tuple(output.logits[task].sigmoid() for task in self.model.tasks)
+        return tuple(self.model.predictions(output).values())
 
     def _batch(self, inputs: Mapping[str, Tensor]) -> Batch:
         sparse: dict[str, _Bags] = {}

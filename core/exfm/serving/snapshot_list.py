@@ -10,7 +10,7 @@ from typing import Any, Literal
 from exfm.config.checks import CONTROL_SUFFIX
 from exfm.config.resolved import parse_resolved
 from exfm.errors import ConfigError, suggestion
-from exfm.evaluation.metrics import Moments
+from exfm.evaluation.label_kinds import from_counters
 from exfm.reporting.results import CONFIG_FILE
 from exfm.scheduling.identity import recorded_models
 from exfm.storage.snapshots import Snapshot
@@ -124,7 +124,7 @@ def _figures(counters: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     """Computes NE and calibration by task from the counters of a window's commit."""
     figures: dict[str, dict[str, float | None]] = {}
     for task, counted in counters.get("prequential", {}).items():  # none in windows of exfm before it counted them
-        moments = Moments(**counted)
+        moments = from_counters(counted)
         figures[task] = {"ne": moments.ne, "calibration": moments.calibration}
     return figures
 

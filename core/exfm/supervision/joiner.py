@@ -15,8 +15,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from exfm.data.label_columns import PREDICTION, columns_by_task
 from exfm.interfaces.distillation_strategy import TeacherOutput
-from exfm.mappings import take_rows
+from exfm.mappings import map_values, take_rows
 from exfm.supervision.embeddings import CompactEmbedding
 
 STATE, ROW = "state_", "row_"
@@ -81,7 +82,8 @@ class SupervisionRows:
     Attributes:
         example_id: (S,) int64.
         event_time_us: (S,) int64, never decreasing.
-        probabilities: (S,) float32 by task; NaN where the teacher had not seen a label of the task yet.
+        probabilities: predictions, (S,) or (S, C) float32 by task; NaN where the teacher had not seen a label of the
+            task yet.
         watermark_us: (S,) int64: the teacher had trained on examples before this time only.
         embedding: of S rows, where the teacher gives any.
         vectors: of S rows by column: ``state_ENTITY``, and ``row_FEATURE``, which is from after training.
@@ -97,12 +99,16 @@ class SupervisionRows:
     @classmethod
     def from_arrow(cls, rows: pa.RecordBatch) -> SupervisionRows:
         """Reads the rows of a supervision file, which share its memory if no value is null."""
-        prefix = "prediction_"
         names = rows.schema.names
+        probabilities: dict[str, Tensor] = {}
+        for task, columns in columns_by_task(names).items():
+            tensors = [_tensor(rows.column(column)) for column in columns]
+            is_single = columns == [f"{PREDICTION}{task}"]
+            probabilities[task] = tensors[0] if is_single else torch.stack(tensors, dim=1)
         return cls(
             _tensor(rows.column("example_id")),
             _tensor(rows.column("event_time").view(pa.int64())),
-            {name.removeprefix(prefix): _tensor(rows.column(name)) for name in names if name.startswith(prefix)},
+            probabilities,
             _tensor(rows.column("watermark").view(pa.int64())),
             _compact(rows, "embedding") if "embedding" in names else None,
             {name: _compact(rows, name) for name in names if name.startswith((STATE, ROW))},
@@ -167,7 +173,7 @@ class SupervisionIndex:
         if not rows.example_id.numel():
             has_row = torch.zeros_like(example_id, dtype=torch.bool)
             width = None if rows.embedding is None else rows.embedding.values_SE.shape[1]
-            misses = miss(rows.probabilities, has_row.shape[0], width)
+            misses = miss(rows.probabilities, has_row.shape[0], width, rows.probabilities)
             no_age = torch.zeros(0, dtype=torch.int64)
             return Joined(replace(misses, age_s=torch.zeros(has_row.shape[0])), has_row, no_age)
         row, has_row = self._locate(example_id, event_time_us)
@@ -185,7 +191,7 @@ class SupervisionIndex:
             return nothing_stored(example_id)
         row, has_row = self._locate(example_id, event_time_us)
         # A row of NaN predictions was written before the teacher had learned: its vectors are initial weights.
-        has_row &= torch.stack([values[row].isfinite() for values in self.rows.probabilities.values()]).any(dim=0)
+        has_row &= torch.stack([_are_finite(values[row]) for values in self.rows.probabilities.values()]).any(dim=0)
         kept = row[has_row]
         vectors = {column: vector.take(kept).decode() for column, vector in self.rows.vectors.items()}
         return Stored(has_row, self.rows.watermark_us[kept], vectors)
@@ -235,7 +241,7 @@ def lookup(sorted_id: Tensor, example_id: Tensor) -> tuple[Tensor, Tensor]:
 
 def align(probabilities: Mapping[str, Tensor], embedding: CompactEmbedding | None, has_row: Tensor) -> TeacherOutput:
     """Masks the supervision of B examples: values where ``has_row`` is false have no meaning."""
-    hit = {task: has_row & values.isfinite() for task, values in probabilities.items()}
+    hit = {task: has_row & _are_finite(values) for task, values in probabilities.items()}
     # Finite at misses too, because a masked NaN still makes the gradient of a product NaN.
     finite = {task: values.nan_to_num(0.0, 0.0, 0.0) for task, values in probabilities.items()}
     if embedding is None:
@@ -270,11 +276,23 @@ def nothing_stored(example_id: Tensor) -> Stored:
     return Stored(torch.zeros_like(example_id, dtype=torch.bool), example_id[:0], {})
 
 
-def miss(tasks: Iterable[str], size: int, embedding_dim: int | None = None) -> TeacherOutput:
-    """Returns the supervision of ``size`` examples that are all misses."""
-    nothing = {task: torch.zeros(size) for task in tasks}
+def miss(
+    tasks: Iterable[str], size: int, embedding_dim: int | None = None, like: Mapping[str, Tensor] | None = None
+) -> TeacherOutput:
+    """Returns the supervision of ``size`` examples that are all misses.
+
+    Args:
+        like: predictions of other examples, by task, whose shape those of a task have; (size,) by default.
+    """
+    shapes = map_values(lambda values: values.shape[1:], like or {})
+    nothing = {task: torch.zeros(size, *shapes.get(task, ())) for task in tasks}
     embedding_BE = None if embedding_dim is None else torch.zeros(size, embedding_dim)
     return TeacherOutput(nothing, dict.fromkeys(nothing, torch.zeros(size, dtype=torch.bool)), embedding_BE)
+
+
+def _are_finite(values: Tensor) -> Tensor:
+    """Marks the rows (S,) of predictions, (S,) or (S, C), that are finite."""
+    return values.isfinite() if values.dim() == 1 else values.isfinite().all(dim=1)
 
 
 def _seconds(age_us: Tensor) -> Tensor:

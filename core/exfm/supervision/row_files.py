@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from exfm.data.label_columns import PREDICTION, held_by, label_fields, labels_of, prediction_fields
+from exfm.interfaces.schema import Label
 from exfm.storage.hashing import FileRecord
 from exfm.storage.workspace import Workspace
 from exfm.supervision.embeddings import EmbeddingShape
@@ -45,19 +47,24 @@ def _numbers(role: str, tasks: Sequence[str]) -> dict[str, pa.DataType]:
 
 
 def predictions_schema(
-    tasks: Sequence[str], oracles: Sequence[str], teachers: Iterable[str] = (), weighted: Iterable[str] = ()
+    tasks: Sequence[str],
+    oracles: Sequence[str],
+    teachers: Iterable[str] = (),
+    weighted: Iterable[str] = (),
+    labels: Mapping[str, Label] | None = None,
 ) -> pa.Schema:
-    """Returns the columns of a predictions file: probabilities before training on the row, labels, true probabilities.
+    """Returns the columns of a predictions file: predictions from before training on the row, labels, and the truth.
 
     Args:
         teachers: columns of external teachers, which have no predictions file; null without a prediction.
         weighted: tasks whose examples have weights.
+        labels: the labels of tasks; a task without an entry is binary.
     """
-    fields = {"example_id": pa.int64(), "window": pa.int32(), "group": pa.int64()}
-    fields |= _numbers("prediction", tasks) | _numbers("label", tasks) | _numbers("oracle", oracles)
-    fields |= dict.fromkeys(teachers, pa.float32())
-    fields |= {f"weight_{task}": pa.float32() for task in weighted}
-    return pa.schema(fields)
+    of_task = labels_of(tasks, labels)
+    fields = {"example_id": pa.int64(), "window": pa.int32(), "group": pa.int64(), **prediction_fields(of_task)}
+    after = _numbers("oracle", oracles) | dict.fromkeys(teachers, pa.float32())
+    after |= {f"weight_{task}": pa.float32() for task in weighted}
+    return pa.schema([*pa.schema(fields), *label_fields(of_task), *pa.schema(after)])
 
 
 def supervision_schema(
@@ -65,6 +72,7 @@ def supervision_schema(
     teacher: str | None = None,
     embedding: EmbeddingShape | None = None,
     vectors: Mapping[str, EmbeddingShape] | None = None,
+    labels: Mapping[str, Label] | None = None,
 ) -> pa.Schema:
     """Returns the columns of a supervision file; its metadata name the teacher and the kind of each task's value.
 
@@ -72,14 +80,15 @@ def supervision_schema(
     the first.
     """
     fields = {"example_id": pa.int64(), "window": pa.int32(), "event_time": pa.timestamp("us", "UTC")}
-    fields |= _numbers("prediction", tasks)
+    of_task = labels_of(tasks, labels)
+    fields |= prediction_fields(of_task)
     fields |= {"snapshot": pa.int32(), "watermark": pa.timestamp("us", "UTC")}
     stored = {**({} if embedding is None else {"embedding": embedding}), **(vectors or {})}
     for column, shape in stored.items():
         fields[column] = _vector(pa.float16() if shape.format == "float16" else pa.int8(), shape.dim)
         if shape.format == "int8":
             fields[scale_column(column)] = pa.float32()
-    kinds = {f"exfm.kind.{task}": "probability" for task in tasks}
+    kinds = {f"exfm.kind.{task}": held_by(label) for task, label in of_task.items()}
     return pa.schema(fields, metadata=kinds if teacher is None else {"exfm.teacher": teacher, **kinds})
 
 
@@ -93,6 +102,18 @@ def _vectors(values_SK: Tensor) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(numbers, type=_vector(numbers.type, values_SK.shape[1]))
 
 
+def as_columns(predictions: Mapping[str, Tensor]) -> dict[str, Column]:
+    """Returns the columns of predictions, (S,) or (S, C) by task: a column each, or a column per class."""
+    columns: dict[str, Column] = {}
+    for task, values in predictions.items():
+        name = f"{PREDICTION}{task}"
+        if values.dim() == 1:
+            columns[name] = values.numpy()
+        else:
+            columns |= {f"{name}/{number}": column.numpy() for number, column in enumerate(values.unbind(1))}
+    return columns
+
+
 def supervision_columns(rows: SupervisionRows, window: int, snapshot: int) -> dict[str, Column | pa.Array]:
     """Converts rows to the columns of a supervision file."""
     count = rows.example_id.numel()
@@ -100,7 +121,7 @@ def supervision_columns(rows: SupervisionRows, window: int, snapshot: int) -> di
         "example_id": rows.example_id.numpy(),
         "window": np.full(count, window, np.int32),
         "event_time": rows.event_time_us.numpy(),
-        **{f"prediction_{task}": values.numpy() for task, values in rows.probabilities.items()},
+        **as_columns(rows.probabilities),
         "snapshot": np.full(count, snapshot, np.int32),
         "watermark": rows.watermark_us.numpy(),
     }

@@ -7,9 +7,11 @@ from exfm.testing.distillation_strategy import DistillationStrategyTests as Dist
 from exfm.testing.examples import Examples as Examples
 from exfm.testing.examples import random_examples as random_examples
 from exfm.testing.isolation import IsolatedRegistry as IsolatedRegistry
+from exfm.testing.metric import MetricTests as MetricTests
 from exfm.testing.parallel_plan import ParallelPlanTests as ParallelPlanTests
 from exfm.testing.parameter_strategy import ParameterStrategyTests as ParameterStrategyTests
 from exfm.testing.sequence_encoder import SequenceEncoderTests as SequenceEncoderTests
+from exfm.testing.task_head import TaskHeadTests as TaskHeadTests
 from exfm.testing.teacher_input import TeacherInputTests as TeacherInputTests
 
 __all__: list[str]

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from exfm.config.training_sections import GateConfig
+from exfm.evaluation.label_kinds import from_counters
 from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
+from exfm.mappings import map_values
 from exfm.storage.commits import CommitLog
 
 Scores = Mapping[str, Moments]
@@ -46,7 +48,7 @@ class PairedScores:
 
     @property
     def excess(self) -> float | None:
-        """Share by which the model's NE lies above the predecessor's; None where a class is missing."""
+        """Share by which the model's NE lies above the predecessor's; None where all labels are alike."""
         if not self.model.ne or not self.predecessor.ne:
             return None
         return self.model.ne / self.predecessor.ne - 1
@@ -72,7 +74,7 @@ class Comparison:
             return None
         tasks: dict[str, PairedScores] = {}
         for task, pair in compared["tasks"].items():
-            tasks[task] = PairedScores(Moments(**pair["model"]), Moments(**pair["predecessor"]))
+            tasks[task] = PairedScores(from_counters(pair["model"]), from_counters(pair["predecessor"]))
         return cls(compared["version"], tasks)
 
 
@@ -93,7 +95,7 @@ def read_history(log: CommitLog, model: str, window: int, count: int) -> GateHis
         counters = log.load("train", model, index).counters
         if held is None:
             held = counters.get("held", {})
-        scores = {task: Moments(**counted) for task, counted in counters.get("prequential", {}).items()}
+        scores = map_values(from_counters, counters.get("prequential", {}))
         if not counters.get("held") and any(moments.examples for moments in scores.values()):
             published.append(scores)
     return GateHistory(published, held or {})
@@ -131,10 +133,7 @@ def judge(
 
 def _has_labels(config: GateConfig, moments: Moments) -> bool:
     """Tells whether chance moves the figures of a task by less than the gate's limits."""
-    # Predicted labels count too: a window of some thousand examples without any positive has a broken label.
-    positives = max(moments.positives, moments.prediction_sum)
-    negatives = moments.examples - min(moments.positives, moments.prediction_sum)
-    return min(positives, negatives) >= config.min_labels
+    return moments.fewest >= config.min_labels
 
 
 def _reasons(config: GateConfig, task: str, moments: Moments, before: Sequence[Moments]) -> list[str]:
@@ -151,7 +150,13 @@ def _reasons(config: GateConfig, task: str, moments: Moments, before: Sequence[M
                 f"{highest_ne:.4f} in the {len(usual)} published windows before"
             )
     lowest, highest = config.calibration
-    if not lowest * moments.positives <= moments.prediction_sum <= highest * moments.positives:
+    if type(moments) is not Moments:  # of a label that is not binary
+        calibration = moments.calibration
+        if calibration is not None and not lowest <= calibration <= highest:
+            reasons.append(
+                f"its calibration of {task} is {calibration:.3f}, and it may lie between {lowest:g} and {highest:g}"
+            )
+    elif not lowest * moments.positives <= moments.prediction_sum <= highest * moments.positives:
         reasons.append(
             f"it predicted {moments.prediction_sum:,.0f} positives of {task} where there were {moments.positives:,}, "
             f"and calibration may lie between {lowest:g} and {highest:g}"

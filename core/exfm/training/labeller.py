@@ -88,11 +88,12 @@ class Labeller:
         if self._snapshot is None and self.frozen is not None:
             logger.warning("%s: window %s is not labelled: %s", self.name, window, self.frozen.too_late())
         self._examples = 0
+        trainer = self.trainer
         self._rows = RowGatherer(
             self.process_group,
             self.store.workspace,
             row_file("supervision", self._stored_as, window.index),
-            supervision_schema(self.teacher.tasks, self.name, self.trainer.embedding, self.trainer.vectors),
+            supervision_schema(self.teacher.tasks, self.name, trainer.embedding, trainer.vectors, trainer.model.labels),
         )
         self._seconds = time.perf_counter() - start
 
@@ -127,7 +128,7 @@ class Labeller:
             picked: the positions of the rows, ascending; none without a snapshot.
         """
         rows = chunk.cut(picked, self.teacher.config.batch_size)
-        outputs = ForwardRows(self.teacher.tasks, self.trainer.embedding, self.trainer.vectors)
+        outputs = ForwardRows(self.trainer.model.labels, self.trainer.embedding, self.trainer.vectors)
         if self._snapshot is not None:
             self._predict(chunk, rows, self._snapshot, outputs)
         return outputs.supervision(chunk.select_without_features(rows.index)), rows

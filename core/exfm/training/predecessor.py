@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from exfm.bookkeeping.window_counters import moments_of, task_sums
+from exfm.bookkeeping.window_counters import task_sums
 from exfm.config.checks import Arm
 from exfm.data.batch import Batch
 from exfm.distributed.chunk_exchange import BatchShard
@@ -21,6 +21,7 @@ from exfm.learning.snapshot_loader import SnapshotLoader
 from exfm.learning.trainer import Forward, Trainer
 from exfm.storage.snapshots import SnapshotRegistry
 from exfm.training.gate import Comparison, PairedScores
+from exfm.transfer.soft_label_metrics import moments_of, score_width
 
 
 def served_arm(arm: Arm) -> Arm:
@@ -90,16 +91,19 @@ class Predecessor:
         snapshot = self._loader.newest(candidates, "comparing with")
         if snapshot is None:
             return None
-        sums = torch.zeros(2, len(tasks), 4, dtype=torch.float64)
+        kinds = self._trainer.model.label_kinds
+        sizes = [score_width(self._trainer.model.labels[task]) for task in tasks]
+        # A row of sums of all tasks for the model, and a row for the snapshot.
+        sums = torch.zeros(2, sum(sizes), dtype=torch.float64)
         for batch in kept:
             predicted = self._trainer.predict(batch.batch).first_rows(batch.shard.size).probabilities
             labels = {task: batch.batch.labels[task][: batch.shard.size] for task in tasks}
             weights = {name: weight_B[: batch.shard.size] for name, weight_B in batch.batch.weights.items()}
             for number, probabilities in enumerate((batch.probabilities, predicted)):
-                counted = task_sums({task: probabilities[task].cpu() for task in tasks}, labels, weights)
-                sums[number] += torch.stack([counted[task] for task in tasks])
+                counted = task_sums({task: probabilities[task].cpu() for task in tasks}, labels, weights, kinds)
+                sums[number] += torch.cat([counted[task] for task in tasks])
         total = self._trainer.plan.process_group.all_gather(sums).sum(dim=0)
         scores: dict[str, PairedScores] = {}
-        for number, task in enumerate(tasks):
-            scores[task] = PairedScores(moments_of(total[0, number]), moments_of(total[1, number]))
+        for task, of_task in zip(tasks, torch.split(total, sizes, dim=1), strict=True):
+            scores[task] = PairedScores(*(moments_of(row, kinds[task]) for row in of_task))
         return Comparison(snapshot.version, scores)

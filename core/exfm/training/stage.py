@@ -10,7 +10,6 @@ import math
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ from exfm.distributed.chunk_exchange import ModelBatch, ModelChunk, ShardedChunk
 from exfm.distributed.late_labels import LateLabelCollector
 from exfm.distributed.row_gatherer import RowGatherer
 from exfm.errors import RunError
+from exfm.evaluation.label_kinds import as_counters
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds, microseconds_since_1970
 from exfm.interfaces.schema import FeatureSchema
@@ -42,6 +42,7 @@ from exfm.supervision.coverage import Coverage
 from exfm.supervision.joiner import Joined, Joiner, SupervisionRows
 from exfm.supervision.row_files import (
     Column,
+    as_columns,
     predictions_schema,
     row_file,
     supervision_columns,
@@ -98,6 +99,7 @@ class Stage:
         self.process_group = trainer.plan.process_group
         self.name = trainer.arm.name
         self.tasks = trainer.arm.tasks
+        self.labels = trainer.model.labels
         self.store = store
         self.oracles = tuple(label.name for label in schema.labels if label.oracle and label.name in self.tasks)
         self.weighted = tuple(task for task in schema.weighted if task in self.tasks)
@@ -161,13 +163,14 @@ class Stage:
             self._unchecked = self._initial
         predictions = row_file("predictions", self.name, window.index)
         self._predictions = self._rows_file(
-            predictions, predictions_schema(self.tasks, self.oracles, self._external, self.weighted)
+            predictions, predictions_schema(self.tasks, self.oracles, self._external, self.weighted, self.labels)
         )
         self._owns_files = True
         self._supervision: RowGatherer | None = None
         if self.supervises:
             supervision = row_file("supervision", self.name, window.index)
-            schema = supervision_schema(self.tasks, self.name, self.trainer.embedding, self.trainer.vectors)
+            trainer = self.trainer
+            schema = supervision_schema(self.tasks, self.name, trainer.embedding, trainer.vectors, self.labels)
             self._supervision = self._rows_file(supervision, schema)
 
     def _rows_file(self, path: str, schema: pa.Schema) -> RowGatherer:
@@ -206,7 +209,7 @@ class Stage:
         joined = self._join(seen, teachers)
         for name, of_teacher in joined.items():
             self.counters.teachers.setdefault(name, Coverage()).add(of_teacher, self._taken[name])
-        outputs = ForwardRows(self.tasks, self.trainer.embedding, self.trainer.vectors)
+        outputs = ForwardRows(self.labels, self.trainer.embedding, self.trainer.vectors)
         self._feed.open(vectors, rows.index)
         for batch in chunk.batches(rows, self.trainer.model, self._accumulate):
             self._train(batch, joined, outputs)
@@ -335,7 +338,7 @@ class Stage:
             "learned": sorted(trainer.learned),
             "soft_labels": trainer.transfer.soft_labels.counters(),
             "teachers": teachers,
-            "prequential": map_values(asdict, self.counters.scores),
+            "prequential": map_values(as_counters, self.counters.scores),
             **judgement.counters(),
         }
         if self._initial is not None and self._previous == NONE:
@@ -423,7 +426,7 @@ class Stage:
             "window": np.full(seen.size, self._window.index, np.int32),
         }
         columns["group"] = seen.group.numpy()
-        columns |= {f"prediction_{task}": values.numpy() for task, values in probabilities.items()}
+        columns |= as_columns(probabilities)
         columns |= {f"label_{task}": seen.labels[task].numpy() for task in self.tasks}
         columns |= {f"oracle_{task}": seen.oracle[task].numpy() for task in self.oracles}
         columns |= {f"weight_{task}": seen.weights[task].numpy() for task in self.weighted}
@@ -449,7 +452,8 @@ class Stage:
         Raises:
             RunError: predictions or stored vectors are not finite; on every process.
         """
-        sums = task_sums(probabilities, seen.labels, seen.weights)
+        kinds = self.trainer.model.label_kinds
+        sums = task_sums(probabilities, seen.labels, seen.weights, kinds)
         stored: list[Tensor] = []
         for vector in (*supervision.vectors.values(), supervision.embedding):
             if vector is not None:
@@ -463,4 +467,5 @@ class Stage:
             if count:
                 raise self._diverged(f"its {name} of {count:.0f} of {rows.examples} examples are NaN or infinite")
         self.counters.examples += rows.examples
-        self.counters.add_scores(dict(zip(sums, total[:-2].view(-1, 4), strict=True)))
+        of_task = torch.split(total[:-2], [counted.numel() for counted in sums.values()])
+        self.counters.add_scores(dict(zip(sums, of_task, strict=True)), kinds)

@@ -10,7 +10,7 @@ from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.config.retention import parameter_teachers
 from exfm.errors import ConfigError
-from exfm.interfaces.schema import FeatureSchema
+from exfm.interfaces.schema import FeatureSchema, Label
 from exfm.interfaces.transfer_specs import StudentSpec, TeacherSpec
 from exfm.interfaces.transfer_strategy import TransferStrategy
 from exfm.modeling.build import build_model
@@ -53,6 +53,7 @@ def _student_spec(arm: Arm, model: RankingModel) -> StudentSpec:
         tables,
         featurizer.table_rows,
         part_specs(model),
+        model.heads_by_task,
     )
 
 
@@ -62,7 +63,16 @@ def _merge(teachers: Sequence[TeacherSpec]) -> TeacherSpec:
     widths = {teacher.embedding_dim for teacher in teachers}
     embedding_dim = widths.pop() if len(widths) == 1 else None
     first, has_age = teachers[0], all(teacher.has_age for teacher in teachers)
-    return TeacherSpec(first.name, tuple(tasks), embedding_dim, first.states, first.parts, has_age)
+    labels: dict[str, Label] = {}
+    for teacher in teachers:
+        for task in teacher.tasks:
+            label = teacher.labels.get(task, Label(name=task))
+            kept = labels.setdefault(task, label)
+            if (kept.kind, kept.classes) != (label.kind, label.classes):
+                raise ValueError(
+                    f"fallback: {task} is {kept.kind} for {first.name!r}, and {label.kind} for {teacher.name!r}"
+                )
+    return TeacherSpec(first.name, tuple(tasks), embedding_dim, first.states, first.parts, has_age, labels)
 
 
 def teacher_specs(experiment: Experiment) -> dict[str, TeacherSpec]:
@@ -71,8 +81,10 @@ def teacher_specs(experiment: Experiment) -> dict[str, TeacherSpec]:
     specs = {arm.name: _teacher_spec(arm, experiment.schema, arm.name in shared) for arm in experiment.arms}
     for name, lender in experiment.lenders.items():
         specs[name] = _teacher_spec(lender.arm, lender.schema, name in shared)
-    external = experiment.config.external_teachers.items()
-    return specs | {name: TeacherSpec(name, tuple(config.predictions), has_age=False) for name, config in external}
+    for name, config in experiment.config.external_teachers.items():
+        labels = experiment.schema.labels_of(tuple(config.predictions))
+        specs[name] = TeacherSpec(name, tuple(config.predictions), has_age=False, labels=labels)
+    return specs
 
 
 def _teacher_spec(arm: Arm, schema: FeatureSchema, shared: bool) -> TeacherSpec:
@@ -81,13 +93,14 @@ def _teacher_spec(arm: Arm, schema: FeatureSchema, shared: bool) -> TeacherSpec:
     stores_embeddings = arm.config.supervision.embedding != "none"
     embedding_dim = arm.config.supervision.embedding_dim
     if not shared and (embedding_dim is not None or not stores_embeddings):
-        return TeacherSpec(arm.name, arm.tasks, embedding_dim, states)
+        return TeacherSpec(arm.name, arm.tasks, embedding_dim, states, labels=arm.labels)
     # A fork of the generator, because building on the meta device draws numbers too.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = build_model(arm, schema)
     if stores_embeddings:
         embedding_dim = embedding_dim or model.backbone.output_dim
-    return TeacherSpec(arm.name, arm.tasks, embedding_dim, states, part_specs(model) if shared else {})
+    parts = part_specs(model) if shared else {}
+    return TeacherSpec(arm.name, arm.tasks, embedding_dim, states, parts, labels=arm.labels)
 
 
 def check_models(experiment: Experiment) -> None:

@@ -47,7 +47,9 @@ def _fill(first: TeacherOutput, second: TeacherOutput) -> TeacherOutput:
     probabilities, hit = dict(second.probabilities), dict(second.hit)
     for task, hit_B in first.hit.items():
         if task in hit:
-            probabilities[task] = torch.where(hit_B, first.probabilities[task], probabilities[task])
+            soft = first.probabilities[task]
+            hit_rows = hit_B if soft.dim() == 1 else hit_B.unsqueeze(1)  # (B, C) of a multiclass label
+            probabilities[task] = torch.where(hit_rows, soft, probabilities[task])
             hit[task] = hit_B | hit[task]
         else:
             probabilities[task], hit[task] = first.probabilities[task], hit_B

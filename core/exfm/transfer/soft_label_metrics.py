@@ -6,14 +6,16 @@ Legend: B examples of a batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
+from exfm.evaluation.label_kinds import ClassMoments, ValueMoments, as_counters
 from exfm.evaluation.metrics import CLIP, Moments, as_count
 from exfm.interfaces.distillation_strategy import TeacherOutput
+from exfm.interfaces.schema import Label, LabelKind
 from exfm.interfaces.transfer_strategy import TransferStrategy
 
 TEACHER, CORRECTED = "teacher", "corrected"
@@ -31,9 +33,11 @@ class SoftLabelMetrics:
 
     Args:
         strategies: the student's, in the order of the file.
+        kinds: the kind of each label, by task; a task without an entry is binary.
     """
 
-    def __init__(self, strategies: Sequence[TransferStrategy]) -> None:
+    def __init__(self, strategies: Sequence[TransferStrategy], kinds: Mapping[str, LabelKind] | None = None) -> None:
+        self._kinds = kinds or {}
         # Sums stay on the device until the window ends, because reading a sum would wait for the device at every batch.
         self._sums: dict[tuple[int, str, str], Tensor] = {}
         self._waiting: dict[tuple[int, str, str], list[_Batch]] = {}
@@ -66,14 +70,17 @@ class SoftLabelMetrics:
         for label, output in scored:
             for task, soft_B in output.probabilities.items():
                 waiting = self._waiting.setdefault((number, label, task), [])
-                waiting.append((soft_B, labels[task], teacher.hit[task], weights.get(task, _SINGLE).expand_as(soft_B)))
+                waiting.append(
+                    (soft_B, labels[task], teacher.hit[task], weights.get(task, _SINGLE).expand_as(labels[task]))
+                )
                 if len(waiting) == _WAITING:
                     self._count((number, label, task))
 
     def _count(self, key: tuple[int, str, str]) -> None:
         """Adds the waiting batches to their sums."""
         soft, label, hit, weight = zip(*self._waiting[key], strict=True)
-        sums = sum_scores(torch.cat(soft), torch.cat(label), torch.cat(hit), torch.cat(weight))
+        kind = self._kinds.get(key[2], "binary")
+        sums = sum_scores(torch.cat(soft), torch.cat(label), torch.cat(hit), torch.cat(weight), kind)
         self._sums[key] = self._sums[key] + sums if key in self._sums else sums
         self._waiting[key].clear()
 
@@ -84,23 +91,51 @@ class SoftLabelMetrics:
                 self._count(key)
         counters = []
         for (number, label, task), sums in self._sums.items():
-            examples, positives, loss, predicted = sums.tolist()
-            moments = Moments(as_count(examples), as_count(positives), loss, predicted)
-            counters.append({"transfer": number, "label": label, "task": task, **asdict(moments)})
+            moments = moments_of(sums, self._kinds.get(task, "binary"))
+            counters.append({"transfer": number, "label": label, "task": task, **as_counters(moments)})
         return counters
 
 
-def sum_scores(soft_B: Tensor, label_B: Tensor, hit_B: Tensor, weight_B: Tensor | None) -> Tensor:
-    """Returns examples, positives, log loss and predictions summed over the hits with a label, (4,) float64.
+def sum_scores(
+    soft: Tensor, label_B: Tensor, hit_B: Tensor, weight_B: Tensor | None, kind: LabelKind = "binary"
+) -> Tensor:
+    """Returns the sums of ``Moments`` over the hits with a label, float64: (4,), (5,) or (4 + C,) by the kind of label.
 
     Args:
+        soft: (B,), or (B, C) of a multiclass label.
         label_B: NaN where a label is not known.
         weight_B: the weight of each example; None where each weighs 1.
     """
     hit_B = hit_B & ~label_B.isnan()
     # float64, because float32 sums over a window lose small terms, and probabilities near 1 their logarithm.
-    soft_B, label_B = soft_B.double(), label_B.double().nan_to_num(0.0)
-    clipped_B = soft_B.clamp(CLIP, 1 - CLIP)
-    likelihood_B = torch.where(label_B > 0, clipped_B, 1 - clipped_B)
-    terms = [torch.ones_like(soft_B), label_B, -likelihood_B.log(), soft_B]
+    soft, label_B = soft.double(), label_B.double().nan_to_num(0.0)
+    if kind == "regression":
+        terms = [torch.ones_like(soft), label_B, (soft - label_B).square(), soft, label_B.square()]
+    elif kind == "multiclass":
+        class_B = label_B.long()
+        loss_B = -soft.gather(1, class_B.unsqueeze(1)).squeeze(1).clamp(CLIP, 1).log()
+        largest_B, first_B = soft.max(dim=1)
+        terms = [torch.ones_like(loss_B), (first_B == class_B).double(), loss_B, largest_B]
+        terms += one_hot(class_B, soft.shape[1]).double().unbind(1)
+    else:
+        clipped_B = soft.clamp(CLIP, 1 - CLIP)
+        likelihood_B = torch.where(label_B > 0, clipped_B, 1 - clipped_B)
+        terms = [torch.ones_like(soft), label_B, -likelihood_B.log(), soft]
     return torch.stack(terms) @ (hit_B.double() if weight_B is None else hit_B * weight_B.double())
+
+
+def score_width(label: Label) -> int:
+    """Returns how many sums ``sum_scores`` has of a label."""
+    more = {"binary": 0, "regression": 1, "multiclass": label.width}
+    return 4 + more[label.kind]
+
+
+def moments_of(sums: Tensor, kind: LabelKind = "binary") -> Moments:
+    """Converts the sums of ``sum_scores``."""
+    examples, positives, loss, predicted, *more = sums.tolist()
+    if kind == "regression":
+        return ValueMoments(as_count(examples), positives, loss, predicted, *more)
+    if kind == "multiclass":
+        counts = tuple(map(as_count, more))
+        return ClassMoments(as_count(examples), as_count(positives), loss, predicted, counts)
+    return Moments(as_count(examples), as_count(positives), loss, predicted)

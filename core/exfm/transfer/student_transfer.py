@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from exfm.interfaces.distillation_strategy import DistillationStrategy, LabelAdapter, StudentOutput, TeacherOutput
 from exfm.interfaces.parallel_model import ParallelModel
+from exfm.interfaces.schema import LabelKind
 from exfm.interfaces.transfer_strategy import TransferStrategy
 from exfm.mappings import add_prefix, strip_prefix
 from exfm.modeling.labels import Labels
@@ -33,6 +34,7 @@ class StudentTransfer:
         parameters: the parameters that the student takes from its teachers.
         parallel_model: averages the gradients of adapters over the processes.
         sampling: converts teachers' probabilities to those of the student's log.
+        kinds: the kind of each task's label; a task without an entry is binary.
 
     Attributes:
         modules: the strategies as a module.
@@ -47,7 +49,9 @@ class StudentTransfer:
         parameters: StudentParameters,
         parallel_model: ParallelModel,
         sampling: LogSampling,
+        kinds: Mapping[str, LabelKind] | None = None,
     ) -> None:
+        self._kinds = kinds or {}
         self.modules = nn.ModuleList(strategies)
         self.strategies = tuple(strategies)
         self.teachers = frozenset(name for strategy in strategies for name in strategy.config.teachers)
@@ -63,7 +67,7 @@ class StudentTransfer:
 
     def begin(self) -> None:
         """Starts the metrics of a window."""
-        self.soft_labels = SoftLabelMetrics(self.strategies)
+        self.soft_labels = SoftLabelMetrics(self.strategies, self._kinds)
 
     def dense_parameters(self) -> Iterator[nn.Parameter]:
         """Yields the strategies' parameters that the student's optimizer trains."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from exfm import DistillationStrategy
 from exfm.layers import DistillationHeads
+from exfm.schema import LABEL_KINDS
 from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec, TransferConfig
 
 
@@ -32,6 +33,8 @@ class AuxiliaryHead(DistillationStrategy):
     Not published, so ours:
 
     - the head starts at the teacher's mean: the first batch with a hit sets its bias to the logit of the mean target;
+    - a label that is not binary is learned by its task head's loss against the teacher's prediction, in the serving
+      head's unit; ``alpha`` is of probabilities alone;
     - ``label_scale: auto``: ``alpha = max(1, 0.5 / m)``, with ``m`` the mean of ``p_F`` over about the last 100,000
       hits, so that the mean target of a rare label is at most 0.5.
 
@@ -43,10 +46,11 @@ class AuxiliaryHead(DistillationStrategy):
         teacher: the teacher's name and tasks.
 
     Raises:
-        ValueError: there is no task to teach.
+        ValueError: there is no task to teach, or a label scale for a task that is not binary.
     """
 
     name: ClassVar[str] = "auxiliary_head"
+    label_kinds = LABEL_KINDS
 
     class Config(TransferConfig):
         """Fields of `auxiliary_head`. The paper does not publish its values; alpha 5, beta 20, w 10 circulate."""
@@ -84,7 +88,12 @@ class AuxiliaryHead(DistillationStrategy):
     def __init__(self, config: Config, student: StudentSpec, teacher: TeacherSpec) -> None:
         super().__init__(config, student, teacher)
         self._weight = config.weight
-        self.heads = DistillationHeads(self.tasks, student.new_head, config.label_scale, config.gradient_scale)
+        if config.label_scale != 1:
+            for task in self.tasks:
+                self.check_kind(student.label(task), ("binary",), f"{self.name}: label_scale: {config.label_scale}")
+        self.heads = DistillationHeads(
+            self.tasks, student.new_head, config.label_scale, config.gradient_scale, student.heads
+        )
 
     @property
     def decomposes(self) -> bool:

@@ -15,6 +15,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from exfm import DistillationStrategy
 from exfm.layers import Standardizer, batch_mean, mlp, scale_gradient
+from exfm.schema import LABEL_KINDS
 from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec, TransferConfig
 
 _TEMPERATURE = 0.1
@@ -65,6 +66,7 @@ class Representation(DistillationStrategy):
 
     name: ClassVar[str] = "representation"
     requires = frozenset({"embedding"})
+    label_kinds = LABEL_KINDS
     decomposes = False  # every batch adds to the embeddings' statistics, and a contrastive loss compares examples
 
     class Config(TransferConfig):

@@ -16,9 +16,10 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, rms_norm
 
-from exfm import DistillationStrategy
+from exfm import DistillationStrategy, TaskHead
 from exfm.components import suggestion
 from exfm.layers import DistillationHeads, batch_mean, mlp
+from exfm.schema import LABEL_KINDS
 from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec, TransferConfig
 
 _EPSILON = 1e-6
@@ -55,6 +56,9 @@ class StudentAdapter(DistillationStrategy):
     - the MLP adds to the teacher's logit and its last layer starts at zero, so that the corrected label starts as the
       teacher's (``adds: false`` is the published ``z_A = MLP(p_F)``); ``p_F`` is clipped to 1e-6 from 0 and 1. Without
       hidden layers it is Platt's scaling;
+    - a label that is not binary is corrected in the outputs of its task head ``h``: the inverse of its prediction takes
+      the place of the logit, ``z_A = h^-1(p_F) + MLP(h^-1(p_F), c)``, the adapter's loss is ``h``'s on the label, and
+      the student's is ``h``'s against the corrected prediction. Heads without an inverse are refused;
     - a task whose labels come late has no fresh labels here: its corrected label stays the teacher's;
     - the start of the heads, and ``label_scale: auto``, as in ``auxiliary_head``: by the mean of ``p_F`` where the head
       is shared and else of the corrected label.
@@ -65,10 +69,12 @@ class StudentAdapter(DistillationStrategy):
         teacher: the teacher's name and tasks.
 
     Raises:
-        ValueError: there is no task to teach, the student has no such feature, or the teacher's output has no age.
+        ValueError: there is no task to teach, a head has no inverse, a field is for binary labels alone, the student
+            has no such feature, or the teacher's output has no age.
     """
 
     name: ClassVar[str] = "student_adapter"
+    label_kinds = LABEL_KINDS
 
     class Config(TransferConfig):
         """Fields of `student_adapter`. The paper publishes neither the MLP's size nor its learning rate."""
@@ -116,27 +122,53 @@ class StudentAdapter(DistillationStrategy):
         self._lr, self._shared = config.lr, config.head == "shared"
         self.reads_features, self.reads_age = config.features, config.age
         _check_seen(config, student, teacher)
-        keys = [f"task_{task}" for task in self.tasks]
-        self.heads = DistillationHeads(self.tasks, student.new_head, config.label_scale, config.gradient_scale)
+        # In a mapping, because a module would become a part of the strategy's state.
+        self._task_heads = {task: head for task, head in student.heads.items() if head.label_kind != "binary"}
+        self._check_heads(config, student)
+        self.heads = DistillationHeads(
+            self.tasks, student.new_head, config.label_scale, config.gradient_scale, student.heads
+        )
         # In the order of a head's soft labels.
         teacher_weight = 1.0 if config.teacher_weight is None else config.teacher_weight
         self._weights = (teacher_weight, config.weight) if self._shared else (config.weight,)
         seen = len(config.features) * student.embedding_dim + config.age
-        self.adapters = nn.ModuleDict({key: _Adapter(config.input, config.hidden, config.adds, seen) for key in keys})
+        self.adapters = nn.ModuleDict()
+        for task in self.tasks:
+            task_head = self._task_heads.get(task)
+            self.adapters[f"task_{task}"] = _Adapter(config.input, config.hidden, config.adds, seen, task_head)
+
+    def _check_heads(self, config: Config, student: StudentSpec) -> None:
+        """Raises ValueError where the adapter is not defined for the head of a task."""
+        for task in self.tasks:
+            for field, default in (("label_scale", 1), ("input", "logit")):
+                value = getattr(config, field)
+                if value != default:
+                    self.check_kind(student.label(task), ("binary",), f"{self.name}: {field}: {value}")
+            task_head = self._task_heads.get(task)
+            if task_head is not None and not task_head.invertible:
+                raise ValueError(
+                    f"{self.name}: the task {task} has the head {task_head.name}, whose outputs a prediction does not "
+                    "decide: there is nothing that an adapter could correct. Give the task another head, such as the "
+                    "default, or teach it by auxiliary_head"
+                )
 
     def adapter_optimizer(self) -> torch.optim.Optimizer:
         """Returns an Adam of the adapters alone."""
         return torch.optim.Adam(self.adapters.parameters(), lr=self._lr)
 
     def adapter_loss(self, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
-        """Returns ``mean(bce(z_A, y))`` over a task's hits, summed over the tasks with labels and hits."""
+        """Returns ``mean(bce(z_A, y))``, or that of the head's loss, over a task's hits, summed over such tasks."""
         terms = []
         for task in self.tasks:
             hit_B = teacher.hit.get(task)
             if task in labels and hit_B is not None and hit_B.any():
                 logit_B = self._corrected(task, teacher, hit_B)
                 label_B = labels[task][hit_B].to(logit_B.dtype)
-                if teacher.weight is None:
+                if task in self._task_heads:
+                    loss_B = self._task_heads[task].loss(logit_B, label_B)
+                    weight_B = None if teacher.weight is None else teacher.weight[hit_B]
+                    terms.append(batch_mean(loss_B, torch.ones_like(loss_B), weight_B))
+                elif teacher.weight is None:
                     terms.append(binary_cross_entropy_with_logits(logit_B, label_B))
                 else:
                     loss_B = binary_cross_entropy_with_logits(logit_B, label_B, reduction="none")
@@ -146,7 +178,7 @@ class StudentAdapter(DistillationStrategy):
 
     @torch.no_grad()
     def adapt(self, teacher: TeacherOutput) -> TeacherOutput:
-        """Returns the teacher's output with ``sigmoid(z_A)`` (B,) for each task."""
+        """Returns the teacher's output with ``sigmoid(z_A)`` (B,), or the prediction of ``z_A``, for each task."""
         taught = [task for task in self.tasks if task in teacher.hit]
         return replace(teacher, probabilities={task: self._adapted(task, teacher) for task in taught})
 
@@ -161,10 +193,12 @@ class StudentAdapter(DistillationStrategy):
         return torch.stack(terms).sum()
 
     def _adapted(self, task: str, teacher: TeacherOutput) -> Tensor:
-        return self._corrected(task, teacher, slice(None)).sigmoid().to(teacher.probabilities[task].dtype)
+        corrected = self._corrected(task, teacher, slice(None))
+        predicted = self._task_heads[task].predict(corrected) if task in self._task_heads else corrected.sigmoid()
+        return predicted.to(teacher.probabilities[task].dtype)
 
     def _corrected(self, task: str, teacher: TeacherOutput, rows: Tensor | slice) -> Tensor:
-        """Returns ``z_A`` of the batch's rows that a mask or a slice selects."""
+        """Returns ``z_A``, (B,) or (B, K), of the batch's rows that a mask or a slice selects."""
         seen: list[Tensor] = []
         for feature in self.reads_features:
             token_BD = teacher.tokens[feature][rows]
@@ -173,8 +207,8 @@ class StudentAdapter(DistillationStrategy):
         if self.reads_age:
             assert teacher.age_s is not None  # checked with the teacher
             seen.append(torch.log1p(teacher.age_s[rows]).unsqueeze(1) / math.log1p(_DAY_S))
-        logit_B: Tensor = self.adapters[f"task_{task}"](teacher.probabilities[task][rows], seen)
-        return logit_B
+        corrected: Tensor = self.adapters[f"task_{task}"](teacher.probabilities[task][rows], seen)
+        return corrected
 
     def _distillation(self, task: str, student: StudentOutput, teacher: TeacherOutput) -> Tensor:
         hit_B, teacher_B = teacher.hit[task], teacher.probabilities[task]
@@ -200,12 +234,24 @@ def _check_seen(config: StudentAdapter.Config, student: StudentSpec, teacher: Te
 
 
 class _Adapter(nn.Module):
-    """Maps a teacher's probabilities (B,), and ``seen`` further numbers of each example, to corrected logits (B,)."""
+    """Maps a teacher's predictions, and ``seen`` further numbers of each example, to corrected outputs, (B,) or (B, K).
 
-    def __init__(self, read: Literal["logit", "probability"], hidden: tuple[int, ...], adds: bool, seen: int) -> None:
+    Args:
+        task_head: of a label that is not binary.
+    """
+
+    def __init__(
+        self,
+        read: Literal["logit", "probability"],
+        hidden: tuple[int, ...],
+        adds: bool,
+        seen: int,
+        task_head: TaskHead | None,
+    ) -> None:
         super().__init__()
-        self._read, self._adds = read, adds
-        self.correction = mlp([1 + seen, *hidden, 1], "silu")
+        self._read, self._adds, self._task_head = read, adds, (task_head,)
+        outputs = 1 if task_head is None else task_head.num_outputs
+        self.correction = mlp([outputs + seen, *hidden, outputs], "silu")
         if adds:
             last = self.correction[-1]
             assert isinstance(last, nn.Linear)
@@ -214,10 +260,16 @@ class _Adapter(nn.Module):
 
     def forward(self, teacher_B: Tensor, seen: Sequence[Tensor] = ()) -> Tensor:
         dtype = next(self.parameters()).dtype
+        # Detached, because the adapter's step is its own: a gradient to a token would update a table of the student.
+        seen_BC = [values_BC.detach().to(dtype) for values_BC in seen]
+        (task_head,) = self._task_head
+        if task_head is not None:
+            output = task_head.output_of(teacher_B.detach().to(dtype)).to(dtype)
+            columns = output.unsqueeze(1) if output.dim() == 1 else output
+            correction: Tensor = self.correction(torch.cat([columns, *seen_BC], dim=1)).view_as(output)
+            return output + correction if self._adds else correction
         teacher_B = teacher_B.detach().to(dtype).clamp(_EPSILON, 1 - _EPSILON)
         logit_B = teacher_B.logit()
         read_B = logit_B if self._read == "logit" else teacher_B
-        # Detached, because the adapter's step is its own: a gradient to a token would update a table of the student.
-        seen_BC = [values_BC.detach().to(dtype) for values_BC in seen]
         output_B: Tensor = self.correction(torch.cat([read_B.unsqueeze(1), *seen_BC], dim=1)).squeeze(1)
         return logit_B + output_B if self._adds else output_B

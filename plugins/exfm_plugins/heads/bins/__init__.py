@@ -1,0 +1,1 @@
+"""Bins: a distribution over fixed values, and its expected value."""

@@ -1,0 +1,1 @@
+"""Squared error: a number is predicted by its expected value."""

@@ -1,0 +1,1 @@
+"""Softmax: a probability per class."""

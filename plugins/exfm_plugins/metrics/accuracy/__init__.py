@@ -1,0 +1,1 @@
+"""The share of examples whose most probable class is the true class."""

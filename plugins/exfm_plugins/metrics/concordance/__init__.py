@@ -1,0 +1,1 @@
+"""The share of pairs of examples that predictions rank as labels do."""

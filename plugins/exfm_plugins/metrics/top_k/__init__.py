@@ -1,0 +1,1 @@
+"""The share of examples whose true class is among the most probable."""
