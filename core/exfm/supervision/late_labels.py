@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from exfm.data.label_columns import columns_by_task
 from exfm.errors import RunError
 from exfm.storage.hashing import FileRecord
 from exfm.storage.manifests import file_records, seal, unseal
@@ -175,10 +176,11 @@ class PredictedLabels:
             # A figure of a task without a later label is null; other columns, such as ids, are kept.
             is_figure = pa.types.is_floating(self._predictions.schema.field(name).type)
             columns[name] = np.full(rows.size, np.nan, np.float32) if is_figure else column
+        predicted = columns_by_task(self._predictions.column_names)
         for task, is_changed in changed.items():
             label, weight = f"label_{task}", f"{_WEIGHT}{task}"
             # A prediction stays beside its label, so that the row can be scored alone.
-            now = {f"prediction_{task}": self._predictions.column(f"prediction_{task}").to_numpy()}
+            now = {name: self._predictions.column(name).to_numpy() for name in predicted[task]}
             now[label] = self._labels[label]
             if weight in self._weights:
                 now[weight] = self._weights[weight]

@@ -122,8 +122,8 @@ class TrackedRun:
         for kind, count in (figures["parameters"] or {}).items():
             values[f"parameters/{kind}"] = count
         for task, scores in figures["tasks"].items():
-            # The windows of a task are logged separately; see ``windows``.
-            overall = without(scores, "windows")
+            # The windows of a task are logged separately, see ``windows``; the kind of its label is no figure.
+            overall = without(scores, "windows", "kind")
             values |= _by_path(overall, task)
         for gain in results["gains"]:
             if gain["model"] == model.name:
