@@ -89,15 +89,15 @@ def test_gains_have_ne_and_an_interval(kind: str) -> None:
     truth: Any = label if kind == "regression" else np.eye(4)[label]
     better = 0.7 * prediction + 0.3 * truth
     paired = PairedLosses()
-    for part in (slice(0, 150), slice(150, 400)):
-        own, other = (losses(kind, model[part], label[part]) for model in (better, prediction))  # type: ignore[arg-type]
-        paired.add(np.arange(400)[part], label[part], own, other, None, kind, LABELS[kind].width)  # type: ignore[arg-type]
+    for chunk in (slice(0, 150), slice(150, 400)):
+        new, other = (losses(kind, model[chunk], label[chunk]) for model in (better, prediction))  # type: ignore[arg-type]
+        paired.add(np.arange(400)[chunk], label[chunk], new, other, None, kind, LABELS[kind].width)  # type: ignore[arg-type]
     model_ne, control_ne = paired.ne or (0, 0)
     assert model_ne == pytest.approx(moments(kind, better, label).ne, rel=1e-9)
     assert control_ne == pytest.approx(moments(kind, prediction, label).ne, rel=1e-9)
     assert paired.gain == pytest.approx(100 * (1 - model_ne / control_ne), rel=1e-9)
     low, high = paired.interval95() or (math.nan, math.nan)
-    assert 0 < low < paired.gain < high
+    assert 0 < low < (paired.gain or 0) < high
 
 
 def test_the_gate_judges_numbers_by_ne_and_by_their_mean() -> None:

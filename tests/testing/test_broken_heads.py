@@ -1,4 +1,4 @@
-"""Task heads and metrics with one thing wrong each, and the test of the kit that says so."""
+"""Task heads and metrics with a single fault each, and the test of the kit that names it."""
 
 from __future__ import annotations
 

@@ -16,25 +16,28 @@ from rich.console import Console
 import exfm
 from exfm.diagnosis.diagnose import diagnose
 from exfm.evaluation.intervals import match
+from exfm.experiment.run import build_plan
 from exfm.reporting.result_table import result_table
+from exfm.scheduling.identity import open_run
 from exfm.serving.export import Form, export
 from exfm.serving.predict import predict
 from exfm.serving.predictor import load as load_export
 from exfm.serving.snapshot_list import list_snapshots
 from exfm.storage.commits import CommitLog
-from exfm.supervision.store import Store
+from exfm.supervision.store import Store, open_store
+from exfm.training.loop import StreamLoop
 from tests.training.labelled_logs import ACTION, WATCH, labelled_experiment, labelled_log
-from tests.training.logs import differences, load, predictions, supervision, write_log
+from tests.training.logs import load, predictions, supervision, write_log
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: Any) -> tuple[exfm.Experiment, dict[str, Any]]:
     """A run of all kinds of label in one model; the teacher's head of the watch time is another than the student's."""
     folder = tmp_path_factory.mktemp("mixed")
-    path = write_log(folder / "log", labelled_log())
+    path = write_log(folder / "log", labelled_log(1_200))
     config = labelled_experiment(path, str(folder / "run"), WATCH, ACTION)
     config["evaluation"]["metrics"] = [{"name": name} for name in ("rmse", "accuracy")] + [{"name": "top_k", "k": 2}]
-    config["models"]["fm"]["heads"] = {"watch": {"name": "log_normal"}}
+    config["models"]["vm"]["heads"] = {"watch": {"name": "log_normal"}}
     config["models"]["vm"]["gate"] = {"min_labels": 20, "windows": 2, "ne_tolerance": 0.5, "compared_rows": 100}
     experiment = load(folder, config)
     return experiment, exfm.run(experiment)
@@ -154,14 +157,14 @@ def test_the_gate_reads_what_it_has_written(mixed: Any) -> None:
 
 def test_an_export_predicts_what_exfm_predict_does(mixed: Any, tmp_path: Path) -> None:
     experiment, _ = mixed
-    described = export(experiment, "fm", str(tmp_path / "export"), Form(compiled=False), compute_figures=False)
+    described = export(experiment, "vm", str(tmp_path / "export"), Form(compiled=False), compute_figures=False)
     assert [(spec.holds, spec.shape) for spec in described.outputs] == [
         ("probability", ("B",)), ("value", ("B",)), ("probabilities", ("B", 4))
     ]  # fmt: skip
-    log = labelled_log().combine_chunks().to_batches()[0]
+    log = labelled_log(1_200).combine_chunks().to_batches()[0]
     served = load_export(str(tmp_path / "export"))
     rows = served.predict(log)
-    predict(experiment, "fm", str(tmp_path / "rows.parquet"))
+    predict(experiment, "vm", str(tmp_path / "rows.parquet"))
     table = pq.read_table(tmp_path / "rows.parquet")
     expected = np.stack([table.column(f"prediction_action/{number}").to_numpy() for number in range(4)], axis=1)
     np.testing.assert_allclose(rows["watch"], table.column("prediction_watch").to_numpy(), rtol=1e-5)
@@ -172,23 +175,30 @@ def test_an_export_predicts_what_exfm_predict_does(mixed: Any, tmp_path: Path) -
     }  # fmt: skip
     card = (tmp_path / "export" / "MODEL_CARD.md").read_text()
     assert "prediction (value, or probability" in card
-    # What one model predicts teaches another, as predictions from elsewhere do.
+    # What a model predicts teaches another, as predictions from elsewhere do.
+    predict(experiment, "fm", str(tmp_path / "taught.parquet"))
     config = labelled_experiment(experiment.config.stream.source.config.path, str(tmp_path / "run"), WATCH)
     del config["models"]["fm"]
     config["models"]["vm"] |= {"transfer": [{"name": "direct", "teacher": "vendor"}], "tasks": ["watch"]}
     column = {"column": "prediction_watch", "kind": "value"}
-    config["teachers"] = {"vendor": {"path": str(tmp_path / "rows.parquet"), "predictions": {"watch": column}}}
+    config["teachers"] = {"vendor": {"path": str(tmp_path / "taught.parquet"), "predictions": {"watch": column}}}
     results = exfm.run(load(tmp_path, config), windows=3)
     (entry,) = results["supervision"]["vendor"]["vm"]["soft_labels"]
-    assert entry["ne"] < 0.7  # it has seen all labels
+    assert entry["ne"] < 0.8  # it has seen all labels
     (gain,) = results["gains"]
-    assert gain["teacher_ne_gain_percent"] > 30
+    assert gain["teacher_ne_gain_percent"] > 10
 
 
-def test_a_run_goes_on_where_it_was_stopped(mixed: Any, tmp_path: Path) -> None:
-    experiment, whole = mixed
-    config = {**experiment.as_dict(), "run_dir": str(tmp_path / "run"), "versions": {}, "components": {}}
-    config["models"] = {name: dict(model) for name, model in config["models"].items()}
-    exfm.run(load(tmp_path, config), windows=3)
-    results = exfm.run(load(tmp_path, config))
-    assert differences(results, whole) == []
+def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    path = write_log(tmp_path / "log", labelled_log(400))
+    read: dict[str, pa.Table] = {}
+    for name, stops in {"whole": (None,), "resumed": (3, None)}.items():
+        config = labelled_experiment(path, str(tmp_path / name), WATCH, ACTION)
+        config["models"]["vm"] |= {"control": False, "transfer": [{"name": "student_adapter", "teacher": "fm"}]}
+        experiment = load(tmp_path, config)
+        for stop in stops:
+            store, plan = open_store(experiment), build_plan(experiment)
+            open_run(experiment, store)
+            StreamLoop(experiment, store, plan, lambda _: None, ["fm", "vm"], []).advance(first_windows=stop)
+        read[name] = pa.concat_tables(predictions(config["run_dir"], "vm").values())
+    assert read["resumed"].num_rows == 400 and read["resumed"].equals(read["whole"])

@@ -11,10 +11,11 @@ import yaml
 
 import exfm
 from exfm.config.checks import Arm
-from exfm.schema import Label
+from exfm.data.validation import RowChecker
+from exfm.schema import FeatureSchema, Label
 from exfm.transfer.build import check_models
 from tests.training.labelled_logs import ACTION, WATCH, labelled_experiment, labelled_log
-from tests.training.logs import load, train, write_log
+from tests.training.logs import load, write_log
 
 
 class Mimic(exfm.DistillationStrategy):
@@ -148,14 +149,15 @@ def test_a_label_is_of_a_kind(fields: dict[str, Any], message: str) -> None:
             4,
             "action: a multiclass label is a whole number from 0 to 3, or null .*; given: 4",
         ),
-        ("action", 1.5, "a whole number from 0 to 3"),
+        ("action", 1.5, "action: a multiclass label is a whole number from 0 to 3"),
     ],
 )
-def test_bad_labels_are_named(tmp_path: Path, column: str, value: float, message: str) -> None:
+def test_bad_labels_are_named(config: dict[str, Any], column: str, value: float, message: str) -> None:
     log = labelled_log(30, unknown=0)
     values = log.column(column).to_pylist()
     values[7] = value
     log = log.set_column(log.column_names.index(column), column, pa.array(values, pa.float64()))
-    config = labelled_experiment(write_log(tmp_path / "log", log), str(tmp_path / "run"), WATCH, ACTION)
-    with pytest.raises(exfm.ConfigError, match=f"row 7: .*{message}"):
-        train(load(tmp_path, config))
+    source = config["stream"]["source"]
+    schema = FeatureSchema.model_validate({key: source[key] for key in ("group", "labels", "features")})
+    with pytest.raises(exfm.ConfigError, match=f"row 7: {message}"):
+        RowChecker(schema, skip=False, newest_us=0).check(log.combine_chunks().to_batches()[0])
