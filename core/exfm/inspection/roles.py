@@ -50,8 +50,8 @@ def _no_label(log: Log, columns: Collection[Column]) -> str:
     listed = f" Columns of few values: {'; '.join(near)}." if near else ""
     return (
         f"{log.url}: no column is a label: numbers or booleans, 0 and 1, or null where it is not known.{listed} Write "
-        "a column of 0 and 1, such as rating >= 4, into the log, or an experiment whose labels are numbers or classes (kind: "
-        "regression or multiclass) by hand"
+        "a column of 0 and 1, such as rating >= 4, into the log; or write an experiment by hand, whose labels may be "
+        "numbers or classes (kind: regression, multiclass)"
     )
 
 

@@ -77,7 +77,9 @@ def compute_needs(
     rows = math.ceil(batch / processes)
     transfer = sum(parameter.numel() for strategy in strategies for parameter in strategy.parameters())
     states = len(arm.config.supervision.states) * arm.config.supervision.state_dim
-    numbers = 2 * len(arm.tasks) + states  # logits, labels
+    heads = model.heads_by_task
+    outputs = sum(heads[task].num_outputs if task in heads else 1 for task in arm.tasks)
+    numbers = outputs + len(arm.tasks) + states  # with the labels
     read = model.read_states
     if read is not None:
         numbers += read.exchanged_numbers
@@ -86,7 +88,9 @@ def compute_needs(
     # Each teacher once, however many strategies learn from it.
     for name in {name for spec in arm.config.transfer for name in spec.config.teachers}:
         # Soft labels with their masks.
-        numbers += 2 * len(teachers[name].tasks) + (teachers[name].embedding_dim or 0)
+        teacher = teachers[name]
+        soft = sum(teacher.labels[task].width if task in teacher.labels else 1 for task in teacher.tasks)
+        numbers += soft + len(teacher.tasks) + (teacher.embedding_dim or 0)
         numbers += any(strategy.reads_age for strategy in strategies)
     numbers += len({name for strategy in strategies for name in strategy.reads_features}) * arm.config.embedding_dim
     uses = tuple(_uses(model, rows, lengths))

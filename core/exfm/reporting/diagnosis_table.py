@@ -30,7 +30,8 @@ def diagnosis_table(diagnosis: Json) -> FittedTable:
     # An empty table alone would read as a failure.
     if not diagnosis["students"]:
         left_out.insert(
-            0, "no model of this run has both a teacher and a control; control: true under a model adds one"
+            0,
+            "no model of this run has a teacher of a binary label and a control; control: true under a model adds one",
         )
     title = f"{diagnosis['experiment']}: why transfer pays or does not"
     table = FittedTable(title, ["student", "task", "teacher"], _FIGURES, [*notes, "", *left_out])
