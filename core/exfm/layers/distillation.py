@@ -72,8 +72,11 @@ def head_soft_loss(
         weight_B: (B,) the weight of each example; None where each weighs 1.
     """
     counted_B = hit_B & head.started
-    # The first hit's in the place of values that mean nothing, whose losses may not be finite.
-    first = soft[counted_B.int().argmax()] if soft.shape[0] else soft
+    if not soft.shape[0]:
+        return batch_mean(head.soft_loss(output, soft), counted_B, weight_B)
+    # The first hit's in the place of values that mean nothing, whose losses may not be finite. By index_select, because
+    # indexing by a number of a device would wait for the device.
+    first = soft.index_select(0, counted_B.int().argmax().view(1))
     kept_B = counted_B if soft.dim() == 1 else counted_B.unsqueeze(1)
     soft = torch.where(kept_B, soft, first).detach().to(output.dtype)
     loss_B = head.soft_loss(output, soft)
