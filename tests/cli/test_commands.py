@@ -95,7 +95,7 @@ def test_show_tells_all_there_is_to_set(component, exfm_cli):
     required["url"] = required["stream"] = required["bootstrap_servers"] = required["topic"] = required["table"] = "x"
     required["sources"] = {product: {"name": "synthetic_ads"} for product in ("app", "web")}
     required["logs"] = {"clicks": {"path": "x", "time": "at"}}
-    required |= {"parts": {"table/a": "added"}, "item": ["a"]}
+    required |= {"parts": {"table/a": "added"}, "item": ["a"], "values": [0, 1]}
     values = {key: required[key] for key, field in config.model_fields.items() if field.is_required()}
     assert config.model_validate(values | defaults) == config.model_validate(values), "defaults are shown as written"
 
