@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exfm.modeling.tokens import DenseTokens
+from exfm.modeling.dense_tokens import DenseTokens
 
 
 @given(

@@ -242,7 +242,7 @@ def _feature_problems(batch: pa.RecordBatch, feature: Feature, event_time: str) 
         return
     values = batch.column(feature.source_column)
     if isinstance(feature, DenseFeature):
-        yield ~_finite(values), feature.source_column, "the value is missing, NaN or infinite"
+        yield _not_allowed(values, feature.missing), feature.source_column, f"the value is {_unusable(feature.missing)}"
     elif isinstance(feature, MultiValuedFeature):
         yield from _list_problems(values, feature)
     elif feature.ids == "row":
@@ -267,8 +267,8 @@ def _sequence_problems(batch: pa.RecordBatch, feature: SequenceFeature, event_ti
         unaligned = list_lengths(values) != lengths
         yield unaligned, field.source_column, f"the list is not as long as that of {first}"
         if field.kind == "dense":
-            wrong = _any_per_row(values, ~_finite(values.flatten()))
-            yield wrong, field.source_column, "a number in the list is missing, NaN or infinite"
+            wrong = _any_per_row(values, _not_allowed(values.flatten(), field.missing))
+            yield wrong, field.source_column, f"a number in the list is {_unusable(field.missing)}"
         else:
             yield from _list_problems(values, field)
     if feature.times is not None:
@@ -313,6 +313,18 @@ def _finite(column: pa.Array) -> Mask:
     # In float32, because decode casts to it and a large double overflows.
     numbers = column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
     return np.asarray(np.isfinite(numbers))
+
+
+def _not_allowed(column: pa.Array, missing: str | None) -> Mask:
+    """Returns a mask of the values that are no finite numbers; missing values are allowed where they are filled."""
+    if missing is None:
+        return ~_finite(column)
+    numbers = column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
+    return np.asarray(np.isinf(numbers))
+
+
+def _unusable(missing: str | None) -> str:
+    return "infinite" if missing else "missing, NaN or infinite"
 
 
 def _outside(column: pa.Array, rows: int) -> Mask:

@@ -176,6 +176,8 @@ def _add_features(draft: Draft, names: _Names, scalars: Sequence[Column], lists:
             entry["rows"] = table_rows(tables.get(column.name, column.ids))
         elif use.transform != "none":
             entry["transform"] = use.transform
+        if use.missing:
+            entry["missing"] = use.missing
         features[column.name] = DraftFeature(entry, use.reason, column)
     draft.features += features.values()
     for column in lists.single:

@@ -25,11 +25,13 @@ class ScalarKind:
     Attributes:
         kind: ``categorical``, ``dense``, or empty for a column that is left out.
         reason: why it is left out, or a comment on it.
+        missing: what nulls of a dense column count as; empty where it has none.
     """
 
     kind: str
     reason: str
     transform: str = "none"
+    missing: str = ""
 
 
 def scalar_kind(column: Column, is_referenced: bool) -> ScalarKind:
@@ -44,15 +46,21 @@ def scalar_kind(column: Column, is_referenced: bool) -> ScalarKind:
     if column.kind in ("string", "boolean") or (column.kind == "integer" and (is_referenced or _is_id(column))):
         return _categorical(column)
     # In float32, in which numbers are decoded.
+    present = column.numbers[~np.isnan(column.numbers)]
     with np.errstate(over="ignore"):
-        if column.null_share or not np.isfinite(column.numbers.astype(np.float32)).all():
-            return ScalarKind("", f"{_percent(column.null_share)} of rows have no finite number; fill them in the log")
+        infinite = float(np.isinf(present.astype(np.float32)).mean())
+    if infinite:
+        return ScalarKind("", f"{_percent(infinite)} of its numbers are infinite; mend them in the log")
     if column.kind == "number" and _is_id_as_number(column):
         return ScalarKind("", "ids as fractions, which pandas makes of integers with nulls; write them as integers")
-    skew = _skewness(column.numbers)
+    comments: list[str] = []
+    skew = _skewness(present)
     if abs(skew) > _SKEWED:
-        return ScalarKind("dense", f"skewness {skew:.1f}", "log1p")
-    return ScalarKind("dense", "")
+        comments.append(f"skewness {skew:.1f}")
+    if column.null_share:
+        comments.append(f"{_percent(column.null_share)} missing")
+    transform = "log1p" if abs(skew) > _SKEWED else "none"
+    return ScalarKind("dense", ", ".join(comments), transform, missing="mean" if column.null_share else "")
 
 
 def table_rows(ids: int) -> int:

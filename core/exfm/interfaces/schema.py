@@ -65,6 +65,11 @@ class DenseFeature(_NamedColumn):
     transform: Literal["none", "log1p"] = Field(
         "none", description="log1p: sign(x) * log(1 + |x|), for counts, prices and ages."
     )
+    missing: Literal["mean", "learned"] | None = Field(
+        None,
+        description="What a null or NaN counts as. mean: the mean of the values so far, with an input that says that it "
+        "is missing. learned: a value that the model learns. Left out, it is a bad row.",
+    )
 
 
 class CategoricalFeature(_IdFeature):
@@ -90,6 +95,17 @@ class SequenceField(_NamedColumn):
     ids: IdMapping = Field("hash", description="As for a categorical feature.")
     eviction: Eviction = Field("lru", description="As for a categorical feature.")
     transform: Literal["none", "log1p"] = Field("none", description="As for a dense feature.")
+    missing: Literal["learned"] | None = Field(
+        None,
+        description="What a null or NaN counts as (numbers only). learned: a vector that the model learns, in place of "
+        "the number's. Left out, it is a bad row.",
+    )
+
+    @model_validator(mode="after")
+    def _missing_numbers_only(self) -> SequenceField:
+        if self.missing and self.kind == "categorical":
+            raise ValueError(f"{self.name!r}: missing is for numbers (kind: dense); an event has an id in each field")
+        return self
 
 
 class EventTimes(BaseModel):

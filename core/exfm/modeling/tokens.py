@@ -1,7 +1,6 @@
 """Maps features to tokens and events, the inputs of a backbone and of sequence encoders.
 
-Legend: B examples, N tokens, D width, F dense features, E events, G numbers per event, K summary tokens, R processes,
-T tables.
+Legend: B examples, N tokens, D width, E events, G numbers per event, V values, W columns, R processes, T tables.
 """
 
 from __future__ import annotations
@@ -23,88 +22,12 @@ from exfm.interfaces.schema import (
     MultiValuedFeature,
     SequenceFeature,
 )
+from exfm.modeling.dense_tokens import DenseTokens, EventNumbers
 from exfm.modeling.embeddings import EventTables, Lookup, PooledTables, TableSpec
 from exfm.modeling.managed_ids import ManagedIds, Started
 from exfm.modeling.row_offset import RowOffset
 
 DENSE_TOKEN = "dense"
-
-
-class DenseTokens(nn.Module):
-    """Maps all dense features through a small MLP to tokens.
-
-    Numbers arrive on any scale, so they are standardised by the mean and variance of the examples seen so far. The
-    statistics move after the forward pass, so an example's prediction does not depend on its own batch.
-
-    Attributes:
-        frozen: whether ``observe`` leaves the statistics as they are.
-    """
-
-    count: Tensor
-    mean_F: Tensor
-    square_F: Tensor
-
-    def __init__(self, features: int, tokens: int, dim: int) -> None:
-        super().__init__()
-        self.tokens, self.dim = tokens, dim
-        self.frozen = False
-        hidden = max(32, 2 * dim)
-        self.mlp = nn.Sequential(nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, tokens * dim))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("mean_F", torch.zeros(features, dtype=torch.float64))
-        self.register_buffer("square_F", torch.zeros(features, dtype=torch.float64))
-
-    def forward(self, dense_BF: Tensor) -> Tensor:
-        """Maps (B, F) to tokens (B, tokens, D)."""
-        # At least 1e-6: a constant feature has no variance to divide by.
-        variance_F = (self.square_F / self.count.clamp(min=1.0)).clamp(min=1e-6)
-        variance_F = torch.where(self.count > 0, variance_F, torch.ones_like(variance_F))
-        scale_F = variance_F.rsqrt().to(dense_BF.dtype)
-        # Ten standard deviations at most, so that an outlier does not decide the batch's gradient (ours).
-        scaled_BF = ((dense_BF - self.mean_F.to(dense_BF.dtype)) * scale_F).clamp(-10.0, 10.0)
-        tokens_BND: Tensor = self.mlp(scaled_BF).unflatten(-1, (self.tokens, self.dim))
-        return tokens_BND
-
-    @torch.no_grad()
-    def observe(self, dense_BF: Tensor, process_group: ProcessGroup = SINGLE_PROCESS) -> None:
-        """Adds a batch to the statistics (Chan et al. 1979); call it after the batch has been predicted.
-
-        Args:
-            dense_BF: this process's rows of the batch.
-            process_group: the processes that share the batch.
-        """
-        if self.frozen:
-            return
-        # float64, because sums over a whole stream lose the small terms in float32.
-        batch, mean_F, square_F = _moments(dense_BF.to(torch.float64))
-        if process_group.world_size > 1:
-            moments_RK = process_group.all_gather(torch.cat([batch.unsqueeze(0), mean_F, square_F]))
-            batch, mean_F, square_F = _merge_moments(moments_RK)
-        if not batch:
-            return
-        delta_F = mean_F - self.mean_F
-        total = self.count + batch
-        self.square_F += square_F + delta_F**2 * self.count * batch / total
-        self.mean_F += delta_F * batch / total
-        self.count.copy_(total)
-
-
-def _moments(values_BF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns count, mean (F,) and sum of squared distances from the mean (F,); zeros of no rows."""
-    batch = torch.tensor(float(values_BF.shape[0]), dtype=torch.float64, device=values_BF.device)
-    if not values_BF.shape[0]:
-        return batch, values_BF.sum(dim=0), values_BF.sum(dim=0)
-    mean_F = values_BF.mean(dim=0)
-    return batch, mean_F, ((values_BF - mean_F) ** 2).sum(dim=0)
-
-
-def _merge_moments(moments_RK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Merges the moments of all processes' rows, K = 1 + 2 F."""
-    features = (moments_RK.shape[1] - 1) // 2
-    count_R1, mean_RF, square_RF = torch.split(moments_RK, [1, features, features], dim=1)
-    batch = count_R1.sum()
-    mean_F = (count_R1 * mean_RF).sum(dim=0) / batch.clamp(min=1.0)
-    return batch, mean_F, (square_RF + count_R1 * (mean_RF - mean_F) ** 2).sum(dim=0)
 
 
 class Featurizer(nn.Module):
@@ -157,11 +80,13 @@ class Featurizer(nn.Module):
         self.events = EventTables([*shared, *events], spec) if event_tables else None
         self.event_dense = nn.ModuleDict()
         for sequence in self.sequences:
-            numbers = sum(field.kind == "dense" for field in sequence.fields)
+            numbers = [field for field in sequence.fields if field.kind == "dense"]
             if numbers:
-                self.event_dense[_child(sequence.name)] = nn.Linear(numbers, dim)
+                missing = any(field.missing for field in numbers)
+                self.event_dense[_child(sequence.name)] = EventNumbers(len(numbers), dim, missing)
         width = len(schema.dense)
-        self.dense = DenseTokens(width, dense_tokens, dim) if width else None
+        fills = [feature.missing for feature in schema.dense]
+        self.dense = DenseTokens(width, dense_tokens, dim, fills) if width else None
         in_order = self.pooled.order if self.pooled is not None else []
         self.bags = [*(lookup for lookup in in_order if lookup.field is None), *shared]
         self._bags_alone = all(lookup.field is None for lookup in in_order)
@@ -180,12 +105,15 @@ class Featurizer(nn.Module):
         for sequence in self.sequences:
             history = batch.sequences[sequence.name]
             rows = [looked_up[lookup] for lookup in self.fields[sequence.name]]
+            numbers = history.dense_EG
+            if _child(sequence.name) in self.event_dense:
+                numbers = self._numbers_of(sequence.name).prepare(numbers)
             if self.raw_sequences:
-                events_ED = self._sum(rows, sequence.name, history.dense_EG)
+                events_ED = self._sum(rows, sequence.name, numbers)
                 ages_E = history.ages_E if self.reads_times else None
                 sequences[sequence.name] = JaggedSequence(events_ED, history.offsets, sequence.max_length, ages_E)
             else:
-                tokens.append(self._sum(rows, sequence.name, _segment_mean(history.dense_EG, history.offsets)))
+                tokens.append(self._sum(rows, sequence.name, _segment_mean(numbers, history.offsets)))
         if self.dense is not None:
             tokens.append(self.dense(batch.dense_BF).flatten(1))
         tokens_BW = torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0]
@@ -298,6 +226,11 @@ class Featurizer(nn.Module):
         if self.raw_sequences:
             return offset(rows_E)
         return offset.mean(rows_E, history.offsets)
+
+    def _numbers_of(self, sequence: str) -> EventNumbers:
+        numbers = self.event_dense[_child(sequence)]
+        assert isinstance(numbers, EventNumbers)
+        return numbers
 
     def _sum(self, rows: list[Tensor], sequence: str, numbers: Tensor) -> Tensor:
         """Adds up the rows of a sequence's id fields, and the projection of its numbers."""

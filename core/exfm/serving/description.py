@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from exfm.data.features import bags, dense_numbers, history
-from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature
+from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature, SequenceField
 
 DESCRIPTION_FILE = "inputs.json"
 PROGRAM_FILE = "program.pt2"
@@ -110,9 +110,9 @@ def input_specs(features: Sequence[Feature], embeddings: Mapping[str, int]) -> I
     Bags have the start of each example and histories have the length of each example. Offsets would tie two dimensions
     of the captured graph, because there are as many offsets as examples and a further offset.
     """
-    dense = [feature.name for feature in features if isinstance(feature, DenseFeature)]
+    dense = [feature for feature in features if isinstance(feature, DenseFeature)]
     if dense:
-        yield _spec(DENSE, "float32", ("B", len(dense)), f"{', '.join(dense)}; transformed")
+        yield _spec(DENSE, "float32", ("B", len(dense)), _numbers_words(dense))
     for feature in features:
         if isinstance(feature, SequenceFeature):
             events = f"E_{feature.name}"
@@ -120,10 +120,9 @@ def input_specs(features: Sequence[Feature], embeddings: Mapping[str, int]) -> I
                 if field.kind == "categorical":
                     name = f"{feature.name}.{field.name}"
                     yield _spec(name, "int64", (events,), "table rows of the events, oldest first, example by example")
-            numbers = [field.name for field in feature.fields if field.kind == "dense"]
+            numbers = [field for field in feature.fields if field.kind == "dense"]
             if numbers:
-                shape = (events, len(numbers))
-                yield _spec(f"{feature.name}.numbers", "float32", shape, f"{', '.join(numbers)}; transformed")
+                yield _spec(f"{feature.name}.numbers", "float32", (events, len(numbers)), _numbers_words(numbers))
             if feature.times is not None:
                 holds = "whole seconds from the events to their example, rounded down"
                 yield _spec(f"{feature.name}.{AGES}", "int64", (events,), holds)
@@ -138,6 +137,13 @@ def input_specs(features: Sequence[Feature], embeddings: Mapping[str, int]) -> I
             "supervision stores it: int8 numbers times their scale. A row of NaN where it has none"
         )
         yield _spec(embedding_input(teacher), "float32", ("B", width), holds)
+
+
+def _numbers_words(numbers: Sequence[DenseFeature | SequenceField]) -> str:
+    """Names the numbers in a tensor, and those of them that may be missing."""
+    words = f"{', '.join(number.name for number in numbers)}; transformed"
+    missing = [number.name for number in numbers if number.missing]
+    return f"{words}; NaN where missing, of {', '.join(missing)}" if missing else words
 
 
 def _spec(name: str, dtype: Literal["float32", "int64"], shape: tuple[int | str, ...], holds: str) -> TensorSpec:

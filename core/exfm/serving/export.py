@@ -28,7 +28,7 @@ from exfm.data.label_columns import held_by
 from exfm.data.windows import stream_windows
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import DataSource
-from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature
+from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature, SequenceField
 from exfm.mappings import by_name
 from exfm.modeling.build import build_growth
 from exfm.modeling.difference import relative_difference
@@ -37,6 +37,7 @@ from exfm.serving.description import (
     AGES,
     CARD_FILE,
     COMPILED_FILE,
+    DENSE,
     DESCRIPTION_FILE,
     ONNX_FILE,
     PROGRAM_FILE,
@@ -165,7 +166,10 @@ def _examples(features: Sequence[Feature], embeddings: Mapping[str, int], size: 
             else:
                 shape.append(dim)
         if spec.dtype == "float32":
-            yield torch.arange(torch.Size(shape).numel()).view(shape).sin()
+            numbers = torch.arange(torch.Size(shape).numel()).view(shape).sin()
+            # Not the first row, because a batch of 1 checks present numbers.
+            numbers[1::3, _may_miss(features, name)] = torch.nan
+            yield numbers
         elif field == "starts":
             yield kept.cumsum(0) - kept
         elif spec.shape == ("B",):
@@ -178,6 +182,17 @@ def _examples(features: Sequence[Feature], embeddings: Mapping[str, int], size: 
         embedding_BK = torch.arange(size * width).view(size, width).cos()
         embedding_BK[1::3] = torch.nan  # not the first, because a batch of 1 checks a present embedding
         yield embedding_BK
+
+
+def _may_miss(features: Sequence[Feature], name: str) -> list[bool]:
+    """Tells of each column of a tensor of numbers whether it may be missing: those of a sequence, or dense features."""
+    numbers: list[DenseFeature | SequenceField] = []
+    for feature in features:
+        if isinstance(feature, SequenceFeature) and feature.name == name:
+            numbers = [field for field in feature.fields if field.kind == "dense"]
+        elif isinstance(feature, DenseFeature) and name == DENSE:
+            numbers.append(feature)
+    return [number.missing is not None for number in numbers]
 
 
 def _table_rows(feature: Feature | None, field: str) -> int:
