@@ -15,6 +15,7 @@ from exfm.interfaces.schema import (
     SequenceFeature,
     SequenceField,
 )
+from exfm.interfaces.vector_feature import VectorFeature
 
 __all__ = [
     "LABEL_KINDS",
@@ -28,4 +29,5 @@ __all__ = [
     "MultiValuedFeature",
     "SequenceFeature",
     "SequenceField",
+    "VectorFeature",
 ]

@@ -16,6 +16,7 @@ import exfm
 from exfm.data.decode import decode
 from exfm.data.validation import RowChecker
 from exfm.modeling.ranking_model import RankingModel
+from exfm.modeling.vector_token import VectorToken
 from exfm.serving.description import Description, arrays, input_specs, source_columns, type_name
 from exfm.serving.export import capture, to_onnx
 from exfm.serving.predictor import Predictor
@@ -31,6 +32,7 @@ FEATURES: list[dict[str, Any]] = [
     {"name": "history", "kind": "sequence", "max_length": 3,
      "fields": [{"name": "item", "column": "items", "rows": 8},
                 {"name": "gap", "column": "gaps", "kind": "dense", "missing": "learned"}]},
+    {"name": "text", "kind": "vector", "column": "text_embedding", "width": 6},
 ]  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
     "averaged": {"backbone": {"name": "mlp"}},
@@ -61,6 +63,9 @@ def rows_of_logs() -> pa.RecordBatch:
         "hour": pa.array(random.integers(0, 24, SIZE)),
         "items": pa.ListArray.from_arrays(offsets, items),
         "gaps": pa.ListArray.from_arrays(offsets, events),
+        "text_embedding": pa.array(
+            [None if gone else random.normal(size=6) for gone in absent()], pa.list_(pa.float64())
+        ),
         "click": pa.array(random.integers(0, 2, SIZE)),
     }
     return pa.RecordBatch.from_pydict(columns)
@@ -126,10 +131,10 @@ def test_an_export_predicts_as_training_does(model: tuple[RankingModel, ServedMo
 def test_a_missing_value_moves_no_other_row(model: tuple[RankingModel, ServedModel]) -> None:
     network, _ = model
     before_B = predictions(network, ROWS)
-    for column in ("price", "score", "gaps"):
+    for column in ("price", "score", "gaps", "text_embedding"):
         values = ROWS.column(column).to_pylist()
         row = next(number for number, value in enumerate(values) if value and value == value and None not in [value])
-        values[row] = [None] * len(values[row]) if isinstance(values[row], list) else None
+        values[row] = [None] * len(values[row]) if column == "gaps" else None
         index = ROWS.schema.get_field_index(column)
         after_B = predictions(network, ROWS.set_column(index, column, pa.array(values, ROWS.column(column).type)))
         assert (after_B != before_B).nonzero().flatten().tolist() == [row], column
@@ -141,17 +146,49 @@ def test_a_missing_value_moves_no_other_row(model: tuple[RankingModel, ServedMod
         ("price", np.inf, "price: the value is infinite; given: inf"),
         ("hour", None, "hour: the value is missing, NaN or infinite"),
         ("gaps", [np.inf] * 9, "gaps: a number in the list is infinite"),
+        ("text_embedding", [0.0] * 5, "text_embedding: the vector has 5 numbers, and width is 6; given: "),
+        ("text_embedding", [], "text_embedding: the vector has 0 numbers"),
+        ("text_embedding", [0.0] * 5 + [None], "text_embedding: a number in the vector is missing, NaN or infinite"),
     ],
 )
 def test_a_bad_value_is_named(column: str, value: Any, message: str) -> None:
     rows = ROWS.slice(0, 3).to_pylist()
     rows[2][column] = value
-    if isinstance(value, list):
+    if column == "gaps":
         rows[2]["items"] = [1] * len(value)
     kinds = {name: ROWS.schema.field(name).type for name in ROWS.schema.names}
     kinds["hour"] = pa.float64()
     with pytest.raises(exfm.ConfigError, match=f"row 2: {message}"):
         checked(pa.RecordBatch.from_pylist(rows, pa.schema(kinds)))
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float16(), 6), pa.large_list(pa.float32()), pa.list_(pa.int8(), 6)])
+def test_vectors_of_any_list_type(kind: pa.DataType) -> None:
+    """A fixed-size list has values under its nulls, and a slice begins in the middle of them."""
+    vectors = [None, [1, 2, 3, 4, 5, 6], None, [-1, 0, 2, 0, 1, 0], [7, 7, 7, 7, 7, 7]]
+    index = ROWS.schema.get_field_index("text_embedding")
+    rows, expected = (
+        ROWS.slice(0, 4).set_column(index, "text_embedding", pa.array(vectors, type_)[1:])
+        for type_ in (kind, pa.list_(pa.float64()))
+    )
+    batch, wide = decode(checked(rows), SCHEMA), decode(checked(expected), SCHEMA)
+    assert torch.equal(batch.vectors["text"].nan_to_num(-9), wide.vectors["text"].nan_to_num(-9))
+    assert batch.vectors["text"][2].tolist() == vectors[3] and batch.vectors["text"][1].isnan().all()
+    parts = torch.cat([batch.slice(0, 2).vectors["text"], batch.select(torch.tensor([2, 3])).vectors["text"]])
+    assert torch.equal(parts.nan_to_num(-9), batch.vectors["text"].nan_to_num(-9))
+
+
+def test_a_vector_is_normed_and_a_missing_vector_is_learned() -> None:
+    torch.manual_seed(0)
+    token = VectorToken(4, 3)
+    vectors = torch.randn(3, 4)
+    torch.testing.assert_close(token(vectors * 50 + 7), token(vectors), rtol=0, atol=1e-4)
+    vectors[1] = torch.nan
+    output = token(vectors)
+    assert torch.equal(output[1], token.missing_D)
+    output.square().sum().backward()
+    for parameter in token.parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all()
 
 
 def test_missing_is_for_numbers() -> None:

@@ -12,6 +12,7 @@ from exfm.config.inputs import DescribedModel, ModelInput, resolve_inputs, with_
 from exfm.config.supervision_section import SupervisionConfig
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.schema import DenseFeature, FeatureSchema, Label, LabelKind, SequenceFeature
+from exfm.interfaces.vector_feature import VectorFeature
 
 CONTROL_SUFFIX = ".control"
 
@@ -349,7 +350,7 @@ def filter_columns(schema: FeatureSchema) -> dict[str, str]:
     """Maps the names allowed in ``where`` to Arrow columns: scalar features, group, domain, example id."""
     columns: dict[str, str] = {}
     for feature in schema.features:
-        if not isinstance(feature, SequenceFeature) and feature.kind != "multi_valued":
+        if not isinstance(feature, SequenceFeature | VectorFeature) and feature.kind != "multi_valued":
             columns[feature.name] = feature.source_column
     for column in (schema.group, schema.domain, schema.example_id):
         if column:

@@ -1,6 +1,7 @@
 """Defines Batch: examples as tensors, with selection of rows and features.
 
-Legend: B examples, F dense features, E events of a sequence, C id fields and G dense fields of an event.
+Legend: B examples, F dense features, W width of a vector, E events of a sequence, C id fields and G dense fields of an
+event.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Batch:
             reads them as input, and joined after the batch has been cut.
         weights: (B,) float32 by task, the weight of each example with its label; under ``ROW_WEIGHT`` that of its row
             alone. Without an entry each weighs 1.
+        vectors: (B, W) float32 by name, each feature of its width; a row of NaN where the vector is missing.
     """
 
     example_id: Tensor
@@ -79,6 +81,7 @@ class Batch:
     oracle: Mapping[str, Tensor]
     embeddings: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -104,13 +107,14 @@ class Batch:
             copied(self.oracle),
             copied(self.embeddings),
             copied(self.weights),
+            copied(self.vectors),
         )
 
     def only(self, features: frozenset[str], dense: Tensor) -> Batch:
         """Selects features of the examples.
 
         Args:
-            features: names of the sparse features and histories to keep.
+            features: names of the sparse features, histories and vectors to keep.
             dense: columns of the dense features to keep.
         """
         keys = self.sparse.keys()
@@ -122,7 +126,8 @@ class Batch:
         if dense.numel() != dense_BF.shape[1]:
             dense_BF = dense_BF[:, dense]
         sequences = {name: sequence for name, sequence in self.sequences.items() if name in features}
-        return replace(self, dense_BF=dense_BF, sparse=sparse, sequences=sequences)
+        vectors = {name: vector_BW for name, vector_BW in self.vectors.items() if name in features}
+        return replace(self, dense_BF=dense_BF, sparse=sparse, sequences=sequences, vectors=vectors)
 
     def bags_only(self, features: frozenset[str]) -> Batch:
         """Empties the histories, and all sparse features but the named ones."""
@@ -155,6 +160,7 @@ class Batch:
             oracle=take_rows(self.oracle, index),
             embeddings=take_rows(self.embeddings, index),
             weights=take_rows(self.weights, index),
+            vectors=take_rows(self.vectors, index),
         )
 
     def slice(self, start: int, stop: int) -> Batch:
@@ -171,6 +177,7 @@ class Batch:
             oracle=take_rows(self.oracle, rows),
             embeddings=take_rows(self.embeddings, rows),
             weights=take_rows(self.weights, rows),
+            vectors=take_rows(self.vectors, rows),
         )
 
 

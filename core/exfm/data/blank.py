@@ -32,6 +32,7 @@ def blank_batch(schema: FeatureSchema, size: int) -> Batch:
             dense += 1
     # The dtypes are those of decode, because ids and lengths of all processes meet in collectives.
     return Batch(
+        vectors={feature.name: torch.zeros(size, feature.width) for feature in schema.vectors},
         weights={name: torch.ones(size) for name in ([ROW_WEIGHT] if schema.weight else []) + list(schema.weighted)},
         example_id=torch.zeros(size, dtype=torch.int64),
         event_time_us=torch.zeros(size, dtype=torch.int64),

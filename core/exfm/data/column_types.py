@@ -15,9 +15,12 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from exfm.interfaces.schema import DenseFeature, FeatureSchema, MultiValuedFeature, SequenceFeature
+from exfm.interfaces.vector_feature import VectorFeature
 from exfm.sources.ids import example_id_ok, example_ids
 
-Role = Literal["example_id", "time", "id", "id_list", "number", "number_list", "time_list", "label", "oracle", "weight"]
+Role = Literal[
+    "example_id", "time", "id", "id_list", "number", "number_list", "time_list", "vector", "label", "oracle", "weight"
+]  # fmt: skip
 """The use of a column by the schema."""
 
 _ID_ROLES = ("example_id", "id", "id_list")
@@ -47,6 +50,8 @@ def column_roles(schema: FeatureSchema) -> Iterator[tuple[str, Role]]:
                     yield feature.times.column, "time_list"
         elif isinstance(feature, DenseFeature):
             yield feature.source_column, "number"
+        elif isinstance(feature, VectorFeature):
+            yield feature.source_column, "vector"
         elif isinstance(feature, MultiValuedFeature):
             yield feature.source_column, "id_list"
         else:
@@ -71,7 +76,7 @@ def id_tables(schema: FeatureSchema) -> Iterator[tuple[str, str]]:
             for field in feature.fields:
                 if field.kind == "categorical":
                     yield field.source_column, feature.table_name(field)
-        elif not isinstance(feature, DenseFeature):
+        elif not isinstance(feature, DenseFeature | VectorFeature):
             yield feature.source_column, feature.table_name
 
 
@@ -103,10 +108,10 @@ def plain(column: pa.Array, role: Role) -> pa.Array:
     """
     if role == "time" or (role == "oracle" and is_number(column.type)):
         return column
-    if role in ("id_list", "number_list", "time_list"):
+    if role in ("id_list", "number_list", "time_list", "vector"):
         return _plain_list(column, role)
     if role in ("number", "label", "oracle", "weight"):
-        return _plain_numbers(column)
+        return _plain_numbers(column, pa.float64())
     if role == "example_id":
         column = _plain_ids(column)
         return example_ids(column) if example_id_ok(column.type) else column
@@ -198,11 +203,11 @@ def _plain_list(column: pa.Array, role: Role) -> pa.Array:
     """Casts lists of ids or numbers to the plain list type."""
     kind, has_ids = column.type, role == "id_list"
     if types.is_null(kind):
-        return column.cast(pa.list_(pa.int64() if has_ids else pa.float64()))
+        return column.cast(pa.list_(pa.int64() if has_ids else _number_type(role)))
     if not is_list(kind):
         return column
     values = column.flatten()
-    plain_values = _plain_ids(values) if has_ids else _plain_numbers(_plain_times(values))
+    plain_values = _plain_ids(values) if has_ids else _plain_numbers(_plain_times(values), _number_type(role))
     if kind == pa.list_(plain_values.type):
         return column
     return _replace_values(column, plain_values)
@@ -224,13 +229,18 @@ def _plain_times(column: pa.Array) -> pa.Array:
     return column.cast(pa.timestamp("us", kind.tz), safe=False).view(_TIME)
 
 
-def _plain_numbers(column: pa.Array) -> pa.Array:
-    """Casts numbers to double precision."""
+def _number_type(role: Role) -> pa.DataType:
+    # Vectors are wide, and a model reads them in single precision: in double they would take twice the memory.
+    return pa.float32() if role == "vector" else pa.float64()
+
+
+def _plain_numbers(column: pa.Array, number_type: pa.DataType) -> pa.Array:
+    """Casts numbers to a floating-point type."""
     kind = column.type
-    if kind == pa.float64() or not (is_number(kind) or types.is_decimal(kind) or types.is_null(kind)):
+    if kind == number_type or not (is_number(kind) or types.is_decimal(kind) or types.is_null(kind)):
         return column
     # Unsafe: a safe cast refuses integers above 2**53, and they round as any number does.
-    return column.cast(pa.float64(), safe=False)
+    return column.cast(number_type, safe=False)
 
 
 def _plain_ids(column: pa.Array) -> pa.Array:

@@ -12,7 +12,7 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from exfm.data.batch import ROW_WEIGHT, Batch, SequenceBatch
-from exfm.data.features import bags, dense_numbers, history
+from exfm.data.features import bags, dense_numbers, history, vectors
 from exfm.data.validation import event_times
 from exfm.interfaces.schema import CategoricalFeature, FeatureSchema, Label, MultiValuedFeature, SequenceFeature
 from exfm.sources.ids import mix, to_u64
@@ -25,6 +25,7 @@ def decode(rows: pa.RecordBatch, schema: FeatureSchema) -> Batch:
     # Without a group column each example is a group, and its id is the key.
     keys = to_u64(rows.column(schema.group)) if schema.group else example_id.view(np.uint64)
     return Batch(
+        vectors={feature.name: torch.from_numpy(np.array(vectors(rows, feature))) for feature in schema.vectors},
         weights={name: torch.from_numpy(weight_B) for name, weight_B in weights(rows, schema).items()},
         example_id=torch.from_numpy(example_id),
         event_time_us=torch.from_numpy(np.array(event_times(rows, schema))),

@@ -1,6 +1,6 @@
 """Computes numbers, table rows and histories from Arrow columns, the same for training and for serving.
 
-Legend: B rows, V values of all rows, E events, F dense features, G numbers of an event.
+Legend: B rows, V values of all rows, W width of a vector, E events, F dense features, G numbers of an event.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from exfm.interfaces.schema import (
     SequenceFeature,
     SequenceField,
 )
+from exfm.interfaces.vector_feature import VectorFeature
 from exfm.sources.ids import hash_63, hash_rows, to_u64
 
 F32 = npt.NDArray[np.float32]
@@ -59,6 +60,18 @@ def dense_numbers(rows: pa.RecordBatch, features: Sequence[Feature]) -> F32:
     dense = [feature for feature in features if isinstance(feature, DenseFeature)]
     columns = [_transformed(rows.column(feature.source_column), feature.transform) for feature in dense]
     return np.stack(columns, axis=1) if columns else np.zeros((rows.num_rows, 0), np.float32)
+
+
+def vectors(rows: pa.RecordBatch, feature: VectorFeature) -> F32:
+    """Returns the vector of each row, (B, W); a row of NaN where it is missing."""
+    column = rows.column(feature.source_column)
+    numbers = np.asarray(column.flatten().cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False))
+    present = column.is_valid().to_numpy(zero_copy_only=False)
+    if present.all():
+        return numbers.reshape(rows.num_rows, feature.width)
+    vectors_BW = np.full((rows.num_rows, feature.width), np.nan, np.float32)
+    vectors_BW[present] = numbers.reshape(-1, feature.width)
+    return vectors_BW
 
 
 def bags(rows: pa.RecordBatch, feature: CategoricalFeature | MultiValuedFeature) -> Bags:

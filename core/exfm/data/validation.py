@@ -28,6 +28,7 @@ from exfm.interfaces.schema import (
     SequenceFeature,
     SequenceField,
 )
+from exfm.interfaces.vector_feature import VectorFeature
 from exfm.sources.ids import id_type_ok, to_u64
 
 Mask = npt.NDArray[np.bool_]
@@ -213,6 +214,7 @@ _TYPES: dict[Role, tuple[Callable[[pa.DataType], bool], str]] = {
     "id_list": (_is_id_list, "a list of integers or strings"),
     "number": (is_number, "a number"),
     "number_list": (_is_number_list, "a list of numbers"),
+    "vector": (_is_number_list, "a list of numbers"),
     "time_list": (_is_time_list, "a list of timestamps or of numbers"),
     "label": (is_number, "0 or 1, or null"),
     "oracle": (pa.types.is_floating, "a probability"),
@@ -241,6 +243,9 @@ def _feature_problems(batch: pa.RecordBatch, feature: Feature, event_time: str) 
         yield from _sequence_problems(batch, feature, event_time)
         return
     values = batch.column(feature.source_column)
+    if isinstance(feature, VectorFeature):
+        yield from _vector_problems(values, feature)
+        return
     if isinstance(feature, DenseFeature):
         yield _not_allowed(values, feature.missing), feature.source_column, f"the value is {_unusable(feature.missing)}"
     elif isinstance(feature, MultiValuedFeature):
@@ -255,6 +260,18 @@ def _list_problems(values: pa.Array, feature: MultiValuedFeature | SequenceField
     yield _any_per_row(values, _mask(ids.is_null())), feature.source_column, "an id in the list is missing"
     if feature.ids == "row":
         yield _any_per_row(values, _outside(ids, feature.rows)), *_range_words(feature)
+
+
+def _vector_problems(values: pa.Array, feature: VectorFeature) -> Iterator[Problem]:
+    """Yields rows whose vector has another width or holds no finite number; a null is a missing vector."""
+    lengths = list_lengths(values)
+    wrong = (lengths != feature.width) & values.is_valid().to_numpy(zero_copy_only=False)
+    # Each length that occurs is a reason, so that a message names it.
+    for length in np.unique(lengths[wrong]):
+        reason = f"the vector has {length} numbers, and width is {feature.width}"
+        yield wrong & (lengths == length), feature.source_column, reason
+    wrong = _any_per_row(values, ~_finite(values.flatten()))
+    yield wrong, feature.source_column, "a number in the vector is missing, NaN or infinite"
 
 
 def _sequence_problems(batch: pa.RecordBatch, feature: SequenceFeature, event_time: str) -> Iterator[Problem]:

@@ -14,23 +14,9 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from exfm.interfaces.duration import Duration
-
-_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
-
-
-class _NamedColumn(BaseModel):
-    """Base of features, fields and labels that are read from a single column."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(pattern=_NAME, description="Its name in models, reports and other features.")
-    column: str = Field("", description="Its column in the record batches; the name itself where this is empty.")
-
-    @property
-    def source_column(self) -> str:
-        """The Arrow column that it is read from."""
-        return self.column or self.name
-
+from exfm.interfaces.named_column import NAME
+from exfm.interfaces.named_column import NamedColumn as _NamedColumn
+from exfm.interfaces.vector_feature import VectorFeature
 
 IdMapping = Literal["hash", "row", "managed"]
 Eviction = Literal["lru", "lfu", "distance"]
@@ -67,8 +53,8 @@ class DenseFeature(_NamedColumn):
     )
     missing: Literal["mean", "learned"] | None = Field(
         None,
-        description="What a null or NaN counts as. mean: the mean of the values so far, with an input that says that it "
-        "is missing. learned: a value that the model learns. Left out, it is a bad row.",
+        description="What a null or NaN counts as. mean: the mean of the values so far, with an input that says so. "
+        "learned: a value that the model learns. Left out, it is a bad row.",
     )
 
 
@@ -133,7 +119,7 @@ class SequenceFeature(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["sequence"] = Field("sequence", description="An activity history, oldest event first.")
-    name: str = Field(pattern=_NAME, description="Its name in models and reports.")
+    name: str = Field(pattern=NAME, description="Its name in models and reports.")
     fields: tuple[SequenceField, ...] = Field(min_length=1, description="The aspects of an event.")
     max_length: int = Field(gt=0, description="The newest events that are kept of a longer history.")
     times: EventTimes | None = Field(None, description="When the events happened, for encoders that read it.")
@@ -144,7 +130,8 @@ class SequenceFeature(BaseModel):
 
 
 Feature = Annotated[
-    DenseFeature | CategoricalFeature | MultiValuedFeature | SequenceFeature, Field(discriminator="kind")
+    DenseFeature | CategoricalFeature | MultiValuedFeature | SequenceFeature | VectorFeature,
+    Field(discriminator="kind"),
 ]
 
 
@@ -285,6 +272,11 @@ class FeatureSchema(BaseModel):
     def dense(self) -> tuple[DenseFeature, ...]:
         """The features with a number each."""
         return tuple(feature for feature in self.features if isinstance(feature, DenseFeature))
+
+    @property
+    def vectors(self) -> tuple[VectorFeature, ...]:
+        """The features with a vector each."""
+        return tuple(feature for feature in self.features if isinstance(feature, VectorFeature))
 
     def entity_tables(self) -> dict[str, str]:
         """Returns the table of each categorical feature, by the feature's name."""

@@ -26,6 +26,7 @@ from exfm.modeling.dense_tokens import DenseTokens, EventNumbers
 from exfm.modeling.embeddings import EventTables, Lookup, PooledTables, TableSpec
 from exfm.modeling.managed_ids import ManagedIds, Started
 from exfm.modeling.row_offset import RowOffset
+from exfm.modeling.vector_token import VectorToken
 
 DENSE_TOKEN = "dense"
 
@@ -40,7 +41,7 @@ class Featurizer(nn.Module):
 
     Attributes:
         token_names: the names of the N tokens that ``forward`` returns, in order.
-        token_tables: the table each token reads ("" for a dense token).
+        token_tables: the table each token reads ("" where it reads none).
         offsets: the offsets that transfer adds to the rows of a table, by table. They are a strategy's.
         frozen_tables: the tables that training does not change.
         reads_times: whether raw sequences have the ages of their events.
@@ -85,8 +86,11 @@ class Featurizer(nn.Module):
                 missing = any(field.missing for field in numbers)
                 self.event_dense[_child(sequence.name)] = EventNumbers(len(numbers), dim, missing)
         width = len(schema.dense)
+        self.vectors = nn.ModuleDict()
         fills = [feature.missing for feature in schema.dense]
         self.dense = DenseTokens(width, dense_tokens, dim, fills) if width else None
+        for feature in schema.vectors:
+            self.vectors[_vector(feature.name)] = VectorToken(feature.width, dim)
         in_order = self.pooled.order if self.pooled is not None else []
         self.bags = [*(lookup for lookup in in_order if lookup.field is None), *shared]
         self._bags_alone = all(lookup.field is None for lookup in in_order)
@@ -95,6 +99,9 @@ class Featurizer(nn.Module):
             names += [sequence.name for sequence in self.sequences]
         if width:
             names += [DENSE_TOKEN, *(f"{DENSE_TOKEN}:{i}" for i in range(1, dense_tokens))]
+        # Last, so that a new vector leaves the positions of the other tokens as they are.
+        names += [feature.name for feature in schema.vectors]
+        self._vector_names = [feature.name for feature in schema.vectors]
         self.token_names = (*(lookup.key for lookup in self.bags), *names)
         self.token_tables = (*(lookup.table for lookup in self.bags), *[""] * len(names))
 
@@ -116,6 +123,7 @@ class Featurizer(nn.Module):
                 tokens.append(self._sum(rows, sequence.name, _segment_mean(numbers, history.offsets)))
         if self.dense is not None:
             tokens.append(self.dense(batch.dense_BF).flatten(1))
+        tokens += [self.vectors[_vector(name)](batch.vectors[name]) for name in self._vector_names]
         tokens_BW = torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0]
         return tokens_BW.view(batch.size, len(self.token_names), self.dim), sequences
 
@@ -245,6 +253,11 @@ class Featurizer(nn.Module):
 def _child(sequence: str) -> str:
     """Returns the name of a sequence's child module: prefixed, because torch refuses a child called `items`."""
     return f"sequence_{sequence}"
+
+
+def _vector(name: str) -> str:
+    """Returns the name of a vector feature's child module: prefixed for the same reason."""
+    return f"feature_{name}"
 
 
 def _table(name: str) -> str:

@@ -81,7 +81,7 @@ def render_card(
         limits=list(limits(experiment, arm, home, snapshot, counters, figures, config)),
         seed=experiment.config.seed,
         config=config,
-        row=map_values(_example, description.columns),
+        row=_example_row(description),
     )
     return redact(text)
 
@@ -110,6 +110,12 @@ def _code(value: Any) -> str:
     # A backtick would end the span, a bar the cell, a newline the row.
     text = " ".join(text.replace("`", "'").split()).replace("|", "\\|")
     return f"`{text}`" if text else MISSING
+
+
+def _example_row(description: Description) -> dict[str, Any]:
+    """Returns a row with a value for each column, without vectors, which would fill the page."""
+    row: dict[str, Any] = map_values(_example, description.columns)
+    return row | {feature.source_column: None for feature in description.features if feature.kind == "vector"}
 
 
 def _example(kind: str) -> Any:

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from exfm.data.features import bags, dense_numbers, history
+from exfm.data.features import bags, dense_numbers, history, vectors
 from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature, SequenceField
+from exfm.interfaces.vector_feature import VectorFeature
 
 DESCRIPTION_FILE = "inputs.json"
 PROGRAM_FILE = "program.pt2"
@@ -104,6 +105,11 @@ def embedding_input(teacher: str) -> str:
     return f"{teacher}.embedding"
 
 
+def vector_input(feature: VectorFeature) -> str:
+    """Names the tensor of a vector feature."""
+    return f"{feature.name}.vector"
+
+
 def input_specs(features: Sequence[Feature], embeddings: Mapping[str, int]) -> Iterator[TensorSpec]:
     """Yields the program's arguments: dense features in a tensor, the tensors of each other feature, then embeddings.
 
@@ -128,6 +134,9 @@ def input_specs(features: Sequence[Feature], embeddings: Mapping[str, int]) -> I
                 yield _spec(f"{feature.name}.{AGES}", "int64", (events,), holds)
             kept = f"events of each example, at most the newest {feature.max_length}"
             yield _spec(f"{feature.name}.lengths", "int64", ("B",), kept)
+        elif isinstance(feature, VectorFeature):
+            holds = "each example's vector; a row of NaN where it is missing"
+            yield _spec(vector_input(feature), "float32", ("B", feature.width), holds)
         elif not isinstance(feature, DenseFeature):
             yield _spec(f"{feature.name}.rows", "int64", (f"V_{feature.name}",), "table rows, example by example")
             yield _spec(f"{feature.name}.starts", "int64", ("B",), "where each example's rows begin")
@@ -164,6 +173,8 @@ def arrays(features: Sequence[Feature], rows: pa.RecordBatch, event_time: str = 
             if events.ages is not None:
                 yield events.ages
             yield events.lengths
+        elif isinstance(feature, VectorFeature):
+            yield vectors(rows, feature)
         elif not isinstance(feature, DenseFeature):
             bag = bags(rows, feature)
             yield bag.rows_V

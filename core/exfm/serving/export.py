@@ -29,6 +29,7 @@ from exfm.data.windows import stream_windows
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature, SequenceField
+from exfm.interfaces.vector_feature import VectorFeature
 from exfm.mappings import by_name
 from exfm.modeling.build import build_growth
 from exfm.modeling.difference import relative_difference
@@ -185,19 +186,25 @@ def _examples(features: Sequence[Feature], embeddings: Mapping[str, int], size: 
 
 
 def _may_miss(features: Sequence[Feature], name: str) -> list[bool]:
-    """Tells of each column of a tensor of numbers whether it may be missing: those of a sequence, or dense features."""
+    """Tells of each column of a tensor of numbers whether it may be missing.
+
+    Args:
+        name: of a sequence or a vector, or that of the tensor of all dense features.
+    """
     numbers: list[DenseFeature | SequenceField] = []
     for feature in features:
         if isinstance(feature, SequenceFeature) and feature.name == name:
             numbers = [field for field in feature.fields if field.kind == "dense"]
         elif isinstance(feature, DenseFeature) and name == DENSE:
             numbers.append(feature)
+        elif isinstance(feature, VectorFeature) and feature.name == name:
+            return [True] * feature.width
     return [number.missing is not None for number in numbers]
 
 
 def _table_rows(feature: Feature | None, field: str) -> int:
     """Returns the number of rows of the table that a feature, or a field of a sequence, is looked up in."""
-    assert feature is not None and not isinstance(feature, DenseFeature)
+    assert feature is not None and not isinstance(feature, DenseFeature | VectorFeature)
     if isinstance(feature, SequenceFeature):
         return next(column.rows for column in feature.fields if column.name == field)
     return feature.rows

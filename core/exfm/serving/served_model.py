@@ -17,11 +17,12 @@ from exfm.config.checks import Arm
 from exfm.data.batch import Batch, SequenceBatch
 from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
 from exfm.mappings import names_of
+from exfm.interfaces.vector_feature import VectorFeature
 from exfm.modeling.build import build_model
 from exfm.modeling.embeddings import Lookup
 from exfm.modeling.parts import table_of
 from exfm.modeling.tokens import map_ids
-from exfm.serving.description import AGES, DENSE, embedding_input, input_specs, without_times
+from exfm.serving.description import AGES, DENSE, embedding_input, input_specs, vector_input, without_times
 from exfm.storage.finite import infinite_buffers
 
 
@@ -123,17 +124,24 @@ class ServedModel(nn.Module):
     def _batch(self, inputs: Mapping[str, Tensor]) -> Batch:
         sparse: dict[str, _Bags] = {}
         sequences: dict[str, SequenceBatch] = {}
+        vectors: dict[str, Tensor] = {}
         # The last input has B rows in every model; a batch's ids and times, which serving lacks, are not read.
         per_example = inputs[self.names[-1]]
         for feature in self.features:
             if isinstance(feature, SequenceFeature):
                 sequences[feature.name] = _history(feature, inputs, self.managed)
+            elif isinstance(feature, VectorFeature):
+                vectors[feature.name] = inputs[vector_input(feature)]
             elif not isinstance(feature, DenseFeature):
                 rows_V = map_ids(self.managed, feature.table_name, inputs[f"{feature.name}.rows"])
                 sparse[feature.name] = _Bags(rows_V, inputs[f"{feature.name}.starts"])
         dense_BF = inputs[DENSE] if DENSE in inputs else torch.zeros(per_example.shape[0], 0)
         embeddings = {teacher: inputs[embedding_input(teacher)] for teacher in self.embeddings}
-        return Batch(per_example, per_example, per_example, dense_BF, sparse, sequences, {}, {}, embeddings)
+        no_labels: dict[str, Tensor] = {}
+        return Batch(
+            *(per_example, per_example, per_example, dense_BF, sparse, sequences, no_labels, no_labels, embeddings),
+            vectors=vectors,
+        )
 
 
 def _served(arm: Arm) -> Arm:
