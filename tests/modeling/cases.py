@@ -58,7 +58,7 @@ def random_batch(schema: exfm.schema.FeatureSchema, size: int, seed: int = 0) ->
             dense_EG = torch.randn(int(offsets[-1]), numbers, generator=generator)
             ages_E = None if feature.times is None else integers(10**6, int(offsets[-1]))
             sequences[feature.name] = SequenceBatch(ids_EC, dense_EG, offsets, ages_E)
-        elif not isinstance(feature, exfm.schema.DenseFeature):
+        elif isinstance(feature, exfm.schema.CategoricalFeature | exfm.schema.MultiValuedFeature):
             keys.append(feature.name)
             lengths.append(integers(4 if feature.kind == "multi_valued" else 2, size).to(torch.int32))
             values.append(integers(feature.rows, int(lengths[-1].sum())))

@@ -32,6 +32,9 @@ FEATURES: list[dict[str, Any]] = [
     {"name": "history", "kind": "sequence", "max_length": 3,
      "fields": [{"name": "item", "column": "items", "rows": 8},
                 {"name": "gap", "column": "gaps", "kind": "dense", "missing": "learned"}]},
+    {"name": "tags", "kind": "multi_valued", "rows": 8, "weights": "tag_weights"},
+    {"name": "viewed", "kind": "multi_valued", "rows": 8, "column": "items", "weights": "gaps_ms",
+     "table": "history_item"},
     {"name": "text", "kind": "vector", "column": "text_embedding", "width": 6},
 ]  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
@@ -63,6 +66,9 @@ def rows_of_logs() -> pa.RecordBatch:
         "hour": pa.array(random.integers(0, 24, SIZE)),
         "items": pa.ListArray.from_arrays(offsets, items),
         "gaps": pa.ListArray.from_arrays(offsets, events),
+        "tags": pa.ListArray.from_arrays(offsets, pa.array(random.choice(["a", "b", "c"], int(lengths.sum())))),
+        "tag_weights": pa.ListArray.from_arrays(offsets, pa.array(random.integers(0, 3, int(lengths.sum())))),
+        "gaps_ms": pa.ListArray.from_arrays(offsets, pa.array(random.random(int(lengths.sum())), pa.float32())),
         "text_embedding": pa.array(
             [None if gone else random.normal(size=6) for gone in absent()], pa.list_(pa.float64())
         ),
@@ -155,7 +161,7 @@ def test_a_bad_value_is_named(column: str, value: Any, message: str) -> None:
     rows = ROWS.slice(0, 3).to_pylist()
     rows[2][column] = value
     if column == "gaps":
-        rows[2]["items"] = [1] * len(value)
+        rows[2]["items"] = rows[2]["gaps_ms"] = [1] * len(value)
     kinds = {name: ROWS.schema.field(name).type for name in ROWS.schema.names}
     kinds["hour"] = pa.float64()
     with pytest.raises(exfm.ConfigError, match=f"row 2: {message}"):

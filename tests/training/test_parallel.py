@@ -43,10 +43,16 @@ EXACT, HALF = 1e-5, 0.05  # bfloat16 rounding depends on the rows that are multi
 def config_of(log: str, run_dir: Path) -> dict[str, Any]:
     """An FM that teaches as it trains, a model that teaches a day later, and a VM that few rows reach.
 
-    Thirty items take turns in sixteen rows of their own; users are hashed.
+    Thirty items take turns in sixteen rows of their own; users are hashed. Prices and vectors may be missing, and tags
+    have weights.
     """
     config = experiment_dict(log, str(run_dir), labels=("click", "buy"))
-    _, item, _, history = config["stream"]["source"]["features"]
+    _, item, price, history = config["stream"]["source"]["features"]
+    price["missing"] = "mean"
+    config["stream"]["source"]["features"] += [
+        {"name": "tags", "kind": "multi_valued", "rows": 16, "weights": "tag_weights"},
+        {"name": "text", "kind": "vector", "width": 4},
+    ]
     for ids in (item, history["fields"][0]):
         ids |= {"ids": "managed", "rows": 24, "eviction": "lfu"}
     config["stream"]["chunk_rows"] = 18  # no multiple of four, so that chunks lie differently over the processes
@@ -132,6 +138,14 @@ class Runs:
 def write_days(folder: Path) -> None:
     """A file for each day; of the third day it has a few rows only."""
     table = make_log(rows=169)
+    random = np.random.default_rng(1)
+    price = pa.array(table["price"].to_numpy(), mask=random.random(169) < 0.3)
+    tags = [random.integers(0, 9, length).tolist() for length in random.integers(0, 4, 169)]
+    weights = [random.integers(0, 3, len(ids)).tolist() for ids in tags]
+    texts = [None if number % 5 == 0 else random.normal(size=4).tolist() for number in range(169)]
+    table = table.set_column(table.schema.get_field_index("price"), "price", price)
+    for name, column in (("tags", tags), ("tag_weights", weights), ("text", texts)):
+        table = table.append_column(name, pa.array(column))
     times = table.column("event_time").cast(pa.int64()).to_numpy()
     ends = np.searchsorted(times, START_US + DAY_US * np.arange(DAYS + 1))
     for day in range(DAYS):

@@ -60,7 +60,8 @@ class Batch:
         event_time_us: (B,) int64, microseconds since 1970, UTC.
         group: (B,) int64, a hash of the schema's group column (of the example id where there is none).
         dense_BF: (B, F) float32, the dense features in the schema's order, transformed.
-        sparse: categorical and multi-valued features by name; values are table rows.
+        sparse: categorical and multi-valued features by name; values are table rows. Where the ids of some feature
+            have weights, all features have weights, with the sum 1 or 0 in each bag.
         sequences: histories by name.
         labels: (B,) float32 by task: 0, 1, or NaN where the label is not known.
         oracle: (B,) float32 true probability by task, on simulated streams.
@@ -129,18 +130,32 @@ class Batch:
         vectors = {name: vector_BW for name, vector_BW in self.vectors.items() if name in features}
         return replace(self, dense_BF=dense_BF, sparse=sparse, sequences=sequences, vectors=vectors)
 
+    def without_id_weights(self) -> Batch:
+        """Drops the weights of ids, for a model whose features have none."""
+        sparse = self.sparse
+        if sparse.weights_or_none() is None:
+            return self
+        bare = KeyedJaggedTensor(
+            keys=sparse.keys(), values=sparse.values(), lengths=sparse.lengths(), stride=sparse.stride()
+        )
+        return replace(self, sparse=bare)
+
     def bags_only(self, features: frozenset[str]) -> Batch:
         """Empties the histories, and all sparse features but the named ones."""
         keys, lengths = self.sparse.keys(), self.sparse.lengths().view(-1, self.size)
         # A factor of 0 or 1 per key: keys stay, because the model looks up every key, and get empty bags.
         kept = torch.tensor([key in features for key in keys], device=lengths.device)
         values = [self.sparse[key].values() for key in keys if key in features]
+        weights = None
+        if (all_weights := self.sparse.weights_or_none()) is not None:
+            weights = torch.cat([all_weights[:0], *(self.sparse[key].weights() for key in keys if key in features)])
         sparse = KeyedJaggedTensor(
             keys=keys,
             # The empty slice gives dtype and device where no key is kept.
             values=torch.cat([self.sparse.values()[:0], *values]),
             lengths=(lengths * kept.unsqueeze(1)).flatten(),
             stride=self.size,
+            weights=weights,
         )
         empty: dict[str, SequenceBatch] = {}
         for name, sequence in self.sequences.items():
@@ -188,6 +203,9 @@ def _slice_sparse(sparse: KeyedJaggedTensor, start: int, stop: int) -> KeyedJagg
     # A single read of the offsets, because each tolist on a GPU waits for all work in flight.
     ends = sparse.offsets()[torch.stack([bags + start, bags + stop]).to(sparse.device())].tolist()
     values = [sparse.values()[first:last] for first, last in zip(*ends, strict=True)]
+    weights = None
+    if (all_weights := sparse.weights_or_none()) is not None:
+        weights = torch.cat([all_weights[:0], *(all_weights[first:last] for first, last in zip(*ends, strict=True))])
     # Contiguous, because collectives send the memory as it is.
     lengths = sparse.lengths().view(len(keys), size)[:, start:stop].contiguous().flatten()
     return KeyedJaggedTensor(
@@ -197,24 +215,31 @@ def _slice_sparse(sparse: KeyedJaggedTensor, start: int, stop: int) -> KeyedJagg
         stride=stop - start,
         # Without it, the first lookup of a key sums all lengths.
         length_per_key=[key_values.numel() for key_values in values],
+        weights=weights,
     )
 
 
 def _select_sparse(sparse: KeyedJaggedTensor, index: Tensor) -> KeyedJaggedTensor:
     """Selects the rows ``index`` of every key, in order."""
-    keys = sparse.keys()
+    keys, weights = sparse.keys(), sparse.weights_or_none()
     if not keys:
         return KeyedJaggedTensor(keys=[], values=sparse.values(), lengths=sparse.lengths()[:0], stride=index.numel())
     lengths = sparse.lengths().view(len(keys), sparse.stride())
     # Where every bag holds a single id, as with categorical features without nulls, values are a dense matrix.
     if sparse.values().numel() == lengths.numel() and bool((lengths == 1).all()):
         values = sparse.values().view(lengths.shape)[:, index].flatten()
-        return KeyedJaggedTensor(keys=keys, values=values, lengths=torch.ones_like(values, dtype=lengths.dtype))
+        if weights is not None:
+            weights = weights.view(lengths.shape)[:, index].flatten()
+        ones = torch.ones_like(values, dtype=lengths.dtype)
+        return KeyedJaggedTensor(keys=keys, values=values, weights=weights, lengths=ones)
     first = torch.arange(len(keys), device=index.device) * lengths.shape[1]
     bags = (first.unsqueeze(1) + index).flatten()
     positions, picked = _jagged_positions(sparse.offsets(), bags)
     # The dtype of lengths is kept: differences of offsets are int64, lengths often int32.
-    return KeyedJaggedTensor(keys=keys, values=sparse.values()[positions], lengths=picked.to(lengths.dtype))
+    values = sparse.values()[positions]
+    if weights is not None:
+        weights = weights[positions]
+    return KeyedJaggedTensor(keys=keys, values=values, weights=weights, lengths=picked.to(lengths.dtype))
 
 
 def _jagged_positions(offsets: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

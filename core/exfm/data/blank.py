@@ -43,6 +43,7 @@ def blank_batch(schema: FeatureSchema, size: int) -> Batch:
             values=torch.zeros(0, dtype=torch.int64),
             lengths=torch.zeros(len(keys) * size, dtype=torch.int32),
             stride=size,
+            weights=torch.zeros(0) if schema.weighs_ids else None,
         ),
         sequences=sequences,
         labels={label.name: torch.zeros(size) for label in schema.labels},

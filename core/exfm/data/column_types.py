@@ -54,6 +54,8 @@ def column_roles(schema: FeatureSchema) -> Iterator[tuple[str, Role]]:
             yield feature.source_column, "vector"
         elif isinstance(feature, MultiValuedFeature):
             yield feature.source_column, "id_list"
+            if feature.weights is not None:
+                yield feature.weights, "number_list"
         else:
             yield feature.source_column, "id"
     if schema.weight:

@@ -12,7 +12,7 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from exfm.data.batch import ROW_WEIGHT, Batch, SequenceBatch
-from exfm.data.features import bags, dense_numbers, history, vectors
+from exfm.data.features import bags, dense_numbers, equal_weights, history, vectors
 from exfm.data.validation import event_times
 from exfm.interfaces.schema import CategoricalFeature, FeatureSchema, Label, MultiValuedFeature, SequenceFeature
 from exfm.sources.ids import mix, to_u64
@@ -73,6 +73,7 @@ def _sparse(rows: pa.RecordBatch, schema: FeatureSchema) -> KeyedJaggedTensor:
     keys: list[str] = []
     values: list[npt.NDArray[np.int64]] = []
     lengths: list[npt.NDArray[np.int32]] = []
+    weights: list[npt.NDArray[np.float32]] = []
     for feature in schema.features:
         if isinstance(feature, CategoricalFeature | MultiValuedFeature):
             decoded = bags(rows, feature)
@@ -80,12 +81,17 @@ def _sparse(rows: pa.RecordBatch, schema: FeatureSchema) -> KeyedJaggedTensor:
             values.append(decoded.rows_V)
             # int32 lengths, as torchrec expects them.
             lengths.append(decoded.lengths.astype(np.int32))
+            # All features have weights or none, as the fused kernels need it.
+            if schema.weighs_ids:
+                weights_V = decoded.weights_V
+                weights.append(equal_weights(decoded.lengths) if weights_V is None else weights_V)
     return KeyedJaggedTensor(
         keys=keys,
         # The empty arrays give the dtype where no feature is sparse.
         values=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *values])),
         lengths=torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *lengths])),
         stride=rows.num_rows,
+        weights=torch.from_numpy(np.concatenate(weights)) if weights else None,
     )
 
 

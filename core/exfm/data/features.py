@@ -32,10 +32,16 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Bags:
-    """Table rows (V,) of B examples in their order, and the number of rows of each example (B,)."""
+    """Table rows (V,) of B examples in their order.
+
+    Attributes:
+        lengths: the number of rows of each example, (B,).
+        weights_V: weights of the rows, with the sum 1 or 0 in each example; None where the feature has none.
+    """
 
     rows_V: I64
     lengths: I64
+    weights_V: F32 | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,11 @@ def bags(rows: pa.RecordBatch, feature: CategoricalFeature | MultiValuedFeature)
     """Returns the table rows of a feature; a missing id has none."""
     column = rows.column(feature.source_column)
     if isinstance(feature, MultiValuedFeature):
-        return Bags(_to_table_rows(column.flatten(), feature), list_lengths(column))
+        lengths = list_lengths(column)
+        weights_V = None
+        if feature.weights is not None:
+            weights_V = _shares(rows.column(feature.weights).flatten(), lengths)
+        return Bags(_to_table_rows(column.flatten(), feature), lengths, weights_V)
     # is_valid and not null_count, because null_count overlooks a null among a dictionary's values.
     valid = column.is_valid()
     present = valid.to_numpy(zero_copy_only=False)
@@ -86,6 +96,21 @@ def bags(rows: pa.RecordBatch, feature: CategoricalFeature | MultiValuedFeature)
         # Hashed without the nulls, which are many where no model sees most of the rows.
         column = column.filter(valid)
     return Bags(_to_table_rows(column, feature), present.astype(np.int64))
+
+
+def equal_weights(lengths: I64) -> F32:
+    """Returns weights (V,) that make a weighted sum of each example's rows their mean."""
+    return np.repeat(1 / np.maximum(lengths, 1), lengths).astype(np.float32)
+
+
+def _shares(weights: pa.Array, lengths: I64) -> F32:
+    """Divides weights by their sum in each example; all are 0 where the sum is 0."""
+    weights_V = np.asarray(weights.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+    example_V = np.repeat(np.arange(lengths.size), lengths)
+    # bincount adds example by example, so that no example's sum depends on the rows before it.
+    sums_V = np.bincount(example_V, weights=weights_V, minlength=lengths.size)[example_V]
+    shares_V = np.divide(weights_V, sums_V, out=np.zeros_like(weights_V), where=sums_V > 0)
+    return np.asarray(shares_V.astype(np.float32))
 
 
 def history(rows: pa.RecordBatch, feature: SequenceFeature, event_time: str) -> History:

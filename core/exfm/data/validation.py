@@ -250,6 +250,8 @@ def _feature_problems(batch: pa.RecordBatch, feature: Feature, event_time: str) 
         yield _not_allowed(values, feature.missing), feature.source_column, f"the value is {_unusable(feature.missing)}"
     elif isinstance(feature, MultiValuedFeature):
         yield from _list_problems(values, feature)
+        if feature.weights is not None:
+            yield from _weight_problems(batch.column(feature.weights), feature.weights, values, feature.source_column)
     elif feature.ids == "row":
         yield _outside(values, feature.rows), *_range_words(feature)
 
@@ -260,6 +262,14 @@ def _list_problems(values: pa.Array, feature: MultiValuedFeature | SequenceField
     yield _any_per_row(values, _mask(ids.is_null())), feature.source_column, "an id in the list is missing"
     if feature.ids == "row":
         yield _any_per_row(values, _outside(ids, feature.rows)), *_range_words(feature)
+
+
+def _weight_problems(weights: pa.Array, column: str, ids: pa.Array, id_column: str) -> Iterator[Problem]:
+    """Yields rows whose weights are not aligned with their ids, or hold an invalid weight."""
+    yield list_lengths(weights) != list_lengths(ids), column, f"the list is not as long as that of {id_column}"
+    values = weights.flatten()
+    wrong = ~(_finite(values) & (_numbers(values) >= 0))
+    yield _any_per_row(weights, wrong), column, "a weight is a finite number, 0 or more"
 
 
 def _vector_problems(values: pa.Array, feature: VectorFeature) -> Iterator[Problem]:

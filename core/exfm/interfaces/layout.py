@@ -40,6 +40,7 @@ class TableUse:
         keys: the number of keys of the collection that look it up.
         bags: bags of each key, each of which gives a row of the table's width. Empty bags count.
         ids: ids of all keys together.
+        weighted: whether each id has a weight, a number of 32 bits.
     """
 
     collection: str
@@ -49,6 +50,7 @@ class TableUse:
     keys: int
     bags: int
     ids: float
+    weighted: bool = False
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,12 @@ class MultiValuedFeature(_IdFeature):
     """A list of ids per row, averaged; the embedding of an empty list is zeros."""
 
     kind: Literal["multi_valued"] = Field("multi_valued", description="A list of ids per row, averaged.")
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="Column of the ids' weights, 0 or more, in lists as long: the mean is weighted. Left out, all ids "
+        "of a row weigh the same.",
+    )
 
 
 class SequenceField(_NamedColumn):
@@ -278,6 +284,11 @@ class FeatureSchema(BaseModel):
         """The features with a vector each."""
         return tuple(feature for feature in self.features if isinstance(feature, VectorFeature))
 
+    @property
+    def weighs_ids(self) -> bool:
+        """Whether the ids of some feature have weights."""
+        return any(isinstance(feature, MultiValuedFeature) and feature.weights is not None for feature in self.features)
+
     def entity_tables(self) -> dict[str, str]:
         """Returns the table of each categorical feature, by the feature's name."""
         return {feature.name: feature.table_name for feature in self.categorical}
@@ -313,6 +324,8 @@ class FeatureSchema(BaseModel):
         for feature in self.features:
             fields = feature.fields if isinstance(feature, SequenceFeature) else (feature,)
             yield from (field.source_column for field in fields)
+            if isinstance(feature, MultiValuedFeature) and feature.weights is not None:
+                yield feature.weights
             if isinstance(feature, SequenceFeature) and feature.times is not None:
                 yield feature.times.column
         for label in self.labels:

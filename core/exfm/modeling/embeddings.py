@@ -9,7 +9,8 @@ a table share a key, so each row is updated once per step with its whole gradien
 with the history.
 
 A bag is averaged. Where every bag of a table has at most a single id, the table sums its bags, because the values are
-the same and the kernel is three times faster on a CPU.
+the same and the kernel is three times faster on a CPU. Where the ids of some feature have weights, each id of the batch
+has a weight, with the sum 1 in its bag, and all tables sum: FBGEMM multiplies rows by weights in sums alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 from torchrec.modules.embedding_configs import PoolingType
 
 from exfm.data.batch import Batch
+from exfm.interfaces.jagged import example_index
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,12 @@ class Lookup:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """Describes rows, width and initial spread of tables."""
+    """Describes rows, width and initial spread of tables, and whether ids have weights."""
 
     rows: Mapping[str, int]
     dim: int
     init_std: float
+    weighted: bool = False
 
     def collection(self, keys: Mapping[str, list[str]], single: Collection[str]) -> EmbeddingBagCollection:
         """Builds a TorchRec collection on the meta device, because a parallel plan allocates its memory.
@@ -73,12 +77,12 @@ class TableSpec:
                 embedding_dim=self.dim,
                 num_embeddings=self.rows[table],
                 feature_names=names,
-                pooling=PoolingType.SUM if table in single else PoolingType.MEAN,
+                pooling=PoolingType.SUM if self.weighted or table in single else PoolingType.MEAN,
                 weight_init_min=-half_width,
                 weight_init_max=half_width,
             )
             configs.append(config)
-        return EmbeddingBagCollection(device=torch.device("meta"), tables=configs)
+        return EmbeddingBagCollection(device=torch.device("meta"), tables=configs, is_weighted=self.weighted)
 
 
 def _by_table(lookups: Iterable[Lookup], *, events_apart: bool) -> tuple[dict[str, list[Lookup]], set[str]]:
@@ -112,7 +116,7 @@ class PooledTables(nn.Module):
         for table, group in groups.items():
             self.order += group
             keys[table] = [lookup.name for lookup in group]
-        self.dim = spec.dim
+        self.dim, self.weighted = spec.dim, spec.weighted
         self.bags = spec.collection(keys, single)
 
     def forward(self, batch: Batch) -> dict[Lookup, Tensor]:
@@ -130,17 +134,35 @@ class PooledTables(nn.Module):
         # The batch's tensor as it stands, where it has the same keys: no copy.
         if names == batch.sparse.keys():
             return batch.sparse
-        values, lengths = [], []
+        values: list[Tensor] = []
+        lengths: list[Tensor] = []
+        weights: list[Tensor] = []
         for lookup in self.order:
             if lookup.field is None:
                 bags = batch.sparse[lookup.key]
                 values.append(bags.values())
                 lengths.append(bags.lengths())
+                if self.weighted:
+                    weights.append(bags.weights())
             else:
                 sequence = batch.sequences[lookup.key]
                 values.append(sequence.ids_EC[:, lookup.field])
                 lengths.append(sequence.offsets.diff().to(torch.int32))
-        return KeyedJaggedTensor(keys=names, values=torch.cat(values), lengths=torch.cat(lengths), stride=batch.size)
+                if self.weighted:
+                    weights.append(_equal_weights(sequence.offsets, values[-1].numel()))
+        return KeyedJaggedTensor(
+            keys=names,
+            values=torch.cat(values),
+            lengths=torch.cat(lengths),
+            stride=batch.size,
+            weights=torch.cat(weights) if self.weighted else None,
+        )
+
+
+def _equal_weights(offsets: Tensor, events: int) -> Tensor:
+    """Returns weights (E,) that make a weighted sum of each history its mean."""
+    share_B = 1 / offsets.diff().clamp(min=1)
+    return share_B.index_select(0, example_index(offsets, events))
 
 
 class EventTables(nn.Module):
@@ -156,7 +178,7 @@ class EventTables(nn.Module):
     def __init__(self, lookups: Iterable[Lookup], spec: TableSpec) -> None:
         super().__init__()
         self.groups, single = _by_table(lookups, events_apart=True)
-        self.dim = spec.dim
+        self.dim, self.weighted = spec.dim, spec.weighted
         self.bags = spec.collection({table: [table] for table in self.groups}, single)
 
     def forward(self, batch: Batch) -> dict[Lookup, Tensor]:
@@ -166,7 +188,11 @@ class EventTables(nn.Module):
         stride = max(1, *(sum(group) for group in counts.values()))
         padded = [torch.nn.functional.pad(length, (0, stride - length.numel())) for length in lengths]
         features = KeyedJaggedTensor(
-            keys=list(self.groups), values=torch.cat(values), lengths=torch.cat(padded), stride=stride
+            keys=list(self.groups),
+            values=torch.cat(values),
+            lengths=torch.cat(padded),
+            stride=stride,
+            weights=self._weights(batch) if self.weighted else None,
         )
         rows_by_table = self.bags(features).values().split(self.dim, dim=1)
         looked_up: dict[Lookup, Tensor] = {}
@@ -175,6 +201,17 @@ class EventTables(nn.Module):
             rows_by_lookup = rows[: sum(counts[table])].split(counts[table])
             looked_up.update(zip(group, rows_by_lookup, strict=True))
         return looked_up
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """Returns the weight of each id, in the order of ``_features``: those of bags, and 1 of an event."""
+        weights: list[Tensor] = []
+        for lookup in chain.from_iterable(self.groups.values()):
+            if lookup.field is None:
+                weights.append(batch.sparse[lookup.key].weights())
+            else:
+                ids_EC = batch.sequences[lookup.key].ids_EC
+                weights.append(torch.ones(ids_EC.shape[0], device=ids_EC.device))
+        return torch.cat(weights)
 
     def _features(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], dict[str, list[int]]]:
         """Returns ids and bag lengths of each lookup's table, and the number of bags of each lookup, by table."""

@@ -261,7 +261,8 @@ class RankingModel(nn.Module):
 
     def narrow(self, batch: Batch) -> Batch:
         """Returns the batch with this model's features only."""
-        return batch.only(self.feature_names, self.dense_columns)
+        narrowed = batch.only(self.feature_names, self.dense_columns)
+        return narrowed if self.featurizer.weighs_ids else narrowed.without_id_weights()
 
     def observe(
         self, batch: Batch, process_group: ProcessGroup = SINGLE_PROCESS, real_examples: int | None = None

@@ -46,6 +46,7 @@ class Featurizer(nn.Module):
         frozen_tables: the tables that training does not change.
         reads_times: whether raw sequences have the ages of their events.
         managed: the maps from ids to rows, of the tables with managed ids.
+        weighs_ids: whether the ids of some feature have weights.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class Featurizer(nn.Module):
         self.managed = nn.ModuleDict()
         for table, eviction in schema.managed().items():
             self.managed[_table(table)] = ManagedIds(self.table_rows[table], eviction)
-        spec = TableSpec(self.table_rows, dim, init_std)
+        self.weighs_ids = schema.weighs_ids
+        spec = TableSpec(self.table_rows, dim, init_std, self.weighs_ids)
         bags: list[Lookup] = []
         for feature in schema.features:
             if isinstance(feature, CategoricalFeature | MultiValuedFeature):
@@ -210,7 +212,10 @@ class Featurizer(nn.Module):
         values = [map_ids(self.managed, tables[key], sparse[key].values()) for key in keys]
         if keys:
             lengths, stride = sparse.lengths(), sparse.stride()
-            sparse = KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=lengths, stride=stride)
+            weights = sparse.weights_or_none()
+            sparse = KeyedJaggedTensor(
+                keys=keys, values=torch.cat(values), lengths=lengths, stride=stride, weights=weights
+            )
         sequences = {name: self._rows_of_events(name, history) for name, history in batch.sequences.items()}
         return replace(batch, sparse=sparse, sequences=sequences)
 
@@ -228,6 +233,8 @@ class Featurizer(nn.Module):
             # As many ids as examples of a categorical feature: each bag has exactly a single id, its mean.
             if lookup.key in self._categorical and rows_VD.shape[0] == batch.size:
                 return rows_VD
+            if self.weighs_ids:
+                return _segment_sum(rows_VD * bags.weights().unsqueeze(1), bags.offsets().long())
             return _segment_mean(rows_VD, bags.offsets().long())
         history = batch.sequences[lookup.key]
         rows_E = history.ids_EC[:, lookup.field].contiguous()
@@ -299,7 +306,10 @@ def _id_lookups(sequence: SequenceFeature) -> list[Lookup]:
 
 def _segment_mean(values_EG: Tensor, offsets: Tensor) -> Tensor:
     """Averages the values of each bag, zeros of an empty bag."""
-    lengths = offsets.diff()
+    return _segment_sum(values_EG, offsets) / offsets.diff().clamp(min=1).unsqueeze(1)
+
+
+def _segment_sum(values_EG: Tensor, offsets: Tensor) -> Tensor:
+    """Adds up the values of each bag."""
     index = example_index(offsets, values_EG.shape[0])
-    total_BG = values_EG.new_zeros(lengths.shape[0], values_EG.shape[1]).index_add_(0, index, values_EG)
-    return total_BG / lengths.clamp(min=1).unsqueeze(1)
+    return values_EG.new_zeros(offsets.shape[0] - 1, values_EG.shape[1]).index_add_(0, index, values_EG)

@@ -27,7 +27,7 @@ def estimate_replicated_tables(workload: Workload, count: int) -> list[Collectiv
     ids_bytes, rows = 0.0, 0
     for use in workload.tables:
         bags = use.keys * use.bags
-        ids_bytes += use.ids * ID_BYTES + bags * LENGTH_BYTES
+        ids_bytes += use.ids * (ID_BYTES + FLOAT_BYTES * use.weighted) + bags * LENGTH_BYTES
         rows += bags * use.width * FLOAT_BYTES
     # The number of ids is a mean over batches, so it may have a fraction.
     ids = int(ids_bytes)

@@ -21,7 +21,8 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 Fuse = Callable[..., nn.Module]
-"""Builds a fused collection of table configs, an optimizer's class, its options and ``device``."""
+"""Builds a fused collection of table configs, an optimizer's class, its options and ``device``; with ``is_weighted``
+where ids have weights."""
 
 
 def fuse_tables(model: nn.Module, table_optimizer: TableOptimizer, device: torch.device, fuse: Fuse) -> None:
@@ -38,7 +39,8 @@ def fuse_tables(model: nn.Module, table_optimizer: TableOptimizer, device: torch
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, EmbeddingBagCollection):
-                setattr(parent, name, fuse(child.embedding_bag_configs(), optimizer, options, device=device))
+                more = {"is_weighted": True} if child.is_weighted() else {}
+                setattr(parent, name, fuse(child.embedding_bag_configs(), optimizer, options, device=device, **more))
     model.to(device)
 
 

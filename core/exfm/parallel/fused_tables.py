@@ -38,6 +38,7 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
         optimizer: the class of the tables' optimizer.
         options: keyword arguments of the optimizer.
         device: the device of the tables.
+        is_weighted: whether ids have weights, by which their rows are multiplied.
     """
 
     def __init__(
@@ -46,14 +47,16 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
         optimizer: type[torch.optim.Optimizer],
         options: dict[str, Any],
         device: torch.device,
+        is_weighted: bool = False,
     ) -> None:
         super().__init__()
+        self._is_weighted = is_weighted
         self._threads = 1
         if device.type == "cpu":
             self._threads = max(1, min(torch.get_num_threads(), len(configs) // _MIN_THREAD_TABLES))
         bounds = [len(configs) * number // self._threads for number in range(self._threads + 1)]
         collections = [
-            FusedEmbeddingBagCollection(configs[start:stop], optimizer, options, device=device)
+            FusedEmbeddingBagCollection(configs[start:stop], optimizer, options, is_weighted, device=device)
             for start, stop in pairwise(bounds)
         ]
         self.embedding_bags = nn.ModuleDict()
@@ -77,9 +80,10 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
             features = features.permute(list(map(features.keys().index, self._keys)))
         ids = features.values()
         offsets = features.offsets().to(ids.dtype)  # FBGEMM requires ids and offsets of the same type
+        weights = features.weights() if self._is_weighted else None
         if len(self._kernels) == 1:
-            return self._columns(self._kernels[0](ids, offsets, None))
-        lookups = self._lookups(ids, offsets, features.stride())
+            return self._columns(self._kernels[0](ids, offsets, weights))
+        lookups = self._lookups(ids, offsets, weights, features.stride())
         if self._threads == 1 or ids.numel() < _THREADED_IDS:
             columns = [lookup() for lookup in lookups]
         elif torch.is_grad_enabled():
@@ -95,7 +99,7 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
     def _columns(self, rows_BW: Tensor) -> KeyedTensor:
         return KeyedTensor(self._keys, self._widths, rows_BW)
 
-    def _lookups(self, ids: Tensor, offsets: Tensor, stride: int) -> list[Lookup]:
+    def _lookups(self, ids: Tensor, offsets: Tensor, weights: Tensor | None, stride: int) -> list[Lookup]:
         """Prepares each kernel's lookup of its keys."""
         lookups: list[Lookup] = []
         first = 0
@@ -104,7 +108,8 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
             # Bags are ordered by key, so the keys of a kernel are a slice of the offsets and of the ids.
             bounds = offsets[first * stride : end * stride + 1]
             start, stop = int(bounds[0]), int(bounds[-1])
-            lookups.append(partial(kernel, ids[start:stop], bounds - start, None))
+            kernel_weights = None if weights is None else weights[start:stop]
+            lookups.append(partial(kernel, ids[start:stop], bounds - start, kernel_weights))
             first = end
         return lookups
 

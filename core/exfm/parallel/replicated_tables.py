@@ -49,12 +49,23 @@ def _all_gather_bags(features: KeyedJaggedTensor) -> tuple[list[int], KeyedJagge
     value_sizes: list[int] = []
     for lengths_bF in torch.split(lengths_BF, counts):
         value_sizes += lengths_bF.sum(dim=0).tolist()
-    by_process = torch.split(all_gather_rows(values, value_counts), value_sizes)
-    by_key: list[Tensor] = []
-    for key in range(len(keys)):
-        by_key += by_process[key :: len(keys)]
-    lengths = lengths_BF.T.contiguous().flatten()
-    return counts, KeyedJaggedTensor(keys=keys, values=torch.cat(by_key), lengths=lengths, stride=sum(counts))
+
+    def gather_by_key(values: Tensor) -> Tensor:
+        by_process = torch.split(all_gather_rows(values, value_counts), value_sizes)
+        by_key: list[Tensor] = []
+        for key in range(len(keys)):
+            by_key += by_process[key :: len(keys)]
+        return torch.cat(by_key)
+
+    weights = features.weights_or_none()
+    gathered = KeyedJaggedTensor(
+        keys=keys,
+        values=gather_by_key(values),
+        lengths=lengths_BF.T.contiguous().flatten(),
+        stride=sum(counts),
+        weights=None if weights is None else gather_by_key(weights),
+    )
+    return counts, gathered
 
 
 class _LocalRows(torch.autograd.Function):

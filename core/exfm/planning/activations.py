@@ -132,6 +132,7 @@ def _full_batch(schema: FeatureSchema, size: int, lengths: Mapping[str, int]) ->
         values=torch.zeros(size * sum(counts), dtype=torch.int64),
         lengths=torch.tensor(counts, dtype=torch.int32).repeat_interleave(size),
         stride=size,
+        weights=torch.zeros(size * sum(counts)) if schema.weighs_ids else None,
     )
     sequences: dict[str, SequenceBatch] = {}
     for feature in schema.features:

@@ -157,4 +157,5 @@ def _uses(model: RankingModel, rows: int, lengths: Mapping[str, int]) -> Iterato
 def _use(path: str, bags: EmbeddingBagCollection, table: str, keys: int, count: int, ids: int) -> TableUse:
     configs = {config.name.removeprefix("table_"): config for config in bags.embedding_bag_configs()}
     config = configs[table]
-    return TableUse(path, config.name, config.num_embeddings, config.embedding_dim, keys, count, ids)
+    rows, width = config.num_embeddings, config.embedding_dim
+    return TableUse(path, config.name, rows, width, keys, count, ids, bags.is_weighted())

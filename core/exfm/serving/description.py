@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from exfm.data.features import bags, dense_numbers, history, vectors
-from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature, SequenceField
+from exfm.interfaces.schema import DenseFeature, Feature, MultiValuedFeature, SequenceFeature, SequenceField
 from exfm.interfaces.vector_feature import VectorFeature
 
 DESCRIPTION_FILE = "inputs.json"
@@ -139,6 +139,9 @@ def input_specs(features: Sequence[Feature], embeddings: Mapping[str, int]) -> I
             yield _spec(vector_input(feature), "float32", ("B", feature.width), holds)
         elif not isinstance(feature, DenseFeature):
             yield _spec(f"{feature.name}.rows", "int64", (f"V_{feature.name}",), "table rows, example by example")
+            if isinstance(feature, MultiValuedFeature) and feature.weights is not None:
+                holds = "weights of the table rows, divided by their sum in each example"
+                yield _spec(f"{feature.name}.weights", "float32", (f"V_{feature.name}",), holds)
             yield _spec(f"{feature.name}.starts", "int64", ("B",), "where each example's rows begin")
     for teacher, width in embeddings.items():
         holds = (
@@ -178,6 +181,8 @@ def arrays(features: Sequence[Feature], rows: pa.RecordBatch, event_time: str = 
         elif not isinstance(feature, DenseFeature):
             bag = bags(rows, feature)
             yield bag.rows_V
+            if bag.weights_V is not None:
+                yield bag.weights_V
             yield np.cumsum(bag.lengths) - bag.lengths
 
 
@@ -205,6 +210,8 @@ def source_columns(features: Sequence[Feature]) -> Iterator[str]:
                 yield feature.times.column
         else:
             yield feature.source_column
+            if isinstance(feature, MultiValuedFeature) and feature.weights is not None:
+                yield feature.weights
 
 
 def type_name(kind: pa.DataType) -> str:

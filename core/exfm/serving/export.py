@@ -168,8 +168,9 @@ def _examples(features: Sequence[Feature], embeddings: Mapping[str, int], size: 
                 shape.append(dim)
         if spec.dtype == "float32":
             numbers = torch.arange(torch.Size(shape).numel()).view(shape).sin()
-            # Not the first row, because a batch of 1 checks present numbers.
-            numbers[1::3, _may_miss(features, name)] = torch.nan
+            if len(shape) == 2:
+                # Not the first row, because a batch of 1 checks present numbers.
+                numbers[1::3, _may_miss(features, name)] = torch.nan
             yield numbers
         elif field == "starts":
             yield kept.cumsum(0) - kept

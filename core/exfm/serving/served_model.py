@@ -28,10 +28,15 @@ from exfm.storage.finite import infinite_buffers
 
 @dataclass(frozen=True)
 class _Bags:
-    """Holds a feature's table rows (V,) and the start of each example (B,), with the methods of a JaggedTensor."""
+    """Holds a feature's table rows (V,) and the start of each example (B,), with the methods of a JaggedTensor.
+
+    Attributes:
+        weights_V: weights of the rows; None where the feature has none.
+    """
 
     rows_V: Tensor
     starts: Tensor
+    weights_V: Tensor | None
 
     def values(self) -> Tensor:
         return self.rows_V
@@ -63,6 +68,8 @@ class _Tables(nn.Module):
         weight = self.tables[f"table_{lookup.table}"]
         if lookup.field is None:
             bags = batch.sparse[lookup.key]
+            if bags.weights_V is not None:
+                return embedding_bag(bags.rows_V, weight, bags.starts, mode="sum", per_sample_weights=bags.weights_V)
             return embedding_bag(bags.rows_V, weight, bags.starts, mode="mean")
         history = batch.sequences[lookup.key]
         if self.averaged:
@@ -134,7 +141,8 @@ class ServedModel(nn.Module):
                 vectors[feature.name] = inputs[vector_input(feature)]
             elif not isinstance(feature, DenseFeature):
                 rows_V = map_ids(self.managed, feature.table_name, inputs[f"{feature.name}.rows"])
-                sparse[feature.name] = _Bags(rows_V, inputs[f"{feature.name}.starts"])
+                weights_V = inputs.get(f"{feature.name}.weights")
+                sparse[feature.name] = _Bags(rows_V, inputs[f"{feature.name}.starts"], weights_V)
         dense_BF = inputs[DENSE] if DENSE in inputs else torch.zeros(per_example.shape[0], 0)
         embeddings = {teacher: inputs[embedding_input(teacher)] for teacher in self.embeddings}
         no_labels: dict[str, Tensor] = {}

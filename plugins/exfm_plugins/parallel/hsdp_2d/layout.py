@@ -64,7 +64,8 @@ class TableTraffic:
             in_machine = sharding.sharding_type == "table_row_wise"
             for shard in sharding.shards:
                 # A shard of rows is sent the ids of its rows alone, and the lengths of all bags.
-                asked = use.ids * shard.rows / use.rows * ID_BYTES + bags * LENGTH_BYTES
+                id_bytes = ID_BYTES + FLOAT_BYTES * use.weighted
+                asked = use.ids * shard.rows / use.rows * id_bytes + bags * LENGTH_BYTES
                 ids += asked
                 ids[shard.process] -= asked  # a process sends nothing to itself
                 row_bytes = bags * shard.columns
