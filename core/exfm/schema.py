@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from exfm.interfaces.derived_features import BucketizedFeature, CrossedFeature
 from exfm.interfaces.schema import (
     LABEL_KINDS,
     CategoricalFeature,
@@ -19,7 +20,9 @@ from exfm.interfaces.vector_feature import VectorFeature
 
 __all__ = [
     "LABEL_KINDS",
+    "BucketizedFeature",
     "CategoricalFeature",
+    "CrossedFeature",
     "DenseFeature",
     "EventTimes",
     "Feature",

@@ -86,6 +86,7 @@ def _is_good_feature(row: dict[str, Any], feature: exfm.schema.Feature) -> bool:
         return value is None or _is_good_id(value, feature)
     if isinstance(feature, exfm.schema.MultiValuedFeature):
         return all(_is_good_id(value, feature) for value in row[feature.source_column] or [])
+    assert isinstance(feature, exfm.schema.SequenceFeature)
     lists = [row[field.source_column] or [] for field in feature.fields]
     lengths = {len(values) for values in lists}
     if feature.times is not None:

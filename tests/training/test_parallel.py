@@ -52,6 +52,8 @@ def config_of(log: str, run_dir: Path) -> dict[str, Any]:
     config["stream"]["source"]["features"] += [
         {"name": "tags", "kind": "multi_valued", "rows": 16, "weights": "tag_weights"},
         {"name": "text", "kind": "vector", "width": 4},
+        {"name": "price_range", "kind": "bucketized", "column": "price", "boundaries": [2, 4]},
+        {"name": "user_price", "kind": "crossed", "of": ["user", "price_range"], "rows": 32},
     ]
     for ids in (item, history["fields"][0]):
         ids |= {"ids": "managed", "rows": 24, "eviction": "lfu"}

@@ -11,8 +11,8 @@ from exfm.config.experiment import Bucket, Condition, ExperimentConfig, External
 from exfm.config.inputs import DescribedModel, ModelInput, resolve_inputs, with_sources
 from exfm.config.supervision_section import SupervisionConfig
 from exfm.errors import ConfigError, suggestion
-from exfm.interfaces.schema import DenseFeature, FeatureSchema, Label, LabelKind, SequenceFeature
-from exfm.interfaces.vector_feature import VectorFeature
+from exfm.interfaces.derived_features import BucketizedFeature
+from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, Label, LabelKind
 
 CONTROL_SUFFIX = ".control"
 
@@ -350,7 +350,7 @@ def filter_columns(schema: FeatureSchema) -> dict[str, str]:
     """Maps the names allowed in ``where`` to Arrow columns: scalar features, group, domain, example id."""
     columns: dict[str, str] = {}
     for feature in schema.features:
-        if not isinstance(feature, SequenceFeature | VectorFeature) and feature.kind != "multi_valued":
+        if isinstance(feature, DenseFeature | CategoricalFeature | BucketizedFeature):
             columns[feature.name] = feature.source_column
     for column in (schema.group, schema.domain, schema.example_id):
         if column:

@@ -9,13 +9,7 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from exfm.data.batch import ROW_WEIGHT, Batch, SequenceBatch
-from exfm.interfaces.schema import (
-    CategoricalFeature,
-    DenseFeature,
-    FeatureSchema,
-    MultiValuedFeature,
-    SequenceFeature,
-)
+from exfm.interfaces.schema import BagFeature, DenseFeature, FeatureSchema, SequenceFeature
 
 
 def blank_batch(schema: FeatureSchema, size: int) -> Batch:
@@ -24,7 +18,7 @@ def blank_batch(schema: FeatureSchema, size: int) -> Batch:
     sequences: dict[str, SequenceBatch] = {}
     dense = 0
     for feature in schema.features:
-        if isinstance(feature, CategoricalFeature | MultiValuedFeature):
+        if isinstance(feature, BagFeature):
             keys.append(feature.name)
         elif isinstance(feature, SequenceFeature):
             sequences[feature.name] = _blank_sequence(feature, size)

@@ -14,7 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from exfm.interfaces.schema import DenseFeature, FeatureSchema, MultiValuedFeature, SequenceFeature
+from exfm.interfaces.derived_features import BucketizedFeature, CrossedFeature
+from exfm.interfaces.schema import (
+    CategoricalFeature,
+    DenseFeature,
+    FeatureSchema,
+    MultiValuedFeature,
+    SequenceFeature,
+)
 from exfm.interfaces.vector_feature import VectorFeature
 from exfm.sources.ids import example_id_ok, example_ids
 
@@ -48,8 +55,11 @@ def column_roles(schema: FeatureSchema) -> Iterator[tuple[str, Role]]:
                     yield feature.times.column, "number_list"
                 else:
                     yield feature.times.column, "time_list"
-        elif isinstance(feature, DenseFeature):
+        elif isinstance(feature, DenseFeature | BucketizedFeature):
             yield feature.source_column, "number"
+        elif isinstance(feature, CrossedFeature):
+            for read in feature.parts:
+                yield read.column, "id" if read.boundaries is None else "number"
         elif isinstance(feature, VectorFeature):
             yield feature.source_column, "vector"
         elif isinstance(feature, MultiValuedFeature):
@@ -69,7 +79,7 @@ def column_roles(schema: FeatureSchema) -> Iterator[tuple[str, Role]]:
 
 
 def id_tables(schema: FeatureSchema) -> Iterator[tuple[str, str]]:
-    """Yields every column of ids with its embedding table; it is empty for example ids, a group or a domain."""
+    """Yields every column of ids with its embedding table; it is empty where the ids are no rows of a table alone."""
     for column in (schema.example_id, schema.group, schema.domain):
         if column:
             yield column, ""
@@ -78,7 +88,9 @@ def id_tables(schema: FeatureSchema) -> Iterator[tuple[str, str]]:
             for field in feature.fields:
                 if field.kind == "categorical":
                     yield field.source_column, feature.table_name(field)
-        elif not isinstance(feature, DenseFeature | VectorFeature):
+        elif isinstance(feature, CrossedFeature):
+            yield from ((read.column, "") for read in feature.parts if read.boundaries is None)
+        elif isinstance(feature, CategoricalFeature | MultiValuedFeature):
             yield feature.source_column, feature.table_name
 
 

@@ -14,7 +14,7 @@ from torchrec import KeyedJaggedTensor
 from exfm.data.batch import ROW_WEIGHT, Batch, SequenceBatch
 from exfm.data.features import bags, dense_numbers, equal_weights, history, vectors
 from exfm.data.validation import event_times
-from exfm.interfaces.schema import CategoricalFeature, FeatureSchema, Label, MultiValuedFeature, SequenceFeature
+from exfm.interfaces.schema import BagFeature, FeatureSchema, Label, SequenceFeature
 from exfm.sources.ids import mix, to_u64
 
 
@@ -69,13 +69,13 @@ def _floats(column: pa.Array) -> npt.NDArray[np.float32]:
 
 
 def _sparse(rows: pa.RecordBatch, schema: FeatureSchema) -> KeyedJaggedTensor:
-    """Decodes categorical and multi-valued features, in the schema's order."""
+    """Decodes the features of ids, in the schema's order."""
     keys: list[str] = []
     values: list[npt.NDArray[np.int64]] = []
     lengths: list[npt.NDArray[np.int32]] = []
     weights: list[npt.NDArray[np.float32]] = []
     for feature in schema.features:
-        if isinstance(feature, CategoricalFeature | MultiValuedFeature):
+        if isinstance(feature, BagFeature):
             decoded = bags(rows, feature)
             keys.append(feature.name)
             values.append(decoded.rows_V)

@@ -15,7 +15,9 @@ import pyarrow as pa
 
 from exfm.data.column_types import list_lengths
 from exfm.data.event_ages import US_PER_SECOND, event_ages_us
+from exfm.interfaces.derived_features import BucketizedFeature, CrossedFeature
 from exfm.interfaces.schema import (
+    BagFeature,
     CategoricalFeature,
     DenseFeature,
     Feature,
@@ -24,7 +26,7 @@ from exfm.interfaces.schema import (
     SequenceField,
 )
 from exfm.interfaces.vector_feature import VectorFeature
-from exfm.sources.ids import hash_63, hash_rows, to_u64
+from exfm.sources.ids import hash_63, hash_rows, mix, to_u64
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -80,8 +82,12 @@ def vectors(rows: pa.RecordBatch, feature: VectorFeature) -> F32:
     return vectors_BW
 
 
-def bags(rows: pa.RecordBatch, feature: CategoricalFeature | MultiValuedFeature) -> Bags:
+def bags(rows: pa.RecordBatch, feature: BagFeature) -> Bags:
     """Returns the table rows of a feature; a missing id has none."""
+    if isinstance(feature, BucketizedFeature):
+        return Bags(_buckets(rows.column(feature.source_column), feature.boundaries), np.ones(rows.num_rows, np.int64))
+    if isinstance(feature, CrossedFeature):
+        return _cross(rows, feature)
     column = rows.column(feature.source_column)
     if isinstance(feature, MultiValuedFeature):
         lengths = list_lengths(column)
@@ -96,6 +102,30 @@ def bags(rows: pa.RecordBatch, feature: CategoricalFeature | MultiValuedFeature)
         # Hashed without the nulls, which are many where no model sees most of the rows.
         column = column.filter(valid)
     return Bags(_to_table_rows(column, feature), present.astype(np.int64))
+
+
+def _buckets(column: pa.Array, boundaries: Sequence[float]) -> I64:
+    """Returns the bucket of each number, which is how many boundaries it reaches; missing numbers have the last."""
+    # float32 for both, because the same number may come in single and in double precision.
+    values = np.asarray(column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False))
+    numbers = np.searchsorted(np.array(boundaries, np.float32), values, side="right").astype(np.int64)
+    return np.where(np.isnan(values), len(boundaries) + 1, numbers)
+
+
+def _cross(rows: pa.RecordBatch, feature: CrossedFeature) -> Bags:
+    """Returns the table rows of a cross: the ids of its features are mixed, one after another; see ``HASHING``."""
+    crossed = np.zeros(rows.num_rows, np.uint64)
+    present = np.ones(rows.num_rows, bool)
+    for read in feature.parts:
+        column = rows.column(read.column)
+        if read.boundaries is None:
+            keys = to_u64(column)
+            present &= column.is_valid().to_numpy(zero_copy_only=False)
+        else:
+            keys = _buckets(column, read.boundaries).view(np.uint64)
+        # Not symmetric, because a pair (1, 2) and a pair (2, 1) are different.
+        crossed = mix(crossed ^ keys)
+    return Bags(hash_rows(crossed[present], feature.rows), present.astype(np.int64))
 
 
 def equal_weights(lengths: I64) -> F32:

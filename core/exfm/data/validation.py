@@ -18,6 +18,7 @@ from exfm.data.repeats import WindowIds
 from exfm.data.skips import Skips
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.data_source import BAD_ROW, ROW_NUMBER, Origin
+from exfm.interfaces.derived_features import BucketizedFeature, CrossedFeature
 from exfm.interfaces.schema import (
     CategoricalFeature,
     DenseFeature,
@@ -239,6 +240,9 @@ def _value_problems(batch: pa.RecordBatch, schema: FeatureSchema) -> Iterator[Pr
 
 
 def _feature_problems(batch: pa.RecordBatch, feature: Feature, event_time: str) -> Iterator[Problem]:
+    # Any number has a bucket, and any ids have a cross.
+    if isinstance(feature, BucketizedFeature | CrossedFeature):
+        return
     if isinstance(feature, SequenceFeature):
         yield from _sequence_problems(batch, feature, event_time)
         return

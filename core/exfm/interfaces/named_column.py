@@ -20,3 +20,8 @@ class NamedColumn(BaseModel):
     def source_column(self) -> str:
         """The Arrow column that it is read from."""
         return self.column or self.name
+
+    @property
+    def source_columns(self) -> tuple[str, ...]:
+        """All Arrow columns that it is read from."""
+        return (self.source_column,)

@@ -7,12 +7,14 @@ candidate item.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from exfm.errors import suggestion
+from exfm.interfaces.derived_features import BucketizedFeature, CrossedFeature, CrossPart
 from exfm.interfaces.duration import Duration
 from exfm.interfaces.named_column import NAME
 from exfm.interfaces.named_column import NamedColumn as _NamedColumn
@@ -75,6 +77,11 @@ class MultiValuedFeature(_IdFeature):
         "of a row weigh the same.",
     )
 
+    @property
+    def source_columns(self) -> tuple[str, ...]:
+        """All Arrow columns that it is read from."""
+        return (self.source_column,) if self.weights is None else (self.source_column, self.weights)
+
 
 class SequenceField(_NamedColumn):
     """An aspect of the events of a sequence: a list column, aligned with the other fields' lists."""
@@ -130,13 +137,31 @@ class SequenceFeature(BaseModel):
     max_length: int = Field(gt=0, description="The newest events that are kept of a longer history.")
     times: EventTimes | None = Field(None, description="When the events happened, for encoders that read it.")
 
+    @property
+    def source_columns(self) -> tuple[str, ...]:
+        """All Arrow columns that it is read from; a column twice where its times are a field too."""
+        columns = tuple(field.source_column for field in self.fields)
+        return columns if self.times is None else (*columns, self.times.column)
+
     def table_name(self, field: SequenceField) -> str:
         """Returns the embedding table that a field of the sequence looks up."""
         return field.table or f"{self.name}_{field.name}"
 
 
+SingleIdFeature = CategoricalFeature | BucketizedFeature | CrossedFeature
+"""Features with at most a single id per row."""
+
+BagFeature = SingleIdFeature | MultiValuedFeature
+"""Features of ids, whose rows of a table are averaged to a token."""
+
 Feature = Annotated[
-    DenseFeature | CategoricalFeature | MultiValuedFeature | SequenceFeature | VectorFeature,
+    DenseFeature
+    | CategoricalFeature
+    | MultiValuedFeature
+    | SequenceFeature
+    | VectorFeature
+    | BucketizedFeature
+    | CrossedFeature,
     Field(discriminator="kind"),
 ]
 
@@ -235,6 +260,15 @@ class FeatureSchema(BaseModel):
     features: tuple[Feature, ...] = Field(min_length=1, description="The inputs of models.")
     labels: tuple[Label, ...] = Field(min_length=1, description="The outcomes to predict; each is a task.")
 
+    @field_validator("features")
+    @classmethod
+    def _resolve_crosses(cls, features: tuple[Feature, ...]) -> tuple[Feature, ...]:
+        by_name = {feature.name: feature for feature in features}
+        resolved: list[Feature] = []
+        for feature in features:
+            resolved.append(_resolved(feature, by_name) if isinstance(feature, CrossedFeature) else feature)
+        return tuple(resolved)
+
     @model_validator(mode="after")
     def _consistent(self) -> FeatureSchema:
         names = [feature.name for feature in self.features] + [label.name for label in self.labels]
@@ -254,10 +288,10 @@ class FeatureSchema(BaseModel):
                 )
         return self
 
-    def _table_users(self) -> Iterator[tuple[str, CategoricalFeature | MultiValuedFeature | SequenceField]]:
+    def _table_users(self) -> Iterator[tuple[str, BagFeature | SequenceField]]:
         """Yields every feature and field of ids with its table; a shared table occurs several times."""
         for feature in self.features:
-            if isinstance(feature, CategoricalFeature | MultiValuedFeature):
+            if isinstance(feature, BagFeature):
                 yield feature.table_name, feature
             elif isinstance(feature, SequenceFeature):
                 for field in feature.fields:
@@ -322,12 +356,7 @@ class FeatureSchema(BaseModel):
         """Yields every column, some of them twice, and an empty string for a column that the stream has not."""
         yield from (self.example_id, self.event_time, self.group, self.domain, self.weight)
         for feature in self.features:
-            fields = feature.fields if isinstance(feature, SequenceFeature) else (feature,)
-            yield from (field.source_column for field in fields)
-            if isinstance(feature, MultiValuedFeature) and feature.weights is not None:
-                yield feature.weights
-            if isinstance(feature, SequenceFeature) and feature.times is not None:
-                yield feature.times.column
+            yield from feature.source_columns
         for label in self.labels:
             yield from (label.source_column, label.oracle)
 
@@ -345,6 +374,32 @@ class FeatureSchema(BaseModel):
     def tasks(self) -> tuple[str, ...]:
         """The names of the labels."""
         return tuple(label.name for label in self.labels)
+
+
+def _resolved(cross: CrossedFeature, features: Mapping[str, Feature]) -> CrossedFeature:
+    """Returns a cross with the columns of its features.
+
+    Raises:
+        ValueError: it names a feature that has no single id per row, or that the schema lacks.
+    """
+    # The schema of a model that sees the cross and not all of its features, which the schema of the stream has.
+    if cross.parts and not features.keys() >= set(cross.of):
+        return cross
+    usable = (CategoricalFeature, BucketizedFeature)
+    allowed = [name for name, feature in features.items() if isinstance(feature, usable)]
+    parts: list[CrossPart] = []
+    for name in cross.of:
+        feature = features.get(name)
+        if isinstance(feature, BucketizedFeature):
+            parts.append(CrossPart(column=feature.source_column, boundaries=feature.boundaries))
+        elif isinstance(feature, CategoricalFeature):
+            parts.append(CrossPart(column=feature.source_column))
+        else:
+            raise ValueError(
+                f"{cross.name!r}: of names {name!r}, which is no categorical or bucketized feature of the schema."
+                f"{suggestion(name, allowed)}"
+            )
+    return cross.model_copy(update={"parts": tuple(parts)})
 
 
 def _format_options(rows: int, ids: str, eviction: str) -> str:

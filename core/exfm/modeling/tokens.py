@@ -16,12 +16,7 @@ from torchrec import KeyedJaggedTensor
 from exfm.data.batch import Batch, SequenceBatch
 from exfm.interfaces.jagged import JaggedSequence, example_index
 from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
-from exfm.interfaces.schema import (
-    CategoricalFeature,
-    FeatureSchema,
-    MultiValuedFeature,
-    SequenceFeature,
-)
+from exfm.interfaces.schema import BagFeature, FeatureSchema, SequenceFeature, SingleIdFeature
 from exfm.modeling.dense_tokens import DenseTokens, EventNumbers
 from exfm.modeling.embeddings import EventTables, Lookup, PooledTables, TableSpec
 from exfm.modeling.managed_ids import ManagedIds, Started
@@ -60,7 +55,7 @@ class Featurizer(nn.Module):
         self.offsets: dict[str, RowOffset] = {}
         self.frozen_tables: set[str] = set()
         # An example has at most a single id of these, and where there are as many ids as examples, exactly that.
-        self._categorical = frozenset(schema.entity_tables())
+        self._single = frozenset(feature.name for feature in schema.features if isinstance(feature, SingleIdFeature))
         self.table_rows = schema.tables()
         self.managed = nn.ModuleDict()
         for table, eviction in schema.managed().items():
@@ -69,9 +64,8 @@ class Featurizer(nn.Module):
         spec = TableSpec(self.table_rows, dim, init_std, self.weighs_ids)
         bags: list[Lookup] = []
         for feature in schema.features:
-            if isinstance(feature, CategoricalFeature | MultiValuedFeature):
-                single = isinstance(feature, CategoricalFeature)
-                bags.append(Lookup(feature.name, feature.table_name, single=single))
+            if isinstance(feature, BagFeature):
+                bags.append(Lookup(feature.name, feature.table_name, single=feature.name in self._single))
         self.fields = {sequence.name: _id_lookups(sequence) for sequence in self.sequences}
         events = list(chain.from_iterable(self.fields.values()))
         event_tables = {lookup.table for lookup in events} if raw_sequences else set()
@@ -230,8 +224,8 @@ class Featurizer(nn.Module):
         if lookup.field is None:
             bags = batch.sparse[lookup.key]
             rows_VD: Tensor = offset(bags.values(), lookup.key)
-            # As many ids as examples of a categorical feature: each bag has exactly a single id, its mean.
-            if lookup.key in self._categorical and rows_VD.shape[0] == batch.size:
+            # As many ids as examples, of a feature with at most a single id: each bag has exactly that, its mean.
+            if lookup.key in self._single and rows_VD.shape[0] == batch.size:
                 return rows_VD
             if self.weighs_ids:
                 return _segment_sum(rows_VD * bags.weights().unsqueeze(1), bags.offsets().long())

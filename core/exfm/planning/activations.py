@@ -18,7 +18,7 @@ from torchrec import KeyedJaggedTensor
 
 from exfm.data.batch import Batch, SequenceBatch
 from exfm.data.blank import blank_batch
-from exfm.interfaces.schema import CategoricalFeature, FeatureSchema, MultiValuedFeature, SequenceFeature
+from exfm.interfaces.schema import BagFeature, FeatureSchema, SequenceFeature
 from exfm.layers.flops import flop_counter
 from exfm.mappings import names_of
 from exfm.modeling.ranking_model import RankingModel
@@ -124,7 +124,7 @@ def _full_batch(schema: FeatureSchema, size: int, lengths: Mapping[str, int]) ->
     keys: list[str] = []
     counts: list[int] = []
     for feature in schema.features:
-        if isinstance(feature, CategoricalFeature | MultiValuedFeature):
+        if isinstance(feature, BagFeature):
             keys.append(feature.name)
             counts.append(lengths.get(feature.name, 1))
     sparse = KeyedJaggedTensor(

@@ -32,7 +32,10 @@ HASHING = (
     "key: an integer itself (two's complement), or for a string the sum over its UTF-8 bytes of "
     "(b_i + 1) * P^(i + 1), P = 0x9E3779B97F4A7C15. mix(x): x += P; x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9; "
     "x = (x ^ x >> 27) * 0x94D049BB133111EB; x ^ x >> 31. ids 'managed': in the "
-    "place of a row mix(key) >> 1 is given, and the program knows its row."
+    "place of a row mix(key) >> 1 is given, and the program knows its row. kind 'bucketized': the row is the count of "
+    "boundaries that the number reaches, in single precision; without a number it is the last row. kind 'crossed': "
+    "the row is mix(c) modulo rows, where c begins as 0 and becomes mix(c XOR key) for each of its columns in turn; "
+    "the key of a column with boundaries is the number of the bucket."
 )
 """Rules that map ids to table rows, for programs that build the tensors themselves."""
 
@@ -204,14 +207,7 @@ def needs_event_time(features: Sequence[Feature]) -> bool:
 def source_columns(features: Sequence[Feature]) -> Iterator[str]:
     """Yields the columns that the features are read from."""
     for feature in features:
-        if isinstance(feature, SequenceFeature):
-            yield from (field.source_column for field in feature.fields)
-            if feature.times is not None:
-                yield feature.times.column
-        else:
-            yield feature.source_column
-            if isinstance(feature, MultiValuedFeature) and feature.weights is not None:
-                yield feature.weights
+        yield from feature.source_columns
 
 
 def type_name(kind: pa.DataType) -> str:
