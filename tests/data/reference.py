@@ -26,11 +26,11 @@ def splitmix(value: int, salt: int = 0) -> int:
     return value ^ (value >> 31)
 
 
-def key(value: int | str | None) -> int:
+def key(value: int | str | bytes | None) -> int:
     """Returns 64 bits of an id; of a string by Horner's rule over its UTF-8 bytes, from the last byte."""
-    if isinstance(value, str):
+    if isinstance(value, str | bytes):
         total = 0
-        for octet in reversed(value.encode()):
+        for octet in reversed(value.encode() if isinstance(value, str) else value):
             total = (total + octet + 1) * GOLDEN & MASK
         return total
     return 0 if value is None else int(value) & MASK

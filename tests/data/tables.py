@@ -13,7 +13,8 @@ import exfm
 START_US = 1_600_000_000_000_000
 ID_TYPES: tuple[pa.DataType, ...] = (
     pa.int64(), pa.int32(), pa.uint64(), pa.int8(), pa.bool_(), pa.string(), pa.large_string(),
-    pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.int64()),
+    pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.int64()), pa.string_view(), pa.binary(),
+    pa.large_binary(), pa.binary_view(), pa.binary(3), pa.dictionary(pa.int16(), pa.binary()),
 )  # fmt: skip
 ROW_TYPES = (pa.int64(), pa.int32(), pa.uint16())
 NUMBER_TYPES = (pa.float64(), pa.float32(), pa.int32(), pa.bool_())
@@ -66,6 +67,10 @@ def ids_in(kind: pa.DataType) -> st.SearchStrategy[Any]:
         bits = kind.bit_width
         low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if pa.types.is_signed_integer(kind) else (0, 2**bits - 1)
         return st.integers(0, 9) | st.integers(low, high)
+    if pa.types.is_fixed_size_binary(kind):
+        return st.binary(min_size=kind.byte_width, max_size=kind.byte_width)
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return st.binary(max_size=5)
     return st.text("ab\0é日😀", max_size=5)
 
 

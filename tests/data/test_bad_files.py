@@ -38,7 +38,7 @@ DEFECTS: dict[str, tuple[dict[str, Any], int, str, list[int]]] = {
 }
 # Wrong types are errors, whether or not bad rows are left out.
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
-    "wrong type": ({"item": [0.5] * 4}, r"item: the column must be integers or strings, not double"),
+    "wrong type": ({"item": [0.5] * 4}, r"item: the column must be integers, strings, bytes or UUIDs, not double"),
     "ids of text": (
         {"example_id": ["a", "b", "c", "d"]},
         r"example_id: the column holds string, and held integers until now",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 import pytest
@@ -13,6 +14,7 @@ import exfm
 from exfm.config.experiment import StreamConfig
 from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
+from tests.data.reference import key, splitmix
 from tests.data.test_stream import Source
 
 SCHEMA = exfm.schema.FeatureSchema.model_validate(
@@ -137,14 +139,64 @@ def test_a_column_of_nulls_has_no_type(column: str) -> None:
     ("column", "values", "words"),
     [
         ("item", pa.array(["1.5", "2", "3"]).cast(pa.decimal128(10, 1)), r"not decimal128\(10, 1\)"),
-        ("place", pa.array([b"\xff", b"b", b"c"]), "integers or strings, not binary"),
-        ("place", pa.array([b"a" * 16] * 3, pa.binary(16)), r"not fixed_size_binary\[16\]"),
-        ("item", pa.array([1.0, None, 3.0]), "integers or strings, not double"),
+        ("item", pa.array([1.0, None, 3.0]), "integers, strings, bytes or UUIDs, not double"),
         ("price", pa.array(["1", "2", "3"]), "a number, not string"),
-        ("seen", pa.array([{"a": 1}] * 3), "a list of integers or strings, not struct"),
-        ("item", pa.array([1, 2, 3], pa.date32()), "integers or strings, not date32"),
+        ("seen", pa.array([{"a": 1}] * 3), "a list of integers, strings, bytes or UUIDs, not struct"),
+        ("item", pa.array([1, 2, 3], pa.date32()), "integers, strings, bytes or UUIDs, not date32"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(column: str, values: pa.Array, words: str) -> None:
     with pytest.raises(exfm.ConfigError, match=rf"row 0: {column}: the column must be .*{words}"):
         decoded(with_column(column, values))
+
+
+UUIDS = [UUID(int=7), None, UUID("c0ffee00-1234-4321-8888-ff00ff00ff00")]
+OCTETS = [None if uuid is None else uuid.bytes for uuid in UUIDS]
+BYTE_TYPES: dict[str, Callable[[list[Any]], pa.Array]] = {
+    "UUIDs": lambda octets: pa.ExtensionArray.from_storage(pa.uuid(), pa.array(octets, pa.binary(16))),
+    "bytes of equal length": lambda octets: pa.array(octets, pa.binary(16)),
+    "bytes": lambda octets: pa.array(octets, pa.binary()),
+    "views of bytes": lambda octets: pa.array(octets, pa.binary_view()),
+    "dictionary of bytes": lambda octets: pa.array(octets, pa.binary()).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("kind", BYTE_TYPES)
+def test_ids_of_bytes(kind: str) -> None:
+    """As a scalar, in a list and in a sequence: all types of the same bytes are the same rows."""
+    offsets = pa.array([0, 2, 2, 3], pa.int32())
+    present = [OCTETS[0], OCTETS[2], OCTETS[0]]
+    seen = pa.ListArray.from_arrays(offsets, BYTE_TYPES[kind](present))
+    tags = pa.ListArray.from_arrays(offsets, BYTE_TYPES[kind](present[::-1]))
+    odd = with_column("place", BYTE_TYPES[kind](OCTETS))
+    odd = odd.set_column(odd.schema.names.index("tags"), "tags", tags)
+    odd = odd.set_column(odd.schema.names.index("seen"), "seen", seen)
+    odd = odd.set_column(odd.schema.names.index("age"), "age", pa.array([[1.0, 2.0], [], [0.5]]))
+    [batch] = decoded(odd)
+    assert batch.sparse["place"].values().tolist() == [splitmix(key(octets)) % 50 for octets in OCTETS if octets]
+    assert batch.sparse["tags"].values().tolist() == [splitmix(key(octets)) % 50 for octets in present[::-1]]
+    assert batch.sequences["history"].ids_EC.flatten().tolist() == [splitmix(key(octets)) % 50 for octets in present]
+
+
+def test_bytes_may_be_utf8_in_some_batches() -> None:
+    """In a chunk: strings, bytes that are strings, and bytes that are none."""
+    words: list[list[Any]] = [["a", "b", None], [b"a", b"\xff", b""], [b"\xff", b"a", b"b"]]
+    batches = [plain(first) for first in (0, 3, 6)]
+    for number, kind in enumerate((pa.string(), pa.binary(), pa.large_binary())):
+        batch = batches[number]
+        for column, values in (("place", words[number]), ("tags", [[word] for word in words[number] if word] + [[]])):
+            array = pa.array(values, kind if column == "place" else pa.list_(kind))
+            array = array if len(array) == 3 else pa.concat_arrays([array, array[:1]])[:3]
+            batch = batch.set_column(batch.schema.names.index(column), column, array)
+        batches[number] = batch
+    chunks = decoded(*batches)
+    places = [row for chunk in chunks for row in chunk.sparse["place"].values().tolist()]
+    assert places == [splitmix(key(word)) % 50 for word in chain(*words) if word is not None]
+
+
+def test_a_uuid_is_not_its_text() -> None:
+    uuids = with_column("place", BYTE_TYPES["UUIDs"](OCTETS))
+    texts = plain(3).set_column(3, "place", pa.array([None if uuid is None else str(uuid) for uuid in UUIDS]))
+    assert texts.schema.names[3] == "place"
+    with pytest.raises(exfm.ConfigError, match=r"place: the column holds string, and held bytes until now.*its text"):
+        decoded(uuids, texts)

@@ -148,13 +148,13 @@ def misfits() -> list[tuple[str, pa.Array, str]]:
     return [
         ("example_id", pa.array([0.5, 1.5, 2.5]), "must be integers, strings, bytes or UUIDs, not double"),
         ("event_time", pa.array([1, 2, 3]), "must be a timestamp, not int64"),
-        ("user", numbers, "must be integers or strings, not double"),
-        ("item", numbers, "must be integers or strings, not double"),
-        ("city", pa.array([[1], [2], [3]]), "must be integers or strings, not list<"),
-        ("tags", words, "must be a list of integers or strings, not string"),
-        ("tags", pa.array([[0.5], [], []]), "must be a list of integers or strings"),
+        ("user", numbers, "must be integers, strings, bytes or UUIDs, not double"),
+        ("item", numbers, "must be integers, strings, bytes or UUIDs, not double"),
+        ("city", pa.array([[1], [2], [3]]), "must be integers, strings, bytes or UUIDs, not list<"),
+        ("tags", words, "must be a list of integers, strings, bytes or UUIDs, not string"),
+        ("tags", pa.array([[0.5], [], []]), "must be a list of integers, strings, bytes or UUIDs"),
         ("price", words, "must be a number, not string"),
-        ("seen", pa.array([1, 2, 3]), "must be a list of integers or strings, not int64"),
+        ("seen", pa.array([1, 2, 3]), "must be a list of integers, strings, bytes or UUIDs, not int64"),
         ("age", pa.array([["x"], [], []]), "must be a list of numbers"),
         ("click", words, "must be 0 or 1, or null, not string"),
         ("truth", pa.array([0, 1, 1]), "must be a probability, not int64"),
@@ -302,6 +302,8 @@ def as_signed(value: Any) -> Any:
         return [as_signed(item) for item in value]
     if isinstance(value, datetime):
         return value.replace(tzinfo=None)
+    if isinstance(value, str):  # bytes that are UTF-8 are the string, and the same id
+        return value.encode()
     return value - 2**64 if isinstance(value, int) and value >= 2**63 else value
 
 

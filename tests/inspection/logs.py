@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,7 @@ def wide_log(rows: int = 2_000, seed: int = 0) -> dict[str, Any]:
         "logged": pa.array(time_us + 5, pa.timestamp("us")),
         "user_id": pa.array([f"u{number}" for number in user]),
         "item": pa.array(item.astype(np.int32)),
+        "seller": pa.array([UUID(int=2**127 + int(number % 70)) for number in item]),
         "category": pa.array([f"c{number % 7}" for number in item]).dictionary_encode(),
         "country": pa.array([None if number % 10 == 0 else f"k{number % 4}" for number in user]),
         "price": pa.array([Decimal(int(cents)) / 100 for cents in random.lognormal(6, 2, rows)], pa.decimal128(18, 2)),

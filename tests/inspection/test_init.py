@@ -76,7 +76,7 @@ def test_columns_get_their_kinds(wide: tuple[exfm.Experiment, Outcome, str]) -> 
     experiment = wide[0]
     schema, features = experiment.schema, by_name(wide[0])
     assert (schema.example_id, schema.group, schema.tasks) == ("impression id", "user_id", ("click", "bought"))
-    for name in ("user_id", "item", "category", "country", "is_mobile"):
+    for name in ("user_id", "item", "seller", "category", "country", "is_mobile"):
         assert features[name].kind == "categorical", name
     assert (features["price"].transform, features["score"].transform) == ("log1p", "none")
     assert (features["margin"].missing, features["score"].missing) == ("mean", None)
@@ -90,7 +90,7 @@ def test_columns_get_their_kinds(wide: tuple[exfm.Experiment, Outcome, str]) -> 
     assert (history.times.column, history.times.holds, history.times.unit) == ("history_age_s", "age", "s")
     states = experiment.config.models["fm"].supervision.states
     assert set(states["user_id"]) == {"user_id", "country", "history"}
-    assert set(states["item"]) == {"item", "category"}
+    assert set(states["item"]) == {"item", "seller", "category"}
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def random_rows(schema: exfm.schema.FeatureSchema, size: int, seed: int = 0, lon
             columns[feature.source_column] = _lists(random, feature, random.integers(0, min(longest, 3) + 1, size))
         elif isinstance(feature, exfm.schema.DenseFeature):
             columns[feature.source_column] = random.normal(5, 3, size)
-        else:
+        elif isinstance(feature, exfm.schema.CategoricalFeature):
             missing = random.random(size) < 0.2
             columns[feature.source_column] = pa.array(random.integers(0, 1_000, size), mask=missing)
     columns |= {label.source_column: random.integers(0, 2, size) for label in schema.labels}

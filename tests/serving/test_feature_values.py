@@ -6,6 +6,7 @@ import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,10 @@ FEATURES: list[dict[str, Any]] = [
     {"name": "tags", "kind": "multi_valued", "rows": 8, "weights": "tag_weights"},
     {"name": "viewed", "kind": "multi_valued", "rows": 8, "column": "items", "weights": "gaps_ms",
      "table": "history_item"},
+    {"name": "device", "kind": "categorical", "rows": 16},
+    {"name": "session", "kind": "categorical", "rows": 16},
+    {"name": "account", "kind": "categorical", "rows": 16},
+    {"name": "campaigns", "kind": "multi_valued", "rows": 16},
     {"name": "text", "kind": "vector", "column": "text_embedding", "width": 6},
 ]  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
@@ -42,6 +47,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "encoded": {"backbone": {"name": "wukong", "layers": 1}, "sequence_encoder": {"name": "mean"}},
 }
 SCHEMA = exfm.schema.FeatureSchema.model_validate({"features": FEATURES, "labels": [{"name": "click"}]})
+
+
+def uuid_lists(random: np.random.Generator, lengths: np.ndarray) -> pa.Array:
+    """Lists of UUIDs, which Arrow makes of their bytes only."""
+    octets = pa.array([random.bytes(16) for _ in range(int(lengths.sum()))], pa.binary(16))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.ExtensionArray.from_storage(pa.uuid(), octets))
 
 
 def rows_of_logs() -> pa.RecordBatch:
@@ -72,6 +84,12 @@ def rows_of_logs() -> pa.RecordBatch:
         "text_embedding": pa.array(
             [None if gone else random.normal(size=6) for gone in absent()], pa.list_(pa.float64())
         ),
+        "device": pa.array([None if gone else UUID(bytes=random.bytes(16)) for gone in absent()]),
+        "session": pa.array([None if gone else random.bytes(5) for gone in absent()], pa.large_binary()),
+        "account": pa.array(
+            [None if gone else 2**64 - 1 - number for number, gone in enumerate(absent())], pa.uint64()
+        ),
+        "campaigns": uuid_lists(random, lengths),
         "click": pa.array(random.integers(0, 2, SIZE)),
     }
     return pa.RecordBatch.from_pydict(columns)
@@ -134,6 +152,18 @@ def test_an_export_predicts_as_training_does(model: tuple[RankingModel, ServedMo
     np.testing.assert_allclose(onnx_B, expected_B.numpy(), rtol=0, atol=1e-6)
 
 
+def test_ids_of_another_type_are_refused(model: tuple[RankingModel, ServedModel]) -> None:
+    """A UUID's text is another id than the UUID."""
+    loaded = predictor(model[1], capture(model[1]))
+    assert {loaded.description.columns[name] for name in ("device", "session", "account", "campaigns")} == {
+        "16 bytes", "bytes", "uint64", "list of 16 bytes"
+    }  # fmt: skip
+    row = ROWS.slice(0, 1).to_pylist()[0]
+    for column, value in (("device", str(UUID(int=5))), ("account", -1), ("session", 5), ("campaigns", ["text"])):
+        with pytest.raises(exfm.ConfigError, match=f"{column}: the values must be"):
+            loaded.predict([row | {column: value}])
+
+
 def test_a_missing_value_moves_no_other_row(model: tuple[RankingModel, ServedModel]) -> None:
     network, _ = model
     before_B = predictions(network, ROWS)
@@ -163,7 +193,7 @@ def test_a_bad_value_is_named(column: str, value: Any, message: str) -> None:
     if column == "gaps":
         rows[2]["items"] = rows[2]["gaps_ms"] = [1] * len(value)
     kinds = {name: ROWS.schema.field(name).type for name in ROWS.schema.names}
-    kinds["hour"] = pa.float64()
+    kinds |= {"hour": pa.float64(), "campaigns": pa.list_(pa.binary(16))}
     with pytest.raises(exfm.ConfigError, match=f"row 2: {message}"):
         checked(pa.RecordBatch.from_pylist(rows, pa.schema(kinds)))
 

@@ -1,4 +1,4 @@
-"""Casts columns to plain types: 64-bit integers, strings, double-precision numbers, and lists of these.
+"""Casts columns to plain types: 64-bit integers, strings, bytes, double-precision numbers, and lists of these.
 
 Values are unchanged. Writers choose different types for equal values; in plain types, batches of different files can be
 concatenated, and several processes cut the stream at the same rows.
@@ -23,7 +23,7 @@ from exfm.interfaces.schema import (
     SequenceFeature,
 )
 from exfm.interfaces.vector_feature import VectorFeature
-from exfm.sources.ids import example_id_ok, example_ids
+from exfm.sources.ids import example_id_ok, example_ids, holds_bytes
 
 Role = Literal[
     "example_id", "time", "id", "id_list", "number", "number_list", "time_list", "vector", "label", "oracle", "weight"
@@ -33,7 +33,8 @@ Role = Literal[
 _ID_ROLES = ("example_id", "id", "id_list")
 _TIME = pa.timestamp("us")
 
-IdKind = Literal["integers", "strings"]
+IdKind = Literal["integers", "strings", "bytes"]
+"""Bytes are those of equal length, such as UUIDs; others count as strings, whose UTF-8 bytes have the same keys."""
 
 
 def column_roles(schema: FeatureSchema) -> Iterator[tuple[str, Role]]:
@@ -153,6 +154,9 @@ def _unify_arrays(arrays: list[pa.Array]) -> list[pa.Array]:
     if types.is_timestamp(arrays[0].type):
         return list(map(_plain_times, arrays))
     arrays = list(map(_without_dictionary, arrays))
+    # A writer of bytes may have a batch of UTF-8 only, which is strings here.
+    if any(_value_type(array) == pa.binary() for array in arrays):
+        arrays = list(map(_as_bytes, arrays))
     # The first array with a value decides, because an array of nulls has an arbitrary type.
     kind = next((array.type for array in arrays if id_kind(array) is not None), arrays[0].type)
     return [array if array.type == kind else _empty_as(array, kind) for array in arrays]
@@ -164,20 +168,33 @@ def _without_dictionary(column: pa.Array) -> pa.Array:
     if types.is_dictionary(kind):
         return _plain_ids(column.cast(kind.value_type))
     if types.is_list(kind) and types.is_dictionary(kind.value_type):
-        return _replace_values(column, _without_dictionary(column.flatten()))
+        return replace_values(column, _without_dictionary(column.flatten()))
     return column
+
+
+def _value_type(column: pa.Array) -> pa.DataType:
+    return column.type.value_type if types.is_list(column.type) else column.type
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    """Casts strings to bytes, in lists too; returns other values unchanged."""
+    if _value_type(column) != pa.string():
+        return column
+    if types.is_list(column.type):
+        return replace_values(column, column.flatten().cast(pa.binary()))
+    return column.cast(pa.binary())
 
 
 def _empty_as(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """Casts a column without any value to another type, which a cast by Arrow does not always allow."""
     if is_list(kind):
-        return _replace_values(column, pa.nulls(len(column.flatten()), kind.value_type))
+        return replace_values(column, pa.nulls(len(column.flatten()), kind.value_type))
     assert column.null_count == len(column), f"{column.type} beside {kind}"
     return pa.nulls(len(column), kind)
 
 
 def id_kind(column: pa.Array) -> IdKind | None:
-    """Returns the kind of a column's ids, which may be in lists; None where it holds no value."""
+    """Returns the kind of a column's ids, in plain types or as stored, which may be in lists; None without a value."""
     values = column
     if is_list(column.type):
         values = column.flatten()
@@ -186,6 +203,8 @@ def id_kind(column: pa.Array) -> IdKind | None:
     kind = values.type
     if types.is_dictionary(kind):
         kind = kind.value_type
+    if types.is_fixed_size_binary(kind) or isinstance(kind, pa.BaseExtensionType):
+        return "bytes"
     return "integers" if types.is_integer(kind) else "strings"
 
 
@@ -224,10 +243,10 @@ def _plain_list(column: pa.Array, role: Role) -> pa.Array:
     plain_values = _plain_ids(values) if has_ids else _plain_numbers(_plain_times(values), _number_type(role))
     if kind == pa.list_(plain_values.type):
         return column
-    return _replace_values(column, plain_values)
+    return replace_values(column, plain_values)
 
 
-def _replace_values(column: pa.Array, values: pa.Array) -> pa.Array:
+def replace_values(column: pa.Array, values: pa.Array) -> pa.Array:
     """Makes lists as long as those of a column, with other values."""
     # Offsets are computed, because Arrow's cast of list views gives invalid arrays.
     offsets = pa.array(np.concatenate([[0], np.cumsum(list_lengths(column))]), pa.int32())
@@ -258,24 +277,47 @@ def _plain_numbers(column: pa.Array, number_type: pa.DataType) -> pa.Array:
 
 
 def _plain_ids(column: pa.Array) -> pa.Array:
-    """Casts ids to 64-bit integers or strings; returns values that are neither unchanged."""
+    """Casts ids to 64-bit integers, strings or bytes; returns other values unchanged."""
     kind = column.type
-    if kind in (pa.int64(), pa.string()) or types.is_dictionary(kind):
+    if kind in (pa.int64(), pa.string()):
         return column
+    if types.is_dictionary(kind):
+        return _plain_dictionary(column)
     if types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind):
         # Unsafe: the highest bit of an unsigned integer becomes the sign, and the 64 bits stay.
         return column.cast(pa.int64(), safe=False)
     if types.is_large_string(kind) or types.is_string_view(kind):
         return column.cast(pa.string())
-    try:
-        if types.is_decimal(kind):
+    if types.is_decimal(kind):
+        try:
             return column.cast(pa.int64())
-        if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
-            return column.cast(pa.binary()).cast(pa.string())
+        except pa.ArrowInvalid:
+            # A fraction: the check of types names the column.
+            return column
+    return _plain_bytes(column) if holds_bytes(kind) else column
+
+
+def _plain_bytes(column: pa.Array) -> pa.Array:
+    """Casts bytes to strings where they are UTF-8 of any length, and else to bytes; their keys are the same."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    octets = column.cast(pa.binary())
+    if types.is_fixed_size_binary(column.type):
+        # UUIDs and digests, few of which are UTF-8 by chance.
+        return octets
+    try:
+        return octets.cast(pa.string())
     except pa.ArrowInvalid:
-        # A fraction, or bytes that are not UTF-8: the check of types names the column.
+        return octets
+
+
+def _plain_dictionary(column: pa.Array) -> pa.Array:
+    """Casts the values of a dictionary, and keeps its indices."""
+    values = column.dictionary
+    # Strings and integers of any width are hashed as they are, and fewer casts are faster.
+    if not holds_bytes(values.type) and not types.is_string_view(values.type):
         return column
-    return column
+    return pa.DictionaryArray.from_arrays(column.indices, _plain_ids(values))
 
 
 def is_number(kind: pa.DataType) -> bool:

@@ -31,10 +31,13 @@ def check_id_kinds(
             # Example ids are hashed in the rows, and have their type in the batch alone.
             values = plain(batch.column(column), "id") if column == schema.example_id else rows.column(column)
             kind = id_kind(values)
+            # In plain types, bytes of equal length and other bytes are the same.
+            if kind == "strings" and id_kind(batch.column(column)) == "bytes":
+                kind = "bytes"
         if kind is not None and before is not None and kind != before:
             raise ConfigError(
-                f"{_column_type(batch, column)}, and held {before} until now. 5 and '5' are different ids: what was "
-                "learned of one would be lost. Write the column in one type."
+                f"{_column_type(batch, column)}, and held {before} until now. 5 and '5' are different ids, as are a "
+                "UUID and its text: what was learned of one would be lost. Write the column in one type."
             )
         kind = kind or before
         if kind is None:

@@ -57,7 +57,7 @@ class ChunkReader:
 
     Attributes:
         skipped: bad rows left out of the window that was read last, by column and reason.
-        id_kinds: integers or strings for each column of ids, from windows that have been read to their end; may be set
+        id_kinds: the kind of each column of ids, from windows that have been read to their end; may be set
             to the kinds that an earlier process has seen.
     """
 

@@ -50,7 +50,7 @@ class RowChecker:
         newest_us: the watermark: an earlier event time is bad, microseconds.
         in_order: whether the source yields rows in the order of time.
         ids: finds repeated example ids; None to accept them.
-        id_kinds: integers or strings for each column of ids until now; updated.
+        id_kinds: the kind of each column of ids until now; updated.
         skips: counts the rows left out and the rows read.
     """
 
@@ -211,8 +211,8 @@ def _is_time_list(kind: pa.DataType) -> bool:
 _TYPES: dict[Role, tuple[Callable[[pa.DataType], bool], str]] = {
     "example_id": (pa.types.is_integer, "integers, strings, bytes or UUIDs"),
     "time": (pa.types.is_timestamp, "a timestamp"),
-    "id": (id_type_ok, "integers or strings"),
-    "id_list": (_is_id_list, "a list of integers or strings"),
+    "id": (id_type_ok, "integers, strings, bytes or UUIDs"),
+    "id_list": (_is_id_list, "a list of integers, strings, bytes or UUIDs"),
     "number": (is_number, "a number"),
     "number_list": (_is_number_list, "a list of numbers"),
     "vector": (_is_number_list, "a list of numbers"),

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from exfm.data.column_types import is_list, list_lengths
+from exfm.data.column_types import is_list, list_lengths, plain
+from exfm.sources.ids import holds_bytes
 
 Kind = Literal["integer", "number", "string", "boolean", "time", "list", "nothing", "other"]
 
@@ -33,14 +34,14 @@ def classify(kind: pa.DataType) -> tuple[Kind, ...]:
         return ("time",)
     if types.is_null(kind):
         return ("nothing",)
-    text = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)
-    return ("string",) if any(check(kind) for check in text) else ("other",)
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return ("string",) if is_text or holds_bytes(kind) else ("other",)
 
 
 def plain_values(values: pa.Array) -> pa.Array:
-    """Casts values to int64, float64, string, bool or a timestamp in microseconds, or lists of these; NaN to null.
+    """Casts values to int64, float64, string, bytes, bool or a timestamp in microseconds, or lists of these.
 
-    Values of other kinds become a column of nulls.
+    NaN becomes null. Values of other kinds become a column of nulls.
     """
     kinds = classify(values.type)
     if kinds[0] == "list":
@@ -57,10 +58,7 @@ def plain_values(values: pa.Array) -> pa.Array:
     if kinds == ("time",):
         return values.cast(pa.timestamp("us", values.type.tz), safe=False).cast(pa.int64()).view(pa.timestamp("us"))
     if kinds == ("string",):
-        try:
-            return values.cast(pa.string())
-        except pa.ArrowInvalid:  # bytes that are no text
-            return pa.nulls(len(values), pa.null())
+        return plain(values, "id")
     return values if kinds == ("boolean",) else pa.nulls(len(values), pa.null())
 
 

@@ -32,8 +32,8 @@ class _IdFeature(_NamedColumn):
     table: str = Field("", description="The table it looks up; where this is empty, a table with its name.")
     ids: IdMapping = Field(
         "hash",
-        description="hash: any integer or string, hashed into the table. row: integers that already are table rows. "
-        "managed: hashed, each with its row alone, which it loses to newer ids in time.",
+        description="hash: any integer, string, bytes or UUID, hashed into the table. row: integers that already are "
+        "table rows. managed: hashed, each with its row alone, which it loses to newer ids in time.",
     )
     eviction: Eviction = Field(
         "lru",

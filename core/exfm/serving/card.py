@@ -28,7 +28,8 @@ from exfm.supervision.store import Store
 Json = Mapping[str, Any]
 
 _VALUES = {
-    "int64": 1, "uint64": 1, "bool": True, "string": "a", "double": 0.5, "timestamp": "2026-01-31T12:00:00Z",
+    "int64": 1, "uint64": 1, "bool": True, "string": "a", "bytes": b"a", "double": 0.5,
+    "timestamp": "2026-01-31T12:00:00Z",
 }  # fmt: skip
 """Values of the example row by the type of its column."""
 
@@ -122,6 +123,8 @@ def _example(kind: str) -> Any:
     """Returns a value for a column of the example row, which is no row of the data."""
     if kind.startswith("list of "):
         return [_example(kind.removeprefix("list of "))]
+    if kind.endswith(" bytes"):
+        return bytes(int(kind.removesuffix(" bytes")))
     return _VALUES[kind]
 
 

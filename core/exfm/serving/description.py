@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from exfm.data.features import bags, dense_numbers, history, vectors
 from exfm.interfaces.schema import DenseFeature, Feature, MultiValuedFeature, SequenceFeature, SequenceField
 from exfm.interfaces.vector_feature import VectorFeature
+from exfm.sources.ids import holds_bytes
 
 DESCRIPTION_FILE = "inputs.json"
 PROGRAM_FILE = "program.pt2"
@@ -29,7 +30,7 @@ DENSE = "dense"
 AGES = "age_seconds"
 HASHING = (
     "ids 'row': the value is the table row. ids 'hash': the row is mix(key) modulo rows, all in unsigned 64 bits. "
-    "key: an integer itself (two's complement), or for a string the sum over its UTF-8 bytes of "
+    "key: an integer itself (two's complement), or for bytes, a UUID, or a string in UTF-8 the sum over its bytes of "
     "(b_i + 1) * P^(i + 1), P = 0x9E3779B97F4A7C15. mix(x): x += P; x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9; "
     "x = (x ^ x >> 27) * 0x94D049BB133111EB; x ^ x >> 31. ids 'managed': in the "
     "place of a row mix(key) >> 1 is given, and the program knows its row. kind 'bucketized': the row is the count of "
@@ -44,10 +45,12 @@ _TYPES = {
     "uint64": pa.uint64(),
     "bool": pa.bool_(),
     "string": pa.string(),
+    "bytes": pa.binary(),
     "double": pa.float64(),
     "timestamp": pa.timestamp("us"),
 }
 _LIST = "list of "
+_BYTES = " bytes"
 
 
 class _Section(BaseModel):
@@ -223,6 +226,9 @@ def type_name(kind: pa.DataType) -> str:
         return "uint64" if kind == pa.uint64() else "int64"
     if pa.types.is_boolean(kind):
         return "bool"
+    if holds_bytes(kind):
+        stored = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+        return f"{stored.byte_width}{_BYTES}" if pa.types.is_fixed_size_binary(stored) else "bytes"
     return "double" if pa.types.is_floating(kind) else "string"
 
 
@@ -230,4 +236,7 @@ def arrow_type(name: str) -> pa.DataType:
     """Returns the type whose name ``type_name`` has returned."""
     if name.startswith(_LIST):
         return pa.list_(arrow_type(name.removeprefix(_LIST)))
+    if name.endswith(_BYTES):
+        # UUIDs and digests: a text is refused, because it is another id than the bytes that it spells.
+        return pa.binary(int(name.removesuffix(_BYTES)))
     return _TYPES[name]

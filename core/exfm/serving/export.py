@@ -23,7 +23,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 
 from exfm import __version__
 from exfm.config.loading import Experiment
-from exfm.data.column_types import is_usual, plain_rows
+from exfm.data.column_types import is_list, is_usual, plain_rows
 from exfm.data.label_columns import held_by
 from exfm.data.windows import stream_windows
 from exfm.errors import ConfigError, RunError
@@ -53,6 +53,7 @@ from exfm.serving.description import (
 )
 from exfm.serving.find_snapshot import find_arm, find_snapshot, load_snapshot
 from exfm.serving.served_model import ServedModel
+from exfm.sources.ids import holds_bytes
 from exfm.storage.aliases import LATEST
 from exfm.storage.finite import check_snapshot
 from exfm.storage.temporary import spool_folder, temporary_folder
@@ -261,7 +262,8 @@ def _column_types(experiment: Experiment, features: Sequence[Feature], event_tim
     names = {}
     for column in columns:
         kind = rows.schema.field(column).type
-        if not is_usual(kind):
+        values = kind.value_type if is_list(kind) else kind
+        if not is_usual(kind) and not holds_bytes(values):
             kind = plain.schema.field(column).type
         names[column] = type_name(kind)
     return names

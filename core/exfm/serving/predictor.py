@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from exfm.data.column_types import is_list, replace_values
 from exfm.data.validation import check_features
 from exfm.errors import ConfigError, RunError, suggestion
 from exfm.mappings import map_values
@@ -161,7 +163,7 @@ def _from_arrow(rows: pa.RecordBatch, column: str, kind: pa.DataType) -> pa.Arra
         raise ConfigError(f"{column}: the column is missing.{suggestion(column, rows.schema.names)}")
     values = rows.column(column)
     try:
-        return values.cast(kind)
+        return _without_extensions(values).cast(kind)
     except _ARROW_ERRORS as error:
         raise ConfigError(f"{column}: the column must be {kind}, not {values.type}: {error}") from error
 
@@ -173,13 +175,29 @@ def _from_mappings(rows: Sequence[Mapping[str, Any]], column: str, kind: pa.Data
         # Arrow would accept a string as a list of its characters.
         if pa.types.is_list(kind) and isinstance(row[column], str | bytes | Mapping):
             raise ConfigError(f"row {number}: {column}: the value must be {kind}; given: {row[column]!r}")
-    values = [row[column] for row in rows]
+    values = [_stored(row[column]) for row in rows]
     try:
         if _holds_times(kind):  # datetimes, or strings such as 2026-01-31T12:00:00Z
             return pa.array(values).cast(_in_utc(kind)).cast(kind)
         return pa.array(values, kind)
     except _ARROW_ERRORS as error:
         raise ConfigError(f"{column}: the values must be {kind}: {error}") from error
+
+
+def _without_extensions(values: pa.Array) -> pa.Array:
+    """Returns UUIDs as bytes, in lists too, because Arrow casts no lists of them."""
+    if isinstance(values, pa.ExtensionArray):
+        return values.storage
+    if is_list(values.type) and isinstance(values.type.value_type, pa.BaseExtensionType):
+        return replace_values(values, values.flatten().storage)
+    return values
+
+
+def _stored(value: Any) -> Any:
+    """Returns UUIDs as bytes, in lists too."""
+    if isinstance(value, list | tuple):
+        return [_stored(element) for element in value]
+    return value.bytes if isinstance(value, UUID) else value
 
 
 def _holds_times(kind: pa.DataType) -> bool:

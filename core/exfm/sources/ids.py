@@ -1,7 +1,8 @@
 """Hashes integers and strings to example ids and table rows, the same on every machine, without a loop over rows.
 
 Integers go through the finalizer of splitmix64 (Steele et al. 2014). Strings are first reduced to 64 bits by a
-polynomial over their UTF-8 bytes modulo 2**64, then hashed as integers.
+polynomial over their UTF-8 bytes modulo 2**64, then hashed as integers; bytes are too, so that a string and its UTF-8
+bytes are the same id. A UUID is its 16 bytes, and its text is another id.
 """
 
 from __future__ import annotations
@@ -37,12 +38,17 @@ def id_type_ok(kind: pa.DataType) -> bool:
         or pa.types.is_boolean(kind)
         or pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or holds_bytes(kind)
         or (pa.types.is_dictionary(kind) and id_type_ok(kind.value_type))
     )
 
 
 def to_u64(values: pa.Array) -> U64:
-    """Returns a 64-bit key per value: the integer itself, or a string's polynomial. Nulls become 0: mask them."""
+    """Returns a 64-bit key per value: the integer itself, or the polynomial of a string's UTF-8 bytes, or of bytes.
+
+    Nulls become 0: mask them.
+    """
     kind = values.type
     if pa.types.is_dictionary(kind):
         # Each distinct value is hashed once.
@@ -50,8 +56,10 @@ def to_u64(values: pa.Array) -> U64:
         present = values.indices.is_valid().to_numpy(zero_copy_only=False)
         keys[present] = to_u64(values.dictionary)[values.indices.drop_null().to_numpy()]
         return keys
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return _string_keys(pc.fill_null(values, ""))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return _string_keys(pc.fill_null(values.cast(pa.large_string()), ""))
+    if holds_bytes(kind):
+        return _bytes_keys(values)
     if pa.types.is_boolean(kind):
         values = values.cast(pa.int8())
     # Arrow turns integers with nulls into floats: large ids would be rounded.
@@ -65,7 +73,7 @@ def example_id_ok(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return example_id_ok(kind.value_type)
     return bool(
-        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_bytes(kind)
+        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) or holds_bytes(kind)
     )
 
 
@@ -75,9 +83,7 @@ def example_ids(values: pa.Array) -> pa.Array:
     Predictions and supervision of a stream whose ids are no integers name examples by these.
     """
     missing = values.is_null().to_numpy(zero_copy_only=False)
-    if isinstance(values, pa.ExtensionArray):
-        values = values.storage
-    keys = _bytes_keys(values) if _is_bytes(values.type) else to_u64(values)
+    keys = to_u64(values)
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
     if not pa.types.is_integer(kind):
         # Spread over all bits, because polynomials of similar ids differ in few of them.
@@ -94,10 +100,13 @@ def place_ids(name: str, first_row: int, rows: int) -> pa.Array:
 
 
 def _bytes_keys(values: pa.Array) -> U64:
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
     return _string_keys(pc.fill_null(values.cast(pa.large_binary()), b""))
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Tells whether values of this type are bytes, of equal or varying length, or UUIDs, which are 16 bytes."""
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
     types = pa.types
