@@ -43,6 +43,7 @@ def wide_log(rows: int = 2_000, seed: int = 0) -> dict[str, Any]:
         "history_items": pa.array([list(map(int, items)) for items in seen], pa.list_(pa.int64())),
         "history_age_s": pa.array([sorted(map(int, items), reverse=True) for items in seen], pa.list_(pa.int64())),
         "vector": pa.array([[0.5, 1.5]] * rows, pa.list_(pa.float32(), 2)),
+        "title_embedding": pa.array([[float(number % 7), 0.5, -1.0] for number in item], pa.list_(pa.float16(), 3)),
         "nested": pa.array([{"a": 1}] * rows),
         "click": pa.array(click),
         "bought": pa.array(bought, pa.int8()),

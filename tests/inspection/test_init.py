@@ -81,6 +81,7 @@ def test_columns_get_their_kinds(wide: tuple[exfm.Experiment, Outcome, str]) -> 
     assert (features["price"].transform, features["score"].transform) == ("log1p", "none")
     assert (features["margin"].missing, features["score"].missing) == ("mean", None)
     assert features["tags"].kind == "multi_valued"
+    assert (features["title_embedding"].kind, features["title_embedding"].width) == ("vector", 3)
     history = features["history"]
     assert [(field.source_column, field.kind) for field in history.fields] == [
         ("history_items", "categorical"),

@@ -183,6 +183,9 @@ def _add_features(draft: Draft, names: _Names, scalars: Sequence[Column], lists:
     for column in lists.single:
         ids, comment = _ids_of(column, lists, tables, features)
         draft.features.append(DraftFeature(_entry(names, column, kind="multi_valued", **ids), comment, column))
+    for column, width in lists.vectors:
+        entry = _entry(names, column, kind="vector", width=width)
+        draft.features.append(DraftFeature(entry, "all lists are equally long", column))
     for name, fields in lists.sequences.items():
         draft.features.append(_sequence(names, name, fields, lists, tables, features))
 

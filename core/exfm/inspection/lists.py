@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
+from pyarrow import types
 
 from exfm.data.column_types import list_lengths
 from exfm.inspection.columns import Column
@@ -32,6 +33,7 @@ class Lists:
     Attributes:
         sequences: names of aligned columns, by the sequence's name.
         single: columns of ids that are aligned with none.
+        vectors: widths of the columns of vectors.
         owners: the scalar column whose ids a list column holds.
         times: the ``times`` of a sequence, by its name.
         left_out: reasons by column.
@@ -39,6 +41,7 @@ class Lists:
 
     sequences: dict[str, list[Column]] = field(default_factory=dict)
     single: list[Column] = field(default_factory=list)
+    vectors: list[tuple[Column, int]] = field(default_factory=list)
     owners: dict[str, Column] = field(default_factory=dict)
     times: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -67,14 +70,41 @@ def read_lists(
             roles.owners[column.name] = owner
     for aligned in _aligned(usable):
         column = aligned[0]
+        width = _vector_width(aligned)
+        if width:
+            _add_vectors(roles, aligned, width)
+            continue
         is_history = hints(column.name, HISTORY) or column.name in roles.owners
         if len(aligned) > 1 or (is_history and column.elements != "number" and column.elements != "time"):
             _add_sequence(roles, aligned, time_R, tomorrow_us)
         elif column.elements in ("integer", "string", "boolean"):
             roles.single.append(column)
         else:
-            roles.left_out[column.name] = "a vector of numbers is no input yet"
+            roles.left_out[column.name] = "lists of numbers of different lengths are no vectors, and name no events"
     return roles
+
+
+def _vector_width(aligned: Sequence[Column]) -> int:
+    """Returns the length of aligned lists that may be vectors: of numbers, all equally long; 0 for other lists."""
+    if any(column.elements != "number" or hints(column.name, (*HISTORY, *AGE)) for column in aligned):
+        return 0
+    lengths = np.unique(list_lengths(aligned[0].values))
+    present = lengths[lengths > 0]
+    return int(present[0]) if present.size == 1 and present[0] > 1 else 0
+
+
+def _add_vectors(lists: Lists, columns: Sequence[Column], width: int) -> None:
+    for column in columns:
+        vectors = column.values.flatten().to_numpy().reshape(-1, width)
+        # A null in a list of fixed length is a missing vector; in another list it looks as an empty list does here.
+        if len(vectors) < len(column.values) and not types.is_fixed_size_list(column.stored):
+            lists.left_out[column.name] = (
+                f"some of its lists have no number; kind: vector, width: {width} fits where these are null"
+            )
+        elif (vectors == vectors[0]).all():
+            lists.left_out[column.name] = "all sampled vectors are equal"
+        else:
+            lists.vectors.append((column, width))
 
 
 def _unusable(column: Column) -> str:
