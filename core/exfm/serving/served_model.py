@@ -16,8 +16,8 @@ from torch.nn.functional import embedding, embedding_bag, pad
 from exfm.config.checks import Arm
 from exfm.data.batch import Batch, SequenceBatch
 from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
-from exfm.mappings import names_of
 from exfm.interfaces.vector_feature import VectorFeature
+from exfm.mappings import names_of
 from exfm.modeling.build import build_model
 from exfm.modeling.embeddings import Lookup
 from exfm.modeling.parts import table_of

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from exfm.errors import suggestion
-from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
+from exfm.interfaces.derived_features import BucketizedFeature, CrossedFeature
+from exfm.interfaces.schema import DenseFeature, FeatureSchema, MultiValuedFeature, SequenceFeature
+from exfm.interfaces.vector_feature import VectorFeature
 
 
 def value_types(
@@ -30,8 +32,13 @@ def value_types(
     if schema.weight:
         types[schema.weight] = pa.float64()
     for feature in schema.features:
-        if isinstance(feature, DenseFeature):
+        if isinstance(feature, DenseFeature | BucketizedFeature):
             types[feature.source_column] = pa.float64()
+        elif isinstance(feature, VectorFeature):
+            types[feature.source_column] = pa.list_(pa.float64())
+        elif isinstance(feature, CrossedFeature):
+            ids += [read.column for read in feature.parts if read.boundaries is None]
+            types |= {read.column: pa.float64() for read in feature.parts if read.boundaries is not None}
         elif isinstance(feature, SequenceFeature):
             if feature.times is not None:
                 types[feature.times.column] = pa.list_(pa.float64())
@@ -43,8 +50,10 @@ def value_types(
                     lists.add(field.source_column)
         else:
             ids.append(feature.source_column)
-            if feature.kind == "multi_valued":
+            if isinstance(feature, MultiValuedFeature):
                 lists.add(feature.source_column)
+                if feature.weights is not None:
+                    types[feature.weights] = pa.list_(pa.float64())
     for label in schema.labels:
         types[label.source_column] = pa.int64()
         if label.oracle:
