@@ -157,7 +157,9 @@ def test_schema_fits_the_rows(tmp_path: Path) -> None:
                 assert max(len(row["history_movie"]) for row in rows) == 2
             elif isinstance(feature, exfm.schema.DenseFeature):
                 assert all(np.isfinite(row[feature.source_column]) for row in rows)
-            elif feature.ids == "row":
+            elif isinstance(feature, exfm.schema.CategoricalFeature | exfm.schema.MultiValuedFeature):
+                if feature.ids != "row":
+                    continue
                 ids = [row[feature.source_column] for row in rows]
                 flat = [
                     i for value in ids if value is not None for i in (value if isinstance(value, list) else [value])

@@ -177,7 +177,7 @@ def test_rows_hold_what_the_schema_says() -> None:
     schema = of.schema()
     assert schema.tasks == ("click", "conversion")
     for feature in schema.features:
-        parts = feature.fields if isinstance(feature, exfm.schema.SequenceFeature) else (feature,)
+        parts: tuple[Any, ...] = feature.fields if isinstance(feature, exfm.schema.SequenceFeature) else (feature,)
         for part in parts:
             column = table[part.source_column].combine_chunks()
             values = column.flatten() if pa.types.is_list(column.type) else column

@@ -22,7 +22,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 from torchrec.modules.embedding_configs import PoolingType
 
 from exfm.data.batch import Batch
@@ -125,8 +125,7 @@ class PooledTables(nn.Module):
 
     def columns(self, batch: Batch) -> Tensor:
         """Returns all lookups in ``order`` side by side, (B, lookups * D)."""
-        columns: Tensor = self.bags(self._features(batch)).values()
-        return columns
+        return _in_order(self.bags(self._features(batch)), [lookup.name for lookup in self.order])
 
     def _features(self, batch: Batch) -> KeyedJaggedTensor:
         """Returns the ids of a batch with a key per lookup, in order."""
@@ -157,6 +156,15 @@ class PooledTables(nn.Module):
             stride=batch.size,
             weights=torch.cat(weights) if self.weighted else None,
         )
+
+
+def _in_order(looked_up: KeyedTensor, keys: list[str]) -> Tensor:
+    """Returns the columns of some keys, in their order: a sharded collection groups its tables by sharding type."""
+    columns: Tensor = looked_up.values()
+    if looked_up.keys() == keys:
+        return columns
+    by_key = looked_up.to_dict()
+    return torch.cat([by_key[key] for key in keys], dim=1)
 
 
 def _equal_weights(offsets: Tensor, events: int) -> Tensor:
@@ -194,11 +202,11 @@ class EventTables(nn.Module):
             stride=stride,
             weights=self._weights(batch) if self.weighted else None,
         )
-        rows_by_table = self.bags(features).values().split(self.dim, dim=1)
+        rows_by_table = torch.split(_in_order(self.bags(features), list(self.groups)), self.dim, dim=1)
         looked_up: dict[Lookup, Tensor] = {}
         for rows, (table, group) in zip(rows_by_table, self.groups.items(), strict=True):
             # The rows after the last bag are those of the padding.
-            rows_by_lookup = rows[: sum(counts[table])].split(counts[table])
+            rows_by_lookup = torch.split(rows[: sum(counts[table])], counts[table])
             looked_up.update(zip(group, rows_by_lookup, strict=True))
         return looked_up
 

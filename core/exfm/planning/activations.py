@@ -81,7 +81,8 @@ def _make_fake(model: RankingModel, mode: FakeTensorMode) -> None:
     for lookups in (model.featurizer.pooled, model.featurizer.events):
         if lookups is not None and not isinstance(lookups.bags, _Rows):
             configs = lookups.bags.embedding_bag_configs()
-            lookups.bags = _Rows(sum(config.embedding_dim * len(config.feature_names) for config in configs), mode)
+            keys = [key for config in configs for key in config.feature_names]
+            lookups.bags = _Rows(keys, configs[0].embedding_dim, mode)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(_fake(parameter, mode), parameter.requires_grad))
@@ -98,9 +99,13 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
 
 @dataclass(frozen=True)
 class _LookedUp:
-    """Holds looked-up rows with the method of TorchRec's result."""
+    """Holds looked-up rows with the methods of TorchRec's result."""
 
     rows: Tensor
+    names: list[str]
+
+    def keys(self) -> list[str]:
+        return self.names
 
     def values(self) -> Tensor:
         return self.rows
@@ -109,13 +114,13 @@ class _LookedUp:
 class _Rows(nn.Module):
     """Stands for a collection of tables, and returns fake rows of its width."""
 
-    def __init__(self, width: int, mode: FakeTensorMode) -> None:
+    def __init__(self, keys: list[str], dim: int, mode: FakeTensorMode) -> None:
         super().__init__()
-        self.width, self.mode = width, mode
+        self.keys, self.width, self.mode = keys, dim * len(keys), mode
 
     def forward(self, features: KeyedJaggedTensor) -> _LookedUp:
         with self.mode:
-            return _LookedUp(torch.empty(features.stride(), self.width, requires_grad=True))
+            return _LookedUp(torch.empty(features.stride(), self.width, requires_grad=True), self.keys)
 
 
 def _full_batch(schema: FeatureSchema, size: int, lengths: Mapping[str, int]) -> Batch:
