@@ -10,7 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from exfm.components import suggestion
 from exfm.schema import (
+    BucketizedFeature,
     CategoricalFeature,
+    CrossedFeature,
     DenseFeature,
     Feature,
     FeatureSchema,
@@ -18,6 +20,7 @@ from exfm.schema import (
     MultiValuedFeature,
     SequenceFeature,
     SequenceField,
+    VectorFeature,
 )
 
 EXAMPLE_ID, EVENT_TIME, GROUP, DOMAIN, WEIGHT = "example_id", "event_time", "group", "domain", "weight"
@@ -140,8 +143,15 @@ class _Renaming:
             if times is not None:
                 times = times.model_copy(update={"column": f"{name}.times"})
             return feature.model_copy(update={"name": name, "fields": tuple(fields), "times": times})
-        if isinstance(feature, DenseFeature):
+        if isinstance(feature, CrossedFeature):
+            crossed = tuple(map(self.name, feature.of))
+            pairs = zip(feature.parts, crossed, strict=True)
+            parts = tuple(read.model_copy(update={"column": column}) for read, column in pairs)
+            return feature.model_copy(update={"name": name, "of": crossed, "parts": parts})
+        if isinstance(feature, DenseFeature | VectorFeature | BucketizedFeature):
             return feature.model_copy(update={"name": name, "column": ""})
+        if isinstance(feature, MultiValuedFeature) and feature.weights is not None:
+            feature = feature.model_copy(update={"weights": f"{name}.weights"})
         table = self.name(feature.table_name)
         return feature.model_copy(update={"name": name, "column": "", "table": "" if table == name else table})
 
@@ -153,10 +163,7 @@ class _Renaming:
 
 def _columns(value: Feature | Label) -> list[str]:
     """Lists the columns of a feature or label, in the same order before and after renaming."""
-    if isinstance(value, SequenceFeature):
-        columns = [field.source_column for field in value.fields]
-        return columns if value.times is None else [*columns, value.times.column]
-    columns = [value.source_column]
+    columns = list(value.source_columns)
     if isinstance(value, Label) and value.oracle:
         columns.append(value.oracle)
     return columns
@@ -200,10 +207,10 @@ def _difference(before: BaseModel, now: BaseModel) -> tuple[str, object, object]
 def _check_everywhere(name: str, member: _Member[Feature], schemas: Mapping[str, FeatureSchema]) -> None:
     """Refuses a dense feature that a product lacks, because a number that is missing has no value to stand in."""
     missing = [product for product in schemas if product not in member.products]
-    if missing and isinstance(member.value, DenseFeature):
+    if missing and isinstance(member.value, DenseFeature) and member.value.missing is None:
         raise ValueError(
             f"combined: the dense feature {name!r} of {member.products[0]} is not in {missing[0]}, and a number cannot "
-            "be missing. Add it there, or leave it out"
+            "be missing. Add it there, set its `missing`, or leave it out"
         )
 
 
