@@ -13,8 +13,8 @@ import exfm
 START_US = 1_600_000_000_000_000
 ID_TYPES: tuple[pa.DataType, ...] = (
     pa.int64(), pa.int32(), pa.uint64(), pa.int8(), pa.bool_(), pa.string(), pa.large_string(),
-    pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.int64()), pa.string_view(), pa.binary(),
-    pa.large_binary(), pa.binary_view(), pa.binary(3), pa.dictionary(pa.int16(), pa.binary()),
+    pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.int64()), pa.binary(),
+    pa.large_binary(), pa.binary(3), pa.dictionary(pa.int16(), pa.binary()),
 )  # fmt: skip
 ROW_TYPES = (pa.int64(), pa.int32(), pa.uint16())
 NUMBER_TYPES = (pa.float64(), pa.float32(), pa.int32(), pa.bool_())
