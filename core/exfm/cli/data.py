@@ -66,7 +66,9 @@ def _list(catalogue: Catalogue, as_json: bool) -> None:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
-        for heading in ("log", "source", "size", "", "terms"):
+        # Not folded, because a name is to be typed.
+        table.add_column("log", no_wrap=True)
+        for heading in ("source", "size", "", "terms"):
             table.add_column(heading, overflow="fold")
         for entry in entries:
             log = entry.download
