@@ -28,13 +28,17 @@ _DEFAULT = re.compile(r"(\$\{oc\.env:[^,{}]*),[^{}]*\}")
 _LOGIN = re.compile(rf"(?P<scheme>[A-Za-z][\w.+-]*://)(?P<login>(?:(?:{_REFERENCE.pattern}|[^\s/?#'\"@])*@)+)")
 # Azure names a container in front of the @: abfs://container@account.
 _CONTAINER = re.compile(r"(?:abfs|wasb)s?://")
-_WORDS = r"pass(?:word|wd|phrase)|pwd|secret|token|sas|credentials?|(?:api|access|account|private|secret)_?key"
+_WORDS = r"pass(?:word|wd|phrase)|pwd|secret|token|sas|credentials?|(?:api|access|account|private|secret)[_-]?key"
 _QUERY = re.compile(
     rf"(?P<name>[?&;](?:[\w.-]*[_.-])?(?:{_WORDS}|key|auth|sig|signature|AWSAccessKeyId)=)(?P<value>[^\s&;#'\"]+)",
     re.IGNORECASE,
 )
-# Options of Kafka's clients have dots, and ssl.key.pem is a private key.
-_SECRET_KEY = re.compile(rf"(?:.*[._-])?(?:{_WORDS}|connection_string|key\.pem)", re.IGNORECASE)
+# Names of settings have dots and hyphens too: of Kafka's clients, ssl.key.pem is a private key, and two settings hold a
+# login among others.
+_SECRET_KEY = re.compile(
+    rf"(?:.*[._-])?(?:{_WORDS}|connection[_-]?string|key\.pem|oauthbearer\.config|jaas\.config|authorization)",
+    re.IGNORECASE,
+)
 
 
 def remember(value: str, reference: str) -> None:

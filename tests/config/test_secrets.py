@@ -164,6 +164,9 @@ def test_urls_are_written_without_credentials(text: str, expected: str) -> None:
 
 
 def test_text_under_the_name_of_a_secret_is_not_written() -> None:
+    names = ["sasl.oauthbearer.config", "sasl.jaas.config", "s3.secret-access-key", "x.Authorization"]
+    hidden = dict.fromkeys([*names, "adls.account-key", "adls.connection-string"], "***")
+    assert concealed(dict.fromkeys(hidden, "a b c")) == hidden
     tree = {"options": [{"password": "a", "aws_secret_access_key": "b", "token": "${oc.env:T}", "key": "row"}]}
     expected = {"options": [{"password": "***", "aws_secret_access_key": "***", "token": "${oc.env:T}", "key": "row"}]}
     assert concealed(tree) == expected

@@ -115,6 +115,7 @@ def test_a_model_may_see_a_cross_without_its_features() -> None:
         ({"kind": "bucketized", "boundaries": [1.0, 1.0]}, "boundaries ascend.*given: 1.0 before 1.0"),
         ({"kind": "bucketized", "boundaries": [1e9, 1e9 + 1]}, "in single precision too"),
         ({"kind": "bucketized", "boundaries": [0, float("inf")]}, "boundaries are finite numbers"),
+        ({"kind": "bucketized", "boundaries": [0, 1e39]}, "boundaries are finite numbers in single precision"),
         ({"kind": "bucketized", "boundaries": []}, "boundaries\n.*at least 1 item"),
     ],
 )

@@ -253,3 +253,12 @@ def test_logs_that_do_not_fit(tmp_path_factory: pytest.TempPathFactory, fields: 
         Logs.random(7).write(folder)
     with pytest.raises(ValueError, match=message):
         read(source(folder, **fields))
+
+
+def test_an_age_may_be_longer_than_all_time(tmp_path: Path) -> None:
+    Logs.random(1).write(tmp_path)
+    rows: list[list[Row]] = []
+    for keep in ("100d", "300000000d"):
+        recent = FIELDS["histories"]["recent"] | {"keep": keep}
+        rows.append(read(source(tmp_path, histories={"recent": recent})))
+    assert rows[0] == rows[1] != []

@@ -177,6 +177,28 @@ def test_a_log_that_grows_day_by_day_gives_the_figures_of_the_whole_log(tmp_path
     assert (labelled(runs["daily"], "vm", "buy")[1] == log.column("buy").to_numpy()).all()
 
 
+def test_labels_that_arrive_in_a_quiet_rest_of_a_window_are_learned(tmp_path: Path) -> None:
+    # A first log ends inside a window, in which no row follows, and purchases of two days before are not known yet.
+    log, end_us, runs = make_log(900), 3 * DAY_US + DAY_US // 4, {}
+    age_us = ages_us(log)
+    log = log.filter(pa.array((age_us < end_us) | (age_us >= 4 * DAY_US)))
+    for kind in ("whole", "in two"):
+        runs[kind] = str(tmp_path / kind)
+        folder = tmp_path / f"{kind}-log"
+        folder.mkdir()
+        experiment = small(str(folder), runs[kind])
+        if kind == "in two":
+            rows = without_labels(log, "buy", ages_us(log) >= end_us - 2 * DAY_US)
+            pq.write_table(rows.filter(pa.array(ages_us(log) < end_us)), folder / "log.parquet")
+            train(load(tmp_path, experiment))
+        pq.write_table(log, folder / "log.parquet")
+        train(load(tmp_path, experiment))
+    for model in ("fm", "vm"):
+        for task in ("click", "buy"):
+            for in_two, whole in zip(*(labelled(runs[kind], model, task) for kind in ("in two", "whole")), strict=True):
+                assert np.array_equal(in_two, whole)
+
+
 def test_a_shuffled_log_that_grows_gives_the_figures_of_the_whole_log(tmp_path: Path) -> None:
     """Negatives of purchases are sampled, too: one that becomes known weighs as many as it stands for."""
     log, runs, read = make_log(600), {}, {}

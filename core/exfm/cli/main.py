@@ -141,6 +141,8 @@ def _main() -> None:
     # Threads that wait by spinning make a run ten times slower on a machine with any other load. OpenMP reads this when
     # torch is imported, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before a library sets it, whose format would begin a sentence for users with the name of a module.
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     # torchrec warns about torch's own deprecations while it is imported; a user can do nothing about them.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     # fbgemm 1.7 warns many times that it does not know its torch; `exfm doctor` knows which fits.

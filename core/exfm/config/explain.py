@@ -138,6 +138,10 @@ def _expected(path: ErrorPath, model: type[BaseModel], raw: Any, registry: Regis
         return "a name of letters, digits, _ and - that begins with a letter"
     if kind == "invalid_key":
         return "text"
+    if kind == "too_short":
+        return f"a list of at least {context['min_length']}"
+    if kind == "too_long":
+        return f"a list of at most {context['max_length']}"
     return _EXPECTED.get(kind) or re.sub(r"^(Input|\w+) should (be )?", "", path.detail["msg"])
 
 

@@ -76,7 +76,10 @@ def _is_in(column: pa.Array, values: list[bool | int | str], name: str) -> np.nd
     try:
         value_set = pa.array(values).cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise ConfigError(f"where.{name}: the column holds {kind}, which {values} is not: {error}") from error
+        # Booleans are read as integers.
+        quoted = {"true", "false"} & {str(value).lower() for value in values if isinstance(value, str)}
+        hint = "; booleans are written without quotes" if quoted else ""
+        raise ConfigError(f"where.{name}: the column holds {kind}, which {values} is not: {error}{hint}") from error
     return np.asarray(pc.is_in(column, value_set=value_set).to_numpy(zero_copy_only=False))
 
 

@@ -56,6 +56,9 @@ def check_boundaries(name: str, boundaries: tuple[float, ...]) -> None:
     Raises:
         ValueError: they do not, or are too close for single precision.
     """
+    # In single precision, in which numbers are compared; a comparison and no cast, which would warn of an overflow.
+    if not (np.abs(boundaries) <= np.finfo(np.float32).max).all():
+        raise ValueError(f"{name!r}: boundaries are finite numbers in single precision; given: {list(boundaries)}")
     for before, after in pairwise(boundaries):
         # Written so that NaN is refused too.
         if not np.float32(before) < np.float32(after):
@@ -63,8 +66,6 @@ def check_boundaries(name: str, boundaries: tuple[float, ...]) -> None:
                 f"{name!r}: boundaries ascend, in single precision too; given: {before} before {after}. Sort them, and "
                 "leave out those that are equal"
             )
-    if not np.isfinite(boundaries).all():
-        raise ValueError(f"{name!r}: boundaries are finite numbers; given: {list(boundaries)}")
 
 
 class CrossPart(BaseModel):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+_LARGEST = 1e15  # its square, summed over a wide vector, is far below 3e38
+
 
 class VectorToken(nn.Module):
     """Projects each example's vector to a token: ``LayerNorm(x) W + b``, the norm without weights.
@@ -32,6 +34,7 @@ class VectorToken(nn.Module):
         # All numbers of a missing vector are NaN, and none of a vector that is there.
         is_missing_B1 = vector_BW[:, :1].isnan()
         # Replaced before the norm, because NaN would reach the weights' gradient through the unused branch.
-        filled_BW = torch.where(is_missing_B1, 0.0, vector_BW)
+        # Within bounds whose squares are finite in single precision, because an outlier would make all weights NaN.
+        filled_BW = torch.where(is_missing_B1, 0.0, vector_BW).clamp(-_LARGEST, _LARGEST)
         token_BD: Tensor = self.projection(layer_norm(filled_BW, filled_BW.shape[1:]))
         return torch.where(is_missing_B1, self.missing_D, token_BD)

@@ -162,7 +162,7 @@ class Schedule:
         return self._standing[name]
 
     def reopen(self, stages: Sequence[str], labellers: Sequence[str]) -> list[str]:
-        """Removes the newest commits whose window was incomplete and has more rows now; on rank zero only.
+        """Removes the newest commits whose window was incomplete and has more rows or labels; on rank zero only.
 
         The whole window then runs again, from the snapshot before it. The commit stands if a part of the stream that it
         was read from is gone.
@@ -197,11 +197,25 @@ class Schedule:
         until_us = commit.read.until_us
         if until_us is None or not commit.is_incomplete or until_us >= self.span.end_us:
             return False
-        following_us = self._experiment.source.next_event_us(until_us)
-        if following_us is None or following_us >= min(commit.window.end_us, self.span.end_us):
+        end_us = min(commit.window.end_us, self.span.end_us)
+        # Labels that arrived in the rest of the window were not known when it ran, and no later window reads them.
+        delays_us = (0, *self._label_delays_us(name)) if stage == "train" else (0,)
+        if not any(self._has_event(until_us - delay_us, end_us - delay_us) for delay_us in delays_us):
             return False
         present = {stream_part.name for stream_part in self.state.parts}
         return commit.read.parts.keys() <= present
+
+    def _label_delays_us(self, name: str) -> set[int]:
+        """Returns the delays of the labels that a model learns late."""
+        tasks: set[str] = set()
+        for arm in self._experiment.arms:
+            if arm.name == name:
+                tasks.update(arm.tasks)
+        return {microseconds(label.delay) for label in self._experiment.schema.labels if label.name in tasks} - {0}
+
+    def _has_event(self, start_us: int, end_us: int) -> bool:
+        event_us = self._experiment.source.next_event_us(start_us)
+        return event_us is not None and event_us < end_us
 
     def has_work(self, index: int) -> bool:
         """Returns whether a window is to be run after an index; the same on every process."""

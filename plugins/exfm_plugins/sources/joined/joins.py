@@ -95,7 +95,7 @@ class Joins:
 
     def _newest(self, key: str, database: Database, asked: Asked, most: int, keep: timedelta | None) -> _Newest:
         """Finds the newest events before each impression."""
-        keep_us = ANY_AGE_US if keep is None else microseconds(keep)
+        keep_us = ANY_AGE_US if keep is None else min(microseconds(keep), ANY_AGE_US)
         runs = self._logs[key].runs(database, asked, *asked.bounds(-keep_us, 0))
         stop_A = runs.position(0)
         start_A = np.maximum(runs.position(-keep_us), stop_A - most)
@@ -106,7 +106,7 @@ class Joins:
 
     def _label(self, key: str, join: LabelJoin, database: Database, asked: Asked, complete_us: int) -> pa.Array:
         """Returns the values of a label, null where it is not known."""
-        within_us = microseconds(join.within)
+        within_us = min(microseconds(join.within), ANY_AGE_US)
         bounds = asked.bounds(0, within_us)
         runs = self._logs[key].runs(database, asked, *bounds)
         first_A = runs.position(0)
