@@ -112,9 +112,11 @@ def _columns(schema: exfm.schema.FeatureSchema) -> list[dict[str, Any]]:
             shape = {"rows": ids[place].rows, "table": table, "max_length": feature.max_length}
             columns.append({"name": feature.name, "kind": "sequence", **shape, "field": place})
             columns[-1]["target"] = candidates[table]
-        else:
+        elif isinstance(feature, exfm.schema.CategoricalFeature | exfm.schema.MultiValuedFeature):
             shape = {"rows": feature.rows, "table": feature.table_name}
             columns.append({"name": feature.name, "kind": feature.kind, **shape})
+        else:
+            raise ValueError(f"{feature.name}: other libraries read no feature of kind {feature.kind}")
     return columns
 
 

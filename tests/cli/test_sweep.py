@@ -184,7 +184,7 @@ def test_another_evaluation_is_not_taken_for_complete(swept: Path, tiny: str, ex
     assert results_of(folder)["models"]["fm"]["tasks"]["click"]["examples"] == 200
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.soak), "2"])
 def test_a_failing_point_stops_no_other(jobs: str, swept: Path, tiny: str, exfm_cli: Cli) -> None:
     broken, other = (swept / "sweep" / f"{DIM}={dim},seed=1" for dim in (4, 8))
     for folder in (broken, other):

@@ -117,6 +117,7 @@ def test_print_config_prints_what_loads_again(experiment, write, exfm_cli):
     assert exfm_cli("run", write(first.out, "again.yaml"), "--print-config").out == first.out
 
 
+@pytest.mark.soak
 def test_a_large_file_and_its_resolved_config_are_read(experiment, write):
     experiment["models"]["vm"]["where"] = {"user_id": list(range(10_000))}
     large = exfm.load_experiment(write(experiment))

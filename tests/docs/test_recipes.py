@@ -23,6 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.soak
 def test_the_recipes_work(folder: Path, exfm_cli: Callable[..., Any]) -> None:
     for language, title, text in BLOCK.findall(PAGE):
         if language == "yaml":

@@ -104,6 +104,7 @@ def du(folder: Path, exfm_cli: Exfm) -> list[dict[str, Any]]:
     return usage
 
 
+@pytest.mark.soak
 def test_students_that_come_later_learn_the_same(folder: Path, tmp_path: Path) -> None:
     """A student of the run and a student elsewhere read merged supervision as the first student read small files."""
     vacuum(folder)

@@ -193,6 +193,7 @@ def test_a_version_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
     assert actual.keys() == expected.keys() and all(actual[key].equals(expected[key]) for key in actual)
 
 
+@pytest.mark.soak
 def test_the_example(tmp_path: Path) -> None:
     log = make_log(400).rename_columns(
         ["example_id", "shown_at", "user", "item", "price", "history_items", "click", "buy"]

@@ -169,6 +169,7 @@ def test_background_saving_holds_the_same_snapshots(tmp_path: Path) -> None:
     assert silent == [7, 8]
 
 
+@pytest.mark.soak
 def test_two_processes_hold_the_same_snapshots(whole: tuple[str, dict[str, Any], Path], tmp_path: Path) -> None:
     """The second process sees listings of the store that lack the newest manifest."""
     delay, results, run_dir = whole
