@@ -11,12 +11,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
-import exfm
-from exfm.layers import LabelUnit
 from exfm.schema import Label
+from exfm_plugins.heads.value_in_units import ScaleConfig, ValueInUnits
 
 
-class Huber(exfm.TaskHead):
+class Huber(ValueInUnits):
     """Huber's loss (1964): squared near the label, linear from a distance on, so that outliers pull no harder.
 
     With ``z`` the output, ``c`` and ``s`` the mean and the deviation of the labels of the first batch with any, and the
@@ -33,41 +32,19 @@ class Huber(exfm.TaskHead):
     """
 
     name: ClassVar[str] = "huber"
-    label_kind = "regression"
-    invertible = True
 
-    class Config(exfm.ComponentConfig):
+    class Config(ScaleConfig):
         """Fields of `huber`."""
 
         delta: float = Field(
             1.0, gt=0, allow_inf_nan=False, description="Distance, in units, from which on the loss is linear."
         )
-        scale: float | None = Field(
-            None,
-            gt=0,
-            allow_inf_nan=False,
-            description="s: the unit of the loss, in that of the label; by default the deviation of the first labels.",
-        )
 
     def __init__(self, config: Config, label: Label) -> None:
         super().__init__(config, label)
         self._delta = config.delta
-        self.unit = LabelUnit(config.scale)
-
-    def start(self, label_B: Tensor, weight_B: Tensor) -> Tensor:
-        """Sets the unit; an output of 0 is then the mean of the first labels."""
-        self.unit.fit(label_B, weight_B)
-        return self.unit.center.new_zeros(1)
 
     def loss(self, output: Tensor, label_B: Tensor) -> Tensor:
         """Returns Huber's loss (B,) in units."""
         target_B = self.unit.to_unit(label_B).to(output.dtype)
         return huber_loss(output, target_B, reduction="none", delta=self._delta)
-
-    def predict(self, output: Tensor) -> Tensor:
-        """Returns the predicted value (B,)."""
-        return self.unit.from_unit(output)
-
-    def output_of(self, prediction: Tensor) -> Tensor:
-        """Returns the predictions in units."""
-        return self.unit.to_unit(prediction)
