@@ -13,8 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv
 
-import exfm
-from exfm.sources import DelimitedFile
+from exfm_plugins.sources.released_files import read_in_order
 
 FILES = ("log_standard_4_08_to_4_21_pure.csv", "log_standard_4_22_to_5_08_pure.csv")
 RANDOM_FILE = "log_random_4_22_to_5_08_pure.csv"
@@ -62,15 +61,7 @@ def read_impressions(folder: str, files: tuple[str, ...]) -> Impressions:
     Raises:
         ValueError: a file is missing, all are empty, or a line cannot be read or lacks a value.
     """
-    batches: list[dict[str, NDArray[np.generic]]] = []
-    for name in files:
-        batches += _batches(f"{folder.rstrip('/')}/{name}")
-    if not batches:
-        raise ValueError(f"kuairand: path: the files at {folder!r} hold no rows")
-    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in _COLUMNS}
-    # Stable, so that rows of equal times keep the released order, file by file.
-    order = np.argsort(columns["time_ms"], kind="stable")
-    columns = {name: values[order] for name, values in columns.items()}
+    columns = read_in_order(folder, files, _COLUMNS, "time_ms", "kuairand")
     return Impressions(
         time_N=columns["time_ms"] * 1000,
         user_N=columns["user_id"],
@@ -104,16 +95,3 @@ def read_authors(folder: str) -> NDArray[np.int64]:
     author_by_video = np.full(int(video.max(initial=-1)) + 1, -1, np.int64)
     author_by_video[video] = table["author_id"].fill_null(-1).to_numpy()
     return author_by_video
-
-
-def _batches(url: str) -> list[dict[str, NDArray[np.generic]]]:
-    file = DelimitedFile(url, _COLUMNS, owner="kuairand", header=True)
-    batches = []
-    for batch in file.read(0, file.rows):
-        for name in _COLUMNS:
-            if batch[name].null_count:
-                row = int(batch[name].is_null().to_numpy(zero_copy_only=False).argmax())
-                row += exfm.sources.Origin.from_batch(batch).row
-                raise ValueError(f"kuairand: {url}, row {row}: {name}: the value is missing")
-        batches.append({name: batch[name].to_numpy() for name in _COLUMNS})
-    return batches

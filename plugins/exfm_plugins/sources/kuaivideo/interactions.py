@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-import exfm
-from exfm.sources import YEAR_9999_US, DelimitedFile
+from exfm.sources import YEAR_9999_US
+from exfm_plugins.sources.released_files import read_in_order
 
 Unit = Literal["s", "ms", "us"]
 LABELS = ("click", "like", "follow")
@@ -48,15 +48,7 @@ def read_interactions(url: str, unit: Unit) -> Interactions:
     Raises:
         ValueError: a file is missing, both are empty, or a line cannot be read or lacks a value.
     """
-    batches: list[dict[str, NDArray[np.generic]]] = []
-    for name in FILES:
-        batches += _batches(f"{url.rstrip('/')}/{name}")
-    if not batches:
-        raise ValueError(f"kuaivideo: path: the files at {url!r} hold no rows")
-    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in _COLUMNS}
-    # Stable, so that rows of equal times keep the released order, train.csv first.
-    order = np.argsort(columns["timestamp"], kind="stable")
-    columns = {name: values[order] for name, values in columns.items()}
+    columns = read_in_order(url, FILES, _COLUMNS, "timestamp", "kuaivideo")
     time_N = columns["timestamp"] * _US[unit]
     # The last is the largest. Without the check, a wrong unit would overflow dates only later.
     if time_N[-1] > YEAR_9999_US:
@@ -68,16 +60,3 @@ def read_interactions(url: str, unit: Unit) -> Interactions:
         item_N=columns["item_id"],
         label_N={label: columns[f"is_{label}"] for label in LABELS},
     )
-
-
-def _batches(url: str) -> list[dict[str, NDArray[np.generic]]]:
-    file = DelimitedFile(url, _COLUMNS, owner="kuaivideo", header=True)
-    batches = []
-    for batch in file.read(0, file.rows):
-        for name in _COLUMNS:
-            if batch[name].null_count:
-                row = int(batch[name].is_null().to_numpy(zero_copy_only=False).argmax())
-                row += exfm.sources.Origin.from_batch(batch).row
-                raise ValueError(f"kuaivideo: {url}, row {row}: {name}: the value is missing")
-        batches.append({name: batch[name].to_numpy() for name in _COLUMNS})
-    return batches
