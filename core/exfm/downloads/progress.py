@@ -1,4 +1,4 @@
-"""Defines who is told about a download while it runs."""
+"""Defines the listener of a download while it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TaskHead: the mathematics of a label: how many outputs its head has, what they predict, and what a label costs them.
+"""TaskHead: the mathematics of a label: the number of its head's outputs, their prediction, and the loss of a label.
 
 Legend: B examples, K outputs of the head, W numbers of a prediction.
 """
@@ -17,7 +17,7 @@ from exfm.interfaces.schema import LABEL_KINDS, Label, LabelKind
 
 
 class TaskHead(Network):
-    """Says what a head's outputs mean, how labels and a teacher's predictions are learned, and what is served.
+    """Defines the meaning of a head's outputs, their losses against labels and a teacher's predictions, and the served value.
 
     The core owns the layers of the head, whose outputs are (B,) for K = 1 and (B, K) for more, and averages the losses
     with the weights of the examples. A component has no parameters. It may have buffers that ``start`` sets, such as
