@@ -17,7 +17,7 @@ from exfm.interfaces.schema import LABEL_KINDS, Label, LabelKind
 
 
 class TaskHead(Network):
-    """Defines the meaning of a head's outputs, their losses against labels and a teacher's predictions, and the served value.
+    """Defines the meaning of a head's outputs, their losses against labels and teachers, and the served value.
 
     The core owns the layers of the head, whose outputs are (B,) for K = 1 and (B, K) for more, and averages the losses
     with the weights of the examples. A component has no parameters. It may have buffers that ``start`` sets, such as
