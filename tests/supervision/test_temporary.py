@@ -7,13 +7,15 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from exfm.storage.snapshots import SnapshotRegistry
-from exfm.storage.temporary import temporary_folder
+from exfm.storage.temporary import make_folder, temporary_folder
 from exfm.storage.workspace import Workspace
 from exfm.supervision.store import Store
 
@@ -99,6 +101,30 @@ def test_a_folder_that_another_job_removes_is_created_again(tmp_path: Path) -> N
     second.remove("snapshots/vm/000000")
     first.remove("snapshots/vm/000000")
     assert first.names("snapshots/vm") == []
+
+
+def test_a_folder_that_is_removed_again_and_again_is_created(tmp_path: Path) -> None:
+    """Between the two looks of `mkdir` at a folder, another job may remove it."""
+    folder, ended = tmp_path / "000000", threading.Event()
+
+    def remove() -> None:
+        while not ended.is_set():
+            with suppress(OSError):
+                folder.rmdir()
+
+    remover = threading.Thread(target=remove)
+    remover.start()
+    try:
+        for _ in range(5_000):
+            make_folder(str(folder))
+    finally:
+        ended.set()
+        remover.join()
+    with suppress(FileNotFoundError):
+        folder.rmdir()
+    folder.touch()
+    with pytest.raises(FileExistsError):
+        make_folder(str(folder))
 
 
 def test_stray_names_are_no_snapshots_and_no_commits(tmp_path: Path) -> None:

@@ -63,6 +63,23 @@ def temporary_folder(parent: str, mode: int = 0o700) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def make_folder(folder: str) -> None:
+    """Creates a folder and its parents, unless they exist, while other processes may be removing them.
+
+    Raises:
+        FileExistsError: a file has the name of the folder.
+        FileNotFoundError: a parent is removed again and again.
+    """
+    for attempt in range(1, _TRIES + 1):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            return
+        except (FileExistsError, FileNotFoundError):
+            # mkdir has seen that the folder exists, and has looked at it again after another process removed it.
+            if attempt == _TRIES or (os.path.lexists(folder) and not Path(folder).is_dir()):
+                raise
+
+
 def spool_folder() -> str:
     """Returns the local folder for files on their way to an object store or from it."""
     return tempfile.gettempdir()
@@ -82,7 +99,7 @@ def sweep(folder: str) -> None:
 def _open(folder: str, mode: int) -> BinaryIO:
     for _ in range(_TRIES):
         path = Path(folder, _new_name())
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         try:
             path.touch(mode, exist_ok=False)
             file = path.open("r+b")

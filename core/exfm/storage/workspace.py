@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +23,7 @@ from exfm.errors import ConfigError, RunError
 from exfm.storage.exclusive import create_file, finish_creations
 from exfm.storage.hashing import FileRecord, HashingWriter, explain_full_disk
 from exfm.storage.marks import why_missing
-from exfm.storage.temporary import spool_folder, sweep, temporary_file
+from exfm.storage.temporary import make_folder, spool_folder, sweep, temporary_file
 
 _BLOCK = 1 << 20  # bytes that are hashed at once: little memory, and few calls per gigabyte
 _NUMBER = re.compile(r"\d{6,}", re.ASCII)
@@ -117,8 +118,9 @@ class Workspace:
                 self._verify_size(target, writer.size)
 
     def _make_folder(self, folder: str) -> None:
+        make = make_folder if self._local else partial(self.fs.makedirs, exist_ok=True)
         try:
-            self.fs.makedirs(folder, exist_ok=True)
+            make(folder)
         except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise ConfigError(f"{folder}: the folder cannot be made: {error.strerror or error}") from error
 
