@@ -31,7 +31,7 @@ from exfm.storage import readers, snapshots
 from exfm.storage.backfills import Backfill
 from exfm.storage.commits import Commit, CommitLog
 from exfm.storage.disk_usage import disk_usage
-from exfm.storage.progress import first_kept_window, rows_needed_us
+from exfm.storage.progress import first_kept_window, needed_from_us
 from exfm.storage.readers import Readers
 from exfm.storage.workspace import LetGoError, Workspace
 from exfm.supervision.repair import Ties, find_repair
@@ -183,7 +183,7 @@ def test_a_run_on_the_disk_of_another_machine_is_not_gone(
     teacher.register(Workspace(str(tmp_path / "there" / "student")), "fm", {"vm": True})
     assert [reader.ignored for reader in teacher.progress("fm")] == ["its run's folder is gone"]
     monkeypatch.setattr(platform, "node", lambda: "another")
-    assert [(reader.ignored, reader.rows_us) for reader in teacher.progress("fm")] == [("", 0)]
+    assert [(reader.ignored, reader.from_us) for reader in teacher.progress("fm")] == [("", 0)]
     assert teacher.needed_us("fm", 5) == -5
     assert caplog.text.count("may be on a disk of") == 1
     monkeypatch.setattr(readers, "STALE", timedelta(seconds=-1))
@@ -192,12 +192,12 @@ def test_a_run_on_the_disk_of_another_machine_is_not_gone(
 
 def test_a_student_with_epochs_still_reads_its_first_windows(tmp_path: Path) -> None:
     log, student = CommitLog(Workspace(str(tmp_path))), RetentionRecord(start_us=100, epochs_us=300)
-    needed = [rows_needed_us(log, "vm", student)]
+    needed = [needed_from_us(log, "vm", student)]
     for index in range(1, 6):
         log.add(
             "train", "vm", Commit(Window(index, index * 100, index * 100 + 100), {}, {}, index - 1 if index > 1 else -1)
         )
-        needed.append(rows_needed_us(log, "vm", student))
+        needed.append(needed_from_us(log, "vm", student))
     # Windows 1 and 2 end by 300; window 3 repeats them, and counts as undone until window 4 is committed.
     assert needed == [100, 100, 100, 100, 400, 500]
 

@@ -212,12 +212,3 @@ def test_a_part_that_is_gone_is_named(tmp_path: Path) -> None:
         RunError, match=r"models\.vm\.epochs: window 2023-11-15\S* .*part-0.parquet.* in the stream no more"
     ):
         exfm.run(load(tmp_path, config))
-
-
-def test_states_of_a_teacher_are_refused(tmp_path: Path, log: str) -> None:
-    config = config_of(log, tmp_path / "run", {"vm": 2})
-    config["models"]["fm"]["supervision"] = {"states": {"user": ["user"]}}
-    config["models"]["vm"]["tasks"] = ["click"]
-    config["models"]["vm"]["inputs"] = [{"name": "latest_state", "teacher": "fm"}]
-    with pytest.raises(exfm.ConfigError, match=r"models\.vm\.epochs: latest_state takes states or parts of a teacher"):
-        load(tmp_path, config)

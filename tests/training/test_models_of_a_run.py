@@ -162,6 +162,9 @@ def test_a_model_that_starts_later_has_the_windows_from_there(log: str, tmp_path
         assert sorted(predictions(run_dir, model)) == [3, 4, 5]
     assert results["supervision"]["fm"]["vm"]["hit_rate"] == 1.0
     assert not results["notes"]
+    # A job that goes on does not take rows before the start for rows that have come late.
+    train(load(tmp_path, config))
+    assert not Path(run_dir, "late").exists()
 
 
 def lent(config: dict[str, Any], folder: Path, fm_dir: str, *models: str) -> dict[str, Any]:

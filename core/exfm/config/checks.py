@@ -235,20 +235,11 @@ def _check_states(model: ModelConfig, schema: FeatureSchema, key_path: str) -> N
 
 
 def _check_epochs(model: ModelConfig, key_path: str) -> None:
-    """Checks that a model with epochs takes only predictions and embeddings from its teachers."""
-    if model.epochs is None:
-        return
-    if model.start is not None and model.epochs.until <= model.start:
+    """Checks that the epochs end after the model's start."""
+    if model.epochs is not None and model.start is not None and model.epochs.until <= model.start:
         raise ConfigError(
             f"{key_path}.epochs.until: {model.epochs.until:%Y-%m-%dT%H:%M}Z is not after the model's start, "
             f"{model.start:%Y-%m-%dT%H:%M}Z: no window would be trained on again"
-        )
-    taking = [spec.name for spec in model.transfer if "parameters" in spec.component.requires]
-    taking += [spec.name for spec in model.inputs if spec.component.reads == "states"]
-    if taking:
-        raise ConfigError(
-            f"{key_path}.epochs: {taking[0]} takes states or parts of a teacher, of which the run keeps the newest and "
-            "not those of the first windows; leave it out, or leave epochs out"
         )
 
 

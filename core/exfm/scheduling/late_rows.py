@@ -25,6 +25,7 @@ from exfm.data.validation import RowChecker
 from exfm.data.windows import WindowGrid, windows_with_events
 from exfm.errors import RowsRemovedError
 from exfm.interfaces.data_source import Origin, StreamPart, TimeRange, Window, utc
+from exfm.interfaces.duration import microseconds_since_1970
 from exfm.mappings import without
 from exfm.storage.commits import NONE
 from exfm.storage.late_log import LateLog, LateRows, first_names
@@ -67,8 +68,8 @@ class LateRowFinder:
         for arm in self._arms:
             head = self._store.log.head("train", arm.name)
             if head != NONE and extents:
-                done = TimeRange(max(span.start_us, grid.origin_us), grid.window(head).end_us)
                 chain = set(self._store.log.windows("train", arm.name))
+                done = TimeRange(max(span.start_us, _first_us(arm, grid, chain)), grid.window(head).end_us)
                 for window in self._changed(arm, grid, done, chain, extents):
                     if window.index not in self._removed:
                         self._count_if_there(arm, window, parts, window.index in chain)
@@ -243,6 +244,15 @@ class _PartExtent:
     def version(self) -> tuple[str, str]:
         """Returns the name and the version of the part."""
         return self.stream_part.name, self.stream_part.version
+
+
+def _first_us(arm: Arm, grid: WindowGrid, chain: Collection[int]) -> int:
+    """Returns the beginning of a model's first window: rows before it are left to other models, and are not late."""
+    config = arm.config
+    if config.start is not None:
+        return grid.window(grid.index_at(microseconds_since_1970(config.start) - 1) + 1).start_us
+    # A model that starts from another starts where that stands; its first commit says where that was.
+    return grid.window(min(chain)).start_us if config.init_from is not None else grid.origin_us
 
 
 def _extents(parts: Sequence[StreamPart]) -> Iterator[_PartExtent]:

@@ -26,23 +26,18 @@ def first_kept_window(log: CommitLog, stage: Stage, model: str, keep: int | time
     return max(first, 0)
 
 
-def next_start_us(log: CommitLog, student: str, retention: RetentionRecord) -> int:
-    """Returns the start of the first window that a student may still run.
+def needed_from_us(log: CommitLog, student: str, retention: RetentionRecord) -> int:
+    """Returns the start of the first window whose supervision, or snapshot, of a teacher a student may still read.
 
-    A student whose newest snapshot is lost goes back to an earlier snapshot, so its last window counts as undone.
+    A student whose newest snapshot is lost goes back to an earlier snapshot, so its last window counts as undone. A
+    student with epochs reads those of its first windows again in the window after them.
     """
     done = log.head("train", student)
-    return retention.start_us if done == NONE else log.load("train", student, done).window.start_us
-
-
-def rows_needed_us(log: CommitLog, student: str, retention: RetentionRecord) -> int:
-    """Returns the start of the first window whose supervision a student may still read.
-
-    A student with epochs reads the supervision of its first windows again in the window after them.
-    """
-    done = log.head("train", student)
-    if done != NONE and retention.epochs_us:
-        before = log.load("train", student, done).previous
+    if done == NONE:
+        return retention.start_us
+    last = log.load("train", student, done)
+    if retention.epochs_us:
+        before = last.previous
         if before == NONE or log.load("train", student, before).window.end_us <= retention.epochs_us:
             return retention.start_us
-    return next_start_us(log, student, retention)
+    return last.window.start_us

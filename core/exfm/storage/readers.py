@@ -20,7 +20,7 @@ from exfm.config.retention import RetentionRecord, read_retention
 from exfm.errors import RunError
 from exfm.redaction import concealed
 from exfm.storage.commits import NONE, CommitLog
-from exfm.storage.progress import next_start_us, rows_needed_us
+from exfm.storage.progress import needed_from_us
 from exfm.storage.workspace import Workspace
 
 STALE = timedelta(days=30)
@@ -58,15 +58,15 @@ class Progress:
     """Describes how far a student has come.
 
     Attributes:
-        rows_us: start of the first window whose supervision it may still read.
-        snapshots_us: start of the first window for which it may still read a snapshot; None where it reads none.
+        from_us: start of the first window whose supervision, and snapshot, it may still read.
+        reads_snapshots: whether it reads snapshots.
         ignored: why nothing is kept for it; empty where it counts.
     """
 
     run: str
     student: str
-    rows_us: int
-    snapshots_us: int | None
+    from_us: int
+    reads_snapshots: bool
     ignored: str = ""
 
     @property
@@ -140,15 +140,15 @@ class Readers:
         """Returns the earliest time for which a registered student may still read a snapshot of a model."""
         needed = sys.maxsize
         for student in self.progress(teacher):
-            if student.snapshots_us is not None and not student.ignored:
-                needed = min(needed, student.snapshots_us - delay_us)
+            if student.reads_snapshots and not student.ignored:
+                needed = min(needed, student.from_us - delay_us)
         return needed
 
     def _progress(self, reader: Reader, student: str, reads_snapshots: bool) -> Progress:
         url = reader.run
         if url.startswith(SIBLING):
             url = f"{_absolute(self.workspace).rpartition('/')[0]}/{url.removeprefix(SIBLING)}"
-        start_us = rows_us = 0
+        from_us = 0
         last, ignored = reader.opened_at, ""
         try:
             # A new log each time, because a log remembers the newest commit, and that run may have started over.
@@ -160,7 +160,7 @@ class Readers:
                 ignored = "its run's folder is gone"
             else:
                 retention = read_retention_of(log.workspace, student) or RetentionRecord()
-                start_us, rows_us = next_start_us(log, student, retention), rows_needed_us(log, student, retention)
+                from_us = needed_from_us(log, student, retention)
                 done = log.head("train", student)
                 if done != NONE:
                     last = max(last, log.load("train", student, done).written_at)
@@ -168,7 +168,7 @@ class Readers:
             self._warn(url, f"the progress of {student!r} cannot be read, all is kept for it: {error}")
         if not ignored and datetime.now(UTC) - datetime.fromisoformat(last) > STALE:
             ignored = f"it has not committed for more than {STALE.days} days"
-        return Progress(url, student, rows_us, start_us if reads_snapshots else None, ignored)
+        return Progress(url, student, from_us, reads_snapshots, ignored)
 
     def _warn(self, subject: str, message: str) -> None:
         """Logs a warning once, because a trainer reads the progress after every window."""

@@ -16,7 +16,7 @@ from exfm.storage.commits import NONE, Stage
 from exfm.storage.hashing import FileRecord
 from exfm.storage.marks import ROWS, Rows, mark
 from exfm.storage.orphans import find_orphans
-from exfm.storage.progress import first_kept_window, next_start_us, rows_needed_us
+from exfm.storage.progress import first_kept_window, needed_from_us
 from exfm.storage.readers import Progress, read_retention_of
 from exfm.supervision.frozen_teachers import kept_frozen
 from exfm.supervision.row_merging import CommittedRows, Merge, MergeState, apply_merge, find_merges
@@ -163,9 +163,8 @@ def _local_students(store: Store, teacher: str, models: Mapping[str, RetentionRe
     students: list[Progress] = []
     for name, retention in models.items():
         if teacher in retention.teachers:
-            start_us = next_start_us(store.log, name, retention)
-            snapshots_us = start_us if retention.teachers[teacher] else None
-            students.append(Progress("", name, rows_needed_us(store.log, name, retention), snapshots_us))
+            from_us = needed_from_us(store.log, name, retention)
+            students.append(Progress("", name, from_us, retention.teachers[teacher]))
     return students
 
 
@@ -176,8 +175,8 @@ def _unneeded_snapshots(store: Store, model: str, retention: RetentionRecord, st
     needed_us = store.log.load("train", model, head).window.end_us
     delay_us = retention.delay_us
     for student in students:
-        if student.snapshots_us is not None:
-            needed_us = min(needed_us, student.snapshots_us - delay_us)
+        if student.reads_snapshots:
+            needed_us = min(needed_us, student.from_us - delay_us)
     if retention.is_labelled:  # labelled windows are not labelled again
         labelled = store.log.head("supervise", model)
         behind_us = 0
@@ -200,7 +199,7 @@ def _removable_rows(
         window = store.log.load(stage, model, head).window
         for student in students:
             # Windows have one length, so the index of the window at a time follows from any window.
-            needed = head + (student.rows_us - window.start_us) // (window.end_us - window.start_us)
+            needed = head + (student.from_us - window.start_us) // (window.end_us - window.start_us)
             if needed < first:
                 first, held_by = max(needed, 0), student.name
     # A mark is never taken back here: rows that it names and that are stored go too, as after a kill.

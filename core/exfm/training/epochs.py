@@ -39,7 +39,8 @@ class Epochs:
     The first pass over these windows is that of any other window: predicted, supervised, committed. The further passes
     come at the beginning of the first window after them, whose commit holds their result; after a kill they begin
     again. They use labels as the first pass did, so that no label is used before it was known, and the supervision
-    that the teachers committed in their first pass.
+    that the teachers committed in their first pass. Vectors of teachers are followed anew from the first window on, so
+    that each example reads those that it read in the first pass, and parts are taken from the snapshots that it took.
 
     Args:
         experiment: the experiment.
@@ -91,7 +92,9 @@ class Epochs:
         for _ in range(epochs.count - 1):
             # A new reader for each pass, because a reader that has read a window refuses its ids as repeated.
             reader = ChunkReader(self._experiment.source, schema, stream, where, self._shard)
+            stage.rewind()
             for past in windows:
+                stage.take_parameters(past.window)
                 with ExitStack() as stack:
                     teachers = self._teachers(stage, past.window, stack)
                     for chunk in read_sharded(reader, past.window, self._process_group, past.only):
@@ -101,7 +104,7 @@ class Epochs:
                         stage.repeat(chunk, joiners)
                         on_chunk(past.window, chunk.size)
                 late_labels(reader, past.window, [stage], schedule.span)
-        stage.has_repeated = True
+        stage.end_repeating()
 
     def _past_windows(self, stage: Stage, previous: int, schedule: Schedule) -> list[_PastWindow]:
         """Lists the windows of the model's first pass that have rows; the same on every process."""

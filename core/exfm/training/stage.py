@@ -145,9 +145,7 @@ class Stage:
         start = time.perf_counter()
         trainer = self.trainer
         trainer.transfer.begin()
-        with trainer.dense.average.setting_weights():
-            self.shared.load_into(trainer.transfer.parameters, trainer.growth, self.process_group, window)
-        self._feed.begin()
+        self.take_parameters(window)
         self._gate.begin()
         self.counters.seconds = time.perf_counter() - start
         self._window, self._previous, self._read_state, self._missed = window, previous, read, missed
@@ -161,6 +159,7 @@ class Stage:
         if previous == NONE:
             self._initial = load_initial_weights(trainer, self._parent, self.store, window)
             self._unchecked = self._initial
+            self._keep_start(window)
         predictions = row_file("predictions", self.name, window.index)
         self._predictions = self._rows_file(
             predictions, predictions_schema(self.tasks, self.oracles, self._external, self.weighted, self.labels)
@@ -172,6 +171,19 @@ class Stage:
             trainer = self.trainer
             schema = supervision_schema(self.tasks, self.name, trainer.embedding, trainer.vectors, self.labels)
             self._supervision = self._rows_file(supervision, schema)
+
+    def take_parameters(self, window: Window) -> None:
+        """Loads the parameters that the model takes from its teachers at the beginning of a window."""
+        trainer = self.trainer
+        with trainer.dense.average.setting_weights():
+            self.shared.load_into(trainer.transfer.parameters, trainer.growth, self.process_group, window)
+        self._feed.begin()
+
+    def _keep_start(self, window: Window) -> None:
+        """Keeps the vectors of a new model, if its first window is trained on again."""
+        epochs = self.trainer.arm.config.epochs
+        if epochs is not None and window.end_us <= epochs.until_us:
+            self.trainer.transfer.parameters.keep_start()
 
     def _rows_file(self, path: str, schema: pa.Schema) -> RowGatherer:
         return RowGatherer(self.process_group, self.store.workspace, path, schema)
@@ -260,6 +272,16 @@ class Stage:
             self._constant_flops = counted
         return self._constant_flops
 
+    def rewind(self) -> None:
+        """Takes the teachers' vectors back to the beginning of the model's stream, where a further pass begins."""
+        self.trainer.transfer.parameters.rewind()
+        self._feed.clear()
+
+    def end_repeating(self) -> None:
+        """Ends the further passes, after which vectors are those of the end of the first pass."""
+        self.trainer.transfer.parameters.forget_start()
+        self.has_repeated = True
+
     def repeat(self, chunk: ShardedChunk, teachers: Mapping[str, Joiner]) -> None:
         """Trains again on a chunk of a committed window, and records nothing.
 
@@ -269,9 +291,12 @@ class Stage:
         rows = chunk.cut(chunk.rows[self.name], self.trainer.arm.config.batch_size)
         seen = chunk.select_without_features(rows.index)
         joined = self._join(seen, teachers)
+        self._feed.open(ChunkVectors(chunk.batch, teachers), rows.index)
         for batch in chunk.batches(rows, self.trainer.model, self._accumulate):
             batch, supervision = join_batch(batch, self.trainer.model, joined)
+            self._feed.override(batch.rows)
             self.trainer.step(batch.batch, supervision, learn, batch.shard.counts, batch.accumulation)
+        self._feed.close()
 
     def consume_late(self, chunk: ShardedChunk, tasks: tuple[str, ...]) -> None:
         """Trains on labels that arrived after their examples had been predicted."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from exfm.interfaces.parameter_strategy import AddRows, CopyPart, TeacherVectors
+from exfm.mappings import add_prefix, map_values, strip_prefix
 from exfm.modeling.parts import freeze, write_parts
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.row_offset import RowOffset
@@ -24,7 +25,7 @@ ModelParts = Mapping[str, Mapping[str, Tensor]]
 """Tensors of named model parts: by model part, and by name in it."""
 
 _Source = tuple[str, tuple[TeacherVectors, ...]]
-_VECTORS, _COPIED = "vectors.", "copied"
+_VECTORS, _COPIED, _START = "vectors.", "copied", "start."
 
 
 class StudentParameters:
@@ -64,6 +65,7 @@ class StudentParameters:
             if table.length == 1:
                 self._tables[teacher, (TeacherVectors("state", entity),)] = table
         self._saved: dict[str, VectorTable] = {}
+        self._start: dict[str, Tensor] = {}
         for strategy in declared:
             for add in strategy.additions:
                 self._add_table(strategy.teacher, add, strategy.widths[add.sources[0]], device)
@@ -146,9 +148,37 @@ class StudentParameters:
                 shape = (self.model.featurizer.table_rows[add.table], self.model.featurizer.dim)
                 write_parts(self.model, {f"table/{add.table}": {"weight": torch.zeros(shape)}})
 
+    def keep_start(self) -> None:
+        """Copies the vectors that the model has before its first window, for ``rewind``: those of another model."""
+        for name, vectors in self._served_vectors().items():
+            if vectors.any():
+                self._start[name] = vectors.clone()
+
+    def forget_start(self) -> None:
+        """Drops the copies of ``keep_start``."""
+        self._start = {}
+
+    @torch.no_grad()
+    def rewind(self) -> None:
+        """Sets all vectors to those that the model had before its first window, which are zeros without copies."""
+        for table in self._tables.values():
+            table.vectors_RK.zero_()
+        for name, vectors in self._served_vectors().items():
+            if name in self._start:
+                vectors.copy_(self._start[name])
+            else:
+                vectors.zero_()
+
+    def _served_vectors(self) -> dict[str, Tensor]:
+        """Returns the buffers of the tables that are served, by names whose entries grow with the table's rows."""
+        vectors: dict[str, Tensor] = {}
+        for (teacher, entity), table in self._served.items():
+            vectors |= add_prefix(f"{STATE}{teacher}/{entity}.", dict(table.named_buffers()))
+        return vectors
+
     def state(self) -> dict[str, Tensor]:
         """Returns the state that the next start needs."""
-        state = {key: table.vectors_RK for key, table in self._saved.items()}
+        state = {key: table.vectors_RK for key, table in self._saved.items()} | add_prefix(_START, self._start)
         once = self._copied_once()
         if once:
             state[_COPIED] = torch.tensor([name in self._copied for name in once])
@@ -162,6 +192,8 @@ class StudentParameters:
         """
         for key, table in self._saved.items():
             table.vectors_RK.copy_(state[key])
+        # Copies, because a tensor of a file may be mapped to it.
+        self._start = map_values(Tensor.clone, strip_prefix(_START, state))
         once = self._copied_once()
         self._copied = set()
         if once:

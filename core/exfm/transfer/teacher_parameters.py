@@ -9,14 +9,14 @@ from collections.abc import Collection
 from torch import Tensor
 
 from exfm.config.loading import Experiment
-from exfm.config.retention import parameter_teachers
+from exfm.config.retention import parameter_teachers, retention_of_arm
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
 from exfm.interfaces.process_group import ProcessGroup
 from exfm.modeling.growth import Growth
 from exfm.modeling.parts import grouped, part_of
-from exfm.storage.commits import NONE
+from exfm.storage.progress import needed_from_us
 from exfm.storage.snapshots import same_on_all
 from exfm.supervision.store import Store
 from exfm.transfer.student_parameters import ModelParts, StudentParameters
@@ -43,6 +43,7 @@ class TeacherParameters:
         for student in arms:
             for teacher in parameter_teachers(student) & self.consumers.keys():
                 self.consumers[teacher].append(student.name)
+        self._retention = {arm.name: retention_of_arm(arm) for arm in arms}
         teachers = [*arms, *(lender.arm for lender in experiment.lenders.values())]
         self.delay_us = {arm.name: microseconds(arm.config.supervision.delay) for arm in teachers}
         self.lags_us = {arm.name: microseconds(arm.config.supervision.lag) for arm in teachers}
@@ -89,13 +90,9 @@ class TeacherParameters:
         return {}
 
     def needed_us(self, teacher: str) -> int:
-        """Returns the earliest time for which a student may still read a snapshot of a teacher.
-
-        A student whose newest snapshot is lost goes back to an earlier snapshot, so its last window counts as undone.
-        """
+        """Returns the earliest time for which a student may still read a snapshot of a teacher."""
         needed = sys.maxsize
         for student in self.consumers[teacher]:
-            done = self.store.log.head("train", student)
-            start_us = 0 if done == NONE else self.store.log.load("train", student, done).window.start_us
-            needed = min(needed, start_us - self.delay_us[teacher])
+            from_us = needed_from_us(self.store.log, student, self._retention[student])
+            needed = min(needed, from_us - self.delay_us[teacher])
         return needed

@@ -87,6 +87,10 @@ class VectorFeed:
         self._chunk: dict[Column, _ChunkColumn] = {}
         self._end_us = 0
 
+    def clear(self) -> None:
+        """Drops all vectors in flight, because the stream begins anew."""
+        self._in_flight = {}
+
     def begin(self) -> None:
         """Starts a window and drops rows in flight, because the tables of rows are filled from a newer snapshot."""
         self._in_flight = {key: pending for key, pending in self._in_flight.items() if key[1].startswith(STATE)}
