@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,38 +13,20 @@ from torch import Tensor
 
 from exfm.interfaces.process_group import ProcessGroup
 from exfm.modeling.dense_tokens import DenseTokens, EventNumbers
+from tests.thread_group import in_threads
 
 HOW = ("mean", None, "learned")
-
-
-class Threads(ProcessGroup):
-    """A process of several, which are threads here."""
-
-    def __init__(self, rank: int, sent: list[Tensor], barrier: threading.Barrier) -> None:
-        self.rank, self.world_size, self._sent, self._barrier = rank, len(sent), sent, barrier
-
-    def all_gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
-        self._sent[self.rank] = rows
-        self._barrier.wait()
-        gathered = torch.cat(self._sent)
-        self._barrier.wait()
-        return gathered
 
 
 def observed_by(processes: int, batches: Sequence[Tensor]) -> DenseTokens:
     """Statistics after batches whose rows are dealt out to some processes."""
     modules = [DenseTokens(3, tokens=1, dim=4, missing=HOW) for _ in range(processes)]
-    sent, barrier = [torch.empty(0)] * processes, threading.Barrier(processes)
 
-    def observe(rank: int) -> None:
+    def observe(process_group: ProcessGroup) -> None:
         for batch in batches:
-            modules[rank].observe(batch[rank::processes], Threads(rank, sent, barrier))
+            modules[process_group.rank].observe(batch[process_group.rank :: processes], process_group)
 
-    threads = [threading.Thread(target=observe, args=(rank,)) for rank in range(processes)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(observe, processes)
     for module in modules[1:]:
         assert torch.equal(module.square_F, modules[0].square_F), "the processes agree bit for bit"
     return modules[0]

@@ -215,11 +215,11 @@ def test_dry_run_changes_nothing_and_lists_what_goes(folder: Path, exfm_cli: Exf
     outcome = exfm_cli("vacuum", str(folder / "run"), "--dry-run")
     assert outcome.status == 0, outcome.err
     assert files(folder) == before
-    assert "would be removed: supervision of fm, 4 windows before 4" in outcome.out
-    assert "would be removed: predictions of fm, 3 windows before 3" in outcome.out
+    assert "would be removed: supervision of fm, 4 files of windows before 4" in outcome.out
+    assert "would be removed: predictions of fm, 3 files of windows before 3" in outcome.out
     outcome = exfm_cli("vacuum", str(folder / "run"))
     assert outcome.status == 0, outcome.err
-    assert "removed: supervision of fm, 4 windows before 4" in outcome.out
+    assert "removed: supervision of fm, 4 files of windows before 4" in outcome.out
     after = files(folder)
     gone = before.keys() - after.keys()
     rows = [path for path in gone if "/snapshots/" not in path]

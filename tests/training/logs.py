@@ -130,11 +130,23 @@ def train(experiment: exfm.Experiment) -> None:
 
 
 def rows_by_window(run_dir: str, folder: str, model: str) -> dict[int, pa.Table]:
-    """Reads a model's predictions or supervision by window, and checks that each window has a single file."""
-    files = sorted(Path(run_dir, folder, model).glob("*.parquet"))
-    actual = {int(file.stem.split("-")[1]): pq.read_table(file) for file in files}
-    assert len(actual) == len(files)
-    return actual
+    """Reads a model's predictions or supervision by window, and checks that no file of a window is missing or extra."""
+    files: dict[int, list[Path]] = {}
+    for file in sorted(Path(run_dir, folder, model).glob("*.parquet")):
+        files.setdefault(int(file.stem.split("-")[1]), []).append(file)
+    return {window: in_order(paths) for window, paths in files.items()}
+
+
+def in_order(paths: list[Path]) -> pa.Table:
+    """Reads the rows of a window from the files of its processes, in the order of the stream."""
+    count = len(paths)
+    shards = [path.stem.split("-")[2:-1] for path in paths]
+    assert shards == ([[]] if count == 1 else [[str(number), "of", str(count)] for number in range(count)])
+    table = pa.concat_tables(map(pq.read_table, paths))
+    if count == 1:
+        return table
+    assert len(set(table["position"].to_pylist())) == table.num_rows
+    return table.sort_by("position").drop_columns("position").combine_chunks()
 
 
 def predictions(run_dir: str, model: str) -> dict[int, pa.Table]:

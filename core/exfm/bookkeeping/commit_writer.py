@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from exfm.config.keep_section import NEWEST, Kept
-from exfm.distributed.row_gatherer import RowGatherer
+from exfm.distributed.sharded_rows import ShardedRowWriter
 from exfm.interfaces.data_source import Window
 from exfm.storage.commits import Commit, OtherContentError, WindowRead
 from exfm.storage.hashing import FileRecord
@@ -33,8 +33,8 @@ class WindowCommit:
         read: the state of the stream in which the window was read.
         counters: recorded in the manifest.
         supervised: recorded in the supervision's manifest.
-        predictions: the file of predictions; discarded if the window has no rows.
-        supervision: the file of supervision; None where the model writes none.
+        predictions: the files of predictions; discarded if the window has no rows.
+        supervision: the files of supervision; None where the model writes none.
         state: weights and training state; None of a window without rows.
         needed_us: returns the earliest time of which a snapshot may still be read, after this window.
         keep_snapshots: the windows whose snapshots stay in any case.
@@ -47,8 +47,8 @@ class WindowCommit:
     read: WindowRead
     counters: Mapping[str, Any]
     supervised: Mapping[str, float]
-    predictions: RowGatherer
-    supervision: RowGatherer | None
+    predictions: ShardedRowWriter
+    supervision: ShardedRowWriter | None
     state: tuple[dict[str, Tensor], dict[str, Tensor]] | None
     needed_us: Callable[[Window], int]
     keep_snapshots: Kept = NEWEST

@@ -54,7 +54,8 @@ def _print(store: Store, vacuum: Vacuum, removed: str) -> None:
     for rows in vacuum.rows:
         size, count = size + sum(file.bytes for file in rows.files), count + len(rows.files)
         if rows.files:
-            typer.echo(f"{removed}: {rows.folder} of {rows.model}, {len(rows.files)} windows before {rows.first_kept}")
+            first = rows.first_kept
+            typer.echo(f"{removed}: {rows.folder} of {rows.model}, {len(rows.files)} files of windows before {first}")
         if rows.held_by:
             typer.echo(f"stays: {rows.folder} of {rows.model} from window {rows.first_kept} on, for {rows.held_by}")
     for state in vacuum.merging.values():

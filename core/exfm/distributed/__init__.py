@@ -1,1 +1,1 @@
-"""Exchanges chunks between processes, and gathers batches and rows."""
+"""Exchanges chunks between processes, gathers batches, and writes the rows of each process."""

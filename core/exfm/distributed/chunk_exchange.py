@@ -82,13 +82,12 @@ class ModelChunk:
     Attributes:
         index: positions of the rows in this process's shard of the chunk.
         shards: this process's shard of each batch.
-        order: sorts the rows of all processes, concatenated by rank, into the order of the stream; None where they are
-            sorted already, and on any rank but zero.
+        position: positions of the rows in the window.
     """
 
     index: Tensor
     shards: tuple[BatchShard, ...]
-    order: Ints | None
+    position: Ints
 
     @property
     def examples(self) -> int:
@@ -140,19 +139,16 @@ class ShardedChunk(Chunk):
         index = picked
         if index is None:
             index = torch.arange(times.numel())
+        position = self._position(index)
         if self.process_group.world_size == 1:
-            return ModelChunk(index, self._cut_alone(index, batch_size), None)
+            return ModelChunk(index, self._cut_alone(index, batch_size), position)
         position_G = np.arange(self.size)
         if picked is not None:
             position_G = self._picked_anywhere(picked)
         count = self.process_group.world_size
         owner_G = (self.start + position_G) % count
-        order = None
-        if self.process_group.is_rank_zero:
-            # argsort of the stable argsort is its inverse permutation: the index in rank order of each stream row.
-            order = np.argsort(np.argsort(owner_G, kind="stable"))
         if not position_G.size:
-            return ModelChunk(index, (), order)
+            return ModelChunk(index, (), position)
         position_P = np.array_split(position_G, math.ceil(position_G.size / batch_size))
         batch_G = np.repeat(np.arange(len(position_P)), [positions.size for positions in position_P])
         # Each pair (batch, owner) is encoded as an integer, so that a single bincount fills the table (P, R).
@@ -161,7 +157,15 @@ class ShardedChunk(Chunk):
         shards: list[BatchShard] = []
         for rows, counts, newest_us in zip(index_P, counts_PR.tolist(), self._newest_us(index_P), strict=True):
             shards.append(BatchShard(rows.numel(), tuple(counts), newest_us))
-        return ModelChunk(index, tuple(shards), order)
+        return ModelChunk(index, tuple(shards), position)
+
+    def _position(self, index: Tensor) -> Ints:
+        """Returns the positions in the window of rows of this process's shard."""
+        count = self.process_group.world_size
+        # The first row of the shard is the first of the chunk that belongs to this process.
+        first = self.start + (self.process_group.rank - self.start) % count
+        position: Ints = first + count * index.numpy()
+        return position
 
     def _cut_alone(self, index: Tensor, batch_size: int) -> tuple[BatchShard, ...]:
         """Cuts the rows of a single process, without communication."""
@@ -239,7 +243,7 @@ def read_sharded(
     if process_group.world_size > 1:
         blank = blank_batch(reader.schema, 1)
     chunks = reader.read(window, only)
-    start = 0
+    start, newest_us = 0, window.start_us
     while True:
         chunk = next(chunks, None) or reader.empty_chunk()
         times = chunk.batch.event_time_us
@@ -252,8 +256,35 @@ def read_sharded(
         if not size:
             return
         first_us, last_us = extents_R3[:, 1:].amin(dim=0).tolist()
+        if process_group.world_size > 1 and reader.source.in_order:
+            newest_us = _check_time(process_group, times, extents_R3[:, 0].tolist(), start, newest_us)
         yield ShardedChunk(chunk.batch, chunk.rows, process_group, blank, start, size, first_us, -last_us)
         start += size
+
+
+def _check_time(process_group: ProcessGroup, time_L: Tensor, counts: Sequence[int], start: int, newest_us: int) -> int:
+    """Checks that time does not go backwards between rows of different processes; returns the time of the last row.
+
+    A process checks only its shard of the stream, so that rows of two processes are compared here alone.
+
+    Args:
+        counts: number of rows of the chunk on each process.
+        start: number of rows of the window before the chunk.
+        newest_us: time of the last row of the chunk before.
+
+    Raises:
+        ConfigError: it does; on every process.
+    """
+    size, count = sum(counts), process_group.world_size
+    times = process_group.all_gather_rows(time_L, counts).numpy()
+    # argsort of the stable argsort is its inverse permutation: the index in rank order of each row of the stream.
+    time_G = times[np.argsort(np.argsort((start + np.arange(size)) % count, kind="stable"))]
+    # The previous chunk's newest time comes first, so that chunks are compared too.
+    backwards = np.diff(time_G, prepend=newest_us) < 0
+    if backwards.any():
+        row = start + int(backwards.argmax())
+        raise ConfigError(f"the stream, row {row} of the window: time goes backwards. Order the rows by time.")
+    return int(time_G[-1])
 
 
 def check_sharding(experiment: Experiment, process_group: ProcessGroup) -> None:

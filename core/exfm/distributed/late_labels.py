@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import suppress
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from exfm.data.batch import Batch
-from exfm.distributed.row_gatherer import gather_rows
 from exfm.interfaces.data_source import TimeRange
 from exfm.interfaces.process_group import ProcessGroup
 from exfm.storage.workspace import LetGoError
@@ -64,20 +61,18 @@ class LateLabelCollector:
                 with suppress(LetGoError):
                     self._opened[index] = self._store.predicted_labels(self._model, window)
 
-    def add(self, examples: Batch, order: npt.NDArray[np.int64] | None, tasks: Collection[str]) -> None:
+    def add(self, examples: Batch, tasks: Collection[str]) -> None:
         """Takes the labels of some tasks of a chunk.
 
         Args:
             examples: this process's rows of the chunk; those without a prediction are left out.
-            order: sorts the rows of all processes, see ``gather_rows``.
         """
         if not self._collects:
             return
         columns = {"example_id": examples.example_id.numpy()}
         columns |= {f"label_{task}": examples.labels[task].numpy() for task in tasks}
         columns |= {f"weight_{task}": examples.weights[task].numpy() for task in tasks if task in examples.weights}
-        rows = gather_rows(self._process_group, pa.table(columns), order)
-        if rows is not None:
+        for rows in _gather(self._process_group, pa.table(columns)):
             for predicted in self._opened.values():
                 predicted.add(rows)
 
@@ -86,3 +81,14 @@ class LateLabelCollector:
         for index, predicted in sorted(self._opened.items()):
             if predicted.differ:
                 self._store.late_labels.write(self._model, index, predicted.changed())
+
+
+def _gather(process_group: ProcessGroup, rows: pa.Table) -> list[pa.Table]:
+    """Gathers the rows of each process on rank zero; returns none on the others."""
+    if process_group.world_size == 1:
+        return [rows]
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    received = process_group.gather_bytes(sink.getvalue().to_pybytes())
+    return [pa.ipc.open_stream(data).read_all() for data in received]

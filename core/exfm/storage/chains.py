@@ -12,9 +12,8 @@ from exfm.mappings import defined
 from exfm.storage.commits import NONE, CommitLog, Stage
 from exfm.storage.hashing import FileRecord
 from exfm.storage.merged_rows import check_committed
+from exfm.storage.row_shards import is_rows
 from exfm.storage.workspace import LetGoError, MissingFileError, Workspace, numbered
-
-_ROWS = "rows"
 
 
 class SnapshotState(Enum):
@@ -110,11 +109,11 @@ def _entry(log: CommitLog, stage: Stage, model: str, index: int, before: int, ne
         where = workspace.name(f"commits/{stage}/{model}")
         problems.append(f"{where}: a manifest before that of window {commit.window} is missing")
     errors = {role: _error(workspace, record) for role, record in commit.files.items()}
-    state = _snapshot_state([error for role, error in errors.items() if role != _ROWS])
+    state = _snapshot_state([error for role, error in errors.items() if not is_rows(role)])
     # Snapshots of older windows may be retired, and readers skip a damaged snapshot: only the newest is needed.
     for role, failure in errors.items():
-        let_go = role == _ROWS and isinstance(failure, LetGoError)  # rows that a vacuum has removed are no damage
-        if failure is not None and not let_go and (role == _ROWS or newest):
+        let_go = is_rows(role) and isinstance(failure, LetGoError)  # rows that a vacuum has removed are no damage
+        if failure is not None and not let_go and (is_rows(role) or newest):
             problems.append(_words(failure, workspace))
     held = bool(commit.counters.get("held"))
     return Entry(index, commit.window, tuple(commit.files.values()), tuple(problems), state, held)

@@ -1,7 +1,7 @@
 """Finds files of a committed window that no manifest names, left by a writer that died before its commit.
 
-A repeated window mostly writes files of the same names. With another number of processes the digests in the names
-differ, and a reader that lists the folder would see the window twice.
+A repeated window mostly writes files of the same names. With another number of processes the names differ, and a
+reader that lists the folder would see the window twice.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Collection
 from exfm.storage.hashing import FileRecord
 from exfm.storage.workspace import Workspace
 
-_NAME = re.compile(r"(?P<start>.*-)[0-9a-f]{12}(?P<end>\.[a-z]+)")
+# Files of one of several processes count as those of a single process.
+_NAME = re.compile(r"(?P<start>.*?-)(\d+-of-\d+-)?[0-9a-f]{12}(?P<end>\.[a-z]+)")
 
 
 def find_orphans(workspace: Workspace, files: Collection[FileRecord]) -> list[str]:
-    """Lists the files whose paths differ from the committed files of a window only in the digest.
+    """Lists the files whose paths differ from the committed files of a window only in process and digest.
 
     No job can commit them any more, because the window is committed.
 
@@ -43,6 +44,6 @@ def remove_orphans(workspace: Workspace, files: Collection[FileRecord]) -> None:
 
 
 def _kind(path: str) -> tuple[str, str] | None:
-    """Returns a file's name before and after its digest; None where the name has no digest."""
+    """Returns a file's name before and after its process and digest; None where the name has no digest."""
     name = _NAME.fullmatch(path.rpartition("/")[2])
     return None if name is None else (name["start"], name["end"])

@@ -22,6 +22,7 @@ from exfm.storage.commits import NONE, Commit, CommitLog
 from exfm.storage.hashing import FileRecord
 from exfm.storage.progress import first_kept_window
 from exfm.storage.readers import Readers
+from exfm.storage.row_shards import is_rows
 from exfm.storage.tensor_files import read_tensors, write_tensors
 from exfm.storage.workspace import Workspace, numbered
 
@@ -228,7 +229,7 @@ class SnapshotRegistry:
         """Lists the files of a committed version; none if its window had no rows or was not committed."""
         if not self.log.has("train", model, version):
             return []
-        return [file for role, file in self.log.load("train", model, version).files.items() if role != "rows"]
+        return [file for role, file in self.log.load("train", model, version).files.items() if not is_rows(role)]
 
     def remove(self, model: str, version: int) -> None:
         """Removes a snapshot's folder."""

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from exfm.data.label_columns import PREDICTION, held_by, label_fields, labels_of, prediction_fields
+from exfm.interfaces.data_source import Shard
 from exfm.interfaces.schema import Label
 from exfm.storage.hashing import FileRecord
+from exfm.storage.row_shards import shard_suffix
 from exfm.storage.workspace import Workspace
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.supervision.joiner import SupervisionRows, scale_column
@@ -22,13 +24,17 @@ from exfm.supervision.joiner import SupervisionRows, scale_column
 GROUP_ROWS = 1 << 20
 """Rows of a row group at most, the usual size: a reader holds a group of a column in memory."""
 
+POSITION = "position"
+"""Column of the files of several processes: the position of a row in the window, by which their rows are sorted."""
+
 Folder = Literal["predictions", "supervision"]
 Column = npt.NDArray[np.generic]
+WHOLE = Shard()
 
 
-def row_file(folder: Folder, model: str, window: int) -> str:
-    """Returns the path of a model's rows of a window."""
-    return f"{folder}/{model}/window-{window:06d}-{{digest}}.parquet"
+def row_file(folder: Folder, model: str, window: int, shard: Shard = WHOLE) -> str:
+    """Returns the path of a process's rows of a window of a model."""
+    return f"{folder}/{model}/window-{window:06d}{shard_suffix(shard)}-{{digest}}.parquet"
 
 
 def backfill_file(model: str, window: int) -> str:
@@ -90,6 +96,11 @@ def supervision_schema(
             fields[scale_column(column)] = pa.float32()
     kinds = {f"exfm.kind.{task}": held_by(label) for task, label in of_task.items()}
     return pa.schema(fields, metadata=kinds if teacher is None else {"exfm.teacher": teacher, **kinds})
+
+
+def with_position(schema: pa.Schema) -> pa.Schema:
+    """Returns the columns of the file of one of several processes."""
+    return schema.append(pa.field(POSITION, pa.int64()))
 
 
 def _vector(number: pa.DataType, width: int) -> pa.DataType:
@@ -177,7 +188,7 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
         "compression": "zstd",
         "compression_level": 1,
         "use_dictionary": few,
-        "column_encoding": {name: "DELTA_BINARY_PACKED" for name in schema.names if name == "event_time"},
+        "column_encoding": {name: "DELTA_BINARY_PACKED" for name in schema.names if name in ("event_time", POSITION)},
     }
 
 

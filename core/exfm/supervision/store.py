@@ -21,11 +21,12 @@ from exfm.storage.hashing import FileRecord
 from exfm.storage.marks import ROWS, first_kept_rows
 from exfm.storage.orphans import remove_orphans
 from exfm.storage.readers import SIBLING
+from exfm.storage.row_shards import row_records
 from exfm.storage.snapshots import SnapshotRegistry
 from exfm.storage.workspace import Workspace
 from exfm.supervision.frozen_teachers import FrozenTeacher, kept_frozen, resolve_frozen
 from exfm.supervision.late_labels import LateLabels, PredictedLabels
-from exfm.supervision.stored_rows import read_rows
+from exfm.supervision.stored_rows import read_rows, read_window
 from exfm.supervision.streaming import MergedSupervision, OpenSupervision, SupervisionStream
 
 HOMES_FILE = "homes.json"
@@ -158,7 +159,7 @@ class Store:
         """Lists the files of a window's supervision by a model of this run, those of back-fills last."""
         records: list[FileRecord] = []
         if self.log.has("supervise", model, window.index):
-            records += self.log.load("supervise", model, window.index).files.values()
+            records += row_records(self.log.load("supervise", model, window.index).files)
         for labelling in self.backfills.labellings(model, window.index):
             records.append(labelling.rows)
         return records
@@ -194,7 +195,7 @@ class Store:
 
     def committed_predictions(self, model: str, window: Window) -> pa.Table:
         """Reads predictions of a model of this run, with the labels that were known then."""
-        return read_rows(self.workspace, self.log.load("train", model, window.index).files["rows"])
+        return read_window(self.workspace, row_records(self.log.load("train", model, window.index).files))
 
     def predicted_labels(self, model: str, window: Window) -> PredictedLabels:
         """Reads the labels of a window of a model of this run, to compare them with those that are read again."""
@@ -203,8 +204,9 @@ class Store:
 
     def predicted_ids(self, model: str, window: Window) -> npt.NDArray[np.int64]:
         """Reads the ids of the examples of a window that a model of this run has predicted, in stream order."""
-        record = self.log.load("train", model, window.index).files["rows"]
-        ids: npt.NDArray[np.int64] = read_rows(self.workspace, record, ["example_id"]).column("example_id").to_numpy()
+        records = row_records(self.log.load("train", model, window.index).files)
+        rows = read_window(self.workspace, records, ["example_id"])
+        ids: npt.NDArray[np.int64] = rows.column("example_id").to_numpy()
         return ids
 
 

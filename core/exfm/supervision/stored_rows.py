@@ -1,16 +1,18 @@
-"""Reads the committed rows of a window: from their file, or from the file into which a vacuum has merged it."""
+"""Reads the committed rows of a window: from their files, or from the files into which a vacuum has merged them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from exfm.storage.hashing import FileRecord
 from exfm.storage.merged_rows import find_merged
 from exfm.storage.workspace import MissingFileError, Workspace
+from exfm.supervision.row_files import POSITION
 
 
 class StoredRows:
@@ -74,3 +76,26 @@ def read_rows(workspace: Workspace, record: FileRecord, columns: Sequence[str] |
         RunError: they are missing, or their content is not the committed content.
     """
     return StoredRows.open(workspace, record).read(columns)
+
+
+def read_window(workspace: Workspace, records: Sequence[FileRecord], columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads the rows of a window, or some of their columns, as a single table in the order of the stream.
+
+    Args:
+        records: the files of a commit, one of each process that wrote it; at least 1.
+
+    Raises:
+        RunError: a file is missing, or its content is not the committed content.
+    """
+    tables: list[pa.Table] = []
+    for record in records:
+        rows = StoredRows.open(workspace, record)
+        is_sharded = POSITION in rows.schema.names
+        tables.append(rows.read([*columns, POSITION] if columns is not None and is_sharded else columns))
+    table = pa.concat_tables(tables)
+    if POSITION not in table.column_names:
+        return table
+    # The runs of each file are sorted, which a stable sort uses.
+    order = np.argsort(table.column(POSITION).to_numpy(), kind="stable")
+    # Combined before the take, because pyarrow looks up each index chunk by chunk otherwise.
+    return table.drop_columns(POSITION).combine_chunks().take(pa.array(order))

@@ -1,6 +1,7 @@
 """Streams the supervision of a committed window alongside the stream's chunks, in constant memory.
 
-A supervision file holds its rows in the order of the stream, so the rows of a chunk are contiguous in it.
+A supervision file holds its rows in the order of the stream, so the rows of a chunk are contiguous in it. A window has
+a file of each process that has supervised it, and one of each back-fill.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import torch
 from exfm.storage.hashing import FileRecord
 from exfm.storage.workspace import Workspace
 from exfm.supervision.joiner import SupervisionIndex, SupervisionRows
+from exfm.supervision.row_files import POSITION
 from exfm.supervision.stored_rows import StoredRows
 
-_UNUSED = ("window", "snapshot")
+# Rows are joined by example id, so that the order of rows with equal times does not matter.
+_UNUSED = ("window", "snapshot", POSITION)
 
 
 class SupervisionStream:

@@ -18,6 +18,7 @@ from exfm.storage.marks import ROWS, Rows, mark
 from exfm.storage.orphans import find_orphans
 from exfm.storage.progress import first_kept_window, needed_from_us
 from exfm.storage.readers import Progress, read_retention_of
+from exfm.storage.row_shards import row_records
 from exfm.supervision.frozen_teachers import kept_frozen
 from exfm.supervision.row_merging import CommittedRows, Merge, MergeState, apply_merge, find_merges
 from exfm.supervision.store import Store
@@ -222,9 +223,8 @@ def _committed_rows(store: Store, folder: Rows, model: str) -> Iterator[Committe
     """Yields the row files of a model's windows, those of back-fills too, whether stored or not."""
     stage = _STAGE[folder]
     for index in store.log.windows(stage, model):
-        files = store.log.load(stage, model, index).files
-        if "rows" in files:
-            yield CommittedRows(index, files["rows"])
+        for record in row_records(store.log.load(stage, model, index).files):
+            yield CommittedRows(index, record)
     if folder == "supervision":
         for index in store.backfills.windows(model):
             for labelling in store.backfills.labellings(model, index):
@@ -233,12 +233,15 @@ def _committed_rows(store: Store, folder: Rows, model: str) -> Iterator[Committe
 
 def _rows_before(store: Store, folder: Rows, model: str, first: int) -> Iterator[FileRecord]:
     """Yields the row files of the windows before an index, and the labels that became known later, stored or not."""
+    windows: dict[int, None] = {}
     for rows in _committed_rows(store, folder, model):
         if rows.window < first:
+            windows[rows.window] = None
             yield rows.record
-            late = store.late_labels.record(model, rows.window) if folder == "predictions" else None
-            if late is not None:
-                yield late
+    for window in windows if folder == "predictions" else ():
+        late = store.late_labels.record(model, window)
+        if late is not None:
+            yield late
 
 
 def _orphans(store: Store, model: str) -> list[str]:
@@ -247,9 +250,7 @@ def _orphans(store: Store, model: str) -> list[str]:
     for stage in _STAGE.values():
         rows: list[FileRecord] = []
         for index in store.log.windows(stage, model):
-            files = store.log.load(stage, model, index).files
-            if "rows" in files:
-                rows.append(files["rows"])
+            rows += row_records(store.log.load(stage, model, index).files)
             late = store.late_labels.record(model, index) if stage == "train" else None
             if late is not None:
                 rows.append(late)

@@ -11,7 +11,7 @@ import torch
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.distributed.chunk_exchange import ModelChunk, ShardedChunk
-from exfm.distributed.row_gatherer import RowGatherer
+from exfm.distributed.sharded_rows import ShardedRowWriter
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds
 from exfm.learning.frozen_snapshot import FrozenSnapshot
@@ -23,7 +23,7 @@ from exfm.storage.hashing import FileRecord
 from exfm.storage.orphans import remove_orphans
 from exfm.storage.snapshots import Snapshot
 from exfm.supervision.joiner import SupervisionRows
-from exfm.supervision.row_files import row_file, supervision_columns, supervision_schema
+from exfm.supervision.row_files import supervision_columns, supervision_schema
 from exfm.supervision.store import Store
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Labeller:
         return self.store.log.head("supervise", self._stored_as)
 
     def begin(self, window: Window, read: WindowRead) -> None:
-        """Opens the window's file and loads the snapshot that labels all examples of the window.
+        """Opens the window's row file and loads the snapshot that labels all examples of the window.
 
         The snapshot depends on the window's start alone, and not on the chunks into which the window is cut.
 
@@ -89,10 +89,12 @@ class Labeller:
             logger.warning("%s: window %s is not labelled: %s", self.name, window, self.frozen.too_late())
         self._examples = 0
         trainer = self.trainer
-        self._rows = RowGatherer(
+        self._rows = ShardedRowWriter(
             self.process_group,
             self.store.workspace,
-            row_file("supervision", self._stored_as, window.index),
+            "supervision",
+            self._stored_as,
+            window.index,
             supervision_schema(self.teacher.tasks, self.name, trainer.embedding, trainer.vectors, trainer.model.labels),
         )
         self._seconds = time.perf_counter() - start
@@ -105,7 +107,7 @@ class Labeller:
         if self._snapshot is not None:
             picked, version = self.union(chunk), self._snapshot.version
         supervision, rows = self.label_rows(chunk, picked)
-        self._rows.append(supervision_columns(supervision, self._window.index, version), rows.order)
+        self._rows.append(supervision_columns(supervision, self._window.index, version), rows.position)
         self._examples += rows.examples
         self._seconds += time.perf_counter() - start
         return supervision
@@ -143,6 +145,8 @@ class Labeller:
 
     def commit(self, rows: int) -> None:
         """Commits the window's supervision; a window without rows has a manifest only."""
+        if rows:
+            self._rows.gather_files()
         if not self.process_group.is_rank_zero:
             return
         counters: dict[str, Any] = {"examples": self._examples, "seconds": self._seconds}

@@ -23,7 +23,7 @@ from exfm.data.batch import Batch
 from exfm.data.skips import Counts, sum_counts
 from exfm.distributed.chunk_exchange import ModelBatch, ModelChunk, ShardedChunk
 from exfm.distributed.late_labels import LateLabelCollector
-from exfm.distributed.row_gatherer import RowGatherer
+from exfm.distributed.sharded_rows import ShardedRowWriter
 from exfm.errors import RunError
 from exfm.evaluation.label_kinds import as_counters
 from exfm.interfaces.data_source import Window
@@ -42,9 +42,9 @@ from exfm.supervision.coverage import Coverage
 from exfm.supervision.joiner import Joined, Joiner, SupervisionRows
 from exfm.supervision.row_files import (
     Column,
+    Folder,
     as_columns,
     predictions_schema,
-    row_file,
     supervision_columns,
     supervision_schema,
     teacher_column,
@@ -160,17 +160,15 @@ class Stage:
             self._initial = load_initial_weights(trainer, self._parent, self.store, window)
             self._unchecked = self._initial
             self._keep_start(window)
-        predictions = row_file("predictions", self.name, window.index)
-        self._predictions = self._rows_file(
-            predictions, predictions_schema(self.tasks, self.oracles, self._external, self.weighted, self.labels)
+        self._predictions = self._row_writer(
+            "predictions", predictions_schema(self.tasks, self.oracles, self._external, self.weighted, self.labels)
         )
         self._owns_files = True
-        self._supervision: RowGatherer | None = None
+        self._supervision: ShardedRowWriter | None = None
         if self.supervises:
-            supervision = row_file("supervision", self.name, window.index)
             trainer = self.trainer
             schema = supervision_schema(self.tasks, self.name, trainer.embedding, trainer.vectors, self.labels)
-            self._supervision = self._rows_file(supervision, schema)
+            self._supervision = self._row_writer("supervision", schema)
 
     def take_parameters(self, window: Window) -> None:
         """Loads the parameters that the model takes from its teachers at the beginning of a window."""
@@ -185,8 +183,9 @@ class Stage:
         if epochs is not None and window.end_us <= epochs.until_us:
             self.trainer.transfer.parameters.keep_start()
 
-    def _rows_file(self, path: str, schema: pa.Schema) -> RowGatherer:
-        return RowGatherer(self.process_group, self.store.workspace, path, schema)
+    def _row_writer(self, folder: Folder, schema: pa.Schema) -> ShardedRowWriter:
+        workspace, window = self.store.workspace, self._window.index
+        return ShardedRowWriter(self.process_group, workspace, folder, self.name, window, schema)
 
     def resume(self) -> int:
         """Loads the newest snapshot that can be read; returns the index of its window, ``NONE`` without snapshots.
@@ -307,7 +306,7 @@ class Stage:
             for batch in chunk.batches(rows, self.trainer.model, self._accumulate):
                 self.trainer.step(batch.batch, {}, learn, batch.shard.counts, batch.accumulation)
                 self._last = batch.batch
-            self.late_labels.add(chunk.select_without_features(rows.index), rows.order, learn.tasks)
+            self.late_labels.add(chunk.select_without_features(rows.index), learn.tasks)
         self.counters.seconds += time.perf_counter() - start
 
     def _since_start(self, chunk: ShardedChunk) -> torch.Tensor | None:
@@ -344,6 +343,10 @@ class Stage:
         }
         judgement = self._gate.judge(self._window, self.counters.scores)
         self._held = judgement.held
+        if rows:
+            self._predictions.gather_files()
+            if self._supervision is not None:
+                self._supervision.gather_files()
         if not self.process_group.is_rank_zero:
             return None
         self.late_labels.write()
@@ -462,12 +465,12 @@ class Stage:
 
     def _write(self, rows: ModelChunk, predictions: Mapping[str, Column], supervision: SupervisionRows) -> None:
         """Appends the rows of a chunk to the window's files."""
-        self._predictions.append(predictions, rows.order)
+        self._predictions.append(predictions, rows.position)
         if self._supervision is not None:
             index = self._window.index
             # The version is the window before by convention, because the model changes with each batch: the watermark
             # of each row says how far it had trained.
-            self._supervision.append(supervision_columns(supervision, index, index - 1), rows.order)
+            self._supervision.append(supervision_columns(supervision, index, index - 1), rows.position)
 
     def _count(
         self, seen: Batch, rows: ModelChunk, probabilities: Mapping[str, Tensor], supervision: SupervisionRows
