@@ -50,7 +50,7 @@ test: $(TOOLS)
 	$(MAKE) --jobs 2 --output-sync=none types unit
 
 # Scripts of a folder import each other by their names, and some names are in two folders: a run of mypy for each.
-SCRIPTS := benchmarks benchmarks/quality benchmarks/quality/fuxictr benchmarks/scaling benchmarks/speed \
+SCRIPTS := benchmarks benchmarks/gpu benchmarks/quality benchmarks/quality/fuxictr benchmarks/scaling benchmarks/speed \
 	benchmarks/transfer docs/generate examples/serving examples/strategies
 DISTRIBUTIONS := exfm-plugin-jsonl exfm-plugin-rankmixer
 

@@ -22,6 +22,7 @@ from exfm.interfaces.schema import BagFeature, FeatureSchema, SequenceFeature
 from exfm.layers.flops import flop_counter
 from exfm.mappings import names_of
 from exfm.modeling.ranking_model import RankingModel
+from exfm.planning.saved_bytes import make_fake, saved_bytes
 
 
 @dataclass(frozen=True)
@@ -52,28 +53,13 @@ def forward_cost(model: RankingModel, schema: FeatureSchema, size: int, lengths:
     dense = names_of(schema.dense)
     # A buffer of integers, which fakes cannot be: it is computed as the model computes it.
     model.dense_columns = torch.tensor([i for i, name in enumerate(dense) if name in model.feature_names]).long()
-    parameters = set(map(_key, model.parameters()))
-    kept: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if _key(tensor) not in parameters:
-            kept[_key(tensor)] = tensor  # a reference, so that no other storage gets its address
-        return tensor
-
     batch = model.narrow(_full_batch(schema, size, lengths))
     if model.inputs is not None:
         widths = model.inputs.embedding_dims
         batch = replace(batch, embeddings={name: torch.zeros(size, width) for name, width in widths.items()})
-    with flop_counter() as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(batch)
-    saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    with flop_counter() as counter:
+        saved = saved_bytes(lambda: model(batch), model.parameters())
     return ForwardCost(saved, int(counter.get_total_flops()))
-
-
-def _key(tensor: Tensor) -> int:
-    """Returns the address of a tensor's storage object; fake tensors have no address of data."""
-    address: int = tensor.untyped_storage()._cdata
-    return address
 
 
 def _make_fake(model: RankingModel, mode: FakeTensorMode) -> None:
@@ -83,18 +69,7 @@ def _make_fake(model: RankingModel, mode: FakeTensorMode) -> None:
             configs = lookups.bags.embedding_bag_configs()
             keys = [key for config in configs for key in config.feature_names]
             lookups.bags = _Rows(keys, configs[0].embedding_dim, mode)
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(_fake(parameter, mode), parameter.requires_grad))
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, _fake(buffer, mode))
-
-
-def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
-    if not tensor.is_floating_point():
-        return torch.zeros(tensor.shape, dtype=tensor.dtype)
-    with mode:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    make_fake(model, mode)
 
 
 @dataclass(frozen=True)
