@@ -79,13 +79,13 @@ def test_a_kill_before_the_move_is_complete_leaves_the_alias(tmp_path: Path, mon
     publish(store, 4)
     store.snapshots.aliases.promote("vm", "production", 2)
 
-    def killed(target: str, data: bytes) -> bool:
+    def killed(target: str, data: bytes) -> None:
         # The process dies while it writes: its file has a hidden name, and half of its content.
         Path(target).with_name(".exfm.elsewhere.0123456789ab.0123456789ab.tmp").write_bytes(data[:20])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(workspace, "create_file", killed)
+        patch.setattr(workspace, "prepared_file", killed)
         with pytest.raises(KeyboardInterrupt):
             store.snapshots.aliases.promote("vm", "production", 3)
     again = Store(str(tmp_path))

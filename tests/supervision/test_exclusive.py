@@ -26,17 +26,19 @@ if {no_links}:
 WRITER = """
 import sys
 from pathlib import Path
-from exfm.storage.exclusive import create_file
+from exfm.storage.workspace import Workspace
 folder = Path(sys.argv[1])
+workspace = Workspace(str(folder))
 while not (folder / "go").exists():
     pass
-print(sum(create_file(str(folder / f"{number:06d}.json"), b"x" * 1000) for number in range(100)))
+print(sum(workspace.create(f"{number:06d}.json", b"x" * 1000) for number in range(100)))
 """
 
 KILLED = """
 import os, sys
 from pathlib import Path
-from exfm.storage.exclusive import create_file
+from exfm.storage.workspace import Workspace
+workspace = Workspace(sys.argv[1])
 sys.stdout.flush()
 steps = ["mkdir", "touch", "open", "rename", "rmdir", "unlink"]
 for number, (step, after) in enumerate((step, after) for step in steps for after in (False, True)):
@@ -48,7 +50,7 @@ for number, (step, after) in enumerate((step, after) for step in steps for after
             whole(self, *arguments, **named)
             os._exit(0)
         setattr(Path, step, dying)
-        create_file(f"{sys.argv[1]}/{number:06d}.json", b"whole")
+        workspace.create(f"{number:06d}.json", b"whole")
         os._exit(0)
     os.wait()
 """

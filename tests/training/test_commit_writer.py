@@ -12,23 +12,35 @@ import pytest
 import torch
 
 from exfm.bookkeeping.commit_writer import CommitWriter, ReusableBuffers
+from exfm.interfaces.data_source import Window
+from exfm.storage.commits import Commit, NewCommit
+from exfm.supervision.store import Store
 from tests.training.logs import experiment_dict, load, make_log, train, write_log
 
 
 @dataclass
 class SlowCommit:
-    """Takes its time to write, and may fail."""
+    """Takes its time to complete its files, and may fail."""
 
     name: str
-    done: list[str]
+    window: int
+    store: Store
+    cleaned: list[str]
     fails: bool = False
     discarded: list[str] = field(default_factory=list)
 
-    def write(self) -> None:
+    def complete(self) -> list[NewCommit]:
         time.sleep(0.01)
         if self.fails:
             raise OSError(self.name)
-        self.done.append(self.name)
+        window = Window(self.window, self.window, self.window + 1)
+        return [NewCommit("train", self.name, Commit(window, {}, {}, self.window - 1))]
+
+    def cleanup(self) -> SlowCommit:
+        return self
+
+    def run(self) -> None:
+        self.cleaned.append(f"{self.name} {self.window}")
 
     def discard(self) -> None:
         self.discarded.append(self.name)
@@ -46,18 +58,20 @@ def test_copies_take_the_memory_of_the_copies_before_where_they_fit() -> None:
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_windows_are_written_in_order_and_up_to_the_first_that_fails(background: bool) -> None:
-    writer, done = CommitWriter(background), list[Any]()
+def test_a_window_is_written_for_all_models_or_for_none(background: bool, tmp_path: Path) -> None:
+    writer, cleaned, store = CommitWriter(background), list[str](), Store(str(tmp_path))
     windows: list[list[Any]] = [
-        [SlowCommit("fm 0", done), SlowCommit("vm 0", done)],
-        [SlowCommit("fm 1", done), SlowCommit("vm 1", done, fails=True), SlowCommit("control 1", done)],
+        [SlowCommit("fm", 0, store, cleaned), SlowCommit("vm", 0, store, cleaned)],
+        [SlowCommit("fm", 1, store, cleaned), SlowCommit("vm", 1, store, cleaned, fails=True)],
     ]
     writer.write(windows[0])
-    with pytest.raises(OSError, match="vm 1"):
+    with pytest.raises(OSError, match="vm"):
         writer.write(windows[1])
         writer.wait()
     writer.wait()
-    assert done == ["fm 0", "vm 0", "fm 1"]
+    log = Store(str(tmp_path)).log
+    assert [log.windows("train", "fm"), log.windows("train", "vm")] == [[0], [0]]
+    assert cleaned == ["fm 0", "vm 0"]
     assert all(commit.discarded == [commit.name] for window in windows for commit in window)
 
 

@@ -160,18 +160,18 @@ def test_crashes_between_the_commits_of_a_window_change_nothing(
 ) -> None:
     """Of four commits in each of six windows every third comes to nothing at first, so that each kind of them does."""
     config = experiment_dict(log, str(tmp_path / "run"))
-    add, begun = CommitLog.add, []
+    add, begun = CommitLog._add, []
 
-    def failing(self: CommitLog, stage: Any, model: str, commit: Commit, **more: Any) -> bool:
+    def failing(self: CommitLog, stage: Any, model: str, commit: Commit, *more: Any) -> bool:
         name = (stage, model, commit.window.index)
         if name not in begun:
             begun.append(name)
             if len(begun) % 3 == 1:
                 raise StoppedError
-        return add(self, stage, model, commit, **more)
+        return add(self, stage, model, commit, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CommitLog, "add", failing)
+        patch.setattr(CommitLog, "_add", failing)
         for _ in range(0, 24, 3):
             with pytest.raises(StoppedError):
                 exfm.run(load(tmp_path, config))

@@ -37,7 +37,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
 
 def crash_before_the_manifest(folder: Path, config: dict[str, Any], stage: str) -> Store:
     """A run that is killed when the FM is to commit a stage of the second window."""
-    add = CommitLog.add
+    add = CommitLog._add
 
     def failing(self: CommitLog, *arguments: Any) -> bool:
         if arguments[:2] == (stage, "fm") and arguments[2].window.index == WINDOW:
@@ -45,7 +45,7 @@ def crash_before_the_manifest(folder: Path, config: dict[str, Any], stage: str) 
         return add(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CommitLog, "add", failing)
+        patch.setattr(CommitLog, "_add", failing)
         with pytest.raises(InterruptedError):
             exfm.run(load(folder, config))
     return Store(config["run_dir"])

@@ -1,4 +1,7 @@
-"""Commits finished windows, at once or in the background: files and state first, manifests after them."""
+"""Commits finished windows, at once or in the background: files and state of all models first, then their manifests.
+
+The disk is waited for once for all of them. Then a thread removes what the window before needed and this does not.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from torch import Tensor
 from exfm.config.keep_section import NEWEST, Kept
 from exfm.distributed.sharded_rows import ShardedRowWriter
 from exfm.interfaces.data_source import Window
-from exfm.storage.commits import Commit, OtherContentError, WindowRead
+from exfm.storage.commits import STAGES, Commit, NewCommit, OtherContentError, WindowRead
 from exfm.storage.hashing import FileRecord
 from exfm.storage.orphans import remove_orphans
 from exfm.supervision.store import Store
@@ -53,48 +56,53 @@ class WindowCommit:
     needed_us: Callable[[Window], int]
     keep_snapshots: Kept = NEWEST
 
-    def write(self) -> None:
-        """Commits the window's supervision, then its predictions and the new snapshot."""
+    def complete(self) -> list[NewCommit]:
+        """Completes the window's files; returns the commit of its supervision, then that of its model."""
+        supervised: Mapping[str, FileRecord] = {}
+        trained: Mapping[str, FileRecord] = {}
+        if self.state:
+            if self.supervision is not None:
+                supervised = self.supervision.close()
+            trained = self.predictions.close() | self.store.snapshots.write(self.name, self.window, *self.state)
+        commits: list[NewCommit] = []
         # Supervision first: a kill in between leaves students with supervision to read, and no model ahead of it.
-        self._write_supervision()
-        self._write_training()
-        self.store.snapshots.retire(self.name, self.needed_us(self.window), self.keep_snapshots)
-
-    def _write_supervision(self) -> None:
-        if self.supervision is None:
-            return
-        log = self.store.log
-        files: Mapping[str, FileRecord] = {}
-        if self.state:
-            files = self.supervision.close()
-        try:
-            log.add("supervise", self.name, self._commit(self.supervised, files))
-        except OtherContentError as error:
-            # Not fatal: a job that was killed between the two manifests may go on with another number of processes,
-            # and other bytes. The committed files stand, because students may have read them. If they are another
-            # job's, the second manifest is refused too.
-            logger.warning("%s", error)
-            files = log.load("supervise", self.name, self.window.index).files
-        # After the manifest, which decides the files that count where several writers have left some.
-        remove_orphans(self.store.workspace, files.values())
-
-    def _write_training(self) -> None:
-        log, snapshots = self.store.log, self.store.snapshots
-        files: Mapping[str, FileRecord] = {}
-        if self.state:
-            files = self.predictions.close() | snapshots.write(self.name, self.window, *self.state)
-        if not log.add("train", self.name, self._commit(self.counters, files)):
-            logger.warning("window %s of %r: another job had committed it, with equal content", self.window, self.name)
-        remove_orphans(self.store.workspace, files.values())
+        if self.supervision is not None:
+            commits.append(NewCommit("supervise", self.name, self._commit(self.supervised, supervised)))
+        commits.append(NewCommit("train", self.name, self._commit(self.counters, trained)))
+        return commits
 
     def _commit(self, counters: Mapping[str, Any], files: Mapping[str, FileRecord]) -> Commit:
         return Commit(self.window, counters, files, self.previous, self.read)
+
+    def cleanup(self) -> Cleanup:
+        """Returns the work that is left when the window is committed."""
+        return Cleanup(self.store, self.name, self.window, self.needed_us, self.keep_snapshots)
 
     def discard(self) -> None:
         """Removes files that were not completed."""
         self.predictions.discard()
         if self.supervision is not None:
             self.supervision.discard()
+
+
+@dataclass(frozen=True)
+class Cleanup:
+    """Removes files that nobody needs once a window is committed; holds no tensors. Attributes as ``WindowCommit``."""
+
+    store: Store
+    name: str
+    window: Window
+    needed_us: Callable[[Window], int]
+    keep_snapshots: Kept
+
+    def run(self) -> None:
+        """Removes files of the window that no manifest names, and snapshots that no stage can ask for any more."""
+        log = self.store.log
+        for stage in STAGES:
+            # By the manifests, which decide the files that count where several writers have left some.
+            if log.has(stage, self.name, self.window.index):
+                remove_orphans(self.store.workspace, log.load(stage, self.name, self.window.index).files.values())
+        self.store.snapshots.retire(self.name, self.needed_us(self.window), self.keep_snapshots)
 
 
 class ReusableBuffers:
@@ -118,7 +126,7 @@ class ReusableBuffers:
 
 
 class CommitWriter:
-    """Commits windows in order; writing a window begins when the window before it is written.
+    """Commits windows in order; writing a window begins when the window before it is written and cleaned up.
 
     Args:
         background: whether to write in a thread while the caller goes on. The caller must then hand over copies of
@@ -127,44 +135,78 @@ class CommitWriter:
 
     def __init__(self, background: bool) -> None:
         self.background = background
-        self._thread: ThreadPoolExecutor | None = None
-        if background:
-            self._thread = ThreadPoolExecutor(1, "saving")  # a single thread, so that windows are written in order
-        self._writing: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "saving")  # a single thread, so that windows are written in order
+        self._pending: Future[None] | None = None
 
     def write(self, commits: Sequence[WindowCommit]) -> None:
         """Writes the commits of a window in order, and discards the commits after a failure.
 
         Raises:
-            Exception: the failure of writing this window, or in the background that of the window before.
+            Exception: the failure of writing this window, or in the background that of the window before; or the
+                failure of cleaning up after the window before.
         """
         self.wait()
-        if self._thread is None:
-            _write_all(commits)
+        cleanups = [commit.cleanup() for commit in commits]
+        if self.background:
+            self._pending = self._thread.submit(_write_and_clean_up, commits, cleanups)
         else:
-            self._writing = self._thread.submit(_write_all, commits)
+            _write_all(commits)
+            # In the thread, because a disk takes longer to free a file's blocks than to store them.
+            self._pending = self._thread.submit(_clean_up, cleanups)
 
     def settle(self) -> None:
-        """Waits until nothing is being written, without raising a failure, which ``wait`` raises."""
-        if self._writing is not None:
-            wait([self._writing])
+        """Waits until nothing is being written or removed, without raising a failure, which ``wait`` raises."""
+        if self._pending is not None:
+            wait([self._pending])
 
     def wait(self) -> None:
-        """Waits until everything is written.
+        """Waits until everything is written and cleaned up.
 
         Raises:
-            Exception: the failure of the writing.
+            Exception: the failure of the writing, or of the cleaning up.
         """
         # Cleared first, so that a failure is raised once.
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def _write_and_clean_up(commits: Sequence[WindowCommit], cleanups: Sequence[Cleanup]) -> None:
+    _write_all(commits)
+    _clean_up(cleanups)
+
+
+def _clean_up(cleanups: Sequence[Cleanup]) -> None:
+    for cleanup in cleanups:
+        cleanup.run()
 
 
 def _write_all(commits: Sequence[WindowCommit]) -> None:
+    """Commits a window of all models: completes every file, waits for the disk once, and creates the manifests."""
+    if not commits:
+        return
     with ExitStack() as stack:
         # Of every commit, after the last: of a file that was completed nothing is left to discard.
         for commit in commits:
             stack.callback(commit.discard)
+        manifests: list[NewCommit] = []
         for commit in commits:
-            commit.write()
+            manifests += commit.complete()
+        with commits[0].store.log.adding(manifests) as add:
+            for manifest in manifests:
+                _add(add, manifest)
+
+
+def _add(add: Callable[[NewCommit], bool], new: NewCommit) -> None:
+    try:
+        if not add(new) and new.stage == "train":
+            logger.warning(
+                "window %s of %r: another job had committed it, with equal content", new.commit.window, new.model
+            )
+    except OtherContentError as error:
+        if new.stage == "train":
+            raise
+        # Not fatal: a job that was killed between the two manifests may go on with another number of processes, and
+        # other bytes. The committed files stand, because students may have read them. If they are another job's, the
+        # second manifest is refused too.
+        logger.warning("%s", error)

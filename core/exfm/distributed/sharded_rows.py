@@ -43,7 +43,9 @@ class ShardedRowWriter:
         self._role = rows_role(shard)
         if shard.count > 1:
             schema = with_position(schema)
-        self._writer = RowWriter(workspace, row_file(folder, model, window, shard), schema)
+        # Rank zero's commit waits for its files; other machines may have written those of other ranks.
+        sync = not process_group.is_rank_zero
+        self._writer = RowWriter(workspace, row_file(folder, model, window, shard), schema, sync)
         self._of_others: dict[str, FileRecord] = {}
 
     def append(self, columns: Mapping[str, Column | pa.Array], position: npt.NDArray[np.int64]) -> None:

@@ -10,7 +10,8 @@ Manifests are read by name: if a listing lacks the newest, a reader only waits o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -33,6 +34,9 @@ class OtherContentError(RunError):
 
 NONE = -1
 """Index that stands for the window before the first."""
+
+_RECENT = 64
+"""Manifests that a log keeps in memory: the newest few of each model of a job."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,36 @@ class Commit:
         return self.read.until_us is not None and self.read.until_us < self.window.end_us
 
 
+@dataclass(frozen=True)
+class NewCommit:
+    """Names the stage and model of a commit that is to be added."""
+
+    stage: Stage
+    model: str
+    commit: Commit
+
+
+@dataclass(frozen=True)
+class _Link:
+    """Holds of a manifest what is asked for most: the index of the window before, and the window."""
+
+    previous: int
+    window: Window
+    has_files: bool
+
+
 class CommitLog:
     """Reads and creates the manifests of a workspace, under ``commits/STAGE/MODEL/``."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self._heads: dict[tuple[Stage, str], int] = {}
-        # Predecessors of windows. The cache is never stale, because manifests do not change.
-        self._links: dict[tuple[Stage, str, int], int] = {}
+        # Chains whose newest manifest is of this job: no other job extends them, so the head need not be listed.
+        self._extended: set[tuple[Stage, str]] = set()
+        # The manifests read last, with their bytes: to parse and check them takes longer than to read them again.
+        self._recent: dict[str, tuple[bytes, Commit]] = {}
+        # The cache is never stale, because manifests do not change.
+        self._links: dict[tuple[Stage, str, int], _Link] = {}
 
     def has(self, stage: Stage, model: str, window: int) -> bool:
         """Tells whether the window is committed, by reading its manifest and not a listing."""
@@ -97,6 +123,8 @@ class CommitLog:
     def head(self, stage: Stage, model: str) -> int:
         """Returns the index of the newest committed window, or ``NONE``."""
         head = self._heads.get((stage, model), NONE)
+        if (stage, model) in self._extended:
+            return head
         for window in reversed(self._listed(stage, model)):
             # The newest listed manifest may be truncated, if its writer died while it was being stored.
             if window <= head or self._read(stage, model, window) is not None:
@@ -122,9 +150,9 @@ class CommitLog:
                 commit = self._read(stage, model, window)
                 if commit is None:
                     raise self._gap(stage, model, window, follower)
-                self._links[key] = commit.previous
+                self._links[key] = _Link(commit.previous, commit.window, bool(commit.files))
             yield window
-            window, follower = self._links[key], window
+            window, follower = self._links[key].previous, window
 
     def windows(self, stage: Stage, model: str) -> list[int]:
         """Lists the indices of the committed windows, in order.
@@ -133,6 +161,15 @@ class CommitLog:
             RunError: a manifest in the chain is missing or damaged.
         """
         return list(self.newest_first(stage, model))[::-1]
+
+    def windows_with_files(self, stage: Stage, model: str) -> list[Window]:
+        """Lists the committed windows that have files, in order.
+
+        Raises:
+            RunError: a manifest in the chain is missing or damaged.
+        """
+        links = [self._links[stage, model, window] for window in self.windows(stage, model)]
+        return [link.window for link in links if link.has_files]
 
     def _gap(self, stage: Stage, model: str, window: int, follower: int) -> RunError:
         url = self.workspace.url
@@ -162,7 +199,10 @@ class CommitLog:
         """
         path = _path(stage, model, window)
         try:
-            raw = unseal(self.workspace.read(path))
+            data = self.workspace.read(path)
+            if path in self._recent and self._recent[path][0] == data:
+                return self._recent[path][1]
+            raw = unseal(data)
             if raw is None:
                 return None
             files = file_records(raw, model)
@@ -176,7 +216,11 @@ class CommitLog:
                 "with that version, or start over in another run_dir"
             )
         read = WindowRead(**raw["read"])
-        return Commit(Window(**raw["window"]), raw["counters"], files, raw["previous"], read, raw["written_at"])
+        commit = Commit(Window(**raw["window"]), raw["counters"], files, raw["previous"], read, raw["written_at"])
+        if len(self._recent) >= _RECENT:
+            del self._recent[next(iter(self._recent))]
+        self._recent[path] = data, commit
+        return commit
 
     def remove_head(self, stage: Stage, model: str) -> None:
         """Removes the newest manifest, so that its window is repeated, and leaves the files of the window."""
@@ -193,7 +237,7 @@ class CommitLog:
         return [self.load(stage, model, window) for window in self.windows(stage, model)]
 
     def add(self, stage: Stage, model: str, commit: Commit) -> bool:
-        """Commits a window, whose files must have been written before.
+        """Commits a window, whose files must have been written before; their data need not be on disk yet.
 
         Returns:
             True if this call committed the window; False if it was committed before with equal files, by this stage
@@ -202,23 +246,41 @@ class CommitLog:
         Raises:
             OtherContentError: the window was committed before with other files, and that commit is kept.
         """
-        manifest = {
-            "window": asdict(commit.window),
-            "previous": commit.previous,
-            "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "counters": dict(commit.counters),
-            "files": map_values(asdict, commit.files),
-            "read": asdict(commit.read),
-        }
+        new = NewCommit(stage, model, commit)
+        with self.adding([new]) as add:
+            return add(new)
+
+    @contextmanager
+    def adding(self, commits: Sequence[NewCommit]) -> Iterator[Callable[[NewCommit], bool]]:
+        """Prepares commits of several stages and models; yields a function that adds a single commit, as ``add`` does.
+
+        When the block begins, the data of all files that the commits name is on disk, because the disk is waited for
+        once.
+        """
+        manifests: dict[str, bytes] = {}
+        written: list[FileRecord] = []
+        for new in commits:
+            manifests[_path(new.stage, new.model, new.commit.window.index)] = seal(_manifest(new.commit))
+            written += new.commit.files.values()
+        with self.workspace.creating(manifests, written) as create:
+            yield lambda new: self._add(new.stage, new.model, new.commit, manifests, create)
+
+    def _add(
+        self,
+        stage: Stage,
+        model: str,
+        commit: Commit,
+        manifests: Mapping[str, bytes],
+        create: Callable[[str], bool],
+    ) -> bool:
         path = _path(stage, model, commit.window.index)
-        data = seal(manifest)
-        if self.workspace.create(path, data):
-            self.note_head(stage, model, commit.window.index)
+        if create(path):
+            self._note_extended(stage, model, commit.window.index)
             return True
         standing = self._read(stage, model, commit.window.index)
         if standing is None:  # a truncated manifest, whose writer has died: replace it
-            self.workspace.write(path, data)
-            self.note_head(stage, model, commit.window.index)
+            self.workspace.write(path, manifests[path])
+            self._note_extended(stage, model, commit.window.index)
             return True
         if standing.files != dict(commit.files):
             raise OtherContentError(
@@ -227,6 +289,21 @@ class CommitLog:
             )
         self.note_head(stage, model, commit.window.index)
         return False
+
+    def _note_extended(self, stage: Stage, model: str, window: int) -> None:
+        self.note_head(stage, model, window)
+        self._extended.add((stage, model))
+
+
+def _manifest(commit: Commit) -> dict[str, Any]:
+    return {
+        "window": asdict(commit.window),
+        "previous": commit.previous,
+        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "counters": dict(commit.counters),
+        "files": map_values(asdict, commit.files),
+        "read": asdict(commit.read),
+    }
 
 
 def _path(stage: Stage, model: str, window: int) -> str:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from exfm.storage.temporary import temporary_file, temporary_folder
 
@@ -21,24 +23,28 @@ _PREFIX, _SUFFIX = ".exfm.", ".won"
 _TRIES = 100  # each failed try means that another writer has made progress, so a few suffice
 
 
-def create_file(target: str, data: bytes) -> bool:
-    """Creates a file and returns True, or returns False if it exists."""
-    path = Path(target)
-    with temporary_file(str(path.parent)) as file:
+@contextmanager
+def prepared_file(target: str, data: bytes) -> Iterator[BinaryIO]:
+    """Writes a hidden file beside the target, for ``create_file``; the caller waits until its data is on disk."""
+    with temporary_file(str(Path(target).parent)) as file:
         file.write(data)
         file.flush()
-        # The data must be on disk before the name is: after a power cut, a named file is complete.
-        os.fsync(file.fileno())
-        try:
-            os.link(file.name, path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-        else:
-            return True
-        return _create_without_links(path, data)
+        yield file
+
+
+def create_file(prepared: BinaryIO, target: str, data: bytes) -> bool:
+    """Creates a file from a prepared file with the data and returns True, or returns False if it exists."""
+    path = Path(target)
+    try:
+        os.link(prepared.name, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    else:
+        return True
+    return _create_without_links(path, data)
 
 
 def finish_creations(folder: str) -> None:

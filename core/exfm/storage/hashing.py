@@ -65,8 +65,7 @@ class HashingWriter:
             self._file.flush()
 
     def sync(self) -> None:
-        """Flushes and waits until the file system has stored all bytes (fsync)."""
-        self.flush()
+        """Waits until all bytes, which were flushed, are on disk (fsync)."""
         with explain_full_disk(self._where, self.size):
             os.fsync(self._file.fileno())
 

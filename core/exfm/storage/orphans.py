@@ -29,10 +29,12 @@ def find_orphans(workspace: Workspace, files: Collection[FileRecord]) -> list[st
     orphans: list[str] = []
     for folder in dict.fromkeys(path.rpartition("/")[0] for path in committed):
         kinds = {_kind(path) for path in committed if path.startswith(f"{folder}/")}
-        kinds.discard(None)  # files without a digest in their names have no orphans
+        # Files without a digest in their names have no orphans.
+        starts = tuple(kind[0] for kind in kinds if kind is not None)
         for name in workspace.names(folder):
             path = f"{folder}/{name}"
-            if path not in committed and _kind(path) in kinds:
+            # By the start first, because a folder holds files of all windows.
+            if name.startswith(starts) and path not in committed and _kind(path) in kinds:
                 orphans.append(path)
     return orphans
 

@@ -73,7 +73,7 @@ class SnapshotRegistry:
     def write(
         self, model: str, window: Window, weights: dict[str, Tensor], training: dict[str, Tensor]
     ) -> dict[str, FileRecord]:
-        """Writes a snapshot's files; the window's commit publishes or holds them.
+        """Writes a snapshot's files; the window's commit waits until they are on disk, and publishes or holds them.
 
         Args:
             model: name of the model.
@@ -92,11 +92,12 @@ class SnapshotRegistry:
             "snapshot": self.workspace.write_json(
                 f"{folder}/snapshot-{{digest}}.json",
                 {"model": model, "version": window.index, "watermark_us": window.end_us},
+                sync=False,
             ),
         }
 
     def _write(self, path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> FileRecord:
-        with self.workspace.writing(path) as file:
+        with self.workspace.writing(path, sync=False) as file:
             write_tensors(file, tensors, metadata)
         return file.record()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +21,10 @@ import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
 from exfm.errors import ConfigError, RunError
-from exfm.storage.exclusive import create_file, finish_creations
+from exfm.storage.exclusive import create_file, finish_creations, prepared_file
 from exfm.storage.hashing import FileRecord, HashingWriter, explain_full_disk
 from exfm.storage.marks import why_missing
+from exfm.storage.syncing import sync_all
 from exfm.storage.temporary import make_folder, spool_folder, sweep, temporary_file
 
 _BLOCK = 1 << 20  # bytes that are hashed at once: little memory, and few calls per gigabyte
@@ -89,11 +91,16 @@ class Workspace:
         return f"{self.url.rstrip('/')}/{relative}"
 
     @contextmanager
-    def writing(self, relative: str) -> Iterator[HashingWriter]:
+    def writing(self, relative: str, sync: bool = True) -> Iterator[HashingWriter]:
         """Opens a file for writing; it appears, complete, when the block ends without an exception.
 
         ``{digest}`` in the path stands for the first digits of the content's checksum. So writers of different content
         never use the same path, and writing equal content again changes nothing.
+
+        Args:
+            relative: path of the file.
+            sync: whether the data is on disk before the file has its name. False for a file that counts only once a
+                manifest names it, because ``creating`` waits for the data of many files at once.
 
         Raises:
             RunError: the disk is full.
@@ -108,10 +115,12 @@ class Workspace:
                 where = f"{file.name}, on its way to {where}"
             writer = HashingWriter(file, relative, where)
             yield writer
-            # The data must be on disk before the name is: after a power cut, a named file is complete.
-            writer.sync()
+            writer.flush()
             target = self.path(writer.record().path)
             if self._local:
+                if sync:
+                    # The data must be on disk before the name is: after a power cut, a named file is complete.
+                    writer.sync()
                 Path(file.name).replace(target)
             elif not self._holds(writer.record()):  # never overwrite an object that a manifest may already name
                 self.fs.put_file(str(file.name), target)
@@ -124,9 +133,9 @@ class Workspace:
         except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise ConfigError(f"{folder}: the folder cannot be made: {error.strerror or error}") from error
 
-    def write(self, relative: str, data: bytes) -> FileRecord:
-        """Writes a small file."""
-        with self.writing(relative) as file:
+    def write(self, relative: str, data: bytes, sync: bool = True) -> FileRecord:
+        """Writes a small file; ``sync`` as in ``writing``."""
+        with self.writing(relative, sync) as file:
             file.write(data)
         return file.record()
 
@@ -136,11 +145,45 @@ class Workspace:
         Raises:
             RunError: the disk is full.
         """
+        with self.creating({relative: data}) as create:
+            return create(relative)
+
+    @contextmanager
+    def creating(
+        self, files: Mapping[str, bytes], written: Iterable[FileRecord] = ()
+    ) -> Iterator[Callable[[str], bool]]:
+        """Prepares small files; yields a function that creates a single file by its path, as ``create`` does.
+
+        Args:
+            files: the content of each file, by path.
+            written: files that were written before. Their data, and that of the small files, is on disk when the block
+                begins: the disk is waited for once.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        for folder in {self.path(relative).rpartition("/")[0] for relative in files}:
+            self._make_folder(folder)
+        if not self._local:
+            yield lambda relative: self._put_exclusively(relative, files[relative])
+            return
+        with ExitStack() as stack:
+            prepared: dict[str, BinaryIO] = {}
+            for relative, data in files.items():
+                with explain_full_disk(self.name(relative)):
+                    prepared[relative] = stack.enter_context(prepared_file(self.path(relative), data))
+            # After a power cut, a named file is complete, and so are the files that a manifest names.
+            with explain_full_disk(self.url):
+                sync_all([*(file.name for file in prepared.values()), *(self.path(file.path) for file in written)])
+
+            def create(relative: str) -> bool:
+                with explain_full_disk(self.name(relative)):
+                    return create_file(prepared[relative], self.path(relative), files[relative])
+
+            yield create
+
+    def _put_exclusively(self, relative: str, data: bytes) -> bool:
         target = self.path(relative)
-        self._make_folder(target.rpartition("/")[0])
-        if self._local:
-            with explain_full_disk(self.name(relative)):
-                return create_file(target, data)
         try:
             self.fs.pipe_file(target, data, mode="create")
         except FileExistsError:
@@ -193,9 +236,9 @@ class Workspace:
         if stored != size:
             raise OSError(f"{target}: {size} bytes were written and {stored} are there")
 
-    def write_json(self, relative: str, value: Any) -> FileRecord:
+    def write_json(self, relative: str, value: Any, sync: bool = True) -> FileRecord:
         """Writes a JSON file; rejects NaN, which is not JSON."""
-        return self.write(relative, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+        return self.write(relative, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), sync)
 
     def exists(self, relative: str) -> bool:
         """Tells whether the file exists."""
@@ -318,7 +361,12 @@ class Workspace:
     def names(self, folder: str) -> list[str]:
         """Lists the names in a folder, sorted, without hidden files; the list is empty if there is no folder."""
         try:
-            paths = self.fs.ls(self.path(folder), detail=False, refresh=True)
+            if self._local:
+                # Not by fsspec, which asks a disk for the size and time of each file besides.
+                with os.scandir(self.path(folder)) as entries:
+                    paths = [entry.name for entry in entries]
+            else:
+                paths = self.fs.ls(self.path(folder), detail=False, refresh=True)
         except FileNotFoundError:
             return []
         except NotADirectoryError as error:

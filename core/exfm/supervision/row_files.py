@@ -148,11 +148,14 @@ class RowWriter:
     """Writes a Parquet file, a row group per call, in constant memory.
 
     The file appears under its name at ``close``; ``discard`` removes the unfinished file.
+
+    Args:
+        sync: whether ``close`` waits until the data is on disk; False for a file that a commit waits for.
     """
 
-    def __init__(self, workspace: Workspace, path: str, schema: pa.Schema) -> None:
+    def __init__(self, workspace: Workspace, path: str, schema: pa.Schema, sync: bool = True) -> None:
         self._stack = ExitStack()
-        self._file = self._stack.enter_context(workspace.writing(path))
+        self._file = self._stack.enter_context(workspace.writing(path, sync))
         self._writer = pq.ParquetWriter(self._file, schema, **parquet_options(schema))
         self._schema = schema
 

@@ -180,7 +180,7 @@ class Store:
 
     def _windows(self, model: str) -> list[Window]:
         home = self.home(model)
-        return [commit.window for commit in home.store.log.commits("train", home.model) if commit.files]
+        return home.store.log.windows_with_files("train", home.model)
 
     def examples(self, model: str, window: Window) -> int:
         """Returns the number of examples that a model has predicted in a committed window."""
