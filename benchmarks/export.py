@@ -69,7 +69,7 @@ def trained(folder: Path, model: Mapping[str, Any]) -> exfm.Experiment:
 def calls(experiment: exfm.Experiment, folder: Path, rows: pa.RecordBatch) -> dict[str, Callable[[], object]]:
     """The actions that are timed, on some rows."""
     arm, store = find_arm(experiment, "vm"), Store(experiment.run_dir)
-    weights = store.snapshots.load(find_snapshot(experiment, arm, store).weights)
+    weights = store.snapshots.load_whole(find_snapshot(experiment, arm, store).weights)
     plan = experiment.config.parallel.build()
     eager = build_model(arm, experiment.schema)
     plan.parallelize(eager, arm.config.optimizer.tables)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torchrec import EmbeddingBagCollection
 
 import exfm
@@ -89,11 +89,6 @@ class UnfusedModel(exfm.parallel.ParallelModel):
         self._optimizer.step()
         self._optimizer.zero_grad()
 
-    def table_optimizer_state_dict(self) -> dict[str, Tensor]:
+    def table_optimizer_state_dict(self) -> dict[str, exfm.parallel.StateTensor]:
         """Returns Adagrad's sums, by weight."""
         return {f"{name}.sum": self._optimizer.state[weight]["sum"] for name, weight in self._weights.items()}
-
-    def load_table_optimizer_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copies the sums in place."""
-        for name, weight in self._weights.items():
-            self._optimizer.state[weight]["sum"].copy_(state[f"{name}.sum"])

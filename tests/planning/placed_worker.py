@@ -19,6 +19,7 @@ from exfm.experiment.run import build_plan
 from exfm.learning.trainer import StepLabels, Trainer
 from exfm.planning.activations import _full_batch
 from exfm.planning.needs import list_lengths
+from exfm.testing.plan_exercise import SavedStates
 from exfm.transfer.build import teacher_specs
 from exfm_plugins.parallel.hsdp_2d.model import Hsdp2dModel
 from exfm_plugins.parallel.hsdp_2d.plan import Hsdp2d
@@ -99,11 +100,13 @@ def reset_rows(config: str, overrides: list[str], rows: list[int], source_rows: 
         for shard in shards.local_tensors().values():
             assert shard.state is not None
             shard.state.fill_(1.0)
-    before = model.state_dict() | model.table_optimizer_state_dict()
-    tensors = {f"before/{name}": tensor.clone() for name, tensor in before.items()}
+    saved = SavedStates(plan)
+    before = saved.read(saved.save(model.state_dict() | model.table_optimizer_state_dict()))
+    tensors = {f"before/{name}": tensor for name, tensor in before.items()}
     model.reset_rows("table_item", torch.tensor(rows), torch.tensor(source_rows))
     model.sync_tables()  # averages the replicas, which must all be equal
-    after = model.state_dict() | model.table_optimizer_state_dict()
+    after = saved.read(saved.save(model.state_dict() | model.table_optimizer_state_dict()))
+    saved.remove()
     return tensors | {f"after/{name}": tensor for name, tensor in after.items()}
 
 

@@ -32,7 +32,7 @@ PROGRAM = Form(compiled=False)
 
 def captured(experiment: exfm.Experiment, model: str) -> torch.export.ExportedProgram:
     arm, store = find_arm(experiment, model), Store(experiment.run_dir)
-    weights = store.snapshots.load(find_snapshot(experiment, arm, store).weights)
+    weights = store.snapshots.load_whole(find_snapshot(experiment, arm, store).weights)
     return capture(ServedModel(arm, experiment.schema, weights))
 
 

@@ -19,6 +19,7 @@ from exfm.storage.commits import Commit
 from exfm.supervision.row_files import RowWriter, predictions_schema, row_file
 from exfm.supervision.store import Store
 from exfm.supervision.stored_rows import read_rows
+from tests.supervision.snapshots import write_snapshot
 
 WINDOWS = 3
 
@@ -94,7 +95,7 @@ def do_window(store: Store, index: int) -> None:
         rows.append({**columns, "prediction_click": half, "label_click": half})
         files = {"rows": rows.close()}
         weights = {"w": torch.full((3,), float(index))}
-        files |= store.snapshots.write("vm", window, weights, {"m": torch.zeros(2)})
+        files |= write_snapshot(store.snapshots, window, weights, {"m": torch.zeros(2)})
         store.log.add("train", "vm", Commit(window, {"examples": 5, "learned": ["click"]}, files, index - 1))
     finally:
         rows.discard()
@@ -108,7 +109,7 @@ def check_visible_commits(store: Store) -> list[int]:
         commit = store.log.load("train", "vm", index)
         assert read_rows(store.workspace, commit.files["rows"]).column("example_id").to_pylist() == list(content(index))
         snapshot = store.snapshots.get("vm", index)
-        assert store.snapshots.load(snapshot.weights)["w"].tolist() == [float(index)] * 3
+        assert store.snapshots.load_whole(snapshot.weights)["w"].tolist() == [float(index)] * 3
     return windows
 
 

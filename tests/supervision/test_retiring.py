@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import Tensor
 
 import exfm
 from exfm.config.keep_section import NEWEST
 from exfm.interfaces.data_source import Window
+from exfm.interfaces.local_shards import StateTensor
 from exfm.serving.predict import predict
 from exfm.storage import snapshots
 from exfm.storage.commits import Commit
-from exfm.storage.hashing import FileRecord
-from exfm.storage.snapshots import LEAVING, SnapshotRegistry
+from exfm.storage.snapshots import LEAVING, SnapshotRegistry, TensorFiles
 from exfm.supervision.store import Store
+from tests.supervision.snapshots import write_snapshot
 from tests.training.logs import experiment_dict, load, make_log, train
 
 
@@ -29,7 +29,7 @@ def publish(store: Store, count: int, held: Collection[int] = (), first: int = 0
     """Commits windows in order, and retires snapshots after each, as a trainer does."""
     for index in range(first, count):
         window = Window(index, index * 100, index * 100 + 100)
-        files = store.snapshots.write("vm", window, {"w": torch.full((3,), float(index))}, {"m": torch.zeros(2)})
+        files = write_snapshot(store.snapshots, window, {"w": torch.full((3,), float(index))}, {"m": torch.zeros(2)})
         counters = {"learned": [], "held": {"click": "bad figures"} if index in held else {}}
         store.log.add("train", "vm", Commit(window, counters, files, index - 1))
         store.snapshots.retire("vm", window.end_us if needed_us is None else needed_us)
@@ -104,7 +104,7 @@ def test_two_trainers_may_retire_snapshots_concurrently(tmp_path: Path, monkeypa
     publish(second, 6)
     for index in range(4):  # as in a stale listing of the first trainer
         window = Window(index, index * 100, index * 100 + 100)
-        second.snapshots.write("vm", window, {"w": torch.zeros(3)}, {"m": torch.zeros(2)})
+        write_snapshot(second.snapshots, window, {"w": torch.zeros(3)}, {"m": torch.zeros(2)})
     monkeypatch.setattr(first.snapshots, "versions", list_before_the_other_removes)
     first.snapshots.retire("vm", 10_000)
     assert seen("vm") == [4, 5]
@@ -122,16 +122,14 @@ def test_a_reader_whose_snapshot_is_removed_takes_the_newer(
         pq.write_table(log.slice(start, end - start), tmp_path / "log" / f"{number}.parquet")
         if not number:
             train(load(tmp_path, config))
-    read: Callable[..., dict[str, Tensor]] = SnapshotRegistry.load
+    read: Callable[..., dict[str, StateTensor]] = SnapshotRegistry.load
     unread = [True]
 
-    def while_training_goes_on(
-        self: SnapshotRegistry, record: FileRecord, into: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
+    def while_training_goes_on(self: SnapshotRegistry, files: TensorFiles, **options: Any) -> dict[str, StateTensor]:
         if unread:
             unread.clear()
             train(load(tmp_path, config))
-        return read(self, record, into)
+        return read(self, files, **options)
 
     monkeypatch.setattr(SnapshotRegistry, "load", while_training_goes_on)
     with caplog.at_level(logging.WARNING):
@@ -146,6 +144,6 @@ def test_a_snapshot_that_is_lost_for_good_is_an_error(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     publish(store, 1)
     snapshot = store.snapshots.get("vm", 0)
-    Path(store.workspace.path(snapshot.weights.path)).unlink()
+    Path(store.workspace.path(snapshot.weights.files[0].path)).unlink()
     with pytest.raises(exfm.RunError, match=r"model-\w+\.safetensors: a committed file is missing; `exfm repair"):
         store.snapshots.load(snapshot.weights)

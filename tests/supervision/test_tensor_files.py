@@ -14,7 +14,7 @@ from torch import Tensor
 
 import exfm
 from exfm.storage import tensor_files
-from exfm.storage.tensor_files import read_tensors, write_tensors
+from exfm.storage.tensor_files import TensorFile, read_tensors, write_tensors
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -79,22 +79,25 @@ def test_mapped_and_copied_tensors_are_equal(mapped: int, tmp_path: Path, monkey
         tensors_read[name].zero_()
 
 
-def test_a_tensor_is_read_into_a_destination_of_its_dtype_and_shape_only(tmp_path: Path) -> None:
-    tensors = {
-        "same": torch.randn(300_000, 2),
-        "longer": torch.randn(3),
-        "other": torch.randn(3),
-        "strided": torch.ones(4),
-    }
-    path = on_disk(tmp_path, tensors)
-    into = {"same": torch.zeros(300_000, 2), "longer": torch.zeros(4), "other": torch.zeros(3, dtype=torch.float64)}
-    into["strided"] = torch.zeros(4, 2)[:, 0]
-    tensors_read = read(path, into=into)
-    assert tensors_read["same"] is into["same"]
-    assert [name for name in into if into[name].any()] == ["same"]
-    for name, tensor in tensors.items():
-        assert torch.equal(tensors_read[name], tensor)
-    assert read(path, select="longer".__eq__).keys() == {"longer"}
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_a_box_is_read_into_any_destination(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any strides and dtype, and a few rows at a time."""
+    monkeypatch.setattr(tensor_files, "_BLOCK", block)
+    tensors = {"table": torch.randn(31, 7), "cube": torch.randn(3, 4, 5), "row": torch.randn(9)}
+    tensors["scalar"] = torch.ones(())
+    boxes = {"table": ((2, 1), (20, 4)), "cube": ((1, 0, 2), (2, 4, 3)), "row": ((4,), (5,)), "scalar": ((), ())}
+    with on_disk(tmp_path, tensors).open("rb", buffering=0) as file:
+        opened = TensorFile(file, "the file")
+        for name, (offsets, sizes) in boxes.items():
+            expected = tensors[name][tuple(slice(o, o + size) for o, size in zip(offsets, sizes, strict=True))]
+            strided = torch.zeros(*sizes, 2)[..., 0]
+            for destination in (torch.zeros(sizes), torch.zeros(sizes, dtype=torch.float64), strided):
+                opened.read_box(name, offsets, destination)
+                assert torch.equal(destination, expected.to(destination.dtype)), name
+        rows = torch.zeros(4, 7)
+        opened.read_box("table", (27, 0), rows)
+        assert torch.equal(rows, tensors["table"][27:])
+    assert read(tmp_path / "tensors", select="cube".__eq__).keys() == {"cube"}
 
 
 @pytest.mark.parametrize("data", [b"", b"12345678", (1 << 40).to_bytes(8, "little") + b"{}", b"\2" + bytes(7) + b"[]"])

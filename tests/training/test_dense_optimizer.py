@@ -23,6 +23,7 @@ from exfm.data.stream import ChunkReader
 from exfm.data.windows import stream_windows
 from exfm.distributed.chunk_exchange import Accumulation
 from exfm.interfaces.data_source import Shard
+from exfm.interfaces.local_shards import whole_tensors
 from exfm.learning.trainer import StepLabels, Trainer
 from exfm.optimization.learning_rate import learning_rate
 from exfm.transfer.build import teacher_specs
@@ -128,7 +129,7 @@ class Training:
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the published weights."""
-        return {name: value.clone() for name, value in self.trainer.weights().items()}
+        return {name: value.clone() for name, value in whole_tensors(self.trainer.weights()).items()}
 
 
 def assert_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -174,8 +175,8 @@ def test_the_average_is_that_of_the_weights_after_each_step(tmp_path: Path, log:
     plain.after_step(lambda: after.append(plain.weights()))
     averaged.steps()
     plain.steps()
-    assert_equal(averaged.weights() | averaged.trainer.dense.average.trained(), plain.weights())
-    published, trained = averaged.weights(), set(averaged.trainer.dense.average.trained())
+    assert_equal(averaged.weights() | whole_tensors(averaged.trainer.dense.average.trained()), plain.weights())
+    published, trained = averaged.weights(), set(whole_tensors(averaged.trainer.dense.average.trained()))
     parameters = dict(averaged.trainer.model.named_parameters())
     assert trained == {name for name in parameters if "embedding_bags" not in name}
     for name in trained:
@@ -190,7 +191,7 @@ def test_a_head_that_starts_late_is_published_at_its_rate(tmp_path: Path, log: s
     training = Training(tmp_path, log, ema=0.999)
     training.steps(("click",), 10)
     training.steps(("click", "buy"), 1)
-    published, trained = training.weights(), training.trainer.dense.average.trained()
+    published, trained = training.weights(), whole_tensors(training.trainer.dense.average.trained())
     (bias,) = (name for name in trained if "buy" in name and name.endswith("bias"))
     assert abs(trained[bias].item()) > 0.5
     torch.testing.assert_close(published[bias], trained[bias], rtol=0, atol=0.01)
@@ -200,14 +201,14 @@ def test_a_state_without_a_number_of_steps_can_be_read(tmp_path: Path, log: str)
     """As versions before wrote it; a warm-up then begins with the next step."""
     before = Training(tmp_path, log, name="sgd")
     before.steps()
-    weights, state = before.weights(), before.trainer.training_state()
+    weights, state = before.weights(), whole_tensors(before.trainer.training_state())
     assert int(state.pop("steps")) == STEPS and not any(name.startswith("trained.") for name in state)
     after = Training(tmp_path, log, name="sgd", warmup=10**9, ema=DECAY)
     after.trainer.load_weights(weights)
     after.trainer.load_training_state(state)
     assert_equal(after.weights(), weights)
     after.steps(count=1)
-    assert int(after.trainer.training_state()["steps"]) == 1
+    assert int(whole_tensors(after.trainer.training_state())["steps"]) == 1
 
 
 def run_in_pieces(experiment: exfm.Experiment) -> dict[str, Any]:

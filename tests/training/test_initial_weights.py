@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import exfm
+from exfm.interfaces.local_shards import whole_tensors
 from exfm.learning.trainer import Trainer
 from exfm.modeling.build import build_growth
 from exfm.transfer.build import teacher_specs
@@ -60,7 +61,7 @@ def weights(experiment: exfm.Experiment, name: str) -> Mapping[str, Tensor]:
     arm = next(arm for arm in experiment.arms if arm.name == name)
     plan = experiment.config.parallel.build()
     trainer = Trainer(arm, experiment.schema, teacher_specs(experiment), plan, experiment.config.seed)
-    return trainer.weights()
+    return whole_tensors(trainer.weights())
 
 
 def differing(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> set[str]:

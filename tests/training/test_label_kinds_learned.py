@@ -16,6 +16,7 @@ from exfm.data.batch import Batch
 from exfm.data.column_types import plain_rows
 from exfm.data.decode import decode
 from exfm.experiment.run import build_plan
+from exfm.interfaces.local_shards import whole_tensors
 from exfm.learning.trainer import StepLabels, Trainer
 from exfm.modeling.labels import Labels
 from exfm.transfer.build import teacher_specs
@@ -69,7 +70,10 @@ def stepped(experiment: exfm.Experiment, strategy: str, batches: list[Batch]) ->
         output = exfm.transfer.TeacherOutput(soft, dict.fromkeys(TASKS, hit_B))
         narrowed = trainer.model.narrow(batch)
         trainer.step(narrowed, {"fm": output} if STRATEGIES[strategy] else {}, StepLabels(TASKS, transfer=True))
-    return {**trainer.weights(), **{f"transfer {key}": value for key, value in trainer.transfer.state().items()}}
+    return {
+        **whole_tensors(trainer.weights()),
+        **{f"transfer {key}": value for key, value in trainer.transfer.state().items()},
+    }
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -17,6 +17,7 @@ import yaml
 
 import exfm
 from exfm.experiment.run import build_plan
+from exfm.interfaces.local_shards import whole_tensors
 from exfm.learning.trainer import Trainer
 from exfm.modeling.managed_ids import ManagedIds
 from exfm.serving import load
@@ -107,11 +108,11 @@ def test_rows_that_get_another_id_start_anew(logs: Path) -> None:
     plan = build_plan(experiment)
     trainer = Trainer(experiment.arms[0], experiment.schema, teacher_specs(experiment), plan, 0)
     model = trainer.parallel_model
-    for name, value in model.table_optimizer_state_dict().items():
+    for name, value in whole_tensors(model.table_optimizer_state_dict()).items():
         model.load_table_optimizer_state_dict(model.table_optimizer_state_dict() | {name: torch.ones_like(value)})
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     model.reset_rows("table_item", torch.tensor([3, 5]), torch.tensor([12, 12]))
-    states = model.table_optimizer_state_dict()
+    states = whole_tensors(model.table_optimizer_state_dict())
     item = next(value for name, value in states.items() if "table_item" in name)
     assert item.nonzero().flatten().tolist() == [row for row in range(16) if row not in (3, 5)]
     assert all(bool(value.all()) for name, value in states.items() if "table_item" not in name)

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 from torch import Tensor
 
 import exfm
 from exfm.distributed.chunk_exchange import check_sharding
+from exfm.supervision.store import Store
 from tests.processes import torchrun
 from tests.training import parallel_worker
 from tests.training.logs import DAY_US, START_US, experiment_dict, make_log, predictions, supervision, train
@@ -278,9 +278,10 @@ def test_who_has_saved_it_does_not_matter(runs: Runs, name: str) -> None:
 
 
 def saved(run_dir: Path, model: str, file: str) -> dict[str, Tensor]:
-    """A file of a model's last snapshot."""
-    (path,) = (run_dir / "snapshots" / model / f"{DAYS - 1:06d}").glob(f"{file}-*.safetensors")
-    return load_file(path)
+    """Weights or training state of a model's last snapshot, whole."""
+    snapshots = Store(str(run_dir)).snapshots
+    snapshot = snapshots.get(model, DAYS - 1)
+    return snapshots.load_whole(snapshot.weights if file == "model" else snapshot.training)
 
 
 def test_what_replicas_have_learned_apart_is_saved(runs: Runs) -> None:

@@ -262,7 +262,7 @@ def test_the_control_has_no_inputs_and_starts_from_the_rest_of_the_weights(
 def test_a_snapshot_holds_what_serving_looks_up(ended: exfm.Experiment) -> None:
     experiment = ended
     snapshot = next(Store(experiment.run_dir).snapshots.newest_first("vm", 2**62))
-    weights = Store(experiment.run_dir).snapshots.load(snapshot.weights)
+    weights = Store(experiment.run_dir).snapshots.load_whole(snapshot.weights)
     state_RK = weights["inputs.tables.state_fm/user.vectors_RK"]
     newest: dict[int, list[float]] = {}
     batches = iter(chunks(experiment))

@@ -57,7 +57,7 @@ def weights(run_dir: str, model: str, version: int) -> dict[str, torch.Tensor]:
     """Reads the weights of a snapshot."""
     store = Store(run_dir, {})
     snapshot = store.snapshots.get(model, version)
-    return store.snapshots.load(snapshot.weights)
+    return store.snapshots.load_whole(snapshot.weights)
 
 
 def labelled(run_dir: str, model: str, task: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

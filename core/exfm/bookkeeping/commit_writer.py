@@ -18,9 +18,11 @@ from torch import Tensor
 from exfm.config.keep_section import NEWEST, Kept
 from exfm.distributed.sharded_rows import ShardedRowWriter
 from exfm.interfaces.data_source import Window
+from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
 from exfm.storage.commits import STAGES, Commit, NewCommit, OtherContentError, WindowRead
 from exfm.storage.hashing import FileRecord
 from exfm.storage.orphans import remove_orphans
+from exfm.storage.shard_writer import Shards
 from exfm.supervision.store import Store
 
 logger = logging.getLogger(__name__)
@@ -38,8 +40,9 @@ class WindowCommit:
         supervised: recorded in the supervision's manifest.
         predictions: the files of predictions; discarded if the window has no rows.
         supervision: the files of supervision; None where the model writes none.
-        state: weights and training state; None of a window without rows.
+        state: this process's shards of the weights and the training state; None of a window without rows.
         needed_us: returns the earliest time of which a snapshot may still be read, after this window.
+        process_group: the processes that write the window; of the thread that calls ``write``.
         keep_snapshots: the windows whose snapshots stay in any case.
     """
 
@@ -52,18 +55,26 @@ class WindowCommit:
     supervised: Mapping[str, float]
     predictions: ShardedRowWriter
     supervision: ShardedRowWriter | None
-    state: tuple[dict[str, Tensor], dict[str, Tensor]] | None
+    state: tuple[Shards, Shards] | None
     needed_us: Callable[[Window], int]
+    process_group: ProcessGroup
     keep_snapshots: Kept = NEWEST
 
     def complete(self) -> list[NewCommit]:
-        """Completes the window's files; returns the commit of its supervision, then that of its model."""
+        """Completes the window's files; returns the commit of its supervision, then that of its model.
+
+        A collective operation: each process writes its shards, and rank zero alone gets the commits.
+        """
         supervised: Mapping[str, FileRecord] = {}
         trained: Mapping[str, FileRecord] = {}
         if self.state:
+            trained = self.store.snapshots.write(self.name, self.window, *self.state, self.process_group)
+        if not self.process_group.is_rank_zero:
+            return []
+        if self.state:
             if self.supervision is not None:
                 supervised = self.supervision.close()
-            trained = self.predictions.close() | self.store.snapshots.write(self.name, self.window, *self.state)
+            trained = {**self.predictions.close(), **trained}
         commits: list[NewCommit] = []
         # Supervision first: a kill in between leaves students with supervision to read, and no model ahead of it.
         if self.supervision is not None:
@@ -121,7 +132,7 @@ class ReusableBuffers:
         buffer = self._buffers.get(name)
         # A table that has grown, or a tensor that is new, does not fit.
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            return torch.empty_like(tensor)
+            return torch.empty_like(tensor, device="cpu")
         return buffer
 
 
@@ -131,10 +142,15 @@ class CommitWriter:
     Args:
         background: whether to write in a thread while the caller goes on. The caller must then hand over copies of
             tensors, and make them after ``wait`` has returned, because training overwrites the originals.
+        process_group: the processes that write.
+
+    Attributes:
+        process_group: the processes, for collectives of the thread that writes.
     """
 
-    def __init__(self, background: bool) -> None:
+    def __init__(self, background: bool, process_group: ProcessGroup = SINGLE_PROCESS) -> None:
         self.background = background
+        self.process_group = process_group.for_thread() if background else process_group
         self._thread = ThreadPoolExecutor(1, "saving")  # a single thread, so that windows are written in order
         self._pending: Future[None] | None = None
 
@@ -146,7 +162,9 @@ class CommitWriter:
                 failure of cleaning up after the window before.
         """
         self.wait()
-        cleanups = [commit.cleanup() for commit in commits]
+        cleanups: list[Cleanup] = []
+        if self.process_group.is_rank_zero:
+            cleanups = [commit.cleanup() for commit in commits]
         if self.background:
             self._pending = self._thread.submit(_write_and_clean_up, commits, cleanups)
         else:
@@ -192,6 +210,8 @@ def _write_all(commits: Sequence[WindowCommit]) -> None:
         manifests: list[NewCommit] = []
         for commit in commits:
             manifests += commit.complete()
+        if not manifests:  # another process than rank zero
+            return
         with commits[0].store.log.adding(manifests) as add:
             for manifest in manifests:
                 _add(add, manifest)

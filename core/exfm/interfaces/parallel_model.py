@@ -7,19 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from exfm.mappings import map_values
+from exfm.interfaces.local_shards import StateTensor, copy_state
 
 
 class ParallelModel(ABC):
-    """Owns a placed model: synchronises its replicas in training, and converts its state to full tensors and back.
+    """Owns a placed model: synchronises its replicas in training, and gives its state, as its processes store it.
 
     A training step calls ``set_gradient_sync`` before each backward pass and ``sync_tables`` after it, then
     ``reduce_gradients``, and ``clip_gradients`` if the model clips, before the dense optimizer steps. Every process
     computes the loss over the whole batch, so gradients are averaged over the processes: those of tables in the
     backward pass, all others by ``reduce_gradients``.
 
-    Saved state is whole: it has the names and shapes of a single process, so that another plan, on any number of
-    processes, can resume from it.
+    State has the names and shapes of a single process, so that another plan, on any number of processes, can resume
+    from it. Each process saves and loads its own shards: no process needs memory for a whole sharded table.
 
     Attributes:
         module: the placed model.
@@ -72,43 +72,51 @@ class ParallelModel(ABC):
         """
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Returns the module's state dict, whole, on the CPU; on any rank but 0 entries may be missing."""
-        return map_values(self.full_tensor, self.module.state_dict())
+    def state_dict(self) -> dict[str, StateTensor]:
+        """Returns the module's state dict as this process stores it: writing into it sets the model.
 
-    def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True) -> None:
-        """Loads rank 0's ``state_dict``.
+        Names and shapes are those of a single process. A tensor that is sharded is a DTensor, a torch ``ShardedTensor``
+        or ``exfm.parallel.LocalShards``; any other is whole, and equal on every process. May be a collective.
+        """
+        return dict(self.module.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, StateTensor], strict: bool = True) -> None:
+        """Copies whole tensors, or entries of ``state_dict``, into the model.
 
         Args:
-            state: whole, on every process.
+            state: by name, on every process.
             strict: whether every entry must be present; otherwise missing entries stay as they are.
+
+        Raises:
+            RuntimeError: a name or a shape is not the model's.
         """
-        self.module.load_state_dict(dict(state), strict=strict)
+        current = self.state_dict()
+        wrong = sorted(current.keys() ^ state.keys() if strict else state.keys() - current.keys())
+        if wrong:
+            raise RuntimeError(f"state dict: {wrong[0]} is in the model or in the weights, not in both")
+        for name, value in state.items():
+            copy_state(name, current[name], value)
 
     @abstractmethod
-    def table_optimizer_state_dict(self) -> dict[str, Tensor]:
-        """Returns the table optimizer's state, whole, on the CPU, by names that no plan or world size changes.
+    def table_optimizer_state_dict(self) -> dict[str, StateTensor]:
+        """Returns the table optimizer's state as ``state_dict`` does, by names that no plan or world size changes.
 
         A name contains the table's name and ``weight`` between dots (``table_user.weight``). The first dimension is the
-        table's rows. On any rank but 0 entries may be missing.
+        table's rows. May be a collective.
         """
 
-    @abstractmethod
-    def load_table_optimizer_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Loads rank 0's ``table_optimizer_state_dict``."""
+    def table_optimizer_buffers(self) -> dict[str, StateTensor]:
+        """Returns the tensors that a saved table optimizer's state is read into; by default the state itself.
 
-    def table_optimizer_buffers(self) -> dict[str, Tensor]:
-        """Returns the tensors of the table optimizer that this process stores whole, by the names of its state dict.
-
-        A snapshot is read into them, so that a large table is not in memory twice; by default there are none.
+        For a plan whose state has to be computed before it is saved.
         """
-        return {}
+        return self.table_optimizer_state_dict()
 
-    def full_tensor(self, tensor: Tensor) -> Tensor:
-        """Gathers a parameter, or a tensor that an optimizer keeps for a parameter, whole, on the CPU."""
-        return tensor.detach().cpu()
+    def load_table_optimizer_state_dict(self, state: Mapping[str, StateTensor]) -> None:
+        """Copies whole tensors, or entries of ``table_optimizer_buffers``, into the table optimizer.
 
-    def distribute_tensor(self, value: Tensor, parameter: Tensor) -> Tensor:
-        """Copies this process's shard of a whole tensor that an optimizer keeps for a parameter."""
-        # Copied, because the optimizer updates its state in place and the loaded tensor may be shared.
-        return value.to(parameter.device, copy=True)
+        Raises:
+            KeyError, RuntimeError: it is the state of another optimizer.
+        """
+        for name, buffer in self.table_optimizer_buffers().items():
+            copy_state(name, buffer, state[name])

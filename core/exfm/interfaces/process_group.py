@@ -43,6 +43,13 @@ class ProcessGroup:
         """Gathers the bytes of every process on rank 0; the other processes get an empty list."""
         return [data]
 
+    def for_thread(self) -> ProcessGroup:
+        """Connects the processes once more, for ``gather_bytes`` in another thread; every process calls it.
+
+        Collectives of two threads over one connection would not be in the same order on every process.
+        """
+        return self
+
     def close(self) -> None:
         """Closes the connection between the processes."""
 

@@ -7,8 +7,9 @@ comes along, because tables that have learned would be torn by the large first s
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -21,14 +22,17 @@ from exfm.config.training_sections import InitFrom
 from exfm.data.batch import Batch
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.data_source import Window, utc
+from exfm.interfaces.local_shards import StateTensor
 from exfm.learning.trainer import Trainer
+from exfm.mappings import add_prefix, without
 from exfm.modeling.build import build_model
 from exfm.modeling.difference import relative_difference
+from exfm.modeling.growth import RenamedGrowth
 from exfm.modeling.parts import model_memory, table_of
 from exfm.modeling.tensor_places import Places, fitted
 from exfm.storage.finite import check_snapshot
 from exfm.storage.snapshot_at import snapshot_at
-from exfm.storage.snapshots import Snapshot, same_on_all
+from exfm.storage.snapshots import Snapshot, SnapshotRegistry, TensorFiles, same_on_all
 from exfm.supervision.store import Home, Store, initial_home
 
 _OWNERS = ("table_", "sequence_", "task_", "entity_", "feature_")
@@ -69,14 +73,25 @@ class InitialWeights:
         }
 
 
+Read = Callable[[Mapping[str, str], Mapping[str, StateTensor]], None]
+"""Reads tables of the other model into tensors of this model: takes the other's names and the tensors, by name here."""
+
+
 @dataclass(frozen=True)
 class _Origin:
-    """Holds the tensors of the other model."""
+    """Holds the tensors of the other model.
+
+    Attributes:
+        weights, training: tensors by name. Tables of a snapshot are on the meta device, until they are read.
+        read_weights, read_training: read tables of a snapshot; None where ``weights`` holds all tensors.
+    """
 
     text: str
     weights: Mapping[str, Tensor]
     training: Mapping[str, Tensor]
     learned: frozenset[str]
+    read_weights: Read | None = None
+    read_training: Read | None = None
 
 
 def load_initial_weights(
@@ -126,11 +141,46 @@ def _from_run(trainer: Trainer, config: InitFrom, store: Store, window: Window, 
     """Reads the snapshot that the file names, or the newest that knows no label of the first window or later."""
     home = initial_home(store, config)
     for snapshot in same_on_all(trainer.plan.process_group, _candidates(home, config, window)):
-        weights, training = home.store.snapshots.load(snapshot.weights), home.store.snapshots.load(snapshot.training)
-        check_snapshot(snapshot, weights, trainer.constants, home.store.workspace.url)
+        snapshots = home.store.snapshots
+        weights = snapshots.describe(snapshot.weights)
+        weights |= snapshots.load_whole(snapshot.weights, lambda name: not table_of(name))
+        check = partial(
+            check_snapshot,
+            snapshot,
+            constants=trainer.constants,
+            where=home.store.workspace.url,
+            process_group=trainer.plan.process_group,
+        )
+        check({name: value for name, value in weights.items() if not value.is_meta})
         text = f"{home.model} of {home.store.workspace.url} at {utc(snapshot.watermark_us)}"
-        return _Origin(text, weights, training, frozenset(snapshot.learned))
+        return _Origin(
+            text,
+            weights,
+            snapshots.describe(snapshot.training),
+            frozenset(snapshot.learned),
+            _reader(trainer, snapshots, snapshot.weights, check),
+            _reader(trainer, snapshots, snapshot.training, check),
+        )
     raise ConfigError(f"{where}: {_none_old_enough(home.store, home.model, window, trainer.arm.base)}")
+
+
+Check = Callable[[Mapping[str, StateTensor]], None]
+
+
+def _reader(trainer: Trainer, snapshots: SnapshotRegistry, files: TensorFiles, check: Check) -> Read:
+    """Returns a function that reads this process's shards of a snapshot's tables into those of the model."""
+
+    def read(their_names: Mapping[str, str], ours: Mapping[str, StateTensor]) -> None:
+        left = dict(their_names)
+        # Several tables may start as the same table: each time through the files, a single of them reads it.
+        while left:
+            names = {theirs: name for name, theirs in left.items()}
+            destinations = {theirs: ours[name] for theirs, name in names.items()}
+            growth = RenamedGrowth(trainer.growth, names)
+            check(snapshots.load(files, destinations.__contains__, destinations.get, growth))
+            left = without(left, *names.values())
+
+    return read
 
 
 def _candidates(home: Home, config: InitFrom, window: Window) -> Iterator[Snapshot]:
@@ -195,13 +245,14 @@ def _weights(
     places: Places | None,
     taken: InitialWeights,
     where: str,
-) -> dict[str, Tensor]:
+) -> dict[str, StateTensor]:
     """Chooses each tensor of the model: the other model's, grown where it is larger here, or the model's own."""
     present = trainer.weights()
     _check_names(present, config, where)
     table_names = {table_of(name): name for name in origin.weights if table_of(name)}
     used: set[str] = set()
-    weights: dict[str, Tensor] = {}
+    weights: dict[str, StateTensor] = {}
+    unread: dict[str, str] = {}
     for name, tensor in present.items():
         table = table_of(name)
         other = table_names.get(_mapped(table, config), "") if table else _their_name(name, config)
@@ -214,7 +265,7 @@ def _weights(
         used.add(other)
         theirs = origin.weights[other]
         if table:
-            theirs = trainer.growth.grow({name: theirs})[name]
+            theirs = trainer.growth.grow_whole({name: theirs})[name]
         taken_over = fitted(name, theirs, tensor, places)
         if taken_over is None:
             raise ConfigError(
@@ -222,6 +273,9 @@ def _weights(
                 f"Start it anew with fresh: [{_part_of_name(name)}], or keep the shape"
             )
         weights[name] = taken_over
+        if taken_over.is_meta:
+            weights[name] = tensor
+            unread[name] = other
         same = theirs.shape == tensor.shape and origin.weights[other].shape == theirs.shape
         (taken.loaded if same else taken.grown).append(name)
     taken.left += sorted(origin.weights.keys() - used)
@@ -230,10 +284,12 @@ def _weights(
             f"{where}: no tensor of {origin.text} has a name of this model's; first names here: "
             f"{', '.join(list(present)[:3])}; there: {', '.join(list(origin.weights)[:3])}. Set map: {{HERE: THERE}}"
         )
+    if origin.read_weights is not None:
+        origin.read_weights(unread, weights)
     return weights
 
 
-def _check_names(present: Mapping[str, Tensor], config: InitFrom, where: str) -> None:
+def _check_names(present: Mapping[str, StateTensor], config: InitFrom, where: str) -> None:
     """Checks that each name in ``fresh`` and ``map`` is that of a tensor, from its beginning on, or of the data.
 
     Raises:
@@ -253,9 +309,12 @@ def _check_names(present: Mapping[str, Tensor], config: InitFrom, where: str) ->
                 raise ConfigError(f"{where}.{key}: the model has no tensor, table or task {name!r}.{near}")
 
 
-def _training_state(trainer: Trainer, config: InitFrom, origin: _Origin, taken: InitialWeights) -> dict[str, Tensor]:
+def _training_state(
+    trainer: Trainer, config: InitFrom, origin: _Origin, taken: InitialWeights
+) -> dict[str, StateTensor]:
     """Returns the model's own training state with the optimizer state of the tables that it took."""
-    state = trainer.training_state()
+    state = trainer.training_state() | add_prefix("table.", trainer.parallel_model.table_optimizer_buffers())
+    unread: dict[str, str] = {}
     fresh = set(map(table_of, taken.new_tables))
     theirs: dict[tuple[str, str], str] = {}
     for name in origin.training:
@@ -268,9 +327,11 @@ def _training_state(trainer: Trainer, config: InitFrom, origin: _Origin, taken: 
         other = theirs.get((_mapped(key[0], config), key[1]))
         if other is None:
             continue
-        grown = trainer.growth.grow({name: origin.training[other]})[name]
+        grown = trainer.growth.grow_whole({name: origin.training[other]})[name]
         if grown.shape == tensor.shape:  # another kind of optimizer keeps other shapes, and starts anew
-            state[name] = grown
+            unread[name] = other
+    if origin.read_training is not None:
+        origin.read_training(unread, state)
     return state
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
-from torch import Tensor
-
 from exfm.errors import RunError
+from exfm.interfaces.local_shards import StateTensor
 from exfm.learning.trainer import Trainer
 from exfm.storage.finite import check_snapshot
 from exfm.storage.snapshots import Snapshot, SnapshotRegistry, same_on_all
@@ -80,15 +79,16 @@ class SnapshotLoader:
             return None
         # Forgotten first, because the snapshot is read into the buffers that hold the previous snapshot.
         self._loaded = None
-        weights: dict[str, Tensor] = {}
+        weights: dict[str, StateTensor] = {}
         error: RunError | None = None
+        group, destinations = self.trainer.plan.process_group, self.trainer.destinations()
         try:
-            weights = self.snapshots.load(snapshot.weights, self.trainer.memory())
+            weights = self.snapshots.load(snapshot.weights, into=destinations, growth=self.trainer.growth)
         except RunError as unreadable:
             error = unreadable
-        # Agreed before loading, so that all processes predict with the same snapshot.
-        if self.trainer.plan.process_group.all_agree(error is None):
-            check_snapshot(snapshot, weights, self.trainer.constants, self.snapshots.workspace.url)
+        # All processes predict with the same snapshot.
+        if group.all_agree(error is None):
+            check_snapshot(snapshot, weights, self.trainer.constants, self.snapshots.workspace.url, group)
             self.trainer.load_weights(weights)
             self._loaded = snapshot
             return None

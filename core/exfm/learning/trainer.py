@@ -17,18 +17,19 @@ from exfm.distributed.batch_gatherer import BatchGatherer
 from exfm.distributed.chunk_exchange import WHOLE_STEP, Accumulation
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.distillation_strategy import StudentOutput, TeacherOutput
+from exfm.interfaces.local_shards import StateTensor, copy_state, whole_tensors
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import FeatureSchema
 from exfm.interfaces.transfer_specs import TeacherSpec
 from exfm.mappings import add_prefix, map_values, strip_prefix, take_rows, without
 from exfm.modeling.build import build_growth, build_model, parallelize, seed_of
 from exfm.modeling.labels import Labels
-from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.read_states import ModelOutput
 from exfm.modeling.sampling import LogSampling
 from exfm.optimization.dense_steps import DenseSteps, fits
 from exfm.storage.finite import infinite_buffers
+from exfm.storage.shard_reader import Destinations
 from exfm.supervision.embeddings import EmbeddingShape
 from exfm.supervision.joiner import ROW, STATE
 from exfm.transfer.build import build_strategies
@@ -270,19 +271,36 @@ class Trainer:
         for table, started in self.model.observe(batch.to(self.plan.device), self.plan.process_group, rows).items():
             self.parallel_model.reset_rows(f"table_{table}", started.row_N, started.like_N)
 
-    def weights(self) -> dict[str, Tensor]:
-        """Returns the published weights of the served network, which serving and labelling need."""
-        published = self.parallel_model.state_dict() | self.dense.average.published()
-        # Contiguous, because files store tensors without strides.
-        weights = map_values(Tensor.contiguous, published)
-        return weights | fold_offsets(self.model)
+    def weights(self) -> dict[str, StateTensor]:
+        """Returns the published weights of the served network, which serving and labelling need.
 
-    def memory(self) -> dict[str, Tensor]:
-        """Returns buffers to read files into: tensors of ``weights`` and ``training_state`` that lie whole here."""
-        tables = self.parallel_model.table_optimizer_buffers()
-        return model_memory(self.model) | add_prefix("table.", tables)
+        A process has its shards of sharded tensors, and shares memory with the model. A collective operation.
+        """
+        state = self.parallel_model.state_dict()
+        return state | self.dense.average.published() | fold_offsets(self.model, state)
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+    def destinations(self) -> Destinations:
+        """Returns the memory that tensors of ``weights`` and ``training_state`` are read into, by name.
+
+        It is the model's own for all but small tensors: a table is not in memory twice. A collective operation.
+        """
+        model = self.parallel_model.state_dict()
+        memory = model | add_prefix("table.", self.parallel_model.table_optimizer_buffers())
+        # The trained tables of a snapshot replace the published tables, which are read before them.
+        memory |= add_prefix("unfolded.", tables_with_offsets(self.model, model))
+
+        def find(name: str) -> StateTensor | None:
+            prefix, _, path = name.partition(".")
+            if prefix == "trained" and isinstance(value := model.get(path), Tensor):
+                return torch.empty_like(value)  # the average is still in the model's memory
+            index, _, kind = path.partition(".")
+            if prefix == "dense" and kind != "step" and index.isdecimal() and int(index) < len(self.dense.parameters):
+                return torch.empty_like(self.dense.parameters[int(index)].detach())
+            return memory.get(name)
+
+        return find
+
+    def load_weights(self, weights: Mapping[str, StateTensor]) -> None:
         """Loads the tensors of ``weights``, whose tables may have had fewer rows.
 
         Raises:
@@ -290,21 +308,21 @@ class Trainer:
         """
         self.parallel_model.load_state_dict(self.growth.grow(weights))
 
-    def training_state(self) -> dict[str, Tensor]:
-        """Returns the state that training needs beside the weights: of the optimizers and of transfer."""
-        tables = self.parallel_model.table_optimizer_state_dict()
-        state = add_prefix("table.", tables)
-        state |= add_prefix("unfolded.", tables_with_offsets(self.model))
+    def training_state(self) -> dict[str, StateTensor]:
+        """Returns the state that training needs beside the weights: of the optimizers and of transfer.
+
+        A process has its shards of sharded tensors, and shares memory with the model. A collective operation.
+        """
+        state = add_prefix("table.", self.parallel_model.table_optimizer_state_dict())
+        state |= add_prefix("unfolded.", tables_with_offsets(self.model, self.parallel_model.state_dict()))
         state |= self.transfer.state() | self.dense.state()
         for prefix, parameters, optimizer in self._optimizers():
             for index, parameter in enumerate(parameters):
-                # Sorted, because gathering a sharded tensor is a collective: all ranks need the same order, and files
-                # keep none.
-                for name, value in sorted(optimizer.state.get(parameter, {}).items()):
-                    state[f"{prefix}{index}.{name}"] = self.parallel_model.full_tensor(value)
-        return {key: value.detach().cpu().contiguous() for key, value in state.items()}
+                for name, value in optimizer.state.get(parameter, {}).items():
+                    state[f"{prefix}{index}.{name}"] = value
+        return map_values(_detached, state)
 
-    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_training_state(self, state: Mapping[str, StateTensor]) -> None:
         """Loads the tensors of ``training_state``, whose tables may have had fewer rows; rates stay the config's.
 
         Called after ``load_weights``, because weights whose averages are published replace them.
@@ -317,14 +335,14 @@ class Trainer:
         strategies = add_prefix(STRATEGIES, strip_prefix(STRATEGIES, state))
         state = strategies | self.growth.grow(without(state, *strategies))
         try:
-            self.parallel_model.load_table_optimizer_state_dict(_with_prefix(state, "table."))
+            self.parallel_model.load_table_optimizer_state_dict(strip_prefix("table.", state))
         except (KeyError, RuntimeError) as error:
             raise self._other_optimizer("tables") from error
-        self.parallel_model.load_state_dict(_with_prefix(state, "unfolded."), strict=False)
+        self.parallel_model.load_state_dict(strip_prefix("unfolded.", state), strict=False)
         self._load_transfer(state)
         self.dense.load_state(state)
         for prefix, parameters, optimizer in self._optimizers():
-            kept = _with_prefix(state, prefix)
+            kept = strip_prefix(prefix, state)
             names = {key.partition(".")[2] for key in kept}  # keys are an index, a dot, and torch's name
             if prefix == "dense." and not fits(names, self.arm.config.optimizer.dense):
                 raise self._other_optimizer("dense")
@@ -332,13 +350,16 @@ class Trainer:
             for key, value in kept.items():
                 index, _, name = key.partition(".")
                 parameter = parameters[int(index)]
-                # Torch keeps the count of steps whole and on the CPU, wherever the parameter is.
-                placed = value.clone() if name == "step" else self.parallel_model.distribute_tensor(value, parameter)
-                optimizer.state.setdefault(parameter, {})[name] = placed
+                # A copy, because the optimizer updates its state in place and the loaded tensor may be shared. Torch
+                # keeps the count of steps whole and on the CPU, wherever the parameter is.
+                like = value if name == "step" and isinstance(value, Tensor) else parameter.detach()
+                copy = torch.empty_like(like, dtype=value.dtype)
+                copy_state(key, copy, value)
+                optimizer.state.setdefault(parameter, {})[name] = copy
 
-    def _load_transfer(self, state: Mapping[str, Tensor]) -> None:
+    def _load_transfer(self, state: Mapping[str, StateTensor]) -> None:
         try:
-            self.transfer.load_state(state)
+            self.transfer.load_state(whole_tensors(state))
         except (KeyError, RuntimeError) as error:
             raise RunError(
                 f"models.{self.arm.base}.transfer: the run's snapshots hold the state of another version of exfm, or "
@@ -359,9 +380,8 @@ class Trainer:
             yield f"own.{number}.", parameters_of(optimizer), optimizer
 
 
-def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Selects the tensors whose names begin with a prefix, and cuts it off."""
-    return strip_prefix(prefix, state)
+def _detached(value: StateTensor) -> StateTensor:
+    return value.detach()
 
 
 def check_managed(arm: Arm, model: RankingModel, plan: type[ParallelPlan]) -> None:

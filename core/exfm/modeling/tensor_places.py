@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from exfm.interfaces.local_shards import StateTensor
+
 
 @dataclass(frozen=True)
 class Places:
@@ -37,7 +39,7 @@ class Places:
         return (torch.tensor(numbers).unsqueeze(1) * width + torch.arange(width)).flatten()
 
 
-def fitted(name: str, theirs: Tensor, present: Tensor, places: Places | None) -> Tensor | None:
+def fitted(name: str, theirs: Tensor, present: StateTensor, places: Places | None) -> Tensor | None:
     """Returns the other model's tensor in the shape of the model's own; None where it cannot have grown to it.
 
     A tensor may have grown by further tokens and dense features. A weight multiplies them by zero, so that the model
@@ -45,7 +47,8 @@ def fitted(name: str, theirs: Tensor, present: Tensor, places: Places | None) ->
     """
     if theirs.shape == present.shape:
         return theirs.to(present.dtype)
-    if theirs.dim() != present.dim() or places is None:
+    # Tables, which alone may be sharded, have grown already.
+    if not isinstance(present, Tensor) or theirs.dim() != present.dim() or places is None:
         return None
     indices: list[Tensor] = []
     for size, room in zip(theirs.shape, present.shape, strict=True):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from exfm.config.training_sections import DenseOptimizer
+from exfm.interfaces.local_shards import StateTensor
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.mappings import add_prefix, strip_prefix
 from exfm.modeling.ranking_model import RankingModel
@@ -66,18 +67,19 @@ class DenseSteps:
         self.optimizer.step()
         self.average.update(self._count)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, StateTensor]:
         """Returns the state that the next start needs, without the optimizer's state."""
         trained = add_prefix(_TRAINED, self.average.trained())
-        return trained | {_STEPS: torch.tensor(self._count)}
+        return {**trained, _STEPS: torch.tensor(self._count)}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_state(self, state: Mapping[str, StateTensor]) -> None:
         """Restores the result of ``state`` in a model that holds the published weights.
 
         Args:
             state: may hold other entries too. A snapshot of an older version has no number of steps: it counts as 0.
         """
-        self._count = int(state[_STEPS]) if _STEPS in state else 0
+        steps = state.get(_STEPS)
+        self._count = int(steps) if isinstance(steps, Tensor) else 0
         trained = strip_prefix(_TRAINED, state)
         self.average.load_trained(trained)
 

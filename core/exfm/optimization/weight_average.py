@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from exfm.interfaces.local_shards import StateTensor
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.modeling.ranking_model import RankingModel
 
@@ -67,27 +68,27 @@ class WeightAverage:
             for average, parameter, old in zip(self._averages, self._parameters, before, strict=True):
                 average.copy_(torch.where(parameter == old, average, parameter))
 
-    def published(self) -> dict[str, Tensor]:
-        """Returns the averages, whole, by state-dict name; empty without an average."""
-        return self._whole(self._averages)
+    def published(self) -> dict[str, StateTensor]:
+        """Returns the averages, sharded as the parameters are, by state-dict name; empty without an average."""
+        return self._by_name(self._averages)
 
-    def trained(self) -> dict[str, Tensor]:
+    def trained(self) -> dict[str, StateTensor]:
         """Returns the weights that training goes on with, as ``published`` returns their averages."""
-        return self._whole(self._parameters)
+        return self._by_name(self._parameters)
 
-    def _whole(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Gathers tensors that belong to the parameters, by state-dict name; none without an average."""
+    def _by_name(self, tensors: Sequence[Tensor]) -> dict[str, StateTensor]:
+        """Maps state-dict names to tensors that belong to the parameters; none without an average."""
         if not self._averages:
             return {}
         by_parameter = dict(zip(map(id, self._parameters), tensors, strict=True))
-        whole: dict[str, Tensor] = {}
+        named: dict[str, StateTensor] = {}
         # With duplicates, because a state dict has a parameter under each of its names.
         for name, parameter in self._model.named_parameters(remove_duplicate=False):
             if id(parameter) in by_parameter:
-                whole[name] = self._parallel_model.full_tensor(by_parameter[id(parameter)])
-        return whole
+                named[name] = by_parameter[id(parameter)].detach()
+        return named
 
-    def load_trained(self, weights: Mapping[str, Tensor]) -> None:
+    def load_trained(self, weights: Mapping[str, StateTensor]) -> None:
         """Restores the result of ``trained`` in a model that holds the published weights.
 
         Args:

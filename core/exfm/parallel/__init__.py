@@ -15,6 +15,7 @@ from exfm.interfaces.layout import (
     TableUse,
     Workload,
 )
+from exfm.interfaces.local_shards import LocalShards, StateTensor
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.parallel_plan import TableOptimizer
 from exfm.interfaces.process_group import ProcessGroup
@@ -51,10 +52,12 @@ __all__ = [
     "FusedTables",
     "Layout",
     "LayoutEstimator",
+    "LocalShards",
     "ParallelModel",
     "ProcessGroup",
     "ReplicatedTables",
     "SingleProcessPlan",
+    "StateTensor",
     "TableOptimizer",
     "TableShard",
     "TableSharding",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torchrec import EmbeddingBagCollection
 from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from exfm.interfaces.local_shards import StateTensor
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.parallel_plan import TableOptimizer
 
@@ -60,17 +61,8 @@ class FusedModel(ParallelModel):
                 # Indexing copies before it assigns; a row of source_rows is never in rows.
                 weight[rows] = weight[source_rows]
 
-    def table_optimizer_state_dict(self) -> dict[str, Tensor]:
+    def table_optimizer_state_dict(self) -> dict[str, StateTensor]:
         """Returns the fused optimizers' accumulators, by table."""
-        return {name: accumulator.detach().cpu() for name, accumulator in self._accumulators()}
-
-    def load_table_optimizer_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copies a state dict's accumulators into those of the fused optimizers, in place."""
-        for name, accumulator in self._accumulators():
-            accumulator.copy_(state[name])
-
-    def table_optimizer_buffers(self) -> dict[str, Tensor]:
-        """Returns the accumulators without copying them."""
         return dict(self._accumulators())
 
     def _accumulators(self) -> Iterator[tuple[str, Tensor]]:

@@ -23,10 +23,13 @@ class TorchProcessGroup(ProcessGroup):
 
     Args:
         device: the device on which this process computes.
+        group: the connection to use; by default that of all collectives.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
         self._device = device
+        self._group = group
+        self._for_thread: TorchProcessGroup | None = None
         self._ours = not dist.is_initialized()
         if self._ours:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -43,7 +46,7 @@ class TorchProcessGroup(ProcessGroup):
 
     def all_gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """Gathers rows of all processes; see ``exfm.parallel.ProcessGroup``."""
-        return all_gather_rows(rows, list(counts))
+        return all_gather_rows(rows, list(counts), self._group)
 
     def all_gather_columns(self, columns: Sequence[Tensor], counts: Sequence[int]) -> Sequence[Tensor]:
         """Gathers rows of several columns, with gradients; see ``exfm.parallel.ProcessGroup``."""
@@ -58,27 +61,39 @@ class TorchProcessGroup(ProcessGroup):
         if data:  # torch.frombuffer refuses an empty buffer
             padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         if not self.is_rank_zero:
-            dist.gather(padded)
+            dist.gather(padded, group=self._group)
             return []
         received = [torch.empty_like(padded) for _ in sizes]
-        dist.gather(padded, received)
+        dist.gather(padded, received, group=self._group)
         return [buffer[:size].numpy().tobytes() for buffer, size in zip(received, sizes, strict=True)]
 
+    def for_thread(self) -> TorchProcessGroup:
+        """Connects the processes once more, on their CPUs; see ``exfm.parallel.ProcessGroup``."""
+        if self._for_thread is None:
+            self._for_thread = TorchProcessGroup(self._device, dist.new_group(backend="gloo"))
+        return self._for_thread
+
     def close(self) -> None:
-        """Closes the connection, unless it was open before."""
+        """Closes the connections that this object has opened."""
+        if self._for_thread is not None:
+            dist.destroy_process_group(self._for_thread._group)
         if self._ours:
             dist.destroy_process_group()
 
 
-def all_gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
-    """Gathers rows of all processes, in the order of the ranks; ``counts`` has the number of rows of each."""
+def all_gather_rows(rows: Tensor, counts: list[int], group: dist.ProcessGroup | None = None) -> Tensor:
+    """Gathers rows of all processes, in the order of the ranks; ``counts`` has the number of rows of each.
+
+    Args:
+        group: the connection to use; by default that of all collectives.
+    """
     # Padded to the longest, because all-gather requires tensors of the same shape.
     longest = max(counts)
     padded = rows.contiguous()
     if padded.shape[0] < longest:
         padded = torch.cat([padded, padded.new_zeros(longest - padded.shape[0], *padded.shape[1:])])
     received = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(received, padded)
+    dist.all_gather(received, padded, group=group)
     return torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)])
 
 

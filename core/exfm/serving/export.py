@@ -97,9 +97,9 @@ def export(
     # A sweep may have trained the model in the folder of another point.
     opened = open_store(experiment)
     store = opened.home(arm.name).store
-    snapshot, weights = load_snapshot(partial(find_snapshot, experiment, arm, store, at), store)
+    snapshot, weights = load_snapshot(partial(find_snapshot, experiment, arm, store, at), store.snapshots.load_whole)
     growth = build_growth(arm, experiment.schema, experiment.config.seed)
-    served = ServedModel(arm, experiment.schema, growth.grow(weights))
+    served = ServedModel(arm, experiment.schema, growth.grow_whole(weights))
     check_snapshot(snapshot, weights, served.constants, store.workspace.url)
     event_time = experiment.schema.event_time if needs_event_time(served.features) else ""
     columns = _column_types(experiment, served.features, event_time)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-
-from torch import Tensor
+from typing import TypeVar
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
@@ -15,10 +14,11 @@ from exfm.mappings import by_name
 from exfm.scheduling.identity import kept_record
 from exfm.storage.aliases import LATEST
 from exfm.storage.snapshot_at import snapshot_at
-from exfm.storage.snapshots import Snapshot
+from exfm.storage.snapshots import Snapshot, TensorFiles
 from exfm.storage.workspace import MissingFileError
 from exfm.supervision.store import Store
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -62,14 +62,13 @@ def find_snapshot(experiment: Experiment, arm: Arm, store: Store, at: str = LATE
 
 
 def load_snapshot(
-    find: Callable[[], Snapshot], store: Store, into: Mapping[str, Tensor] | None = None
-) -> tuple[Snapshot, dict[str, Tensor]]:
+    find: Callable[[], Snapshot], read: Callable[[TensorFiles], Mapping[str, T]]
+) -> tuple[Snapshot, Mapping[str, T]]:
     """Loads a snapshot and its weights, again with a newer snapshot if a trainer retires the first meanwhile.
 
     Args:
         find: finds the snapshot.
-        store: the run's folder.
-        into: see ``SnapshotRegistry.load``.
+        read: reads its weights.
 
     Raises:
         RunError: the snapshot is corrupt, or missing although no newer was published.
@@ -77,7 +76,7 @@ def load_snapshot(
     snapshot = find()
     while True:
         try:
-            return snapshot, store.snapshots.load(snapshot.weights, into)
+            return snapshot, read(snapshot.weights)
         except MissingFileError:
             newer = find()
             if newer == snapshot:  # not retired but lost: trying again would not end

@@ -32,7 +32,6 @@ from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.mappings import add_prefix, map_values
 from exfm.modeling.build import build_growth, build_model, parallelize
-from exfm.modeling.parts import model_memory
 from exfm.modeling.ranking_model import RankingModel
 from exfm.serving.find_snapshot import find_arm, find_snapshot, load_snapshot
 from exfm.serving.stored_embeddings import StoredEmbeddings
@@ -95,9 +94,11 @@ def predict(
     plan = experiment.config.parallel.build()
     network, parallel_model = _network(experiment, arm, plan)
     constants = infinite_buffers(network)
-    snapshot, weights = load_snapshot(find, store, model_memory(network))
+    growth = build_growth(arm, experiment.schema, experiment.config.seed)
+    memory = parallel_model.state_dict()
+    snapshot, weights = load_snapshot(find, partial(store.snapshots.load, into=memory.get, growth=growth))
     check_snapshot(snapshot, weights, constants, store.workspace.url)
-    parallel_model.load_state_dict(build_growth(arm, experiment.schema, experiment.config.seed).grow(weights))
+    parallel_model.load_state_dict(growth.grow(weights))
     folder.sweep()
     writer = RowWriter(folder, name, _schema(network, arm, snapshot))
     embeddings = StoredEmbeddings(store, {} if network.inputs is None else network.inputs.embedding_dims)

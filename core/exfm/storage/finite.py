@@ -8,18 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from exfm.errors import RunError
+from exfm.interfaces.local_shards import StateTensor, local_boxes
+from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
 from exfm.storage.snapshots import Snapshot
 
 
-def first_not_finite(tensors: Mapping[str, Tensor], constants: Collection[str] = ()) -> str:
+def first_not_finite(tensors: Mapping[str, StateTensor], constants: Collection[str] = ()) -> str:
     """Returns the first name whose tensor holds NaN or an infinity, or an empty string.
 
     Args:
-        tensors: tensors by name.
+        tensors: tensors by name; of a sharded tensor this process's boxes are checked.
         constants: names to skip, see ``infinite_buffers``.
     """
     for name, tensor in tensors.items():
-        if name not in constants and not is_finite(tensor):
+        if name not in constants and not all(map(is_finite, local_boxes(tensor).values())):
             return name
     return ""
 
@@ -42,24 +44,37 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(lowest.isfinite() & highest.isfinite())
 
 
-def check_snapshot(snapshot: Snapshot, tensors: Mapping[str, Tensor], constants: Collection[str], where: str) -> None:
+def check_snapshot(
+    snapshot: Snapshot,
+    tensors: Mapping[str, StateTensor],
+    constants: Collection[str],
+    where: str,
+    process_group: ProcessGroup = SINGLE_PROCESS,
+) -> None:
     """Checks that a snapshot's tensors are finite: exfm 0.1.0 committed models that had diverged.
 
     Args:
         snapshot: the snapshot that the tensors belong to.
-        tensors: tensors by name.
+        tensors: tensors by name, see ``first_not_finite``.
         constants: names to skip, see ``infinite_buffers``.
         where: the run's folder, for the error.
+        process_group: the processes that have read it.
 
     Raises:
         RunError: a tensor is not finite.
     """
-    if name := first_not_finite(tensors, constants):
+    if name := first_on_any(process_group, first_not_finite(tensors, constants)):
         raise RunError(
             f"{where}: the snapshot of {snapshot.model!r} after window {snapshot.version} is not finite: {name} holds "
             "NaN or infinite values. The model diverged, and what it taught since is of no use: train it again in "
             f"another run_dir with a lower rate, such as models.{snapshot.model.partition('.')[0]}.optimizer.dense.lr"
         )
+
+
+def first_on_any(process_group: ProcessGroup, name: str) -> str:
+    """Returns, on every process, the first name that a process has found, or an empty string."""
+    names = [data.decode() for data in process_group.gather_bytes(name.encode()) if data]
+    return process_group.broadcast_bytes(names[0].encode() if names else b"").decode()
 
 
 def rows_not_finite(columns: Sequence[Tensor]) -> int:

@@ -13,7 +13,7 @@ from exfm.storage.hashing import FileRecord
 from exfm.storage.workspace import Workspace
 
 # Files of one of several processes count as those of a single process.
-_NAME = re.compile(r"(?P<start>.*?-)(\d+-of-\d+-)?[0-9a-f]{12}(?P<end>\.[a-z]+)")
+_NAME = re.compile(r"(?P<start>.*?-)(\d+-of-\d+-|r\d+-)?[0-9a-f]{12}(?P<end>\.[a-z]+)")
 
 
 def find_orphans(workspace: Workspace, files: Collection[FileRecord]) -> list[str]:

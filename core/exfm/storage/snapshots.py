@@ -1,6 +1,7 @@
 """Publishes and finds snapshots: immutable versions of a model, each with the time up to which it has trained.
 
-A snapshot belongs to the commit of its window, so a reader never sees a part of a snapshot. The commit also says
+Each process writes the boxes of tensors that it stores, into files of its own; an index says where each box lies. A
+snapshot belongs to the commit of its window, so a reader never sees a part of a snapshot. The commit also says
 whether the snapshot is published or held: training goes on from a held snapshot, and nobody else reads it.
 """
 
@@ -11,29 +12,57 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from exfm.config.keep_section import NEWEST, Kept
+from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
+from exfm.interfaces.local_shards import StateTensor, whole_tensors
 from exfm.interfaces.process_group import ProcessGroup
+from exfm.mappings import map_values
 from exfm.storage.aliases import Aliases
 from exfm.storage.commits import NONE, Commit, CommitLog
 from exfm.storage.hashing import FileRecord
 from exfm.storage.progress import first_kept_window
 from exfm.storage.readers import Readers
 from exfm.storage.row_shards import is_rows
-from exfm.storage.tensor_files import read_tensors, write_tensors
+from exfm.storage.shard_index import IndexedTensor, read_index
+from exfm.storage.shard_reader import Destinations, RowGrowth, ShardReader
+from exfm.storage.shard_writer import Shards
+from exfm.storage.tensor_files import TensorFile, write_tensors
 from exfm.storage.workspace import Workspace, numbered
 
 MODEL_FILE = "model"
 TRAINING_FILE = "training"
+_INDEX = "snapshot"
 
 READING_S = 60.0
 """Seconds for which an unneeded snapshot is kept: a reader may have chosen it as the newest, and not opened it yet."""
 
 LEAVING = 6
 """Limit of unneeded snapshots kept: where a window takes a second, the snapshots of a minute could fill the disk."""
+
+
+@dataclass(frozen=True)
+class TensorFiles:
+    """Lists the files of a snapshot that hold its weights, or its training state.
+
+    Attributes:
+        role: ``MODEL_FILE`` or ``TRAINING_FILE``.
+        files: of the processes that wrote it, by rank.
+        index: the file that places the tensors; of a version without shards it does not, and there is a single file.
+    """
+
+    role: str
+    files: tuple[FileRecord, ...]
+    index: FileRecord
+
+    @property
+    def bytes(self) -> int:
+        """The size of the files."""
+        return sum(file.bytes for file in self.files)
 
 
 @dataclass(frozen=True)
@@ -45,8 +74,8 @@ class Snapshot:
         version: index of the window after which it was committed.
         watermark_us: end of that window.
         learned: tasks whose labels the model has seen.
-        weights: file with the model's weights.
-        training: file with the state that continued training needs besides.
+        weights: files with the model's weights.
+        training: files with the state that continued training needs besides.
         held: by task, why the snapshot is held; empty if it is published.
     """
 
@@ -54,8 +83,8 @@ class Snapshot:
     version: int
     watermark_us: int
     learned: tuple[str, ...]
-    weights: FileRecord
-    training: FileRecord
+    weights: TensorFiles
+    training: TensorFiles
     held: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -71,34 +100,48 @@ class SnapshotRegistry:
         self._unneeded_since: dict[str, dict[int, float]] = {}
 
     def write(
-        self, model: str, window: Window, weights: dict[str, Tensor], training: dict[str, Tensor]
+        self, model: str, window: Window, weights: Shards, training: Shards, process_group: ProcessGroup
     ) -> dict[str, FileRecord]:
         """Writes a snapshot's files; the window's commit waits until they are on disk, and publishes or holds them.
+
+        A collective operation.
 
         Args:
             model: name of the model.
             window: the window after which the snapshot is taken.
             weights: tensors for serving and labelling.
             training: tensors that continued training needs besides.
+            process_group: the processes that store the tensors.
 
         Returns:
-            The files by role, for the window's commit.
+            The files of all processes by role, for the window's commit; empty on any rank but zero.
         """
-        folder = _folder(model, window.index)
-        watermark = {"watermark_us": str(window.end_us)}
-        return {
-            MODEL_FILE: self._write(f"{folder}/model-{{digest}}.safetensors", weights, watermark),
-            TRAINING_FILE: self._write(f"{folder}/training-{{digest}}.safetensors", training, {}),
-            "snapshot": self.workspace.write_json(
-                f"{folder}/snapshot-{{digest}}.json",
-                {"model": model, "version": window.index, "watermark_us": window.end_us},
-                sync=False,
-            ),
-        }
+        folder, rank = _folder(model, window.index), process_group.rank
+        shards = {MODEL_FILE: weights, TRAINING_FILE: training}
+        written: dict[str, FileRecord] = {}
+        for role, mine in shards.items():
+            # The first process has a file of each role, because a snapshot is known by them.
+            if mine.tensors or process_group.is_rank_zero:
+                metadata = {"watermark_us": str(window.end_us)} if role == MODEL_FILE else {}
+                written[_role(role, rank)] = self._write(folder, role, rank, mine, metadata)
+        files = gather_records(process_group, written)
+        if not process_group.is_rank_zero:
+            return {}
+        index: dict[str, Any] = {}
+        for role, mine in shards.items():
+            names = {str(rank): files[_role(role, rank)].path for rank in mine.ranks}
+            index[role] = mine.index_of(map_values(_base_name, names))
+        content = {"model": model, "version": window.index, "watermark_us": window.end_us, "tensors": index}
+        # Without spaces: of thousands of tensors the index would be mostly spaces.
+        data = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+        return {**files, _INDEX: self.workspace.write(f"{folder}/snapshot-{{digest}}.json", data, sync=False)}
 
-    def _write(self, path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> FileRecord:
-        with self.workspace.writing(path, sync=False) as file:
-            write_tensors(file, tensors, metadata)
+    def _write(self, folder: str, role: str, rank: int, shards: Shards, metadata: Mapping[str, str]) -> FileRecord:
+        # The name of a single process's file has no rank, as before there were shards.
+        number = f"r{rank:04d}-" if rank else ""
+        # Rank zero's commit waits for its files; other machines may write those of other ranks.
+        with self.workspace.writing(f"{folder}/{role}-{number}{{digest}}.safetensors", sync=rank > 0) as file:
+            write_tensors(file, shards.tensors, metadata)
         return file.record()
 
     def get(self, model: str, version: int) -> Snapshot:
@@ -133,8 +176,8 @@ class SnapshotRegistry:
 
     def is_stored(self, snapshot: Snapshot) -> bool:
         """Tells whether a snapshot is not retired."""
-        # A retired snapshot has lost both files. If a single file is missing, opening it must fail with an error.
-        return any(self.workspace.exists(file.path) for file in (snapshot.weights, snapshot.training))
+        # A retired snapshot has lost all files. If a single file is missing, opening it must fail with an error.
+        return any(self.workspace.exists(file.path) for file in (*snapshot.weights.files, *snapshot.training.files))
 
     def rollback(self, model: str, alias: str) -> tuple[int, int]:
         """Moves an alias back to the newest stored and published version that it was promoted to before.
@@ -154,28 +197,57 @@ class SnapshotRegistry:
         snapshot = self.get(model, version)
         return not snapshot.held and self.is_stored(snapshot)
 
-    def load(self, record: FileRecord, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Reads the tensors of a snapshot's file. Large tensors are memory-mapped: the caller copies what it keeps.
+    def load(
+        self,
+        files: TensorFiles,
+        select: Callable[[str], bool] = lambda name: True,
+        into: Destinations = lambda name: None,
+        growth: RowGrowth | None = None,
+    ) -> dict[str, StateTensor]:
+        """Reads tensors of a snapshot, however many files there are, after checking the files that hold them.
 
         Args:
-            record: the committed file.
-            into: destinations by name, such as a model's parameters: a tensor of equal dtype and shape is read into
-                its destination without an intermediate copy.
+            files: the snapshot's weights, or its training state.
+            select: tells by its name whether a tensor is read; by default all are read.
+            into: returns the destination of a tensor, such as a model's parameter, of which this process reads its
+                boxes; None for a new tensor, whole. A destination of another shape is not used.
+            growth: reads tensors into destinations with more rows; without it these are not used.
+
+        Returns:
+            Destinations and new tensors, by name. A large new tensor that lies whole in a file is memory-mapped: the
+            caller copies what it keeps.
 
         Raises:
-            RunError: the file is missing or corrupt, and ``into`` is unchanged; or there is no memory.
+            RunError: a file is missing or corrupt, or there is no memory. Destinations may have been written.
         """
-        with self.workspace.reading(record) as file:
-            return read_tensors(file, self.workspace.name(record.path), into=into)
+        return self._reader(files).read(select, into, growth)
 
-    def load_some(self, record: FileRecord, select: Callable[[str], bool]) -> dict[str, Tensor]:
-        """Reads the tensors of a snapshot's file whose names are selected, after checking the whole file.
+    def load_whole(self, files: TensorFiles, select: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+        """Reads whole tensors of a snapshot, see ``load``."""
+        return whole_tensors(self.load(files, select))
 
-        Raises:
-            RunError: the file is missing or corrupt.
-        """
-        with self.workspace.reading(record) as file:
-            return read_tensors(file, self.workspace.name(record.path), select)
+    def describe(self, files: TensorFiles) -> dict[str, Tensor]:
+        """Describes the tensors of a snapshot, by name: tensors on the meta device, which have no memory."""
+        return self._reader(files).describe()
+
+    def _reader(self, files: TensorFiles) -> ShardReader:
+        records = {_base_name(record.path): record for record in files.files}
+        where = self.workspace.name(files.index.path)
+        try:
+            content = json.loads(self.workspace.read_checked(files.index))
+        except ValueError as error:
+            raise RunError(f"{where}: not valid JSON: {error}{self.workspace.remedy}") from error
+        if not isinstance(content, dict):
+            raise RunError(f"{where}: no index of tensors")
+        if "tensors" in content:
+            index = read_index(content["tensors"].get(files.role), records, where)
+            return ShardReader(self.workspace, records, index)
+        # Of a version without shards: a single file holds every tensor whole.
+        ((base_name, record),) = records.items()
+        with self.workspace.open_ranges(record, ()) as file:
+            stored = TensorFile(file, self.workspace.name(record.path)).tensors
+        whole = {name: IndexedTensor.of_file(tensor, base_name) for name, tensor in stored.items()}
+        return ShardReader(self.workspace, records, whole)
 
     def versions(self, model: str) -> list[int]:
         """Lists the versions whose folders exist, in order."""
@@ -259,16 +331,49 @@ def same_on_all(process_group: ProcessGroup, candidates: Iterator[Snapshot]) -> 
         if not data:
             return
         raw = json.loads(data)
-        weights, training = FileRecord(**raw.pop("weights")), FileRecord(**raw.pop("training"))
+        weights, training = _tensor_files(raw.pop("weights")), _tensor_files(raw.pop("training"))
         yield Snapshot(**raw | {"learned": tuple(raw["learned"])}, weights=weights, training=training)
+
+
+def gather_records(process_group: ProcessGroup, files: Mapping[str, FileRecord]) -> dict[str, FileRecord]:
+    """Gathers the records of files that the processes have written, on rank zero; empty on other ranks."""
+    gathered: dict[str, FileRecord] = {}
+    for data in process_group.gather_bytes(json.dumps(map_values(asdict, files)).encode()):
+        for role, record in json.loads(data).items():
+            gathered[role] = FileRecord(**record)
+    return gathered
 
 
 def _snapshot(model: str, commit: Commit) -> Snapshot:
     learned = tuple(commit.counters["learned"])
-    weights, training = commit.files[MODEL_FILE], commit.files[TRAINING_FILE]
+    index = commit.files[_INDEX]
+    files: dict[str, TensorFiles] = {}
+    for role in (MODEL_FILE, TRAINING_FILE):
+        # Later ranks have a number behind a dot.
+        names = sorted((name for name in commit.files if name.partition(".")[0] == role), key=_rank)
+        files[role] = TensorFiles(role, tuple(commit.files[name] for name in names), index)
     # A manifest of a version without gates has no such counter: all of its snapshots were published.
     held = commit.counters.get("held", {})
-    return Snapshot(model, commit.window.index, commit.window.end_us, learned, weights, training, held)
+    window = commit.window
+    return Snapshot(model, window.index, window.end_us, learned, files[MODEL_FILE], files[TRAINING_FILE], held)
+
+
+def _tensor_files(raw: Mapping[str, Any]) -> TensorFiles:
+    files = tuple(FileRecord(**record) for record in raw["files"])
+    return TensorFiles(raw["role"], files, FileRecord(**raw["index"]))
+
+
+def _role(role: str, rank: int) -> str:
+    """Returns the role of a rank's file in a manifest; that of the first is the role, as before there were shards."""
+    return f"{role}.{rank}" if rank else role
+
+
+def _rank(role: str) -> int:
+    return int(role.partition(".")[2] or 0)
+
+
+def _base_name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _folder(model: str, version: int) -> str:

@@ -11,8 +11,11 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import shutil
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -24,10 +27,16 @@ from torchrec.modules.embedding_configs import PoolingType
 
 from exfm.interfaces.backbone import Backbone, BackboneInputs
 from exfm.interfaces.component import ComponentConfig
+from exfm.interfaces.data_source import Window
 from exfm.interfaces.jagged import JaggedSequence
+from exfm.interfaces.local_shards import StateTensor
 from exfm.interfaces.parallel_plan import ParallelPlan, TableOptimizer
 from exfm.mappings import add_prefix, map_values, strip_prefix
-from exfm.modeling.parts import model_memory
+from exfm.storage.commits import Commit, CommitLog
+from exfm.storage.shard_reader import Destinations
+from exfm.storage.shard_writer import plan_shards
+from exfm.storage.snapshots import SnapshotRegistry, TensorFiles
+from exfm.storage.workspace import Workspace
 from exfm.testing.torchrun import launch
 
 ROWS = {"user": 30, "item": 50}
@@ -172,35 +181,73 @@ class Exercise:
             self.optimizer.zero_grad()
         return loss.detach().cpu()
 
-    def state(self) -> dict[str, Tensor]:
-        """Returns the whole weights, and the whole states of both optimizers."""
+    def state(self) -> dict[str, StateTensor]:
+        """Returns the state that is saved, as this process stores it; a collective."""
         tables = self.parallel_model.table_optimizer_state_dict()
-        state = _prefixed("weight/", self.parallel_model.state_dict()) | _prefixed("table/", tables)
+        state = add_prefix("weight/", self.parallel_model.state_dict()) | add_prefix("table/", tables)
         for index, parameter in enumerate(self.dense):
             momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
-                state[f"dense/{index}"] = self.parallel_model.full_tensor(momentum)
-        # Copied, because on a CPU the tensors may be the model's, which later steps change in place.
-        return map_values(torch.clone, state)
+                state[f"dense/{index}"] = momentum
+        return state
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Loads rank 0's ``state``; its tensors are read into the model's memory where they fit, as snapshots are."""
-        weights = _read_into(model_memory(self.model), select(state, "weight/"))
-        tables = _read_into(self.parallel_model.table_optimizer_buffers(), select(state, "table/"))
-        self.parallel_model.load_state_dict(weights)
-        self.parallel_model.load_table_optimizer_state_dict(tables)
-        for index, value in select(state, "dense/").items():
-            parameter = self.dense[int(index)]
-            self.optimizer.state[parameter]["momentum_buffer"] = self.parallel_model.distribute_tensor(value, parameter)
+    def load(self, read: Callable[[Destinations], dict[str, StateTensor]]) -> None:
+        """Loads a saved state, of which this process reads its shards into its memory.
+
+        Args:
+            read: reads tensors into their destinations.
+        """
+        memory = add_prefix("weight/", self.parallel_model.state_dict())
+        memory |= add_prefix("table/", self.parallel_model.table_optimizer_buffers())
+        for index, parameter in enumerate(self.dense):
+            memory[f"dense/{index}"] = torch.empty_like(parameter.detach())
+        state = read(memory.get)
+        self.parallel_model.load_state_dict(strip_prefix("weight/", state))
+        self.parallel_model.load_table_optimizer_state_dict(strip_prefix("table/", state))
+        for number, momentum in strip_prefix("dense/", state).items():
+            self.optimizer.state[self.dense[int(number)]]["momentum_buffer"] = momentum
 
 
-def _read_into(memory: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies tensors of a state into memory of the same name and shape, and returns the state with that memory."""
-    loaded = dict(state)
-    for name in memory.keys() & state.keys():
-        if memory[name].shape == state[name].shape:
-            loaded[name] = memory[name].detach().copy_(state[name])
-    return loaded
+class SavedStates:
+    """Saves states in a folder as snapshots, and reads them again.
+
+    Args:
+        plan: its processes, all of which save and read.
+    """
+
+    def __init__(self, plan: ParallelPlan) -> None:
+        self._group = plan.process_group
+        folder = tempfile.mkdtemp() if self._group.is_rank_zero else ""
+        self._folder = self._group.broadcast_bytes(folder.encode()).decode()
+        workspace = Workspace(self._folder)
+        self._log = CommitLog(workspace)
+        self._snapshots = SnapshotRegistry(workspace, self._log)
+        self._count = 0
+
+    def save(self, state: Mapping[str, StateTensor]) -> TensorFiles:
+        """Saves a state, each process its shards."""
+        window = Window(self._count, self._count, self._count + 1)
+        self._count += 1
+        weights, training = plan_shards(state, self._group), plan_shards({}, self._group)
+        files = self._snapshots.write("probe", window, weights, training, self._group)
+        if self._group.is_rank_zero:
+            self._log.add("train", "probe", Commit(window, {"learned": []}, files))
+        self._group.barrier()
+        return self._snapshots.get("probe", window.index).weights
+
+    def read(self, files: TensorFiles) -> dict[str, Tensor]:
+        """Reads a state, whole."""
+        return self._snapshots.load_whole(files)
+
+    def read_into(self, files: TensorFiles, destinations: Destinations) -> dict[str, StateTensor]:
+        """Reads this process's shards of a state."""
+        return self._snapshots.load(files, into=destinations)
+
+    def remove(self) -> None:
+        """Removes the folder."""
+        self._group.barrier()
+        if self._group.is_rank_zero:
+            shutil.rmtree(self._folder)
 
 
 def _blank() -> KeyedJaggedTensor:
@@ -214,56 +261,37 @@ def select(record: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return strip_prefix(prefix, record)
 
 
-def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return add_prefix(prefix, state)
-
-
 def exercise(plan: ParallelPlan, optimizer: TableOptimizer) -> dict[str, Tensor]:
-    """Trains a model, loads its state into another model, and continues both.
+    """Trains a model, saves it, loads its state into another model, and continues both.
 
-    The record of rank 0 has:
+    The record has:
 
-    - ``start/...`` and ``end/...``, the states before and after training, and ``losses``, the losses of training;
+    - ``start/...`` and ``end/...``, the saved states before and after training, and ``losses``, the losses of training;
     - ``continued`` and ``resumed``, the losses of both models afterwards;
     - for a plan that resets rows, ``before/...`` and ``reset/...``, the states before and after a reset, and
       ``reset_continued`` and ``reset_resumed``, the losses of both models afterwards.
     """
+    saved = SavedStates(plan)
     saving = Exercise(plan, optimizer, seed=0)
-    record = _prefixed("start/", saving.state())
+    record = add_prefix("start/", saved.read(saved.save(saving.state())))
     record["losses"] = saving.train(range(STEPS))
-    end = saving.state()
-    record |= _prefixed("end/", end)
+    end = saved.save(saving.state())
+    record |= add_prefix("end/", saved.read(end))
     loading = Exercise(plan, optimizer, seed=1)
-    loading.load(_broadcast(plan, end))
+    loading.load(partial(saved.read_into, end))
     record["continued"] = saving.train(range(STEPS, 2 * STEPS))
     record["resumed"] = loading.train(range(STEPS, 2 * STEPS))
     if plan.resets_rows:
-        record |= _prefixed("before/", saving.state())
+        record |= add_prefix("before/", saved.read(saved.save(saving.state())))
         saving.reset_rows()
-        reset = saving.state()
-        record |= _prefixed("reset/", reset)
-        # A wrong reset on another rank than 0 shows here, because this model has rank 0's state on every process.
-        loading.load(_broadcast(plan, reset))
+        reset = saved.save(saving.state())
+        record |= add_prefix("reset/", saved.read(reset))
+        # A reset of other rows on some rank shows here, because this model reads each box from one of the ranks.
+        loading.load(partial(saved.read_into, reset))
         record["reset_continued"] = saving.train(range(STEPS))
         record["reset_resumed"] = loading.train(range(STEPS))
+    saved.remove()
     return record
-
-
-def _broadcast(plan: ParallelPlan, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns rank 0's state on every process, as if each of them read it from a snapshot."""
-    group = plan.process_group
-    if group.world_size == 1:
-        return dict(state)
-    shapes = {name: list(value.shape) for name, value in state.items()}
-    # As JSON first, because the other processes do not have all names.
-    sent = group.broadcast_bytes(json.dumps(shapes).encode() if group.is_rank_zero else b"")
-    shared: dict[str, Tensor] = {}
-    for name, shape in json.loads(sent).items():
-        size = torch.Size(shape).numel()
-        counts = [size, *(0 for _ in range(group.world_size - 1))]
-        rows = state[name].flatten() if group.is_rank_zero else torch.zeros(0)
-        shared[name] = group.all_gather_rows(rows, counts).view(shape)
-    return shared
 
 
 def run_jobs(jobs: str) -> None:

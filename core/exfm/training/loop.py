@@ -116,7 +116,7 @@ class StreamLoop:
         # Not in the background if a labeller or student of this job reads snapshots, which must be complete by then.
         read_back = bool(self.labellers) or any(shared.consumers.values())
         self.epochs = Epochs(self.experiment, store, plan)
-        self.commit_writer = CommitWriter(experiment.config.save_in_background and not read_back)
+        self.commit_writer = CommitWriter(experiment.config.save_in_background and not read_back, plan.process_group)
         # By stage, the newest window that it has passed, and the newest with a manifest, which a window without rows
         # has not. A stage without an entry has not loaded its snapshot yet.
         self._done: dict[str, int] = {}
@@ -205,7 +205,7 @@ class StreamLoop:
         self.reader.warn_left_out()
         start = time.perf_counter()
         self.commit_writer.wait()
-        self.process_group.barrier()  # because only rank zero writes commits
+        self.process_group.barrier()  # because rank zero writes the manifests
         self.clock.commit += time.perf_counter() - start
         return count
 
@@ -361,9 +361,7 @@ class StreamLoop:
         commits: list[WindowCommit] = []
         try:
             for stage in stages:
-                commit = stage.commit(rows, skipped, id_kinds, self.commit_writer.background)
-                if commit is not None:
-                    commits.append(commit)
+                commits.append(stage.commit(rows, skipped, id_kinds, self.commit_writer))
         except BaseException:
             # If the model of any stage has diverged, no stage commits, so that all go on from the same window.
             for commit in commits:

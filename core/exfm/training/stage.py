@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from exfm.bookkeeping.commit_writer import ReusableBuffers, WindowCommit
+from exfm.bookkeeping.commit_writer import CommitWriter, ReusableBuffers, WindowCommit
 from exfm.bookkeeping.window_counters import WindowCounters, task_sums
 from exfm.config.lenders import Lender
 from exfm.data.batch import Batch
@@ -28,6 +28,7 @@ from exfm.errors import RunError
 from exfm.evaluation.label_kinds import as_counters
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds, microseconds_since_1970
+from exfm.interfaces.local_shards import StateTensor, whole_tensors
 from exfm.interfaces.schema import FeatureSchema
 from exfm.learning.initial_weights import InitialWeights, check_new_tables, load_initial_weights
 from exfm.learning.model_output import ForwardRows
@@ -37,7 +38,8 @@ from exfm.mappings import add_prefix, map_values, strip_prefix
 from exfm.modeling.cost import flops_by_section, parameters_by_section
 from exfm.optimization.divergence import diverged
 from exfm.storage.commits import NONE, WindowRead
-from exfm.storage.finite import first_not_finite, rows_not_finite
+from exfm.storage.finite import first_not_finite, first_on_any, rows_not_finite
+from exfm.storage.shard_writer import Shards, plan_shards
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.joiner import Joined, Joiner, SupervisionRows
 from exfm.supervision.row_files import (
@@ -200,7 +202,7 @@ class Stage:
         if loaded is None:
             return NONE
         snapshot, training = loaded
-        self._feed.load_state(strip_prefix(_FEED, training))
+        self._feed.load_state(whole_tensors(strip_prefix(_FEED, training)))
         self._held = dict(snapshot.held)
         return snapshot.version
 
@@ -319,25 +321,32 @@ class Stage:
             picked = torch.arange(chunk.batch.size)
         return picked[chunk.batch.event_time_us[picked] >= microseconds_since_1970(start)]
 
-    def commit(self, rows: int, skipped: Counts, id_kinds: Mapping[str, str], copy: bool) -> WindowCommit | None:
-        """Ends the window; returns the commit to write, on rank zero only.
+    def commit(self, rows: int, skipped: Counts, id_kinds: Mapping[str, str], writer: CommitWriter) -> WindowCommit:
+        """Ends the window; returns the commit to write, of this process's shards.
 
         Args:
             rows: number of rows of the stream in the window; a window without rows has a manifest only.
             skipped: rows that were left out, by column and reason.
             id_kinds: the type of each column of ids.
-            copy: whether training goes on while the window is written. The window before must then be written,
-                because the copies go into its buffers.
+            writer: writes it. If in the background, the window before must be written, because the copies go into its
+                buffers.
 
         Raises:
             RunError: the model has diverged.
         """
         trainer = self.trainer
-        # Before the check of the rank, because weights, state, check and coverage are collectives.
-        state: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+        # Weights, state, check, shards and coverage are collectives.
+        shards: tuple[Shards, Shards] | None = None
+        state: tuple[dict[str, StateTensor], dict[str, StateTensor]] | None = None
         if rows:
             state = trainer.weights(), self._training_state()
         self._check_state(state)
+        if state:
+            weights, training = (plan_shards(tensors, self.process_group) for tensors in state)
+            if writer.background:
+                weights = weights.with_tensors(self._weights.copy(weights.tensors))
+                training = training.with_tensors(self._training.copy(training.tensors))
+            shards = weights, training
         teachers = {
             name: self._sum_over_processes(counted).as_counters() for name, counted in self.counters.teachers.items()
         }
@@ -347,12 +356,8 @@ class Stage:
             self._predictions.gather_files()
             if self._supervision is not None:
                 self._supervision.gather_files()
-        if not self.process_group.is_rank_zero:
-            return None
-        self.late_labels.write()
-        if state and copy:
-            weights, training = state
-            state = self._weights.copy(weights), self._training.copy(training)
+        if self.process_group.is_rank_zero:
+            self.late_labels.write()
         counters = {
             "examples": self.counters.examples,
             "seconds": self.counters.seconds,
@@ -382,24 +387,24 @@ class Stage:
             {"examples": self.counters.examples, "seconds": 0.0},
             self._predictions,
             self._supervision,
-            state,
+            shards,
             self._needed_us,
+            writer.process_group,
             trainer.arm.config.keep.snapshots,
         )
 
-    def _check_state(self, state: tuple[dict[str, Tensor], dict[str, Tensor]] | None) -> None:
-        """Checks that the state, and the predictions that it makes, are finite.
+    def _check_state(self, state: tuple[dict[str, StateTensor], dict[str, StateTensor]] | None) -> None:
+        """Checks that this process's state, and the predictions that it makes, are finite.
 
         Raises:
             RunError: they are not; on every process.
         """
         name = ""
-        if state and self.process_group.is_rank_zero:
+        if state:
             weights, training = state
             name = first_not_finite(weights, self.trainer.constants)
             name = name or first_not_finite(training, self.trainer.constants)
-        name = self.process_group.broadcast_bytes(name.encode()).decode()
-        if name:
+        if name := first_on_any(self.process_group, name):
             raise self._diverged(f"{name} holds NaN or infinite values")
         last, self._last = self._last, None
         if last is not None:
@@ -416,7 +421,7 @@ class Stage:
             last = self.store.log.load("train", self.name, newest.version).window
         return diverged(self.trainer.arm, self._window, symptom, last)
 
-    def _training_state(self) -> dict[str, Tensor]:
+    def _training_state(self) -> dict[str, StateTensor]:
         feed = add_prefix(_FEED, self._feed.state())
         return self.trainer.training_state() | feed
 

@@ -5,11 +5,12 @@ Legend: V rows that are looked up, B bags, K width of a teacher's vector, D widt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from exfm.interfaces.local_shards import LocalShards, Offsets, StateTensor, local_boxes
 from exfm.modeling.parts import table_of
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.row_offset import RowOffset
@@ -79,20 +80,33 @@ def _sum(terms: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def tables_with_offsets(model: RankingModel) -> dict[str, Tensor]:
-    """Returns the trained tables that have offsets, without the offsets, by state-dict name."""
-    return {name: value for name, value in model.state_dict().items() if table_of(name) in model.featurizer.offsets}
+def tables_with_offsets(model: RankingModel, state: Mapping[str, StateTensor]) -> dict[str, StateTensor]:
+    """Selects the trained tables that have offsets, without the offsets, from the model's state dict."""
+    return {name: value for name, value in state.items() if table_of(name) in model.featurizer.offsets}
 
 
 @torch.no_grad()
-def fold_offsets(model: RankingModel) -> dict[str, Tensor]:
-    """Returns the served tables on the CPU: the trained tables with the offset of each row added."""
-    folded = {}
-    for name, weight in tables_with_offsets(model).items():
+def fold_offsets(model: RankingModel, state: Mapping[str, StateTensor]) -> dict[str, StateTensor]:
+    """Returns the served tables on the CPU: the trained tables with the offset of each row added.
+
+    A process folds the boxes that it stores.
+    """
+    folded: dict[str, StateTensor] = {}
+    for name, weight in tables_with_offsets(model, state).items():
         offset = model.featurizer.offsets[table_of(name)]
-        slices: list[Tensor] = []
-        for start, rows in zip(range(0, weight.shape[0], _ROWS), torch.split(weight, _ROWS), strict=True):
-            row_indices = torch.arange(start, start + rows.shape[0], device=rows.device)
-            slices.append(rows + offset(row_indices))
-        folded[name] = torch.cat(slices).cpu()
+        boxes = {offsets: _folded(box, offsets, offset) for offsets, box in local_boxes(weight).items()}
+        # A plain tensor is whole; its type tells the planner of shards that every process has it.
+        is_whole = type(weight) in (Tensor, nn.Parameter)
+        folded[name] = boxes[0, 0] if is_whole else LocalShards(weight.shape, weight.dtype, boxes)
     return folded
+
+
+def _folded(box: Tensor, offsets: Offsets, offset: RowOffset) -> Tensor:
+    """Adds the offsets of its rows to a box of a table."""
+    first_row, first_column = offsets
+    columns = slice(first_column, first_column + box.shape[1])
+    slices: list[Tensor] = []
+    for start, rows in zip(range(0, box.shape[0], _ROWS), torch.split(box, _ROWS), strict=True):
+        index = first_row + start + torch.arange(rows.shape[0], device=rows.device)
+        slices.append(rows + offset(index)[:, columns])
+    return torch.cat(slices).cpu()

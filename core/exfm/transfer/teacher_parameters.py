@@ -76,12 +76,12 @@ class TeacherParameters:
             tensors: dict[str, Tensor] = {}
             error: RunError | None = None
             try:
-                tensors = home.store.snapshots.load_some(snapshot.weights, lambda key: part_of(key)[0] in names)
+                tensors = home.store.snapshots.load_whole(snapshot.weights, lambda key: part_of(key)[0] in names)
             except RunError as unreadable:
                 error = unreadable
             # All processes read the same snapshot or none: a process that failed alone would train on other weights.
             if group.all_agree(error is None):
-                return grouped(growth.grow(tensors))
+                return grouped(growth.grow_whole(tensors))
             error = error or RunError(f"snapshot {snapshot.version} of {teacher!r}: another process cannot read it")
             logger.warning("%s; taking the parts of the snapshot before it", error)
             failure = failure or error

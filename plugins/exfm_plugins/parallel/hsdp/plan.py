@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 import exfm
 from exfm.parallel import (
@@ -136,26 +136,6 @@ class HsdpModel(DataParallelModel):
         # In two calls, because torch scales either DTensors or tensors in a call.
         for kind in (sharded, whole):
             nn.utils.clip_grads_with_norm_(kind, max_norm, square.sqrt())
-
-    def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True) -> None:
-        """Loads rank 0's ``state_dict``, on each process its shards."""
-        current = self.module.state_dict()
-        local = {name: self.distribute_tensor(value, current[name]) for name, value in state.items() if name in current}
-        super().load_state_dict({**state, **local}, strict)
-
-    def full_tensor(self, tensor: Tensor) -> Tensor:
-        """Gathers a tensor from its shards."""
-        if isinstance(tensor, DTensor):
-            tensor = tensor.full_tensor()
-        return super().full_tensor(tensor)
-
-    def distribute_tensor(self, value: Tensor, parameter: Tensor) -> Tensor:
-        """Copies this process's shard."""
-        value = super().distribute_tensor(value, parameter)
-        if not isinstance(parameter, DTensor):
-            return value
-        # Without a source rank nothing is sent: every process has the whole value.
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def _bottom_up(model: nn.Module) -> Iterator[nn.Module]:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+import exfm
 from exfm_plugins.parallel.hsdp.plan import HsdpModel
 from exfm_plugins.parallel.hsdp_2d.shards import CollectionShards
 
@@ -64,41 +65,35 @@ class Hsdp2dModel(HsdpModel):
         for collection in self._shards:
             collection.reset_rows(table, rows, source_rows, self._mesh.get_group("shard"))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Averages the replicas, and returns the state dict, whole; tables on rank 0 only."""
+    def state_dict(self) -> dict[str, exfm.parallel.StateTensor]:
+        """Averages the replicas, and returns the state dict, of tables this process's shards."""
         self._average()
-        state = self.module.state_dict()
-        dense = {name: self.full_tensor(value) for name, value in state.items() if name not in self._table_names}
+        state: dict[str, exfm.parallel.StateTensor] = {}
+        for name, value in self.module.state_dict().items():
+            # TorchRec numbers the processes of a shard for the whole job, and has no shards of other groups.
+            if name not in self._table_names:
+                state[name] = value
         for collection in self._shards:
-            dense |= collection.whole_weights()
-        return dense
+            state |= collection.weights()
+        return state
 
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True) -> None:
-        """Loads rank 0's ``state_dict``, on each process its shards."""
-        current = self.module.state_dict()
-        wrong = sorted((current.keys() | self._table_names) ^ state.keys())
-        if strict and wrong:
-            raise RuntimeError(f"state dict: {wrong[0]} is in the model or in the weights, not in both")
-        for collection in self._shards:
-            collection.load_weights(state)
-        # Tensors of a module's state dict share its memory, so this writes to the module.
-        for name in state.keys() - self._table_names:
-            current[name].copy_(self.distribute_tensor(state[name], current[name]))
-
-    def table_optimizer_state_dict(self) -> dict[str, Tensor]:
-        """Averages the replicas, and returns the fused optimizers' accumulators, whole, by the names of `single`."""
+    def table_optimizer_state_dict(self) -> dict[str, exfm.parallel.StateTensor]:
+        """Averages the replicas, and returns the shards of the fused optimizers' state, by the names of `single`."""
         self._average()
-        states: dict[str, Tensor] = {}
+        states: dict[str, exfm.parallel.StateTensor] = {}
         for collection in self._shards:
-            states |= collection.whole_states()
+            states |= collection.states(self._mesh.get_group("shard"))
         return states
 
-    def table_optimizer_buffers(self) -> dict[str, Tensor]:
-        """Returns nothing: a process stores shards."""
-        return {}
-
-    def load_table_optimizer_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Loads rank 0's ``table_optimizer_state_dict``, on each process its shards."""
+    def table_optimizer_buffers(self) -> dict[str, exfm.parallel.StateTensor]:
+        """Returns the shards of the fused optimizers' state, as they are used."""
+        buffers: dict[str, exfm.parallel.StateTensor] = {}
         for collection in self._shards:
-            collection.load_states(state)
+            buffers |= collection.state_buffers()
+        return buffers
+
+    def load_table_optimizer_state_dict(self, state: Mapping[str, exfm.parallel.StateTensor]) -> None:
+        """Copies a state into the shards of this process."""
+        super().load_table_optimizer_state_dict(state)
+        for collection in self._shards:
+            collection.share_states()

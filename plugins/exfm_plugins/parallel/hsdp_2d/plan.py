@@ -158,7 +158,7 @@ class Hsdp2d(Hsdp):
             options["eps"] = table_optimizer.eps
         sharder = EmbeddingBagCollectionSharder(fused_params=options, qcomm_codecs_registry=self._codecs)
         plan = self._placement.plan(model, sharder, table_optimizer.name)
-        shards, rank, in_first_group = [], self.process_group.rank, self._placement.first == 0
+        shards, rank = [], self.process_group.rank
         for path, module in list(model.named_modules()):
             if isinstance(module, EmbeddingBagCollection):
                 # Weights that TorchRec draws are replaced, so they must not advance the generator.
@@ -167,6 +167,6 @@ class Hsdp2d(Hsdp):
                 parent, _, name = path.rpartition(".")
                 setattr(model.get_submodule(parent), name, sharded)
                 configs = module.embedding_bag_configs()
-                shards.append(CollectionShards(path, sharded, configs, table_optimizer, rank, in_first_group))
+                shards.append(CollectionShards(path, sharded, configs, table_optimizer, rank, self.device))
                 shards[-1].init_weights()
         return shards

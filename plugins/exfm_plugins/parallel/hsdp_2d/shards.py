@@ -1,11 +1,11 @@
-"""The shards of a table collection: initialises them, gathers whole tables from them and loads them from tables.
+"""The shards of a table collection: initialises them, and gives them to be saved and loaded.
 
 Legend: N rows of a table, D its width, n rows that are reset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,10 @@ _CHUNK_ROWS = 65_536
 """Rows that are drawn together, so that a whole table is never in memory."""
 
 
+_Boxes = dict[tuple[int, ...], Tensor]
+"""Tensors of this process's shards, by the index of their first element in the table's."""
+
+
 @dataclass(frozen=True)
 class PlacedShard:
     """A rectangle of a table: its first row and column, its size, and the rank of its process."""
@@ -32,11 +36,6 @@ class PlacedShard:
     rows: int
     columns: int
     owner: int
-
-    def slice(self, whole: Tensor) -> Tensor:
-        """Returns its view of a table (N, D), or of a number for each row, (N,)."""
-        rows = whole[self.row : self.row + self.rows]
-        return rows if rows.dim() == 1 else self.slice_columns(rows)
 
     def slice_columns(self, rows: Tensor) -> Tensor:
         """Returns its columns of whole rows (n, D)."""
@@ -74,7 +73,7 @@ class CollectionShards:
         configs: its tables.
         optimizer: the fused optimizer.
         rank: the rank of this process.
-        in_first_group: whether this process's sharding group is the group of rank 0.
+        device: of the tables.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class CollectionShards:
         configs: Sequence[EmbeddingBagConfig],
         optimizer: exfm.parallel.TableOptimizer,
         rank: int,
-        in_first_group: bool,
+        device: torch.device,
     ) -> None:
         self._configs = {config.name: config for config in configs}
         # The names of a single process, so that any plan can load the state.
@@ -96,7 +95,7 @@ class CollectionShards:
         self.shards: list[PlacedShard] = []
         for name, sharding in sharded.module_sharding_plan.items():
             self.shards += [_placed_shard(name, metadata) for metadata in sharding.sharding_spec.shards]
-        self._in_first_group = in_first_group
+        self._device = device
 
     def local_tensors(self) -> dict[tuple[str, int, int], LocalTensors]:
         """Returns this process's shards by table, first row and first column; writing to them changes the tables."""
@@ -160,76 +159,94 @@ class CollectionShards:
             if local.state is not None:
                 local.state[rows[here] - shard.row] = 0
 
-    def whole_weights(self) -> dict[str, Tensor]:
-        """Gathers every table (N, D), by its name in the state dict, on the CPU of rank 0; empty on other ranks."""
-        tables: dict[str, Tensor] = {}
-        for shard, values in self._gather(lambda local: local.weight):
-            config = self._configs[shard.table]
-            name = self.weight_names[shard.table]
-            whole = tables.setdefault(name, torch.empty(config.num_embeddings, config.embedding_dim))
-            shard.slice(whole).copy_(values)
-        return tables
+    def weights(self) -> dict[str, exfm.parallel.StateTensor]:
+        """Returns this process's shards of every table, by the table's name in the state dict, without a copy."""
+        boxes: dict[str, _Boxes] = {table: {} for table in self._configs}
+        for shard, local in self._local_shards():
+            boxes[shard.table][shard.row, shard.column] = local.weight
+        return self._by_name(self.weight_names, boxes)
 
-    def whole_states(self) -> dict[str, Tensor]:
-        """Gathers the fused optimizer's state of every table, as ``whole_weights``; empty where it has none.
+    def state_buffers(self) -> dict[str, exfm.parallel.StateTensor]:
+        """Returns this process's shards of the fused optimizer's state, without a copy; empty where it has none.
+
+        Shards of the same rows share their state of row-wise AdaGrad: it is read into the first of them.
+        """
+        return self._by_name(self._state_names, self._state_boxes())
+
+    def share_states(self) -> None:
+        """Copies the state of row-wise AdaGrad, once it is read, to the other shards of the same rows."""
+        boxes = self._state_boxes()
+        for shard, local in self._local_shards():
+            if local.state is not None and local.state.dim() == 1:
+                local.state.copy_(boxes[shard.table][shard.row,])
+
+    @torch.no_grad()
+    def states(self, group: dist.ProcessGroup) -> dict[str, exfm.parallel.StateTensor]:
+        """Returns the fused optimizer's state as it is saved; empty where it has none.
 
         In a shard of columns, row-wise AdaGrad averages the squares of the shard's columns. The state of the whole row
-        is the mean of the shards' averages, weighted by their columns.
+        is the mean of the shards' averages, weighted by their columns: the process of the first of these shards has it.
+
+        Args:
+            group: the sharding group.
         """
-        tables: dict[str, Tensor] = {}
+        boxes = self._state_boxes()
+        if self._optimizer.name == "rowwise_adagrad":
+            by_rows: dict[tuple[str, int], list[PlacedShard]] = {}
+            for shard in self.shards:
+                by_rows.setdefault((shard.table, shard.row), []).append(shard)
+            # Every process of the group has all shards in the same order, so the collectives match.
+            for shards in by_rows.values():
+                if len(shards) > 1:
+                    first = shards[0]
+                    boxes[first.table].pop((first.row,), None)
+                    mean = self._mean_state(shards, group)
+                    if first.owner == self._rank:
+                        boxes[first.table][first.row,] = mean
+        return self._by_name(self._state_names, boxes)
+
+    def _mean_state(self, shards: Sequence[PlacedShard], group: dist.ProcessGroup) -> Tensor:
+        """Averages the states of shards that have columns of the same rows; empty but in the process of the first."""
+        first, tensors = shards[0], self.local_tensors()
+        columns = self._configs[first.table].embedding_dim
+        mean = torch.empty(first.rows if first.owner == self._rank else 0)
+        # Some rows at a time, because a process may have none of these columns, and no memory for all rows.
+        for start in range(0, first.rows, _CHUNK_ROWS):
+            rows = slice(start, min(start + _CHUNK_ROWS, first.rows))
+            summed = torch.zeros(rows.stop - rows.start, device=self._device)
+            for shard in shards:
+                if shard.owner == self._rank:
+                    local = tensors[shard.table, shard.row, shard.column].state
+                    assert local is not None
+                    summed += local[rows] * (shard.columns / columns)
+            dist.reduce(summed, first.owner, group=group)
+            if first.owner == self._rank:
+                mean[rows] = summed.cpu()
+        return mean
+
+    def _state_boxes(self) -> dict[str, _Boxes]:
+        """Returns the optimizer's states of this process's shards, by table; no tables where it has none."""
         if self._optimizer.name == "sgd":
-            return tables
-        for shard, values in self._gather(lambda local: local.state, self._optimizer.name == "rowwise_adagrad"):
-            config, name = self._configs[shard.table], self._state_names[shard.table]
-            if values.dim() == 1:
-                whole = tables.setdefault(name, torch.zeros(config.num_embeddings))
-                shard.slice(whole).add_(values * (shard.columns / config.embedding_dim))
-            else:
-                whole = tables.setdefault(name, torch.empty(config.num_embeddings, config.embedding_dim))
-                shard.slice(whole).copy_(values)
-        return tables
-
-    @torch.no_grad()
-    def load_weights(self, tables: Mapping[str, Tensor]) -> None:
-        """Copies this process's shards from whole tables, where ``tables`` has them."""
+            return {}
+        boxes: dict[str, _Boxes] = {table: {} for table in self._configs}
         for shard, local in self._local_shards():
-            whole = tables.get(self.weight_names[shard.table])
-            if whole is not None:
-                local.weight.copy_(shard.slice(whole))
+            assert local.state is not None
+            origin = (shard.row,) if local.state.dim() == 1 else (shard.row, shard.column)
+            boxes[shard.table].setdefault(origin, local.state)
+        return boxes
 
-    @torch.no_grad()
-    def load_states(self, states: Mapping[str, Tensor]) -> None:
-        """Copies this process's shards from whole states of the fused optimizer."""
-        for shard, local in self._local_shards():
-            if local.state is not None:
-                local.state.copy_(shard.slice(states[self._state_names[shard.table]]))
+    def _by_name(self, names: Mapping[str, str], boxes: Mapping[str, _Boxes]) -> dict[str, exfm.parallel.StateTensor]:
+        """Returns the shards of tables by the tables' names in a state."""
+        per_row = self._optimizer.name == "rowwise_adagrad" and names is self._state_names
+        states: dict[str, exfm.parallel.StateTensor] = {}
+        for table, table_boxes in boxes.items():
+            config = self._configs[table]
+            shape = (config.num_embeddings,) if per_row else (config.num_embeddings, config.embedding_dim)
+            states[names[table]] = exfm.parallel.LocalShards(shape, torch.float32, table_boxes)
+        return states
 
     def _local_shards(self) -> Iterator[tuple[PlacedShard, LocalTensors]]:
         tensors = self.local_tensors()
         for shard in self.shards:
             if shard.owner == self._rank:
                 yield shard, tensors[shard.table, shard.row, shard.column]
-
-    def _gather(
-        self, select: Callable[[LocalTensors], Tensor | None], per_row: bool = False
-    ) -> Iterator[tuple[PlacedShard, Tensor]]:
-        """Yields the tensors of its group's shards on rank 0, shard by shard to bound memory; nothing on other ranks.
-
-        Args:
-            select: selects the tensor of a shard.
-            per_row: whether the tensor has a number for each row.
-        """
-        tensors = self.local_tensors()
-        # Every process of the group iterates the shards in the same order, so sends and receives match.
-        for shard in self.shards if self._in_first_group else ():
-            if shard.owner == self._rank:
-                local = select(tensors[shard.table, shard.row, shard.column])
-                assert local is not None
-                if self._rank == 0:
-                    yield shard, local.cpu()
-                else:
-                    dist.send(local.cpu().contiguous(), 0)
-            elif self._rank == 0:
-                received = torch.empty(shard.rows) if per_row else torch.empty(shard.rows, shard.columns)
-                dist.recv(received, shard.owner)
-                yield shard, received
