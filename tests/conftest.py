@@ -18,7 +18,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
-from tests.processes import empty_plot, run_exfm, run_module
+from tests.processes import leave_plots_out, run_exfm, run_module
 
 _ANY_CASE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.register_profile("default", _ANY_CASE, max_examples=10, derandomize=True)
@@ -55,7 +55,7 @@ def plots_where_they_are_looked_at(request: pytest.FixtureRequest) -> Iterator[N
     """Leaves the drawing of plots out, and nothing else of a report, but in the folders above."""
     with pytest.MonkeyPatch.context() as patch:
         if request.path.relative_to(Path(__file__).parent).parts[0] not in DRAWN:
-            patch.setattr("exfm.reporting.plots.svg", empty_plot)
+            leave_plots_out(patch)
         yield
 
 

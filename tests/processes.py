@@ -18,6 +18,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
@@ -75,9 +77,19 @@ def torchrun(function: Callable[..., object], *arguments: Any, processes: int, r
     assert done.returncode == 0, done.stderr[-8000:]
 
 
-def empty_plot(_: object, title: str) -> str:
-    """Returns a plot without its drawing, in place of ``exfm.reporting.plots.svg``."""
+def leave_plots_out(patch: pytest.MonkeyPatch) -> None:
+    """Leaves the plots of reports empty, because matplotlib takes as long as the training of a small run."""
+    patch.setattr("exfm.reporting.plots.svg", _without_drawing)
+    for plot in ("ne_plot", "calibration_plot", "bars_plot", "age_plot"):
+        patch.setattr(f"exfm.reporting.plots.{plot}", _empty_plot)
+
+
+def _without_drawing(_: object, title: str) -> str:
     return f'<svg role="img" aria-label="{escape(title)}"/>'
+
+
+def _empty_plot(*_: object) -> str:
+    return '<svg role="img"/>'
 
 
 def _call(

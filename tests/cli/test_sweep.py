@@ -184,7 +184,7 @@ def test_another_evaluation_is_not_taken_for_complete(swept: Path, tiny: str, ex
     assert results_of(folder)["models"]["fm"]["tasks"]["click"]["examples"] == 200
 
 
-@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.soak), "2"])
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.soak)])
 def test_a_failing_point_stops_no_other(jobs: str, swept: Path, tiny: str, exfm_cli: Cli) -> None:
     broken, other = (swept / "sweep" / f"{DIM}={dim},seed=1" for dim in (4, 8))
     for folder in (broken, other):
@@ -202,6 +202,16 @@ def test_a_failing_point_stops_no_other(jobs: str, swept: Path, tiny: str, exfm_
     assert {row["values"][DIM]: row["runs"] for row in summary["rows"]} == {"4": 1, "8": 2}
     page = (swept / "sweep/sweep.html").read_text(encoding="utf-8")
     assert "3 of 4 points complete" in page and "corrupt" in page
+
+
+def test_a_subprocess_that_fails_says_why(swept: Path, tiny: str, exfm_cli: Cli) -> None:
+    """With several jobs each point runs in a process, whose error is the point's."""
+    broken = swept / "sweep" / f"{DIM}=4,seed=1"
+    (broken / "results.json").unlink()
+    next((broken / "predictions/vm").iterdir()).write_bytes(b"half a file")
+    outcome = exfm_cli("sweep", tiny, *GRID, "--jobs", "2", f"run_dir={swept}")
+    assert outcome.status == 1 and f"[1/1] {DIM}=4, seed=1: failed: {broken}/predictions/vm/" in outcome.err
+    assert "corrupt" in outcome.err and not (broken / "results.json").exists()
 
 
 @pytest.mark.parametrize(

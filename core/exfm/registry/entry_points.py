@@ -30,11 +30,16 @@ def find() -> list[PluginEntryPoint]:
     points: list[PluginEntryPoint] = []
     visited: set[str] = set()
     for distribution in distributions():
-        name, version = _identity(distribution)
+        name, version = _folder_name(distribution), "0"
+        is_plugin = _has_entry_points(distribution)
+        # Of other distributions the folder's name suffices, because reading the metadata of hundreds takes long.
+        if is_plugin or not name:
+            name, version = _identity(distribution)
         # Python imports the first of two copies on the path.
         if normal(name) not in visited:
             visited.add(normal(name))
-            points += _read_entry_points(distribution, name, version)
+            if is_plugin:
+                points += _read_entry_points(distribution, name, version)
     return sorted(points, key=_sort_key)
 
 
@@ -46,6 +51,13 @@ def matches(names: Collection[str], *candidates: str) -> bool:
 def normal(name: str) -> str:
     """Returns a distribution's name in its normal form (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _folder_name(distribution: Distribution) -> str:
+    """Returns NAME of a distribution in a folder NAME-VERSION.dist-info or NAME.egg-info; empty if it has no folder."""
+    folder = str(getattr(distribution, "_path", "")).rpartition("/")[2]
+    stem, dot, _ = folder.rpartition(".")
+    return stem.partition("-")[0] if dot else ""
 
 
 def _identity(distribution: Distribution) -> tuple[str, str]:
@@ -65,15 +77,18 @@ def _header(headers: str, name: str) -> str:
     return match[1].strip() if match else ""
 
 
-def _read_entry_points(distribution: Distribution, name: str, version: str) -> Iterator[PluginEntryPoint]:
-    """Yields the entry points of a distribution that are exfm's."""
+def _has_entry_points(distribution: Distribution) -> bool:
+    """Tells whether a distribution has entry points of exfm."""
     try:
         text = distribution.read_text("entry_points.txt") or ""
     except (OSError, UnicodeDecodeError):
         # Unreadable, and there is no sign that it is a plugin of exfm.
-        return
-    if f"[{PROJECT}]" not in text:
-        return
+        return False
+    return f"[{PROJECT}]" in text
+
+
+def _read_entry_points(distribution: Distribution, name: str, version: str) -> Iterator[PluginEntryPoint]:
+    """Yields the entry points of a distribution that are exfm's."""
     try:
         entry_points = [point for point in distribution.entry_points if point.group == PROJECT]
     except Exception as error:
