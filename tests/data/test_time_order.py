@@ -20,8 +20,8 @@ from exfm.data import time_order
 from exfm.data.time_order import in_time_order
 from exfm.sources import Origin
 from exfm_plugins.sources.parquet.source import Parquet
-from tests.plugins.test_delta import FIELDS
-from tests.plugins.test_delta import table as delta_table
+from tests.plugins.tables import FIELDS
+from tests.plugins.tables import table as delta_table
 from tests.training.logs import DAY_US, START_US, experiment_dict, load, make_log, rows_by_window, train
 
 SCHEMA = exfm.schema.FeatureSchema(

@@ -15,42 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import exfm
 import exfm_plugins.sources
-from exfm.data.time_order import in_time_order
-from exfm.data.validation import RowChecker
 from exfm.testing import DataSourceTests
 from exfm_plugins.sources.delta.source import Delta
 from exfm_plugins.sources.parquet.source import Parquet
+from tests.plugins.tables import FIELDS, MINUTE, SPLITS, assert_same_windows, read, rows_of_writers, table
 
 deltalake = pytest.importorskip("deltalake", reason="needs the package deltalake")
-
-FIELDS: dict[str, Any] = {
-    "features": [
-        {"name": "item", "kind": "categorical", "rows": 100},
-        {"name": "place", "kind": "categorical", "rows": 100},
-    ],
-    "labels": [{"name": "click"}],
-}
-MINUTE = 60_000_000
-
-
-def table(times: Sequence[int | None], first_id: int = 0, **columns: Any) -> pa.Table:
-    """Rows numbered from ``first_id``; the item is the number modulo 100, `place` the number modulo 3."""
-    ids = np.arange(first_id, first_id + len(times))
-    stamps = pa.array(times, pa.int64()).cast(pa.timestamp("us", "UTC"))
-    rows: dict[str, Any] = {
-        "example_id": ids,
-        "event_time": stamps,
-        "item": ids % 100,
-        "click": (ids % 2).astype(np.int8),
-    }
-    rows["place"] = pa.array([f"São {number % 3}" for number in ids], pa.string())
-    rows["unused"] = pa.array(["x"] * len(ids), pa.string())
-    return pa.table(rows | columns)
 
 
 def source(path: Any, **config: Any) -> Delta:
@@ -89,19 +63,6 @@ class TestDelta(DataSourceTests):
 def _seconds(times: Any, first_id: int) -> pa.Table:
     rows = table(times.tolist(), first_id)
     return rows.set_column(1, "event_time", pa.array(times // 10**6))
-
-
-def read(stream: exfm.DataSource, window: exfm.sources.Window | None = None) -> pa.Table:
-    """The rows of a window as the core puts them in order; by default, of the whole stream."""
-    if window is None:
-        time = stream.time_range()
-        window = exfm.sources.Window(0, time.start_us, time.end_us)
-    checker = RowChecker(stream.schema(), skip=False, newest_us=-(2**63), in_order=False)
-    checked = (checker.check(batch) for batch in stream.read(window))
-    batches = [batch.replace_schema_metadata(None) for batch in in_time_order(checked, stream.schema())]
-    if not batches:
-        return pa.table({})
-    return pa.Table.from_batches([batch.select(sorted(batch.schema.names)) for batch in batches]).combine_chunks()
 
 
 def unchecked(stream: Delta) -> pa.Table:
@@ -245,52 +206,27 @@ def test_rows_of_a_deletion_vector_are_not_read(tmp_path: Path, partitioned: boo
     assert read(stream)["example_id"].to_pylist() == [0, 1] and len(stream.parts()) == 1
 
 
-splits = st.fixed_dictionaries(
-    {
-        # Few times and ids: ties are common.
-        "times": st.lists(st.integers(0, 9), min_size=1, max_size=30),
-        "seed": st.integers(0, 999),
-        "writers": st.integers(1, 4),
-        "partitioned": st.booleans(),
-        "group_rows": st.integers(1, 9),
-        "compacted": st.booleans(),
-        "batch_rows": st.integers(1, 7),
-        "length": st.integers(1, 11),
-    }
-)
-
-
-@settings(max_examples=40)
-@given(case=splits)
+@settings(max_examples=25)
+@given(case=SPLITS)
 def test_any_split_has_the_same_rows_as_parquet(tmp_path_factory: pytest.TempPathFactory, case: dict[str, Any]) -> None:
     """Permutations and splits into commits, files, row groups and partitions: the same bits through either source."""
     folder = tmp_path_factory.mktemp("split")
     whole = table(case["times"])
     pq.write_table(whole, folder / "whole.parquet")
-    random = np.random.default_rng(case["seed"])
-    rows = whole.take(pa.array(random.permutation(whole.num_rows)))
-    writer = random.integers(0, case["writers"], rows.num_rows)
     properties = deltalake.WriterProperties(max_row_group_size=case["group_rows"])
     partition: dict[str, Any] = {"partition_by": ["place"]} if case["partitioned"] else {}
-    for number in range(case["writers"]):
-        file = rows.filter(pa.array(writer == number))
+    for number, file in enumerate(rows_of_writers(whole, case)):
         write(folder / "delta", file, mode="append", writer_properties=properties, **partition)
         (folder / "parquet").mkdir(exist_ok=True)
         pq.write_table(file, folder / "parquet" / f"{number}.parquet", row_group_size=case["group_rows"])
     if case["compacted"]:
         deltalake.DeltaTable(folder / "delta").optimize.compact()
     small = {"batch_rows": case["batch_rows"]}
-    stream = source(folder / "delta", **small)
     others = [
         Parquet(Parquet.Config.model_validate(FIELDS | small | {"path": str(folder / path)}))
         for path in ("parquet", "whole.parquet")
     ]
-    time = stream.time_range()
-    assert [other.time_range() for other in others] == [time] * 2
-    for start in range(time.start_us, time.end_us, case["length"]):
-        window = exfm.sources.Window(0, start, start + case["length"])
-        expected = read(stream, window)
-        assert all(read(other, window).equals(expected) for other in others)
+    assert_same_windows(source(folder / "delta", **small), others, case["length"])
 
 
 # ---- versions ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import exfm
@@ -23,7 +22,7 @@ from exfm.sources import StreamPart
 from exfm.testing import DataSourceTests
 from exfm_plugins.sources.iceberg.source import Iceberg
 from exfm_plugins.sources.parquet.source import Parquet
-from tests.plugins.test_delta import FIELDS, MINUTE, read, table
+from tests.plugins.tables import FIELDS, MINUTE, SPLITS, assert_same_windows, read, rows_of_writers, table
 
 pytest.importorskip("pyiceberg", reason="needs the package pyiceberg")
 pytest.importorskip("sqlalchemy", reason="needs a SQLite catalog: pyiceberg[sql-sqlite]")
@@ -326,45 +325,21 @@ def test_equality_deletes_are_refused_by_name(lake: Lake) -> None:
         lake.source().time_range()
 
 
-splits = st.fixed_dictionaries(
-    {
-        # Few times and ids: ties are common.
-        "times": st.lists(st.integers(0, 9), min_size=1, max_size=30),
-        "seed": st.integers(0, 999),
-        "writers": st.integers(1, 3),
-        "partitioned": st.booleans(),
-        "group_rows": st.integers(1, 9),
-        "compacted": st.booleans(),
-        "batch_rows": st.integers(1, 7),
-        "length": st.integers(1, 11),
-    }
-)
-
-
 @settings(max_examples=6)
-@given(case=splits)
+@given(case=SPLITS)
 def test_any_split_has_the_same_rows_as_parquet(tmp_path_factory: pytest.TempPathFactory, case: dict[str, Any]) -> None:
     """Permutations and splits into commits, files, row groups and partitions: the same bits through either source."""
     folder = tmp_path_factory.mktemp("split")
     whole = table(case["times"])
     pq.write_table(whole, folder / "whole.parquet")
-    random = np.random.default_rng(case["seed"])
-    rows = whole.take(pa.array(random.permutation(whole.num_rows)))
-    writer = random.integers(0, case["writers"], rows.num_rows)
     small = {"batch_rows": case["batch_rows"]}
     with Lake(folder / "lake") as lake:
-        for number in range(case["writers"]):
-            some = rows.filter(pa.array(writer == number))
+        for some in rows_of_writers(whole, case):
             lake.write(some, partitioned=case["partitioned"], group_rows=case["group_rows"])
         if case["compacted"]:
             lake.table().overwrite(lake.table().scan().to_arrow())
-        stream = lake.source(**small)
         other = Parquet(Parquet.Config.model_validate(FIELDS | small | {"path": str(folder / "whole.parquet")}))
-        time = stream.time_range()
-        assert other.time_range() == time
-        for start in range(time.start_us, time.end_us, case["length"]):
-            window = exfm.sources.Window(0, start, start + case["length"])
-            assert read(stream, window).equals(read(other, window))
+        assert_same_windows(lake.source(**small), [other], case["length"])
     shutil.rmtree(folder)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import exfm
 from exfm.sources import NeededRows, Origin
 from exfm_plugins.sources.parquet.source import Parquet
-from tests.plugins.test_delta import FIELDS, table
+from tests.plugins.tables import FIELDS, table
 
 KEYS = ["example_id", "event_time", "item", "place"]
 

@@ -19,7 +19,7 @@ from exfm.sources import Origin
 from exfm.sources.row_groups import interleave, read_ahead
 from exfm.sources.row_groups.order import PlacedGroup
 from exfm_plugins.sources.parquet.source import Parquet
-from tests.plugins.test_delta import FIELDS, table
+from tests.plugins.tables import FIELDS, table
 
 
 def source(path: Path, **config: Any) -> Parquet:

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from exfm.data.label_columns import PREDICTION, columns_by_task
@@ -26,6 +27,8 @@ STATE, ROW = "state_", "row_"
 
 RowIndex = Tensor | slice
 """Positions of rows, or a slice of them."""
+
+Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -228,15 +231,22 @@ def lookup(sorted_id: Tensor, example_id: Tensor) -> tuple[Tensor, Tensor]:
 
     The index of an id that does not exist has no meaning.
     """
+    index_B, exists_B = search(sorted_id.numpy(), example_id.numpy())
+    return torch.from_numpy(index_B), torch.from_numpy(exists_B)
+
+
+def search(sorted_id: Ids, queried_B: Ids) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Returns the index (B,) of each queried id among at least 1 sorted id, and a mask of the ids that exist.
+
+    Of equal ids the index is that of the first; the index of an id that does not exist has no meaning.
+    """
     # Sorted queries search neighbouring positions, which are in the CPU's cache.
-    order = np.argsort(example_id.numpy())
-    queries = example_id.numpy()[order]
+    order = np.argsort(queried_B)
     # An id above all others would have the index after the last.
-    indices = np.minimum(np.searchsorted(sorted_id.numpy(), queries), sorted_id.numel() - 1)
+    indices = np.minimum(np.searchsorted(sorted_id, queried_B[order]), sorted_id.size - 1)
     index_B = np.empty_like(indices)
     index_B[order] = indices
-    index = torch.from_numpy(index_B)
-    return index, sorted_id[index] == example_id
+    return index_B, sorted_id[index_B] == queried_B
 
 
 def align(probabilities: Mapping[str, Tensor], embedding: CompactEmbedding | None, has_row: Tensor) -> TeacherOutput:

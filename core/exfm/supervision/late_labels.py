@@ -18,10 +18,10 @@ from exfm.errors import RunError
 from exfm.storage.hashing import FileRecord
 from exfm.storage.manifests import file_records, seal, unseal
 from exfm.storage.workspace import LetGoError, MissingFileError, Workspace
+from exfm.supervision.joiner import Ids, search
 from exfm.supervision.row_files import RowWriter
 from exfm.supervision.stored_rows import read_rows
 
-Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 _WEIGHT = "weight_"
@@ -203,11 +203,15 @@ def _ids(table: pa.Table) -> Ids:
 
 
 def _positions(ids: Ids, queries: Ids, order: npt.NDArray[np.intp] | None = None) -> tuple[Ids, npt.NDArray[np.bool_]]:
-    """Returns the position of each queried id among ids, and whether it is there; the position is 0 where it is not."""
+    """Returns the position of each queried id among ids, and whether it is there; otherwise its position is arbitrary.
+
+    Args:
+        order: sorts the ids; computed by default.
+    """
     if not ids.size:
         return np.zeros(queries.size, np.int64), np.zeros(queries.size, bool)
     if order is None:
+        # Stable, so that equal ids give the position of the first.
         order = np.argsort(ids, kind="stable")
-    at = np.searchsorted(ids, queries, sorter=order).clip(max=ids.size - 1)
-    positions = order[at].astype(np.int64)
-    return positions, ids[positions] == queries
+    index, exists = search(ids[order], queries)
+    return order[index], exists
