@@ -65,6 +65,7 @@ def render(name: str, draft: Draft, models: DraftModels) -> str:
     """Renders the experiment file."""
     import jinja2
 
+    # Undefined names are errors: a slip in the template must not write a file with holes.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("exfm.cli", "templates/init"),
         undefined=jinja2.StrictUndefined,

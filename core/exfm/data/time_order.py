@@ -94,6 +94,7 @@ def _sorted(batch: pa.RecordBatch, schema: FeatureSchema) -> _Run:
     time_N = event_times(rows, schema)
     id_N = rows.column(schema.example_id).to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
     later = np.diff(time_N)
+    # Most batches are in order, so that no column needs to be copied.
     if (later > 0).all() or not ((later < 0) | ((later == 0) & (np.diff(id_N) < 0))).any():
         return _Run(rows, time_N, id_N, all_bytes=rows.nbytes)
     order = np.lexsort((id_N, time_N))
@@ -148,6 +149,7 @@ def _on_disk(runs: Sequence[_Run], schema: FeatureSchema) -> list[_Run]:
             written: pa.Schema | None = None
             for rows in _merged(runs, None):
                 run = _sorted(rows, schema)
+                # Keys beside the rows, so that times and ids are not decoded again when the file is mapped.
                 keyed = run.rows.append_column(_TIME, pa.array(run.time_N)).append_column(_ID, pa.array(run.id_N))
                 # A file has a single schema; columns without values may have another type than those with some.
                 if writer is None or keyed.schema != written:

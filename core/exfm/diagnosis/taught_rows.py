@@ -100,6 +100,7 @@ def taught_rows(
         teacher_predicts: whether the run has predictions of the teacher itself.
         scored: leave out the windows that the run's figures leave out.
     """
+    # Listed before the loop, because a listing reads the manifests of all windows.
     control_windows = window_indices(reader, taught.control)
     teacher_windows: set[int] = set()
     if teacher_predicts:
@@ -111,6 +112,7 @@ def taught_rows(
             continue
         student = task_rows(reader, taught.model, window, [taught.task])[taught.task]
         control = task_rows(reader, taught.control, window, [taught.task])[taught.task]
+        # By example id, because `where` and `start` may give the models different rows of a window.
         student_index, control_index = match(student.example_id, control.example_id)
         student, control = student.take(student_index), control.take(control_index)
         fresh_E = np.full(student.label.size, np.nan)

@@ -40,16 +40,19 @@ def get(download: Download, folder: Path, progress: Progress, patience: Patience
         else:
             record.check_free_names(file)
             missing.append(file)
+    # For all files together, because a transfer looks at the room for its own file alone.
     _check_space(missing, folder)
     for file in missing:
         part_path = folder / f"{file.name}{SUFFIX}"
         transfer(file, part_path, progress, patience)
+        # Before the file gets its name or is unpacked: damaged bytes must not replace anything.
         sha256 = verify(file, part_path, progress)
         if file.members:
             unpack(part_path, file.url, file.members, folder, progress)
             discard(part_path)
         else:
             finish(part_path, folder / file.name)
+        # After each file, so that an interrupted download goes on with the files that are missing.
         record.add(file, sha256)
     paths: list[Path] = []
     for file in download.files:
@@ -63,6 +66,7 @@ def _check_space(files: list[RemoteFile], folder: Path) -> None:
     for file in files:
         part_path = folder / f"{file.name}{SUFFIX}"
         needed += file.size or 0
+        # Bytes of an interrupted transfer lie on the disk already.
         if part_path.exists():
             needed -= part_path.stat().st_size
     free = shutil.disk_usage(folder).free
@@ -92,11 +96,13 @@ class _Record:
 
     def has(self, file: RemoteFile) -> bool:
         """Tells whether all files that are kept of a remote file are here, with the sizes of their download."""
+        # By size and not by checksum, because hashing gigabytes at every call would take minutes.
         kept: dict[str, int] = self._files.get(file.url, {}).get("kept", {})
         return bool(kept) and all(self._size(name) == size for name, size in kept.items())
 
     def check_free_names(self, file: RemoteFile) -> None:
         """Raises a ConfigError if a file would be replaced that is not from here."""
+        # An earlier download has written these files, so that a new version may replace them.
         if file.url in self._files:
             return
         for name in file.kept:
@@ -121,6 +127,7 @@ class _Record:
             },
             indent=1,
         )
+        # Renamed into place, because half a record could not be read, and would stop every later download.
         temporary = self._path.with_name(f".{RECORD}.{os.getpid()}")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self._path)

@@ -61,6 +61,7 @@ class PartialFile:
 
     def restart(self, validator: str, total: int | None) -> None:
         """Removes all bytes, and records the version of the bytes that follow."""
+        # Bytes go before their version: a crash in between leaves an empty file, and never bytes of another version.
         self._file.truncate(0)
         self.size, self.validator, self.total = 0, validator, total
         version = {"url": self._url, "validator": validator, "total": total}
@@ -94,6 +95,7 @@ def discard(path: Path) -> None:
 
 def finish(path: Path, name: Path) -> None:
     """Gives a complete file its final name."""
+    # The record goes last: after a crash in between it describes no bytes, which harms nothing.
     path.replace(name)
     _version_path(path).unlink(missing_ok=True)
 

@@ -105,6 +105,7 @@ def _attempt(file: RemoteFile, partial: PartialFile, progress: Progress, patienc
         raise _InterruptedError(f"the connection ended after {partial.size:,} of {partial.total:,} bytes")
     expected = partial.total if partial.total is not None else file.size
     if expected is not None and partial.size != expected:
+        # Removed, because a repeated call would find the same bytes complete, and fail again.
         sent = partial.size
         partial.restart("", None)
         raise RunError(f"{file.url}: the server has sent {sent:,} bytes, and the file has {expected:,}")
@@ -133,6 +134,7 @@ def _prepare(file: RemoteFile, partial: PartialFile, response: Any, start: int, 
 
 def _open(url: str, start: int, partial: PartialFile, patience: Patience) -> Any:
     """Sends a request for the bytes from ``start``."""
+    # Not compressed: a compressed stream cannot be resumed, nor its size be compared with the published size.
     headers = {"User-Agent": f"exfm/{__version__}", "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -150,6 +152,7 @@ def _open(url: str, start: int, partial: PartialFile, patience: Patience) -> Any
             raise _InterruptedError(reason, _retry_after(error.headers)) from error
         raise RunError(f"{url}: {reason}; its publisher may have moved it") from error
     except urllib.error.URLError as error:
+        # Not tried again, because no certificate becomes valid within seconds.
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise RunError(f"{url}: its certificate is not valid: {error.reason}") from error
         raise _InterruptedError(f"no connection: {error.reason}") from error

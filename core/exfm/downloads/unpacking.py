@@ -66,6 +66,7 @@ def unpack(archive: Path, label: str, names: Sequence[str], folder: Path, progre
         missing = [name for name in names if name not in written]
         if missing:
             raise RunError(f"{label} has no file {missing[0]!r}: its publisher may have changed the release")
+        # After the last, so that a damaged archive replaces none of the files.
         for name, path in written.items():
             path.replace(folder / name)
     except _DAMAGE as error:
@@ -137,6 +138,7 @@ def _members(archive: Path, label: str) -> Iterator[Iterator[_Member]]:
 def _uncompressed(archive: Path) -> IO[bytes]:
     """Opens a file, through gzip where it begins as gzip's files do."""
     with archive.open("rb") as file:
+        # By content, because names of archives are the publisher's.
         is_gzip = file.read(2) == b"\x1f\x8b"
     return cast(IO[bytes], gzip.open(archive)) if is_gzip else archive.open("rb")
 

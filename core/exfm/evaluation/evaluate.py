@@ -117,6 +117,7 @@ def _first_scored_us(reader: PredictionReader, view: ExperimentView) -> int:
     for name, _ in view.models:
         ends |= {window.end_us: window.start_us for window in reader.windows(name)}
     single_pass = [start_us for end_us, start_us in ends.items() if end_us > after_us]
+    # Without any, the end of the newest window, at which none begins: nothing is scored.
     return max(first_us, min(single_pass, default=max(ends)))
 
 

@@ -103,6 +103,7 @@ class ClassMoments(Moments):
     def from_predictions(cls, prediction_EC: Floats, label_E: Labels, weight_E: Floats | None = None) -> Self:
         """Sums over E examples; each weighs 1 by default."""
         weight_E = np.ones(label_E.size) if weight_E is None else weight_E.astype(np.float64)
+        # With all classes, also those that the window lacks: sums of windows must have equal lengths.
         counts_C = np.bincount(label_E, weights=weight_E, minlength=prediction_EC.shape[1])
         return cls(
             examples=as_count(float(weight_E.sum())),
@@ -164,6 +165,7 @@ def label_moments(kind: LabelKind, classes: int, label_E: Labels, weight_E: Floa
     if kind == "binary":
         if weight_E is None:
             return Moments(label_E.size, int(np.count_nonzero(label_E)))
+        # In float64, because float32 holds whole numbers up to 2^24 only.
         total, positives = weight_E.sum(dtype=np.float64), weight_E[label_E].sum(dtype=np.float64)
         return Moments(as_count(float(total)), as_count(float(positives)))
     if kind == "regression":

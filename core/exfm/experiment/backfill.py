@@ -114,12 +114,14 @@ class Backfiller:
         name, store = self._teacher.name, self._store
         labellings = store.backfills.labellings(name, window.index)
         supervised = store.log.has("supervise", name, window.index)
+        # The snapshot that the teacher would have used then: a newer snapshot has learned from the window's own labels.
         before_us = window.start_us - self._labeller.delay_us
         snapshot = next(store.snapshots.published(name, before_us), None)
         if snapshot is None or not store.snapshots.is_stored(snapshot):
             reason = "there was no snapshot yet that may label it"
             if snapshot is not None:
                 reason = f"snapshot {snapshot.version}, which may label it, is no longer stored (keep.snapshots)"
+            # Recorded too, because a student waits for a window until it is labelled or masked.
             if not supervised and not labellings:
                 store.backfills.add(name, Backfill(window.index, self._no_rows(window), reason=reason), 0)
             return BackfilledWindow(window, left=reason, masked=not supervised)
@@ -129,6 +131,7 @@ class Backfiller:
             if not store.backfills.add(name, labelling, len(labellings)):
                 return BackfilledWindow(window, left="another job has labelled it")
         else:
+            # A file without rows next to a labelling says nothing, and no manifest names it.
             store.workspace.remove_file(record.path)
         left = "" if rows else "all of its rows are labelled"
         return BackfilledWindow(window, rows, snapshot.version, left)
@@ -154,6 +157,8 @@ class Backfiller:
                 if picked.numel():
                     writer.append(supervision_columns(supervision, window.index, snapshot.version))
                 count += rows.examples
+                # Often enough that a few slow chunks do not let the claim expire, and seldom, because each renewal is a
+                # write.
                 if time.monotonic() - renewed > CLAIM_S / 10:
                     self._store.backfills.renew(name, window.index)
                     renewed = time.monotonic()

@@ -26,6 +26,7 @@ def classify(kind: pa.DataType) -> tuple[Kind, ...]:
         return ("list", *classify(kind.value_type))
     if types.is_boolean(kind):
         return ("boolean",)
+    # Databases store ids as decimals without a fraction; 18 digits fit into 64 bits.
     if types.is_integer(kind) or (types.is_decimal(kind) and kind.scale == 0 and kind.precision <= 18):
         return ("integer",)
     if types.is_floating(kind) or types.is_decimal(kind):
@@ -45,11 +46,13 @@ def plain_values(values: pa.Array) -> pa.Array:
     """
     kinds = classify(values.type)
     if kinds[0] == "list":
+        # Offsets from lengths, because flatten() drops the values of null lists, which the stored offsets still count.
         offsets = np.concatenate([[0], np.cumsum(list_lengths(values))])
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), plain_values(values.flatten()))
     if types.is_dictionary(values.type):
         return plain_values(values.cast(values.type.value_type))
     if kinds == ("integer",):
+        # Unsigned ids above 2^63 wrap: they are compared for equality alone.
         return values.cast(pa.int64(), safe=False)
     if kinds == ("number",):
         numbers = values.cast(pa.float64(), safe=False)
@@ -126,9 +129,11 @@ class Column:
             block_V = np.repeat(self.block_R, list_lengths(self.values))
         codes = self.codes
         blocks = int(self.block_R[-1]) + 1
+        # Each pair of id and run becomes an integer, because np.unique over pairs sorts far slower.
         pairs = np.unique(codes[codes >= 0] * blocks + block_V[codes >= 0])
         blocks_of_id = np.bincount(pairs // blocks)
         once, twice = int((blocks_of_id == 1).sum()), int((blocks_of_id == 2).sum())
+        # The bias-corrected form, which is finite where no id is in two runs.
         unseen = once * (once - 1) / (2 * (twice + 1))
         total = len(self.present) * self.log_rows / max(1, len(self.values))
         return int(min(total, self.distinct + unseen))

@@ -197,6 +197,7 @@ def _shared_tables(scalars: Sequence[Column], lists: Lists) -> dict[str, int]:
     for column in columns:
         owner = lists.owners.get(column.name)
         if owner is not None:
+            # Not their sum, because the ids of a list are mostly those of the column whose table it shares.
             ids[owner.name] = max(ids[owner.name], column.ids)
     return ids
 

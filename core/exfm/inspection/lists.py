@@ -88,6 +88,7 @@ def _vector_width(aligned: Sequence[Column]) -> int:
     """Returns the length of aligned lists that may be vectors: of numbers, all equally long; 0 for other lists."""
     if any(column.elements != "number" or hints(column.name, (*HISTORY, *AGE)) for column in aligned):
         return 0
+    # Empty lists are missing vectors, so that they say nothing about the width.
     lengths = np.unique(list_lengths(aligned[0].values))
     present = lengths[lengths > 0]
     return int(present[0]) if present.size == 1 and present[0] > 1 else 0
@@ -123,6 +124,7 @@ def _aligned(columns: Sequence[Column]) -> list[list[Column]]:
     """Groups columns whose lists have the same lengths in every row."""
     groups: dict[bytes, list[Column]] = {}
     for column in columns:
+        # The bytes of all lengths as the key, so that each column is compared once and not with all others.
         groups.setdefault(list_lengths(column.values).tobytes(), []).append(column)
     return list(groups.values())
 
@@ -134,6 +136,8 @@ def _owner(column: Column, scalars: Sequence[Column]) -> Column | None:
         if scalar.kind != column.elements or column.elements not in ("integer", "string"):
             continue
         is_related = related(column.name, scalar.name)
+        # Few distinct values, or numbers, are shared by chance: then only a related name tells that the ids are the
+        # same.
         if not is_related and (min(scalar.distinct, column.distinct) < _FEW_IDS or hints(column.name, (*NUMBER, *AGE))):
             continue
         share = float(pc.mean(pc.is_in(column.present, scalar.present.unique())).as_py())

@@ -81,6 +81,7 @@ def read_log(url: str) -> Log:
     Raises:
         ConfigError: there is no file, a file is no Parquet, or there are no rows.
     """
+    # By the ending first, because the error of a Parquet reader does not say how to convert another format.
     ending = url.rpartition(".")[2].lower()
     if ending in _HEADS:
         raise ConfigError(
@@ -93,6 +94,7 @@ def read_log(url: str) -> Log:
         if not files:
             problem = "holds no file that ends in .parquet" if filesystem.exists(root) else "is no file, folder or glob"
             raise ConfigError(f"{url}: it {problem}")
+        # In parallel, because each footer takes a round trip to an object store.
         with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
             footers = tuple(pool.map(lambda path: _read_footer(filesystem, path), files))
     except (ImportError, OSError, ValueError) as error:
@@ -112,6 +114,7 @@ def _read_footer(filesystem: Any, path: str) -> Footer:
     except pa.ArrowInvalid as error:
         raise ConfigError(f"{path}: it cannot be read as Parquet: {error}") from error
     groups = list(map(metadata.row_group, range(metadata.num_row_groups)))
+    # By path, because a nested field has several leaves: positions of leaves and of fields differ.
     indices = {metadata.schema.column(index).path: index for index in range(metadata.num_columns)}
     bounds: dict[str, list[Bounds]] = {}
     for field in schema:

@@ -58,6 +58,7 @@ def read_sample(log: Log, rows: int = ROWS) -> Sample:
     stored: dict[str, pa.DataType] = {}
     for footer in log.footers:
         for field in footer.schema:
+            # A column without values has the null type in its file: the type of a later file counts.
             if field.name not in conflicts and (field.name not in stored or pa.types.is_null(stored[field.name])):
                 stored[field.name] = field.type
     block_R = np.repeat(np.arange(len(blocks)), np.diff(starts))

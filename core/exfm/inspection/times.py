@@ -103,9 +103,11 @@ def _unit(column: Column, tomorrow_us: int) -> TimeUnit | None:
 
 def _score(column: Column, unit: TimeUnit, sample: Sample) -> float:
     """Returns how much a column looks like the time of its rows; 0 or less where it does not."""
+    # A label's time, such as that of a click, is null in most rows.
     if column.null_share > 0.4 or column.is_constant:
         return 0.0
     inside = np.ones(sample.rows, bool)
+    # Between two runs of rows the sample skips time, so that only neighbours inside a run are compared.
     inside[sample.block_starts] = False
     numbers = column.numbers
     # Logs are written in order of time, or nearly; integers that happen to lie in the range are not in order.
@@ -159,6 +161,7 @@ def _describe(column: Column, unit: TimeUnit, log: Log, sample: Sample, tomorrow
     if gap_us > span_us / 5:
         warnings.append(f"{column.name}: the clock jumps: no row for {gap_us / DAY_US:.3g} days from {_iso(gap_at)}")
     wanted_s = span_us / WINDOWS / 1e6
+    # By the ratio of lengths and not by their difference, because lengths grow by factors.
     window = min(_LENGTHS, key=lambda name: abs(math.log(_LENGTHS[name] / max(wanted_s, 1e-3))))
     return EventTime(column.name, unit, time_R, window, start, bool(column.null_share), tuple(warnings))
 
@@ -170,12 +173,14 @@ def _longest_gap(times: npt.NDArray[np.float64], first_us: float, last_us: float
     if not len(pairs):
         return 0.0, first_us
     pairs = pairs[np.argsort(pairs[:, 0])]
+    # Row groups may overlap: time is covered up to the latest end so far.
     ends = np.maximum.accumulate(pairs[:, 1])
     gaps = np.append(pairs[1:, 0] - ends[:-1], 0.0)
     return float(gaps.max()), float(ends[gaps.argmax()])
 
 
 def _share(share: float) -> str:
+    # Wrong rows that only the statistics know would otherwise be reported as 0.00%.
     return f"{share:.2%}" if share >= 1e-4 else "less than 0.01%"
 
 

@@ -71,6 +71,7 @@ class Compressor(nn.Module):
     def forward(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """Maps vectors (B, R) by name to codes (B, K) as they are stored."""
         code_BK: Tensor = self.encoder(self.standard(vectors[self.vector].detach()))
+        # In float32 whatever autocast computes in, because codes are stored in a format of their own.
         return code_BK.detach().float()
 
     def loss(self, vectors: Mapping[str, Tensor], examples: Examples) -> Tensor:
@@ -85,8 +86,10 @@ class Compressor(nn.Module):
                 term_B = binary_cross_entropy_with_logits(
                     explained_BT[:, position], examples.targets[task], reduction="none"
                 )
+                # By where and not by a product, because a NaN times 0 is NaN.
                 term_B = torch.where(counted_B, term_B, 0.0)
                 loss = loss + (term_B * examples.weights[task] if task in examples.weights else term_B).mean()
+        # After the loss, so that no example is standardised by itself.
         self.standard.add(vector_BR, torch.ones_like(counted_B))
         return loss
 

@@ -107,6 +107,7 @@ def _full_batch(schema: FeatureSchema, size: int, lengths: Mapping[str, int]) ->
         if isinstance(feature, BagFeature):
             keys.append(feature.name)
             counts.append(lengths.get(feature.name, 1))
+    # The planned lengths in every example, so that the result is the memory of the largest batch.
     sparse = KeyedJaggedTensor(
         keys=keys,
         values=torch.zeros(size * sum(counts), dtype=torch.int64),

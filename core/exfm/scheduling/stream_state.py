@@ -58,6 +58,7 @@ def read_schedule(
             )
         counted, waiting = _counted_from(store, experiment.lenders.keys() - experiment.frozen.keys(), kept)
         grid = counted or grid
+    # On all processes, because a follower goes on after this error and looks again.
     if process_group.broadcast(bool(waiting)):
         raise NotYetError(waiting or "a teacher of another run has no windows yet")
     if process_group.is_rank_zero and span.start_us < grid.origin_us:
@@ -103,6 +104,7 @@ def _agreed_parts(source: DataSource, process_group: ProcessGroup) -> Sequence[S
         with source_errors():
             parts = source.parts()
             agrees = _agrees(source, parts, process_group)
+        # All processes decide alike: a process that went on alone would wait in a collective for the others.
         if process_group.all_agree(agrees):
             return parts
         if attempt + 1 < _LISTINGS:

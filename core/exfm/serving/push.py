@@ -101,12 +101,16 @@ def push(export: str, target: Target) -> tuple[str, Description]:
     description = read_description(workspace)
     if not workspace.exists(CARD_FILE):
         raise ConfigError(f"{export}: no {CARD_FILE} here; `exfm export` of this version writes it: export again")
+    # Copied and checked before anything is sent, so that a corrupt export never replaces a sound one at the
+    # destination.
     with temporary_folder(spool_folder()) as folder:
         for name, file in description.files.items():
+            # The description may come from elsewhere: a path in it could read or write outside of both folders.
             if Path(name).name != name:
                 raise RunError(f"{export}/{DESCRIPTION_FILE}: {name!r} is not the name of a file of an export")
             record = FileRecord(name, file.bytes, file.xxh3)
             with workspace.reading(record) as source, (folder / name).open("wb") as copy:
+                # In pieces of a megabyte, because programs and tables may exceed memory.
                 shutil.copyfileobj(source, copy, 1 << 20)
         _check_program(folder / PROGRAM_FILE, export)
         (folder / README_FILE).write_bytes(workspace.read(CARD_FILE))

@@ -97,6 +97,7 @@ class Backfills:
             return False  # released or taken over this moment: a later call sees the result
         if now - claimed < timedelta(seconds=CLAIM_S):
             return False
+        # Two workers may take over a dead worker's claim at once: both label, and `add` lets the first commit.
         self._workspace.write(path, _time(now))
         return True
 

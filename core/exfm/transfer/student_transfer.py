@@ -71,6 +71,7 @@ class StudentTransfer:
 
     def dense_parameters(self) -> Iterator[nn.Parameter]:
         """Yields the strategies' parameters that the student's optimizer trains."""
+        # By identity, because == of two tensors compares their elements.
         adapted = {id(parameter) for _, optimizer in self.optimizers() for parameter in parameters_of(optimizer)}
         return (parameter for parameter in self.modules.parameters() if id(parameter) not in adapted)
 

@@ -93,6 +93,7 @@ class VectorFeed:
 
     def begin(self) -> None:
         """Starts a window and drops rows in flight, because the tables of rows are filled from a newer snapshot."""
+        # States have no snapshot to be filled from, so that theirs stay in flight.
         self._in_flight = {key: pending for key, pending in self._in_flight.items() if key[1].startswith(STATE)}
 
     def open(self, chunk: ChunkVectors, seen_L: Tensor) -> None:
@@ -108,6 +109,7 @@ class VectorFeed:
             stored, pending = chunk.vectors(teacher, column), self._in_flight.get((teacher, column))
             if stored is not None and pending is not None:
                 stored = pending.followed_by(stored)
+            # A chunk without stored vectors may still read those of earlier chunks.
             vectors = pending if stored is None else stored
             if vectors is not None:
                 self._chunk[teacher, column] = self._column(teacher, column, vectors, chunk, seen_L)
