@@ -72,7 +72,7 @@ def test_batches_are_those_of_a_single_thread(
 
 
 def groups(count: int) -> list[PlacedGroup]:
-    return [PlacedGroup(None, number, 0, number, number) for number in range(count)]  # type: ignore[arg-type]
+    return [PlacedGroup(None, number, 0, 1, number, number) for number in range(count)]  # type: ignore[arg-type]
 
 
 def test_decoded_rows_that_wait_take_bounded_memory() -> None:

@@ -8,7 +8,7 @@ import sqlite3
 import tempfile
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +340,44 @@ class ByBatch(Sound):
         return exfm.sources.slice_rows(batches, WHOLE)
 
 
+class Divides(Sound):
+    """Nothing is wrong: processes divide its batches, in any order of time."""
+
+    in_order = False
+    splits = True
+
+    def read(self, window, shard=WHOLE):
+        for batch in islice(self.rows(*self.bounds(window)), shard.index, None, shard.count):
+            last_us = batch.column("event_time")[-1].value
+            yield replace(exfm.sources.Origin.from_batch(batch), next_us=last_us).mark(batch)
+
+
+class DividesAsItLikes(Divides):
+    """Each object divides in another order."""
+
+    objects = count()
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.shift = next(self.objects)
+
+    def read(self, window, shard=WHOLE):
+        return super().read(window, replace(shard, index=(shard.index + self.shift) % shard.count))
+
+
+class PromisesOfAShard(Divides):
+    """A shard says that nothing comes any more."""
+
+    def read(self, window, shard=WHOLE):
+        for batch in super().read(window, shard):
+            origin = exfm.sources.Origin.from_batch(batch)
+            yield replace(origin, next_us=window.end_us if shard.count > 1 else origin.next_us).mark(batch)
+
+
+class SplitsInOrder(Sound):
+    splits = True
+
+
 class AlwaysRowZero(Sound):
     def rows(self, start, end):
         return (exfm.sources.Origin("log", 0).mark(batch) for batch in super().rows(start, end))
@@ -646,6 +684,9 @@ BROKEN: dict[type[Sound], dict[str, str]] = {
     RefusesTheFuture: {"the_time_range_has_every_row": "there is nothing to read"},
     AllToEach: {"shards_part_a_window": "shard 0 of 2, it has 60 rows instead of 30"},
     ByBatch: {"shards_part_a_window": "shard 0 of 2"},
+    DividesAsItLikes: {"shards_part_a_window": "all of 2 shards, it has"},
+    PromisesOfAShard: {"rows_are_in_order_of_time": "comes after a batch with next_us"},
+    SplitsInOrder: {"shards_part_a_window": "a source that is in_order shards by position"},
     AlwaysRowZero: {"origins_count_on": "log, row 0: a batch before it has reached row 8"},
 }
 FAILS_THROUGHOUT = {NoRows, EmptyRange, Tables, Shuffles, NumbersAsItGoes, Retention}
@@ -666,7 +707,7 @@ def failures(component: type[Sound], **attributes: Any) -> dict[str, str]:
     return failed(DataSourceTests, {"component": component} | attributes)
 
 
-@pytest.mark.parametrize("component", [Sound, Columns, FromAFile, Selects, SoundHistory])
+@pytest.mark.parametrize("component", [Sound, Columns, FromAFile, Selects, Divides, SoundHistory])
 def test_nothing_is_wrong_with_sound_ones(component: type[Sound]) -> None:
     assert not failures(component)
 

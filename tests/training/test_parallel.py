@@ -324,10 +324,7 @@ def test_what_several_processes_cannot_do_is_refused_at_the_start(tmp_path: Path
     write_days(tmp_path)
     process_group = exfm.parallel.ProcessGroup()
     process_group.world_size = 4
-    for overrides, message in (
-        (["stream.on_bad_row=skip"], "stream.on_bad_row: skip needs one process"),
-        (["stream.chunk_rows=3"], "stream.chunk_rows: 3 rows do not reach 4 processes"),
-    ):
+    for overrides, message in ((["stream.chunk_rows=3"], "stream.chunk_rows: 3 rows do not reach 4 processes"),):
         job = Runs(tmp_path).job("refused", *overrides, *(f"models.{arm}.batch_size=2" for arm in ARMS))
         place_log(job)
         with pytest.raises(exfm.ConfigError, match=message):

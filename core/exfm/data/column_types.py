@@ -153,7 +153,7 @@ def _unify_arrays(arrays: list[pa.Array]) -> list[pa.Array]:
         return arrays
     if types.is_timestamp(arrays[0].type):
         return list(map(_plain_times, arrays))
-    arrays = list(map(_without_dictionary, arrays))
+    arrays = list(map(without_dictionary, arrays))
     # A writer of bytes may have a batch of UTF-8 only, which is strings here.
     if any(_value_type(array) == pa.binary() for array in arrays):
         arrays = list(map(_as_bytes, arrays))
@@ -162,13 +162,13 @@ def _unify_arrays(arrays: list[pa.Array]) -> list[pa.Array]:
     return [array if array.type == kind else _empty_as(array, kind) for array in arrays]
 
 
-def _without_dictionary(column: pa.Array) -> pa.Array:
+def without_dictionary(column: pa.Array) -> pa.Array:
     """Replaces dictionary indices by their values, in lists too."""
     kind = column.type
     if types.is_dictionary(kind):
         return _plain_ids(column.cast(kind.value_type))
     if types.is_list(kind) and types.is_dictionary(kind.value_type):
-        return replace_values(column, _without_dictionary(column.flatten()))
+        return replace_values(column, without_dictionary(column.flatten()))
     return column
 
 

@@ -15,6 +15,9 @@ Mask = npt.NDArray[np.bool_]
 MOST = 65_536
 """Number of ids remembered from earlier windows, 8 bytes each."""
 
+REPEATED = "this example id came before"
+"""The reason why a row with a repeated example id is bad."""
+
 # Independent of the hashes of table rows, buckets and groups.
 _SALT = 3
 # Ids added in a single step: bounds the temporary arrays.
@@ -51,6 +54,10 @@ class SeenIds:
             kept = np.sort(np.argpartition(hashes, MOST - 1)[:MOST])
             together, self._limit = together[kept], hashes[kept].max()
         self._sorted_N = together
+
+    def ids(self) -> U64:
+        """Returns the ids that are remembered."""
+        return self._sorted_N
 
     def has(self, ids_B: U64) -> Mask:
         """Returns a mask of the ids that are remembered."""

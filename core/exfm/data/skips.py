@@ -17,6 +17,9 @@ _MOST_REASONS = 50
 Counts = Mapping[str, Mapping[str, int]]
 """Number of rows left out, by column and reason."""
 
+Skip = tuple[str, str, int, str]
+"""Rows left out: column, reason, number of rows, and a message that names the first of them."""
+
 
 @dataclass
 class Skips:
@@ -67,6 +70,24 @@ class Skips:
                 f"{total} of {rows} rows were left out, more than stream.max_skipped_share={self.most:g} allows: "
                 f"{in_words(self.counts())}. The last kind: {self._last}. Mend the data, or raise the share."
             )
+
+
+class SkipLog(Skips):
+    """Lists the rows that a process leaves out, which all processes of a job count together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._events: list[Skip] = []
+
+    def add(self, column: str, reason: str, rows: int, message: str) -> None:
+        """Lists rows that are left out."""
+        self._events.append((column, reason, rows, message))
+
+    def take(self) -> tuple[int, list[Skip]]:
+        """Returns the number of rows that were read, and the rows left out, since the last call."""
+        taken = self.rows, self._events
+        self.rows, self._events = 0, []
+        return taken
 
 
 def add_counts(total: dict[str, dict[str, int]], more: Counts) -> None:

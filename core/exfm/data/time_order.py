@@ -88,11 +88,16 @@ def in_time_order(
     yield from _merged(runs, None)
 
 
+def row_keys(rows: pa.RecordBatch, schema: FeatureSchema) -> tuple[I64, I64]:
+    """Returns the keys by which checked rows are sorted: times and example ids."""
+    id_N = rows.column(schema.example_id).to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+    return event_times(rows, schema), id_N
+
+
 def _sorted(batch: pa.RecordBatch, schema: FeatureSchema) -> _Run:
     """Sorts the rows of a batch."""
     rows = batch.replace_schema_metadata(None)
-    time_N = event_times(rows, schema)
-    id_N = rows.column(schema.example_id).to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+    time_N, id_N = row_keys(rows, schema)
     later = np.diff(time_N)
     # Most batches are in order, so that no column needs to be copied.
     if (later > 0).all() or not ((later < 0) | ((later == 0) & (np.diff(id_N) < 0))).any():

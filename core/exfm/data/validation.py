@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 
 from exfm.data.column_types import IdKind, Role, column_roles, is_list, is_number, list_lengths, plain_rows
 from exfm.data.event_ages import bad_events, time_us
-from exfm.data.id_kinds import check_id_kinds
-from exfm.data.repeats import WindowIds
+from exfm.data.id_kinds import SeenKind, check_id_kinds
+from exfm.data.positions import POSITION, Positions
+from exfm.data.repeats import REPEATED, WindowIds
 from exfm.data.skips import Skips
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.data_source import BAD_ROW, ROW_NUMBER, Origin
@@ -52,6 +53,10 @@ class RowChecker:
         ids: finds repeated example ids; None to accept them.
         id_kinds: the kind of each column of ids until now; updated.
         skips: counts the rows left out and the rows read.
+        positions: if set, good rows have their positions in the column ``POSITION``.
+
+    Attributes:
+        new_kinds: the kinds of columns that were new in the batches until now.
     """
 
     schema: FeatureSchema
@@ -61,6 +66,8 @@ class RowChecker:
     ids: WindowIds | None = None
     id_kinds: dict[str, IdKind] = dataclasses.field(default_factory=dict)
     skips: Skips = dataclasses.field(default_factory=Skips)
+    positions: Positions | None = None
+    new_kinds: dict[str, SeenKind] = dataclasses.field(default_factory=dict, init=False)
 
     @property
     def skipped(self) -> int:
@@ -91,6 +98,8 @@ class RowChecker:
             # In place, because _problems reads the mask between its problems.
             bad |= new
         self.skips.read(batch.num_rows)
+        if self.positions is not None:
+            rows = rows.append_column(POSITION, self.positions.number(batch))
         good = rows.filter(pa.array(~bad)) if bad.any() else rows
         return Origin.from_batch(batch).mark(good)
 
@@ -104,7 +113,7 @@ class RowChecker:
                 kind = batch.schema.field(column).type
                 reason = f"the column must be {expected}, not {kind}"
                 raise ConfigError(f"{_message(batch, 0, column, reason)}. Mend the data, or the schema.")
-        check_id_kinds(batch, rows, self.schema, self.id_kinds)
+        self.new_kinds |= check_id_kinds(batch, rows, self.schema, self.id_kinds)
 
     def _problems(self, batch: pa.RecordBatch, rows: pa.RecordBatch, bad: Mask) -> Iterator[Problem]:
         """Yields the problems of a batch; the caller marks their rows in ``bad`` before the next problem."""
@@ -132,7 +141,7 @@ class RowChecker:
         # Last, because only rows without another problem are remembered.
         if self.ids is not None:
             ids = to_u64(rows.column(self.schema.example_id))
-            yield self.ids.repeated(ids, ~bad), self.schema.example_id, "this example id came before"
+            yield self.ids.repeated(ids, ~bad), self.schema.example_id, REPEATED
 
 
 def _unread(batch: pa.RecordBatch) -> Iterator[Problem]:

@@ -1,7 +1,7 @@
 """Shards a chunk of the stream over the processes of a job, and cuts a model's batches from the whole chunk.
 
-Row i of a window is read by process ``i % count``. A batch holds the same rows on any number of processes; each process
-computes with its shard of the batch, which may be empty.
+Row i of a window belongs to process ``i % count``, whichever process has read it. A batch holds the same rows on any
+number of processes; each process computes with its shard of the batch, which may be empty.
 
 Legend: L rows of this process in a chunk, G rows of the whole chunk that a model reads, P batches, R processes.
 """
@@ -291,18 +291,13 @@ def check_sharding(experiment: Experiment, process_group: ProcessGroup) -> None:
     """Checks that several processes can run an experiment.
 
     Raises:
-        ConfigError: bad rows are to be left out, a chunk has fewer rows than there are processes, or a transfer
-            strategy or an input follows its teacher's states or parameters.
+        ConfigError: a chunk has fewer rows than there are processes, or a transfer strategy or an input follows its
+            teacher's states or parameters.
     """
     count = process_group.world_size
     if count == 1:
         return
     stream = experiment.config.stream
-    if stream.on_bad_row == "skip":
-        raise ConfigError(
-            f"stream.on_bad_row: skip needs one process: {count} processes count rows alike only where each row "
-            "is kept. Mend the data, or name a parallel plan of one process."
-        )
     if stream.chunk_rows < count:
         raise ConfigError(
             f"stream.chunk_rows: {stream.chunk_rows} rows do not reach {count} processes; raise it to {count} or more"

@@ -88,6 +88,10 @@ class DataSource(Component, ABC):
     in_order: ClassVar[bool] = True
     """Whether ``read`` yields rows in the order of time. The rows of a source that does not are sorted by the core, by
     time and then by example id, at bounded memory; ``Origin.next_us`` says which rows may still come."""
+    splits: ClassVar[bool] = False
+    """Whether reading a shard of a window costs about a ``count``-th of reading all of it, of a source that is not
+    ``in_order``. Each process of a job then reads a shard, and the core sends rows between them. The processes must
+    divide a window alike, and every shard should have rows of all of the window's time, so that few rows wait."""
     free_fields: ClassVar[frozenset[str]] = frozenset()
     """Config fields that set where the stream is stored, how it is read or where it ends, but not its rows. They may
     change when a run is resumed, such as the path of a folder that has moved, or the last day."""
@@ -109,7 +113,8 @@ class DataSource(Component, ABC):
     def read(self, window: Window, shard: Shard = Shard()) -> Iterator[pa.RecordBatch]:
         """Yields a shard's rows of a window in time order.
 
-        A source whose rows are not ``in_order`` is asked for all rows of a window, in any order.
+        Of a source whose rows are not ``in_order``, rows come in any order, and a shard may be any rows, as long as
+        each row of the window is in a single shard. All rows are asked for, unless it ``splits``.
         """
 
     def parts(self) -> Sequence[StreamPart]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +50,31 @@ class ProcessGroup:
         Collectives of two threads over one connection would not be in the same order on every process.
         """
         return self
+
+    def all_to_all_bytes(self, buffers: Sequence[bytes | memoryview]) -> list[memoryview]:
+        """Sends a buffer to every process, and returns the buffers that the processes have sent to this process.
+
+        Here all buffers go to all processes, which any group can do; a subclass sends each to its receiver alone.
+
+        Args:
+            buffers: a buffer for each process, in the order of the ranks.
+        """
+        sizes_RR = self.all_gather(torch.tensor([len(buffer) for buffer in buffers])).numpy()
+        everything = memoryview(b"".join(self.all_gather_bytes(b"".join(buffers))))
+        ends = np.cumsum(sizes_RR).reshape(sizes_RR.shape)
+        starts = ends - sizes_RR
+        bounds = zip(starts[:, self.rank], ends[:, self.rank], strict=True)
+        return [everything[start:end] for start, end in bounds]
+
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
+        """Gathers the bytes of every process on every process, in the order of the ranks."""
+        sizes = self.all_gather(torch.tensor(len(data))).tolist()
+        if not sum(sizes):
+            return [b""] * self.world_size
+        # A bytearray, because torch warns about buffers that it cannot write; it refuses an empty buffer.
+        sent = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.zeros(0, dtype=torch.uint8)
+        gathered = self.all_gather_rows(sent, sizes).numpy()
+        return [buffer.tobytes() for buffer in np.split(gathered, np.cumsum(sizes[:-1]))]
 
     def close(self) -> None:
         """Closes the connection between the processes."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -72,6 +73,17 @@ class TorchProcessGroup(ProcessGroup):
         if self._for_thread is None:
             self._for_thread = TorchProcessGroup(self._device, dist.new_group(backend="gloo"))
         return self._for_thread
+
+    def all_to_all_bytes(self, buffers: Sequence[bytes | memoryview]) -> list[memoryview]:
+        """Sends a buffer to every process; see ``exfm.parallel.ProcessGroup``."""
+        sizes = torch.tensor([len(buffer) for buffer in buffers])
+        received_sizes = torch.empty_like(sizes)
+        dist.all_to_all_single(received_sizes, sizes, group=self._group)
+        sent = torch.empty(int(sizes.sum()), dtype=torch.uint8)
+        np.concatenate([np.frombuffer(buffer, np.uint8) for buffer in buffers], out=sent.numpy())
+        received = torch.empty(int(received_sizes.sum()), dtype=torch.uint8)
+        dist.all_to_all_single(received, sent, received_sizes.tolist(), sizes.tolist(), group=self._group)
+        return [rows.data for rows in np.split(received.numpy(), np.cumsum(received_sizes.tolist()[:-1]))]
 
     def close(self) -> None:
         """Closes the connections that this object has opened."""

@@ -120,6 +120,12 @@ def _agrees(source: DataSource, parts: Sequence[StreamPart], process_group: Proc
     if process_group.world_size > 1 and type(source).pin is not DataSource.pin:
         listed = process_group.broadcast_bytes(json.dumps([asdict(each) for each in parts]).encode())
         return process_group.is_rank_zero or source.pin([StreamPart(**each) for each in json.loads(listed)])
-    # Names and versions may differ between machines that hold copies; which time each covers may not.
-    extents = json.dumps(sorted((stream_part.first_us, stream_part.last_us) for stream_part in parts)).encode()
-    return process_group.broadcast_bytes(extents) == extents
+    # Folders and versions may differ between machines that hold copies; which time each covers may not.
+    extents = sorted((each.first_us, each.last_us, _file_name(source, each)) for each in parts)
+    data = json.dumps(extents).encode()
+    return process_group.broadcast_bytes(data) == data
+
+
+def _file_name(source: DataSource, stream_part: StreamPart) -> str:
+    """Returns the name of a part without its folder, where processes divide the parts, by time and name."""
+    return stream_part.name.rpartition("/")[2] if source.splits else ""

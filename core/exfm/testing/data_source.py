@@ -78,8 +78,14 @@ class DataSourceTests(ReadingTests, StreamGrowthTests):
         Of a source that is not ``in_order``, no row is earlier than the ``next_us`` of an earlier batch.
         """
         source = self.make(fields)
+        window = self.window(source)
+        self._check_order(source, source.read(window))
+        for shard in _shards(source):
+            self._check_order(source, source.read(window, shard))
+
+    def _check_order(self, source: DataSource, batches: Iterable[pa.RecordBatch]) -> None:
         latest: int | None = None
-        for batch in source.read(self.window(source)):
+        for batch in batches:
             for time in event_times(batch, source.schema()).tolist():
                 assert latest is None or time >= latest, (
                     f"a row of {format_time(time)} comes after one of {format_time(latest)}"
@@ -167,13 +173,19 @@ class DataSourceTests(ReadingTests, StreamGrowthTests):
     def test_shards_part_a_window(self, fields: Mapping[str, Any]) -> None:
         """Row i of a window belongs to shard ``i % count``, so that exactly one process reads each row.
 
-        Of a source that is not ``in_order``, each row belongs to exactly a single shard.
+        Of a source that is not ``in_order``, each row belongs to exactly a single shard, also where each shard is read
+        by another source of the same config, as in the processes of a job.
         """
         source = self.make(fields)
         window, expected = self.whole(source)
+        assert not (source.in_order and source.splits), (
+            "a source that is in_order shards by position; splits is for others"
+        )
         for count in (2, 3):
             if not source.in_order:
-                shards = [batch for index in range(count) for batch in source.read(window, Shard(index, count))]
+                shards: list[pa.RecordBatch] = []
+                for index in range(count):
+                    shards += self.make(fields).read(window, Shard(index, count))
                 check_rows(self.collect(source, shards), expected, f"all of {count} shards")
                 continue
             for index in range(count):
@@ -220,6 +232,11 @@ class DataSourceTests(ReadingTests, StreamGrowthTests):
             end = reached.get(origin.file, origin.row)
             assert origin.row >= end, f"{origin.file}, row {origin.row}: a batch before it has reached row {end}"
             reached[origin.file] = origin.row + batch.num_rows
+
+
+def _shards(source: DataSource) -> list[Shard]:
+    """Lists shards that processes read of a source that splits a window between them."""
+    return [Shard(index, count) for count in (2, 3) for index in range(count)] if source.splits else []
 
 
 def _id_columns(schema: FeatureSchema, rows: pa.Table) -> list[str]:

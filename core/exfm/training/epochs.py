@@ -91,7 +91,7 @@ class Epochs:
         stream, schema = self._experiment.config.stream, self._experiment.schema
         for _ in range(epochs.count - 1):
             # A new reader for each pass, because a reader that has read a window refuses its ids as repeated.
-            reader = ChunkReader(self._experiment.source, schema, stream, where, self._shard)
+            reader = ChunkReader(self._experiment.source, schema, stream, where, self._shard, self._process_group)
             stage.rewind()
             for past in windows:
                 stage.take_parameters(past.window)

@@ -124,7 +124,8 @@ class StreamLoop:
         self._bound: set[str] = set()
         self._late = LateRowFinder(self.experiment, store, [stage.trainer.arm for stage in self.stages])
         where = row_conditions(readers)
-        self.reader = ChunkReader(self.experiment.source, schema, experiment.config.stream, where, plan.shard)
+        stream = experiment.config.stream
+        self.reader = ChunkReader(self.experiment.source, schema, stream, where, plan.shard, plan.process_group)
 
     def _trainer(self, arm: Arm, plan: ParallelPlan, schema: FeatureSchema | None = None) -> Trainer:
         schema = schema or self.experiment.schema
@@ -255,8 +256,8 @@ class StreamLoop:
             return
         commit = self.store.log.load("train", stage.name, behind)
         self.reader.id_kinds.update(commit.counters["id_kinds"])
-        # Of a single process only, because a shard cannot tell its rows from those of other processes in the file.
-        if commit.files and self.process_group.world_size == 1:
+        # A reader that compares the ids of its shard alone cannot tell them from those of other processes in the file.
+        if commit.files and self.reader.compares_all_ids:
             # Of a model that goes back behind its newest windows, the predictions may have been let go.
             with suppress(LetGoError):
                 self.reader.remember(self.store.predicted_ids(stage.name, commit.window))

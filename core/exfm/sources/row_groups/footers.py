@@ -32,7 +32,7 @@ LEAST_FILES = 100
 FOOTERS_AT_ONCE = 16
 """Threads that read footers: of a remote file system they mostly wait, so threads help although there is a GIL."""
 
-_FORMAT = 3
+_FORMAT = 4
 _FIELD_ID = b"PARQUET:field_id"
 
 
@@ -103,7 +103,7 @@ def read_footer(
                     f"{location}: column {event_time!r} with time_unit: {unit} lies past the year 9999; "
                     "does it count a smaller unit?"
                 )
-            groups.append(RowGroup(index, first_row, bounds))
+            groups.append(RowGroup(index, first_row, rows, bounds))
         first_row += rows
     return replace(footer, groups=tuple(groups))
 
@@ -165,8 +165,10 @@ class _FooterCache:
         try:
             entries = json.loads(self._path.read_bytes())
             for path, (version, names, field_ids, groups) in entries.items():
-                read = tuple(RowGroup(index, row, tuple(bounds) if bounds else None) for index, row, bounds in groups)
-                footers[path, version] = Footer(tuple(names), tuple(field_ids), read)
+                read: list[RowGroup] = []
+                for index, first_row, rows, bounds in groups:
+                    read.append(RowGroup(index, first_row, rows, tuple(bounds) if bounds else None))
+                footers[path, version] = Footer(tuple(names), tuple(field_ids), tuple(read))
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
         return footers
@@ -177,7 +179,7 @@ class _FooterCache:
             return
         entries = {}
         for (path, version), footer in footers.items():
-            groups = [[group.index, group.first_row, group.bounds] for group in footer.groups]
+            groups = [[group.index, group.first_row, group.rows, group.bounds] for group in footer.groups]
             entries[path] = [version, footer.names, footer.field_ids, groups]
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)

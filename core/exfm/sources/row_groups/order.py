@@ -15,10 +15,18 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Describes a row group: its first row in the file, and its first and last time in microseconds, if it has any."""
+    """Describes a row group.
+
+    Attributes:
+        index: its number in the file.
+        first_row: the index in the file of its first row.
+        rows: the number of its rows, those that are deleted included.
+        bounds: its first and last time in microseconds; None without any time.
+    """
 
     index: int
     first_row: int
+    rows: int
     bounds: tuple[int, int] | None
 
 
@@ -59,6 +67,7 @@ class PlacedGroup:
     file: StreamFile
     index: int
     first_row: int
+    rows: int
     first_us: int
     last_us: int
 
@@ -125,5 +134,5 @@ def _placed(file: StreamFile) -> Iterator[PlacedGroup]:
     reached_us = file.first_us
     for group in file.groups:
         first_us, last_us = group.bounds or (reached_us, reached_us)
-        yield PlacedGroup(file, group.index, group.first_row, first_us, last_us)
+        yield PlacedGroup(file, group.index, group.first_row, group.rows, first_us, last_us)
         reached_us = last_us

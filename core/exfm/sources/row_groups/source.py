@@ -26,12 +26,12 @@ from exfm.interfaces.data_source import (
     StreamPart,
     TimeRange,
     Window,
-    slice_rows,
 )
 from exfm.interfaces.schema import FeatureSchema
 from exfm.sources.row_groups.files import RowGroupFiles
 from exfm.sources.row_groups.interleave import Batches, interleave
 from exfm.sources.row_groups.order import GroupIndex, PlacedGroup, StreamFile, kept_rows
+from exfm.sources.row_groups.portions import portion
 from exfm.sources.row_groups.pruning import is_needed
 from exfm.sources.row_groups.read_ahead import AHEAD_BYTES, ReadAhead
 from exfm.sources.row_groups.rows import filled_times, pick_rows, with_file_columns
@@ -52,12 +52,13 @@ class RowGroupSource(DataSource):
     A derived class lists and opens the files (``open_files``). Each row belongs to the window of its time, wherever it
     lies: files may overlap, and their rows may be in any order. A window reads the row groups whose statistics overlap
     it, and only the schema's columns, many at once where they overlap in time. A row without a time counts at the row
-    before it, so that the core reports it with its file and row.
+    before it, so that the core reports it with its file and row. Processes of a job read different row groups.
 
     ``time_range`` and ``parts`` list the files; between two listings, reads use the files of the last listing.
     """
 
     in_order: ClassVar[bool] = False
+    splits: ClassVar[bool] = True
     free_fields: ClassVar[frozenset[str]] = frozenset({"batch_rows", "decode_threads"})
 
     class Config(SchemaConfig):
@@ -141,8 +142,12 @@ class RowGroupSource(DataSource):
         return source
 
     def read(self, window: Window, shard: Shard = _WHOLE) -> Iterator[pa.RecordBatch]:
-        """Yields a window's rows with the schema's columns; ``event_time`` in microseconds whatever the file has."""
-        return slice_rows(self._window(window), shard)
+        """Yields a window's rows with the schema's columns; ``event_time`` in microseconds whatever the file has.
+
+        A shard has every row of some of the row groups.
+        """
+        groups = portion(self._index.overlapping(window.start_us, window.end_us), shard)
+        return self._window(window, groups)
 
     @cached_property
     def _files(self) -> RowGroupFiles:
@@ -176,8 +181,7 @@ class RowGroupSource(DataSource):
             del self._kept_times[next(iter(self._kept_times))]
         return sorted_R
 
-    def _window(self, window: Window) -> Iterator[pa.RecordBatch]:
-        groups = self._index.overlapping(window.start_us, window.end_us)
+    def _window(self, window: Window, groups: Sequence[PlacedGroup]) -> Iterator[pa.RecordBatch]:
         with ExitStack() as stack:
             if self.config.decode_threads == 1:
                 read = self._one_by_one(window, stack)
