@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ def test_nothing_is_committed_of_a_window_in_which_a_model_diverges(
     usual = "0.001" if rate == DENSE else "0.1"
     assert f"model {model!r}, window 2023-11-15T0" in message and "the model diverged: " in message
     assert "not committed; there is no snapshot yet" in message and f"{key}={usual} (now 1e+30)" in message
+    assert re.search(r"of 128 examples are NaN or infinite, and so are values of \w+\.\S+\.", message)
+    assert message.endswith(f": `exfm run CONFIG {key}={usual}`")
     assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
 
 

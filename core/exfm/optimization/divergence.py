@@ -19,17 +19,19 @@ def diverged(arm: Arm, window: Window, symptom: str, last: Window | None) -> Run
     stands = "there is no snapshot yet"
     if last is not None:
         stands = f"the last good snapshot, after window {last}, stands"
+    override, rate = _lower_rate(arm.config.optimizer)
+    override = f"models.{arm.base}.optimizer.{override}"
     return RunError(
         f"model {arm.name!r}, window {window}: the model diverged: {symptom}. The window is not committed; {stands}. "
-        f"A learning rate that is too high is the usual cause: run again with a lower one, such as "
-        f"models.{arm.base}.optimizer.{_lower_rate(arm.config.optimizer)}"
+        f"A learning rate that is too high is the usual cause: run again with a lower one, such as {override} "
+        f"(now {rate:.3g}): `exfm run CONFIG {override}`"
     )
 
 
-def _lower_rate(optimizer: OptimizerConfig) -> str:
-    """Suggests a lower value of the learning rate that lies furthest above its default, beside its present value."""
+def _lower_rate(optimizer: OptimizerConfig) -> tuple[str, float]:
+    """Suggests a lower value of the learning rate that lies furthest above its default; returns its value too."""
     usual = {"dense": DenseOptimizer().lr, "tables": TableOptimizer().lr}
     rates = {"dense": optimizer.dense.lr, "tables": optimizer.tables.lr}
     name = max(rates, key=lambda name: rates[name] / usual[name])
     # A tenth, but no higher than the default: near enough to try, far enough to matter.
-    return f"{name}.lr={min(rates[name] / 10, usual[name]):.3g} (now {rates[name]:.3g})"
+    return f"{name}.lr={min(rates[name] / 10, usual[name]):.3g}", rates[name]

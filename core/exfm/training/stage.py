@@ -161,7 +161,9 @@ class Stage:
         if previous == NONE:
             self._initial = load_initial_weights(trainer, self._parent, self.store, window)
             self._unchecked = self._initial
-            self._keep_start(window)
+            epochs = trainer.arm.config.epochs
+            if epochs is not None and window.end_us <= epochs.until_us:
+                trainer.transfer.parameters.keep_start()
         self._predictions = self._row_writer(
             "predictions", predictions_schema(self.tasks, self.oracles, self._external, self.weighted, self.labels)
         )
@@ -179,15 +181,8 @@ class Stage:
             self.shared.load_into(trainer.transfer.parameters, trainer.growth, self.process_group, window)
         self._feed.begin()
 
-    def _keep_start(self, window: Window) -> None:
-        """Keeps the vectors of a new model, if its first window is trained on again."""
-        epochs = self.trainer.arm.config.epochs
-        if epochs is not None and window.end_us <= epochs.until_us:
-            self.trainer.transfer.parameters.keep_start()
-
     def _row_writer(self, folder: Folder, schema: pa.Schema) -> ShardedRowWriter:
-        workspace, window = self.store.workspace, self._window.index
-        return ShardedRowWriter(self.process_group, workspace, folder, self.name, window, schema)
+        return ShardedRowWriter(self.process_group, self.store.workspace, folder, self.name, self._window.index, schema)
 
     def resume(self) -> int:
         """Loads the newest snapshot that can be read; returns the index of its window, ``NONE`` without snapshots.
@@ -399,12 +394,7 @@ class Stage:
         Raises:
             RunError: they are not; on every process.
         """
-        name = ""
-        if state:
-            weights, training = state
-            name = first_not_finite(weights, self.trainer.constants)
-            name = name or first_not_finite(training, self.trainer.constants)
-        if name := first_on_any(self.process_group, name):
+        if name := self._first_not_finite(state):
             raise self._diverged(f"{name} holds NaN or infinite values")
         last, self._last = self._last, None
         if last is not None:
@@ -413,6 +403,12 @@ class Stage:
             # Weights may be finite and yet so large that the next window would begin with NaN.
             if self.process_group.all_gather(torch.tensor(count)).any():
                 raise self._diverged("after its last step its predictions are NaN or infinite")
+
+    def _first_not_finite(self, state: tuple[dict[str, Tensor], dict[str, Tensor]] | None) -> str:
+        """Names the first tensor of weights and training state that is not finite, on every process; empty without."""
+        weights, training = state or ({}, {})
+        name = first_not_finite({**weights, **training}, self.trainer.constants)
+        return first_on_any(self.process_group, name)
 
     def _diverged(self, symptom: str) -> RunError:
         newest = next(self.store.snapshots.newest_first(self.name, sys.maxsize), None)
@@ -498,7 +494,9 @@ class Stage:
         not_finite = total[-2:].tolist()
         for count, name in zip(not_finite, ("predictions", "embeddings or states"), strict=True):
             if count:
-                raise self._diverged(f"its {name} of {count:.0f} of {rows.examples} examples are NaN or infinite")
+                symptom = f"its {name} of {count:.0f} of {rows.examples} examples are NaN or infinite"
+                tensor = self._first_not_finite((self.trainer.weights(), self._training_state()))
+                raise self._diverged(f"{symptom}, and so are values of {tensor}" if tensor else symptom)
         self.counters.examples += rows.examples
         of_task = torch.split(total[:-2], [counted.numel() for counted in sums.values()])
         self.counters.add_scores(dict(zip(sums, of_task, strict=True)), kinds)
