@@ -25,6 +25,7 @@ from exfm.config.training_sections import GateConfig
 from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import Window
 from exfm.modeling.parts import grouped
+from exfm.scheduling.identity import open_run
 from exfm.storage import snapshots
 from exfm.supervision.repair import Ties, find_repair
 from exfm.supervision.store import Store
@@ -59,13 +60,14 @@ def flipped_log() -> pa.Table:
 
 
 def config(folder: Path, name: str, delay: str) -> dict[str, Any]:
-    """A gated FM that labels after a delay, and a student that also copies a table of it."""
+    """A gated FM that labels after a delay, and a student without a gate that also copies a table of it."""
     log = folder / "log"
     settings = experiment_dict(str(log) if log.exists() else write_log(log, flipped_log()), str(folder / name))
     settings["stream"] |= {"window": "12h", "chunk_rows": 512}
     fm = {"backbone": {"name": "dlrm"}, "embedding_dim": 8, "batch_size": 128}
     settings["models"]["fm"] = fm | {"supervision": {"delay": delay}, "gate": {"predecessor_tolerance": None}}
     settings["models"]["vm"] |= {
+        "gate": None,
         "control": False,
         "batch_size": 128,
         "transfer": [
@@ -263,6 +265,14 @@ def test_too_few_labels_leave_the_judgement_as_it_was() -> None:
     assert judge(GATE, WINDOW, good, history(0.8, 0.8, held={"click": "as before"})) == {}
 
 
+@pytest.mark.parametrize(("examples", "holds"), [(1_200, False), (4_400, True)])
+def test_the_default_gate_judges_large_windows_alone(examples: int, holds: bool) -> None:
+    """A quarter of the examples are positive."""
+    past = GateHistory([{"click": moments(0.8, examples=examples)}] * 4, {})
+    for bad in (moments(1.2, examples=examples), moments(0.8, calibration=2.5, examples=examples)):
+        assert bool(judge(GateConfig.of_own_windows(), WINDOW, {"click": bad}, past)) == holds
+
+
 def test_labels_that_stay_away_hold_the_window() -> None:
     none = replace(moments(0.8, rate=0.0), prediction_sum=250.0)
     assert (
@@ -275,6 +285,36 @@ def test_a_task_is_judged_beside_others() -> None:
     scores = {"click": moments(0.8), "like": moments(2.0)}
     past = GateHistory([scores | {"like": moments(0.8)}] * 2, {})
     assert judge(GATE, WINDOW, scores, past).keys() == {"like"}
+
+
+def test_a_run_of_before_the_default_goes_on_with_it(
+    whole: tuple[str, dict[str, Any], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A record without a gate is that of the same model, and the run says that it has a gate from now on."""
+    delay, _, run_dir = whole
+    for folder in ("run", "log"):
+        shutil.copytree(run_dir.parent / folder, tmp_path / folder)
+    record = tmp_path / "run" / "models" / "vm.json"
+    kept = json.loads(record.read_text())
+    assert kept["identity"]["model"]["gate"] is None
+    settings = config(tmp_path, "run", delay)
+    del settings["models"]["vm"]["gate"]
+    experiment = load(tmp_path, settings)
+    open_run(experiment, Store(experiment.run_dir))
+    assert "models.vm.gate was None and is now {" in caplog.text
+    now = json.loads(record.read_text())
+    assert now["digest"] == kept["digest"] and now["identity"]["model"]["gate"]["min_labels"] == 1_000
+
+
+def test_a_gate_compares_with_the_predecessor_where_the_file_asks_for_it(tmp_path: Path) -> None:
+    settings = experiment_dict(write_log(tmp_path / "log", make_log(300)), str(tmp_path / "run"), labels=["buy"])
+    # All labels come late, so that the default gate judges nothing, and is no error.
+    by_default = load(tmp_path, settings).config.models["fm"].gate
+    assert by_default == GateConfig(predecessor_tolerance=None, min_labels=1_000)
+    assert load(tmp_path, settings, "models.fm.gate=null").config.models["fm"].gate is None
+    settings["stream"]["source"]["labels"] = [{"name": "click"}]
+    asked = load(tmp_path, settings, "models.fm.gate.windows=4").config.models["fm"].gate
+    assert asked == GateConfig(windows=4, predecessor_tolerance=0.03)
 
 
 def test_what_a_gate_cannot_be(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from exfm.config.experiment import Bucket, Condition, ExperimentConfig, ExternalTeacher, ModelConfig
 from exfm.config.inputs import DescribedModel, ModelInput, resolve_inputs, with_sources
 from exfm.config.supervision_section import SupervisionConfig
+from exfm.config.training_sections import GateConfig
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.derived_features import BucketizedFeature
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, Label, LabelKind
@@ -261,10 +262,11 @@ def _check_managed(model: ModelConfig, schema: FeatureSchema, key_path: str) -> 
 
 
 def _check_gate(model: ModelConfig, schema: FeatureSchema, key_path: str) -> None:
-    """Checks that a gated model has a label that is known at the end of a window."""
+    """Checks that a model with a gate of its own has a label that is known at the end of a window."""
     late = {label.name for label in schema.labels if label.delay > timedelta(0)}
     tasks = _model_tasks(model, schema)
-    if model.gate is not None and late.issuperset(tasks):
+    # The default gate judges no window of such a model.
+    if model.gate not in (None, GateConfig.of_own_windows()) and late.issuperset(tasks):
         raise ConfigError(
             f"{key_path}: a window is judged when it ends, and the labels {', '.join(tasks)} are known later: leave "
             "gate out, or give the model a task whose label has no delay"

@@ -147,7 +147,9 @@ class ModelConfig(Section):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Its optimizers.")
     supervision: SupervisionConfig = Field(default_factory=SupervisionConfig, description="As a teacher.")
     gate: GateConfig | None = Field(
-        None, description="{}: hold a window's snapshot back where its figures are bad; by default all are published."
+        default_factory=GateConfig.of_own_windows,
+        description="Holds a window's snapshot back where its figures are bad, by default of those before it; {}: also "
+        "where the newest published snapshot predicts better; null: all are published.",
     )
     keep: KeepConfig = Field(default_factory=KeepConfig, description="How long its files stay in the run's folder.")
 

@@ -404,7 +404,7 @@ class Stage:
             if self.process_group.all_gather(torch.tensor(count)).any():
                 raise self._diverged("after its last step its predictions are NaN or infinite")
 
-    def _first_not_finite(self, state: tuple[dict[str, Tensor], dict[str, Tensor]] | None) -> str:
+    def _first_not_finite(self, state: tuple[dict[str, StateTensor], dict[str, StateTensor]] | None) -> str:
         """Names the first tensor of weights and training state that is not finite, on every process; empty without."""
         weights, training = state or ({}, {})
         name = first_not_finite({**weights, **training}, self.trainer.constants)
