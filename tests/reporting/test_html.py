@@ -12,6 +12,7 @@ import pytest
 from exfm.reporting.gain_scale import GainScale
 from exfm.reporting.html import render_report
 from exfm.reporting.plots import series_styles
+from tests.processes import leave_plots_out
 
 VOID = {"meta", "link", "br", "img", "line", "path", "use", "hr", "input"}
 
@@ -51,6 +52,16 @@ class Page(HTMLParser):
         return " ".join(self.words)
 
 
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_plots_out(monkeypatch)
+
+
+WORDS_ALONE = pytest.mark.usefixtures("no_plots")
+"""For tests that read the words of a page: its plots take most of the time."""
+
+
+@WORDS_ALONE
 def test_first_comes_the_gain_with_its_interval_and_gain_share(results: dict[str, Any]) -> None:
     text = Page(render_report(results, "name: drifting")).text
     first = text[: text.index("NE over time")]
@@ -59,6 +70,7 @@ def test_first_comes_the_gain_with_its_interval_and_gain_share(results: dict[str
     assert "fm itself gains +1.25%" in first
 
 
+@WORDS_ALONE
 def test_tables_hold_quality_cost_and_supervision(results: dict[str, Any]) -> None:
     text = Page(render_report(results, "")).text
     assert "fm 0.81000 0.80000 0.80000 0.01000 0.7500 0.7000 0.30000 1.020 12.50% 600" in text
@@ -67,6 +79,7 @@ def test_tables_hold_quality_cost_and_supervision(results: dict[str, Any]) -> No
     assert "66.7% of the wall time" in text
 
 
+@WORDS_ALONE
 def test_recall_stands_beside_how_many_groups_it_is_of(results: dict[str, Any]) -> None:
     assert "recall" not in Page(render_report(results, "")).text.lower()
     figures = results["models"]["vm"]["tasks"]["click"]
@@ -123,6 +136,7 @@ def test_a_bare_run_has_a_report_too(results: dict[str, Any]) -> None:
     assert "Supervision" not in text
 
 
+@WORDS_ALONE
 def test_notes_stand_at_the_top(results: dict[str, Any]) -> None:
     assert 'class="notes"' not in render_report(results, "")
     results["notes"] = ["300 rows came <late>", "the teacher 'fm' was not used"]
@@ -132,12 +146,14 @@ def test_notes_stand_at_the_top(results: dict[str, Any]) -> None:
     assert words.index("was not used") < words.index("Gain over the control")
 
 
+@WORDS_ALONE
 def test_skipped_rows_are_not_kept_quiet(results: dict[str, Any]) -> None:
     assert "skipped" not in Page(render_report(results, "")).text.split("Gain over")[0]
     results["data"]["skipped_rows"] = 1234
     assert "seed 7, 1.23k rows of the data skipped" in Page(render_report(results, "")).text
 
 
+@WORDS_ALONE
 @pytest.mark.parametrize(
     ("gain", "words"),
     [
@@ -159,6 +175,7 @@ def test_a_gain_is_described_by_its_interval(results: dict[str, Any], gain: dict
     assert ("better than vm.control" in text) == ("gain_share" in gain)
 
 
+@WORDS_ALONE
 def test_a_model_of_no_use_is_named_first(results: dict[str, Any]) -> None:
     assert "worse than predicting" not in render_report(results, "")
     results["models"]["vm"]["tasks"]["click"]["ne"] = 12.04
@@ -166,6 +183,7 @@ def test_a_model_of_no_use_is_named_first(results: dict[str, Any]) -> None:
     assert 0 < page.index("vm, click: NE 12.04 is worse than predicting the base rate") < page.index('id="gain"')
 
 
+@WORDS_ALONE
 def test_two_teachers_share_one_comparison(results: dict[str, Any]) -> None:
     results["gains"].append(results["gains"][0] | {"teacher": "domain_fm", "gain_share": 0.5})
     text = Page(render_report(results, "")).text
@@ -174,6 +192,7 @@ def test_two_teachers_share_one_comparison(results: dict[str, Any]) -> None:
     assert "0.50 : domain_fm" in text
 
 
+@WORDS_ALONE
 def test_results_of_0_1_0_have_the_gain_share_under_its_old_name(results: dict[str, Any]) -> None:
     results["gains"][0]["transfer_ratio"] = results["gains"][0].pop("gain_share")
     assert "Gain share 0.35" in Page(render_report(results, "")).text
@@ -224,6 +243,7 @@ def test_gains_lie_where_their_scale_says(bounds: list[float] | None) -> None:
     assert all(scale.position(value) == position for value, position in ticks.items())
 
 
+@WORDS_ALONE
 def test_table_headers_have_a_scope(results: dict[str, Any]) -> None:
     html = render_report(results, "")
     heads = re.findall(r"<th( [^>]*)?>", html)
