@@ -10,6 +10,7 @@ Legend: N rows of this process in a round, G rows of all processes, M rows that 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -186,14 +187,14 @@ class RowExchange:
         position_G = None
         if has_ties(time_G[order_G], id_G[order_G]):
             position_G = self._positions(rows, counts)
-            order_G = sort_keys(time_G, id_G, position_G, sum(self._files, []))
+            order_G = sort_keys(time_G, id_G, position_G, list(chain.from_iterable(self._files)))
         repeated = self._repeated(id_G[order_G])
         if not repeated.size:
             return order_G
         if position_G is None:
             position_G = self._positions(rows, counts)
         first = order_G[repeated[0]]
-        where = file_and_row(int(position_G[first]), sum(self._files, []))
+        where = file_and_row(int(position_G[first]), list(chain.from_iterable(self._files)))
         message = f"{where}: {self._schema.example_id}: {REPEATED}"
         if not self._skip:
             raise ConfigError(f"{message}. Mend the data, or set stream.on_bad_row=skip to leave such rows out.")
