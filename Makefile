@@ -102,6 +102,7 @@ soak: $(TOOLS)
 	$(BIN)/python benchmarks/soak_jobs.py
 	$(BIN)/python benchmarks/soak_files.py
 	$(BIN)/python benchmarks/soak_parallel.py
+	$(BIN)/python benchmarks/soak_memory.py
 
 # All ratios, those that miss their goal too. Speed beside other libraries needs benchmarks/speed/setup.sh first.
 # Threads wait here as torch lets them where nothing else is set.

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import yaml
 
 TABLES, WIDTH, DAYS, DAY_ROWS = 4, 64, 3, 4_000
 START_US, DAY_US = 1_767_225_600_000_000, 86_400_000_000  # 2026, in UTC
+SCRIPT = b"soak_memory"
 SHARE = 3 / 8  # of all tables and states, for a process of four: 1.5 of 4 GB
 
 
@@ -70,69 +72,85 @@ def add_day(folder: Path, name: str, day: int) -> None:
 
 
 def work(limit: int, arguments: list[str]) -> None:
-    """Runs exfm in this process under a limit of its address space, and prints the peaks of its memory."""
+    """Runs exfm in this process under a limit of its address space."""
     from exfm.cli.main import main
 
     if limit:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     sys.argv = ["exfm", *arguments]
-    try:
-        main()
-    finally:
-        status = Path("/proc/self/status").read_text()
-        peaks = [int(re.search(rf"{name}:\s+(\d+)", status)[1]) * 1024 for name in ("VmPeak", "VmHWM")]  # type: ignore[index]
-        # In a single write, because the processes share the pipe.
-        sys.stderr.write(f"PEAK {peaks[0]} {peaks[1]}\n")
-        sys.stderr.flush()
+    main()
 
 
-def start(processes: int, limit: int, *arguments: str) -> subprocess.Popen[str]:
+def workers(job: subprocess.Popen[bytes]) -> list[int]:
+    """The processes of a job that run exfm: those that torchrun has started, or the job itself."""
+    with suppress(FileNotFoundError):
+        children = map(int, Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split())
+        return [child for child in children if SCRIPT in Path(f"/proc/{child}/cmdline").read_bytes()] or [job.pid]
+    return []
+
+
+def peaks(process: int) -> tuple[int, int]:
+    """The peaks of a process so far: address space, and resident memory. Zeros of a process that has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        status = Path(f"/proc/{process}/status").read_text()
+        sizes = dict(re.findall(r"(VmPeak|VmHWM):\s+(\d+)", status))
+        if sizes:
+            return int(sizes["VmPeak"]) << 10, int(sizes["VmHWM"]) << 10
+    return 0, 0
+
+
+def start(processes: int, limit: int, errors: Path, *arguments: str) -> subprocess.Popen[bytes]:
     launch = [sys.executable]
     if processes > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--max-restarts=2"]
     command = [*launch, __file__, "--limit", str(limit), "--", *arguments]
     # A thread's arena of malloc reserves 128 MiB of address space.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors.open("ab"))
 
 
-def finish(job: subprocess.Popen[str], title: str, began: float) -> tuple[int, int]:
-    """The largest peaks of a job's processes: address space, and resident memory."""
-    _, errors = job.communicate()
+def finish(job: subprocess.Popen[bytes], title: str, began: float, errors: Path) -> tuple[int, int]:
+    """Waits for a job; returns the largest peaks of its processes."""
+    largest = (0, 0)
+    while job.poll() is None:
+        for process in workers(job):
+            space, resident = peaks(process)
+            largest = max(largest[0], space), max(largest[1], resident)
+        time.sleep(0.1)
     if job.returncode:
-        sys.exit(f"{title}: status {job.returncode}\n{errors[-6000:]}")
-    peaks = [tuple(map(int, match)) for match in re.findall(r"PEAK (\d+) (\d+)", errors)]
-    space, resident = (max(values) for values in zip(*peaks, strict=True))
-    mib = 1 << 20
+        sys.exit(f"{title}: status {job.returncode}\n{errors.read_text()[-6000:]}")
+    space, resident = (size >> 20 for size in largest)
+    seconds = time.monotonic() - began
     print(
-        f"{title}: {time.monotonic() - began:.0f} s, peak of a process {space // mib:,} MiB of address space, "
-        f"{resident // mib:,} MiB resident",
+        f"{title}: {seconds:.0f} s, peak of a process {space:,} MiB of address space, {resident:,} MiB resident",
         flush=True,
     )
-    return space, resident
+    return largest
 
 
 def run(title: str, processes: int, limit: int, *arguments: str) -> tuple[int, int]:
     began = time.monotonic()
-    return finish(start(processes, limit, *arguments), title, began)
+    with tempfile.TemporaryDirectory() as folder:
+        errors = Path(folder) / "errors"
+        return finish(start(processes, limit, errors, *arguments), title, began, errors)
 
 
 def killed(title: str, limit: int, run_dir: Path, *arguments: str) -> None:
     """A job of four processes, of which a process is killed once it has begun to write the next snapshot."""
-    began = time.monotonic()
-    job = start(4, limit, *arguments)
+    began, errors = time.monotonic(), run_dir.parent / "errors"
+    job = start(4, limit, errors, *arguments)
     folder = run_dir / "snapshots" / "fm" / "000001"
     while job.poll() is None and not folder.exists():
         time.sleep(0.02)
-    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-    workers = [int(child) for child in children if b"soak_memory" in Path(f"/proc/{child}/cmdline").read_bytes()]
-    os.kill(workers[2], signal.SIGKILL)
-    finish(job, title, began)
+    os.kill(workers(job)[2], signal.SIGKILL)
+    finish(job, title, began, errors)
 
 
 def predictions(run_dir: Path) -> np.ndarray[Any, Any]:
+    """All predictions by example id, because each of several processes writes its own rows."""
     files = sorted((run_dir / "predictions" / "fm").glob("*.parquet"))
-    return np.concatenate([pq.read_table(file)["prediction_click"].to_numpy() for file in files])
+    rows = pa.concat_tables([pq.read_table(file, columns=["example_id", "prediction_click"]) for file in files])
+    return np.asarray(rows.sort_by("example_id")["prediction_click"].to_numpy())
 
 
 def main() -> None:

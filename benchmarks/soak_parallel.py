@@ -19,7 +19,11 @@ from pathlib import Path
 
 from soak_kill import EXPERIMENT, timeless
 
-OVERRIDES = ("stream.source.days=4", "stream.source.rows_per_day=600")
+OVERRIDES = (
+    "stream.source.days=4",
+    "stream.source.rows_per_day=600",
+    "models.vm.transfer=[{name: auxiliary_head, teacher: fm}]",  # compact_features trains in a single process
+)
 COMMITS = 12  # three models, four days
 
 

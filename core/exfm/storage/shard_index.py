@@ -44,7 +44,7 @@ class IndexedTensor:
     boxes: tuple[Box, ...]
 
     @classmethod
-    def of_file(cls, stored: StoredTensor, file: str) -> IndexedTensor:
+    def from_stored(cls, stored: StoredTensor, file: str) -> IndexedTensor:
         """Describes a tensor that lies whole in a file."""
         return cls(stored.dtype, stored.shape, (Box(file, (0,) * len(stored.shape), stored.shape),))
 

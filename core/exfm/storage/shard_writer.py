@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from exfm.interfaces.local_shards import LocalShards, StateTensor, local_boxes
 from exfm.interfaces.process_group import ProcessGroup
 from exfm.storage.shard_index import Box, IndexedTensor, box_key, check_boxes
 from exfm.storage.tensor_files import DTYPE_NAMES, DTYPES
+
+_KEPT = 64
+"""Choices that are kept: a model stores the same boxes after every window, and choosing takes longer than copying."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +74,10 @@ def plan_shards(state: Mapping[str, StateTensor], process_group: ProcessGroup) -
     planner = _Planner(state)
     data = json.dumps([_to_json(item) for item in planner.create_local_plan().items]).encode()
     gathered = process_group.gather_bytes(data)
-    index: dict[str, IndexedTensor] = {}
+    index: Mapping[str, IndexedTensor] = {}
     chosen = b""
     if process_group.is_rank_zero:
-        plans, _ = planner.create_global_plan([_to_plan(json.loads(plan)) for plan in gathered])
-        index = _index(plans)
-        # The planner checks this of several processes only.
-        for name, tensor in index.items():
-            try:
-                check_boxes(tensor.shape, tensor.boxes)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-        items: list[list[Any]] = []
-        for plan in plans:
-            items.append([[item.index.fqn, item.index.offset] for item in plan.items])
-        chosen = json.dumps(items).encode()
+        chosen, index = _choose(tuple(gathered))
     mine = json.loads(process_group.broadcast_bytes(chosen))[process_group.rank]
     tensors: dict[str, Tensor] = {}
     for name, offsets in mine:
@@ -94,6 +87,27 @@ def plan_shards(state: Mapping[str, StateTensor], process_group: ProcessGroup) -
             raise ValueError(f"{key}: two tensors of a state have this name")
         tensors[key] = box
     return Shards(tensors, index)
+
+
+@lru_cache(_KEPT)
+def _choose(gathered: tuple[bytes, ...]) -> tuple[bytes, Mapping[str, IndexedTensor]]:
+    """Chooses from the boxes of all processes, as JSON, those that each writes, as JSON; returns the index too.
+
+    Raises:
+        ValueError: the boxes of a tensor do not make it up.
+    """
+    plans, _ = _Planner({}).create_global_plan([_to_plan(json.loads(plan)) for plan in gathered])
+    index = _index(plans)
+    # The planner checks this of several processes only.
+    for name, tensor in index.items():
+        try:
+            check_boxes(tensor.shape, tensor.boxes)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    items: list[list[Any]] = []
+    for plan in plans:
+        items.append([[item.index.fqn, item.index.offset] for item in plan.items])
+    return json.dumps(items).encode(), index
 
 
 class _Planner(DefaultSavePlanner):

@@ -246,7 +246,7 @@ class SnapshotRegistry:
         ((base_name, record),) = records.items()
         with self.workspace.open_ranges(record, ()) as file:
             stored = TensorFile(file, self.workspace.name(record.path)).tensors
-        whole = {name: IndexedTensor.of_file(tensor, base_name) for name, tensor in stored.items()}
+        whole = {name: IndexedTensor.from_stored(tensor, base_name) for name, tensor in stored.items()}
         return ShardReader(self.workspace, records, whole)
 
     def versions(self, model: str) -> list[int]:
