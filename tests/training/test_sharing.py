@@ -289,3 +289,19 @@ def test_a_teacher_from_elsewhere_has_no_parts(tmp_path: Path) -> None:
     settings["models"]["vm"]["transfer"][0]["teacher"] = "vendor"
     with pytest.raises(exfm.ConfigError, match=r"transfer\.0: teacher 'vendor' has no part 'table/item': .*elsewhere"):
         exfm.run(load(tmp_path, settings))
+
+
+def test_a_model_that_starts_from_another_has_the_parts_of_its_teacher(tmp_path: Path) -> None:
+    """Of its first window already: a frozen part is the teacher's, and not the other model's."""
+    settings = config(tmp_path, "run", {"table/item": "frozen"}, make_log(600))
+    vm = settings["models"]["vm"] | {"control": False}
+    fm = settings["models"]["fm"] | {"keep": {"snapshots": "all"}}
+    settings["models"] = {"fm": fm, "parent": vm | {"transfer": [], "keep": {"snapshots": "all"}}}
+    train(load(tmp_path, settings))
+    later = {"init_from": {"model": "parent", "at": 3}, "start": "2023-11-19"}
+    settings["models"] = {"fm": fm, "vm": vm | later, "after": vm | {"init_from": {"model": "parent"}}}
+    notes = exfm.run(load(tmp_path, settings))["notes"]
+    assert any(note.startswith("after: it has no window yet, because the stream has no rows from") for note in notes)
+    run_dir = tmp_path / "run"
+    assert same(parts_of(run_dir, "vm", 4)["table/item"], parts_of(run_dir, "fm", 3)["table/item"])
+    assert not same(parts_of(run_dir, "fm", 3)["table/item"], parts_of(run_dir, "parent", 3)["table/item"])

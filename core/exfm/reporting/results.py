@@ -86,6 +86,7 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         "notes": [
             *_waiting_notes(time),
             *_stopped_notes(time, most_windows),
+            *_unbegun_notes(experiment, store, time),
             *_initial_notes(models),
             *_late_notes(late),
             *_unlabelled_notes(models),
@@ -100,6 +101,23 @@ def assemble(experiment: Experiment, store: Store, figures: dict[str, Any], time
         ],
         "time": time,
     }
+
+
+def _unbegun_notes(experiment: Experiment, store: Store, time: Mapping[str, Any]) -> list[str]:
+    """Names the models whose start the stream has not reached, of a run that has come to the end of its stream."""
+    notes: list[str] = []
+    if time.get("waiting_for") or time.get("stopped"):
+        return notes
+    for arm in experiment.arms:
+        starts_later = arm.config.start is not None or arm.config.init_from is not None
+        if starts_later and not store.windows(arm.name) and not store.let_go(arm.name):
+            start = f"models.{arm.base}.start"
+            if arm.config.start is None:
+                start += " is after the newest snapshot of the model that it starts from"
+            else:
+                start += f" is {arm.config.start:%Y-%m-%dT%H:%M}Z"
+            notes.append(f"{arm.name}: it has no window yet, because the stream has no rows from its start on: {start}")
+    return notes
 
 
 def _initial_notes(models: Mapping[str, Any]) -> list[str]:

@@ -161,6 +161,9 @@ class Stage:
         if previous == NONE:
             self._initial = load_initial_weights(trainer, self._parent, self.store, window)
             self._unchecked = self._initial
+            if self._initial is not None:
+                # Again, because the other model's weights have overwritten the teachers' parts.
+                self.take_parameters(window)
             epochs = trainer.arm.config.epochs
             if epochs is not None and window.end_us <= epochs.until_us:
                 trainer.transfer.parameters.keep_start()
@@ -488,9 +491,9 @@ class Stage:
             if vector is not None:
                 stored += vector.numbers()
         counts = [rows_not_finite(list(probabilities.values())), rows_not_finite(stored)]
-        bad = torch.tensor(counts, dtype=torch.float64)
         # In a single tensor, because each all-gather costs a round trip.
-        total = self.process_group.all_gather(torch.cat([*sums.values(), bad])).sum(dim=0)
+        summed = torch.cat([*sums.values(), torch.tensor(counts, dtype=torch.float64)])
+        total = self.process_group.all_gather(summed).sum(dim=0)
         not_finite = total[-2:].tolist()
         for count, name in zip(not_finite, ("predictions", "embeddings or states"), strict=True):
             if count:
