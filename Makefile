@@ -51,7 +51,7 @@ test: $(TOOLS)
 
 # Scripts of a folder import each other by their names, and some names are in two folders: a run of mypy for each.
 SCRIPTS := benchmarks benchmarks/gpu benchmarks/quality benchmarks/quality/fuxictr benchmarks/scaling benchmarks/speed \
-	benchmarks/transfer docs/generate examples/serving examples/strategies
+	benchmarks/transfer docs/generate examples/strategies
 DISTRIBUTIONS := exfm-plugin-jsonl exfm-plugin-rankmixer
 
 types:

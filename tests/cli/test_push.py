@@ -50,11 +50,18 @@ def exported(original: Path, tmp_path: Path) -> Path:
     return folder
 
 
+def weights_of(exported: Path) -> str:
+    """Returns the name of the file of weights."""
+    return next(exported.glob("weights-*.safetensors")).name
+
+
 def check_same(actual: Path, exported: Path) -> None:
     """Checks that a folder holds the files of an export, and predicts alike."""
     content = {file.name: file.read_bytes() for file in actual.iterdir()}
     assert content.pop("README.md") == (exported / "MODEL_CARD.md").read_bytes()
-    assert content == {name: (exported / name).read_bytes() for name in ("inputs.json", "program.pt2")}
+    assert content == {
+        name: (exported / name).read_bytes() for name in ("inputs.json", "program.pt2", weights_of(exported))
+    }
     expected = exfm.serving.load(str(exported)).predict(ROWS)
     np.testing.assert_array_equal(exfm.serving.load(str(actual)).predict(ROWS)["click"], expected["click"])
 
@@ -67,7 +74,8 @@ def test_a_folder_receives_the_export_and_nothing_else(
     for _ in range(2):  # the second replaces the first
         outcome = exfm_cli("push", str(exported), target)
         assert outcome.status == 0, outcome.err
-        assert outcome.out == f"{target}: vm, snapshot 5: README.md, inputs.json, program.pt2\n"
+        files = f"README.md, inputs.json, program.pt2, {weights_of(exported)}"
+        assert outcome.out == f"{target}: vm, snapshot 5: {files}\n"
     check_same(tmp_path / "to", exported)
 
 
@@ -119,7 +127,7 @@ def test_a_damaged_export_and_a_pickle_are_not_spread(exported: Path, tmp_path: 
     outcome = exfm_cli("push", str(exported), str(target))
     assert outcome.status == 1 and "program.pt2: not a program that `exfm export` has written" in outcome.err
     # A name that leads out of the folder is no file of an export.
-    described["files"] = {"../notes.txt": described["files"]["program.pt2"]}
+    described["files"]["../notes.txt"] = described["files"]["program.pt2"]
     (exported / "inputs.json").write_text(json.dumps(described))
     outcome = exfm_cli("push", str(exported), str(target))
     assert outcome.status == 1 and "'../notes.txt' is not the name of a file of an export" in outcome.err

@@ -15,8 +15,9 @@ import exfm
 from exfm.data.batch import Batch
 from exfm.data.decode import decode
 from exfm.parallel import CpuTrunkRunner
+from exfm.serving.capture import capture
 from exfm.serving.description import Description, input_specs, needs_event_time
-from exfm.serving.export import capture
+from exfm.serving.loaded_model import LoadedModel
 from exfm.serving.predictor import Predictor
 from exfm.serving.served_model import ServedModel
 from tests.modeling.cases import random_batch, schema_of
@@ -77,6 +78,7 @@ def predictor(config: dict[str, Any], schema: exfm.schema.FeatureSchema) -> tupl
     if served.model.featurizer.reads_times:
         columns |= {"visits.at": "list of timestamp", "event_time": "timestamp"}
     description = Description(
+        graph="",
         experiment="e",
         model="vm",
         snapshot=0,
@@ -89,7 +91,7 @@ def predictor(config: dict[str, Any], schema: exfm.schema.FeatureSchema) -> tupl
         outputs=tuple({"name": task, "dtype": "float32", "shape": ("B",), "holds": ""} for task in schema.tasks),
         files={},
     )
-    return Predictor(description, capture(served).module()), served, model
+    return Predictor(LoadedModel(description, capture(served).module())), served, model
 
 
 @pytest.mark.parametrize("config", READERS.values(), ids=READERS)

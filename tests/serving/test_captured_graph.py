@@ -10,8 +10,8 @@ import torch
 
 from exfm.data.decode import decode
 from exfm.registry.discovery import default_registry
+from exfm.serving.capture import capture
 from exfm.serving.description import HASHING, arrays, input_specs
-from exfm.serving.export import capture
 from exfm.serving.served_model import ServedModel
 from exfm.sources.ids import hash_rows, to_u64
 from tests.modeling.cases import EVERYTHING, schema_of

@@ -17,8 +17,9 @@ from torch.fx import GraphModule
 import exfm
 import exfm.serving
 from exfm.registry.discovery import discover
+from exfm.serving.capture import capture
 from exfm.serving.description import arrays
-from exfm.serving.export import Form, _column_types, capture, export, to_onnx
+from exfm.serving.export import Form, _column_types, export, to_onnx
 from exfm.serving.find_snapshot import find_arm, find_snapshot
 from exfm.serving.served_model import ServedModel
 from exfm.supervision.store import Store
@@ -61,7 +62,9 @@ def test_a_student_is_the_same_graph_as_its_control(model: str, run: exfm.Experi
 def test_the_folder_and_its_description(tmp_path: Path, exfm_cli: Any, experiment_file: str) -> None:
     outcome = exfm_cli("export", experiment_file, "--model", "parts", "--out", str(tmp_path / "out"), "--no-compile")
     assert outcome.status == 0 and "program.pt2" in outcome.out
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["MODEL_CARD.md", "inputs.json", "program.pt2"]
+    *files, weights = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert files == ["MODEL_CARD.md", "inputs.json", "program.pt2"]
+    assert weights.startswith("weights-") and weights.endswith(".safetensors")
     described = json.loads((tmp_path / "out/inputs.json").read_text())
     assert described["model"] == "parts" and described["watermark"].startswith("2023-11-22T00:00")
     assert described["columns"] == {

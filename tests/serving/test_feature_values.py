@@ -20,8 +20,10 @@ from exfm.data.decode import decode
 from exfm.data.validation import RowChecker
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.vector_token import VectorToken
+from exfm.serving.capture import capture
 from exfm.serving.description import Description, arrays, input_specs, source_columns, type_name
-from exfm.serving.export import capture, to_onnx
+from exfm.serving.export import to_onnx
+from exfm.serving.loaded_model import LoadedModel
 from exfm.serving.predictor import Predictor
 from exfm.serving.served_model import ServedModel
 from tests.serving.rows import trained, untaught_arm
@@ -132,6 +134,7 @@ def predictor(model: Exported) -> Predictor:
     """An export, without its files."""
     served = model.served
     description = Description(
+        graph="",
         experiment="e",
         model="vm",
         snapshot=0,
@@ -144,7 +147,9 @@ def predictor(model: Exported) -> Predictor:
         files={},
     )
     # Through its JSON, as an export is written and loaded.
-    return Predictor(Description.model_validate_json(description.model_dump_json()), model.program.module())
+    return Predictor(
+        LoadedModel(Description.model_validate_json(description.model_dump_json()), model.program.module())
+    )
 
 
 def test_an_export_predicts_as_training_does(model: Exported, tmp_path: Path) -> None:

@@ -1,142 +1,268 @@
-"""The HTTP service withstands clients that are slow, numerous or faulty."""
+"""`exfm serve`: concurrent requests, limits, health, metrics, new weights, and a log that a source reads back."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import json
+import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 
-SERVER = Path(__file__).parents[2] / "examples/serving/server.py"
-SECONDS, CONNECTIONS = 0.6, 4
-BODY = json.dumps({"rows": [{"a": 1}]}).encode()
-REQUEST = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
+import exfm
+import exfm.serving
+from exfm.serving.export import Form, export
+
+pytest.importorskip("fastapi")
+from exfm.serving.http.app import Limits, build_app
+from exfm.serving.http.metrics import Metrics
+from exfm.serving.http.prediction_log import PredictionLog
+from exfm.serving.http.server import Server
+from exfm.serving.http.service import Service
+
+SECONDS = 0.5
+LIMITS = Limits(rows=50, bytes=100_000, requests=4, seconds=SECONDS)
+COLUMNS = ("user", "item", "price", "history")
 
 
-class Model:
-    """Predicts 0.5 for every row, and fails at a row with a column `broken`."""
+@dataclass(frozen=True)
+class Running:
+    """A service that runs, on the export in a folder of its own."""
 
-    def predict(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        if any("broken" in row for row in rows):
-            raise RuntimeError("a secret of the model")
-        return {"click": np.full(len(rows), 0.5)}
+    folder: Path
+    address: str
+    log: Path
 
     @property
-    def description(self) -> Model:
-        return self
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
 
-    def model_dump_json(self, include: set[str]) -> str:
-        return "{}"
+    def ask(self, path: str, rows: object = None, body: bytes | None = None) -> tuple[int, Any]:
+        """Asks, with the rows of a prediction or a body; returns status and content."""
+        if rows is not None:
+            body = json.dumps({"rows": rows}).encode()
+        try:
+            with urllib.request.urlopen(f"{self.address}{path}", body, timeout=60) as answer:
+                data = answer.read()
+                return answer.status, json.loads(data) if answer.headers["Content-Type"] == "application/json" else data
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+    def metric(self, name: str) -> float:
+        lines = self.ask("/metrics")[1].decode().splitlines()
+        return float(next(line for line in lines if line.startswith(f"{name} ")).split()[-1])
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    spec = importlib.util.spec_from_file_location("server", SERVER)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with module.Service(("127.0.0.1", 0), Model(), SECONDS, CONNECTIONS) as service:
-        threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        yield service.server_address[1]
-        service.shutdown()
+def exported(run: exfm.Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served_http") / "out"
+    export(run, "ah", str(folder), Form(compiled=False), at="1", compute_figures=False)
+    return folder
 
 
-@pytest.fixture
-def send(port: int) -> Callable[[bytes], bytes]:
-    """Returns a function that sends bytes, and receives until the server closes the connection."""
+@pytest.fixture(scope="module")
+def running(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder, log = tmp_path_factory.mktemp("live") / "out", tmp_path_factory.mktemp("logged")
+    shutil.copytree(exported, folder)
+    metrics, prediction_log = Metrics(), PredictionLog(str(log), every_s=0.2)
+    service = Service(exfm.serving.load(str(folder)), 64, 0.01, 0.1, metrics.predicted)
+    metrics.watch(service, prediction_log)
+    addresses: list[str] = []
+    listening = threading.Event()
 
-    def exchange(data: bytes) -> bytes:
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
-            client.sendall(data)
-            pieces = []
-            while piece := client.recv(65536):
-                pieces.append(piece)
-        return b"".join(pieces)
+    def listen(address: str) -> None:
+        addresses.append(address)
+        listening.set()
 
-    return exchange
-
-
-def statuses(answer: bytes) -> list[int]:
-    return [int(response.split(b" ", 1)[0]) for response in answer.split(b"HTTP/1.1 ")[1:]]
-
-
-def test_requests_on_a_connection_are_answered_until_the_client_is_silent(send: Callable[[bytes], bytes]) -> None:
-    answer = send(REQUEST + REQUEST)
-    assert statuses(answer) == [200, 200] and answer.endswith(b'{"predictions": [{"click": 0.5}]}')
-
-
-CHUNKED = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-DOUBTFUL = {
-    "both lengths": (CHUNKED + REQUEST, 400),
-    "chunked": (CHUNKED.replace(b"Content-Length: 5\r\n", b"") + REQUEST, 411),
-    "two lengths": (REQUEST.replace(b"Host: x", b"Content-Length: 3") + REQUEST, 400),
-    "no number": (REQUEST.replace(b"Length: %d" % len(BODY), b"Length: +3") + REQUEST, 411),
-    "no length": (b"POST /predict HTTP/1.1\r\nHost: x\r\n\r\n" + REQUEST, 411),
-    "too large": (REQUEST.replace(b"Length: %d" % len(BODY), b"Length: 10000001") + REQUEST, 413),
-    "no number that ends": (REQUEST.replace(b"Length: %d" % len(BODY), b"Length: " + b"9" * 5000) + REQUEST, 413),
-    "a question with a body": (CHUNKED.replace(b"POST /predict", b"GET /") + REQUEST, 400),
-}
+    server = Server(build_app(service, metrics, LIMITS, prediction_log), "127.0.0.1", 0, LIMITS, listen)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    assert listening.wait(60)
+    yield Running(folder, addresses[0], log)
+    server.should_exit = True
+    thread.join(60)
+    assert not thread.is_alive() and not service.is_alive
 
 
-@pytest.mark.parametrize("case", DOUBTFUL)
-def test_a_request_whose_end_is_in_doubt_is_answered_once(case: str, send: Callable[[bytes], bytes]) -> None:
-    data, status = DOUBTFUL[case]
-    answer = send(data)
-    assert statuses(answer) == [status] and b"Connection: close" in answer
-    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+@pytest.fixture(scope="module")
+def rows(run: exfm.Experiment) -> list[dict[str, Any]]:
+    window = exfm.sources.Window(0, run.source.time_range().start_us, run.source.time_range().end_us)
+    return next(iter(run.source.read(window))).slice(0, 40).select(list(COLUMNS)).to_pylist()
 
 
-def test_a_body_that_is_cut_short(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
-        client.sendall(REQUEST[:-3])
-        client.shutdown(socket.SHUT_WR)
-        assert statuses(client.recv(65536)) == [400]
+def expected(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    found = exfm.serving.load(str(folder)).predict(rows)
+    return [{task: float(values[number]) for task, values in found.items()} for number in range(len(rows))]
 
 
-def test_a_failure_of_the_model_is_a_json_error(
-    send: Callable[[bytes], bytes], capfd: pytest.CaptureFixture[str]
+def test_concurrent_clients_get_their_own_predictions_and_mistakes(
+    running: Running, exported: Path, rows: list[dict[str, Any]]
 ) -> None:
-    body = json.dumps({"rows": [{"broken": 1}]}).encode()
-    answer = send(REQUEST.replace(BODY, body).replace(b"%d" % len(BODY), b"%d" % len(body)) + REQUEST)
-    assert statuses(answer) == [500, 200]
-    assert b'{"error": "the prediction failed"}' in answer and b"secret" not in answer
-    assert "Traceback" not in capfd.readouterr().err
+    right = expected(exported, rows)
+
+    def client(number: int) -> None:
+        if number % 5 == 4:
+            status, content = running.ask("/predict", [{**rows[number], "price": None}])
+            assert status == 400 and "row 0: price: the value is missing" in content["error"]
+            return
+        status, content = running.ask("/predict", rows[number : number + 3])
+        assert status == 200 and content["snapshot"] == 1 and content["model"] == "ah"
+        for found, true in zip(content["predictions"], right[number : number + 3], strict=True):
+            assert found == pytest.approx(true, abs=1e-6)
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(client, range(30)))
+    assert running.metric('exfm_requests_total{status="200"}') >= 24
+    assert running.metric("exfm_requests_running") == 0 and running.metric("exfm_snapshot") == 1
+    assert running.ask("/predict", [])[1]["predictions"] == []
 
 
-@pytest.mark.parametrize("beginning", [b"", b"POST /predict HTTP/1.1\r\n", REQUEST[:-1]])
-def test_clients_that_send_half_a_request_hold_no_thread_for_ever(
-    beginning: bytes, port: int, send: Callable[[bytes], bytes]
-) -> None:
-    slow = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(CONNECTIONS + 3)]
+def test_requests_beyond_the_limits_are_refused(running: Running, rows: list[dict[str, Any]]) -> None:
+    for body, status, words in (
+        (b"{", 400, "the body is not JSON"),
+        (b"\xff\xff", 400, "the body is not JSON"),
+        (b"[" * 50_000, 400, "the body is not JSON"),
+        (b"[]", 400, 'send {"rows": ['),
+        (b'{"rows": [3]}', 400, 'send {"rows": ['),
+        (b" " * 100_001, 413, "at most 100,000 bytes"),
+        (json.dumps({"rows": [rows[0]] * 51}).encode(), 413, "at most 50 rows; given: 51"),
+    ):
+        answered, content = running.ask("/predict", body=body)
+        assert answered == status and words in content["error"]
+    assert running.ask("/elsewhere")[0] == 404 and running.ask("/predict")[0] == 405
+    assert running.ask("/predict", rows[:1])[0] == 200
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+
+
+@pytest.mark.parametrize("beginning", [b"", b"POST /predict HTTP/1.1\r\nHo", HEAD + b'{"rows"'])
+def test_slow_clients_hold_no_place_for_ever(beginning: bytes, running: Running, rows: list[dict[str, Any]]) -> None:
+    slow = [socket.create_connection(("127.0.0.1", running.port), timeout=30) for _ in range(LIMITS.requests)]
     for client in slow:
         client.sendall(beginning)
-    refused = 0
+    if beginning.startswith(HEAD):
+        time.sleep(SECONDS / 4)
+        status, content = running.ask("/predict", rows[:1])
+        assert status == 503 and "4 requests are being answered" in content["error"]
+        assert running.ask("/health")[0] == 200
     for client in slow:
         answer = b""
-        with client, contextlib.suppress(ConnectionResetError):  # the server closes with unread bytes
-            while piece := client.recv(65536):
+        with client:
+            while piece := client.recv(65_536):
                 answer += piece
-        refused += statuses(answer) == [503]
-    assert refused or beginning, "there are more connections than the service takes"
-    assert statuses(send(REQUEST)) == [200]
+        assert answer.startswith(b"HTTP/1.1 408") == beginning.startswith(HEAD)
+    assert running.ask("/predict", rows[:1])[0] == 200
 
 
-def test_a_request_that_arrives_byte_by_byte_times_out(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
-        closed = False
-        for byte in REQUEST:  # fast enough for a limit per byte, too slow for a limit per request
-            try:
-                client.sendall(bytes([byte]))
-            except OSError:
-                closed = True
-                break
-            time.sleep(SECONDS / 10)
-        assert closed
+def test_the_log_is_a_log_of_impressions(running: Running, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    status, content = running.ask(
+        "/predict", [{**row, "example_id": 1_000 + number} for number, row in enumerate(rows)]
+    )
+    assert status == 200 and content["example_ids"] == list(range(1_000, 1_040))
+    others = running.ask("/predict", rows[:2])[1]["example_ids"]
+    assert len(set(others)) == 2
+    deadline_s = time.monotonic() + 60
+    while True:
+        logged = ds.dataset(running.log, format="parquet").to_table()
+        own = logged.filter(ds.field("example_id").isin(content["example_ids"])).sort_by("example_id")
+        if own.num_rows == 40 and set(others) <= set(logged["example_id"].to_pylist()):
+            break
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+    assert running.metric("exfm_log_rows_left_out") == 0
+    assert own.select(list(COLUMNS)).to_pylist() == rows
+    for task in ("click", "buy"):
+        answered = np.array([row[task] for row in content["predictions"]], np.float32)
+        np.testing.assert_array_equal(own[f"prediction_{task}"].to_numpy(), answered)
+    # Clicks that are reported by example id are the labels of the logged rows.
+    clicked = own.slice(0, 7)
+    clicks = pa.table({"example_id": clicked["example_id"], "at": clicked["served_at"]})
+    end = pa.table({"example_id": [1], "at": pa.array([own["served_at"][-1].value + 10**9], clicks["at"].type)})
+    pq.write_table(pa.concat_tables([clicks, end]), tmp_path / "clicks.parquet")
+    (tmp_path / "next.yaml").write_text(f"""
+name: next
+run_dir: {tmp_path}/run
+stream:
+  window: 1h
+  source:
+    name: joined
+    path: {running.log}
+    example_id: example_id
+    event_time: served_at
+    logs: {{clicks: {{path: {tmp_path}/clicks.parquet, time: at}}}}
+    labels_from: {{click: {{log: clicks, key: example_id, within: 1m}}}}
+    labels: [{{name: click, delay: 1m}}]
+    features: [{{name: user, kind: categorical, rows: 100}}, {{name: price, kind: dense}}]
+models: {{vm: {{backbone: {{name: mlp}}}}}}
+""")
+    source = exfm.load_experiment(str(tmp_path / "next.yaml")).source
+    span = source.time_range()
+    read = pa.Table.from_batches(list(source.read(exfm.sources.Window(0, span.start_us, span.end_us))))
+    labels = dict(zip(read["example_id"].to_pylist(), read["click"].to_pylist(), strict=True))
+    assert [labels[example] for example in range(1_000, 1_040)] == [1] * 7 + [0] * 33
+
+
+def test_new_weights_are_taken_over_while_requests_run(
+    running: Running, run: exfm.Experiment, rows: list[dict[str, Any]]
+) -> None:
+    ended, answered = threading.Event(), list[tuple[int, int, tuple[float, ...]]]()
+
+    def ask_on() -> None:
+        while not ended.is_set():
+            status, content = running.ask("/predict", rows[:3])
+            answered.append((status, content["snapshot"], tuple(row["click"] for row in content["predictions"])))
+
+    asking = threading.Thread(target=ask_on)
+    asking.start()
+    try:
+        export(run, "ah", str(running.folder), compute_figures=False, weights_only=True)
+        newest = json.loads((running.folder / "inputs.json").read_text())["snapshot"]
+        deadline_s = time.monotonic() + 60
+        while running.ask("/health") != (200, {"snapshot": newest, "refresh_error": ""}):
+            assert time.monotonic() < deadline_s
+    finally:
+        ended.set()
+        asking.join()
+    running.ask("/predict", rows[:3])
+    assert {status for status, _, _ in answered} == {200}
+    # Each snapshot has one prediction of each row: no answer mixes two.
+    assert len({(snapshot, found) for _, snapshot, found in answered}) == len({snapshot for _, snapshot, _ in answered})
+    described = running.folder / "inputs.json"
+    whole = described.read_text()
+    described.write_text("{}")
+    deadline_s = time.monotonic() + 60
+    while "not the description of an export" not in running.ask("/health")[1]["refresh_error"]:
+        assert time.monotonic() < deadline_s
+    assert running.ask("/predict", rows[:3])[1]["snapshot"] == newest
+    described.write_text(whole)
+
+
+def test_a_failure_of_the_model_tells_the_client_nothing(exported: Path, rows: list[dict[str, Any]]) -> None:
+    predictor = exfm.serving.load(str(exported))
+
+    def fail(*tensors: Any) -> Any:
+        raise RuntimeError("a secret of the model")
+
+    object.__setattr__(predictor.model, "program", fail)
+    service = Service(predictor, 64, 0.0, 0)
+    service.start()
+    futures = [service.submit(rows[:1]) for _ in range(3)]
+    for future in futures:
+        with pytest.raises(RuntimeError, match="a secret"):
+            future.result(30)
+    service.stop()

@@ -28,15 +28,23 @@ def command(
             help="Compute the model card's figures from predictions where results.json does not end with the snapshot.",
         ),
     ] = True,
+    weights_only: Annotated[
+        bool,
+        typer.Option("--weights-only", help="Give the export in DIR the snapshot's weights, and compile nothing."),
+    ] = False,
 ) -> None:
     """Writes the served layers of a model's snapshot, by default the newest, and the description of its inputs."""
     from exfm.config.loading import load_experiment
+    from exfm.errors import ConfigError
     from exfm.serving.export import Form, export
     from exfm.storage.aliases import LATEST
 
+    if weights_only and onnx:
+        raise ConfigError("--onnx: an ONNX model holds its weights: leave out --weights-only, or --onnx")
     session: Session = context.obj
     experiment = load_experiment(config, overrides or [], block=session.block)
-    written = export(experiment, model, out, Form(compiled, onnx), at or LATEST, compute_figures=figures)
+    form = Form(compiled, onnx)
+    written = export(experiment, model, out, form, at or LATEST, compute_figures=figures, weights_only=weights_only)
     sizes = ", ".join(f"{name} {file.bytes / 1e6:,.1f} MB" for name, file in written.files.items())
     typer.echo(f"export {model}: snapshot {written.snapshot}, trained until {written.watermark:%Y-%m-%d %H:%M} UTC")
     typer.echo(f"{without_credentials(out)}: inputs.json, MODEL_CARD.md, {sizes}")

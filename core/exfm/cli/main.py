@@ -31,6 +31,7 @@ _COMMANDS = {
     "supervise": "Label the stream with a teacher's snapshots, as a separate job.",
     "predict": "Write batch predictions of a model's snapshot to Parquet.",
     "export": "Export a model's snapshot for serving, with the description of its inputs.",
+    "serve": "Serve an export over HTTP, with new weights as they are exported.",
     "push": "Send an export to the Hugging Face Hub, to MLflow's model registry or to a folder.",
     "snapshots": "List a run's snapshots: figures, size, state and aliases.",
     "promote": "Give a snapshot an alias, such as production; it is then never removed.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,9 @@ PROGRAM_FILE = "program.pt2"
 COMPILED_FILE = "compiled.pt2"
 ONNX_FILE = "model.onnx"
 CARD_FILE = "MODEL_CARD.md"
+
+WEIGHTS_FILES = "weights-*.safetensors"
+"""Pattern of the names of the file of weights, which has another name for other weights."""
 
 DENSE = "dense"
 AGES = "age_seconds"
@@ -83,9 +87,10 @@ class Description(_Section):
         watermark: time before which the model's training examples are.
         inputs: the program's arguments, in order.
         outputs: the program's results, in order: a probability per example and task, or what they say that they hold.
+        graph: checksum of what the programs compute, whatever their weights.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     experiment: str
     model: str
     snapshot: int
@@ -98,12 +103,23 @@ class Description(_Section):
     hashing: str = HASHING
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    graph: str
     files: dict[str, ExportedFile]
+
+    @property
+    def weights_file(self) -> str:
+        """Returns the name of the file of weights."""
+        return next(filter(is_weights_file, self.files))
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Returns the labels that the program predicts."""
         return tuple(output.name for output in self.outputs)
+
+
+def is_weights_file(name: str) -> bool:
+    """Tells whether a file of an export holds its weights."""
+    return fnmatchcase(name, WEIGHTS_FILES)
 
 
 def embedding_input(teacher: str) -> str:

@@ -11,10 +11,9 @@ from exfm.errors import ConfigError, RunError
 from exfm.redaction import without_credentials
 from exfm.serving.archives import check_archive
 from exfm.serving.description import CARD_FILE, DESCRIPTION_FILE, PROGRAM_FILE, Description
-from exfm.serving.predictor import read_description
+from exfm.serving.folder import file_record, read_description, remove_other_files, weights_before
 from exfm.serving.to_hub import HubTarget
 from exfm.serving.to_registry import RegistryTarget
-from exfm.storage.hashing import FileRecord
 from exfm.storage.temporary import spool_folder, temporary_folder
 from exfm.storage.workspace import Workspace
 
@@ -51,9 +50,11 @@ class FolderTarget:
 
     def send(self, folder: Path, description: Description) -> str:
         """Copies the files, inputs.json last, because its existence says that the export is complete."""
+        kept = weights_before(self._workspace)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == DESCRIPTION_FILE):
             with path.open("rb") as file, self._workspace.writing(path.name) as target:
                 shutil.copyfileobj(file, target, 1 << 20)
+        remove_other_files(self._workspace, description, kept)
         return without_credentials(self._workspace.url)
 
 
@@ -104,12 +105,8 @@ def push(export: str, target: Target) -> tuple[str, Description]:
     # Copied and checked before anything is sent, so that a corrupt export never replaces a sound one at the
     # destination.
     with temporary_folder(spool_folder()) as folder:
-        for name, file in description.files.items():
-            # The description may come from elsewhere: a path in it could read or write outside of both folders.
-            if Path(name).name != name:
-                raise RunError(f"{export}/{DESCRIPTION_FILE}: {name!r} is not the name of a file of an export")
-            record = FileRecord(name, file.bytes, file.xxh3)
-            with workspace.reading(record) as source, (folder / name).open("wb") as copy:
+        for name in description.files:
+            with workspace.reading(file_record(description, name)) as source, (folder / name).open("wb") as copy:
                 # In pieces of a megabyte, because programs and tables may exceed memory.
                 shutil.copyfileobj(source, copy, 1 << 20)
         _check_program(folder / PROGRAM_FILE, export)

@@ -1,0 +1,1 @@
+"""Serves an export over HTTP."""
