@@ -117,10 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=2_400_000, help="of the table, of 32 numbers each")
     parser.add_argument("--count", type=int, default=30, help="refreshes")
     parser.add_argument("--no-compile", action="store_true", help="the interpreted program instead of machine code")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), given.rows, given.count, not given.no_compile)
+        measure(Path(folder), options.rows, options.count, not options.no_compile)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ COLUMNS = ("user", "item", "price", "history")
 
 @dataclass(frozen=True)
 class Running:
-    """A service that runs, on the export in a folder of its own."""
+    """A service that runs, on a copy of an export."""
 
     folder: Path
     address: str
@@ -104,8 +104,8 @@ def rows(run: exfm.Experiment) -> list[dict[str, Any]]:
 
 
 def expected(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    found = exfm.serving.load(str(folder)).predict(rows)
-    return [{task: float(values[number]) for task, values in found.items()} for number in range(len(rows))]
+    answer = exfm.serving.load(str(folder)).predict(rows)
+    return [{task: float(values[number]) for task, values in answer.items()} for number in range(len(rows))]
 
 
 def test_concurrent_clients_get_their_own_predictions_and_mistakes(
@@ -120,8 +120,8 @@ def test_concurrent_clients_get_their_own_predictions_and_mistakes(
             return
         status, content = running.ask("/predict", rows[number : number + 3])
         assert status == 200 and content["snapshot"] == 1 and content["model"] == "ah"
-        for found, true in zip(content["predictions"], right[number : number + 3], strict=True):
-            assert found == pytest.approx(true, abs=1e-6)
+        for answer, true in zip(content["predictions"], right[number : number + 3], strict=True):
+            assert answer == pytest.approx(true, abs=1e-6)
 
     with ThreadPoolExecutor(3) as threads:
         list(threads.map(client, range(30)))
@@ -179,20 +179,20 @@ def test_the_log_is_a_log_of_impressions(running: Running, rows: list[dict[str, 
     deadline_s = time.monotonic() + 60
     while True:
         logged = ds.dataset(running.log, format="parquet").to_table()
-        own = logged.filter(ds.field("example_id").isin(content["example_ids"])).sort_by("example_id")
-        if own.num_rows == 40 and set(others) <= set(logged["example_id"].to_pylist()):
+        logged_rows = logged.filter(ds.field("example_id").isin(content["example_ids"])).sort_by("example_id")
+        if logged_rows.num_rows == 40 and set(others) <= set(logged["example_id"].to_pylist()):
             break
         assert time.monotonic() < deadline_s
         time.sleep(0.1)
     assert running.metric("exfm_log_rows_left_out") == 0
-    assert own.select(list(COLUMNS)).to_pylist() == rows
+    assert logged_rows.select(list(COLUMNS)).to_pylist() == rows
     for task in ("click", "buy"):
         answered = np.array([row[task] for row in content["predictions"]], np.float32)
-        np.testing.assert_array_equal(own[f"prediction_{task}"].to_numpy(), answered)
+        np.testing.assert_array_equal(logged_rows[f"prediction_{task}"].to_numpy(), answered)
     # Clicks that are reported by example id are the labels of the logged rows.
-    clicked = own.slice(0, 7)
+    clicked = logged_rows.slice(0, 7)
     clicks = pa.table({"example_id": clicked["example_id"], "at": clicked["served_at"]})
-    end = pa.table({"example_id": [1], "at": pa.array([own["served_at"][-1].value + 10**9], clicks["at"].type)})
+    end = pa.table({"example_id": [1], "at": pa.array([logged_rows["served_at"][-1].value + 10**9], clicks["at"].type)})
     pq.write_table(pa.concat_tables([clicks, end]), tmp_path / "clicks.parquet")
     (tmp_path / "next.yaml").write_text(f"""
 name: next
@@ -240,8 +240,10 @@ def test_new_weights_are_taken_over_while_requests_run(
         asking.join()
     running.ask("/predict", rows[:3])
     assert {status for status, _, _ in answered} == {200}
-    # Each snapshot has one prediction of each row: no answer mixes two.
-    assert len({(snapshot, found) for _, snapshot, found in answered}) == len({snapshot for _, snapshot, _ in answered})
+    # Each snapshot has one prediction of each row: no answer mixes snapshots.
+    assert len({(snapshot, answer) for _, snapshot, answer in answered}) == len(
+        {snapshot for _, snapshot, _ in answered}
+    )
     described = running.folder / "inputs.json"
     whole = described.read_text()
     described.write_text("{}")

@@ -58,7 +58,7 @@ def test_a_predictor_takes_over_new_weights(
     assert programs == {name: (folder / name).read_bytes() for name in programs}
     assert predictor.refresh() and not predictor.refresh()
     after = predictor.predict(rows)
-    # An export with programs of its own, into which small weights too would have gone.
+    # An export with new programs, into which small weights too would have gone.
     export(run, "ah", str(tmp_path / "new"), Form(compiled=False), compute_figures=False)
     expected = exfm.serving.load(str(tmp_path / "new")).predict(rows)
     for task, values in after.items():

@@ -126,7 +126,7 @@ def check_graph(served: ServedModel, program: ExportedProgram, model: str, toler
 
 
 def graph_digest(program: ExportedProgram) -> str:
-    """Computes a checksum of what a captured graph computes with its weights, whatever these are."""
+    """Computes a checksum of a captured graph, its inputs and the shapes of its weights, but not of their values."""
     lines = [program.graph_module.code]
     for spec in program.graph_signature.input_specs:
         lines.append(f"{spec.kind} {spec.arg} {spec.target}")

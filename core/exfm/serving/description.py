@@ -87,7 +87,7 @@ class Description(_Section):
         watermark: time before which the model's training examples are.
         inputs: the program's arguments, in order.
         outputs: the program's results, in order: a probability per example and task, or what they say that they hold.
-        graph: checksum of what the programs compute, whatever their weights.
+        graph: checksum of the captured graph without its weights.
     """
 
     format: Literal[2] = 2

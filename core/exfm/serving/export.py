@@ -174,7 +174,7 @@ def _describe(experiment: Experiment, arm: Arm, snapshot: Snapshot, served: Serv
 
 
 def _check_same_programs(out: str, before: Description, now: Description) -> None:
-    """Raises ConfigError unless the programs of an export compute what a model computes, but for the weights."""
+    """Raises ConfigError unless an export has the graph, features and columns of a model."""
     where, remedy = f"{without_credentials(out)}/{DESCRIPTION_FILE}", "export without --weights-only"
     if before.model != now.model:
         raise ConfigError(f"{where}: it holds an export of {before.model!r}, not of {now.model!r}; {remedy}")

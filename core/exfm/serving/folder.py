@@ -1,4 +1,4 @@
-"""Reads the folder of an export, and removes from it what earlier exports have left."""
+"""Reads the folder of an export, and removes from it the files that earlier exports have left."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Loads the code of an exported program, and joins it with weights.
 
-Each join is a program of its own, which shares no weights with another: requests end with the program that they began
+The programs of two joins share no weights: requests end with the program that they began
 with, while a new program is made and afterwards.
 """
 

@@ -1,4 +1,4 @@
-"""Keeps the weights of an export in a file of their own, beside programs that hold code alone.
+"""Keeps the weights of an export in a separate file, beside programs that hold code alone.
 
 So a new snapshot is a new file of weights. A process that serves the model maps it into memory, and loads no new code.
 """

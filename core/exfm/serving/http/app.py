@@ -28,7 +28,7 @@ _ALL_THERE_IS = "There are POST /predict, GET /, GET /health, GET /metrics and G
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits what clients may ask for.
+    """Limits the requests of clients.
 
     Attributes:
         rows: of a request.
@@ -48,7 +48,7 @@ def build_app(service: Service, metrics: Metrics, limits: Limits, log: Predictio
 
     Args:
         service: predicts; it is started and stopped with the application.
-        metrics: what `/metrics` tells.
+        metrics: the content of `/metrics`.
         log: gets the rows and their predictions.
     """
 
@@ -74,8 +74,8 @@ def build_app(service: Service, metrics: Metrics, limits: Limits, log: Predictio
     @app.get("/")
     def describe() -> Any:
         """Describes the model, its snapshot, the columns of a row and the predictions."""
-        told = {"experiment", "model", "snapshot", "watermark", "columns", "outputs"}
-        return service.description.model_dump(mode="json", include=told)
+        shown = {"experiment", "model", "snapshot", "watermark", "columns", "outputs"}
+        return service.description.model_dump(mode="json", include=shown)
 
     @app.get("/health")
     def health() -> JSONResponse:
@@ -99,7 +99,7 @@ def build_app(service: Service, metrics: Metrics, limits: Limits, log: Predictio
         except RefusedError as error:
             status, content = error.status, {"error": str(error)}
         metrics.answered(status, time.perf_counter() - began_s)
-        # The rest of a body that was not read would be taken for the next request.
+        # Unread bytes of a body would be taken for the next request.
         headers = {"Connection": "close"} if status in (408, 413, 503) else None
         return JSONResponse(content, status, headers)
 
@@ -113,11 +113,11 @@ def build_app(service: Service, metrics: Metrics, limits: Limits, log: Predictio
             logger.exception("the prediction of a request failed")
             raise RefusedError(500, "the prediction failed") from error
         described = service.description
-        told = {"model": described.model, "snapshot": answer.snapshot, "predictions": _by_row(answer)}
+        content = {"model": described.model, "snapshot": answer.snapshot, "predictions": _by_row(answer)}
         if log is not None:
             # In a thread, because the rows of a large request take long to convert.
-            told["example_ids"] = await asyncio.to_thread(log.add, rows, answer)
-        return told
+            content["example_ids"] = await asyncio.to_thread(log.add, rows, answer)
+        return content
 
     return app
 

@@ -22,7 +22,7 @@ class Metrics:
     media_type = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
-        # A registry of its own, because that of the process refuses a second service.
+        # A separate registry, because that of the process refuses a second service.
         self._registry = CollectorRegistry()
         self._requests = Counter("exfm_requests", "Requests by status.", ["status"], registry=self._registry)
         self._seconds = Histogram(

@@ -29,7 +29,7 @@ _MOST_ROWS = 1_000_000
 
 
 class PredictionLog:
-    """Collects served rows, and writes them in a thread of its own.
+    """Collects served rows, and writes them in a background thread.
 
     A row has an ``example_id``, which the client gets with its predictions, so that it can report what came of them.
 
@@ -49,7 +49,7 @@ class PredictionLog:
         self._workspace, self._every_s = Workspace(url), every_s
         self._lock, self._waiting = Lock(), list[pa.RecordBatch]()
         self._rows = 0
-        self._wanted, self._ended = Event(), False
+        self._write_now, self._ended = Event(), False
         self._thread = Thread(target=self._write_all, name="exfm-log", daemon=True)
         self.written, self.left_out = 0, 0
         # Now, and not when the first file is due and nobody looks.
@@ -62,7 +62,7 @@ class PredictionLog:
     def stop(self) -> None:
         """Writes the rows that wait, and ends."""
         self._ended = True
-        self._wanted.set()
+        self._write_now.set()
         self._thread.join()
         self.left_out += self._rows
         if self.left_out:
@@ -91,13 +91,13 @@ class PredictionLog:
                 self._waiting.append(batch)
                 self._rows += batch.num_rows
             if self._rows >= _FILE_ROWS:
-                self._wanted.set()
+                self._write_now.set()
         return ids
 
     def _write_all(self) -> None:
         while not self._ended:
-            self._wanted.wait(self._every_s)
-            self._wanted.clear()
+            self._write_now.wait(self._every_s)
+            self._write_now.clear()
             # Several files where rows have waited for a store, or an export with other columns has taken over.
             while self._write():
                 pass
@@ -136,6 +136,6 @@ class PredictionLog:
 
 
 def _example_id(row: Row) -> int:
-    given = row.get(EXAMPLE_ID)
+    wanted_id = row.get(EXAMPLE_ID)
     # Not a bool, which is an int too.
-    return given if type(given) is int and -(1 << 63) <= given < 1 << 63 else secrets.randbits(63)
+    return wanted_id if type(wanted_id) is int and -(1 << 63) <= wanted_id < 1 << 63 else secrets.randbits(63)

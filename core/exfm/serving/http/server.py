@@ -53,8 +53,8 @@ class Server(uvicorn.Server):
 def _timed_protocol(seconds: float) -> type[asyncio.Protocol]:
     """Makes a protocol that gives a client so many seconds for the head of a request.
 
-    uvicorn closes a connection that is silent after a request; one on which a request never begins, or never gets to
-    its end, would stay open for ever.
+    uvicorn closes a connection that is silent after a request. A connection on which a request never begins, or never
+    ends, would stay open.
     """
 
     class TimedProtocol(H11Protocol):
@@ -70,17 +70,17 @@ def _timed_protocol(seconds: float) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
-            self._rest()
+            self._stop_clock()
 
         def _watch(self) -> None:
             """Starts the clock unless it runs; stops it while a request is answered, whose body has its own."""
             cycle = cast(Any, self.cycle)
             if cycle is not None and not cycle.response_complete:
-                self._rest()
+                self._stop_clock()
             elif self._head is None and not self.transport.is_closing():
                 self._head = self.loop.call_later(seconds, self.transport.close)
 
-        def _rest(self) -> None:
+        def _stop_clock(self) -> None:
             if self._head is not None:
                 self._head.cancel()
                 self._head = None

@@ -46,9 +46,9 @@ class _Request:
 
 
 class Service:
-    """Answers requests in a thread of its own.
+    """Answers requests in a background thread.
 
-    Rows of requests that wait while a prediction runs are predicted together in the next one. Where that fails, each
+    Rows of requests that wait while a prediction runs are predicted together afterwards. Where that fails, each
     request is predicted alone, so that the rows of one client cannot fail those of another.
 
     Args:
@@ -150,8 +150,8 @@ class Service:
         end = 0
         for request in requests:
             start, end = end, end + len(request.rows)
-            own = {task: values[start:end] for task, values in predictions.items()}
-            request.answer.set_result(Answer(columns.slice(start, end - start), model.description.snapshot, own))
+            slices = {task: values[start:end] for task, values in predictions.items()}
+            request.answer.set_result(Answer(columns.slice(start, end - start), model.description.snapshot, slices))
 
     def _refresh_all(self) -> None:
         while not self._ended.wait(self._refresh_s):
