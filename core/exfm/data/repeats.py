@@ -47,7 +47,9 @@ class SeenIds:
         # Larger hashes would be dropped anyway, and the sample that remains does not depend on the batches.
         if self._limit is not None:
             ids = ids[mix(ids, _SALT) < self._limit]
-        together = np.union1d(self._sorted_N, ids)
+        # numpy's stable sort merges sorted arrays in linear time; np.union1d hashes, which takes longer.
+        together = np.sort(np.concatenate([self._sorted_N, ids]), kind="stable")
+        together = together[np.append(True, together[1:] != together[:-1])] if together.size else together
         if together.size > MOST:
             hashes = mix(together, _SALT)
             # Positions in order, so that the ids stay sorted.

@@ -26,6 +26,7 @@ from exfm.data.repeats import REPEATED, SeenIds, WindowIds
 from exfm.data.row_codec import decode_rows, encode_rows
 from exfm.data.skips import Skips
 from exfm.data.sorted_rows import LATEST, Key, News, SortedRows, WaitingRows, join_rows
+from exfm.data.take_rows import take_rows
 from exfm.errors import ConfigError, NotYetError, RunError
 from exfm.interfaces.process_group import ProcessGroup
 from exfm.interfaces.schema import FeatureSchema
@@ -166,14 +167,14 @@ class RowExchange:
         by_rank_M = np.argsort(source_G[owner_G == rank], kind="stable")
         position_M = np.empty_like(by_rank_M)
         position_M[by_rank_M] = np.arange(by_rank_M.size)
-        return Round(join_rows(received).take(pa.array(position_M)), order_G.size)
+        return Round(take_rows(join_rows(received), position_M), order_G.size)
 
     def _encode(self, rows: pa.RecordBatch | None, index_N: I64, owner_N: I64) -> list[memoryview]:
         """Encodes rows for each process, in order."""
         count = self._process_group.world_size
         if rows is None:
             return [memoryview(b"")] * count
-        taken = rows.drop_columns([POSITION]).take(pa.array(index_N[np.argsort(owner_N, kind="stable")]))
+        taken = take_rows(rows.drop_columns([POSITION]), index_N[np.argsort(owner_N, kind="stable")])
         ends = np.cumsum(np.bincount(owner_N, minlength=count)).tolist()
         return [memoryview(encode_rows(taken.slice(a, b - a))) for a, b in zip([0, *ends], ends, strict=False)]
 

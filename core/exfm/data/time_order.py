@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from exfm.data.column_types import unify
+from exfm.data.take_rows import take_rows
 from exfm.data.validation import event_times
 from exfm.interfaces.data_source import Origin
 from exfm.interfaces.schema import FeatureSchema
@@ -103,7 +104,7 @@ def _sorted(batch: pa.RecordBatch, schema: FeatureSchema) -> _Run:
     if (later > 0).all() or not ((later < 0) | ((later == 0) & (np.diff(id_N) < 0))).any():
         return _Run(rows, time_N, id_N, all_bytes=rows.nbytes)
     order = np.lexsort((id_N, time_N))
-    return _Run(rows.take(pa.array(order)), time_N[order], id_N[order], all_bytes=rows.nbytes)
+    return _Run(take_rows(rows, order), time_N[order], id_N[order], all_bytes=rows.nbytes)
 
 
 def _merged(runs: Sequence[_Run], before_us: int | None) -> Iterator[pa.RecordBatch]:
@@ -142,7 +143,7 @@ def _joined(runs: list[_Run]) -> pa.RecordBatch:
     if any(batch.schema != batches[0].schema for batch in batches):
         batches = unify(batches)
     order = np.lexsort((np.concatenate([run.id_N for run in runs]), np.concatenate([run.time_N for run in runs])))
-    return pa.Table.from_batches(batches).combine_chunks().take(pa.array(order)).combine_chunks().to_batches()[0]
+    return take_rows(pa.Table.from_batches(batches).combine_chunks().to_batches()[0], order)
 
 
 def _on_disk(runs: Sequence[_Run], schema: FeatureSchema) -> list[_Run]:
