@@ -156,10 +156,10 @@ class Case:
         return output.float()
 
     @property
-    def blocks(self) -> list[nn.Module]:
-        """Returns the backbone's blocks."""
+    def backbone(self) -> exfm.Backbone:
+        """Returns the module, which is a backbone."""
         assert isinstance(self.module, exfm.Backbone)
-        return self.module.blocks()
+        return self.module
 
     def clear_gradients(self) -> None:
         """Drops the gradients of parameters and inputs."""

@@ -37,7 +37,7 @@ def built(name: str, size: Size, device: torch.device, recomputed: bool) -> Case
     """Builds a backbone, whose blocks are computed again in the backward pass if that is asked for."""
     case = backbone_case(name, size, device)
     if recomputed:
-        for block in case.blocks:
+        for block in case.backbone.blocks():
             recompute(block)
     return case
 

@@ -73,7 +73,8 @@ def measure(size: Size, report: Report) -> dict[str, Cell]:
     def ahead() -> Iterator[Tokens]:
         copies = DeviceCopies[Tokens](device)
         # A batch is taken by its identity, so each is a new object.
-        for batch in copies.ahead(Tokens(host[index].tokens_BND) for index in sequence):
+        batches = (Tokens(host[index].tokens_BND) for index in sequence)
+        for batch in copies.ahead(batches, lambda batch: batch):
             yield copies.take(batch)
 
     modes: dict[str, Callable[[], Iterator[Tokens]]] = {

@@ -21,6 +21,8 @@ from machine import select_device
 from report import Cell, Report, start
 from timing import synchronize, wall_seconds
 
+from exfm.modeling.compiled_blocks import compile_blocks
+
 COLUMNS = {
     "import s": ".2f",
     "model s": ".2f",
@@ -46,8 +48,7 @@ def measure_here(mode: str, device_name: str, tiny: bool, began: float) -> dict[
     synchronize(device)
     built = time.monotonic()
     if mode != "eager":
-        for block in case.blocks:
-            block.compile(backend=mode, dynamic=True)
+        compile_blocks([case.backbone], backend=mode)
     first_s = wall_seconds(case.step, device)
     first_batch = time.monotonic()
     return {

@@ -132,8 +132,13 @@ class ModelConfig(Section):
         ge=0,
         description="Seed of its initial weights; by default models of equal shape start from equal weights.",
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16: encoders and backbone compute in bfloat16; weights, tables and heads stay in fp32."
+    precision: Literal["fp32", "bf16", "fp8"] = Field(
+        "fp32",
+        description="bf16: encoders and backbone compute in bfloat16; weights, tables and heads stay in fp32. fp8: in "
+        "training their linear layers multiply in 8 bits, all else as with bf16; needs a GPU of capability 8.9.",
+    )
+    compile: bool = Field(
+        False, description="Blocks are compiled by torch.compile in training; the first batches take minutes."
     )
     activation_checkpointing: bool = Field(
         False, description="Blocks keep their inputs only and are computed again in backward: less memory, more time."

@@ -108,8 +108,9 @@ def _identity(
     section = arm_section(arm, resolved)
     del section["keep"]  # committed windows do not depend on how long they stay
     section["supervision"] = without(section["supervision"], "store")
-    if not section["heads"]:  # as in models of before there were any
-        del section["heads"]
+    for key in ("heads", "compile"):  # left out where they are not used, as in models of before there were any
+        if not section[key]:
+            del section[key]
     teachers: dict[str, Any] = {}
     for name in arm.teachers:
         teachers[name] = digests[name] if name in digests else resolved["teachers"][name]

@@ -6,14 +6,14 @@ event.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from exfm.mappings import take_rows
+from exfm.mappings import map_values, take_rows
 
 ROW_WEIGHT = ""
 """Names the weights of rows among those by task; no task has an empty name."""
@@ -31,10 +31,10 @@ class SequenceBatch:
     offsets: Tensor
     ages_E: Tensor | None = None
 
-    def to(self, device: torch.device) -> SequenceBatch:
-        """Copies the histories to a device."""
-        ages_E = None if self.ages_E is None else self.ages_E.to(device)
-        return SequenceBatch(self.ids_EC.to(device), self.dense_EG.to(device), self.offsets.to(device), ages_E)
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> SequenceBatch:
+        """Maps every tensor."""
+        ages_E = None if self.ages_E is None else function(self.ages_E)
+        return SequenceBatch(function(self.ids_EC), function(self.dense_EG), function(self.offsets), ages_E)
 
     def select(self, index: Tensor) -> SequenceBatch:
         """Selects the histories of some examples, in the order of ``index``."""
@@ -89,26 +89,45 @@ class Batch:
         """Returns B, the number of examples."""
         return self.example_id.shape[0]
 
-    def to(self, device: torch.device) -> Batch:
-        """Copies the examples to a device; returns the batch itself where it is on the device already."""
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        """Copies the examples to a device; returns the batch itself where it is on the device already.
+
+        Args:
+            non_blocking: whether to return before the copies are complete, where they are from page-locked memory.
+        """
         if self.example_id.device == device:
             return self
+        sparse = self.sparse.to(device, non_blocking=non_blocking)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking), sparse)
 
-        def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.to(device) for name, tensor in tensors.items()}
+    def pin_memory(self) -> Batch:
+        """Copies the examples to page-locked memory, from which a GPU copies while it computes."""
+        return self._map(Tensor.pin_memory, self.sparse.pin_memory())
 
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keeps the memory of all tensors until a stream of their device has passed this point."""
+
+        def record(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self.sparse.record_stream(stream)
+        self._map(record, self.sparse)
+
+    def _map(self, function: Callable[[Tensor], Tensor], sparse: KeyedJaggedTensor) -> Batch:
+        """Maps every tensor but the sparse features."""
         return Batch(
-            self.example_id.to(device),
-            self.event_time_us.to(device),
-            self.group.to(device),
-            self.dense_BF.to(device),
-            self.sparse.to(device),
-            {name: sequence.to(device) for name, sequence in self.sequences.items()},
-            copied(self.labels),
-            copied(self.oracle),
-            copied(self.embeddings),
-            copied(self.weights),
-            copied(self.vectors),
+            function(self.example_id),
+            function(self.event_time_us),
+            function(self.group),
+            function(self.dense_BF),
+            sparse,
+            {name: sequence.map_tensors(function) for name, sequence in self.sequences.items()},
+            map_values(function, self.labels),
+            map_values(function, self.oracle),
+            map_values(function, self.embeddings),
+            map_values(function, self.weights),
+            map_values(function, self.vectors),
         )
 
     def only(self, features: frozenset[str], dense: Tensor) -> Batch:

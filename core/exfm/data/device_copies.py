@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -23,6 +23,7 @@ class Copyable(Protocol):
 
 
 Source = TypeVar("Source", bound=Copyable)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,11 @@ class DeviceCopies(Generic[Source]):
             started.copy.record_stream(current)
         return started.copy
 
-    def ahead(self, batches: Iterable[Source]) -> Iterator[Source]:
-        """Yields batches; the copy of each is started before the batch ahead of it is yielded."""
-        waiting: Source | None = None
-        for batch in batches:
-            self.start(batch)
-            if waiting is not None:
-                yield waiting
-            waiting = batch
-        if waiting is not None:
-            yield waiting
+    def ahead(self, items: Iterable[Item], batch_of: Callable[[Item], Source]) -> Iterator[Item]:
+        """Yields items; the copy of an item's batch is started before the item ahead of it is yielded."""
+        waiting: list[Item] = []
+        for item in items:
+            self.start(batch_of(item))
+            yield from waiting
+            waiting = [item]
+        yield from waiting

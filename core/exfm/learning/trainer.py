@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from exfm.config.checks import Arm
 from exfm.data.batch import Batch
+from exfm.data.device_copies import DeviceCopies
 from exfm.distributed.batch_gatherer import BatchGatherer
 from exfm.distributed.chunk_exchange import WHOLE_STEP, Accumulation
 from exfm.errors import ConfigError, RunError
@@ -22,6 +23,7 @@ from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import FeatureSchema
 from exfm.interfaces.transfer_specs import TeacherSpec
 from exfm.mappings import add_prefix, map_values, strip_prefix, take_rows, without
+from exfm.modeling.block_kernels import adapt_blocks
 from exfm.modeling.build import build_growth, build_model, parallelize, seed_of
 from exfm.modeling.labels import Labels
 from exfm.modeling.ranking_model import RankingModel
@@ -110,6 +112,7 @@ class Trainer:
         dense: the steps of the dense layers.
         sampling: converts logits of all traffic to those of the log, where its negatives are down-sampled.
         learned: the tasks of which the model has seen labels.
+        copies: the copies of batches on the plan's device.
 
     Raises:
         ConfigError: a component refuses its config, its inputs or its teacher.
@@ -132,6 +135,7 @@ class Trainer:
             model = build_model(arm, schema)
             check_managed(arm, model, type(plan))
             self.model = model
+            adapt_blocks(arm, model, plan.device)
             self.parallel_model = parallelize(plan, model, arm)
             self._trunk_runner = plan.trunk_runner
             strategies, declared = build_strategies(arm, self.model, teachers)
@@ -152,6 +156,7 @@ class Trainer:
         self.dense = DenseSteps(self.model, extra, self.parallel_model, arm.config.optimizer.dense)
         self.learned: set[str] = set()
         self._has_gradients = False
+        self.copies = DeviceCopies[Batch](plan.device)
         strategy_constants = {f"{STRATEGIES}{name}" for name in infinite_buffers(self.transfer.modules)}
         self.constants = infinite_buffers(self.model) | strategy_constants
 
@@ -183,7 +188,7 @@ class Trainer:
         """
         with self._trunk_runner.training_step(batch.size) as run_trunk:
             gatherer = BatchGatherer(self.plan.process_group, counts or (batch.size,))
-            batch = batch.to(self.plan.device)
+            batch = self.copies.take(batch)
             output = self.model(batch, run_trunk)
             predicted = Forward.from_output(output, self.model)
             labels, weights = gatherer.labels(batch.labels), gatherer.labels(batch.weights)
@@ -268,7 +273,7 @@ class Trainer:
         """
         if rows is None:
             rows = batch.size
-        for table, started in self.model.observe(batch.to(self.plan.device), self.plan.process_group, rows).items():
+        for table, started in self.model.observe(self.copies.take(batch), self.plan.process_group, rows).items():
             self.parallel_model.reset_rows(f"table_{table}", started.row_N, started.like_N)
 
     def weights(self) -> dict[str, StateTensor]:

@@ -16,12 +16,12 @@ from exfm.config.experiment import ModelConfig
 from exfm.config.inputs import ModelInput
 from exfm.data.batch import Batch
 from exfm.data.label_columns import labels_of
-from exfm.interfaces.backbone import BackboneInputs, SequenceShape
+from exfm.interfaces.backbone import Backbone, BackboneInputs, SequenceShape
 from exfm.interfaces.distillation_strategy import StudentOutput
 from exfm.interfaces.network import reads_times
 from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
 from exfm.interfaces.schema import FeatureSchema, Label, LabelKind
-from exfm.interfaces.sequence_encoder import EncoderInputs
+from exfm.interfaces.sequence_encoder import EncoderInputs, SequenceEncoder
 from exfm.interfaces.task_head import TaskHead
 from exfm.interfaces.trunk import RunBackbone, RunTrunk, Sequences, run_backbone, run_trunk
 from exfm.modeling.entity_states import EntityStates
@@ -105,7 +105,8 @@ class RankingModel(nn.Module):
         if config.activation_checkpointing:
             for block in self.blocks():
                 recompute(block)
-        self.low_precision = config.precision == "bf16"
+        # fp8 too: layers that have no fp8 products, and the model where it is served, compute in bf16.
+        self.low_precision = config.precision != "fp32"
         self.head_hidden = config.head_hidden
         self.tasks = tasks
         self.labels = labels_of(tasks, {**schema.labels_of(tasks), **(labels or {})})
@@ -242,10 +243,18 @@ class RankingModel(nn.Module):
     def _precision(self, tokens_BND: Tensor) -> torch.autocast:
         return torch.autocast(tokens_BND.device.type, torch.bfloat16, enabled=self.low_precision)
 
+    def trunk_networks(self) -> list[Backbone | SequenceEncoder]:
+        """Lists the encoders and the backbone."""
+        networks: list[Backbone | SequenceEncoder] = []
+        for module in (*self.encoders.values(), self.backbone):
+            assert isinstance(module, Backbone | SequenceEncoder)
+            networks.append(module)
+        return networks
+
     def trunk_parameters(self) -> Iterator[nn.Parameter]:
         """Yields the parameters of the encoders and the backbone."""
-        yield from self.encoders.parameters()
-        yield from self.backbone.parameters()
+        for network in self.trunk_networks():
+            yield from network.parameters()
 
     def _head(self, task: str) -> Head:
         head = self.heads[f"task_{task}"]
@@ -255,8 +264,8 @@ class RankingModel(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """Lists the blocks of the encoders and the backbone."""
         blocks: list[nn.Module] = []
-        for module in (*self.encoders.values(), self.backbone):
-            blocks += module.blocks()
+        for network in self.trunk_networks():
+            blocks += network.blocks()
         return blocks
 
     def narrow(self, batch: Batch) -> Batch:

@@ -56,7 +56,7 @@ def complete_rates(
         return None
     if measure:
         device = select_device("auto")
-        low = all(arm.config.precision == "bf16" for arm in arms)
+        low = all(arm.config.precision != "fp32" for arm in arms)
         rates.setdefault("tflops", measure_flops(device, torch.bfloat16 if low else torch.float32) / 1e12)
         rates.setdefault("memory-gbps", measure_memory(device) / 1e9)
     needed = ["tflops", "memory-gbps"]

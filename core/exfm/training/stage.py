@@ -9,7 +9,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -222,7 +222,7 @@ class Stage:
             self.counters.teachers.setdefault(name, Coverage()).add(of_teacher, self._taken[name])
         outputs = ForwardRows(self.labels, self.trainer.embedding, self.trainer.vectors)
         self._feed.open(vectors, rows.index)
-        for batch in chunk.batches(rows, self.trainer.model, self._accumulate):
+        for batch in self._batches(chunk, rows):
             self._train(batch, joined, outputs)
         self._feed.close()
         supervision = outputs.supervision(seen)
@@ -231,6 +231,11 @@ class Stage:
         self._count(seen, rows, probabilities, supervision)
         self.counters.seconds += time.perf_counter() - start
         return supervision
+
+    def _batches(self, chunk: ShardedChunk, rows: ModelChunk) -> Iterator[ModelBatch]:
+        """Yields the arm's batches of a chunk, the next of which is on its way to the device."""
+        batches = chunk.batches(rows, self.trainer.model, self._accumulate)
+        return self.trainer.copies.ahead(batches, lambda batch: batch.batch)
 
     def _join(self, seen: Batch, teachers: Mapping[str, Joiner]) -> dict[str, Joined]:
         """Joins the supervision of the arm's teachers to examples."""
@@ -291,7 +296,7 @@ class Stage:
         seen = chunk.select_without_features(rows.index)
         joined = self._join(seen, teachers)
         self._feed.open(ChunkVectors(chunk.batch, teachers), rows.index)
-        for batch in chunk.batches(rows, self.trainer.model, self._accumulate):
+        for batch in self._batches(chunk, rows):
             batch, supervision = join_batch(batch, self.trainer.model, joined)
             self._feed.override(batch.rows)
             self.trainer.step(batch.batch, supervision, learn, batch.shard.counts, batch.accumulation)
@@ -303,7 +308,7 @@ class Stage:
         start = time.perf_counter()
         if learn.tasks:
             rows = chunk.cut(self._since_start(chunk), self.trainer.arm.config.batch_size)
-            for batch in chunk.batches(rows, self.trainer.model, self._accumulate):
+            for batch in self._batches(chunk, rows):
                 self.trainer.step(batch.batch, {}, learn, batch.shard.counts, batch.accumulation)
                 self._last = batch.batch
             self.late_labels.add(chunk.select_without_features(rows.index), learn.tasks)
