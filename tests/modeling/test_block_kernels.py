@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import exfm
 from exfm.layers.fp8 import use_fp8
+from exfm.modeling import block_kernels
 from exfm.modeling.compiled_blocks import compile_blocks
 from exfm.modeling.cost import flops_by_section
 from tests.modeling.cases import random_batch
@@ -48,6 +50,17 @@ def test_compiled_blocks_are_equal_and_compile_once_for_batches_of_any_size() ->
     assert 0 < graphs[0] <= 2 * len(plain.blocks())
     batch = plain.narrow(random_batch(SCHEMA, 8))
     assert flops_by_section(compiled, batch) == flops_by_section(plain, batch)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_a_run_compiles_its_blocks_after_counting_flops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    backend = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(block_kernels, "compile_blocks", partial(compile_blocks, backend=backend))
+    config = experiment_dict(write_log(tmp_path / "log", make_log(rows=200)), str(tmp_path / "run"))
+    config["models"] = {"fm": {"backbone": {"name": "mlp"}, "compile": True, "batch_size": 32}}
+    train(load(tmp_path, config))
+    assert 0 < backend.frame_count <= 4
 
 
 def test_a_model_in_fp8_is_close_to_itself_in_bf16() -> None:

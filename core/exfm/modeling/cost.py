@@ -5,6 +5,7 @@ A training step costs about three forward passes.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -40,8 +41,11 @@ REFERENCE = f"{_TOKENS} tokens of {_DIM}, histories of {_EVENTS} events, {len(_T
 def flops_by_section(model: RankingModel, batch: Batch) -> dict[str, float]:
     """Counts the forward FLOPs per example of each section on a batch, without offsets of tables, as it is served."""
     offsets, model.featurizer.offsets = model.featurizer.offsets, {}
+    # torch.compile gives a function up for good that it first sees inside a counter. Only for models that are compiled,
+    # because the import of the compiler takes seconds.
+    eager = torch.compiler.set_stance("force_eager") if model.compiled else nullcontext()
     # With gradients: the counter follows modules by them, and sharded tables have some always.
-    with torch.enable_grad(), flop_counter() as counter:
+    with eager, torch.enable_grad(), flop_counter() as counter:
         model(batch)
     model.featurizer.offsets = offsets
     flops_by_path: dict[str, int] = {}

@@ -107,6 +107,7 @@ class RankingModel(nn.Module):
                 recompute(block)
         # fp8 too: layers that have no fp8 products, and the model where it is served, compute in bf16.
         self.low_precision = config.precision != "fp32"
+        self.compiled = config.compile
         self.head_hidden = config.head_hidden
         self.tasks = tasks
         self.labels = labels_of(tasks, {**schema.labels_of(tasks), **(labels or {})})
