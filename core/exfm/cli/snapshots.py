@@ -45,16 +45,18 @@ def _print_table(listed: Sequence[ListedSnapshot]) -> None:
     # The column is empty without gates.
     gated = any(snapshot.predecessor is not None for snapshot in listed)
     compared = ("over predecessor",) if gated else ()
-    for heading in ("model", "version", "trained until", "NE", "calibration", *compared, "size", "state", "aliases"):
+    figures = ("NE", "calibration", *compared)
+    for heading in ("model", "version", "trained until", *figures, "size", "kind", "state", "aliases"):
         table.add_column(heading, overflow="fold")
     for snapshot in listed:
         size = f"{snapshot.bytes / 1e6:,.1f} MB" if snapshot.bytes else "-"
+        kind = "full" if snapshot.delta_of is None else f"changes of {snapshot.delta_of}"
         state = f"{snapshot.state}, newest" if snapshot.newest else snapshot.state
         table.add_row(
             *(snapshot.model, str(snapshot.version), snapshot.watermark.replace("+00:00", "Z")),
             *(_figure(snapshot, "ne", 4), _figure(snapshot, "calibration", 3)),
             *((_excess(snapshot),) if gated else ()),
-            *(size, state, ", ".join(snapshot.aliases) or "-"),
+            *(size, kind, state, ", ".join(snapshot.aliases) or "-"),
         )
     console(160).print(table)
     for snapshot in listed:

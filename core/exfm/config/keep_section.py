@@ -59,6 +59,11 @@ class KeepConfig(Section):
     snapshots: Kept = Field(
         NEWEST, description="Snapshots; older ones serve students that start later, back-fills and exfm predict --at."
     )
+    full_snapshot_every: int = Field(
+        24,
+        ge=1,
+        description="Of so many snapshots 1 is full; the others have the changed rows of large tables alone.",
+    )
     supervision: Kept = Field("all", description="Windows of supervision; exfm vacuum removes others.")
     predictions: Kept = Field(
         "all", description="Windows of predictions, which figures are computed from; exfm vacuum removes others."

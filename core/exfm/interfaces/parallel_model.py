@@ -72,6 +72,14 @@ class ParallelModel(ABC):
         """
         raise NotImplementedError
 
+    def take_changed_rows(self) -> dict[str, Tensor]:
+        """Returns the rows that may have changed since the last call, ascending, by the name of the table.
+
+        A table is left out where that is not known, as at the first call, and a snapshot has all of it. By default no
+        table is known.
+        """
+        return {}
+
     def state_dict(self) -> dict[str, StateTensor]:
         """Returns the module's state dict as this process stores it: writing into it sets the model.
 

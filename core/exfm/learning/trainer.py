@@ -26,6 +26,7 @@ from exfm.mappings import add_prefix, map_values, strip_prefix, take_rows, witho
 from exfm.modeling.block_kernels import adapt_blocks
 from exfm.modeling.build import build_growth, build_model, parallelize, seed_of
 from exfm.modeling.labels import Labels
+from exfm.modeling.parts import table_of
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.read_states import ModelOutput
 from exfm.modeling.sampling import LogSampling
@@ -326,6 +327,24 @@ class Trainer:
                 for name, value in optimizer.state.get(parameter, {}).items():
                     state[f"{prefix}{index}.{name}"] = value
         return map_values(_detached, state)
+
+    def tables(self, weights: Mapping[str, StateTensor], training: Mapping[str, StateTensor]) -> list[dict[str, str]]:
+        """Returns, of tensors of ``weights`` and of ``training_state`` whose rows are those of a table, the table.
+
+        The names of tables are those of ``ParallelModel.take_changed_rows``.
+        """
+        of_weights: dict[str, str] = {}
+        for name in weights:
+            # The offsets of a folded table change with layers that all its rows go through.
+            if (table := table_of(name)) and f"unfolded.{name}" not in training:
+                of_weights[name] = f"table_{table}"
+        of_training: dict[str, str] = {}
+        for name in training:
+            if name.startswith("unfolded."):
+                of_training[name] = f"table_{table_of(name)}"
+            elif name.startswith("table."):
+                of_training[name] = name.rpartition(".weight.")[0].rpartition(".")[2]
+        return [of_weights, of_training]
 
     def load_training_state(self, state: Mapping[str, StateTensor]) -> None:
         """Loads the tensors of ``training_state``, whose tables may have had fewer rows; rates stay the config's.

@@ -42,6 +42,7 @@ class ListedSnapshot:
         tasks: NE and calibration of the window before the snapshot, by task; empty if the commit has none.
         predecessor: what a gate compared the model with at the end of that window; None if it did not.
         bytes: size of the files that are stored.
+        delta_of: version of the snapshot of which the files have changes alone; None of a full snapshot.
         newest: whether training goes on from the snapshot.
         held: by task, why the snapshot is held.
         aliases: names that point at the snapshot.
@@ -53,6 +54,7 @@ class ListedSnapshot:
     tasks: Mapping[str, Mapping[str, float | None]]
     predecessor: ListedPredecessor | None
     bytes: int
+    delta_of: int | None
     state: State
     newest: bool
     held: Mapping[str, str]
@@ -105,6 +107,7 @@ def list_snapshots(store: Store, model: str) -> list[ListedSnapshot]:
             tasks=_figures(counters),
             predecessor=_predecessor(counters),
             bytes=snapshot.weights.bytes + snapshot.training.bytes if is_stored else 0,
+            delta_of=None if snapshot.delta is None else snapshot.delta.after,
             state=_state(snapshot, is_stored),
             newest=snapshot is snapshots[-1],
             held=snapshot.held,

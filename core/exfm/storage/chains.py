@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -10,6 +10,7 @@ from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.mappings import defined
 from exfm.storage.commits import NONE, CommitLog, Stage
+from exfm.storage.deltas import Delta
 from exfm.storage.hashing import FileRecord
 from exfm.storage.merged_rows import check_committed
 from exfm.storage.row_shards import is_rows
@@ -89,16 +90,32 @@ class Chain:
 def read_chain(log: CommitLog, stage: Stage, model: str) -> Chain:
     """Reads the chain of a model's manifests in a stage, and checks every file that they name."""
     entries: list[Entry] = []
+    states: dict[int, SnapshotState] = {}
     before = NONE
     indices = numbered(log.workspace.names(f"commits/{stage}/{model}"), ".json")
     for index in indices:
-        entries.append(_entry(log, stage, model, index, before, newest=index == indices[-1]))
+        entries.append(_entry(log, stage, model, index, before, states, newest=index == indices[-1]))
+        states[index] = entries[-1].snapshot
         before = index
     return Chain(stage, model, entries)
 
 
-def _entry(log: CommitLog, stage: Stage, model: str, index: int, before: int, newest: bool) -> Entry:
-    """Reads the manifest of a window and checks its files; ``before`` is the index of the window listed before it."""
+def _entry(
+    log: CommitLog,
+    stage: Stage,
+    model: str,
+    index: int,
+    before: int,
+    states: Mapping[int, SnapshotState],
+    newest: bool,
+) -> Entry:
+    """Reads the manifest of a window and checks its files.
+
+    Args:
+        before: index of the window listed before it.
+        states: of the snapshots of earlier windows.
+        newest: whether it is the newest window.
+    """
     workspace = log.workspace
     try:
         commit = log.load(stage, model, index)
@@ -115,6 +132,13 @@ def _entry(log: CommitLog, stage: Stage, model: str, index: int, before: int, ne
         let_go = is_rows(role) and isinstance(failure, LetGoError)  # rows that a vacuum has removed are no damage
         if failure is not None and not let_go and (is_rows(role) or newest):
             problems.append(_words(failure, workspace))
+    delta = Delta.from_counters(commit.counters)
+    if delta is not None and state is SnapshotState.WHOLE:
+        # It is put together from the snapshot that it follows.
+        state = states.get(delta.after, SnapshotState.GONE)
+        if newest and state is not SnapshotState.WHOLE:
+            where = workspace.name(f"snapshots/{model}/{delta.after:06d}")
+            problems.append(f"{where}: window {commit.window} follows this snapshot, and {state.value}")
     held = bool(commit.counters.get("held"))
     return Entry(index, commit.window, tuple(commit.files.values()), tuple(problems), state, held)
 

@@ -6,7 +6,7 @@ written them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,6 +73,15 @@ class ShardReader:
         self, workspace: Workspace, files: Mapping[str, FileRecord], index: Mapping[str, IndexedTensor]
     ) -> None:
         self._workspace, self._files, self._index = workspace, files, index
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of the tensors."""
+        return self._index.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor."""
+        return self._index[name].shape
 
     def read(
         self,

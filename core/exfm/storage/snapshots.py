@@ -24,6 +24,8 @@ from exfm.interfaces.process_group import ProcessGroup
 from exfm.mappings import map_values
 from exfm.storage.aliases import Aliases
 from exfm.storage.commits import NONE, Commit, CommitLog
+from exfm.storage.delta_reader import DeltaReader
+from exfm.storage.deltas import Delta
 from exfm.storage.hashing import FileRecord
 from exfm.storage.progress import first_kept_window
 from exfm.storage.readers import Readers
@@ -31,6 +33,7 @@ from exfm.storage.row_shards import is_rows
 from exfm.storage.shard_index import IndexedTensor, read_index
 from exfm.storage.shard_reader import Destinations, RowGrowth, ShardReader
 from exfm.storage.shard_writer import Shards
+from exfm.storage.snapshot_links import linked, stand_in
 from exfm.storage.tensor_files import TensorFile, write_tensors
 from exfm.storage.workspace import Workspace, numbered
 
@@ -53,11 +56,15 @@ class TensorFiles:
         role: ``MODEL_FILE`` or ``TRAINING_FILE``.
         files: of the processes that wrote it, by rank.
         index: the file that places the tensors; of a version without shards it does not, and there is a single file.
+        model: name of the model.
+        after: version of the snapshot of which the files have changes alone; None if they have everything.
     """
 
     role: str
     files: tuple[FileRecord, ...]
     index: FileRecord
+    model: str = ""
+    after: int | None = None
 
     @property
     def bytes(self) -> int:
@@ -77,6 +84,7 @@ class Snapshot:
         weights: files with the model's weights.
         training: files with the state that continued training needs besides.
         held: by task, why the snapshot is held; empty if it is published.
+        delta: how it follows from a snapshot before it; None if it is full.
     """
 
     model: str
@@ -86,6 +94,7 @@ class Snapshot:
     weights: TensorFiles
     training: TensorFiles
     held: Mapping[str, str] = field(default_factory=dict)
+    delta: Delta | None = None
 
 
 class SnapshotRegistry:
@@ -146,7 +155,10 @@ class SnapshotRegistry:
 
     def get(self, model: str, version: int) -> Snapshot:
         """Returns a committed version."""
-        return _snapshot(model, self.log.load("train", model, version))
+        commit = self.log.load("train", model, version)
+        if not commit.files:
+            raise RunError(f"{self.workspace.url}: window {version} of {model!r} has no snapshot")
+        return _snapshot(model, commit)
 
     def newest_first(self, model: str, before_us: int) -> Iterator[Snapshot]:
         """Yields the stored snapshots, held or published, whose watermark is at or before a time, newest first."""
@@ -230,7 +242,18 @@ class SnapshotRegistry:
         """Describes the tensors of a snapshot, by name: tensors on the meta device, which have no memory."""
         return self._reader(files).describe()
 
-    def _reader(self, files: TensorFiles) -> ShardReader:
+    def _reader(self, files: TensorFiles) -> ShardReader | DeltaReader:
+        if files.after is None:
+            return self._reader_of_files(files)
+        chain = [files]
+        # Ends, because each snapshot of a chain is older than the one after it.
+        while (after := chain[-1].after) is not None:
+            before = self.get(files.model, after)
+            chain.append(before.weights if files.role == MODEL_FILE else before.training)
+        readers = [self._reader_of_files(link) for link in reversed(chain)]
+        return DeltaReader(readers, self.workspace.name(files.index.path))
+
+    def _reader_of_files(self, files: TensorFiles) -> ShardReader:
         records = {_base_name(record.path): record for record in files.files}
         where = self.workspace.name(files.index.path)
         try:
@@ -257,7 +280,8 @@ class SnapshotRegistry:
         """Lists the stored versions that no stage can request any more, in order.
 
         The newest ``NEWEST`` stay, those that the model keeps, those that an alias points at or can be rolled back to,
-        and those at which another run has frozen the model as a teacher.
+        and those at which another run has frozen the model as a teacher; and the snapshots that these are put together
+        from.
 
         Args:
             model: name of the model.
@@ -276,7 +300,9 @@ class SnapshotRegistry:
         for version in stored[:-NEWEST]:
             if version < first and (version < needed or version in held) and version not in kept:
                 unneeded.append(version)
-        return unneeded
+        needing = (set(stored) - set(unneeded)) | stand_in(self.log, model, stored)
+        kept = linked(self.log, model, needing)
+        return [version for version in unneeded if version not in kept]
 
     def retire(self, model: str, needed_us: int, keep: Kept = NEWEST) -> None:
         """Removes the unneeded snapshots.
@@ -332,6 +358,8 @@ def same_on_all(process_group: ProcessGroup, candidates: Iterator[Snapshot]) -> 
             return
         raw = json.loads(data)
         weights, training = _tensor_files(raw.pop("weights")), _tensor_files(raw.pop("training"))
+        delta = raw.pop("delta")
+        raw["delta"] = None if delta is None else Delta(**delta)
         yield Snapshot(**raw | {"learned": tuple(raw["learned"])}, weights=weights, training=training)
 
 
@@ -347,20 +375,24 @@ def gather_records(process_group: ProcessGroup, files: Mapping[str, FileRecord])
 def _snapshot(model: str, commit: Commit) -> Snapshot:
     learned = tuple(commit.counters["learned"])
     index = commit.files[_INDEX]
+    delta = Delta.from_counters(commit.counters)
+    if delta is not None and not 0 <= delta.after < commit.window.index:
+        raise RunError(f"window {commit.window} of {model!r}: a manifest of a delta that follows no earlier snapshot")
     files: dict[str, TensorFiles] = {}
     for role in (MODEL_FILE, TRAINING_FILE):
         # Later ranks have a number behind a dot.
         names = sorted((name for name in commit.files if name.partition(".")[0] == role), key=_rank)
-        files[role] = TensorFiles(role, tuple(commit.files[name] for name in names), index)
+        after = None if delta is None else delta.after
+        files[role] = TensorFiles(role, tuple(commit.files[name] for name in names), index, model, after)
     # A manifest of a version without gates has no such counter: all of its snapshots were published.
     held = commit.counters.get("held", {})
     window = commit.window
-    return Snapshot(model, window.index, window.end_us, learned, files[MODEL_FILE], files[TRAINING_FILE], held)
+    return Snapshot(model, window.index, window.end_us, learned, files[MODEL_FILE], files[TRAINING_FILE], held, delta)
 
 
 def _tensor_files(raw: Mapping[str, Any]) -> TensorFiles:
     files = tuple(FileRecord(**record) for record in raw["files"])
-    return TensorFiles(raw["role"], files, FileRecord(**raw["index"]))
+    return TensorFiles(raw["role"], files, FileRecord(**raw["index"]), raw["model"], raw["after"])
 
 
 def _role(role: str, rank: int) -> str:

@@ -38,6 +38,7 @@ from exfm.mappings import add_prefix, map_values, strip_prefix
 from exfm.modeling.cost import flops_by_section, parameters_by_section
 from exfm.optimization.divergence import diverged
 from exfm.storage.commits import NONE, WindowRead
+from exfm.storage.deltas import Delta, DeltaPlan, TableState, tensor_of
 from exfm.storage.finite import first_not_finite, first_on_any, rows_not_finite
 from exfm.storage.shard_writer import Shards, plan_shards
 from exfm.supervision.coverage import Coverage
@@ -126,6 +127,7 @@ class Stage:
         self.late_labels = LateLabelCollector(store, self.process_group, self.name, NONE)
         self._constant_flops: dict[str, float] = {}
         self._weights, self._training = ReusableBuffers(), ReusableBuffers()
+        self._deltas = DeltaPlan(trainer.arm.config.keep.full_snapshot_every)
         self._last: Batch | None = None
         self._parent = parent
         self._initial: InitialWeights | None = None
@@ -201,6 +203,12 @@ class Stage:
             return NONE
         snapshot, training = loaded
         self._feed.load_state(whole_tensors(strip_prefix(_FEED, training)))
+        # The model is what the snapshot is: rows that change from here on are all that the next has to save.
+        self.trainer.parallel_model.take_changed_rows()
+        shapes: dict[str, Sequence[int]] = {}
+        for files in (snapshot.weights, snapshot.training):
+            shapes |= {name: tuple(tensor.shape) for name, tensor in self.store.snapshots.describe(files).items()}
+        self._deltas.go_on_from(snapshot.version, snapshot.delta, shapes)
         self._held = dict(snapshot.held)
         return snapshot.version
 
@@ -341,8 +349,9 @@ class Stage:
         # Weights, state, check, shards and coverage are collectives.
         shards: tuple[Shards, Shards] | None = None
         state: tuple[dict[str, StateTensor], dict[str, StateTensor]] | None = None
+        delta: Delta | None = None
         if rows:
-            state = trainer.weights(), self._training_state()
+            state, delta = self._state_to_save()
         self._check_state(state)
         if state:
             weights, training = (plan_shards(tensors, self.process_group) for tensors in state)
@@ -377,6 +386,8 @@ class Stage:
             "prequential": map_values(as_counters, self.counters.scores),
             **judgement.counters(),
         }
+        if delta is not None:
+            counters |= delta.as_counters()
         if self._initial is not None and self._previous == NONE:
             counters["init_from"] = self._initial.counters()
         self._owns_files = False  # the commit discards them from here on
@@ -395,6 +406,15 @@ class Stage:
             writer.process_group,
             trainer.arm.config.keep.snapshots,
         )
+
+    def _state_to_save(self) -> tuple[tuple[dict[str, StateTensor], dict[str, StateTensor]], Delta | None]:
+        """Returns weights and training state, of large tables perhaps the rows that have changed since the snapshot."""
+        weights, training = self.trainer.weights(), self._training_state()
+        tables = self.trainer.tables(weights, training)
+        states = [TableState(weights, tables[0]), TableState(training, tables[1])]
+        changed = self.trainer.parallel_model.take_changed_rows()
+        saved, delta = self._deltas.next(self._window.index, states, changed)
+        return (saved[0], saved[1]), delta
 
     def _check_state(self, state: tuple[dict[str, StateTensor], dict[str, StateTensor]] | None) -> None:
         """Checks that this process's state, and the predictions that it makes, are finite.
@@ -416,7 +436,7 @@ class Stage:
         """Names the first tensor of weights and training state that is not finite, on every process; empty without."""
         weights, training = state or ({}, {})
         name = first_not_finite({**weights, **training}, self.trainer.constants)
-        return first_on_any(self.process_group, name)
+        return tensor_of(first_on_any(self.process_group, name))
 
     def _diverged(self, symptom: str) -> RunError:
         newest = next(self.store.snapshots.newest_first(self.name, sys.maxsize), None)
