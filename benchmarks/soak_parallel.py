@@ -1,8 +1,9 @@
 """A process of several, killed with SIGKILL at a random moment: `python benchmarks/soak_parallel.py [--rounds 10]`.
 
 Each round is a separate run under torchrun, which starts all processes again when any has died. Its results.json is
-compared with that of an undisturbed run of the same plan on as many processes, but for times. Every other round saves
-in the background. A run that is over before its kill is done again with another moment.
+compared with that of an undisturbed run of the same plan on as many processes, but for times, and so are its tables of
+predictions and supervision; no file of rows may be left that no manifest names. Every other round saves in the
+background. A run that is over before its kill is done again with another moment.
 """
 
 from __future__ import annotations
@@ -17,8 +18,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import pyarrow as pa
 from soak_kill import EXPERIMENT, timeless
 
+from exfm.storage.commits import Stage
+from exfm.storage.row_shards import row_records
+from exfm.supervision.store import Store
+from exfm.supervision.stored_rows import read_window
+
+FOLDERS: dict[str, Stage] = {"predictions": "train", "supervision": "supervise"}
 OVERRIDES = (
     "stream.source.days=4",
     "stream.source.rows_per_day=600",
@@ -46,6 +54,21 @@ def workers(torchrun: int) -> list[int]:
 def commits(run_dir: Path) -> int:
     """How many windows of a model a run has committed."""
     return len(list(run_dir.glob("commits/train/*/*.json")))
+
+
+def rows(run_dir: Path) -> dict[tuple[str, str, int], pa.Table]:
+    """The rows of each model and window; exits where a file of rows is not in any manifest."""
+    store, tables, paths = Store(str(run_dir)), {}, set[str]()
+    for folder, stage in FOLDERS.items():
+        for model in store.workspace.names(f"commits/{stage}"):
+            for window in store.log.windows(stage, model):
+                records = row_records(store.log.load(stage, model, window).files)
+                tables[folder, model, window] = read_window(store.workspace, records)
+                paths |= {record.path for record in records}
+    stored = {str(path.relative_to(run_dir)) for folder in FOLDERS for path in run_dir.glob(f"{folder}/*/*")}
+    if stored != paths:
+        sys.exit(f"{run_dir}: {sorted(stored ^ paths)}")
+    return tables
 
 
 def kill_one(job: subprocess.Popen[bytes], run_dir: Path, moments: random.Random) -> bool:
@@ -87,6 +110,7 @@ def main() -> None:
                 if status:
                     sys.exit(f"round {number}: status {status}\n{(run_dir.parent / 'errors').read_text()[-3000:]}")
             equal = timeless(run_dir / "results.json") == timeless(whole / "results.json")
+            equal = equal and rows(run_dir) == rows(whole)
             passed += equal
             print(f"round {number}: killed after {done} commits: {'equal' if equal else 'DIFFERENT'}", flush=True)
     print(f"{passed} of {asked.rounds} rounds passed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 import exfm
 from exfm.config.experiment import StreamConfig
 from exfm.data.stream import ChunkReader
-from exfm.distributed.chunk_exchange import read_sharded
+from exfm.distributed.chunk_exchange import ShardedChunk, read_sharded
+from exfm.distributed.chunk_supervision import open_supervision
 from exfm.distributed.sharded_rows import ShardedRowWriter
 from exfm.interfaces.data_source import TimeRange, Window, slice_rows
 from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
@@ -87,7 +89,7 @@ def written(
     chunk_rows=st.integers(5, 40),
     chunk=st.integers(1, 30),
 )
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_the_rows_of_any_number_of_processes_are_a_single_processes(
     count: int, seed: int, step: int, kept: float, processes: int, chunk_rows: int, chunk: int
 ) -> None:
@@ -174,9 +176,9 @@ class Clicks(exfm.DataSource):
 
     name = "clicks"
 
-    def __init__(self, times: list[int]) -> None:
+    def __init__(self, times: Ints, ids: Ints) -> None:
         super().__init__(exfm.ComponentConfig())
-        self.times = times
+        self.times, self.ids = times, ids
 
     def schema(self) -> exfm.schema.FeatureSchema:
         feature = {"kind": "categorical", "name": "item", "rows": 8}
@@ -186,34 +188,88 @@ class Clicks(exfm.DataSource):
         return TimeRange(WINDOW.start_us, WINDOW.end_us)
 
     def read(self, window: Window, shard: exfm.sources.Shard = ALL_ROWS) -> Iterator[pa.RecordBatch]:
-        numbers = np.arange(len(self.times))
-        columns = {"example_id": numbers, "item": numbers, "click": numbers % 2}
+        numbers = np.arange(self.ids.size)
+        columns = {"example_id": self.ids, "item": numbers, "click": numbers % 2}
         batch = pa.record_batch(columns | {"event_time": pa.array(self.times, pa.timestamp("us"))})
         return slice_rows(iter([exfm.sources.Origin("log", 0).mark(batch)]), shard)
+
+
+def chunks_of(source: Clicks, process_group: ProcessGroup, chunk_rows: int = 4) -> Iterator[ShardedChunk]:
+    """Reads the rows of a process, chunk by chunk."""
+    config = StreamConfig.model_construct(chunk_rows=chunk_rows, on_bad_row="error")  # type: ignore[call-arg]
+    shard = exfm.sources.Shard(process_group.rank, process_group.world_size)
+    reader = ChunkReader(source, source.schema(), config, {"vm": {}}, shard)
+    with closing(reader):
+        yield from read_sharded(reader, WINDOW, process_group)
 
 
 @pytest.mark.parametrize("late", [None, 3, 4, 9, 15])
 def test_time_that_goes_backwards_between_processes_is_an_error_on_each(late: int | None) -> None:
     """Each process's own rows are in order: only between rows of two does time go backwards, in a chunk or after."""
-    times = [WINDOW.start_us + 10 * number for number in range(16)]
+    times = WINDOW.start_us + 10 * np.arange(16)
     if late is not None:
         times[late] -= 11
 
     def read(process_group: ProcessGroup) -> list[int]:
-        source = Clicks(times)
-        config = StreamConfig.model_construct(chunk_rows=4, on_bad_row="error")  # type: ignore[call-arg]
-        shard = exfm.sources.Shard(process_group.rank, process_group.world_size)
-        reader = ChunkReader(source, source.schema(), config, {"vm": {}}, shard)
         positions: list[int] = []
         try:
-            for chunk in read_sharded(reader, WINDOW, process_group):
+            for chunk in chunks_of(Clicks(times, np.arange(16)), process_group):
                 positions += chunk.cut(None, 2).position.tolist()
         except exfm.ConfigError as error:
             assert str(error) == (f"the stream, row {late} of the window: time goes backwards. Order the rows by time.")
             return []
-        finally:
-            reader.close()
         return positions
 
     expected = [list(range(rank, 16, 3)) if late is None else [] for rank in range(3)]
     assert in_threads(read, 3) == expected
+
+
+@given(
+    count=st.integers(1, 60),
+    seed=st.integers(0, 1_000),
+    step=st.integers(1, 4),
+    kept=st.sampled_from([0.3, 1.0]),
+    teachers=st.sampled_from([1, 2, 3, 4, 6]),
+    students=st.integers(2, 3),
+    left_out=st.sampled_from([0, 0, 1, 5]),
+)
+@settings(max_examples=15)
+def test_students_find_the_rows_of_any_number_of_processes(
+    tmp_path_factory: pytest.TempPathFactory,
+    count: int,
+    seed: int,
+    step: int,
+    kept: float,
+    teachers: int,
+    students: int,
+    left_out: int,
+) -> None:
+    """A process reads its own files where they have all of its rows; in a shorter log rows change their processes."""
+    # On a disk, because threads that open a file in memory share its position.
+    rows, store = supervised(count, seed, step), Store(str(tmp_path_factory.mktemp("rows")), {}, ())
+    picked = np.flatnonzero(np.random.default_rng(seed + 1).random(count) < kept)
+    store.log.add("supervise", "fm", Commit(WINDOW, {}, written(store, rows, picked, teachers, 16)))
+    expected = dict(zip(rows.example_id[picked].tolist(), rows.probabilities["click"][picked].tolist(), strict=True))
+    source = Clicks(rows.event_time_us.numpy()[left_out:], rows.example_id.numpy()[left_out:])
+
+    def read(process_group: ProcessGroup) -> tuple[dict[int, float], bool]:
+        joined: dict[int, float] = {}
+        supervision = open_supervision(store, "fm", WINDOW, process_group)
+        assert supervision is not None
+        with closing(supervision):
+            for chunk in chunks_of(source, process_group, 7):
+                ids = chunk.batch.example_id
+                output = supervision.of_chunk(chunk).join(ids, chunk.batch.event_time_us)
+                values = output.supervision.probabilities["click"]
+                values = values.masked_fill(~output.supervision.hit["click"], math.nan)
+                joined |= dict(zip(ids[output.has_row].tolist(), values[output.has_row].tolist(), strict=True))
+        return joined, supervision.reads_all
+
+    joined: dict[int, float] = {}
+    is_moved = left_out % students > 0 and source.ids.size > 0
+    for of_process, reads_all in in_threads(read, students):
+        joined |= of_process
+        if kept == 1.0 or not is_moved:
+            assert reads_all == (teachers % students > 0 or is_moved)
+    assert joined.keys() == expected.keys() & set(source.ids.tolist())
+    np.testing.assert_array_equal(list(joined.values()), [expected[number] for number in joined])

@@ -35,6 +35,7 @@ HALVES = "{sharding: [column_wise], columns: 4}"
 DAYS = 4
 FEW = 3  # rows of the third day, fewer than processes
 UNEVALUATED: dict[str, Any] = {"evaluate": False}
+FOLDERS = ("supervision", "predictions")
 FM_ALONE: dict[str, Any] = {"models": ("fm",), "evaluate": False}
 """For runs of which the FM's predictions are compared, which depend on no other model."""
 EXACT, HALF = 1e-5, 0.05  # bfloat16 rounding depends on the rows that are multiplied together
@@ -136,6 +137,12 @@ class Runs:
         """Copies a stopped run, to go on with it under another name."""
         shutil.copytree(self.run_dir(name), self.run_dir(copy))
 
+    def without_student(self, name: str, copy: str) -> None:
+        """Copies a run, and leaves the VM's part out."""
+        self.copied(name, copy)
+        for folder in ("commits/train", "predictions", "snapshots"):
+            shutil.rmtree(self.run_dir(copy) / folder / "vm")
+
 
 def write_days(folder: Path) -> None:
     """A file for each day; of the third day it has a few rows only."""
@@ -178,15 +185,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     torchrun(parallel_worker.main, four, all_runs.folder / "killed-of-four", processes=4)
     for copy in ("turns_grown", "turns_grown_here"):
         all_runs.copied("turns", copy)
+    for copy in ("student", "student_of_two"):
+        all_runs.without_student("hsdp_2d", copy)
+    all_runs.copied("hsdp_2d", "cut")
+    (all_runs.run_dir("cut") / "commits" / "train" / "fm" / f"{DAYS - 1:06d}.json").unlink()
     two = [
         all_runs.job("killed", "parallel.name=ddp", "save_in_background=true", die_after=7),
         all_runs.job("turns", "parallel={name: hsdp, replicas: 1}", days=3, **UNEVALUATED),
         all_runs.job("turns_grown", "parallel.name=hsdp_2d", GROWN, log="turns"),
+        all_runs.job("student_of_two", "parallel.name=ddp", log="hsdp_2d", **UNEVALUATED),
     ]
     torchrun(parallel_worker.main, two, all_runs.folder / "killed-of-two", processes=2, restarts=1)
     assert (all_runs.folder / "killed-of-two").exists(), "no process was killed"
     all_runs.here(all_runs.job("turns"))
     all_runs.here(all_runs.job("turns_grown_here", GROWN, log="turns"))
+    all_runs.here(all_runs.job("student", log="hsdp_2d", **UNEVALUATED))
+    all_runs.here(all_runs.job("cut", log="hsdp_2d"))
     return all_runs
 
 
@@ -313,6 +327,21 @@ def test_a_table_grows_on_any_plan(runs: Runs) -> None:
 
 def test_sigkill_changes_nothing(runs: Runs) -> None:
     assert_same(runs, "killed")
+
+
+@pytest.mark.parametrize("name", ["student", "student_of_two"])
+def test_students_of_other_jobs_read_what_four_processes_have_written(runs: Runs, name: str) -> None:
+    tables, expected = (predictions(str(runs.run_dir(run)), "vm") for run in (name, "single"))
+    assert tables.keys() == expected.keys()
+    assert max(furthest(tables[window], expected[window]) for window in expected) < EXACT
+    assert len(list((runs.run_dir(name) / "supervision" / "fm").glob("window-000001-*-of-4-*"))) == 4
+
+
+def test_killed_between_the_manifests_of_four_processes_one_goes_on(runs: Runs) -> None:
+    """The supervision that four have committed stands; predictions are of the process that repeats the window."""
+    assert_same(runs, "cut")
+    files = [sorted((runs.run_dir("cut") / folder / "fm").glob("window-000003-*")) for folder in FOLDERS]
+    assert [len(paths) for paths in files] == [4, 1]
 
 
 def test_rows_may_travel_rounded(runs: Runs) -> None:

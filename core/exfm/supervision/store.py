@@ -27,7 +27,7 @@ from exfm.storage.workspace import Workspace
 from exfm.supervision.frozen_teachers import FrozenTeacher, kept_frozen, resolve_frozen
 from exfm.supervision.late_labels import LateLabels, PredictedLabels
 from exfm.supervision.stored_rows import read_rows, read_window
-from exfm.supervision.streaming import MergedSupervision, OpenSupervision, SupervisionStream
+from exfm.supervision.streaming import OpenSupervision, open_files
 
 HOMES_FILE = "homes.json"
 """Names the runs that train models of this run's experiment, by the name of the model here."""
@@ -139,10 +139,7 @@ class Store:
         """Opens a teacher's committed supervision of a window; returns None if there is none, or no row."""
         home = self.home(teacher)
         records = home.store.supervision_files(home.model, window)
-        streams = [SupervisionStream(home.store.workspace, record) for record in records]
-        if len(streams) > 1:
-            return MergedSupervision(streams)
-        return streams[0] if streams else None
+        return open_files(home.store.workspace, records) if records else None
 
     def is_supervised(self, teacher: str, window: Window) -> bool:
         """Tells whether a window has a teacher's supervision, or is known to have none."""

@@ -103,10 +103,14 @@ class MergedSupervision:
 
     def between(self, first_us: int, last_us: int) -> SupervisionIndex:
         """Returns the rows of all files with ``first_us <= event time <= last_us``, in the order of time."""
+        return self.rows_between(first_us, last_us).index()
+
+    def rows_between(self, first_us: int, last_us: int) -> SupervisionRows:
+        """Returns the rows of ``between`` without an index."""
         rows = SupervisionRows.cat([stream.rows_between(first_us, last_us) for stream in self._streams])
         # Stable, so that the result depends on the files alone.
         order = np.argsort(rows.event_time_us.numpy(), kind="stable")
-        return rows.take(torch.from_numpy(order)).index()
+        return rows.take(torch.from_numpy(order))
 
     def close(self) -> None:
         """Closes the files."""
@@ -115,6 +119,16 @@ class MergedSupervision:
 
 
 OpenSupervision = SupervisionStream | MergedSupervision
+
+
+def open_files(workspace: Workspace, records: Sequence[FileRecord]) -> OpenSupervision:
+    """Opens the supervision in some files of a window, at least 1.
+
+    Raises:
+        RunError: a file is missing or corrupt.
+    """
+    streams = [SupervisionStream(workspace, record) for record in records]
+    return MergedSupervision(streams) if len(streams) > 1 else streams[0]
 
 
 def _between(rows: SupervisionRows, first_us: int, last_us: int) -> SupervisionRows:

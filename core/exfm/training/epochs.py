@@ -11,6 +11,7 @@ from exfm.config.checks import row_conditions
 from exfm.config.loading import Experiment
 from exfm.data.stream import ChunkReader
 from exfm.distributed.chunk_exchange import read_sharded
+from exfm.distributed.chunk_supervision import ChunkSupervision, open_supervision
 from exfm.errors import RunError
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.parallel_plan import ParallelPlan
@@ -18,7 +19,6 @@ from exfm.scheduling.schedule import Schedule
 from exfm.storage.commits import NONE, Commit
 from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
-from exfm.supervision.streaming import OpenSupervision
 from exfm.training.stage import Stage
 
 LateLabels = Callable[[ChunkReader, Window, list[Stage], TimeRange], int]
@@ -100,7 +100,7 @@ class Epochs:
                     for chunk in read_sharded(reader, past.window, self._process_group, past.only):
                         joiners = dict(external)
                         for name, supervision in teachers.items():
-                            joiners[name] = supervision.between(chunk.first_us, chunk.last_us)
+                            joiners[name] = supervision.of_chunk(chunk)
                         stage.repeat(chunk, joiners)
                         on_chunk(past.window, chunk.size)
                 late_labels(reader, past.window, [stage], schedule.span)
@@ -128,12 +128,12 @@ class Epochs:
                 "stream.start"
             )
 
-    def _teachers(self, stage: Stage, window: Window, stack: ExitStack) -> dict[str, OpenSupervision]:
+    def _teachers(self, stage: Stage, window: Window, stack: ExitStack) -> dict[str, ChunkSupervision]:
         """Opens the committed supervision of a model's teachers, but of those whose predictions are in files."""
-        streams: dict[str, OpenSupervision] = {}
+        streams: dict[str, ChunkSupervision] = {}
         for teacher in stage.trainer.arm.teachers:
             if teacher not in self._experiment.config.external_teachers:
-                stream = self._store.supervision(teacher, window)
+                stream = open_supervision(self._store, teacher, window, self._process_group)
                 if stream is not None:
                     streams[teacher] = stream
                     stack.callback(stream.close)

@@ -23,6 +23,7 @@ from exfm.data.skips import Counts
 from exfm.data.source_errors import source_errors
 from exfm.data.stream import ChunkReader
 from exfm.distributed.chunk_exchange import ShardedChunk, check_sharding, read_sharded
+from exfm.distributed.chunk_supervision import ChunkSupervision, open_supervision
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import TimeRange, Window
 from exfm.interfaces.duration import microseconds
@@ -41,7 +42,6 @@ from exfm.storage.workspace import LetGoError
 from exfm.supervision.external import ExternalSupervision, external_teachers
 from exfm.supervision.joiner import Joiner
 from exfm.supervision.store import Store
-from exfm.supervision.streaming import OpenSupervision
 from exfm.training.epochs import Epochs
 from exfm.training.labeller import Labeller, labelled_for
 from exfm.training.predecessor import Predecessor, served_arm
@@ -283,7 +283,7 @@ class StreamLoop:
         window = work.window
         stages = [stage for stage in self.stages if stage.name in work.stages]
         labellers = [labeller for labeller in self.labellers if labeller.name in work.labellers]
-        streams: dict[str, OpenSupervision] = {}
+        streams: dict[str, ChunkSupervision] = {}
         begun: list[Stage | Labeller] = []
         self._repeat_first_windows(window, stages, schedule)
         try:
@@ -374,7 +374,7 @@ class StreamLoop:
             self.process_group.barrier()
         self.clock.commit += time.perf_counter() - start
 
-    def _open_supervision(self, work: WindowWork, stages: list[Stage], streams: dict[str, OpenSupervision]) -> None:
+    def _open_supervision(self, work: WindowWork, stages: list[Stage], streams: dict[str, ChunkSupervision]) -> None:
         """Opens the supervision of a window that other jobs, or this job before an interruption, have committed.
 
         Raises:
@@ -387,7 +387,7 @@ class StreamLoop:
                 self.process_group.is_rank_zero and self.store.is_supervised(teacher, work.window)
             ):
                 try:
-                    stream = self.store.supervision(teacher, work.window)
+                    stream = open_supervision(self.store, teacher, work.window, self.process_group)
                 except LetGoError as error:
                     raise ConfigError(str(error)) from error  # a student that begins too early, and not damage
                 if stream is not None:
@@ -398,13 +398,13 @@ class StreamLoop:
         chunk: ShardedChunk,
         labellers: list[Labeller],
         stages: list[Stage],
-        streams: Mapping[str, OpenSupervision],
+        streams: Mapping[str, ChunkSupervision],
     ) -> None:
         """Supervises a chunk with the labellers, then trains the stages on it, teachers before students."""
         start = time.perf_counter()
         teachers: dict[str, Joiner] = dict(self.external)
         for name, stream in streams.items():
-            teachers[name] = stream.between(chunk.first_us, chunk.last_us)
+            teachers[name] = stream.of_chunk(chunk)
         for labeller in labellers:
             teachers[labeller.name] = labeller.label(chunk).index()
         labelled = time.perf_counter()
