@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -189,7 +190,7 @@ class DataSourceTests(ReadingTests, StreamGrowthTests):
                 check_rows(self.collect(source, shards), expected, f"all of {count} shards")
                 continue
             for index in range(count):
-                rows = pa.array(range(index, expected.num_rows, count), pa.int64())
+                rows = pa.array(np.arange(index, expected.num_rows, count))
                 actual = self.read(source, window, Shard(index, count))
                 check_rows(actual, expected.take(rows), f"shard {index} of {count}")
 
