@@ -43,7 +43,11 @@ class Reader(exfm.DistillationStrategy):
         for task, hit_B in teacher.hit.items():
             if task in labels and hit_B.any():
                 logit_B = self._logit(task, teacher)[hit_B]
-                loss = loss + binary_cross_entropy_with_logits(logit_B, labels[task][hit_B].to(logit_B.dtype))
+                label_B = labels[task][hit_B].to(logit_B.dtype)
+                weight_B = None if teacher.weight is None else teacher.weight[hit_B]
+                loss = loss + binary_cross_entropy_with_logits(logit_B, label_B, weight_B, reduction="sum") / (
+                    hit_B.sum() if weight_B is None else weight_B.sum()
+                )
         return loss
 
     @torch.no_grad()

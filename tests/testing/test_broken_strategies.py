@@ -345,6 +345,24 @@ class KeepsStatistics(Sound):
         return super().loss(student, supervision, labels)
 
 
+class KeepsSums(KeepsStatistics):
+    """Nothing is wrong: the statistics of the whole batch are the same in every process."""
+
+    def sums(self, student, supervision):
+        return {"soft": sum(soft[supervision.hit[task]].sum() for task, soft in supervision.probabilities.items())}
+
+    def loss(self, student, supervision, labels):
+        self.mean += supervision.sums["soft"].to(self.mean.dtype)
+        return Sound.loss(self, student, supervision, labels)
+
+
+class SumsAreMeans(KeepsSums):
+    """Means of processes do not add up to the mean of all."""
+
+    def sums(self, student, supervision):
+        return {"soft": super().sums(student, supervision)["soft"] / max(len(student.representation_BR), 1)}
+
+
 class SaysWhenItHasStarted(Sound):
     """Nothing is wrong: the first batch sets a buffer, and needs to be whole."""
 
@@ -469,6 +487,18 @@ class GlidesOn(SoundAdapter):
         return super().adapter_loss(teacher, labels) + 0 * sum(self.shifts.values())
 
 
+class AdaptsByAllHits(SoundAdapter):
+    """A mean over the hits of all tasks together: which task's hits weigh how much depends on the rows."""
+
+    def adapter_loss(self, teacher, labels):
+        tasks = [task for task, hit_B in teacher.hit.items() if task in labels and hit_B.any()]
+        terms = [
+            bce(self.adapted(teacher, task)[teacher.hit[task]], labels[task][teacher.hit[task]], reduction="none")
+            for task in tasks
+        ]
+        return torch.cat(terms).mean() if terms else torch.zeros((), requires_grad=True)
+
+
 class NeverSteps(SoundAdapter):
     def adapter_optimizer(self):
         return torch.optim.SGD(self.shifts.values(), lr=0.0)
@@ -587,6 +617,12 @@ BROKEN: dict[type[Any], dict[str, str]] = {
     KeepsStatistics: {
         "a_loss_that_decomposes_is_the_mean_over_any_split": "a batch changes its mean afterwards: `decomposes` has to"
     },
+    SumsAreMeans: {
+        "a_loss_that_decomposes_is_the_mean_over_any_split": "its sums 'soft' of two parts of a batch, added"
+    },
+    AdaptsByAllHits: {
+        "a_loss_that_decomposes_is_the_mean_over_any_split": "its adapter's loss, of two parts of a batch, each task"
+    },
     StartsAndDecomposes: {
         "a_loss_that_decomposes_is_the_mean_over_any_split": "a batch changes its started afterwards"
     },
@@ -647,6 +683,7 @@ SOUND = (
     SoundEmbedding,
     SoundParameters,
     SaysThatItComparesExamples,
+    KeepsSums,
     SaysWhenItHasStarted,
 )
 

@@ -44,6 +44,8 @@ class TeacherOutput:
         tokens: (B, D) by feature of the student, its token of the feature as it is before the step, without gradient;
             of the features in the strategy's ``reads_features``.
         weight: (B,) float32, the weight of each example in the mean of a loss; None where each weighs 1.
+        sums: the strategy's ``sums`` over the whole batch, of which several processes may each have some rows. Empty
+            where nobody has asked for them: the rows are then the whole batch.
     """
 
     probabilities: Mapping[str, Tensor]
@@ -52,6 +54,7 @@ class TeacherOutput:
     age_s: Tensor | None = None
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
     weight: Tensor | None = None
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class DistillationStrategy(TransferStrategy):
@@ -65,13 +68,24 @@ class DistillationStrategy(TransferStrategy):
 
     @property
     def decomposes(self) -> bool:
-        """Returns whether the next loss is a mean of terms of single examples that changes no buffer of the strategy.
+        """Returns whether the next loss is a mean of terms of single examples, and changes buffers by ``sums`` alone.
 
-        Such a loss may be computed by each process on its rows alone. A loss that compares examples with each other,
-        or keeps statistics of the batches, needs the whole batch: its strategy returns False, for all batches or for
-        some, such as the first.
+        Each of several processes then computes the loss of its rows, and the core weighs these losses by the rows, or
+        by their weights. A strategy whose loss compares examples with each other, or that keeps statistics otherwise,
+        returns False, for all batches or for some, such as the first: every process then gets the whole batch.
+
+        Where a ``LabelAdapter`` decomposes, so does its loss: it is a sum over the tasks of means over their hits.
         """
         return True
+
+    def sums(self, student: StudentOutput, teacher: TeacherOutput) -> Mapping[str, Tensor]:
+        """Returns sums over the examples that the next loss needs of the whole batch, by name; by default none.
+
+        ``loss`` finds the sums of the whole batch in ``teacher.sums``. Statistics of the stream that are updated from
+        these, and not from the rows, are the same in every process. A name has the same shape in each batch. Called
+        without gradient, before ``adapter_loss``; it changes nothing.
+        """
+        return {}
 
     @abstractmethod
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:

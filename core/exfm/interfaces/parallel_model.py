@@ -14,8 +14,8 @@ class ParallelModel(ABC):
     """Owns a placed model: synchronises its replicas in training, and gives its state, as its processes store it.
 
     A training step calls ``set_gradient_sync`` before each backward pass and ``sync_tables`` after it, then
-    ``reduce_gradients``, and ``clip_gradients`` if the model clips, before the dense optimizer steps. Every process
-    computes the loss over the whole batch, so gradients are averaged over the processes: those of tables in the
+    ``reduce_gradients``, and ``clip_gradients`` if the model clips, before the dense optimizer steps. The loss of a
+    batch is the mean of the processes' losses, so gradients are averaged over the processes: those of tables in the
     backward pass, all others by ``reduce_gradients``.
 
     State has the names and shapes of a single process, so that another plan, on any number of processes, can resume
@@ -40,8 +40,8 @@ class ParallelModel(ABC):
         """Averages gradients over the processes, unless the backward pass has averaged them.
 
         Args:
-            parameters: those that the optimizer is about to step. A parameter without a gradient has none on any
-                process.
+            parameters: those that the optimizer is about to step. A parameter that only other processes' rows reach
+                has no gradient here, and gets the mean with zeros; one that no rows reach keeps none.
         """
 
     def clip_gradients(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:

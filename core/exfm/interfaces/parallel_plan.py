@@ -32,7 +32,8 @@ class ParallelPlan(Component, ABC):
     """Places models on devices, and returns the handle by which each is trained and saved.
 
     Every process of a job builds the same plan, and calls it and its models in the same order. Each process predicts
-    its own rows of a batch; every process computes the loss over all rows (``ProcessGroup.all_gather_columns``).
+    its own rows of a batch, and computes their loss, scaled so that the loss of the batch is the mean over the
+    processes. Losses that need whole batches are computed by every process (``ProcessGroup.all_gather_columns``).
 
     A plan whose class also has ``estimate_layout`` (``exfm.parallel.LayoutEstimator``) works with `exfm plan`.
     ``exfm.parallel`` has plans to derive from, for a single process and for several.

@@ -34,9 +34,10 @@ class ProcessGroup:
     def all_gather_columns(self, columns: Sequence[Tensor], counts: Sequence[int]) -> Sequence[Tensor]:
         """Gathers the rows of several columns (n, K) in a single collective, with gradients to this process's rows.
 
-        The gradients are multiplied by ``world_size``, because plans average the gradients of parameters over the
-        processes. So a loss over all rows, which every process computes, has the gradient that it would have in a
-        single process. A column that no loss uses gets no gradient, not even zeros.
+        For losses that need a whole batch, such as those that compare examples with each other. The gradients are
+        multiplied by ``world_size``, because plans average the gradients of parameters over the processes. So a loss
+        over all rows, which every process computes, has the gradient that it would have in a single process. A column
+        that no loss uses gets no gradient, not even zeros.
         """
         return columns
 

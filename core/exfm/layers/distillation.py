@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from exfm.interfaces.distillation_strategy import StudentOutput
+from exfm.interfaces.distillation_strategy import StudentOutput, TeacherOutput
 from exfm.interfaces.task_head import TaskHead
 from exfm.layers.gradient import scale_gradient
 
@@ -111,11 +111,32 @@ class DistillationHead(nn.Module):
         self.register_buffer("started", torch.tensor(False))
 
     @property
+    def has_started(self) -> bool:
+        """Tells whether the bias is set, so that the next losses are means over examples."""
+        return bool(self.started)
+
+    @property
     def decomposes(self) -> bool:
         """Tells whether the next losses are means over examples, independent of each other, and change no buffer."""
-        return self.mean is None and bool(self.started)
+        return self.mean is None and self.has_started
 
-    def forward(self, student: StudentOutput, soft_LB: Tensor, hit_B: Tensor, weight_B: Tensor | None = None) -> Tensor:
+    def sums(self, soft_B: Tensor, counted_B: Tensor) -> Tensor | None:
+        """Returns the sums of the first soft label that the recent mean adds; None without such a mean.
+
+        Args:
+            soft_B: (B,) soft labels.
+            counted_B: (B,) the weight of each hit, 0 of a miss.
+        """
+        return None if self.mean is None else self.mean.sums(soft_B.unsqueeze(0), counted_B)
+
+    def forward(
+        self,
+        student: StudentOutput,
+        soft_LB: Tensor,
+        hit_B: Tensor,
+        weight_B: Tensor | None = None,
+        sums: Tensor | None = None,
+    ) -> Tensor:
         """Returns the losses (L,) of ``soft_label_loss``.
 
         Args:
@@ -123,20 +144,22 @@ class DistillationHead(nn.Module):
             soft_LB: (L, B) soft labels.
             hit_B: (B,) bool, marks examples that have soft labels.
             weight_B: (B,) the weight of each example; None where each weighs 1.
+            sums: those of the whole batch, where the examples are the rows of a single process.
         """
         counted_B = hit_B if weight_B is None else hit_B * weight_B
-        target_LB = (self._alpha(soft_LB[0], counted_B) * soft_LB).clamp(max=1)
+        sums = self.sums(soft_LB[0], counted_B) if sums is None else sums
+        target_LB = (self._alpha(sums) * soft_LB).clamp(max=1)
         # Reading the flag on a CPU costs less than the call that it saves. On a GPU, reading it would synchronise.
         if not (self.started.device.type == "cpu" and self.started):
             self._start(target_LB[0], counted_B)
         logit_B = self.head(scale_gradient(student.representation_BR, self._gradient_scale))
         return soft_label_loss(logit_B, target_LB, hit_B, weight_B)
 
-    def _alpha(self, soft_B: Tensor, counted_B: Tensor) -> float | Tensor:
-        if self.mean is None:
+    def _alpha(self, sums: Tensor | None) -> float | Tensor:
+        if self.mean is None or sums is None:
             assert self._label_scale != "auto"
             return self._label_scale
-        self.mean.add(soft_B.unsqueeze(0), counted_B)
+        self.mean.add_sums(sums)
         # Before the first hit the mean is 0; the clamp avoids an infinity, and no target is used yet.
         alpha: Tensor = (_MEAN_TARGET / self.mean()[0].clamp(min=_EPSILON)).clamp(min=1)
         return alpha
@@ -176,12 +199,28 @@ class RecentMeans(nn.Module):
         return torch.where(self.count > 0, self.total_V / self.count, 0.0)
 
     @torch.no_grad()
+    def sums(self, values_VB: Tensor, seen_B: Tensor) -> Tensor:
+        """Returns the sums (V + 1,) of values and number, of the examples that ``seen_B`` marks or weighs.
+
+        The sums of several processes' examples, added up, are those of all their examples.
+
+        Args:
+            values_VB: (V, B).
+            seen_B: (B,), bool or weights.
+        """
+        added = seen_B.sum(dtype=torch.float64)
+        return torch.cat([(values_VB * seen_B).sum(dim=1, dtype=torch.float64), added.unsqueeze(0)])
+
+    @torch.no_grad()
+    def add_sums(self, sums: Tensor) -> None:
+        """Adds the examples of ``sums``."""
+        keep = torch.exp(sums[-1] * (-1 / _RECENT))
+        self.total_V.mul_(keep).add_(sums[:-1])
+        self.count.mul_(keep).add_(sums[-1])
+
     def add(self, values_VB: Tensor, seen_B: Tensor) -> None:
         """Adds the values (V, B) of the examples (B,) that ``seen_B`` marks, or by which it weighs them."""
-        added = seen_B.sum(dtype=torch.float64)
-        keep = torch.exp(added * (-1 / _RECENT))
-        self.total_V.mul_(keep).add_((values_VB * seen_B).sum(dim=1, dtype=torch.float64))
-        self.count.mul_(keep).add_(added)
+        self.add_sums(self.sums(values_VB, seen_B))
 
 
 class Standardizer(nn.Module):
@@ -214,10 +253,18 @@ class Standardizer(nn.Module):
         standard_BE: Tensor = (vector_BE - mean_E.to(dtype)) / deviation_E.to(dtype)
         return standard_BE.clamp(-_LARGEST, _LARGEST)
 
+    def sums(self, vector_BE: Tensor, seen_B: Tensor) -> Tensor:
+        """Returns the sums (2E + 1,) of ``RecentMeans`` over the vectors (B, E) that ``seen_B`` marks or weighs."""
+        vector_EB = vector_BE.double().T
+        return self.moments.sums(torch.cat([vector_EB, vector_EB.square()]), seen_B)
+
+    def add_sums(self, sums: Tensor) -> None:
+        """Adds the vectors of ``sums``."""
+        self.moments.add_sums(sums)
+
     def add(self, vector_BE: Tensor, seen_B: Tensor) -> None:
         """Adds the vectors (B, E) of the examples that ``seen_B`` marks."""
-        vector_EB = vector_BE.double().T
-        self.moments.add(torch.cat([vector_EB, vector_EB.square()]), seen_B)
+        self.add_sums(self.sums(vector_BE, seen_B))
 
 
 class ValueDistillationHead(nn.Module):
@@ -233,6 +280,7 @@ class ValueDistillationHead(nn.Module):
     """
 
     decomposes = True
+    has_started = True
 
     def __init__(self, head: nn.Module, task_head: TaskHead, gradient_scale: float) -> None:
         super().__init__()
@@ -240,7 +288,17 @@ class ValueDistillationHead(nn.Module):
         # In a tuple, because a module would become a part of this module's state.
         self._task_head, self._gradient_scale = (task_head,), gradient_scale
 
-    def forward(self, student: StudentOutput, soft: Tensor, hit_B: Tensor, weight_B: Tensor | None = None) -> Tensor:
+    def sums(self, soft: Tensor, counted_B: Tensor) -> None:
+        """Returns nothing, because the head keeps no mean."""
+
+    def forward(
+        self,
+        student: StudentOutput,
+        soft: Tensor,
+        hit_B: Tensor,
+        weight_B: Tensor | None = None,
+        sums: Tensor | None = None,
+    ) -> Tensor:
         """Returns the losses (L,) of ``head_soft_loss``.
 
         Args:
@@ -248,6 +306,7 @@ class ValueDistillationHead(nn.Module):
             soft: soft labels, (L, B) or (L, B, C).
             hit_B: (B,) bool, marks examples that have soft labels.
             weight_B: (B,) the weight of each example; None where each weighs 1.
+            sums: not read.
         """
         (task_head,) = self._task_head
         output = self.head(scale_gradient(student.representation_BR, self._gradient_scale))
@@ -290,6 +349,28 @@ class DistillationHeads(nn.ModuleDict):
         return head
 
     @property
+    def has_started(self) -> bool:
+        """Returns whether each head has started from a batch's mean."""
+        return all(head.has_started for head in self.values())
+
+    @property
     def decomposes(self) -> bool:
-        """Returns False until each head has started from a batch's mean, and with a label scale of recent means."""
+        """Returns False until each head has started from a batch's mean, and with a label scale of recent means.
+
+        A strategy that returns ``sums`` as its own, and passes those of the whole batch to the heads, asks
+        ``has_started`` instead.
+        """
         return all(head.decomposes for head in self.values())
+
+    def sums(self, teacher: TeacherOutput) -> dict[str, Tensor]:
+        """Returns the sums of the teacher's soft labels, by task, that heads with a label scale of recent means add."""
+        sums: dict[str, Tensor] = {}
+        for key, head in self.items():
+            task = key.removeprefix("task_")
+            if task in teacher.hit:
+                hit_B, weight_B = teacher.hit[task], teacher.weight
+                counted_B = hit_B if weight_B is None else hit_B * weight_B
+                of_task = head.sums(teacher.probabilities[task], counted_B)
+                if of_task is not None:
+                    sums[task] = of_task
+        return sums

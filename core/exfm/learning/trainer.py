@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from exfm.config.checks import Arm
-from exfm.data.batch import Batch
+from exfm.data.batch import ROW_WEIGHT, Batch
 from exfm.data.device_copies import DeviceCopies
-from exfm.distributed.batch_gatherer import BatchGatherer
+from exfm.distributed.batch_gatherer import BatchGatherer, BatchSums
 from exfm.distributed.chunk_exchange import WHOLE_STEP, Accumulation
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.distillation_strategy import StudentOutput, TeacherOutput
@@ -25,7 +25,7 @@ from exfm.interfaces.transfer_specs import TeacherSpec
 from exfm.mappings import add_prefix, map_values, strip_prefix, take_rows, without
 from exfm.modeling.block_kernels import adapt_blocks
 from exfm.modeling.build import build_growth, build_model, parallelize, seed_of
-from exfm.modeling.labels import Labels
+from exfm.modeling.labels import Labels, label_sums, label_totals
 from exfm.modeling.parts import table_of
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.read_states import ModelOutput
@@ -39,6 +39,10 @@ from exfm.transfer.build import build_strategies
 from exfm.transfer.row_offsets import fold_offsets, tables_with_offsets
 from exfm.transfer.student_parameters import StudentParameters
 from exfm.transfer.student_transfer import STRATEGIES, StudentTransfer, parameters_of
+from exfm.transfer.taught_batch import TaughtBatch, shard_sums
+
+_STATE_SUMS = "states."
+"""Prefixes the names of the sums that losses of states need."""
 
 
 @dataclass(frozen=True)
@@ -192,50 +196,94 @@ class Trainer:
             batch = self.copies.take(batch)
             output = self.model(batch, run_trunk)
             predicted = Forward.from_output(output, self.model)
-            labels, weights = gatherer.labels(batch.labels), gatherer.labels(batch.weights)
-            learned = Labels.of_tasks(labels, learn.tasks, weights, self.model.heads_by_task)
-            if self._start_heads(learned):
+            labels, weights = gatherer.cut(batch.labels), gatherer.cut(batch.weights)
+            # Before the backward pass, in which the tables are updated.
+            tokens = gatherer.cut(self._tokens(batch)) if supervision and learn.transfer else {}
+            taught: list[TaughtBatch] = []
+            if learn.transfer:
+                taught = self.transfer.join(supervision, tokens, weights.get(ROW_WEIGHT))
+            rows = self._rows(output, gatherer)
+            sums = self._sums(rows, taught, labels, weights, learn.tasks, gatherer)
+            learned = self._learned(labels, weights, learn.tasks, sums, gatherer)
+            if self._start_heads(learned, gatherer):
                 # Again, because the logits depend on the biases. Predictions stay those from before the labels.
-                output = self.model(batch, run_trunk)
-            taught = supervision if learn.transfer else {}
-            losses = self._losses(batch, output, taught, labels, learned, gatherer)
-            self._learn(*losses, accumulation)
+                rows = self._rows(self.model(batch, run_trunk), gatherer)
+            losses = self._losses(rows, taught, labels, learned, sums, gatherer)
+            self._learn(losses, rows, accumulation)
             return predicted
 
-    def _start_heads(self, labels: Labels) -> bool:
+    def _rows(self, output: ModelOutput, gatherer: BatchGatherer) -> ModelOutput:
+        """Returns the output of this process's rows, with the logits of the log."""
+        return self.sampling.in_log(gatherer.cut_output(output))
+
+    def _sums(
+        self,
+        output: ModelOutput,
+        taught: Sequence[TaughtBatch],
+        labels: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor],
+        tasks: Sequence[str],
+        gatherer: BatchGatherer,
+    ) -> BatchSums:
+        """Adds up over the processes, in a single collective, what losses of some rows need of the whole batch."""
+        sums = self.transfer.sums(output, taught) | add_prefix(_STATE_SUMS, self.model.state_sums(output))
+        if gatherer.processes > 1:
+            sums |= label_sums(labels, tasks, weights) | shard_sums(taught, labels, tasks, weights, gatherer.rows)
+        return gatherer.add_up(sums)
+
+    def _learned(
+        self,
+        labels: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor],
+        tasks: Sequence[str],
+        sums: BatchSums,
+        gatherer: BatchGatherer,
+    ) -> Labels:
+        """Selects the labels that the step learns: of the tasks of which any process knows a label."""
+        heads = self.model.heads_by_task
+        if gatherer.processes == 1:
+            return Labels.of_tasks(labels, tasks, weights, heads)
+        totals = label_totals(sums.whole, sum(gatherer.counts))
+        return Labels.of_shard(labels, tasks, weights, heads, totals, gatherer.processes)
+
+    def _start_heads(self, labels: Labels, gatherer: BatchGatherer) -> bool:
         """Sets the bias of the head of each task whose labels are seen for the first time; returns whether any is.
 
         A binary head's bias becomes the logit of the batch's rate, so that the trunk need not move it.
         """
         started = [task for task in labels.values if task not in self.learned]
         if started:
+            first = labels
+            if gatherer.processes > 1:
+                # Of the whole batch, because a head may start from more than sums of it, such as a deviation.
+                values, weights = gatherer.labels(labels.values), gatherer.labels(labels.weights)
+                first = Labels(values, weights, heads=labels.heads)
             with self.dense.average.setting_weights():
                 for task in started:
-                    self.model.start_head(task, labels, self.sampling.offset(task))
+                    self.model.start_head(task, first, self.sampling.offset(task))
         self.learned.update(started)
         return bool(started)
 
     def _losses(
         self,
-        batch: Batch,
         output: ModelOutput,
-        supervision: Mapping[str, TeacherOutput],
+        taught: Sequence[TaughtBatch],
         labels: Mapping[str, Tensor],
         learned: Labels,
+        sums: BatchSums,
         gatherer: BatchGatherer,
-    ) -> tuple[list[Tensor], StudentOutput]:
-        """Computes the losses of the whole batch; returns them, and the output of the whole batch."""
-        reader = self.model.read_states
-        needs_representation = bool(self.transfer.strategies) or (reader is not None and reader.needs_representation)
-        output = self.sampling.in_log(gatherer.output(output, needs_representation))
+    ) -> list[Tensor]:
+        """Computes the losses of this process's rows, whose mean over the processes is the loss of the batch."""
         losses = [learned.loss(task, output.logits[task]) for task in learned.values]
-        taught = gatherer.supervision(self.transfer.read_by_losses(supervision))
-        # Before the backward pass, in which the tables are updated.
-        tokens = gatherer.tokens(self._tokens(batch)) if taught else {}
-        losses += self.transfer.losses(output, taught, labels, learned, tokens)
+        losses += self.transfer.losses(output, taught, labels, learned, sums, gatherer)
         if learned.values:
-            losses += self.model.state_losses(output, learned)
-        return losses, output
+            states = strip_prefix(_STATE_SUMS, sums.whole)
+            losses += self.model.state_losses(output, learned, states, gatherer.process_group, gatherer.counts)
+        if losses and gatherer.processes > 1:
+            # Zero, because every process must take part in the collectives of the trunk's backward pass, whether a
+            # loss of its rows depends on the trunk or not.
+            losses.append(0.0 * output.representation_BR.sum())
+        return losses
 
     def _tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Looks up the tokens (B, D) that strategies read, by feature, without gradient."""

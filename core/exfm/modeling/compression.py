@@ -5,6 +5,7 @@ Legend: B examples, R width of a vector, K width of its code, D width of a token
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,12 +31,20 @@ class Examples:
         previous: (B,) by entity, the index of the entity's latest earlier example in the batch; -1 where it has none.
         tokens: (B, D) by entity, the model's token of the entity, without gradient.
         weights: (B,) by task, 0 where its label is not known; a task without an entry has all labels.
+        rows: the divisor of sums over the rows, see ``Labels.rows``; by default their number.
     """
 
     targets: Mapping[str, Tensor]
     previous: Mapping[str, Tensor]
     tokens: Mapping[str, Tensor]
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: float | None = None
+
+    def mean(self, loss_B: Tensor) -> Tensor:
+        """Averages losses, (B,) or (B, R), over all examples."""
+        if self.rows is None:
+            return loss_B.mean()
+        return loss_B.sum() / (self.rows * math.prod(loss_B.shape[1:]))
 
 
 class Compressor(nn.Module):
@@ -63,7 +72,7 @@ class Compressor(nn.Module):
                 f"{code} numbers are no compression of the {width} of {vector!r}; lower supervision.state_dim or "
                 "supervision.embedding_dim"
             )
-        self.vector, self.tasks = vector, tasks
+        self.vector, self.width, self.tasks = vector, width, tasks
         self.standard = Standardizer(width)
         self.encoder = nn.Linear(width, code)
         self.decoder = nn.Linear(code, width)
@@ -74,12 +83,21 @@ class Compressor(nn.Module):
         # In float32 whatever autocast computes in, because codes are stored in a format of their own.
         return code_BK.detach().float()
 
-    def loss(self, vectors: Mapping[str, Tensor], examples: Examples) -> Tensor:
-        """Returns the loss, a scalar, with this batch not yet in the moments that standardise it; then adds it."""
+    def sums(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """Returns the sums of a batch, or of some of its rows, that its moments are made of."""
+        vector_BR = vectors[self.vector].detach()
+        return self.standard.sums(vector_BR, torch.ones_like(vector_BR[:, 0], dtype=torch.bool))
+
+    def loss(self, vectors: Mapping[str, Tensor], examples: Examples, sums: Tensor | None = None) -> Tensor:
+        """Returns the loss, a scalar, with this batch not yet in the moments that standardise it; then adds it.
+
+        Args:
+            sums: those of the whole batch; by default of these rows.
+        """
         vector_BR = vectors[self.vector].detach()
         standard_BR = self.standard(vector_BR)
         code_BK = self.encoder(standard_BR)
-        loss: Tensor = self.weight * (self.decoder(code_BK) - standard_BR).square().mean()
+        loss: Tensor = self.weight * examples.mean((self.decoder(code_BK) - standard_BR).square())
         explained_BT, counted_B = self.explain(code_BK, examples)
         for position, task in enumerate(self.tasks):
             if task in examples.targets:
@@ -88,9 +106,9 @@ class Compressor(nn.Module):
                 )
                 # By where and not by a product, because a NaN times 0 is NaN.
                 term_B = torch.where(counted_B, term_B, 0.0)
-                loss = loss + (term_B * examples.weights[task] if task in examples.weights else term_B).mean()
+                loss = loss + examples.mean(term_B * examples.weights[task] if task in examples.weights else term_B)
         # After the loss, so that no example is standardised by itself.
-        self.standard.add(vector_BR, torch.ones_like(counted_B))
+        self.standard.add_sums(self.sums(vectors) if sums is None else sums)
         return loss
 
     @abstractmethod

@@ -289,18 +289,33 @@ class RankingModel(nn.Module):
         """
         return self.featurizer.observe(batch, process_group, real_examples)
 
-    def state_losses(self, output: ModelOutput, labels: Labels) -> list[Tensor]:
+    def state_sums(self, output: ModelOutput) -> dict[str, Tensor]:
+        """Returns the sums over rows of a batch that ``state_losses`` needs of all its rows, by name."""
+        return {} if self.read_states is None else self.read_states.sums(output)
+
+    def state_losses(
+        self,
+        output: ModelOutput,
+        labels: Labels,
+        sums: Mapping[str, Tensor] | None = None,
+        process_group: ProcessGroup = SINGLE_PROCESS,
+        counts: Sequence[int] = (),
+    ) -> list[Tensor]:
         """Returns the losses of states and stored embeddings, whose gradients do not reach the served model.
 
         Args:
-            output: the forward pass of a whole batch, see ``ReadStates.needs_representation``.
-            labels: those that the step learns.
+            output: the forward pass of this process's rows.
+            labels: those that the step learns, of the same rows.
+            sums: ``state_sums`` of the whole batch; by default of these rows.
+            process_group: the processes that have predicted the batch together.
+            counts: the number of rows of each process.
         """
         losses = []
         if self.states is not None:
             losses.append(self.states.loss(output.states, output.logits, labels))
         if self.read_states is not None:
-            losses += self.read_states.losses(output, labels)
+            sums = self.read_states.sums(output) if sums is None else sums
+            losses += self.read_states.losses(output, labels, sums, process_group, counts)
         return losses
 
     def parameter_counts(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ from exfm.config.supervision_section import SupervisionConfig
 from exfm.data.batch import Batch
 from exfm.interfaces.backbone import Backbone
 from exfm.interfaces.distillation_strategy import StudentOutput
+from exfm.interfaces.process_group import ProcessGroup
 from exfm.modeling.compression import Compressor, EmbeddingCompressor, Examples, StateCompressor, previous_examples
 from exfm.modeling.labels import Labels
 from exfm.modeling.layer_outputs import REPRESENTATION, LayerOutputs
@@ -96,30 +97,74 @@ class ReadStates(nn.Module):
         ids = [batch.event_time_us, batch.example_id, *(_ids(batch, entity) for entity in self.read)]
         return replace(result, tokens=tokens, ids_BK=torch.stack(ids, dim=1))
 
-    def losses(self, output: ModelOutput, labels: Labels) -> list[Tensor]:
-        """Returns the losses of the compressors; see ``RankingModel.state_losses``."""
+    def sums(self, output: ModelOutput) -> dict[str, Tensor]:
+        """Returns the sums over a batch's rows that the compressors' moments are made of, by compressor."""
+        vectors = {REPRESENTATION: output.representation_BR, **output.layers}
+        return {name: compressor.sums(vectors) for name, compressor in self._compressors().items()}
+
+    def losses(
+        self,
+        output: ModelOutput,
+        labels: Labels,
+        sums: Mapping[str, Tensor],
+        process_group: ProcessGroup,
+        counts: Sequence[int],
+    ) -> list[Tensor]:
+        """Returns the losses of the compressors; see ``RankingModel.state_losses``.
+
+        The compressors of states get the rows of all processes, because an entity's examples may lie on several.
+        """
         vectors = {REPRESENTATION: output.representation_BR, **output.layers}
         explained = [task for task in self.tasks if task in labels.values]
         targets = {task: labels.explained(task, output.logits[task]) for task in explained}
-        previous = previous_examples(output.ids_BK) if output.ids_BK is not None else []
-        examples = Examples(targets, dict(zip(self.read, previous, strict=True)), output.tokens, labels.weights)
-        return [compressor.loss(vectors, examples) for compressor in self._compressors()]
+        examples = Examples(targets, {}, output.tokens, labels.weights, labels.rows)
+        of_states = (vectors, examples)
+        if output.ids_BK is not None:
+            of_states = self._whole(vectors, examples, output.ids_BK, process_group, counts)
+        losses: list[Tensor] = []
+        for name, compressor in self._compressors().items():
+            read, seen = of_states if name.startswith(_STATE) else (vectors, examples)
+            losses.append(compressor.loss(read, seen, sums[name]))
+        return losses
 
-    @property
-    def needs_representation(self) -> bool:
-        """Returns whether ``losses`` reads the representation."""
-        return any(compressor.vector == REPRESENTATION for compressor in self._compressors())
+    def _whole(
+        self,
+        vectors: Mapping[str, Tensor],
+        examples: Examples,
+        ids_BK: Tensor,
+        process_group: ProcessGroup,
+        counts: Sequence[int],
+    ) -> tuple[dict[str, Tensor], Examples]:
+        """All-gathers the vectors that states are read from, and the columns of their losses."""
+        # Each vector once, however many states are read from it.
+        names = dict.fromkeys(self._compressors()[_STATE + entity].vector for entity in self.read)
+        read = {name: vectors[name] for name in names}
+        targets, weights = examples.targets, examples.weights
+        columns = [*read.values(), *examples.tokens.values()]
+        columns += [values_B.unsqueeze(1) for values_B in (*targets.values(), *weights.values())]
+        # Taken in the order in which they were sent.
+        gathered = iter(process_group.all_gather_columns(columns, counts))
+        read = {name: next(gathered) for name in read}
+        tokens = {entity: next(gathered) for entity in examples.tokens}
+        targets = {task: next(gathered).squeeze(1) for task in targets}
+        weights = {task: next(gathered).squeeze(1) for task in weights}
+        # Apart from the columns, because ids are int64 and columns are floats.
+        previous = previous_examples(process_group.all_gather_rows(ids_BK, counts))
+        return read, Examples(targets, dict(zip(self.read, previous, strict=True)), tokens, weights)
 
     @property
     def exchanged_numbers(self) -> int:
-        """Counts the 32-bit numbers per example that are all-gathered for ``losses``, without the representation."""
-        layers = sum(self.layers.widths.values()) if self.layers is not None else 0
+        """Counts the 32-bit numbers per example that are all-gathered for ``losses``: none without states."""
+        if not self.read:
+            return 0
+        compressors = [self._compressors()[_STATE + entity] for entity in self.read]
+        widths = {compressor.vector: compressor.width for compressor in compressors}
         tokens = len(self.tokens) * self.dim
-        ids = 2 * (2 + len(self.read)) if self.read else 0  # int64: time, example id, and an id per entity
-        return layers + tokens + ids
+        ids = 2 * (2 + len(self.read))  # int64: time, example id, and an id per entity
+        return sum(widths.values()) + tokens + ids + len(self.tasks)
 
-    def _compressors(self) -> list[Compressor]:
-        return [module for module in self.compressors.values() if isinstance(module, Compressor)]
+    def _compressors(self) -> dict[str, Compressor]:
+        return {name: module for name, module in self.compressors.items() if isinstance(module, Compressor)}
 
 
 def _ids(batch: Batch, feature: str) -> Tensor:

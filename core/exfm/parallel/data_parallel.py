@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from exfm.interfaces.data_source import Shard
@@ -33,22 +33,40 @@ class DataParallelModel(FusedModel):
     """A replica of a model whose gradients are averaged over the processes after the backward pass."""
 
     def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Averages gradients in an all-reduce for each dtype; those of sharded parameters are averaged already."""
-        buckets: dict[torch.dtype, list[Tensor]] = {}
+        """Averages gradients in an all-reduce for each dtype; those of sharded parameters are averaged already.
+
+        A parameter without a gradient here may have one in another process, whose rows reach it: it takes part with
+        zeros. It keeps none where no process has one, because optimizers leave such parameters as they are.
+        """
+        buckets: dict[torch.dtype, list[nn.Parameter]] = {}
         for parameter in parameters:
-            gradient = parameter.grad
-            if gradient is not None and not isinstance(gradient, DTensor):
-                buckets.setdefault(gradient.dtype, []).append(gradient)
+            if parameter.requires_grad and not isinstance(parameter, DTensor):
+                buckets.setdefault(parameter.dtype, []).append(parameter)
         # A dict keeps the order of the parameters, which is the same on every process, as collectives require.
         for bucket in buckets.values():
-            # Concatenated, because a single all-reduce is faster than an all-reduce for each gradient.
-            flat = torch.cat([gradient.flatten() for gradient in bucket])
-            dist.all_reduce(flat)
-            flat /= dist.get_world_size()
-            means = torch.split(flat, [gradient.numel() for gradient in bucket])
-            # In place, because the optimizer and accumulated gradients refer to these tensors.
-            for gradient, mean in zip(bucket, means, strict=True):
-                gradient.copy_(mean.view_as(gradient))
+            _reduce_bucket(bucket)
+
+
+def _reduce_bucket(parameters: Sequence[nn.Parameter]) -> None:
+    """Averages the gradients of parameters of a dtype."""
+    missing = [parameter for parameter in parameters if parameter.grad is None]
+    pieces = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
+    # Flags travel along, because only their sum tells whether any process has a gradient.
+    flags = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
+    # Concatenated, because a single all-reduce is faster than an all-reduce for each gradient.
+    flat = torch.cat([*pieces, flags.to(pieces[0])])
+    dist.all_reduce(flat)
+    *sums, present = torch.split(flat, [*(piece.numel() for piece in pieces), len(pieces)])
+    # Read only where a gradient is missing, because reading waits for the device.
+    anywhere = present.tolist() if missing else [1.0] * len(pieces)
+    for parameter, total, is_present in zip(parameters, sums, anywhere, strict=True):
+        if is_present:
+            mean = (total / dist.get_world_size()).view_as(parameter)
+            if parameter.grad is None:
+                parameter.grad = mean.clone()
+            else:
+                # In place, because the optimizer and accumulated gradients refer to these tensors.
+                parameter.grad.copy_(mean)
 
 
 class DataParallelPlan(ParallelPlan):

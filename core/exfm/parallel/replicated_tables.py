@@ -81,5 +81,5 @@ class _LocalRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         counts = ctx.counts  # type: ignore[attr-defined]
-        # Divided, because the loss of every process is over the whole batch: see ProcessGroup.all_gather_columns.
+        # Divided, because the loss of the batch is the mean of the processes' losses.
         return all_gather_rows(gradient, counts) / len(counts), None, None

@@ -159,7 +159,7 @@ def _plan_model(
     needs: Needs, layout: Layout, cluster: Cluster, experiment: Experiment, lists: Mapping[str, int]
 ) -> ModelPlan:
     collectives = layout.collectives
-    if cluster.count > 1:
+    if cluster.count > 1 and needs.numbers:
         whole = needs.batch * needs.numbers * _FLOAT
         # Buffers: as it arrives, concatenated, and its gradient.
         outputs = Collective.all_gather(

@@ -12,9 +12,11 @@ from torchrec import EmbeddingBagCollection
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.errors import ConfigError, suggestion
+from exfm.interfaces.distillation_strategy import DistillationStrategy
 from exfm.interfaces.layout import TableUse, Workload
 from exfm.interfaces.schema import FeatureSchema, MultiValuedFeature, SequenceFeature
 from exfm.interfaces.transfer_specs import TeacherSpec
+from exfm.interfaces.transfer_strategy import TransferStrategy
 from exfm.modeling.build import build_model
 from exfm.modeling.embeddings import Lookup
 from exfm.modeling.parts import freeze
@@ -35,7 +37,7 @@ class Needs:
         rows: largest number of a batch's examples in a process.
         batch: number of a batch's examples in all processes.
         workload: workload of a process in a step.
-        numbers: numbers per example that are all-gathered for the loss of the batch.
+        numbers: numbers per example that are all-gathered for losses that need the whole batch.
         transfer: number of dense parameters that transfer adds in training; all of them are trained.
         managed_ids: number of ids that a process looks up in tables with managed ids.
     """
@@ -76,28 +78,37 @@ def compute_needs(
     batch = arm.config.batch_size
     rows = math.ceil(batch / processes)
     transfer = sum(parameter.numel() for strategy in strategies for parameter in strategy.parameters())
-    states = len(arm.config.supervision.states) * arm.config.supervision.state_dim
-    heads = model.heads_by_task
-    outputs = sum(heads[task].num_outputs if task in heads else 1 for task in arm.tasks)
-    numbers = outputs + len(arm.tasks) + states  # with the labels
     read = model.read_states
-    if read is not None:
-        numbers += read.exchanged_numbers
-    if strategies or (read is not None and read.needs_representation):
-        numbers += model.backbone.output_dim
-    # Each teacher once, however many strategies learn from it.
-    for name in {name for spec in arm.config.transfer for name in spec.config.teachers}:
+    numbers = 0 if read is None else read.exchanged_numbers
+    whole = [number for number, strategy in enumerate(strategies) if _gets_whole_batches(strategy)]
+    if whole:
+        heads = model.heads_by_task
+        outputs = sum(heads[task].num_outputs if task in heads else 1 for task in arm.tasks)
+        states = len(arm.config.supervision.states) * arm.config.supervision.state_dim
+        numbers += outputs + len(arm.tasks) + states + model.backbone.output_dim  # with the labels
+    for number in whole:
+        strategy = strategies[number]
+        teacher = teachers[arm.config.transfer[number].config.teacher]
         # Soft labels with their masks.
-        teacher = teachers[name]
-        soft = sum(teacher.labels[task].width if task in teacher.labels else 1 for task in teacher.tasks)
-        numbers += soft + len(teacher.tasks) + (teacher.embedding_dim or 0)
-        numbers += any(strategy.reads_age for strategy in strategies)
-    numbers += len({name for strategy in strategies for name in strategy.reads_features}) * arm.config.embedding_dim
+        soft = sum(teacher.labels[task].width if task in teacher.labels else 1 for task in strategy.tasks)
+        numbers += soft + len(strategy.tasks) + (teacher.embedding_dim or 0) + strategy.reads_age
+        numbers += len(strategy.reads_features) * arm.config.embedding_dim
     uses = tuple(_uses(model, rows, lengths))
     managed = experiment.schema.select(arm.config.features).managed()
     ids = sum(use.ids for use in uses if use.table.removeprefix("table_") in managed)
     workload = Workload(uses, transfer, arm.config.optimizer.dense.accumulate)
     return Needs(arm, model, rows, batch, workload, numbers, transfer, ids)
+
+
+def _gets_whole_batches(strategy: TransferStrategy) -> bool:
+    """Returns whether every process computes a strategy's loss of the whole batch, in more than the first batches."""
+    if not isinstance(strategy, DistillationStrategy):
+        return False
+    try:
+        return not strategy.decomposes
+    except RuntimeError:
+        # It reads a buffer, which has no value on the meta device: a flag that its first batches set.
+        return False
 
 
 def list_lengths(schema: FeatureSchema, overrides: Mapping[str, int]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from torch import Tensor
 from exfm.interfaces.component import Component
 from exfm.interfaces.distillation_strategy import DistillationStrategy, LabelAdapter
 from exfm.mappings import add_prefix, map_values
-from exfm.testing.lessons import Lesson, Student, check_near, check_same, gradients, losses, outcome
+from exfm.testing.lessons import Lesson, Student, check_near, check_same, gradients, losses, outcome, sums_of, with_sums
 from exfm.testing.network import check_close
 from exfm.testing.strategy_effects import StrategyEffectTests, check_finite
 from exfm.transfer.student_transfer import parameters_of
@@ -69,7 +69,8 @@ class DistillationStrategyTests(StrategyEffectTests):
             labels = {task: label_B.clone() for task, label_B in lesson.labels.items()}
             for label_B in labels.values():
                 label_B[:unknown] = torch.nan
-            loss = strategy.loss(student(lesson.x_BI), lesson.teacher, labels)
+            output = student(lesson.x_BI)
+            loss = strategy.loss(output, with_sums(strategy, output, lesson.teacher), labels)
             check_finite({"the loss": loss}, f"with {unknown} labels that are NaN")
 
     def test_a_miss_changes_nothing(self, fields: Mapping[str, Any]) -> None:
@@ -178,7 +179,7 @@ class DistillationStrategyTests(StrategyEffectTests):
         inputs["representation"] = output.representation_BR
         before = map_values(torch.clone, inputs)
         with torch.no_grad():
-            strategy.loss(output, lesson.teacher, lesson.labels)
+            strategy.loss(output, with_sums(strategy, output, lesson.teacher), lesson.labels)
             if isinstance(strategy, LabelAdapter):
                 strategy.adapter_loss(lesson.teacher, lesson.labels)
         for name, tensor in inputs.items():
@@ -208,17 +209,51 @@ class DistillationStrategyTests(StrategyEffectTests):
         if not claiming:
             pytest.skip(f"{self.component.__qualname__}.decomposes is False: its loss gets whole batches")
         for strategy in claiming:
-            before = {f"its {name} afterwards": value for name, value in strategy.state_dict().items()}
+            sums = sums_of(strategy, student(lesson.x_BI), lesson)
             whole = outcome(strategy, student, lesson)
             halves = list(map(lesson.take, ([0, 2, 3], [1, 4, 5, 6, 7])))
-            shares = [(half.size / lesson.size, outcome(strategy, student, half)) for half in halves]
+            of_halves = [sums_of(strategy, student(half.x_BI), half) for half in halves]
+            for name, total in sums.items():
+                added = torch.stack([of_half[name] for of_half in of_halves]).sum(dim=0)
+                check_close(added, total, f"its sums {name!r} of two parts of a batch, added, and of all of it")
+            computed = [outcome(strategy, student, half.with_sums(sums)) for half in halves]
+            shares = [half.size / lesson.size for half in halves]
             for name in whole:
-                if not name.startswith("the loss"):
-                    continue
-                mean = torch.stack([weight * computed[name] for weight, computed in shares]).sum(dim=0)
-                check_close(mean, whole[name], f"{name}, over two parts of a batch and over all of it: `decomposes`")
-            changed = [name for name, value in before.items() if not torch.equal(whole[name], value)]
-            assert not changed, f"a batch changes {', '.join(changed)}: `decomposes` has to be False for it"
+                if name.startswith("the loss"):
+                    terms = [share * values[name] for share, values in zip(shares, computed, strict=True)]
+                    mean = torch.stack(terms).sum(dim=0)
+                    check_close(
+                        mean, whole[name], f"{name}, over two parts of a batch and over all of it: `decomposes`"
+                    )
+            # Other rows of the same batch, too, have to leave the same statistics, whatever teacher output they have.
+            computed.append(outcome(strategy, student, lesson.without_hits().with_sums(sums)))
+            changed = [name for name in whole if name.endswith("afterwards") and _differs(name, whole, computed)]
+            assert not changed, (
+                f"a batch changes {', '.join(changed)}: `decomposes` has to be False for it, or a function of `sums` "
+                "has to change it alone"
+            )
+            if isinstance(strategy, LabelAdapter):
+                self._check_adapter_decomposes(strategy, student, lesson, halves, whole)
+
+    def _check_adapter_decomposes(
+        self, strategy: Any, student: Student, lesson: Lesson, halves: Sequence[Lesson], whole: Mapping[str, Tensor]
+    ) -> None:
+        """Checks that an adapter's loss is a sum over the tasks of means over their hits."""
+        total = {
+            name: torch.zeros_like(value) for name, value in whole.items() if name.startswith("its adapter's loss")
+        }
+        for half in halves:
+            for task, label_B in half.labels.items():
+                share = float(half.teacher.hit[task].sum()) / float(lesson.teacher.hit[task].sum())
+                of_task = outcome(strategy, student, replace(half, labels={task: label_B}))
+                for name in total:
+                    total[name] = total[name] + share * of_task[name]
+        for name, value in total.items():
+            check_close(
+                value,
+                whole[name],
+                f"{name}, of two parts of a batch, each task weighed by its hits, and of all of it: `decomposes`",
+            )
 
     def test_low_precision_is_close(self, fields: Mapping[str, Any]) -> None:
         """Computes the loss under bfloat16 autocast, under which training may run."""
@@ -254,8 +289,8 @@ class DistillationStrategyTests(StrategyEffectTests):
         strategy, output = deepcopy(used), student(lesson.x_BI)
         if isinstance(strategy, LabelAdapter):
             strategy.adapter_loss(learned.teacher, learned.labels)
-        loss = deepcopy(strategy).loss(output, lesson.teacher, lesson.labels)
-        strategy.loss(output, learned.teacher, learned.labels)
+        loss = deepcopy(strategy).loss(output, with_sums(strategy, output, lesson.teacher), lesson.labels)
+        strategy.loss(output, with_sums(strategy, output, learned.teacher), learned.labels)
         adapted = strategy.adapt(lesson.teacher).probabilities if isinstance(strategy, LabelAdapter) else {}
         return loss.detach(), adapted
 
@@ -269,3 +304,8 @@ class DistillationStrategyTests(StrategyEffectTests):
 def _moves(computed: Mapping[str, Tensor], loss: str, name: str) -> bool:
     gradient = computed.get(f"{loss}'s gradient of {name}")
     return gradient is not None and bool(gradient.any())
+
+
+def _differs(name: str, expected: Mapping[str, Tensor], computed: Sequence[Mapping[str, Tensor]]) -> bool:
+    """Tells whether a tensor is another in any of several outcomes."""
+    return not all(torch.equal(values[name], expected[name]) for values in computed)

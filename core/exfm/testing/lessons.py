@@ -104,6 +104,10 @@ class Lesson:
             age_s = age_s.where(seen_B, _MEANINGLESS)
         return replace(self, teacher=replace(teacher, probabilities=soft, embedding=embedding, age_s=age_s))
 
+    def with_sums(self, sums: Mapping[str, Tensor]) -> Lesson:
+        """Returns the batch as rows of a larger batch, over which a strategy's sums are these."""
+        return replace(self, teacher=replace(self.teacher, sums=sums))
+
     def as_leaves(self) -> Lesson:
         """Returns the batch with teacher output that gradients could reach."""
 
@@ -140,6 +144,7 @@ def _map_output(teacher: TeacherOutput, change: Callable[[Tensor], Tensor]) -> T
         None if teacher.embedding is None else change(teacher.embedding),
         None if teacher.age_s is None else change(teacher.age_s),
         map_values(change, teacher.tokens),
+        None if teacher.weight is None else change(teacher.weight),
     )
 
 
@@ -208,7 +213,7 @@ def check_near(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], how
 def losses_in_place(strategy: Any, output: StudentOutput, lesson: Lesson) -> dict[str, Tensor]:
     """Computes an adapter's loss, the loss, and a scalar of each table's offsets, as the core does in a step."""
     computed: dict[str, Tensor] = {}
-    teacher = _declared(strategy, lesson.teacher)
+    teacher = with_sums(strategy, output, _declared(strategy, lesson.teacher))
     if isinstance(strategy, LabelAdapter):
         computed["its adapter's loss"] = strategy.adapter_loss(teacher, lesson.labels)
     if isinstance(strategy, DistillationStrategy):
@@ -216,6 +221,19 @@ def losses_in_place(strategy: Any, output: StudentOutput, lesson: Lesson) -> dic
     for number, add in enumerate(additions_of(strategy)):
         computed[f"offset {number}, of {add.table}"] = add.projection(lesson.vectors[width_of(add)]).square().sum()
     return computed
+
+
+def sums_of(strategy: DistillationStrategy, output: StudentOutput, lesson: Lesson) -> Mapping[str, Tensor]:
+    """Returns the sums over a batch that a strategy's loss needs."""
+    return with_sums(strategy, output, _declared(strategy, lesson.teacher)).sums
+
+
+@torch.no_grad()
+def with_sums(strategy: Any, output: StudentOutput, teacher: TeacherOutput) -> TeacherOutput:
+    """Returns a teacher's output with the strategy's sums over it, unless it has those of a larger batch."""
+    if teacher.sums or not isinstance(strategy, DistillationStrategy):
+        return teacher
+    return replace(teacher, sums=strategy.sums(output, teacher))
 
 
 def _declared(strategy: Any, teacher: TeacherOutput) -> TeacherOutput:

@@ -12,7 +12,7 @@ from exfm.interfaces.distillation_strategy import DistillationStrategy
 from exfm.interfaces.transfer_specs import TeacherSpec
 from exfm.interfaces.transfer_strategy import TransferStrategy
 from exfm.testing.component import ComponentTests
-from exfm.testing.lessons import STATES, TEACHER_TABLES, Lesson, Student, part_specs, random_lesson
+from exfm.testing.lessons import STATES, TEACHER_TABLES, Lesson, Student, part_specs, random_lesson, with_sums
 
 _EMBEDDING_DIM = 5
 
@@ -55,7 +55,8 @@ class StrategyTests(ComponentTests):
         """The strategy after a batch."""
         strategy, lesson = self.make(fields, student), self.lesson(seed=1, dtype=student.dtype)
         if isinstance(strategy, DistillationStrategy):
-            strategy.loss(student(lesson.x_BI), lesson.teacher, lesson.labels)
+            output = student(lesson.x_BI)
+            strategy.loss(output, with_sums(strategy, output, lesson.teacher), lesson.labels)
         return strategy
 
     def lesson(self, size: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Lesson:

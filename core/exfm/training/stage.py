@@ -56,6 +56,7 @@ from exfm.supervision.store import Store
 from exfm.training.predecessor import Predecessor
 from exfm.training.window_gate import WindowGate
 from exfm.transfer.chunk_vectors import ChunkVectors
+from exfm.transfer.equal_replicas import check_equal_replicas
 from exfm.transfer.example_embeddings import join_batch
 from exfm.transfer.teacher_parameters import TeacherParameters
 from exfm.transfer.vector_feed import VectorFeed
@@ -343,10 +344,11 @@ class Stage:
                 buffers.
 
         Raises:
-            RunError: the model has diverged.
+            RunError: the model has diverged, or a strategy has become another in each process.
         """
         trainer = self.trainer
-        # Weights, state, check, shards and coverage are collectives.
+        check_equal_replicas(trainer.arm.base, trainer.transfer.strategies, self.process_group)
+        # Weights, state, check, shards and counts are collectives.
         shards: tuple[Shards, Shards] | None = None
         state: tuple[dict[str, StateTensor], dict[str, StateTensor]] | None = None
         delta: Delta | None = None
@@ -362,6 +364,7 @@ class Stage:
         teachers = {
             name: self._sum_over_processes(counted).as_counters() for name, counted in self.counters.teachers.items()
         }
+        soft_labels = trainer.transfer.soft_labels.counters(self.process_group)
         judgement = self._gate.judge(self._window, self.counters.scores)
         self._held = judgement.held
         if rows:
@@ -381,7 +384,7 @@ class Stage:
             "parameters": trainer.model.parameter_counts(),
             "dense_parameters": parameters_by_section(trainer.model),
             "learned": sorted(trainer.learned),
-            "soft_labels": trainer.transfer.soft_labels.counters(),
+            "soft_labels": soft_labels,
             "teachers": teachers,
             "prequential": map_values(as_counters, self.counters.scores),
             **judgement.counters(),

@@ -15,6 +15,7 @@ from torch.nn.functional import one_hot
 from exfm.evaluation.label_kinds import ClassMoments, ValueMoments, as_counters
 from exfm.evaluation.metrics import CLIP, Moments, as_count
 from exfm.interfaces.distillation_strategy import TeacherOutput
+from exfm.interfaces.process_group import ProcessGroup
 from exfm.interfaces.schema import Label, LabelKind
 from exfm.interfaces.transfer_strategy import TransferStrategy
 
@@ -84,11 +85,20 @@ class SoftLabelMetrics:
         self._sums[key] = self._sums[key] + sums if key in self._sums else sums
         self._waiting[key].clear()
 
-    def counters(self) -> list[dict[str, Any]]:
-        """Returns the sums as JSON, each with its strategy's position under ``transfer``."""
+    def counters(self, process_group: ProcessGroup) -> list[dict[str, Any]]:
+        """Adds the sums up over the processes, and returns them as JSON, each with its position under ``transfer``.
+
+        Args:
+            process_group: the processes, each of which has counted its rows of the same batches.
+        """
         for key, waiting in self._waiting.items():
             if waiting:
                 self._count(key)
+        if process_group.world_size > 1 and self._sums:
+            # The keys are in the same order on every process, because all take part in each batch.
+            total = process_group.all_gather(torch.cat([*self._sums.values()])).sum(dim=0)
+            pieces = torch.split(total, [sums.numel() for sums in self._sums.values()])
+            self._sums = dict(zip(self._sums, pieces, strict=True))
         counters = []
         for (number, label, task), sums in self._sums.items():
             moments = moments_of(sums, self._kinds.get(task, "binary"))

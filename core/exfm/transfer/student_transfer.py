@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from exfm.distributed.batch_gatherer import BatchGatherer, BatchSums
 from exfm.interfaces.distillation_strategy import DistillationStrategy, LabelAdapter, StudentOutput, TeacherOutput
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.schema import LabelKind
@@ -21,6 +23,7 @@ from exfm.modeling.sampling import LogSampling
 from exfm.transfer.merge_teachers import merge_teacher_outputs
 from exfm.transfer.soft_label_metrics import SoftLabelMetrics
 from exfm.transfer.student_parameters import StudentParameters
+from exfm.transfer.taught_batch import ROWS, TaughtBatch, labelled, shard_adapter_loss, sums_prefix
 
 STRATEGIES = "transfer."
 """Prefixes the strategies' parameters and buffers in the state dict."""
@@ -56,7 +59,6 @@ class StudentTransfer:
         self.strategies = tuple(strategies)
         self.teachers = frozenset(name for strategy in strategies for name in strategy.config.teachers)
         self.features = frozenset(feature for strategy in strategies for feature in strategy.reads_features)
-        self._reads_age = any(strategy.reads_age for strategy in strategies)
         self.parameters = parameters
         self._parallel_model, self._sampling = parallel_model, sampling
         self._adapters: dict[int, torch.optim.Optimizer] = {}
@@ -79,52 +81,83 @@ class StudentTransfer:
         """Yields the optimizers of label adapters, each with the number of its strategy."""
         yield from self._adapters.items()
 
-    def read_by_losses(self, outputs: Mapping[str, TeacherOutput]) -> dict[str, TeacherOutput]:
-        """Selects what the losses read of the teachers' output, because all of it is gathered from the processes.
+    def join(
+        self, outputs: Mapping[str, TeacherOutput], tokens: Mapping[str, Tensor], row_weight: Tensor | None
+    ) -> list[TaughtBatch]:
+        """Merges the output of each strategy's teachers for a batch; leaves out strategies without any.
 
-        Teachers whose embedding is an input alone are left out, and ages that no strategy reads.
+        Args:
+            outputs: output of the examples, by teacher; a teacher without output is left out.
+            tokens: the student's tokens (B, D) of ``features``, by feature, without gradient.
+            row_weight: (B,) the weight of each example; None where each weighs 1.
         """
-        read: dict[str, TeacherOutput] = {}
-        for name, output in outputs.items():
-            if name in self.teachers:
-                read[name] = output if self._reads_age else replace(output, age_s=None)
-        return read
+        batches: list[TaughtBatch] = []
+        for number, strategy in enumerate(self.strategies):
+            teacher = merge_teacher_outputs(strategy, outputs, tokens)
+            if teacher is not None:
+                teacher = replace(teacher, weight=row_weight)
+                in_log = self._sampling.teacher_in_log(teacher)
+                batches.append(TaughtBatch(number, strategy, teacher, in_log))
+        return batches
+
+    @torch.no_grad()
+    def sums(self, output: StudentOutput, batches: Sequence[TaughtBatch]) -> dict[str, Tensor]:
+        """Returns the sums over the examples that the strategies' losses need of the whole batch, by name."""
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            if isinstance(batch.strategy, DistillationStrategy):
+                sums |= add_prefix(sums_prefix(batch.number), batch.strategy.sums(output, batch.teacher))
+        return sums
 
     def losses(
         self,
         output: StudentOutput,
-        teachers: Mapping[str, TeacherOutput],
+        batches: Sequence[TaughtBatch],
         labels: Mapping[str, Tensor],
         learned: Labels,
-        tokens: Mapping[str, Tensor],
+        sums: BatchSums,
+        gatherer: BatchGatherer,
     ) -> list[Tensor]:
-        """Steps the label adapters, and returns the terms of the student's loss.
+        """Steps the label adapters, and returns the terms of the loss of the batch, which is their mean over processes.
 
         Args:
-            output: the student's forward pass, with the logits of its log.
-            teachers: output of the same examples, by teacher; a teacher without output is left out.
+            output: the student's forward pass of this process's rows, with the logits of its log.
+            batches: of ``join``, of the same rows.
             labels: (B,) by task, NaN where a label is not known.
             learned: the labels that have arrived and are learned from.
-            tokens: the student's tokens (B, D) of ``features``, by feature, without gradient.
+            sums: of ``sums``; of several processes of ``shard_sums`` too.
+            gatherer: gathers the batch for strategies that need all of it.
         """
-        losses = []
-        for number, strategy in enumerate(self.strategies):
-            teacher = merge_teacher_outputs(strategy, teachers, tokens)
-            if teacher is None:
-                continue
-            predicted = replace(teacher, weight=learned.row_weight)
-            teacher = self._sampling.teacher_in_log(predicted)
+        losses: list[Tensor] = []
+        whole = _WholeBatch(output, learned, gatherer)
+        is_shard = gatherer.processes > 1
+        for batch in batches:
+            strategy = batch.strategy
+            teacher = replace(batch.teacher, sums=strip_prefix(sums_prefix(batch.number), sums.whole))
+            seen, seen_labels = output, learned
+            needs_whole = is_shard and isinstance(strategy, DistillationStrategy) and not strategy.decomposes
+            if needs_whole:
+                seen, teacher, seen_labels = whole.output, gatherer.teacher(teacher), whole.labels
             # Scored before the adapter steps on the same labels: it would seem better than it is.
+            self._score(batch, labels, learned)
             if isinstance(strategy, LabelAdapter):
-                adapted = self._sampling.of_all_traffic(strategy.adapt(teacher))
-                self.soft_labels.add(number, predicted, labels, adapted, learned.all_weights)
-                labelled, values = _labelled(teacher, learned)
-                self._step(self._adapters[number], strategy.adapter_loss(labelled, values))
-            else:
-                self.soft_labels.add(number, predicted, labels, None, learned.all_weights)
+                supervised = labelled(teacher, seen_labels)
+                if is_shard and not needs_whole:
+                    loss = shard_adapter_loss(strategy, batch.number, *supervised, sums)
+                else:
+                    loss = strategy.adapter_loss(*supervised)
+                self._step(self._adapters[batch.number], loss)
             if isinstance(strategy, DistillationStrategy):
-                losses.append(strategy.loss(output, teacher, learned.values))
+                loss = strategy.loss(seen, teacher, seen_labels.values)
+                losses.append(loss * sums.share(ROWS) if is_shard and not needs_whole else loss)
         return losses
+
+    def _score(self, batch: TaughtBatch, labels: Mapping[str, Tensor], learned: Labels) -> None:
+        """Counts the soft labels of this process's rows: the teacher's, and those that an adapter corrects."""
+        adapted: TeacherOutput | None = None
+        if isinstance(batch.strategy, LabelAdapter):
+            adapted = self._sampling.of_all_traffic(batch.strategy.adapt(batch.teacher))
+        self.soft_labels.add(batch.number, batch.stored, labels, adapted, learned.all_weights)
 
     def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         """Steps an adapter on all processes' gradients."""
@@ -149,14 +182,25 @@ class StudentTransfer:
         self.parameters.load_state(state)
 
 
-def _labelled(teacher: TeacherOutput, labels: Labels) -> tuple[TeacherOutput, dict[str, Tensor]]:
-    """Returns the teacher's output, without hits where a label is not known, and labels without NaN."""
-    hit = dict(teacher.hit)
-    for task in labels.weights.keys() & hit.keys():
-        hit[task] = hit[task] & (labels.weights[task] > 0)
-    return replace(teacher, hit=hit), {task: labels.filled(task) for task in labels.values}
-
-
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """Lists the parameters that an optimizer steps, in its order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class _WholeBatch:
+    """Gathers the student's output and the labels of a whole batch when a strategy first needs them."""
+
+    def __init__(self, output: StudentOutput, learned: Labels, gatherer: BatchGatherer) -> None:
+        self._output, self._learned, self._gatherer = output, learned, gatherer
+
+    @cached_property
+    def output(self) -> StudentOutput:
+        """Returns the output of all rows, with gradients to this process's."""
+        return self._gatherer.output(self._output)
+
+    @cached_property
+    def labels(self) -> Labels:
+        """Returns the labels of all rows that are learned."""
+        learned = self._learned
+        values, weights = self._gatherer.labels(learned.values), self._gatherer.labels(learned.weights)
+        return Labels(values, weights, heads=learned.heads)

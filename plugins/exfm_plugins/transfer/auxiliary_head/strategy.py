@@ -98,13 +98,21 @@ class AuxiliaryHead(DistillationStrategy):
     @property
     def decomposes(self) -> bool:
         """Tells whether the heads' losses do: not before each has started from a batch's mean."""
-        return self.heads.decomposes
+        return self.heads.has_started
+
+    def sums(self, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
+        """Returns the sums of the teacher's probabilities by task, for ``label_scale: auto``."""
+        return self.heads.sums(teacher)
 
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """Returns the weighted losses of the tasks, summed, a scalar; a miss counts 0 in a mean."""
         terms = [
             self.heads.of_task(task)(
-                student, teacher.probabilities[task].unsqueeze(0), teacher.hit[task], teacher.weight
+                student,
+                teacher.probabilities[task].unsqueeze(0),
+                teacher.hit[task],
+                teacher.weight,
+                teacher.sums.get(task),
             )
             for task in self.tasks
             if task in teacher.hit

@@ -19,6 +19,7 @@ from exfm.schema import LABEL_KINDS
 from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec, TransferConfig
 
 _TEMPERATURE = 0.1
+_MOMENTS = "moments"
 
 
 class Representation(DistillationStrategy):
@@ -67,7 +68,6 @@ class Representation(DistillationStrategy):
     name: ClassVar[str] = "representation"
     requires = frozenset({"embedding"})
     label_kinds = LABEL_KINDS
-    decomposes = False  # every batch adds to the embeddings' statistics, and a contrastive loss compares examples
 
     class Config(TransferConfig):
         """Fields of `representation`; the defaults are ours."""
@@ -105,17 +105,30 @@ class Representation(DistillationStrategy):
         self.projection = mlp((student.representation_dim, *config.hidden, teacher.embedding_dim), "silu")
         self.standard = Standardizer(teacher.embedding_dim)
 
+    @property
+    def decomposes(self) -> bool:
+        """Tells whether each example is compared with its own embedding alone: not in a contrastive loss."""
+        return self._loss != "contrastive"
+
+    def sums(self, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
+        """Returns the sums from which the embeddings' mean and variance are updated."""
+        assert teacher.embedding is not None
+        embedding_BE = teacher.embedding.detach().to(student.representation_BR.dtype)
+        hit_B = _any_hit(teacher)
+        counted_B = hit_B if teacher.weight is None else hit_B * teacher.weight
+        return {_MOMENTS: self.standard.sums(embedding_BE, counted_B)}
+
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """``weight * mean(l)``, a scalar; a miss counts 0 in the mean. Then the embeddings' statistics are updated."""
         assert teacher.embedding is not None
-        hit_B = torch.stack(list(teacher.hit.values())).any(dim=0)
-        counted_B = hit_B & self.standard.started
+        sums = teacher.sums or self.sums(student, teacher)
+        counted_B = _any_hit(teacher) & self.standard.started
         trunk_BR = scale_gradient(student.representation_BR, self._gradient_scale)
         student_BE = self.projection(trunk_BR).to(trunk_BR.dtype)
         embedding_BE = teacher.embedding.detach().to(trunk_BR.dtype)
         teacher_BE = torch.where(counted_B.unsqueeze(1), self.standard(embedding_BE), 0.0)
         loss_B = self._distance(student_BE, teacher_BE, counted_B)
-        self.standard.add(embedding_BE, hit_B if teacher.weight is None else hit_B * teacher.weight)
+        self.standard.add_sums(sums[_MOMENTS])
         return self._weight * batch_mean(torch.where(counted_B, loss_B, 0.0), counted_B, teacher.weight)
 
     def _distance(self, student_BE: Tensor, teacher_BE: Tensor, counted_B: Tensor) -> Tensor:
@@ -127,3 +140,8 @@ class Representation(DistillationStrategy):
         # Finite, where infinity would make a miss's own row NaN.
         logit_BB = logit_BB.masked_fill(~(counted_B & counted_B.unsqueeze(1)), torch.finfo(logit_BB.dtype).min)
         return -(logit_BB.log_softmax(0) + logit_BB.log_softmax(1)).diagonal() / 2
+
+
+def _any_hit(teacher: TeacherOutput) -> Tensor:
+    """Masks the examples (B,) of which any taught task is hit."""
+    return torch.stack(list(teacher.hit.values())).any(dim=0)

@@ -184,8 +184,15 @@ class StudentAdapter(DistillationStrategy):
 
     @property
     def decomposes(self) -> bool:
-        """Tells whether the heads' losses do: not before each has started from a batch's mean."""
-        return self.heads.decomposes
+        """Tells whether the heads' losses do: not before each has started from a batch's mean.
+
+        Nor with a recent mean of corrected labels, because they are known only after the adapter's step.
+        """
+        return self.heads.has_started if self._shared else self.heads.decomposes
+
+    def sums(self, student: StudentOutput, teacher: TeacherOutput) -> dict[str, Tensor]:
+        """Returns the sums of the teacher's probabilities by task, for ``label_scale: auto`` of shared heads."""
+        return self.heads.sums(teacher) if self._shared else {}
 
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """Returns the weighted losses of the tasks' soft labels, summed, a scalar; a miss counts 0 in a mean."""
@@ -215,7 +222,7 @@ class StudentAdapter(DistillationStrategy):
         with torch.no_grad():
             adapted_B = self._adapted(task, teacher)
         soft_LB = torch.stack([teacher_B, adapted_B] if self._shared else [adapted_B])
-        losses: Tensor = self.heads.of_task(task)(student, soft_LB, hit_B, teacher.weight)
+        losses: Tensor = self.heads.of_task(task)(student, soft_LB, hit_B, teacher.weight, teacher.sums.get(task))
         return torch.stack([weight * loss for weight, loss in zip(self._weights, losses, strict=True)]).sum()
 
 
