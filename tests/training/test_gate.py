@@ -176,7 +176,7 @@ def test_two_processes_hold_the_same_snapshots(whole: tuple[str, dict[str, Any],
     """The second process sees listings of the store that lack the newest manifest."""
     delay, results, run_dir = whole
     settings = config(run_dir.parent, "run", delay) | {"run_dir": str(tmp_path / "run"), "parallel": {"name": "ddp"}}
-    del settings["models"]["vm"]["transfer"][1]  # copying parts needs one process
+    del settings["models"]["vm"]["transfer"][1]  # a model that copies no parts
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(settings))
     job = {"config": str(path), "overrides": [], "log": []}

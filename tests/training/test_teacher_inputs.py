@@ -20,7 +20,6 @@ from exfm.config.inputs import ModelInput
 from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
 from exfm.data.windows import stream_windows
-from exfm.distributed.chunk_exchange import check_sharding
 from exfm.learning.trainer import Trainer
 from exfm.modeling.teacher_inputs import TeacherInputs
 from exfm.modeling.vector_table import HistoryTable, RowVectors
@@ -329,16 +328,3 @@ def test_a_cycle_through_inputs_is_refused(tmp_path: Path) -> None:
     settings["models"]["fm"]["transfer"] = [{"name": "direct", "teacher": "vm"}]
     with pytest.raises(exfm.ConfigError, match=r"models\.(vm\.inputs|fm\.transfer): teachers form a cycle"):
         load(tmp_path, settings)
-
-
-class Two(exfm.parallel.ProcessGroup):
-    """Two processes, of which this is the first."""
-
-    world_size = 2
-    rank = 0
-
-
-def test_several_processes_are_refused(tmp_path: Path) -> None:
-    experiment = load(tmp_path, config(tmp_path, "run"))
-    with pytest.raises(exfm.ConfigError, match=r"models\.vm\.inputs: they follow a teacher's states"):
-        check_sharding(experiment, Two())

@@ -177,6 +177,14 @@ class ShardedChunk(Chunk):
             shards.append(BatchShard(rows.numel(), (rows.numel(),), int(self.batch.event_time_us[rows[-1]])))
         return tuple(shards)
 
+    @property
+    def position(self) -> Tensor:
+        """Returns the positions (L,) of this process's rows in the whole chunk."""
+        count = self.process_group.world_size
+        # Row i of the window belongs to process ``i % count``, and ``start`` rows of the window precede the chunk.
+        first = (self.process_group.rank - self.start) % count
+        return first + count * torch.arange(self.batch.size)
+
     def select_without_features(self, index: Tensor) -> Batch:
         """Selects ids, times and labels of rows, and leaves the features out because copying them is slow."""
         return self.batch.only(frozenset(), torch.zeros(0, dtype=torch.int64)).select(index)
@@ -291,8 +299,7 @@ def check_sharding(experiment: Experiment, process_group: ProcessGroup) -> None:
     """Checks that several processes can run an experiment.
 
     Raises:
-        ConfigError: a chunk has fewer rows than there are processes, or a transfer strategy or an input follows its
-            teacher's states or parameters.
+        ConfigError: a chunk has fewer rows than there are processes.
     """
     count = process_group.world_size
     if count == 1:
@@ -302,17 +309,3 @@ def check_sharding(experiment: Experiment, process_group: ProcessGroup) -> None:
         raise ConfigError(
             f"stream.chunk_rows: {stream.chunk_rows} rows do not reach {count} processes; raise it to {count} or more"
         )
-    for arm in experiment.arms:
-        following: list[str] = []
-        for number, spec in enumerate(arm.config.transfer):
-            if spec.component.requires & {"states", "parameters"}:
-                following.append(f"transfer.{number}: {spec.name} follows")
-        # An embedding of the example is joined by each process to its rows, and follows nothing.
-        if not all(entry.reads_embedding for entry in arm.inputs):
-            following.append("inputs: they follow")
-        if following:
-            raise ConfigError(
-                f"models.{arm.base}.{following[0]} a teacher's states or parts row by row, which needs one process; "
-                f"{count} were started. Train this student as a job of its own: "
-                f"`exfm train CONFIG --model {arm.base}`."
-            )

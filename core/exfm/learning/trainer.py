@@ -144,7 +144,7 @@ class Trainer:
             self.parallel_model = parallelize(plan, model, arm)
             self._trunk_runner = plan.trunk_runner
             strategies, declared = build_strategies(arm, self.model, teachers)
-        parameters = StudentParameters(self.model, declared, schema.entity_tables(), plan.device)
+        parameters = StudentParameters(self.model, declared, schema.entity_tables(), plan.device, self.parallel_model)
         placed = [strategy.to(plan.device) for strategy in strategies]
         self.sampling = LogSampling(schema)
         self.transfer = StudentTransfer(placed, parameters, self.parallel_model, self.sampling, model.label_kinds)

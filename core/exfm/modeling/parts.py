@@ -71,14 +71,14 @@ def model_memory(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if type(value) in (Tensor, nn.Parameter)}
 
 
-def write_parts(model: RankingModel, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Overwrites the tensors of model parts in place."""
+def part_entries(model: RankingModel, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Returns the tensors of model parts under the names of the model's state dict."""
     keys = {part_of(key): key for key in model.state_dict()}
     values: dict[str, Tensor] = {}
     for part_name, tensors in parts.items():
         for name, tensor in tensors.items():
             values[keys[part_name, name]] = tensor
-    model.load_state_dict(values, strict=False)
+    return values
 
 
 def freeze(model: RankingModel, parts: Iterable[str]) -> None:

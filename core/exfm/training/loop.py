@@ -408,7 +408,7 @@ class StreamLoop:
         for labeller in labellers:
             teachers[labeller.name] = labeller.label(chunk).index()
         labelled = time.perf_counter()
-        vectors = ChunkVectors(chunk.batch, teachers)
+        vectors = ChunkVectors(chunk.batch, teachers, chunk)
         for stage in stages:
             supervision = stage.consume(chunk, teachers, vectors)
             if stage.supervises:

@@ -304,7 +304,7 @@ class Stage:
         rows = chunk.cut(chunk.rows[self.name], self.trainer.arm.config.batch_size)
         seen = chunk.select_without_features(rows.index)
         joined = self._join(seen, teachers)
-        self._feed.open(ChunkVectors(chunk.batch, teachers), rows.index)
+        self._feed.open(ChunkVectors(chunk.batch, teachers, chunk), rows.index)
         for batch in self._batches(chunk, rows):
             batch, supervision = join_batch(batch, self.trainer.model, joined)
             self._feed.override(batch.rows)

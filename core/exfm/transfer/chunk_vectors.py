@@ -1,17 +1,18 @@
 """Looks up the vectors that teachers have stored for a chunk of the stream, once for all students of a job.
 
-Legend: B rows of the chunk, S vectors of a column, K width of a vector.
+Legend: B rows of this process in the chunk, S vectors of a column, K width of a vector, R processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from exfm.data.batch import Batch
+from exfm.distributed.chunk_exchange import ShardedChunk
+from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
 from exfm.supervision.joiner import ROW, STATE, Joiner, Stored
 from exfm.transfer.pending_vectors import PendingVectors
 
@@ -19,31 +20,29 @@ from exfm.transfer.pending_vectors import PendingVectors
 class ChunkVectors:
     """Looks up the stored vectors of a chunk when a student first asks for them.
 
+    Of several processes each looks up its rows of the chunk, and gathers the vectors of all, because an example of one
+    process may follow another process's example of the same user or item. All ask for the same columns in the same
+    order, because the look-up is then a collective.
+
     Args:
-        batch: the whole chunk.
+        batch: the rows of this process.
         teachers: the teachers' stored output, by name; a teacher may be added until it is asked for.
+        chunk: this process's shard of the chunk; None where the rows are the whole chunk.
     """
 
-    def __init__(self, batch: Batch, teachers: Mapping[str, Joiner]) -> None:
+    def __init__(self, batch: Batch, teachers: Mapping[str, Joiner], chunk: ShardedChunk | None = None) -> None:
         self.batch = batch
         self._teachers = teachers
         self._stored: dict[str, Stored] = {}
-        self._vectors: dict[tuple[str, str], PendingVectors] = {}
+        self._vectors: dict[tuple[str, str], PendingVectors | None] = {}
         self._rows: dict[str, Tensor] = {}
-
-    @cached_property
-    def end_us(self) -> int | None:
-        """Returns the time of the chunk's last row; None where this process has no row of a short chunk."""
-        return int(self.batch.event_time_us[-1]) if self.batch.size else None
-
-    def columns(self, teacher: str) -> tuple[str, ...]:
-        """Names the columns of vectors that a teacher has stored."""
-        return tuple(self._stored_by(teacher).vectors)
+        self._process_group = SINGLE_PROCESS if chunk is None else chunk.process_group
+        # The positions of the rows in the whole chunk.
+        self.position = torch.arange(batch.size) if chunk is None else chunk.position
+        self.end_us = int(batch.event_time_us[-1]) if chunk is None else chunk.last_us
 
     def vectors(self, teacher: str, column: str) -> PendingVectors | None:
         """Returns a teacher's vectors of the chunk; None where it has stored no such column."""
-        if column not in self._stored_by(teacher).vectors:
-            return None
         if (teacher, column) not in self._vectors:
             self._vectors[teacher, column] = self._look_up(teacher, column)
         return self._vectors[teacher, column]
@@ -60,19 +59,54 @@ class ChunkVectors:
             self._stored[teacher] = self._teachers[teacher].stored(batch.example_id, batch.event_time_us)
         return self._stored[teacher]
 
-    def _look_up(self, teacher: str, column: str) -> PendingVectors:
+    def _look_up(self, teacher: str, column: str) -> PendingVectors | None:
         """Assigns each vector the position in the chunk after which a student may read it."""
         stored = self._stored_by(teacher)
-        position_S, vector_SK = stored.has_row.nonzero().squeeze(1), stored.vectors[column]
-        row_S = self.rows(feature_of(column))[position_S]
+        index_S, vector_SK = stored.has_row.nonzero().squeeze(1), stored.vectors.get(column)
+        row_S = self.rows(feature_of(column))[index_S]
+        numbers_S4 = torch.stack(
+            [row_S, self.position[index_S], self.batch.event_time_us[index_S], stored.watermark_us], dim=1
+        )
+        if self._process_group.world_size > 1:
+            gathered = _gather(numbers_S4, vector_SK, self._process_group)
+            if gathered is None:
+                return None
+            numbers_S4, vector_SK = gathered
+        if vector_SK is None:
+            return None
+        row_S, position_S, time_us_S, watermark_us_S = numbers_S4.unbind(1)
         # A table's row is stored after the teacher's step on a whole batch, which has read all labels of the batch.
         if column.startswith(ROW):
-            position_S = position_S[_last_of_batch(stored.watermark_us)]
+            last_S = _last_of_batch(watermark_us_S)
+            position_S, time_us_S = position_S[last_S], time_us_S[last_S]
         kept_S = (row_S >= 0).nonzero().squeeze(1)
         if kept_S.numel() < row_S.numel():
-            row_S, position_S = row_S[kept_S], position_S[kept_S]
+            row_S, position_S, time_us_S = row_S[kept_S], position_S[kept_S], time_us_S[kept_S]
             vector_SK = vector_SK.index_select(0, kept_S)
-        return PendingVectors(row_S, position_S, self.batch.event_time_us[position_S], vector_SK)
+        return PendingVectors(row_S.contiguous(), position_S.contiguous(), time_us_S.contiguous(), vector_SK)
+
+
+def _gather(numbers_S4: Tensor, vector_SK: Tensor | None, process_group: ProcessGroup) -> tuple[Tensor, Tensor] | None:
+    """Gathers the vectors of all processes, in the order of their positions; None where no process has the column.
+
+    A process without rows of a teacher knows neither that the teacher stores the column nor its width.
+
+    Args:
+        numbers_S4: int64: table row, position, time and watermark of each vector.
+    """
+    width = 0 if vector_SK is None else vector_SK.shape[1]
+    size = 0 if vector_SK is None else numbers_S4.shape[0]
+    sizes_R2 = process_group.all_gather(torch.tensor([size, width]))
+    width = int(sizes_R2[:, 1].max())
+    if not width:
+        return None
+    if vector_SK is None:
+        vector_SK = torch.zeros(0, width)
+    counts = sizes_R2[:, 0].tolist()
+    numbers_S4 = process_group.all_gather_rows(numbers_S4[:size], counts)
+    vector_SK = process_group.all_gather_rows(vector_SK, counts)
+    order_S = numbers_S4[:, 1].argsort()
+    return numbers_S4[order_S], vector_SK[order_S]
 
 
 def feature_of(column: str) -> str:

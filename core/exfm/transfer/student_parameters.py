@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.parameter_strategy import AddRows, CopyPart, TeacherVectors
 from exfm.mappings import add_prefix, map_values, strip_prefix
-from exfm.modeling.parts import freeze, write_parts
+from exfm.modeling.parts import freeze, part_entries
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.row_offset import RowOffset
 from exfm.modeling.vector_table import VectorTable
@@ -39,6 +40,7 @@ class StudentParameters:
         declared: the transfers of each strategy, in the order of the file.
         features: the table that each categorical feature of the stream reads.
         device: the device of the tables of vectors.
+        parallel_model: the plan's handle of the student, which writes copied parts to wherever they are placed.
     """
 
     def __init__(
@@ -47,8 +49,9 @@ class StudentParameters:
         declared: Sequence[DeclaredTransfers],
         features: Mapping[str, str],
         device: torch.device,
+        parallel_model: ParallelModel,
     ) -> None:
-        self.model = model
+        self.model, self._parallel_model = model, parallel_model
         self._features = features
         self._shapes: dict[str, Mapping[str, tuple[int, ...]]] = {}
         self._copies: list[tuple[str, CopyPart]] = []
@@ -138,7 +141,7 @@ class StudentParameters:
             table_part = f"table/{sources[0].name}"
             if name == teacher and sources[0].kind == "table_row" and table_part in parts:
                 table.vectors_RK.copy_(parts[table_part]["weight"])
-        write_parts(self.model, written)
+        self._write(written)
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -146,7 +149,11 @@ class StudentParameters:
         for teacher, add in self._additions:
             if not add.keep_own_row and self._tables[teacher, add.sources].vectors_RK.any():
                 shape = (self.model.featurizer.table_rows[add.table], self.model.featurizer.dim)
-                write_parts(self.model, {f"table/{add.table}": {"weight": torch.zeros(shape)}})
+                self._write({f"table/{add.table}": {"weight": torch.zeros(shape)}})
+
+    def _write(self, parts: ModelParts) -> None:
+        """Overwrites the tensors of model parts, whole, in the placed model."""
+        self._parallel_model.load_state_dict(part_entries(self.model, parts), strict=False)
 
     def keep_start(self) -> None:
         """Copies the vectors that the model has before its first window, for ``rewind``: those of another model."""

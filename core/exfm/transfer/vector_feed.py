@@ -101,9 +101,9 @@ class VectorFeed:
 
         Args:
             chunk: the stored vectors of the chunk.
-            seen_L: positions of the chunk's rows that the student sees, ascending.
+            seen_L: index of the rows that the student sees among this process's rows of the chunk, ascending.
         """
-        self._end_us = self._end_us if chunk.end_us is None else chunk.end_us
+        self._end_us = chunk.end_us
         self._chunk = {}
         for teacher, column in self._read:
             stored, pending = chunk.vectors(teacher, column), self._in_flight.get((teacher, column))
@@ -119,7 +119,9 @@ class VectorFeed:
     ) -> _ChunkColumn:
         row_L = chunk.rows(feature_of(column))[seen_L]
         has_id_L = row_L >= 0
-        visible_L = vectors.count_known(seen_L, chunk.batch.event_time_us[seen_L], self._lags_us[teacher])
+        visible_L = vectors.count_known(
+            chunk.position[seen_L], chunk.batch.event_time_us[seen_L], self._lags_us[teacher]
+        )
         newest = vectors.newest(row_L, visible_L, self._lengths[teacher, column])
         return _ChunkColumn(vectors, None if has_id_L.all() else has_id_L, newest)
 
