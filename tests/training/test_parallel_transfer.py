@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 import exfm
+from exfm.supervision.store import Store
 from tests.processes import torchrun
 from tests.training import parallel_worker
 from tests.training.logs import DAY_US, START_US, experiment_dict, make_log, predictions, supervision, train
@@ -144,5 +144,7 @@ def test_students_do_follow_their_teacher(runs: Path) -> None:
 
 
 def _saved(run_dir: Path, model: str, file: str) -> dict[str, torch.Tensor]:
-    (path,) = (run_dir / "snapshots" / model / f"{DAYS - 1:06d}").glob(f"{file}-*.safetensors")
-    return load_file(path)
+    """Weights or training state of a model's last snapshot, whole."""
+    snapshots = Store(str(run_dir)).snapshots
+    snapshot = snapshots.get(model, DAYS - 1)
+    return snapshots.load_whole(snapshot.weights if file == "model" else snapshot.training)

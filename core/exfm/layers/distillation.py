@@ -288,8 +288,9 @@ class ValueDistillationHead(nn.Module):
         # In a tuple, because a module would become a part of this module's state.
         self._task_head, self._gradient_scale = (task_head,), gradient_scale
 
-    def sums(self, soft: Tensor, counted_B: Tensor) -> None:
-        """Returns nothing, because the head keeps no mean."""
+    def sums(self, soft: Tensor, counted_B: Tensor) -> Tensor | None:
+        """Returns None, because the head keeps no mean."""
+        return None
 
     def forward(
         self,
@@ -365,12 +366,11 @@ class DistillationHeads(nn.ModuleDict):
     def sums(self, teacher: TeacherOutput) -> dict[str, Tensor]:
         """Returns the sums of the teacher's soft labels, by task, that heads with a label scale of recent means add."""
         sums: dict[str, Tensor] = {}
-        for key, head in self.items():
-            task = key.removeprefix("task_")
+        for task in (key.removeprefix("task_") for key in self):
             if task in teacher.hit:
                 hit_B, weight_B = teacher.hit[task], teacher.weight
                 counted_B = hit_B if weight_B is None else hit_B * weight_B
-                of_task = head.sums(teacher.probabilities[task], counted_B)
+                of_task = self.of_task(task).sums(teacher.probabilities[task], counted_B)
                 if of_task is not None:
                     sums[task] = of_task
         return sums

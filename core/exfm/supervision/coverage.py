@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from exfm.interfaces.process_group import ProcessGroup
 from exfm.supervision.joiner import Joined
 
 AGE_EDGES_S = tuple(float(f"{10 ** (step / 4):.4g}") for step in range(33))
@@ -74,6 +76,11 @@ class Coverage:
     def from_counters(cls, counters: Mapping[str, Any]) -> Coverage:
         """Builds a coverage from the counters of a commit's manifest."""
         return cls(**{**counters, "age_counts": np.array(counters["age_counts"], np.int64)})
+
+    def add_up(self, process_group: ProcessGroup) -> Coverage:
+        """Adds up the counts of all processes; a collective operation."""
+        counts = process_group.all_gather(torch.from_numpy(self.as_vector()))
+        return Coverage.from_vector(counts.sum(dim=0).numpy())
 
     def as_vector(self) -> npt.NDArray[np.int64]:
         """Packs all counts into a vector, which ranks can sum with a collective; ``from_vector`` unpacks it."""

@@ -361,9 +361,7 @@ class Stage:
                 weights = weights.with_tensors(self._weights.copy(weights.tensors))
                 training = training.with_tensors(self._training.copy(training.tensors))
             shards = weights, training
-        teachers = {
-            name: self._sum_over_processes(counted).as_counters() for name, counted in self.counters.teachers.items()
-        }
+        teachers = map_values(lambda counted: counted.add_up(self.process_group), self.counters.teachers)
         soft_labels = trainer.transfer.soft_labels.counters(self.process_group)
         judgement = self._gate.judge(self._window, self.counters.scores)
         self._held = judgement.held
@@ -385,7 +383,7 @@ class Stage:
             "dense_parameters": parameters_by_section(trainer.model),
             "learned": sorted(trainer.learned),
             "soft_labels": soft_labels,
-            "teachers": teachers,
+            "teachers": map_values(Coverage.as_counters, teachers),
             "prequential": map_values(as_counters, self.counters.scores),
             **judgement.counters(),
         }
@@ -451,11 +449,6 @@ class Stage:
     def _training_state(self) -> dict[str, StateTensor]:
         feed = add_prefix(_FEED, self._feed.state())
         return self.trainer.training_state() | feed
-
-    def _sum_over_processes(self, counted: Coverage) -> Coverage:
-        """Adds up the counts of all processes."""
-        counts = self.process_group.all_gather(torch.from_numpy(counted.as_vector()))
-        return Coverage.from_vector(counts.sum(dim=0).numpy())
 
     def _needed_us(self, window: Window) -> int:
         """Returns the earliest time of which a labeller or student that lags behind may still read a snapshot."""
