@@ -348,7 +348,6 @@ class Stage:
         """
         trainer = self.trainer
         check_equal_replicas(trainer.arm.base, trainer.transfer.strategies, self.process_group)
-        # Weights, state, check, shards and counts are collectives.
         shards: tuple[Shards, Shards] | None = None
         state: tuple[dict[str, StateTensor], dict[str, StateTensor]] | None = None
         delta: Delta | None = None
