@@ -35,7 +35,7 @@ from exfm.storage.shard_reader import Destinations, RowGrowth, ShardReader
 from exfm.storage.shard_writer import Shards
 from exfm.storage.snapshot_links import linked, stand_in
 from exfm.storage.tensor_files import TensorFile, write_tensors
-from exfm.storage.workspace import Workspace, numbered
+from exfm.storage.workspace import MissingFileError, Workspace, numbered
 
 MODEL_FILE = "model"
 TRAINING_FILE = "training"
@@ -258,6 +258,10 @@ class SnapshotRegistry:
         where = self.workspace.name(files.index.path)
         try:
             content = json.loads(self.workspace.read_checked(files.index))
+        except MissingFileError:
+            # A snapshot that is not stored any more has lost all files, and is known by its weights.
+            self.workspace.open_ranges(files.files[0], ()).close()
+            raise
         except ValueError as error:
             raise RunError(f"{where}: not valid JSON: {error}{self.workspace.remedy}") from error
         if not isinstance(content, dict):
