@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pytest
 
 import exfm
+from exfm.serving.export import Form, export
 from tests.training.logs import experiment_dict, load, make_log, write_log
 
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -62,6 +63,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> exfm.Experiment:
     experiment = load(folder, served_experiment(write_log(folder / "log", log), str(folder / "run")))
     exfm.run(experiment)
     return experiment
+
+
+FIRST = "1"
+"""The snapshot that is exported with compiled programs."""
+
+
+@pytest.fixture(scope="session")
+def compiled(run: exfm.Experiment, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Exports an early snapshot with all programs; it is not written to again."""
+    folder = str(tmp_path_factory.mktemp("compiled") / "out")
+    export(run, "ah", folder, Form(compiled=True), at=FIRST, compute_figures=False)
+    return folder
 
 
 @pytest.fixture(scope="session")

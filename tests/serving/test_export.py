@@ -21,7 +21,7 @@ from exfm.serving.capture import capture
 from exfm.serving.description import arrays
 from exfm.serving.export import Form, _column_types, export, to_onnx
 from exfm.serving.find_snapshot import find_arm, find_snapshot
-from exfm.serving.served_model import ServedModel
+from exfm.serving.served_model import ServedModel, pool_by_adding
 from exfm.supervision.store import Store
 from tests.modeling.cases import schema_of
 from tests.serving.conftest import STUDENTS
@@ -87,13 +87,6 @@ def test_inputs_of_a_teacher_are_exported(experiment_file: str, tmp_path: Path) 
     assert [value.shape for key, value in weights.items() if "inputs.tables" in key and value.dim() == 2]
 
 
-@pytest.fixture(scope="module")
-def compiled(run: exfm.Experiment, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    export(run, "ah", folder, Form(compiled=True))
-    return folder
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
 def test_the_compiled_model_and_the_program_agree(size: int, compiled: str, run: exfm.Experiment) -> None:
     machine_code, program = exfm.serving.load(compiled), exfm.serving.load(compiled, compiled=False)
@@ -127,9 +120,12 @@ def test_onnx(model: dict[str, Any], features: tuple[str, ...], tmp_path: Path) 
     pytest.importorskip("onnxscript")
     schema = with_columns(schema_of(*features))
     arm = untaught_arm({"embedding_dim": 8, **model}, schema)
-    served = ServedModel(arm, schema, trained(arm, schema)[1])
+    weights = trained(arm, schema)[1]
+    served = ServedModel(arm, schema, weights)
     with warnings.catch_warnings(action="ignore"):
-        to_onnx(capture(served), served, tmp_path / "model.onnx")
+        to_onnx(capture(ServedModel(arm, schema, weights, pool_by_adding)), served, tmp_path / "model.onnx")
+    loaded = pytest.importorskip("onnx").load(tmp_path / "model.onnx")
+    assert "Loop" not in {node.op_type for node in loaded.graph.node}  # over the examples: a hundred times as slow
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     for size in (1, 3, 100, 513, 5_000):
         inputs = list(arrays(served.features, random_rows(schema, size)))

@@ -17,9 +17,7 @@ import exfm
 import exfm.serving
 from exfm.serving.export import Form, export
 from exfm.serving.predictor import Predictor
-
-FIRST = "1"
-"""The snapshot that is exported with its programs."""
+from tests.serving.conftest import FIRST
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +26,9 @@ def rows(run: exfm.Experiment) -> pa.RecordBatch:
     return next(iter(run.source.read(window))).slice(0, 20)
 
 
-@pytest.fixture(scope="module")
-def original(run: exfm.Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exports an early snapshot in all forms."""
-    folder = tmp_path_factory.mktemp("refreshed") / "out"
-    export(run, "ah", str(folder), Form(compiled=True), at=FIRST, compute_figures=False)
-    return folder
-
-
 @pytest.fixture
-def folder(original: Path, tmp_path: Path) -> Path:
-    shutil.copytree(original, tmp_path / "out")
+def folder(compiled: str, tmp_path: Path) -> Path:
+    shutil.copytree(compiled, tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -46,11 +36,11 @@ def refreshed(run: exfm.Experiment, folder: Path, model: str = "ah", at: str = "
     export(run, model, str(folder), at=at, compute_figures=False, weights_only=True)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("machine_code", [True, False])
 def test_a_predictor_takes_over_new_weights(
-    compiled: bool, run: exfm.Experiment, folder: Path, rows: pa.RecordBatch, tmp_path: Path
+    machine_code: bool, run: exfm.Experiment, folder: Path, rows: pa.RecordBatch, tmp_path: Path
 ) -> None:
-    predictor = exfm.serving.load(str(folder), compiled=compiled)
+    predictor = exfm.serving.load(str(folder), compiled=machine_code)
     before = predictor.predict(rows)
     assert not predictor.refresh()
     programs = {name: (folder / name).read_bytes() for name in ("program.pt2", "compiled.pt2")}

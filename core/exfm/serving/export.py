@@ -46,7 +46,7 @@ from exfm.serving.description import (
 )
 from exfm.serving.find_snapshot import find_arm, find_snapshot, load_snapshot
 from exfm.serving.folder import read_description, remove_other_files, weights_before
-from exfm.serving.served_model import ServedModel
+from exfm.serving.served_model import ServedModel, pool_by_adding
 from exfm.serving.weights import program_weights, remove_parameters, write_weights
 from exfm.sources.ids import holds_bytes
 from exfm.storage.aliases import LATEST
@@ -116,16 +116,13 @@ def export(
     opened = open_store(experiment)
     store = opened.home(arm.name).store
     snapshot, weights = load_snapshot(partial(find_snapshot, experiment, arm, store, at), store.snapshots.load_whole)
-    growth = build_growth(arm, experiment.schema, experiment.config.seed)
-    served = ServedModel(arm, experiment.schema, growth.grow_whole(weights))
+    grown = build_growth(arm, experiment.schema, experiment.config.seed).grow_whole(weights)
+    served = ServedModel(arm, experiment.schema, grown)
     check_snapshot(snapshot, weights, served.constants, store.workspace.url)
-    try:
-        program = capture(served)
-    except Exception as error:  # torch raises many types for code of plugins that it cannot capture
-        raise RunError(f"models.{arm.base}: torch.export cannot capture it: {first_line(error)}") from error
-    # Probabilities: fp32 is summed in another order; bf16 has 8 bits, a step of 4e-3 below 1.
-    tolerance = 1e-5 if arm.config.precision == "fp32" else 1e-2
-    check_graph(served, program, arm.base, tolerance)
+    program = _capture_checked(arm, served, served)
+    for_onnx = None
+    if form.onnx and before is None:
+        for_onnx = _capture_checked(arm, ServedModel(arm, experiment.schema, grown, pool_by_adding), served)
     described = _describe(experiment, arm, snapshot, served, graph_digest(program))
     if before is not None:
         _check_same_programs(out, before, described)
@@ -133,7 +130,8 @@ def export(
     tensors = program_weights(program)
     if before is None:
         with temporary_folder(spool_folder()) as folder:
-            files = dict(_write_programs(workspace, program, served, form, folder))
+            _write_programs(program, for_onnx, served, form.compiled, folder)
+            files = dict(_send(folder, workspace))
     else:
         files = {name: file for name, file in before.files.items() if name in (PROGRAM_FILE, COMPILED_FILE)}
     record = write_weights(workspace, tensors)
@@ -145,6 +143,21 @@ def export(
     workspace.write(DESCRIPTION_FILE, (description.model_dump_json(indent=2) + "\n").encode())
     remove_other_files(workspace, description, kept)
     return description
+
+
+def _capture_checked(arm: Arm, model: ServedModel, served: ServedModel) -> ExportedProgram:
+    """Captures the graph of a model, and checks that it computes the same as the served model.
+
+    Raises:
+        RunError: it cannot be captured, or computes something else.
+    """
+    try:
+        program = capture(model)
+    except Exception as error:  # torch raises many types for code of plugins that it cannot capture
+        raise RunError(f"models.{arm.base}: torch.export cannot capture it: {first_line(error)}") from error
+    # Probabilities: fp32 is summed in another order; bf16 has 8 bits, a step of 4e-3 below 1.
+    check_graph(served, program, arm.base, 1e-5 if arm.config.precision == "fp32" else 1e-2)
+    return program
 
 
 def _describe(experiment: Experiment, arm: Arm, snapshot: Snapshot, served: ServedModel, graph: str) -> Description:
@@ -222,18 +235,22 @@ def _first_rows(source: DataSource, experiment: Experiment) -> pa.RecordBatch:
 
 
 def _write_programs(
-    workspace: Workspace, program: ExportedProgram, served: ServedModel, form: Form, folder: Path
-) -> Iterator[tuple[str, ExportedFile]]:
+    program: ExportedProgram, for_onnx: ExportedProgram | None, served: ServedModel, compiled: bool, folder: Path
+) -> None:
+    """Writes the programs to a local folder, and takes the weights out of the first."""
     # torch warns of deprecations in its code, which a user cannot act on.
     with warnings.catch_warnings(action="ignore"):
-        if form.compiled:
+        if compiled:
             _compile(program, str(folder / COMPILED_FILE))
-        if form.onnx:
-            to_onnx(program, served, folder / ONNX_FILE)
-    # Last, because it takes the weights out of the program.
+        if for_onnx is not None:
+            to_onnx(for_onnx, served, folder / ONNX_FILE)
     program.example_inputs = None  # torch would pickle them, and `load` refuses pickles
     remove_parameters(program)
     torch.export.save(program, folder / PROGRAM_FILE)
+
+
+def _send(folder: Path, workspace: Workspace) -> Iterator[tuple[str, ExportedFile]]:
+    """Copies the files of a local folder to the export's folder; yields the name and the checksum of each."""
     for file in sorted(folder.iterdir()):
         with workspace.writing(file.name) as target, file.open("rb") as written:
             shutil.copyfileobj(written, target, 1 << 20)

@@ -5,7 +5,7 @@ Legend: B examples, V values of a feature, E events, G numbers of an event, D wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -45,6 +45,36 @@ class _Bags:
         return torch.cat([self.starts, torch.full_like(self.starts[:1], self.rows_V.shape[0])])
 
 
+Bag = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Pools table rows: maps the rows' numbers (V,), the table, the start of each example (B,) and the weights of the rows
+(V,) to their sum, or without weights to their mean, (B, D)."""
+
+
+def pool_fused(rows_V: Tensor, table: Tensor, starts: Tensor, weights_V: Tensor | None) -> Tensor:
+    """Pools rows with torch's kernel."""
+    if weights_V is not None:
+        return embedding_bag(rows_V, table, starts, mode="sum", per_sample_weights=weights_V)
+    return embedding_bag(rows_V, table, starts, mode="mean")
+
+
+def pool_by_adding(rows_V: Tensor, table: Tensor, starts: Tensor, weights_V: Tensor | None) -> Tensor:
+    """Pools rows with operations that ONNX has; its translation of ``embedding_bag`` is a loop over the examples."""
+    ones_B = torch.ones_like(starts)
+    # The example of a row is the number of examples that have begun, less 1. A place more, because examples without
+    # rows at the end begin after the last row.
+    begun = torch.zeros_like(torch.cat([rows_V, starts[:1]])).index_put((starts,), ones_B, accumulate=True)
+    example_V = begun.cumsum(0)[:-1] - 1
+    vectors_VD = embedding(rows_V, table)
+    if weights_V is not None:
+        vectors_VD = vectors_VD * weights_V.unsqueeze(1)
+    sums_BD = torch.zeros_like(starts, dtype=table.dtype).unsqueeze(1).expand(-1, table.shape[1])
+    sums_BD = sums_BD.index_put((example_V,), vectors_VD, accumulate=True)
+    if weights_V is not None:
+        return sums_BD
+    count_B = torch.zeros_like(starts).index_put((example_V,), torch.ones_like(example_V), accumulate=True)
+    return sums_BD / count_B.clamp(min=1).unsqueeze(1)
+
+
 class _Tables(nn.Module):
     """Looks up the tables of a model in plain torch, for every feature and every field of a sequence.
 
@@ -52,12 +82,13 @@ class _Tables(nn.Module):
         lookups: the lookups of the model.
         weights: weights of the tables, by table.
         averaged: whether a sequence's field is averaged over the events.
+        bag: pools the rows of examples, as ``embedding_bag`` does.
     """
 
-    def __init__(self, lookups: Sequence[Lookup], weights: Mapping[str, Tensor], averaged: bool) -> None:
+    def __init__(self, lookups: Sequence[Lookup], weights: Mapping[str, Tensor], averaged: bool, bag: Bag) -> None:
         super().__init__()
         self.lookups = tuple(lookups)
-        self.averaged = averaged
+        self.averaged, self.bag = averaged, bag
         self.tables = nn.ParameterDict({f"table_{table}": nn.Parameter(rows) for table, rows in weights.items()})
 
     def forward(self, batch: Batch) -> dict[Lookup, Tensor]:
@@ -68,12 +99,10 @@ class _Tables(nn.Module):
         weight = self.tables[f"table_{lookup.table}"]
         if lookup.field is None:
             bags = batch.sparse[lookup.key]
-            if bags.weights_V is not None:
-                return embedding_bag(bags.rows_V, weight, bags.starts, mode="sum", per_sample_weights=bags.weights_V)
-            return embedding_bag(bags.rows_V, weight, bags.starts, mode="mean")
+            return self.bag(bags.rows_V, weight, bags.starts, bags.weights_V)
         history = batch.sequences[lookup.key]
         if self.averaged:
-            return embedding_bag(history.ids_EC[:, lookup.field], weight, history.offsets[:-1], mode="mean")
+            return self.bag(history.ids_EC[:, lookup.field], weight, history.offsets[:-1], None)
         return embedding(history.ids_EC[:, lookup.field], weight)
 
 
@@ -84,6 +113,7 @@ class ServedModel(nn.Module):
         arm: the model.
         schema: the stream's schema.
         weights: weights of the model's snapshot.
+        bag: pools the table rows of examples.
 
     Attributes:
         constants: names of buffers that are infinite by design.
@@ -93,7 +123,7 @@ class ServedModel(nn.Module):
         ConfigError: a component refuses its config or its inputs.
     """
 
-    def __init__(self, arm: Arm, schema: FeatureSchema, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, arm: Arm, schema: FeatureSchema, weights: Mapping[str, Tensor], bag: Bag = pool_fused) -> None:
         super().__init__()
         # Initialization draws random numbers, which must not change those of the caller.
         with torch.random.fork_rng(devices=[]):
@@ -119,7 +149,7 @@ class ServedModel(nn.Module):
         # The rows of managed ids are resolved before the featurizer, see `_batch`.
         self.managed, featurizer.managed = featurizer.managed, nn.ModuleDict()
         if lookups:
-            plain = _Tables(lookups, table_weights, averaged=not featurizer.raw_sequences)
+            plain = _Tables(lookups, table_weights, averaged=not featurizer.raw_sequences, bag=bag)
             featurizer.pooled = plain  # type: ignore[assignment]
         self.eval().requires_grad_(False)
 
