@@ -113,6 +113,8 @@ bench: $(TOOLS)
 	-$(BENCH) benchmarks/speed/overhead.py
 	-$(BENCH) benchmarks/memory.py
 	-$(BENCH) benchmarks/supervision_store.py
+	-$(BENCH) benchmarks/commits.py
+	-$(BENCH) benchmarks/deltas.py
 	-$(BENCH) benchmarks/export.py
 	$(BENCH) benchmarks/speed/startup.py examples/quickstart.yaml
 
