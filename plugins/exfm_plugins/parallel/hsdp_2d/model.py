@@ -33,6 +33,10 @@ class Hsdp2dModel(HsdpModel):
             self._table_names.update(collection.weight_names.values())
         self._steps = 0
 
+    def take_changed_rows(self) -> dict[str, Tensor]:
+        """Returns nothing: the changes of shards are not tracked, and a snapshot has all of their rows."""
+        return {}
+
     def sync_tables(self) -> None:
         """Averages tables over the replicas every ``sync_every`` steps."""
         self._steps += 1
