@@ -27,11 +27,7 @@ from exfm.supervision.store import Store
 from exfm.supervision.stored_rows import read_window
 
 FOLDERS: dict[str, Stage] = {"predictions": "train", "supervision": "supervise"}
-OVERRIDES = (
-    "stream.source.days=4",
-    "stream.source.rows_per_day=600",
-    "models.vm.transfer=[{name: auxiliary_head, teacher: fm}]",  # compact_features trains in a single process
-)
+OVERRIDES = ("stream.source.days=4", "stream.source.rows_per_day=600")
 COMMITS = 12  # three models, four days
 
 
