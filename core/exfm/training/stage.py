@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,22 +24,21 @@ from exfm.data.skips import Counts, sum_counts
 from exfm.distributed.chunk_exchange import ModelBatch, ModelChunk, ShardedChunk
 from exfm.distributed.late_labels import LateLabelCollector
 from exfm.distributed.sharded_rows import ShardedRowWriter
-from exfm.errors import RunError
 from exfm.evaluation.label_kinds import as_counters
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.duration import microseconds, microseconds_since_1970
 from exfm.interfaces.local_shards import StateTensor, whole_tensors
 from exfm.interfaces.schema import FeatureSchema
+from exfm.learning.divergence_check import FEW, DivergenceCheck, State
 from exfm.learning.initial_weights import InitialWeights, check_new_tables, load_initial_weights
 from exfm.learning.model_output import ForwardRows
 from exfm.learning.resume import load_newest
 from exfm.learning.trainer import StepLabels, Trainer
 from exfm.mappings import add_prefix, map_values, strip_prefix
 from exfm.modeling.cost import flops_by_section, parameters_by_section
-from exfm.optimization.divergence import diverged
 from exfm.storage.commits import NONE, WindowRead
-from exfm.storage.deltas import Delta, DeltaPlan, TableState, tensor_of
-from exfm.storage.finite import first_not_finite, first_on_any, rows_not_finite
+from exfm.storage.deltas import Delta, DeltaPlan, TableState
+from exfm.storage.finite import rows_not_finite
 from exfm.storage.shard_writer import Shards, plan_shards
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.joiner import Joined, Joiner, SupervisionRows
@@ -60,9 +59,6 @@ from exfm.transfer.equal_replicas import check_equal_replicas
 from exfm.transfer.example_embeddings import join_batch
 from exfm.transfer.teacher_parameters import TeacherParameters
 from exfm.transfer.vector_feed import VectorFeed
-
-_FEW = 64
-"""Number of examples on which FLOPs are counted and final predictions are checked: few, because either is slow."""
 
 _FEED = "feed."
 """State-dict prefix of teacher vectors still in flight, younger than ``supervision.lag``."""
@@ -101,8 +97,7 @@ class Stage:
     ) -> None:
         self.trainer = trainer
         self.process_group = trainer.plan.process_group
-        self.name = trainer.arm.name
-        self.tasks = trainer.arm.tasks
+        self.name, self.tasks = trainer.arm.name, trainer.arm.tasks
         self.labels = trainer.model.labels
         self.store = store
         self.oracles = tuple(label.name for label in schema.labels if label.oracle and label.name in self.tasks)
@@ -129,6 +124,7 @@ class Stage:
         self._constant_flops: dict[str, float] = {}
         self._weights, self._training = ReusableBuffers(), ReusableBuffers()
         self._deltas = DeltaPlan(trainer.arm.config.keep.full_snapshot_every)
+        self._divergence = DivergenceCheck(trainer, store)
         self._last: Batch | None = None
         self._parent = parent
         self._initial: InitialWeights | None = None
@@ -182,9 +178,9 @@ class Stage:
 
     def take_parameters(self, window: Window) -> None:
         """Loads the parameters that the model takes from its teachers at the beginning of a window."""
-        trainer = self.trainer
-        with trainer.dense.average.setting_weights():
-            self.shared.load_into(trainer.transfer.parameters, trainer.growth, self.process_group, window)
+        transfer, growth = self.trainer.transfer, self.trainer.growth
+        with self.trainer.dense.average.setting_weights():
+            self.shared.load_into(transfer.parameters, growth, self.process_group, window)
         self._feed.begin()
 
     def _row_writer(self, folder: Folder, schema: pa.Schema) -> ShardedRowWriter:
@@ -278,7 +274,7 @@ class Stage:
     def _flops(self, batch: Batch) -> dict[str, float]:
         """Counts FLOPs per example, a single time for a model without histories, whose examples all cost the same."""
         if not self._constant_flops:
-            few = batch.select(torch.arange(min(batch.size, _FEW)))
+            few = batch.select(torch.arange(min(batch.size, FEW)))
             counted = flops_by_section(self.trainer.model, few)
             if batch.sequences:
                 return counted
@@ -346,50 +342,19 @@ class Stage:
         Raises:
             RunError: the model has diverged, or a strategy has become another in each process.
         """
-        trainer = self.trainer
-        check_equal_replicas(trainer.arm.base, trainer.transfer.strategies, self.process_group)
-        shards: tuple[Shards, Shards] | None = None
-        state: tuple[dict[str, StateTensor], dict[str, StateTensor]] | None = None
-        delta: Delta | None = None
-        if rows:
-            state, delta = self._state_to_save()
-        self._check_state(state)
-        if state:
-            weights, training = (plan_shards(tensors, self.process_group) for tensors in state)
-            if writer.background:
-                weights = weights.with_tensors(self._weights.copy(weights.tensors))
-                training = training.with_tensors(self._training.copy(training.tensors))
-            shards = weights, training
-        teachers = map_values(lambda counted: counted.add_up(self.process_group), self.counters.teachers)
-        soft_labels = trainer.transfer.soft_labels.counters(self.process_group)
-        judgement = self._gate.judge(self._window, self.counters.scores)
-        self._held = judgement.held
+        arm = self.trainer.arm
+        check_equal_replicas(arm.base, self.trainer.transfer.strategies, self.process_group)
+        state, delta = self._state_to_save() if rows else (None, None)
+        last, self._last = self._last, None
+        self._divergence.check(self._window, state, last)
+        shards = self._plan_shards(state, writer) if state else None
+        counters = self._count_window(skipped, id_kinds, delta)
         if rows:
             self._predictions.gather_files()
             if self._supervision is not None:
                 self._supervision.gather_files()
         if self.process_group.is_rank_zero:
             self.late_labels.write()
-        counters = {
-            "examples": self.counters.examples,
-            "seconds": self.counters.seconds,
-            "skipped_rows": sum_counts(skipped),
-            "skipped": skipped,
-            "id_kinds": dict(id_kinds),
-            "missed_windows": list(self._missed),
-            "flops_per_example": self.counters.flops,
-            "parameters": trainer.model.parameter_counts(),
-            "dense_parameters": parameters_by_section(trainer.model),
-            "learned": sorted(trainer.learned),
-            "soft_labels": soft_labels,
-            "teachers": map_values(Coverage.as_counters, teachers),
-            "prequential": map_values(as_counters, self.counters.scores),
-            **judgement.counters(),
-        }
-        if delta is not None:
-            counters |= delta.as_counters()
-        if self._initial is not None and self._previous == NONE:
-            counters["init_from"] = self._initial.counters()
         self._owns_files = False  # the commit discards them from here on
         return WindowCommit(
             self.name,
@@ -404,10 +369,47 @@ class Stage:
             shards,
             self._needed_us,
             writer.process_group,
-            trainer.arm.config.keep.snapshots,
+            arm.config.keep.snapshots,
         )
 
-    def _state_to_save(self) -> tuple[tuple[dict[str, StateTensor], dict[str, StateTensor]], Delta | None]:
+    def _plan_shards(self, state: State, writer: CommitWriter) -> tuple[Shards, Shards]:
+        """Plans the shards of weights and training state that this process writes, of copies if in the background."""
+        weights, training = (plan_shards(tensors, self.process_group) for tensors in state)
+        if writer.background:
+            weights = weights.with_tensors(self._weights.copy(weights.tensors))
+            training = training.with_tensors(self._training.copy(training.tensors))
+        return weights, training
+
+    def _count_window(self, skipped: Counts, id_kinds: Mapping[str, str], delta: Delta | None) -> dict[str, Any]:
+        """Judges the window; returns the counters of its commit, summed over the processes."""
+        trainer, counted = self.trainer, self.counters
+        teachers = map_values(lambda coverage: coverage.add_up(self.process_group), counted.teachers)
+        soft_labels = trainer.transfer.soft_labels.counters(self.process_group)
+        judgement = self._gate.judge(self._window, counted.scores)
+        self._held = judgement.held
+        counters = {
+            "examples": counted.examples,
+            "seconds": counted.seconds,
+            "skipped_rows": sum_counts(skipped),
+            "skipped": skipped,
+            "id_kinds": dict(id_kinds),
+            "missed_windows": list(self._missed),
+            "flops_per_example": counted.flops,
+            "parameters": trainer.model.parameter_counts(),
+            "dense_parameters": parameters_by_section(trainer.model),
+            "learned": sorted(trainer.learned),
+            "soft_labels": soft_labels,
+            "teachers": map_values(Coverage.as_counters, teachers),
+            "prequential": map_values(as_counters, counted.scores),
+            **judgement.counters(),
+        }
+        if delta is not None:
+            counters |= delta.as_counters()
+        if self._initial is not None and self._previous == NONE:
+            counters["init_from"] = self._initial.counters()
+        return counters
+
+    def _state_to_save(self) -> tuple[State, Delta | None]:
         """Returns weights and training state, of large tables perhaps the rows that have changed since the snapshot."""
         weights, training = self.trainer.weights(), self._training_state()
         tables = self.trainer.tables(weights, training)
@@ -415,35 +417,6 @@ class Stage:
         changed = self.trainer.parallel_model.take_changed_rows()
         saved, delta = self._deltas.next(self._window.index, states, changed)
         return (saved[0], saved[1]), delta
-
-    def _check_state(self, state: tuple[dict[str, StateTensor], dict[str, StateTensor]] | None) -> None:
-        """Checks that this process's state, and the predictions that it makes, are finite.
-
-        Raises:
-            RunError: they are not; on every process.
-        """
-        if name := self._first_not_finite(state):
-            raise self._diverged(f"{name} holds NaN or infinite values")
-        last, self._last = self._last, None
-        if last is not None:
-            forward = self.trainer.predict(last.select(torch.arange(min(last.size, _FEW))))
-            count = rows_not_finite([values.cpu() for values in forward.probabilities.values()])
-            # Weights may be finite and yet so large that the next window would begin with NaN.
-            if self.process_group.all_gather(torch.tensor(count)).any():
-                raise self._diverged("after its last step its predictions are NaN or infinite")
-
-    def _first_not_finite(self, state: tuple[dict[str, StateTensor], dict[str, StateTensor]] | None) -> str:
-        """Names the first tensor of weights and training state that is not finite, on every process; empty without."""
-        weights, training = state or ({}, {})
-        name = first_not_finite({**weights, **training}, self.trainer.constants)
-        return tensor_of(first_on_any(self.process_group, name))
-
-    def _diverged(self, symptom: str) -> RunError:
-        newest = next(self.store.snapshots.newest_first(self.name, sys.maxsize), None)
-        last: Window | None = None
-        if newest is not None:
-            last = self.store.log.load("train", self.name, newest.version).window
-        return diverged(self.trainer.arm, self._window, symptom, last)
 
     def _training_state(self) -> dict[str, StateTensor]:
         feed = add_prefix(_FEED, self._feed.state())
@@ -476,8 +449,8 @@ class Stage:
         columns: dict[str, Column] = {
             "example_id": seen.example_id.numpy(),
             "window": np.full(seen.size, self._window.index, np.int32),
+            "group": seen.group.numpy(),
         }
-        columns["group"] = seen.group.numpy()
         columns |= as_columns(probabilities)
         columns |= {f"label_{task}": seen.labels[task].numpy() for task in self.tasks}
         columns |= {f"oracle_{task}": seen.oracle[task].numpy() for task in self.oracles}
@@ -518,8 +491,10 @@ class Stage:
         for count, name in zip(not_finite, ("predictions", "embeddings or states"), strict=True):
             if count:
                 symptom = f"its {name} of {count:.0f} of {rows.examples} examples are NaN or infinite"
-                tensor = self._first_not_finite((self.trainer.weights(), self._training_state()))
-                raise self._diverged(f"{symptom}, and so are values of {tensor}" if tensor else symptom)
+                tensor = self._divergence.first_not_finite((self.trainer.weights(), self._training_state()))
+                raise self._divergence.error(
+                    self._window, f"{symptom}, and so are values of {tensor}" if tensor else symptom
+                )
         self.counters.examples += rows.examples
         of_task = torch.split(total[:-2], [counted.numel() for counted in sums.values()])
         self.counters.add_scores(dict(zip(sums, of_task, strict=True)), kinds)
