@@ -33,7 +33,7 @@ def growth(rows: int, ids: str, seed: int = 0) -> Growth:
 @given(rows=st.integers(1, 50), factor=st.integers(1, 5), ids=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1))
 def test_every_hashed_id_reads_what_it_read_before(rows: int, factor: int, ids: list[int]) -> None:
     table, squares = torch.randn(rows, 4), torch.rand(rows)
-    grown = growth(rows * factor, "hash").grow({WEIGHT: table, SQUARES: squares})
+    grown = growth(rows * factor, "hash").grow_whole({WEIGHT: table, SQUARES: squares})
     keys = np.array(ids, np.int64).view(np.uint64)
     before, now = (torch.from_numpy(hash_rows(keys, count)) for count in (rows, rows * factor))
     assert torch.equal(grown[WEIGHT][now], table[before])
@@ -44,7 +44,7 @@ def test_new_rows_of_ids_that_are_rows_are_a_new_tables() -> None:
     others = {name: torch.ones(4, 3) for name in ("heads.task_click.0.weight", "0.rows.table_user.map.weight")}
     vectors = {STATES: torch.ones(30, 4), ADDED: torch.ones(30, 3)}
     state = {WEIGHT: torch.randn(30, 16), SQUARES: torch.rand(30), **vectors, **others}
-    grown = growth(5_000, "row").grow(state)
+    grown = growth(5_000, "row").grow_whole(state)
     new = grown[WEIGHT][30:]
     assert torch.equal(grown[WEIGHT][:30], state[WEIGHT])
     assert new.std().item() == pytest.approx(STD, rel=0.01)
@@ -53,8 +53,8 @@ def test_new_rows_of_ids_that_are_rows_are_a_new_tables() -> None:
     assert torch.equal(grown[STATES].sum(dim=1), torch.tensor([4.0] * 30 + [0.0] * 4_970))
     assert torch.equal(grown[ADDED].sum(dim=1), torch.tensor([3.0] * 30 + [0.0] * 4_970))
     assert all(torch.equal(grown[name], value) for name, value in others.items())
-    assert torch.equal(growth(5_000, "row").grow(state)[WEIGHT], grown[WEIGHT]), "every process draws the same"
-    assert not torch.equal(growth(5_000, "row", seed=1).grow(state)[WEIGHT], grown[WEIGHT])
+    assert torch.equal(growth(5_000, "row").grow_whole(state)[WEIGHT], grown[WEIGHT]), "every process draws the same"
+    assert not torch.equal(growth(5_000, "row", seed=1).grow_whole(state)[WEIGHT], grown[WEIGHT])
 
 
 @pytest.mark.parametrize(

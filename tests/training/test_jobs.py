@@ -166,7 +166,7 @@ def test_of_two_jobs_on_one_model_one_commits_and_the_other_says_so(
     stage = second.stages[0]
     commit = stage.commit
 
-    def late_commit(*commit_arguments: Any, **options: Any) -> WindowCommit | None:
+    def late_commit(*commit_arguments: Any, **options: Any) -> WindowCommit:
         first.advance()
         return commit(*commit_arguments, **options)
 

@@ -37,4 +37,5 @@ class ChangedRows:
 
 
 def _distinct(rows: list[Tensor]) -> Tensor:
-    return torch.unique(torch.cat(rows).to(torch.int64)).cpu()
+    distinct: Tensor = torch.unique(torch.cat(rows).to(torch.int64)).cpu()
+    return distinct

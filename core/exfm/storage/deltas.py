@@ -127,6 +127,7 @@ class DeltaPlan:
         if tables.get(name) not in changed or type(tensor) not in (Tensor, nn.Parameter):
             return False
         # A table that has grown since the newest snapshot has rows that it does not have.
+        assert isinstance(tensor, Tensor)
         return tensor.nbytes >= SMALL_BYTES and tuple(self._shapes.get(name, ())) == tuple(tensor.shape)
 
     @torch.no_grad()
