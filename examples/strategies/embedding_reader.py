@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
 import exfm
 from exfm.layers import soft_label_loss
@@ -16,7 +15,7 @@ from exfm.transfer import StudentOutput, StudentSpec, TeacherOutput, TeacherSpec
 class Reader(exfm.DistillationStrategy):
     """Fresh labels teach a linear map of the embedding to correct the teacher's logit; a head learns the result."""
 
-    name: ClassVar[str] = "reader"
+    name = "reader"
     requires = frozenset({"embedding"})
 
     def __init__(self, config: TransferConfig, student: StudentSpec, teacher: TeacherSpec) -> None:
@@ -44,20 +43,17 @@ class Reader(exfm.DistillationStrategy):
             if task in labels and hit_B.any():
                 logit_B = self._logit(task, teacher)[hit_B]
                 label_B = labels[task][hit_B].to(logit_B.dtype)
-                weight_B = None if teacher.weight is None else teacher.weight[hit_B]
-                loss = loss + binary_cross_entropy_with_logits(logit_B, label_B, weight_B, reduction="sum") / (
-                    hit_B.sum() if weight_B is None else weight_B.sum()
-                )
+                weight_B = torch.ones_like(logit_B) if teacher.weight is None else teacher.weight[hit_B]
+                loss = loss + cross_entropy(logit_B, label_B, weight_B, reduction="sum") / weight_B.sum()
         return loss
 
-    @torch.no_grad()
     def adapt(self, teacher: TeacherOutput) -> TeacherOutput:
         """The teacher's output with corrected probabilities (B,)."""
-        return replace(teacher, probabilities={task: self._logit(task, teacher).sigmoid() for task in teacher.hit})
+        return replace(teacher, probabilities={t: self._logit(t, teacher).sigmoid().detach() for t in teacher.hit})
 
     def loss(self, student: StudentOutput, teacher: TeacherOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy of each task's head on the representation (B, R) and the corrected label."""
-        soft, r_BR = self.adapt(teacher).probabilities, student.representation_BR
-        logit = {task: self.heads[f"task_{task}"](r_BR) for task in soft}
+        soft = self.adapt(teacher).probabilities
+        logit = {task: self.heads[f"task_{task}"](student.representation_BR) for task in soft}
         terms = [soft_label_loss(logit[task], soft[task], teacher.hit[task], teacher.weight) for task in soft]
         return torch.stack(terms).sum()
