@@ -1,4 +1,4 @@
-"""Measures what a window costs beside its rows: many windows of few rows, with a tiny FM and two tiny students.
+"""Measures the cost of a window beside its rows: many windows of few rows, with a tiny FM and two tiny students.
 
 Printed are windows per second, milliseconds per window by phase, and the bytes of the run's folder by kind.
 

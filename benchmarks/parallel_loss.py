@@ -9,13 +9,9 @@ those that a process's TCP connections have sent, as of `parallel_steps.py`. Nei
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from typing import NoReturn
 
-from parallel_steps import EXPERIMENT, sent
+from parallel_steps import EXPERIMENT, end_measurement, run_measurement, sent
 
 PLANS = ("ddp", "hsdp", "hsdp_2d")
 STUDENT = (
@@ -26,7 +22,7 @@ STUDENT = (
 WARM_UP = 3  # heads for soft labels start from a whole batch
 
 
-def measure(plan_text: str, batch_size: int, steps: int, loss: str) -> None:
+def measure(plan_text: str, batch_size: int, steps: int, loss: str) -> NoReturn:
     """Trains some steps in a process; the first process prints the counts per step, as JSON."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -71,12 +67,8 @@ def measure(plan_text: str, batch_size: int, steps: int, loss: str) -> None:
     with FlopCounterMode(display=False) as counter:
         step()
     counts = plan.process_group.all_gather(torch.tensor([counter.get_total_flops(), moved]))
-    if plan.process_group.is_rank_zero:
-        flops, most = counts.amax(dim=0).tolist()
-        print(json.dumps({"flops": flops, "bytes": most, "rows": max(model_batch.shard.counts)}), flush=True)
-    plan.process_group.barrier()
-    sys.stdout.flush()
-    os._exit(0)  # as `exfm run` does
+    flops, most = counts.amax(dim=0).tolist()
+    end_measurement(plan.process_group, {"flops": flops, "bytes": most, "rows": max(model_batch.shard.counts)})
 
 
 def main() -> None:
@@ -93,14 +85,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|", flush=True)
     alone = 0
     for plan, processes in [("single", 1), *((plan, count) for plan in PLANS for count in (2, 4))]:
-        launch = [sys.executable]
-        if processes > 1:
-            launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         fields = ["--measure", f"{{name: {plan}}}", "--batch-size", str(asked.batch_size), "--steps", str(asked.steps)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        command = [*launch, str(Path(__file__)), *fields, "--loss", asked.loss]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        counts = json.loads(done.stdout.splitlines()[-1])
+        counts = run_measurement(__file__, processes, [*fields, "--loss", asked.loss])
         alone = alone or counts["flops"]
         share = f"{counts['flops'] / alone:.3f}"
         cells = [f"`{plan}`", processes, counts["rows"], f"{counts['flops'] / 1e6:.1f}", share]

@@ -2,7 +2,7 @@
 
 Trains the quickstart's foundation model, with another batch size, on the first rows of its stream. Bytes are those that
 the operating system has sent through a process's TCP connections, gloo's and torchrun's, so Linux is needed; those of
-all processes are added up. Every process sees the whole batch's loss, so a step is the same step on any number of them.
+all processes are added up. The processes share out the same batch, so a step is the same step on any number of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from exfm.interfaces.process_group import ProcessGroup
 
 EXPERIMENT = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
 PLANS = (
@@ -46,7 +51,27 @@ def sent() -> int:
     return total
 
 
-def measure(plan_text: str, batch_size: int, steps: int) -> None:
+def run_measurement(script: str, processes: int, arguments: Sequence[str]) -> Any:
+    """Runs a script on local processes; returns the figures that it prints last, as ``end_measurement`` does."""
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [*launch, script, *arguments]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def end_measurement(process_group: ProcessGroup, figures: Mapping[str, Any]) -> NoReturn:
+    """Prints the first process's figures as JSON, and ends the process."""
+    if process_group.is_rank_zero:
+        print(json.dumps(figures), flush=True)
+    process_group.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # as `exfm run` does
+
+
+def measure(plan_text: str, batch_size: int, steps: int) -> NoReturn:
     """Trains some steps in a process; the first process prints its measurements, as JSON."""
     import torch
 
@@ -78,12 +103,9 @@ def measure(plan_text: str, batch_size: int, steps: int) -> None:
         trainer.step(model_batch.batch, {}, learn, model_batch.shard.counts)
     seconds = (time.perf_counter() - start) / steps
     moved = int(plan.process_group.all_gather(torch.tensor(sent() - before)).sum()) / steps
-    if plan.process_group.is_rank_zero:
-        counts = trainer.model.parameter_counts()
-        print(json.dumps({"ms": 1e3 * seconds, "bytes": moved, "rows": batches[0].shard.counts, **counts}), flush=True)
-    plan.process_group.barrier()
-    sys.stdout.flush()
-    os._exit(0)  # as `exfm run` does
+    counts = trainer.model.parameter_counts()
+    figures = {"ms": 1e3 * seconds, "bytes": moved, "rows": batches[0].shard.counts, **counts}
+    end_measurement(plan.process_group, figures)
 
 
 def main() -> None:
@@ -100,16 +122,10 @@ def main() -> None:
         for processes in (1, 2, 4):
             if (processes == 1) != (plan == PLANS[0]):
                 continue
-            launch = [sys.executable]
-            if processes > 1:
-                launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-            given = ["--measure", plan, "--batch-size", str(asked.batch_size), "--steps", str(asked.steps)]
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-            command = [*launch, str(Path(__file__)), *given]
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-            found = json.loads(done.stdout.splitlines()[-1])
-            rate = sum(found["rows"]) / found["ms"] * 1e3
-            cells = (f"`{plan}`", processes, f"{found['ms']:.1f}", f"{rate:,.0f}", f"{found['bytes'] / 1e6:.2f}")
+            fields = ["--measure", plan, "--batch-size", str(asked.batch_size), "--steps", str(asked.steps)]
+            figures = run_measurement(__file__, processes, fields)
+            rate = sum(figures["rows"]) / figures["ms"] * 1e3
+            cells = (f"`{plan}`", processes, f"{figures['ms']:.1f}", f"{rate:,.0f}", f"{figures['bytes'] / 1e6:.2f}")
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 

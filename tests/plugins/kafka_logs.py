@@ -15,10 +15,9 @@ import pytest
 import exfm
 from exfm.config.experiment import StreamConfig
 from exfm.data.stream import ChunkReader
-from exfm.data.time_order import in_time_order
-from exfm.data.validation import RowChecker
 from exfm_plugins.sources.kafka.source import Kafka
 from tests.plugins.kafka_broker import Cluster, kafka_cluster
+from tests.plugins.tables import ordered_batches
 
 FEATURES: list[dict[str, Any]] = [
     {"name": "item", "kind": "categorical", "rows": 100},
@@ -88,12 +87,7 @@ def source(cluster: Cluster, topic: str, **config: Any) -> Kafka:
 
 def read(stream: exfm.DataSource, window: exfm.sources.Window | None = None) -> pa.Table:
     """The rows of a window as the core puts them in order; by default, of the whole stream."""
-    if window is None:
-        time_range = stream.time_range()
-        window = exfm.sources.Window(0, time_range.start_us, time_range.end_us)
-    checker = RowChecker(stream.schema(), skip=False, newest_us=-(2**63), in_order=False)
-    checked = (checker.check(batch) for batch in stream.read(window))
-    batches = list(in_time_order(checked, stream.schema()))
+    batches = ordered_batches(stream, window)
     return pa.Table.from_batches(batches).combine_chunks() if batches else pa.table({"example_id": pa.array([])})
 
 

@@ -39,16 +39,21 @@ def table(times: Sequence[int | None], first_id: int = 0, **columns: Any) -> pa.
 
 
 def read(stream: exfm.DataSource, window: exfm.sources.Window | None = None) -> pa.Table:
-    """The rows of a window as the core puts them in order; by default, of the whole stream."""
+    """The rows of a window as the core puts them in order; by default, of the whole stream. Columns are sorted."""
+    batches = ordered_batches(stream, window)
+    if not batches:
+        return pa.table({})
+    return pa.Table.from_batches([batch.select(sorted(batch.schema.names)) for batch in batches]).combine_chunks()
+
+
+def ordered_batches(stream: exfm.DataSource, window: exfm.sources.Window | None = None) -> list[pa.RecordBatch]:
+    """The batches of a window, or of the whole stream, that the core reads, in order and without their origin."""
     if window is None:
         time = stream.time_range()
         window = exfm.sources.Window(0, time.start_us, time.end_us)
     checker = RowChecker(stream.schema(), skip=False, newest_us=-(2**63), in_order=False)
     checked = (checker.check(batch) for batch in stream.read(window))
-    batches = [batch.replace_schema_metadata(None) for batch in in_time_order(checked, stream.schema())]
-    if not batches:
-        return pa.table({})
-    return pa.Table.from_batches([batch.select(sorted(batch.schema.names)) for batch in batches]).combine_chunks()
+    return [batch.replace_schema_metadata(None) for batch in in_time_order(checked, stream.schema())]
 
 
 SPLITS = st.fixed_dictionaries(

@@ -1,4 +1,4 @@
-"""Writes the rows of a window, each process its own rows into a file of its own, at constant memory."""
+"""Writes the rows of a window, each process its own rows into a separate file, at constant memory."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def export(
     if before is None:
         _check_tools(form)
     # A process that has read the inputs.json before may be about to read its weights.
-    kept = weights_before(workspace)
+    kept = weights_before(workspace) if before is None else before.weights_file
     # A sweep may have trained the model in the folder of another point.
     opened = open_store(experiment)
     store = opened.home(arm.name).store

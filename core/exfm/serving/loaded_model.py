@@ -59,7 +59,14 @@ class LoadedModel:
         Raises:
             ConfigError: a column is missing or of another type, or a value is outside the feature's range.
         """
-        batch = self.columns(rows)
+        return self.convert(self.columns(rows))
+
+    def convert(self, batch: pa.RecordBatch) -> tuple[Tensor, ...]:
+        """Converts columns, as ``columns`` returns them, to the program's arguments.
+
+        Raises:
+            ConfigError: a value is outside the feature's range.
+        """
         features, event_time = self.description.features, self.description.event_time
         if event_time and batch.column(event_time).null_count:
             row = batch.column(event_time).is_null().to_pylist().index(True)

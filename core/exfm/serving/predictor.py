@@ -32,7 +32,7 @@ class ExportReader:
         self._code: tuple[FileRecord, Code] | None = None
 
     def read(self, before: Description | None = None) -> LoadedModel | None:
-        """Reads the export; returns None if it is still the one before.
+        """Reads the export; returns None if it has not changed.
 
         Raises:
             ConfigError: there is no export, or it has no compiled program.
@@ -77,7 +77,7 @@ class Predictor:
 
     @property
     def model(self) -> LoadedModel:
-        """The snapshot that predicts now. It stays what it is when another takes over."""
+        """The snapshot that predicts now. It does not change when another takes over."""
         return self._model
 
     @property

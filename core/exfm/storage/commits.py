@@ -89,7 +89,7 @@ class NewCommit:
 
 @dataclass(frozen=True)
 class _Link:
-    """Holds of a manifest what is asked for most: the index of the window before, and the window."""
+    """Holds the fields of a manifest that are read most: the index of the window before, and the window."""
 
     previous: int
     window: Window

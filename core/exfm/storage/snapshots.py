@@ -1,6 +1,6 @@
 """Publishes and finds snapshots: immutable versions of a model, each with the time up to which it has trained.
 
-Each process writes the boxes of tensors that it stores, into files of its own; an index says where each box lies. A
+Each process writes the boxes of tensors that it stores, into separate files; an index says where each box lies. A
 snapshot belongs to the commit of its window, so a reader never sees a part of a snapshot. The commit also says
 whether the snapshot is published or held: training goes on from a held snapshot, and nobody else reads it.
 """

@@ -230,7 +230,7 @@ def empty_tensor(shape: Sequence[int], dtype: torch.dtype, where: str) -> Tensor
     So the system may write its pages out where memory is short, as it drops those of a mapped file.
 
     Args:
-        where: what is read, in error messages.
+        where: name of the tensor in error messages.
 
     Raises:
         RunError: there is no room.

@@ -1,4 +1,4 @@
-"""Counts what a service does, for Prometheus."""
+"""Counts the requests and rows of a service, for Prometheus."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Metrics:
         self._at_once = 0
 
     def watch(self, service: Service, log: PredictionLog | None) -> None:
-        """Adds what is asked of a service, and of its log, whenever the metrics are read."""
+        """Adds metrics that are read from a service, and from its log, whenever Prometheus asks."""
 
         def gauge(name: str, words: str) -> Gauge:
             return Gauge(name, words, registry=self._registry)

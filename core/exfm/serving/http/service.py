@@ -139,7 +139,7 @@ class Service:
         self._on_batch(len(rows))
         try:
             columns = model.columns(rows)
-            predictions = model.run(model.tensors(columns))
+            predictions = model.run(model.convert(columns))
         except Exception as error:  # of a component too, whose type nobody knows
             if len(requests) == 1:
                 requests[0].answer.set_exception(error)
