@@ -36,7 +36,7 @@ RUN = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, any fss
 
 def check_complete(workspace: Workspace, run_dir: str) -> None:
     """Raises a ConfigError unless a run has its results and its config."""
-    from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
+    from exfm.config.run_files import CONFIG_FILE, RESULTS_FILE
 
     missing = [name for name in (RESULTS_FILE, CONFIG_FILE) if not workspace.exists(name)]
     if missing:

@@ -15,9 +15,9 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Explains why transfer pays or does not, for each taught model; writes diagnosis.json and report.html."""
+    from exfm.config.run_files import CONFIG_FILE, DIAGNOSIS_FILE, REPORT_FILE, RESULTS_FILE
     from exfm.diagnosis.diagnose import diagnose
     from exfm.reporting.html import render_report
-    from exfm.reporting.results import CONFIG_FILE, DIAGNOSIS_FILE, REPORT_FILE, RESULTS_FILE
     from exfm.supervision.store import Store
 
     store = Store(run_dir)

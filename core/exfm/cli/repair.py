@@ -24,7 +24,7 @@ def command(
 ) -> None:
     """Checks every committed file, and takes models back to before the first window that is damaged."""
     from exfm.config.resolved import parse_resolved
-    from exfm.reporting.results import CONFIG_FILE
+    from exfm.config.run_files import CONFIG_FILE
     from exfm.scheduling.identity import recorded_models
     from exfm.supervision.frozen_teachers import kept_frozen
     from exfm.supervision.repair import Ties, find_repair
@@ -72,7 +72,7 @@ def _chain_words(chain: Chain) -> str:
 
 def _ties(models: Mapping[str, Any], registry: Registry) -> dict[str, Ties]:
     """Computes by model the properties that decide which models go back together; an added control has none."""
-    from exfm.config.checks import CONTROL_SUFFIX
+    from exfm.config.run_files import CONTROL_SUFFIX
     from exfm.interfaces.duration import parse_duration
     from exfm.supervision.repair import Ties
 

@@ -12,9 +12,9 @@ from exfm.redaction import without_credentials
 
 def command(run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run's folder, any fsspec URL.")]) -> None:
     """Writes report.html from results.json and config.yaml, with the diagnosis of these results if the run has any."""
+    from exfm.config.run_files import CONFIG_FILE, REPORT_FILE, RESULTS_FILE
     from exfm.reporting.diagnosis_table import kept_diagnosis
     from exfm.reporting.html import render_report
-    from exfm.reporting.results import CONFIG_FILE, REPORT_FILE, RESULTS_FILE
     from exfm.storage.workspace import Workspace
 
     workspace = Workspace(run_dir)

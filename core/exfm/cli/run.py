@@ -33,10 +33,10 @@ def command(
         typer.echo(experiment.as_yaml(), nl=False)
         return
 
+    from exfm.config.run_files import REPORT_FILE
     from exfm.experiment.run import run, start_over
     from exfm.reporting.progress import StreamProgress
     from exfm.reporting.result_table import comparison_table, result_table
-    from exfm.reporting.results import REPORT_FILE
     from exfm.supervision.store import Store
 
     if fresh:

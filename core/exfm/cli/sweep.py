@@ -68,7 +68,7 @@ def _run(point: Point) -> None:
 
 def _compare(sweep: Sweep, errors: dict[str, str]) -> None:
     """Prints the tables, and writes sweep.json, the page and the picture."""
-    from exfm.reporting.results import RESULTS_FILE
+    from exfm.config.run_files import RESULTS_FILE
     from exfm.reporting.sweep_comparisons import sweep_comparison_table
     from exfm.reporting.sweep_ratios import sweep_ratio_table
     from exfm.reporting.sweep_summary import (

@@ -9,13 +9,12 @@ from graphlib import CycleError, TopologicalSorter
 
 from exfm.config.experiment import Bucket, Condition, ExperimentConfig, ExternalTeacher, ModelConfig
 from exfm.config.inputs import DescribedModel, ModelInput, resolve_inputs, with_sources
+from exfm.config.run_files import CONTROL_SUFFIX
 from exfm.config.supervision_section import SupervisionConfig
 from exfm.config.training_sections import GateConfig
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.derived_features import BucketizedFeature
 from exfm.interfaces.schema import CategoricalFeature, DenseFeature, FeatureSchema, Label, LabelKind
-
-CONTROL_SUFFIX = ".control"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,27 +14,12 @@ from pydantic import ValidationError
 
 from exfm.config.checks import Arm
 from exfm.config.experiment import ModelConfig, RunTeacher
+from exfm.config.run_files import MODELS_FOLDER, draft_file, record_file, recorded_names
 from exfm.errors import ConfigError, NotYetError, suggestion
 from exfm.interfaces.schema import FeatureSchema
 from exfm.registry.registry import Registry
 
 RECORD_FORMAT = 1
-MODELS_FOLDER = "models"
-
-
-def record_file(model: str) -> str:
-    """Returns the path of a model's record in its run, which is there from its first commit on."""
-    return f"{MODELS_FOLDER}/{model}.json"
-
-
-def draft_file(model: str) -> str:
-    """Returns the path of the record of a model without commits, which may still become another model."""
-    return f"{MODELS_FOLDER}/{model}.draft.json"
-
-
-def recorded_names(files: Iterable[str]) -> set[str]:
-    """Returns the models of which a run keeps a record or a draft, from the names of the files."""
-    return {file.removesuffix(".json").removesuffix(".draft") for file in files if file.endswith(".json")}
 
 
 @dataclass(frozen=True)

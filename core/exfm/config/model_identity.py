@@ -14,9 +14,10 @@ from typing import Any
 
 import xxhash
 
-from exfm.config.checks import CONTROL_SUFFIX, Arm, filter_columns
+from exfm.config.checks import Arm, filter_columns
 from exfm.config.component_field import ComponentSpec
 from exfm.config.loading import Experiment
+from exfm.config.run_files import CONTROL_SUFFIX
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import FeatureSchema, Label, rows_may_become
 from exfm.mappings import without

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from exfm.config.lenders import record_file
 from exfm.config.resolved import parse_resolved
+from exfm.config.run_files import record_file
 from exfm.diagnosis.causes import decide
 from exfm.diagnosis.served_rows import ExternalRowsOfTask, StoredTeacher
 from exfm.diagnosis.settings_to_try import teachers_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from exfm.config.checks import CONTROL_SUFFIX
+from exfm.config.run_files import CONTROL_SUFFIX
 from exfm.diagnosis.thresholds import EXPLODED_NE
 
 Json = Mapping[str, Any]

@@ -10,20 +10,18 @@ from exfm.config.baselines import shared_tasks
 from exfm.config.checks import Arm
 from exfm.config.experiment import ComparedPair
 from exfm.config.loading import Experiment
+from exfm.config.run_files import REPORT_FILE, RESULTS_FILE, RUN_FILES
 from exfm.errors import ConfigError, RunError
 from exfm.evaluation.evaluate import ControlComparison, ExperimentView, Pair, evaluate
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.mappings import by_name
 from exfm.redaction import concealed, redact
 from exfm.reporting.progress import StreamProgress, in_notebook
-from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE, DIAGNOSIS_FILE, REPORT_FILE, RESULTS_FILE, assemble
-from exfm.scheduling.identity import RUN_FILE, component_notes, open_run
+from exfm.reporting.results import assemble
+from exfm.scheduling.identity import component_notes, open_run
 from exfm.storage.commits import NONE
-from exfm.supervision.frozen_teachers import FROZEN_FILE
-from exfm.supervision.store import HOMES_FILE, Store, open_store
+from exfm.supervision.store import Store, open_store
 from exfm.training.loop import StreamLoop
-
-RUN_FILES = (CONFIG_FILE, CHANGES_FILE, RESULTS_FILE, REPORT_FILE, DIAGNOSIS_FILE, HOMES_FILE, FROZEN_FILE, RUN_FILE)
 
 
 def run(

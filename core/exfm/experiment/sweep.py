@@ -18,10 +18,10 @@ import yaml
 
 from exfm.config.loading import Experiment, load_experiment, override_keys
 from exfm.config.resolved import parse_resolved
+from exfm.config.run_files import CONFIG_FILE, RESULTS_FILE
 from exfm.errors import ConfigError, RunError
 from exfm.experiment.shared_models import shared_models
 from exfm.redaction import concealed, redact
-from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
 from exfm.scheduling.identity import open_run
 from exfm.storage.workspace import Workspace
 from exfm.supervision.store import keep_homes, kept_siblings, open_store

@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.text import Text
 
+from exfm.config.run_files import DIAGNOSIS_FILE
 from exfm.diagnosis.diagnose import digest
 from exfm.reporting.fitted_table import FittedTable
 from exfm.reporting.formatting import MISSING, fixed, interval, percent, signed
-from exfm.reporting.results import DIAGNOSIS_FILE
 from exfm.storage.workspace import Workspace
 
 Json = Mapping[str, Any]

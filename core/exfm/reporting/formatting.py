@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-from exfm.config.checks import CONTROL_SUFFIX
+from exfm.config.run_files import CONTROL_SUFFIX
 
 MISSING = "\u2013"
 NO_COMMON_EXAMPLE = "no common example"

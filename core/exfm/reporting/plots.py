@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from exfm.config.checks import CONTROL_SUFFIX
+from exfm.config.run_files import CONTROL_SUFFIX
 from exfm.reporting.formatting import count, fixed, is_control
 from exfm.reporting.timeline import TimelinePoint, distinct_limits, settled_range, timelines
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
+from exfm.config.run_files import CHANGES_FILE
 from exfm.data.skips import add_counts, sum_counts
 from exfm.evaluation.label_kinds import from_counters
 from exfm.evaluation.metrics import Moments
@@ -17,9 +18,6 @@ from exfm.storage.commits import Commit
 from exfm.storage.late_log import LateLog, first_names
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.store import Store
-
-CONFIG_FILE, RESULTS_FILE, REPORT_FILE = "config.yaml", "results.json", "report.html"
-CHANGES_FILE, DIAGNOSIS_FILE = "changes.json", "diagnosis.json"
 
 Counters = Mapping[str, Any]
 """The counters of a window's commit."""

@@ -10,11 +10,11 @@ from urllib.parse import quote
 from markupsafe import Markup
 from rich.text import Text
 
+from exfm.config.run_files import REPORT_FILE
 from exfm.mappings import map_values
 from exfm.reporting.fitted_table import FittedTable
 from exfm.reporting.formatting import MISSING, STYLES, interval, named_controls, signed, stored_gain_share, verdict
 from exfm.reporting.html import environment
-from exfm.reporting.results import REPORT_FILE
 from exfm.reporting.seeds import gain_interval, spread, spread_of_key, with_spread
 from exfm.reporting.sweep_comparisons import compared_cells, compared_rows
 from exfm.reporting.sweep_plot import draw_series, point_label, sweep_png, sweep_svg

@@ -17,21 +17,29 @@ from omegaconf import OmegaConf
 
 from exfm.config.checks import Arm
 from exfm.config.component_sources import changed_components, component_hashes
-from exfm.config.lenders import MODELS_FOLDER, RECORD_FORMAT, draft_file, record_file, recorded_names
+from exfm.config.lenders import RECORD_FORMAT
 from exfm.config.loading import Experiment
 from exfm.config.model_identity import Difference, differences, identity_digest, model_identities
 from exfm.config.resolved import parse_resolved
 from exfm.config.retention import RETENTION, parameter_teachers, retention_of_arm
+from exfm.config.run_files import (
+    CHANGES_FILE,
+    CONFIG_FILE,
+    HOMES_FILE,
+    MODELS_FOLDER,
+    RUN_FILE,
+    draft_file,
+    record_file,
+    recorded_names,
+)
 from exfm.data.windows import WindowGrid
 from exfm.errors import ConfigError, RunError
 from exfm.mappings import names_of
 from exfm.redaction import concealed
-from exfm.reporting.results import CHANGES_FILE, CONFIG_FILE
 from exfm.storage.commits import NONE, STAGES
 from exfm.supervision.frozen_teachers import keep_frozen
-from exfm.supervision.store import HOMES_FILE, Store
+from exfm.supervision.store import Store
 
-RUN_FILE = "run.json"
 FORMAT = 3
 
 logger = logging.getLogger(__name__)

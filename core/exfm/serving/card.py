@@ -12,11 +12,12 @@ from omegaconf import OmegaConf
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.config.resolved import parse_resolved
+from exfm.config.run_files import CONFIG_FILE
 from exfm.interfaces.data_source import utc
 from exfm.mappings import map_values
 from exfm.redaction import redact
 from exfm.reporting.formatting import FILTERS, MISSING, gigabytes
-from exfm.reporting.results import CONFIG_FILE, coverage_entry, model_entry
+from exfm.reporting.results import coverage_entry, model_entry
 from exfm.serving.card_figures import CardFigures, card_figures
 from exfm.serving.card_limits import limits
 from exfm.serving.description import Description

@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
+from exfm.config.run_files import RESULTS_FILE
 from exfm.errors import RunError
 from exfm.evaluation.evaluate import evaluate
 from exfm.experiment.run import evaluation_view
 from exfm.interfaces.data_source import Window
 from exfm.mappings import values_at
-from exfm.reporting.results import RESULTS_FILE
 from exfm.storage.snapshots import Snapshot
 from exfm.supervision.store import Store
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from exfm.config.checks import CONTROL_SUFFIX
 from exfm.config.resolved import parse_resolved
+from exfm.config.run_files import CONFIG_FILE, CONTROL_SUFFIX
 from exfm.errors import ConfigError, suggestion
 from exfm.evaluation.label_kinds import from_counters
-from exfm.reporting.results import CONFIG_FILE
 from exfm.scheduling.identity import recorded_models
 from exfm.storage.snapshots import Snapshot
 from exfm.supervision.store import Store

@@ -15,8 +15,8 @@ from datetime import UTC, datetime, timedelta
 
 import xxhash
 
-from exfm.config.lenders import draft_file, record_file
 from exfm.config.retention import RetentionRecord, read_retention
+from exfm.config.run_files import draft_file, record_file
 from exfm.errors import RunError
 from exfm.redaction import concealed
 from exfm.storage.commits import NONE, CommitLog

@@ -10,12 +10,11 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 from exfm.config.lenders import Lender
+from exfm.config.run_files import FROZEN_FILE
 from exfm.storage.commits import NONE, CommitLog
 from exfm.storage.snapshot_at import snapshot_at
 from exfm.storage.snapshots import SnapshotRegistry
 from exfm.storage.workspace import Workspace
-
-FROZEN_FILE = "frozen.json"
 
 
 @dataclass(frozen=True)

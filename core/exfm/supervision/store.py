@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from exfm.config.loading import Experiment
+from exfm.config.run_files import HOMES_FILE
 from exfm.config.training_sections import InitFrom
 from exfm.interfaces.data_source import Window
 from exfm.storage.backfills import Backfills
@@ -28,9 +29,6 @@ from exfm.supervision.frozen_teachers import FrozenTeacher, kept_frozen, resolve
 from exfm.supervision.late_labels import LateLabels, PredictedLabels
 from exfm.supervision.stored_rows import read_rows, read_window
 from exfm.supervision.streaming import OpenSupervision, open_files
-
-HOMES_FILE = "homes.json"
-"""Names the runs that train models of this run's experiment, by the name of the model here."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from exfm.config.lenders import MODELS_FOLDER, recorded_names
 from exfm.config.retention import RetentionRecord
+from exfm.config.run_files import MODELS_FOLDER, recorded_names
 from exfm.storage.commits import NONE, Stage
 from exfm.storage.hashing import FileRecord
 from exfm.storage.marks import ROWS, Rows, mark

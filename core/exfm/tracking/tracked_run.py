@@ -9,8 +9,8 @@ from typing import Any
 
 import xxhash
 
-from exfm.config.checks import CONTROL_SUFFIX
 from exfm.config.resolved import parse_resolved
+from exfm.config.run_files import CONFIG_FILE, CONTROL_SUFFIX, RESULTS_FILE
 from exfm.errors import ConfigError
 from exfm.evaluation.evaluate import TaskScores
 from exfm.evaluation.gains import add_common
@@ -20,7 +20,6 @@ from exfm.interfaces.data_source import Window
 from exfm.mappings import without
 from exfm.redaction import without_credentials
 from exfm.reporting.formatting import stored_gain_share
-from exfm.reporting.results import CONFIG_FILE, RESULTS_FILE
 from exfm.storage.commits import NONE, Commit
 from exfm.supervision.coverage import Coverage
 from exfm.supervision.store import Store
