@@ -12,6 +12,7 @@ from exfm.bookkeeping.progress import Progress
 from exfm.reporting.progress import StreamProgress
 
 DAY_US = 86_400_000_000
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 
 
 def chunk(index: int, rows: int = 100) -> Progress:
@@ -25,10 +26,12 @@ def test_a_job_says_early_where_it_is_and_ends_with_the_last_rows(capsys: pytest
         for index in range(3):
             progress.update(chunk(index))
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2, "of three quick chunks the first and the last are shown"
-    pattern = r"fm: window {} of 3 \({}T00:00:00Z\), {} rows, [\d,]+ rows/s, NE fm 0\.8750, 0:00:0\d"
-    assert re.fullmatch(pattern.format(1, "1970-01-01", 100), lines[0])
-    assert re.fullmatch(pattern.format(3, "1970-01-03", 300), lines[1])
+    assert len(lines) == 3, "of three quick chunks the first and the last are shown, then the sum of all"
+    pattern = TIME + r" fm: window %d of 3 \(%sT00:00:00Z\), %d rows, [\d,]+ rows/s, NE fm 0\.8750 vm -, "
+    pattern += r"\d+ MB, 0:00:0\d; [a-z]+ \d+%%.*"
+    assert re.fullmatch(pattern % (1, "1970-01-01", 100), lines[0])
+    assert re.fullmatch(pattern % (3, "1970-01-03", 300), lines[1])
+    assert re.fullmatch(TIME + r" fm: done after 0:00:0\d: .*; 300 rows in 0 windows; at most \d+ MB", lines[2])
 
 
 def test_other_processes_of_a_job_are_silent(

@@ -11,13 +11,21 @@ from exfm.cli.context import Session
 from exfm.cli.jobs import check_stores
 from exfm.cli.time_range import parse_time_range
 from exfm.errors import ConfigError
+from exfm.reporting.log_lines import LogFormat, json_line
 
 if TYPE_CHECKING:
     from exfm.experiment.backfill import BackfilledWindow
     from exfm.interfaces.data_source import TimeRange
 
 
-def run_backfill(session: Session, config: str, overrides: list[str], models: Sequence[str], between: str) -> None:
+def run_backfill(
+    session: Session,
+    config: str,
+    overrides: list[str],
+    models: Sequence[str],
+    between: str,
+    log_format: LogFormat,
+) -> None:
     """Loads the experiment and labels past windows of some teachers."""
     from exfm.config.loading import load_experiment
 
@@ -36,9 +44,9 @@ def run_backfill(session: Session, config: str, overrides: list[str], models: Se
     for model in dict.fromkeys(models):
         windows: list[BackfilledWindow] = []
 
-        def report(done: BackfilledWindow, windows: list[BackfilledWindow] = windows) -> None:
+        def report(done: BackfilledWindow, windows: list[BackfilledWindow] = windows, model: str = model) -> None:
             windows.append(done)
-            typer.echo(f"{done.window}: {_words(done)}", err=True)
+            typer.echo(_line(model, done, log_format), err=True)
 
         Backfiller(experiment, store, plan, model).run(span, report)
         if not windows:
@@ -47,6 +55,14 @@ def run_backfill(session: Session, config: str, overrides: list[str], models: Se
         masked = sum(done.masked for done in windows)
         typer.echo(f"supervise {model}: {rows:,} rows of {len(windows)} windows labelled, {masked} windows masked")
     plan.process_group.close()
+
+
+def _line(model: str, done: BackfilledWindow, log_format: LogFormat) -> str:
+    """Formats a window for the log."""
+    if log_format == LogFormat.TEXT:
+        return f"{done.window}: {_words(done)}"
+    fields = {"window": done.window.index, "window_start": str(done.window), "rows": done.rows}
+    return json_line("info", event="backfill", job=f"supervise {model}", **fields, message=_words(done))
 
 
 def _words(done: BackfilledWindow) -> str:

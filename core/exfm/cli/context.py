@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from exfm.errors import ConfigError
+from exfm.reporting.log_lines import LogFormat
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +31,12 @@ AT = Annotated[
     ),
 ]
 MODEL = Annotated[str, typer.Option("--model", help="The model; a control is called NAME.control.")]
+LOG_FORMAT = Annotated[
+    LogFormat,
+    typer.Option(
+        "--log-format", help="json: one JSON object per line on stderr, of progress, warnings and errors alike."
+    ),
+]
 PRODUCTION = "production"  # the alias that is moved by default
 RUN = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, any fsspec URL.")]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +12,7 @@ import typer
 
 from exfm.cli.context import Session
 from exfm.errors import ConfigError, NotYetError, suggestion
+from exfm.reporting.log_lines import LogFormat
 
 if TYPE_CHECKING:
     from exfm.config.loading import Experiment
@@ -59,6 +60,7 @@ def run_job(
     models: Sequence[str],
     stage: Literal["train", "supervise"],
     follow: Follow,
+    log_format: LogFormat,
 ) -> None:
     """Loads the experiment and does the windows of a stage of some models."""
     experiment = _load(session, config, overrides, follow.follow)
@@ -81,9 +83,9 @@ def run_job(
     if plan.process_group.is_rank_zero:
         open_run(experiment, store, names)
     train, label = (names, ()) if stage == "train" else ((), names)
-    with StreamProgress(title) as progress:
-        loop = StreamLoop(experiment, store, plan, progress.update, train, label)
-        done = _advance(loop, follow)
+    with StreamProgress(title, log_format) as progress:
+        loop = StreamLoop(experiment, store, plan, progress.update, train, label, progress.window)
+        done = _advance(loop, follow, progress.waiting)
     loop.process_group.close()
     if not loop.process_group.is_rank_zero:
         return
@@ -116,18 +118,24 @@ def _outlook(loop: StreamLoop) -> str:
     return "all there is"
 
 
-def _advance(loop: StreamLoop, follow: Follow) -> int:
-    """Does all windows there are, and with ``follow`` those that arrive; returns how many it did."""
+def _advance(loop: StreamLoop, follow: Follow, on_waiting: Callable[[str], None] = lambda _: None) -> int:
+    """Does all windows there are, and with ``follow`` those that arrive; returns how many it did.
+
+    Args:
+        on_waiting: called with the input that the job waits for, again and again.
+    """
     if not follow.follow:
         return loop.advance(complete_windows_only=not follow.final)
     done = 0
     idle_since = time.monotonic()
     waiting = ""
     while True:
+        start = time.perf_counter()
         try:
             news = loop.advance(complete_windows_only=True)
+            reason = loop.waiting_for or "more rows of the stream"
         except NotYetError as error:  # an empty folder, a file that is still being written
-            news = 0
+            news, reason = 0, ""
             if str(error) != waiting:
                 waiting = str(error)
                 logger.warning("waiting: %s", waiting)
@@ -138,7 +146,11 @@ def _advance(loop: StreamLoop, follow: Follow) -> int:
         elif follow.idle_s is not None and loop.process_group.broadcast(time.monotonic() - idle_since >= follow.idle_s):
             return done + loop.advance()
         else:
+            if reason:  # of an error the warning has said it
+                on_waiting(reason)
             time.sleep(POLL_S)
+            # The look for news besides, which takes long where a folder has many files.
+            loop.clock.wait += time.perf_counter() - start
 
 
 def _arm_names(experiment: Experiment, model: str, stage: str) -> tuple[str, ...]:

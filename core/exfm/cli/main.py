@@ -6,10 +6,8 @@ import logging
 import os
 import signal
 import sys
-import traceback
 import warnings
 from importlib import import_module
-from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from exfm import __version__
 from exfm.cli.context import Session
+from exfm.cli.messages import Messages
 from exfm.errors import ConfigError, RunError
 from exfm.redaction import redact
 from exfm.registry import entry_points
@@ -142,40 +141,40 @@ def _main() -> None:
     # Threads that wait by spinning make a run ten times slower on a machine with any other load. OpenMP reads this when
     # torch is imported, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Before a library sets it, whose format would begin a sentence for users with the name of a module.
-    logging.basicConfig(format="%(levelname)s: %(message)s")
+    messages = Messages(sys.argv[1:])
+    messages.set_up()
     # torchrec warns about torch's own deprecations while it is imported; a user can do nothing about them.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     # fbgemm 1.7 warns many times that it does not know its torch; `exfm doctor` knows which fits.
     logging.getLogger().addFilter(lambda record: "_fbgemm_torch_compat_table" not in str(record.msg))
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    logging.setLogRecordFactory(_redacted_record)
-    sys.excepthook = _print_traceback
-    # Read before the options are parsed, because parsing may fail too.
-    debug = "--debug" in sys.argv
     try:
         heed_sigterm()
         # Not app(): typer would replace the hook for tracebacks, which removes secrets.
-        typer.main.get_command(app)()
+        status = typer.main.get_command(app)(standalone_mode=not messages.as_json)
+        sys.exit(status if isinstance(status, int) else 0)
     except (ConfigError, RunError) as error:
-        if debug:
+        if messages.debug:
             raise
         if isinstance(error, ConfigError):
-            typer.echo(f"error: {error}", err=True)
+            messages.error(str(error))
             sys.exit(2)
-        typer.echo(f"error: {error}{_damage()}", err=True)
+        messages.error(f"{error}{_damage()}")
         sys.exit(1)
     except KeyboardInterrupt as error:
         sys.exit(_interrupted(error))
     except ModuleNotFoundError as error:
-        if debug or (error.name or "").partition(".")[0] not in ("torch", "torchrec", "fbgemm_gpu"):
+        if messages.debug or (error.name or "").partition(".")[0] not in ("torch", "torchrec", "fbgemm_gpu"):
             raise
-        typer.echo(f"error: {error.name} is not installed; `exfm doctor` says what to install", err=True)
+        messages.error(f"{error.name} is not installed; `exfm doctor` says what to install")
         sys.exit(1)
     except Exception as error:
-        if debug:
+        if messages.debug:
             raise
+        if hasattr(error, "format_message"):  # of the command line, which typer prints where lines are no JSON
+            messages.error(error.format_message())
+            sys.exit(2)
         text = " ".join(str(error).split())
         if isinstance(error, MemoryError) and not text:
             text = "no memory left"
@@ -183,7 +182,7 @@ def _main() -> None:
         if isinstance(error, MemoryError) or "t allocate memory" in text or "out of memory" in text:
             text += "; `exfm plan CONFIG` says what a process needs, and what would make it fit"
         text = redact(f"{type(error).__name__}: {text}")
-        typer.echo(f"error: {text} (--debug shows the traceback){_damage()}", err=True)
+        messages.error(f"{text} (--debug shows the traceback){_damage()}")
         sys.exit(1)
 
 
@@ -192,21 +191,8 @@ def _interrupted(error: KeyboardInterrupt) -> int:
     how, number = "interrupted", signal.SIGINT
     if isinstance(error, StoppedError):
         how, number = "ended by SIGTERM", signal.SIGTERM
-    typer.echo(f"{how}; what is committed is kept, and the same command goes on from there", err=True)
+    Messages(sys.argv[1:]).notice(f"{how}; what is committed is kept, and the same command goes on from there")
     return 128 + number  # as shells do
-
-
-def _redacted_record(*arguments: Any, **named: Any) -> logging.LogRecord:
-    """Creates a log record whose message has no secrets, whichever handler prints it."""
-    record = logging.LogRecord(*arguments, **named)
-    # Arguments are merged into the message first, because a secret may span both.
-    record.msg, record.args = redact(record.getMessage()), None
-    return record
-
-
-def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints a traceback without secrets."""
-    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _damage() -> str:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exfm.cli.context import AT, CONFIG, MODEL, OVERRIDES, Session
+from exfm.cli.context import AT, CONFIG, LOG_FORMAT, MODEL, OVERRIDES, Session
 from exfm.cli.time_range import parse_time_range
 from exfm.errors import ConfigError
 from exfm.redaction import without_credentials
+from exfm.reporting.log_lines import LogFormat
 
 if TYPE_CHECKING:
     from exfm.interfaces.data_source import TimeRange
@@ -31,6 +32,7 @@ def command(
         typer.Option("--from", metavar="TIME", help="Rows from this time on, such as 2026-01-31T12:00 (UTC)."),
     ] = None,
     until: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Rows before this time.")] = None,
+    log_format: LOG_FORMAT = LogFormat.TEXT,
 ) -> None:
     """Predicts the stream's rows with a model's newest published snapshot, or with another snapshot."""
     from exfm.config.loading import load_experiment
@@ -47,7 +49,7 @@ def command(
     from exfm.serving.predict import predict
     from exfm.storage.aliases import LATEST
 
-    with StreamProgress(f"predict {model}") as progress:
+    with StreamProgress(f"predict {model}", log_format) as progress:
         used, rows = predict(experiment, model, out, progress.update, at or LATEST, between)
     watermark = f"{datetime.fromtimestamp(used.watermark_us / 1e6, UTC):%Y-%m-%d %H:%M} UTC"
     typer.echo(f"predict {model}: {rows} rows, snapshot {used.version}, trained until {watermark}")

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from exfm.cli.context import CONFIG, OVERRIDES, Session, console
+from exfm.cli.context import CONFIG, LOG_FORMAT, OVERRIDES, Session, console
 from exfm.mappings import defined
 from exfm.redaction import without_credentials
+from exfm.reporting.log_lines import LogFormat
 
 
 def command(
@@ -23,6 +24,7 @@ def command(
         ),
     ] = None,
     print_config: Annotated[bool, typer.Option(help="Print the resolved config and exit.")] = False,
+    log_format: LOG_FORMAT = LogFormat.TEXT,
 ) -> None:
     """Runs an experiment and prints its table."""
     from exfm.config.loading import load_experiment
@@ -41,8 +43,8 @@ def command(
 
     if fresh:
         start_over(Store(experiment.run_dir))
-    with StreamProgress(experiment.config.name) as progress:
-        results = run(experiment, progress.update, windows=windows)
+    with StreamProgress(experiment.config.name, log_format) as progress:
+        results = run(experiment, progress.update, windows=windows, on_window=progress.window)
     if not results:  # this process is not the first of its job
         return
     tables = (result_table(results), comparison_table(results))

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from exfm.cli.backfill import run_backfill
-from exfm.cli.context import CONFIG, OVERRIDES
+from exfm.cli.context import CONFIG, LOG_FORMAT, OVERRIDES
 from exfm.cli.jobs import FINAL, FOLLOW, IDLE, Follow, run_job
 from exfm.errors import ConfigError
+from exfm.reporting.log_lines import LogFormat
 
 
 def command(
@@ -31,6 +32,7 @@ def command(
             "teacher has not labelled, with snapshots of that time. Several such jobs share the windows.",
         ),
     ] = None,
+    log_format: LOG_FORMAT = LogFormat.TEXT,
 ) -> None:
     """Labels the windows whose snapshots are there; a teacher without delay labels while it trains."""
     if backfill is not None:
@@ -38,6 +40,6 @@ def command(
             raise ConfigError(
                 "--backfill: past windows are there already; leave --follow, --idle-timeout and --final out"
             )
-        run_backfill(context.obj, config, overrides or [], model, backfill)
+        run_backfill(context.obj, config, overrides or [], model, backfill, log_format)
         return
-    run_job(context.obj, config, overrides or [], model, "supervise", Follow(follow, idle_timeout, final))
+    run_job(context.obj, config, overrides or [], model, "supervise", Follow(follow, idle_timeout, final), log_format)

@@ -63,7 +63,7 @@ def _run(point: Point) -> None:
     from exfm.reporting.progress import StreamProgress
 
     with StreamProgress(point.label) as progress:
-        run(point.experiment, progress.update)
+        run(point.experiment, progress.update, on_window=progress.window)
 
 
 def _compare(sweep: Sweep, errors: dict[str, str]) -> None:

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from exfm.cli.context import CONFIG, OVERRIDES
+from exfm.cli.context import CONFIG, LOG_FORMAT, OVERRIDES
 from exfm.cli.jobs import FINAL, FOLLOW, IDLE, Follow, run_job
+from exfm.reporting.log_lines import LogFormat
 
 
 def command(
@@ -20,6 +21,7 @@ def command(
     follow: FOLLOW = False,
     idle_timeout: IDLE = None,
     final: FINAL = False,
+    log_format: LOG_FORMAT = LogFormat.TEXT,
 ) -> None:
     """Trains models on the windows whose supervision is there; others may run at the same time."""
-    run_job(context.obj, config, overrides or [], model, "train", Follow(follow, idle_timeout, final))
+    run_job(context.obj, config, overrides or [], model, "train", Follow(follow, idle_timeout, final), log_format)

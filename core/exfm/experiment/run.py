@@ -25,7 +25,11 @@ from exfm.training.loop import StreamLoop
 
 
 def run(
-    experiment: Experiment, on_progress: Callable[[Progress], None] | None = None, *, windows: int | None = None
+    experiment: Experiment,
+    on_progress: Callable[[Progress], None] | None = None,
+    *,
+    windows: int | None = None,
+    on_window: Callable[[Progress], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Runs an experiment, resuming after its last commit, and writes results.json and report.html to its run_dir.
 
@@ -33,6 +37,7 @@ def run(
         experiment: from ``exfm.load_experiment``.
         on_progress: called after every chunk of rows; in a notebook a bar is shown where it is left out.
         windows: run only the stream's first so many windows with rows; a later call goes on from there.
+        on_window: called after every window.
 
     Returns:
         The content of results.json; an empty mapping on any rank but zero, which evaluates. Under a plan of several
@@ -46,14 +51,13 @@ def run(
         raise ConfigError(f"windows: a run has at least 1 window; given: {windows}")
     if on_progress is None and in_notebook():
         with StreamProgress(experiment.config.name) as progress:
-            return run(experiment, progress.update, windows=windows)
+            return run(experiment, progress.update, windows=windows, on_window=on_window)
     store = open_store(experiment)
     plan = build_plan(experiment)
     config_yaml = open_run(experiment, store) if plan.process_group.is_rank_zero else ""
     trained = [arm.name for arm in experiment.arms if arm.name not in store.borrowed]
-    loop = StreamLoop(
-        experiment, store, plan, on_progress or (lambda _: None), train=trained, label=[*trained, *experiment.frozen]
-    )
+    labelled = [*trained, *experiment.frozen]
+    loop = StreamLoop(experiment, store, plan, on_progress or (lambda _: None), trained, labelled, on_window)
     done = loop.advance(first_windows=windows)
     assert store.borrowed or not loop.waiting_for, loop.waiting_for
     if loop.waiting_for and not experiment.lenders:
@@ -68,7 +72,8 @@ def run(
         "waiting_for": loop.waiting_for or None,
         "stopped": loop.stopped,
     }
-    return finish(experiment, store, time, config_yaml)
+    with loop.clock.evaluating():
+        return finish(experiment, store, time, config_yaml)
 
 
 def build_plan(experiment: Experiment) -> ParallelPlan:

@@ -61,6 +61,7 @@ class StreamLoop:
         plan: the parallel plan. Each of its processes builds a loop, and calls it in the same order, because the loop
             runs collectives.
         on_progress: called after every chunk.
+        on_window: called after every window.
         train: names of the arms to train; all by default.
         label: names of the teachers to label for, with a delay or frozen; all by default.
 
@@ -78,6 +79,7 @@ class StreamLoop:
         on_progress: Callable[[Progress], None],
         train: Collection[str] | None = None,
         label: Collection[str] | None = None,
+        on_window: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         trained = [arm for arm in experiment.arms if train is None or arm.name in train]
         labelled = [arm for arm in experiment.arms if arm.labels_later and (label is None or arm.name in label)]
@@ -93,6 +95,7 @@ class StreamLoop:
         self.process_group = plan.process_group
         check_sharding(experiment, self.process_group)
         self.on_progress = on_progress
+        self._on_window = on_window
         self.clock = Clock()
         self.late = _late_tasks(experiment)
         self.waiting_for = ""
@@ -293,8 +296,7 @@ class StreamLoop:
             for chunk in self._timed(read_sharded(self.reader, window, self.process_group, work.only)):
                 rows += chunk.size
                 self._run_chunk(chunk, labellers, stages, streams)
-                ne = {stage.name: stage.counters.ne for stage in stages}
-                self.on_progress(Progress(window, schedule.count, chunk.size, ne))
+                self.on_progress(self._progress(work, schedule, stages, window.start_us, chunk.size))
                 end_if_asked()
             # Before late labels, because reading their windows overwrites the reader's counts.
             skipped, id_kinds = self.reader.skipped, dict(self.reader.id_kinds)
@@ -309,9 +311,18 @@ class StreamLoop:
                 self._committed |= {stage.name: window.index for stage in stages}
             for stage in stages:
                 self._done[stage.name] = window.index
+            self._on_window(self._progress(work, schedule, stages, window.end_us, 0))
         finally:
             for opened in (*begun, *streams.values()):
                 opened.close()
+
+    def _progress(
+        self, work: WindowWork, schedule: Schedule, stages: list[Stage], finished_us: int, rows: int
+    ) -> Progress:
+        """Describes the progress of the job when all before a time is finished."""
+        ne = {stage.name: stage.counters.ne for stage in stages}
+        lag_s = max(schedule.span.end_us - finished_us, 0) / 1e6
+        return Progress(work.window, schedule.count, rows, ne, tuple(work.labellers), lag_s, self.clock)
 
     def _begin(
         self,
@@ -422,7 +433,7 @@ class StreamLoop:
         """Trains the stages with ``epochs`` again on their first windows, before the first window after these."""
 
         def on_chunk(past: Window, rows: int) -> None:
-            self.on_progress(Progress(past, schedule.count, rows, {}))
+            self.on_progress(Progress(past, schedule.count, rows, {}, clock=self.clock))
             end_if_asked()
 
         for stage in stages:
