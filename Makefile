@@ -19,6 +19,10 @@ SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Each module is compiled once, when it is first imported, and not once in every process that a test starts. Most modules
+# of what is installed are never imported: pip compiles none.
+unexport PYTHONDONTWRITEBYTECODE
+PIP := $(BIN)/python -m pip install --quiet --no-compile $(PIP_ARGS)
 
 .PHONY: setup demo test types unit test-stack test-matrix docs soak bench clean
 
@@ -27,14 +31,15 @@ setup: $(READY)
 # torchrec's metadata asks for the CUDA build of fbgemm, so it goes in without its dependencies.
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) torch==$(TORCH)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) fbgemm-gpu-cpu==$(FBGEMM) --editable '.[cpu]'
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps torchrec==$(TORCHREC)
+	$(PIP) --upgrade pip
+	$(PIP) torch==$(TORCH)
+	$(PIP) fbgemm-gpu-cpu==$(FBGEMM) --editable '.[cpu]'
+	$(PIP) --no-deps torchrec==$(TORCHREC)
 	touch $@
 
 # What tests, documentation and benchmarks need besides.
 $(TOOLS): $(READY)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[cpu,dev]'
+	$(PIP) --editable '.[cpu,dev]'
 	touch $@
 
 demo: setup
