@@ -71,6 +71,8 @@ def run_job(
     names = (*(arm.name for arm in experiment.arms if arm.name in chosen), *(chosen & experiment.frozen.keys()))
     title = f"{stage} {', '.join(dict.fromkeys(models))}"
 
+    from exfm.bookkeeping.progress import Progress
+    from exfm.bookkeeping.running_job import RunningJob
     from exfm.experiment.run import build_plan
     from exfm.reporting.progress import StreamProgress
     from exfm.scheduling.identity import open_run
@@ -79,13 +81,26 @@ def run_job(
 
     store = open_store(experiment)
     plan = build_plan(experiment)
-    # Only rank 0 writes into the run's folder.
-    if plan.process_group.is_rank_zero:
-        open_run(experiment, store, names)
+    is_rank_zero = plan.process_group.is_rank_zero
     train, label = (names, ()) if stage == "train" else ((), names)
-    with StreamProgress(title, log_format) as progress:
-        loop = StreamLoop(experiment, store, plan, progress.update, train, label, progress.window)
-        done = _advance(loop, follow, progress.waiting)
+    # Only rank 0 writes into the run's folder.
+    if is_rank_zero:
+        open_run(experiment, store, names)
+    record = RunningJob(store.workspace, title, stage, names, is_rank_zero)
+    with record as job, StreamProgress(title, log_format) as progress:
+
+        def on_progress(update: Progress) -> None:
+            job.update(update, loop.stream_until_us)
+            progress.update(update)
+
+        def on_waiting(awaited: str, is_said: bool) -> None:
+            job.wait_for(awaited, loop.stream_until_us)
+            if not is_said:
+                progress.waiting(awaited)
+
+        loop = StreamLoop(experiment, store, plan, on_progress, train, label, progress.window)
+        done = _advance(loop, follow, on_waiting)
+        job.leave_waiting(_missing(loop))
     loop.process_group.close()
     if not loop.process_group.is_rank_zero:
         return
@@ -109,6 +124,13 @@ def _load(session: Session, config: str, overrides: list[str], follow: bool) -> 
             time.sleep(POLL_S)
 
 
+def _missing(loop: StreamLoop) -> str:
+    """Names the input that a job waits for; empty at the end of the stream."""
+    if loop.waiting_for:
+        return loop.waiting_for
+    return f"the last rows of window {loop.incomplete}" if loop.incomplete else ""
+
+
 def _outlook(loop: StreamLoop) -> str:
     """Describes the input that a job waits for, if any."""
     if loop.waiting_for:
@@ -118,11 +140,13 @@ def _outlook(loop: StreamLoop) -> str:
     return "all there is"
 
 
-def _advance(loop: StreamLoop, follow: Follow, on_waiting: Callable[[str], None] = lambda _: None) -> int:
+def _advance(
+    loop: StreamLoop, follow: Follow, on_waiting: Callable[[str, bool], None] = lambda awaited, is_said: None
+) -> int:
     """Does all windows there are, and with ``follow`` those that arrive; returns how many it did.
 
     Args:
-        on_waiting: called with the input that the job waits for, again and again.
+        on_waiting: called with the input that the job waits for, again and again, and whether a warning has said it.
     """
     if not follow.follow:
         return loop.advance(complete_windows_only=not follow.final)
@@ -133,7 +157,7 @@ def _advance(loop: StreamLoop, follow: Follow, on_waiting: Callable[[str], None]
         start = time.perf_counter()
         try:
             news = loop.advance(complete_windows_only=True)
-            reason = loop.waiting_for or "more rows of the stream"
+            reason = _missing(loop) or "more rows of the stream"
         except NotYetError as error:  # an empty folder, a file that is still being written
             news, reason = 0, ""
             if str(error) != waiting:
@@ -146,8 +170,7 @@ def _advance(loop: StreamLoop, follow: Follow, on_waiting: Callable[[str], None]
         elif follow.idle_s is not None and loop.process_group.broadcast(time.monotonic() - idle_since >= follow.idle_s):
             return done + loop.advance()
         else:
-            if reason:  # of an error the warning has said it
-                on_waiting(reason)
+            on_waiting(reason or waiting, not reason)
             time.sleep(POLL_S)
             # The look for news besides, which takes long where a folder has many files.
             loop.clock.wait += time.perf_counter() - start

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from exfm.bookkeeping.progress import Progress
+from exfm.bookkeeping.running_job import RunningJob
 from exfm.config.baselines import shared_tasks
 from exfm.config.checks import Arm
 from exfm.config.experiment import ComparedPair
 from exfm.config.loading import Experiment
-from exfm.config.run_files import REPORT_FILE, RESULTS_FILE, RUN_FILES
+from exfm.config.run_files import JOBS_FOLDER, REPORT_FILE, RESULTS_FILE, RUN_FILES
 from exfm.errors import ConfigError, RunError
 from exfm.evaluation.evaluate import ControlComparison, ExperimentView, Pair, evaluate
 from exfm.interfaces.parallel_plan import ParallelPlan
@@ -50,21 +51,36 @@ def run(
     if windows is not None and windows < 1:
         raise ConfigError(f"windows: a run has at least 1 window; given: {windows}")
     if on_progress is None and in_notebook():
-        with StreamProgress(experiment.config.name) as progress:
-            return run(experiment, progress.update, windows=windows, on_window=on_window)
+        with StreamProgress(experiment.config.name) as display:
+            return run(experiment, display.update, windows=windows, on_window=on_window)
     store = open_store(experiment)
     plan = build_plan(experiment)
     config_yaml = open_run(experiment, store) if plan.process_group.is_rank_zero else ""
     trained = [arm.name for arm in experiment.arms if arm.name not in store.borrowed]
     labelled = [*trained, *experiment.frozen]
-    loop = StreamLoop(experiment, store, plan, on_progress or (lambda _: None), trained, labelled, on_window)
+    with RunningJob(store.workspace, "run", "run", trained, plan.process_group.is_rank_zero) as job:
+
+        def progress(update: Progress) -> None:
+            job.update(update, loop.stream_until_us)
+            if on_progress is not None:
+                on_progress(update)
+
+        loop = StreamLoop(experiment, store, plan, progress, trained, labelled, on_window)
+        return _advance(experiment, store, loop, job, config_yaml, windows)
+
+
+def _advance(
+    experiment: Experiment, store: Store, loop: StreamLoop, job: RunningJob, config_yaml: str, windows: int | None
+) -> dict[str, Any]:
+    """Does the windows of a run, and on rank zero evaluates them and writes the results."""
     done = loop.advance(first_windows=windows)
+    job.leave_waiting(loop.waiting_for)
     assert store.borrowed or not loop.waiting_for, loop.waiting_for
     if loop.waiting_for and not experiment.lenders:
         raise RunError(f"{experiment.run_dir}: it waits for {loop.waiting_for}: the point that trains it has not ended")
     # Closed before the evaluation, so that the other processes may end.
-    plan.process_group.close()
-    if not plan.process_group.is_rank_zero:
+    loop.process_group.close()
+    if not loop.process_group.is_rank_zero:
         return {}
     time = loop.clock.as_dict() | {
         "windows_done": done,
@@ -97,7 +113,8 @@ def start_over(store: Store) -> None:
         for model in workspace.names(f"commits/{stage}"):
             for name in reversed(workspace.names(f"commits/{stage}/{model}")):
                 workspace.remove_file(f"commits/{stage}/{model}/{name}")
-    for name in ("commits", "late", "models", "predictions", "supervision", "snapshots", "aliases", "vacuum"):
+    folders = ("commits", "late", "models", "predictions", "supervision", "snapshots", "aliases", "vacuum")
+    for name in (*folders, JOBS_FOLDER):
         workspace.remove_tree(name)
     for name in RUN_FILES:
         workspace.remove_file(name)

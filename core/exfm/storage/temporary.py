@@ -93,7 +93,7 @@ def sweep(folder: str) -> None:
             if name is not None and name["process"] != _PROCESS:
                 # It may belong to another user, or another process may be removing it.
                 with suppress(OSError):
-                    _remove_orphan(Path(entry.path), name["machine"] == _machine())
+                    _remove_orphan(Path(entry.path), name["machine"] == machine_name())
 
 
 def _open(folder: str, mode: int) -> BinaryIO:
@@ -147,11 +147,11 @@ def _remove_orphan(path: Path, same_machine: bool) -> None:
 
 
 def _new_name() -> str:
-    return f".exfm.{_machine()}.{_PROCESS}.{uuid.uuid4().hex[:12]}.tmp"
+    return f".exfm.{machine_name()}.{_PROCESS}.{uuid.uuid4().hex[:12]}.tmp"
 
 
 @cache
-def _machine() -> str:
+def machine_name() -> str:
     """Returns the host's name with its boot id, which differs for machines of equal names, and after a restart."""
     try:
         started = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]

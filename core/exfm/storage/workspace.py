@@ -139,6 +139,14 @@ class Workspace:
             file.write(data)
         return file.record()
 
+    def overwrite(self, relative: str, data: bytes) -> None:
+        """Writes a small file that is written again soon, without asking the disk or the store whether it is kept."""
+        if self._local:
+            self.write(relative, data, sync=False)
+            return
+        self._make_folder(self.path(relative).rpartition("/")[0])
+        self.fs.pipe_file(self.path(relative), data)
+
     def create(self, relative: str, data: bytes) -> bool:
         """Creates a small file and returns True, or returns False if it exists; only one concurrent writer gets True.
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from exfm.config.loading import Experiment
-from exfm.config.run_files import HOMES_FILE
+from exfm.config.run_files import HOMES_FILE, JOBS_FOLDER
 from exfm.config.training_sections import InitFrom
 from exfm.interfaces.data_source import Window
 from exfm.storage.backfills import Backfills
@@ -131,7 +131,7 @@ class Store:
         folders = [f"{kind}/{model}" for kind in kinds for model in models]
         for model in models:
             folders += [f"snapshots/{model}/{name}" for name in self.workspace.names(f"snapshots/{model}")]
-        self.workspace.sweep(["", *folders])
+        self.workspace.sweep(["", JOBS_FOLDER, *folders])
 
     def supervision(self, teacher: str, window: Window) -> OpenSupervision | None:
         """Opens a teacher's committed supervision of a window; returns None if there is none, or no row."""

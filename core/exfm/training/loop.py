@@ -68,6 +68,7 @@ class StreamLoop:
     Attributes:
         waiting_for: the supervision or snapshot for which ``advance`` stopped; empty at the end of the stream.
         incomplete: the last window, if ``advance`` has left it out because more rows of it may still come.
+        stream_until_us: time for which the stream was complete when ``advance`` last looked; 0 before.
         stopped: whether ``advance`` has left out windows after the first, because it was limited to these.
     """
 
@@ -100,6 +101,7 @@ class StreamLoop:
         self.late = _late_tasks(experiment)
         self.waiting_for = ""
         self.incomplete: Window | None = None
+        self.stream_until_us = 0
         self.stopped = False
         schema = self.experiment.schema
         self._teachers = teacher_specs(experiment)
@@ -174,6 +176,7 @@ class StreamLoop:
         """
         with source_errors():
             schedule = read_schedule(self.experiment, self.store, self.process_group, complete_windows_only)
+            self.stream_until_us = schedule.span.end_us
             self._reopen(schedule)
             if self.process_group.is_rank_zero:
                 self._late.count(schedule.grid, schedule.span, schedule.state.parts)
