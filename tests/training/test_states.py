@@ -129,6 +129,21 @@ def test_a_students_prediction_depends_on_no_later_state(
             assert actual[0] == expected[0] and actual != expected
 
 
+def test_rows_of_some_features_have_the_vectors_of_the_chunk_and_need_none_of_other_features(tmp_path: Path) -> None:
+    """A strategy may read the tokens of a feature beside vectors that are added to the rows of another."""
+    experiment = load(tmp_path, config(tmp_path, "run"))
+    trainer = trainer_of(experiment, "vm")
+    batch = trainer.model.narrow(next(iter(_batches(experiment))))
+    plain = trainer.model.featurizer.rows(batch, ("item",))["item"]
+    item, user = trainer.transfer.parameters.fed_tables()
+    user.table.looked_up = {"user": torch.randn(batch.size, 4)}
+    assert torch.equal(trainer.model.featurizer.rows(batch, ("item",))["item"], plain)
+    item.table.looked_up = {"item": torch.randn(batch.size, 4)}
+    added = trainer.model.featurizer.offsets["item"].of_feature("item")
+    assert added is not None and added.any()
+    torch.testing.assert_close(trainer.model.featurizer.rows(batch, ("item",))["item"], plain + added)
+
+
 def test_what_is_published_has_the_offsets_inside(tmp_path: Path) -> None:
     experiment = load(tmp_path, config(tmp_path, "run"))
     trainer = trainer_of(experiment, "vm")

@@ -24,6 +24,13 @@ class RowOffset(ABC):
             feature: the feature of the batch that looks them up; empty for events of a sequence.
         """
 
+    def of_feature(self, feature: str) -> Tensor | None:
+        """Returns the offsets (V, D) of the ids of a feature of the next batch, where they need no ids.
+
+        By default None: the offsets of the ids are then asked for.
+        """
+        return None
+
     def mean(self, rows_V: Tensor, offsets: Tensor) -> Tensor:
         """Averages the offsets of each bag of rows, (B, D), zeros of an empty bag: for histories that are averaged.
 

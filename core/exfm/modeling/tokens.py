@@ -138,7 +138,7 @@ class Featurizer(nn.Module):
     @torch.no_grad()
     def rows(self, batch: Batch, features: Collection[str]) -> dict[str, Tensor]:
         """Looks up the bags of some features, and returns (B, D) by feature."""
-        looked_up = self._look_up(self._with_rows(batch.bags_only(frozenset(features))))
+        looked_up = self._look_up(self._with_rows(batch.bags_only(frozenset(features))), features)
         return {lookup.key: looked_up[lookup] for lookup in self.bags if lookup.key in features}
 
     def tokens_like(self, sequence: SequenceFeature) -> tuple[int, ...]:
@@ -153,8 +153,12 @@ class Featurizer(nn.Module):
         used |= set(self.events.groups) if self.events is not None else set()
         return sum(self.table_rows[table] for table in used) * self.dim
 
-    def _look_up(self, batch: Batch) -> dict[Lookup, Tensor]:
-        """Returns (B, D) for a feature's lookup; for a sequence's (E, D), or (B, D) if averaged."""
+    def _look_up(self, batch: Batch, features: Collection[str] | None = None) -> dict[Lookup, Tensor]:
+        """Returns (B, D) for a feature's lookup; for a sequence's (E, D), or (B, D) if averaged.
+
+        Args:
+            features: the features and sequences whose offsets are added; all by default.
+        """
         looked_up = self.pooled(batch) if self.pooled is not None else {}
         if self.events is not None:
             looked_up |= self.events(batch)
@@ -162,7 +166,8 @@ class Featurizer(nn.Module):
             # Detached before the offset is added: a strategy may train an offset on a frozen table.
             if lookup.table in self.frozen_tables:
                 looked_up[lookup] = looked_up[lookup].detach()
-            if lookup.table in self.offsets:
+            # The vectors of the next batch's ids are not those of a feature whose ids are left out.
+            if lookup.table in self.offsets and (features is None or lookup.key in features):
                 looked_up[lookup] = looked_up[lookup] + self._offset(lookup, batch)
         return looked_up
 
@@ -222,11 +227,13 @@ class Featurizer(nn.Module):
         """Computes the offset of a lookup: a feature's (B, D), and a sequence's field (E, D), or (B, D) if averaged."""
         offset = self.offsets[lookup.table]
         if lookup.field is None:
-            bags = batch.sparse[lookup.key]
-            rows_VD: Tensor = offset(bags.values(), lookup.key)
+            rows_VD = offset.of_feature(lookup.key)
+            if rows_VD is None:
+                rows_VD = offset(batch.sparse[lookup.key].values(), lookup.key)
             # As many ids as examples, of a feature with at most a single id: each bag has exactly that, its mean.
             if lookup.key in self._single and rows_VD.shape[0] == batch.size:
                 return rows_VD
+            bags = batch.sparse[lookup.key]
             if self.weighs_ids:
                 return _segment_sum(rows_VD * bags.weights().unsqueeze(1), bags.offsets().long())
             return _segment_mean(rows_VD, bags.offsets().long())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -32,15 +33,31 @@ class RowVectors:
         """Returns the different rows, and the last vectors of each row.
 
         A table is written row by row from these, because torch keeps any of several values that are written to a row.
+        They are computed once, because the tables of several students store the same vectors.
 
         Args:
             length: L.
         """
-        key_S, bits = packed_rows(self.row_S)
-        # The last position of each row: the next key has another row. -1 ends the last row, as rows are not negative.
-        last_V = np.flatnonzero(np.diff(key_S >> bits, append=-1))
-        row_V = torch.from_numpy(key_S[last_V] >> bits)
-        return row_V, pick(key_S, bits, torch.from_numpy(last_V), row_V, self.row_S.numel(), self.vector_SK, length)
+        if length not in self._newest:
+            key_S, bits = self.sorted
+            # The last position of each row: the next key has another row. -1 ends the last row, as rows are not
+            # negative.
+            last_V = np.flatnonzero(np.diff(key_S >> bits, append=-1))
+            row_V = torch.from_numpy(key_S[last_V] >> bits)
+            end = self.row_S.numel()
+            newest = pick(key_S, bits, torch.from_numpy(last_V), row_V, end, self.vector_SK, length)
+            self._newest[length] = row_V, newest
+        return self._newest[length]
+
+    @cached_property
+    def sorted(self) -> tuple[npt.NDArray[np.int64], int]:
+        """Returns the rows packed with their positions, sorted, and how many bits a position has."""
+        return packed_rows(self.row_S)
+
+    @cached_property
+    def _newest(self) -> dict[int, tuple[Tensor, VectorOverride]]:
+        """Holds the results of ``newest``, by length."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -55,12 +72,9 @@ class VectorOverride:
     valid_VL: Tensor
     vector_VLK: Tensor
 
-    def slice(self, rows: slice, kept: Tensor | None = None) -> VectorOverride:
-        """Returns a slice of the V rows, and of these the rows that the mask ``kept`` selects."""
-        valid_VL, vector_VLK = self.valid_VL[rows], self.vector_VLK[rows]
-        if kept is not None:
-            valid_VL, vector_VLK = valid_VL[kept], vector_VLK[kept]
-        return VectorOverride(valid_VL, vector_VLK)
+    def slice(self, rows: slice) -> VectorOverride:
+        """Returns a slice of the V rows."""
+        return VectorOverride(self.valid_VL[rows], self.vector_VLK[rows])
 
     def apply(self, stored_VK: Tensor) -> Tensor:
         """Returns ``stored_VK`` with the overridden vectors replaced by the newest ones."""
@@ -112,6 +126,8 @@ class VectorTable(nn.Module):
     Attributes:
         length: L, the number of newest vectors of a row that are kept.
         overrides: the newer vectors of the next batch, by feature.
+        looked_up: the vectors (V, K) of the next batch's ids, overridden already, by feature: those that are looked up
+            once for all batches of a chunk.
     """
 
     vectors_RK: Tensor
@@ -120,11 +136,12 @@ class VectorTable(nn.Module):
     def __init__(self, rows: int, width: int, dtype: torch.dtype = torch.float16) -> None:
         super().__init__()
         self.overrides: Mapping[str, VectorOverride] = {}
+        self.looked_up: Mapping[str, Tensor] = {}
         self.register_buffer("vectors_RK", torch.zeros(rows, width, dtype=dtype))
 
     def forward(self, rows_V: Tensor, feature: str, dtype: torch.dtype) -> Tensor:
         """Looks up the vectors (V, K) of rows (V,), with the overrides of ``feature`` if it has any."""
-        vector_VK = self.vectors_RK.index_select(0, rows_V).to(dtype)
+        vector_VK = self.vectors_RK.index_select(0, rows_V.to(self.vectors_RK.device)).to(dtype)
         return self.overrides[feature].apply(vector_VK) if feature in self.overrides else vector_VK
 
     @torch.no_grad()

@@ -58,7 +58,7 @@ class Stored:
     Attributes:
         has_row: (B,) bool, mask of the S examples, which have a row with a prediction.
         watermark_us: (S,) int64, time before which the teacher had trained when it predicted the example.
-        vectors: (S, K) float32 by column.
+        vectors: (S, K) by column, float16 where they are stored so, and else float32.
     """
 
     has_row: Tensor
@@ -194,9 +194,14 @@ class SupervisionIndex:
             return nothing_stored(example_id)
         row, has_row = self._locate(example_id, event_time_us)
         # A row of NaN predictions was written before the teacher had learned: its vectors are initial weights.
-        has_row &= torch.stack([_are_finite(values[row]) for values in self.rows.probabilities.values()]).any(dim=0)
-        kept = row[has_row]
-        vectors = {column: vector.take(kept).decode() for column, vector in self.rows.vectors.items()}
+        is_finite_S = torch.stack([_are_finite(values) for values in self.rows.probabilities.values()]).any(dim=0)
+        has_row = has_row & is_finite_S[row]
+        index_S = row[has_row]
+        kept: RowIndex = index_S
+        # All rows, in their order, are not copied: a teacher in the same job has just the rows of the chunk.
+        if index_S.numel() == is_finite_S.numel() and torch.equal(example_id, self.rows.example_id):
+            kept = slice(None)
+        vectors = {column: _numbers(vector.take(kept)) for column, vector in self.rows.vectors.items()}
         return Stored(has_row, self.rows.watermark_us[kept], vectors)
 
     def _locate(self, example_id: Tensor, event_time_us: Tensor) -> tuple[Tensor, Tensor]:
@@ -298,6 +303,11 @@ def miss(
     nothing = {task: torch.zeros(size, *shapes.get(task, ())) for task in tasks}
     embedding_BE = None if embedding_dim is None else torch.zeros(size, embedding_dim)
     return TeacherOutput(nothing, dict.fromkeys(nothing, torch.zeros(size, dtype=torch.bool)), embedding_BE)
+
+
+def _numbers(vectors: CompactEmbedding) -> Tensor:
+    """Returns vectors as numbers: float16 as it is stored, because most of a chunk's vectors are never read."""
+    return vectors.values_SE if vectors.scale_S is None else vectors.decode()
 
 
 def _are_finite(values: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class ChunkVectors:
         self._stored: dict[str, Stored] = {}
         self._vectors: dict[tuple[str, str], PendingVectors | None] = {}
         self._rows: dict[str, Tensor] = {}
+        self._last_of_batch: dict[str, Tensor] = {}
         self._process_group = SINGLE_PROCESS if chunk is None else chunk.process_group
         # The positions of the rows in the whole chunk.
         self.position = torch.arange(batch.size) if chunk is None else chunk.position
@@ -62,28 +63,32 @@ class ChunkVectors:
     def _look_up(self, teacher: str, column: str) -> PendingVectors | None:
         """Assigns each vector the position in the chunk after which a student may read it."""
         stored = self._stored_by(teacher)
-        index_S, vector_SK = stored.has_row.nonzero().squeeze(1), stored.vectors.get(column)
-        row_S = self.rows(feature_of(column))[index_S]
-        numbers_S4 = torch.stack(
-            [row_S, self.position[index_S], self.batch.event_time_us[index_S], stored.watermark_us], dim=1
-        )
+        vector_SK = stored.vectors.get(column)
+        row_S, position_S, time_us_S = self.rows(feature_of(column)), self.position, self.batch.event_time_us
+        watermark_us_S = stored.watermark_us
+        if watermark_us_S.numel() < row_S.numel():
+            has_row = stored.has_row
+            row_S, position_S, time_us_S = row_S[has_row], position_S[has_row], time_us_S[has_row]
         if self._process_group.world_size > 1:
+            numbers_S4 = torch.stack([row_S, position_S, time_us_S, watermark_us_S], dim=1)
             gathered = _gather(numbers_S4, vector_SK, self._process_group)
             if gathered is None:
                 return None
             numbers_S4, vector_SK = gathered
+            row_S, position_S, time_us_S, watermark_us_S = numbers_S4.T.contiguous().unbind(0)
         if vector_SK is None:
             return None
-        row_S, position_S, time_us_S, watermark_us_S = numbers_S4.unbind(1)
         # A table's row is stored after the teacher's step on a whole batch, which has read all labels of the batch.
         if column.startswith(ROW):
-            last_S = _last_of_batch(watermark_us_S)
+            if teacher not in self._last_of_batch:
+                self._last_of_batch[teacher] = _last_of_batch(watermark_us_S)
+            last_S = self._last_of_batch[teacher]
             position_S, time_us_S = position_S[last_S], time_us_S[last_S]
-        kept_S = (row_S >= 0).nonzero().squeeze(1)
-        if kept_S.numel() < row_S.numel():
-            row_S, position_S, time_us_S = row_S[kept_S], position_S[kept_S], time_us_S[kept_S]
-            vector_SK = vector_SK.index_select(0, kept_S)
-        return PendingVectors(row_S.contiguous(), position_S.contiguous(), time_us_S.contiguous(), vector_SK)
+        has_id_S = row_S >= 0
+        if not has_id_S.all():
+            row_S, position_S, time_us_S = row_S[has_id_S], position_S[has_id_S], time_us_S[has_id_S]
+            vector_SK = vector_SK.index_select(0, has_id_S.nonzero().squeeze(1))
+        return PendingVectors(row_S, position_S, time_us_S, vector_SK)
 
 
 def _gather(numbers_S4: Tensor, vector_SK: Tensor | None, process_group: ProcessGroup) -> tuple[Tensor, Tensor] | None:
@@ -102,6 +107,8 @@ def _gather(numbers_S4: Tensor, vector_SK: Tensor | None, process_group: Process
         return None
     if vector_SK is None:
         vector_SK = torch.zeros(0, width)
+    # float32, because a process without the column does not know its form.
+    vector_SK = vector_SK.float()
     counts = sizes_R2[:, 0].tolist()
     numbers_S4 = process_group.all_gather_rows(numbers_S4[:size], counts)
     vector_SK = process_group.all_gather_rows(vector_SK, counts)

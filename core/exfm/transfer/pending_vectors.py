@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from exfm.modeling.packed_rows import packed_rows
 from exfm.modeling.vector_table import RowVectors, VectorOverride, pick
 
 
@@ -35,7 +33,7 @@ class PendingVectors:
 
     def count_known(self, position_L: Tensor, time_us_L: Tensor, lag_us: int) -> Tensor:
         """Counts the leading vectors (L,) that may be read at each of L examples of the chunk."""
-        earlier_L = _count_below(self.position_S, position_L)
+        earlier_L = self._earlier.index_select(0, position_L.clamp(max=self._earlier.numel() - 1))
         # Without a lag positions decide alone, because the stream is sorted by time.
         if not lag_us:
             return earlier_L
@@ -52,15 +50,24 @@ class PendingVectors:
         if not self.row_S.numel():
             unknown = torch.zeros(len(row_L), length, dtype=torch.bool)
             return VectorOverride(unknown, self.vector_SK.new_zeros(len(row_L), length, self.width))
-        key_S, bits = self._sorted
+        key_S, bits = self._rows.sorted
         # The key before (row, visible): the row's last vector whose position is below ``visible``.
         last_L = torch.from_numpy(np.searchsorted(key_S, (row_L.numpy() << bits) | visible_L.numpy()) - 1)
         return pick(key_S, bits, last_L, row_L, visible_L, self.vector_SK, length)
 
     @cached_property
-    def _sorted(self) -> tuple[npt.NDArray[np.int64], int]:
-        """Returns rows packed with positions; a cache, because students with the same vectors share the sort."""
-        return packed_rows(self.row_S)
+    def _rows(self) -> RowVectors:
+        """Returns rows and vectors; a cache, because students with the same vectors share what is computed of them."""
+        return RowVectors(self.row_S, self.vector_SK)
+
+    @cached_property
+    def _earlier(self) -> Tensor:
+        """Counts the vectors before each position of the chunk, up to the position after the last vector's.
+
+        A cumulative sum of counts is linear, where a binary search for each example is not.
+        """
+        # Shifted by 1, because a count has no index -1.
+        return torch.bincount(self.position_S + 1, minlength=1).cumsum(0)
 
     @property
     def width(self) -> int:
@@ -69,6 +76,8 @@ class PendingVectors:
 
     def first(self, count: int) -> RowVectors:
         """Returns rows and vectors of the first ``count`` vectors."""
+        if count == self.row_S.numel():
+            return self._rows
         return RowVectors(self.row_S[:count], self.vector_SK[:count])
 
     def after(self, count: int) -> PendingVectors:
@@ -88,16 +97,3 @@ class PendingVectors:
             torch.cat([self.time_us_S, later.time_us_S]),
             torch.cat([self.vector_SK, later.vector_SK]),
         )
-
-
-def _count_below(position_S: Tensor, position_L: Tensor) -> Tensor:
-    """Counts the positions (S,), -1 or more, below each of L ascending positions.
-
-    A cumulative sum of counts is linear in S and L, where L binary searches are not.
-    """
-    if not position_L.numel():
-        return position_L
-    positions = int(position_L[-1]) + 1
-    # Shifted by 1, because a count has no index -1.
-    below = torch.bincount(position_S[position_S < positions] + 1, minlength=positions + 1).cumsum(0)
-    return below.index_select(0, position_L)

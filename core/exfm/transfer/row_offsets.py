@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from exfm.interfaces.local_shards import LocalShards, Offsets, StateTensor, local_boxes
+from exfm.mappings import defined
 from exfm.modeling.parts import table_of
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.row_offset import RowOffset
@@ -35,6 +36,14 @@ class ProjectedVectors(RowOffset):
     def __call__(self, rows_V: Tensor, feature: str = "") -> Tensor:
         """Maps rows (V,), those of a feature of the batch where it is named, to their offsets (V, D)."""
         added_VD: Tensor = self.projection(self.vectors(rows_V, feature, self._dtype))
+        return added_VD
+
+    def of_feature(self, feature: str) -> Tensor | None:
+        """Returns the offsets (V, D) of the next batch's ids, whose vectors were looked up with those of the chunk."""
+        vector_VK = self.vectors.looked_up.get(feature)
+        if vector_VK is None:
+            return None
+        added_VD: Tensor = self.projection(vector_VK.to(self._dtype))
         return added_VD
 
     def mean(self, rows_V: Tensor, offsets: Tensor) -> Tensor:
@@ -67,6 +76,11 @@ class OffsetSum(RowOffset):
     def __call__(self, rows_V: Tensor, feature: str = "") -> Tensor:
         """Maps rows (V,), those of a feature of the batch where it is named, to their offsets (V, D)."""
         return _sum([offset(rows_V, feature) for offset in self.offsets])
+
+    def of_feature(self, feature: str) -> Tensor | None:
+        """Returns the offsets (V, D) of the next batch's ids, where the vectors of all terms were looked up."""
+        terms = defined(offset.of_feature(feature) for offset in self.offsets)
+        return _sum(terms) if len(terms) == len(self.offsets) else None
 
     def mean(self, rows_V: Tensor, offsets: Tensor) -> Tensor:
         """Averages the offsets of each bag of rows, (B, D)."""

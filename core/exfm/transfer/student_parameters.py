@@ -101,8 +101,12 @@ class StudentParameters:
     def fed_tables(self) -> list[FedTable]:
         """Returns the tables of vectors, each with the columns of stored output that fill it."""
         longer = {key: table for key, table in self._served.items() if table.length > 1}
-        served = [FedTable(teacher, (f"{STATE}{entity}",), table) for (teacher, entity), table in longer.items()]
-        return [*served, *(FedTable(key[0], self._columns(key[1]), table) for key, table in self._tables.items())]
+        fed = [FedTable(teacher, (f"{STATE}{entity}",), table) for (teacher, entity), table in longer.items()]
+        projected = {(teacher, add.sources) for teacher, add in self._additions}
+        for source, table in self._tables.items():
+            teacher, sources = source
+            fed.append(FedTable(teacher, self._columns(sources), table, source in projected))
+        return fed
 
     def _columns(self, sources: Sequence[TeacherVectors]) -> tuple[str, ...]:
         columns: list[str] = []

@@ -62,8 +62,11 @@ class StudentTransfer:
         self.parameters = parameters
         self._parallel_model, self._sampling = parallel_model, sampling
         self._adapters: dict[int, torch.optim.Optimizer] = {}
+        # Asked once, because asking a protocol takes as long as several operations of a small batch.
+        self._adapting: dict[int, LabelAdapter] = {}
         for number, strategy in enumerate(strategies):
             if isinstance(strategy, LabelAdapter):
+                self._adapting[number] = strategy
                 self._adapters[number] = strategy.adapter_optimizer()
         self.begin()
 
@@ -140,12 +143,13 @@ class StudentTransfer:
                 seen, teacher, seen_labels = whole.output, gatherer.teacher(teacher), whole.labels
             # Scored before the adapter steps on the same labels: it would seem better than it is.
             self._score(batch, labels, learned)
-            if isinstance(strategy, LabelAdapter):
+            adapter = self._adapting.get(batch.number)
+            if adapter is not None:
                 supervised = labelled(teacher, seen_labels)
                 if is_shard and not needs_whole:
-                    loss = shard_adapter_loss(strategy, batch.number, *supervised, sums)
+                    loss = shard_adapter_loss(adapter, batch.number, *supervised, sums)
                 else:
-                    loss = strategy.adapter_loss(*supervised)
+                    loss = adapter.adapter_loss(*supervised)
                 self._step(self._adapters[batch.number], loss)
             if isinstance(strategy, DistillationStrategy):
                 loss = strategy.loss(seen, teacher, seen_labels.values)
@@ -155,8 +159,8 @@ class StudentTransfer:
     def _score(self, batch: TaughtBatch, labels: Mapping[str, Tensor], learned: Labels) -> None:
         """Counts the soft labels of this process's rows: the teacher's, and those that an adapter corrects."""
         adapted: TeacherOutput | None = None
-        if isinstance(batch.strategy, LabelAdapter):
-            adapted = self._sampling.of_all_traffic(batch.strategy.adapt(batch.teacher))
+        if batch.number in self._adapting:
+            adapted = self._sampling.of_all_traffic(self._adapting[batch.number].adapt(batch.teacher))
         self.soft_labels.add(batch.number, batch.stored, labels, adapted, learned.all_weights)
 
     def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Updates a student's tables of teacher vectors along the stream, causally.
 
-Legend: L rows of a chunk that the student sees, V ids of a feature.
+Legend: L rows of a chunk that the student sees, V ids of a feature, K width of a vector.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from exfm.mappings import add_prefix
-from exfm.modeling.vector_table import VectorOverride, VectorTable
+from exfm.modeling.vector_table import HistoryTable, VectorOverride, VectorTable
 from exfm.supervision.joiner import STATE
 from exfm.transfer.chunk_vectors import ChunkVectors, feature_of
 from exfm.transfer.pending_vectors import PendingVectors
@@ -30,11 +32,13 @@ class FedTable:
         columns: the columns in order; where two columns have a vector of the same row in a chunk, the later column's is
             stored.
         table: the table.
+        is_projected: whether a strategy adds projected vectors of the table to rows.
     """
 
     teacher: str
     columns: tuple[str, ...]
     table: VectorTable
+    is_projected: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,17 +47,21 @@ class _ChunkColumn:
 
     Attributes:
         vectors: the vectors in flight from earlier chunks, then those of the chunk.
-        has_id_L: the mask of the student's rows with an id; None where all rows have an id.
-        override: the newest vectors that each of the student's rows may read.
+        row_V: the table row of each of the student's ids.
+        ids_L1: the number of the student's ids before each of its rows, and of all; None where each row has an id.
+        override: the newest vectors that the example of each id may read.
     """
 
     vectors: PendingVectors
-    has_id_L: Tensor | None
+    row_V: Tensor
+    ids_L1: npt.NDArray[np.int64] | None
     override: VectorOverride
 
-    def slice(self, rows: slice) -> VectorOverride:
-        """Returns the overrides of the ids of a slice of the L rows."""
-        return self.override.slice(rows, None if self.has_id_L is None else self.has_id_L[rows])
+    def ids(self, rows: slice) -> slice:
+        """Returns the slice of the V ids of a slice of the L rows."""
+        if self.ids_L1 is None:
+            return rows
+        return slice(int(self.ids_L1[rows.start]), int(self.ids_L1[rows.stop]))
 
 
 class VectorFeed:
@@ -85,6 +93,8 @@ class VectorFeed:
                 self._lengths[key] = max(self._lengths.get(key, 0), fed.table.length)
         self._in_flight: dict[Column, PendingVectors] = {}
         self._chunk: dict[Column, _ChunkColumn] = {}
+        # The vectors (V, K) that each table gives the student's ids in the chunk, by the table's number and column.
+        self._looked_up: dict[tuple[int, str], Tensor] = {}
         self._end_us = 0
 
     def clear(self) -> None:
@@ -113,28 +123,46 @@ class VectorFeed:
             vectors = pending if stored is None else stored
             if vectors is not None:
                 self._chunk[teacher, column] = self._column(teacher, column, vectors, chunk, seen_L)
+        self._look_up()
 
     def _column(
         self, teacher: str, column: str, vectors: PendingVectors, chunk: ChunkVectors, seen_L: Tensor
     ) -> _ChunkColumn:
-        row_L = chunk.rows(feature_of(column))[seen_L]
-        has_id_L = row_L >= 0
-        visible_L = vectors.count_known(
+        row_V, ids_L1 = chunk.rows(feature_of(column)).index_select(0, seen_L), None
+        has_id_L = row_V >= 0
+        if not has_id_L.all():
+            row_V, seen_L = row_V[has_id_L], seen_L[has_id_L]
+            ids_L1 = np.concatenate([[0], has_id_L.numpy().cumsum()])
+        visible_V = vectors.count_known(
             chunk.position[seen_L], chunk.batch.event_time_us[seen_L], self._lags_us[teacher]
         )
-        newest = vectors.newest(row_L, visible_L, self._lengths[teacher, column])
-        return _ChunkColumn(vectors, None if has_id_L.all() else has_id_L, newest)
+        newest = vectors.newest(row_V, visible_V, self._lengths[teacher, column])
+        return _ChunkColumn(vectors, row_V, ids_L1, newest)
+
+    def _look_up(self) -> None:
+        """Looks up the vectors that strategies project, for all batches of the chunk, during which tables stay."""
+        self._looked_up = {}
+        for number, fed in enumerate(self._tables):
+            for name in fed.columns if fed.is_projected else ():
+                column = self._chunk.get((fed.teacher, name))
+                if column is not None:
+                    stored_VK = fed.table(column.row_V, "", torch.float32)
+                    self._looked_up[number, name] = column.override.apply(stored_VK)
 
     def override(self, rows: slice) -> None:
-        """Sets the overrides of the next batch.
+        """Sets the vectors and overrides of the next batch.
 
         Args:
             rows: the batch's slice of the L rows.
         """
-        overrides = {key: column.slice(rows) for key, column in self._chunk.items()}
-        for fed in self._tables:
-            keys = [(fed.teacher, column) for column in fed.columns if (fed.teacher, column) in overrides]
-            fed.table.overrides = {feature_of(key[1]): overrides[key] for key in keys}
+        ids = {key: column.ids(rows) for key, column in self._chunk.items()}
+        for number, fed in enumerate(self._tables):
+            keys = [(fed.teacher, column) for column in fed.columns if (fed.teacher, column) in ids]
+            if fed.is_projected:
+                vectors = {feature_of(key[1]): self._looked_up[number, key[1]][ids[key]] for key in keys}
+                fed.table.looked_up = vectors
+            if isinstance(fed.table, HistoryTable):
+                fed.table.overrides = {feature_of(key[1]): self._chunk[key].override.slice(ids[key]) for key in keys}
 
     def close(self) -> None:
         """Ends a chunk: stores the vectors that all later examples may read, and keeps the others in flight."""
@@ -145,8 +173,9 @@ class VectorFeed:
             self._in_flight.pop(key, None)
             if counts[key] < column.vectors.row_S.numel():
                 self._in_flight[key] = column.vectors.after(counts[key])
+        self._looked_up = {}
         for fed in self._tables:
-            fed.table.overrides = {}
+            fed.table.overrides, fed.table.looked_up = {}, {}
             for name in fed.columns:
                 key = (fed.teacher, name)
                 if key in self._chunk:
@@ -157,7 +186,8 @@ class VectorFeed:
         state: dict[str, Tensor] = {}
         for (teacher, column), pending in self._in_flight.items():
             if column.startswith(STATE) and pending.row_S.numel():
-                tensors = {"row": pending.row_S, "time_us": pending.time_us_S, "vector": pending.vector_SK}
+                # float32, which vectors of any stored form fit in.
+                tensors = {"row": pending.row_S, "time_us": pending.time_us_S, "vector": pending.vector_SK.float()}
                 state |= add_prefix(f"{teacher}.{column}.", tensors)
         return state
 
