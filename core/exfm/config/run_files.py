@@ -15,6 +15,9 @@ RUN_FILE: Final = "run.json"
 HOMES_FILE: Final = "homes.json"
 """Names the runs that train models of this run's experiment, by the name of the model here."""
 
+SIBLING: Final = "../"
+"""Begins the folder of a run that lies beside this run's, so that both can be moved together."""
+
 FROZEN_FILE: Final = "frozen.json"
 """Lists the snapshots at which the run has frozen teachers of other runs."""
 

@@ -136,7 +136,7 @@ def read_records(workspace: Workspace) -> list[JobRecord]:
 
 def _parse(data: bytes) -> JobRecord:
     raw: dict[str, Any] = json.loads(data)
-    values = {entry.name: raw[entry.name] for entry in fields(JobRecord)}
+    values = {entry.name: raw[entry.name] for entry in fields(JobRecord) if entry.name in raw}
     record = JobRecord(**{**values, "models": tuple(values["models"])})
     datetime.fromisoformat(record.beat)  # raises where it is no time
     return record

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 import xxhash
 
 from exfm.config.retention import RetentionRecord, read_retention
-from exfm.config.run_files import draft_file, record_file
+from exfm.config.run_files import SIBLING, draft_file, record_file
 from exfm.errors import RunError
 from exfm.redaction import concealed
 from exfm.storage.commits import NONE, CommitLog
@@ -25,9 +25,6 @@ from exfm.storage.workspace import Workspace
 
 STALE = timedelta(days=30)
 """Age of a reader's last commit, or of its last start, from which nothing is kept for it."""
-
-SIBLING = "../"
-"""Begins the folder of a run that lies beside this run's, so that both can be moved together."""
 
 logger = logging.getLogger(__name__)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from exfm.interfaces.process_group import ProcessGroup
-from exfm.supervision.joiner import Joined
+if TYPE_CHECKING:
+    from exfm.interfaces.process_group import ProcessGroup
+    from exfm.supervision.joiner import Joined
 
 AGE_EDGES_S = tuple(float(f"{10 ** (step / 4):.4g}") for step in range(33))
 """Ages in seconds at which a bin ends and the next begins: four bins in a factor of ten, from 1 s to three years."""
@@ -79,6 +79,8 @@ class Coverage:
 
     def add_up(self, process_group: ProcessGroup) -> Coverage:
         """Adds up the counts of all processes; a collective operation."""
+        import torch  # here, because `exfm status` reads the counts without it
+
         counts = process_group.all_gather(torch.from_numpy(self.as_vector()))
         return Coverage.from_vector(counts.sum(dim=0).numpy())
 

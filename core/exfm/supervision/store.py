@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from exfm.config.loading import Experiment
-from exfm.config.run_files import HOMES_FILE, JOBS_FOLDER
+from exfm.config.run_files import HOMES_FILE, JOBS_FOLDER, SIBLING
 from exfm.config.training_sections import InitFrom
 from exfm.interfaces.data_source import Window
 from exfm.storage.backfills import Backfills
@@ -21,7 +21,6 @@ from exfm.storage.commits import NONE, STAGES, CommitLog
 from exfm.storage.hashing import FileRecord
 from exfm.storage.marks import ROWS, first_kept_rows
 from exfm.storage.orphans import remove_orphans
-from exfm.storage.readers import SIBLING
 from exfm.storage.row_shards import row_records
 from exfm.storage.snapshots import SnapshotRegistry
 from exfm.storage.workspace import Workspace
