@@ -6,11 +6,11 @@ from exfm import parallel as parallel
 from exfm import schema as schema
 from exfm import sources as sources
 from exfm import transfer as transfer
+from exfm.comparison.compare import compare as compare
 from exfm.config.loading import Experiment as Experiment
 from exfm.config.loading import load_experiment as load_experiment
 from exfm.errors import ConfigError as ConfigError
 from exfm.errors import RunError as RunError
-from exfm.experiment.run import run as run
 from exfm.interfaces.backbone import Backbone as Backbone
 from exfm.interfaces.component import ComponentConfig as ComponentConfig
 from exfm.interfaces.data_source import DataSource as DataSource
@@ -25,6 +25,8 @@ from exfm.interfaces.teacher_input import TeacherInput as TeacherInput
 from exfm.interfaces.transfer_strategy import TransferStrategy as TransferStrategy
 from exfm.registry.hooks import LazyComponent as LazyComponent
 from exfm.registry.hooks import hookimpl as hookimpl
+from exfm.result.run import open_run as open_run
+from exfm.result.run import run as run
 
 __all__: list[str]
 __version__: str

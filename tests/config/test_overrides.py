@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 import yaml
@@ -122,3 +126,19 @@ def test_a_large_file_and_its_resolved_config_are_read(experiment, write):
     experiment["models"]["vm"]["where"] = {"user_id": list(range(10_000))}
     large = exfm.load_experiment(write(experiment))
     assert parse_resolved(large.as_yaml()) == large.as_dict()
+
+
+def test_a_mapping_is_read_like_a_file_of_its_content(experiment: dict[str, Any], write: Callable[..., str]) -> None:
+    overrides = ["seed=7", "models.vm.embedding_dim=4"]
+    from_file = exfm.load_experiment(write(experiment), overrides)
+    frozen = MappingProxyType({**experiment, "plugins": {"block": ()}})
+    before = copy.deepcopy(experiment)
+    assert exfm.load_experiment(frozen, overrides).as_dict() == from_file.as_dict()
+    assert experiment == before
+    for wrong, message in (
+        ({}, "experiment: it is empty"),
+        ({**experiment, "nme": "x"}, r"experiment: nme: .*Did you mean 'name'"),
+        ({**experiment, "seed": object()}, r"experiment: seed: .*object"),
+    ):
+        with pytest.raises(exfm.ConfigError, match=message):
+            exfm.load_experiment(wrong)

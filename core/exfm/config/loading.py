@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from io import StringIO
+from os import PathLike, fspath
 from typing import Any
 
 import fsspec
@@ -37,6 +39,8 @@ _MOST_NODES = 200_000
 """Limit of YAML nodes with aliases expanded: enough for a thousand models, and few enough to stop a YAML bomb."""
 
 _SHAPE = "a mapping of keys such as name, stream and models"
+_MAPPING = "experiment"
+"""Stands for the file's name in messages about an experiment that is a mapping."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,10 @@ class Experiment:
         # By OmegaConf, because it quotes text that its loader would read as a number or a date.
         return OmegaConf.to_yaml(OmegaConf.create(self.as_dict()))
 
+    def __repr__(self) -> str:
+        models = ", ".join(arm.name for arm in self.arms)
+        return f"Experiment({self.config.name!r}, models: {models}, run_dir: {concealed(self.run_dir)})"
+
 
 def override_keys(overrides: Sequence[str]) -> list[str]:
     """Lists the key paths of overrides ``key=value``."""
@@ -111,17 +119,17 @@ def override_keys(overrides: Sequence[str]) -> list[str]:
 
 
 def load_experiment(
-    path: str,
+    path: str | PathLike[str] | Mapping[str, Any],
     overrides: Sequence[str] = (),
     *,
     block: Sequence[str] = (),
     components: Sequence[type[Any]] = (),
     registry: Registry | None = None,
 ) -> Experiment:
-    """Loads and checks an experiment file without running it.
+    """Loads and checks an experiment without running it.
 
     Args:
-        path: the YAML file, any fsspec URL.
+        path: the YAML file, any fsspec URL; or the content of a file as a mapping.
         overrides: ``key.path=value`` each, applied over the file in order.
         block: plugins or distributions that must not be imported, added to the file's ``plugins.block``.
         components: classes to choose from beside those of the registry, such as a class that a notebook defines.
@@ -130,7 +138,12 @@ def load_experiment(
     Raises:
         ConfigError: the file cannot be read, or anything in it is wrong; the message names file and key path.
     """
-    raw, unresolved = _merge(_read_yaml(path), overrides, path)
+    if isinstance(path, Mapping):
+        content, path = _read_mapping(path), _MAPPING
+    else:
+        path = fspath(path)
+        content = _read_yaml(path)
+    raw, unresolved = _merge(content, overrides, path)
     if registry is None:
         registry = discover([*block, *_blocked(raw)])
     registry = _extend(registry, components)
@@ -212,6 +225,29 @@ def _extend(registry: Registry, components: Sequence[type[Any]]) -> Registry:
         return registry.with_classes(components)
     except TypeError as error:
         raise ConfigError(f"components: {error}") from error
+
+
+def _read_mapping(content: Mapping[str, Any]) -> DictConfig:
+    """Reads an experiment that Python code has written."""
+    if not content:
+        raise ConfigError(f"{_MAPPING}: it is empty; an experiment is {_SHAPE}")
+    try:
+        created = OmegaConf.create(_plain(content))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{_MAPPING}: {_where(error)}{_line(error)}") from error
+    assert isinstance(created, DictConfig)
+    return created
+
+
+def _plain(node: Any) -> Any:
+    """Copies mappings and sequences of any type to dictionaries and lists, as a file has them; times become text."""
+    if isinstance(node, Mapping):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_plain(value) for value in node]
+    if isinstance(node, date):
+        return node.isoformat()
+    return fspath(node) if isinstance(node, PathLike) else node
 
 
 def _read_yaml(path: str) -> DictConfig:

@@ -70,7 +70,7 @@ def evaluate(reader: PredictionReader, view: ExperimentView) -> dict[str, Any]:
     Raises:
         ValueError: a prediction is not a probability, or not finite.
     """
-    first_us = _first_scored_us(reader, view)
+    first_us = first_scored_us(reader, view)
     tasks_of_model = dict(view.models)
     models: dict[str, Any] = {}
     for name, tasks in view.models:
@@ -84,7 +84,7 @@ def evaluate(reader: PredictionReader, view: ExperimentView) -> dict[str, Any]:
     return {"models": models, "first_scored_us": first_us, "gains": gains, "comparisons": comparisons}
 
 
-def _first_scored_us(reader: PredictionReader, view: ExperimentView) -> int:
+def first_scored_us(reader: PredictionReader, view: ExperimentView) -> int:
     """Finds the start of the first scored window: the same for all models, so that their figures cover the same time.
 
     Windows that a model trains on several times count for no model, because all figures are of a single pass; where

@@ -123,7 +123,7 @@ def export(
     for_onnx = None
     if form.onnx and before is None:
         for_onnx = _capture_checked(arm, ServedModel(arm, experiment.schema, grown, pool_by_adding), served)
-    described = _describe(experiment, arm, snapshot, served, graph_digest(program))
+    described = describe(experiment, arm, snapshot, served, graph_digest(program))
     if before is not None:
         _check_same_programs(out, before, described)
     workspace.sweep()
@@ -160,8 +160,8 @@ def _capture_checked(arm: Arm, model: ServedModel, served: ServedModel) -> Expor
     return program
 
 
-def _describe(experiment: Experiment, arm: Arm, snapshot: Snapshot, served: ServedModel, graph: str) -> Description:
-    """Describes an export whose files are not written yet."""
+def describe(experiment: Experiment, arm: Arm, snapshot: Snapshot, served: ServedModel, graph: str) -> Description:
+    """Describes the inputs and outputs of a served model, as an export whose files are not written yet."""
     event_time = experiment.schema.event_time if needs_event_time(served.features) else ""
     columns = _column_types(experiment, served.features, event_time)
     columns |= {embedding_input(teacher): "list of double" for teacher in served.embeddings}

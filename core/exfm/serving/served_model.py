@@ -146,7 +146,7 @@ class ServedModel(nn.Module):
             if key not in tables.values() and not _is_teaching_state(key):
                 layers[key] = value
         self.model.load_state_dict(layers)
-        # The rows of managed ids are resolved before the featurizer, see `_batch`.
+        # The rows of managed ids are resolved before the featurizer, see `batch`.
         self.managed, featurizer.managed = featurizer.managed, nn.ModuleDict()
         if lookups:
             plain = _Tables(lookups, table_weights, averaged=not featurizer.raw_sequences, bag=bag)
@@ -155,10 +155,12 @@ class ServedModel(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Returns the prediction of each task, (B,), or (B, C) of a multiclass label."""
-        output = self.model(self._batch(dict(zip(self.names, tensors, strict=True))))
+        output = self.model(self.batch(tensors))
         return tuple(self.model.predictions(output).values())
 
-    def _batch(self, inputs: Mapping[str, Tensor]) -> Batch:
+    def batch(self, tensors: Sequence[Tensor]) -> Batch:
+        """Builds a batch of the tensors of ``input_specs``, without ids, times and labels."""
+        inputs = dict(zip(self.names, tensors, strict=True))
         sparse: dict[str, _Bags] = {}
         sequences: dict[str, SequenceBatch] = {}
         vectors: dict[str, Tensor] = {}

@@ -1,0 +1,1 @@
+"""Compares runs: their configs, their figures, and the predictions that they have in common."""
