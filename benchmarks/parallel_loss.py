@@ -32,7 +32,7 @@ def measure(plan_text: str, batch_size: int, steps: int, loss: str) -> NoReturn:
     from exfm.data.windows import stream_windows
     from exfm.distributed.chunk_exchange import read_sharded
     from exfm.experiment.run import build_plan
-    from exfm.learning.trainer import StepLabels, Trainer
+    from exfm.learning.trainer import Trainer
     from exfm.transfer import TeacherOutput
     from exfm.transfer.build import teacher_specs
 
@@ -51,11 +51,12 @@ def measure(plan_text: str, batch_size: int, steps: int, loss: str) -> NoReturn:
     size, width = model_batch.shard.size, specs["fm"].embedding_dim or 0
     soft = {task: torch.rand(size) for task in arm.tasks}
     hit = {task: torch.rand(size) < 0.9 for task in arm.tasks}
-    supervision = {"fm": TeacherOutput(soft, hit, torch.randn(size, width), torch.rand(size))}
+    outputs = {"fm": TeacherOutput(soft, hit, torch.randn(size, width), torch.rand(size))}
+    taught = trainer.transfer.join(outputs)
 
     def step() -> None:
-        learn = StepLabels(arm.tasks, transfer=True)
-        trainer.step(model_batch.batch, supervision, learn, model_batch.shard.counts)
+        learn = arm.tasks
+        trainer.step(model_batch.batch, taught, learn, model_batch.shard.counts)
 
     for _ in range(WARM_UP):
         step()

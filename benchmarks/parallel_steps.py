@@ -80,7 +80,7 @@ def measure(plan_text: str, batch_size: int, steps: int) -> NoReturn:
     from exfm.data.windows import stream_windows
     from exfm.distributed.chunk_exchange import read_sharded
     from exfm.experiment.run import build_plan
-    from exfm.learning.trainer import StepLabels, Trainer
+    from exfm.learning.trainer import Trainer
     from exfm.transfer.build import teacher_specs
 
     overrides = [f"parallel={plan_text}", f"models.fm.batch_size={batch_size}", "stream.source.days=2"]
@@ -94,13 +94,13 @@ def measure(plan_text: str, batch_size: int, steps: int) -> NoReturn:
     window = next(stream_windows(experiment.source, experiment.config.stream.window))
     chunk = next(read_sharded(reader, window, plan.process_group))
     batches = list(chunk.batches(chunk.cut(None, batch_size), trainer.model))
-    learn = StepLabels(arm.tasks, transfer=False)
+    learn = arm.tasks
     for number in range(WARM_UP + steps):
         if number == WARM_UP:
             plan.process_group.barrier()
             before, start = sent(), time.perf_counter()
         model_batch = batches[number % len(batches)]
-        trainer.step(model_batch.batch, {}, learn, model_batch.shard.counts)
+        trainer.step(model_batch.batch, (), learn, model_batch.shard.counts)
     seconds = (time.perf_counter() - start) / steps
     moved = int(plan.process_group.all_gather(torch.tensor(sent() - before)).sum()) / steps
     counts = trainer.model.parameter_counts()

@@ -16,7 +16,7 @@ from torchrec import EmbeddingBagCollection
 
 import exfm
 from exfm.experiment.run import build_plan
-from exfm.learning.trainer import StepLabels, Trainer
+from exfm.learning.trainer import Trainer
 from exfm.planning.activations import _full_batch
 from exfm.planning.needs import list_lengths
 from exfm.testing.plan_exercise import SavedStates
@@ -49,9 +49,9 @@ def measure(config: str, overrides: list[str]) -> dict[str, int]:
     rows = experiment.arms[0].config.batch_size // dist.get_world_size()
     batch = trainer.model.narrow(_full_batch(experiment.schema, rows, list_lengths(experiment.schema, {})))
     dist.all_to_all_single = counting
-    trainer.step(batch, {}, StepLabels(trainer.arm.tasks, transfer=True), [rows] * dist.get_world_size())
+    trainer.step(batch, (), trainer.arm.tasks, [rows] * dist.get_world_size())
     sent.clear()  # the first step also initializes, and computes twice
-    trainer.step(batch, {}, StepLabels(trainer.arm.tasks, transfer=True), [rows] * dist.get_world_size())
+    trainer.step(batch, (), trainer.arm.tasks, [rows] * dist.get_world_size())
     dist.all_to_all_single = all_to_all_single
     shards = []
     for collection in getattr(trainer.parallel_model, "_shards", []):

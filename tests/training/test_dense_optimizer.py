@@ -24,7 +24,7 @@ from exfm.data.windows import stream_windows
 from exfm.distributed.chunk_exchange import Accumulation
 from exfm.interfaces.data_source import Shard
 from exfm.interfaces.local_shards import whole_tensors
-from exfm.learning.trainer import StepLabels, Trainer
+from exfm.learning.trainer import Trainer
 from exfm.optimization.learning_rate import learning_rate
 from exfm.transfer.build import teacher_specs
 from tests.training.interruption import StopError
@@ -119,7 +119,7 @@ class Training:
         for number in range(2 * count):
             batch = self.batches[number % len(self.batches)]
             accumulation = Accumulation(number % 2 == 0, number % 2 == 1, 2)
-            self.trainer.step(batch, {}, StepLabels(tasks, transfer=False), accumulation=accumulation)
+            self.trainer.step(batch, (), tasks, accumulation=accumulation)
 
     def before_step(self, call: Callable[[], None]) -> None:
         self.trainer.dense.optimizer.register_step_pre_hook(lambda *_: call())

@@ -17,7 +17,7 @@ from exfm.data.column_types import plain_rows
 from exfm.data.decode import decode
 from exfm.experiment.run import build_plan
 from exfm.interfaces.local_shards import whole_tensors
-from exfm.learning.trainer import StepLabels, Trainer
+from exfm.learning.trainer import Trainer
 from exfm.modeling.labels import Labels
 from exfm.transfer.build import teacher_specs
 from exfm_plugins.heads.mse.head import MSE
@@ -69,7 +69,7 @@ def stepped(experiment: exfm.Experiment, strategy: str, batches: list[Batch]) ->
         hit_B = torch.cos(7 * batch.example_id.float()) > -0.5
         output = exfm.transfer.TeacherOutput(soft, dict.fromkeys(TASKS, hit_B))
         narrowed = trainer.model.narrow(batch)
-        trainer.step(narrowed, {"fm": output} if STRATEGIES[strategy] else {}, StepLabels(TASKS, transfer=True))
+        trainer.step(narrowed, trainer.transfer.join({"fm": output}), TASKS)
     return {
         **whole_tensors(trainer.weights()),
         **{f"transfer {key}": value for key, value in trainer.transfer.state().items()},

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import exfm
-from exfm.learning.trainer import StepLabels
 from exfm.supervision.joiner import SupervisionRows
 from exfm.transfer.build import check_models
 from tests.training.logs import differences, load, predictions, supervision, train
@@ -86,7 +85,7 @@ def test_states_are_codes_of_the_vectors_before_the_step(tmp_path: Path) -> None
             code_BK = standard_BR @ encoder.weight.T + encoder.bias
             values = stored.column(column).combine_chunks().flatten().to_numpy().reshape(-1, 16)[start : start + 64]
             np.testing.assert_allclose(values, code_BK.detach().numpy(), rtol=2e-3, atol=2e-3)
-        trainer.step(batch, {}, StepLabels(("click",), transfer=True))
+        trainer.step(batch, (), ("click",))
         trainer.observe(batch)
 
 

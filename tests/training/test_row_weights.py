@@ -22,7 +22,7 @@ from exfm.evaluation.metrics import Moments, auc, log_losses
 from exfm.evaluation.recalibration import LogitHistogram
 from exfm.experiment.run import build_plan
 from exfm.interfaces.local_shards import whole_tensors
-from exfm.learning.trainer import StepLabels, Trainer
+from exfm.learning.trainer import Trainer
 from exfm.transfer.build import teacher_specs
 from tests.training.logs import experiment_dict, load, make_log, predictions, train, write_log
 
@@ -60,7 +60,7 @@ def stepped(
         width = teacher_specs(experiment)["fm"].embedding_dim or 1
         embedding = embedding.repeat(1, -(-width // 16))[:, :width]
         output = exfm.transfer.TeacherOutput({"click": soft}, {"click": hit}, embedding)
-        trainer.step(narrowed, {"fm": output} if transfer else {}, StepLabels(("click",), transfer=True))
+        trainer.step(narrowed, trainer.transfer.join({"fm": output}), ("click",))
     return {name: value.clone() for name, value in whole_tensors(trainer.weights()).items()}
 
 

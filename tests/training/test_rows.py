@@ -14,7 +14,7 @@ import exfm
 from exfm.data.batch import Batch
 from exfm.data.stream import ChunkReader
 from exfm.data.windows import stream_windows
-from exfm.learning.trainer import StepLabels, Trainer
+from exfm.learning.trainer import Trainer
 from exfm.transfer.build import teacher_specs
 from tests.training.logs import differences, experiment_dict, load, make_log, predictions, supervision, train, write_log
 
@@ -64,7 +64,7 @@ def test_rows_are_those_after_training_on_the_batch(whole: tuple[exfm.Experiment
     stored = supervision(experiment.run_dir, "fm")[0]
     for start in (0, 64):
         batch = chunk.select(torch.arange(start, start + 64))
-        trainer.step(batch, {}, StepLabels(("click",), transfer=True))
+        trainer.step(batch, (), ("click",))
         trainer.observe(batch)
         tables = trainer.model.state_dict()
         for feature in ("user", "item"):

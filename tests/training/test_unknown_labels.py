@@ -23,7 +23,7 @@ from exfm.data.column_types import plain_rows
 from exfm.data.decode import decode
 from exfm.experiment.run import build_plan
 from exfm.interfaces.data_source import Window
-from exfm.learning.trainer import StepLabels, Trainer
+from exfm.learning.trainer import Trainer
 from exfm.modeling.labels import Labels
 from exfm.supervision.late_labels import labels_manifest
 from exfm.supervision.store import Store, open_store
@@ -112,13 +112,13 @@ def test_a_batch_without_any_label_moves_nothing_but_what_the_teacher_teaches(tm
     batch = trainer.model.narrow(decode(plain_rows(rows, experiment.schema), experiment.schema))
     soft = {task: torch.full((64,), 0.3) for task in trainer.arm.tasks}
     hit = {task: torch.ones(64, dtype=torch.bool) for task in trainer.arm.tasks}
-    supervision = {"fm": exfm.transfer.TeacherOutput(soft, hit)}
-    learn = StepLabels(("click",), transfer=True)
-    trainer.step(batch, supervision, learn)  # so that optimizers have momentum
+    taught = trainer.transfer.join({"fm": exfm.transfer.TeacherOutput(soft, hit)})
+    learn = ("click",)
+    trainer.step(batch, taught, learn)  # so that optimizers have momentum
     heads = {n: p.clone() for n, p in trainer.model.state_dict().items() if n.startswith("heads.")}
     adapters = {n: p.clone() for n, p in trainer.transfer.modules.state_dict().items() if ".adapters." in n}
     blank = {task: torch.full((64,), torch.nan) for task in batch.labels}
-    trainer.step(replace(batch, labels=blank), supervision, learn)
+    trainer.step(replace(batch, labels=blank), taught, learn)
     for name, before in heads.items():
         assert torch.equal(trainer.model.state_dict()[name], before), name
     for name, before in adapters.items():

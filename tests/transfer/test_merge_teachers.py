@@ -19,6 +19,7 @@ import exfm_plugins.encoders
 import exfm_plugins.parallel
 import exfm_plugins.sources
 from exfm.transfer.merge_teachers import merge_teacher_outputs
+from exfm.transfer.taught_batch import TaughtBatch
 from tests.training.interruption import run_interrupted
 from tests.training.logs import differences, experiment_dict, load, make_log, rows_by_window, train, write_log
 
@@ -57,7 +58,6 @@ def test_the_first_teacher_with_a_row_is_heard() -> None:
             "a": supervision(0.1, [True, False, False, False], "click", width=2),
             "b": supervision(0.2, [True, True, False, False], "click", width=2),
         },
-        {},
     )
     assert heard is not None
     assert heard.hit["click"].tolist() == [True, True, True, False]
@@ -74,26 +74,27 @@ def test_age_is_that_of_the_heard_teacher_and_tokens_are_the_students() -> None:
         "b": replace(supervision(0.2, [True, True], "click"), age_s=torch.tensor([5.0, 9.0])),
     }
     tokens = {"user": torch.rand(2, 3), "item": torch.rand(2, 3)}
-    heard = merge_teacher_outputs(strategy, outputs, tokens)
+    heard = merge_teacher_outputs(strategy, outputs)
     assert heard is not None and heard.age_s is not None and heard.age_s.tolist() == [60.0, 9.0]
-    assert heard.tokens == {"user": tokens["user"]}
+    assert TaughtBatch(0, strategy, heard).with_inputs(tokens, None).teacher.tokens == {"user": tokens["user"]}
     strategy.reads_age, strategy.reads_features = False, ()
-    unread = merge_teacher_outputs(strategy, outputs, {})
-    assert unread is not None and unread.age_s is None and not unread.tokens
+    unread = merge_teacher_outputs(strategy, outputs)
+    assert unread is not None and unread.age_s is None
+    assert not TaughtBatch(0, strategy, unread).with_inputs(tokens, None).teacher.tokens
 
 
 def test_a_teacher_that_is_away_is_passed_over() -> None:
     strategy = listener(("click",), ("click",), fallback=("b",))
-    heard = merge_teacher_outputs(strategy, {"b": supervision(0.2, [True, False], "click")}, {})
+    heard = merge_teacher_outputs(strategy, {"b": supervision(0.2, [True, False], "click")})
     assert heard is not None and heard.hit["click"].tolist() == [True, False]
-    assert merge_teacher_outputs(strategy, {}, {}) is None
-    assert merge_teacher_outputs(strategy, {"b": supervision(0.2, [True], "buy")}, {}) is None
+    assert merge_teacher_outputs(strategy, {}) is None
+    assert merge_teacher_outputs(strategy, {"b": supervision(0.2, [True], "buy")}) is None
 
 
 def test_tasks_go_by_the_students_names() -> None:
     strategy = listener(("click", "cart", "buy"), ("tap", "order"), tasks={"buy": "order", "cart": "order"})
     assert strategy.tasks == ("cart", "buy")
-    heard = merge_teacher_outputs(strategy, {"a": supervision(0.4, [True], "tap", "order")}, {})
+    heard = merge_teacher_outputs(strategy, {"a": supervision(0.4, [True], "tap", "order")})
     assert heard is not None and set(heard.hit) == {"cart", "buy"}
 
 

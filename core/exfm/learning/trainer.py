@@ -17,7 +17,7 @@ from exfm.data.device_copies import DeviceCopies
 from exfm.distributed.batch_gatherer import BatchGatherer, BatchSums
 from exfm.distributed.chunk_exchange import WHOLE_STEP, Accumulation
 from exfm.errors import ConfigError, RunError
-from exfm.interfaces.distillation_strategy import StudentOutput, TeacherOutput
+from exfm.interfaces.distillation_strategy import StudentOutput
 from exfm.interfaces.local_shards import StateTensor, copy_state, whole_tensors
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import FeatureSchema
@@ -43,19 +43,6 @@ from exfm.transfer.taught_batch import TaughtBatch, shard_sums
 
 _STATE_SUMS = "states."
 """Prefixes the names of the sums that losses of states need."""
-
-
-@dataclass(frozen=True)
-class StepLabels:
-    """Selects the losses of a training step.
-
-    Attributes:
-        tasks: the tasks whose labels are available, where they are known.
-        transfer: whether transfer strategies add their losses.
-    """
-
-    tasks: tuple[str, ...]
-    transfer: bool
 
 
 @dataclass(frozen=True)
@@ -173,8 +160,8 @@ class Trainer:
     def step(
         self,
         batch: Batch,
-        supervision: Mapping[str, TeacherOutput],
-        learn: StepLabels,
+        taught: Sequence[TaughtBatch],
+        tasks: Sequence[str],
         counts: Sequence[int] | None = None,
         accumulation: Accumulation = WHOLE_STEP,
     ) -> Forward:
@@ -182,9 +169,10 @@ class Trainer:
 
         Args:
             batch: holds the features that the model reads.
-            supervision: teacher output aligned with the batch, by teacher; a teacher without any is left out.
-            learn: the losses of the step.
-            counts: number of rows of the batch on each process; ``batch`` and ``supervision`` hold the rows of this
+            taught: teacher output aligned with the batch, of ``transfer.slice`` or ``transfer.join``; transfer
+                strategies without any add no loss.
+            tasks: the tasks whose labels are available, where they are known.
+            counts: number of rows of the batch on each process; ``batch`` and ``taught`` hold the rows of this
                 process, or ``batch`` a blank example where it has none. All rows are of this process by default.
             accumulation: position of the batch in the gradient accumulation.
 
@@ -198,13 +186,12 @@ class Trainer:
             predicted = Forward.from_output(output, self.model)
             labels, weights = gatherer.cut(batch.labels), gatherer.cut(batch.weights)
             # Before the backward pass, in which the tables are updated.
-            tokens = gatherer.cut(self._tokens(batch)) if supervision and learn.transfer else {}
-            taught: list[TaughtBatch] = []
-            if learn.transfer:
-                taught = self.transfer.join(supervision, tokens, weights.get(ROW_WEIGHT))
+            if taught:
+                tokens = gatherer.cut(self._tokens(batch))
+                taught = self.transfer.prepare(taught, tokens, weights.get(ROW_WEIGHT))
             rows = self._rows(output, gatherer)
-            sums = self._sums(rows, taught, labels, weights, learn.tasks, gatherer)
-            learned = self._learned(labels, weights, learn.tasks, sums, gatherer)
+            sums = self._sums(rows, taught, labels, weights, tasks, gatherer)
+            learned = self._learned(labels, weights, tasks, sums, gatherer)
             if self._start_heads(learned, gatherer):
                 # Again, because the logits depend on the biases. Predictions stay those from before the labels.
                 rows = self._rows(self.model(batch, run_trunk), gatherer)

@@ -38,6 +38,27 @@ REFERENCE = f"{_TOKENS} tokens of {_DIM}, histories of {_EVENTS} events, {len(_T
 """Describes the input that a component's cost is shown for."""
 
 
+class FlopsPerExample:
+    """Counts the FLOPs per example of a model: once for a model without histories, whose examples all cost the same.
+
+    Args:
+        examples: bounds the examples that are counted.
+    """
+
+    def __init__(self, model: RankingModel, examples: int) -> None:
+        self._model, self._examples = model, examples
+        self._constant: dict[str, float] = {}
+
+    def count(self, batch: Batch) -> dict[str, float]:
+        """Returns the FLOPs per example of a batch, by section."""
+        if self._constant:
+            return self._constant
+        counted = flops_by_section(self._model, batch.select(torch.arange(min(batch.size, self._examples))))
+        if not batch.sequences:
+            self._constant = counted
+        return counted
+
+
 def flops_by_section(model: RankingModel, batch: Batch) -> dict[str, float]:
     """Counts the forward FLOPs per example of each section on a batch, without offsets of tables, as it is served."""
     offsets, model.featurizer.offsets = model.featurizer.offsets, {}

@@ -33,9 +33,9 @@ from exfm.learning.divergence_check import FEW, DivergenceCheck, State
 from exfm.learning.initial_weights import InitialWeights, check_new_tables, load_initial_weights
 from exfm.learning.model_output import ForwardRows
 from exfm.learning.resume import load_newest
-from exfm.learning.trainer import StepLabels, Trainer
+from exfm.learning.trainer import Forward, Trainer
 from exfm.mappings import add_prefix, map_values, strip_prefix
-from exfm.modeling.cost import flops_by_section, parameters_by_section
+from exfm.modeling.cost import FlopsPerExample, parameters_by_section
 from exfm.storage.commits import NONE, WindowRead
 from exfm.storage.deltas import Delta, DeltaPlan, TableState
 from exfm.storage.finite import rows_not_finite
@@ -56,7 +56,8 @@ from exfm.training.predecessor import Predecessor
 from exfm.training.window_gate import WindowGate
 from exfm.transfer.chunk_vectors import ChunkVectors
 from exfm.transfer.equal_replicas import check_equal_replicas
-from exfm.transfer.example_embeddings import join_batch
+from exfm.transfer.example_embeddings import join_embeddings
+from exfm.transfer.taught_batch import TaughtBatch
 from exfm.transfer.teacher_parameters import TeacherParameters
 from exfm.transfer.vector_feed import VectorFeed
 
@@ -121,7 +122,7 @@ class Stage:
         self._accumulate = trainer.arm.config.optimizer.dense.accumulate
         self.counters = WindowCounters()
         self.late_labels = LateLabelCollector(store, self.process_group, self.name, NONE)
-        self._constant_flops: dict[str, float] = {}
+        self._flops = FlopsPerExample(trainer.model, FEW)
         self._weights, self._training = ReusableBuffers(), ReusableBuffers()
         self._deltas = DeltaPlan(trainer.arm.config.keep.full_snapshot_every)
         self._divergence = DivergenceCheck(trainer, store)
@@ -226,9 +227,11 @@ class Stage:
         for name, of_teacher in joined.items():
             self.counters.teachers.setdefault(name, Coverage()).add(of_teacher, self._taken[name])
         outputs = ForwardRows(self.labels, self.trainer.embedding, self.trainer.vectors)
+        taught = self._taught(joined)
+        self.trainer.transfer.score(taught, seen, [shard.size for shard in rows.shards])
         self._feed.open(vectors, rows.index)
         for batch in self._batches(chunk, rows):
-            self._train(batch, joined, outputs)
+            self._train(join_embeddings(batch, self.trainer.model, joined), taught, outputs)
         self._feed.close()
         supervision = outputs.supervision(seen)
         probabilities = outputs.probabilities()
@@ -247,12 +250,18 @@ class Stage:
         names = self.trainer.arm.teachers
         return {name: teachers[name].join(seen.example_id, seen.event_time_us) for name in names}
 
-    def _train(self, batch: ModelBatch, joined: Mapping[str, Joined], outputs: ForwardRows) -> None:
+    def _taught(self, joined: Mapping[str, Joined]) -> list[TaughtBatch]:
+        return self.trainer.transfer.join(map_values(lambda teacher: teacher.supervision, joined))
+
+    def _step(self, batch: ModelBatch, taught: Sequence[TaughtBatch], tasks: Sequence[str]) -> Forward:
+        """Trains on a batch of a chunk, whose teacher output is ``taught``."""
+        taught = self.trainer.transfer.slice(taught, batch.rows)
+        return self.trainer.step(batch.batch, taught, tasks, batch.shard.counts, batch.accumulation)
+
+    def _train(self, batch: ModelBatch, taught: Sequence[TaughtBatch], outputs: ForwardRows) -> None:
         """Trains on a batch with the labels that arrive with it, and adds the forward pass to ``outputs``."""
-        learn = StepLabels(self.prompt, transfer=True)
-        batch, supervision = join_batch(batch, self.trainer.model, joined)
         if not self.counters.flops:
-            self.counters.flops = self._flops(batch.batch)
+            self.counters.flops = self._flops.count(batch.batch)
         if self._unchecked is not None:
             check_new_tables(self.trainer, self._unchecked, batch.batch)
             self._unchecked = None
@@ -261,7 +270,7 @@ class Stage:
         learned: frozenset[str] = frozenset()  # of a held model, from which nobody learns: its rows are misses
         if not self._held:
             learned = frozenset(self.trainer.learned)
-        forward = self.trainer.step(batch.batch, supervision, learn, batch.shard.counts, batch.accumulation)
+        forward = self._step(batch, taught, self.prompt)
         self.trainer.observe(batch.batch, batch.shard.size)
         self._last = batch.batch
         self._gate.add(batch, forward)
@@ -270,16 +279,6 @@ class Stage:
             forward = forward.with_vectors(self.trainer.rows(batch.batch))
         outputs.add(forward.first_rows(batch.shard.size), learned, self._watermark_us)
         self._watermark_us = batch.shard.newest_us
-
-    def _flops(self, batch: Batch) -> dict[str, float]:
-        """Counts FLOPs per example, a single time for a model without histories, whose examples all cost the same."""
-        if not self._constant_flops:
-            few = batch.select(torch.arange(min(batch.size, FEW)))
-            counted = flops_by_section(self.trainer.model, few)
-            if batch.sequences:
-                return counted
-            self._constant_flops = counted
-        return self._constant_flops
 
     def rewind(self) -> None:
         """Takes the teachers' vectors back to the beginning of the model's stream, where a further pass begins."""
@@ -296,27 +295,25 @@ class Stage:
 
         Statistics of dense features and id tables count an example once, in the first pass.
         """
-        learn = StepLabels(self.prompt, transfer=True)
         rows = chunk.cut(chunk.rows[self.name], self.trainer.arm.config.batch_size)
-        seen = chunk.select_without_features(rows.index)
-        joined = self._join(seen, teachers)
+        joined = self._join(chunk.select_without_features(rows.index), teachers)
+        taught = self._taught(joined)
         self._feed.open(ChunkVectors(chunk.batch, teachers, chunk), rows.index)
         for batch in self._batches(chunk, rows):
-            batch, supervision = join_batch(batch, self.trainer.model, joined)
             self._feed.override(batch.rows)
-            self.trainer.step(batch.batch, supervision, learn, batch.shard.counts, batch.accumulation)
+            self._step(join_embeddings(batch, self.trainer.model, joined), taught, self.prompt)
         self._feed.close()
 
     def consume_late(self, chunk: ShardedChunk, tasks: tuple[str, ...]) -> None:
         """Trains on labels that arrived after their examples had been predicted."""
-        learn = StepLabels(tuple(task for task in self.tasks if task in tasks), transfer=False)
+        learned = [task for task in self.tasks if task in tasks]
         start = time.perf_counter()
-        if learn.tasks:
+        if learned:
             rows = chunk.cut(self._since_start(chunk), self.trainer.arm.config.batch_size)
             for batch in self._batches(chunk, rows):
-                self.trainer.step(batch.batch, {}, learn, batch.shard.counts, batch.accumulation)
+                self._step(batch, (), learned)
                 self._last = batch.batch
-            self.late_labels.add(chunk.select_without_features(rows.index), learn.tasks)
+            self.late_labels.add(chunk.select_without_features(rows.index), learned)
         self.counters.seconds += time.perf_counter() - start
 
     def _since_start(self, chunk: ShardedChunk) -> torch.Tensor | None:

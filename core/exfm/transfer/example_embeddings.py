@@ -1,4 +1,4 @@
-"""Slices teacher output to a batch, and adds the teachers' embeddings of the examples that a model reads as input."""
+"""Adds the teachers' embeddings of the examples that a model reads as input to a batch."""
 
 from __future__ import annotations
 
@@ -9,26 +9,22 @@ import torch
 from torch import Tensor
 
 from exfm.distributed.chunk_exchange import ModelBatch
-from exfm.interfaces.distillation_strategy import TeacherOutput
 from exfm.modeling.ranking_model import RankingModel
 from exfm.supervision.joiner import Joined, embedding_input, slice_output
 
 
-def join_batch(
-    batch: ModelBatch, model: RankingModel, joined: Mapping[str, Joined]
-) -> tuple[ModelBatch, dict[str, TeacherOutput]]:
-    """Returns a batch with the embeddings that a model reads, and the teacher output of its rows, by teacher.
+def join_embeddings(batch: ModelBatch, model: RankingModel, joined: Mapping[str, Joined]) -> ModelBatch:
+    """Returns a batch with the embeddings that a model reads.
 
     Args:
         joined: supervision of all rows of the chunk that the model reads, by teacher.
     """
-    supervision = {name: slice_output(teacher.supervision, batch.rows) for name, teacher in joined.items()}
     if model.inputs is None or not model.inputs.embedding_dims:
-        return batch, supervision
+        return batch
     embeddings: dict[str, Tensor] = {}
     for teacher in model.inputs.embedding_dims:
-        stored_BK = embedding_input(supervision[teacher])
+        stored_BK = embedding_input(slice_output(joined[teacher].supervision, batch.rows))
         # The blank example of an empty shard has no embedding.
         blank = batch.batch.size - stored_BK.shape[0]
         embeddings[teacher] = torch.nn.functional.pad(stored_BK, (0, 0, 0, blank), value=torch.nan)
-    return replace(batch, batch=replace(batch.batch, embeddings=embeddings)), supervision
+    return replace(batch, batch=replace(batch.batch, embeddings=embeddings))

@@ -1,6 +1,6 @@
 """Merges the outputs of a strategy's teachers under the student's task names.
 
-Legend: B examples, E width of an embedding, D width of a token.
+Legend: B examples, E width of an embedding.
 """
 
 from __future__ import annotations
@@ -9,21 +9,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from exfm.interfaces.distillation_strategy import TeacherOutput
 from exfm.interfaces.transfer_strategy import TransferStrategy
 
 
-def merge_teacher_outputs(
-    strategy: TransferStrategy, outputs: Mapping[str, TeacherOutput], tokens: Mapping[str, Tensor]
-) -> TeacherOutput | None:
+def merge_teacher_outputs(strategy: TransferStrategy, outputs: Mapping[str, TeacherOutput]) -> TeacherOutput | None:
     """Selects for each example the output of the strategy's first teacher that has a row; None without teachers.
 
     Args:
         strategy: the strategy, with its teachers in order.
         outputs: output by teacher; a teacher without output is left out.
-        tokens: the student's tokens (B, D) by feature, at least those that the strategy reads.
     """
     present = [outputs[name] for name in strategy.config.teachers if name in outputs]
     teaching = [output for output in present if any(task in output.hit for task in strategy.teacher_tasks.values())]
@@ -38,7 +34,6 @@ def merge_teacher_outputs(
         probabilities={task: merged.probabilities[name] for task, name in names.items()},
         hit={task: merged.hit[name] for task, name in names.items()},
         age_s=merged.age_s if strategy.reads_age else None,
-        tokens={feature: tokens[feature] for feature in strategy.reads_features},
     )
 
 

@@ -18,9 +18,10 @@ from exfm.interfaces.distillation_strategy import TeacherOutput
 from exfm.interfaces.process_group import ProcessGroup
 from exfm.interfaces.schema import Label, LabelKind
 from exfm.interfaces.transfer_strategy import TransferStrategy
+from exfm.mappings import map_values
 
 TEACHER, CORRECTED = "teacher", "corrected"
-_Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+_Rows = tuple[Tensor, Tensor, Tensor, Tensor]
 _SINGLE = torch.ones(1)
 _WAITING = 32
 """Bounds the batches that are summed in a single call, because a small batch costs little but its calls (ours)."""
@@ -41,44 +42,73 @@ class SoftLabelMetrics:
         self._kinds = kinds or {}
         # Sums stay on the device until the window ends, because reading a sum would wait for the device at every batch.
         self._sums: dict[tuple[int, str, str], Tensor] = {}
-        self._waiting: dict[tuple[int, str, str], list[_Batch]] = {}
+        self._waiting: dict[tuple[int, str, str], list[_Rows]] = {}
+        self._batches: dict[tuple[int, str, str], int] = {}
         taught = [(strategy.config.teachers, strategy.teacher_tasks) for strategy in strategies]
         self._first = {number for number, pair in enumerate(taught) if taught.index(pair) == number}
 
-    @torch.no_grad()
-    def add(
+    def add_teacher(
         self,
         number: int,
         teacher: TeacherOutput,
         labels: Mapping[str, Tensor],
-        adapted: TeacherOutput | None,
         weights: Mapping[str, Tensor],
+        sizes: Sequence[int],
     ) -> None:
-        """Counts a batch of a strategy, before it learns from it.
+        """Counts the labels that the teachers of a strategy have stored for the batches of a chunk.
 
         Args:
             number: the strategy's position under ``transfer``.
-            teacher: the teacher's output.
+            teacher: the teacher's output for the chunk.
             labels: (B,) by task, NaN where a label is not known.
             weights: (B,) by task; a task without an entry has examples that each weigh 1.
-            adapted: the teacher's output as the strategy corrects it; None for a strategy without an adapter.
+            sizes: the number of rows in each batch.
         """
-        scored: list[tuple[str, TeacherOutput]] = []
         if number in self._first:
-            scored.append((TEACHER, teacher))
-        if adapted is not None:
-            scored.append((CORRECTED, adapted))
-        for label, output in scored:
-            for task, soft_B in output.probabilities.items():
-                waiting = self._waiting.setdefault((number, label, task), [])
-                waiting.append(
-                    (soft_B, labels[task], teacher.hit[task], weights.get(task, _SINGLE).expand_as(labels[task]))
-                )
-                if len(waiting) == _WAITING:
-                    self._count((number, label, task))
+            self._add(number, TEACHER, teacher, labels, weights, sizes)
+
+    def add_corrected(
+        self, number: int, adapted: TeacherOutput, labels: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+    ) -> None:
+        """Counts the labels of a batch that a strategy's adapter has corrected, before it learns from the batch.
+
+        Args:
+            number: the strategy's position under ``transfer``.
+            adapted: the teacher's output as the strategy corrects it.
+            labels: (B,) by task, NaN where a label is not known.
+            weights: (B,) by task; a task without an entry has examples that each weigh 1.
+        """
+        sizes = [values.shape[0] for values in list(adapted.probabilities.values())[:1]]
+        self._add(number, CORRECTED, adapted, labels, weights, sizes)
+
+    @torch.no_grad()
+    def _add(
+        self,
+        number: int,
+        label: str,
+        output: TeacherOutput,
+        labels: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor],
+        sizes: Sequence[int],
+    ) -> None:
+        """Adds the rows of successive batches, which are summed when enough batches wait, across chunks."""
+        for task, soft_B in output.probabilities.items():
+            key, start, added = (number, label, task), 0, 0
+            rows = (soft_B, labels[task], output.hit[task], weights.get(task, _SINGLE).expand_as(labels[task]))
+            while added < len(sizes):
+                waiting = self._batches.get(key, 0)
+                taken = sizes[added : added + _WAITING - waiting]
+                end = start + sum(taken)
+                soft, label_B, hit_B, weight_B = (values[start:end] for values in rows)
+                self._waiting.setdefault(key, []).append((soft, label_B, hit_B, weight_B))
+                self._batches[key] = waiting + len(taken)
+                start, added = end, added + len(taken)
+                if self._batches[key] == _WAITING:
+                    self._count(key)
 
     def _count(self, key: tuple[int, str, str]) -> None:
         """Adds the waiting batches to their sums."""
+        self._batches[key] = 0
         soft, label, hit, weight = zip(*self._waiting[key], strict=True)
         kind = self._kinds.get(key[2], "binary")
         sums = sum_scores(torch.cat(soft), torch.cat(label), torch.cat(hit), torch.cat(weight), kind)
@@ -94,13 +124,17 @@ class SoftLabelMetrics:
         for key, waiting in self._waiting.items():
             if waiting:
                 self._count(key)
+        self._sums = map_values(Tensor.cpu, self._sums)
         if process_group.world_size > 1 and self._sums:
             # The keys are in the same order on every process, because all take part in each batch.
             total = process_group.all_gather(torch.cat([*self._sums.values()])).sum(dim=0)
             pieces = torch.split(total, [sums.numel() for sums in self._sums.values()])
             self._sums = dict(zip(self._sums, pieces, strict=True))
         counters = []
-        for (number, label, task), sums in self._sums.items():
+        # In the order of the strategies: what a teacher says, then what an adapter makes of it.
+        ordered = sorted(self._sums, key=lambda key: (key[0], key[1] == CORRECTED))
+        for key in ordered:
+            (number, label, task), sums = key, self._sums[key]
             moments = moments_of(sums, self._kinds.get(task, "binary"))
             counters.append({"transfer": number, "label": label, "task": task, **as_counters(moments)})
         return counters

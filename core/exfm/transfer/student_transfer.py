@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from exfm.data.batch import Batch
 from exfm.distributed.batch_gatherer import BatchGatherer, BatchSums
 from exfm.interfaces.distillation_strategy import DistillationStrategy, LabelAdapter, StudentOutput, TeacherOutput
 from exfm.interfaces.parallel_model import ParallelModel
@@ -64,10 +65,13 @@ class StudentTransfer:
         self._adapters: dict[int, torch.optim.Optimizer] = {}
         # Asked once, because asking a protocol takes as long as several operations of a small batch.
         self._adapting: dict[int, LabelAdapter] = {}
+        self._losses: set[int] = set()
         for number, strategy in enumerate(strategies):
             if isinstance(strategy, LabelAdapter):
                 self._adapting[number] = strategy
                 self._adapters[number] = strategy.adapter_optimizer()
+            if isinstance(strategy, DistillationStrategy):
+                self._losses.add(number)
         self.begin()
 
     def begin(self) -> None:
@@ -84,23 +88,49 @@ class StudentTransfer:
         """Yields the optimizers of label adapters, each with the number of its strategy."""
         yield from self._adapters.items()
 
-    def join(
-        self, outputs: Mapping[str, TeacherOutput], tokens: Mapping[str, Tensor], row_weight: Tensor | None
-    ) -> list[TaughtBatch]:
-        """Merges the output of each strategy's teachers for a batch; leaves out strategies without any.
+    def join(self, outputs: Mapping[str, TeacherOutput]) -> list[TaughtBatch]:
+        """Merges the output of each strategy's teachers for a chunk, or a batch; leaves out strategies without any.
 
         Args:
             outputs: output of the examples, by teacher; a teacher without output is left out.
+        """
+        taught: list[TaughtBatch] = []
+        for number, strategy in enumerate(self.strategies):
+            teacher = merge_teacher_outputs(strategy, outputs)
+            if teacher is not None:
+                taught.append(TaughtBatch(number, strategy, teacher))
+        return taught
+
+    def score(self, taught: Sequence[TaughtBatch], seen: Batch, sizes: Sequence[int]) -> None:
+        """Counts the teachers' labels of a chunk's rows of this process.
+
+        Args:
+            taught: of ``join``.
+            seen: labels and weights of the rows.
+            sizes: the number of rows in each batch of the chunk.
+        """
+        for chunk in taught:
+            self.soft_labels.add_teacher(chunk.number, chunk.teacher, seen.labels, seen.weights, sizes)
+
+    def slice(self, taught: Sequence[TaughtBatch], rows: slice) -> list[TaughtBatch]:
+        """Slices the rows of a batch from a chunk, of the strategies that compute something in each batch."""
+        computing = self._adapting.keys() | self._losses
+        return [chunk.slice(rows) for chunk in taught if chunk.number in computing]
+
+    def prepare(
+        self, taught: Sequence[TaughtBatch], tokens: Mapping[str, Tensor], row_weight: Tensor | None
+    ) -> list[TaughtBatch]:
+        """Adds to teachers' output what strategies read of the student's batch, and converts it to the student's log.
+
+        Args:
+            taught: of ``slice``, or of ``join`` for a batch.
             tokens: the student's tokens (B, D) of ``features``, by feature, without gradient.
             row_weight: (B,) the weight of each example; None where each weighs 1.
         """
         batches: list[TaughtBatch] = []
-        for number, strategy in enumerate(self.strategies):
-            teacher = merge_teacher_outputs(strategy, outputs, tokens)
-            if teacher is not None:
-                teacher = replace(teacher, weight=row_weight)
-                in_log = self._sampling.teacher_in_log(teacher)
-                batches.append(TaughtBatch(number, strategy, teacher, in_log))
+        for batch in taught:
+            batch = batch.with_inputs(tokens, row_weight)
+            batches.append(replace(batch, teacher=self._sampling.teacher_in_log(batch.teacher)))
         return batches
 
     @torch.no_grad()
@@ -125,7 +155,7 @@ class StudentTransfer:
 
         Args:
             output: the student's forward pass of this process's rows, with the logits of its log.
-            batches: of ``join``, of the same rows.
+            batches: of ``prepare``, of the same rows.
             labels: (B,) by task, NaN where a label is not known.
             learned: the labels that have arrived and are learned from.
             sums: of ``sums``; of several processes of ``shard_sums`` too.
@@ -135,16 +165,18 @@ class StudentTransfer:
         whole = _WholeBatch(output, learned, gatherer)
         is_shard = gatherer.processes > 1
         for batch in batches:
-            strategy = batch.strategy
-            teacher = replace(batch.teacher, sums=strip_prefix(sums_prefix(batch.number), sums.whole))
+            strategy, teacher = batch.strategy, batch.teacher
+            if sums.whole:
+                teacher = replace(teacher, sums=strip_prefix(sums_prefix(batch.number), sums.whole))
             seen, seen_labels = output, learned
             needs_whole = is_shard and isinstance(strategy, DistillationStrategy) and not strategy.decomposes
             if needs_whole:
                 seen, teacher, seen_labels = whole.output, gatherer.teacher(teacher), whole.labels
-            # Scored before the adapter steps on the same labels: it would seem better than it is.
-            self._score(batch, labels, learned)
             adapter = self._adapting.get(batch.number)
             if adapter is not None:
+                # Scored before the adapter steps on the same labels: it would seem better than it is.
+                adapted = self._sampling.of_all_traffic(adapter.adapt(batch.teacher))
+                self.soft_labels.add_corrected(batch.number, adapted, labels, learned.all_weights)
                 supervised = labelled(teacher, seen_labels)
                 if is_shard and not needs_whole:
                     loss = shard_adapter_loss(adapter, batch.number, *supervised, sums)
@@ -155,13 +187,6 @@ class StudentTransfer:
                 loss = strategy.loss(seen, teacher, seen_labels.values)
                 losses.append(loss * sums.share(ROWS) if is_shard and not needs_whole else loss)
         return losses
-
-    def _score(self, batch: TaughtBatch, labels: Mapping[str, Tensor], learned: Labels) -> None:
-        """Counts the soft labels of this process's rows: the teacher's, and those that an adapter corrects."""
-        adapted: TeacherOutput | None = None
-        if batch.number in self._adapting:
-            adapted = self._sampling.of_all_traffic(self._adapting[batch.number].adapt(batch.teacher))
-        self.soft_labels.add(batch.number, batch.stored, labels, adapted, learned.all_weights)
 
     def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         """Steps an adapter on all processes' gradients."""

@@ -1,6 +1,8 @@
-"""Weighs the losses of a shard of a batch, so that their mean over the processes is the loss of the batch.
+"""Holds what teachers say of some examples, and weighs the losses of a shard of a batch.
 
-Legend: B examples of this process.
+The mean over the processes of the losses of shards is the loss of the batch.
+
+Legend: B examples of this process, D width of a token.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from exfm.distributed.batch_gatherer import BatchSums
 from exfm.interfaces.distillation_strategy import LabelAdapter, TeacherOutput
 from exfm.interfaces.transfer_strategy import TransferStrategy
 from exfm.modeling.labels import Labels, unknown_labels
+from exfm.supervision.joiner import slice_output
 
 ROWS = "rows"
 """Names the sum of the weights of a batch's rows."""
@@ -23,19 +26,27 @@ ROWS = "rows"
 
 @dataclass(frozen=True)
 class TaughtBatch:
-    """Holds the output of a strategy's teachers for some examples.
+    """Holds the output of a strategy's teachers for some examples: of a chunk, or of a batch.
 
     Attributes:
         number: the strategy's position under ``transfer``.
         strategy: the strategy.
-        stored: the teacher's output as it is stored.
-        teacher: the output with the probabilities that the rows have in the student's log.
+        teacher: the teacher's output: as it is stored, or with the probabilities that the rows have in the student's
+            log.
     """
 
     number: int
     strategy: TransferStrategy
-    stored: TeacherOutput
     teacher: TeacherOutput
+
+    def slice(self, rows: slice) -> TaughtBatch:
+        """Slices the examples."""
+        return TaughtBatch(self.number, self.strategy, slice_output(self.teacher, rows))
+
+    def with_inputs(self, tokens: Mapping[str, Tensor], row_weight: Tensor | None) -> TaughtBatch:
+        """Adds the tokens (B, D) that the strategy reads, of at least these features, and the weights (B,) of rows."""
+        read = {feature: tokens[feature] for feature in self.strategy.reads_features}
+        return TaughtBatch(self.number, self.strategy, replace(self.teacher, tokens=read, weight=row_weight))
 
 
 def shard_sums(
@@ -50,7 +61,7 @@ def shard_sums(
     They are the weight of the rows, and of an adapter's hits whose label is known.
 
     Args:
-        batches: of ``StudentTransfer.join``.
+        batches: of ``StudentTransfer.prepare``.
         labels: (B,) by task.
         tasks: the tasks that are learned.
         weights: (B,) by task, see ``Batch.weights``.
