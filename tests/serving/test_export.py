@@ -19,9 +19,10 @@ import exfm.serving
 from exfm.registry.discovery import discover
 from exfm.serving.capture import capture
 from exfm.serving.description import arrays
-from exfm.serving.export import Form, _column_types, export, to_onnx
+from exfm.serving.export import Form, _column_types, export
 from exfm.serving.find_snapshot import find_arm, find_snapshot
 from exfm.serving.served_model import ServedModel, pool_by_adding
+from exfm.serving.write_programs import to_onnx
 from exfm.supervision.store import Store
 from tests.modeling.cases import schema_of
 from tests.serving.conftest import STUDENTS

@@ -22,10 +22,10 @@ from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.vector_token import VectorToken
 from exfm.serving.capture import capture
 from exfm.serving.description import Description, arrays, input_specs, source_columns, type_name
-from exfm.serving.export import to_onnx
 from exfm.serving.loaded_model import LoadedModel
 from exfm.serving.predictor import Predictor
 from exfm.serving.served_model import ServedModel
+from exfm.serving.write_programs import to_onnx
 from tests.serving.rows import trained, untaught_arm
 
 SIZE = 40

@@ -130,6 +130,38 @@ def test_concurrent_clients_get_their_own_predictions_and_mistakes(
     assert running.ask("/predict", [])[1]["predictions"] == []
 
 
+def test_candidates_of_a_request_are_predicted_and_logged_as_rows(
+    running: Running, exported: Path, rows: list[dict[str, Any]]
+) -> None:
+    context = {name: rows[0][name] for name in ("user", "history")}
+    candidates = [{"item": row["item"], "price": row["price"], "example_id": 7_000 + n} for n, row in enumerate(rows)]
+    body = {"context": context, "candidates": candidates}
+    status, content = running.ask("/predict_request", body=json.dumps(body).encode())
+    assert status == 200 and content["example_ids"] == [row["example_id"] for row in candidates]
+    for answer, true in zip(content["predictions"], expected(exported, [row | context for row in rows]), strict=True):
+        assert answer == pytest.approx(true, abs=1e-6)
+    wrong = {"context": context, "candidates": [*candidates, {"item": "a", "price": 1, "user": "b"}]}
+    status, content = running.ask("/predict_request", body=json.dumps(wrong).encode())
+    assert status == 400 and "user: the column is in the context, and in row 40 of the candidates" in content["error"]
+    status, content = running.ask("/predict_request", body=b'{"rows": []}')
+    assert status == 400 and 'send {"context"' in content["error"]
+    until = time.monotonic() + 60
+    while (logged := log_of(running, 7_000, 7_040)).num_rows < 40 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert logged["item"].to_pylist() == [row["item"] for row in rows]
+    assert logged["history"].to_pylist() == [context["history"]] * 40
+
+
+def log_of(running: Running, first: int, end: int) -> pa.Table:
+    """Reads the logged rows with some example ids."""
+    files = sorted(running.log.rglob("*.parquet"))
+    if not files:
+        return pa.table({})
+    table = pa.concat_tables(map(pq.read_table, files), promote_options="permissive")
+    ids = table["example_id"].to_numpy()
+    return table.filter(pa.array((ids >= first) & (ids < end))).sort_by("example_id")
+
+
 def test_requests_beyond_the_limits_are_refused(running: Running, rows: list[dict[str, Any]]) -> None:
     for body, status, words in (
         (b"{", 400, "the body is not JSON"),

@@ -17,6 +17,7 @@ import exfm
 import exfm.serving
 from exfm.serving.export import Form, export
 from exfm.serving.predictor import Predictor
+from exfm.serving.request import repeat_context
 from tests.serving.conftest import FIRST
 
 
@@ -56,6 +57,32 @@ def test_a_predictor_takes_over_new_weights(
         assert (before[task] != values).all()
     assert predictor.description.snapshot > int(FIRST)
     assert predictor.description.snapshot == json.loads((folder / "inputs.json").read_text())["snapshot"]
+
+
+def test_the_program_of_a_request_takes_them_over_too(
+    run: exfm.Experiment, rows: pa.RecordBatch, tmp_path: Path
+) -> None:
+    export(run, "ah", str(tmp_path), Form(compiled=False, requests=True), at=FIRST, compute_figures=False)
+    predictor = exfm.serving.load(str(tmp_path))
+    assert predictor.model.request is not None
+    # A history that is averaged, and ids: the candidates share all but the price.
+    shared = {spec.name for spec in predictor.description.request_inputs if spec.name.endswith(".examples")}
+    assert shared == {"user.examples", "item.examples", "history.examples"}
+    context, candidates = rows.select(["user", "history"]).slice(0, 1), rows.select(["item", "price"])
+    repeated = repeat_context(context, candidates)
+    before = predictor.predict_request(context, candidates)
+    refreshed(run, tmp_path)
+    assert predictor.refresh()
+    after, expected = predictor.predict_request(context, candidates), predictor.predict(repeated)
+    for task, values in after.items():
+        np.testing.assert_allclose(values, expected[task], rtol=0, atol=1e-6)
+        assert (before[task] != values).all()
+    with pytest.raises(exfm.ConfigError, match="context: it has a single row; given: 20"):
+        predictor.predict_request(rows.select(["user", "history"]), candidates)
+    with pytest.raises(exfm.ConfigError, match="context: row 0: history: the value must be list"):
+        predictor.predict_request({"user": "user-1", "history": "item-1"}, candidates)
+    with pytest.raises(exfm.ConfigError, match="price: the column is missing"):
+        predictor.predict_request(context, candidates.select(["item"]))
 
 
 def test_no_request_fails_or_mixes_snapshots(run: exfm.Experiment, folder: Path, rows: pa.RecordBatch) -> None:

@@ -21,6 +21,12 @@ def command(
     ] = True,
     at: AT = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also an ONNX model, where the graph has that form.")] = False,
+    requests: Annotated[
+        bool,
+        typer.Option(
+            "--requests", help="Also a program that computes the context of a request once for all candidates."
+        ),
+    ] = False,
     figures: Annotated[
         bool,
         typer.Option(
@@ -41,9 +47,11 @@ def command(
 
     if weights_only and onnx:
         raise ConfigError("--onnx: an ONNX model holds its weights: leave out --weights-only, or --onnx")
+    if weights_only and requests:
+        raise ConfigError("--requests: --weights-only writes no program: leave out one of the two")
     session: Session = context.obj
     experiment = load_experiment(config, overrides or [], block=session.block)
-    form = Form(compiled, onnx)
+    form = Form(compiled, onnx, requests)
     written = export(experiment, model, out, form, at or LATEST, compute_figures=figures, weights_only=weights_only)
     sizes = ", ".join(f"{name} {file.bytes / 1e6:,.1f} MB" for name, file in written.files.items())
     typer.echo(f"export {model}: snapshot {written.snapshot}, trained until {written.watermark:%Y-%m-%d %H:%M} UTC")

@@ -27,6 +27,16 @@ def run_backbone(backbone: Backbone, tokens_BND: Tensor, sequences: Sequences) -
     return representation_BR
 
 
+RunEncoder = Callable[[nn.Module, JaggedSequence, Tensor], Tensor]
+"""Maps an encoder, its sequence and context tokens (B, N, D) to summary tokens (B, K, D)."""
+
+
+def run_encoder(encoder: nn.Module, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
+    """Calls an encoder with the history of each example."""
+    tokens_BKD: Tensor = encoder(sequence, context_BND)
+    return tokens_BKD
+
+
 class Trunk(Protocol):
     """The layers of a model between its tables and its heads. Its forward pass is re-entrant."""
 

@@ -23,7 +23,7 @@ from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
 from exfm.interfaces.schema import FeatureSchema, Label, LabelKind
 from exfm.interfaces.sequence_encoder import EncoderInputs, SequenceEncoder
 from exfm.interfaces.task_head import TaskHead
-from exfm.interfaces.trunk import RunBackbone, RunTrunk, Sequences, run_backbone, run_trunk
+from exfm.interfaces.trunk import RunBackbone, RunEncoder, RunTrunk, Sequences, run_backbone, run_encoder, run_trunk
 from exfm.modeling.entity_states import EntityStates
 from exfm.modeling.labels import Labels
 from exfm.modeling.managed_ids import Started
@@ -218,7 +218,11 @@ class RankingModel(nn.Module):
         return tokens_BND.new_empty(tokens_BND.shape[0], layers.width) if layers is not None else None
 
     def represent(
-        self, inputs: Sequence[Tensor], sequences: Sequences, run_backbone: RunBackbone = run_backbone
+        self,
+        inputs: Sequence[Tensor],
+        sequences: Sequences,
+        run_backbone: RunBackbone = run_backbone,
+        run_encoder: RunEncoder = run_encoder,
     ) -> Tensor:
         """Maps tokens to the representation, (B, R) or per task (B, T, R), through the encoders and the backbone.
 
@@ -227,14 +231,15 @@ class RankingModel(nn.Module):
                 read, where there are any.
             sequences: raw sequences by name.
             run_backbone: calls the backbone.
+            run_encoder: calls an encoder.
         """
         tokens_BND, *looked_up = inputs
         layers = self.read_states.layers if self.read_states is not None else None
         writing = layers.into(looked_up.pop()) if layers is not None else nullcontext()
         with self._precision(tokens_BND):
             # Sequences and encoders are both in the schema's order.
-            encoders = zip(sequences.values(), self.encoders.values(), strict=True) if self.encoders else ()
-            more = [*(encoder(sequence, tokens_BND) for sequence, encoder in encoders), *looked_up]
+            encoders = zip(self.encoders.values(), sequences.values(), strict=True) if self.encoders else ()
+            more = [*(run_encoder(encoder, sequence, tokens_BND) for encoder, sequence in encoders), *looked_up]
             tokens_BND = torch.cat([tokens_BND, *more], dim=1) if more else tokens_BND
             # A graph that is captured for serving has no other call of the backbone than this.
             raw = sequences if self.reads_sequences else {}

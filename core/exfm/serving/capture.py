@@ -5,7 +5,7 @@ Legend: B examples, V values of a feature, E events, K width of a teacher's embe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import xxhash
@@ -18,14 +18,15 @@ from exfm.interfaces.schema import DenseFeature, Feature, SequenceFeature, Seque
 from exfm.interfaces.vector_feature import VectorFeature
 from exfm.mappings import by_name
 from exfm.modeling.difference import relative_difference
-from exfm.serving.description import AGES, DENSE, input_specs
+from exfm.serving.description import AGES, DENSE, examples_input, input_specs
+from exfm.serving.feature_arrays import FeatureArrays
 from exfm.serving.served_model import ServedModel
 from exfm.serving.weights import program_weights
 
 
 def capture(served: ServedModel) -> ExportedProgram:
     """Captures the graph of a served model, for at least 1 example, and any number of values and events."""
-    tensors = tuple(_examples(served.features, served.embeddings, size=5, longest=3))
+    tensors = tuple(_examples(served, size=5, longest=3))
     free = tuple({0: Dim.DYNAMIC} for _ in tensors)
     # By default torch.export specializes on a size of 1; this captures a graph for all sizes.
     sizes_alike = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
@@ -33,38 +34,45 @@ def capture(served: ServedModel) -> ExportedProgram:
         return torch.export.export(served, tensors, dynamic_shapes=(free,), strict=False)
 
 
-def _examples(features: Sequence[Feature], embeddings: Mapping[str, int], size: int, longest: int) -> Iterator[Tensor]:
-    """Yields the program's arguments for some examples, with 0 to ``longest`` values or events each."""
-    lengths = torch.arange(size) % (longest + 1)
-    feature_by_name = by_name(features)
-    for spec in input_specs(features, {}):
+def _examples(served: ServedModel, size: int, longest: int) -> Iterator[Tensor]:
+    """Yields the program's arguments for some examples, with 0 to ``longest`` values or events each.
+
+    Of the features that a model shares, every second has a single row, and the others have a row less than examples.
+    """
+    feature_by_name = by_name(served.features)
+    rows_of = dict.fromkeys(feature_by_name, size)
+    for number, name in enumerate(sorted(served.shared)):
+        rows_of[name] = 1 if number % 2 else max(1, size - 1)
+    for spec in input_specs(served.features, {}, served.shared):
         name, _, field = spec.name.partition(".")
         feature = feature_by_name.get(name)  # none for the tensor of all dense features
         most = feature.max_length if isinstance(feature, SequenceFeature) else longest
-        kept = lengths.clamp(max=most)
+        rows = rows_of.get(name, size)
+        # The first row has values where all examples share it.
+        kept = ((torch.arange(rows) + int(rows < size)) % (longest + 1)).clamp(max=most)
         shape: list[int] = []
         for dim in spec.shape:
-            if dim == "B":
-                shape.append(size)
-            elif isinstance(dim, str):  # the number of the feature's values or events
-                shape.append(int(kept.sum()))
+            if isinstance(dim, str):  # examples, or rows, or the number of the feature's values or events
+                shape.append({"B": size, f"B_{name}": rows}.get(dim, int(kept.sum())))
             else:
                 shape.append(dim)
         if spec.dtype == "float32":
             numbers = torch.arange(torch.Size(shape).numel()).view(shape).sin()
             if len(shape) == 2:
                 # Not the first row, because a batch of 1 checks present numbers.
-                numbers[1::3, _may_miss(features, name)] = torch.nan
+                numbers[1::3, _may_miss(served.features, name)] = torch.nan
             yield numbers
         elif field == "starts":
             yield kept.cumsum(0) - kept
-        elif spec.shape == ("B",):
+        elif field == "lengths":
             yield kept
+        elif spec.name == examples_input(name):
+            yield torch.arange(size).flip(0) % rows
         elif field == AGES:
             yield torch.arange(shape[0]).flip(0) ** 3
         else:
             yield torch.arange(shape[0]) % _table_rows(feature, field)
-    for width in embeddings.values():
+    for width in served.embeddings.values():
         embedding_BK = torch.arange(size * width).view(size, width).cos()
         embedding_BK[1::3] = torch.nan  # not the first, because a batch of 1 checks a present embedding
         yield embedding_BK
@@ -101,18 +109,28 @@ _PADDED = 1 << 25
 """Limit of the pairs of events in a check, because a captured graph pads every history to the maximum length."""
 
 
-def check_graph(served: ServedModel, program: ExportedProgram, model: str, tolerance: float) -> None:
-    """Raises RunError unless the captured graph and the model compute the same, at sizes other than the captured."""
+def check_graph(
+    captured: ServedModel, served: ServedModel, program: ExportedProgram, model: str, tolerance: float
+) -> None:
+    """Raises RunError unless a captured graph and the model compute the same, at sizes other than the captured.
+
+    Args:
+        captured: what the graph was captured from, whose examples may share rows.
+        served: the model, whose examples share none.
+        program: the graph.
+        model: its name, for messages.
+        tolerance: of a prediction.
+    """
     run = program.module()
     histories = [feature.max_length for feature in served.features if isinstance(feature, SequenceFeature)]
     largest = max(8, _PADDED // max(histories, default=1) ** 2)
     for wished_size, longest in _SIZES:
         size = min(wished_size, largest)
-        tensors = tuple(_examples(served.features, served.embeddings, size, longest))
+        tensors = tuple(_examples(captured, size, longest))
         try:
             with torch.no_grad():
-                pairs = zip(run(*tensors), served(*tensors), strict=True)
-                error = max(relative_difference(captured, expected) for captured, expected in pairs)
+                pairs = zip(run(*tensors), served(*_without_sharing(captured, tensors)), strict=True)
+                error = max(relative_difference(computed, expected) for computed, expected in pairs)
         except Exception as failure:  # a guard that torch.export has put into the graph
             raise RunError(
                 f"models.{model}: the captured graph refuses {size} examples with histories of up to {longest} events: "
@@ -125,13 +143,32 @@ def check_graph(served: ServedModel, program: ExportedProgram, model: str, toler
             )
 
 
-def graph_digest(program: ExportedProgram) -> str:
-    """Computes a checksum of a captured graph, its inputs and the shapes of its weights, but not of their values."""
-    lines = [program.graph_module.code]
-    for spec in program.graph_signature.input_specs:
-        lines.append(f"{spec.kind} {spec.arg} {spec.target}")
-    for name, tensor in sorted(program_weights(program).items()):
-        lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)}")
+def _without_sharing(captured: ServedModel, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Returns arguments of a model whose examples share no rows: the rows of each example, repeated."""
+    named = dict(zip(captured.names, tensors, strict=True))
+    for feature in captured.shared:
+        examples_B = named.pop(examples_input(feature)).numpy()
+        names = [name for name in named if name.startswith(f"{feature}.")]
+        *value_names, last = names
+        values = tuple(named[name].numpy() for name in value_names)
+        sizes = named[last]
+        starts = last.endswith(".starts")
+        if starts:
+            sizes = torch.cat([sizes, sizes.new_tensor([len(values[0])])]).diff()
+        taken = FeatureArrays(values, sizes.numpy(), starts).take(examples_B)
+        named.update(zip(names, map(torch.from_numpy, taken.arguments()), strict=True))
+    return tuple(named.values())
+
+
+def graph_digest(programs: Sequence[ExportedProgram]) -> str:
+    """Computes a checksum of captured graphs, their inputs and the shapes of their weights, but not of their values."""
+    lines: list[str] = []
+    for program in programs:
+        lines.append(program.graph_module.code)
+        for spec in program.graph_signature.input_specs:
+            lines.append(f"{spec.kind} {spec.arg} {spec.target}")
+        for name, tensor in sorted(program_weights(program).items()):
+            lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)}")
     return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
 
 

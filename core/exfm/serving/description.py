@@ -6,25 +6,30 @@ teacher's embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from exfm.data.features import bags, dense_numbers, history, vectors
+from exfm.data.features import dense_numbers
 from exfm.interfaces.schema import DenseFeature, Feature, MultiValuedFeature, SequenceFeature, SequenceField
 from exfm.interfaces.vector_feature import VectorFeature
+from exfm.serving.feature_arrays import feature_arrays
 from exfm.sources.ids import holds_bytes
 
 DESCRIPTION_FILE = "inputs.json"
 PROGRAM_FILE = "program.pt2"
 COMPILED_FILE = "compiled.pt2"
 ONNX_FILE = "model.onnx"
+REQUEST_FILE = "request.pt2"
+COMPILED_REQUEST_FILE = "compiled_request.pt2"
+PROGRAM_FILES = (PROGRAM_FILE, COMPILED_FILE, REQUEST_FILE, COMPILED_REQUEST_FILE)
+"""Files of code, which go on with the weights of other snapshots."""
+
 CARD_FILE = "MODEL_CARD.md"
 
 WEIGHTS_FILES = "weights-*.safetensors"
@@ -86,8 +91,9 @@ class Description(_Section):
         embeddings: width of the embedding of each example that the model reads as input, by teacher.
         watermark: time before which the model's training examples are.
         inputs: the program's arguments, in order.
+        request_inputs: the arguments of the program of a request, in order; none where the export has no such program.
         outputs: the program's results, in order: a probability per example and task, or what they say that they hold.
-        graph: checksum of the captured graph without its weights.
+        graph: checksum of the captured graphs without their weights.
     """
 
     format: Literal[2] = 2
@@ -102,6 +108,7 @@ class Description(_Section):
     embeddings: dict[str, int] = {}
     hashing: str = HASHING
     inputs: tuple[TensorSpec, ...]
+    request_inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...]
     graph: str
     files: dict[str, ExportedFile]
@@ -132,30 +139,31 @@ def vector_input(feature: VectorFeature) -> str:
     return f"{feature.name}.vector"
 
 
-def input_specs(features: Sequence[Feature], embeddings: Mapping[str, int]) -> Iterator[TensorSpec]:
+def examples_input(feature: str) -> str:
+    """Names the tensor that says which of a shared feature's rows each example has."""
+    return f"{feature}.examples"
+
+
+def input_specs(
+    features: Sequence[Feature], embeddings: Mapping[str, int], shared: Collection[str] = ()
+) -> Iterator[TensorSpec]:
     """Yields the program's arguments: dense features in a tensor, the tensors of each other feature, then embeddings.
 
     Bags have the start of each example and histories have the length of each example. Offsets would tie two dimensions
     of the captured graph, because there are as many offsets as examples and a further offset.
+
+    Args:
+        features: the model's.
+        embeddings: width of the embedding of each example, by teacher.
+        shared: features with fewer rows than examples, and a tensor that says which row each example has.
     """
     dense = [feature for feature in features if isinstance(feature, DenseFeature)]
     if dense:
         yield _spec(DENSE, "float32", ("B", len(dense)), _numbers_words(dense))
     for feature in features:
+        size = f"B_{feature.name}" if feature.name in shared else "B"
         if isinstance(feature, SequenceFeature):
-            events = f"E_{feature.name}"
-            for field in feature.fields:
-                if field.kind == "categorical":
-                    name = f"{feature.name}.{field.name}"
-                    yield _spec(name, "int64", (events,), "table rows of the events, oldest first, example by example")
-            numbers = [field for field in feature.fields if field.kind == "dense"]
-            if numbers:
-                yield _spec(f"{feature.name}.numbers", "float32", (events, len(numbers)), _numbers_words(numbers))
-            if feature.times is not None:
-                holds = "whole seconds from the events to their example, rounded down"
-                yield _spec(f"{feature.name}.{AGES}", "int64", (events,), holds)
-            kept = f"events of each example, at most the newest {feature.max_length}"
-            yield _spec(f"{feature.name}.lengths", "int64", ("B",), kept)
+            yield from _sequence_specs(feature, size)
         elif isinstance(feature, VectorFeature):
             holds = "each example's vector; a row of NaN where it is missing"
             yield _spec(vector_input(feature), "float32", ("B", feature.width), holds)
@@ -164,13 +172,32 @@ def input_specs(features: Sequence[Feature], embeddings: Mapping[str, int]) -> I
             if isinstance(feature, MultiValuedFeature) and feature.weights is not None:
                 holds = "weights of the table rows, divided by their sum in each example"
                 yield _spec(f"{feature.name}.weights", "float32", (f"V_{feature.name}",), holds)
-            yield _spec(f"{feature.name}.starts", "int64", ("B",), "where each example's rows begin")
+            yield _spec(f"{feature.name}.starts", "int64", (size,), "where each example's rows begin")
+        if feature.name in shared:
+            holds = f"the number of the row of {feature.name} that each example has, from 0"
+            yield _spec(examples_input(feature.name), "int64", ("B",), holds)
     for teacher, width in embeddings.items():
         holds = (
             f"{teacher}'s embedding of each example (user and candidate), computed before the request as its "
             "supervision stores it: int8 numbers times their scale. A row of NaN where it has none"
         )
         yield _spec(embedding_input(teacher), "float32", ("B", width), holds)
+
+
+def _sequence_specs(feature: SequenceFeature, size: str) -> Iterator[TensorSpec]:
+    events = f"E_{feature.name}"
+    for field in feature.fields:
+        if field.kind == "categorical":
+            name = f"{feature.name}.{field.name}"
+            yield _spec(name, "int64", (events,), "table rows of the events, oldest first, example by example")
+    numbers = [field for field in feature.fields if field.kind == "dense"]
+    if numbers:
+        yield _spec(f"{feature.name}.numbers", "float32", (events, len(numbers)), _numbers_words(numbers))
+    if feature.times is not None:
+        holds = "whole seconds from the events to their example, rounded down"
+        yield _spec(f"{feature.name}.{AGES}", "int64", (events,), holds)
+    kept = f"events of each example, at most the newest {feature.max_length}"
+    yield _spec(f"{feature.name}.lengths", "int64", (size,), kept)
 
 
 def _numbers_words(numbers: Sequence[DenseFeature | SequenceField]) -> str:
@@ -190,22 +217,8 @@ def arrays(features: Sequence[Feature], rows: pa.RecordBatch, event_time: str = 
     if numbers_BF.shape[1]:
         yield numbers_BF
     for feature in features:
-        if isinstance(feature, SequenceFeature):
-            events = history(rows, feature, event_time)
-            yield from events.ids
-            if events.numbers_EG.shape[1]:
-                yield events.numbers_EG
-            if events.ages is not None:
-                yield events.ages
-            yield events.lengths
-        elif isinstance(feature, VectorFeature):
-            yield vectors(rows, feature)
-        elif not isinstance(feature, DenseFeature):
-            bag = bags(rows, feature)
-            yield bag.rows_V
-            if bag.weights_V is not None:
-                yield bag.weights_V
-            yield np.cumsum(bag.lengths) - bag.lengths
+        if not isinstance(feature, DenseFeature):
+            yield from feature_arrays(rows, feature, event_time).arguments()
 
 
 def without_times(features: Sequence[Feature]) -> Iterator[Feature]:

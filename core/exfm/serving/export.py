@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,10 +30,10 @@ from exfm.serving.capture import capture, check_graph, first_line, graph_digest
 from exfm.serving.card import render_card
 from exfm.serving.description import (
     CARD_FILE,
-    COMPILED_FILE,
     DESCRIPTION_FILE,
-    ONNX_FILE,
     PROGRAM_FILE,
+    PROGRAM_FILES,
+    REQUEST_FILE,
     Description,
     ExportedFile,
     TensorSpec,
@@ -47,7 +46,8 @@ from exfm.serving.description import (
 from exfm.serving.find_snapshot import find_arm, find_snapshot, load_snapshot
 from exfm.serving.folder import read_description, remove_other_files, weights_before
 from exfm.serving.served_model import ServedModel, pool_by_adding
-from exfm.serving.weights import program_weights, remove_parameters, write_weights
+from exfm.serving.weights import joint_weights, write_weights
+from exfm.serving.write_programs import write_programs
 from exfm.sources.ids import holds_bytes
 from exfm.storage.aliases import LATEST
 from exfm.storage.finite import check_snapshot
@@ -55,14 +55,6 @@ from exfm.storage.snapshots import Snapshot
 from exfm.storage.temporary import spool_folder, temporary_folder
 from exfm.storage.workspace import Workspace
 from exfm.supervision.store import open_store
-
-_CODE_ALONE = {
-    "aot_inductor.package_constants_in_so": False,
-    # By default the values of small parameters, and of parameters whose values are all equal, become part of the code.
-    "always_keep_tensor_constants": True,
-    "joint_graph_constant_folding": False,
-}
-"""Settings with which a compiled program holds no weights."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +64,12 @@ class Form:
     Attributes:
         compiled: writes machine code for machines like this (AOTInductor), which needs a C++ compiler.
         onnx: writes an ONNX model.
+        requests: writes a further program, which looks up and encodes the context of a request once for all candidates.
     """
 
     compiled: bool = True
     onnx: bool = False
+    requests: bool = False
 
 
 def export(
@@ -119,21 +113,27 @@ def export(
     grown = build_growth(arm, experiment.schema, experiment.config.seed).grow_whole(weights)
     served = ServedModel(arm, experiment.schema, grown)
     check_snapshot(snapshot, weights, served.constants, store.workspace.url)
-    program = _capture_checked(arm, served, served)
+    programs = {PROGRAM_FILE: _capture_checked(arm, served, served)}
+    request_inputs: tuple[TensorSpec, ...] = ()
+    if form.requests if before is None else before.request_inputs:
+        request = ServedModel(arm, experiment.schema, grown, requests=True)
+        programs[REQUEST_FILE] = _capture_checked(arm, request, served)
+        request_inputs = tuple(input_specs(request.features, request.embeddings, _checked_shared(arm, request)))
     for_onnx = None
     if form.onnx and before is None:
         for_onnx = _capture_checked(arm, ServedModel(arm, experiment.schema, grown, pool_by_adding), served)
-    described = describe(experiment, arm, snapshot, served, graph_digest(program))
+    described = describe(experiment, arm, snapshot, served, graph_digest([*programs.values()]))
+    described = described.model_copy(update={"request_inputs": request_inputs})
     if before is not None:
         _check_same_programs(out, before, described)
     workspace.sweep()
-    tensors = program_weights(program)
+    tensors = joint_weights([*programs.values()])
     if before is None:
         with temporary_folder(spool_folder()) as folder:
-            _write_programs(program, for_onnx, served, form.compiled, folder)
+            write_programs(programs, for_onnx, served, form.compiled, folder)
             files = dict(_send(folder, workspace))
     else:
-        files = {name: file for name, file in before.files.items() if name in (PROGRAM_FILE, COMPILED_FILE)}
+        files = {name: file for name, file in before.files.items() if name in PROGRAM_FILES}
     record = write_weights(workspace, tensors)
     files[record.path] = ExportedFile(bytes=record.bytes, xxh3=record.xxh3)
     description = described.model_copy(update={"files": files})
@@ -156,8 +156,17 @@ def _capture_checked(arm: Arm, model: ServedModel, served: ServedModel) -> Expor
     except Exception as error:  # torch raises many types for code of plugins that it cannot capture
         raise RunError(f"models.{arm.base}: torch.export cannot capture it: {first_line(error)}") from error
     # Probabilities: fp32 is summed in another order; bf16 has 8 bits, a step of 4e-3 below 1.
-    check_graph(served, program, arm.base, 1e-5 if arm.config.precision == "fp32" else 1e-2)
+    check_graph(model, served, program, arm.base, 1e-5 if arm.config.precision == "fp32" else 1e-2)
     return program
+
+
+def _checked_shared(arm: Arm, request: ServedModel) -> frozenset[str]:
+    if not request.shared:
+        raise ConfigError(
+            f"models.{arm.base}: no feature can be shared by the candidates of a request: it has numbers, vectors, or "
+            "histories that are compared with the candidate; export without --requests"
+        )
+    return request.shared
 
 
 def describe(experiment: Experiment, arm: Arm, snapshot: Snapshot, served: ServedModel, graph: str) -> Description:
@@ -194,7 +203,7 @@ def _check_same_programs(out: str, before: Description, now: Description) -> Non
     if before.versions["torch"] != now.versions["torch"]:
         versions = f"torch {before.versions['torch']}, and this is {now.versions['torch']}"
         raise ConfigError(f"{where}: its programs were written with {versions}; {remedy}")
-    for name in ("graph", "features", "columns", "inputs", "outputs", "hashing"):
+    for name in ("graph", "features", "columns", "inputs", "request_inputs", "outputs", "hashing"):
         if getattr(before, name) != getattr(now, name):
             raise ConfigError(f"{where}: the model has other {name} now than its programs; {remedy}")
 
@@ -234,21 +243,6 @@ def _first_rows(source: DataSource, experiment: Experiment) -> pa.RecordBatch:
     raise ConfigError("stream.source: there are no rows any more, of which to see the types of the columns")
 
 
-def _write_programs(
-    program: ExportedProgram, for_onnx: ExportedProgram | None, served: ServedModel, compiled: bool, folder: Path
-) -> None:
-    """Writes the programs to a local folder, and takes the weights out of the first."""
-    # torch warns of deprecations in its code, which a user cannot act on.
-    with warnings.catch_warnings(action="ignore"):
-        if compiled:
-            _compile(program, str(folder / COMPILED_FILE))
-        if for_onnx is not None:
-            to_onnx(for_onnx, served, folder / ONNX_FILE)
-    program.example_inputs = None  # torch would pickle them, and `load` refuses pickles
-    remove_parameters(program)
-    torch.export.save(program, folder / PROGRAM_FILE)
-
-
 def _send(folder: Path, workspace: Workspace) -> Iterator[tuple[str, ExportedFile]]:
     """Copies the files of a local folder to the export's folder; yields the name and the checksum of each."""
     for file in sorted(folder.iterdir()):
@@ -256,47 +250,3 @@ def _send(folder: Path, workspace: Workspace) -> Iterator[tuple[str, ExportedFil
             shutil.copyfileobj(written, target, 1 << 20)
         record = target.record()
         yield file.name, ExportedFile(bytes=record.bytes, xxh3=record.xxh3)
-
-
-def _compile(program: ExportedProgram, path: str) -> None:
-    """Compiles a captured graph without its weights.
-
-    Raises:
-        RunError: the code holds the value of a weight, so that it would be wrong with other weights.
-    """
-    torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=_CODE_ALONE)
-    read_at_run = set(torch._inductor.aoti_load_package(path).get_constant_fqns())
-    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    for spec in program.graph_signature.input_specs:
-        name = spec.target
-        if name in program.state_dict and placeholders[spec.arg.name].users and name not in read_at_run:
-            raise RunError(f"the compiler makes the value of {name} part of the code; export with --no-compile")
-
-
-def to_onnx(program: ExportedProgram, served: ServedModel, path: Path) -> None:
-    """Writes a captured graph as an ONNX model.
-
-    Raises:
-        RunError: an operation of the graph has no ONNX form.
-    """
-    try:
-        torch.onnx.export(
-            program,
-            (),
-            path,
-            input_names=served.names,
-            output_names=list(served.model.tasks),
-            external_data=False,
-            verbose=False,
-        )
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise RunError(f"the model has no ONNX form: {_reason(error)}; export without --onnx") from error
-
-
-def _reason(error: Exception) -> str:
-    """Extracts the operation that torch could not translate from its long message."""
-    causes = [line for line in str(error).splitlines() if line.startswith("<class ")]
-    if not causes:
-        return first_line(error)
-    # The last line names the innermost cause: "<class ...>: sentence. More sentences."
-    return causes[-1].partition(": ")[2].partition(". ")[0]

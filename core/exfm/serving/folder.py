@@ -9,10 +9,9 @@ from pydantic import ValidationError
 
 from exfm.errors import ConfigError, RunError
 from exfm.serving.description import (
-    COMPILED_FILE,
     DESCRIPTION_FILE,
     ONNX_FILE,
-    PROGRAM_FILE,
+    PROGRAM_FILES,
     WEIGHTS_FILES,
     Description,
     is_weights_file,
@@ -68,6 +67,6 @@ def remove_other_files(workspace: Workspace, description: Description, kept: str
         kept: weights that stay: a process that has read the inputs.json before may be about to read them.
     """
     for name in workspace.names(""):
-        is_ours = name in (PROGRAM_FILE, COMPILED_FILE, ONNX_FILE) or is_weights_file(name)
+        is_ours = name in (*PROGRAM_FILES, ONNX_FILE) or is_weights_file(name)
         if is_ours and name != kept and name not in description.files:
             workspace.remove_file(name)

@@ -5,7 +5,7 @@ Legend: B examples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -24,19 +24,30 @@ from exfm.mappings import map_values
 from exfm.serving.description import Description, arrays, arrow_type, embedding_input
 from exfm.serving.embedding_rows import embedding_rows
 from exfm.serving.programs import Program
+from exfm.serving.request import RequestArrays
 
 Rows: TypeAlias = pa.RecordBatch | Sequence[Mapping[str, Any]]
 """Rows of a request: a record batch, or a mapping per row."""
+
+Context: TypeAlias = pa.RecordBatch | Mapping[str, Any]
+"""Columns that all candidates of a request have in common: a record batch of a row, or a mapping."""
 
 _ARROW_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Holds a snapshot of an exported model, ready to run."""
+    """Holds a snapshot of an exported model, ready to run.
+
+    Attributes:
+        description: the content of inputs.json.
+        program: the program, with the snapshot's weights.
+        request: the program of a request; None where the export has none.
+    """
 
     description: Description
     program: Program
+    request: Program | None = None
 
     @cached_property
     def types(self) -> dict[str, pa.DataType]:
@@ -49,8 +60,51 @@ class LoadedModel:
         Raises:
             ConfigError: a column is missing or of another type.
         """
+        return self._read(rows, self.types)
+
+    def request_columns(self, context: Context, candidates: Rows) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """Reads the columns of a context, of a row, and the other columns of its candidates.
+
+        Raises:
+            ConfigError: as for ``columns``; also where the context has several rows, or the candidates have a column of
+                it that the model reads.
+        """
+        if isinstance(context, pa.RecordBatch):
+            if context.num_rows != 1:
+                raise ConfigError(f"context: it has a single row; given: {context.num_rows}")
+            names, rows = set(context.schema.names), context
+        else:
+            names, rows = set(context), [context]
+        shared = {column: kind for column, kind in self.types.items() if column in names}
+        self._check_apart(shared, candidates)
+        try:
+            read_context = self._read(rows, shared)
+        except ConfigError as error:
+            raise ConfigError(f"context: {error}") from error
+        others = {column: kind for column, kind in self.types.items() if column not in shared}
+        read = self._read(candidates, others)
+        if not others:
+            # Candidates without a column of the model are still so many rows.
+            size = candidates.num_rows if isinstance(candidates, pa.RecordBatch) else len(candidates)
+            read = pa.RecordBatch.from_struct_array(pa.array([{}] * size, pa.struct([])))
+        return read_context, read
+
+    def _check_apart(self, shared: Mapping[str, pa.DataType], candidates: Rows) -> None:
+        if isinstance(candidates, pa.RecordBatch):
+            twice = [name for name in candidates.schema.names if name in shared]
+            where = "the candidates"
+        else:
+            keys, twice, where = shared.keys(), [], ""
+            for number, candidate in enumerate(candidates):
+                if not keys.isdisjoint(candidate):
+                    twice, where = [name for name in keys if name in candidate], f"row {number} of the candidates"
+                    break
+        if twice:
+            raise ConfigError(f"{twice[0]}: the column is in the context, and in {where}: leave it out of either")
+
+    def _read(self, rows: Rows, types: Mapping[str, pa.DataType]) -> pa.RecordBatch:
         read_column = _from_arrow if isinstance(rows, pa.RecordBatch) else _from_mappings
-        columns = {column: read_column(rows, column, kind) for column, kind in self.types.items()}
+        columns = {column: read_column(rows, column, kind) for column, kind in types.items()}
         return pa.RecordBatch.from_pydict(columns)
 
     def tensors(self, rows: Rows) -> tuple[Tensor, ...]:
@@ -76,19 +130,39 @@ class LoadedModel:
         for teacher, width in self.description.embeddings.items():
             column = embedding_input(teacher)
             converted.append(embedding_rows(batch.column(column), column, width))
-        # Arrays that share Arrow's memory are read-only, and torch has no read-only tensors: copy these.
-        return tuple(torch.from_numpy(np.require(array, requirements="W")) for array in converted)
+        return _tensors(converted)
+
+    def predict_request(self, context: Context, candidates: Rows) -> dict[str, npt.NDArray[np.float32]]:
+        """Predicts each task for each candidate of a context, (B,) or (B, C) by task; see ``Predictor``."""
+        return self.run_request(*self.request_columns(context, candidates))
+
+    def run_request(self, context: pa.RecordBatch, candidates: pa.RecordBatch) -> dict[str, npt.NDArray[np.float32]]:
+        """Predicts candidates, whose columns ``request_columns`` has returned.
+
+        Raises:
+            ConfigError: a value is outside the feature's range.
+        """
+        tensors = _tensors(RequestArrays(self.description, context, candidates).arguments())
+        return self._run(self.program if self.request is None else self.request, tensors)
 
     def run(self, tensors: Sequence[Tensor]) -> dict[str, npt.NDArray[np.float32]]:
         """Runs the program, and returns the prediction of each task, (B,) or (B, C) by task."""
+        return self._run(self.program, tensors)
+
+    def _run(self, program: Program, tensors: Sequence[Tensor]) -> dict[str, npt.NDArray[np.float32]]:
         tasks, specs = self.description.tasks, self.description.outputs
         # The last argument has B rows. The graph is captured for at least 1 example.
         if tensors[-1].shape[0] == 0:
             shapes = {spec.name: tuple(0 if dim == "B" else int(dim) for dim in spec.shape) for spec in specs}
             return {task: np.zeros(shapes[task], np.float32) for task in tasks}
         with torch.no_grad():
-            outputs = self.program(*tensors)
+            outputs = program(*tensors)
         return {task: output.numpy() for task, output in zip(tasks, outputs, strict=True)}
+
+
+def _tensors(arrays: Iterable[npt.NDArray[Any]]) -> tuple[Tensor, ...]:
+    # Arrays that share Arrow's memory are read-only, and torch has no read-only tensors: copy these.
+    return tuple(torch.from_numpy(np.require(array, requirements="W")) for array in arrays)
 
 
 def _from_arrow(rows: pa.RecordBatch, column: str, kind: pa.DataType) -> pa.Array:

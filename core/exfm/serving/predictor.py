@@ -10,11 +10,17 @@ import numpy.typing as npt
 from torch import Tensor
 
 from exfm.errors import ConfigError, RunError
-from exfm.serving.description import COMPILED_FILE, PROGRAM_FILE, Description
+from exfm.serving.description import (
+    COMPILED_FILE,
+    COMPILED_REQUEST_FILE,
+    PROGRAM_FILE,
+    REQUEST_FILE,
+    Description,
+)
 from exfm.serving.folder import file_record, read_description
-from exfm.serving.loaded_model import LoadedModel, Rows
+from exfm.serving.loaded_model import Context, LoadedModel, Rows
 from exfm.serving.programs import Code, load_code
-from exfm.serving.weights import read_weights
+from exfm.serving.weights import read_weights, request_weights
 from exfm.storage.hashing import FileRecord
 from exfm.storage.workspace import Workspace
 
@@ -29,7 +35,7 @@ class ExportReader:
 
     def __init__(self, url: str, compiled: bool | None) -> None:
         self._workspace, self._compiled = Workspace(url), compiled
-        self._code: tuple[FileRecord, Code] | None = None
+        self._code: dict[str, tuple[FileRecord, Code]] = {}
 
     def read(self, before: Description | None = None) -> LoadedModel | None:
         """Reads the export; returns None if it has not changed.
@@ -42,25 +48,28 @@ class ExportReader:
         description = read_description(self._workspace)
         if description == before:
             return None
-        code = self._load_code(description)
+        compiled = COMPILED_FILE in description.files if self._compiled is None else self._compiled
+        code = self._load_code(description, COMPILED_FILE if compiled else PROGRAM_FILE)
+        request_code = None
+        if description.request_inputs:
+            request_code = self._load_code(description, COMPILED_REQUEST_FILE if compiled else REQUEST_FILE)
         weights = read_weights(self._workspace, file_record(description, description.weights_file))
         try:
-            return LoadedModel(description, code.join(weights))
+            request = None if request_code is None else request_code.join(request_weights(weights))
+            return LoadedModel(description, code.join(weights), request)
         except KeyError as error:
             where = f"{self._workspace.url}/{description.weights_file}"
             raise RunError(f"{where}: it lacks {error}, which the program needs; export again") from error
 
-    def _load_code(self, description: Description) -> Code:
-        """Loads the program's code, unless it is the code that was loaded before."""
-        compiled = COMPILED_FILE in description.files if self._compiled is None else self._compiled
-        name = COMPILED_FILE if compiled else PROGRAM_FILE
+    def _load_code(self, description: Description, name: str) -> Code:
+        """Loads the code of a program, unless it is the code that was loaded before."""
         if name not in description.files:
             has = ", ".join(description.files)
             raise ConfigError(f"{self._workspace.url}: the export has no {name}; it has {has}")
         record = file_record(description, name)
-        if self._code is None or self._code[0] != record:
-            self._code = record, load_code(self._workspace, description, name)
-        return self._code[1]
+        if name not in self._code or self._code[name][0] != record:
+            self._code[name] = record, load_code(self._workspace, description, name)
+        return self._code[name][1]
 
 
 class Predictor:
@@ -123,6 +132,21 @@ class Predictor:
         """
         model = self._model  # of one snapshot, whatever `refresh` does meanwhile
         return model.run(model.tensors(rows))
+
+    def predict_request(self, context: Context, candidates: Rows) -> dict[str, npt.NDArray[np.float32]]:
+        """Predicts each task for each candidate of a request, as ``predict`` does for rows that repeat the context.
+
+        The context is read once. With the program that `exfm export --requests` writes, its ids are looked up once, and
+        its histories are encoded once where the encoder does not compare them with the candidate.
+
+        Args:
+            context: the columns that all candidates have in common: a mapping, or a record batch of a row.
+            candidates: the other columns: a record batch, or a mapping per candidate.
+
+        Raises:
+            ConfigError: as for ``predict``; also where a column that the model reads is in both.
+        """
+        return self._model.predict_request(context, candidates)
 
     def tensors(self, rows: Rows) -> tuple[Tensor, ...]:
         """Converts rows to the program's arguments.

@@ -17,7 +17,7 @@ from torch.export.pt2_archive._package import AOTICompiledModel
 
 from exfm.errors import RunError
 from exfm.serving.archives import check_archive
-from exfm.serving.description import COMPILED_FILE, PROGRAM_FILE, Description
+from exfm.serving.description import PROGRAM_FILE, PROGRAM_FILES, REQUEST_FILE, Description
 from exfm.serving.folder import file_record
 from exfm.storage.workspace import Workspace
 
@@ -86,20 +86,20 @@ def load_code(workspace: Workspace, description: Description, name: str) -> Code
     """Loads the code of a program of an export.
 
     Args:
-        name: ``PROGRAM_FILE`` or ``COMPILED_FILE``.
+        name: one of ``PROGRAM_FILES``.
 
     Raises:
         RunError: the file is corrupt, has entries that exfm does not write, or was compiled for another torch version.
     """
     where = f"{workspace.url}/{name}"
     data = workspace.read_checked(file_record(description, name))
-    if name == PROGRAM_FILE:
+    if name in (PROGRAM_FILE, REQUEST_FILE):
         try:
             check_archive(BytesIO(data))
         except ValueError as error:
             raise RunError(f"{where}: not a program that `exfm export` has written: {error}") from error
         return CapturedCode(data)
-    assert name == COMPILED_FILE
+    assert name in PROGRAM_FILES
     # Compiled code calls torch's C++ functions, whose binary interface changes between versions.
     exported = description.versions["torch"]
     if exported != torch.__version__:

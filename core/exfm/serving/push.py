@@ -10,7 +10,7 @@ from typing import Protocol
 from exfm.errors import ConfigError, RunError
 from exfm.redaction import without_credentials
 from exfm.serving.archives import check_archive
-from exfm.serving.description import CARD_FILE, DESCRIPTION_FILE, PROGRAM_FILE, Description
+from exfm.serving.description import CARD_FILE, DESCRIPTION_FILE, PROGRAM_FILE, REQUEST_FILE, Description
 from exfm.serving.folder import file_record, read_description, remove_other_files, weights_before
 from exfm.serving.to_hub import HubTarget
 from exfm.serving.to_registry import RegistryTarget
@@ -110,6 +110,8 @@ def push(export: str, target: Target) -> tuple[str, Description]:
                 # In pieces of a megabyte, because programs and tables may exceed memory.
                 shutil.copyfileobj(source, copy, 1 << 20)
         _check_program(folder / PROGRAM_FILE, export)
+        if REQUEST_FILE in description.files:
+            _check_program(folder / REQUEST_FILE, export)
         (folder / README_FILE).write_bytes(workspace.read(CARD_FILE))
         (folder / DESCRIPTION_FILE).write_bytes(workspace.read(DESCRIPTION_FILE))
         return target.send(folder, description), description

@@ -15,14 +15,26 @@ from torch.nn.functional import embedding, embedding_bag, pad
 
 from exfm.config.checks import Arm
 from exfm.data.batch import Batch, SequenceBatch
+from exfm.interfaces.jagged import JaggedSequence
 from exfm.interfaces.schema import DenseFeature, FeatureSchema, SequenceFeature
+from exfm.interfaces.sequence_encoder import SequenceEncoder
+from exfm.interfaces.trunk import Sequences, Trunk
 from exfm.interfaces.vector_feature import VectorFeature
 from exfm.mappings import names_of
 from exfm.modeling.build import build_model
 from exfm.modeling.embeddings import Lookup
 from exfm.modeling.parts import table_of
 from exfm.modeling.tokens import map_ids
-from exfm.serving.description import AGES, DENSE, embedding_input, input_specs, vector_input, without_times
+from exfm.serving.description import (
+    AGES,
+    DENSE,
+    embedding_input,
+    examples_input,
+    input_specs,
+    vector_input,
+    without_times,
+)
+from exfm.serving.shared_features import shareable_features
 from exfm.storage.finite import infinite_buffers
 
 
@@ -32,17 +44,30 @@ class _Bags:
 
     Attributes:
         weights_V: weights of the rows; None where the feature has none.
+        examples_B: which of fewer bags each example has; None where each has its own.
     """
 
     rows_V: Tensor
     starts: Tensor
     weights_V: Tensor | None
+    examples_B: Tensor | None
 
     def values(self) -> Tensor:
         return self.rows_V
 
     def offsets(self) -> Tensor:
         return torch.cat([self.starts, torch.full_like(self.starts[:1], self.rows_V.shape[0])])
+
+
+@dataclass(frozen=True)
+class _Histories(SequenceBatch):
+    """Holds histories which several examples may share.
+
+    Attributes:
+        examples_B: which of fewer histories each example has; None where each has its own.
+    """
+
+    examples_B: Tensor | None = None
 
 
 Bag = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -99,11 +124,18 @@ class _Tables(nn.Module):
         weight = self.tables[f"table_{lookup.table}"]
         if lookup.field is None:
             bags = batch.sparse[lookup.key]
-            return self.bag(bags.rows_V, weight, bags.starts, bags.weights_V)
+            return _of_examples(self.bag(bags.rows_V, weight, bags.starts, bags.weights_V), bags.examples_B)
         history = batch.sequences[lookup.key]
+        assert isinstance(history, _Histories)
         if self.averaged:
-            return self.bag(history.ids_EC[:, lookup.field], weight, history.offsets[:-1], None)
+            averaged = self.bag(history.ids_EC[:, lookup.field], weight, history.offsets[:-1], None)
+            return _of_examples(averaged, history.examples_B)
         return embedding(history.ids_EC[:, lookup.field], weight)
+
+
+def _of_examples(rows: Tensor, examples_B: Tensor | None) -> Tensor:
+    """Returns the row of each example, (B, ...), of which several may share one."""
+    return rows if examples_B is None else rows.index_select(0, examples_B)
 
 
 class ServedModel(nn.Module):
@@ -114,8 +146,10 @@ class ServedModel(nn.Module):
         schema: the stream's schema.
         weights: weights of the model's snapshot.
         bag: pools the table rows of examples.
+        requests: whether examples share rows of features, as the candidates of a request share their context.
 
     Attributes:
+        shared: the features of which examples share rows; see ``shareable_features``.
         constants: names of buffers that are infinite by design.
         embeddings: width of the embedding of each example that it reads as input, by teacher.
 
@@ -123,7 +157,15 @@ class ServedModel(nn.Module):
         ConfigError: a component refuses its config or its inputs.
     """
 
-    def __init__(self, arm: Arm, schema: FeatureSchema, weights: Mapping[str, Tensor], bag: Bag = pool_fused) -> None:
+    def __init__(
+        self,
+        arm: Arm,
+        schema: FeatureSchema,
+        weights: Mapping[str, Tensor],
+        bag: Bag = pool_fused,
+        *,
+        requests: bool = False,
+    ) -> None:
         super().__init__()
         # Initialization draws random numbers, which must not change those of the caller.
         with torch.random.fork_rng(devices=[]):
@@ -133,7 +175,6 @@ class ServedModel(nn.Module):
         seen = schema.select(arm.config.features).features
         self.features = seen if featurizer.reads_times else tuple(without_times(seen))
         self.embeddings = {} if self.model.inputs is None else self.model.inputs.embedding_dims
-        self.names = names_of(input_specs(self.features, self.embeddings))
         tables = {table_of(key): key for key in weights if table_of(key)}
         fields = list(chain.from_iterable(featurizer.fields.values()))
         lookups = [*featurizer.bags, *fields]
@@ -152,10 +193,25 @@ class ServedModel(nn.Module):
             plain = _Tables(lookups, table_weights, averaged=not featurizer.raw_sequences, bag=bag)
             featurizer.pooled = plain  # type: ignore[assignment]
         self.eval().requires_grad_(False)
+        self.shared = shareable_features(self.model, self.features) if requests else frozenset()
+        self.names = names_of(input_specs(self.features, self.embeddings, self.shared))
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Returns the prediction of each task, (B,), or (B, C) of a multiclass label."""
-        output = self.model(self.batch(tensors))
+        inputs = dict(zip(self.names, tensors, strict=True))
+
+        def run_shared(encoder: nn.Module, sequence: JaggedSequence, context_BND: Tensor) -> Tensor:
+            assert isinstance(encoder, SequenceEncoder)
+            examples_B = inputs.get(examples_input(encoder.inputs.sequence))
+            if examples_B is not None:
+                # Its output does not depend on the context.
+                context_BND = context_BND.new_zeros(sequence.batch_size, *context_BND.shape[1:])
+            return _of_examples(encoder(sequence, context_BND), examples_B)
+
+        def run_trunk(trunk: Trunk, tokens: Sequence[Tensor], sequences: Sequences) -> Tensor:
+            return self.model.represent(tokens, sequences, run_encoder=run_shared)
+
+        output = self.model(self.batch(tensors), run_trunk)
         return tuple(self.model.predictions(output).values())
 
     def batch(self, tensors: Sequence[Tensor]) -> Batch:
@@ -174,7 +230,8 @@ class ServedModel(nn.Module):
             elif not isinstance(feature, DenseFeature):
                 rows_V = map_ids(self.managed, feature.table_name, inputs[f"{feature.name}.rows"])
                 weights_V = inputs.get(f"{feature.name}.weights")
-                sparse[feature.name] = _Bags(rows_V, inputs[f"{feature.name}.starts"], weights_V)
+                examples_B = inputs.get(examples_input(feature.name))
+                sparse[feature.name] = _Bags(rows_V, inputs[f"{feature.name}.starts"], weights_V, examples_B)
         dense_BF = inputs[DENSE] if DENSE in inputs else torch.zeros(per_example.shape[0], 0)
         embeddings = {teacher: inputs[embedding_input(teacher)] for teacher in self.embeddings}
         no_labels: dict[str, Tensor] = {}
@@ -210,4 +267,5 @@ def _history(feature: SequenceFeature, inputs: Mapping[str, Tensor], managed: nn
     offsets = pad(lengths.cumsum(0), (1, 0))
     if numbers_EG is None:
         numbers_EG = torch.zeros(events, 0)
-    return SequenceBatch(ids_EC, numbers_EG, offsets, inputs.get(f"{feature.name}.{AGES}"))
+    ages_E, examples_B = inputs.get(f"{feature.name}.{AGES}"), inputs.get(examples_input(feature.name))
+    return _Histories(ids_EC, numbers_EG, offsets, ages_E, examples_B)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from exfm.errors import ConfigError, RunError
-from exfm.serving.description import COMPILED_FILE, ONNX_FILE, PROGRAM_FILE, WEIGHTS_FILES, Description
+from exfm.serving.description import ONNX_FILE, PROGRAM_FILES, WEIGHTS_FILES, Description
 
 
 class HubTarget:
@@ -51,7 +51,7 @@ class HubTarget:
                 folder_path=folder,
                 commit_message=message,
                 # Forms of an earlier push that this export lacks would be of another snapshot.
-                delete_patterns=[PROGRAM_FILE, COMPILED_FILE, ONNX_FILE, WEIGHTS_FILES],
+                delete_patterns=[*PROGRAM_FILES, ONNX_FILE, WEIGHTS_FILES],
             )
         except HFValidationError as error:
             raise ConfigError(f"TARGET: hf://{self._repository}: {error}") from error

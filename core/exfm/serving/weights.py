@@ -5,6 +5,9 @@ So a new snapshot is a new file of weights. A process that serves the model maps
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -19,6 +22,36 @@ def program_weights(program: ExportedProgram) -> dict[str, Tensor]:
     # Constants too, such as masks: the compiled program knows them by name, as it knows parameters.
     named = {**program.state_dict, **program.constants}
     return {name: value.contiguous() for name, value in named.items() if isinstance(value, Tensor)}
+
+
+_REQUEST = "request:"
+"""Prefix of the weights that only the program of a request has, or that differ there, such as constants."""
+
+
+def joint_weights(programs: Sequence[ExportedProgram]) -> dict[str, Tensor]:
+    """Returns the weights of an export's program, and of its program of a request where it has one."""
+    first, *others = map(program_weights, programs)
+    joint = dict(first)
+    for weights in others:
+        for name, value in weights.items():
+            if name not in first or not _equal(first[name], value):
+                joint[f"{_REQUEST}{name}"] = value
+    return joint
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    # Tables are the same memory: no comparison of gigabytes.
+    same_memory = left.data_ptr() == right.data_ptr() and left.shape == right.shape
+    return same_memory or (left.dtype == right.dtype and torch.equal(left, right))
+
+
+def request_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the weights by the names under which the program of a request knows them."""
+    named = dict(weights)
+    for name, value in weights.items():
+        if name.startswith(_REQUEST):
+            named[name.removeprefix(_REQUEST)] = value
+    return named
 
 
 def write_weights(workspace: Workspace, weights: dict[str, Tensor]) -> FileRecord:

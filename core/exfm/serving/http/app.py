@@ -6,10 +6,10 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -23,7 +23,7 @@ from exfm.serving.http.service import Answer, Row, Service
 
 logger = logging.getLogger(__name__)
 
-_ALL_THERE_IS = "There are POST /predict, GET /, GET /health, GET /metrics and GET /openapi.json"
+_ALL_THERE_IS = "There are POST /predict, POST /predict_request, GET /, GET /health, GET /metrics and GET /openapi.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,19 @@ class Limits:
     bytes: int = 10_000_000
     requests: int = 256
     seconds: float = 10.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """Holds the content of a request.
+
+    Attributes:
+        rows: rows, or candidates.
+        context: the columns that candidates have in common; None of rows.
+    """
+
+    rows: list[Row]
+    context: Row | None = None
 
 
 def build_app(service: Service, metrics: Metrics, limits: Limits, log: PredictionLog | None = None) -> FastAPI:
@@ -91,10 +104,18 @@ def build_app(service: Service, metrics: Metrics, limits: Limits, log: Predictio
     @app.post("/predict")
     async def predict(request: Request) -> JSONResponse:
         """Predicts rows: {"rows": [{column: value, ...}, ...]}."""
+        return await answer(request, _rows)
+
+    @app.post("/predict_request")
+    async def predict_request(request: Request) -> JSONResponse:
+        """Predicts candidates: {"context": {column: value, ...}, "candidates": [{column: value, ...}, ...]}."""
+        return await answer(request, _candidates)
+
+    async def answer(request: Request, parse: Callable[[Any, Limits], Question]) -> JSONResponse:
         began_s = time.perf_counter()
         try:
             with metrics.running(limits.requests):
-                content = await _predict(request)
+                content = await _predict(parse(_content(await _body(request, limits)), limits))
             status = 200
         except RefusedError as error:
             status, content = error.status, {"error": str(error)}
@@ -103,10 +124,9 @@ def build_app(service: Service, metrics: Metrics, limits: Limits, log: Predictio
         headers = {"Connection": "close"} if status in (408, 413, 503) else None
         return JSONResponse(content, status, headers)
 
-    async def _predict(request: Request) -> dict[str, Any]:
-        rows = _rows(await _body(request, limits), limits)
+    async def _predict(question: Question) -> dict[str, Any]:
         try:
-            answer = await asyncio.wrap_future(service.submit(rows))
+            answer = await asyncio.wrap_future(service.submit(question.rows, question.context))
         except ConfigError as error:
             raise RefusedError(400, str(error)) from error
         except Exception as error:  # the model's, of whatever type; the cause is for whoever runs the service
@@ -116,7 +136,7 @@ def build_app(service: Service, metrics: Metrics, limits: Limits, log: Predictio
         content = {"model": described.model, "snapshot": answer.snapshot, "predictions": _by_row(answer)}
         if log is not None:
             # In a thread, because the rows of a large request take long to convert.
-            content["example_ids"] = await asyncio.to_thread(log.add, rows, answer)
+            content["example_ids"] = await asyncio.to_thread(log.add, question.rows, answer)
         return content
 
     return app
@@ -140,14 +160,33 @@ async def _body(request: Request, limits: Limits) -> bytes:
     return bytes(body)
 
 
-def _rows(body: bytes, limits: Limits) -> list[Row]:
+def _content(body: bytes) -> Any:
     try:
-        content = json.loads(body)
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise RefusedError(400, f"the body is not JSON: {error}") from error
+
+
+def _rows(content: Any, limits: Limits) -> Question:
     rows = content.get("rows") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not _are_rows(rows):
         raise RefusedError(400, 'send {"rows": [{"column": value, ...}, ...]}')
+    return Question(_limited(rows, limits))
+
+
+def _candidates(content: Any, limits: Limits) -> Question:
+    context = content.get("context") if isinstance(content, dict) else None
+    candidates = content.get("candidates") if isinstance(content, dict) else None
+    if not isinstance(context, dict) or not _are_rows(candidates):
+        raise RefusedError(400, 'send {"context": {"column": value, ...}, "candidates": [{"column": value, ...}, ...]}')
+    return Question(_limited(candidates, limits), context)
+
+
+def _are_rows(rows: Any) -> TypeGuard[list[Row]]:
+    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+
+
+def _limited(rows: list[Row], limits: Limits) -> list[Row]:
     if len(rows) > limits.rows:
         raise RefusedError(413, f"send at most {limits.rows:,} rows; given: {len(rows):,}")
     return rows

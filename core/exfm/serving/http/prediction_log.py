@@ -80,7 +80,8 @@ class PredictionLog:
             SNAPSHOT: pa.array([answer.snapshot] * len(ids), pa.int64()),
         }
         # A column of the stream that has the name of one of these is one of these.
-        columns = dict(zip(answer.rows.schema.names, answer.rows.columns, strict=True)) | columns
+        read = answer.rows()
+        columns = dict(zip(read.schema.names, read.columns, strict=True)) | columns
         for task, values in answer.predictions.items():
             columns[f"{PREDICTION}{task}"] = pa.array(values if values.ndim == 1 else list(values))
         batch = pa.RecordBatch.from_pydict(columns)

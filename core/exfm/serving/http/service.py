@@ -18,6 +18,7 @@ import pyarrow as pa
 from exfm.errors import ConfigError, RunError
 from exfm.serving.description import Description
 from exfm.serving.predictor import Predictor
+from exfm.serving.request import repeat_context
 
 logger = logging.getLogger(__name__)
 
@@ -29,20 +30,29 @@ class Answer:
     """Holds the predictions of a request.
 
     Attributes:
-        rows: the columns that the model read, of B rows.
+        columns: the columns that the model read, of B rows.
         snapshot: the snapshot that predicted all of them.
         predictions: (B,), or (B, C) of a multiclass label, by task.
+        context: the columns that all rows have in common, of a single row; None where there are none.
     """
 
-    rows: pa.RecordBatch
+    columns: pa.RecordBatch
     snapshot: int
     predictions: Mapping[str, npt.NDArray[np.float32]]
+    context: pa.RecordBatch | None = None
+
+    def rows(self) -> pa.RecordBatch:
+        """Returns all columns of each row."""
+        if self.context is None:
+            return self.columns
+        return repeat_context(self.context, self.columns)
 
 
 @dataclass(frozen=True)
 class _Request:
     rows: Sequence[Row]
     answer: Future[Answer]
+    context: Row | None = None
 
 
 class Service:
@@ -103,16 +113,26 @@ class Service:
         for thread in self._threads:
             thread.join()
 
-    def submit(self, rows: Sequence[Row]) -> Future[Answer]:
-        """Asks for the predictions of rows; the future raises what ``Predictor.predict`` raises."""
+    def submit(self, rows: Sequence[Row], context: Row | None = None) -> Future[Answer]:
+        """Asks for the predictions of rows; the future raises what ``Predictor.predict`` raises.
+
+        Args:
+            rows: mappings of columns to values.
+            context: columns that all rows have in common; such a request is predicted alone.
+        """
         answer: Future[Answer] = Future()
-        self._requests.put(_Request(rows, answer))
+        self._requests.put(_Request(rows, answer, context))
         return answer
 
     def _answer_all(self) -> None:
         while (first := self._requests.get()) is not None:
             requests, ended = self._joined_by_others(first)
-            self._answer(requests)
+            plain = [request for request in requests if request.context is None]
+            if plain:
+                self._answer(plain)
+            for request in requests:
+                if request.context is not None:
+                    self._answer_candidates(request, request.context)
             if ended:
                 return
 
@@ -152,6 +172,17 @@ class Service:
             start, end = end, end + len(request.rows)
             slices = {task: values[start:end] for task, values in predictions.items()}
             request.answer.set_result(Answer(columns.slice(start, end - start), model.description.snapshot, slices))
+
+    def _answer_candidates(self, request: _Request, context: Row) -> None:
+        model = self._predictor.model  # of one snapshot, for all candidates
+        self._on_batch(len(request.rows))
+        try:
+            shared, columns = model.request_columns(context, request.rows)
+            predictions = model.run_request(shared, columns)
+        except Exception as error:  # of a component too, whose type nobody knows
+            request.answer.set_exception(error)
+            return
+        request.answer.set_result(Answer(columns, model.description.snapshot, predictions, shared))
 
     def _refresh_all(self) -> None:
         while not self._ended.wait(self._refresh_s):
