@@ -83,6 +83,18 @@ def test_rotate_keeps_low_precision_types_and_computes_in_float32() -> None:
     torch.testing.assert_close(low.double(), exact, rtol=1e-2, atol=2e-2)
 
 
+def test_gradients_of_a_norm_in_bf16_are_those_of_float32() -> None:
+    """Of as many rows as a batch of 1,024 examples with 32 tokens has."""
+    values, gradient = torch.randn(32_768, 16).bfloat16(), torch.randn(32_768, 16).add(0.1).bfloat16()
+    layer, exact = norm("layer_norm", 16), torch.nn.LayerNorm(16)
+    output = layer(values)
+    assert output.dtype == torch.bfloat16
+    output.backward(gradient)
+    exact(values.float()).backward(gradient.float())
+    for computed, expected in zip(layer.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(computed.grad, expected.grad)
+
+
 def test_norms() -> None:
     values = random(3, 2, 5)
     for row, by_layer, by_rms in zip(

@@ -38,6 +38,13 @@ def test_a_training_step_is_divided(threads: int, expected: list[int]) -> None:
         assert backbone_calls(model, lambda batch: model(batch, run_trunk)) == expected
 
 
+@pytest.mark.parametrize(("threads", "expected"), [(1, [1_100]), (2, [550, 550])])
+def test_bf16_has_no_micro_batches(threads: int, expected: list[int]) -> None:
+    model = build({"backbone": {"name": "wukong"}, "precision": "bf16"})
+    with CpuTrunkRunner(threads).training_step(EXAMPLES) as run_trunk:
+        assert backbone_calls(model, lambda batch: model(batch, run_trunk)) == expected
+
+
 def test_a_backbone_that_reads_sequences_gets_them_whole() -> None:
     model = build({"backbone": {"name": "interformer"}})
     with CpuTrunkRunner(1).training_step(EXAMPLES) as run_trunk:

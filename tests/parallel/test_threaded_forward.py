@@ -11,6 +11,7 @@ from torch import Tensor
 
 from exfm.interfaces.jagged import JaggedSequence
 from exfm.parallel import CpuTrunkRunner
+from exfm.parallel.cast_weights import cast_weights
 from exfm.parallel.threaded_forward import threaded_forward
 from tests.modeling.cases import random_batch, table_weights
 from tests.modeling.test_ranking_model import SCHEMA, build
@@ -23,6 +24,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "sequences": {"backbone": {"name": "interformer"}},
     "recomputed": {"backbone": {"name": "wukong"}, "activation_checkpointing": True},
     "bf16": {"backbone": {"name": "dcn_v2"}, "precision": "bf16"},
+    "bf16, recomputed": {"backbone": {"name": "dcn_v2"}, "precision": "bf16", "activation_checkpointing": True},
 }
 
 
@@ -47,9 +49,9 @@ def test_threads_predict_and_learn_what_the_whole_does(config: dict[str, Any]) -
             torch.testing.assert_close(shared[name], expected, rtol=rounding, atol=rounding * 0.1, msg=name)
 
 
-@pytest.mark.parametrize("name", ["encoder", "bf16"])
+@pytest.mark.parametrize("name", ["encoder", "bf16", "bf16, recomputed"])
 def test_a_step_on_threads_repeats_to_the_bit(name: str) -> None:
-    """Of 3,000 examples each thread has three micro-batches, as many uses of each weight."""
+    """Of 3,000 examples each thread has three micro-batches in float32, as many uses of each weight."""
     first, *others = (learned(MODELS[name], 2, examples=3_000)[1] for _ in range(6))
     for again in others:
         for weight, expected in first.items():
@@ -74,6 +76,28 @@ def test_what_a_slice_does_not_use_has_no_gradient_there() -> None:
     assert used.grad is not None
     torch.testing.assert_close(used.grad, tokens_BN.detach().sum())
     assert unused.grad is None
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 3), (2, 3, 3)])
+def test_a_weight_is_cast_once_for_all_threads(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape, requires_grad=True)
+    casts: list[Any] = []
+
+    def call(rows: list[Tensor], sequences: Mapping[str, JaggedSequence]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            product = torch.matmul(rows[0].detach(), weight)
+        nodes = [product.grad_fn]
+        while nodes and not nodes[0].name().startswith("ToCopy"):  # type: ignore[union-attr]
+            nodes = [node for node, _ in nodes[0].next_functions if node is not None]  # type: ignore[union-attr]
+        casts.append(nodes[0])
+        return rows[0] * product.float().sum()
+
+    with cast_weights([weight, torch.ones(())]):
+        threaded_forward(call, [torch.randn(4, 3)], {}, [weight], 2)  # type: ignore[arg-type]
+    assert len(casts) == 2
+    assert casts[0] is casts[1]
+    assert torch.autocast_increment_nesting() == 1
+    torch.autocast_decrement_nesting()
 
 
 def test_an_error_in_a_thread_is_the_callers() -> None:

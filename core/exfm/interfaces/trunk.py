@@ -38,7 +38,13 @@ def run_encoder(encoder: nn.Module, sequence: JaggedSequence, context_BND: Tenso
 
 
 class Trunk(Protocol):
-    """The layers of a model between its tables and its heads. Its forward pass is re-entrant."""
+    """The layers of a model between its tables and its heads. Its forward pass is re-entrant.
+
+    Attributes:
+        low_precision: whether ``represent`` enters bfloat16 autocast.
+    """
+
+    low_precision: bool
 
     def represent(
         self, inputs: Sequence[Tensor], sequences: Sequences, run_backbone: RunBackbone = run_backbone

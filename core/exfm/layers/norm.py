@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 NormName = Literal["layer_norm", "rms_norm"]
@@ -25,12 +26,26 @@ class RMSNorm(nn.Module):
         return nn.functional.rms_norm(values, (self.width,), eps=self.eps)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Normalizes the last axis with scale and shift; bfloat16 in float32 within.
+
+    In bfloat16, torch's kernel for CPUs adds up the gradients of scale and shift in bfloat16, which loses most of the
+    sum over many rows: nine tenths over 131,072 rows of 16 numbers.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Maps (..., width) to (..., width)."""
+        if values.dtype != torch.bfloat16:
+            return super().forward(values)
+        return super().forward(values.float()).bfloat16()
+
+
 def norm(name: NormName, width: int) -> nn.Module:
     """Creates a norm over the last axis: LayerNorm with scale and shift, or RMSNorm without parameters."""
-    return nn.LayerNorm(width) if name == "layer_norm" else RMSNorm(width)
+    return LayerNorm(width) if name == "layer_norm" else RMSNorm(width)
 
 
-class TokensNorm(nn.LayerNorm):
+class TokensNorm(LayerNorm):
     """Normalizes all tokens of an example together, which keeps the ratios of their norms.
 
     Args:

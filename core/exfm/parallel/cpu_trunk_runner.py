@@ -13,7 +13,8 @@ from torch import Tensor
 from exfm.interfaces.backbone import Backbone
 from exfm.interfaces.process_group import ProcessGroup
 from exfm.interfaces.trunk import RunTrunk, Sequences, Trunk, TrunkRunner
-from exfm.parallel.threaded_forward import threaded_forward, uncached_autocast
+from exfm.parallel.cast_weights import cast_weights
+from exfm.parallel.threaded_forward import threaded_forward
 from exfm.parallel.threads import one_thread
 
 MICROBATCH_SIZE = 512
@@ -28,7 +29,7 @@ class CpuTrunkRunner(TrunkRunner):
     """Divides a large batch between threads, and each thread's examples into micro-batches of the backbone.
 
     A CPU keeps the intermediate results of a micro-batch in its cache, and the allocator their memory. A backbone that
-    reads sequences gets all examples of a thread at once.
+    reads sequences, or computes in bfloat16, gets all examples of a thread at once.
 
     Args:
         threads: the largest number of threads; torch's threads are idle meanwhile.
@@ -44,20 +45,22 @@ class CpuTrunkRunner(TrunkRunner):
         threaded = self.threads > 1 and examples >= self.threads * MIN_THREAD_EXAMPLES
         # torch's idle threads would poll for work, on the cores of the threads that share the trunk.
         threads = one_thread() if threaded else nullcontext()
-        # In small batches too, so that gradients of a weight are added in the same precision in every step.
-        autocast = uncached_autocast() if self.threads > 1 else nullcontext()
-        with threads, autocast:
+        with threads:
             yield self._run_threaded if threaded else self._run
 
     def _run_threaded(self, trunk: Trunk, inputs: Sequence[Tensor], sequences: Sequences) -> Tensor:
         parameters = list(trunk.trunk_parameters())
-        return threaded_forward(partial(self._run, trunk), inputs, sequences, parameters, self.threads)
+        casts = cast_weights(parameters) if trunk.low_precision else nullcontext()
+        with casts:
+            return threaded_forward(partial(self._run, trunk), inputs, sequences, parameters, self.threads)
 
     def _run(self, trunk: Trunk, inputs: Sequence[Tensor], sequences: Sequences) -> Tensor:
         return trunk.represent(inputs, sequences, self._run_backbone)
 
     def _run_backbone(self, backbone: Backbone, tokens_BND: Tensor, sequences: Sequences) -> Tensor:
-        if backbone.consumes_sequences or tokens_BND.shape[0] <= self.microbatch_size:
+        # Micro-batches make steps in bfloat16 slower, and would add gradients of a weight in bfloat16.
+        whole = backbone.consumes_sequences or torch.is_autocast_enabled(tokens_BND.device.type)
+        if whole or tokens_BND.shape[0] <= self.microbatch_size:
             representation_BR: Tensor = backbone(tokens_BND, sequences)
             return representation_BR
         outputs = [backbone(microbatch, {}) for microbatch in torch.split(tokens_BND, self.microbatch_size)]

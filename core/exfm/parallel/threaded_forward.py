@@ -8,8 +8,7 @@ Legend: B examples, D width, E events of a sequence, R width of the output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 from exfm.interfaces.jagged import JaggedSequence
 from exfm.interfaces.trunk import Sequences
 from exfm.mappings import defined
+from exfm.parallel.cast_weights import kept_casts
 from exfm.parallel.threads import worker_threads
 
 Call = Callable[[Sequence[Tensor], Sequences], Tensor]
@@ -56,22 +56,6 @@ def threaded_forward(
     return output_BR
 
 
-@contextmanager
-def uncached_autocast() -> Iterator[None]:
-    """Rounds weights anew for each use in autocast, in this thread.
-
-    All threads share the cache of rounded weights, and each thread empties it when it leaves autocast. Whether
-    gradients of a weight are added in bfloat16, in a cached rounded weight, or in float32 would depend on which thread
-    is ahead.
-    """
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
-
-
 class _ThreadedForward(torch.autograd.Function):
     """A single node of the caller's graph; each thread has its own graph of its slice."""
 
@@ -92,8 +76,8 @@ class _ThreadedForward(torch.autograd.Function):
             detached: dict[str, JaggedSequence] = {}
             for (name, sequence), values_ED in zip(cut.items(), leaves[inputs:], strict=True):
                 detached[name] = sequence.with_values(values_ED)
-            # Gradient mode and the cache of autocast are settings of a thread.
-            with torch.enable_grad(), uncached_autocast():
+            # Set here, because gradient mode is a setting of the thread.
+            with torch.enable_grad(), kept_casts():
                 return _Slice(leaves, call(leaves[:inputs], detached))
 
         ctx.slices = list(worker_threads(threads).map(run_slice, bounds[:-1], bounds[1:]))
