@@ -1,6 +1,7 @@
 """The public names of exfm, and the modules that define them."""
 
 from exfm import components as components
+from exfm import launch as launch
 from exfm import layers as layers
 from exfm import parallel as parallel
 from exfm import schema as schema
@@ -15,6 +16,7 @@ from exfm.interfaces.backbone import Backbone as Backbone
 from exfm.interfaces.component import ComponentConfig as ComponentConfig
 from exfm.interfaces.data_source import DataSource as DataSource
 from exfm.interfaces.distillation_strategy import DistillationStrategy as DistillationStrategy
+from exfm.interfaces.launcher import Launcher as Launcher
 from exfm.interfaces.metric import Metric as Metric
 from exfm.interfaces.metric import MetricRows as MetricRows
 from exfm.interfaces.parallel_plan import ParallelPlan as ParallelPlan

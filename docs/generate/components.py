@@ -29,6 +29,7 @@ TITLES = {
     "metric": "Metrics",
     "data_source": "Data sources",
     "parallel_plan": "Parallel plans",
+    "launcher": "Launchers",
 }
 
 

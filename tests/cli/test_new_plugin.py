@@ -25,6 +25,7 @@ NAMES = {
     "metric": "brier",
     "data_source": "clicks",
     "parallel_plan": "few-threads",
+    "launcher": "niced",
 }
 LONGEST = "a-" + 30 * "b"
 

@@ -28,6 +28,8 @@ _COMMANDS = {
     "sweep": "Run an experiment at every point of a grid of values, and compare the runs.",
     "train": "Train some models, as a separate job.",
     "supervise": "Label the stream with a teacher's snapshots, as a separate job.",
+    "up": "Bring up all jobs of an experiment, FM, labellers and students, and keep them up.",
+    "jobs": "Print the jobs of an experiment, or write them as files for an engine: Slurm, Kubernetes and others.",
     "predict": "Write batch predictions of a model's snapshot to Parquet.",
     "export": "Export a model's snapshot for serving, with the description of its inputs.",
     "serve": "Serve an export over HTTP, with new weights as they are exported.",
@@ -51,6 +53,9 @@ _COMMANDS = {
     "new-plugin": "Write a complete distribution exfm-plugin-NAME, with a component that works and passes its tests.",
     "doctor": "Check whether torch, fbgemm and torchrec fit together, and say how to install them.",
 }
+
+_MODULES = {"jobs": "job_files"}
+"""Modules of commands whose names are taken: exfm.cli.jobs has the stages of a job."""
 
 
 class OnceCommand(TyperCommand):
@@ -95,7 +100,7 @@ class LazyGroup(TyperGroup):
             command.command(name, help=_COMMANDS[name])(lambda: None)
         else:
             command.command(name, cls=OnceCommand, help=_COMMANDS[name])(
-                import_module(f"exfm.cli.{name.replace('-', '_')}").command
+                import_module(f"exfm.cli.{_MODULES.get(name, name.replace('-', '_'))}").command
             )
         return typer.main.get_command(command)
 

@@ -26,6 +26,7 @@ _ENDINGS = {
     "metric": "Metric",
     "data_source": "Source",
     "parallel_plan": "Plan",
+    "launcher": "Launcher",
 }
 """Ending of the class name of a component, by kind; in lower case, its module."""
 

@@ -22,6 +22,7 @@ HeadSpec = Annotated[ComponentSpec, ComponentField("task_head")]
 MetricSpec = Annotated[ComponentSpec, ComponentField("metric")]
 SourceSpec = Annotated[ComponentSpec, ComponentField("data_source")]
 PlanSpec = Annotated[ComponentSpec, ComponentField("parallel_plan")]
+LauncherSpec = Annotated[ComponentSpec, ComponentField("launcher")]
 
 
 class StreamConfig(Section):
@@ -257,6 +258,11 @@ class ExperimentConfig(Section):
         default_factory=dict, description="Written by a run, not read: a hash of the code of every component it names."
     )
     parallel: PlanSpec = Field(description="How each model is spread over processes.")
+    launcher: LauncherSpec | None = Field(
+        None,
+        description="The engine of `exfm up`, the packing of models into jobs, and the needs of a job; no result "
+        "depends on it.",
+    )
 
     @property
     def external_teachers(self) -> dict[str, ExternalTeacher]:

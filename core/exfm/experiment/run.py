@@ -114,7 +114,7 @@ def start_over(store: Store) -> None:
             for name in reversed(workspace.names(f"commits/{stage}/{model}")):
                 workspace.remove_file(f"commits/{stage}/{model}/{name}")
     folders = ("commits", "late", "models", "predictions", "supervision", "snapshots", "aliases", "vacuum")
-    for name in (*folders, JOBS_FOLDER):
+    for name in (*folders, JOBS_FOLDER, "launch"):
         workspace.remove_tree(name)
     for name in RUN_FILES:
         workspace.remove_file(name)

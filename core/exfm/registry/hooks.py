@@ -25,6 +25,7 @@ INTERFACES = {
     "metric": "exfm.interfaces.metric:Metric",
     "data_source": "exfm.interfaces.data_source:DataSource",
     "parallel_plan": "exfm.interfaces.parallel_plan:ParallelPlan",
+    "launcher": "exfm.interfaces.launcher:Launcher",
 }
 """The kinds of component, and the class that a component of each kind extends."""
 
@@ -89,6 +90,10 @@ class HookSpecs:
     def exfm_register_parallel_plans(self) -> Iterable[Offer]:  # type: ignore[empty-body]
         """Returns classes that extend ``exfm.ParallelPlan``."""
 
+    @hookspec
+    def exfm_register_launchers(self) -> Iterable[Offer]:  # type: ignore[empty-body]
+        """Returns classes that extend ``exfm.Launcher``."""
+
 
 HOOK_BY_KIND = {
     "backbone": "exfm_register_backbones",
@@ -99,4 +104,5 @@ HOOK_BY_KIND = {
     "metric": "exfm_register_metrics",
     "data_source": "exfm_register_data_sources",
     "parallel_plan": "exfm_register_parallel_plans",
+    "launcher": "exfm_register_launchers",
 }

@@ -138,10 +138,21 @@ class Registry:
         Raises:
             PluginError: no plan, or several plans, declare themselves the default.
         """
-        names = self.names("parallel_plan")
-        defaults = [name for name in names if self.resolve("parallel_plan", name).is_default]
+        return self._default("parallel_plan", "name a parallel plan")
+
+    def default_launcher(self) -> str:
+        """Returns the name of the launcher of an experiment that names none.
+
+        Raises:
+            PluginError: no launcher, or several launchers, declare themselves the default.
+        """
+        return self._default("launcher", "name a launcher")
+
+    def _default(self, kind: str, request: str) -> str:
+        names = self.names(kind)
+        defaults = [name for name in names if self.resolve(kind, name).is_default]
         if len(defaults) != 1:
-            raise PluginError(f"name a parallel plan: {len(defaults)} are the default.{suggestion('', names)}")
+            raise PluginError(f"{request}: {len(defaults)} are the default.{suggestion('', names)}")
         return defaults[0]
 
     def default_head(self, label_kind: str) -> str:

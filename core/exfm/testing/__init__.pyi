@@ -7,6 +7,7 @@ from exfm.testing.distillation_strategy import DistillationStrategyTests as Dist
 from exfm.testing.examples import Examples as Examples
 from exfm.testing.examples import random_examples as random_examples
 from exfm.testing.isolation import IsolatedRegistry as IsolatedRegistry
+from exfm.testing.launcher import LauncherTests as LauncherTests
 from exfm.testing.metric import MetricTests as MetricTests
 from exfm.testing.parallel_plan import ParallelPlanTests as ParallelPlanTests
 from exfm.testing.parameter_strategy import ParameterStrategyTests as ParameterStrategyTests
