@@ -1,23 +1,11 @@
-"""What a component is built with: its config, its inputs, nested components."""
+"""What a component is built with: its config, its inputs, nested components.
+
+The names of this module, which the stub beside it lists, are imported on first use, because a data source needs some of
+them and not torch.
+"""
 
 from __future__ import annotations
 
-from exfm.config.component_field import ComponentField, ComponentSpec
-from exfm.errors import NotYetError, RowsRemovedError, suggestion
-from exfm.interfaces.backbone import BackboneInputs, SequenceShape
-from exfm.interfaces.component import Component
-from exfm.interfaces.jagged import JaggedSequence
-from exfm.interfaces.sequence_encoder import EncoderInputs
+from exfm.exports import lazy_exports
 
-__all__ = [
-    "BackboneInputs",
-    "Component",
-    "ComponentField",
-    "ComponentSpec",
-    "EncoderInputs",
-    "JaggedSequence",
-    "NotYetError",
-    "RowsRemovedError",
-    "SequenceShape",
-    "suggestion",
-]
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,28 @@ def test_the_list_has_the_figures_of_the_results(
             assert entry["bytes"] == sum(file.stat().st_size for file in folder.glob("*.safetensors"))
             assert entry["newest"] == (entry["version"] == 5)
         assert [entry["state"] for entry in mine] == ["retired"] * 2 + ["published"] * 4
+
+
+_WITHOUT_TORCH = """
+import sys
+import typer
+from exfm.cli.main import app
+run, show = sys.argv[1], ["show", "data_source.parquet"]
+promote = ["promote", run, "--model", "vm", "--version"]
+back = ["rollback", run, "--model", "vm"]
+for command in (["snapshots", run], ["du", run], ["report", run], ["vacuum", run, "--dry-run"], [*promote, "latest"],
+                [*promote, "4"], back, ["data", "list"], show):
+    typer.main.get_command(app)(command, standalone_mode=False)
+    heavy = sorted({"torch", "torchrec", "fbgemm_gpu"} & sys.modules.keys())
+    assert not heavy, f"{command}: {heavy}"
+"""
+
+
+def test_commands_on_files_do_not_import_torch(run: tuple[str, str]) -> None:
+    command = [sys.executable, "-c", _WITHOUT_TORCH, run[0]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "vm: production is snapshot 5" in done.stdout
 
 
 def test_a_promoted_snapshot_is_read_and_rolled_back(

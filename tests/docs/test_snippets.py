@@ -14,7 +14,7 @@ from pydantic import BaseModel
 import exfm
 from exfm.config import experiment as sections
 from exfm.config import supervision_section, training_sections
-from exfm.interfaces.parallel_plan import TableOptimizer
+from exfm.interfaces.table_optimizer import TableOptimizer
 from exfm.registry.discovery import discover
 from exfm.registry.hooks import HOOK_BY_KIND
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import exfm
 from exfm.data.batch import Batch
-from exfm.interfaces.parallel_plan import TableOptimizer
+from exfm.interfaces.table_optimizer import TableOptimizer
 from exfm.modeling.tokens import Featurizer
 from exfm_plugins.parallel.single.plan import Single
 from tests.modeling.cases import (

@@ -11,7 +11,7 @@ import torch
 import exfm
 from exfm.config.experiment import ModelConfig
 from exfm.data.batch import Batch
-from exfm.interfaces.parallel_plan import TableOptimizer
+from exfm.interfaces.table_optimizer import TableOptimizer
 from exfm.modeling.ranking_model import RankingModel
 from exfm_plugins.parallel.single.plan import Single
 from tests.modeling.cases import EVERYTHING, random_batch, schema_of, table_weights

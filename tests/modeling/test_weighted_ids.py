@@ -14,7 +14,7 @@ import exfm
 from exfm.data.batch import Batch
 from exfm.data.decode import decode
 from exfm.data.validation import RowChecker
-from exfm.interfaces.parallel_plan import TableOptimizer
+from exfm.interfaces.table_optimizer import TableOptimizer
 from exfm.modeling.build import build_model
 from exfm.modeling.ranking_model import RankingModel
 from exfm_plugins.parallel.single.plan import Single

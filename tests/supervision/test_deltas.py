@@ -18,7 +18,8 @@ from exfm.interfaces.data_source import Window
 from exfm.interfaces.local_shards import LocalShards, StateTensor
 from exfm.storage import deltas
 from exfm.storage.commits import Commit
-from exfm.storage.deltas import Delta, DeltaPlan, TableState
+from exfm.storage.delta import Delta
+from exfm.storage.deltas import DeltaPlan, TableState
 from exfm.storage.snapshot_links import links
 from exfm.supervision.store import Store
 from tests.supervision.snapshots import write_snapshot

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from exfm.config.component_field import ComponentSpec
 from exfm.config.experiment import ExperimentConfig, ModelConfig
 from exfm.errors import ConfigError, suggestion
+from exfm.interfaces.input_spec import EXAMPLE, InputSpec
 from exfm.interfaces.schema import FeatureSchema
-from exfm.interfaces.teacher_input import EXAMPLE, InputSpec
 
 if TYPE_CHECKING:
     from exfm.config.checks import Arm

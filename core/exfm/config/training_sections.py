@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from exfm.config.section import Section, SnapshotName, UtcTime
 from exfm.interfaces.duration import microseconds_since_1970
-from exfm.interfaces.parallel_plan import TableOptimizer
+from exfm.interfaces.table_optimizer import TableOptimizer
 
 
 class RateSchedule(Section):

@@ -1,1 +1,1 @@
-"""The five contracts a plugin can fulfil, and the types in their signatures."""
+"""The contracts a plugin can fulfil, and the types in their signatures."""

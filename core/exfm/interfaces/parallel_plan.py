@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from exfm.interfaces.component import Component, ComponentConfig
 from exfm.interfaces.data_source import Shard
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.process_group import SINGLE_PROCESS, ProcessGroup
+from exfm.interfaces.table_optimizer import TableOptimizer
 from exfm.interfaces.trunk import TrunkRunner
-
-
-class TableOptimizer(BaseModel):
-    """The optimizer of the embedding tables. It runs fused with the backward pass: there is no step to call."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Literal["adagrad", "rowwise_adagrad", "sgd"] = Field(
-        "adagrad", description="adagrad keeps an accumulator per weight, rowwise_adagrad per row."
-    )
-    lr: float = Field(0.1, gt=0, description="Learning rate.")
-    eps: float = Field(1e-8, gt=0, description="Added to the root of the accumulator.")
 
 
 class ParallelPlan(Component, ABC):

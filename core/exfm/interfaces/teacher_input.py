@@ -14,10 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from exfm.interfaces.component import ComponentConfig
+from exfm.interfaces.input_spec import InputSpec
 from exfm.interfaces.network import Network
-
-EXAMPLE = "example"
-"""Names the example itself where a component reads the teacher's embedding of it, in the place of an entity's name."""
 
 
 class TeacherInputConfig(ComponentConfig):
@@ -32,21 +30,6 @@ class TeacherInputConfig(ComponentConfig):
     def length(self) -> int:
         """L: how many of the newest vectors of each entity are read, and stored beside the served model."""
         return 1
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """Describes a teacher input's surroundings when it is built.
-
-    Attributes:
-        dim: width D of a token.
-        length: L, as the Config says.
-        widths: width K of the teacher's vectors, by entity, in order; ``{EXAMPLE: K}`` of an embedding of the example.
-    """
-
-    dim: int
-    length: int
-    widths: Mapping[str, int]
 
 
 @dataclass(frozen=True)

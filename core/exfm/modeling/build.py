@@ -11,10 +11,10 @@ import torch
 from exfm.config.checks import Arm
 from exfm.config.inputs import ModelInput
 from exfm.errors import ConfigError, RunError
+from exfm.interfaces.input_spec import EXAMPLE
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.schema import FeatureSchema
-from exfm.interfaces.teacher_input import EXAMPLE
 from exfm.modeling.growth import Growth
 from exfm.modeling.ranking_model import RankingModel
 

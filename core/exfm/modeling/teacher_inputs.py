@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from exfm.config.inputs import ModelInput
+from exfm.interfaces.input_spec import EXAMPLE
 from exfm.interfaces.jagged import JaggedSequence
-from exfm.interfaces.teacher_input import EXAMPLE, TeacherInput, VectorHistory
+from exfm.interfaces.teacher_input import TeacherInput, VectorHistory
 from exfm.modeling.vector_table import HistoryTable
 
 Entity = tuple[str, str]

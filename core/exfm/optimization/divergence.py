@@ -6,7 +6,7 @@ from exfm.config.checks import Arm
 from exfm.config.training_sections import DenseOptimizer, OptimizerConfig
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
-from exfm.interfaces.parallel_plan import TableOptimizer
+from exfm.interfaces.table_optimizer import TableOptimizer
 
 
 def diverged(arm: Arm, window: Window, symptom: str, last: Window | None) -> RunError:

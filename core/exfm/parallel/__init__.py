@@ -17,8 +17,8 @@ from exfm.interfaces.layout import (
 )
 from exfm.interfaces.local_shards import LocalShards, StateTensor
 from exfm.interfaces.parallel_model import ParallelModel
-from exfm.interfaces.parallel_plan import TableOptimizer
 from exfm.interfaces.process_group import ProcessGroup
+from exfm.interfaces.table_optimizer import TableOptimizer
 from exfm.interfaces.trunk import TrunkRunner
 from exfm.parallel.cpu_trunk_runner import CpuTrunkRunner, select_trunk_runner
 from exfm.parallel.data_parallel import DataParallelModel, DataParallelPlan

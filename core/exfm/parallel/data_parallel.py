@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 from exfm.interfaces.data_source import Shard
 from exfm.interfaces.layout import Cluster, Layout, Workload
 from exfm.interfaces.parallel_model import ParallelModel
-from exfm.interfaces.parallel_plan import ParallelPlan, TableOptimizer
+from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.interfaces.process_group import ProcessGroup
+from exfm.interfaces.table_optimizer import TableOptimizer
 from exfm.interfaces.trunk import TrunkRunner
 from exfm.parallel.cpu_trunk_runner import select_trunk_runner
 from exfm.parallel.device import DeviceConfig, select_local_device

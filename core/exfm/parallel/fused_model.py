@@ -13,7 +13,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from exfm.interfaces.local_shards import StateTensor
 from exfm.interfaces.parallel_model import ParallelModel
-from exfm.interfaces.parallel_plan import TableOptimizer
+from exfm.interfaces.table_optimizer import TableOptimizer
 from exfm.parallel.changed_rows import ChangedRows
 from exfm.parallel.fused_tables import FusedTables
 

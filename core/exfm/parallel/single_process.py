@@ -11,7 +11,8 @@ from torch import nn
 from exfm.interfaces.data_source import Shard
 from exfm.interfaces.layout import Cluster, Layout, Workload
 from exfm.interfaces.parallel_model import ParallelModel
-from exfm.interfaces.parallel_plan import ParallelPlan, TableOptimizer
+from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.interfaces.table_optimizer import TableOptimizer
 from exfm.interfaces.trunk import TrunkRunner
 from exfm.parallel.cpu_trunk_runner import select_trunk_runner
 from exfm.parallel.device import DeviceConfig, select_device

@@ -16,7 +16,7 @@ from exfm.config.checks import Arm
 from exfm.config.loading import Experiment
 from exfm.errors import ConfigError, suggestion
 from exfm.interfaces.layout import Cluster, Collective, Layout, LayoutEstimator, TableSharding
-from exfm.interfaces.parallel_plan import TableOptimizer
+from exfm.interfaces.table_optimizer import TableOptimizer
 from exfm.learning.trainer import check_managed
 from exfm.mappings import add_prefix, by_name
 from exfm.planning.activations import forward_cost

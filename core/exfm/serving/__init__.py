@@ -1,7 +1,11 @@
-"""Exports models, predicts with exports, and predicts a stream with a snapshot."""
+"""Exports models, predicts with exports, and predicts a stream with a snapshot.
+
+The names of this package, which the stub beside it lists, are imported on first use, because commands that read a run's
+folder need its modules and not torch.
+"""
 
 from __future__ import annotations
 
-from exfm.serving.predictor import Predictor, load
+from exfm.exports import lazy_exports
 
-__all__ = ["Predictor", "load"]
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -10,7 +10,7 @@ from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
 from exfm.mappings import defined
 from exfm.storage.commits import NONE, CommitLog, Stage
-from exfm.storage.deltas import Delta
+from exfm.storage.delta import Delta
 from exfm.storage.hashing import FileRecord
 from exfm.storage.merged_rows import check_committed
 from exfm.storage.row_shards import is_rows

@@ -7,48 +7,22 @@ everything else whole. So each delta leads to a snapshot before it, and in the e
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from exfm.interfaces.local_shards import StateTensor
+from exfm.storage.delta import Delta
 
 _ROWS, _VALUES = "#rows", "#values"
 """End the names of a tensor's changed rows: their numbers, ascending, and their values."""
-
-_COUNTER = "delta"
 
 SMALL_BYTES = 1 << 20
 """Tensors below are saved whole, because that is simpler and the files of a window cost as much."""
 
 _MOST_ROWS = 0.5
 """Share of the rows of tables, changed since the full snapshot, from which on a full snapshot is hardly larger."""
-
-
-@dataclass(frozen=True)
-class Delta:
-    """Says how a snapshot follows from another.
-
-    Attributes:
-        after: version of the snapshot whose rows it changes.
-        number: counts the deltas since the full snapshot, from 1.
-        rows: changed rows in all of them together.
-    """
-
-    after: int
-    number: int
-    rows: int
-
-    @classmethod
-    def from_counters(cls, counters: Mapping[str, Any]) -> Delta | None:
-        """Reads it from the counters of a commit; None of a full snapshot."""
-        return cls(**counters[_COUNTER]) if _COUNTER in counters else None
-
-    def as_counters(self) -> dict[str, Any]:
-        """Returns it for the counters of a commit."""
-        return {_COUNTER: asdict(self)}
 
 
 class TableState(NamedTuple):

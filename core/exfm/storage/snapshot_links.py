@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from exfm.storage.commits import CommitLog
-from exfm.storage.deltas import Delta
+from exfm.storage.delta import Delta
 
 
 def links(log: CommitLog, model: str, version: int) -> Iterator[int]:

@@ -12,30 +12,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from exfm.config.keep_section import NEWEST, Kept
 from exfm.errors import RunError
 from exfm.interfaces.data_source import Window
-from exfm.interfaces.local_shards import StateTensor, whole_tensors
-from exfm.interfaces.process_group import ProcessGroup
 from exfm.mappings import map_values
 from exfm.storage.aliases import Aliases
 from exfm.storage.commits import NONE, Commit, CommitLog
-from exfm.storage.delta_reader import DeltaReader
-from exfm.storage.deltas import Delta
+from exfm.storage.delta import Delta
 from exfm.storage.hashing import FileRecord
 from exfm.storage.progress import first_kept_window
 from exfm.storage.readers import Readers
 from exfm.storage.row_shards import is_rows
-from exfm.storage.shard_index import IndexedTensor, read_index
-from exfm.storage.shard_reader import Destinations, RowGrowth, ShardReader
-from exfm.storage.shard_writer import Shards
 from exfm.storage.snapshot_links import linked, stand_in
-from exfm.storage.tensor_files import TensorFile, write_tensors
-from exfm.storage.workspace import MissingFileError, Workspace, numbered
+from exfm.storage.workspace import Workspace, base_name, numbered
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from exfm.interfaces.local_shards import StateTensor
+    from exfm.interfaces.process_group import ProcessGroup
+    from exfm.storage.delta_reader import DeltaReader
+    from exfm.storage.shard_reader import Destinations, RowGrowth, ShardReader
+    from exfm.storage.shard_writer import Shards
 
 MODEL_FILE = "model"
 TRAINING_FILE = "training"
@@ -139,7 +139,7 @@ class SnapshotRegistry:
         index: dict[str, Any] = {}
         for role, mine in shards.items():
             names = {str(rank): files[_role(role, rank)].path for rank in mine.ranks}
-            index[role] = mine.index_of(map_values(_base_name, names))
+            index[role] = mine.index_of(map_values(base_name, names))
         content = {"model": model, "version": window.index, "watermark_us": window.end_us, "tensors": index}
         # Without spaces: of thousands of tensors the index would be mostly spaces.
         data = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
@@ -149,6 +149,8 @@ class SnapshotRegistry:
         # The name of a single process's file has no rank, as before there were shards.
         number = f"r{rank:04d}-" if rank else ""
         # Rank zero's commit waits for its files; other machines may write those of other ranks.
+        from exfm.storage.tensor_files import write_tensors  # here, as it needs torch
+
         with self.workspace.writing(f"{folder}/{role}-{number}{{digest}}.safetensors", sync=rank > 0) as file:
             write_tensors(file, shards.tensors, metadata)
         return file.record()
@@ -236,6 +238,8 @@ class SnapshotRegistry:
 
     def load_whole(self, files: TensorFiles, select: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
         """Reads whole tensors of a snapshot, see ``load``."""
+        from exfm.interfaces.local_shards import whole_tensors  # here, as it needs torch
+
         return whole_tensors(self.load(files, select))
 
     def describe(self, files: TensorFiles) -> dict[str, Tensor]:
@@ -243,38 +247,15 @@ class SnapshotRegistry:
         return self._reader(files).describe()
 
     def _reader(self, files: TensorFiles) -> ShardReader | DeltaReader:
-        if files.after is None:
-            return self._reader_of_files(files)
+        # Here, because only readers of tensors need torch, and most commands that list snapshots do not.
+        from exfm.storage.snapshot_tensors import open_tensors
+
         chain = [files]
         # Ends, because each snapshot of a chain is older than the one after it.
         while (after := chain[-1].after) is not None:
             before = self.get(files.model, after)
             chain.append(before.weights if files.role == MODEL_FILE else before.training)
-        readers = [self._reader_of_files(link) for link in reversed(chain)]
-        return DeltaReader(readers, self.workspace.name(files.index.path))
-
-    def _reader_of_files(self, files: TensorFiles) -> ShardReader:
-        records = {_base_name(record.path): record for record in files.files}
-        where = self.workspace.name(files.index.path)
-        try:
-            content = json.loads(self.workspace.read_checked(files.index))
-        except MissingFileError:
-            # A snapshot that is not stored any more has lost all files, and is known by its weights.
-            self.workspace.open_ranges(files.files[0], ()).close()
-            raise
-        except ValueError as error:
-            raise RunError(f"{where}: not valid JSON: {error}{self.workspace.remedy}") from error
-        if not isinstance(content, dict):
-            raise RunError(f"{where}: no index of tensors")
-        if "tensors" in content:
-            index = read_index(content["tensors"].get(files.role), records, where)
-            return ShardReader(self.workspace, records, index)
-        # Of a version without shards: a single file holds every tensor whole.
-        ((base_name, record),) = records.items()
-        with self.workspace.open_ranges(record, ()) as file:
-            stored = TensorFile(file, self.workspace.name(record.path)).tensors
-        whole = {name: IndexedTensor.from_stored(tensor, base_name) for name, tensor in stored.items()}
-        return ShardReader(self.workspace, records, whole)
+        return open_tensors(self.workspace, chain)
 
     def versions(self, model: str) -> list[int]:
         """Lists the versions whose folders exist, in order."""
@@ -406,10 +387,6 @@ def _role(role: str, rank: int) -> str:
 
 def _rank(role: str) -> int:
     return int(role.partition(".")[2] or 0)
-
-
-def _base_name(path: str) -> str:
-    return path.rpartition("/")[2]
 
 
 def _folder(model: str, version: int) -> str:

@@ -424,3 +424,8 @@ def numbered(names: Iterable[str], suffix: str = "") -> list[int]:
         if name.endswith(suffix) and _NUMBER.fullmatch(stem):
             numbers.append(int(stem))
     return sorted(numbers)
+
+
+def base_name(path: str) -> str:
+    """Returns the name of a file without its folder."""
+    return path.rpartition("/")[2]

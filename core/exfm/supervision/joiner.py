@@ -13,13 +13,14 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from exfm.data.label_columns import PREDICTION, columns_by_task
 from exfm.interfaces.distillation_strategy import TeacherOutput
 from exfm.mappings import map_values, take_rows
 from exfm.supervision.embeddings import CompactEmbedding
+from exfm.supervision.id_search import search
+from exfm.supervision.row_files import scale_column
 
 STATE, ROW = "state_", "row_"
 """Prefixes of the columns of an entity's compact state, and of a feature's table row."""
@@ -27,8 +28,6 @@ STATE, ROW = "state_", "row_"
 
 RowIndex = Tensor | slice
 """Positions of rows, or a slice of them."""
-
-Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -240,20 +239,6 @@ def lookup(sorted_id: Tensor, example_id: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(index_B), torch.from_numpy(exists_B)
 
 
-def search(sorted_id: Ids, queried_B: Ids) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Returns the index (B,) of each queried id among at least 1 sorted id, and a mask of the ids that exist.
-
-    Of equal ids the index is that of the first; the index of an id that does not exist has no meaning.
-    """
-    # Sorted queries search neighbouring positions, which are in the CPU's cache.
-    order = np.argsort(queried_B)
-    # An id above all others would have the index after the last.
-    indices = np.minimum(np.searchsorted(sorted_id, queried_B[order]), sorted_id.size - 1)
-    index_B = np.empty_like(indices)
-    index_B[order] = indices
-    return index_B, sorted_id[index_B] == queried_B
-
-
 def align(probabilities: Mapping[str, Tensor], embedding: CompactEmbedding | None, has_row: Tensor) -> TeacherOutput:
     """Masks the supervision of B examples: values where ``has_row`` is false have no meaning."""
     hit = {task: has_row & _are_finite(values) for task, values in probabilities.items()}
@@ -318,11 +303,6 @@ def _are_finite(values: Tensor) -> Tensor:
 def _seconds(age_us: Tensor) -> Tensor:
     """Converts ages to float32; ages of misses are those of other rows, and may be negative."""
     return age_us.clamp(min=0).float() / 1e6
-
-
-def scale_column(column: str) -> str:
-    """Names the column of the scales of a column of int8 vectors."""
-    return "embedding_scale" if column == "embedding" else f"scale_{column}"
 
 
 def _compact(rows: pa.RecordBatch, column: str) -> CompactEmbedding:

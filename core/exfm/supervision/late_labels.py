@@ -18,7 +18,7 @@ from exfm.errors import RunError
 from exfm.storage.hashing import FileRecord
 from exfm.storage.manifests import file_records, seal, unseal
 from exfm.storage.workspace import LetGoError, MissingFileError, Workspace
-from exfm.supervision.joiner import Ids, search
+from exfm.supervision.id_search import Ids, search
 from exfm.supervision.row_files import RowWriter
 from exfm.supervision.stored_rows import read_rows
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import Tensor
 
 from exfm.data.label_columns import PREDICTION, held_by, label_fields, labels_of, prediction_fields
 from exfm.interfaces.data_source import Shard
@@ -18,8 +17,12 @@ from exfm.interfaces.schema import Label
 from exfm.storage.hashing import FileRecord
 from exfm.storage.row_shards import shard_suffix
 from exfm.storage.workspace import Workspace
-from exfm.supervision.embeddings import EmbeddingShape
-from exfm.supervision.joiner import SupervisionRows, scale_column
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from exfm.supervision.embeddings import EmbeddingShape
+    from exfm.supervision.joiner import SupervisionRows
 
 GROUP_ROWS = 1 << 20
 """Rows of a row group at most, the usual size: a reader holds a group of a column in memory."""
@@ -203,3 +206,8 @@ def rows_table(columns: Mapping[str, Column | pa.Array], schema: pa.Schema) -> p
 def _array(column: Column | pa.Array, kind: pa.DataType) -> pa.Array:
     """Converts a column to the type; NaN becomes null."""
     return column if isinstance(column, pa.Array) else pa.array(column, from_pandas=True).cast(kind)
+
+
+def scale_column(column: str) -> str:
+    """Names the column of the scales of a column of int8 vectors."""
+    return "embedding_scale" if column == "embedding" else f"scale_{column}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,9 @@ from exfm.storage.workspace import Workspace
 from exfm.supervision.frozen_teachers import FrozenTeacher, kept_frozen, resolve_frozen
 from exfm.supervision.late_labels import LateLabels, PredictedLabels
 from exfm.supervision.stored_rows import read_rows, read_window
-from exfm.supervision.streaming import OpenSupervision, open_files
+
+if TYPE_CHECKING:
+    from exfm.supervision.streaming import OpenSupervision
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ class Store:
         """Opens a teacher's committed supervision of a window; returns None if there is none, or no row."""
         home = self.home(teacher)
         records = home.store.supervision_files(home.model, window)
+        from exfm.supervision.streaming import open_files  # here, as it needs torch
+
         return open_files(home.store.workspace, records) if records else None
 
     def is_supervised(self, teacher: str, window: Window) -> bool:

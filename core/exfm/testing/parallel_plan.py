@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from exfm.interfaces.component import Component
-from exfm.interfaces.parallel_plan import ParallelPlan, TableOptimizer
+from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.interfaces.table_optimizer import TableOptimizer
 from exfm.testing import plan_exercise
 from exfm.testing.component import ComponentTests
 from exfm.testing.plan_exercise import (

@@ -30,7 +30,8 @@ from exfm.interfaces.component import ComponentConfig
 from exfm.interfaces.data_source import Window
 from exfm.interfaces.jagged import JaggedSequence
 from exfm.interfaces.local_shards import StateTensor
-from exfm.interfaces.parallel_plan import ParallelPlan, TableOptimizer
+from exfm.interfaces.parallel_plan import ParallelPlan
+from exfm.interfaces.table_optimizer import TableOptimizer
 from exfm.mappings import add_prefix, map_values, strip_prefix
 from exfm.storage.commits import Commit, CommitLog
 from exfm.storage.shard_reader import Destinations

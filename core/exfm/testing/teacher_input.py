@@ -14,7 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from exfm.interfaces.component import Component
-from exfm.interfaces.teacher_input import EXAMPLE, InputSpec, TeacherInput, VectorHistory
+from exfm.interfaces.input_spec import EXAMPLE, InputSpec
+from exfm.interfaces.teacher_input import TeacherInput, VectorHistory
 from exfm.testing.component import ComponentTests
 from exfm.testing.network import check_bits, check_close
 from exfm.testing.operations import Operations

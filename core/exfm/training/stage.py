@@ -37,7 +37,8 @@ from exfm.learning.trainer import Forward, Trainer
 from exfm.mappings import add_prefix, map_values, strip_prefix
 from exfm.modeling.cost import FlopsPerExample, parameters_by_section
 from exfm.storage.commits import NONE, WindowRead
-from exfm.storage.deltas import Delta, DeltaPlan, TableState
+from exfm.storage.delta import Delta
+from exfm.storage.deltas import DeltaPlan, TableState
 from exfm.storage.finite import rows_not_finite
 from exfm.storage.shard_writer import Shards, plan_shards
 from exfm.supervision.coverage import Coverage

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from exfm.interfaces.distillation_strategy import LabelAdapter, StudentOutput, TeacherOutput
+from exfm.interfaces.input_spec import EXAMPLE, InputSpec
 from exfm.interfaces.parameter_strategy import AddRows, CopyPart, TeacherVectors
-from exfm.interfaces.teacher_input import EXAMPLE, InputSpec, TeacherInputConfig, VectorHistory
+from exfm.interfaces.teacher_input import TeacherInputConfig, VectorHistory
 from exfm.interfaces.transfer_specs import PartSpec, StudentSpec, TeacherSpec
 from exfm.interfaces.transfer_strategy import TransferConfig
 
