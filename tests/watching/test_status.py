@@ -15,14 +15,9 @@ import pytest
 
 from exfm.storage.workspace import Workspace
 from exfm.watching.run_status import RunWatch
-from tests.watching.planted import PLANTED, go_back, record, to_memory, whole_run
+from tests.watching.planted import PLANTED, go_back, record, to_memory
 
 Exfm = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return whole_run(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
@@ -76,7 +71,7 @@ def test_a_look_shows_a_planted_problem(kind: str, run: Path, exfm_cli: Exfm) ->
     watch.close()
     if problem != "stalled":  # the command looks now, when the teacher's silence is young
         printed = exfm_cli("status", str(run))
-        assert printed.status == 0 and f"{problem}: {model}: {text[:20]}" in printed.out
+        assert printed.status == 0 and f"\n{problem}: {model}" in printed.out and text[:20] in printed.out
         assert json.loads(exfm_cli("status", str(run), "--json").out)["problems"][0]["kind"] == problem
 
 

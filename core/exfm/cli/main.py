@@ -35,6 +35,8 @@ _COMMANDS = {
     "serve": "Serve an export over HTTP, with new weights as they are exported.",
     "push": "Send an export to the Hugging Face Hub, to MLflow's model registry or to a folder.",
     "status": "Show how a run stands: windows, lag, figures, snapshots and jobs of every model.",
+    "compare": "Compare runs: differences of config, gains with intervals, figures.",
+    "ui": "Serve a read-only page that watches runs and compares them.",
     "snapshots": "List a run's snapshots: figures, size, state and aliases.",
     "promote": "Give a snapshot an alias, such as production; it is then never removed.",
     "rollback": "Move an alias back to the good snapshot that it pointed at before.",

@@ -74,7 +74,11 @@ def render(status: Mapping[str, Any]) -> RenderableType:
         table.add_column(heading, overflow="fold")
     for model in status["models"]:
         table.add_row(*_cells(model), _job_text(model))
-    lines = [Text(f"{problem['kind']}: {problem['model']}: {problem['text']}", "red") for problem in status["problems"]]
+    # A job that has died is a problem of each of its models, and is shown once.
+    models: dict[tuple[str, str], list[str]] = {}
+    for problem in status["problems"]:
+        models.setdefault((problem["kind"], problem["text"]), []).append(problem["model"])
+    lines = [Text(f"{kind}: {', '.join(names)}: {text}", "red") for (kind, text), names in models.items()]
     if not lines:
         lines = [Text("nothing holds it up", "green")]
     return Group(Text(title, "bold"), table, *lines)

@@ -11,7 +11,7 @@ from exfm.comparison.paired_gains import paired_gains
 from exfm.comparison.run_files import HasFolder, RunFiles, open_runs
 from exfm.errors import ConfigError
 from exfm.reporting.formatting import MISSING, fixed, interval, signed
-from exfm.reporting.frames import data_frame, figure_records
+from exfm.reporting.frames import data_frame, figure_records, window_records
 from exfm.reporting.html_table import html_table
 
 if TYPE_CHECKING:
@@ -43,6 +43,13 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         """Returns runs, differences, figures and gains, ready for JSON."""
         return {"runs": self.runs, "differences": self.differences, "figures": self.figures, "gains": self.gains}
+
+    def curves(self) -> list[dict[str, Any]]:
+        """Returns the figures of every ``run``, ``model``, ``task`` and ``window``, ready for JSON."""
+        records: list[dict[str, Any]] = []
+        for run in self._opened:
+            records += [{"run": run.label, **record} for record in window_records(run.results)]
+        return records
 
     def to_frame(self) -> Any:
         """Returns a pandas DataFrame of the figures by run, model and task, with a column for each key that differs.
