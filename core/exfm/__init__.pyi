@@ -1,6 +1,7 @@
 """The public names of exfm, and the modules that define them."""
 
 from exfm import components as components
+from exfm import events as events
 from exfm import launch as launch
 from exfm import layers as layers
 from exfm import parallel as parallel
@@ -24,6 +25,7 @@ from exfm.interfaces.parameter_strategy import ParameterStrategy as ParameterStr
 from exfm.interfaces.sequence_encoder import SequenceEncoder as SequenceEncoder
 from exfm.interfaces.task_head import TaskHead as TaskHead
 from exfm.interfaces.teacher_input import TeacherInput as TeacherInput
+from exfm.interfaces.tracker import Tracker as Tracker
 from exfm.interfaces.transfer_strategy import TransferStrategy as TransferStrategy
 from exfm.registry.hooks import LazyComponent as LazyComponent
 from exfm.registry.hooks import hookimpl as hookimpl

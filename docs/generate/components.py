@@ -30,6 +30,7 @@ TITLES = {
     "data_source": "Data sources",
     "parallel_plan": "Parallel plans",
     "launcher": "Launchers",
+    "tracker": "Trackers",
 }
 
 

@@ -93,6 +93,7 @@ def test_show_tells_all_there_is_to_set(component, exfm_cli):
     features = [{"name": "a", "kind": "dense"}]
     required: dict[str, Any] = {"teacher": "fm", "path": "x", "features": features, "labels": [{"name": "b"}]}
     required["url"] = required["stream"] = required["bootstrap_servers"] = required["topic"] = required["table"] = "x"
+    required["logdir"] = "x"
     required["sources"] = {product: {"name": "synthetic_ads"} for product in ("app", "web")}
     required["logs"] = {"clicks": {"path": "x", "time": "at"}}
     required |= {"parts": {"table/a": "added"}, "item": ["a"], "values": [0, 1]}

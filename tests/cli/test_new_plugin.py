@@ -26,6 +26,7 @@ NAMES = {
     "data_source": "clicks",
     "parallel_plan": "few-threads",
     "launcher": "niced",
+    "tracker": "lines",
 }
 LONGEST = "a-" + 30 * "b"
 

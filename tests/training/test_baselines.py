@@ -15,7 +15,7 @@ from sklearn.metrics import log_loss
 
 import exfm
 from exfm.reporting.result_table import comparison_table, result_table
-from exfm.tracking.tracked_run import TrackedRun
+from exfm.tracking.run_reader import RunReader
 from tests.training.logs import experiment_dict, load, make_log, predictions, write_log
 
 Run = tuple[str, dict[str, Any]]
@@ -155,10 +155,13 @@ def test_pairs_are_shown_and_those_without_an_example_too(run: Run) -> None:
 
 def test_trackers_are_told_the_gain_over_a_named_control(run: Run) -> None:
     run_dir, results = run
-    tracked = TrackedRun(run_dir)
-    models = {model.name: model for model in tracked.models}
+    reader = RunReader(run_dir)
+    models = {model.name: model for model in reader.models()}
     assert models.keys() == results["models"].keys()
-    windows = {name: dict(tracked.windows(models[name], after=-1)) for name in ("wide", "apart", "shared", "twin")}
+    windows: dict[str, dict[Any, dict[str, float]]] = {}
+    for name in ("wide", "apart", "shared", "twin"):
+        events = reader.windows(models[name], -1, scored=True)
+        windows[name] = {event.window: event.figures() for event in events}
     tables = {name: predictions(run_dir, name) for name in ("wide", "alone")}
     for window, values in windows["wide"].items():
         model, control = (tables[name][window.index] for name in ("wide", "alone"))

@@ -15,6 +15,7 @@ from exfm.errors import ConfigError, NotYetError, suggestion
 from exfm.reporting.log_lines import LogFormat
 
 if TYPE_CHECKING:
+    from exfm.bookkeeping.progress import Progress
     from exfm.config.loading import Experiment
     from exfm.training.loop import StreamLoop
 
@@ -71,12 +72,12 @@ def run_job(
     names = (*(arm.name for arm in experiment.arms if arm.name in chosen), *(chosen & experiment.frozen.keys()))
     title = f"{stage} {', '.join(dict.fromkeys(models))}"
 
-    from exfm.bookkeeping.progress import Progress
     from exfm.bookkeeping.running_job import RunningJob
     from exfm.experiment.run import build_plan
     from exfm.reporting.progress import StreamProgress
     from exfm.scheduling.identity import open_run
     from exfm.supervision.store import open_store
+    from exfm.tracking.live import open_tracking
     from exfm.training.loop import StreamLoop
 
     store = open_store(experiment)
@@ -87,18 +88,23 @@ def run_job(
     if is_rank_zero:
         open_run(experiment, store, names)
     record = RunningJob(store.workspace, title, stage, names, is_rank_zero)
-    with record as job, StreamProgress(title, log_format) as progress:
+    tracking = open_tracking(experiment, train, is_rank_zero)
+    with record as job, StreamProgress(title, log_format) as progress, tracking:
 
         def on_progress(update: Progress) -> None:
             job.update(update, loop.stream_until_us)
             progress.update(update)
+
+        def on_window(ended: Progress) -> None:
+            progress.window(ended)
+            tracking.window(ended)
 
         def on_waiting(awaited: str, is_said: bool) -> None:
             job.wait_for(awaited, loop.stream_until_us)
             if not is_said:
                 progress.waiting(awaited)
 
-        loop = StreamLoop(experiment, store, plan, on_progress, train, label, progress.window)
+        loop = StreamLoop(experiment, store, plan, on_progress, train, label, on_window)
         done = _advance(loop, follow, on_waiting)
         job.leave_waiting(_missing(loop))
     loop.process_group.close()

@@ -27,6 +27,7 @@ _ENDINGS = {
     "data_source": "Source",
     "parallel_plan": "Plan",
     "launcher": "Launcher",
+    "tracker": "Tracker",
 }
 """Ending of the class name of a component, by kind; in lower case, its module."""
 

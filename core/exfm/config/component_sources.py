@@ -25,9 +25,10 @@ def component_hashes(experiment: Experiment) -> dict[str, str]:
 
     For a class without a file, as a notebook defines it, the class's functions are hashed.
     """
-    specs = {f"{spec.kind}.{spec.name}": spec.component for spec in _specs(experiment.config)}
-    if experiment.config.launcher is not None:  # no result depends on it
-        del specs[f"launcher.{experiment.config.launcher.name}"]
+    specs: dict[str, type[Any]] = {}
+    for spec in _specs(experiment.config):
+        if spec.kind not in ("launcher", "tracker"):  # on which no result depends
+            specs[f"{spec.kind}.{spec.name}"] = spec.component
     return {name: _hash(specs[name]) for name in sorted(specs)}
 
 

@@ -21,6 +21,7 @@ TeacherInputSpec = Annotated[ComponentSpec, ComponentField("teacher_input")]
 HeadSpec = Annotated[ComponentSpec, ComponentField("task_head")]
 MetricSpec = Annotated[ComponentSpec, ComponentField("metric")]
 SourceSpec = Annotated[ComponentSpec, ComponentField("data_source")]
+TrackerSpec = Annotated[ComponentSpec, ComponentField("tracker")]
 PlanSpec = Annotated[ComponentSpec, ComponentField("parallel_plan")]
 LauncherSpec = Annotated[ComponentSpec, ComponentField("launcher")]
 
@@ -250,6 +251,9 @@ class ExperimentConfig(Section):
     )
     compare: tuple[ComparedPair, ...] = Field(
         (), description="Models that are compared with others, on the examples that both predict."
+    )
+    trackers: tuple[TrackerSpec, ...] = Field(
+        (), description="Systems that receive the figures of committed windows while jobs run; none by default."
     )
     versions: dict[str, str] = Field(
         default_factory=dict, description="Written by a run, not read: versions of exfm, torch and the plugins."

@@ -27,6 +27,8 @@ RUN_FILES: Final = (
 """The files of a run that are of no model."""
 
 JOBS_FOLDER: Final = "jobs"
+TRACKING_FOLDER: Final = "tracking"
+"""Remembers the newest window that each tracker was told, where the tracker cannot tell by itself."""
 MODELS_FOLDER: Final = "models"
 
 CONTROL_SUFFIX: Final = ".control"

@@ -11,9 +11,10 @@ from exfm.config.baselines import shared_tasks
 from exfm.config.checks import Arm
 from exfm.config.experiment import ComparedPair
 from exfm.config.loading import Experiment
-from exfm.config.run_files import JOBS_FOLDER, REPORT_FILE, RESULTS_FILE, RUN_FILES
+from exfm.config.run_files import JOBS_FOLDER, REPORT_FILE, RESULTS_FILE, RUN_FILES, TRACKING_FOLDER
 from exfm.errors import ConfigError, RunError
 from exfm.evaluation.evaluate import ControlComparison, ExperimentView, Pair, evaluate
+from exfm.interfaces.events import Event
 from exfm.interfaces.parallel_plan import ParallelPlan
 from exfm.mappings import by_name
 from exfm.redaction import concealed, redact
@@ -22,6 +23,7 @@ from exfm.reporting.results import assemble
 from exfm.scheduling.identity import component_notes, open_run
 from exfm.storage.commits import NONE
 from exfm.supervision.store import Store, open_store
+from exfm.tracking.live import open_tracking
 from exfm.training.loop import StreamLoop
 
 
@@ -31,6 +33,7 @@ def run(
     *,
     windows: int | None = None,
     on_window: Callable[[Progress], None] = lambda _: None,
+    on_event: Callable[[Event], None] | None = None,
 ) -> dict[str, Any]:
     """Runs an experiment, resuming after its last commit, and writes results.json and report.html to its run_dir.
 
@@ -39,6 +42,7 @@ def run(
         on_progress: called after every chunk of rows; in a notebook a bar is shown where it is left out.
         windows: run only the stream's first so many windows with rows; a later call goes on from there.
         on_window: called after every window.
+        on_event: called with each event of ``exfm.events``, in another thread; an error of it does not end the run.
 
     Returns:
         The content of results.json; an empty mapping on any rank but zero, which evaluates. Under a plan of several
@@ -52,21 +56,30 @@ def run(
         raise ConfigError(f"windows: a run has at least 1 window; given: {windows}")
     if on_progress is None and in_notebook():
         with StreamProgress(experiment.config.name) as display:
-            return run(experiment, display.update, windows=windows, on_window=on_window)
+            return run(experiment, display.update, windows=windows, on_window=on_window, on_event=on_event)
     store = open_store(experiment)
     plan = build_plan(experiment)
     config_yaml = open_run(experiment, store) if plan.process_group.is_rank_zero else ""
     trained = [arm.name for arm in experiment.arms if arm.name not in store.borrowed]
     labelled = [*trained, *experiment.frozen]
-    with RunningJob(store.workspace, "run", "run", trained, plan.process_group.is_rank_zero) as job:
+    is_rank_zero = plan.process_group.is_rank_zero
+    tracking = open_tracking(experiment, trained, is_rank_zero, on_event)
+    with RunningJob(store.workspace, "run", "run", trained, is_rank_zero) as job, tracking:
 
         def progress(update: Progress) -> None:
             job.update(update, loop.stream_until_us)
             if on_progress is not None:
                 on_progress(update)
 
-        loop = StreamLoop(experiment, store, plan, progress, trained, labelled, on_window)
-        return _advance(experiment, store, loop, job, config_yaml, windows)
+        def after_window(ended: Progress) -> None:
+            on_window(ended)
+            tracking.window(ended)
+
+        loop = StreamLoop(experiment, store, plan, progress, trained, labelled, after_window)
+        results = _advance(experiment, store, loop, job, config_yaml, windows)
+        if results and not (loop.waiting_for or loop.stopped):
+            tracking.complete()
+    return results
 
 
 def _advance(
@@ -114,7 +127,7 @@ def start_over(store: Store) -> None:
             for name in reversed(workspace.names(f"commits/{stage}/{model}")):
                 workspace.remove_file(f"commits/{stage}/{model}/{name}")
     folders = ("commits", "late", "models", "predictions", "supervision", "snapshots", "aliases", "vacuum")
-    for name in (*folders, JOBS_FOLDER, "launch"):
+    for name in (*folders, JOBS_FOLDER, TRACKING_FOLDER, "launch"):
         workspace.remove_tree(name)
     for name in RUN_FILES:
         workspace.remove_file(name)

@@ -26,6 +26,7 @@ INTERFACES = {
     "data_source": "exfm.interfaces.data_source:DataSource",
     "parallel_plan": "exfm.interfaces.parallel_plan:ParallelPlan",
     "launcher": "exfm.interfaces.launcher:Launcher",
+    "tracker": "exfm.interfaces.tracker:Tracker",
 }
 """The kinds of component, and the class that a component of each kind extends."""
 
@@ -94,6 +95,10 @@ class HookSpecs:
     def exfm_register_launchers(self) -> Iterable[Offer]:  # type: ignore[empty-body]
         """Returns classes that extend ``exfm.Launcher``."""
 
+    @hookspec
+    def exfm_register_trackers(self) -> Iterable[Offer]:  # type: ignore[empty-body]
+        """Returns classes that extend ``exfm.Tracker``."""
+
 
 HOOK_BY_KIND = {
     "backbone": "exfm_register_backbones",
@@ -105,4 +110,5 @@ HOOK_BY_KIND = {
     "data_source": "exfm_register_data_sources",
     "parallel_plan": "exfm_register_parallel_plans",
     "launcher": "exfm_register_launchers",
+    "tracker": "exfm_register_trackers",
 }

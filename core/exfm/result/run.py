@@ -18,11 +18,17 @@ from exfm.storage.workspace import Workspace
 
 if TYPE_CHECKING:
     from exfm.bookkeeping.progress import Progress
+    from exfm.interfaces.events import Event
     from exfm.registry.registry import Registry
 
 
 def run(
-    experiment: Experiment, on_progress: Callable[[Progress], None] | None = None, *, windows: int | None = None
+    experiment: Experiment,
+    on_progress: Callable[[Progress], None] | None = None,
+    *,
+    windows: int | None = None,
+    on_window: Callable[[Progress], None] = lambda _: None,
+    on_event: Callable[[Event], None] | None = None,
 ) -> RunResult:
     """Runs an experiment, resuming after its last commit, and writes results.json and report.html to its run_dir.
 
@@ -30,6 +36,8 @@ def run(
         experiment: from ``exfm.load_experiment``.
         on_progress: called after every chunk of rows; in a notebook a bar is shown where it is left out.
         windows: run only the stream's first so many windows with rows; a later call goes on from there.
+        on_window: called after every window.
+        on_event: called with each event of ``exfm.events``, in another thread; an error of it does not end the run.
 
     Returns:
         The results: a dictionary with the content of results.json, which also has frames, plots and models. Empty on
@@ -44,7 +52,7 @@ def run(
         logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     from exfm.experiment.run import run as run_experiment  # late, because `open_run` needs no torch
 
-    results = run_experiment(experiment, on_progress, windows=windows)
+    results = run_experiment(experiment, on_progress, windows=windows, on_window=on_window, on_event=on_event)
     return RunResult(results, experiment.run_dir, lambda: experiment)
 
 

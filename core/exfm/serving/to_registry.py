@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from exfm.errors import ConfigError, RunError
+from exfm.mlflow_client import open_experiment
 from exfm.serving.description import Description
-from exfm.tracking.mlflow_client import open_experiment
 
 _FOLDER = "export"  # of the run's artifacts
 
@@ -47,7 +47,10 @@ class RegistryTarget:
             ConfigError: MLflow cannot use the URI, or refuses the name.
             RunError: MLflow refuses the files.
         """
-        client, experiment_id = open_experiment(self._uri, description.experiment, "--tracking-uri")
+        try:
+            client, experiment_id = open_experiment(self._uri, description.experiment)
+        except ConfigError as error:
+            raise ConfigError(f"--tracking-uri: {error}") from error
         self._register_name(client)
         tags = {
             "exfm.experiment": description.experiment,

@@ -14,5 +14,6 @@ from exfm.testing.parameter_strategy import ParameterStrategyTests as ParameterS
 from exfm.testing.sequence_encoder import SequenceEncoderTests as SequenceEncoderTests
 from exfm.testing.task_head import TaskHeadTests as TaskHeadTests
 from exfm.testing.teacher_input import TeacherInputTests as TeacherInputTests
+from exfm.testing.tracker import TrackerTests as TrackerTests
 
 __all__: list[str]

@@ -17,12 +17,11 @@ def _url(folder: str) -> str:
     return Path(folder).absolute().as_uri()
 
 
-def open_experiment(uri: str, name: str, option: str) -> tuple[Any, str]:
+def open_experiment(uri: str, name: str) -> tuple[Any, str]:
     """Opens the MLflow experiment with a name, or creates it.
 
     Args:
         uri: a folder, or the address of a server; a database where the complete MLflow package is installed.
-        option: the option that holds the URI, for messages.
 
     Returns:
         The client (``mlflow.MlflowClient``), and the experiment's id.
@@ -46,5 +45,5 @@ def open_experiment(uri: str, name: str, option: str) -> tuple[Any, str]:
         hint = ""
         if scheme.partition("+")[0] in _DATABASES:
             hint = "; a database takes the whole of MLflow: pip install mlflow. A folder such as ./mlruns does not"
-        raise ConfigError(f"{option}: {uri}: {' '.join(str(error).split())}{hint}") from error
+        raise ConfigError(f"{uri}: {' '.join(str(error).split())}{hint}") from error
     return client, experiment.experiment_id if experiment else client.create_experiment(name)
