@@ -23,6 +23,7 @@ from exfm.errors import ConfigError, suggestion
 from exfm.mappings import map_values
 from exfm.serving.description import Description, arrays, arrow_type, embedding_input
 from exfm.serving.embedding_rows import embedding_rows
+from exfm.serving.mapping_decoder import MappingDecoder
 from exfm.serving.programs import Program
 from exfm.serving.request import RequestArrays
 
@@ -31,6 +32,12 @@ Rows: TypeAlias = pa.RecordBatch | Sequence[Mapping[str, Any]]
 
 Context: TypeAlias = pa.RecordBatch | Mapping[str, Any]
 """Columns that all candidates of a request have in common: a record batch of a row, or a mapping."""
+
+_NO_LISTS = (str, bytes, Mapping, UUID)
+"""Types that Arrow would accept as lists of their elements, and UUIDs, which it has no values of."""
+
+_FEW_ROWS = 100
+"""Rows up to which Arrow's conversion of mappings takes longer than that of ``MappingDecoder``."""
 
 _ARROW_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 
@@ -113,7 +120,16 @@ class LoadedModel:
         Raises:
             ConfigError: a column is missing or of another type, or a value is outside the feature's range.
         """
+        if not isinstance(rows, pa.RecordBatch) and 0 < len(rows) <= _FEW_ROWS and self._decoder is not None:
+            decoded = self._decoder.decode(rows)
+            if decoded is not None:
+                return tuple(map(torch.from_numpy, decoded))  # which all own their memory
         return self.convert(self.columns(rows))
+
+    @cached_property
+    def _decoder(self) -> MappingDecoder | None:
+        """Converts mappings, where the features have a simple form."""
+        return MappingDecoder(self.description) if MappingDecoder.can_decode(self.description) else None
 
     def convert(self, batch: pa.RecordBatch) -> tuple[Tensor, ...]:
         """Converts columns, as ``columns`` returns them, to the program's arguments.
@@ -176,6 +192,25 @@ def _from_arrow(rows: pa.RecordBatch, column: str, kind: pa.DataType) -> pa.Arra
 
 
 def _from_mappings(rows: Sequence[Mapping[str, Any]], column: str, kind: pa.DataType) -> pa.Array:
+    try:
+        values = [row[column] for row in rows]
+        # Bytes may be UUIDs, and times texts: such values are converted before Arrow takes them.
+        types = set(map(type, values))
+        if not pa.types.is_list(kind):
+            types.discard(str)
+        if _is_plain(kind) and not any(issubclass(type_, _NO_LISTS) for type_ in types):
+            return pa.array(values, kind)
+    except (KeyError, *_ARROW_ERRORS):
+        pass  # the values are looked at again, for the message
+    return _from_other_mappings(rows, column, kind)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    value_type = kind.value_type if pa.types.is_list(kind) else kind
+    return value_type in (pa.int64(), pa.uint64(), pa.bool_(), pa.float64(), pa.string())
+
+
+def _from_other_mappings(rows: Sequence[Mapping[str, Any]], column: str, kind: pa.DataType) -> pa.Array:
     for number, row in enumerate(rows):
         if column not in row:
             raise ConfigError(f"row {number}: {column}: the column is missing.{suggestion(column, row)}")
