@@ -26,6 +26,7 @@ _COMMANDS = {
     "init": "Look at a log of Parquet files, and write an experiment that validates and runs.",
     "run": "Run the whole experiment, or resume it after its last committed windows.",
     "sweep": "Run an experiment at every point of a grid of values, and compare the runs.",
+    "search": "Search settings of a model with Optuna, at a fixed serving cost, and measure the best on fresh seeds.",
     "train": "Train some models, as a separate job.",
     "supervise": "Label the stream with a teacher's snapshots, as a separate job.",
     "up": "Bring up all jobs of an experiment, FM, labellers and students, and keep them up.",

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from exfm.config.component_field import ComponentField, ComponentSpec
 from exfm.config.keep_section import KeepConfig
+from exfm.config.search_section import SearchSection
 from exfm.config.section import NAME_PATTERN, Section, SnapshotName, UtcTime
 from exfm.config.supervision_section import SupervisionConfig
 from exfm.config.training_sections import EpochsConfig, GateConfig, InitFrom, OptimizerConfig
@@ -261,6 +262,7 @@ class ExperimentConfig(Section):
     components: dict[str, str] = Field(
         default_factory=dict, description="Written by a run, not read: a hash of the code of every component it names."
     )
+    search: SearchSection | None = Field(None, description="What `exfm search` searches.")
     parallel: PlanSpec = Field(description="How each model is spread over processes.")
     launcher: LauncherSpec | None = Field(
         None,

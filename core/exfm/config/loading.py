@@ -101,6 +101,8 @@ class Experiment:
         ``password``, become ``***``.
         """
         complete = write_back(self.config.model_dump(mode="json"), self.unresolved)
+        if complete["search"] is None:  # left out where it is not used, as in runs of before there was any
+            del complete["search"]
         return {key: concealed(value, key) for key, value in complete.items()}
 
     def as_yaml(self) -> str:

@@ -32,7 +32,7 @@ def shared_models(points: Mapping[str, Experiment], begun: Mapping[str, Homes]) 
     homes: dict[str, Homes] = {}
     # Points that were begun before come first, because they have trained some of their models already.
     for folder in sorted(points, key=lambda folder: folder not in begun):
-        keys = _keys(points[folder])
+        keys = model_keys(points[folder])
         homes[folder] = dict(begun.get(folder, {}))
         for model, key in keys.items():
             if folder in begun:
@@ -43,7 +43,7 @@ def shared_models(points: Mapping[str, Experiment], begun: Mapping[str, Homes]) 
     return homes
 
 
-def _keys(experiment: Experiment) -> dict[str, str]:
+def model_keys(experiment: Experiment) -> dict[str, str]:
     """Computes for each model a checksum of everything that it depends on."""
     resolved = experiment.as_dict()
     keys: dict[str, str] = {}

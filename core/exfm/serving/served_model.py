@@ -169,7 +169,7 @@ class ServedModel(nn.Module):
         super().__init__()
         # Initialization draws random numbers, which must not change those of the caller.
         with torch.random.fork_rng(devices=[]):
-            self.model = build_model(_served(arm), schema)
+            self.model = build_model(without_teaching(arm), schema)
         self.constants = infinite_buffers(self.model)
         featurizer = self.model.featurizer
         seen = schema.select(arm.config.features).features
@@ -241,7 +241,7 @@ class ServedModel(nn.Module):
         )
 
 
-def _served(arm: Arm) -> Arm:
+def without_teaching(arm: Arm) -> Arm:
     """Returns the arm without the settings that only training and teaching need."""
     teaches = arm.config.supervision.model_copy(update={"states": {}, "embedding_dim": None})
     config = arm.config.model_copy(update={"supervision": teaches, "activation_checkpointing": False})
