@@ -48,6 +48,7 @@ _COMMANDS = {
     "repair": "Check a run's committed files, and take it back to before any damage.",
     "vacuum": "Remove from a run's folder what nobody can ask for any more.",
     "du": "Show where the space of a run goes, by model and kind of file.",
+    "alert": "Check a run by rules: lag, age, calibration, NE, held snapshots; post alerts to a webhook.",
     "log": "Write the committed figures of a run to trackers, such as TensorBoard and MLflow.",
     "plugins": "List every plugin: distribution, version, components, status.",
     "components": "List the components that experiments can name.",
