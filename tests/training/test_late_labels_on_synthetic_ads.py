@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -22,7 +23,7 @@ WHOLE = exfm.sources.Shard()
 
 
 class Flipped(exfm.DataSource):
-    """Another source, with the conversions of one day turned around."""
+    """Another source, with the labels of one day turned around, and clicks that may be known late."""
 
     name: ClassVar[str] = "flipped"
 
@@ -33,14 +34,21 @@ class Flipped(exfm.DataSource):
             description="The other."
         )
         day: int = Field(description="Which day, from the stream's start; -1 for none.")
+        label: str = Field("conversion", description="Which label.")
+        click_delay: exfm.sources.Duration = Field(timedelta(0), description="The delay of clicks.")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.source = config.source.build()
-        self.day = config.day
+        self.day, self.label, self.click_delay = config.day, config.label, config.click_delay
 
     def schema(self) -> exfm.schema.FeatureSchema:
-        return self.source.schema()
+        schema = self.source.schema()
+        labels: list[exfm.schema.Label] = []
+        for label in schema.labels:
+            late = label.name == "click"
+            labels.append(label.model_copy(update={"delay": self.click_delay}) if late else label)
+        return schema.model_copy(update={"labels": tuple(labels)})
 
     def time_range(self) -> exfm.sources.TimeRange:
         return self.source.time_range()
@@ -49,9 +57,9 @@ class Flipped(exfm.DataSource):
         first = self.time_range().start_us + self.day * DAY_US
         for batch in self.source.read(window, shard):
             time = batch.column("event_time").cast(pa.int64()).to_numpy()
-            label = batch.column("conversion").to_numpy(zero_copy_only=False)
+            label = batch.column(self.label).to_numpy(zero_copy_only=False)
             turned = np.where((time >= first) & (time < first + DAY_US), 1 - label, label).astype(label.dtype)
-            index = batch.schema.get_field_index("conversion")
+            index = batch.schema.get_field_index(self.label)
             yield batch.set_column(index, batch.schema.field(index), pa.array(turned, batch.schema.field(index).type))
 
 
@@ -83,3 +91,28 @@ def test_a_conversion_is_used_a_day_after_its_impression_and_not_before(tmp_path
         # known during the day after, and learned from when that day has been predicted
         assert same[: CHANGED + 2] == [True] * (CHANGED + 2)
         assert not all(same[CHANGED + 2 :])
+
+
+def test_labels_that_are_learned_together_wait_for_the_last_of_them(tmp_path: Path, exfm_registry: Any) -> None:
+    """Clicks are known 6 hours after the impression, conversions a day after it."""
+    exfm_registry.put(Flipped, exfm_plugins.sources, exfm_plugins.backbones, exfm_plugins.parallel)
+    source = {"name": "synthetic_ads", "days": 4, "rows_per_day": 150, "users": 20, "advertisers": 5}
+    clicks: dict[tuple[str, str], list[pa.ChunkedArray]] = {}
+    for name, day, delay in (("before", -1, "6h"), ("after", CHANGED, "6h"), ("equal", -1, "1d")):
+        flipped = {"name": "flipped", "source": source, "day": day, "label": "click", "click_delay": delay}
+        models = {kind: {"backbone": {"name": "dlrm"}, "late_labels": kind} for kind in ("each", "together")}
+        stream = {"source": flipped, "window": "1d"}
+        run_dir = str(tmp_path / name)
+        train(load(tmp_path, {"name": name, "run_dir": run_dir, "stream": stream, "models": models}))
+        for kind in models:
+            days = predictions(run_dir, kind)
+            clicks[name, kind] = [days[day].column("prediction_click") for day in range(4)]
+
+    def same(kind: str) -> list[bool]:
+        return [old == new for old, new in zip(clicks["before", kind], clicks["after", kind], strict=True)]
+
+    # Of the day, 18 hours are known when it ends, and all of it a day later.
+    assert same("each") == [True, True, False, False]
+    assert same("together") == [True, True, True, False]
+    assert clicks["before", "each"] != clicks["before", "together"]
+    assert clicks["equal", "each"] == clicks["equal", "together"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from graphlib import CycleError, TopologicalSorter
@@ -43,6 +43,17 @@ class Arm:
     def lookups(self) -> list[str]:
         """Lists the lookups at serving, by which the model reads the stored vectors of teachers."""
         return [name for entry in self.inputs for name in entry.lookups]
+
+    def late_tasks(self, arrived: Collection[str]) -> tuple[str, ...]:
+        """Returns the tasks to train rows on for which the labels of ``arrived``, of a common delay, have arrived.
+
+        They are these tasks, or with ``late_labels: together`` all tasks with a delay once the longest has passed.
+        """
+        if self.config.late_labels == "each":
+            return tuple(task for task in self.tasks if task in arrived)
+        delays = {task: self.labels[task].delay for task in self.tasks if self.labels[task].delay > timedelta(0)}
+        longest = max(delays.values(), default=timedelta(0))
+        return tuple(delays) if any(delays.get(task) == longest for task in arrived) else ()
 
     @property
     def labels_later(self) -> bool:

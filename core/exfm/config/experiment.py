@@ -152,6 +152,11 @@ class ModelConfig(Section):
         description="Train on the first windows of the stream several times; figures count the windows after them. By "
         "default it goes through the stream once.",
     )
+    late_labels: Literal["each", "together"] = Field(
+        "each",
+        description="each: a row is trained on again whenever a label with a delay has become known. together: a "
+        "single time for all its labels with a delay, when the last of the model's tasks is known.",
+    )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Its optimizers.")
     supervision: SupervisionConfig = Field(default_factory=SupervisionConfig, description="As a teacher.")
     gate: GateConfig | None = Field(

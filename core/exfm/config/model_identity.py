@@ -112,6 +112,8 @@ def _identity(
     for key in ("heads", "compile"):  # left out where they are not used, as in models of before there were any
         if not section[key]:
             del section[key]
+    if section["late_labels"] == "each":  # as in models of before there was another value
+        del section["late_labels"]
     teachers: dict[str, Any] = {}
     for name in arm.teachers:
         teachers[name] = digests[name] if name in digests else resolved["teachers"][name]

@@ -5,7 +5,6 @@ Legend: R rows of the table, S vectors, V ids of a feature in a batch, L vectors
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -135,8 +134,8 @@ class VectorTable(nn.Module):
 
     def __init__(self, rows: int, width: int, dtype: torch.dtype = torch.float16) -> None:
         super().__init__()
-        self.overrides: Mapping[str, VectorOverride] = {}
-        self.looked_up: Mapping[str, Tensor] = {}
+        self.overrides: dict[str, VectorOverride] = {}
+        self.looked_up: dict[str, Tensor] = {}
         self.register_buffer("vectors_RK", torch.zeros(rows, width, dtype=dtype))
 
     def forward(self, rows_V: Tensor, feature: str, dtype: torch.dtype) -> Tensor:

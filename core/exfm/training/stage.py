@@ -307,14 +307,15 @@ class Stage:
 
     def consume_late(self, chunk: ShardedChunk, tasks: tuple[str, ...]) -> None:
         """Trains on labels that arrived after their examples had been predicted."""
-        learned = [task for task in self.tasks if task in tasks]
+        arrived = [task for task in self.tasks if task in tasks]
         start = time.perf_counter()
-        if learned:
+        if arrived:
             rows = chunk.cut(self._since_start(chunk), self.trainer.arm.config.batch_size)
-            for batch in self._batches(chunk, rows):
+            learned = self.trainer.arm.late_tasks(arrived)
+            for batch in self._batches(chunk, rows) if learned else ():
                 self._step(batch, (), learned)
                 self._last = batch.batch
-            self.late_labels.add(chunk.select_without_features(rows.index), learned)
+            self.late_labels.add(chunk.select_without_features(rows.index), arrived)
         self.counters.seconds += time.perf_counter() - start
 
     def _since_start(self, chunk: ShardedChunk) -> torch.Tensor | None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from exfm.interfaces.local_shards import LocalShards, Offsets, StateTensor, local_boxes
-from exfm.mappings import defined
 from exfm.modeling.parts import table_of
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.row_offset import RowOffset
@@ -79,8 +78,13 @@ class OffsetSum(RowOffset):
 
     def of_feature(self, feature: str) -> Tensor | None:
         """Returns the offsets (V, D) of the next batch's ids, where the vectors of all terms were looked up."""
-        terms = defined(offset.of_feature(feature) for offset in self.offsets)
-        return _sum(terms) if len(terms) == len(self.offsets) else None
+        terms: list[Tensor] = []
+        for offset in self.offsets:
+            added_VD = offset.of_feature(feature)
+            if added_VD is None:
+                return None
+            terms.append(added_VD)
+        return _sum(terms)
 
     def mean(self, rows_V: Tensor, offsets: Tensor) -> Tensor:
         """Averages the offsets of each bag of rows, (B, D)."""

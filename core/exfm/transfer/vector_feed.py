@@ -64,6 +64,21 @@ class _ChunkColumn:
         return slice(int(self.ids_L1[rows.start]), int(self.ids_L1[rows.stop]))
 
 
+@dataclass(frozen=True)
+class _Reader:
+    """Reads a column of a chunk through a table.
+
+    Attributes:
+        feature: the feature by whose ids the table is read.
+        vector_VK: the vectors of the student's ids, where strategies project them.
+    """
+
+    table: VectorTable
+    feature: str
+    column: _ChunkColumn
+    vector_VK: Tensor | None
+
+
 class VectorFeed:
     """Feeds teacher vectors to a student's tables, in step with the rows of the stream that the student sees.
 
@@ -93,8 +108,7 @@ class VectorFeed:
                 self._lengths[key] = max(self._lengths.get(key, 0), fed.table.length)
         self._in_flight: dict[Column, PendingVectors] = {}
         self._chunk: dict[Column, _ChunkColumn] = {}
-        # The vectors (V, K) that each table gives the student's ids in the chunk, by the table's number and column.
-        self._looked_up: dict[tuple[int, str], Tensor] = {}
+        self._readers: list[_Reader] = []
         self._end_us = 0
 
     def clear(self) -> None:
@@ -141,13 +155,15 @@ class VectorFeed:
 
     def _look_up(self) -> None:
         """Looks up the vectors that strategies project, for all batches of the chunk, during which tables stay."""
-        self._looked_up = {}
-        for number, fed in enumerate(self._tables):
-            for name in fed.columns if fed.is_projected else ():
+        self._readers = []
+        for fed in self._tables:
+            for name in fed.columns:
                 column = self._chunk.get((fed.teacher, name))
                 if column is not None:
-                    stored_VK = fed.table(column.row_V, "", torch.float32)
-                    self._looked_up[number, name] = column.override.apply(stored_VK)
+                    vector_VK = None
+                    if fed.is_projected:
+                        vector_VK = column.override.apply(fed.table(column.row_V, "", torch.float32))
+                    self._readers.append(_Reader(fed.table, feature_of(name), column, vector_VK))
 
     def override(self, rows: slice) -> None:
         """Sets the vectors and overrides of the next batch.
@@ -155,14 +171,12 @@ class VectorFeed:
         Args:
             rows: the batch's slice of the L rows.
         """
-        ids = {key: column.ids(rows) for key, column in self._chunk.items()}
-        for number, fed in enumerate(self._tables):
-            keys = [(fed.teacher, column) for column in fed.columns if (fed.teacher, column) in ids]
-            if fed.is_projected:
-                vectors = {feature_of(key[1]): self._looked_up[number, key[1]][ids[key]] for key in keys}
-                fed.table.looked_up = vectors
-            if isinstance(fed.table, HistoryTable):
-                fed.table.overrides = {feature_of(key[1]): self._chunk[key].override.slice(ids[key]) for key in keys}
+        for reader in self._readers:
+            ids = reader.column.ids(rows)
+            if reader.vector_VK is not None:
+                reader.table.looked_up[reader.feature] = reader.vector_VK[ids]
+            if isinstance(reader.table, HistoryTable):
+                reader.table.overrides[reader.feature] = reader.column.override.slice(ids)
 
     def close(self) -> None:
         """Ends a chunk: stores the vectors that all later examples may read, and keeps the others in flight."""
@@ -173,7 +187,7 @@ class VectorFeed:
             self._in_flight.pop(key, None)
             if counts[key] < column.vectors.row_S.numel():
                 self._in_flight[key] = column.vectors.after(counts[key])
-        self._looked_up = {}
+        self._readers = []
         for fed in self._tables:
             fed.table.overrides, fed.table.looked_up = {}, {}
             for name in fed.columns:
