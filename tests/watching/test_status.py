@@ -75,11 +75,26 @@ def test_a_look_shows_a_planted_problem(kind: str, run: Path, exfm_cli: Exfm) ->
         assert json.loads(exfm_cli("status", str(run), "--json").out)["problems"][0]["kind"] == problem
 
 
+def test_a_slow_window_that_moves_is_no_standstill(run: Path) -> None:
+    workspace = Workspace(str(run))
+    go_back(workspace, "train", "vm", 1)
+    now = datetime.now(UTC)
+    begun = (now - timedelta(hours=1)).isoformat()
+    lately = (now + timedelta(minutes=9, seconds=30)).isoformat()
+    for moved, expected in ((lately, []), (begun, ["stalled"]), ("", ["stalled"])):
+        record(workspace, "train", "vm", started=begun, moved=moved)
+        status = look(run, timedelta(minutes=10))
+        assert [problem["kind"] for problem in status["problems"]] == expected
+
+
 def test_a_new_job_ends_the_alarm_and_a_run_at_rest_raises_none(run: Path) -> None:
     workspace = Workspace(str(run))
     record(workspace, "train", "vm", "vm.control", state="failed", error="full")
     record(workspace, "run", "fm", "vm", "vm.control", started="2100-01-01T00:00:00+00:00")
     assert look(run)["problems"] == [] and by_model(look(run))["vm"]["state"] == "running"
+    # A job that is alive counts, although another has failed since.
+    record(workspace, "train", "vm", "vm.control", state="failed", started="2101-01-01T00:00:00+00:00")
+    assert look(run)["problems"] == [] and by_model(look(run))["vm"]["job"] == "run fm"
     shutil.rmtree(run / "jobs")
     for model in ("fm", "vm", "vm.control"):
         go_back(workspace, "train", model, 2)

@@ -39,10 +39,11 @@ class Problem:
     text: str
 
 
-def job_of(records: Sequence[JobRecord], stage: Stage, model: str) -> JobRecord | None:
-    """Returns the job that trains a model, or labels with it: the newest that does so; None without any."""
-    runs = [record for record in records if record.stage in ("run", stage) and model in record.models]
-    return max(runs, key=lambda record: record.started, default=None)
+def job_of(records: Sequence[JobRecord], stage: Stage, model: str, now: datetime) -> JobRecord | None:
+    """Returns the job that trains a model, or labels with it: the newest that is alive, or else the newest."""
+    jobs = [record for record in records if record.stage in ("run", stage) and model in record.models]
+    # An `exfm run` beside jobs that follow the stream ends before them.
+    return max(jobs, key=lambda job: (job.state in LIVE and not job.is_dead(now), job.started), default=None)
 
 
 def find_problems(
@@ -97,9 +98,10 @@ def _stands_still(chain: Chain, job: JobRecord | None, stream_until_us: int, now
     if window is None or silent_s is None or window.end_us + (window.end_us - window.start_us) > stream_until_us:
         return False
     patience_s = max(_PATIENCE_S, _SLOW * (chain.interval_s or 0.0))
-    if job is not None and job.state in LIVE and job.window.get("start_us", 0) < window.end_us:
-        # Not yet at the next window: it may have been started a moment ago.
-        silent_s = min(silent_s, (now - datetime.fromisoformat(job.started)).total_seconds())
+    if job is not None and job.state in LIVE:
+        # It may have been started a moment ago, or be in the middle of a window that takes longer than others.
+        for moment in filter(None, (job.started, job.moved)):
+            silent_s = min(silent_s, (now - datetime.fromisoformat(moment)).total_seconds())
     return silent_s > patience_s
 
 
@@ -118,7 +120,8 @@ def _standstill(stage: Stage, chain: Chain, job: JobRecord | None, now: datetime
 
 
 def duration(seconds: float) -> str:
-    """Writes a time with its largest unit."""
+    """Writes a time with its largest unit; a time in the future, by another machine's clock, as 0."""
+    seconds = max(0.0, seconds)
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

@@ -68,7 +68,7 @@ class RunWatch:
         problems: list[Problem] = []
         for model, (_, error) in zip(models, read, strict=True):
             standing = _beside_teachers(model, standings)
-            jobs = _jobs(model, mine, records.get(model.trained_in, mine))
+            jobs = _jobs(model, mine, records.get(model.trained_in, mine), now)
             if error:
                 problems.append(Problem("unreadable", model.name, "", error))
             problems += find_problems(model, standing, jobs, stream_until_us, is_under_way, now)
@@ -145,15 +145,15 @@ def _beside_teachers(model: WatchedModel, standings: Mapping[str, Standing]) -> 
 
 
 def _jobs(
-    model: WatchedModel, records: Sequence[JobRecord], of_trainer: Sequence[JobRecord]
+    model: WatchedModel, records: Sequence[JobRecord], of_trainer: Sequence[JobRecord], now: datetime
 ) -> dict[Stage, JobRecord | None]:
     """Returns the job that trains a model, in whatever run, and the job that labels with it."""
-    trainer = job_of(of_trainer, "train", model.trained[1])
+    trainer = job_of(of_trainer, "train", model.trained[1], now)
     if not model.labels_later:
         return {"train": trainer, "supervise": trainer}
     if model.is_frozen:
-        return {"train": trainer, "supervise": job_of(records, "supervise", model.name) or _any_run(records)}
-    return {"train": trainer, "supervise": job_of(of_trainer, "supervise", model.trained[1])}
+        return {"train": trainer, "supervise": job_of(records, "supervise", model.name, now) or _any_run(records)}
+    return {"train": trainer, "supervise": job_of(of_trainer, "supervise", model.trained[1], now)}
 
 
 def _any_run(records: Sequence[JobRecord]) -> JobRecord | None:

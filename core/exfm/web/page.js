@@ -30,7 +30,7 @@ function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   for (const [unit, length] of [["d", 86400], ["h", 3600], ["min", 60]])
     if (seconds >= 2 * length) return Math.round(seconds / length) + " " + unit;
-  return Math.round(seconds) + " s";
+  return Math.max(0, Math.round(seconds)) + " s";
 }
 const short = (text, length) => text.length > length ? text.slice(0, length - 1) + "…" : text;
 const kind = text => ({running: "good", waiting: "wait", failed: "bad", dead: "bad"})[text] || "muted";
@@ -384,6 +384,7 @@ let resized = 0;
 addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(again, 150); });
 ask("/api/runs").then(runs => {
   at("run").replaceChildren(...runs.map(run => new Option(run.label, run.run)));
+  at("comparing-runs").hidden = runs.length < 2;
   at("choices").replaceChildren(...runs.map((run, index) => {
     const label = make("label"), box = make("input");
     Object.assign(box, {type: "checkbox", value: run.run, checked: index < 2});

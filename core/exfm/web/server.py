@@ -11,6 +11,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from ipaddress import ip_address
+from threading import Lock
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -65,6 +66,8 @@ class PageServer(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, runs: Sequence[WatchedRun]) -> None:
         super().__init__((host, port), _Handler)
         self.runs = runs
+        # One at a time, because a comparison reads the predictions of all its runs.
+        self.comparing = Lock()
         self.is_local = _is_loopback(host)
 
     @property
@@ -144,7 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
         runs = [self._numbered(number) for number in query.get("run", [])]
         if not 2 <= len(runs) <= MOST_COMPARED:
             raise ConfigError(f"choose two runs or more, and at most {MOST_COMPARED}")
-        return compare([run.url for run in runs]).as_dict()
+        with self.server.comparing:
+            return compare([run.url for run in runs]).as_dict()
 
     def _json(self, value: Any, status: HTTPStatus = HTTPStatus.OK) -> None:
         self._send(json.dumps(value).encode(), "application/json", "default-src 'none'", status)
