@@ -15,7 +15,7 @@ from torch import Tensor
 
 import exfm
 from exfm.interfaces.data_source import Window
-from exfm.interfaces.local_shards import LocalShards, StateTensor
+from exfm.interfaces.local_shards import LocalShards, StateTensor, local_boxes
 from exfm.storage import deltas
 from exfm.storage.commits import Commit
 from exfm.storage.delta import Delta
@@ -190,3 +190,24 @@ def test_a_process_reads_its_boxes_of_a_delta(tmp_path: Path) -> None:
     model.store.snapshots.load(snapshot.weights, {WEIGHT}.__contains__, lambda name: mine)
     assert torch.equal(boxes[30, 0], model.versions[2][WEIGHT][30:, :2])
     assert torch.equal(boxes[0, 2], model.versions[2][WEIGHT][:, 2:])
+
+
+@pytest.mark.parametrize("rows", [[], [0], [29, 30], [3, 30, 31, 59], [40, 41]])
+def test_processes_save_their_boxes_of_the_changed_rows(rows: list[int]) -> None:
+    """Two have halves of the rows of some columns, the second a column of all rows too."""
+    index, table = torch.tensor(rows, dtype=torch.int64), torch.randn(ROWS, WIDTH)
+    processes: list[dict[tuple[int, ...], Tensor]] = [
+        {(0, 0): table[:30, :2]},
+        {(30, 0): table[30:, :2], (0, 2): table[:, 2:]},
+    ]
+    values = torch.full((len(rows), WIDTH), torch.nan)
+    for boxes in processes:
+        plan = DeltaPlan(4)
+        state = TableState({WEIGHT: LocalShards((ROWS, WIDTH), torch.float32, boxes)}, {WEIGHT: "table_user"})
+        plan.next(0, [state], {})
+        (saved,), delta = plan.next(1, [state], {"table_user": index})
+        assert delta is not None
+        assert saved.keys() == {f"{WEIGHT}#rows", f"{WEIGHT}#values"}
+        for (first, column), box in local_boxes(saved[f"{WEIGHT}#values"]).items():
+            values[first : first + box.shape[0], column : column + box.shape[1]] = box
+    assert torch.equal(values, table[index])

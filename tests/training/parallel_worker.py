@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 import exfm
 from exfm.parallel import TorchProcessGroup
+from exfm.storage import deltas
 from exfm.storage.workspace import Workspace
 from tests.processes import leave_plots_out
 from tests.training.logs import train
@@ -51,8 +52,15 @@ def list_late(self: Workspace, folder: str) -> list[str]:
     return listed[:-1] if folder.startswith(("commits/", "snapshots/")) else listed
 
 
+def save_deltas(patch: pytest.MonkeyPatch) -> None:
+    """Lets snapshots of small tables be deltas, even where most of the rows change."""
+    patch.setattr(deltas, "SMALL_BYTES", 0)
+    patch.setattr(deltas, "_MOST_ROWS", 100.0)
+
+
 def main(jobs: list[dict[str, Any]], marker: Path) -> None:
     leave_plots_out(pytest.MonkeyPatch())
+    save_deltas(pytest.MonkeyPatch())
     rank, started, connected = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), 0
     if rank == 1:
         Workspace.names = list_late  # type: ignore[method-assign]  # it must go by what the first process says

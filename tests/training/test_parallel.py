@@ -165,7 +165,13 @@ def write_days(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """All of them: each plan's on four processes, and a run that plans and numbers of processes take in turn."""
-    all_runs = Runs(tmp_path_factory.mktemp("parallel"))
+    with pytest.MonkeyPatch.context() as patch:
+        parallel_worker.save_deltas(patch)
+        return do_all(Runs(tmp_path_factory.mktemp("parallel")))
+
+
+def do_all(all_runs: Runs) -> Runs:
+    """Does all jobs; snapshots are deltas where they can be."""
     write_days(all_runs.folder)
     all_runs.here(all_runs.job("single"))
     all_runs.here(all_runs.job("sgd", *SGD))
@@ -178,6 +184,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         all_runs.job("hsdp_2d_sgd", "parallel={name: hsdp_2d, replicas: 2}", *SGD),
         all_runs.job("turns", "parallel.name=hsdp_2d", days=2, **UNEVALUATED),
         all_runs.job("often", often, days=2, **FM_ALONE),
+        all_runs.job("often_full", often, "models.fm.keep.full_snapshot_every=1", days=2, **FM_ALONE),
         all_runs.job("often_stopped", often, days=1, **FM_ALONE),
         all_runs.job("often_stopped", often, days=2, **FM_ALONE),
         all_runs.job("rounded", rounded, days=1, **FM_ALONE),
@@ -301,10 +308,26 @@ def assert_same_state(runs: Runs, name: str) -> None:
     assert len(ids) == 1 and int((ids[0] >= 0).sum()) == 16, "every row has an id, and all processes know which"
 
 
-def saved(run_dir: Path, model: str, file: str) -> dict[str, Tensor]:
-    """Weights or training state of a model's last snapshot, whole."""
+@pytest.mark.parametrize("name", ["killed", "hsdp", "hsdp_2d", "hsdp_2d_sgd", "turns", "turns_grown"])
+def test_every_plan_saves_the_rows_that_changed(runs: Runs, name: str) -> None:
+    snapshot = Store(str(runs.run_dir(name))).snapshots.get("fm", DAYS - 1)
+    assert snapshot.delta is not None and snapshot.delta.after == DAYS - 2
+
+
+def test_changed_rows_of_shards_make_the_whole_state(runs: Runs) -> None:
+    """With replicas that are averaged now and then: a delta is what a full snapshot is, to the bit."""
+    for file in ("model", "training"):
+        delta, full = (saved(runs.run_dir(name), "fm", file, 1) for name in ("often", "often_full"))
+        assert delta.keys() == full.keys()
+        assert [name for name in full if not torch.equal(delta[name], full[name])] == []
+    are_full = [Store(str(runs.run_dir(name))).snapshots.get("fm", 1).delta is None for name in ("often", "often_full")]
+    assert are_full == [False, True]
+
+
+def saved(run_dir: Path, model: str, file: str, version: int = DAYS - 1) -> dict[str, Tensor]:
+    """Weights or training state of a model's snapshot, by default its last, whole."""
     snapshots = Store(str(run_dir)).snapshots
-    snapshot = snapshots.get(model, DAYS - 1)
+    snapshot = snapshots.get(model, version)
     return snapshots.load_whole(snapshot.weights if file == "model" else snapshot.training)
 
 

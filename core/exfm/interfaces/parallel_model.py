@@ -75,8 +75,9 @@ class ParallelModel(ABC):
     def take_changed_rows(self) -> dict[str, Tensor]:
         """Returns the rows that may have changed since the last call, ascending, by the name of the table.
 
-        A table is left out where that is not known, as at the first call, and a snapshot has all of it. By default no
-        table is known.
+        A table is left out where that is not known, as at the first call, and a snapshot has all of it. Every process
+        returns the same tables and rows, whichever of them it stores, because each saves its boxes of these rows. By
+        default no table is known. May be a collective.
         """
         return {}
 

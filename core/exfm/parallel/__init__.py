@@ -20,6 +20,7 @@ from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.process_group import ProcessGroup
 from exfm.interfaces.table_optimizer import TableOptimizer
 from exfm.interfaces.trunk import TrunkRunner
+from exfm.parallel.changed_rows import ChangedRows, WriteCounts, tables_by_key
 from exfm.parallel.cpu_trunk_runner import CpuTrunkRunner, select_trunk_runner
 from exfm.parallel.data_parallel import DataParallelModel, DataParallelPlan
 from exfm.parallel.device import DeviceConfig
@@ -42,6 +43,7 @@ __all__ = [
     "FLOAT_BYTES",
     "ID_BYTES",
     "LENGTH_BYTES",
+    "ChangedRows",
     "Cluster",
     "Collective",
     "CpuTrunkRunner",
@@ -65,10 +67,12 @@ __all__ = [
     "TorchProcessGroup",
     "TrunkRunner",
     "Workload",
+    "WriteCounts",
     "estimate_gradient_reduction",
     "estimate_replicated_tables",
     "fuse_tables",
     "replicated_tables",
     "select_collectives",
     "select_trunk_runner",
+    "tables_by_key",
 ]

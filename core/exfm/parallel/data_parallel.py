@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from exfm.interfaces.data_source import Shard
@@ -32,6 +32,18 @@ from exfm.parallel.torch_process_group import TorchProcessGroup
 
 class DataParallelModel(FusedModel):
     """A replica of a model whose gradients are averaged over the processes after the backward pass."""
+
+    def take_changed_rows(self) -> dict[str, Tensor]:
+        """Returns the rows that any process has looked up for training, of tables that none has written to otherwise.
+
+        A collective operation, because every process must save the same.
+        """
+        changed = super().take_changed_rows()
+        tables = list(self._count_writes())
+        tracked = torch.tensor([int(table in changed) for table in tables], dtype=torch.int64)
+        dist.all_reduce(tracked, op=dist.ReduceOp.MIN)
+        # All look up the bags of all processes, so the rows are equal.
+        return {table: changed[table] for table, is_tracked in zip(tables, tracked.tolist(), strict=True) if is_tracked}
 
     def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Averages gradients in an all-reduce for each dtype; those of sharded parameters are averaged already.

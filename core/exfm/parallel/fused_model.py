@@ -14,8 +14,9 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from exfm.interfaces.local_shards import StateTensor
 from exfm.interfaces.parallel_model import ParallelModel
 from exfm.interfaces.table_optimizer import TableOptimizer
-from exfm.parallel.changed_rows import ChangedRows
+from exfm.parallel.changed_rows import ChangedRows, WriteCounts
 from exfm.parallel.fused_tables import FusedTables
+from exfm.parallel.replicated_tables import ReplicatedTables
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
@@ -52,27 +53,24 @@ class FusedModel(ParallelModel):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self._changed = ChangedRows()
-        # By table, torch's counts of writes when all later changes were known. FBGEMM's kernels do not count, so that a
-        # count differs where rows were written in another way than by training.
-        self._writes: dict[str, list[int]] = {}
+        self._changed = ChangedRows(self._count_writes)
 
     def take_changed_rows(self) -> dict[str, Tensor]:
         """Returns the rows that were looked up for training, or reset, of tables that nobody else has written to."""
-        writes, rows = self._count_writes(), self._changed.take()
-        unchanged_elsewhere: dict[str, Tensor] = {}
-        for table, count in writes.items():
-            if self._writes.get(table) == count:
-                unchanged_elsewhere[table] = rows.get(table, torch.zeros(0, dtype=torch.int64))
-        self._writes = writes
-        return unchanged_elsewhere
+        self._record_lookups()
+        return self._changed.take()
 
-    def _count_writes(self) -> dict[str, list[int]]:
-        """Counts torch's writes to each table and its accumulators, and tells the collections to record lookups."""
-        counts: dict[str, list[int]] = {}
+    def _record_lookups(self) -> None:
+        """Lets the collections record lookups from now on, as somebody asks for them."""
         for module in self.module.modules():
-            if isinstance(module, FusedTables):
+            if isinstance(module, FusedTables | ReplicatedTables):
                 module.changed = self._changed
+
+    def _count_writes(self) -> WriteCounts:
+        """Counts torch's writes to each table and its accumulators."""
+        counts: WriteCounts = {}
+        for module in self.module.modules():
+            if isinstance(module, FusedTables | ReplicatedTables):
                 for table, embedding in module.embedding_bags.items():
                     counts.setdefault(table, []).append(embedding.weight._version)
         for name, accumulator in self._accumulators():
@@ -84,21 +82,17 @@ class FusedModel(ParallelModel):
     @torch.no_grad()
     def reset_rows(self, table: str, rows: Tensor, source_rows: Tensor) -> None:
         """Copies weights inside the table, and zeroes accumulators."""
-        before = self._count_writes()
-        # The accumulators and weights are those that FBGEMM's kernels use, so they are written in place.
-        for name, accumulator in self._accumulators():
-            if f".{table}.weight." in name:
-                accumulator[rows] = 0
-        for module in self.module.modules():
-            if isinstance(module, FusedOptimizerModule) and table in module.embedding_bags:
-                weight = module.embedding_bags[table].weight
-                # Indexing copies before it assigns; a row of source_rows is never in rows.
-                weight[rows] = weight[source_rows]
         self._changed.add(table, rows)
-        # Tables of a kernel share a count, so that this write counts for all of them.
-        for name, count in self._count_writes().items():
-            if self._writes.get(name) == before[name]:
-                self._writes[name] = count
+        with self._changed.writing():
+            # The accumulators and weights are those that FBGEMM's kernels use, so they are written in place.
+            for name, accumulator in self._accumulators():
+                if f".{table}.weight." in name:
+                    accumulator[rows] = 0
+            for module in self.module.modules():
+                if isinstance(module, FusedOptimizerModule) and table in module.embedding_bags:
+                    weight = module.embedding_bags[table].weight
+                    # Indexing copies before it assigns; a row of source_rows is never in rows.
+                    weight[rows] = weight[source_rows]
 
     def table_optimizer_state_dict(self) -> dict[str, StateTensor]:
         """Returns the fused optimizers' accumulators, by table."""

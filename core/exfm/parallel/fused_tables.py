@@ -17,7 +17,7 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.optim.keyed import CombinedOptimizer
 
-from exfm.parallel.changed_rows import ChangedRows
+from exfm.parallel.changed_rows import ChangedRows, tables_by_key
 from exfm.parallel.threads import worker_threads
 
 _MIN_THREAD_TABLES = 8
@@ -72,11 +72,10 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
         self._optimizer = CombinedOptimizer([("", collection.fused_optimizer()) for collection in collections])
         self.changed: ChangedRows | None = None
         self._keys: list[str] = []
-        self._tables: list[str] = []
+        self._tables = tables_by_key(configs)
         self._widths: list[int] = []
         for config in configs:
             self._keys += config.feature_names
-            self._tables += [config.name] * len(config.feature_names)
             self._widths += [config.embedding_dim] * len(config.feature_names)
         # An autograd function without an input that requires gradients would not be called in the backward pass.
         self._anchor = torch.empty(0, requires_grad=True)
@@ -88,9 +87,7 @@ class FusedTables(nn.Module, FusedOptimizerModule):  # type: ignore[misc]
         ids = features.values()
         if self.changed is not None and torch.is_grad_enabled():
             # The backward pass updates these rows and no others.
-            bounds = features.offset_per_key()
-            for table, start, stop in zip(self._tables, bounds, bounds[1:], strict=False):
-                self.changed.add(table, ids[start:stop])
+            self.changed.add_lookups(features, self._tables)
         offsets = features.offsets().to(ids.dtype)  # FBGEMM requires ids and offsets of the same type
         weights = features.weights() if self._is_weighted else None
         if len(self._kernels) == 1:

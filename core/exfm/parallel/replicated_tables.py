@@ -5,6 +5,8 @@ Legend: F keys, B bags of a key on this process or on all of them, b bags of a k
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch.autograd.function import FunctionCtx
 from torchrec import KeyedJaggedTensor, KeyedTensor
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
+from exfm.parallel.changed_rows import ChangedRows, tables_by_key
 from exfm.parallel.torch_process_group import all_gather_rows
 
 
@@ -22,7 +25,12 @@ class ReplicatedTables(FusedEmbeddingBagCollection):  # type: ignore[misc]
     looks up the bags of all processes, returns the rows of its bags, and gathers the gradients of all: the update is
     that of a single process with the whole batch, whatever the optimizer. Processes send ids and the gradients of
     looked-up rows, never a table.
+
+    Attributes:
+        changed: receives the rows that lookups with gradients change, those of all processes; None where nobody asks.
     """
+
+    changed: ChangedRows | None = None
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Looks up this process's bags."""
@@ -30,9 +38,15 @@ class ReplicatedTables(FusedEmbeddingBagCollection):  # type: ignore[misc]
         if not torch.is_grad_enabled():
             return super().forward(features)
         counts, everyone = _all_gather_bags(features)
+        if self.changed is not None:
+            self.changed.add_lookups(everyone, self._tables)
         rows = super().forward(everyone)
         values = _LocalRows.apply(rows.values(), counts, dist.get_rank())  # type: ignore[no-untyped-call]
         return KeyedTensor(keys=rows.keys(), length_per_key=rows.length_per_key(), values=values)
+
+    @cached_property
+    def _tables(self) -> dict[str, str]:
+        return tables_by_key(self.embedding_bag_configs())
 
 
 def _all_gather_bags(features: KeyedJaggedTensor) -> tuple[list[int], KeyedJaggedTensor]:

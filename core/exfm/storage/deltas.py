@@ -6,13 +6,14 @@ everything else whole. So each delta leads to a snapshot before it, and in the e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from exfm.interfaces.local_shards import StateTensor
+from exfm.interfaces.local_shards import LocalShards, StateTensor, local_boxes
 from exfm.storage.delta import Delta
 
 _ROWS, _VALUES = "#rows", "#values"
@@ -73,7 +74,7 @@ class DeltaPlan:
             version: of the snapshot.
             states: whose tensors have different names.
             changed: the rows that may have changed since the newest snapshot, ascending, by table; without tables of
-                which that is not known.
+                which that is not known. Equal on every process, as what is saved depends on it.
         """
         sizes: dict[str, int] = {}
         shapes: dict[str, Sequence[int]] = {}
@@ -97,24 +98,41 @@ class DeltaPlan:
         self, name: str, tensor: StateTensor, tables: Mapping[str, str], changed: Mapping[str, Tensor]
     ) -> bool:
         """Tells whether the changed rows of a tensor are enough, and less than the tensor."""
-        # The exact type: of a sharded tensor, a process may store other rows than it has looked up.
-        if tables.get(name) not in changed or type(tensor) not in (Tensor, nn.Parameter):
+        # The exact type, because tensors that torch shards cannot be indexed by rows.
+        if tables.get(name) not in changed or type(tensor) not in (Tensor, nn.Parameter, LocalShards):
             return False
         # A table that has grown since the newest snapshot has rows that it does not have.
-        assert isinstance(tensor, Tensor)
-        return tensor.nbytes >= SMALL_BYTES and tuple(self._shapes.get(name, ())) == tuple(tensor.shape)
+        if tuple(self._shapes.get(name, ())) != tuple(tensor.shape):
+            return False
+        return math.prod(tensor.shape) * tensor.dtype.itemsize >= SMALL_BYTES
 
     @torch.no_grad()
     def _reduce(self, state: TableState, changed: Mapping[str, Tensor]) -> dict[str, StateTensor]:
         reduced: dict[str, StateTensor] = {}
         for name, tensor in state.tensors.items():
-            if isinstance(tensor, Tensor) and self._is_reducible(name, tensor, state.tables, changed):
+            if self._is_reducible(name, tensor, state.tables, changed):
                 rows = changed[state.tables[name]]
                 reduced[f"{name}{_ROWS}"] = rows
-                reduced[f"{name}{_VALUES}"] = tensor.detach()[rows.to(tensor.device)]
+                reduced[f"{name}{_VALUES}"] = _values(tensor, rows)
             else:
                 reduced[name] = tensor
         return reduced
+
+
+def _values(tensor: StateTensor, rows: Tensor) -> StateTensor:
+    """Returns rows (N,), ascending, of a tensor: whole, or of a sharded tensor the boxes of this process."""
+    if isinstance(tensor, Tensor):
+        return tensor.detach()[rows.to(tensor.device)]
+    shape = (rows.numel(), *tensor.shape[1:])
+    if not rows.numel():
+        return torch.zeros(shape, dtype=tensor.dtype)
+    boxes: dict[tuple[int, ...], Tensor] = {}
+    for (start, *columns), box in local_boxes(tensor).items():
+        # Ascending, so that the rows of a box follow each other among the changed rows.
+        first, end = torch.searchsorted(rows, torch.tensor([start, start + box.shape[0]])).tolist()
+        if first < end:
+            boxes[first, *columns] = box[(rows[first:end] - start).to(box.device)]
+    return LocalShards(shape, tensor.dtype, boxes)
 
 
 def reduced_names(names: Iterable[str]) -> list[str]:

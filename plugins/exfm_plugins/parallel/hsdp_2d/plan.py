@@ -149,7 +149,7 @@ class Hsdp2d(Hsdp):
         shards = self._shard_tables(model, table_optimizer)
         model.to(self.device)
         self.shard_blocks(model)
-        return Hsdp2dModel(model, shards, self.mesh, self._sync_every)
+        return Hsdp2dModel(model, shards, self.mesh, self._sync_every, self.process_group)
 
     def _shard_tables(self, model: nn.Module, table_optimizer: exfm.parallel.TableOptimizer) -> list[CollectionShards]:
         """Replaces each table collection by its shards of this process, in place."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed._shard.metadata import ShardMetadata
-from torchrec import EmbeddingBagConfig
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingBag
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
@@ -108,6 +108,25 @@ class CollectionShards:
                 row, column = table.local_metadata.shard_offsets
                 tensors[table.name, row, column] = LocalTensors(weight, state[0] if state else None)
         return tensors
+
+    def record_lookups(self, changed: exfm.parallel.ChangedRows) -> None:
+        """Records the rows that this process looks up for training from now on, whoever stores them."""
+        tables = exfm.parallel.tables_by_key(self._configs.values())
+
+        def record(_: nn.Module, inputs: tuple[KeyedJaggedTensor, ...]) -> None:
+            if torch.is_grad_enabled():
+                changed.add_lookups(inputs[0], tables)
+
+        self._sharded.register_forward_pre_hook(record)
+
+    def count_writes(self) -> exfm.parallel.WriteCounts:
+        """Counts torch's writes to the shards of each table that this process stores."""
+        counts: exfm.parallel.WriteCounts = {table: [] for table in self._configs}
+        for shard, local in self._local_shards():
+            for tensor in (local.weight, local.state):
+                if tensor is not None:
+                    counts[shard.table].append(tensor._version)
+        return counts
 
     def _kernels(self) -> Iterator[BatchedFusedEmbeddingBag]:
         for lookup in self._sharded._lookups:
