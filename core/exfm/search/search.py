@@ -43,6 +43,7 @@ class Search:
         common_overrides: ``key=value`` for all trials.
         block: plugins that must not be imported.
         on_progress: called after every chunk of rows.
+        on_window: called after every window.
 
     Raises:
         ConfigError: the file has no section ``search``, or anything in it is wrong.
@@ -52,6 +53,7 @@ class Search:
     common_overrides: Sequence[str] = ()
     block: Sequence[str] = ()
     on_progress: Callable[[Progress], None] = field(default=lambda _: None)
+    on_window: Callable[[Progress], None] = field(default=lambda _: None)
 
     def __post_init__(self) -> None:
         self.base = load_experiment(self.config, self.common_overrides, block=self.block)
@@ -193,7 +195,7 @@ class Search:
         def load(inside: str) -> Experiment:
             return self._load_values([*overrides(values), *more, f"run_dir={json.dumps(f'{self.folder}/{inside}')}"])
 
-        return train_windows(load, arm.name, folder, windows, self.on_progress)
+        return train_windows(load, arm.name, folder, windows, self.on_progress, self.on_window)
 
     def _load_values(self, more: Sequence[str]) -> Experiment:
         """Loads the experiment of a trial, which is no search itself."""

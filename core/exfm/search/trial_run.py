@@ -27,7 +27,12 @@ def teacher_folder(name: str, key: str) -> str:
 
 
 def train_windows(
-    load: Callable[[str], Experiment], name: str, folder: str, windows: int, on_progress: OnProgress
+    load: Callable[[str], Experiment],
+    name: str,
+    folder: str,
+    windows: int,
+    on_progress: OnProgress,
+    on_window: OnProgress,
 ) -> Iterator[Store]:
     """Trains an arm in a folder, window by window, after its teachers; windows that are committed are not run again.
 
@@ -38,6 +43,8 @@ def train_windows(
         name: the arm.
         folder: the arm's folder.
         windows: the number of windows.
+        on_progress: called after every chunk of rows.
+        on_window: called after every window.
 
     Yields:
         The arm's folder after each window with rows.
@@ -50,21 +57,27 @@ def train_windows(
     keys = model_keys(experiment)
     for teacher in needed_teachers(experiment, name):
         home = teacher_folder(teacher.name, keys[teacher.name])
-        for _ in _train(load(home), teacher, dict(homes), windows, on_progress, stepwise=False):
+        for _ in _train(load(home), teacher, dict(homes), windows, on_progress, on_window, stepwise=False):
             pass
         homes[teacher.name] = home
     arm = next(arm for arm in experiment.arms if arm.name == name)
-    yield from _train(experiment, arm, homes, windows, on_progress, stepwise=True)
+    yield from _train(experiment, arm, homes, windows, on_progress, on_window, stepwise=True)
 
 
 def _train(
-    experiment: Experiment, arm: Arm, homes: dict[str, str], windows: int, on_progress: OnProgress, stepwise: bool
+    experiment: Experiment,
+    arm: Arm,
+    homes: dict[str, str],
+    windows: int,
+    on_progress: OnProgress,
+    on_window: OnProgress,
+    stepwise: bool,
 ) -> Iterator[Store]:
     keep_homes(experiment.run_dir, homes)
     store = open_store(experiment)
     plan = build_plan(experiment)
     open_run(experiment, store, [arm.name])
-    loop = StreamLoop(experiment, store, plan, on_progress, [arm.name], [arm.name, *experiment.frozen])
+    loop = StreamLoop(experiment, store, plan, on_progress, [arm.name], [arm.name, *experiment.frozen], on_window)
     try:
         for window in range(1, windows + 1) if stepwise else (windows,):
             loop.advance(first_windows=window)
