@@ -17,6 +17,7 @@ import yaml
 from exfm.cli.main import _COMMANDS, app
 from exfm.config.json_schema import experiment_schema
 from exfm.registry.discovery import default_registry
+from exfm.watching.alert_rules import read_rules
 
 ROOT = Path(__file__).parents[2]
 # A distribution of its own has components that are not installed here.
@@ -39,7 +40,8 @@ def commands(text: str) -> Iterator[list[str]]:
         yield shlex.split(line, comments=True)
 
 
-PIECES = [block for block in blocks("yaml") if not block.values[0].lstrip().startswith("name:")]
+RULES = [block for block in blocks("yaml") if block.values[0].startswith("rules:")]
+PIECES = [block for block in blocks("yaml") if not block.values[0].lstrip().startswith(("name:", "rules:"))]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,12 @@ def test_a_piece_of_an_experiment_fits_its_place(text: str, schema: dict[str, An
         assert fitting, f"no section has the key {key}"
         validators = [jsonschema.Draft202012Validator({"$defs": schema["$defs"], **place}) for place in fitting]
         assert any(validator.is_valid(value) for validator in validators), [*validators[0].iter_errors(value)]
+
+
+@pytest.mark.parametrize("text", RULES)
+def test_rules_of_alerts_are_read(text: str, tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(text, encoding="utf-8")
+    assert len(read_rules(str(tmp_path / "rules.yaml")).rules) == len(yaml.safe_load(text)["rules"])
 
 
 @pytest.mark.parametrize("text", [*blocks("console")])
