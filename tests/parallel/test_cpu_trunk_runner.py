@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -55,6 +55,38 @@ def test_the_model_alone_is_whole_even_in_a_training_step() -> None:
     model = build({"backbone": {"name": "wukong"}})
     with CpuTrunkRunner(2).training_step(EXAMPLES):
         assert backbone_calls(model, model) == [EXAMPLES]
+
+
+@pytest.fixture
+def two_torch_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("width", "expected"), [(16, 1), (2_048, 2)])
+def test_a_step_of_little_work_has_one_thread_to_its_end(two_torch_threads: None, width: int, expected: int) -> None:
+    """A hidden layer of 2,048 twice is 4 million multiplications an example."""
+    model = build({"backbone": {"name": "mlp", "hidden": [width, width]}})
+    batch = model.narrow(random_batch(SCHEMA, 100))
+    with CpuTrunkRunner(2).training_step(100) as run_trunk:
+        output = model(batch, run_trunk)
+        assert torch.get_num_threads() == expected
+        sum(logit.mean() for logit in output.logits.values()).backward()
+        assert torch.get_num_threads() == expected
+    assert torch.get_num_threads() == 2
+
+
+def test_events_count_where_they_are_read() -> None:
+    batch = random_batch(SCHEMA, 20)
+    for config in ({"sequence_encoder": {"name": "din"}}, {"backbone": {"name": "interformer"}}):
+        model = build({"backbone": {"name": "mlp"}} | config)
+        _, sequences = model.featurizer(model.narrow(batch))
+        few = {name: sequence.slice(0, 5) for name, sequence in sequences.items()}
+        assert sum(sequence.values_ED.shape[0] for sequence in few.values())
+        assert model.multiplications(20, few) < model.multiplications(20, sequences)
+        assert model.multiplications(20, few) > 20 * sum(weight.numel() for weight in model.backbone.parameters())
 
 
 @pytest.mark.parametrize("threads", [1, 2])

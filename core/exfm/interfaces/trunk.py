@@ -54,6 +54,9 @@ class Trunk(Protocol):
     def trunk_parameters(self) -> Iterator[nn.Parameter]:
         """Yields every parameter that ``represent`` uses."""
 
+    def multiplications(self, examples: int, sequences: Sequences) -> int:
+        """Estimates the multiplications of ``represent`` for so many examples and their sequences."""
+
 
 RunTrunk = Callable[[Trunk, Sequence[Tensor], Sequences], Tensor]
 """Maps a trunk, its inputs and its sequences to the representation (B, R)."""

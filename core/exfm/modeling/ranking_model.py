@@ -262,6 +262,15 @@ class RankingModel(nn.Module):
         for network in self.trunk_networks():
             yield from network.parameters()
 
+    def multiplications(self, examples: int, sequences: Sequences) -> int:
+        """Estimates the trunk's multiplications: each weight once per example, and per event of sequences it reads."""
+        events = {name: sequence.values_ED.shape[0] for name, sequence in sequences.items()}
+        rows = examples + sum(events.values()) if self.reads_sequences else examples
+        total = rows * _weights(self.backbone)
+        for name, encoder in zip(events, self.encoders.values(), strict=False):
+            total += (examples + events[name]) * _weights(encoder)
+        return total
+
     def _head(self, task: str) -> Head:
         head = self.heads[f"task_{task}"]
         assert isinstance(head, Head)
@@ -349,3 +358,7 @@ def _check_states(binary: Sequence[str], tasks: Sequence[str]) -> None:
             f"supervision: states and embedding_dim are learned from binary labels, and {', '.join(tasks)} are not: "
             "leave them out, or give the model a binary task; embedding: float16 stores the whole representation"
         )
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -15,7 +15,7 @@ from exfm.interfaces.process_group import ProcessGroup
 from exfm.interfaces.trunk import RunTrunk, Sequences, Trunk, TrunkRunner
 from exfm.parallel.cast_weights import cast_weights
 from exfm.parallel.threaded_forward import threaded_forward
-from exfm.parallel.threads import one_thread
+from exfm.parallel.threads import restored_threads
 
 MICROBATCH_SIZE = 512
 """Examples of a micro-batch; 256 and 1,024 gain less (benchmarks/NOTES.md)."""
@@ -24,15 +24,20 @@ MIN_THREAD_EXAMPLES = 512
 """Examples of a thread at least: with fewer, threads wait for Python more than they gain (benchmarks/NOTES.md)."""
 
 
+ONE_THREAD_WORK = 1 << 28
+"""Multiplications of a forward pass below which a step stays on one thread: a few milliseconds of products, in dozens
+of operations at whose end threads would wait for each other."""
+
+
 @dataclass(frozen=True)
 class CpuTrunkRunner(TrunkRunner):
-    """Divides a large batch between threads, and each thread's examples into micro-batches of the backbone.
+    """Divides a large batch between threads, and each thread's examples into micro-batches; little work has one thread.
 
     A CPU keeps the intermediate results of a micro-batch in its cache, and the allocator their memory. A backbone that
     reads sequences, or computes in bfloat16, gets all examples of a thread at once.
 
     Args:
-        threads: the largest number of threads; torch's threads are idle meanwhile.
+        threads: the largest number of threads that share a batch; torch's threads are idle meanwhile.
         microbatch_size: examples of a call of the backbone.
     """
 
@@ -41,12 +46,20 @@ class CpuTrunkRunner(TrunkRunner):
 
     @contextmanager
     def training_step(self, examples: int) -> Iterator[RunTrunk]:
-        """Enters a training step; all its operations use a single thread where threads share the trunk."""
+        """Enters a training step, on a single torch thread up to the trunk, and after it where the step is small.
+
+        torch's idle threads would poll for work after each operation, on the cores of threads that share the trunk.
+        """
         threaded = self.threads > 1 and examples >= self.threads * MIN_THREAD_EXAMPLES
-        # torch's idle threads would poll for work, on the cores of the threads that share the trunk.
-        threads = one_thread() if threaded else nullcontext()
-        with threads:
-            yield self._run_threaded if threaded else self._run
+        with restored_threads() as before:
+            torch.set_num_threads(1)
+            yield self._run_threaded if threaded else partial(self._run_by_size, before)
+
+    def _run_by_size(self, torch_threads: int, trunk: Trunk, inputs: Sequence[Tensor], sequences: Sequences) -> Tensor:
+        """Runs the trunk; the step goes on with torch's threads, to its end, where the batch is enough work."""
+        if trunk.multiplications(inputs[0].shape[0], sequences) >= ONE_THREAD_WORK:
+            torch.set_num_threads(torch_threads)
+        return self._run(trunk, inputs, sequences)
 
     def _run_threaded(self, trunk: Trunk, inputs: Sequence[Tensor], sequences: Sequences) -> Tensor:
         parameters = list(trunk.trunk_parameters())

@@ -1,4 +1,4 @@
-"""Pools of worker threads, and a single thread for torch's operations."""
+"""Pools of worker threads, and the number of threads of torch's operations."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ def worker_threads(count: int) -> ThreadPoolExecutor:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Keeps torch's operations on this thread, because idle threads would poll for work after each of them."""
+def restored_threads() -> Iterator[int]:
+    """Restores, at its end, the number of threads of torch's operations, which the block may set, and yields it."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        yield
+        yield before
     finally:
         torch.set_num_threads(before)
