@@ -93,6 +93,8 @@ class Description(_Section):
         inputs: the program's arguments, in order.
         request_inputs: the arguments of the program of a request, in order; none where the export has no such program.
         outputs: the program's results, in order: a probability per example and task, or what they say that they hold.
+        tables: how the rows of embedding tables are stored; ``int8`` with a scale and an offset per row.
+        tables_ne_loss: relative increase of NE by task that this costs, on the snapshot's last window.
         graph: checksum of the captured graphs without their weights.
     """
 
@@ -111,6 +113,8 @@ class Description(_Section):
     request_inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...]
     graph: str
+    tables: Literal["fp32", "int8"] = "fp32"
+    tables_ne_loss: dict[str, float] = {}
     files: dict[str, ExportedFile]
 
     @property

@@ -24,6 +24,7 @@ from exfm.data.windows import stream_windows
 from exfm.errors import ConfigError, RunError
 from exfm.interfaces.data_source import DataSource
 from exfm.interfaces.schema import Feature
+from exfm.mappings import map_values
 from exfm.modeling.build import build_growth
 from exfm.redaction import without_credentials
 from exfm.serving.capture import capture, check_graph, first_line, graph_digest
@@ -45,7 +46,9 @@ from exfm.serving.description import (
 )
 from exfm.serving.find_snapshot import find_arm, find_snapshot, load_snapshot
 from exfm.serving.folder import read_description, remove_other_files, weights_before
+from exfm.serving.quantised_tables import QuantisedTable, TableFormat, quantise_tables
 from exfm.serving.served_model import ServedModel, pool_by_adding
+from exfm.serving.table_loss import ne_loss
 from exfm.serving.weights import joint_weights, write_weights
 from exfm.serving.write_programs import write_programs
 from exfm.sources.ids import holds_bytes
@@ -65,11 +68,13 @@ class Form:
         compiled: writes machine code for machines like this (AOTInductor), which needs a C++ compiler.
         onnx: writes an ONNX model.
         requests: writes a further program, which looks up and encodes the context of a request once for all candidates.
+        tables: how the rows of embedding tables are stored.
     """
 
     compiled: bool = True
     onnx: bool = False
     requests: bool = False
+    tables: TableFormat = "fp32"
 
 
 def export(
@@ -111,19 +116,26 @@ def export(
     store = opened.home(arm.name).store
     snapshot, weights = load_snapshot(partial(find_snapshot, experiment, arm, store, at), store.snapshots.load_whole)
     grown = build_growth(arm, experiment.schema, experiment.config.seed).grow_whole(weights)
+    table_format = form.tables if before is None else before.tables
+    quantised: dict[str, QuantisedTable] = {}
+    exact = grown
+    if table_format == "int8":
+        quantised = quantise_tables(grown)
+        grown = {**grown, **map_values(QuantisedTable.dequantise, quantised)}
     served = ServedModel(arm, experiment.schema, grown)
     check_snapshot(snapshot, weights, served.constants, store.workspace.url)
-    programs = {PROGRAM_FILE: _capture_checked(arm, served, served)}
+    stored = ServedModel(arm, experiment.schema, grown, quantised=quantised) if quantised else served
+    programs = {PROGRAM_FILE: _capture_checked(arm, stored, served)}
     request_inputs: tuple[TensorSpec, ...] = ()
     if form.requests if before is None else before.request_inputs:
-        request = ServedModel(arm, experiment.schema, grown, requests=True)
+        request = ServedModel(arm, experiment.schema, grown, requests=True, quantised=quantised)
         programs[REQUEST_FILE] = _capture_checked(arm, request, served)
         request_inputs = tuple(input_specs(request.features, request.embeddings, _checked_shared(arm, request)))
     for_onnx = None
     if form.onnx and before is None:
         for_onnx = _capture_checked(arm, ServedModel(arm, experiment.schema, grown, pool_by_adding), served)
     described = describe(experiment, arm, snapshot, served, graph_digest([*programs.values()]))
-    described = described.model_copy(update={"request_inputs": request_inputs})
+    described = described.model_copy(update={"request_inputs": request_inputs, "tables": table_format})
     if before is not None:
         _check_same_programs(out, before, described)
     workspace.sweep()
@@ -136,7 +148,8 @@ def export(
         files = {name: file for name, file in before.files.items() if name in PROGRAM_FILES}
     record = write_weights(workspace, tensors)
     files[record.path] = ExportedFile(bytes=record.bytes, xxh3=record.xxh3)
-    description = described.model_copy(update={"files": files})
+    losses = ne_loss(experiment, arm, store, snapshot, exact, grown) if quantised else {}
+    description = described.model_copy(update={"files": files, "tables_ne_loss": losses})
     card = render_card(experiment, opened, arm, snapshot, description, compute_figures)
     workspace.write(CARD_FILE, card.encode())
     # Last, because its existence says that the export is complete.
@@ -214,6 +227,8 @@ def _check_tools(form: Form) -> None:
             get_cpp_compiler()
         except Exception as error:  # torch raises various types, depending on the compiler that it looked for
             raise ConfigError("a compiled export needs a C++ compiler: install g++, or give --no-compile") from error
+    if form.onnx and form.tables != "fp32":
+        raise ConfigError(f"--onnx: an ONNX model has tables in fp32; given: --tables {form.tables}; leave out either")
     if form.onnx and find_spec("onnxscript") is None:
         raise ConfigError("an ONNX export needs the package onnxscript: pip install 'exfm[onnx]'")
 

@@ -92,7 +92,7 @@ def predict(
     experiment = to_predict(experiment, arm)
     windows = _windows(experiment, between)
     plan = experiment.config.parallel.build()
-    network, parallel_model = _network(experiment, arm, plan)
+    network, parallel_model = build_network(experiment, arm, plan)
     constants = infinite_buffers(network)
     growth = build_growth(arm, experiment.schema, experiment.config.seed)
     memory = parallel_model.state_dict()
@@ -104,8 +104,8 @@ def predict(
     embeddings = StoredEmbeddings(store, {} if network.inputs is None else network.inputs.embedding_dims)
     rows = 0
     try:
-        for chunk, progress in _chunks(experiment, arm, plan, windows, _id_kinds(store, snapshot, arm)):
-            batches = [_predict_batch(network, batch, plan) for batch in _batches(network, chunk, arm, embeddings)]
+        for chunk, progress in read_chunks(experiment, arm, plan, windows, id_kinds(store, snapshot, arm)):
+            batches = [_predict_batch(network, batch, plan) for batch in model_batches(network, chunk, arm, embeddings)]
             if batches:
                 # A row group per chunk: row groups of single batches would make a large footer.
                 columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
@@ -127,7 +127,8 @@ def predict(
     return snapshot, rows
 
 
-def _network(experiment: Experiment, arm: Arm, plan: ParallelPlan) -> tuple[RankingModel, ParallelModel]:
+def build_network(experiment: Experiment, arm: Arm, plan: ParallelPlan) -> tuple[RankingModel, ParallelModel]:
+    """Builds a model for predictions, as a plan places it, before its weights are loaded."""
     with torch.random.fork_rng(devices=[]):
         network = build_model(arm, experiment.schema)
         parallel_model = parallelize(plan, network, arm)
@@ -142,7 +143,7 @@ def _schema(network: RankingModel, arm: Arm, snapshot: Snapshot) -> pa.Schema:
     return pa.schema(fields, metadata=add_prefix("exfm.", about))
 
 
-def _id_kinds(store: Store, snapshot: Snapshot, arm: Arm) -> dict[str, IdKind]:
+def id_kinds(store: Store, snapshot: Snapshot, arm: Arm) -> dict[str, IdKind]:
     """Returns the kinds of values in the columns of ids that the model was trained on."""
     kinds: dict[str, IdKind] = store.log.load("train", arm.name, snapshot.version).counters.get("id_kinds", {})
     return kinds
@@ -167,21 +168,23 @@ def _windows(experiment: Experiment, between: TimeRange | None) -> list[Window]:
     return cut
 
 
-def _chunks(
-    experiment: Experiment, arm: Arm, plan: ParallelPlan, windows: list[Window], id_kinds: dict[str, IdKind]
+def read_chunks(
+    experiment: Experiment, arm: Arm, plan: ParallelPlan, windows: list[Window], kinds: dict[str, IdKind]
 ) -> Iterator[tuple[Chunk, Progress]]:
+    """Yields the rows of windows that a model may see, with the progress."""
     stream = experiment.config.stream
     where = {arm.name: arm.config.where}
     # In training a repeated example is an error; rows to predict may repeat an example.
     reader = ChunkReader(experiment.source, experiment.schema, stream, where, plan.shard, unique=False)
-    reader.id_kinds = id_kinds
+    reader.id_kinds = kinds
     for window in windows:
         for chunk in reader.read(window):
             yield chunk, Progress(window, len(windows), chunk.batch.size, {})
     reader.warn_left_out()
 
 
-def _batches(network: RankingModel, chunk: Chunk, arm: Arm, embeddings: StoredEmbeddings) -> Iterator[Batch]:
+def model_batches(network: RankingModel, chunk: Chunk, arm: Arm, embeddings: StoredEmbeddings) -> Iterator[Batch]:
+    """Yields the rows of a chunk that a model sees, with its features alone."""
     selected = chunk.rows[arm.name]
     seen = network.narrow(chunk.batch)
     if selected is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from exfm.serving.description import (
     vector_input,
     without_times,
 )
+from exfm.serving.quantised_tables import QuantisedTable, dequantise
 from exfm.serving.shared_features import shareable_features
 from exfm.storage.finite import infinite_buffers
 
@@ -108,29 +110,56 @@ class _Tables(nn.Module):
         weights: weights of the tables, by table.
         averaged: whether a sequence's field is averaged over the events.
         bag: pools the rows of examples, as ``embedding_bag`` does.
+        quantised: the same tables in 8 bits, which are read in the place of ``weights``.
     """
 
-    def __init__(self, lookups: Sequence[Lookup], weights: Mapping[str, Tensor], averaged: bool, bag: Bag) -> None:
+    def __init__(
+        self,
+        lookups: Sequence[Lookup],
+        weights: Mapping[str, Tensor],
+        averaged: bool,
+        bag: Bag,
+        quantised: Mapping[str, QuantisedTable],
+    ) -> None:
         super().__init__()
         self.lookups = tuple(lookups)
         self.averaged, self.bag = averaged, bag
-        self.tables = nn.ParameterDict({f"table_{table}": nn.Parameter(rows) for table, rows in weights.items()})
+        self.tables = nn.ParameterDict()
+        self.quantised = frozenset(quantised)
+        for table, rows in weights.items():
+            if table in quantised:
+                rows = quantised[table].codes_RD
+                self.tables[f"scale_{table}"] = nn.Parameter(quantised[table].scales_R2, requires_grad=False)
+            self.tables[f"table_{table}"] = nn.Parameter(rows, requires_grad=False)
 
     def forward(self, batch: Batch) -> dict[Lookup, Tensor]:
         """Returns (B, D) for every lookup, (E, D) for a sequence's field that is not averaged."""
         return {lookup: self._rows(lookup, batch) for lookup in self.lookups}
 
     def _rows(self, lookup: Lookup, batch: Batch) -> Tensor:
-        weight = self.tables[f"table_{lookup.table}"]
         if lookup.field is None:
             bags = batch.sparse[lookup.key]
-            return _of_examples(self.bag(bags.rows_V, weight, bags.starts, bags.weights_V), bags.examples_B)
+            pooled = self._pool(lookup.table, bags.rows_V, bags.starts, bags.weights_V)
+            return _of_examples(pooled, bags.examples_B)
         history = batch.sequences[lookup.key]
         assert isinstance(history, _Histories)
         if self.averaged:
-            averaged = self.bag(history.ids_EC[:, lookup.field], weight, history.offsets[:-1], None)
+            averaged = self._pool(lookup.table, history.ids_EC[:, lookup.field], history.offsets[:-1], None)
             return _of_examples(averaged, history.examples_B)
-        return embedding(history.ids_EC[:, lookup.field], weight)
+        return self._vectors(lookup.table, history.ids_EC[:, lookup.field])
+
+    def _pool(self, table: str, rows_V: Tensor, starts: Tensor, weights_V: Tensor | None) -> Tensor:
+        if table not in self.quantised:
+            return self.bag(rows_V, self.tables[f"table_{table}"], starts, weights_V)
+        vectors_VD = self._vectors(table, rows_V)
+        # The vectors are pooled as a table whose rows are looked up in order.
+        return self.bag(torch.arange(vectors_VD.shape[0]), vectors_VD, starts, weights_V)
+
+    def _vectors(self, table: str, rows_V: Tensor) -> Tensor:
+        weight = self.tables[f"table_{table}"]
+        if table not in self.quantised:
+            return embedding(rows_V, weight)
+        return dequantise(weight.index_select(0, rows_V), self.tables[f"scale_{table}"].index_select(0, rows_V))
 
 
 def _of_examples(rows: Tensor, examples_B: Tensor | None) -> Tensor:
@@ -147,6 +176,7 @@ class ServedModel(nn.Module):
         weights: weights of the model's snapshot.
         bag: pools the table rows of examples.
         requests: whether examples share rows of features, as the candidates of a request share their context.
+        quantised: tables that are stored in 8 bits, by the key of their weights.
 
     Attributes:
         shared: the features of which examples share rows; see ``shareable_features``.
@@ -165,6 +195,7 @@ class ServedModel(nn.Module):
         bag: Bag = pool_fused,
         *,
         requests: bool = False,
+        quantised: Mapping[str, QuantisedTable] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         # Initialization draws random numbers, which must not change those of the caller.
@@ -190,7 +221,8 @@ class ServedModel(nn.Module):
         # The rows of managed ids are resolved before the featurizer, see `batch`.
         self.managed, featurizer.managed = featurizer.managed, nn.ModuleDict()
         if lookups:
-            plain = _Tables(lookups, table_weights, averaged=not featurizer.raw_sequences, bag=bag)
+            stored = {table: quantised[key] for table, key in tables.items() if key in quantised}
+            plain = _Tables(lookups, table_weights, not featurizer.raw_sequences, bag, stored)
             featurizer.pooled = plain  # type: ignore[assignment]
         self.eval().requires_grad_(False)
         self.shared = shareable_features(self.model, self.features) if requests else frozenset()
