@@ -27,7 +27,8 @@ from exfm.supervision.store import Store
 from exfm.supervision.stored_rows import read_window
 
 FOLDERS: dict[str, Stage] = {"predictions": "train", "supervision": "supervise"}
-OVERRIDES = ("stream.source.days=4", "stream.source.rows_per_day=600")
+# Ads enough for a table of more than 1 MiB, of which snapshots have the changed rows.
+OVERRIDES = ("stream.source.days=4", "stream.source.rows_per_day=600", "stream.source.ads=2000")
 COMMITS = 12  # three models, four days
 
 
