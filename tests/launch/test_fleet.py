@@ -146,6 +146,7 @@ def test_a_job_reads_what_another_writes(tmp_path: Path) -> None:
     assert [job.waits_for for job in jobs.values()] == [(), ("train-fm",), ("supervise-fm",), ("supervise-fm",)]
     assert jobs["supervise-fm"].reads == ("stream", "snapshots/fm")
     assert "predictions/a.control" in jobs["train-a-and-1-more"].writes
+    assert not any("launcher" in word for word in jobs["train-fm"].command)
     assert jobs["train-fm"].command[-3:] == ("--model", "fm", "--follow")
     assert (jobs["train-fm"].cores, jobs["train-fm"].memory_bytes) == (4, 2 << 30)
     done = graph(tmp_path, until_done=True)

@@ -43,6 +43,10 @@ def command(
     session: Session = context.obj
     commands = Commands(config, overrides or [], session.block, "done" if until_done else "never")
     experiment, launcher = load_with_launcher(commands, None if output == _JSON else _writer(session, output))
+    if output != _JSON and until_done and not launcher.files_until_done:
+        raise ConfigError(
+            f"--until-done: {output} starts jobs in no order, so its jobs follow the stream and wait for each other"
+        )
     if output != _JSON and launcher.files_until_done:
         commands = Commands(config, commands.overrides, session.block, "done")
     fleet, groups = prepare_fleet(experiment, launcher, commands, keep=False)

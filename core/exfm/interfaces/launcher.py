@@ -23,7 +23,7 @@ class Job:
         reads: its inputs, as paths in the run's folder, or ``stream``.
         writes: its outputs, as paths in the run's folder.
         waits_for: names of the jobs whose files it reads. A job that follows waits for the files by itself.
-        cores: how many cores it computes on, which is the number of its threads.
+        cores: how many cores it computes on; below 1, its share of a core.
         memory_bytes: how much memory it takes.
         follows: whether it goes on as files arrive. A job that does not follow starts when the jobs that it waits for
             have ended.
@@ -35,9 +35,14 @@ class Job:
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     waits_for: tuple[str, ...] = ()
-    cores: int = 1
+    cores: float = 1.0
     memory_bytes: int = 1 << 30
     follows: bool = True
+
+    @property
+    def threads(self) -> int:
+        """Returns the number of threads that it computes with."""
+        return max(int(self.cores), 1)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields as `exfm jobs` prints them."""
@@ -74,7 +79,11 @@ class RunningJob(ABC):
 
     @abstractmethod
     def poll(self) -> int | None:
-        """Returns the exit status, negative for a signal; None while the job runs. It does not wait."""
+        """Returns the exit status, negative for a signal; None while the job runs. It does not wait.
+
+        Raises:
+            RunsAlreadyError: an engine that starts the job later has found that another process runs it.
+        """
 
     @abstractmethod
     def stop(self) -> None:
@@ -88,7 +97,9 @@ class RunningJob(ABC):
 class JobNeeds(ComponentConfig):
     """The cores and the memory of a job."""
 
-    cores: int = Field(1, gt=0, description="Cores, which is also the number of threads that it computes with.")
+    cores: float = Field(
+        1.0, gt=0, description="Cores, rounded down also the number of threads that it computes with; below 1, a share."
+    )
     memory_gib: float | None = Field(
         None, gt=0, description="Memory in GiB; by default it is estimated from the tables of its models."
     )

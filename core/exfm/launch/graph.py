@@ -58,7 +58,9 @@ class Commands:
     def whole(self, command: str) -> tuple[str, ...]:
         """Returns a command for the whole experiment."""
         blocked = [word for name in self.block for word in ("--block-plugin", name)]
-        return ("exfm", *blocked, command, self.config, *self.overrides)
+        # Without those of the launcher, on which no job depends: a change of it leaves commands as they are.
+        overrides = [text for text in self.overrides if not text.startswith(("launcher.", "launcher="))]
+        return ("exfm", *blocked, command, self.config, *overrides)
 
 
 def build_fleet(experiment: Experiment, launcher: LauncherConfig, groups: Sequence[Group], commands: Commands) -> Fleet:

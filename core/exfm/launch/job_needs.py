@@ -22,7 +22,7 @@ def table_bytes(experiment: Experiment, arm: Arm) -> int:
     return rows * arm.config.embedding_dim * 4 * _COPIES  # fp32
 
 
-def job_needs(experiment: Experiment, config: LauncherConfig, models: Collection[str]) -> tuple[int, int]:
+def job_needs(experiment: Experiment, config: LauncherConfig, models: Collection[str]) -> tuple[float, int]:
     """Returns the cores and the bytes of memory of a job with some models, the most that any of them needs.
 
     Raises:

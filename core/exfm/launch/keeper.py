@@ -96,16 +96,25 @@ class Keeper:
         try:
             kept.running = self.launcher.start(kept.job)
         except RunsAlreadyError as error:
-            if not kept.elsewhere:
-                self.say(f"{error}; it is left alone, and started here when that has ended")
-            kept.elsewhere, kept.not_before = True, now + _LOOK_AGAIN_S
+            self._leave_alone(kept, error, _LOOK_AGAIN_S)
             return
         kept.elsewhere, kept.started = False, now
         self.say(f"{kept.job.name}: started ({kept.running.location})")
 
+    def _leave_alone(self, kept: _Kept, error: RunsAlreadyError, wait_s: float) -> None:
+        """Tries a job again later that another process runs, and says so once."""
+        kept.running, kept.not_before = None, time.monotonic() + wait_s
+        if not kept.elsewhere:
+            self.say(f"{error}; it is left alone, and started here when that has ended")
+        kept.elsewhere = True
+
     def _look_at(self, kept: _Kept, running: RunningJob) -> None:
         """Decides whether a job that has ended is done, is started again, or is given up."""
-        status = running.poll()
+        try:
+            status = running.poll()
+        except RunsAlreadyError as error:
+            self._leave_alone(kept, error, _LONGEST_WAIT_S)
+            return
         if status is None:
             return
         kept.running = None

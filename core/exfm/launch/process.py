@@ -86,7 +86,7 @@ def command_here(job: Job) -> tuple[str, ...]:
 
 def _environment(job: Job) -> dict[str, str]:
     """Returns the environment of a job: its threads are its cores, unless the user has set a number."""
-    return {"OMP_NUM_THREADS": str(job.cores), **os.environ, "PYTHONUNBUFFERED": "1"}
+    return {"OMP_NUM_THREADS": str(job.threads), **os.environ, "PYTHONUNBUFFERED": "1"}
 
 
 def _lock(path: Path, job: Job) -> BinaryIO:
