@@ -90,7 +90,10 @@ class Case:
         self.without = Predictor(LoadedModel(without, program.module()))
 
 
-@pytest.fixture(scope="module", params=CASES)
+SOAKED = pytest.param("weights and vectors", marks=pytest.mark.soak)
+
+
+@pytest.fixture(scope="module", params=["averaged", "encoded", "compared with the candidate", SOAKED])
 def case(request: pytest.FixtureRequest) -> Case:
     return Case(*CASES[request.param])
 
