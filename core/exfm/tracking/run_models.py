@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from exfm.config.checks import CONTROL_SUFFIX
+from exfm.config.run_files import CONTROL_SUFFIX
 from exfm.mappings import without
 
 # Keys of config.yaml that describe all models together or the installation. As parameters of a single model they
