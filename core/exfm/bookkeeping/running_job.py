@@ -66,6 +66,7 @@ class RunningJob:
             self._recent.popleft()
         since, before = self._recent[0]
         rate = None if now == since else (rows - before) / (now - since)
+        # At once, because a watcher would take a job that works for a job that waits until the next beat.
         if self._record.state != "running":
             self._write(state="running", waiting_for="")
         with self._lock:
@@ -85,6 +86,7 @@ class RunningJob:
         with self._lock:
             self._record = replace(self._record, stream_until_us=stream_until_us)
         if (self._record.state, self._record.waiting_for) != ("waiting", awaited):
+            # A rate over a wait would measure the wait.
             self._recent.clear()
             self._write(state="waiting", waiting_for=redact(awaited))
 
@@ -105,6 +107,7 @@ class RunningJob:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
+        # The thread ends first, so that no beat is written after the end.
         if self._thread is not None:
             self._thread.join()
         if isinstance(error, KeyboardInterrupt):  # a signal: Ctrl-C or SIGTERM

@@ -47,8 +47,10 @@ def command(
         raise ConfigError(
             f"--until-done: {output} starts jobs in no order, so its jobs follow the stream and wait for each other"
         )
+    # The engine starts a job when those before it have ended, and jobs that follow never end.
     if output != _JSON and launcher.files_until_done:
         commands = Commands(config, commands.overrides, session.block, "done")
+    # Not kept, because printing jobs starts none: a later `exfm up` is free to pack otherwise.
     fleet, groups = prepare_fleet(experiment, launcher, commands, keep=False)
     saved = savings(experiment, groups)
     if saved.models:

@@ -28,6 +28,7 @@ def command(context: typer.Context, config: CONFIG, overrides: OVERRIDES = None)
         typer.echo(trial_line(arm, result, trials if arm.parameters else 1), err=True)
 
     with StreamProgress(f"search {search.student.name}") as progress:
+        # Set late, because the name of the progress is known only once the search has been checked.
         search.on_progress, search.on_window = progress.update, progress.window
         summary = search.run(on_trial)
     console(120).print(*search_tables(summary), sep="\n")

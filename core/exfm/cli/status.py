@@ -46,6 +46,7 @@ def command(
                     time.sleep(every)
                     live.update(render(watcher.look()), refresh=True)
     except KeyboardInterrupt:
+        # With --watch an interruption is the usual end, and no error.
         if not watch:
             raise
     finally:
@@ -88,6 +89,7 @@ def _cells(model: Mapping[str, Any]) -> list[str]:
     """Formats the cells of a model's row but the last."""
     window, snapshot = model["window"], model["snapshot"]
     figures = list(model["tasks"].items())
+    # The first task alone, because a row has room for a single NE.
     task = figures[0][1] if figures else {"ne": None, "ne_before": None}
     supervision = model["supervision"]
     shown = "-"
@@ -144,6 +146,7 @@ def _job_text(model: Mapping[str, Any]) -> Any:
 
     text = Text()
     for job, state in ((model["job"], model["state"]), (model["labelling_job"], model["labelling_state"])):
+        # A job that both trains and labels is shown once.
         if job is None or (text and job == model["job"]):
             continue
         if text:

@@ -60,6 +60,7 @@ def command(
             f"launcher: {chosen.name!r} starts no jobs; `exfm jobs CONFIG --format {chosen.name}` writes its files"
         )
     fleet, groups = prepare_fleet(experiment, chosen, commands, keep=True)
+    # In a file too, because `exfm up` often runs where nobody reads its terminal.
     say = _Log(Path(fleet.log_dir, "up.log"))
     saved = savings(experiment, groups)
     if saved.models:
@@ -67,6 +68,7 @@ def command(
     try:
         failed = Keeper(chosen, fleet, chosen.config.restarts, say).run()
     except ValueError as error:
+        # From the launcher's ``open``: no machine can take a job.
         raise ConfigError(f"launcher: {error}") from error
     if failed:
         raise RunError(f"{len(failed)} of {len(fleet.jobs)} jobs have failed: {', '.join(failed)}; see {fleet.log_dir}")

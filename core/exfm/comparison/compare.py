@@ -101,6 +101,7 @@ class Comparison:
         figure, axes = new_figure(2 if gains else 1, len(gains))
         results = {run.label: run.results for run in self._opened}
         windows: dict[str, Any] = {}
+        # Models with a gain where there are any, because curves of every model of every run cannot be told apart.
         for record in taught or records:
             model = results[record["run"]]["models"][record["model"]]
             windows[f"{record['run']}, {record['model']}"] = model["tasks"][task]["windows"]

@@ -33,6 +33,7 @@ def config_differences(configs: Mapping[str, Mapping[str, Any]]) -> list[dict[st
 
 def _differences(nodes: Sequence[Any], prefix: str) -> Iterator[tuple[str, Sequence[Any]]]:
     """Yields key path and values of each difference below a node of every config."""
+    # Types too, because Python takes 1, 1.0 and True for equal.
     if all(node == nodes[0] and type(node) is type(nodes[0]) for node in nodes):
         return
     below = _children(nodes)

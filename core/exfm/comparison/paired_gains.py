@@ -21,6 +21,7 @@ def paired_gains(run: RunFiles, baseline: RunFiles) -> Iterator[dict[str, Any]]:
     Examples are matched by id, in windows of equal times that both runs score. An entry has no gain where the labels
     of matched examples differ, because these are not the same examples; its ``note`` says so.
     """
+    # The later of both, because a model that has just begun would be compared with a model that has learned.
     first_us = max(_first_scored_us(run), _first_scored_us(baseline))
     for model, entry in run.results["models"].items():
         if model not in baseline.results["models"] or _same_model(run, baseline, model):
@@ -69,6 +70,7 @@ def _losses(
         rows = task_rows(run.store, model, window, tasks)
         baseline_rows = task_rows(baseline.store, model, other, tasks)
         for task in tasks:
+            # Losses of different kinds of label do not compare.
             if rows[task].kind == baseline_rows[task].kind:
                 conflicts[task] += _label_conflicts(rows[task], baseline_rows[task])
                 add_common(losses[task], rows[task], baseline_rows[task])
@@ -90,6 +92,7 @@ def _first_scored_us(run: RunFiles) -> int:
     models = [(name, tuple(entry["tasks"])) for name, entry in run.results["models"].items()]
     after_us = 0
     for section in run.config["models"].values():
+        # In windows that are trained on several times a model has seen the labels that it predicts.
         if section.get("epochs"):
             until = datetime.fromisoformat(str(section["epochs"]["until"]))
             until = until if until.tzinfo else until.replace(tzinfo=UTC)

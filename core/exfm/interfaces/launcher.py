@@ -42,6 +42,7 @@ class Job:
     @property
     def threads(self) -> int:
         """Returns the number of threads that it computes with."""
+        # Rounded down, because threads without a core wait for each other.
         return max(int(self.cores), 1)
 
     def as_dict(self) -> dict[str, Any]:
@@ -142,6 +143,7 @@ class Launcher(Component):
         super().__init_subclass__(**kwargs)
         if not issubclass(cls.Config, LauncherConfig):
             raise TypeError(f"{cls.__qualname__}.Config must be a subclass of exfm.launch.LauncherConfig")
+        # A class without a name is a base of other launchers, which may leave both to them.
         if hasattr(cls, "name") and not (cls.starts_jobs() or cls.writes_files()):
             raise TypeError(f"{cls.__qualname__} must define start or files")
 

@@ -50,6 +50,7 @@ class Commands:
     def stage(self, stage: str, models: Collection[str]) -> tuple[str, ...]:
         """Returns the command of a stage of some models."""
         options = [word for model in models for word in ("--model", model)]
+        # Jobs that end have no later call that would do the last window when all of its rows are there.
         options += ["--follow"] if self.follows else ["--final"]
         if self.ending == "idle":
             options += ["--idle-timeout", f"{self.idle_s:g}"]
@@ -73,12 +74,14 @@ def build_fleet(experiment: Experiment, launcher: LauncherConfig, groups: Sequen
             jobs.append(_labeller(experiment, arm.name, commands))
     jobs += [_labeller(experiment, name, commands) for name in experiment.frozen]
     jobs = _in_order(_linked(jobs))
+    # The report waits for the end of all jobs, which never comes where they follow for ever.
     if commands.ending != "never":
         jobs.append(_report(jobs, commands))
     sized: list[Job] = []
     for job in jobs:
         cores, memory_bytes = job_needs(experiment, launcher, job.models)
         sized.append(replace(job, cores=cores, memory_bytes=memory_bytes))
+    # The fleet is printed, and written into files of engines.
     run_dir = without_credentials(experiment.run_dir)
     return Fleet(experiment.config.name, run_dir, log_folder(experiment), tuple(sized))
 
@@ -86,6 +89,7 @@ def build_fleet(experiment: Experiment, launcher: LauncherConfig, groups: Sequen
 def log_folder(experiment: Experiment) -> str:
     """Returns the folder of the jobs' logs: in the run's folder if it is on a disk, else under the working folder."""
     workspace = Workspace(experiment.run_dir)
+    # A process appends to its log and holds a lock beside it, and a store offers neither.
     return workspace.path("logs") if workspace.is_local else f"logs/{experiment.config.name}"
 
 
@@ -94,17 +98,21 @@ def _trainer(experiment: Experiment, group: Group, commands: Commands) -> Job:
     reads: list[str] = [STREAM]
     writes: list[str] = []
     for arm in experiment.arms:
+        # By the base, because a control is trained in the job of its model.
         if arm.base not in group.models:
             continue
         for teacher in arm.teachers:
             reads.append(_supervision(experiment, teacher))
         reads += [_snapshots(experiment, teacher) for teacher in sorted(parameter_teachers(arm))]
         start = arm.config.init_from
+        # A snapshot of another run is there already: no job of this fleet writes it.
         if start is not None and start.model and not start.run:
             reads.append(f"snapshots/{start.model}")
         writes += [f"predictions/{arm.name}", f"snapshots/{arm.name}"]
+        # With a delay the labels come from the labeller's job instead.
         if arm.stores and not arm.labels_later:
             writes.append(f"supervision/{arm.name}")
+    # A group may hold both ends of a start from another model, and a job must not wait for itself.
     inputs = [path for path in dict.fromkeys(reads) if path not in writes]
     return Job(group.name, commands.stage("train", group.models), group.models, tuple(inputs), tuple(writes),
                follows=commands.follows)  # fmt: skip

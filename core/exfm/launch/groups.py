@@ -67,6 +67,7 @@ def pack(experiment: Experiment, kept: Mapping[str, Sequence[str]], group_size: 
         arms.setdefault(arm.base, []).append(arm)
     groups: list[Group] = []
     for name, models in kept.items():
+        # A command that names a model which has left the file would be refused.
         there = tuple(model for model in models if model in arms)
         if there:
             groups.append(Group(name, there))
@@ -85,6 +86,7 @@ def pack(experiment: Experiment, kept: Mapping[str, Sequence[str]], group_size: 
 
 def savings(experiment: Experiment, groups: Collection[Group]) -> Savings:
     """Counts what the groups of several models save."""
+    # A single model reads as much in a group as in a job, so that it would only dilute the figures.
     shared = [group for group in groups if len(group.models) > 1]
     together = apart = 0
     for group in shared:
@@ -98,6 +100,7 @@ def _shared_by(experiment: Experiment, arm: Arm) -> str:
     """Returns a text that is equal for models that may share a job: their teachers, and the rows that they see."""
     taught = {teacher for other in experiment.arms for teacher in other.teachers}
     section = arm.config.model_dump(mode="json", include={"where", "start", "epochs"})
+    # A name makes the text unique, so that a model that teaches shares its job with no other.
     alone = arm.base if arm.base in taught else ""
     return json.dumps([sorted(arm.teachers), section, alone], sort_keys=True)
 
@@ -111,6 +114,7 @@ def _packed(
     # Sorted, so that models of the same columns come together: a job reads the columns that any of its models sees.
     for model in sorted(models, key=lambda model: sorted(experiment.config.models[model].features or ())):
         cost = sum(table_bytes(experiment, arm) for arm in arms[model])
+        # Never before the first model: a model above the limits has a group to itself.
         if packed and (count + len(arms[model]) > group_size or size + cost > _MOST_BYTES):
             yield packed
             packed, count, size = [], 0, 0

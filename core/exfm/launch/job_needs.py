@@ -29,10 +29,12 @@ def job_needs(experiment: Experiment, config: LauncherConfig, models: Collection
         ConfigError: the launcher's section names a model that there is not.
     """
     for name in config.models:
+        # Frozen teachers are not under ``models``, and yet have a job, which labels.
         if name not in experiment.config.models and name not in experiment.frozen:
             raise ConfigError(
                 f"launcher.models: no model is called {name!r}.{suggestion(name, experiment.config.models)}"
             )
+    # The section's needs only stand in: they must not raise smaller needs that were written for a model.
     needs = [config.models[model] for model in models if model in config.models] or [config.needs]
     memory_gib = max((need.memory_gib for need in needs if need.memory_gib is not None), default=None)
     if memory_gib is not None:

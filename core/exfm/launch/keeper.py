@@ -79,6 +79,7 @@ class Keeper:
             try:
                 self._stop()
             finally:
+                # After the jobs, because a launcher may need the connection that it closes here to stop them.
                 self.launcher.close()
         return [name for name, kept in self._kept.items() if kept.outcome == "failed"]
 
@@ -86,11 +87,14 @@ class Keeper:
         """Starts a job if it is due, if there is room, and if nobody else runs it."""
         now = time.monotonic()
         awaited = self._awaited(kept)
+        # A job that follows starts at once, because it waits for its input by itself.
         if now < kept.not_before or not (kept.job.follows or all(other.outcome for other in awaited)):
             return
+        # The input will never be complete, and the job would take the files so far for the whole.
         if not kept.job.follows and any(other.outcome == "failed" for other in awaited):
             self._give_up(kept)
             return
+        # Asked again at the next look, because room comes when another job ends.
         if not self.launcher.has_room(kept.job, [other.job for other in self._kept.values() if other.running]):
             return
         try:
@@ -98,6 +102,7 @@ class Keeper:
         except RunsAlreadyError as error:
             self._leave_alone(kept, error, _LOOK_AGAIN_S)
             return
+        # The time before the start, because ``_settle`` must not take a job for done that missed a last file.
         kept.elsewhere, kept.started = False, now
         self.say(f"{kept.job.name}: started ({kept.running.location})")
 
@@ -113,6 +118,7 @@ class Keeper:
         try:
             status = running.poll()
         except RunsAlreadyError as error:
+            # Longer than after a refused start, because the engine has queued the job to learn this.
             self._leave_alone(kept, error, _LONGEST_WAIT_S)
             return
         if status is None:
@@ -132,6 +138,7 @@ class Keeper:
             self.say(f"{how}; it is not started again after {kept.failures} failures in a row")
             self._give_up(kept)
         else:
+            # Doubled each time, so that a passing failure costs a second, and a lasting failure few starts.
             wait_s = min(2.0 ** (kept.failures - 1), _LONGEST_WAIT_S)
             kept.not_before = now + wait_s
             self.say(f"{how}; again in {wait_s:.0f} s ({kept.failures} of {self.restarts})")
@@ -167,6 +174,7 @@ class Keeper:
             while _still(running) and time.monotonic() < until:
                 time.sleep(_POLL_S)
         finally:
+            # After a second interruption too, which ends the wait above: no job may outlive its keeper.
             for job in _still(running):
                 job.kill()
 

@@ -39,6 +39,7 @@ def keep_groups(workspace: Workspace, groups: Sequence[Group]) -> None:
 def deciding_groups(log_dir: str) -> Iterator[None]:
     """Waits until no other call on this machine is deciding on the groups of the run."""
     make_folder(log_dir)
+    # The file stays afterwards: if it were removed, two calls could hold locks on two files of this name.
     with Path(log_dir, "groups.lock").open("ab") as file:
         with suppress(OSError):  # this file system has no locks
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -13,6 +13,7 @@ def last_line(log_dir: str, job: str) -> str:
     try:
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - _TAIL, 0))
+            # The tail may begin in the middle of a character.
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:  # of a job on another machine
         lines = []

@@ -23,6 +23,7 @@ def load_with_launcher(commands: Commands, name: str | None) -> tuple[Experiment
     Raises:
         ConfigError: the file is wrong, or no launcher has the name.
     """
+    # Not in ``commands``, because the command of a job must not depend on the launcher that starts it.
     overrides = [*commands.overrides, f"launcher.name={name}"] if name else commands.overrides
     experiment = load_experiment(commands.config, overrides, block=commands.block)
     spec = experiment.config.launcher
@@ -33,6 +34,7 @@ def load_with_launcher(commands: Commands, name: str | None) -> tuple[Experiment
             component = experiment.registry.resolve("launcher", experiment.registry.default_launcher())
             launcher = component(component.Config())
     except PluginError:
+        # PluginError is a ValueError too, but already names the plugin at fault.
         raise
     except (ValueError, ImportError) as error:
         raise ConfigError(f"{commands.config}: launcher: {error}") from error
@@ -52,6 +54,7 @@ def prepare_fleet(
     if not keep:
         groups = pack(experiment, read_groups(workspace), launcher.config.group_size)
     else:
+        # Read under the lock too: of two calls at once the second sees the groups of the first.
         with deciding_groups(log_folder(experiment)):
             groups = pack(experiment, read_groups(workspace), launcher.config.group_size)
             keep_groups(workspace, groups)

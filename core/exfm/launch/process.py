@@ -32,6 +32,7 @@ class JobProcess(RunningJob):
     def __init__(self, job: Job, log_dir: str) -> None:
         make_folder(log_dir)
         self.log = Path(log_dir, f"{job.name}.log")
+        # Isolated and without ``site``: the guard needs the standard library alone, and every job waits for it.
         guard = (sys.executable, "-I", "-S", _GUARD, str(os.getpid()))
         with _lock(Path(log_dir, f"{job.name}.lock"), job) as lock, self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -73,6 +74,7 @@ class JobProcess(RunningJob):
             self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
+        # The process may end between the look and the signal.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
@@ -86,6 +88,7 @@ def command_here(job: Job) -> tuple[str, ...]:
 
 def _environment(job: Job) -> dict[str, str]:
     """Returns the environment of a job: its threads are its cores, unless the user has set a number."""
+    # Unbuffered, because the last line of the log has to say why a job was killed.
     return {"OMP_NUM_THREADS": str(job.threads), **os.environ, "PYTHONUNBUFFERED": "1"}
 
 

@@ -18,12 +18,15 @@ from torch import Tensor
 def cast_weights(weights: Sequence[Tensor]) -> Iterator[None]:
     """Keeps bfloat16 casts of weights in autocast's cache, for the threads that enter ``kept_casts``."""
     with kept_casts():
+        # Inside ``kept_casts``, or the end of this autocast would empty the cache.
+        # With gradients, because a cast that was cached without would cut the weight off from the loss.
         with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=True):
             for weight in weights:
                 _cast(weight)
         try:
             yield
         finally:
+            # The optimizer changes the weights afterwards, and a cast that stays would be stale.
             torch.clear_autocast_cache()
 
 

@@ -107,12 +107,14 @@ class JobLog:
         if reason == self._waiting_for and now - self._waiting_at < WAITING_EVERY_S:
             return
         self._flush()
+        # After the flush, whose lines belong to the time before the wait.
         self._waiting_for, self._waiting_at = reason, now
         self._print(f"waiting for {reason}", "waiting", {"waiting_for": reason})
 
     def stop(self, error: BaseException | None = None) -> None:
         """Prints the windows that no line has, and the line that sums up a job that has begun or waited."""
         self._flush()
+        # A job that was refused before its first row has nothing to sum up.
         if self._starting is None and not self._waiting_for:
             return
         total = time.perf_counter() - self._started
@@ -138,6 +140,7 @@ class JobLog:
         # Now, because the evaluation may come before the line is printed.
         self._unseen_at, self._unseen_phases = time.perf_counter(), self._phases()
         if self._starting is None:
+            # All time before the first rows that no phase accounts for: imports, and building the models.
             self._starting = max(self._unseen_at - self._started - sum(self._unseen_phases.values()), 0.0)
 
     def _phases(self) -> dict[str, float]:

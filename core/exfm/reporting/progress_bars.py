@@ -52,6 +52,7 @@ class NotebookBar:
 
     def update(self, update: Update, rows: int, elapsed_s: float) -> None:
         """Shows the progress after a chunk."""
+        # Escaped, because names come from the experiment file, and must not act as HTML.
         text = html.escape(f"{self._name}: {_line(update, rows, elapsed_s)}")
         self._last = f"<progress value='{update.window.index + 1}' max='{update.windows}'></progress> {text}"
         if elapsed_s >= self._next_s:
@@ -60,6 +61,7 @@ class NotebookBar:
 
     def stop(self) -> None:
         """Draws the last state."""
+        # The last update may have come too soon after a drawing to be drawn.
         if self._last:
             self._draw()
 
@@ -97,6 +99,7 @@ class TerminalBar:
         """Shows the progress after a chunk."""
         self._bar.update(
             self._task,
+            # Without this window, which is still under way.
             completed=update.window.index,
             total=update.windows,
             speed=_rows_per_second(rows, elapsed_s),

@@ -62,6 +62,7 @@ class RunResult(dict[str, Any]):
     @cached_property
     def models(self) -> ModelResults:
         """The models of the run by name, with their figures and snapshots."""
+        # A function, because figures need no experiment, and loading it imports plugins.
         return ModelResults({name: ModelResult(name, self, lambda: self.experiment) for name in self.get("models", ())})
 
     def to_frame(self, windows: bool = True) -> Any:
@@ -113,6 +114,7 @@ class RunResult(dict[str, Any]):
         if not self:
             return "RunResult of a process that does not evaluate"
         words = [f"{len(self['models'])} models"]
+        # Of several teachers each has an entry with the same gain.
         for gain in {(gain["model"], gain["task"]): gain for gain in self["gains"]}.values():
             if gain["ne_gain_percent"] is not None:
                 words.append(f"{gain['model']} on {gain['task']} {signed(gain['ne_gain_percent'])}%")

@@ -132,6 +132,7 @@ def _record_batch(rows: Any) -> pa.RecordBatch | Sequence[Mapping[str, Any]]:
     """Returns a data frame or table as a record batch; rows of any other form as they are."""
     if isinstance(rows, pa.RecordBatch) or not hasattr(rows, "__arrow_c_stream__"):
         return rows
+    # Combined, so that there is a single batch; a table without rows has none.
     table = pa.table(rows).combine_chunks()
     batches = table.to_batches()
     return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)

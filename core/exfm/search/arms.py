@@ -60,6 +60,7 @@ def searched_arms(
             f"{where}: search.model: {section.model} has no control, over which the gain is measured: set "
             f"models.{section.model}.control=true"
         )
+    # The control comes first, because all trials are measured against its first trial.
     roles: dict[str, Role] = {student.control: "control", student.name: "student"}
     for pair in experiment.config.compare:
         if pair.model == student.name:
@@ -70,6 +71,7 @@ def searched_arms(
         parameters = {key: section.parameters[key] for key in section.parameters if name in concerned[key]}
         searched.append(SearchedArm(arms[name], role, parameters))
     for key, names in concerned.items():
+        # Such a parameter would spend trials without an effect.
         if not names & roles.keys():
             raise ConfigError(f"{where}: search.parameters.{key}: it changes none of {', '.join(roles)}")
     return tuple(searched)

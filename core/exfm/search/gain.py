@@ -36,6 +36,7 @@ class GainOverTime:
         for window in reader.windows(name):
             counts = self.start_us <= window.start_us < self.end_us and window.start_us in windows
             if window.start_us > self._until_us:
+                # Passed even where the other has no such window, because it was trained before and gets none later.
                 self._until_us = window.start_us
                 if counts:
                     rows = task_rows(reader, name, window, [self.task])

@@ -70,6 +70,7 @@ class Search:
         self.first = file_values(self.section.parameters, self.base.as_dict(), self.where)
         self.task = first_task(self.student.arm, self.section, self.where)
         for arm in self.arms:
+            # An arm that does not predict the student's task has no gain to compare.
             first_task(arm.arm, self.section.model_copy(update={"task": self.task}), self.where)
         _ = self.tuning  # fails before anything runs if the stream is too short
 
@@ -143,11 +144,13 @@ class Search:
         """Describes everything that trials depend on, of JSON's types."""
         resolved = self.base.as_dict()
         section = resolved.pop("search")
+        # These keys do not change the trials, and an upgrade must not end a search.
         for key in ("run_dir", "versions", "components", "plugins"):
             resolved.pop(key, None)
         experiment = xxhash.xxh3_128_hexdigest(json.dumps(resolved, sort_keys=True).encode())
         # Trials and seeds may be added.
         kept = {f"search.{key}": value for key, value in section.items() if key not in ("trials", "seeds")}
+        # As it is read back later, when tuples have become lists.
         described: dict[str, Any] = json.loads(json.dumps({"the experiment": experiment, **kept}))
         return described
 
@@ -155,6 +158,7 @@ class Search:
         optuna = import_optuna()
         backend = optuna.storages.journal.JournalFileBackend(str(Path(Workspace(self.folder).path(JOURNAL_FILE))))
         settings = StudySettings(self.section.trials, self.section.pruner, self.section.warmup, self.base.config.seed)
+        # Of the file as it is: a search must not buy its gain with a dearer model.
         limit = serving_cost(self.base, arm.name)
 
         def too_dear(values: Values) -> str:
@@ -176,12 +180,14 @@ class Search:
     def _trainer(self, arm: SearchedArm) -> Callable[[int, Values], Iterator[float | None]]:
         """Returns the function that trains a trial and yields its gain over the first trial of the control."""
         reference = Store(f"{self.folder}/{_trial_folder(self.control, 0)}"), self.control.name
+        # The first windows do not count, as in an evaluation; at least the last does.
         scored = self.tuning[min(int(self.base.config.evaluation.skip * len(self.tuning)), len(self.tuning) - 1)]
 
         def train(number: int, values: Values) -> Iterator[float | None]:
             gain: GainOverTime | None = None
             folder = _trial_folder(arm, number)
             for store in self._train(arm, values, folder, len(self.tuning)):
+                # Once, because the sums of the windows go on from step to step.
                 if gain is None:
                     span = scored.start_us, self.tuning[-1].end_us
                     gain = GainOverTime((store, arm.name), reference, self.task, *span)
@@ -204,8 +210,10 @@ class Search:
 
     def _fresh_seeds(self, best: Mapping[str, TrialResult]) -> list[dict[str, Any]]:
         """Runs the best trial of each arm on fresh seeds to the end of the stream; measures the windows held out."""
+        # Only windows that no trial has seen: the best of many trials looks too good on those that chose it.
         span = self.tuning[-1].end_us, self.windows[-1].end_us
         entries: list[dict[str, Any]] = []
+        # Without the seed of the trials, which favours the values that were chosen with it.
         for seed in range(self.base.config.seed + 1, self.base.config.seed + 1 + self.section.seeds):
             stores: dict[str, Store] = {}
             for arm in self.arms:

@@ -46,6 +46,7 @@ def serving_cost(experiment: Experiment, model: str) -> ServingCost:
         ConfigError: there is no such model, or a component refuses its config.
     """
     arm = find_arm(experiment, model)
+    # Forked, so that a look at the cost moves no generator that training draws from.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         network = build_model(without_teaching(arm), experiment.schema)
     lengths = list_lengths(experiment.schema, {})

@@ -99,8 +99,10 @@ def _value_at(resolved: Mapping[str, Any], key: str, where: str) -> Any:
 
 def _holds(parameter: SearchedParameter, value: Any) -> bool:
     if parameter.choices is not None:
+        # As JSON, because Python takes 1, 1.0 and True for equal.
         return json.dumps(value) in list(map(json.dumps, parameter.choices))
     assert parameter.low is not None and parameter.high is not None
+    # A bool is an int to Python, and no number of a range.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return parameter.low <= value <= parameter.high

@@ -94,6 +94,7 @@ class ArmStudy:
     def __post_init__(self) -> None:
         optuna = import_optuna()
         pruners = {
+            # Plus 1, because Optuna tests from that step on, and our steps count windows from 1.
             "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=self.settings.warmup + 1),
             "successive_halving": lambda: optuna.pruners.SuccessiveHalvingPruner(
                 min_resource=self.settings.warmup + 1, reduction_factor=3
@@ -141,6 +142,7 @@ class ArmStudy:
             trial = self._next()
             values = suggest(trial, self.parameters)
             trial.set_user_attr(_VALUES, dict(values))
+            # Never the first, whose cost sets the limit.
             reason = self.too_dear(values) if trial.number else ""
             if reason:
                 self._tell(trial, "too dear", reason=reason)
@@ -173,6 +175,7 @@ class ArmStudy:
                 windows += 1
                 if figure is None:
                     continue
+                # A resumed trial yields its committed windows again, and Optuna warns of a step that comes twice.
                 if windows not in reported:
                     trial.report(figure, windows)
                 # Never the first, which the others are measured against.
@@ -180,6 +183,7 @@ class ArmStudy:
                     self._tell(trial, "pruned", windows)
                     return
         except (ConfigError, RunError, ValueError) as error:
+            # The file as it is fails: all others would have nothing to be measured against.
             if not trial.number:
                 raise
             self._tell(trial, "failed", windows, reason=redact(str(error)))

@@ -57,6 +57,7 @@ def train_windows(
     keys = model_keys(experiment)
     for teacher in needed_teachers(experiment, name):
         home = teacher_folder(teacher.name, keys[teacher.name])
+        # Teachers come before their students, so that ``homes`` has all that this teacher learns from.
         for _ in _train(load(home), teacher, dict(homes), windows, on_progress, on_window, stepwise=False):
             pass
         homes[teacher.name] = home
@@ -73,14 +74,17 @@ def _train(
     on_window: OnProgress,
     stepwise: bool,
 ) -> Iterator[Store]:
+    # Before the store is opened, which reads the homes from the folder.
     keep_homes(experiment.run_dir, homes)
     store = open_store(experiment)
     plan = build_plan(experiment)
     open_run(experiment, store, [arm.name])
     loop = StreamLoop(experiment, store, plan, on_progress, [arm.name], [arm.name, *experiment.frozen], on_window)
     try:
+        # Window by window only for the arm, whose trial may end after any of them.
         for window in range(1, windows + 1) if stepwise else (windows,):
             loop.advance(first_windows=window)
+            # All teachers were trained before, so that nobody would end the wait.
             if loop.waiting_for:
                 raise RunError(f"{experiment.run_dir}: {arm.name} waits for {loop.waiting_for}")
             yield store

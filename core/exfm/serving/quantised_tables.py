@@ -36,6 +36,7 @@ class QuantisedTable:
 
 def quantise(rows_RD: Tensor) -> QuantisedTable:
     """Quantises rows with FBGEMM, as TorchRec's tables of 8 bits do."""
+    # The kernel takes single precision, row after row in memory.
     fused = torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(rows_RD.float().contiguous())
     width = rows_RD.shape[1]
     # FBGEMM appends scale and offset to a row's codes, in the bytes of two numbers of single precision.

@@ -27,6 +27,7 @@ Array = npt.NDArray[Any]
 
 def repeat_context(context: pa.RecordBatch, candidates: pa.RecordBatch) -> pa.RecordBatch:
     """Returns the columns of candidates and of their context, which is of a row, sorted by name."""
+    # Zeros are the index of the context's only row, once for each candidate.
     rows_B = pa.array(np.zeros(candidates.num_rows, np.int64))
     columns = dict(zip(candidates.schema.names, candidates.columns, strict=True))
     for name in context.schema.names:
@@ -63,6 +64,7 @@ class RequestArrays:
             (of_context if self._is_contexts(self._columns(feature)) else of_candidates).append(feature)
         rows = self._with_context(of_candidates)
         try:
+            # Apart from the candidates, so that the message says which of both is wrong.
             check_features(self._context, of_context, described.event_time)
         except ConfigError as error:
             raise ConfigError(f"context: {error}") from error
@@ -92,6 +94,7 @@ class RequestArrays:
     def _columns(self, feature: Feature) -> list[str]:
         columns = list(feature.source_columns)
         if needs_event_time([feature]):
+            # A value that is relative to the row's time is the context's only if the time is, too.
             columns.append(self._description.event_time)
         return columns
 
@@ -113,6 +116,7 @@ class RequestArrays:
         for batch, features in groups:
             dense = [feature for feature in features if isinstance(feature, DenseFeature)]
             columns.update(zip(names_of(dense), dense_numbers(batch, dense).T, strict=True))
+        # In the order of the description, because the program knows dense features by position.
         numbers_BF = np.empty((self._size, len(columns)), np.float32)
         dense = [feature for feature in self._description.features if isinstance(feature, DenseFeature)]
         for number, feature in enumerate(dense):

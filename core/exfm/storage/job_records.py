@@ -85,6 +85,7 @@ class JobRecord:
             return False
         if self.machine == _machine():
             return not _is_alive(self.pid, self.pid_started)
+        # Three beats, because a slow store may delay the last.
         return self.silent_s(now) > max(_SILENT_S, 3 * self.every_s)
 
 
@@ -136,6 +137,7 @@ def read_records(workspace: Workspace) -> list[JobRecord]:
 
 def _parse(data: bytes) -> JobRecord:
     raw: dict[str, Any] = json.loads(data)
+    # A watcher may be older or newer than the job: keys that it does not have are ignored.
     values = {entry.name: raw[entry.name] for entry in fields(JobRecord) if entry.name in raw}
     record = JobRecord(**{**values, "models": tuple(values["models"])})
     datetime.fromisoformat(record.beat)  # raises where it is no time
@@ -169,4 +171,5 @@ def _is_alive(pid: int, started: str) -> bool:
         return False
     except PermissionError:  # of another user
         pass
+    # The system may have given the id to a later process.
     return _started(pid) == started

@@ -64,6 +64,7 @@ class Delivery:
     @classmethod
     def build(cls, spec: ComponentSpec, run: TrackedRun, key: str) -> Delivery:
         """Builds a tracker and its delivery."""
+        # The file's key has a digest of the section, because two trackers may differ in their settings alone.
         written = repr(sorted(spec.as_dict().items())).encode()
         return cls(build_tracker(spec, run, key), f"{spec.name}-{xxhash.xxh3_64_hexdigest(written)[:8]}")
 
@@ -90,14 +91,17 @@ class Delivery:
     def _tell_window(self, reader: RunReader, model: TrackedModel, window: WindowCommitted) -> None:
         index = window.window.index
         begun, taken = self._partial.get(model.name, (index, 0))
+        # The count is of an earlier window.
         if begun != index:
             taken = 0
         for number, event in enumerate(_events(reader, window)):
             if number >= taken:
                 self._tell(event)
+                # After the call, so that an event that raises is told again.
                 self._partial[model.name] = index, number + 1
         self._positions[model.name] = index
         if model.name in self._in_file:
+            # Not synced, because a loss costs no more than telling the window again, which a tracker has to bear.
             value = {"identity": model.identity, "window": index}
             reader.store.workspace.write_json(self._file(model), value, sync=False)
 
@@ -120,6 +124,7 @@ class Delivery:
             return self._start.get(model.name, NONE)
         if self.tracker.newest_only:
             return reader.before_newest(model.name)
+        # The system is asked first, because figures may have been removed there since.
         position = self.tracker.last_window(model)
         if position is None:
             self._in_file.add(model.name)

@@ -101,6 +101,7 @@ class LiveTracking:
         self._wake = threading.Event()
         self._outcome: Outcome = "ended"
         self._end: tuple[Outcome, str] | None = None
+        # A daemon, because a tracker that hangs must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
 
     def window(self, ended: WindowEnd) -> None:
@@ -131,6 +132,7 @@ class LiveTracking:
             return
         outcome = self._outcome
         if error is not None:
+            # A signal raises KeyboardInterrupt, which is no Exception.
             outcome = "failed" if isinstance(error, Exception) else "stopped"
         self._end = outcome, "" if error is None else redact(f"{type(error).__name__}: {error}")
         self._wake.set()
@@ -149,6 +151,7 @@ class LiveTracking:
         ended = False
         while not ended:
             self._wake.wait()
+            # Before reading, so that a window that ends meanwhile wakes it again.
             self._wake.clear()
             end = self._end  # read first: whatever was committed before it is told below
             for name, delivery in self._deliveries.items():
@@ -209,6 +212,7 @@ def open_tracking(
         key = f"trackers.{number} ({spec.name})"
         deliveries[key] = Delivery.build(spec, reader.run, key)
     if on_event is not None:
+        # A function hears of this job's windows, while trackers also get those that they have missed.
         start = {model: reader.head(model) for model in models}
         deliveries["on_event"] = Delivery(FunctionTracker(on_event, reader.run), "on_event", start)
     return LiveTracking(reader, deliveries)

@@ -96,6 +96,7 @@ class RunReader:
 
     def _removed(self, model: TrackedModel) -> set[int]:
         removed: set[int] = set()
+        # Of the control too, because a gain needs the predictions of both.
         for name in (model.name, model.control or model.name):
             removed.update(window.index for window in self.store.let_go(name))
         return removed
@@ -152,6 +153,7 @@ class RunReader:
         """Lists the windows after an index that a model has committed, from the newest back."""
         home = self.store.home(model)
         indices: list[int] = []
+        # From the newest back, so that a tracker that is up to date costs a single manifest.
         for index in home.store.log.newest_first("train", home.model):
             if index <= after:
                 break

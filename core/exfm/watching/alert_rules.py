@@ -123,6 +123,7 @@ class NeJumpRule(Rule):
             if self.tasks and task not in self.tasks:
                 continue
             now, before = figures["ne"], figures["ne_before"]
+            # Without an NE before, or with an NE of 0, a relative rise means nothing.
             if now is None or not before:
                 yield Finding(task, None)
                 continue
@@ -145,6 +146,7 @@ class HeldRule(Rule):
             return
         behind = 0
         if snapshot["held"]:
+            # Versions begin at 0, so that without a published snapshot all of them are held.
             behind = snapshot["newest"] - (-1 if snapshot["in_use"] is None else snapshot["in_use"])
         reasons = "; ".join(snapshot["held"].values())
         in_use = "none" if snapshot["in_use"] is None else f"snapshot {snapshot['in_use']}"
@@ -200,6 +202,7 @@ def read_rules(path: str) -> AlertRules:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("rules"), list) or not raw["rules"]:
         raise ConfigError(f"{path}: rules: a list of rules such as {{kind: lag, above: 6h}} is expected")
+    # A misspelt webhook would otherwise mean alerts that nobody receives.
     for key in raw:
         if key not in ("rules", "webhook"):
             raise ConfigError(f"{path}: {key}: no such key.{suggestion(str(key), ('rules', 'webhook'))}")
@@ -226,6 +229,7 @@ def _parsed(where: str, section: type[S], fields: Any) -> S:
         location = ".".join(map(str, detail["loc"]))
         name = str(detail["loc"][-1]) if detail["loc"] else ""
         hint = suggestion(name, section.model_fields) if detail["type"] == "extra_forbidden" else ""
+        # pydantic puts this before the messages of our validators.
         message = detail["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{where}{'.' if location else ''}{location}: {message}.{hint}") from error
 

@@ -66,6 +66,7 @@ def check_alerts(rules: Sequence[Rule], status: Mapping[str, Any]) -> Checked:
     missing: list[str] = []
     looked = 0
     for number, rule in enumerate(rules):
+        # A rule for a model that is not there would never fire, and nobody would notice.
         for name in rule.models:
             if name not in names:
                 raise ConfigError(f"rules.{number}.models: no model is called {name!r}.{suggestion(name, names)}")
@@ -76,6 +77,7 @@ def check_alerts(rules: Sequence[Rule], status: Mapping[str, Any]) -> Checked:
             for finding in rule.look(model, problems):
                 title = rule.name or rule.kind
                 looked += 1
+                # Reported apart, because a rule without a value to look at guards nothing.
                 if finding.value is None:
                     missing.append(" ".join(filter(None, [f"{title}:", model["model"], finding.about])))
                 elif finding.limit:
@@ -102,6 +104,7 @@ def webhook_url(webhook: Webhook) -> str:
     url = os.environ.get(webhook.url_env, "")
     if urlsplit(url).scheme not in ("http", "https"):
         raise ConfigError(f"webhook.url_env: the environment variable {webhook.url_env} holds no http or https URL")
+    # From here on no message shows it: errors of urllib may quote the URL.
     remember(url, f"${{oc.env:{webhook.url_env}}}")
     return url
 
@@ -128,6 +131,7 @@ def post_alerts(webhook: Webhook, status: Mapping[str, Any], alerts: Sequence[Al
     )
     try:
         with urllib.request.urlopen(request, timeout=webhook.timeout.total_seconds()) as answer:
+            # To its end, so that the server does not see a connection that breaks off.
             answer.read()
     except (OSError, ValueError) as error:  # HTTP's errors and timeouts are OSErrors
         raise RunError(f"webhook: the server of {webhook.url_env} does not take the alerts: {error}") from error

@@ -47,6 +47,7 @@ class History:
             key = (index, commit.written_at if other is None else f"{commit.written_at} {other.written_at}")
             kept[key] = self._points.get(key) or _point(commit, other)
             points.append(kept[key])
+        # Only points that are still shown stay, so that a page that is open for weeks does not grow.
         self._points = kept
         return points[::-1]
 
@@ -80,6 +81,7 @@ def _gain(model: Moments, control: Moments) -> float | None:
     """Returns the NE gain over a control, percent; None where they have not predicted the same labels."""
     if (model.examples, model.positives) != (control.examples, control.positives):
         return None
+    # Labels that are all alike have no NE, and over a control without loss there is nothing to gain.
     if model.baseline is None or not control.loss_sum:
         return None
     return 100 * (control.loss_sum - model.loss_sum) / control.loss_sum

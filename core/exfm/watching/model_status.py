@@ -130,6 +130,7 @@ def read_chain(log: CommitLog, stage: Stage, model: str) -> Chain:
     for index in islice(log.newest_first(stage, model), _RECENT):
         times.append(datetime.fromisoformat(log.load(stage, model, index).written_at))
     intervals = [(later - earlier).total_seconds() for later, earlier in pairwise(times)]
+    # The median, because a pause between two jobs would spoil a mean.
     return Chain(log.load(stage, model, head), median(intervals) if intervals else None)
 
 

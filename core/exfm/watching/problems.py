@@ -41,6 +41,7 @@ class Problem:
 
 def job_of(records: Sequence[JobRecord], stage: Stage, model: str, now: datetime) -> JobRecord | None:
     """Returns the job that trains a model, or labels with it: the newest that is alive, or else the newest."""
+    # `exfm run` both trains and labels.
     jobs = [record for record in records if record.stage in ("run", stage) and model in record.models]
     # An `exfm run` beside jobs that follow the stream ends before them.
     return max(jobs, key=lambda job: (job.state in LIVE and not job.is_dead(now), job.started), default=None)
@@ -95,6 +96,7 @@ def _last_words(job: JobRecord, now: datetime) -> str:
 def _stands_still(chain: Chain, job: JobRecord | None, stream_until_us: int, now: datetime) -> bool:
     """Tells whether the stream has a further window that is not committed although it has been time enough."""
     window, silent_s = chain.window, chain.silent_s(now)
+    # Before the first commit nothing says how long a window takes; an incomplete window is not due yet.
     if window is None or silent_s is None or window.end_us + (window.end_us - window.start_us) > stream_until_us:
         return False
     patience_s = max(_PATIENCE_S, _SLOW * (chain.interval_s or 0.0))
@@ -122,6 +124,7 @@ def _standstill(stage: Stage, chain: Chain, job: JobRecord | None, now: datetime
 def duration(seconds: float) -> str:
     """Writes a time with its largest unit; a time in the future, by another machine's clock, as 0."""
     seconds = max(0.0, seconds)
+    # A unit from two of it on: rounded, 90 minutes would be 2 hours.
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

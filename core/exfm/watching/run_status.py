@@ -126,6 +126,7 @@ def _stream_until(records: Iterable[JobRecord], standings: Iterable[Standing]) -
     for standing in standings:
         for chain in (standing.trained, standing.labelled):
             if chain is not None and chain.newest is not None:
+                # Commits outlast the records of jobs, which may be lost.
                 times.append(chain.newest.read.until_us or chain.newest.window.end_us)
     return max(times, default=0)
 
@@ -139,6 +140,7 @@ def _beside_teachers(model: WatchedModel, standings: Mapping[str, Standing]) -> 
         ahead: Chain | None = standings[name].labelled if name in standings else None
         if window is None or ahead is None or ahead.window is None:
             continue
+        # By time, because a teacher of another run may count its windows from another beginning.
         behind = max(0, ahead.window.end_us - window.end_us) // (window.end_us - window.start_us)
         teachers[name] = replace(teachers.get(name, TeacherFigures(None, None)), behind_windows=behind)
     return replace(standing, teachers=teachers)
@@ -149,6 +151,7 @@ def _jobs(
 ) -> dict[Stage, JobRecord | None]:
     """Returns the job that trains a model, in whatever run, and the job that labels with it."""
     trainer = job_of(of_trainer, "train", model.trained[1], now)
+    # Without a delay a model labels in the job that trains it.
     if not model.labels_later:
         return {"train": trainer, "supervise": trainer}
     if model.is_frozen:

@@ -81,6 +81,7 @@ class RunFolder:
             text = self.workspace.read(CONFIG_FILE)
         except FileNotFoundError as error:
             raise ConfigError(f"{self.url}: no {CONFIG_FILE} here; `exfm run` writes it into a run's folder") from error
+        # Compared as bytes, because every look reads it, and a config of hundreds of models takes long to parse.
         if text != self._parsed[0]:
             self._parsed = text, parse_resolved(text.decode())
         return self._parsed[1]
@@ -90,6 +91,7 @@ class RunFolder:
         homes: dict[str, tuple[str, str]] = {}
         for name, home in self._optional_json(HOMES_FILE, {}).items():
             run = home["run"]
+            # Relative to this folder, so that runs that lie beside each other can be moved together.
             if run.startswith(SIBLING):
                 run = f"{self._beside}/{run.removeprefix(SIBLING)}"
             homes[name] = (run, home["model"])
@@ -114,6 +116,7 @@ class RunFolder:
         for section in sections.values():
             taught.update(teachers_of(section))
         models: list[WatchedModel] = []
+        # Teachers that other runs train have no section here.
         for name in (*sections, *(name for name in homes if name not in sections)):
             section = sections.get(name, {})
             stores = name in taught or bool(section.get("supervision", {}).get("store"))

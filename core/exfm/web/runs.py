@@ -51,8 +51,10 @@ class WatchedRun:
             ConfigError: the folder holds no run.
         """
         with self._lock:
+            # Under the lock: pages that ask during a look wait for it and share its answer.
             if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
                 self._status = self._opened().look()
+                # From the end of the look, so that a slow store has a pause between two looks.
                 self._looked_s = time.monotonic()
             return self._status
 
@@ -94,6 +96,7 @@ class WatchedRun:
             raise ConfigError(f"{self.label}: no {REPORT_FILE} here; `exfm run` writes it when a run ends") from error
 
     def _opened(self) -> RunWatch:
+        # At the first request, so that a folder of many runs is listed without reading each.
         if self._watch is None:
             self._watch = RunWatch(self.url)
         return self._watch

@@ -34,6 +34,7 @@ def page() -> tuple[bytes, str]:
     style, script = (folder.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     html = folder.joinpath("page.html").read_text(encoding="utf-8")
     html = html.replace("/*style*/", style).replace("/*script*/", script)
+    # By digest, so that a browser runs no script that a name or a message from a run might smuggle in.
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -61,6 +62,7 @@ class PageServer(ThreadingHTTPServer):
         runs: the runs that it shows, by number.
     """
 
+    # Ctrl-C must not wait for browsers that keep their connections open.
     daemon_threads = True
 
     def __init__(self, host: str, port: int, runs: Sequence[WatchedRun]) -> None:
@@ -91,6 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._answer()
         except ConfigError as error:
+            # First, because ConfigError is a ValueError too.
             self._json({"error": str(error)}, HTTPStatus.NOT_FOUND)
         except (RunError, OSError, ValueError) as error:
             self._json({"error": redact(" ".join(str(error).split()))}, HTTPStatus.INTERNAL_SERVER_ERROR)
@@ -128,6 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._numbered(number)
 
     def _numbered(self, number: str) -> WatchedRun:
+        # Nine digits at most, because Python takes long to convert, or refuses, a number of thousands of digits.
         if not (number.isascii() and number.isdigit() and int(number[:9]) < len(self.server.runs)):
             raise ConfigError(f"there is no such run; runs are numbered from 0 to {len(self.server.runs) - 1}")
         return self.server.runs[int(number[:9])]
@@ -155,6 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, content: bytes, kind: str, policy: str, status: HTTPStatus = HTTPStatus.OK) -> None:
         self.send_response(status)
+        # Nothing is stored or sniffed, because texts of runs are not ours, and figures change with each commit.
         headers = {
             "Content-Type": kind,
             "Content-Length": str(len(content)),
