@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,7 @@ _LOOK_AGAIN_S = 1.0
 """Time until a job that another process runs is tried again."""
 
 _LONGEST_WAIT_S = 60.0
+_MOST_DOUBLINGS = 6  # of a second, which is beyond the longest wait; the power of thousands of failures is no float
 _HEALTHY_S = 600.0
 """A job that has run for so long before it failed has not failed in a row."""
 
@@ -139,7 +141,7 @@ class Keeper:
             self._give_up(kept)
         else:
             # Doubled each time, so that a passing failure costs a second, and a lasting failure few starts.
-            wait_s = min(2.0 ** (kept.failures - 1), _LONGEST_WAIT_S)
+            wait_s = min(2.0 ** min(kept.failures - 1, _MOST_DOUBLINGS), _LONGEST_WAIT_S)
             kept.not_before = now + wait_s
             self.say(f"{how}; again in {wait_s:.0f} s ({kept.failures} of {self.restarts})")
 
@@ -180,5 +182,10 @@ class Keeper:
 
 
 def _still(jobs: Sequence[RunningJob]) -> list[RunningJob]:
-    """Returns the jobs that still run."""
-    return [job for job in jobs if job.poll() is None]
+    """Returns the jobs that still run; one that another process runs is that process's to stop."""
+    still: list[RunningJob] = []
+    for job in jobs:
+        with suppress(RunsAlreadyError):
+            if job.poll() is None:
+                still.append(job)
+    return still

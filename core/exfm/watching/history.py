@@ -79,9 +79,18 @@ def _point(commit: Commit, control: Commit | None) -> dict[str, Any]:
 
 def _gain(model: Moments, control: Moments) -> float | None:
     """Returns the NE gain over a control, percent; None where they have not predicted the same labels."""
-    if (model.examples, model.positives) != (control.examples, control.positives):
+    if _labels(model) != _labels(control):
         return None
     # Labels that are all alike have no NE, and over a control without loss there is nothing to gain.
     if model.baseline is None or not control.loss_sum:
         return None
     return 100 * (control.loss_sum - model.loss_sum) / control.loss_sum
+
+
+def _labels(moments: Moments) -> tuple[Any, ...]:
+    """Returns the sums that are equal for models which have predicted the same labels."""
+    sums = vars(moments)
+    keys = ["examples", "label_sum", "label_squares", "class_counts"]
+    if "class_counts" not in sums:  # of classes, positives are right predictions
+        keys.append("positives")
+    return tuple(sums.get(key) for key in keys)

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from ipaddress import ip_address
+from socket import AF_INET, AF_INET6
 from threading import Lock
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
@@ -66,6 +67,8 @@ class PageServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, host: str, port: int, runs: Sequence[WatchedRun]) -> None:
+        # The family has to be that of the address: `::1` is of another than `127.0.0.1`.
+        self.address_family = AF_INET6 if ":" in host else AF_INET
         super().__init__((host, port), _Handler)
         self.runs = runs
         # One at a time, because a comparison reads the predictions of all its runs.
@@ -76,7 +79,7 @@ class PageServer(ThreadingHTTPServer):
     def url(self) -> str:
         """The address of the page."""
         host, port = self.server_address[:2]
-        return f"http://{host!s}:{port}/"
+        return f"http://[{host!s}]:{port}/" if self.address_family is AF_INET6 else f"http://{host!s}:{port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Says nothing of a browser that has gone before its answer."""
@@ -132,9 +135,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _numbered(self, number: str) -> WatchedRun:
         # Nine digits at most, because Python takes long to convert, or refuses, a number of thousands of digits.
-        if not (number.isascii() and number.isdigit() and int(number[:9]) < len(self.server.runs)):
+        is_number = number.isascii() and number.isdigit() and len(number) <= 9
+        if not (is_number and int(number) < len(self.server.runs)):
             raise ConfigError(f"there is no such run; runs are numbered from 0 to {len(self.server.runs) - 1}")
-        return self.server.runs[int(number[:9])]
+        return self.server.runs[int(number)]
 
     def _list(self, query: Query) -> Any:
         return [{"run": number, "label": run.label} for number, run in enumerate(self.server.runs)]
