@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from exfm.interfaces.data_source import Window
 from exfm.interfaces.events import (
     Event,
     Outcome,
@@ -22,6 +21,5 @@ __all__ = [
     "SnapshotPublished",
     "TrackedModel",
     "TrackedRun",
-    "Window",
     "WindowCommitted",
 ]

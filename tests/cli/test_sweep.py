@@ -127,9 +127,14 @@ def test_a_point_takes_over_what_a_failed_point_was_to_train(tiny: str, exfm_cli
     assert quality(healthy) == quality(apart) and "trained_in" not in healthy["models"]["fm"]
 
 
+def without_log(text: str) -> list[str]:
+    """Returns the lines without those of the runs' logs, which begin with a time."""
+    return [line for line in text.splitlines() if not re.match(r"\d{4}-\d\d-\d\dT", line)]
+
+
 def test_a_grown_grid_runs_new_points(swept: Path, tiny: str, exfm_cli: Cli) -> None:
     done = exfm_cli("sweep", tiny, "--over", "seed=1,3", "--over", f"{DIM}=8", f"run_dir={swept}")
-    lines = [line for line in done.err.splitlines() if "rows/s" not in line]
+    lines = without_log(done.err)
     assert done.status == 0 and lines == [
         "2 points, 1 to run",
         f"[1/1] seed=3, {DIM}=8: complete",
@@ -192,7 +197,7 @@ def test_a_failing_point_stops_no_other(jobs: str, swept: Path, tiny: str, exfm_
     next((broken / "predictions/vm").iterdir()).write_bytes(b"half a file")
     outcome = exfm_cli("sweep", tiny, *GRID, "--jobs", jobs, f"run_dir={swept}")
     assert outcome.status == 1
-    first, failed, complete, last = (line for line in outcome.err.splitlines() if "rows/s" not in line)
+    first, failed, complete, last = without_log(outcome.err)
     assert first == "4 points, 2 to run"
     assert failed.startswith(f"[1/2] {DIM}=4, seed=1: failed: {broken}/predictions/vm/") and "corrupt" in failed
     assert complete == f"[2/2] {DIM}=8, seed=1: complete"

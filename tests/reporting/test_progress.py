@@ -28,10 +28,10 @@ def test_a_job_says_early_where_it_is_and_ends_with_the_last_rows(capsys: pytest
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3, "of three quick chunks the first and the last are shown, then the sum of all"
     pattern = TIME + r" fm: window %d of 3 \(%sT00:00:00Z\), %d rows, [\d,]+ rows/s, NE fm 0\.8750 vm -, "
-    pattern += r"\d+ MB, 0:00:0\d; [a-z]+ \d+%%.*"
+    pattern += r"[\d.]+ [MG]B, 0:00:0\d; [a-z]+ \d+%%.*"
     assert re.fullmatch(pattern % (1, "1970-01-01", 100), lines[0])
     assert re.fullmatch(pattern % (3, "1970-01-03", 300), lines[1])
-    assert re.fullmatch(TIME + r" fm: done after 0:00:0\d: .*; 300 rows in 0 windows; at most \d+ MB", lines[2])
+    assert re.fullmatch(TIME + r" fm: done after 0:00:0\d: .*; 300 rows in 0 windows; at most [\d.]+ [MG]B", lines[2])
 
 
 def test_other_processes_of_a_job_are_silent(

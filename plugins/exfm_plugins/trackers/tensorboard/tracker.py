@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 import exfm
-from exfm.events import RunEnded, SnapshotHeld, TrackedModel, TrackedRun, Window, WindowCommitted
+from exfm.events import RunEnded, SnapshotHeld, TrackedModel, TrackedRun, WindowCommitted
+from exfm.sources import Window
 
 
 class TensorBoardTracker(exfm.Tracker):
@@ -81,7 +82,10 @@ class TensorBoardTracker(exfm.Tracker):
         """Opens a model's event file, instead of those of an earlier start, whose points TensorBoard would show too."""
         if model.name not in self._writers:
             folder = Path(self.config.logdir) / self.run.name / model.name
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"{folder}: the folder cannot be made: {error.strerror}") from error
             for old in folder.glob(f"events.out.tfevents.*{self._suffix}"):
                 old.unlink()
             writer = self._open_writer(str(folder), filename_suffix=self._suffix)
