@@ -17,6 +17,9 @@ from exfm.cli.main import _COMMANDS
 from exfm.registry.discovery import default_registry
 from exfm.registry.hooks import INTERFACES
 
+# Building the site takes long, and most mistakes of the documentation are found by the other tests.
+pytestmark = pytest.mark.soak
+
 pytest.importorskip("material", reason="mkdocs-material is not installed: pip install 'exfm[docs]'")
 
 ROOT = Path(__file__).parents[2]

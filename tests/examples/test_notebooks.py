@@ -22,7 +22,12 @@ def test_a_notebook_is_kept_without_outputs(path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("default")  # of the kernel's machinery; the code of the notebooks runs in another process
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# The others take as long as the first each, most of it to start.
+@pytest.mark.parametrize(
+    "path",
+    [path if path.stem == "first_experiment" else pytest.param(path, marks=pytest.mark.soak) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     notebook = nbformat.read(path, as_version=4)

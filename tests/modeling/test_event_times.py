@@ -129,6 +129,7 @@ def test_an_export_asks_for_times_only_where_they_are_read() -> None:
     assert "visits.age_seconds" in predictor(READERS["encoder"], with_columns(SCHEMA))[1].names
 
 
+@pytest.mark.soak  # an export of a model of such times is tried above, and one of a run elsewhere
 def test_a_run_with_absolute_times_is_exported(tmp_path: Path) -> None:
     """From the columns of a log to the description of an export."""
     from exfm.serving.export import Form, export

@@ -133,7 +133,9 @@ class KilledError(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("step", range(0, 90, 6))
+@pytest.mark.parametrize(
+    "step", [step if step % 18 == 0 else pytest.param(step, marks=pytest.mark.soak) for step in range(0, 90, 6)]
+)
 def test_a_kill_at_any_point(step: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed before any step that changes the folder, readers have all rows, and the next vacuum goes on."""
     before, left = content(folder), [step]

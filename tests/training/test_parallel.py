@@ -1,6 +1,7 @@
 """Several processes: they predict, teach, save and report as a single process does.
 
-Two launches of torchrun do all runs, one after the other, because processes take longer to start than to train.
+Two launches of torchrun do all runs, and a third those of the campaign, one after the other: processes take longer to
+start than to train.
 """
 
 from __future__ import annotations
@@ -170,24 +171,35 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         return do_all(Runs(tmp_path_factory.mktemp("parallel")))
 
 
+@pytest.fixture(scope="module")
+def replicated(runs: Runs) -> Runs:
+    """Besides, for the campaign: replicas that are averaged now and then, plain SGD, and rows that travel rounded."""
+    runs.here(runs.job("sgd", *SGD))
+    often = "parallel={name: hsdp_2d, replicas: 2, sync_every: 3}"
+    rounded = "parallel={name: hsdp_2d, communication: fp16, gradients: bf16}"
+    four = [
+        runs.job("hsdp_2d_sgd", "parallel={name: hsdp_2d, replicas: 2}", *SGD),
+        runs.job("often", often, days=2, **FM_ALONE),
+        runs.job("often_full", often, "models.fm.keep.full_snapshot_every=1", days=2, **FM_ALONE),
+        runs.job("often_stopped", often, days=1, **FM_ALONE),
+        runs.job("often_stopped", often, days=2, **FM_ALONE),
+        runs.job("rounded", rounded, days=1, **FM_ALONE),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        parallel_worker.save_deltas(patch)
+        torchrun(parallel_worker.main, four, runs.folder / "killed-of-the-replicated", processes=4)
+    return runs
+
+
 def do_all(all_runs: Runs) -> Runs:
     """Does all jobs; snapshots are deltas where they can be."""
     write_days(all_runs.folder)
     all_runs.here(all_runs.job("single"))
-    all_runs.here(all_runs.job("sgd", *SGD))
     all_runs.here(all_runs.job("turns", days=1, **UNEVALUATED))
-    often = "parallel={name: hsdp_2d, replicas: 2, sync_every: 3}"
-    rounded = "parallel={name: hsdp_2d, communication: fp16, gradients: bf16}"
     four = [
         all_runs.job("hsdp", "parallel={name: hsdp, replicas: 2}"),
         all_runs.job("hsdp_2d", f"parallel={{name: hsdp_2d, tables: {{user: {HALVES}, item: {HALVES}}}}}"),
-        all_runs.job("hsdp_2d_sgd", "parallel={name: hsdp_2d, replicas: 2}", *SGD),
         all_runs.job("turns", "parallel.name=hsdp_2d", days=2, **UNEVALUATED),
-        all_runs.job("often", often, days=2, **FM_ALONE),
-        all_runs.job("often_full", often, "models.fm.keep.full_snapshot_every=1", days=2, **FM_ALONE),
-        all_runs.job("often_stopped", often, days=1, **FM_ALONE),
-        all_runs.job("often_stopped", often, days=2, **FM_ALONE),
-        all_runs.job("rounded", rounded, days=1, **FM_ALONE),
     ]
     torchrun(parallel_worker.main, four, all_runs.folder / "killed-of-four", processes=4)
     for copy in ("turns_grown", "turns_grown_here"):
@@ -265,8 +277,9 @@ def test_four_processes_are_one(runs: Runs, name: str) -> None:
     assert_same(runs, name)
 
 
-def test_replicas_with_sgd_are_one_process(runs: Runs) -> None:
-    assert_same(runs, "hsdp_2d_sgd", "sgd")
+@pytest.mark.soak
+def test_replicas_with_sgd_are_one_process(replicated: Runs) -> None:
+    assert_same(replicated, "hsdp_2d_sgd", "sgd")
 
 
 @pytest.mark.soak  # two processes of ddp are those that are killed, and other numbers take turns
@@ -308,20 +321,23 @@ def assert_same_state(runs: Runs, name: str) -> None:
     assert len(ids) == 1 and int((ids[0] >= 0).sum()) == 16, "every row has an id, and all processes know which"
 
 
-@pytest.mark.parametrize("name", ["killed", "hsdp", "hsdp_2d", "hsdp_2d_sgd", "turns", "turns_grown"])
+@pytest.mark.parametrize("name", ["killed", "hsdp", "hsdp_2d", "turns", "turns_grown"])
 def test_every_plan_saves_the_rows_that_changed(runs: Runs, name: str) -> None:
     snapshot = Store(str(runs.run_dir(name))).snapshots.get("fm", DAYS - 1)
     assert snapshot.delta is not None and snapshot.delta.after == DAYS - 2
 
 
-def test_changed_rows_of_shards_make_the_whole_state(runs: Runs) -> None:
+@pytest.mark.soak
+def test_changed_rows_of_shards_make_the_whole_state(replicated: Runs) -> None:
     """With replicas that are averaged now and then: a delta is what a full snapshot is, to the bit."""
+    runs = replicated
     for file in ("model", "training"):
         delta, full = (saved(runs.run_dir(name), "fm", file, 1) for name in ("often", "often_full"))
         assert delta.keys() == full.keys()
         assert [name for name in full if not torch.equal(delta[name], full[name])] == []
     are_full = [Store(str(runs.run_dir(name))).snapshots.get("fm", 1).delta is None for name in ("often", "often_full")]
     assert are_full == [False, True]
+    assert Store(str(runs.run_dir("hsdp_2d_sgd"))).snapshots.get("fm", DAYS - 1).delta is not None
 
 
 def saved(run_dir: Path, model: str, file: str, version: int = DAYS - 1) -> dict[str, Tensor]:
@@ -331,7 +347,9 @@ def saved(run_dir: Path, model: str, file: str, version: int = DAYS - 1) -> dict
     return snapshots.load_whole(snapshot.weights if file == "model" else snapshot.training)
 
 
-def test_what_replicas_have_learned_apart_is_saved(runs: Runs) -> None:
+@pytest.mark.soak
+def test_what_replicas_have_learned_apart_is_saved(replicated: Runs) -> None:
+    runs = replicated
     stopped, often = (predictions(str(runs.run_dir(name)), "fm") for name in ("often_stopped", "often"))
     assert stopped.keys() == often.keys() == {0, 1}
     single = predictions(str(runs.run_dir("single")), "fm")
@@ -367,7 +385,9 @@ def test_killed_between_the_manifests_of_four_processes_one_goes_on(runs: Runs) 
     assert [len(paths) for paths in files] == [4, 1]
 
 
-def test_rows_may_travel_rounded(runs: Runs) -> None:
+@pytest.mark.soak
+def test_rows_may_travel_rounded(replicated: Runs) -> None:
+    runs = replicated
     rounded, single = (predictions(str(runs.run_dir(name)), "fm")[0] for name in ("rounded", "single"))
     assert 1e-7 < furthest(rounded, single) < 1e-2
 

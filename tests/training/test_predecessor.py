@@ -164,7 +164,7 @@ def test_a_resumed_run_compares_as_the_undisturbed_run(drifting: Path, tmp_path:
     assert comparisons(tmp_path / "run") == comparisons(drifting / "run")
 
 
-@pytest.mark.parametrize("plan", [pytest.param("ddp", marks=pytest.mark.soak), "hsdp"])
+@pytest.mark.parametrize("plan", [pytest.param(plan, marks=pytest.mark.soak) for plan in ("ddp", "hsdp")])
 def test_two_processes_compare_the_same_rows(drifting: Path, tmp_path: Path, plan: str) -> None:
     settings = config(tmp_path, PAIR_ALONE, drifting / "log") | {"parallel": {"name": plan}}
     path = tmp_path / "two.yaml"
