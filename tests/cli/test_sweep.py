@@ -209,6 +209,7 @@ def test_a_failing_point_stops_no_other(jobs: str, swept: Path, tiny: str, exfm_
     assert "3 of 4 points complete" in page and "corrupt" in page
 
 
+@pytest.mark.soak  # processes take long to start
 def test_a_subprocess_that_fails_says_why(swept: Path, tiny: str, exfm_cli: Cli) -> None:
     """With several jobs each point runs in a process, whose error is the point's."""
     broken = swept / "sweep" / f"{DIM}=4,seed=1"

@@ -48,6 +48,7 @@ def test_it_is_found_and_its_experiment_runs(name, installed, environment, tmp_p
     assert f"exfm-plugin-{name}" in (run / "config.yaml").read_text(encoding="utf-8")
 
 
+@pytest.mark.soak  # the kit runs on the components of this repository in every change
 @pytest.mark.parametrize("name", KINDS)
 def test_its_own_tests_pass(name, installed, environment):
     told = environment.check("pytest", "-q", "-p", "no:cacheprovider", cwd=installed / f"exfm-plugin-{name}")

@@ -75,6 +75,7 @@ def test_every_kind_of_feature(features: tuple[str, ...], encoder: dict[str, str
     check({"backbone": {"name": "mlp"}, "sequence_encoder": encoder, "head_hidden": [5]}, *features)
 
 
+@pytest.mark.soak  # an export in bfloat16 takes as long as ten others
 def test_low_precision() -> None:
     config = {"backbone": {"name": "wukong"}, "sequence_encoder": {"name": "transformer"}, "precision": "bf16"}
     check(config, *FEATURES, tolerance=0.02)

@@ -160,6 +160,7 @@ def test_the_teachers_run_keeps_the_snapshot_for_its_readers(stopped: dict[str, 
     assert set(Store(str(lender_dir)).snapshots.unneeded("fm", 2**62, 2)) == {0, 1, 2, 3}
 
 
+@pytest.mark.soak  # processes take long to start
 def test_separate_jobs_and_two_processes_end_like_a_single_run(
     teacher: Path, taught: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ def killed_and_restarted(arguments: list[str], commits: Path, seed: int, failure
             failures.append(f"{arguments}: status {process.exitcode}")
 
 
+@pytest.mark.soak  # benchmarks/soak_jobs.py kills more of them
 def test_three_jobs_killed_at_random_moments_end_with_the_same_results(
     whole: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:

@@ -110,6 +110,7 @@ def test_separate_jobs_with_a_delay_end_alike(tmp_path: Path) -> None:
     assert whole["supervision"]["fm"]["vm"]["age_s"] > 86_400
 
 
+@pytest.mark.soak  # processes take long to start
 def test_two_processes_predict_as_one(tmp_path: Path) -> None:
     """Batches of 4 of few users, so that a process often has no row of a batch and computes with a blank example."""
     log = make_log(240)

@@ -120,6 +120,7 @@ def other_runs(runs: Path) -> Path:
     return runs
 
 
+@pytest.mark.soak  # four processes take long to start
 def test_students_are_those_of_a_single_process(runs: Path) -> None:
     assert_same_predictions(runs, "hsdp_2d")
 
@@ -141,6 +142,7 @@ def assert_same_predictions(runs: Path, name: str) -> None:
     assert max(furthest(actual[window], expected[window]) for window in expected) < EXACT
 
 
+@pytest.mark.soak  # four processes take long to start
 def test_what_students_keep_of_their_teacher_is_saved_alike(runs: Path) -> None:
     assert_same_state(runs, "hsdp_2d")
 
@@ -160,6 +162,7 @@ def assert_same_state(runs: Path, name: str) -> None:
                 torch.testing.assert_close(actual[key], tensor, rtol=2e-3, atol=2e-3, msg=f"{model}: {key}")
 
 
+@pytest.mark.soak  # four processes take long to start
 def test_students_do_follow_their_teacher(runs: Path) -> None:
     followed = 0
     for model in STUDENTS:

@@ -182,6 +182,7 @@ def test_two_processes_compare_the_same_rows(drifting: Path, tmp_path: Path, pla
             assert two.predecessor.ne == pytest.approx(single.predecessor.ne, rel=1e-3)
 
 
+@pytest.mark.soak  # a long stream
 def test_a_student_is_compared_as_it_is_served(drifting: Path, tmp_path: Path) -> None:
     """Vectors that transfer adds to its rows are folded into its snapshots: adding them twice would change both."""
     settings = config(tmp_path, {}, drifting / "log")
