@@ -1,4 +1,4 @@
-"""Time of a request, a context and its candidates, beside as many whole rows: `python benchmarks/requests.py`.
+"""Time of a request, a context and its candidates, beside as many whole rows: `python benchmarks/request_scoring.py`.
 
 A model of the synthetic ads is exported with ``--requests``. Printed are the times of ``Predictor.predict`` of 1,000
 rows that repeat a user's columns, of ``Predictor.predict_request``, of that with an export that lacks the program of a
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from export import times_us, trained
 
 import exfm
-from benchmarks.export import times_us, trained
 from exfm.serving import load
 from exfm.serving.export import Form, export
 from exfm.serving.loaded_model import LoadedModel
