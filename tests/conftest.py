@@ -18,7 +18,6 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
-from tests.checkout import use_entry_points_of_checkout
 from tests.processes import leave_plots_out, run_exfm, run_module
 
 _ANY_CASE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
@@ -38,11 +37,6 @@ LAST = ("cli/test_new_plugin_types.py",)
 """What reads the cache of mypy, which runs beside the tests and has to read all of torch."""
 
 EXPERIMENT = Path(__file__).with_name("experiment.yaml").read_text(encoding="utf-8")
-
-
-def pytest_configure() -> None:
-    """Makes plugins of this checkout known that were added after it was installed."""
-    use_entry_points_of_checkout()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

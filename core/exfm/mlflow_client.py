@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from exfm.errors import ConfigError
+from exfm.extras import import_extra
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
@@ -29,10 +30,7 @@ def open_experiment(uri: str, name: str) -> tuple[Any, str]:
     Raises:
         ConfigError: MLflow is not installed, or cannot use the URI.
     """
-    try:
-        import mlflow
-    except ImportError as error:
-        raise ConfigError(f"MLflow cannot be imported ({error}): pip install 'exfm[mlflow]'") from error
+    mlflow = import_extra("mlflow", "MLflow", "mlflow")
     scheme = urlsplit(uri).scheme
     is_folder = scheme == "file" or (not scheme and uri != "databricks")
     if is_folder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from exfm.data.batch import Batch
 from exfm.data.decode import decode
 from exfm.parallel import CpuTrunkRunner
 from exfm.serving.capture import capture
-from exfm.serving.description import Description, input_specs, needs_event_time
+from exfm.serving.description import needs_event_time
 from exfm.serving.loaded_model import LoadedModel
 from exfm.serving.predictor import Predictor
 from exfm.serving.served_model import ServedModel
 from tests.modeling.cases import random_batch, schema_of
 from tests.modeling.test_ranking_model import build
+from tests.serving.descriptions import description_of
 from tests.serving.rows import random_rows, trained, untaught_arm, with_columns
 
 SCHEMA = schema_of("user", "item", "visits")
@@ -77,20 +78,8 @@ def predictor(config: dict[str, Any], schema: exfm.schema.FeatureSchema) -> tupl
     columns = {"user": "int64", "item": "int64", "visits.item": "list of int64"}
     if served.model.featurizer.reads_times:
         columns |= {"visits.at": "list of timestamp", "event_time": "timestamp"}
-    description = Description(
-        graph="",
-        experiment="e",
-        model="vm",
-        snapshot=0,
-        watermark=datetime(2026, 1, 1, tzinfo=UTC),
-        versions={},
-        columns=columns,
-        event_time="event_time" if needs_event_time(served.features) else "",
-        features=served.features,
-        inputs=tuple(input_specs(served.features, {})),
-        outputs=tuple({"name": task, "dtype": "float32", "shape": ("B",), "holds": ""} for task in schema.tasks),
-        files={},
-    )
+    event_time = "event_time" if needs_event_time(served.features) else ""
+    description = description_of(served.features, columns, schema.tasks, event_time=event_time)
     return Predictor(LoadedModel(description, capture(served).module())), served, model
 
 

@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 import exfm
-from exfm.reporting import frames
+from exfm import extras
 from exfm.result.run_result import RunResult
 from exfm.serving.predict import predict
 from tests.training.logs import experiment_dict, make_log, stream_rows, write_log
@@ -71,7 +71,7 @@ def test_frames_have_every_window_and_the_gains(reopened: RunResult, monkeypatch
     def no_pandas(name: str) -> Any:
         raise ImportError(name)
 
-    monkeypatch.setattr(frames, "import_module", no_pandas)
+    monkeypatch.setattr(extras, "import_module", no_pandas)
     with pytest.raises(exfm.ConfigError, match=r"pip install 'exfm\[pandas\]'"):
         reopened.to_frame()
 

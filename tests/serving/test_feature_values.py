@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -21,11 +20,12 @@ from exfm.data.validation import RowChecker
 from exfm.modeling.ranking_model import RankingModel
 from exfm.modeling.vector_token import VectorToken
 from exfm.serving.capture import capture
-from exfm.serving.description import Description, arrays, input_specs, source_columns, type_name
+from exfm.serving.description import Description, arrays, source_columns, type_name
 from exfm.serving.loaded_model import LoadedModel
 from exfm.serving.predictor import Predictor
 from exfm.serving.served_model import ServedModel
 from exfm.serving.write_programs import to_onnx
+from tests.serving.descriptions import description_of
 from tests.serving.rows import trained, untaught_arm
 
 SIZE = 40
@@ -133,19 +133,8 @@ def model(request: pytest.FixtureRequest) -> Exported:
 def predictor(model: Exported) -> Predictor:
     """An export, without its files."""
     served = model.served
-    description = Description(
-        graph="",
-        experiment="e",
-        model="vm",
-        snapshot=0,
-        watermark=datetime(2026, 1, 1, tzinfo=UTC),
-        versions={},
-        columns={name: type_name(ROWS.column(name).type) for name in source_columns(served.features)},
-        features=served.features,
-        inputs=tuple(input_specs(served.features, {})),
-        outputs=({"name": "click", "dtype": "float32", "shape": ("B",), "holds": ""},),
-        files={},
-    )
+    columns = {name: type_name(ROWS.column(name).type) for name in source_columns(served.features)}
+    description = description_of(served.features, columns, ["click"])
     # Through its JSON, as an export is written and loaded.
     return Predictor(
         LoadedModel(Description.model_validate_json(description.model_dump_json()), model.program.module())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exfm
-from exfm.serving.description import Description, input_specs
+from exfm.serving.description import Description
 from exfm.serving.loaded_model import LoadedModel
 from exfm.serving.mapping_decoder import MappingDecoder
+from tests.serving.descriptions import description_of
 
 FEATURES: list[dict[str, Any]] = [
     {"name": "user", "kind": "categorical", "rows": 16},
@@ -36,19 +36,7 @@ SCHEMA = exfm.schema.FeatureSchema.model_validate({"features": FEATURES, "labels
 
 
 def description(columns: dict[str, str] = COLUMNS) -> Description:
-    return Description(
-        graph="",
-        experiment="e",
-        model="vm",
-        snapshot=0,
-        watermark=datetime(2026, 1, 1, tzinfo=UTC),
-        versions={},
-        columns=columns,
-        features=SCHEMA.features,
-        inputs=tuple(input_specs(SCHEMA.features, {})),
-        outputs=({"name": "click", "dtype": "float32", "shape": ("B",), "holds": ""},),
-        files={},
-    )
+    return description_of(SCHEMA.features, columns, ["click"])
 
 
 DESCRIPTION = description()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,12 @@ import pytest
 
 import exfm
 from exfm.serving.capture import capture
-from exfm.serving.description import Description, input_specs, needs_event_time, source_columns, type_name
+from exfm.serving.description import input_specs, needs_event_time, source_columns, type_name
 from exfm.serving.loaded_model import LoadedModel
 from exfm.serving.predictor import Predictor
 from exfm.serving.served_model import ServedModel
 from tests.modeling.cases import schema_of
+from tests.serving.descriptions import description_of
 from tests.serving.rows import random_rows, trained, untaught_arm, with_columns
 from tests.serving.test_feature_values import ROWS, SCHEMA
 
@@ -70,20 +70,12 @@ class Case:
         names = [*source_columns(served.features), *([event_time] if event_time else [])]
         rows = random_rows(schema, 12, seed=3) if rows is None else rows
         self.rows = rows.select(list(dict.fromkeys(names)))
-        description = Description(
-            graph="",
-            experiment="e",
-            model="vm",
-            snapshot=0,
-            watermark=datetime(2026, 1, 1, tzinfo=UTC),
-            versions={},
-            columns={name: type_name(self.rows.column(name).type) for name in self.rows.schema.names},
+        description = description_of(
+            served.features,
+            {name: type_name(self.rows.column(name).type) for name in self.rows.schema.names},
+            schema.tasks,
             event_time=event_time,
-            features=served.features,
-            inputs=tuple(input_specs(served.features, {})),
             request_inputs=tuple(input_specs(served.features, {}, self.request.shared)),
-            outputs=tuple({"name": task, "dtype": "float32", "shape": ("B",), "holds": ""} for task in schema.tasks),
-            files={},
         )
         self.with_program = Predictor(LoadedModel(description, program.module(), request.module()))
         without = description.model_copy(update={"request_inputs": ()})

@@ -22,9 +22,12 @@ from tests.training import parallel_worker
 from tests.training.logs import DAY_US, START_US, experiment_dict, make_log, predictions, supervision, train
 from tests.training.test_parallel import EXACT, furthest
 
+# Four processes take long to start.
+pytestmark = pytest.mark.soak
+
 STUDENTS = ("looks_up", "follows", "shares", "learns")
-OTHERS = ("ddp", "hsdp", "turns")
-"""Runs that are made for the soak alone: two plans, and a run that another plan goes on with."""
+PLANS = ("hsdp_2d", "ddp", "hsdp", "turns")
+"""Runs on four processes: each plan's, and one that another plan goes on with."""
 DAYS = 3
 ROWS = 150
 
@@ -93,7 +96,7 @@ def job_of(folder: Path, name: str, *overrides: str, days: int = DAYS) -> dict[s
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the runs: on a single process, and on four under `hsdp_2d`, which shards everything."""
+    """The folder of the runs: on a single process, and on four."""
     folder = tmp_path_factory.mktemp("transfer")
     log = make_log(rows=2 * ROWS)
     weight = np.random.default_rng(2).integers(0, 3, log.num_rows).astype(np.float32)
@@ -105,33 +108,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     alone = job_of(folder, "alone")
     parallel_worker.place_log(alone)
     train(exfm.load_experiment(alone["config"]))
-    jobs = [job_of(folder, "hsdp_2d", "parallel.name=hsdp_2d")]
+    jobs = [job_of(folder, plan, f"parallel.name={plan}") for plan in ("hsdp_2d", "ddp", "hsdp")]
+    jobs.append(job_of(folder, "turns", "parallel.name=hsdp_2d", days=2))
+    jobs.append(job_of(folder, "turns", "parallel={name: hsdp, replicas: 2}"))
     torchrun(parallel_worker.main, jobs, folder / "nobody-is-killed", processes=4)
     return folder
 
 
-@pytest.fixture(scope="module")
-def other_runs(runs: Path) -> Path:
-    """The same folder, with further runs on four processes."""
-    jobs = [job_of(runs, "turns", "parallel.name=hsdp_2d", days=2)]
-    jobs += [job_of(runs, plan, f"parallel.name={plan}") for plan in ("ddp", "hsdp")]
-    jobs.append(job_of(runs, "turns", "parallel={name: hsdp, replicas: 2}"))
-    torchrun(parallel_worker.main, jobs, runs / "nobody-is-killed", processes=4)
-    return runs
-
-
-@pytest.mark.soak  # four processes take long to start
-def test_students_are_those_of_a_single_process(runs: Path) -> None:
-    assert_same_predictions(runs, "hsdp_2d")
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("name", OTHERS)
-def test_students_under_other_plans_are_those_of_a_single_process(other_runs: Path, name: str) -> None:
-    assert_same_predictions(other_runs, name)
-
-
-def assert_same_predictions(runs: Path, name: str) -> None:
+@pytest.mark.parametrize("name", PLANS)
+def test_students_are_those_of_a_single_process(runs: Path, name: str) -> None:
     far: dict[str, float] = {}
     for model in ("fm", *STUDENTS):
         actual, expected = (predictions(str(runs / run), model) for run in (name, "alone"))
@@ -142,18 +127,8 @@ def assert_same_predictions(runs: Path, name: str) -> None:
     assert max(furthest(actual[window], expected[window]) for window in expected) < EXACT
 
 
-@pytest.mark.soak  # four processes take long to start
-def test_what_students_keep_of_their_teacher_is_saved_alike(runs: Path) -> None:
-    assert_same_state(runs, "hsdp_2d")
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("name", OTHERS)
-def test_what_students_keep_under_other_plans_is_saved_alike(other_runs: Path, name: str) -> None:
-    assert_same_state(other_runs, name)
-
-
-def assert_same_state(runs: Path, name: str) -> None:
+@pytest.mark.parametrize("name", PLANS)
+def test_what_students_keep_of_their_teacher_is_saved_alike(runs: Path, name: str) -> None:
     for model in STUDENTS:
         for file in ("model", "training"):
             actual, expected = (_saved(runs / run, model, file) for run in (name, "alone"))
@@ -162,7 +137,6 @@ def assert_same_state(runs: Path, name: str) -> None:
                 torch.testing.assert_close(actual[key], tensor, rtol=2e-3, atol=2e-3, msg=f"{model}: {key}")
 
 
-@pytest.mark.soak  # four processes take long to start
 def test_students_do_follow_their_teacher(runs: Path) -> None:
     followed = 0
     for model in STUDENTS:

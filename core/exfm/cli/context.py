@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exfm.errors import ConfigError
 from exfm.reporting.log_lines import LogFormat
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from exfm.registry.registry import Registry
-    from exfm.storage.workspace import Workspace
 
 CONFIG = Annotated[str, typer.Argument(metavar="CONFIG", help="The experiment file, any fsspec URL.")]
 OVERRIDES = Annotated[
@@ -39,17 +37,6 @@ LOG_FORMAT = Annotated[
 ]
 PRODUCTION = "production"  # the alias that is moved by default
 RUN = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, any fsspec URL.")]
-
-
-def check_complete(workspace: Workspace, run_dir: str) -> None:
-    """Raises a ConfigError unless a run has its results and its config."""
-    from exfm.config.run_files import CONFIG_FILE, RESULTS_FILE
-
-    missing = [name for name in (RESULTS_FILE, CONFIG_FILE) if not workspace.exists(name)]
-    if missing:
-        raise ConfigError(
-            f"{run_dir}: no {' and no '.join(missing)} here; `exfm run` writes them when a run is complete"
-        )
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from exfm.cli.context import check_complete, console, print_json
+from exfm.cli.context import console, print_json
 from exfm.redaction import concealed, without_credentials
 
 
@@ -18,6 +18,7 @@ def command(
     from exfm.config.run_files import CONFIG_FILE, DIAGNOSIS_FILE, REPORT_FILE, RESULTS_FILE
     from exfm.diagnosis.diagnose import diagnose
     from exfm.reporting.html import render_report
+    from exfm.storage.complete_runs import check_complete
     from exfm.supervision.store import Store
 
     store = Store(run_dir)

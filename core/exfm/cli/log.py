@@ -75,7 +75,7 @@ def _log(reader: RunReader, deliveries: dict[str, Delivery], follow: bool) -> No
     """Tells the windows that trackers lack, until the run is complete or, without ``follow``, once."""
     url = reader.run.url
     while True:
-        # Read before the windows, because a run that completes in between has more windows than are told below.
+        # Read before the windows, because a run that completes in between has more windows than are delivered below.
         complete = reader.complete
         windows = 0
         for option, delivery in deliveries.items():

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from exfm.cli.context import check_complete
 from exfm.redaction import without_credentials
 
 
@@ -15,6 +14,7 @@ def command(run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="A ru
     from exfm.config.run_files import CONFIG_FILE, REPORT_FILE, RESULTS_FILE
     from exfm.reporting.diagnosis_table import kept_diagnosis
     from exfm.reporting.html import render_report
+    from exfm.storage.complete_runs import check_complete
     from exfm.storage.workspace import Workspace
 
     workspace = Workspace(run_dir)

@@ -11,6 +11,7 @@ from exfm.config.resolved import parse_resolved
 from exfm.config.run_files import CONFIG_FILE, RESULTS_FILE
 from exfm.errors import ConfigError
 from exfm.redaction import without_credentials
+from exfm.storage.complete_runs import check_complete
 from exfm.storage.workspace import Workspace
 from exfm.supervision.store import Store
 
@@ -64,12 +65,9 @@ def open_runs(runs: Sequence[str | HasFolder]) -> list[RunFiles]:
     opened: list[RunFiles] = []
     for url, label in zip(urls, short_labels(urls), strict=True):
         workspace = Workspace(url)
-        shown = without_credentials(url)
-        missing = [name for name in (RESULTS_FILE, CONFIG_FILE) if not workspace.exists(name)]
-        if missing:
-            raise ConfigError(f"{shown}: no {' and no '.join(missing)} here; `exfm run` writes them when a run ends")
+        check_complete(workspace, url)
         config = parse_resolved(workspace.read(CONFIG_FILE).decode())
-        opened.append(RunFiles(label, shown, config, workspace.read_json(RESULTS_FILE), Store(url)))
+        opened.append(RunFiles(label, without_credentials(url), config, workspace.read_json(RESULTS_FILE), Store(url)))
     return opened
 
 

@@ -28,11 +28,25 @@ RUN_FILES: Final = (
 
 JOBS_FOLDER: Final = "jobs"
 TRACKING_FOLDER: Final = "tracking"
-"""Remembers the newest window that each tracker was told, where the tracker cannot tell by itself."""
+"""Remembers the newest window that each tracker has received, of trackers that cannot say so by themselves."""
 MODELS_FOLDER: Final = "models"
 
 CONTROL_SUFFIX: Final = ".control"
 """Ends the name of a control that exfm adds for ``control: true``."""
+
+
+def home_url(url: str, run: str) -> str:
+    """Returns the folder of a run that an entry of ``homes.json`` in another run's folder names.
+
+    Args:
+        url: the other run's folder.
+        run: a folder, or the name of one beside the other run's, after ``SIBLING``.
+    """
+    if not run.startswith(SIBLING):
+        return run
+    beside, slash, _ = url.rstrip("/").rpartition("/")
+    # A folder of the working directory has no slash in its name.
+    return f"{beside}{slash}{run.removeprefix(SIBLING)}"
 
 
 def record_file(model: str) -> str:

@@ -40,6 +40,11 @@ class ValueMoments(Moments):
 
     label_squares: float = 0.0
 
+    @property
+    def labels(self) -> tuple[Any, ...]:
+        """The sums of the labels."""
+        return self.examples, self.positives, self.label_squares
+
     @classmethod
     def from_predictions(cls, prediction_E: Floats, label_E: Labels, weight_E: Floats | None = None) -> Self:
         """Sums over E examples; each weighs 1 by default."""
@@ -98,6 +103,11 @@ class ClassMoments(Moments):
     """
 
     class_counts: tuple[float, ...] = ()
+
+    @property
+    def labels(self) -> tuple[Any, ...]:
+        """The counts of the classes; ``positives`` are right predictions, which are the model's."""
+        return self.examples, self.class_counts
 
     @classmethod
     def from_predictions(cls, prediction_EC: Floats, label_E: Labels, weight_E: Floats | None = None) -> Self:

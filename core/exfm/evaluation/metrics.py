@@ -85,6 +85,11 @@ class Moments:
     loss_sum: float = 0.0
     prediction_sum: float = 0.0
 
+    @property
+    def labels(self) -> tuple[Any, ...]:
+        """The sums of the labels, which are equal for models that have predicted the same examples."""
+        return self.examples, self.positives
+
     @classmethod
     def from_predictions(cls, probability_E: Floats, label_E: Bools, weight_E: Floats | None = None) -> Self:
         """Sums over E examples; each weighs 1 by default."""
@@ -150,6 +155,12 @@ class Moments:
         positives = max(self.positives, self.prediction_sum)
         negatives = self.examples - min(self.positives, self.prediction_sum)
         return min(positives, negatives)
+
+    def gain_percent(self, control: Moments) -> float | None:
+        """Returns the NE gain over a control; None if it has predicted other labels, or has no loss to reduce."""
+        if self.labels != control.labels or not control.loss_sum:
+            return None
+        return 100 * (1 - self.loss_sum / control.loss_sum)
 
 
 class AucHistogram:

@@ -35,22 +35,10 @@ def run(
     on_window: Callable[[Progress], None] = lambda _: None,
     on_event: Callable[[Event], None] | None = None,
 ) -> dict[str, Any]:
-    """Runs an experiment, resuming after its last commit, and writes results.json and report.html to its run_dir.
-
-    Args:
-        experiment: from ``exfm.load_experiment``.
-        on_progress: called after every chunk of rows; in a notebook a bar is shown where it is left out.
-        windows: run only the stream's first so many windows with rows; a later call goes on from there.
-        on_window: called after every window.
-        on_event: called with each event of ``exfm.events``, in another thread; an error of it does not end the run.
+    """Runs an experiment, as ``exfm.run`` says, which has the same arguments and errors.
 
     Returns:
-        The content of results.json; an empty mapping on any rank but zero, which evaluates. Under a plan of several
-        processes each of them calls this function.
-
-    Raises:
-        ConfigError: the run_dir holds another experiment, a row breaks the schema, or ``windows`` is below 1.
-        RunError: a committed file is missing or corrupt.
+        The content of results.json; an empty mapping on any rank but zero.
     """
     if windows is not None and windows < 1:
         raise ConfigError(f"windows: a run has at least 1 window; given: {windows}")

@@ -59,8 +59,8 @@ class WindowCommitted:
             rows ``ne_gain_percent``.
         teachers: by teacher, the ``hit_rate`` of its supervision, and its mean age ``age_s``.
         lag_s: time from the end of the window to the newest row of the stream when the window was committed; None of a
-            window that is told later.
-        memory_bytes: main memory of the process when the window was committed; None of a window that is told later.
+            window that is delivered later.
+        memory_bytes: main memory of the process when the window was committed; None of a later delivery.
     """
 
     model: TrackedModel

@@ -42,7 +42,7 @@ class Tracker(Component):
     def last_window(self, model: TrackedModel) -> int | None:
         """Returns the index of the newest window that the system has of a model, -1 of none.
 
-        None by default: it cannot tell, and exfm remembers in the run's folder the window that was told last. A job
+        None by default: it cannot tell, and exfm remembers in the run's folder the last delivered window. A job
         that is killed just before it remembers tells that window again.
         """
         return None

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
-from exfm.errors import ConfigError
+from exfm.extras import import_extra
 from exfm.reporting.formatting import stored_gain_share
 
 Json = Mapping[str, Any]
@@ -62,10 +61,7 @@ def data_frame(records: Iterator[dict[str, Any]] | Sequence[dict[str, Any]], ind
     Raises:
         ConfigError: pandas is not installed.
     """
-    try:
-        pandas = import_module("pandas")
-    except ImportError as error:
-        raise ConfigError(f"pandas cannot be imported ({error}): pip install 'exfm[pandas]'") from error
+    pandas = import_extra("pandas", "pandas", "pandas")
     rows = list(records)
     if not rows:
         return pandas.DataFrame(columns=list(index)).set_index(list(index))

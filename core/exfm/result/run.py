@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from exfm.config.loading import Experiment, load_experiment
 from exfm.config.run_files import CONFIG_FILE, RESULTS_FILE
-from exfm.errors import ConfigError
-from exfm.redaction import without_credentials
 from exfm.reporting.progress import in_notebook
 from exfm.result.run_result import RunResult
+from exfm.storage.complete_runs import check_complete
 from exfm.storage.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -74,10 +73,7 @@ def open_run(
     """
     folder = fspath(run_dir).rstrip("/")
     workspace = Workspace(folder)
-    missing = [name for name in (RESULTS_FILE, CONFIG_FILE) if not workspace.exists(name)]
-    if missing:
-        shown = without_credentials(folder)
-        raise ConfigError(f"{shown}: no {' and no '.join(missing)} here; `exfm run` writes them when a run is complete")
+    check_complete(workspace, folder)
 
     def load() -> Experiment:
         # JSON is YAML too. The folder may have moved since the run wrote its config.

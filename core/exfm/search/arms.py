@@ -23,7 +23,7 @@ class SearchedArm:
 
     Attributes:
         arm: the arm, as the file has it.
-        role: what it is to the objective.
+        role: its part in the objective.
         parameters: the parameters that change it or any of its teachers.
     """
 

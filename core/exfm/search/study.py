@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any, Literal
 
 from exfm.errors import ConfigError, RunError
+from exfm.extras import import_extra
 from exfm.redaction import redact
 from exfm.search.space import Parameters, Values, as_optuna, suggest
 
@@ -61,10 +61,7 @@ def import_optuna() -> Any:
     Raises:
         ConfigError: it is not installed.
     """
-    try:
-        optuna = import_module("optuna")
-    except ImportError as error:
-        raise ConfigError(f"Optuna cannot be imported ({error}): pip install 'exfm[search]'") from error
+    optuna = import_extra("optuna", "Optuna", "search")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -136,7 +133,7 @@ class ArmStudy:
     def run(self, train: TrainTrial, on_result: Callable[[TrialResult], None] = lambda _: None) -> None:
         """Runs the trials that are not finished; a trial that was interrupted goes on.
 
-        A trial that fails is told so, with its reason; the first trial may not fail.
+        Optuna records a trial that fails, with its reason; the first trial may not fail.
         """
         while len(self.results) < self.budget:
             trial = self._next()

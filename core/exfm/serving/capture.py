@@ -115,7 +115,7 @@ def check_graph(
     """Raises RunError unless a captured graph and the model compute the same, at sizes other than the captured.
 
     Args:
-        captured: what the graph was captured from, whose examples may share rows.
+        captured: the inputs of the capture, whose examples may share rows.
         served: the model, whose examples share none.
         program: the graph.
         model: its name, for messages.

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from exfm.errors import ConfigError, RunError
+from exfm.extras import import_extra
 from exfm.serving.description import ONNX_FILE, PROGRAM_FILES, WEIGHTS_FILES, Description
 
 
@@ -25,10 +26,7 @@ class HubTarget:
     def __init__(self, repository: str, public: bool) -> None:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
             raise ConfigError(f"TARGET: a repository of the Hub is written hf://OWNER/NAME; given: hf://{repository}")
-        try:
-            import huggingface_hub
-        except ImportError as error:
-            raise ConfigError(f"huggingface_hub cannot be imported ({error}): pip install 'exfm[hub]'") from error
+        huggingface_hub = import_extra("huggingface_hub", "huggingface_hub", "hub")
         self._api = huggingface_hub.HfApi()
         self._repository = repository
         self._public = public

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exfm.errors import ConfigError, RunError
+from exfm.extras import import_extra
 from exfm.mlflow_client import open_experiment
 from exfm.serving.description import Description
 
@@ -32,10 +33,7 @@ class RegistryTarget:
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
             raise ConfigError("--tracking-uri: say where MLflow is, or set MLFLOW_TRACKING_URI")
-        try:
-            import mlflow
-        except ImportError as error:
-            raise ConfigError(f"MLflow cannot be imported ({error}): pip install 'exfm[mlflow]'") from error
+        mlflow = import_extra("mlflow", "MLflow", "mlflow")
         self._failure = mlflow.exceptions.MlflowException
         self._name = name
         self._uri = uri

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from exfm.config.loading import Experiment
-from exfm.config.run_files import HOMES_FILE, JOBS_FOLDER, SIBLING
+from exfm.config.run_files import HOMES_FILE, JOBS_FOLDER, SIBLING, home_url
 from exfm.config.training_sections import InitFrom
 from exfm.interfaces.data_source import Window
 from exfm.storage.backfills import Backfills
@@ -73,12 +73,8 @@ class Store:
         self.frozen = {teacher.teacher: teacher for teacher in frozen}
         self._homes: dict[str, Home] = {}
         for name, (run, model) in homes.items():
-            if run.startswith(SIBLING):
-                beside, slash, _ = url.rstrip("/").rpartition("/")
-                # A folder of the working directory has no slash in its name.
-                run = f"{beside}{slash}{run.removeprefix(SIBLING)}"
             # Without the homes of that run, because only models that it trains itself are read there.
-            self._homes[name] = Home(Store(run, {}, ()), model)
+            self._homes[name] = Home(Store(home_url(url, run), {}, ()), model)
 
     def kept_homes(self) -> dict[str, tuple[str, str]]:
         """Reads the folders and names of the models that other runs train, as the folder says."""

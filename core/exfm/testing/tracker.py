@@ -128,7 +128,7 @@ class TrackerTests(ComponentTests):
             assert [index for index, _ in self._history(fields, tmp_path, model)] == list(range(count))
 
     def test_a_run_that_started_over_is_another(self, fields: Mapping[str, Any], tmp_path: Path) -> None:
-        """Its windows are told from the first on."""
+        """Its windows are delivered from the first on."""
         self._tell_windows(self.make(fields, tmp_path), tracked_model("vm"), range(3))
         tracker = self.make(fields, tmp_path)
         assert tracker.last_window(tracked_model("vm", life=1)) in (None, -1), "it takes the run for the run before"

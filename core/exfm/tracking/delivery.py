@@ -48,7 +48,7 @@ class Delivery:
 
     Args:
         key: names the tracker's files in the run's folder.
-        start: by model, the index of the window after which it is told; by default the tracker or the file knows.
+        start: by model, the index of the window after which delivery starts; by default the tracker or the file knows.
     """
 
     def __init__(self, tracker: Tracker, key: str, start: Mapping[str, int] | None = None) -> None:
@@ -56,7 +56,7 @@ class Delivery:
         self._key = key
         self._start = start
         self._positions: dict[str, int] = {}
-        # By model, the window whose events are being told, and how many of them the tracker has taken.
+        # By model, the window whose events are being delivered, and how many of them the tracker has taken.
         self._partial: dict[str, tuple[int, int]] = {}
         # Models whose newest window is remembered in the run's folder.
         self._in_file: set[str] = set()
@@ -97,7 +97,7 @@ class Delivery:
         for number, event in enumerate(_events(reader, window)):
             if number >= taken:
                 self._tell(event)
-                # After the call, so that an event that raises is told again.
+                # After the call, so that an event that raises is delivered again.
                 self._partial[model.name] = index, number + 1
         self._positions[model.name] = index
         if model.name in self._in_file:

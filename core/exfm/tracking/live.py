@@ -121,7 +121,7 @@ class LiveTracking:
 
     def __enter__(self) -> Self:
         if self._reader is not None:
-            self._wake.set()  # for windows that were not told when the job was killed
+            self._wake.set()  # for windows whose events were not delivered when the job was killed
             self._thread.start()
         return self
 
@@ -153,7 +153,7 @@ class LiveTracking:
             self._wake.wait()
             # Before reading, so that a window that ends meanwhile wakes it again.
             self._wake.clear()
-            end = self._end  # read first: whatever was committed before it is told below
+            end = self._end  # read first: every window committed before it is delivered below
             for name, delivery in self._deliveries.items():
                 taken = self._attempt(name, self._deliver, delivery)
                 for _ in range(LAST_ATTEMPTS if end is not None else 0):

@@ -171,7 +171,7 @@ class RunReader:
         for kind, count in (figures["parameters"] or {}).items():
             values[f"parameters/{kind}"] = count
         for task, scores in figures["tasks"].items():
-            # The windows of a task are told separately, see ``windows``; the kind of its label is no figure.
+            # The windows of a task have events, see ``windows``; the kind of its label is no figure.
             overall = without(scores, "windows", "kind")
             values |= _by_path(overall, task)
         for gain in results["gains"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from exfm.evaluation.evaluate import TaskScores
 from exfm.evaluation.gains import add_common
@@ -29,18 +28,10 @@ def counted_figures(commit: Commit, control: Commit | None) -> Figures:
         sums = from_counters(counted)
         values = {"ne": sums.ne, "log_loss": sums.log_loss, "calibration": sums.calibration}
         other = {} if control is None else control.counters.get("prequential", {}).get(task, {})
-        if other and _labels(counted) == _labels(other) and other["loss_sum"]:
-            values["ne_gain_percent"] = 100 * (1 - counted["loss_sum"] / other["loss_sum"])
+        if other:
+            values["ne_gain_percent"] = sums.gain_percent(from_counters(other))
         figures[task] = _defined(values)
     return figures
-
-
-def _labels(counted: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Returns the sums that models share which have seen the same rows."""
-    keys = ["examples", "label_sum", "label_squares", "class_counts"]
-    if "class_counts" not in counted:  # of classes, positives are right predictions
-        keys.append("positives")
-    return tuple(counted.get(key) for key in keys)
 
 
 def scored_figures(

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
 
-from exfm.evaluation.metrics import Moments
 from exfm.interfaces.data_source import utc
 from exfm.storage.commits import Commit, CommitLog
 from exfm.supervision.coverage import Coverage
@@ -62,7 +61,10 @@ def _point(commit: Commit, control: Commit | None) -> dict[str, Any]:
     compared = {} if control is None else scores(control)
     tasks: dict[str, Any] = {}
     for task, moments in scores(commit).items():
-        gain = _gain(moments, compared[task]) if task in compared else None
+        gain = None
+        # Labels that are all alike have no NE.
+        if task in compared and moments.baseline is not None:
+            gain = moments.gain_percent(compared[task])
         tasks[task] = {"ne": moments.ne, "calibration": moments.calibration, "gain_percent": gain}
     supervision: dict[str, Mapping[str, float | None]] = {}
     for teacher, counted in commit.counters["teachers"].items():
@@ -75,22 +77,3 @@ def _point(commit: Commit, control: Commit | None) -> dict[str, Any]:
         "tasks": tasks,
         "supervision": supervision,
     }
-
-
-def _gain(model: Moments, control: Moments) -> float | None:
-    """Returns the NE gain over a control, percent; None where they have not predicted the same labels."""
-    if _labels(model) != _labels(control):
-        return None
-    # Labels that are all alike have no NE, and over a control without loss there is nothing to gain.
-    if model.baseline is None or not control.loss_sum:
-        return None
-    return 100 * (control.loss_sum - model.loss_sum) / control.loss_sum
-
-
-def _labels(moments: Moments) -> tuple[Any, ...]:
-    """Returns the sums that are equal for models which have predicted the same labels."""
-    sums = vars(moments)
-    keys = ["examples", "label_sum", "label_squares", "class_counts"]
-    if "class_counts" not in sums:  # of classes, positives are right predictions
-        keys.append("positives")
-    return tuple(sums.get(key) for key in keys)

@@ -13,8 +13,8 @@ from exfm.config.run_files import (
     FROZEN_FILE,
     HOMES_FILE,
     MODELS_FOLDER,
-    SIBLING,
     draft_file,
+    home_url,
     record_file,
     recorded_names,
 )
@@ -64,7 +64,7 @@ class RunFolder:
     def __init__(self, url: str) -> None:
         self.url = without_credentials(url.rstrip("/"))
         self.workspace = Workspace(url)
-        self._beside = url.rstrip("/").rpartition("/")[0]
+        self._run_dir = url
         self._folders: dict[str, Workspace] = {}
         self._logs: dict[tuple[str, str], CommitLog] = {}
         self._sections: dict[str, Mapping[str, Any]] = {}
@@ -90,11 +90,7 @@ class RunFolder:
         """Reads the folders and names of the models that other runs train."""
         homes: dict[str, tuple[str, str]] = {}
         for name, home in self._optional_json(HOMES_FILE, {}).items():
-            run = home["run"]
-            # Relative to this folder, so that runs that lie beside each other can be moved together.
-            if run.startswith(SIBLING):
-                run = f"{self._beside}/{run.removeprefix(SIBLING)}"
-            homes[name] = (run, home["model"])
+            homes[name] = (home_url(self._run_dir, home["run"]), home["model"])
         return homes
 
     def folders(self) -> dict[str, Workspace]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import ClassVar, Final
 
-from exfm.events import WindowCommitted
+import exfm
+from exfm.events import SnapshotHeld, SnapshotPublished, WindowCommitted
 
 GAUGES: Final[Mapping[str, str]] = {
     "exfm_window_end_seconds": "End of the newest committed window in the stream's time, seconds since 1970.",
@@ -23,14 +25,14 @@ GAUGES: Final[Mapping[str, str]] = {
     "exfm_supervision_age_seconds": "Mean age of a teacher's supervision in the newest window.",
     "exfm_snapshot_held": "Whether the snapshot after the newest window is held back.",
 }
-"""The gauges, and what they are."""
+"""Describes each gauge."""
 
 COUNTERS: Final[Mapping[str, str]] = {
     "exfm_examples": "Examples of committed windows since the job began.",
     "exfm_windows": "Committed windows since the job began.",
     "exfm_snapshots_held": "Snapshots that were held back since the job began.",
 }
-"""The counters, and what they are."""
+"""Describes each counter."""
 
 _TASK_GAUGES = ("ne", "log_loss", "calibration", "ne_gain_percent")
 
@@ -46,6 +48,44 @@ class Measure:
     gauge: str
     labels: Mapping[str, str]
     value: float
+
+
+class GaugeTracker(exfm.Tracker):
+    """Bases trackers that show the present figures as gauges, and count as counters.
+
+    A subclass opens in ``_open`` what takes them, which is called before the first figures, and perhaps again.
+    """
+
+    newest_only: ClassVar[bool] = True
+
+    def window_committed(self, event: WindowCommitted) -> None:
+        """Sets the figures of a window instead of those of the window before."""
+        self._open()
+        for measure in window_measures(event):
+            self._set(measure)
+        self._count("exfm_windows", event.model.name, 1)
+        self._count("exfm_examples", event.model.name, event.examples)
+
+    def snapshot_published(self, event: SnapshotPublished) -> None:
+        """Says that the snapshot is not held."""
+        self._set(Measure("exfm_snapshot_held", {"model": event.model.name}, 0))
+
+    def snapshot_held(self, event: SnapshotHeld) -> None:
+        """Says that the snapshot is held."""
+        self._set(Measure("exfm_snapshot_held", {"model": event.model.name}, 1))
+        self._count("exfm_snapshots_held", event.model.name, 1)
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Begins to show or to export, unless it has begun."""
+
+    @abstractmethod
+    def _set(self, measure: Measure) -> None:
+        """Sets a gauge."""
+
+    @abstractmethod
+    def _count(self, counter: str, model: str, amount: float) -> None:
+        """Adds to a model's counter."""
 
 
 def window_measures(event: WindowCommitted) -> Iterator[Measure]:

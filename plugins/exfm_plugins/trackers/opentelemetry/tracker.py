@@ -9,13 +9,13 @@ from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 import exfm
-from exfm.events import SnapshotHeld, SnapshotPublished, TrackedRun, WindowCommitted
-from exfm_plugins.trackers.gauges import COUNTERS, GAUGES, Measure, window_measures
+from exfm.events import TrackedRun
+from exfm_plugins.trackers.gauges import COUNTERS, GAUGES, GaugeTracker, Measure
 
 _EXPORTERS = "OTEL_METRICS_EXPORTER"
 
 
-class OpenTelemetryTracker(exfm.Tracker):
+class OpenTelemetryTracker(GaugeTracker):
     """Sends the gauges and counters of `prometheus` through OpenTelemetry's SDK; needs ``exfm[opentelemetry]``.
 
     Environment variables of OpenTelemetry say where to: ``OTEL_METRICS_EXPORTER`` names an installed exporter, ``otlp``
@@ -29,7 +29,6 @@ class OpenTelemetryTracker(exfm.Tracker):
     """
 
     name: ClassVar[str] = "opentelemetry"
-    newest_only: ClassVar[bool] = True
 
     def __init__(self, config: exfm.ComponentConfig, run: TrackedRun) -> None:
         super().__init__(config, run)
@@ -46,23 +45,6 @@ class OpenTelemetryTracker(exfm.Tracker):
         self._provider: Any = None
         self._gauges: dict[str, Any] = {}
         self._counters: dict[str, Any] = {}
-
-    def window_committed(self, event: WindowCommitted) -> None:
-        """Sets the figures of a window instead of those of the window before."""
-        self._open()
-        for measure in window_measures(event):
-            self._set(measure)
-        self._count("exfm_windows", event.model.name, 1)
-        self._count("exfm_examples", event.model.name, event.examples)
-
-    def snapshot_published(self, event: SnapshotPublished) -> None:
-        """Says that the snapshot is not held."""
-        self._set(Measure("exfm_snapshot_held", {"model": event.model.name}, 0))
-
-    def snapshot_held(self, event: SnapshotHeld) -> None:
-        """Says that the snapshot is held."""
-        self._set(Measure("exfm_snapshot_held", {"model": event.model.name}, 1))
-        self._count("exfm_snapshots_held", event.model.name, 1)
 
     def close(self) -> None:
         """Exports what has not been exported yet."""

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 import exfm
-from exfm.events import SnapshotHeld, SnapshotPublished, TrackedRun, WindowCommitted
-from exfm_plugins.trackers.gauges import COUNTERS, GAUGES, Measure, window_measures
+from exfm.events import TrackedRun
+from exfm_plugins.trackers.gauges import COUNTERS, GAUGES, GaugeTracker, Measure
 
 _DIMENSIONS = {
     "exfm_ne": "task",
@@ -21,7 +21,7 @@ _DIMENSIONS = {
 """The label of a gauge beside run and model."""
 
 
-class PrometheusTracker(exfm.Tracker):
+class PrometheusTracker(GaugeTracker):
     """Answers ``http://HOST:PORT/metrics`` while the job runs; needs ``exfm[prometheus]``.
 
     Lag, rows per second, memory, NE, calibration, age and hit rate of supervision, and held snapshots, labelled by run,
@@ -33,7 +33,6 @@ class PrometheusTracker(exfm.Tracker):
     """
 
     name: ClassVar[str] = "prometheus"
-    newest_only: ClassVar[bool] = True
     config: Config
 
     class Config(exfm.ComponentConfig):
@@ -61,27 +60,6 @@ class PrometheusTracker(exfm.Tracker):
         self._server: tuple[Any, Any] | None = None
         self.port = config.port
 
-    def window_committed(self, event: WindowCommitted) -> None:
-        """Shows the figures of a window instead of those of the window before."""
-        if self._server is None:
-            self._server = self._library.start_http_server(
-                self.config.port, addr=self.config.host, registry=self._registry
-            )
-            self.port = int(self._server[0].server_port)
-        for measure in window_measures(event):
-            self._set(measure)
-        self._count("exfm_windows", event.model.name, 1)
-        self._count("exfm_examples", event.model.name, event.examples)
-
-    def snapshot_published(self, event: SnapshotPublished) -> None:
-        """Shows that the snapshot is not held."""
-        self._set(Measure("exfm_snapshot_held", {"model": event.model.name}, 0))
-
-    def snapshot_held(self, event: SnapshotHeld) -> None:
-        """Shows that the snapshot is held."""
-        self._set(Measure("exfm_snapshot_held", {"model": event.model.name}, 1))
-        self._count("exfm_snapshots_held", event.model.name, 1)
-
     def close(self) -> None:
         """Ends the server."""
         if self._server is not None:
@@ -90,6 +68,14 @@ class PrometheusTracker(exfm.Tracker):
             server.server_close()
             thread.join()
             self._server = None
+
+    def _open(self) -> None:
+        """Begins to answer."""
+        if self._server is None:
+            self._server = self._library.start_http_server(
+                self.config.port, addr=self.config.host, registry=self._registry
+            )
+            self.port = int(self._server[0].server_port)
 
     def _set(self, measure: Measure) -> None:
         self._gauges[measure.gauge].labels(run=self.run.name, **measure.labels).set(measure.value)

@@ -46,7 +46,7 @@ class WandbTracker(exfm.Tracker):
 
     def window_committed(self, event: WindowCommitted) -> None:
         """Logs the figures of a window."""
-        # With its step, because W&B ignores a step that it has already: a window that is told again changes nothing.
+        # With its step, because W&B ignores a step that it has already: a window that is sent again changes nothing.
         self._open(event.model).log({**event.figures(), "window": event.window.index}, step=event.window.index)
 
     def snapshot_held(self, event: SnapshotHeld) -> None:
