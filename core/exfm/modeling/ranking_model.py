@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -266,10 +267,16 @@ class RankingModel(nn.Module):
         """Estimates the trunk's multiplications: each weight once per example, and per event of sequences it reads."""
         events = {name: sequence.values_ED.shape[0] for name, sequence in sequences.items()}
         rows = examples + sum(events.values()) if self.reads_sequences else examples
-        total = rows * _weights(self.backbone)
-        for name, encoder in zip(events, self.encoders.values(), strict=False):
-            total += (examples + events[name]) * _weights(encoder)
+        *of_encoders, of_backbone = self._weight_counts
+        total = rows * of_backbone
+        for name, count in zip(events, of_encoders, strict=False):
+            total += (examples + events[name]) * count
         return total
+
+    @cached_property
+    def _weight_counts(self) -> list[int]:
+        """Counts the weights of each encoder and of the backbone; once, because every step asks."""
+        return [_weights(module) for module in (*self.encoders.values(), self.backbone)]
 
     def _head(self, task: str) -> Head:
         head = self.heads[f"task_{task}"]
